@@ -1,0 +1,31 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The errors this package raises on purpose. Each message says what was got, what was expected and how to mend it."""
+
+from __future__ import annotations
+
+__all__ = ["O2OCheckpointError", "O2ODataError", "O2OError", "O2OSpecError"]
+
+
+class O2OError(Exception):
+    """Base of every error that torchrl_o2o raises about its inputs.
+
+    Examples:
+        >>> from torchrl_o2o.errors import O2ODataError, O2OError
+        >>> issubclass(O2ODataError, O2OError)
+        True
+    """
+
+
+class O2ODataError(O2OError, ValueError):
+    """A data set is unusable as given: missing, truncated, misaligned, not finite, or outside the action box."""
+
+
+class O2OSpecError(O2OError, ValueError):
+    """Two things that must fit do not: data and environment, network and spec, name and registry, option and range."""
+
+
+class O2OCheckpointError(O2OError, RuntimeError):
+    """A checkpoint cannot be written or read back as what it claims to be."""
