@@ -1,0 +1,11 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Offline data sets, the storage they share with online data, and the samplers and transforms over them."""
+
+from __future__ import annotations
+
+from torchrl_o2o.data.keys import EPISODE, TRANSITION
+
+__all__ = ["EPISODE", "TRANSITION"]

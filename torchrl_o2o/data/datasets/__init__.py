@@ -1,0 +1,7 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Offline data sets: one small module per source, all ending in the same TED TensorDict."""
+
+from __future__ import annotations
