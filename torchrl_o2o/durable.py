@@ -1,0 +1,148 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Files that survive a crash: written plainly, flushed to the disk, put in place by one rename; and a folder's lock.
+
+Memory-mapped writes are avoided on purpose: on a full disk they end in ``SIGBUS`` instead of an ``OSError``.
+Needs a POSIX system (``fcntl``).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from torchrl_o2o.errors import O2OCheckpointError
+
+__all__ = ["FolderLock", "replace_durably", "sync_folder", "write_durably"]
+
+_LOCK_FILE = ".lock"
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and return only when its bytes are on the disk.
+
+    Args:
+        path: the file; overwritten if it exists, so not for files a reader may look at (see :func:`replace_durably`).
+        data: its whole content.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.bin"
+        >>> write_durably(path, b"abc")
+        >>> path.read_bytes()
+        b'abc'
+    """
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries (names, renames, removals) to the disk.
+
+    Args:
+        folder: an existing folder.
+
+    Examples:
+        >>> import tempfile
+        >>> sync_folder(Path(tempfile.mkdtemp()))
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Give a file new content such that a reader, or a crash, sees the old content or the new one, never a mixture.
+
+    Args:
+        path: the file to create or replace; ``<name>.tmp`` next to it is used on the way.
+        data: its whole new content.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; the old content then stands.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "latest"
+        >>> replace_durably(path, b"step-1"); replace_durably(path, b"step-2")
+        >>> path.read_text(), sorted(entry.name for entry in path.parent.iterdir())
+        ('step-2', ['latest'])
+    """
+    staged = path.with_name(f"{path.name}.tmp")
+    write_durably(staged, data)
+    os.replace(staged, path)
+    sync_folder(path.parent)
+
+
+class FolderLock:
+    """One writer a folder: an advisory ``flock`` on ``FOLDER/.lock`` that the kernel frees when its holder dies.
+
+    A lock file left by a killed process is therefore no obstacle.
+
+    Args:
+        folder: an existing folder.
+
+    Raises:
+        O2OCheckpointError: if another process (or this one, elsewhere) holds it, naming that process, or if the folder
+            cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with FolderLock(folder):
+        ...     FolderLock(folder)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OCheckpointError: ... is in use by process ...
+        >>> FolderLock(folder).release()
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        path = Path(folder) / _LOCK_FILE
+        try:
+            self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115  (the open file is the lock)
+        except OSError as error:
+            raise O2OCheckpointError(f"cannot write to {path.parent} ({error}); choose a writable folder") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._refuse(path, error)
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})".encode())
+        self._file.flush()
+
+    def _refuse(self, path: Path, error: OSError) -> None:
+        self._file.seek(0)
+        holder = self._file.read().decode(errors="replace") or "another process"
+        self._file.close()
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise O2OCheckpointError(f"cannot lock {path} ({error}); choose a folder on a local disk") from error
+        raise O2OCheckpointError(
+            f"{path.parent} is in use by {holder}; end that run, or choose another folder for this one"
+        ) from error
+
+    def release(self) -> None:
+        """Let others have the folder; calling it again does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
