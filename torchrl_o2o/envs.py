@@ -17,6 +17,7 @@ import importlib.util
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -25,17 +26,15 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.wrappers import DtypeObservation, RescaleAction, TransformAction, TransformObservation
+from gymnasium.wrappers import RescaleAction, TransformAction, TransformObservation
 from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["GOAL_KEYS", "TRUSTED_MODULES", "make_env", "make_gym_env", "seed_everything"]
+__all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "seed_everything"]
 
 #: Modules whose environments are built without asking.
 TRUSTED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
-#: The order in which the entries of a goal observation are concatenated.
-GOAL_KEYS = ("observation", "achieved_goal", "desired_goal")
 _OWN_NAMESPACE = "o2o/"
 
 
@@ -130,8 +129,9 @@ def make_gym_env(
             ("o2o/PointMaze-Medium-v0"), which carries its own arguments.
         seed: seeds the environment, by one reset, and the sampling of its action space. ``None`` leaves both unseeded.
         max_episode_steps: replaces the registered time limit; ``None`` keeps it.
-        observation_keys: the entries of a dictionary observation to concatenate, in this order. ``None`` takes those of
-            :data:`GOAL_KEYS` that exist (PointMaze without ``achieved_goal``, which repeats the position).
+        observation_keys: the entries of a dictionary observation to concatenate, in this order. ``None`` takes
+            ``observation``, ``achieved_goal`` and ``desired_goal`` as far as they exist (PointMaze without
+            ``achieved_goal``, which repeats the position).
         env_kwargs: further arguments of the environment's constructor, over those of its registration.
         allow_modules: modules trusted besides :data:`TRUSTED_MODULES`. Those may also be named in the id
             ("my_package:MyEnv-v0"), which imports them.
@@ -171,13 +171,16 @@ def make_gym_env(
     return env
 
 
-def _own_task(name: str) -> Any:
+def _tasks() -> ModuleType:
     # Imported late: the data sets' generator builds environments, so a top-level import would be circular.
-    from torchrl_o2o.data.datasets.tasks import TASKS
+    return importlib.import_module("torchrl_o2o.data.datasets.tasks")
 
-    if name not in TASKS:
-        raise O2OSpecError(_unknown(name, list(TASKS)))
-    return TASKS[name]
+
+def _own_task(name: str) -> Any:
+    tasks = _tasks().TASKS
+    if name not in tasks:
+        raise O2OSpecError(_unknown(name, list(tasks)))
+    return tasks[name]
 
 
 def _trusted_spec(env_id: str, trusted: tuple[str, ...]) -> EnvSpec:
@@ -219,13 +222,14 @@ def _flat_observation(env: gymnasium.Env, env_id: str, keys: Sequence[str] | Non
     if keys is not None:
         raise O2OSpecError(f"observation_keys={tuple(keys)} were given, but {env_id} observes {space}; leave them out.")
     _vector_size(env_id, "observation", space)
-    return env if space.dtype == np.float32 else DtypeObservation(env, np.float32)
+    # Not gymnasium's DtypeObservation: it warns at every float64 environment that precision is lowered, as asked for.
+    flat = spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    return TransformObservation(env, partial(np.asarray, dtype=np.float32), flat)
 
 
 def _goal_keys(env_id: str, space: spaces.Dict, keys: Sequence[str] | None) -> tuple[str, ...]:
     if keys is None:
-        skipped = "achieved_goal" if env_id.startswith("PointMaze") else ""
-        keys = [key for key in GOAL_KEYS if key in space.spaces and key != skipped]
+        keys = [key for key in _tasks().observation_keys(env_id) if key in space.spaces]
     missing = [key for key in keys if key not in space.spaces]
     if missing or not keys:
         raise O2OSpecError(
