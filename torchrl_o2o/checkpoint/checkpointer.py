@@ -1,0 +1,205 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Saves a run and brings it back: the part of the package that scripts call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torchrl.data import ReplayBuffer
+
+from torchrl_o2o.checkpoint import folders
+from torchrl_o2o.checkpoint.buffer import BufferArchive
+from torchrl_o2o.checkpoint.manifest import digest, dump, verify_file, write_manifest
+from torchrl_o2o.checkpoint.reading import (
+    FORMAT,
+    check_config,
+    checked_objects,
+    newest_valid,
+    read_state,
+    restore_objects,
+    warn_of_versions,
+)
+from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
+from torchrl_o2o.durable import FolderLock, write_durably
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.provenance import package_versions, plain_config
+
+__all__ = ["Checkpointer"]
+
+_NO_ROWS: dict[str, Any] = {"regions": [], "segments": []}
+
+
+class Checkpointer:
+    """Save everything a run needs to go on as if it had never stopped, and restore it.
+
+    Beside the given objects and buffer it keeps the states of the global random generators. Making one sweeps away
+    what a killed process left in the folder.
+
+    Args:
+        folder: the folder of checkpoints; made if absent.
+
+    Keyword Args:
+        objects: by name, what the run consists of: anything with ``state_dict()`` and ``load_state_dict()`` (modules,
+            optimisers, a :class:`~torchrl_o2o.record.Recorder`), or a dict, which is restored in place. Their states
+            are tensors and plain values, nothing that needs code to be read.
+        buffer: a replay buffer with an :class:`~torchrl_o2o.data.OnlineWriter` or a round-robin writer; its rows must
+            not be changed after they are written. Defaults to ``None``.
+        keep: how many checkpoints to keep. Defaults to ``2``, so that there is one to fall back to.
+        config: what must be equal between the run that saves and the one that restores, a mapping or dataclass of plain
+            values, the algorithm's name among them. Defaults to ``None``: nothing.
+
+    Raises:
+        O2OSpecError: if an object has no state, or a name is not a word.
+        O2OCheckpointError: if the folder cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> import torch
+        >>> folder = tempfile.mkdtemp()
+        >>> net, counters = torch.nn.Linear(2, 1), {"updates": 0}
+        >>> checkpoint = Checkpointer(folder, objects={"net": net, "counters": counters}, config={"algorithm": "awac"})
+        >>> print(checkpoint.restore())
+        None
+        >>> counters["updates"] = 10
+        >>> checkpoint.save(10)
+        >>> counters["updates"] = 99
+        >>> checkpoint.restore(), counters
+        (10, {'updates': 10})
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        objects: Mapping[str, Any],
+        buffer: ReplayBuffer | None = None,
+        keep: int = 2,
+        config: Any = None,
+    ) -> None:
+        if keep < 1:
+            raise O2OSpecError(f"keep is {keep}, expected at least 1")
+        self.folder = Path(folder)
+        self._objects = checked_objects(objects)
+        self._keep = keep
+        self._config = {} if config is None else plain_config(config)
+        self._last_step: int | None = None
+        try:
+            (self.folder / folders.SEGMENTS).mkdir(parents=True, exist_ok=True)
+            with FolderLock(self.folder):
+                folders.sweep(self.folder)
+        except OSError as error:
+            raise O2OCheckpointError(f"cannot write to {self.folder} ({error}); choose a writable folder") from error
+        self._archive = None if buffer is None else BufferArchive(buffer, self.folder / folders.SEGMENTS)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; when this returns it is on the disk, and the oldest beyond ``keep`` is gone.
+
+        Args:
+            step: the run's step counter. It goes up from save to save; saving the step that was saved or restored last
+                does nothing.
+
+        Raises:
+            O2OCheckpointError: if it cannot be written (disk full, an object whose state is not plain), or its step is
+                not above those in the folder. The checkpoints before it are intact and the run may go on.
+        """
+        if step == self._last_step:
+            return
+        newest = max(folders.steps(self.folder), default=-1)
+        if step <= newest:
+            raise O2OCheckpointError(
+                f"{self.folder} holds a checkpoint of step {newest}, so step {step} cannot be saved: restore() first, "
+                "or choose another folder for a new run"
+            )
+        try:
+            with FolderLock(self.folder):
+                self._write(step)
+                folders.prune(self.folder, self._keep)
+        except OSError as error:
+            raise O2OCheckpointError(
+                f"the checkpoint of step {step} cannot be written to {self.folder} ({error}); make room on the disk. "
+                "The checkpoints before it are intact"
+            ) from error
+        self._last_step = step
+
+    def _write(self, step: int) -> None:
+        staged = self.folder / f"step-{step}.tmp"
+        try:
+            rows = _NO_ROWS if self._archive is None else self._archive.save_rows()
+            staged.mkdir()
+            files = {f"{name}.pt": _write_state(staged, name, state) for name, state in self._states().items()}
+            write_manifest(staged, self._description(step) | {"files": files, "buffer": rows})
+            folders.commit(staged, self.folder, step)
+        except BaseException:
+            with suppress(OSError):  # what cannot be removed now, the next start sweeps
+                folders.sweep(self.folder)
+            raise
+        if self._archive is not None:
+            self._archive.adopt(rows)
+
+    def _states(self) -> dict[str, Any]:
+        states = {name: item if isinstance(item, dict) else item.state_dict() for name, item in self._objects.items()}
+        if self._archive is not None:
+            states["buffer"] = self._archive.state_dict()
+        return states | {"rng": rng_state()}
+
+    def _description(self, step: int) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "step": int(step),
+            "saved": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": self._config,
+            "versions": package_versions(),
+        }
+
+    def restore(self) -> int | None:
+        """Bring everything back from the newest checkpoint that is complete and unaltered.
+
+        A damaged one is named in a warning and set aside, and the one before it is taken.
+
+        Returns:
+            The checkpoint's step, or None if there is no checkpoint yet.
+
+        Raises:
+            O2OCheckpointError: if all checkpoints are damaged, or the checkpoint is of another configuration, set of
+                objects, or shape.
+        """
+        manifest, damaged = newest_valid(self.folder)
+        if manifest is None:
+            return None
+        check_config(manifest["config"], self._config)
+        self._check_objects(manifest)
+        warn_of_versions(manifest["versions"])
+        restore_objects(self.folder, manifest, self._objects)
+        if self._archive is not None:
+            state = read_state(self.folder, manifest, "buffer")
+            self._archive.restore(manifest["buffer"], state, self._read_segment)
+        restore_rng_state(read_state(self.folder, manifest, "rng"))
+        for step in damaged:
+            folders.retire(self.folder, step)
+        self._last_step = manifest["step"]
+        return self._last_step
+
+    def _read_segment(self, entry: Mapping[str, Any]) -> bytes:
+        return verify_file(self.folder / folders.SEGMENTS / entry["file"], entry)
+
+    def _check_objects(self, manifest: Mapping[str, Any]) -> None:
+        saved = {name.removesuffix(".pt") for name in manifest["files"]} - {"rng"}
+        given = {*self._objects} | ({"buffer"} if self._archive is not None else set())
+        if saved != given:
+            raise O2OCheckpointError(
+                f"the checkpoint of step {manifest['step']} holds {sorted(saved)}, this run has {sorted(given)}; "
+                "give the same objects, or read some of them with load_objects()"
+            )
+
+
+def _write_state(folder: Path, name: str, state: Any) -> dict[str, Any]:
+    data = dump(name, state)
+    write_durably(folder / f"{name}.pt", data)
+    return {"bytes": len(data), "blake2b": digest(data)}

@@ -1,0 +1,144 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The folder of checkpoints: which are there, which to keep, and what a killed process left behind."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torchrl_o2o.checkpoint.manifest import read_manifest, verify_file
+from torchrl_o2o.durable import replace_durably, sync_folder
+from torchrl_o2o.errors import O2OCheckpointError
+
+__all__ = ["SEGMENTS", "commit", "prune", "retire", "step_folder", "steps", "sweep", "verify"]
+
+#: The folder of the buffer's segments within the folder of checkpoints.
+SEGMENTS = "segments"
+_STEP = re.compile(r"step-(\d+)")
+
+
+def steps(root: Path) -> list[int]:
+    """List the checkpoints' steps, valid or not, newest first.
+
+    Args:
+        root: the folder of checkpoints.
+
+    Examples:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("step-9", "step-10", "step-11.tmp", "segments"):
+        ...     (root / name).mkdir()
+        >>> steps(root)
+        [10, 9]
+    """
+    if not root.is_dir():
+        return []
+    return sorted((int(match[1]) for path in root.iterdir() if (match := _STEP.fullmatch(path.name))), reverse=True)
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return root / f"step-{step}"
+
+
+def verify(root: Path, step: int) -> dict[str, Any]:
+    """Check every file of a checkpoint against the manifest.
+
+    Args:
+        root: the folder of checkpoints.
+        step: which one.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        O2OCheckpointError: naming the first file that is missing or altered.
+    """
+    folder = step_folder(root, step)
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        verify_file(folder / name, entry)
+    for entry in manifest["buffer"]["segments"]:
+        verify_file(root / SEGMENTS / entry["file"], entry)
+    return manifest
+
+
+def commit(staged: Path, root: Path, step: int) -> None:
+    """Put a complete, staged checkpoint in place by one rename, then point ``latest`` to it.
+
+    Args:
+        staged: the folder with its files on the disk.
+        root: the folder of checkpoints.
+        step: the checkpoint's step.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    sync_folder(staged)
+    staged.rename(step_folder(root, step))
+    sync_folder(root)
+    replace_durably(root / "latest", step_folder(root, step).name.encode())
+
+
+def retire(root: Path, step: int) -> None:
+    """Set a damaged checkpoint aside, to be looked at until the next save removes it."""
+    folder = step_folder(root, step)
+    aside = folder.with_name(f"{folder.name}.broken")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, those set aside, and the segments that none of the kept ones names.
+
+    Args:
+        root: the folder of checkpoints; the newest one has just been written.
+        keep: how many to keep.
+    """
+    for step in steps(root)[keep:]:
+        folder = step_folder(root, step)
+        # Renamed first: killed halfway, it must not look like a checkpoint.
+        _remove(folder.rename(folder.with_name(f"{folder.name}.tmp")))
+    for path in root.glob("step-*.broken"):
+        _remove(path)
+    sweep(root)
+
+
+def sweep(root: Path) -> None:
+    """Remove what a killed process left: staged folders and files, and segments that no checkpoint names.
+
+    Args:
+        root: the folder of checkpoints.
+
+    Examples:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "step-3.tmp").mkdir(); (root / "segments").mkdir()
+        >>> _ = (root / "segments" / "online-0-9-abc.pt").write_bytes(b"orphan")
+        >>> sweep(root)
+        >>> [path.name for path in root.rglob("*")]
+        ['segments']
+    """
+    for path in [*root.glob("*.tmp"), *root.glob(f"{SEGMENTS}/*.tmp")]:
+        _remove(path)
+    named: set[str] = set()
+    for folder in root.glob("step-*"):
+        try:
+            named.update(entry["file"] for entry in read_manifest(folder)["buffer"]["segments"])
+        except O2OCheckpointError:
+            return  # which segments it needs is unknown, so none is removed
+    for path in root.glob(f"{SEGMENTS}/*.pt"):
+        if path.name not in named:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

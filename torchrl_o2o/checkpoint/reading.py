@@ -1,0 +1,222 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Reading checkpoints: find the newest one that can be trusted, see that it fits, load its objects."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchrl_o2o.checkpoint.folders import step_folder, steps, verify
+from torchrl_o2o.checkpoint.manifest import load, verify_file
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.provenance import package_versions
+
+__all__ = [
+    "FORMAT",
+    "check_config",
+    "checked_objects",
+    "load_objects",
+    "newest_valid",
+    "read_state",
+    "restore_objects",
+    "warn_of_versions",
+]
+
+#: The layout of a checkpoint; it grows when older readers could not make sense of a newer checkpoint.
+FORMAT = 1
+#: Files of a checkpoint that are not objects of the run.
+_OWN_STATES = ("rng", "buffer")
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+def checked_objects(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse what cannot be saved, before a run begins.
+
+    Args:
+        objects: by name, dicts or things with ``state_dict()`` and ``load_state_dict()``.
+
+    Raises:
+        O2OSpecError: if a name is not a word or taken, or an object has no state.
+
+    Examples:
+        >>> checked_objects({"counters": {}})
+        {'counters': {}}
+        >>> checked_objects({"rng": {}})
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: object name 'rng': expected letters, digits and _, ...
+    """
+    for name, item in objects.items():
+        if not _NAME.fullmatch(name) or name in _OWN_STATES:
+            raise O2OSpecError(f"object name {name!r}: expected letters, digits and _, and none of {_OWN_STATES}")
+        if not isinstance(item, dict) and not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
+            raise O2OSpecError(
+                f"object {name!r} is a {type(item).__name__}, expected a dict or something with a state_dict()"
+            )
+    return dict(objects)
+
+
+def newest_valid(root: Path) -> tuple[dict[str, Any] | None, list[int]]:
+    """Find the newest checkpoint whose files are all there and unaltered; warn of each damaged one on the way.
+
+    Args:
+        root: the folder of checkpoints.
+
+    Returns:
+        Its manifest, or None if there is no checkpoint at all; and the steps of the damaged ones that are newer.
+
+    Raises:
+        O2OCheckpointError: if all are damaged, or it has a layout of another version of this package.
+
+    Examples:
+        >>> newest_valid(Path("nowhere"))
+        (None, [])
+    """
+    damaged: list[int] = []
+    for step in steps(root):
+        try:
+            manifest = verify(root, step)
+        except O2OCheckpointError as error:
+            damaged.append(step)
+            warnings.warn(f"THE CHECKPOINT OF STEP {step} IS DAMAGED: {error}", stacklevel=4)
+            continue
+        if manifest["format"] != FORMAT:
+            raise O2OCheckpointError(
+                f"the checkpoint of step {step} in {root} has format {manifest['format']}, this version of torchrl_o2o "
+                f"reads {FORMAT}; resume with torchrl_o2o {manifest['versions']['torchrl_o2o']}"
+            )
+        return manifest, damaged
+    if damaged:
+        raise O2OCheckpointError(
+            f"every checkpoint in {root} is damaged (steps {damaged}, see the warnings); "
+            "restore the files from a copy, or start anew in another folder"
+        )
+    return None, []
+
+
+def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another configuration.
+
+    Args:
+        saved: the checkpoint's configuration, plain values.
+        present: this run's.
+
+    Raises:
+        O2OCheckpointError: naming each key that differs, with both values.
+
+    Examples:
+        >>> check_config({"algorithm": "awac"}, {"algorithm": "rlpd"})
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OCheckpointError: ... algorithm is 'awac' in the checkpoint and 'rlpd' now...
+    """
+    absent = "absent"
+    differing = [
+        f"{key} is {saved.get(key, absent)!r} in the checkpoint and {present.get(key, absent)!r} now"
+        for key in sorted(saved.keys() | present.keys())
+        if saved.get(key, absent) != present.get(key, absent)
+    ]
+    if differing:
+        raise O2OCheckpointError(
+            f"the checkpoint is of another configuration: {'; '.join(differing)}. "
+            "Resume with its configuration, or start anew in another folder"
+        )
+
+
+def warn_of_versions(saved: Mapping[str, str | None]) -> None:
+    """Warn if packages that decide a run's numbers have other versions than when the checkpoint was written.
+
+    Args:
+        saved: the versions then, from :func:`~torchrl_o2o.provenance.package_versions`.
+
+    Examples:
+        >>> warn_of_versions(package_versions())
+    """
+    present = package_versions()
+    differing = [f"{name} {saved.get(name)} then, {now} now" for name, now in present.items() if saved.get(name) != now]
+    if differing:
+        warnings.warn(
+            f"the checkpoint was written by other versions ({'; '.join(differing)}): "
+            "the resumed run may differ from an uninterrupted one",
+            stacklevel=3,
+        )
+
+
+def read_state(root: Path, manifest: Mapping[str, Any], name: str) -> Any:
+    """Read one object's state.
+
+    Args:
+        root: the folder of checkpoints.
+        manifest: the checkpoint's.
+        name: the object's.
+
+    Raises:
+        O2OCheckpointError: if the file is missing or altered.
+    """
+    file = f"{name}.pt"
+    return load(verify_file(step_folder(root, manifest["step"]) / file, manifest["files"][file]))
+
+
+def restore_objects(root: Path, manifest: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
+    """Load states into objects; a dict is emptied and filled.
+
+    Args:
+        root: the folder of checkpoints.
+        manifest: the checkpoint's.
+        objects: by name; each has a file in the checkpoint.
+
+    Raises:
+        O2OCheckpointError: if a state does not fit its object.
+    """
+    for name, item in objects.items():
+        state = read_state(root, manifest, name)
+        if isinstance(item, dict):
+            item.clear()
+            item.update(state)
+            continue
+        try:
+            item.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise O2OCheckpointError(
+                f"the state of {name!r} in the checkpoint of step {manifest['step']} does not fit this run's "
+                f"{type(item).__name__}: {error}"
+            ) from error
+
+
+def load_objects(folder: str | Path, objects: Mapping[str, Any]) -> int:
+    """Read some objects of the newest valid checkpoint, for instance a policy to evaluate, and change nothing on disk.
+
+    Args:
+        folder: the folder of checkpoints, which a run may be writing to.
+        objects: as in :class:`Checkpointer`; those to read.
+
+    Returns:
+        The checkpoint's step.
+
+    Raises:
+        O2OCheckpointError: if there is no valid checkpoint, or it does not hold the objects as they are.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.checkpoint import Checkpointer, load_objects
+        >>> folder, counters = tempfile.mkdtemp(), {}
+        >>> Checkpointer(folder, objects={"counters": {"updates": 3}}).save(3)
+        >>> load_objects(folder, {"counters": counters}), counters
+        (3, {'updates': 3})
+    """
+    manifest, _ = newest_valid(Path(folder))
+    if manifest is None:
+        raise O2OCheckpointError(f"{folder} holds no checkpoint; expected a folder with step-N folders in it")
+    missing = sorted(name for name in objects if f"{name}.pt" not in manifest["files"])
+    if missing:
+        raise O2OCheckpointError(
+            f"the checkpoint of step {manifest['step']} in {folder} holds {sorted(manifest['files'])}, not {missing}; "
+            "ask for objects that it holds"
+        )
+    warn_of_versions(manifest["versions"])
+    restore_objects(Path(folder), manifest, checked_objects(objects))
+    return manifest["step"]

@@ -1,0 +1,190 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The rows of a replay buffer in files that never change, each row written once.
+
+A region of the storage is a ring: the row written k-th (from 0) lies in slot ``first + k % capacity``, and the last
+``capacity`` rows are alive. A segment is a file with the rows ``start <= k < stop``; a save adds a segment for the rows
+since the last one, and names all segments that still hold a living row. The offline data are a region that is full from
+the start, hence written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import ReplayBuffer, Storage, TensorStorage
+from torchrl.data.replay_buffers.writers import RoundRobinWriter
+
+from torchrl_o2o.checkpoint.manifest import digest, dump, load
+from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+
+__all__ = ["Region", "buffer_regions", "read_segment", "write_segments"]
+
+_ROWS_PER_SEGMENT = 2**17
+
+
+@dataclass(frozen=True)
+class Region:
+    """A ring of slots in a storage.
+
+    Args:
+        name: the region's name, ``"offline"`` or ``"online"``.
+        first: its first slot.
+        capacity: its number of slots.
+        total: the rows ever written to it.
+
+    Examples:
+        >>> region = Region("online", first=10, capacity=4, total=6)
+        >>> region.oldest, list(region.runs(2, 6))
+        (2, [(2, 4), (4, 6)])
+        >>> region.slot(5)
+        11
+    """
+
+    name: str
+    first: int
+    capacity: int
+    total: int
+
+    @property
+    def oldest(self) -> int:
+        """The number of the oldest row that is not overwritten."""
+        return max(0, self.total - self.capacity)
+
+    def slot(self, row: int) -> int:
+        """Return the slot of a row."""
+        return self.first + row % self.capacity
+
+    def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Split the rows ``start <= k < stop`` into runs of neighbouring slots, none too long for one file."""
+        while start < stop:
+            wrap = (start // self.capacity + 1) * self.capacity
+            end = min(stop, wrap, start + _ROWS_PER_SEGMENT)
+            yield start, end
+            start = end
+
+
+def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
+    """Divide a buffer's storage into the offline region, if its writer keeps one, and the ring that is written.
+
+    Args:
+        buffer: with a tensor storage of one dimension, and TorchRL's round-robin writer or one that has the attributes
+            ``num_offline`` (leading slots it never touches) and ``total_written`` (rows ever written behind them, in
+            turn), such as :class:`~torchrl_o2o.data.OnlineWriter`.
+
+    Raises:
+        O2OSpecError: if the buffer's rows are not in such an order.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(8))
+        >>> _ = buffer.extend(TensorDict({"reward": torch.zeros(5, 1)}, [5]))
+        >>> buffer_regions(buffer)
+        [Region(name='online', first=0, capacity=8, total=5)]
+    """
+    storage, writer = buffer.storage, buffer.writer
+    if not isinstance(storage, TensorStorage) or storage.ndim != 1:
+        raise O2OSpecError(f"the buffer has a {type(storage).__name__}, expected a tensor storage of one dimension")
+    if isinstance(writer, RoundRobinWriter):
+        num_offline, total = 0, writer._write_count
+    elif hasattr(writer, "num_offline") and hasattr(writer, "total_written"):
+        num_offline, total = writer.num_offline, writer.total_written
+    else:
+        raise O2OSpecError(f"the buffer has a {type(writer).__name__}, expected an OnlineWriter or a RoundRobinWriter")
+    online = Region("online", num_offline, storage.max_size - num_offline, total)
+    if isinstance(writer, RoundRobinWriter) and writer._cursor != online.slot(total):
+        raise O2OSpecError(
+            f"{total} rows were written to {online.capacity} slots but the next slot is {writer._cursor}: "
+            "rows were written out of turn (write_at), which cannot be saved; use add and extend"
+        )
+    if not num_offline:
+        return [online]
+    return [Region("offline", 0, num_offline, num_offline), online]
+
+
+def write_segments(folder: Path, storage: Storage, region: Region, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write the living rows of a region that no known segment holds.
+
+    Args:
+        folder: the folder of the segments.
+        storage: the buffer's storage.
+        region: the region to write.
+        known: the manifest entries of the region's segments that were written or read by this run, in order.
+
+    Returns:
+        The entries of all segments that hold a living row, in order: ``file``, ``region``, ``start``, ``stop``,
+        ``bytes``, ``blake2b``.
+
+    Raises:
+        OSError: if a segment cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.data import LazyTensorStorage
+        >>> storage, folder = LazyTensorStorage(4), Path(tempfile.mkdtemp())
+        >>> storage.set(torch.arange(4), TensorDict({"reward": torch.zeros(4, 1)}, [4]))
+        >>> entries = write_segments(folder, storage, Region("online", 0, 4, 4), [])
+        >>> entries = write_segments(folder, storage, Region("online", 0, 4, 6), entries)
+        >>> [(entry["start"], entry["stop"]) for entry in entries]
+        [(0, 4), (4, 6)]
+    """
+    written = known[-1]["stop"] if known else 0
+    if written > region.total:  # the buffer was emptied: its rows are counted anew
+        known, written = [], 0
+    living = [entry for entry in known if entry["stop"] > region.oldest]
+    for start, stop in region.runs(max(written, region.oldest), region.total):
+        rows = storage.get(slice(region.slot(start), region.slot(start) + stop - start))
+        living.append(_write_segment(folder, rows, region.name, start, stop))
+    return living
+
+
+def _write_segment(folder: Path, rows: TensorDictBase, region: str, start: int, stop: int) -> dict[str, Any]:
+    # Cloned: torch.save writes the whole memory that a view looks at.
+    leaves = {key: value.cpu().clone() for key, value in rows.items(include_nested=True, leaves_only=True)}
+    data = dump(f"{region} rows {start} to {stop}", leaves)
+    name = f"{region}-{start}-{stop}-{digest(data)[:16]}.pt"
+    replace_durably(folder / name, data)
+    span = {"region": region, "start": start, "stop": stop}
+    return {"file": name} | span | {"bytes": len(data), "blake2b": digest(data)}
+
+
+def read_segment(data: bytes, entry: Mapping[str, Any], storage: TensorStorage, region: Region) -> None:
+    """Put the living rows of a segment back into their slots.
+
+    Args:
+        data: the segment's content.
+        entry: its manifest entry.
+        storage: the buffer's storage.
+        region: the region as it was when the checkpoint was taken.
+
+    Raises:
+        O2OCheckpointError: if the rows do not have the keys, shapes and types of the storage's.
+    """
+    rows = TensorDict(load(data), [entry["stop"] - entry["start"]])
+    if storage.initialized:
+        _check_layout(_layout(rows), _layout(storage.get(slice(0, 1))))
+    skipped = max(0, region.oldest - entry["start"])
+    slot = region.slot(entry["start"] + skipped)
+    slots = torch.arange(slot, slot + len(rows) - skipped)
+    storage.set(slots, rows[skipped:], set_cursor=False)
+
+
+def _layout(rows: TensorDictBase) -> dict[Any, tuple[torch.Size, torch.dtype]]:
+    return {key: (leaf.shape[1:], leaf.dtype) for key, leaf in rows.items(include_nested=True, leaves_only=True)}
+
+
+def _check_layout(saved: Mapping[Any, Any], present: Mapping[Any, Any]) -> None:
+    for key in sorted(saved.keys() | present.keys(), key=str):
+        if saved.get(key) != present.get(key):
+            raise O2OCheckpointError(
+                f"the checkpoint's buffer rows have {key!r} as {saved.get(key, 'absent')}, this buffer's as "
+                f"{present.get(key, 'absent')}; build the buffer as the checkpoint's run did"
+            )
