@@ -7,5 +7,8 @@
 from __future__ import annotations
 
 from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.samplers import BalancedSampler
+from torchrl_o2o.data.storage import offline_online_storage
+from torchrl_o2o.data.writers import OnlineWriter
 
-__all__ = ["EPISODE", "TRANSITION"]
+__all__ = ["EPISODE", "TRANSITION", "BalancedSampler", "OnlineWriter", "offline_online_storage"]

@@ -1,0 +1,11 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Samplers: how transitions are drawn. What they are worth is the business of priorities, handed in as callables."""
+
+from __future__ import annotations
+
+from torchrl_o2o.data.samplers.balanced import BalancedSampler
+
+__all__ = ["BalancedSampler"]

@@ -1,0 +1,163 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Exact mixing of offline and online rows."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrl.data import Storage
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["BalancedSampler"]
+
+
+class BalancedSampler(Sampler):
+    r"""Uniform draws from both regions of one storage, mixed in an exact and evenly interleaved fraction.
+
+    Row i of a batch is offline exactly if :math:`\lceil (i+1)f\rceil > \lceil if\rceil`, so any run of n consecutive rows
+    holds :math:`nf` offline rows, rounded up or down, and exactly :math:`nf` where the run starts at a multiple of n and
+    :math:`nf` is whole: each of the ``utd_ratio`` minibatches of a batch keeps the fraction. At f = 1/2 even rows are offline
+    and odd rows online, as in RLPD's code. Draws are with replacement.
+
+    A batch of B rows has :math:`\lceil Bf\rceil` offline rows. While no online transition exists, all rows are offline: that
+    is warned about once and counted in ``num_offline_only_batches``.
+
+    Source: Ball et al. 2023 (RLPD), section 4.1, symmetric sampling, there with f = 1/2.
+
+    Args:
+        num_offline: number of offline rows at the storage's start, see :func:`~torchrl_o2o.data.offline_online_storage`.
+        offline_fraction: f in [0, 1]. Defaults to 0.5; 0 is SAC without data, 1 trains offline. May be changed at any time.
+
+    Raises:
+        O2OSpecError: if the fraction is outside [0, 1], asks for offline rows where there are none, or the online region is
+            smaller than the online rows of one batch.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> storage = LazyTensorStorage(100)
+        >>> storage.set(torch.arange(60), TensorDict({"x": torch.arange(60)}, [60]))  # rows 0..39 offline, 40..59 online
+        >>> buffer = TensorDictReplayBuffer(storage=storage, sampler=BalancedSampler(40, 0.25), batch_size=32)
+        >>> [int((part["index"] < 40).sum()) for part in buffer.sample().split(8)]
+        [2, 2, 2, 2]
+    """
+
+    def __init__(self, num_offline: int, offline_fraction: float = 0.5) -> None:
+        if num_offline < 0:
+            raise O2OSpecError(f"got num_offline={num_offline}, expected 0 or more")
+        self.num_offline = num_offline
+        self.offline_fraction = offline_fraction
+        self.num_offline_only_batches = 0
+        self._pattern: tuple[int, float, Tensor] | None = None
+
+    @property
+    def offline_fraction(self) -> float:
+        """Share of offline rows in every batch."""
+        return self._offline_fraction
+
+    @offline_fraction.setter
+    def offline_fraction(self, value: float) -> None:
+        if not 0.0 <= value <= 1.0:
+            raise O2OSpecError(f"got offline_fraction={value}, expected a number in [0, 1]")
+        if value > 0.0 and self.num_offline == 0:
+            raise O2OSpecError(
+                f"got offline_fraction={value} with num_offline=0; pass the data set's length or fraction 0"
+            )
+        self._offline_fraction = float(value)
+
+    def is_offline_row(self, batch_size: int) -> Tensor:
+        """Which rows of a batch are offline, bool, shape [batch_size]."""
+        if self._pattern is None or self._pattern[:2] != (batch_size, self._offline_fraction):
+            # In whole numbers: the nearest simple fraction, so that 0.1 * 30 rows are 3 rows and not 4.
+            ratio = Fraction(self._offline_fraction).limit_denominator(1_000_000)
+            edges = -(-torch.arange(batch_size + 1) * ratio.numerator).div(ratio.denominator, rounding_mode="floor")
+            self._pattern = (batch_size, self._offline_fraction, edges[1:] > edges[:-1])
+        return self._pattern[2]
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Draw row indices, shape [batch_size].
+
+        Args:
+            storage: one storage with the offline rows first.
+            batch_size: number of rows.
+
+        Returns:
+            The indices and an empty dictionary.
+
+        Raises:
+            O2OSpecError: if there is nothing to draw from or the online region cannot hold the online rows of a batch.
+        """
+        is_offline = self.is_offline_row(batch_size)
+        num_online = len(storage) - self.num_offline
+        count = int(is_offline.sum())
+        if count == batch_size or num_online <= 0:
+            self._check_offline_only(num_online)
+            return self._uniform(0, self.num_offline, batch_size), {}
+        capacity = getattr(storage, "max_size", len(storage)) - self.num_offline
+        if capacity < batch_size - count:
+            raise O2OSpecError(
+                f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {batch_size - count} online "
+                f"rows, but the storage has {capacity} online slots; raise online_capacity or lower the batch"
+            )
+        index = torch.empty(batch_size, dtype=torch.long)
+        index[is_offline] = self._uniform(0, self.num_offline, count)
+        index[~is_offline] = self._uniform(self.num_offline, len(storage), batch_size - count)
+        return index, {}
+
+    def _uniform(self, low: int, high: int, size: int) -> Tensor:
+        return torch.randint(low, high, (size,), generator=self._rng) if size else torch.empty(0, dtype=torch.long)
+
+    def _check_offline_only(self, num_online: int) -> None:
+        if self._offline_fraction == 1.0:
+            return
+        if self.num_offline == 0:
+            raise O2OSpecError("cannot sample from an empty storage; collect transitions first")
+        if self.num_offline_only_batches == 0:
+            reason = "there are no online transitions yet" if num_online <= 0 else "the fraction rounds to all rows"
+            warnings.warn(
+                f"a batch at offline_fraction={self._offline_fraction} is drawn from the offline data alone: {reason}",
+                stacklevel=4,
+            )
+        self.num_offline_only_batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Fraction and counters; the random state belongs to the replay buffer's generator."""
+        return {
+            "num_offline": self.num_offline,
+            "offline_fraction": self._offline_fraction,
+            "num_offline_only_batches": self.num_offline_only_batches,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.num_offline = state_dict["num_offline"]
+        self.offline_fraction = state_dict["offline_fraction"]
+        self.num_offline_only_batches = state_dict["num_offline_only_batches"]
+
+    def _empty(self) -> None:
+        self.num_offline_only_batches = 0
+
+    def dumps(self, path: str | Path) -> None:
+        """Write :meth:`state_dict` as JSON into a folder."""
+        folder = Path(path)
+        folder.mkdir(exist_ok=True)
+        (folder / "balanced_sampler.json").write_text(json.dumps(self.state_dict()))
+
+    def loads(self, path: str | Path) -> None:
+        """Read what :meth:`dumps` wrote."""
+        self.load_state_dict(json.loads((Path(path) / "balanced_sampler.json").read_text()))
+
+    def __repr__(self) -> str:
+        return f"BalancedSampler(num_offline={self.num_offline}, offline_fraction={self._offline_fraction})"

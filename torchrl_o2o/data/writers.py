@@ -1,0 +1,126 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Writers that know which slots are theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Writer
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["OnlineWriter"]
+
+
+class OnlineWriter(Writer):
+    """Round-robin writer over the online slots of :func:`~torchrl_o2o.data.offline_online_storage`.
+
+    The offline slots ``0 .. num_offline - 1`` are never written; when the online slots are full, the oldest online
+    transition goes first.
+
+    Args:
+        num_offline: number of slots at the storage's start that are left alone.
+
+    Raises:
+        O2OSpecError: if ``num_offline`` is negative or leaves no online slot, or a batch is larger than the online region.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> storage = LazyTensorStorage(5)
+        >>> storage.set(torch.arange(3), TensorDict({"x": torch.arange(3)}, [3]))
+        >>> buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(3), batch_size=1)
+        >>> buffer.extend(TensorDict({"x": torch.tensor([10, 11])}, [2]))
+        tensor([3, 4])
+        >>> buffer.extend(TensorDict({"x": torch.tensor([12])}, [1]))  # the oldest online row, not an offline one
+        tensor([3])
+        >>> storage[:]["x"]
+        tensor([ 0,  1,  2, 12, 11])
+    """
+
+    def __init__(self, num_offline: int) -> None:
+        super().__init__()
+        if num_offline < 0:
+            raise O2OSpecError(f"got num_offline={num_offline}, expected 0 or more")
+        self.num_offline = num_offline
+        self.total_written = 0
+
+    @property
+    def capacity(self) -> int:
+        """Number of online slots."""
+        capacity = self._storage.max_size - self.num_offline
+        if capacity < 1:
+            raise O2OSpecError(
+                f"got num_offline={self.num_offline} for a storage of {self._storage.max_size} slots, which leaves no online "
+                f"slot; build it with offline_online_storage(offline, online_capacity)"
+            )
+        return capacity
+
+    def _slots(self, count: int) -> Tensor:
+        if count > self.capacity:
+            raise O2OSpecError(
+                f"got {count} transitions at once for {self.capacity} online slots; raise online_capacity or write less at once"
+            )
+        first = self.total_written
+        self.total_written += count
+        return self.num_offline + torch.arange(first, first + count) % self.capacity
+
+    def add(self, data: Any) -> Tensor:
+        """Write one transition and return its slot."""
+        index = self._slots(1)[0]
+        self._storage.set(int(index), data)
+        self._mark(index)
+        return index
+
+    def extend(self, data: TensorDictBase) -> Tensor:
+        """Write a batch of transitions, shape [n], and return their slots, shape [n]."""
+        index = self._slots(len(data))
+        self._storage.set(index, data)
+        self._mark(index)
+        return index
+
+    def _mark(self, index: Tensor) -> None:
+        for entity in self._storage._attached_entities_iter():
+            entity.mark_update(index)
+
+    def _empty(self, empty_write_count: bool = True) -> None:
+        self.total_written = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of online transitions ever written, from which the next slot follows."""
+        return {"num_offline": self.num_offline, "total_written": self.total_written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: if the state belongs to another number of offline slots.
+        """
+        if state_dict["num_offline"] != self.num_offline:
+            raise O2OSpecError(
+                f"the saved writer left {state_dict['num_offline']} offline slots alone, this one {self.num_offline}; "
+                f"load the data set the run was started with"
+            )
+        self.total_written = state_dict["total_written"]
+
+    def dumps(self, path: str | Path) -> None:
+        """Write :meth:`state_dict` as JSON into a folder."""
+        folder = Path(path)
+        folder.mkdir(exist_ok=True)
+        (folder / "online_writer.json").write_text(json.dumps(self.state_dict()))
+
+    def loads(self, path: str | Path) -> None:
+        """Read what :meth:`dumps` wrote."""
+        self.load_state_dict(json.loads((Path(path) / "online_writer.json").read_text()))
+
+    def __repr__(self) -> str:
+        return f"OnlineWriter(num_offline={self.num_offline}, total_written={self.total_written})"

@@ -1,0 +1,27 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Networks: actors, critics and what they are made of."""
+
+from __future__ import annotations
+
+from torchrl_o2o.modules.actors import GaussianHead, make_actor
+from torchrl_o2o.modules.critics import QValueNet, make_qvalue_ensemble
+from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
+
+__all__ = [
+    "GaussianHead",
+    "Initialisation",
+    "QValueNet",
+    "TanhNormal",
+    "Temperature",
+    "UnitNorm",
+    "initialise_",
+    "make_actor",
+    "make_qvalue_ensemble",
+    "make_trunk",
+]

@@ -1,0 +1,124 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Stochastic policies as TorchRL actors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec
+from torchrl.modules import ProbabilisticActor
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.trunk import feature_dim, make_trunk
+
+__all__ = ["GaussianHead", "make_actor"]
+
+
+class GaussianHead(nn.Module):
+    r"""Two linear heads on features: mean and log standard deviation, the latter clipped hard.
+
+    :math:`\mu = W_\mu h + b_\mu`, :math:`\log\sigma = \mathrm{clip}(W_\sigma h + b_\sigma, lo, hi)`.
+
+    Args:
+        in_features: width of the features.
+        action_dim: number of action dimensions A.
+        log_std_bounds: (lo, hi) of the clip. Defaults to (-20, 2).
+
+    Examples:
+        >>> import torch
+        >>> loc, scale = GaussianHead(8, 2)(torch.zeros(5, 8))
+        >>> loc.shape, scale.shape
+        (torch.Size([5, 2]), torch.Size([5, 2]))
+    """
+
+    def __init__(self, in_features: int, action_dim: int, log_std_bounds: tuple[float, float] = (-20.0, 2.0)) -> None:
+        super().__init__()
+        self.mean = nn.Linear(in_features, action_dim)
+        self.log_std = nn.Linear(in_features, action_dim)
+        self.log_std_bounds = log_std_bounds
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Map features [*B, F] to mean and standard deviation, each [*B, A]."""
+        return self.mean(features), self.log_std(features).clamp(*self.log_std_bounds).exp()
+
+
+def make_actor(
+    observation: TensorSpec | int,
+    action: TensorSpec | int,
+    *,
+    hidden_sizes: Sequence[int] = (256, 256),
+    initialisation: Initialisation = "xavier_uniform",
+    log_std_bounds: tuple[float, float] = (-20.0, 2.0),
+    unit_norm: bool = False,
+    observation_key: NestedKey = "observation",
+    action_key: NestedKey = "action",
+) -> ProbabilisticActor:
+    r"""Tanh-Gaussian policy with state-dependent, hard-clipped log-std, as SAC, REDQ, RLPD, A3RL and ACA use.
+
+    Source: RLPD's code (state tasks): ReLU trunk without LayerNorm, two linear heads, xavier uniform, biases 0.
+
+    Args:
+        observation: spec of the observation, shape [o], or o.
+        action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
+        hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
+        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`.
+        log_std_bounds: clip of the log standard deviation. Defaults to (-20, 2).
+        unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
+        observation_key: entry read. Defaults to ``"observation"``.
+        action_key: entry written. Defaults to ``"action"``.
+
+    Returns:
+        An actor that reads the observation and writes ``loc``, ``scale`` and the action; random under
+        ``ExplorationType.RANDOM``, the squashed mean under ``DETERMINISTIC``.
+
+    Raises:
+        O2OSpecError: if a spec is not a flat vector or the action has no finite box.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> actor = make_actor(17, 6, hidden_sizes=(32, 32))
+        >>> data = actor(TensorDict({"observation": torch.zeros(4, 17)}, [4]))
+        >>> data["action"].shape
+        torch.Size([4, 6])
+    """
+    action_spec = _action_box(action)
+    action_dim = feature_dim(action_spec, "action")
+    trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, unit_norm=unit_norm)
+    head = GaussianHead(hidden_sizes[-1], action_dim, log_std_bounds)
+    initialise_(trunk, initialisation, has_output=False)
+    for layer in (head.mean, head.log_std):
+        initialise_(layer, initialisation, last_bound=1e-3)
+    module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
+    low, high = action_spec.space.low, action_spec.space.high
+    unit_box = bool((low == -1).all() and (high == 1).all())
+    return ProbabilisticActor(
+        module,
+        in_keys=["loc", "scale"],
+        out_keys=[action_key],
+        spec=action_spec,
+        distribution_class=TanhNormal,
+        distribution_kwargs={"low": -1.0, "high": 1.0} if unit_box else {"low": low, "high": high},
+    )
+
+
+def _action_box(action: TensorSpec | int) -> Bounded:
+    if isinstance(action, int):
+        return Bounded(-torch.ones(action), torch.ones(action), shape=(action,), dtype=torch.float32)
+    if not isinstance(action, Bounded) or not (
+        action.space.low.isfinite().all() and action.space.high.isfinite().all()
+    ):
+        raise O2OSpecError(
+            f"got action spec {action!r}, expected a bounded continuous box [A]; wrap the environment with "
+            f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
+        )
+    return action

@@ -1,0 +1,108 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""State-action values as lists of TorchRL value operators, one per ensemble member."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.modules import ValueOperator
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_trunk
+
+__all__ = ["QValueNet", "make_qvalue_ensemble"]
+
+
+class QValueNet(nn.Module):
+    """Q(s, a): the concatenated inputs through a trunk and one linear output.
+
+    Args:
+        trunk: maps [*B, o + A] to [*B, F].
+        features: F.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_trunk
+        >>> QValueNet(make_trunk(5, (8,)), 8)(torch.zeros(4, 3), torch.zeros(4, 2)).shape
+        torch.Size([4, 1])
+    """
+
+    def __init__(self, trunk: nn.Module, features: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(features, 1)
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Map observation [*B, o] and action [*B, A] to values [*B, 1]."""
+        return self.head(self.trunk(torch.cat([observation, action], -1)))
+
+
+def make_qvalue_ensemble(
+    observation: TensorSpec | int,
+    action: TensorSpec | int,
+    *,
+    num_qvalue_nets: int = 10,
+    hidden_sizes: Sequence[int] = (256, 256),
+    layer_norm: bool = True,
+    layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
+    initialisation: Initialisation = "xavier_uniform",
+    dropout: float | None = None,
+    unit_norm: bool = False,
+    in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
+) -> list[ValueOperator]:
+    """Independently initialised critics with LayerNorm in every hidden layer.
+
+    A *list* goes into a loss, which stacks the parameters: one module expanded N times would be re-drawn uniformly between
+    each parameter's extremes by TorchRL, and its initialisation lost.
+
+    Source: Ball et al. 2023 (RLPD), section 4.2 and Table 1: E = 10, LayerNorm, xavier uniform.
+
+    Args:
+        observation: spec of the observation, shape [o], or o.
+        action: spec of the action, shape [A], or A.
+        num_qvalue_nets: number of members E. Defaults to 10.
+        hidden_sizes: widths of the hidden layers. Defaults to (256, 256); RLPD uses (256, 256, 256) on AntMaze and Adroit.
+        layer_norm: Linear -> LayerNorm -> ReLU in hidden layers. Defaults to ``True``.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's (torch's own is 1e-5).
+        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`.
+        dropout: drop probability before LayerNorm, or ``None`` (default).
+        unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
+        in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
+
+    Returns:
+        E value operators writing ``"state_action_value"`` of shape [*B, 1].
+
+    Raises:
+        O2OSpecError: if a spec is not a flat vector or ``num_qvalue_nets`` is below 1.
+
+    Examples:
+        >>> import torch
+        >>> critics = make_qvalue_ensemble(17, 6, num_qvalue_nets=3, hidden_sizes=(32, 32))
+        >>> critics[0](torch.zeros(4, 17), torch.zeros(4, 6)).shape
+        torch.Size([4, 1])
+    """
+    if num_qvalue_nets < 1:
+        raise O2OSpecError(f"got num_qvalue_nets={num_qvalue_nets}, expected at least 1")
+    width = feature_dim(observation, "observation") + feature_dim(action, "action")
+
+    def member() -> ValueOperator:
+        trunk = make_trunk(
+            width,
+            hidden_sizes,
+            layer_norm=layer_norm,
+            layer_norm_eps=layer_norm_eps,
+            dropout=dropout,
+            unit_norm=unit_norm,
+        )
+        net = initialise_(QValueNet(trunk, hidden_sizes[-1]), initialisation)
+        return ValueOperator(net, in_keys=list(in_keys))
+
+    return [member() for _ in range(num_qvalue_nets)]

@@ -1,0 +1,157 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Policy distributions whose fresh samples keep their pre-squash value, and which take their noise from outside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributions as D
+from torch.distributions import constraints
+
+from torchrl_o2o.functional import inverse_tanh, tanh_normal_log_prob
+
+__all__ = ["TanhNormal"]
+
+
+class TanhNormal(D.Distribution):
+    r"""Tanh-squashed diagonal Gaussian on a box, exact for saturated samples.
+
+    :math:`a = m + h\tanh(u)`, :math:`u\sim N(\mu,\sigma)`, with the box's midpoint m and half-width h.
+
+    torchrl's own :class:`torchrl.modules.TanhNormal` clamps saturated actions away from the edge and draws its noise itself.
+    This one returns :math:`\tanh u` as it is, scores a fresh sample from the cached :math:`u`, takes noise as an argument
+    (so that runs can be replayed and updates compiled) and never synchronises with a GPU.
+
+    Source: Haarnoja et al. 2018 (SAC), appendix C.
+
+    Args:
+        loc: mean before tanh, shape [*B, A].
+        scale: standard deviation before tanh, positive, shape [*B, A].
+        low: lower edge of the box, scalar or [A]. Defaults to -1.
+        high: upper edge of the box, scalar or [A]. Defaults to 1.
+        margin: distance from the edge, as a share of the half-width, at which stored actions are clipped before atanh.
+            Defaults to 1e-6.
+
+    Examples:
+        >>> import torch
+        >>> dist = TanhNormal(torch.full((2,), 20.0), torch.ones(2))
+        >>> action, log_prob = dist.rsample_and_log_prob(noise=torch.zeros(2))
+        >>> action  # saturated in float32, yet its log-density is exact
+        tensor([1., 1.])
+        >>> round(log_prob.item(), 3)
+        75.39
+        >>> torch.equal(dist.log_prob(action), log_prob)
+        True
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
+    support = constraints.real_vector
+    has_rsample = True
+    num_params = 2
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        *,
+        low: float | Tensor = -1.0,
+        high: float | Tensor = 1.0,
+        margin: float = 1e-6,
+    ) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self._unit_box = isinstance(low, float) and isinstance(high, float) and low == -1.0 and high == 1.0
+        self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
+        self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
+        self.margin = margin
+        self._sample: tuple[Tensor, Tensor] | None = None
+        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
+
+    def _squash(self, pre_tanh: Tensor) -> Tensor:
+        action = pre_tanh.tanh()
+        if self._unit_box:
+            return action
+        return self.low + 0.5 * (self.high - self.low) * (action + 1.0)
+
+    def _score(self, pre_tanh: Tensor) -> Tensor:
+        log_prob = tanh_normal_log_prob(pre_tanh, self.loc, self.scale)
+        if self._unit_box:
+            return log_prob
+        half_width = 0.5 * (self.high - self.low)
+        return log_prob - half_width.log().expand(self.event_shape).sum(-1)
+
+    def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        if noise is None:
+            shape = self._extended_shape(sample_shape)
+            noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        pre_tanh = self.loc + self.scale * noise
+        action = self._squash(pre_tanh)
+        self._sample = (action, pre_tanh)
+        return action, pre_tanh
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None) -> Tensor:
+        """Draw actions with pathwise gradients.
+
+        Args:
+            sample_shape: leading sample dimensions. Defaults to none.
+            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
+
+        Returns:
+            Actions, shape [*sample_shape, *B, A].
+        """
+        return self._draw(torch.Size(sample_shape), noise)[0]
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw actions with pathwise gradients and score them at their own pre-tanh value.
+
+        Args:
+            sample_shape: leading sample dimensions. Defaults to none.
+            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
+
+        Returns:
+            Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
+        """
+        action, pre_tanh = self._draw(torch.Size(sample_shape), noise)
+        return action, self._score(pre_tanh)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of actions; exact for the last sample of this object, from a clipped atanh for all others.
+
+        Args:
+            value: actions inside the box, shape [..., *B, A].
+
+        Returns:
+            Log-densities, shape [..., *B].
+        """
+        if self._sample is not None and value is self._sample[0]:
+            return self._score(self._sample[1])
+        if not self._unit_box:
+            value = 2.0 * (value - self.low) / (self.high - self.low) - 1.0
+        return self._score(inverse_tanh(value, self.margin))
+
+    @property
+    def mode(self) -> Tensor:
+        """The squashed mean, what evaluation acts by (the mode of u, not of the squashed density), shape [*B, A]."""
+        return self._squash(self.loc)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """Same as :attr:`mode`; the name TorchRL's exploration types look for."""
+        return self.mode
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> TanhNormal:
+        """Broadcast to a larger batch shape.
+
+        Args:
+            batch_shape: the new batch shape.
+
+        Returns:
+            A new distribution over the same box.
+        """
+        shape = torch.Size(batch_shape) + self.event_shape
+        low, high = (-1.0, 1.0) if self._unit_box else (self.low, self.high)
+        return TanhNormal(self.loc.expand(shape), self.scale.expand(shape), low=low, high=high, margin=self.margin)

@@ -1,0 +1,88 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The entropy temperature shared by the soft actor-critic family."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional import temperature_objective
+
+__all__ = ["Temperature"]
+
+
+class Temperature(nn.Module):
+    r"""Entropy temperature :math:`\alpha=e^{\log\alpha}` with the loss that steers it towards a target entropy.
+
+    One object instead of four arguments in every loss: RLPD, SAC+ML, ACA, CQL and Off2On all take it.
+
+    Args:
+        target_entropy: :math:`\bar H` in nats; ``None`` keeps :math:`\alpha` fixed.
+
+    Keyword Args:
+        init: initial :math:`\alpha`, positive. Defaults to 1.
+        form: ``"alpha"`` (RLPD, A3RL, jaxrl) or ``"log_alpha"`` (rlkit, CORL, d3rlpy, REDQ, TorchRL); see
+            :func:`~torchrl_o2o.functional.temperature_objective`. Defaults to ``"alpha"``.
+
+    Raises:
+        O2OSpecError: if ``init`` is not positive or the form unknown.
+
+    Examples:
+        >>> import torch
+        >>> temperature = Temperature(target_entropy=-3.0)
+        >>> temperature.alpha
+        tensor(1.)
+        >>> temperature.objective(torch.tensor([1.0])).item()
+        2.0
+    """
+
+    log_alpha: Tensor
+
+    def __init__(
+        self,
+        target_entropy: float | None,
+        *,
+        init: float = 1.0,
+        form: Literal["alpha", "log_alpha"] = "alpha",
+    ) -> None:
+        super().__init__()
+        if not init > 0.0:
+            raise O2OSpecError(f"got init={init}, expected a positive initial temperature")
+        if form not in ("alpha", "log_alpha"):
+            raise O2OSpecError(f"got form={form!r}, expected 'alpha' or 'log_alpha'")
+        self.form: Literal["alpha", "log_alpha"] = form
+        self.target_entropy = target_entropy
+        log_alpha = torch.tensor(math.log(init), dtype=torch.get_default_dtype())
+        if target_entropy is None:
+            self.register_buffer("log_alpha", log_alpha)
+        else:
+            self.log_alpha = nn.Parameter(log_alpha)
+
+    @property
+    def alpha(self) -> Tensor:
+        """The temperature, a detached scalar."""
+        return self.log_alpha.detach().exp()
+
+    def objective(self, log_prob: Tensor) -> Tensor:
+        """Temperature objective per row; zero where the temperature is fixed.
+
+        Args:
+            log_prob: log pi(a|s) of an actor pass, shape [*B].
+
+        Returns:
+            Objective to minimise, shape [*B].
+        """
+        if self.target_entropy is None:
+            return torch.zeros_like(log_prob)
+        return temperature_objective(self.log_alpha, log_prob, self.target_entropy, self.form)
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``repr``."""
+        return f"target_entropy={self.target_entropy}, form={self.form!r}"

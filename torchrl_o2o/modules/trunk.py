@@ -1,0 +1,134 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Hidden layers shared by actors and critics: Linear -> (dropout) -> (LayerNorm) -> ReLU, then optionally a unit norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrl.modules import MLP
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["FLAX_LAYER_NORM_EPS", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
+
+FLAX_LAYER_NORM_EPS = 1e-6  # torch's own default is 1e-5; the papers' numbers come from flax
+
+
+class ReLU(nn.Module):
+    """max(x, 0), in the form that is fast where it runs; the numbers are the same.
+
+    ``torch.relu`` saves a boolean mask for its backward pass, which inductor's CPU kernels then read and write element by
+    element. Compiled code selects with ``torch.where`` instead and stays vectorised.
+
+    Examples:
+        >>> import torch
+        >>> ReLU()(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Apply elementwise; the shape stays."""
+        if torch.compiler.is_compiling():
+            return torch.where(features > 0, features, 0.0)
+        return torch.relu(features)
+
+
+class UnitNorm(nn.Module):
+    """Divide each feature vector by its Euclidean length (RLPD's ``use_pnorm``).
+
+    Args:
+        eps: smallest length divided by. Defaults to 1e-10.
+
+    Examples:
+        >>> import torch
+        >>> UnitNorm()(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
+
+    def __init__(self, eps: float = 1e-10) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise along the last dimension; the shape stays."""
+        return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(self.eps)
+
+
+def make_trunk(
+    in_features: int,
+    hidden_sizes: Sequence[int],
+    *,
+    layer_norm: bool = False,
+    layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
+    dropout: float | None = None,
+    unit_norm: bool = False,
+) -> nn.Sequential:
+    """Build the hidden layers in RLPD's order: Linear, dropout, LayerNorm, ReLU per layer.
+
+    Source: Ball et al. 2023 (RLPD), section 4.2, order as in the authors' code.
+
+    Args:
+        in_features: width of the input; several inputs are concatenated along their last dimension.
+        hidden_sizes: widths of the hidden layers, at least one.
+        layer_norm: whether each hidden layer is normalised. Defaults to ``False``.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
+        dropout: drop probability, or ``None`` for no dropout (default).
+        unit_norm: whether the last features are scaled to length one. Defaults to ``False``.
+
+    Returns:
+        A module mapping [*B, in_features] to [*B, hidden_sizes[-1]].
+
+    Raises:
+        O2OSpecError: if there is no hidden layer.
+
+    Examples:
+        >>> import torch
+        >>> trunk = make_trunk(3, (8, 8), layer_norm=True)
+        >>> trunk(torch.zeros(5, 3)).shape
+        torch.Size([5, 8])
+    """
+    if not hidden_sizes:
+        raise O2OSpecError(f"got hidden_sizes={tuple(hidden_sizes)}, expected at least one width, e.g. (256, 256)")
+    norms = [{"normalized_shape": width, "eps": layer_norm_eps} for width in hidden_sizes] if layer_norm else None
+    trunk = MLP(
+        in_features=in_features,
+        out_features=hidden_sizes[-1],
+        num_cells=list(hidden_sizes[:-1]),
+        activation_class=ReLU,
+        norm_class=nn.LayerNorm if layer_norm else None,
+        norm_kwargs=norms,
+        dropout=dropout,
+        activate_last_layer=True,
+    )
+    return nn.Sequential(trunk, UnitNorm()) if unit_norm else nn.Sequential(trunk)
+
+
+def feature_dim(spec: object, role: str) -> int:
+    """Width of a flat observation or action, from a TorchRL spec or a plain number.
+
+    Args:
+        spec: a spec of shape [n], or n itself.
+        role: what it describes, for the error message.
+
+    Returns:
+        n.
+
+    Raises:
+        O2OSpecError: if the spec is not one flat vector of at least one entry.
+
+    Examples:
+        >>> feature_dim(17, "observation")
+        17
+    """
+    shape = (spec,) if isinstance(spec, int) else tuple(getattr(spec, "shape", ()))
+    if len(shape) != 1 or shape[0] < 1:
+        raise O2OSpecError(
+            f"got {role} {spec!r} of shape {shape}, expected one flat vector [n]; flatten or concatenate it first "
+            f"(torchrl_o2o.envs.make_env does so for dictionary observations)"
+        )
+    return int(shape[0])

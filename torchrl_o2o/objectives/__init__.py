@@ -1,0 +1,12 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Losses: one algorithm per file, each a :class:`torchrl.objectives.LossModule`."""
+
+from __future__ import annotations
+
+from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
+from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
+
+__all__ = ["EnsembleSACLoss", "GeneratorNoise", "NoiseSource", "RecordedNoise"]

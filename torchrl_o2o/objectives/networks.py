@@ -1,0 +1,140 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""How losses call their networks: with explicit parameters, whole ensembles at once, traceable by ``torch.compile``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictModuleBase,
+)
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.func import functional_call, vmap
+
+from torchrl_o2o.modules.distributions import TanhNormal
+
+__all__ = ["call_ensemble", "flat_parameters", "policy_distribution", "sample_policy", "take_members"]
+
+Inputs = Mapping[NestedKey, Tensor]
+Parameters = Mapping[str, Tensor]
+
+
+def flat_parameters(params: TensorDictBase) -> dict[str, Tensor]:
+    """Parameters as a plain dictionary of dotted names, the form :func:`torch.func.functional_call` takes.
+
+    Args:
+        params: nested parameters, for example ``loss.qvalue_network_params``.
+
+    Returns:
+        The same tensors under ``"module.0.weight"``-like names; nothing is copied.
+    """
+    return dict(params.flatten_keys(".").items())
+
+
+def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+    """Select ensemble members from stacked parameters.
+
+    Args:
+        params: stacked parameters, each of shape [E, ...].
+        index: members to take, shape [Z].
+
+    Returns:
+        Their parameters, each of shape [Z, ...].
+    """
+    return {name: value.index_select(0, index) for name, value in params.items()}
+
+
+def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
+    """Evaluate all members of an ensemble on the same inputs in one batched call, without a Python loop.
+
+    The plain module inside a :class:`~tensordict.nn.TensorDictModule` is called directly on tensors, which ``torch.compile``
+    traces; any other module gets a TensorDict. Both are vectorised over the leading dimension of the parameters.
+
+    Args:
+        network: one member, the template of all.
+        params: stacked parameters with dotted names relative to ``network``, each of shape [E, ...].
+        inputs: the entries the network reads, each of shape [*B, ...].
+        out_key: the entry the network writes.
+
+    Returns:
+        The outputs without their last (singleton) dimension, shape [E, *B].
+    """
+    plain = _plain_module(network)
+
+    def member(member_params: dict[str, Tensor]) -> Tensor:
+        if plain is not None:
+            return functional_call(plain, member_params, tuple(inputs[key] for key in network.in_keys))
+        data = TensorDict({key: inputs[key] for key in network.in_keys}, _batch_shape(inputs))
+        return functional_call(network, member_params, (data,)).get(out_key)
+
+    prefix = "" if plain is None else "module."
+    stacked = {name.removeprefix(prefix): value for name, value in params.items()}
+    return vmap(member, randomness="different")(stacked).squeeze(-1)
+
+
+def policy_distribution(
+    actor_network: ProbabilisticTensorDictSequential, params: Parameters, inputs: Inputs
+) -> Distribution:
+    """The actor's distribution under given parameters.
+
+    Args:
+        actor_network: a probabilistic actor.
+        params: its parameters with dotted names.
+        inputs: the entries it reads, each of shape [*B, ...].
+
+    Returns:
+        A distribution of batch shape [*B].
+    """
+    body, head = actor_network[0], actor_network[-1]
+    plain = _plain_module(body)
+    if len(actor_network) == 2 and plain is not None and isinstance(head, ProbabilisticTensorDictModule):
+        stripped = {name.removeprefix("module.0.module."): value for name, value in params.items()}
+        outputs = functional_call(plain, stripped, tuple(inputs[key] for key in body.in_keys))
+        values = dict(zip(body.out_keys, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+        arguments = {name: values[key] for name, key in zip(head.dist_keys, head.in_keys, strict=True)}
+        return head.distribution_class(**arguments, **head.distribution_kwargs)
+    data = TensorDict({key: inputs[key] for key in actor_network.in_keys}, _batch_shape(inputs))
+    with TensorDict(dict(params)).unflatten_keys(".").to_module(actor_network):
+        return actor_network.get_dist(data)
+
+
+def sample_policy(
+    dist: Distribution, noise: Tensor | None, sample_shape: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Reparametrised actions and their log-densities, scored at the pre-squash value where the distribution keeps it.
+
+    Args:
+        dist: a policy distribution of batch shape [*B].
+        noise: standard-normal numbers, shape [*sample_shape, *B, A]; distributions of other packages draw their own.
+        sample_shape: leading sample dimensions. Defaults to none.
+
+    Returns:
+        Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
+    """
+    if isinstance(dist, TanhNormal):
+        return dist.rsample_and_log_prob(sample_shape, noise=noise)
+    if hasattr(dist, "rsample_and_log_prob"):  # torchrl's TanhNormal, which scores the pre-tanh value as well
+        return dist.rsample_and_log_prob(sample_shape)
+    action = dist.rsample(torch.Size(sample_shape))
+    return action, dist.log_prob(action)
+
+
+def _plain_module(network: nn.Module) -> nn.Module | None:
+    """The tensor-to-tensor module inside a TensorDictModule, if that is all there is to it."""
+    if isinstance(network, TensorDictModule) and isinstance(network.module, nn.Module):
+        return None if isinstance(network.module, TensorDictModuleBase) else network.module
+    return None
+
+
+def _batch_shape(inputs: Inputs) -> torch.Size:
+    return next(iter(inputs.values())).shape[:-1]
