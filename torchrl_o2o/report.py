@@ -115,13 +115,15 @@ def write_report(
         >>> next(line for line in report.read_text().splitlines() if "rlpd" in line)
         '| Hopper-v5 | rlpd | 2 | 1,000 | 90 [90, 90] | 10 | 0.37 | 40 |'
     """
+    if peers is not None and metric != "evaluation/normalized_score":
+        raise O2OSpecError(f"peers' curves are normalised scores, not {metric}; report evaluation/normalized_score.")
     groups = group_runs([load_run(folder, metric) for folder in find_runs(folders)], ignore=ignore)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
     panels = {group.task: Panel(group.task, metric.rpartition("/")[2].replace("_", " "), []) for group in groups}
     for group in groups:
         panels[group.task].curves.append(_curve(group.label, group.steps, group.scores, generator))
     if peers is not None:
-        _add_peers(panels, peers, peers_task, metric)
+        _add_peers(panels, peers, peers_task)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     draw_panels(list(panels.values()), out / "curves.png")
@@ -135,9 +137,7 @@ def _curve(label: str, steps: np.ndarray, scores: np.ndarray, generator: np.rand
     return Curve(label, steps, iqm(scores, axis=0), low, high)
 
 
-def _add_peers(panels: Mapping[str, Panel], path: str | Path, task: str | None, metric: str) -> None:
-    if metric != "evaluation/normalized_score":
-        raise O2OSpecError(f"peers' curves are normalised scores, not {metric}; report evaluation/normalized_score.")
+def _add_peers(panels: Mapping[str, Panel], path: str | Path, task: str | None) -> None:
     found = False
     for panel in panels.values():
         for label, (steps, scores) in load_peers(path, task or panel.title).items():

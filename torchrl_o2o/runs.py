@@ -139,7 +139,8 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
     if "seed" not in config:
         raise O2ODataError(f"{folder / 'run.json'} has no config.seed; a report is over seeds, record one.")
     rows = read_metrics(folder)
-    if not (folder / "metrics.jsonl").read_bytes().endswith(b"\n"):
+    content = (folder / "metrics.jsonl").read_bytes()
+    if content and not content.endswith(b"\n"):
         warnings.warn(f"{folder / 'metrics.jsonl'} ends in the middle of a line, which is left out.", stacklevel=2)
     points = {row["step"]: row[metric] for row in rows if metric in row}
     if not points:
