@@ -6,9 +6,26 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.data.audit import AuditReport, Finding, audit
+from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.samplers import BalancedSampler
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.data.writers import OnlineWriter
 
-__all__ = ["EPISODE", "TRANSITION", "BalancedSampler", "OnlineWriter", "offline_online_storage"]
+__all__ = [
+    "EPISODE",
+    "TRANSITION",
+    "AuditReport",
+    "BalancedSampler",
+    "DatasetInfo",
+    "Finding",
+    "OnlineWriter",
+    "audit",
+    "check_offline",
+    "describe_offline",
+    "load_offline",
+    "make_local_dataset",
+    "offline_online_storage",
+]

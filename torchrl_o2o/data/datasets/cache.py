@@ -1,0 +1,152 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A reader's result, and the memory-mapped cache that spares reading the same files twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDict
+
+from torchrl_o2o.data.datasets.staging import discard_directory, staged_directory
+from torchrl_o2o.data.findings import Finding
+from torchrl_o2o.durable import write_durably
+
+__all__ = ["RawDataset", "SourceMeta", "cached", "dataset_root", "default_cache_dir"]
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_HIDDEN_FOLDER = ".torchrl_o2o"
+
+
+@dataclass(frozen=True)
+class SourceMeta:
+    """What a source says about itself; JSON values only.
+
+    Args:
+        id: the data set's name or its file.
+        env_id: the environment or own task it was recorded in.
+        max_episode_steps: that environment's time limit.
+        action_low: [a] lower bounds of the actions as stored, where stated.
+        action_high: [a] upper bounds.
+        ref_min_score: return that counts as a score of 0.
+        ref_max_score: return that counts as a score of 100.
+        provenance: how the data came to be: algorithm, author, seed, versions, ...
+    """
+
+    id: str
+    env_id: str | None = None
+    max_episode_steps: int | None = None
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    ref_min_score: float | None = None
+    ref_max_score: float | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """Transitions [N] in TED as the source has them, what it says about itself, and what the reader changed."""
+
+    data: TensorDict
+    meta: SourceMeta
+    notes: tuple[Finding, ...] = ()
+
+
+def dataset_root() -> Path:
+    """Return Minari's data set folder: ``$MINARI_DATASETS_PATH``, else ``~/.minari/datasets``."""
+    stated = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(stated) if stated is not None else Path.home() / ".minari" / "datasets"
+
+
+def default_cache_dir() -> Path:
+    """Return where converted data are kept unless told otherwise: a hidden folder beside Minari's data sets."""
+    return dataset_root() / _HIDDEN_FOLDER
+
+
+def cached(
+    cache_dir: Path, files: Iterable[Path], options: Mapping[str, Any], convert: Callable[[], RawDataset]
+) -> RawDataset:
+    """Return ``convert()``, from the cache where it holds the result for the very same files and options.
+
+    The key is a hash of each file's path, size and modification time, of the content of JSON files, of the options and
+    of the cache's format. An entry appears by one rename, so a killed conversion leaves none; its files are hashed in a
+    manifest, and an entry that does not match it is thrown away and made anew. Entries can be deleted at any time.
+
+    Args:
+        cache_dir: the folder of entries.
+        files: everything that ``convert`` reads.
+        options: what else its result depends on; JSON values.
+        convert: reads the source.
+    """
+    files = sorted(files)
+    entry = cache_dir / f"{files[0].stem}-{_key(files, options)}"
+    found = _read(entry)
+    if found is not None:
+        return found
+    raw = convert()
+    try:
+        discard_directory(entry)
+        _write(entry, raw)
+    except OSError as error:
+        warnings.warn(f"cannot keep converted data in {cache_dir} ({error}); they will be read anew.", stacklevel=2)
+    return raw
+
+
+def _key(files: list[Path], options: Mapping[str, Any]) -> str:
+    described = []
+    for path in files:
+        status = path.stat()
+        content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.suffix == ".json" else ""
+        described.append([str(path.resolve()), status.st_size, status.st_mtime_ns, content])
+    text = json.dumps([_FORMAT, described, options], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _write(entry: Path, raw: RawDataset) -> None:
+    with staged_directory(entry, sync=False) as folder:
+        raw.data.memmap(folder / "transitions")
+        manifest = {
+            "files": _hashes(folder),
+            "meta": asdict(raw.meta),
+            "notes": [asdict(note) for note in raw.notes],
+        }
+        write_durably(folder / _MANIFEST, json.dumps(manifest).encode())
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _MANIFEST:
+            with path.open("rb") as file:
+                hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return hashes
+
+
+def _read(entry: Path) -> RawDataset | None:
+    """Return an entry, or None where there is none or where it is not what its manifest says."""
+    try:
+        manifest = json.loads((entry / _MANIFEST).read_bytes())
+        if manifest["files"] != _hashes(entry):
+            raise ValueError("its files differ from its manifest")
+        data = TensorDict.load_memmap(entry / "transitions", allow_pickle=False).clone()
+        meta = SourceMeta(**manifest["meta"])
+        notes = tuple(Finding(**note) for note in manifest["notes"])
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever is wrong with an entry, the source is still there to be read
+        warnings.warn(f"the converted data in {entry} are damaged ({error}); reading the source anew.", stacklevel=3)
+        return None
+    bounds = {
+        name: None if (value := getattr(meta, name)) is None else tuple(value) for name in ("action_low", "action_high")
+    }
+    return RawDataset(data, replace(meta, **bounds), notes)

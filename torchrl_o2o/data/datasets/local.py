@@ -1,0 +1,223 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The local generator: D4RL-like data sets made here and stored as Minari data sets under ``o2o/``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from torchrl_o2o.data.datasets.actors import (
+    EpisodeActors,
+    gaussian_noise,
+    linear_policy,
+    load_actor,
+    mixture,
+    uniform_policy,
+)
+from torchrl_o2o.data.datasets.cache import dataset_root
+from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.datasets.pointmaze import wander
+from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
+from torchrl_o2o.data.datasets.rollout import Trajectory, roll_out
+from torchrl_o2o.data.datasets.staging import staged_directory
+from torchrl_o2o.data.datasets.tasks import TASKS
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.provenance import package_versions
+
+__all__ = ["make_local_dataset"]
+
+_POLICIES = Path(__file__).with_name("policies")
+_ACTION_NOISE = 0.1
+_CLONED_NOISE = 0.5
+#: Which actor of a policy file that holds several plays which part (Stable-Baselines3's zoo names).
+_ZOO_PREFIX = {"medium": "sac_{}/", "expert": "tqc_{}/"}
+
+Policy = str | Path | Callable[[np.ndarray], np.ndarray]
+
+
+def make_local_dataset(
+    name: str, *, seed: int = 0, num_steps: int | None = None, root: Path | None = None, policy: Policy | None = None
+) -> Path:
+    """Make one of :data:`~torchrl_o2o.data.datasets.recipes.LOCAL_DATASETS`, unless it is there already.
+
+    The result is a Minari data set in HDF5 form with T+1 observations per episode; its metadata hold the environment's
+    spec, the reference scores, the seed, the versions and the policy's hash under ``"o2o"``. The same name, seed,
+    length, policy and library versions give the same values. It appears by one rename: a killed call leaves nothing
+    that a reader would find, and the next call starts afresh.
+
+    Args:
+        name: such as ``"o2o/halfcheetah/linear-mix-v0"``.
+        seed: of the environment and the actors.
+        num_steps: environment steps to simulate; ``None`` takes the recipe's.
+        root: where to put it; ``None`` is Minari's data set folder.
+        policy: for names that need one: an npz file (see :func:`~torchrl_o2o.data.datasets.actors.load_actor`), or a
+            function of one observation [o] that returns an action [a] in the environment's own units.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        O2ODataError: if the name is unknown, or a set of that name exists that was made otherwise.
+        O2OSpecError: if a policy is missing or not wanted, or a library is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from torchrl_o2o.data.datasets.local import make_local_dataset
+        >>> folder = make_local_dataset("o2o/hopper/random-v0", num_steps=100, root=Path(tempfile.mkdtemp()))
+        >>> sorted(path.name for path in (folder / "data").iterdir())
+        ['main_data.hdf5', 'metadata.json']
+    """
+    recipe = _recipe(name, policy)
+    num_steps = recipe.num_steps if num_steps is None else num_steps
+    made = {
+        "generator": "torchrl_o2o",
+        "recipe": recipe.kind,
+        "task": recipe.env_id,
+        "seed": seed,
+        "num_steps": num_steps,
+        "policy": _fingerprint(policy, recipe),
+        "versions": package_versions(),
+    }
+    target = (dataset_root() if root is None else Path(root)) / name
+    if target.exists():
+        _check_same(target, made)
+        return target
+    env = _make_env(recipe.env_id)
+    trajectories = _collect(env, recipe, policy, num_steps, seed)
+    with staged_directory(target) as folder:
+        _store(folder / "data", name, recipe, env, trajectories, made)
+    env.close()
+    return target
+
+
+def _recipe(name: str, policy: Policy | None) -> Recipe:
+    if name not in LOCAL_DATASETS:
+        close = difflib.get_close_matches(name, LOCAL_DATASETS, n=3) or sorted(LOCAL_DATASETS)
+        raise O2ODataError(f"{name!r} is not a local data set; expected one of {', '.join(close)}.")
+    recipe = LOCAL_DATASETS[name]
+    if recipe.needs_policy and policy is None:
+        raise O2OSpecError(
+            f"{name} is made from {recipe.description}; pass policy= (o2o data make {name} --policy FILE)."
+        )
+    if policy is not None and not recipe.needs_policy:
+        raise O2OSpecError(f"{name} takes no policy: it is made from {recipe.description}.")
+    return recipe
+
+
+def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
+    if callable(policy):
+        return f"function {getattr(policy, '__qualname__', type(policy).__qualname__)}"
+    if policy is None and not recipe.kind.startswith("linear"):
+        return None
+    path = Path(policy) if policy is not None else _POLICIES / f"{recipe.actor}_linear_f32.npz"
+    try:
+        return f"{path.name} blake2b:{hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}"
+    except OSError as error:
+        raise O2ODataError(f"cannot read the policy file {path} ({error}); give an npz file.") from error
+
+
+def _check_same(target: Path, made: dict[str, Any]) -> None:
+    from torchrl_o2o.data.datasets.minari import read_metadata
+
+    stored = read_metadata(target / "data" / "metadata.json").get("o2o", {})
+    differing = [key for key in ("seed", "num_steps", "policy") if stored.get(key) != made[key]]
+    if differing:
+        was = {key: stored.get(key) for key in differing}
+        raise O2ODataError(
+            f"{target} was made with {was}, not { ({key: made[key] for key in differing}) }; "
+            "remove that folder or choose another root."
+        )
+
+
+def _make_env(env_id: str) -> gymnasium.Env:
+    task = TASKS.get(env_id)
+    registered = env_id if task is None else task.env_id
+    if registered.startswith(("PointMaze", "AdroitHand")):
+        gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
+    require("mujoco", "mujoco")
+    if task is None:
+        return gymnasium.make(registered)
+    return gymnasium.make(registered, max_episode_steps=task.max_episode_steps, **task.kwargs)
+
+
+def _collect(env: gymnasium.Env, recipe: Recipe, policy: Policy | None, num_steps: int, seed: int) -> list[Trajectory]:
+    if recipe.kind == "maze":
+        return wander(env, num_steps=num_steps, seed=seed)
+    parts = ("medium", "expert") if recipe.kind == "medium-expert" else (recipe.kind,)
+    trajectories = []
+    for number, part in enumerate(parts):
+        steps = num_steps // len(parts) + (number < num_steps % len(parts))
+        actors = _actors(recipe, part, policy, env.action_space)
+        trajectories += roll_out(env, actors, num_steps=steps, seed=seed + number)
+    return trajectories
+
+
+def _actors(recipe: Recipe, part: str, policy: Policy | None, box: Any) -> EpisodeActors:
+    if part == "uniform":
+        return uniform_policy(box)
+    if part.startswith("linear"):
+        return gaussian_noise(_linear_actors(recipe, part), box, low=_ACTION_NOISE)
+    if callable(policy):
+        given: EpisodeActors = lambda rng: policy  # noqa: E731
+    else:
+        given = load_actor(Path(policy or ""), _ZOO_PREFIX.get(part, "{}/").format(recipe.actor), box)
+    return gaussian_noise(given, box, low=0.0, high=_CLONED_NOISE) if part == "cloned" else given
+
+
+def _linear_actors(recipe: Recipe, part: str) -> EpisodeActors:
+    with np.load(_POLICIES / f"{recipe.actor}_linear_f32.npz", allow_pickle=False) as file:
+        weights, means, scales = file["W"], file["mu"], file["sd"]
+    policies = [linear_policy(*arrays) for arrays in zip(weights, means, scales)]
+    if part == "linear-mix":
+        return mixture([lambda rng, act=act: act for act in policies])
+    if part == "linear-medium":
+        return lambda rng: policies[len(policies) // 2 - 1]
+    size = float(np.sqrt(np.mean(np.square(weights[-1]))))
+    return lambda rng: linear_policy(rng.normal(scale=size, size=weights[0].shape), means[0], scales[0])
+
+
+def _store(
+    folder: Path, name: str, recipe: Recipe, env: gymnasium.Env, trajectories: Sequence[Trajectory], made: dict
+) -> None:
+    # What minari.create_dataset_from_buffers does, except that it can only write to its final place.
+    require("minari", "minari")
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    storage = MinariStorage.new(folder, env.observation_space, env.action_space, env.spec, "hdf5")
+    storage.update_metadata(
+        {
+            "dataset_id": name,
+            "algorithm_name": recipe.description,
+            "description": f"Made by torchrl_o2o: {recipe.description}.",
+            "author": {"torchrl_o2o"},
+            "minari_version": require("minari", "minari").__version__,
+            "o2o": made,
+        }
+        | {
+            key: value
+            for key, value in (("ref_min_score", recipe.ref_min_score), ("ref_max_score", recipe.ref_max_score))
+            if value is not None
+        }
+    )
+    storage.update_episodes(
+        EpisodeBuffer(
+            id=number,
+            observations=episode.observations,
+            actions=episode.actions,
+            rewards=episode.rewards,
+            terminations=episode.terminations,
+            truncations=episode.truncations,
+        )
+        for number, episode in enumerate(trajectories)
+    )

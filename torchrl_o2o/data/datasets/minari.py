@@ -1,0 +1,174 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Minari data sets (HDF5) read into TED: T+1 observations per episode, so every row has its true next observation.
+
+The metadata are read as plain JSON. The environment that they name is never built: its entry point can be any code.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
+from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.datasets.tasks import observation_keys
+from torchrl_o2o.data.datasets.ted import Rows, rows_from_episodes, to_transitions
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = ["check_dataset_id", "minari_files", "read_minari"]
+
+_ID = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*-v\d+")
+_PROVENANCE = ("algorithm_name", "author", "code_permalink", "minari_version", "description", "o2o")
+
+
+def check_dataset_id(dataset_id: str) -> str:
+    """Return a Minari id if it is well formed: it becomes a path below the data set folder, and must stay there.
+
+    Args:
+        dataset_id: such as ``"D4RL/door/human-v2"``.
+
+    Raises:
+        O2ODataError: for anything else, absolute paths and ``..`` among them.
+
+    Examples:
+        >>> from torchrl_o2o.data.datasets.minari import check_dataset_id
+        >>> check_dataset_id("mujoco/hopper/expert-v0")
+        'mujoco/hopper/expert-v0'
+        >>> check_dataset_id("../outside/x-v0")
+        Traceback (most recent call last):
+        ...
+        torchrl_o2o.errors.O2ODataError: '../outside/x-v0' is not a data set id...
+    """
+    if not _ID.fullmatch(dataset_id) or any(part.startswith(".") or ".." in part for part in dataset_id.split("/")):
+        raise O2ODataError(
+            f"{dataset_id!r} is not a data set id; expected names joined by '/' and ending in a version, such as "
+            "'D4RL/door/human-v2'. Give a local file as a pathlib.Path or as 'path:FILE'."
+        )
+    return dataset_id
+
+
+def minari_files(folder: Path) -> list[Path]:
+    """Return the files that a Minari data set folder consists of.
+
+    Args:
+        folder: the folder that holds ``data/``.
+
+    Raises:
+        O2ODataError: if a file is missing.
+    """
+    files = [folder / "data" / name for name in ("metadata.json", "main_data.hdf5")]
+    for path in files:
+        if not path.is_file():
+            raise O2ODataError(f"{path} is missing; expected a Minari data set in HDF5 form. Download it again.")
+    return files
+
+
+def read_minari(folder: Path, *, obs_keys: Sequence[str] | None, min_episode_length: int) -> RawDataset:
+    """Read a Minari data set.
+
+    Args:
+        folder: the folder that holds ``data/``.
+        obs_keys: entries of a dictionary observation to concatenate, in order; ``None`` takes those of the
+            environment's usual keys that are there.
+        min_episode_length: shorter episodes are skipped.
+
+    Raises:
+        O2ODataError: if a file is damaged or does not hold what Minari writes; the message names it.
+    """
+    metadata_file, data_file = minari_files(folder)
+    metadata = read_metadata(metadata_file)
+    env = json.loads(metadata.get("env_spec") or "{}")
+    keys = tuple(obs_keys) if obs_keys is not None else observation_keys(env.get("id", ""))
+    rows = _read_rows(data_file, int(metadata["total_episodes"]), keys, stated=obs_keys is not None)
+    data, notes = to_transitions(rows, min_episode_length=min_episode_length, origin=str(data_file))
+    return RawDataset(data, _meta(metadata, env, metadata_file), notes)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(path.read_bytes())
+        form = metadata["data_format"]
+        int(metadata["total_episodes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise O2ODataError(f"{path} is damaged ({error!r}); expected Minari's metadata. Download it again.") from error
+    if form != "hdf5":
+        raise O2ODataError(f"{path} describes data in the form {form!r}; only 'hdf5' is read. Convert it with Minari.")
+    return metadata
+
+
+def _meta(metadata: dict[str, Any], env: dict[str, Any], path: Path) -> SourceMeta:
+    low, high = _action_bounds(metadata.get("action_space"), path)
+    return SourceMeta(
+        id=str(metadata.get("dataset_id", path)),
+        env_id=metadata.get("o2o", {}).get("task") or env.get("id"),
+        max_episode_steps=env.get("max_episode_steps"),
+        action_low=low,
+        action_high=high,
+        ref_min_score=metadata.get("ref_min_score"),
+        ref_max_score=metadata.get("ref_max_score"),
+        provenance={key: metadata[key] for key in _PROVENANCE if key in metadata},
+    )
+
+
+def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    if space is None:
+        return None, None
+    described = json.loads(space) if isinstance(space, str) else space
+    if described.get("type") != "Box" or len(described["shape"]) != 1:
+        raise O2ODataError(f"{path} has the action space {described}; expected a Box of one dimension.")
+    return tuple(map(float, described["low"])), tuple(map(float, described["high"]))
+
+
+def _read_rows(path: Path, episodes: int, keys: tuple[str, ...], *, stated: bool) -> Rows:
+    h5py = require("h5py", "minari")
+    try:
+        with h5py.File(path, "r") as file:
+            read = [_read_episode(file[f"episode_{number}"], keys, stated) for number in range(episodes)]
+    except (OSError, KeyError, RuntimeError) as error:
+        raise O2ODataError(f"{path} is damaged ({error}); expected {episodes} episodes. Download it again.") from error
+    return rows_from_episodes(read, origin=str(path))
+
+
+def _read_episode(group: Any, keys: tuple[str, ...], stated: bool) -> dict[str, np.ndarray]:
+    return {
+        "observations": _read_observation(group["observations"], keys, stated),
+        "actions": group["actions"][()],
+        "rewards": group["rewards"][()],
+        "terminations": group["terminations"][()],
+        "truncations": group["truncations"][()],
+    }
+
+
+def _read_observation(node: Any, keys: tuple[str, ...], stated: bool) -> np.ndarray:
+    if not hasattr(node, "keys"):
+        return _decode_images(node) if node.dtype.kind == "O" else node[()]
+    wanted = keys if stated else [key for key in keys if key in node]
+    missing = [key for key in wanted if key not in node]
+    if missing or not wanted:
+        raise O2ODataError(
+            f"{node.file.filename} observes {sorted(node)}, not {list(keys)}; pass obs_keys with entries that it has."
+        )
+    leaves = [leaf for key in wanted for leaf in _leaves(node[key])]
+    if any(leaf.ndim != 2 for leaf in leaves) and len(leaves) > 1:
+        raise O2ODataError(f"{node.file.filename}: only vectors can be joined; pass obs_keys with one entry.")
+    return leaves[0] if len(leaves) == 1 else np.concatenate([leaf.astype(np.float32) for leaf in leaves], axis=-1)
+
+
+def _leaves(node: Any) -> list[np.ndarray]:
+    if hasattr(node, "keys"):
+        return [leaf for key in sorted(node) for leaf in _leaves(node[key])]
+    return [_decode_images(node) if node.dtype.kind == "O" else node[()]]
+
+
+def _decode_images(node: Any) -> np.ndarray:
+    image = require("PIL.Image", "minari")
+    return np.stack([np.asarray(image.open(io.BytesIO(encoded)), dtype=np.uint8) for encoded in node[()]])

@@ -1,0 +1,73 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Roll actors out in plain gymnasium environments, an order of magnitude faster than through a collector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+
+from torchrl_o2o.data.datasets.actors import Act, EpisodeActors
+
+__all__ = ["Trajectory", "roll_out"]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode of T steps: T+1 observations (an array, or a dictionary of them) and T of everything else."""
+
+    observations: np.ndarray | dict[str, np.ndarray]
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+
+
+def roll_out(env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed: int) -> list[Trajectory]:
+    """Act for a number of steps; the last episode is cut there and marked truncated.
+
+    Args:
+        env: with array observations and a time limit in its spec.
+        actors: chooses who acts in each episode.
+        num_steps: steps over all episodes.
+        seed: of the environment and of every draw the actors make.
+
+    Examples:
+        >>> import gymnasium
+        >>> from torchrl_o2o.data.datasets.actors import uniform_policy
+        >>> from torchrl_o2o.data.datasets.rollout import roll_out
+        >>> env = gymnasium.make("Pendulum-v1")
+        >>> [len(part.rewards) for part in roll_out(env, uniform_policy(env.action_space), num_steps=300, seed=0)]
+        [200, 100]
+    """
+    rng = np.random.default_rng((seed, 1))  # not the environment's own stream, which default_rng(seed) would repeat
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    # The wrappers check every step, which costs as much as the step itself; the time limit is kept here instead.
+    bare = env.unwrapped
+    bare.reset(seed=seed)
+    trajectories, left = [], num_steps
+    while left > 0:
+        trajectories.append(_episode(bare, actors(rng), min(left, limit or left)))
+        left -= len(trajectories[-1].rewards)
+    return trajectories
+
+
+def _episode(env: gymnasium.Env, act: Act, limit: int) -> Trajectory:
+    observation, _ = env.reset()
+    observations, actions, rewards = [observation], [], []
+    terminated = truncated = False
+    while not (terminated or truncated):
+        action = act(observation).astype(env.action_space.dtype)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        truncated = truncated or len(rewards) + 1 == limit
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+    steps = len(rewards)
+    terminations, truncations = np.zeros(steps, dtype=bool), np.zeros(steps, dtype=bool)
+    terminations[-1], truncations[-1] = terminated, truncated and not terminated
+    return Trajectory(np.stack(observations), np.stack(actions), np.array(rewards, float), terminations, truncations)

@@ -1,0 +1,147 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Find out what a source is, and read it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDictBase
+
+from torchrl_o2o.data.datasets.cache import RawDataset, cached, dataset_root, default_cache_dir
+from torchrl_o2o.data.datasets.demos import read_demos
+from torchrl_o2o.data.datasets.flat import read_arrays, read_d4rl, read_npz
+from torchrl_o2o.data.datasets.local import make_local_dataset
+from torchrl_o2o.data.datasets.minari import check_dataset_id, minari_files, read_minari
+from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = ["ReadOptions", "Source", "known_names", "local_minari_ids", "read_source"]
+
+#: A Minari id or local data set's name, a file (``Path`` or ``"path:FILE"``), arrays, episodes, or transitions in TED.
+Source = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | TensorDictBase
+
+_PATH_PREFIX = "path:"
+_LOCAL_PREFIX = "o2o/"
+#: Well-known remote sets, for hints on misspelt names.
+_REMOTE = (
+    *(f"mujoco/{e}/{q}-v0" for e in ("halfcheetah", "hopper", "walker2d") for q in ("simple", "medium", "expert")),
+    *(f"mujoco/{e}/{q}-v0" for e in ("ant", "humanoid", "swimmer") for q in ("simple", "medium", "expert")),
+    *(f"D4RL/{e}/{q}-v2" for e in ("door", "hammer", "pen", "relocate") for q in ("human", "cloned", "expert")),
+    *(f"D4RL/kitchen/{q}-v2" for q in ("complete", "mixed", "partial")),
+    *(f"D4RL/pointmaze/{m}{d}-v2" for m in ("open", "umaze", "medium", "large") for d in ("", "-dense")),
+    *(f"D4RL/antmaze/{m}-v1" for m in ("umaze", "umaze-diverse", "medium-play", "medium-diverse")),
+    *(f"D4RL/antmaze/{m}-v1" for m in ("large-play", "large-diverse")),
+)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a source; each option is explained at :func:`~torchrl_o2o.data.load_offline`."""
+
+    max_episode_steps: int | None = None
+    obs_keys: tuple[str, ...] | None = None
+    min_episode_length: int = 2
+    cache: bool = True
+    cache_dir: Path | None = None
+
+
+def read_source(source: Source, options: ReadOptions) -> RawDataset:
+    """Read any source into transitions.
+
+    Args:
+        source: what to read.
+        options: how.
+
+    Raises:
+        O2ODataError: if the source is unknown, missing or damaged.
+    """
+    if isinstance(source, str) and not source.startswith(_PATH_PREFIX):
+        return _read_minari(_dataset_folder(check_dataset_id(source)), options)
+    if isinstance(source, str | Path):
+        return _read_path(Path(str(source).removeprefix(_PATH_PREFIX)), options)
+    if isinstance(source, Mapping | Sequence | TensorDictBase):
+        limit = options.max_episode_steps
+        return read_arrays(source, max_episode_steps=limit, min_episode_length=options.min_episode_length)
+    raise O2ODataError(
+        f"a {type(source).__name__} is not a source; expected a name, a pathlib.Path, a dictionary of arrays, "
+        "a list of episodes or a TensorDict."
+    )
+
+
+def _dataset_folder(dataset_id: str) -> Path:
+    folder = dataset_root() / dataset_id
+    if folder.exists():
+        return folder
+    if dataset_id.startswith(_LOCAL_PREFIX):
+        if dataset_id not in LOCAL_DATASETS:
+            raise O2ODataError(f"{dataset_id!r} is neither in {dataset_root()} nor known. {_hint(dataset_id)}")
+        return make_local_dataset(dataset_id)
+    return _download(dataset_id)
+
+
+def _download(dataset_id: str) -> Path:
+    minari = require("minari", "minari")
+    try:
+        minari.download_dataset(dataset_id)
+    except Exception as error:  # each remote store has its own errors, for a missing name and for a missing network
+        raise O2ODataError(
+            f"{dataset_id!r} is not in {dataset_root()} and cannot be downloaded ({type(error).__name__}: {error}). "
+            f"{_hint(dataset_id)} Without a network, copy the data set's folder there."
+        ) from error
+    return dataset_root() / dataset_id
+
+
+def _hint(dataset_id: str) -> str:
+    close = difflib.get_close_matches(dataset_id, known_names(), n=3)
+    return f"Close matches: {', '.join(close)}." if close else "See `o2o data list` for names."
+
+
+def known_names() -> list[str]:
+    """Return the names of local data sets, of those on this machine and of well-known remote ones, sorted."""
+    return sorted({*LOCAL_DATASETS, *_REMOTE, *local_minari_ids()})
+
+
+def local_minari_ids() -> list[str]:
+    """Return the ids of the Minari data sets on this machine, sorted."""
+    root = dataset_root()
+    folders = [path.parent.parent.relative_to(root) for path in root.rglob("data/metadata.json")]
+    return sorted(path.as_posix() for path in folders if not any(part.startswith(".") for part in path.parts))
+
+
+def _read_path(path: Path, options: ReadOptions) -> RawDataset:
+    if not path.exists():
+        raise O2ODataError(f"{path} does not exist; expected a file or a Minari data set's folder.")
+    if path.is_dir():
+        return _read_minari(path.parent if path.name == "data" else path, options)
+    suffix = path.suffix.lower()
+    limit, shortest = options.max_episode_steps, options.min_episode_length
+    if suffix in (".hdf5", ".h5"):
+        return read_d4rl(path, max_episode_steps=limit, min_episode_length=shortest)
+    if suffix == ".npz":
+        return read_npz(path, max_episode_steps=limit, min_episode_length=shortest)
+    if suffix in (".pickle", ".pkl"):
+        return _cached([path], options, lambda: read_demos(path, min_episode_length=shortest))
+    raise O2ODataError(f"{path} ends in {suffix!r}; expected .hdf5 or .h5 (D4RL), .npz, .pickle or .pkl.")
+
+
+def _read_minari(folder: Path, options: ReadOptions) -> RawDataset:
+    return _cached(
+        minari_files(folder),
+        options,
+        lambda: read_minari(folder, obs_keys=options.obs_keys, min_episode_length=options.min_episode_length),
+    )
+
+
+def _cached(files: list[Path], options: ReadOptions, convert: Any) -> RawDataset:
+    if not options.cache:
+        return convert()
+    key = {"obs_keys": options.obs_keys, "min_episode_length": options.min_episode_length}
+    return cached(options.cache_dir or default_cache_dir(), files, key, convert)

@@ -1,0 +1,287 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""``load_offline``: any source in, audited transitions in TED out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from torchrl_o2o.data.audit import audit, drop_non_finite
+from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
+from torchrl_o2o.data.datasets.sources import ReadOptions, Source, read_source
+from torchrl_o2o.data.env_match import EnvLike
+from torchrl_o2o.data.findings import AuditReport, Finding
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["DatasetInfo", "Stats", "check_offline", "describe_offline", "load_offline"]
+
+Bounds = tuple[float | Sequence[float], float | Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Mean, population standard deviation and range over episodes."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a data set is: a summary of its transitions and what its source says about itself.
+
+    Args:
+        id: its name or file.
+        env_id: the environment or own task it was recorded in, where stated; ``make_env`` takes it.
+        transitions: number of rows N.
+        episodes: number of episodes.
+        observation_shape: of one observation.
+        action_dim: a.
+        action_low: [a] lower bounds of the actions as stored; ``None`` where the source does not say.
+        action_high: [a] upper bounds.
+        returns: undiscounted sums of the stored rewards.
+        lengths: transitions per episode.
+        terminated: how many episodes end in a terminal state.
+        max_episode_steps: the recorded environment's time limit.
+        ref_min_score: return that counts as a score of 0.
+        ref_max_score: return that counts as a score of 100.
+        provenance: how the data came to be.
+        notes: what the reader changed.
+    """
+
+    id: str
+    env_id: str | None
+    transitions: int
+    episodes: int
+    observation_shape: tuple[int, ...]
+    action_dim: int
+    action_low: tuple[float, ...] | None
+    action_high: tuple[float, ...] | None
+    returns: Stats
+    lengths: Stats
+    terminated: int
+    max_episode_steps: int | None
+    ref_min_score: float | None
+    ref_max_score: float | None
+    provenance: Mapping[str, Any]
+    notes: tuple[Finding, ...]
+
+
+def load_offline(
+    source: Source,
+    *,
+    env: EnvLike | None = None,
+    actions: Literal["error", "clip", "rescale"] = "error",
+    on_bad: Literal["error", "drop"] = "error",
+    action_bounds: Bounds | None = None,
+    max_episode_steps: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    min_episode_length: int = 2,
+    cache: bool = True,
+    cache_dir: Path | None = None,
+) -> TensorDict:
+    """Load a data set as transitions in TED and audit it.
+
+    The result has the entries of :data:`~torchrl_o2o.data.TRANSITION` and ``episode`` [N] (rows of an episode together
+    and in order). Floats are float32, cast once; images stay uint8. Actions are in [-1, 1], as in the environments of
+    :func:`torchrl_o2o.envs.make_env`: a source that states another box is mapped affinely. ``terminated`` is a true
+    terminal, ``truncated`` any other end; rewards are as stored (see :mod:`torchrl_o2o.data.transforms`).
+
+    A Minari data set stores the successor of each episode's last step, so it yields one transition more per truncated
+    episode than a D4RL file, where that row has to be dropped (SPEC of D4RL: ``qlearning_dataset``).
+
+    Args:
+        source: one of
+
+            - a name: a Minari id (``"D4RL/door/human-v2"``), downloaded if absent, or a local data set
+              (``"o2o/halfcheetah/linear-mix-v0"``), made if absent;
+            - a file as :class:`~pathlib.Path` or ``"path:FILE"``: D4RL's HDF5, npz, a pickle of demonstrations, or the
+              folder of a Minari data set;
+            - a dictionary of flat arrays with the same names as in D4RL, and ``episode`` or ``timeouts``;
+            - a list of episodes (dictionaries) with T+1 ``observations`` for T ``actions`` and ``rewards``;
+            - transitions in TED.
+        env: an environment or its id, to check dimensions and action bounds against.
+        actions: what to do with actions outside the box: ``"error"``; ``"clip"``; ``"rescale"`` divides each dimension
+            by its largest size where that is above 1, which changes what an action means and only fits an environment
+            rescaled alike. Both of the latter warn with a count.
+        on_bad: what to do with transitions that are not finite: ``"error"``, or ``"drop"`` them, end the episode there
+            and warn with a count.
+        action_bounds: (low, high) of the actions as stored; ``None`` takes what the source states, else (-1, 1).
+        max_episode_steps: where an episode is cut in files that do not say it.
+        obs_keys: entries of a dictionary observation to concatenate, in order; ``None`` takes ``observation``,
+            ``achieved_goal``, ``desired_goal``, those that are there (PointMaze without ``achieved_goal``).
+        min_episode_length: shorter episodes are skipped with a warning.
+        cache: keep the converted form of Minari sets and pickles, memory-mapped and keyed by the files' state.
+        cache_dir: where; ``None`` is a hidden folder beside Minari's data sets.
+
+    Returns:
+        The transitions [N], in memory.
+
+    Raises:
+        O2ODataError: if the source is unknown, missing, damaged, empty, or fails the audit.
+        O2OSpecError: if a library is missing.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data import load_offline
+        >>> episode = {"observations": np.arange(8.0).reshape(4, 2), "actions": np.array([[0.5], [-0.5], [0.1]]),
+        ...            "rewards": np.array([0.0, 0.0, 1.0]), "terminations": np.array([False, False, True])}
+        >>> data = load_offline([episode])
+        >>> data["next", "observation"]
+        tensor([[2., 3.],
+                [4., 5.],
+                [6., 7.]])
+        >>> data["next", "terminated"].squeeze(-1)
+        tensor([False, False,  True])
+    """
+    if actions not in ("error", "clip", "rescale") or on_bad not in ("error", "drop"):
+        raise O2OSpecError(
+            f"actions={actions!r}, on_bad={on_bad!r}; expected error, clip or rescale, and error or drop."
+        )
+    keys = None if obs_keys is None else tuple(obs_keys)
+    raw = read_source(source, ReadOptions(max_episode_steps, keys, min_episode_length, cache, cache_dir))
+    data, found = _boxed(raw, action_bounds, actions)
+    report = audit(data, env=env, on_bad="report" if on_bad == "error" else on_bad, name=raw.meta.id)
+    for finding in (*raw.notes, *found, *report.warnings):
+        if finding.severity == "warning":
+            warnings.warn(f"{raw.meta.id}: {finding.message}", stacklevel=2)
+    report.raise_if_bad()
+    if any(finding.code == "non_finite" for finding in report.findings):
+        data = drop_non_finite(data)
+    return data
+
+
+def check_offline(
+    source: Source,
+    *,
+    env: EnvLike | None = None,
+    action_bounds: Bounds | None = None,
+    max_episode_steps: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+) -> AuditReport:
+    """Audit a source as :func:`load_offline` does, and report everything instead of raising at the first errors.
+
+    Args:
+        source: as in :func:`load_offline`.
+        env: as in :func:`load_offline`.
+        action_bounds: as in :func:`load_offline`.
+        max_episode_steps: as in :func:`load_offline`.
+        obs_keys: as in :func:`load_offline`.
+
+    Raises:
+        O2ODataError: if the source cannot be read at all.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data import check_offline
+        >>> report = check_offline({"observations": np.zeros((5, 2)), "actions": np.full((5, 1), 3.0),
+        ...                         "rewards": np.zeros(5), "episode": np.zeros(5)})
+        >>> report.ok, report.codes
+        (False, ('no_next_observation', 'action_out_of_bounds', 'constant_columns', 'constant_columns',
+         'constant_reward'))
+    """
+    keys = None if obs_keys is None else tuple(obs_keys)
+    raw = read_source(source, ReadOptions(max_episode_steps, keys))
+    data, found = _boxed(raw, action_bounds, "error")
+    report = audit(data, env=env, on_bad="report", name=raw.meta.id)
+    return replace(report, findings=(*raw.notes, *found, *report.findings))
+
+
+def describe_offline(
+    source: Source, *, max_episode_steps: int | None = None, obs_keys: Sequence[str] | None = None
+) -> DatasetInfo:
+    """Summarise a data set, without judging it.
+
+    Args:
+        source: as in :func:`load_offline`.
+        max_episode_steps: as in :func:`load_offline`.
+        obs_keys: as in :func:`load_offline`.
+
+    Raises:
+        O2ODataError: if the source cannot be read.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data import describe_offline
+        >>> info = describe_offline({"observations": np.zeros((6, 2)), "actions": np.zeros((6, 1)),
+        ...                          "rewards": np.arange(6.0), "episode": np.array([0, 0, 0, 1, 1, 1])})
+        >>> info.transitions, info.episodes, info.returns
+        (4, 2, Stats(mean=4.0, std=3.0, min=1.0, max=7.0))
+    """
+    keys = None if obs_keys is None else tuple(obs_keys)
+    raw = read_source(source, ReadOptions(max_episode_steps, keys))
+    return _describe(raw.data, raw.meta, raw.notes)
+
+
+def _describe(data: TensorDict, meta: SourceMeta, notes: tuple[Finding, ...]) -> DatasetInfo:
+    episode = data["episode"]
+    episodes = int(episode[-1]) + 1
+    reward = data["next", "reward"].squeeze(-1).double()
+    returns = torch.zeros(episodes, dtype=torch.float64).index_add_(0, episode, reward)
+    return DatasetInfo(
+        id=meta.id,
+        env_id=meta.env_id,
+        transitions=len(data),
+        episodes=episodes,
+        observation_shape=tuple(data["observation"].shape[1:]),
+        action_dim=data["action"].shape[-1],
+        action_low=meta.action_low,
+        action_high=meta.action_high,
+        returns=_stats(returns),
+        lengths=_stats(torch.bincount(episode).double()),
+        terminated=int(data["next", "terminated"].sum()),
+        max_episode_steps=meta.max_episode_steps,
+        ref_min_score=meta.ref_min_score,
+        ref_max_score=meta.ref_max_score,
+        provenance=meta.provenance,
+        notes=notes,
+    )
+
+
+def _stats(values: Tensor) -> Stats:
+    return Stats(values.mean().item(), values.std(correction=0).item(), values.min().item(), values.max().item())
+
+
+def _boxed(raw: RawDataset, bounds: Bounds | None, policy: str) -> tuple[TensorDict, list[Finding]]:
+    """Map the actions to [-1, 1] and apply the policy for those that are outside."""
+    low, high = _bounds(raw, bounds)
+    action, found = raw.data["action"], []
+    if not (bool((low == -1).all()) and bool((high == 1).all())):
+        action = (action - (high + low) / 2) / ((high - low) / 2)
+        message = f"actions were mapped from [{low.min():g}, {high.max():g}] to [-1, 1]."
+        found.append(Finding("mapped_actions", "note", message, count=len(action), key="action"))
+    size = action.abs()
+    outside = int((size > 1 + 2e-6).any(-1).sum())
+    if outside and policy != "error":
+        message = f"{outside} actions were outside [-1, 1] (to {size.nan_to_num(0).max():.4g}); policy: {policy}."
+        found.append(Finding("repaired_actions", "warning", message, count=outside, key="action"))
+        if policy == "rescale":
+            action = action / size.nan_to_num(0.0, 0.0).amax(0).clamp(min=1.0)
+    if policy != "error" or not outside:
+        action = action.clamp(-1.0, 1.0)  # for "error" only float32 rounding within the audit's slack
+    return raw.data.copy().set("action", action), found
+
+
+def _bounds(raw: RawDataset, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
+    stated = bounds or (raw.meta.action_low or -1.0, raw.meta.action_high or 1.0)
+    shape = raw.data["action"].shape[-1:]
+    low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in stated)
+    if any(bound.numel() not in (1, *shape) for bound in (low, high)):
+        raise O2OSpecError(
+            f"action bounds of the shapes {tuple(low.shape)}, {tuple(high.shape)} for actions {list(shape)}."
+        )
+    if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
+        raise O2OSpecError(f"the action box is [{low.tolist()}, {high.tolist()}]; pass finite action_bounds.")
+    return low.expand(shape), high.expand(shape)
