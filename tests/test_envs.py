@@ -145,6 +145,25 @@ def test_an_unknown_id_names_close_matches():
         make_gym_env("o2o/PointMaze-medium-v0")
 
 
+def _needs_mujoco(**kwargs):
+    raise gymnasium.error.DependencyNotInstalled("MuJoCo is not installed")
+
+
+def test_a_missing_dependency_names_the_extra():
+    gymnasium.register("o2otest/Needy-v0", entry_point=_needs_mujoco)
+    try:
+        with pytest.raises(O2OSpecError, match=r"MuJoCo is not installed.*torchrl_o2o\[mujoco\]"):
+            make_gym_env("o2otest/Needy-v0", allow_modules=(_needs_mujoco.__module__,))
+    finally:
+        del gymnasium.registry["o2otest/Needy-v0"]
+
+
+def test_without_the_robotics_package_an_unknown_id_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(O2OSpecError, match=r"torchrl_o2o\[robotics\]"):
+        make_gym_env("NoSuchMaze-v1")
+
+
 def test_code_from_elsewhere_is_refused(probe):
     with pytest.raises(O2OSpecError, match="allow_modules"):
         make_gym_env("o2otest/Probe-v0")
