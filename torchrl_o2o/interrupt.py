@@ -1,0 +1,87 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Ending a run in order: the first signal asks it to stop, and the loop finishes its update, saves and leaves."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from types import FrameType, TracebackType
+
+__all__ = ["graceful_exit", "resume_command"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class graceful_exit:
+    """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C raises ``KeyboardInterrupt`` at once.
+
+    Within the context the loop looks at :attr:`requested` between two updates. The handlers that were there before come
+    back at its end. To be entered in the main thread, which is the only one that gets signals.
+
+    Raises:
+        ValueError: if entered in another thread.
+
+    Examples:
+        >>> import os
+        >>> with graceful_exit() as interrupt:
+        ...     for step in range(10):
+        ...         if step == 3:
+        ...             os.kill(os.getpid(), signal.SIGTERM)
+        ...         if interrupt.requested:  # save a checkpoint, then
+        ...             break
+        >>> step, interrupt.signal_name, interrupt.exit_code
+        (3, 'SIGTERM', 143)
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self._received is not None
+
+    @property
+    def signal_name(self) -> str | None:
+        """The name of the signal that asked, ``"SIGINT"`` or ``"SIGTERM"``."""
+        return None if self._received is None else self._received.name
+
+    @property
+    def exit_code(self) -> int:
+        """The status to exit with: 130 after Ctrl-C, 143 after SIGTERM (128 + the signal, as shells do), else 0."""
+        return 0 if self._received is None else 128 + self._received
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received is not None:
+            raise KeyboardInterrupt
+        self._received = self._received or signal.Signals(number)
+
+    def __enter__(self) -> graceful_exit:
+        self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            # None: a handler that was not installed from Python, which cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # pyright: ignore[reportArgumentType]
+
+
+def resume_command(option: str = "resume=true") -> str:
+    """Return the command line that goes on with this run, to be shown when it stops.
+
+    Args:
+        option: the word that makes the script resume, put at the end unless it is there already.
+
+    Examples:
+        >>> resume_command("--resume")
+        '... --resume'
+    """
+    words = [sys.executable, *sys.argv]
+    return shlex.join(words if option in words else [*words, option])
