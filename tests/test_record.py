@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.record import Recorder, read_metrics, read_run
@@ -339,6 +340,17 @@ def test_progress_bar_shows_the_step_and_metrics(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "8/8" in shown
     assert "loss=0.5" in shown
+
+
+def test_batch_is_dumped_for_a_look(tmp_path):
+    batch = TensorDict({"observation": torch.rand(3, 2), ("next", "reward"): torch.full((3, 1), math.nan)}, [3])
+    with Recorder(tmp_path, config={}) as recorder:
+        path = recorder.dump("offending-batch", batch)
+        with pytest.raises(O2OCheckpointError, match="cannot write"):
+            recorder.dump("absent/folder", batch)
+    dumped = torch.load(path, weights_only=True)
+    assert dumped["next"]["reward"].isnan().all()
+    assert torch.equal(dumped["observation"], batch["observation"])
 
 
 def test_nothing_warns_in_a_plain_run(tmp_path):

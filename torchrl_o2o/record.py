@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.durable import FolderLock, replace_durably
@@ -130,6 +132,26 @@ class Recorder:
         self._last_step = step
         for sink in self._sinks:
             sink.write(step, numbers)
+
+    def dump(self, name: str, data: Mapping[Any, Any] | TensorDictBase) -> Path:
+        """Write tensors next to the metrics, for instance the batch whose loss was not finite.
+
+        Args:
+            name: the file's name without its ending; an existing file is replaced.
+            data: tensors, or a tensordict, which becomes nested dicts.
+
+        Returns:
+            The file, ``folder/name.pt``; ``torch.load(weights_only=True)`` reads it.
+
+        Raises:
+            O2OCheckpointError: if it cannot be written.
+        """
+        path = self.folder / f"{name}.pt"
+        try:
+            torch.save(data.to_dict() if isinstance(data, TensorDictBase) else data, path)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+            raise O2OCheckpointError(f"cannot write {path} ({error}); make room on the disk") from error
+        return path
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
