@@ -138,7 +138,7 @@ def _read(entry: Path) -> RawDataset | None:
         manifest = json.loads((entry / _MANIFEST).read_bytes())
         if manifest["files"] != _hashes(entry):
             raise ValueError("its files differ from its manifest")
-        data = TensorDict.load_memmap(entry / "transitions", allow_pickle=False).clone()
+        data = TensorDict.load_memmap(entry / "transitions", allow_pickle=False).clone().clear_device_()
         meta = SourceMeta(**manifest["meta"])
         notes = tuple(Finding(**note) for note in manifest["notes"])
     except FileNotFoundError:

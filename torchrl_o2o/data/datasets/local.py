@@ -32,6 +32,7 @@ from torchrl_o2o.data.datasets.staging import staged_directory
 from torchrl_o2o.data.datasets.tasks import TASKS
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
+from torchrl_o2o.scores import find_reference
 
 __all__ = ["make_local_dataset"]
 
@@ -50,9 +51,9 @@ def make_local_dataset(
     """Make one of :data:`~torchrl_o2o.data.datasets.recipes.LOCAL_DATASETS`, unless it is there already.
 
     The result is a Minari data set in HDF5 form with T+1 observations per episode; its metadata hold the environment's
-    spec, the reference scores, the seed, the versions and the policy's hash under ``"o2o"``. The same name, seed,
-    length, policy and library versions give the same values. It appears by one rename: a killed call leaves nothing
-    that a reader would find, and the next call starts afresh.
+    spec, reference scores where known, and under ``"o2o"`` the task, seed, versions and the policy's hash. The same
+    name, seed, length, policy and library versions give the same values. It appears by one rename: a killed call leaves
+    nothing that a reader would find, and the next call starts afresh.
 
     Args:
         name: such as ``"o2o/halfcheetah/linear-mix-v0"``.
@@ -190,24 +191,22 @@ def _store(
     folder: Path, name: str, recipe: Recipe, env: gymnasium.Env, trajectories: Sequence[Trajectory], made: dict
 ) -> None:
     # What minari.create_dataset_from_buffers does, except that it can only write to its final place.
-    require("minari", "minari")
+    minari = require("minari", "minari")
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
     storage = MinariStorage.new(folder, env.observation_space, env.action_space, env.spec, "hdf5")
+    reference = find_reference(recipe.env_id)
+    scores = {} if reference is None else {"ref_min_score": reference.random, "ref_max_score": reference.expert}
     storage.update_metadata(
         {
             "dataset_id": name,
             "algorithm_name": recipe.description,
             "description": f"Made by torchrl_o2o: {recipe.description}.",
             "author": {"torchrl_o2o"},
-            "minari_version": require("minari", "minari").__version__,
+            "minari_version": minari.__version__,
             "o2o": made,
-        }
-        | {
-            key: value
-            for key, value in (("ref_min_score", recipe.ref_min_score), ("ref_max_score", recipe.ref_max_score))
-            if value is not None
+            **scores,
         }
     )
     storage.update_episodes(

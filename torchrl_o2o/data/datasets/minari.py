@@ -21,7 +21,7 @@ import numpy as np
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.tasks import observation_keys
-from torchrl_o2o.data.datasets.ted import Rows, rows_from_episodes, to_transitions
+from torchrl_o2o.data.datasets.ted import Rows, cast_column, rows_from_episodes, to_transitions
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["check_dataset_id", "minari_files", "read_minari"]
@@ -132,43 +132,50 @@ def _read_rows(path: Path, episodes: int, keys: tuple[str, ...], *, stated: bool
     h5py = require("h5py", "minari")
     try:
         with h5py.File(path, "r") as file:
-            read = [_read_episode(file[f"episode_{number}"], keys, stated) for number in range(episodes)]
+            entries = _observation_entries(file["episode_0/observations"], keys, stated) if episodes else []
+            read = [_read_episode(h5py, file, f"episode_{number}/", entries) for number in range(episodes)]
     except (OSError, KeyError, RuntimeError) as error:
         raise O2ODataError(f"{path} is damaged ({error}); expected {episodes} episodes. Download it again.") from error
     return rows_from_episodes(read, origin=str(path))
 
 
-def _read_episode(group: Any, keys: tuple[str, ...], stated: bool) -> dict[str, np.ndarray]:
-    return {
-        "observations": _read_observation(group["observations"], keys, stated),
-        "actions": group["actions"][()],
-        "rewards": group["rewards"][()],
-        "terminations": group["terminations"][()],
-        "truncations": group["truncations"][()],
-    }
-
-
-def _read_observation(node: Any, keys: tuple[str, ...], stated: bool) -> np.ndarray:
+def _observation_entries(node: Any, keys: tuple[str, ...], stated: bool) -> list[str]:
+    """Name the arrays, below an episode's group, that make up an observation, in order."""
     if not hasattr(node, "keys"):
-        return _decode_images(node) if node.dtype.kind == "O" else node[()]
+        return ["observations"]
     wanted = keys if stated else [key for key in keys if key in node]
-    missing = [key for key in wanted if key not in node]
-    if missing or not wanted:
+    if not wanted or any(key not in node for key in wanted):
         raise O2ODataError(
             f"{node.file.filename} observes {sorted(node)}, not {list(keys)}; pass obs_keys with entries that it has."
         )
-    leaves = [leaf for key in wanted for leaf in _leaves(node[key])]
-    if any(leaf.ndim != 2 for leaf in leaves) and len(leaves) > 1:
-        raise O2ODataError(f"{node.file.filename}: only vectors can be joined; pass obs_keys with one entry.")
-    return leaves[0] if len(leaves) == 1 else np.concatenate([leaf.astype(np.float32) for leaf in leaves], axis=-1)
+    return [entry for key in wanted for entry in _leaves(node[key], f"observations/{key}")]
 
 
-def _leaves(node: Any) -> list[np.ndarray]:
-    if hasattr(node, "keys"):
-        return [leaf for key in sorted(node) for leaf in _leaves(node[key])]
-    return [_decode_images(node) if node.dtype.kind == "O" else node[()]]
+def _leaves(node: Any, name: str) -> list[str]:
+    if not hasattr(node, "keys"):
+        return [name]
+    return [entry for key in sorted(node) for entry in _leaves(node[key], f"{name}/{key}")]
 
 
-def _decode_images(node: Any) -> np.ndarray:
+def _read_episode(h5py: Any, file: Any, group: str, entries: list[str]) -> dict[str, np.ndarray]:
+    parts = [cast_column(_read_array(h5py, file, group + entry), group + entry) for entry in entries]
+    if len(parts) > 1 and any(part.ndim != 2 for part in parts):
+        raise O2ODataError(f"{file.filename}: only vectors can be joined, got {entries}; pass obs_keys with one entry.")
+    names = ("actions", "rewards", "terminations", "truncations")
+    episode = {name: _read_array(h5py, file, group + name) for name in names}
+    return episode | {"observations": parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)}
+
+
+def _read_array(h5py: Any, file: Any, name: str) -> np.ndarray:
+    # The low-level interface: short episodes spend their time in h5py's objects, not in reading.
+    stored = h5py.h5d.open(file.id, name.encode())
+    if stored.dtype.kind == "O":
+        return _decode_images(file[name][()])
+    values = np.empty(stored.shape, stored.dtype)
+    stored.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
+
+
+def _decode_images(encoded: Any) -> np.ndarray:
     image = require("PIL.Image", "minari")
-    return np.stack([np.asarray(image.open(io.BytesIO(encoded)), dtype=np.uint8) for encoded in node[()]])
+    return np.stack([np.asarray(image.open(io.BytesIO(content)), dtype=np.uint8) for content in encoded])

@@ -2,12 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The data sets that this package makes itself: their names, environments and reference scores. Imports nothing heavy.
-
-Reference scores belong to today's environments (-v5), not to D4RL's old ones: a random policy's mean return over 100
-episodes and the expert's on Minari's model cards (for Ant the medium one, no expert's being known). In the mazes a
-return is the success.
-"""
+"""The data sets that this package makes itself: their names, environments and makers. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -32,16 +27,12 @@ class Recipe:
         kind: what acts in it.
         num_steps: environment steps simulated by default.
         actor: the name of the environment's actor in a policy file; for linear policies that file's name.
-        ref_min_score: return that counts as a score of 0.
-        ref_max_score: return that counts as a score of 100.
     """
 
     env_id: str
     kind: Kind
     num_steps: int
     actor: str | None = None
-    ref_min_score: float | None = None
-    ref_max_score: float | None = None
 
     @property
     def needs_policy(self) -> bool:
@@ -66,26 +57,20 @@ _HOW: Mapping[str, str] = {
     "cloned": "a given expert actor, action noise between 0 and 0.5 drawn anew each episode",
 }
 
-_LOCOMOTION: Mapping[str, tuple[str, str, float, float]] = {
-    "halfcheetah": ("HalfCheetah-v5", "HalfCheetah", -282.49, 17641.80),
-    "hopper": ("Hopper-v5", "Hopper", 16.67, 4098.17),
-    "walker2d": ("Walker2d-v5", "Walker2d", 1.77, 6956.61),
-    "ant": ("Ant-v5", "Ant", -48.05, 6022.47),
-}
+_LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
 
 
 def _recipes() -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for size, task in (("umaze", "UMaze"), ("medium", "Medium"), ("large", "Large")):
-        recipes[f"o2o/pointmaze/{size}-play-v0"] = Recipe(f"o2o/PointMaze-{task}-v0", "maze", 100_000, None, 0.0, 1.0)
-    for name in ("halfcheetah", "hopper"):
-        env_id, _, low, high = _LOCOMOTION[name]
+        recipes[f"o2o/pointmaze/{size}-play-v0"] = Recipe(f"o2o/PointMaze-{task}-v0", "maze", 100_000)
+    for env in _LOCOMOTION[:2]:
         for kind in ("linear-random", "linear-medium", "linear-mix"):
-            recipes[f"o2o/{name}/{kind}-v0"] = Recipe(env_id, kind, 100_000, name, low, high)
-    for name, (env_id, actor, low, high) in _LOCOMOTION.items():
-        recipes[f"o2o/{name}/random-v0"] = Recipe(env_id, "uniform", 50_000, None, low, high)
+            recipes[f"o2o/{env.lower()}/{kind}-v0"] = Recipe(f"{env}-v5", kind, 100_000, env.lower())
+    for actor in _LOCOMOTION:
+        recipes[f"o2o/{actor.lower()}/random-v0"] = Recipe(f"{actor}-v5", "uniform", 50_000)
         for kind in ("medium", "expert", "medium-expert"):
-            recipes[f"o2o/{name}/{kind}-v0"] = Recipe(env_id, kind, 100_000, actor, low, high)
+            recipes[f"o2o/{actor.lower()}/{kind}-v0"] = Recipe(f"{actor}-v5", kind, 100_000, actor)
     for name in ("door", "pen", "hammer", "relocate"):
         for kind in ("expert", "cloned"):
             recipes[f"o2o/adroit/{name}/{kind}-v0"] = Recipe(f"AdroitHand{name.title()}Sparse-v1", kind, 20_000, name)

@@ -1,0 +1,269 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What is done to a data set once, before training: rewards scaled, returns computed, observations standardised.
+
+Each is a pure function of transitions in TED; the same numbers go to the environment through the matching TorchRL
+transform, so that offline and online data never differ. Scale rewards first: returns are those of the scaled reward.
+
+Shapes: N transitions, o observation dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.envs.transforms import ObservationNorm, RewardScaling
+
+from torchrl_o2o.data.keys import EPISODE
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+
+__all__ = ["AffineReward", "ObservationStats", "add_mc_return", "episode_returns", "locomotion_reward", "mc_return"]
+
+
+@dataclass(frozen=True)
+class AffineReward:
+    """The reward transform ``r -> scale * r + shift``.
+
+    What papers use: none for RLPD; ``shift=-1`` for AntMaze (RLPD, IQL); ``scale=10, shift=-5`` for AntMaze and
+    ``scale=10, shift=5`` for binary Adroit with rewards in {-1, 0} (CQL, Cal-QL).
+
+    Args:
+        scale: factor.
+        shift: added after scaling.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.data.transforms import AffineReward
+        >>> data = TensorDict({"next": {"reward": torch.tensor([[0.0], [1.0]])}}, [2])
+        >>> AffineReward(10.0, -5.0)(data)["next", "reward"].squeeze(-1)
+        tensor([-5.,  5.])
+        >>> data["next", "reward"].squeeze(-1)
+        tensor([0., 1.])
+    """
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, data: TensorDictBase) -> TensorDictBase:
+        """Return the data with transformed rewards; the input keeps its own."""
+        reward = data.get(("next", "reward")) * self.scale + self.shift
+        return data.copy().set(("next", "reward"), reward)
+
+    def transform(self) -> RewardScaling:
+        """Return the same transform for a TorchRL environment."""
+        return RewardScaling(loc=self.shift, scale=self.scale)
+
+
+def episode_returns(data: TensorDictBase) -> Tensor:
+    """Sum the rewards of each episode, undiscounted.
+
+    Args:
+        data: transitions [N] with ``episode``.
+
+    Returns:
+        [E] float64.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.data.transforms import episode_returns
+        >>> data = TensorDict({"episode": torch.tensor([0, 0, 1]), "next": {"reward": torch.ones(3, 1)}}, [3])
+        >>> episode_returns(data)
+        tensor([2., 1.], dtype=torch.float64)
+    """
+    episode = data.get(EPISODE)
+    reward = data.get(("next", "reward")).squeeze(-1).double()
+    return reward.new_zeros(int(episode[-1]) + 1).index_add_(0, episode, reward)
+
+
+def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) -> AffineReward:
+    """Return the scaling of locomotion rewards in papers on D4RL (IQL's ``normalize``, CORL's ``modify_reward``).
+
+    ``r -> r * max_episode_steps / (highest return - lowest return)`` over the episodes of the data set.
+
+    Args:
+        data: transitions [N] with ``episode``.
+        max_episode_steps: the environment's time limit.
+
+    Raises:
+        O2ODataError: if all episodes have the same return.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.data.transforms import locomotion_reward
+        >>> data = TensorDict({"episode": torch.tensor([0, 0, 1]), "next": {"reward": torch.ones(3, 1)}}, [3])
+        >>> locomotion_reward(data)
+        AffineReward(scale=1000.0, shift=0.0)
+    """
+    returns = episode_returns(data)
+    spread = float(returns.max() - returns.min())
+    if spread <= 0:
+        raise O2ODataError(f"all {len(returns)} episodes return {float(returns[0]):g}; expected a spread to divide by.")
+    return AffineReward(scale=max_episode_steps / spread)
+
+
+def mc_return(reward: Tensor, segment: Tensor, gamma: float) -> Tensor:
+    r"""Discounted sum of the rewards from each row to the end of its segment: :math:`G_t = r_t + \gamma G_{t+1}`.
+
+    The sum over the next :math:`2^k` rows is built from two sums over :math:`2^{k-1}`, so the cost is
+    :math:`N\log_2 T` whatever the segments' lengths T.
+
+    Args:
+        reward: [N].
+        segment: [N] integers, equal for the rows of one segment, which are together and in order.
+        gamma: discount in [0, 1].
+
+    Returns:
+        [N] in the reward's dtype; sums are formed in float64.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.data.transforms import mc_return
+        >>> mc_return(torch.tensor([1.0, 1.0, 1.0, 8.0]), torch.tensor([0, 0, 0, 1]), 0.5)
+        tensor([1.7500, 1.5000, 1.0000, 8.0000])
+    """
+    total, factor, span = reward.double(), gamma, 1
+    while span < len(total):
+        together = segment[:-span] == segment[span:]
+        if not together.any():
+            break
+        following = torch.where(together, total[span:], 0.0)
+        total = torch.cat([total[:-span] + factor * following, total[-span:]])
+        factor, span = factor * factor, 2 * span
+    return total.to(reward.dtype)
+
+
+def add_mc_return(
+    data: TensorDictBase,
+    *,
+    gamma: float,
+    failure_reward: float | None = None,
+    failure_rule: Literal["all", "last"] = "all",
+    key: str = "mc_return",
+) -> TensorDictBase:
+    r"""Add the Monte-Carlo return of each row, as Cal-QL needs it (Nakamoto et al. 2023).
+
+    The sum ends with an episode, terminated or truncated. In sparse tasks an episode that never succeeds would, cut by
+    the time limit, look better than it is: with ``failure_reward`` its rows get the value of failing forever,
+    :math:`r_{fail}/(1-\gamma)`.
+
+    Args:
+        data: transitions [N] with ``episode``, rewards already transformed.
+        gamma: discount in [0, 1), or 1 without ``failure_reward``.
+        failure_reward: the reward of a step without success; ``None`` for dense rewards.
+        failure_rule: an episode fails if ``"all"`` its rewards are ``failure_reward`` (the official Cal-QL), or if its
+            ``"last"`` one is (CORL, which so discards successes that the episode outlives).
+        key: where to put the returns, [N, 1].
+
+    Returns:
+        The data with the new entry; the input keeps its own entries.
+
+    Raises:
+        O2OSpecError: if the discount is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.data.transforms import add_mc_return
+        >>> flags = torch.tensor([[False], [True], [False], [True]])
+        >>> data = TensorDict({"episode": torch.tensor([0, 0, 1, 1]), "next": {"done": flags,
+        ...                    "reward": torch.tensor([[-1.0], [0.0], [-1.0], [-1.0]])}}, [4])
+        >>> add_mc_return(data, gamma=0.5, failure_reward=-1.0)["mc_return"].squeeze(-1)
+        tensor([-1.,  0., -2., -2.])
+    """
+    if not 0 <= gamma <= 1 or (gamma == 1 and failure_reward is not None):
+        raise O2OSpecError(
+            f"gamma={gamma} with failure_reward={failure_reward}; expected [0, 1), or 1 without the latter."
+        )
+    reward = data.get(("next", "reward")).squeeze(-1)
+    segment = _segments(data)
+    value = mc_return(reward, segment, gamma)
+    if failure_reward is not None:
+        failed = _failed(reward == failure_reward, segment, failure_rule)
+        value = torch.where(failed, failure_reward / (1 - gamma), value)
+    return data.copy().set(key, value.unsqueeze(-1))
+
+
+def _segments(data: TensorDictBase) -> Tensor:
+    episode, done = data.get(EPISODE), data.get(("next", "done")).squeeze(-1)
+    begins = torch.ones_like(done)
+    begins[1:] = done[:-1] | (episode[1:] != episode[:-1])
+    return begins.long().cumsum(0) - 1
+
+
+def _failed(failure: Tensor, segment: Tensor, rule: Literal["all", "last"]) -> Tensor:
+    lengths = torch.bincount(segment)
+    if rule == "last":
+        return failure[lengths.cumsum(0) - 1][segment]
+    return (torch.zeros_like(lengths).index_add_(0, segment, failure.long()) == lengths)[segment]
+
+
+@dataclass(frozen=True)
+class ObservationStats:
+    """Frozen mean and scale of a data set's observations; save them with the policy.
+
+    Args:
+        mean: [o].
+        scale: [o], the population standard deviation plus 1e-3, as in CORL (and in TD3+BC).
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.data.transforms import ObservationStats
+        >>> observation = torch.tensor([[1.0], [3.0]])
+        >>> data = TensorDict({"observation": observation, "next": {"observation": observation + 2}}, [2])
+        >>> stats = ObservationStats.of(data)
+        >>> stats.mean, stats.scale
+        (tensor([2.]), tensor([1.0010]))
+        >>> stats(data)["next", "observation"].squeeze(-1)
+        tensor([0.9990, 2.9970])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, data: TensorDictBase, *, eps: float = 1e-3) -> ObservationStats:
+        """Compute the statistics over the rows' observations (not the next ones).
+
+        Args:
+            data: transitions [N] with vector observations.
+            eps: added to the standard deviation.
+
+        Raises:
+            O2OSpecError: if the observations are images.
+        """
+        observation = data.get("observation")
+        if not observation.is_floating_point():
+            raise O2OSpecError(f"observations are {observation.dtype}; expected floats. Images are not standardised.")
+        wide = observation.double()
+        std = wide.std(0, correction=0)
+        return cls(wide.mean(0).to(observation.dtype), (std + eps).to(observation.dtype))
+
+    def __call__(self, data: TensorDictBase) -> TensorDictBase:
+        """Return the data with standardised observations; the input keeps its own."""
+        out = data.copy()
+        for key in ("observation", ("next", "observation")):
+            out.set(key, (data.get(key) - self.mean) / self.scale)
+        return out
+
+    def transform(self) -> ObservationNorm:
+        """Return the same transform for a TorchRL environment."""
+        return ObservationNorm(loc=self.mean, scale=self.scale, in_keys=["observation"], standard_normal=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the statistics for a checkpoint."""
+        return {"mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> ObservationStats:
+        """Rebuild the statistics from :meth:`state_dict`."""
+        return cls(state["mean"], state["scale"])
