@@ -15,11 +15,13 @@ from tensordict.nn import (
     ProbabilisticTensorDictSequential,
     TensorDictModule,
     TensorDictModuleBase,
+    TensorDictSequential,
 )
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call, vmap
+from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
 from torchrl_o2o.modules.distributions import TanhNormal
 
@@ -121,19 +123,20 @@ def sample_policy(
     Returns:
         Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
     """
+    if isinstance(dist, UpstreamTanhNormal):  # the same density, but with our noise and without clamping saturated actions
+        dist = TanhNormal(dist.loc, dist.scale, low=dist.low, high=dist.high)
     if isinstance(dist, TanhNormal):
         return dist.rsample_and_log_prob(sample_shape, noise=noise)
-    if hasattr(dist, "rsample_and_log_prob"):  # torchrl's TanhNormal, which scores the pre-tanh value as well
-        return dist.rsample_and_log_prob(sample_shape)
     action = dist.rsample(torch.Size(sample_shape))
     return action, dist.log_prob(action)
 
 
 def _plain_module(network: nn.Module) -> nn.Module | None:
     """The tensor-to-tensor module inside a TensorDictModule, if that is all there is to it."""
-    if isinstance(network, TensorDictModule) and isinstance(network.module, nn.Module):
-        return None if isinstance(network.module, TensorDictModuleBase) else network.module
-    return None
+    if not isinstance(network, TensorDictModule) or isinstance(network, TensorDictSequential):
+        return None
+    module = network.module
+    return module if isinstance(module, nn.Module) and not isinstance(module, TensorDictModuleBase) else None
 
 
 def _batch_shape(inputs: Inputs) -> torch.Size:

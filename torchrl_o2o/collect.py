@@ -1,0 +1,137 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Collecting online transitions one at a time, without a collector's per-frame cost and resumable in mid-episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_o2o.env_state import env_state, restore_env_state
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["StepCollector"]
+
+
+class StepCollector:
+    """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
+
+    It delivers the same numbers as ``torchrl.collectors.Collector(frames_per_batch=1, init_random_frames=...)`` for the same
+    torch seed and the same environment seed, at a fraction of its cost per frame, and its state can be saved in mid-episode.
+    Use TorchRL's collector for vectorised or remote environments.
+
+    Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")`` and
+    ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
+
+    Args:
+        env: an environment of :func:`~torchrl_o2o.envs.make_gym_env`.
+        actor: reads ``"observation"``, writes ``"action"``; called without gradient and with random exploration.
+
+    Keyword Args:
+        total_frames: transitions to deliver in all.
+        init_random_frames: first transitions that take uniformly random actions instead. Defaults to 0.
+        seed: seed of the first reset; ``None`` (default) leaves the environment's own.
+
+    Raises:
+        O2OSpecError: if ``total_frames`` is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> collector = StepCollector(make_gym_env("Pendulum-v1"), make_actor(3, 1), total_frames=2, seed=0)
+        >>> [data["next", "step_count"].item() for data in collector]
+        [1, 2]
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        actor: TensorDictModuleBase,
+        *,
+        total_frames: int,
+        init_random_frames: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        if total_frames < 1:
+            raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1")
+        self.env, self.actor = env, actor
+        self.total_frames, self.init_random_frames = total_frames, init_random_frames
+        self.frames = 0
+        self._low, self._high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
+        self._start_episode(seed)
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
+        while self.frames < self.total_frames:
+            yield self._step()
+
+    def _start_episode(self, seed: int | None = None) -> None:
+        observation, _ = self.env.reset(seed=seed)
+        self._observation = torch.as_tensor(observation, dtype=torch.float32)
+        self._episode_reward, self._step_count = 0.0, 0
+
+    def _act(self) -> torch.Tensor:
+        if self.frames < self.init_random_frames:
+            return torch.rand(self._low.shape) * (self._high - self._low) + self._low
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            return self.actor(TensorDict({"observation": self._observation}))["action"]
+
+    def _step(self) -> TensorDict:
+        observation, action = self._observation, self._act()
+        following, reward, terminated, truncated, _ = self.env.step(action.numpy())
+        self.frames += 1
+        self._step_count += 1
+        self._episode_reward += float(reward)
+        self._observation = torch.as_tensor(following, dtype=torch.float32)
+        outcome = {
+            "observation": self._observation,
+            "reward": torch.tensor([float(reward)]),
+            "terminated": torch.tensor([bool(terminated)]),
+            "truncated": torch.tensor([bool(truncated)]),
+            "done": torch.tensor([bool(terminated or truncated)]),
+            "episode_reward": torch.tensor([self._episode_reward]),
+            "step_count": torch.tensor([self._step_count]),
+        }
+        if terminated or truncated:
+            self._start_episode()
+        return TensorDict({"observation": observation, "action": action, "next": outcome}).unsqueeze(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, the current observation and the environment's own state (``None`` if it cannot be captured)."""
+        return {
+            "frames": self.frames,
+            "observation": self._observation,
+            "episode_reward": self._episode_reward,
+            "step_count": self._step_count,
+            "env": env_state(self.env),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        An environment whose state could not be captured starts a new episode; ``restarted`` then says so.
+        """
+        self.frames = state_dict["frames"]
+        self.restarted = state_dict["env"] is None
+        if self.restarted:
+            self._start_episode()
+            return
+        restore_env_state(self.env, state_dict["env"])
+        self._observation = state_dict["observation"]
+        self._episode_reward, self._step_count = state_dict["episode_reward"], state_dict["step_count"]
+
+    #: Whether the last :meth:`load_state_dict` had to start a new episode.
+    restarted: bool = False
+
+    def shutdown(self) -> None:
+        """Close the environment, as TorchRL's collectors do."""
+        self.env.close()

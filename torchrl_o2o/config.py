@@ -1,0 +1,64 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Typed ``field=value`` settings for scripts, on OmegaConf: unknown fields and wrong types are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["parse_config"]
+
+T = TypeVar("T")
+
+
+def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
+    """Fill a dataclass from ``field=value`` words.
+
+    Args:
+        schema: a dataclass whose fields all have defaults.
+        words: the words, for example ``["seed=1", "hidden_sizes=[64,64]"]``. Defaults to the process's own arguments.
+
+    Returns:
+        An instance of the dataclass.
+
+    Raises:
+        O2OSpecError: if a word is not ``field=value``, the field is unknown, or the value has another type.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Config:
+        ...     seed: int = 0
+        >>> parse_config(Config, ["seed=3"])
+        Config(seed=3)
+        >>> parse_config(Config, ["sede=3"])
+        Traceback (most recent call last):
+        ...
+        torchrl_o2o.errors.O2OSpecError: unknown setting 'sede'; did you mean seed? Known are: seed
+    """
+    words = sys.argv[1:] if words is None else list(words)
+    known = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not equals:
+            raise O2OSpecError(f"got {word!r}, expected field=value, for example {known[0]}=...")
+        if name not in known:
+            close = difflib.get_close_matches(name, known)
+            hint = f"did you mean {' or '.join(close)}? " if close else ""
+            raise O2OSpecError(f"unknown setting {name!r}; {hint}Known are: {', '.join(known)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(words))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise O2OSpecError(f"{str(error).splitlines()[0]} (in {' '.join(words)})") from error

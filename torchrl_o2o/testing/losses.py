@@ -1,0 +1,242 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What every loss module must do, whatever it computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from tensordict import TensorDict
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives import SoftUpdate
+from torchrl.objectives.common import LossModule
+
+__all__ = ["LossContract", "random_transitions"]
+
+
+def random_transitions(
+    batch_size: int,
+    observation_dim: int,
+    action_dim: int,
+    *,
+    observation_key: NestedKey = "observation",
+    action_key: NestedKey = "action",
+    generator: torch.Generator | None = None,
+) -> TensorDict:
+    """Random TED transitions, a third of them terminal, for tests.
+
+    Args:
+        batch_size: number of rows B.
+        observation_dim: width of the observation.
+        action_dim: width of the action, drawn in (-1, 1).
+        observation_key: entry of the observation. Defaults to ``"observation"``.
+        action_key: entry of the action. Defaults to ``"action"``.
+        generator: source of the numbers. Defaults to torch's global one.
+
+    Returns:
+        Transitions of batch shape [B].
+
+    Examples:
+        >>> random_transitions(4, 3, 2)["next", "reward"].shape
+        torch.Size([4, 1])
+    """
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    terminated = (torch.arange(batch_size) % 3 == 0).unsqueeze(-1)
+    data = TensorDict({}, [batch_size])
+    data[observation_key] = normal(batch_size, observation_dim)
+    data[action_key] = normal(batch_size, action_dim).tanh()
+    following = TensorDict({"reward": normal(batch_size, 1)}, [batch_size])
+    following[observation_key] = normal(batch_size, observation_dim)
+    following.update({"terminated": terminated, "truncated": ~terminated, "done": torch.ones_like(terminated)})
+    return data.set("next", following)
+
+
+class LossContract:
+    """Tests that hold for any loss module with separate ``loss_*`` outputs.
+
+    Subclasses provide :meth:`make_loss` and say in :attr:`trains` which parameters each loss may move. ``make_batch`` may be
+    overridden for losses that read more than transitions.
+    """
+
+    observation_dim = 5
+    action_dim = 3
+    batch_size = 12
+
+    #: Output -> names of the parameter groups (attributes of the loss) that its gradient reaches; all others get none.
+    trains: Mapping[str, tuple[str, ...]] = {}
+
+    def make_loss(self, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action") -> LossModule:
+        """Build the loss on networks that read the given entries; called anew in every test."""
+        raise AssertionError(f"{type(self).__name__} must implement make_loss")
+
+    def make_batch(self, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action") -> TensorDict:
+        """Transitions for the loss, the same at every call."""
+        return random_transitions(
+            self.batch_size,
+            self.observation_dim,
+            self.action_dim,
+            observation_key=observation_key,
+            action_key=action_key,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def _seeded(self, **keys: NestedKey) -> LossModule:
+        torch.manual_seed(0)
+        loss = self.make_loss(**keys)
+        self._updater = SoftUpdate(loss, tau=0.5) if self._targets(loss) else None
+        return loss
+
+    @staticmethod
+    def _targets(loss: LossModule) -> list[str]:
+        return [name for name, _ in loss.named_children() if name.startswith("target_")]
+
+    def _run(self, loss: LossModule, batch: TensorDict, seed: int = 1) -> TensorDict:
+        torch.manual_seed(seed)
+        return loss(batch.clone())
+
+    def test_outputs_are_finite_scalars(self) -> None:
+        """Every output is one finite number under the default reduction."""
+        out = self._run(self._seeded(), self.make_batch())
+        assert set(self.trains) == {key for key in out.keys() if key.startswith("loss_")}
+        for key, value in out.items():
+            assert value.shape == (), key
+            assert value.isfinite(), key
+
+    def test_gradients_reach_only_their_own_parameters(self) -> None:
+        """Each loss moves the parameters it is declared to move, every one of them, and no other."""
+        for output, groups in self.trains.items():
+            loss = self._seeded()
+            self._run(loss, self.make_batch())[output].backward()
+            moved = {name for name, value in loss.named_parameters() if value.grad is not None and value.grad.any()}
+            expected = {name for name, _ in loss.named_parameters() if name.split(".")[0] in groups}
+            assert moved == expected, f"{output} moves {sorted(moved ^ expected)} against its declaration"
+
+    def test_targets_have_no_gradient_and_follow(self) -> None:
+        """Target parameters are buffers, equal at first, and follow only through the updater."""
+        loss = self._seeded()
+        for name in self._targets(loss):
+            assert not any(value.requires_grad for value in getattr(loss, name).values(True, True))
+        if self._updater is None:
+            return
+        before = [value.clone() for name in self._targets(loss) for value in getattr(loss, name).values(True, True)]
+        self._run(loss, self.make_batch())
+        after = [value for name in self._targets(loss) for value in getattr(loss, name).values(True, True)]
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+    def test_dispatch_equals_tensordict(self) -> None:
+        """Calling with keyword tensors gives what calling with a tensordict gives."""
+        loss, batch = self._seeded(), self.make_batch()
+        expected = self._run(loss, batch)
+        words = {"_".join(key) if isinstance(key, tuple) else key: batch[key] for key in loss.in_keys}
+        torch.manual_seed(1)
+        values = loss(**words)
+        for key, value in zip(loss.out_keys, values, strict=True):
+            torch.testing.assert_close(value, expected[key])
+
+    def test_input_is_not_modified(self) -> None:
+        """No entry of the batch changes; only the declared priority is added."""
+        loss, batch = self._seeded(), self.make_batch()
+        before = batch.clone()
+        loss(batch)
+        for key in before.keys(True, True):
+            assert torch.equal(batch[key], before[key]), key
+        allowed = {getattr(loss.tensor_keys, "priority", None)}
+        assert set(batch.keys(True, True)) - set(before.keys(True, True)) <= allowed
+
+    def test_set_keys(self) -> None:
+        """Renamed and nested entries give the same numbers."""
+        expected = self._run(self._seeded(), self.make_batch())
+        nested = {"observation_key": ("agent", "state"), "action_key": ("agent", "action")}
+        loss, batch = self._seeded(**nested), self.make_batch(**nested)
+        batch = batch.rename_key_(("next", "reward"), ("next", "agent", "reward"))
+        loss.set_keys(action=("agent", "action"), reward=("agent", "reward"))
+        got = self._run(loss, batch)
+        for key, value in expected.items():
+            torch.testing.assert_close(got[key], value)
+
+    def test_terminated_stops_the_bootstrap_and_truncated_does_not(self) -> None:
+        """On terminal rows the next observation is without influence; on truncated rows it has one."""
+        loss, batch = self._seeded(), self.make_batch()
+        loss.reduction = "none"
+        terminated = batch["next", "terminated"].squeeze(-1)
+        other = batch.clone()
+        other["next", "observation"] = other["next", "observation"] + 10.0
+        output = next((key for key in ("loss_qvalue", "loss_value") if key in self.trains), None)
+        if output is None:
+            return
+        first, second = self._run(loss, batch)[output], self._run(loss, other)[output]
+        torch.testing.assert_close(first[terminated], second[terminated])
+        assert (first[~terminated] != second[~terminated]).all()
+
+    def test_reduction(self) -> None:
+        """``"none"`` keeps the rows, ``"sum"`` and ``"mean"`` are their sum and mean."""
+        loss, batch = self._seeded(), self.make_batch()
+        mean = self._run(loss, batch)
+        loss.reduction = "sum"
+        total = self._run(loss, batch)
+        loss.reduction = "none"
+        rows = self._run(loss, batch)
+        for key in self.trains:
+            assert rows[key].shape == (self.batch_size,), key
+            torch.testing.assert_close(rows[key].sum(), total[key])
+            torch.testing.assert_close(rows[key].mean(), mean[key])
+
+    def test_state_dict_round_trip(self) -> None:
+        """A freshly built loss loads the state strictly and computes the same."""
+        loss, batch = self._seeded(), self.make_batch()
+        self._step(loss, batch)
+        torch.manual_seed(99)
+        other = self.make_loss()
+        other.load_state_dict(loss.state_dict(), strict=True)
+        for key, value in self._run(loss, batch).items():
+            assert torch.equal(self._run(other, batch)[key], value), key
+
+    def test_float64(self) -> None:
+        """After ``.double()`` everything is computed in float64 and agrees with float32."""
+        loss, batch = self._seeded(), self.make_batch()
+        single = self._single_noise(loss, batch)
+        double = self._single_noise(loss.double(), batch.apply(lambda x: x.double() if x.is_floating_point() else x))
+        for key, value in double.items():
+            assert value.dtype == torch.float64, key
+            torch.testing.assert_close(value.float(), single[key], rtol=1e-4, atol=1e-5)
+
+    def _single_noise(self, loss: LossModule, batch: TensorDict) -> TensorDict:
+        """Run with float32 noise whatever the dtype, since torch draws other numbers in float64."""
+        noise, draw = loss.noise, torch.Generator()
+        original = type(noise).normal
+
+        def normal(name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+            return original(noise, name, like.float(), sample_shape).to(like.dtype)
+
+        draw.manual_seed(1)
+        noise.normal = normal  # type: ignore[method-assign]
+        try:
+            return self._run(loss, batch)
+        finally:
+            del noise.normal
+
+    def test_copies_are_independent(self) -> None:
+        """A deep copy trains by itself: its losses follow its own parameters, not the original's."""
+        loss, batch = self._seeded(), self.make_batch()
+        before = self._run(loss, batch)
+        other = copy.deepcopy(loss)
+        self._step(other, batch)
+        after = self._run(other, batch)
+        for key in self.trains:
+            assert not torch.equal(after[key], before[key]), f"the copy's {key} does not follow its parameters"
+            assert torch.equal(self._run(loss, batch)[key], before[key]), f"training the copy moved the original's {key}"
+
+    def _step(self, loss: LossModule, batch: TensorDict) -> None:
+        optim = torch.optim.SGD([value for value in loss.parameters() if value.requires_grad], lr=0.05)
+        out = self._run(loss, batch)
+        sum(out[key] for key in self.trains).backward()  # type: ignore[union-attr]
+        optim.step()
+        optim.zero_grad()

@@ -1,0 +1,128 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What every sampler over one offline-online storage must do, whatever it prefers."""
+
+from __future__ import annotations
+
+import tempfile
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from torchrl_o2o.data.writers import OnlineWriter
+
+__all__ = ["SamplerContract", "counting_storage"]
+
+
+def counting_storage(num_offline: int, num_online: int, capacity: int) -> LazyTensorStorage:
+    """Storage whose entry ``"x"`` is each row's number, for tests.
+
+    Args:
+        num_offline: offline rows.
+        num_online: online rows present.
+        capacity: online slots.
+
+    Returns:
+        A storage of ``num_offline + capacity`` slots.
+
+    Examples:
+        >>> len(counting_storage(4, 2, 8))
+        6
+    """
+    storage = LazyTensorStorage(num_offline + capacity)
+    rows = torch.arange(num_offline + num_online)
+    storage.set(rows, TensorDict({"x": rows.clone()}, [len(rows)]))
+    return storage
+
+
+class SamplerContract:
+    """Tests that hold for any sampler; subclasses provide :meth:`make_sampler`."""
+
+    num_offline = 40
+    num_online = 24
+    capacity = 64
+    batch_size = 64
+
+    def make_sampler(self) -> Sampler:
+        """Build the sampler for ``num_offline`` offline rows; called anew in every test."""
+        raise AssertionError(f"{type(self).__name__} must implement make_sampler")
+
+    def expected_frequencies(self) -> Tensor:
+        """Probability of each row of :meth:`make_buffer`'s storage in one draw, shape [num_offline + num_online]."""
+        raise AssertionError(f"{type(self).__name__} must implement expected_frequencies")
+
+    def make_buffer(self, seed: int = 0) -> TensorDictReplayBuffer:
+        """A replay buffer over :func:`counting_storage` with the sampler under test."""
+        writer = OnlineWriter(self.num_offline)
+        buffer = TensorDictReplayBuffer(
+            storage=counting_storage(self.num_offline, self.num_online, self.capacity),
+            sampler=self.make_sampler(),
+            writer=writer,
+            batch_size=self.batch_size,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        writer.total_written = self.num_online
+        return buffer
+
+    def test_indices_are_rows_of_the_storage(self) -> None:
+        """Every index is in range and the batch holds exactly the rows it names."""
+        batch = self.make_buffer().sample()
+        assert len(batch) == self.batch_size
+        assert int(batch["index"].min()) >= 0
+        assert int(batch["index"].max()) < self.num_offline + self.num_online
+        assert torch.equal(batch["x"], batch["index"])
+
+    def test_draws_follow_the_generator(self) -> None:
+        """Equal seeds draw equal rows, unequal seeds do not, and the global generator has no say."""
+        torch.manual_seed(0)
+        first = self.make_buffer(3).sample()["index"]
+        torch.manual_seed(1)
+        assert torch.equal(self.make_buffer(3).sample()["index"], first)
+        assert not torch.equal(self.make_buffer(4).sample()["index"], first)
+
+    def test_state_round_trip(self) -> None:
+        """A restored buffer goes on exactly where the saved one stood."""
+        buffer = self.make_buffer()
+        buffer.sample()
+        other = self.make_buffer(7)
+        other.sampler.load_state_dict(buffer.sampler.state_dict())
+        other._rng.set_state(buffer._rng.get_state())
+        assert torch.equal(other.sample()["index"], buffer.sample()["index"])
+
+    def test_dumps_and_loads(self) -> None:
+        """What is written to a folder is read back."""
+        sampler, other = self.make_sampler(), self.make_sampler()
+        with tempfile.TemporaryDirectory() as folder:
+            sampler.dumps(folder)
+            other.loads(folder)
+        assert str(other.state_dict()) == str(sampler.state_dict())
+
+    def test_offline_rows_survive_three_wraps(self) -> None:
+        """Online writes cycle over their own slots only, and sampling stays in range meanwhile."""
+        buffer = self.make_buffer()
+        for start in range(1000, 1000 + 3 * self.capacity, 8):
+            buffer.extend(TensorDict({"x": torch.arange(start, start + 8)}, [8]))
+            batch = buffer.sample()
+            offline = batch["index"] < self.num_offline
+            assert torch.equal(batch["x"][offline], batch["index"][offline])
+        rows = buffer.storage[:]["x"]
+        assert torch.equal(rows[: self.num_offline], torch.arange(self.num_offline))
+        assert sorted(rows[self.num_offline :].tolist()) == list(range(1000 + 2 * self.capacity, 1000 + 3 * self.capacity))
+
+    def test_empirical_frequencies(self) -> None:
+        """Rows come up as often as they should (chi-square, five standard deviations)."""
+        buffer, draws = self.make_buffer(), 400
+        counts = torch.zeros(self.num_offline + self.num_online)
+        for _ in range(draws):
+            counts += torch.bincount(buffer.sample()["index"], minlength=len(counts))
+        expected = self.expected_frequencies() * draws * self.batch_size
+        drawn = expected > 0
+        assert (counts[~drawn] == 0).all()
+        statistic = ((counts - expected)[drawn].square() / expected[drawn]).sum()
+        freedom = int(drawn.sum()) - 1
+        assert statistic < freedom + 5 * (2 * freedom) ** 0.5, f"chi-square {statistic:.1f} at {freedom} degrees of freedom"
