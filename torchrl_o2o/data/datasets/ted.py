@@ -103,7 +103,7 @@ def rows_from_episodes(episodes: Sequence[Mapping[str, np.ndarray]], *, origin: 
     parts: list[dict[str, np.ndarray]] = []
     cut = 0
     for number, episode in enumerate(episodes):
-        part, was_cut = _episode_columns(_canonical(episode), f"{origin}, episode {number}")
+        part, was_cut = _episode_columns(episode, f"{origin}, episode {number}")
         parts.append(part)
         cut += was_cut
     columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -113,7 +113,7 @@ def rows_from_episodes(episodes: Sequence[Mapping[str, np.ndarray]], *, origin: 
 
 
 def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dict[str, np.ndarray], bool]:
-    _require(arrays, ("observations", "actions", "rewards"), origin)
+    arrays = _canonical(arrays, origin)
     observation = cast_column(arrays["observations"], f"observations of {origin}")
     steps = len(arrays["actions"])
     following = arrays.get("next_observations")
@@ -157,8 +157,7 @@ def rows_from_flat(arrays: Mapping[str, np.ndarray], *, max_episode_steps: int |
     Raises:
         O2ODataError: if arrays are missing or differ in length, or if nothing says where episodes end.
     """
-    arrays = _canonical(arrays)
-    _require(arrays, ("observations", "actions", "rewards"), origin)
+    arrays = _canonical(arrays, origin)
     steps = len(arrays["actions"])
     columns = {
         "observation": cast_column(arrays["observations"], f"observations of {origin}"),
@@ -300,14 +299,8 @@ def _pack(rows: Rows) -> TensorDict:
     )
 
 
-def _canonical(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _canonical(arrays: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
     return {name: arrays[alias] for name, aliases in _ALIASES.items() for alias in reversed(aliases) if alias in arrays}
-
-
-def _require(arrays: Mapping[str, np.ndarray], names: Sequence[str], origin: str) -> None:
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise O2ODataError(f"{origin} has no {', '.join(missing)}; it holds {sorted(arrays)}.")
 
 
 def _flags(arrays: Mapping[str, np.ndarray], name: str, steps: int) -> np.ndarray:

@@ -1,0 +1,115 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""`o2o data`: list, make, show and check offline data sets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["register"]
+
+_SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .pickle, or a Minari folder)"
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `o2o data`.
+
+    Args:
+        subparsers: of the `o2o` parser.
+    """
+    parser = subparsers.add_parser("data", help="list, make, show and check offline data sets")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="names that can be made here, and data sets on this machine")
+    listing.set_defaults(run=_list)
+    _register_make(actions.add_parser("make", help="make one of this package's data sets"))
+    show = actions.add_parser("show", help="summarise a data set")
+    _add_source(show)
+    show.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths and rewards")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    show.set_defaults(run=_show)
+    check = actions.add_parser("check", help="audit a data set; exits with 1 if it has errors")
+    _add_source(check)
+    check.add_argument("--env", metavar="ID", help="an environment that the data should fit")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.set_defaults(run=_check)
+
+
+def _register_make(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="such as o2o/halfcheetah/linear-mix-v0")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="environment steps; the recipe's number by default")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where to put it; Minari's folder by default")
+    parser.add_argument("--policy", type=Path, metavar="FILE.npz", help="the actor, for names that need one")
+    parser.set_defaults(run=_make)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
+    parser.add_argument("--max-episode-steps", type=int, metavar="T", help="for files without timeouts")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.data.datasets.cache import dataset_root
+    from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS
+    from torchrl_o2o.data.datasets.sources import local_minari_ids
+
+    present = local_minari_ids()
+    print("Made here (* needs --policy):")
+    for name, recipe in LOCAL_DATASETS.items():
+        print(f"  {name:40} {'*' if recipe.needs_policy else ' '} {recipe.description}")
+    print(f"On this machine, in {dataset_root()}:")
+    for name in present or ["(none)"]:
+        print(f"  {name}")
+    return 0
+
+
+def _make(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.data.datasets.local import make_local_dataset
+
+    folder = make_local_dataset(
+        arguments.name, seed=arguments.seed, num_steps=arguments.steps, root=arguments.root, policy=arguments.policy
+    )
+    print(f"{arguments.name} is in {folder}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from torchrl_o2o.data import describe_offline
+
+    info = describe_offline(arguments.source, max_episode_steps=arguments.max_episode_steps)
+    values = asdict(info)
+    if arguments.json:
+        print(json.dumps(values, indent=2))
+    else:
+        for key, value in values.items():
+            print(f"{key:18} {_shown(value)}")
+    if arguments.plot:
+        from torchrl_o2o.data.figure import plot_offline
+
+        path = plot_offline(arguments.source, arguments.plot, max_episode_steps=arguments.max_episode_steps)
+        print(f"drawn to {path}")
+    return 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, tuple | list):
+        shown = ", ".join(_shown(item) for item in value[:8])
+        return f"{shown}, ..." if len(value) > 8 else shown or "-"
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.data import check_offline
+
+    report = check_offline(arguments.source, env=arguments.env, max_episode_steps=arguments.max_episode_steps)
+    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
+    return 0 if report.ok else 1

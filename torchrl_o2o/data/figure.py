@@ -1,0 +1,56 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A picture of a data set: how good its episodes are, how long, and what they are paid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.datasets.sources import ReadOptions, Source, read_source
+from torchrl_o2o.data.transforms import episode_returns
+
+__all__ = ["plot_offline"]
+
+
+def plot_offline(source: Source, path: str | Path, *, max_episode_steps: int | None = None) -> Path:
+    """Draw histograms of the episodes' returns and lengths and of the rewards.
+
+    Args:
+        source: as in :func:`~torchrl_o2o.data.load_offline`.
+        path: the picture's file; its suffix chooses the format.
+        max_episode_steps: as in :func:`~torchrl_o2o.data.load_offline`.
+
+    Returns:
+        The file.
+
+    Raises:
+        O2ODataError: if the source cannot be read.
+        O2OSpecError: if matplotlib is not installed.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> from torchrl_o2o.data.figure import plot_offline
+        >>> arrays = {"observations": np.zeros((6, 2)), "actions": np.zeros((6, 1)), "rewards": np.arange(6.0),
+        ...           "episode": np.array([0, 0, 0, 1, 1, 1])}
+        >>> plot_offline(arrays, f"{tempfile.mkdtemp()}/data.png").stat().st_size > 1000
+        True
+    """
+    figure_module = require("matplotlib.figure", "plot")
+    raw = read_source(source, ReadOptions(max_episode_steps=max_episode_steps))
+    panels = {
+        "return of an episode": episode_returns(raw.data),
+        "length of an episode": torch.bincount(raw.data["episode"]),
+        "reward of a step": raw.data["next", "reward"].squeeze(-1),
+    }
+    figure = figure_module.Figure(figsize=(9, 2.8), layout="constrained")
+    for axis, (label, values) in zip(figure.subplots(1, len(panels)), panels.items()):
+        axis.hist(values[values.isfinite()].numpy(), bins=40)
+        axis.set(xlabel=label)
+    figure.suptitle(f"{raw.meta.id}: {len(raw.data)} transitions", fontsize="medium")
+    figure.savefig(path, dpi=150)
+    return Path(path)
