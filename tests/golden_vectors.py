@@ -41,7 +41,7 @@ def layers(net: nn.Module) -> list[nn.Module]:
 
 
 def golden_layers(tree: Tree) -> list[tuple[Tensor, Tensor]]:
-    """(weight in torch's layout, bias) of linear and LayerNorm layers in order; ensembles keep their leading dimension."""
+    """(weight in torch's layout, bias) of linear and LayerNorm layers in order; ensembles lead with E."""
     out: list[tuple[Tensor, Tensor]] = []
     depth = sum(key.startswith("layer") and key.endswith("/weight") for key in tree)
     for name in [f"layer{i}" for i in range(depth)] + [

@@ -65,7 +65,9 @@ def test_sac_actor_objective() -> None:
     assert F.sac_actor_objective(tensor([2.0]), tensor([5.0]), 0.5).tolist() == [-4.0]
 
 
-@pytest.mark.parametrize(("form", "value", "slope"), [("alpha", 2.0 * 1.5, 2.0 * 1.5), ("log_alpha", math.log(2) * 1.5, 1.5)])
+@pytest.mark.parametrize(
+    ("form", "value", "slope"), [("alpha", 2.0 * 1.5, 2.0 * 1.5), ("log_alpha", math.log(2) * 1.5, 1.5)]
+)
 def test_temperature_objective_and_its_gradient(form: str, value: float, slope: float) -> None:
     # alpha = 2, entropy = 0.5, target = -1: both push alpha down, by different slopes.
     log_alpha = tensor(math.log(2.0), requires_grad=True)

@@ -24,12 +24,12 @@ __all__ = ["StepCollector"]
 class StepCollector:
     """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
 
-    It delivers the same numbers as ``torchrl.collectors.Collector(frames_per_batch=1, init_random_frames=...)`` for the same
-    torch seed and the same environment seed, at a fraction of its cost per frame, and its state can be saved in mid-episode.
-    Use TorchRL's collector for vectorised or remote environments.
+    It delivers the same numbers as ``torchrl.collectors.Collector(frames_per_batch=1, init_random_frames=...)`` for the
+    same torch seed and the same environment seed, at a fraction of its cost per frame, and its state can be saved in
+    mid-episode. Use TorchRL's collector for vectorised or remote environments.
 
-    Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")`` and
-    ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
+    Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
+    and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
 
     Args:
         env: an environment of :func:`~torchrl_o2o.envs.make_gym_env`.

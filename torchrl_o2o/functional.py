@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """The numbered equations of the papers as pure functions of tensors.
 
-Nothing here holds state, reads keys or draws random numbers: noise comes in as an argument. Every loss and sampler of the
-package is composed of these functions, and every one of them is tested on numbers worked out by hand.
+Nothing here holds state, reads keys or draws random numbers: noise comes in as an argument. Every loss and sampler of
+the package is composed of these functions, and every one of them is tested on numbers worked out by hand.
 
 Shapes: ``E`` ensemble members, ``B`` any batch shape, ``A`` action dimensions.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -150,10 +149,10 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: flo
 def ensemble_squared_error(
     qvalue: Tensor, target: Tensor, ensemble_reduction: Literal["sum", "mean"] = "sum"
 ) -> Tensor:
-    r"""Squared Bellman error of every member against one target, :math:`\sum_i (Q_i-y)^2` (or its mean over i).
+    r"""Squared Bellman error of all members against one target, :math:`\sum_i (Q_i-y)^2` (or the mean over i).
 
-    The sum is what ACA, CORL, REDQ and IQL use, the mean what RLPD and A3RL use. Under Adam the factor is immaterial; with
-    gradient clipping, weight decay or a joint loss it is not.
+    The sum is what ACA, CORL, REDQ and IQL use, the mean what RLPD and A3RL use. Under Adam the factor is immaterial;
+    with gradient clipping, weight decay or a joint loss it is not.
 
     Args:
         qvalue: Q_i(s, a), shape [E, *B].

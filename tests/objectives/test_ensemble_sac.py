@@ -91,7 +91,9 @@ def test_default_target_entropy_is_minus_half_the_action_dimensions() -> None:
 def test_default_target_entropy_needs_a_spec() -> None:
     module = TensorDictModule(nn.Linear(5, 3), in_keys=["observation"], out_keys=["loc"])
     scale = TensorDictModule(torch.ones_like, in_keys=["loc"], out_keys=["scale"])
-    actor = ProbabilisticActor(TensorDictSequential(module, scale), in_keys=["loc", "scale"], distribution_class=UpstreamTanhNormal)
+    actor = ProbabilisticActor(
+        TensorDictSequential(module, scale), in_keys=["loc", "scale"], distribution_class=UpstreamTanhNormal
+    )
     with pytest.raises(O2OSpecError, match="pass temperature=Temperature"):
         EnsembleSACLoss(actor, make_qvalue_ensemble(5, 3, num_qvalue_nets=2))
 
@@ -185,7 +187,13 @@ def test_two_critics_with_the_minimum_are_torchrls_sac() -> None:
     critics = [upstream_networks()[1] for _ in range(2)]
     ours = EnsembleSACLoss(actor, critics, actor_q="min", temperature=Temperature(-3.0, form="log_alpha", init=0.7))
     theirs = SACLoss(
-        actor, critics, num_qvalue_nets=2, loss_function="l2", target_entropy=-3.0, alpha_init=0.7, action_spec=actor.spec
+        actor,
+        critics,
+        num_qvalue_nets=2,
+        loss_function="l2",
+        target_entropy=-3.0,
+        alpha_init=0.7,
+        action_spec=actor.spec,
     )
     batch = random_transitions(16, 5, 3)
     torch.manual_seed(3)

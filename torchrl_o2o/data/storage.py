@@ -19,15 +19,15 @@ __all__ = ["offline_online_storage"]
 def offline_online_storage(
     offline: TensorDictBase, online_capacity: int, *, device: torch.device | str = "cpu"
 ) -> LazyTensorStorage:
-    """Storage whose slots ``0 .. len(offline) - 1`` hold the data set and whose other slots wait for online transitions.
+    """Storage whose first ``len(offline)`` slots hold the data set and whose others wait for online transitions.
 
-    A row is offline exactly if its index is below ``len(offline)``, so that any sampler over this one storage can tell the
-    sources apart, any fraction is exact, a batch is one gather and a checkpoint one file. Write to it with
+    A row is offline exactly if its index is below ``len(offline)``, so that any sampler over this one storage can tell
+    the sources apart, any fraction is exact, a batch is one gather and a checkpoint one file. Write to it with
     :class:`~torchrl_o2o.data.OnlineWriter`, which never touches the offline slots.
 
     Args:
-        offline: transitions, shape [N], with at least the entries of :data:`~torchrl_o2o.data.TRANSITION`; other entries are
-            dropped, since the environment will not deliver them.
+        offline: transitions, shape [N], with at least the entries of :data:`~torchrl_o2o.data.TRANSITION`; other
+            entries are dropped, since the environment will not deliver them.
         online_capacity: number of slots for online transitions, at least 1.
         device: where the storage lives. Defaults to ``"cpu"``.
 

@@ -30,7 +30,8 @@ class OnlineWriter(Writer):
         num_offline: number of slots at the storage's start that are left alone.
 
     Raises:
-        O2OSpecError: if ``num_offline`` is negative or leaves no online slot, or a batch is larger than the online region.
+        O2OSpecError: if ``num_offline`` is negative or leaves no online slot, or a batch is larger than the online
+            region.
 
     Examples:
         >>> import torch
@@ -60,15 +61,15 @@ class OnlineWriter(Writer):
         capacity = self._storage.max_size - self.num_offline
         if capacity < 1:
             raise O2OSpecError(
-                f"got num_offline={self.num_offline} for a storage of {self._storage.max_size} slots, which leaves no online "
-                f"slot; build it with offline_online_storage(offline, online_capacity)"
+                f"got num_offline={self.num_offline} for a storage of {self._storage.max_size} slots, which leaves no "
+                f"online slot; build it with offline_online_storage(offline, online_capacity)"
             )
         return capacity
 
     def _slots(self, count: int) -> Tensor:
         if count > self.capacity:
             raise O2OSpecError(
-                f"got {count} transitions at once for {self.capacity} online slots; raise online_capacity or write less at once"
+                f"got {count} transitions at once for {self.capacity} online slots; raise online_capacity or write less"
             )
         first = self.total_written
         self.total_written += count

@@ -60,8 +60,8 @@ def make_qvalue_ensemble(
 ) -> list[ValueOperator]:
     """Independently initialised critics with LayerNorm in every hidden layer.
 
-    A *list* goes into a loss, which stacks the parameters: one module expanded N times would be re-drawn uniformly between
-    each parameter's extremes by TorchRL, and its initialisation lost.
+    A *list* goes into a loss, which stacks the parameters: one module expanded N times would be re-drawn uniformly
+    between each parameter's extremes by TorchRL, and its initialisation lost.
 
     Source: Ball et al. 2023 (RLPD), section 4.2 and Table 1: E = 10, LayerNorm, xavier uniform.
 
@@ -69,7 +69,8 @@ def make_qvalue_ensemble(
         observation: spec of the observation, shape [o], or o.
         action: spec of the action, shape [A], or A.
         num_qvalue_nets: number of members E. Defaults to 10.
-        hidden_sizes: widths of the hidden layers. Defaults to (256, 256); RLPD uses (256, 256, 256) on AntMaze and Adroit.
+        hidden_sizes: widths of the hidden layers. Defaults to (256, 256); RLPD uses (256, 256, 256) on AntMaze and
+            Adroit.
         layer_norm: Linear -> LayerNorm -> ReLU in hidden layers. Defaults to ``True``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's (torch's own is 1e-5).
         initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`.

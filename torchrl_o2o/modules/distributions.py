@@ -21,9 +21,9 @@ class TanhNormal(D.Distribution):
 
     :math:`a = m + h\tanh(u)`, :math:`u\sim N(\mu,\sigma)`, with the box's midpoint m and half-width h.
 
-    torchrl's own :class:`torchrl.modules.TanhNormal` clamps saturated actions away from the edge and draws its noise itself.
-    This one returns :math:`\tanh u` as it is, scores a fresh sample from the cached :math:`u`, takes noise as an argument
-    (so that runs can be replayed and updates compiled) and never synchronises with a GPU.
+    torchrl's own :class:`torchrl.modules.TanhNormal` clamps saturated actions away from the edge and draws its noise
+    itself. This one returns :math:`\tanh u` as it is, scores a fresh sample from the cached :math:`u`, takes noise as
+    an argument (so that runs can be replayed and updates compiled) and never synchronises with a GPU.
 
     Source: Haarnoja et al. 2018 (SAC), appendix C.
 

@@ -31,7 +31,7 @@ def initialise_(
     ``"xavier_uniform"``         xavier uniform, bias 0                      same (RLPD, A3RL, REDQ, jaxrl)
     ``"torch"``                  left as torch drew it                       same (d3rlpy, ACA, CORL's AWAC and TD3+BC)
     ``"orthogonal"``             orthogonal, gain sqrt(2), bias 0            same (IQL official, CORL's finetune CQL)
-    ``"orthogonal_small_last"``  orthogonal, gain sqrt(2), bias 0            orthogonal, gain 1e-2 (CQL, Cal-QL official)
+    ``"orthogonal_small_last"``  orthogonal, gain sqrt(2), bias 0            orthogonal, gain 1e-2 (CQL and Cal-QL)
     ``"fanin"``                  U(+-1/sqrt(out_features)), bias 0           U(+-last_bound) (rlkit; its fan-in is the
                                                                              number of outputs)
     ``"uniform_small_last"``     left as torch drew it, bias 0.1             U(+-last_bound) (SPOT, ReBRAC)

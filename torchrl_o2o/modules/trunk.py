@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Hidden layers shared by actors and critics: Linear -> (dropout) -> (LayerNorm) -> ReLU, then optionally a unit norm."""
+"""Hidden layers shared by actors and critics: Linear -> (dropout) -> (LayerNorm) -> ReLU, then maybe a unit norm."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FLAX_LAYER_NORM_EPS = 1e-6  # torch's own default is 1e-5; the papers' numbers c
 class ReLU(nn.Module):
     """max(x, 0), in the form that is fast where it runs; the numbers are the same.
 
-    ``torch.relu`` saves a boolean mask for its backward pass, which inductor's CPU kernels then read and write element by
-    element. Compiled code selects with ``torch.where`` instead and stays vectorised.
+    ``torch.relu`` saves a boolean mask for its backward pass, which inductor's CPU kernels then read and write element
+    by element. Compiled code selects with ``torch.where`` instead and stays vectorised.
 
     Examples:
         >>> import torch

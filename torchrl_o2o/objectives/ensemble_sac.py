@@ -6,54 +6,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.objectives.common import LossModule
-from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
-from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.networks import (
-    Inputs,
-    Parameters,
-    call_ensemble,
-    flat_parameters,
-    policy_distribution,
-    sample_policy,
-    take_members,
-)
-from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, check_option
+from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, take_members
 
 __all__ = ["EnsembleSACLoss"]
 
-
-class _Networks(NamedTuple):
-    """The two templates a pure core evaluates under explicit parameters."""
-
-    actor: ProbabilisticTensorDictSequential
-    qvalue: TensorDictModule
-    action_key: NestedKey
-    out_key: NestedKey
-
-    def qvalues(self, params: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
-        """Q_i(s, a) of all given members, shape [E, *B]."""
-        return call_ensemble(self.qvalue, params, {**inputs, self.action_key: action}, self.out_key)
-
-    def sample(self, params: Parameters, inputs: Inputs, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """a ~ pi(.|s), shape [*B, A], and log pi(a|s), shape [*B]."""
-        return sample_policy(policy_distribution(self.actor, params, inputs), noise)
+_BOTH = ("actor_network", "qvalue_network")
+_Ensemble = Literal["sum", "mean"]
 
 
 def _next_value(
-    networks: _Networks, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor, members: Tensor | None
+    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor, members: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a', log pi(a'|s') and the minimum of Q'_i(s', a') over the given members, or over ``members`` row by row."""
     action, log_prob = networks.sample(actor, inputs, noise)
@@ -62,7 +36,7 @@ def _next_value(
 
 
 def _regress(
-    networks: _Networks, qvalue: Parameters, inputs: Inputs, action: Tensor, target: Tensor, reduction: str
+    networks: ActorCritic, qvalue: Parameters, inputs: Inputs, action: Tensor, target: Tensor, reduction: _Ensemble
 ) -> tuple[Tensor, Tensor]:
     """Squared error per row, shape [*B], and Q_i(s, a), shape [E, *B]."""
     values = networks.qvalues(qvalue, inputs, action)
@@ -70,7 +44,13 @@ def _regress(
 
 
 def _climb(
-    networks: _Networks, actor: Parameters, qvalue: Parameters, inputs: Inputs, noise: Tensor, alpha: Tensor, over: str
+    networks: ActorCritic,
+    actor: Parameters,
+    qvalue: Parameters,
+    inputs: Inputs,
+    noise: Tensor,
+    alpha: Tensor,
+    over: str,
 ) -> tuple[Tensor, Tensor]:
     """Actor objective per row and log pi(a|s), both of shape [*B]."""
     action, log_prob = networks.sample(actor, inputs, noise)
@@ -78,7 +58,7 @@ def _climb(
     return sac_actor_objective(log_prob, values.mean(0) if over == "mean" else values.amin(0), alpha), log_prob
 
 
-class EnsembleSACLoss(LossModule):
+class EnsembleSACLoss(TransitionLoss):
     r"""Soft actor-critic with E critics, as RLPD, A3RL, REDQ, SACfD and SAC use it by their arguments.
 
     Critic (Ball et al. 2023, Algorithm 1, lines 15-19), with :math:`a'\sim\pi(\cdot|s')` and Z members drawn without
@@ -101,19 +81,18 @@ class EnsembleSACLoss(LossModule):
     SAC, SACfD            2    2    ``"min"``    no       ``Temperature(-A, form="log_alpha")``
     ====================  ===  ===  ===========  =======  =========================================
 
-    The three losses are separate because the algorithms step them separately: ``utd_ratio`` critic steps, then one actor and
-    one temperature step. :meth:`forward` returns all of them from one set of parameters.
+    The three losses are separate because the algorithms step them separately: ``utd_ratio`` critic steps, then one
+    actor and one temperature step. :meth:`forward` returns all of them from one set of parameters.
 
-    Differences from the paper's text, following the authors' code: the entropy term of the target is subtracted (line 17
-    prints a plus) and the target networks average as :math:`\theta'\leftarrow(1-\tau)\theta'+\tau\theta` (line 21 prints the
-    inverse). The authors average the loss over members as well (``ensemble_reduction="mean"``).
+    Differences from the paper's text, following the authors' code: the entropy term of the target is subtracted (line
+    17 prints a plus) and the target networks average as :math:`\theta'\leftarrow(1-\tau)\theta'+\tau\theta` (line 21
+    prints the inverse). The authors average the loss over members as well (``ensemble_reduction="mean"``).
 
-    Differences from :class:`torchrl.objectives.REDQLoss`: a ``sub_sample_len`` that does not fit raises instead of being
-    clamped, only the drawn members are evaluated, the temperature is not clamped, importance weights are used, and a critic
-    step does not compute the actor's loss.
+    Differences from :class:`torchrl.objectives.REDQLoss`: a ``sub_sample_len`` that does not fit raises instead of
+    being clamped, only the drawn members are evaluated, the temperature is not clamped, importance weights are used,
+    and a critic step does not compute the actor's loss.
 
-    Importance weights under ``tensor_keys.priority_weight`` multiply the squared errors and are *not* renormalised
-    (:math:`\frac1B\sum_b w_b\ell_b`): the sampler decides their scale. TorchRL's own losses divide by their sum.
+    Importance weights multiply the squared errors as :class:`~torchrl_o2o.objectives.base.TransitionLoss` says.
 
     Args:
         actor_network: a probabilistic actor, for example :func:`~torchrl_o2o.modules.make_actor`.
@@ -123,14 +102,17 @@ class EnsembleSACLoss(LossModule):
         temperature: the entropy temperature. Defaults to ``Temperature(-A / 2)``, RLPD's.
         sub_sample_len: members Z in the target's minimum; ``None`` (default) takes all.
         subset_per: draw the members once per ``"batch"`` (default, RLPD and REDQ) or per ``"sample"``.
-        entropy_backup: subtract the entropy term from the target. Defaults to ``True``; RLPD turns it off on AntMaze and Adroit.
+        entropy_backup: subtract the entropy term from the target. Defaults to ``True``; RLPD turns it off on AntMaze
+            and Adroit.
         actor_q: the actor climbs the ``"mean"`` (default) or the ``"min"`` of the members.
         ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
-        weight_actor: importance weights multiply the actor's and the temperature's loss too (A3RL's code). Defaults to ``False``.
+        weight_actor: importance weights multiply the actor's and the temperature's loss too (A3RL's code). Defaults to
+            ``False``.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if ``sub_sample_len`` is not in 1..E, an option is unknown, or the action dimension is needed but unknown.
+        O2OSpecError: if ``sub_sample_len`` is not in 1..E, an option is unknown, or the action dimension is needed but
+            unknown.
 
     Examples:
         >>> import torch
@@ -160,36 +142,6 @@ class EnsembleSACLoss(LossModule):
         ['loss_actor', 'loss_alpha', 'loss_qvalue']
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Tensordict keys that can be renamed with ``set_keys``.
-
-        Attributes:
-            action: the action taken. Defaults to ``"action"``.
-            value: where the next state's value is put for the value estimator. Defaults to ``"state_value"``.
-            state_action_value: what the critics write. Defaults to ``"state_action_value"``.
-            log_prob: where the next action's log-density is put for the value estimator. Defaults to ``"_log_prob"``.
-            priority: where the absolute TD error is written. Defaults to ``"td_error"``.
-            priority_weight: importance weights, if present. Defaults to ``"priority_weight"``.
-            reward: Defaults to ``"reward"``.
-            done: Defaults to ``"done"``.
-            terminated: Defaults to ``"terminated"``.
-        """
-
-        action: NestedKey = "action"
-        value: NestedKey = "state_value"
-        state_action_value: NestedKey = "state_action_value"
-        log_prob: NestedKey = "_log_prob"
-        priority: NestedKey = "td_error"
-        priority_weight: NestedKey = "priority_weight"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
-    default_value_estimator = ValueEstimators.TD0
-    SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "target_value"]
 
     actor_network: ProbabilisticTensorDictSequential
@@ -199,6 +151,8 @@ class EnsembleSACLoss(LossModule):
     qvalue_network_params: TensorDictParams
     target_qvalue_network_params: TensorDictParams
 
+    _networks_read = (_BOTH, _BOTH)
+    _cores = ("_next_value", "_regress", "_climb")
     _next_value = staticmethod(_next_value)
     _regress = staticmethod(_regress)
     _climb = staticmethod(_climb)
@@ -213,20 +167,18 @@ class EnsembleSACLoss(LossModule):
         subset_per: Literal["batch", "sample"] = "batch",
         entropy_backup: bool = True,
         actor_q: Literal["mean", "min"] = "mean",
-        ensemble_reduction: Literal["sum", "mean"] = "sum",
+        ensemble_reduction: _Ensemble = "sum",
         weight_actor: bool = False,
-        reduction: Literal["mean", "sum", "none"] = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
-        self._in_keys: list[NestedKey] | None = None
-        super().__init__()
+        super().__init__(reduction)
         members = list(qvalue_network)
         size = len(members) if sub_sample_len is None else sub_sample_len
         if not 1 <= size <= len(members):
             raise O2OSpecError(f"got sub_sample_len={size}, expected 1..{len(members)}, the number of critics given")
-        _check_option("subset_per", subset_per, ("batch", "sample"))
-        _check_option("actor_q", actor_q, ("mean", "min"))
-        _check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
-        _check_option("reduction", reduction, ("mean", "sum", "none"))
+        check_option("subset_per", subset_per, ("batch", "sample"))
+        check_option("actor_q", actor_q, ("mean", "min"))
+        check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
         self.temperature = temperature or Temperature(-0.5 * _action_dim(actor_network, self.tensor_keys.action))
@@ -235,35 +187,9 @@ class EnsembleSACLoss(LossModule):
         self.subset_per: Literal["batch", "sample"] = subset_per
         self.entropy_backup = entropy_backup
         self.actor_q: Literal["mean", "min"] = actor_q
-        self.ensemble_reduction: Literal["sum", "mean"] = ensemble_reduction
+        self.ensemble_reduction: _Ensemble = ensemble_reduction
         self.weight_actor = weight_actor
-        self.reduction = reduction
-        self.noise: NoiseSource = GeneratorNoise()
-        # Built now, not at first use: its buffer gamma is part of the state that strict loading compares.
         self.make_value_estimator()
-
-    def make_value_estimator(
-        self, value_type: ValueEstimators | ValueEstimatorBase | None = None, **hyperparams: float
-    ) -> None:
-        """Choose how the target is formed from reward and next value.
-
-        Args:
-            value_type: ``ValueEstimators.TD0`` (default), or an estimator of your own such as SAMG's.
-            hyperparams: ``gamma`` (defaults to 0.99) for TD0.
-        """
-        if value_type is None:
-            value_type = self.default_value_estimator
-        if isinstance(value_type, ValueEstimatorBase):
-            LossModule.make_value_estimator(self, value_type)
-            return
-        keys = self.tensor_keys
-        dispatch_value_estimator(
-            self,
-            value_type,
-            supported=self.SUPPORTED_VALUE_ESTIMATORS,
-            tensor_keys={"value": keys.value, "reward": keys.reward, "done": keys.done, "terminated": keys.terminated},
-            **hyperparams,
-        )
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one minibatch.
@@ -272,13 +198,13 @@ class EnsembleSACLoss(LossModule):
             tensordict: transitions, shape [*B]; not modified.
 
         Returns:
-            The loss, and ``td_error`` (mean over members of the absolute error, shape [*B]), ``qvalue`` (shape [E, *B]) and
-            ``target_value`` (shape [*B]), all detached.
+            The loss, and ``td_error`` (mean over members of the absolute error, shape [*B]), ``qvalue`` (shape [E, *B])
+            and ``target_value`` (shape [*B]), all detached.
         """
         target = self.target_value(tensordict)
         params = flat_parameters(self.qvalue_network_params)
         action = tensordict.get(self.tensor_keys.action)
-        inputs = self._inputs(tensordict)
+        inputs = self._inputs(tensordict, *_BOTH)
         error, qvalue = self._regress(self._networks, params, inputs, action, target, self.ensemble_reduction)
         qvalue = qvalue.detach()
         info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
@@ -295,7 +221,7 @@ class EnsembleSACLoss(LossModule):
         """
         noise = self.noise.normal("action", tensordict.get(self.tensor_keys.action))
         actor, critics = flat_parameters(self.actor_network_params), flat_parameters(self.qvalue_network_params.data)
-        alpha, inputs = self.temperature.alpha, self._inputs(tensordict)
+        alpha, inputs = self.temperature.alpha, self._inputs(tensordict, *_BOTH)
         objective, log_prob = self._climb(self._networks, actor, critics, inputs, noise, alpha, self.actor_q)
         weights = self._weights(tensordict) if self.weight_actor else None
         return self._reduce(objective, weights), {"log_prob": log_prob.detach()}
@@ -346,8 +272,8 @@ class EnsembleSACLoss(LossModule):
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         r"""The Bellman target y of the class docstring.
 
-        The value estimator is handed, under ``"next"``, the sampled action, its log-density, the minimum over the drawn target
-        members and the soft value, so that estimators which mix in other critics need no second pass.
+        The value estimator is handed, under ``"next"``, the sampled action, its log-density, the minimum over the drawn
+        target members and the soft value, so that estimators which mix in other critics need no second pass.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
@@ -355,20 +281,18 @@ class EnsembleSACLoss(LossModule):
         Returns:
             y, shape [*B], without gradient.
         """
-        keys, following = self.tensor_keys, tensordict.get("next")
+        keys = self.tensor_keys
         noise = self.noise.normal("next_action", tensordict.get(keys.action))
         target, rows = self._target_members(noise[..., 0])
-        actor, inputs = flat_parameters(self.actor_network_params.data), self._inputs(following)
+        actor, inputs = flat_parameters(self.actor_network_params.data), self._inputs(tensordict.get("next"), *_BOTH)
         action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise, rows)
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
         columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
-        following = following.copy().set(keys.action, action)
-        for key, column in columns.items():
-            following.set(key, column.unsqueeze(-1))
-        return self.value_estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
+        return self._estimate(tensordict, columns, action)
 
     def _target_members(self, like: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Target parameters to evaluate, and per row the members to keep, shape [Z, *B], or ``None`` for all evaluated."""
+        """Target parameters to evaluate, and per row the members to keep, shape [Z, *B], or ``None`` for all
+        evaluated."""
         params = flat_parameters(self.target_qvalue_network_params.data)
         if self.sub_sample_len == self.num_qvalue_nets:
             return params, None
@@ -377,64 +301,9 @@ class EnsembleSACLoss(LossModule):
         return (params, index) if per_row else (take_members(params, index), None)
 
     @property
-    def _networks(self) -> _Networks:
+    def _networks(self) -> ActorCritic:
         keys = self.tensor_keys
-        return _Networks(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
-
-    def _inputs(self, observation: TensorDictBase) -> dict[NestedKey, Tensor]:
-        keys = dict.fromkeys((*self.actor_network.in_keys, *self.qvalue_network.in_keys))
-        return {key: observation.get(key) for key in keys if key != self.tensor_keys.action}
-
-    def compile(self, *, mode: str | None = None) -> None:
-        """Compile the three pure cores of this loss in place; everything around them stays plain.
-
-        The cores are the target's next value, the critics' regression and the actor's objective: functions of tensors and
-        dictionaries of tensors, without random draws, so that compiled and eager losses agree to rounding. Batches of one
-        shape compile once.
-
-        Args:
-            mode: ``torch.compile``'s mode. Defaults to its own default.
-        """
-        for name in ("_next_value", "_regress", "_climb"):
-            self.__dict__[name] = torch.compile(getattr(type(self), name), mode=mode, dynamic=False, fullgraph=True)
-
-    def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
-        weights = tensordict.get(self.tensor_keys.priority_weight, None)
-        return None if weights is None else weights.reshape(tensordict.batch_size)
-
-    def _reduce(self, loss: Tensor, weights: Tensor | None) -> Tensor:
-        loss = loss if weights is None else loss * weights
-        if self.reduction == "none":
-            return loss
-        return loss.mean() if self.reduction == "mean" else loss.sum()
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that :meth:`forward` reads, in the order of its positional arguments."""
-        if self._in_keys is None:
-            keys = self.tensor_keys
-            following = (*self.actor_network.in_keys, keys.reward, keys.done, keys.terminated)
-            names = [keys.action, *(("next", key) for key in following)]
-            names += [*self.actor_network.in_keys, *self.qvalue_network.in_keys]
-            self._in_keys = list(dict.fromkeys(names))
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
-
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        if self._value_estimator is not None:
-            keys = self.tensor_keys
-            self._value_estimator.set_keys(
-                value=keys.value, reward=keys.reward, done=keys.done, terminated=keys.terminated
-            )
-        self._in_keys = None
-
-
-def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise O2OSpecError(f"got {name}={value!r}, expected one of {', '.join(map(repr, known))}")
+        return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
 
 
 def _action_dim(actor: ProbabilisticTensorDictSequential, key: NestedKey) -> int:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -25,7 +26,16 @@ from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
 from torchrl_o2o.modules.distributions import TanhNormal
 
-__all__ = ["call_ensemble", "flat_parameters", "policy_distribution", "sample_policy", "take_members"]
+__all__ = [
+    "ActorCritic",
+    "Inputs",
+    "Parameters",
+    "call_ensemble",
+    "flat_parameters",
+    "policy_distribution",
+    "sample_policy",
+    "take_members",
+]
 
 Inputs = Mapping[NestedKey, Tensor]
 Parameters = Mapping[str, Tensor]
@@ -59,8 +69,9 @@ def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tenso
 def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate all members of an ensemble on the same inputs in one batched call, without a Python loop.
 
-    The plain module inside a :class:`~tensordict.nn.TensorDictModule` is called directly on tensors, which ``torch.compile``
-    traces; any other module gets a TensorDict. Both are vectorised over the leading dimension of the parameters.
+    The plain module inside a :class:`~tensordict.nn.TensorDictModule` is called directly on tensors, which
+    ``torch.compile`` traces; any other module gets a TensorDict. Both are vectorised over the leading dimension of the
+    parameters.
 
     Args:
         network: one member, the template of all.
@@ -123,12 +134,33 @@ def sample_policy(
     Returns:
         Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
     """
-    if isinstance(dist, UpstreamTanhNormal):  # the same density, but with our noise and without clamping saturated actions
+    if isinstance(
+        dist, UpstreamTanhNormal
+    ):  # the same density, but with our noise and without clamping saturated actions
         dist = TanhNormal(dist.loc, dist.scale, low=dist.low, high=dist.high)
     if isinstance(dist, TanhNormal):
         return dist.rsample_and_log_prob(sample_shape, noise=noise)
     action = dist.rsample(torch.Size(sample_shape))
     return action, dist.log_prob(action)
+
+
+class ActorCritic(NamedTuple):
+    """Templates of an actor and of one critic, evaluated under explicit parameters by the losses' pure cores."""
+
+    actor: ProbabilisticTensorDictSequential
+    qvalue: TensorDictModuleBase
+    action_key: NestedKey
+    out_key: NestedKey
+
+    def qvalues(self, params: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
+        """Q_i(s, a) of all members in ``params``, shape [E, *B]."""
+        return call_ensemble(self.qvalue, params, {**inputs, self.action_key: action}, self.out_key)
+
+    def sample(
+        self, params: Parameters, inputs: Inputs, noise: Tensor, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """a ~ pi(.|s), shape [*sample_shape, *B, A], and log pi(a|s), shape [*sample_shape, *B]."""
+        return sample_policy(policy_distribution(self.actor, params, inputs), noise, sample_shape)
 
 
 def _plain_module(network: nn.Module) -> nn.Module | None:

@@ -4,7 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Contracts that every loss and sampler of the package keeps, for use in your own tests as well.
 
-Subclass a contract in a pytest module and fill in its ``make_*`` methods; pytest then runs all of its tests on your class.
+Subclass a contract in a pytest module and fill in its ``make_*`` methods; pytest then runs all of its tests on your
+class.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def random_transitions(
 class LossContract:
     """Tests that hold for any loss module with separate ``loss_*`` outputs.
 
-    Subclasses provide :meth:`make_loss` and say in :attr:`trains` which parameters each loss may move. ``make_batch`` may be
-    overridden for losses that read more than transitions.
+    Subclasses provide :meth:`make_loss` and say in :attr:`trains` which parameters each loss may move. ``make_batch``
+    may be overridden for losses that read more than transitions.
     """
 
     observation_dim = 5
@@ -105,7 +105,7 @@ class LossContract:
     def test_outputs_are_finite_scalars(self) -> None:
         """Every output is one finite number under the default reduction."""
         out = self._run(self._seeded(), self.make_batch())
-        assert set(self.trains) == {key for key in out.keys() if key.startswith("loss_")}
+        assert set(self.trains) == {key for key in sorted(out.keys()) if key.startswith("loss_")}
         for key, value in out.items():
             assert value.shape == (), key
             assert value.isfinite(), key
@@ -232,7 +232,9 @@ class LossContract:
         after = self._run(other, batch)
         for key in self.trains:
             assert not torch.equal(after[key], before[key]), f"the copy's {key} does not follow its parameters"
-            assert torch.equal(self._run(loss, batch)[key], before[key]), f"training the copy moved the original's {key}"
+            assert torch.equal(self._run(loss, batch)[key], before[key]), (
+                f"training the copy moved the original's {key}"
+            )
 
     def _step(self, loss: LossModule, batch: TensorDict) -> None:
         optim = torch.optim.SGD([value for value in loss.parameters() if value.requires_grad], lr=0.05)

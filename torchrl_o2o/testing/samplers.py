@@ -112,7 +112,9 @@ class SamplerContract:
             assert torch.equal(batch["x"][offline], batch["index"][offline])
         rows = buffer.storage[:]["x"]
         assert torch.equal(rows[: self.num_offline], torch.arange(self.num_offline))
-        assert sorted(rows[self.num_offline :].tolist()) == list(range(1000 + 2 * self.capacity, 1000 + 3 * self.capacity))
+        assert sorted(rows[self.num_offline :].tolist()) == list(
+            range(1000 + 2 * self.capacity, 1000 + 3 * self.capacity)
+        )
 
     def test_empirical_frequencies(self) -> None:
         """Rows come up as often as they should (chi-square, five standard deviations)."""
@@ -125,4 +127,6 @@ class SamplerContract:
         assert (counts[~drawn] == 0).all()
         statistic = ((counts - expected)[drawn].square() / expected[drawn]).sum()
         freedom = int(drawn.sum()) - 1
-        assert statistic < freedom + 5 * (2 * freedom) ** 0.5, f"chi-square {statistic:.1f} at {freedom} degrees of freedom"
+        assert statistic < freedom + 5 * (2 * freedom) ** 0.5, (
+            f"chi-square {statistic:.1f} at {freedom} degrees of freedom"
+        )

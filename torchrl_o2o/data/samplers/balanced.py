@@ -25,30 +25,32 @@ __all__ = ["BalancedSampler"]
 class BalancedSampler(Sampler):
     r"""Uniform draws from both regions of one storage, mixed in an exact and evenly interleaved fraction.
 
-    Row i of a batch is offline exactly if :math:`\lceil (i+1)f\rceil > \lceil if\rceil`, so any run of n consecutive rows
-    holds :math:`nf` offline rows, rounded up or down, and exactly :math:`nf` where the run starts at a multiple of n and
-    :math:`nf` is whole: each of the ``utd_ratio`` minibatches of a batch keeps the fraction. At f = 1/2 even rows are offline
-    and odd rows online, as in RLPD's code. Draws are with replacement.
+    Row i of a batch is offline exactly if :math:`\lceil (i+1)f\rceil > \lceil if\rceil`, so any run of n consecutive
+    rows holds :math:`nf` offline rows, rounded up or down, and exactly :math:`nf` where the run starts at a multiple of
+    n and :math:`nf` is whole: each of the ``utd_ratio`` minibatches of a batch keeps the fraction. At f = 1/2 even rows
+    are offline and odd rows online, as in RLPD's code. Draws are with replacement.
 
-    A batch of B rows has :math:`\lceil Bf\rceil` offline rows. While no online transition exists, all rows are offline: that
-    is warned about once and counted in ``num_offline_only_batches``.
+    A batch of B rows has :math:`\lceil Bf\rceil` offline rows. While no online transition exists, all rows are offline:
+    that is warned about once and counted in ``num_offline_only_batches``.
 
     Source: Ball et al. 2023 (RLPD), section 4.1, symmetric sampling, there with f = 1/2.
 
     Args:
-        num_offline: number of offline rows at the storage's start, see :func:`~torchrl_o2o.data.offline_online_storage`.
-        offline_fraction: f in [0, 1]. Defaults to 0.5; 0 is SAC without data, 1 trains offline. May be changed at any time.
+        num_offline: number of offline rows at the storage's start, see
+            :func:`~torchrl_o2o.data.offline_online_storage`.
+        offline_fraction: f in [0, 1]. Defaults to 0.5; 0 is SAC without data, 1 trains offline. May be changed at any
+            time.
 
     Raises:
-        O2OSpecError: if the fraction is outside [0, 1], asks for offline rows where there are none, or the online region is
-            smaller than the online rows of one batch.
+        O2OSpecError: if the fraction is outside [0, 1], asks for offline rows where there are none, or the online
+            region is smaller than the online rows of one batch.
 
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
         >>> storage = LazyTensorStorage(100)
-        >>> storage.set(torch.arange(60), TensorDict({"x": torch.arange(60)}, [60]))  # rows 0..39 offline, 40..59 online
+        >>> storage.set(torch.arange(60), TensorDict({"x": torch.arange(60)}, [60]))  # 40 offline, 20 online
         >>> buffer = TensorDictReplayBuffer(storage=storage, sampler=BalancedSampler(40, 0.25), batch_size=32)
         >>> [int((part["index"] < 40).sum()) for part in buffer.sample().split(8)]
         [2, 2, 2, 2]
@@ -108,8 +110,8 @@ class BalancedSampler(Sampler):
         capacity = getattr(storage, "max_size", len(storage)) - self.num_offline
         if capacity < batch_size - count:
             raise O2OSpecError(
-                f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {batch_size - count} online "
-                f"rows, but the storage has {capacity} online slots; raise online_capacity or lower the batch"
+                f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {batch_size - count} "
+                f"online rows, but the storage has {capacity} online slots; raise online_capacity or lower the batch"
             )
         index = torch.empty(batch_size, dtype=torch.long)
         index[is_offline] = self._uniform(0, self.num_offline, count)

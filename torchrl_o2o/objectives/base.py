@@ -1,0 +1,188 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The plumbing all losses share: keys, weights, reduction, value estimator, compilation. No equation is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives.common import LossModule
+from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
+from torchrl.objectives.value import ValueEstimatorBase
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
+
+__all__ = ["Reduction", "TransitionLoss", "check_option"]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class TransitionLoss(LossModule):
+    r"""Abstract base of losses on batches of transitions.
+
+    Importance weights under ``tensor_keys.priority_weight`` multiply the rows' losses and are *not* renormalised
+    (:math:`\frac1B\sum_b w_b\ell_b`): the sampler decides their scale. TorchRL's own losses divide by their sum.
+
+    Subclasses set ``_networks_read`` and ``_cores`` and end their ``__init__`` with :meth:`make_value_estimator`.
+
+    Args:
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if the reduction is unknown.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Tensordict keys that can be renamed with ``set_keys``.
+
+        Attributes:
+            action: the action taken. Defaults to ``"action"``.
+            value: V(s), and where the next state's value is put for the value estimator. Defaults to ``"state_value"``.
+            state_action_value: what the critics write. Defaults to ``"state_action_value"``.
+            log_prob: where the next action's log-density is put for the value estimator. Defaults to ``"_log_prob"``.
+            priority: where the absolute TD error is written. Defaults to ``"td_error"``.
+            priority_weight: importance weights, if present. Defaults to ``"priority_weight"``.
+            reward: Defaults to ``"reward"``.
+            done: Defaults to ``"done"``.
+            terminated: Defaults to ``"terminated"``.
+        """
+
+        action: NestedKey = "action"
+        value: NestedKey = "state_value"
+        state_action_value: NestedKey = "state_action_value"
+        log_prob: NestedKey = "_log_prob"
+        priority: NestedKey = "td_error"
+        priority_weight: NestedKey = "priority_weight"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TD0
+    SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
+
+    #: Attributes holding networks whose inputs are read at s, and of those the ones read at s' as well.
+    _networks_read: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
+    #: Names of the static pure functions that :meth:`compile` replaces by compiled ones.
+    _cores: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        self._in_keys: list[NestedKey] | None = None
+        super().__init__()
+        check_option("reduction", reduction, ("mean", "sum", "none"))
+        self.reduction: Reduction = reduction
+        self.noise: NoiseSource = GeneratorNoise()
+
+    def make_value_estimator(
+        self, value_type: ValueEstimators | ValueEstimatorBase | None = None, **hyperparams: float
+    ) -> None:
+        """Choose how the target is formed from reward and next value.
+
+        Built in the constructor and not at first use: its buffer ``gamma`` is part of the state that strict loading
+        compares.
+
+        Args:
+            value_type: ``ValueEstimators.TD0`` (default), or an estimator of your own such as SAMG's.
+            hyperparams: ``gamma`` (defaults to 0.99) for TD0.
+        """
+        if value_type is None:
+            value_type = self.default_value_estimator
+        if isinstance(value_type, ValueEstimatorBase):
+            LossModule.make_value_estimator(self, value_type)
+        else:
+            supported = self.SUPPORTED_VALUE_ESTIMATORS
+            dispatch_value_estimator(self, value_type, supported=supported, **hyperparams)
+        self._forward_value_estimator_keys()
+
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        self._in_keys = None
+        if self._value_estimator is not None:
+            keys = self.tensor_keys
+            self._value_estimator.set_keys(
+                value=keys.value, reward=keys.reward, done=keys.done, terminated=keys.terminated
+            )
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that ``forward`` reads, in the order of its positional arguments."""
+        if self._in_keys is None:
+            keys, (current, following) = self.tensor_keys, self._networks_read
+            names: list[NestedKey] = [keys.action]
+            names += [("next", key) for key in (*self._inputs_of(following), keys.reward, keys.done, keys.terminated)]
+            self._in_keys = list(dict.fromkeys([*names, *self._inputs_of(current)]))
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def _inputs_of(self, networks: tuple[str, ...]) -> list[NestedKey]:
+        """Entries the named networks read, without the action."""
+        modules: list[TensorDictModuleBase] = [getattr(self, name) for name in networks]
+        keys = dict.fromkeys(key for module in modules for key in module.in_keys)
+        return [key for key in keys if key != self.tensor_keys.action]
+
+    def _inputs(self, tensordict: TensorDictBase, *networks: str) -> dict[NestedKey, Tensor]:
+        """The tensors the named networks read, without the action."""
+        return {key: tensordict.get(key) for key in self._inputs_of(networks)}
+
+    def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
+        weights = tensordict.get(self.tensor_keys.priority_weight, None)
+        return None if weights is None else weights.reshape(tensordict.batch_size)
+
+    def _reduce(self, loss: Tensor, weights: Tensor | None = None) -> Tensor:
+        loss = loss if weights is None else loss * weights
+        if self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
+    def _estimate(self, tensordict: TensorDictBase, columns: dict[NestedKey, Tensor], action: Tensor | None) -> Tensor:
+        """Hand the value estimator what it may need under ``"next"``, without touching the batch; returns y, shape
+        [*B]."""
+        following = tensordict.get("next").copy()
+        for key, column in columns.items():
+            following.set(key, column.unsqueeze(-1))
+        if action is not None:
+            following.set(self.tensor_keys.action, action)
+        return self.value_estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
+
+    def compile(self, *, mode: str | None = None) -> None:
+        """Compile the pure cores of this loss in place; everything around them stays plain.
+
+        The cores are functions of tensors and dictionaries of tensors, without random draws, so that compiled and eager
+        losses agree to rounding. Batches of one shape compile once.
+
+        Args:
+            mode: ``torch.compile``'s mode. Defaults to its own default.
+        """
+        for name in self._cores:
+            self.__dict__[name] = torch.compile(getattr(type(self), name), mode=mode, dynamic=False, fullgraph=True)
+
+
+def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is not an option.
+
+    Args:
+        name: the argument's name.
+        value: what was given.
+        known: what is accepted.
+
+    Raises:
+        O2OSpecError: if ``value`` is not among ``known``.
+
+    Examples:
+        >>> check_option("actor_q", "mean", ("mean", "min"))
+    """
+    if value not in known:
+        raise O2OSpecError(f"got {name}={value!r}, expected one of {', '.join(map(repr, known))}")
