@@ -39,9 +39,6 @@ __all__ = ["make_local_dataset"]
 _POLICIES = Path(__file__).with_name("policies")
 _ACTION_NOISE = 0.1
 _CLONED_NOISE = 0.5
-#: Which actor of a policy file that holds several plays which part (Stable-Baselines3's zoo names).
-_ZOO_PREFIX = {"medium": "sac_{}/", "expert": "tqc_{}/"}
-
 Policy = str | Path | Callable[[np.ndarray], np.ndarray]
 
 
@@ -120,7 +117,7 @@ def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
         return f"function {getattr(policy, '__qualname__', type(policy).__qualname__)}"
     if policy is None and not recipe.kind.startswith("linear"):
         return None
-    path = Path(policy) if policy is not None else _POLICIES / f"{recipe.actor}_linear_f32.npz"
+    path = Path(policy) if policy is not None else _POLICIES / recipe.actors[0]
     try:
         return f"{path.name} blake2b:{hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}"
     except OSError as error:
@@ -154,34 +151,36 @@ def _make_env(env_id: str) -> gymnasium.Env:
 def _collect(env: gymnasium.Env, recipe: Recipe, policy: Policy | None, num_steps: int, seed: int) -> list[Trajectory]:
     if recipe.kind == "maze":
         return wander(env, num_steps=num_steps, seed=seed)
-    parts = ("medium", "expert") if recipe.kind == "medium-expert" else (recipe.kind,)
+    shares = _actors(recipe, policy, env.action_space)
     trajectories = []
-    for number, part in enumerate(parts):
-        steps = num_steps // len(parts) + (number < num_steps % len(parts))
-        actors = _actors(recipe, part, policy, env.action_space)
+    for number, actors in enumerate(shares):
+        steps = num_steps // len(shares) + (number < num_steps % len(shares))
         trajectories += roll_out(env, actors, num_steps=steps, seed=seed + number)
     return trajectories
 
 
-def _actors(recipe: Recipe, part: str, policy: Policy | None, box: Any) -> EpisodeActors:
-    if part == "uniform":
-        return uniform_policy(box)
-    if part.startswith("linear"):
-        return gaussian_noise(_linear_actors(recipe, part), box, low=_ACTION_NOISE)
+def _actors(recipe: Recipe, policy: Policy | None, box: Any) -> list[EpisodeActors]:
+    """Who acts, each for an equal share of the steps."""
+    if recipe.kind == "uniform":
+        return [uniform_policy(box)]
+    if recipe.kind.startswith("linear"):
+        return [gaussian_noise(_linear_actors(recipe), box, low=_ACTION_NOISE)]
     if callable(policy):
-        given: EpisodeActors = lambda rng: policy  # noqa: E731
+        shares: list[EpisodeActors] = [lambda rng: policy]
     else:
-        given = load_actor(Path(policy or ""), _ZOO_PREFIX.get(part, "{}/").format(recipe.actor), box)
-    return gaussian_noise(given, box, low=0.0, high=_CLONED_NOISE) if part == "cloned" else given
+        shares = [load_actor(Path(policy or ""), group, box) for group in recipe.actors]
+    if recipe.kind == "cloned":
+        return [gaussian_noise(actors, box, low=0.0, high=_CLONED_NOISE) for actors in shares]
+    return shares
 
 
-def _linear_actors(recipe: Recipe, part: str) -> EpisodeActors:
-    with np.load(_POLICIES / f"{recipe.actor}_linear_f32.npz", allow_pickle=False) as file:
+def _linear_actors(recipe: Recipe) -> EpisodeActors:
+    with np.load(_POLICIES / recipe.actors[0], allow_pickle=False) as file:
         weights, means, scales = file["W"], file["mu"], file["sd"]
     policies = [linear_policy(*arrays) for arrays in zip(weights, means, scales)]
-    if part == "linear-mix":
+    if recipe.kind == "linear-mix":
         return mixture([lambda rng, act=act: act for act in policies])
-    if part == "linear-medium":
+    if recipe.kind == "linear-medium":
         return lambda rng: policies[len(policies) // 2 - 1]
     size = float(np.sqrt(np.mean(np.square(weights[-1]))))
     return lambda rng: linear_policy(rng.normal(scale=size, size=weights[0].shape), means[0], scales[0])

@@ -26,13 +26,14 @@ class Recipe:
         env_id: the environment, or one of this package's tasks.
         kind: what acts in it.
         num_steps: environment steps simulated by default.
-        actor: the name of the environment's actor in a policy file; for linear policies that file's name.
+        actors: groups of arrays in the policy file, each acting for an equal share of the steps; for linear policies
+            the name of the packaged file.
     """
 
     env_id: str
     kind: Kind
     num_steps: int
-    actor: str | None = None
+    actors: tuple[str, ...] = ()
 
     @property
     def needs_policy(self) -> bool:
@@ -66,14 +67,25 @@ def _recipes() -> dict[str, Recipe]:
         recipes[f"o2o/pointmaze/{size}-play-v0"] = Recipe(f"o2o/PointMaze-{task}-v0", "maze", 100_000)
     for env in _LOCOMOTION[:2]:
         for kind in ("linear-random", "linear-medium", "linear-mix"):
-            recipes[f"o2o/{env.lower()}/{kind}-v0"] = Recipe(f"{env}-v5", kind, 100_000, env.lower())
-    for actor in _LOCOMOTION:
-        recipes[f"o2o/{actor.lower()}/random-v0"] = Recipe(f"{actor}-v5", "uniform", 50_000)
-        for kind in ("medium", "expert", "medium-expert"):
-            recipes[f"o2o/{actor.lower()}/{kind}-v0"] = Recipe(f"{actor}-v5", kind, 100_000, actor)
+            recipes[f"o2o/{env.lower()}/{kind}-v0"] = Recipe(
+                f"{env}-v5", kind, 100_000, (f"{env.lower()}_linear_f32.npz",)
+            )
+    for env in _LOCOMOTION:
+        recipes[f"o2o/{env.lower()}/random-v0"] = Recipe(f"{env}-v5", "uniform", 50_000)
+        # The names in the file of Stable-Baselines3's zoo: SAC's actors are the weaker ones.
+        medium, expert = f"sac_{env}/", f"tqc_{env}/"
+        shares: dict[Kind, tuple[str, ...]] = {
+            "medium": (medium,),
+            "expert": (expert,),
+            "medium-expert": (medium, expert),
+        }
+        for kind, actors in shares.items():
+            recipes[f"o2o/{env.lower()}/{kind}-v0"] = Recipe(f"{env}-v5", kind, 100_000, actors)
     for name in ("door", "pen", "hammer", "relocate"):
         for kind in ("expert", "cloned"):
-            recipes[f"o2o/adroit/{name}/{kind}-v0"] = Recipe(f"AdroitHand{name.title()}Sparse-v1", kind, 20_000, name)
+            recipes[f"o2o/adroit/{name}/{kind}-v0"] = Recipe(
+                f"AdroitHand{name.title()}Sparse-v1", kind, 20_000, (f"{name}/",)
+            )
     return recipes
 
 
