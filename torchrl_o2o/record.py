@@ -133,12 +133,12 @@ class Recorder:
         for sink in self._sinks:
             sink.write(step, numbers)
 
-    def dump(self, name: str, data: Mapping[Any, Any] | TensorDictBase) -> Path:
+    def dump(self, name: str, data: TensorDictBase) -> Path:
         """Write tensors next to the metrics, for instance the batch whose loss was not finite.
 
         Args:
             name: the file's name without its ending; an existing file is replaced.
-            data: tensors, or a tensordict, which becomes nested dicts.
+            data: tensors; written as nested dicts.
 
         Returns:
             The file, ``folder/name.pt``; ``torch.load(weights_only=True)`` reads it.
@@ -148,7 +148,7 @@ class Recorder:
         """
         path = self.folder / f"{name}.pt"
         try:
-            torch.save(data.to_dict() if isinstance(data, TensorDictBase) else data, path)
+            torch.save(data.to_dict(), path)
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
             raise O2OCheckpointError(f"cannot write {path} ({error}); make room on the disk") from error
         return path

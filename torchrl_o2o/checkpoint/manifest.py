@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,18 @@ def load(data: bytes) -> Any:
     Args:
         data: a file's content.
 
+    Raises:
+        O2OCheckpointError: if reading it would run code.
+
     Examples:
         >>> load(dump("weights", {"w": torch.ones(2)}))
         {'w': tensor([1., 1.])}
     """
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise O2OCheckpointError(f"refused, because reading it would run code ({reason})") from error
 
 
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
