@@ -11,7 +11,6 @@ import math
 import os
 import subprocess
 import sys
-import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,34 +116,9 @@ def test_run_file_describes_the_run_without_the_environment(tmp_path, monkeypatc
     assert "a-secret-value" not in (tmp_path / "run.json").read_text()
 
 
-def test_run_file_names_the_commit_of_the_script(tmp_path, monkeypatch):
-    checkout = tmp_path / "checkout"
-    checkout.mkdir()
-    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b"]
-    script = checkout / "train.py"
-    script.write_text("1")
-    for words in (["init", "-q"], ["add", "train.py"], ["commit", "-q", "-m", "one"]):
-        subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(sys, "argv", [str(script)])
-    Recorder(tmp_path / "clean", config={}).close()
-    script.write_text("2")
-    Recorder(tmp_path / "dirty", config={}).close()
-    clean, dirty = read_run(tmp_path / "clean")["commit"], read_run(tmp_path / "dirty")["commit"]
-    assert len(clean["hash"]) == 40
-    assert (clean["dirty"], dirty["dirty"]) == (False, True)
-    assert clean["hash"] == dirty["hash"]
-
-
 def test_seed_may_not_contradict_the_configuration(tmp_path):
     with pytest.raises(O2OSpecError, match=r"seed is 1 but config\['seed'\] is 2"):
         Recorder(tmp_path, config={"seed": 2}, seed=1)
-
-
-def test_configuration_that_json_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(O2OSpecError, match=r"config value optim\.0 is a type"):
-        Recorder(tmp_path, config={"optim": [torch.optim.Adam]})
-    with pytest.raises(O2OSpecError, match="config is a list"):
-        Recorder(tmp_path, config=[1])
 
 
 def test_a_folder_with_a_run_is_refused_unless_resumed(tmp_path):
@@ -277,69 +251,6 @@ def test_readers_name_the_line_and_the_file(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(O2OCheckpointError, match="is not JSON"):
         read_run(tmp_path)
-
-
-def test_tensorboard_events_hold_the_metrics(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    with Recorder(tmp_path, config={}, tensorboard=True) as recorder:
-        recorder.log(4, {"eval/return": 2.5})
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("eval/return")] == [(4, 2.5)]
-
-
-class FakeWandb(types.ModuleType):
-    """Refuses to go online, as wandb does without a key or a network."""
-
-    class errors:
-        class Error(Exception):
-            pass
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.calls, self.rows, self.finished = [], [], False
-
-    def init(self, **settings):
-        self.calls.append(settings)
-        if settings.get("mode") != "offline":
-            raise self.errors.Error("no key")
-        return self
-
-    def log(self, row, step):
-        self.rows.append((step, row))
-
-    def finish(self):
-        self.finished = True
-
-
-def test_wandb_without_a_key_goes_on_offline_with_a_warning(tmp_path, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with pytest.warns(UserWarning, match="WANDB IS OFFLINE: no key"):
-        recorder = Recorder(tmp_path, config={"gamma": 0.9}, wandb={"project": "p"})
-    with recorder:
-        recorder.log(1, {"train/a": torch.tensor(2.0)})
-    assert [call.get("mode") for call in fake.calls] == [None, "offline"]
-    assert fake.calls[1]["project"] == "p"
-    assert fake.calls[1]["config"] == {"gamma": 0.9}
-    assert fake.calls[1]["id"] == read_run(tmp_path)["id"]
-    assert fake.rows == [(1, {"train/a": 2.0})]
-    assert fake.finished
-
-
-def test_wandb_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(O2OSpecError, match=r"pip install torchrl_o2o\[wandb\]"):
-        Recorder(tmp_path, config={}, wandb={})
-
-
-def test_progress_bar_shows_the_step_and_metrics(tmp_path, capsys):
-    with Recorder(tmp_path, config={}, progress_total=8) as recorder:
-        recorder.log(2, {"train/loss": 0.25})
-        recorder.log(8, {"train/loss": 0.5})
-    shown = capsys.readouterr().err
-    assert "8/8" in shown
-    assert "loss=0.5" in shown
 
 
 def test_batch_is_dumped_for_a_look(tmp_path):
