@@ -21,7 +21,19 @@ _PROGRESS_METRICS = 3
 
 
 class Sink(Protocol):
-    """Takes rows of metrics, in the order of their steps, until it is closed."""
+    """Takes rows of metrics, in the order of their steps, until it is closed.
+
+    Examples:
+        >>> class Memory:
+        ...     def __init__(self):
+        ...         self.rows = []
+        ...     def write(self, step, metrics):
+        ...         self.rows.append((step, dict(metrics)))
+        ...     def close(self):
+        ...         pass
+        >>> sink: Sink = Memory()
+        >>> sink.write(1, {"train/loss": 0.5})
+    """
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of one row."""
@@ -40,6 +52,9 @@ class TensorBoardSink:
 
     Raises:
         O2OSpecError: if tensorboard is not installed.
+
+    Examples:
+        >>> TensorBoardSink(Path("run") / "tensorboard")  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,6 +87,9 @@ class WandbSink:
 
     Raises:
         O2OSpecError: if wandb is not installed.
+
+    Examples:
+        >>> WandbSink(Path("run"), {"id": "a1b2", "config": {}}, {"project": "o2o"})  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -103,6 +121,11 @@ class ProgressSink:
 
     Args:
         total: the step at which the run is complete.
+
+    Examples:
+        >>> sink = ProgressSink(10)
+        >>> sink.write(10, {"train/loss": 0.5})
+        >>> sink.close()
     """
 
     def __init__(self, total: int) -> None:

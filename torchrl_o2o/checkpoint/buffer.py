@@ -28,6 +28,19 @@ class BufferArchive:
         buffer: see :func:`~torchrl_o2o.checkpoint.segments.buffer_regions` for what it must be. Draws that a
             prefetching buffer has made ahead are not saved; a warning says so.
         folder: the folder of the segments.
+
+    Examples:
+        >>> import tempfile
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> buffer, copy = (TensorDictReplayBuffer(storage=LazyTensorStorage(4)) for _ in range(2))
+        >>> _ = buffer.extend(TensorDict({"reward": torch.ones(3, 1)}, [3]))
+        >>> archive = BufferArchive(buffer, folder)
+        >>> saved, state = archive.save_rows(), archive.state_dict()
+        >>> BufferArchive(copy, folder).restore(saved, state, lambda entry: (folder / entry["file"]).read_bytes())
+        >>> len(copy)
+        3
     """
 
     def __init__(self, buffer: ReplayBuffer, folder: Path) -> None:

@@ -42,7 +42,16 @@ def steps(root: Path) -> list[int]:
 
 
 def step_folder(root: Path, step: int) -> Path:
-    """Return the folder of a step's checkpoint."""
+    """Return the folder of a step's checkpoint.
+
+    Args:
+        root: the folder of checkpoints.
+        step: the checkpoint's step.
+
+    Examples:
+        >>> step_folder(Path("checkpoints"), 12).name
+        'step-12'
+    """
     return root / f"step-{step}"
 
 
@@ -58,6 +67,11 @@ def verify(root: Path, step: int) -> dict[str, Any]:
 
     Raises:
         O2OCheckpointError: naming the first file that is missing or altered.
+
+    Examples:
+        >>> verify(Path("nowhere"), 3)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OCheckpointError: nowhere/step-3/manifest.json cannot be read ...
     """
     folder = step_folder(root, step)
     manifest = read_manifest(folder)
@@ -78,6 +92,14 @@ def commit(staged: Path, root: Path, step: int) -> None:
 
     Raises:
         OSError: if the disk refuses.
+
+    Examples:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "step-3.tmp").mkdir()
+        >>> commit(root / "step-3.tmp", root, 3)
+        >>> sorted(path.name for path in root.iterdir()), (root / "latest").read_text()
+        (['latest', 'step-3'], 'step-3')
     """
     sync_folder(staged)
     staged.rename(step_folder(root, step))
@@ -86,7 +108,20 @@ def commit(staged: Path, root: Path, step: int) -> None:
 
 
 def retire(root: Path, step: int) -> None:
-    """Set a damaged checkpoint aside, to be looked at until the next save removes it."""
+    """Set a damaged checkpoint aside, to be looked at until the next save removes it.
+
+    Args:
+        root: the folder of checkpoints.
+        step: the damaged one's step.
+
+    Examples:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "step-3").mkdir()
+        >>> retire(root, 3)
+        >>> [path.name for path in root.iterdir()]
+        ['step-3.broken']
+    """
     folder = step_folder(root, step)
     aside = folder.with_name(f"{folder.name}.broken")
     shutil.rmtree(aside, ignore_errors=True)
@@ -99,6 +134,15 @@ def prune(root: Path, keep: int) -> None:
     Args:
         root: the folder of checkpoints; the newest one has just been written.
         keep: how many to keep.
+
+    Examples:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for step in (1, 2, 3):
+        ...     (root / f"step-{step}").mkdir()
+        >>> prune(root, keep=2)
+        >>> steps(root)
+        [3, 2]
     """
     for step in steps(root)[keep:]:
         folder = step_folder(root, step)

@@ -102,6 +102,13 @@ def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
 
     Raises:
         OSError: if it cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_manifest(folder, {"step": 4})
+        >>> sorted(json.loads((folder / MANIFEST).read_text()))
+        ['blake2b', 'manifest']
     """
     text = json.dumps(body, allow_nan=False)
     envelope = json.dumps({"blake2b": digest(text.encode()), "manifest": text})

@@ -156,6 +156,15 @@ def read_state(root: Path, manifest: Mapping[str, Any], name: str) -> Any:
 
     Raises:
         O2OCheckpointError: if the file is missing or altered.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.checkpoint import Checkpointer
+        >>> root = Path(tempfile.mkdtemp())
+        >>> Checkpointer(root, objects={"counters": {"updates": 3}}).save(3)
+        >>> manifest, _ = newest_valid(root)
+        >>> read_state(root, manifest, "counters")
+        {'updates': 3}
     """
     file = f"{name}.pt"
     return load(verify_file(step_folder(root, manifest["step"]) / file, manifest["files"][file]))
@@ -171,6 +180,16 @@ def restore_objects(root: Path, manifest: Mapping[str, Any], objects: Mapping[st
 
     Raises:
         O2OCheckpointError: if a state does not fit its object.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.checkpoint import Checkpointer
+        >>> root, counters = Path(tempfile.mkdtemp()), {}
+        >>> Checkpointer(root, objects={"counters": {"updates": 3}}).save(3)
+        >>> manifest, _ = newest_valid(root)
+        >>> restore_objects(root, manifest, {"counters": counters})
+        >>> counters
+        {'updates': 3}
     """
     for name, item in objects.items():
         state = read_state(root, manifest, name)

@@ -167,6 +167,14 @@ def read_segment(data: bytes, entry: Mapping[str, Any], storage: TensorStorage, 
 
     Raises:
         O2OCheckpointError: if the rows do not have the keys, shapes and types of the storage's.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage
+        >>> storage, region = LazyTensorStorage(4), Region("online", first=0, capacity=4, total=5)
+        >>> data = dump("rows", {"reward": torch.arange(10.0, 14.0)})
+        >>> read_segment(data, {"start": 0, "stop": 4}, storage, region)  # row 4 has taken the slot of row 0
+        >>> storage._storage["reward"]
+        tensor([ 0., 11., 12., 13.])
     """
     rows = TensorDict(load(data), [entry["stop"] - entry["start"]])
     if storage.initialized:
