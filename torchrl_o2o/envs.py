@@ -15,7 +15,9 @@ import difflib
 import importlib
 import importlib.util
 import random
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -158,7 +160,8 @@ def make_gym_env(
         max_episode_steps = task.max_episode_steps if max_episode_steps is None else max_episode_steps
     spec = _trusted_spec(env_id, (*TRUSTED_MODULES, *allow_modules))
     try:
-        env = gymnasium.make(spec, max_episode_steps=max_episode_steps, **kwargs)
+        with _mujoco_warnings():
+            env = gymnasium.make(spec, max_episode_steps=max_episode_steps, **kwargs)
     except (DependencyNotInstalled, ImportError) as error:
         raise O2OSpecError(
             f"{env_id} needs a package that is not installed ({error}); try pip install torchrl_o2o[mujoco] or "
@@ -169,6 +172,25 @@ def make_gym_env(
         env.reset(seed=seed)
         env.action_space.seed(seed)
     return env
+
+
+@contextmanager
+def _mujoco_warnings() -> Iterator[None]:
+    """Turn MuJoCo's warnings into Python's while a model is compiled, without its deprecation notes.
+
+    By itself it prints them, at every construction, and appends them to a file in the working folder; gymnasium's own
+    models use attributes that MuJoCo deprecates, about which users of an environment can do nothing.
+    """
+    if importlib.util.find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None if "deprecated" in text else warnings.warn(text, stacklevel=2))
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _tasks() -> ModuleType:

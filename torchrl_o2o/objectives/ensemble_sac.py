@@ -220,7 +220,10 @@ class EnsembleSACLoss(TransitionLoss):
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
         noise = self.noise.normal("action", tensordict.get(self.tensor_keys.action))
-        actor, critics = flat_parameters(self.actor_network_params), flat_parameters(self.qvalue_network_params.data)
+        actor, critics = (
+            flat_parameters(self.actor_network_params),
+            flat_parameters(self.qvalue_network_params, detach=True),
+        )
         alpha, inputs = self.temperature.alpha, self._inputs(tensordict, *_BOTH)
         objective, log_prob = self._climb(self._networks, actor, critics, inputs, noise, alpha, self.actor_q)
         weights = self._weights(tensordict) if self.weight_actor else None
@@ -284,7 +287,10 @@ class EnsembleSACLoss(TransitionLoss):
         keys = self.tensor_keys
         noise = self.noise.normal("next_action", tensordict.get(keys.action))
         target, rows = self._target_members(noise[..., 0])
-        actor, inputs = flat_parameters(self.actor_network_params.data), self._inputs(tensordict.get("next"), *_BOTH)
+        actor, inputs = (
+            flat_parameters(self.actor_network_params, detach=True),
+            self._inputs(tensordict.get("next"), *_BOTH),
+        )
         action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise, rows)
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
         columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
@@ -293,7 +299,7 @@ class EnsembleSACLoss(TransitionLoss):
     def _target_members(self, like: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Target parameters to evaluate, and per row the members to keep, shape [Z, *B], or ``None`` for all
         evaluated."""
-        params = flat_parameters(self.target_qvalue_network_params.data)
+        params = flat_parameters(self.target_qvalue_network_params, detach=True)
         if self.sub_sample_len == self.num_qvalue_nets:
             return params, None
         per_row = self.subset_per == "sample"

@@ -41,16 +41,19 @@ Inputs = Mapping[NestedKey, Tensor]
 Parameters = Mapping[str, Tensor]
 
 
-def flat_parameters(params: TensorDictBase) -> dict[str, Tensor]:
+def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str, Tensor]:
     """Parameters as a plain dictionary of dotted names, the form :func:`torch.func.functional_call` takes.
 
     Args:
         params: nested parameters, for example ``loss.qvalue_network_params``.
+        detach: without gradient; looked up at every call, so that casts and deep copies are followed. Defaults to
+            ``False``.
 
     Returns:
         The same tensors under ``"module.0.weight"``-like names; nothing is copied.
     """
-    return dict(params.flatten_keys(".").items())
+    flat = params.flatten_keys(".").items()
+    return {name: value.detach() for name, value in flat} if detach else dict(flat)
 
 
 def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
