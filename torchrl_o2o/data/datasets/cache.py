@@ -141,7 +141,7 @@ def _read(entry: Path) -> RawDataset | None:
         data = TensorDict.load_memmap(entry / "transitions", allow_pickle=False).clone().clear_device_()
         meta = SourceMeta(**manifest["meta"])
         notes = tuple(Finding(**note) for note in manifest["notes"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # whatever is wrong with an entry, the source is still there to be read
         warnings.warn(f"the converted data in {entry} are damaged ({error}); reading the source anew.", stacklevel=3)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.ted import rows_from_episodes, to_transitions
+from torchrl_o2o.data.datasets.rows import rows_from_episodes
+from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["load_pickled_episodes", "read_demos"]

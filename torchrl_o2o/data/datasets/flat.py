@@ -15,7 +15,8 @@ from tensordict import TensorDictBase
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.optional import require
-from torchrl_o2o.data.datasets.ted import rows_from_episodes, rows_from_flat, to_transitions
+from torchrl_o2o.data.datasets.rows import rows_from_episodes, rows_from_flat
+from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.data.keys import TRANSITION
 from torchrl_o2o.errors import O2ODataError
 

@@ -20,8 +20,9 @@ import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.datasets.rows import Rows, cast_column, rows_from_episodes
 from torchrl_o2o.data.datasets.tasks import observation_keys
-from torchrl_o2o.data.datasets.ted import Rows, cast_column, rows_from_episodes, to_transitions
+from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["check_dataset_id", "minari_files", "read_minari"]

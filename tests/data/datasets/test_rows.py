@@ -1,0 +1,136 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_o2o.data import load_offline
+from torchrl_o2o.data.datasets.rows import cast_column, rows_from_episodes, rows_from_flat
+from torchrl_o2o.data.datasets.ted import to_transitions
+from torchrl_o2o.errors import O2ODataError
+
+Arrays = dict[str, np.ndarray]
+
+
+def transitions(rows: Any, shortest: int = 2) -> Any:
+    return to_transitions(rows, min_episode_length=shortest, origin="toy")
+
+
+def test_flat_with_next_observations_keeps_every_row(flat: Arrays) -> None:
+    data, notes = transitions(rows_from_flat(flat, max_episode_steps=None, origin="toy"))
+    assert len(data) == 12
+    np.testing.assert_array_equal(data["next", "observation"], flat["next_observations"])
+    np.testing.assert_array_equal(data["next", "reward"][:, 0], flat["rewards"])
+    assert data["episode"].tolist() == [0] * 4 + [1] * 5 + [2] * 3
+    assert data["next", "terminated"][:, 0].nonzero()[:, 0].tolist() == [3]
+    # the last episode is unfinished: kept, marked truncated
+    assert data["next", "truncated"][:, 0].nonzero()[:, 0].tolist() == [8, 11]
+    assert data["next", "done"][:, 0].nonzero()[:, 0].tolist() == [3, 8, 11]
+    assert [note.message for note in notes] == [
+        "1 episodes end without a flag; their last transition is marked truncated."
+    ]
+
+
+def test_flat_without_next_observations_drops_only_unknown_successors(flat: Arrays) -> None:
+    del flat["next_observations"]
+    data, notes = transitions(rows_from_flat(flat, max_episode_steps=None, origin="toy"))
+    kept = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]
+    np.testing.assert_array_equal(data["observation"], flat["observations"][kept])
+    # the terminal row 3 stays, its own observation standing in; never another episode's, never zeros
+    np.testing.assert_array_equal(data["next", "observation"], flat["observations"][[1, 2, 3, 3, 5, 6, 7, 8, 10, 11]])
+    assert data["next", "terminated"][:, 0].nonzero()[:, 0].tolist() == [3]
+    assert data["next", "truncated"][:, 0].nonzero()[:, 0].tolist() == [7, 9]
+    assert [(note.code, note.count) for note in notes] == [("no_next_observation", 2)]
+
+
+def test_no_timeouts_needs_a_limit(flat: Arrays) -> None:
+    del flat["timeouts"]
+    with pytest.raises(O2ODataError, match=r"toy has no timeouts.*Pass max_episode_steps"):
+        rows_from_flat(flat, max_episode_steps=None, origin="toy")
+    rows = rows_from_flat(flat, max_episode_steps=3, origin="toy")
+    # counted anew after the terminal in row 3
+    assert rows.truncated.nonzero()[0].tolist() == [2, 6, 9]
+    assert rows.lengths.tolist() == [3, 1, 3, 3, 2]
+
+
+def test_episode_numbers_stand_in_for_timeouts(flat: Arrays) -> None:
+    del flat["timeouts"]
+    flat["episode"] = np.repeat([7, 7, 3, 5], 3)
+    data, _ = transitions(rows_from_flat(flat, max_episode_steps=None, origin="toy"))
+    assert data["episode"].tolist() == [0] * 6 + [1] * 3 + [2] * 3
+    assert data["next", "done"][:, 0].nonzero()[:, 0].tolist() == [3, 5, 8, 11]
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 1)])
+def test_rewards_of_either_shape(flat: Arrays, shape: tuple[int, ...]) -> None:
+    flat["rewards"] = flat["rewards"].reshape(shape)
+    data, _ = transitions(rows_from_flat(flat, max_episode_steps=None, origin="toy"))
+    assert data["next", "reward"].shape == (12, 1)
+
+
+def test_lengths_that_differ_are_listed(flat: Arrays) -> None:
+    flat["actions"] = flat["actions"][:-1]
+    del flat["timeouts"]
+    with pytest.raises(O2ODataError, match=r"differ in length: \{'observation': 12, 'action': 11, 'reward': 12"):
+        rows_from_flat(flat, max_episode_steps=5, origin="toy")
+
+
+def test_missing_arrays_are_named() -> None:
+    with pytest.raises(O2ODataError, match=r"toy has no observations, actions; it holds \['rewards', 'x'\]"):
+        rows_from_flat({"rewards": np.zeros(3), "x": np.zeros(3)}, max_episode_steps=None, origin="toy")
+
+
+def test_episodes_with_one_more_observation_lose_nothing(episodes: list[Arrays]) -> None:
+    data, notes = transitions(rows_from_episodes(episodes, origin="toy"))
+    assert data["observation"][:, 0].tolist() == [0, 1, 2, 10, 11]
+    assert data["next", "observation"][:, 0].tolist() == [1, 2, 3, 11, 12]
+    assert data["next", "terminated"][:, 0].tolist() == [False, False, True, False, False]
+    assert data["next", "truncated"][:, 0].tolist() == [False, False, False, False, True]
+    assert [note.code for note in notes] == ["unfinished"]
+    assert data["observation"].dtype == data["next", "reward"].dtype == torch.float32
+
+
+def test_as_many_observations_as_actions_drops_the_last(episodes: list[Arrays]) -> None:
+    for episode in episodes:
+        episode["observations"] = episode["observations"][:-1]
+    data, notes = transitions(rows_from_episodes(episodes, origin="toy"), shortest=1)
+    assert data["observation"][:, 0].tolist() == [0, 1, 10]
+    assert data["next", "observation"][:, 0].tolist() == [1, 2, 11]
+    assert data["next", "done"][:, 0].tolist() == [False, True, True]
+    assert not data["next", "terminated"].any()
+    assert notes[0].message.startswith("2 transitions have no next observation in the data")
+
+
+def test_other_counts_of_observations_name_the_episode(episodes: list[Arrays]) -> None:
+    episodes[1]["observations"] = np.zeros((7, 2))
+    with pytest.raises(
+        O2ODataError, match=re.escape("toy, episode 1 has 7 observations for 2 actions; expected 3 (or")
+    ):
+        rows_from_episodes(episodes, origin="toy")
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.bool_])
+def test_numbers_are_cast_once_to_float32(dtype: type) -> None:
+    assert cast_column(np.ones((3, 2), dtype), "x").dtype == np.float32
+
+
+def test_images_stay_as_they_are() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (6, 4, 4, 3), dtype=np.uint8)
+    episode = {"observations": images, "actions": np.linspace(-1, 1, 5)[:, None], "rewards": np.arange(5.0)}
+    data = load_offline([episode])
+    assert data["observation"].dtype == torch.uint8
+    np.testing.assert_array_equal(data["next", "observation"], images[1:])
+
+
+def test_objects_and_text_are_refused() -> None:
+    with pytest.raises(O2ODataError, match="actions holds <U1; expected real numbers"):
+        cast_column(np.array(["a"]), "actions")
+    with pytest.raises(O2ODataError, match="holds object"):
+        cast_column(np.array([None]), "actions")
