@@ -179,15 +179,16 @@ def test_upstream_round_robin_buffer_is_saved_too(tmp_path):
 )
 def test_buffers_without_an_order_are_refused(tmp_path, buffer, message):
     with pytest.raises(O2OSpecError, match=message):
-        Checkpointer(tmp_path, objects={}, buffer=buffer).save(1)
+        Checkpointer(tmp_path, objects={}, buffer=buffer)
 
 
 def test_rows_written_out_of_turn_are_refused(tmp_path):
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(6))
+    checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
     buffer.extend(rows(0, 4))
     buffer.writer.write_at(torch.tensor([1]), rows(9, 1))
     with pytest.raises(O2OSpecError, match="written out of turn"):
-        Checkpointer(tmp_path, objects={}, buffer=buffer).save(1)
+        checkpoint.save(1)
 
 
 # Objects

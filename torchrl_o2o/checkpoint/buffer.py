@@ -29,6 +29,9 @@ class BufferArchive:
             prefetching buffer has made ahead are not saved; a warning says so.
         folder: the folder of the segments.
 
+    Raises:
+        O2OSpecError: if the buffer's rows are not in an order that can be saved.
+
     Examples:
         >>> import tempfile
         >>> from tensordict import TensorDict
@@ -50,6 +53,7 @@ class BufferArchive:
                 "batches than an uninterrupted one; build the buffer without prefetch for exact resume",
                 stacklevel=4,
             )
+        buffer_regions(buffer)  # refuses a buffer that cannot be saved, before the run begins
         self._buffer = buffer
         self._folder = folder
         self._known: list[dict[str, Any]] = []

@@ -56,7 +56,7 @@ class Checkpointer:
             values, the algorithm's name among them. Defaults to ``None``: nothing.
 
     Raises:
-        O2OSpecError: if an object has no state, or a name is not a word.
+        O2OSpecError: if an object has no state, a name is not a word, or the buffer's rows are in no known order.
         O2OCheckpointError: if the folder cannot be written.
 
     Examples:

