@@ -89,4 +89,4 @@ def test_a_sink_that_fails_to_start_leaves_the_folder_free(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(O2OSpecError):
         Recorder(tmp_path, config={}, wandb={})
-    Recorder(tmp_path, config={}, resume=True).close()
+    Recorder(tmp_path, config={}).close()

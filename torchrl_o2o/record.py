@@ -92,8 +92,7 @@ class Recorder:
         _make_folder(self.folder)
         self._lock = FolderLock(self.folder)
         try:
-            run = _start_run(self.folder, plain, resume)
-            self._metrics = _RowFile(self.folder / _METRICS_FILE)
+            run = _describe(self.folder, plain, resume)
             self._sinks: list[Sink] = []
             if tensorboard:
                 self._sinks.append(TensorBoardSink(self.folder / "tensorboard"))
@@ -101,6 +100,9 @@ class Recorder:
                 self._sinks.append(WandbSink(self.folder, run, wandb))
             if progress_total is not None:
                 self._sinks.append(ProgressSink(progress_total))
+            # Last: a start that failed on a missing extra has left no run in the folder.
+            _write_run(self.folder, run)
+            self._metrics = _RowFile(self.folder / _METRICS_FILE)
         except BaseException:
             self._lock.release()
             raise
@@ -208,8 +210,8 @@ def _make_folder(folder: Path) -> None:
         raise O2OCheckpointError(f"cannot make the run folder {folder} ({error}); choose a writable one") from error
 
 
-def _start_run(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Write run.json for a new run, or note in it that the run was resumed."""
+def _describe(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Describe a new run, or add to the description there is that the run was resumed."""
     traces = [name for name in _TRACES if (folder / name).exists()]
     if traces and not resume:
         raise O2OCheckpointError(
@@ -219,16 +221,17 @@ def _start_run(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, 
     run = describe_run(config)
     if (folder / _RUN_FILE).exists():
         first = read_run(folder)
-        run = first | {"resumed": [*first.get("resumed", []), run]}
-    else:
-        run = {"id": uuid.uuid4().hex[:12]} | run
+        return first | {"resumed": [*first.get("resumed", []), run]}
+    return {"id": uuid.uuid4().hex[:12]} | run
+
+
+def _write_run(folder: Path, run: Mapping[str, Any]) -> None:
     try:
         replace_durably(folder / _RUN_FILE, (json.dumps(run, indent=2, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise O2OCheckpointError(
             f"cannot write {folder / _RUN_FILE} ({error}); make room or choose a writable folder"
         ) from error
-    return run
 
 
 def _number(name: str, value: Any) -> float:

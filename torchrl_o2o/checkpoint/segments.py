@@ -182,7 +182,8 @@ def read_segment(data: bytes, entry: Mapping[str, Any], storage: TensorStorage, 
     skipped = max(0, region.oldest - entry["start"])
     slot = region.slot(entry["start"] + skipped)
     slots = torch.arange(slot, slot + len(rows) - skipped)
-    storage.set(slots, rows[skipped:], set_cursor=False)
+    device = None if storage.device == "auto" else storage.device
+    storage.set(slots, rows[skipped:].to(device), set_cursor=False)
 
 
 def _layout(rows: TensorDictBase) -> dict[Any, tuple[torch.Size, torch.dtype]]:
