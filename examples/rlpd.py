@@ -2,7 +2,7 @@
 
 Run:  python examples/rlpd.py                                   HalfCheetah, about two minutes on one core
       python examples/rlpd.py env=o2o/PointMaze-Medium-v0 dataset=o2o/pointmaze/medium-play-v0 utd_ratio=5 lr=1e-3
-Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect; the paper's own
+Every field of Config can be given as field=value. The defaults are a CPU preset for seeing the effect; the paper's own
 settings are in sota-implementations/rlpd.
 """
 

@@ -107,16 +107,31 @@ class BalancedSampler(Sampler):
         if count == batch_size or num_online <= 0:
             self._check_offline_only(num_online)
             return self._uniform(0, self.num_offline, batch_size), {}
-        capacity = getattr(storage, "max_size", len(storage)) - self.num_offline
-        if capacity < batch_size - count:
-            raise O2OSpecError(
-                f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {batch_size - count} "
-                f"online rows, but the storage has {capacity} online slots; raise online_capacity or lower the batch"
-            )
+        self.check_capacity(storage, batch_size)
         index = torch.empty(batch_size, dtype=torch.long)
         index[is_offline] = self._uniform(0, self.num_offline, count)
         index[~is_offline] = self._uniform(self.num_offline, len(storage), batch_size - count)
         return index, {}
+
+    def check_capacity(self, storage: Storage, batch_size: int) -> None:
+        """Refuse an online region that could never hold the online rows of one batch.
+
+        Sampling checks this too; call it when a buffer is built to hear of it before the first environment step.
+
+        Args:
+            storage: the storage to be sampled from.
+            batch_size: rows of a whole batch, ``utd_ratio`` times the minibatch.
+
+        Raises:
+            O2OSpecError: if the online slots are fewer than the online rows of a batch.
+        """
+        needed = batch_size - int(self.is_offline_row(batch_size).sum())
+        capacity = getattr(storage, "max_size", len(storage)) - self.num_offline
+        if capacity < needed:
+            raise O2OSpecError(
+                f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {needed} "
+                f"online rows, but the storage has {capacity} online slots; raise online_capacity or lower the batch"
+            )
 
     def _uniform(self, low: int, high: int, size: int) -> Tensor:
         return torch.randint(low, high, (size,), generator=self._rng) if size else torch.empty(0, dtype=torch.long)
