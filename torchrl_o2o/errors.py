@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-__all__ = ["O2OCheckpointError", "O2ODataError", "O2OError", "O2OSpecError"]
+__all__ = ["O2OCheckpointError", "O2ODataError", "O2OError", "O2OSpecError", "check_option"]
 
 
 class O2OError(Exception):
@@ -29,3 +29,21 @@ class O2OSpecError(O2OError, ValueError):
 
 class O2OCheckpointError(O2OError, RuntimeError):
     """A checkpoint cannot be written or read back as what it claims to be."""
+
+
+def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a word that is not an option.
+
+    Args:
+        name: the argument's name.
+        value: what was given.
+        known: what is accepted.
+
+    Raises:
+        O2OSpecError: if ``value`` is not among ``known``.
+
+    Examples:
+        >>> check_option("actor_q", "mean", ("mean", "min"))
+    """
+    if value not in known:
+        raise O2OSpecError(f"got {name}={value!r}, expected one of {', '.join(map(repr, known))}")

@@ -12,10 +12,10 @@ import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.data import Bounded, TensorSpec
+from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.boxes import action_box, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.initialisation import Initialisation, initialise_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
@@ -26,12 +26,15 @@ __all__ = ["GaussianHead", "make_actor"]
 class GaussianHead(nn.Module):
     r"""Two linear heads on features: mean and log standard deviation, the latter clipped hard.
 
-    :math:`\mu = W_\mu h + b_\mu`, :math:`\log\sigma = \mathrm{clip}(W_\sigma h + b_\sigma, lo, hi)`.
+    :math:`\mu = W_\mu h + b_\mu`, :math:`\log\sigma = \mathrm{clip}(c_1(W_\sigma h + b_\sigma) + c_0, lo, hi)`.
+
+    The scalars :math:`c_1, c_0` are 1 and 0, or trained from 1 and -1 (CQL and Cal-QL).
 
     Args:
         in_features: width of the features.
         action_dim: number of action dimensions A.
         log_std_bounds: (lo, hi) of the clip. Defaults to (-20, 2).
+        affine_log_std: whether :math:`c_1, c_0` are trained. Defaults to ``False``.
 
     Examples:
         >>> import torch
@@ -40,15 +43,26 @@ class GaussianHead(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
-    def __init__(self, in_features: int, action_dim: int, log_std_bounds: tuple[float, float] = (-20.0, 2.0)) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        action_dim: int,
+        log_std_bounds: tuple[float, float] = (-20.0, 2.0),
+        affine_log_std: bool = False,
+    ) -> None:
         super().__init__()
         self.mean = nn.Linear(in_features, action_dim)
         self.log_std = nn.Linear(in_features, action_dim)
         self.log_std_bounds = log_std_bounds
+        self.log_std_multiplier = nn.Parameter(torch.tensor(1.0)) if affine_log_std else None
+        self.log_std_offset = nn.Parameter(torch.tensor(-1.0)) if affine_log_std else None
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Map features [*B, F] to mean and standard deviation, each [*B, A]."""
-        return self.mean(features), self.log_std(features).clamp(*self.log_std_bounds).exp()
+        log_std = self.log_std(features)
+        if self.log_std_multiplier is not None and self.log_std_offset is not None:
+            log_std = self.log_std_multiplier * log_std + self.log_std_offset
+        return self.mean(features), log_std.clamp(*self.log_std_bounds).exp()
 
 
 def make_actor(
@@ -58,6 +72,7 @@ def make_actor(
     hidden_sizes: Sequence[int] = (256, 256),
     initialisation: Initialisation = "xavier_uniform",
     log_std_bounds: tuple[float, float] = (-20.0, 2.0),
+    affine_log_std: bool = False,
     unit_norm: bool = False,
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
@@ -72,6 +87,8 @@ def make_actor(
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
         initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`.
         log_std_bounds: clip of the log standard deviation. Defaults to (-20, 2).
+        affine_log_std: train a common factor and offset of the log standard deviation, as CQL and Cal-QL do. Defaults
+            to ``False``.
         unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
@@ -91,16 +108,16 @@ def make_actor(
         >>> data["action"].shape
         torch.Size([4, 6])
     """
-    action_spec = _action_box(action)
+    action_spec = action_box(action)
     action_dim = feature_dim(action_spec, "action")
     trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, unit_norm=unit_norm)
-    head = GaussianHead(hidden_sizes[-1], action_dim, log_std_bounds)
+    head = GaussianHead(hidden_sizes[-1], action_dim, log_std_bounds, affine_log_std)
     initialise_(trunk, initialisation, has_output=False)
     for layer in (head.mean, head.log_std):
         initialise_(layer, initialisation, last_bound=1e-3)
     module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
     low, high = action_spec.space.low, action_spec.space.high
-    unit_box = bool((low == -1).all() and (high == 1).all())
+    unit_box = is_unit_box(action_spec)
     return ProbabilisticActor(
         module,
         in_keys=["loc", "scale"],
@@ -109,16 +126,3 @@ def make_actor(
         distribution_class=TanhNormal,
         distribution_kwargs={"low": -1.0, "high": 1.0} if unit_box else {"low": low, "high": high},
     )
-
-
-def _action_box(action: TensorSpec | int) -> Bounded:
-    if isinstance(action, int):
-        return Bounded(-torch.ones(action), torch.ones(action), shape=(action,), dtype=torch.float32)
-    if not isinstance(action, Bounded) or not (
-        action.space.low.isfinite().all() and action.space.high.isfinite().all()
-    ):
-        raise O2OSpecError(
-            f"got action spec {action!r}, expected a bounded continuous box [A]; wrap the environment with "
-            f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
-        )
-    return action

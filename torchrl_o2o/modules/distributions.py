@@ -51,6 +51,8 @@ class TanhNormal(D.Distribution):
     support = constraints.real_vector
     has_rsample = True
     num_params = 2
+    #: That ``rsample_and_log_prob(sample_shape, noise=...)`` exists; losses look for it.
+    takes_noise = True
 
     def __init__(
         self,

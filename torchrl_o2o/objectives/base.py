@@ -18,7 +18,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
 
 __all__ = ["Reduction", "TransitionLoss", "check_option"]
@@ -168,21 +168,3 @@ class TransitionLoss(LossModule):
         """
         for name in self._cores:
             self.__dict__[name] = torch.compile(getattr(type(self), name), mode=mode, dynamic=False, fullgraph=True)
-
-
-def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a word that is not an option.
-
-    Args:
-        name: the argument's name.
-        value: what was given.
-        known: what is accepted.
-
-    Raises:
-        O2OSpecError: if ``value`` is not among ``known``.
-
-    Examples:
-        >>> check_option("actor_q", "mean", ("mean", "min"))
-    """
-    if value not in known:
-        raise O2OSpecError(f"got {name}={value!r}, expected one of {', '.join(map(repr, known))}")

@@ -131,7 +131,8 @@ def sample_policy(
 
     Args:
         dist: a policy distribution of batch shape [*B].
-        noise: standard-normal numbers, shape [*sample_shape, *B, A]; distributions of other packages draw their own.
+        noise: standard-normal numbers, shape [*sample_shape, *B, A]; distributions without ``takes_noise`` draw their
+            own.
         sample_shape: leading sample dimensions. Defaults to none.
 
     Returns:
@@ -141,7 +142,7 @@ def sample_policy(
         dist, UpstreamTanhNormal
     ):  # the same density, but with our noise and without clamping saturated actions
         dist = TanhNormal(dist.loc, dist.scale, low=dist.low, high=dist.high)
-    if isinstance(dist, TanhNormal):
+    if getattr(dist, "takes_noise", False):  # the protocol of this package's distributions, see TanhNormal
         return dist.rsample_and_log_prob(sample_shape, noise=noise)
     action = dist.rsample(torch.Size(sample_shape))
     return action, dist.log_prob(action)

@@ -1,0 +1,85 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The box that actions live in: read from a spec, and reached by tanh."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["BoxTanh", "action_box", "is_unit_box"]
+
+
+class BoxTanh(nn.Module):
+    r"""Map features to a box, :math:`\frac{hi+lo}2+\frac{hi-lo}2\tanh x`.
+
+    Args:
+        low: lower edge, shape [A].
+        high: upper edge, shape [A].
+
+    Examples:
+        >>> import torch
+        >>> BoxTanh(torch.tensor([0.0]), torch.tensor([4.0]))(torch.tensor([-100.0, 0.0, 100.0]))
+        tensor([0., 2., 4.])
+    """
+
+    middle: Tensor
+    half_width: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("middle", 0.5 * (high + low))
+        self.register_buffer("half_width", 0.5 * (high - low))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [*B, A] to [*B, A]."""
+        return self.middle + self.half_width * features.tanh()
+
+
+def action_box(action: TensorSpec | int) -> Bounded:
+    """The bounded spec of an action, from a spec or a number of dimensions.
+
+    Args:
+        action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
+
+    Returns:
+        The spec.
+
+    Raises:
+        O2OSpecError: if the action has no finite box.
+
+    Examples:
+        >>> action_box(2).space.high
+        tensor([1., 1.])
+    """
+    if isinstance(action, int):
+        return Bounded(-torch.ones(action), torch.ones(action), shape=(action,), dtype=torch.float32)
+    if not isinstance(action, Bounded) or not (
+        action.space.low.isfinite().all() and action.space.high.isfinite().all()
+    ):
+        raise O2OSpecError(
+            f"got action spec {action!r}, expected a bounded continuous box [A]; wrap the environment with "
+            f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
+        )
+    return action
+
+
+def is_unit_box(action: Bounded) -> bool:
+    """Whether a box is [-1, 1]^A, for which no rescaling is computed.
+
+    Args:
+        action: a bounded spec.
+
+    Returns:
+        ``True`` if so.
+
+    Examples:
+        >>> is_unit_box(action_box(2))
+        True
+    """
+    return bool((action.space.low == -1).all() and (action.space.high == 1).all())

@@ -1,0 +1,265 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Gaussian policies that are not squashed, with one standard deviation per action dimension: AWAC, IQL, ACA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torch import distributions as D
+from torch.distributions import constraints
+from torchrl.data import TensorSpec
+from torchrl.modules import ProbabilisticActor
+
+from torchrl_o2o.errors import check_option
+from torchrl_o2o.functional_offline import normal_log_prob
+from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
+from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.trunk import feature_dim, make_trunk
+
+__all__ = ["BoxNormal", "GaussianVectorHead", "make_gaussian_actor"]
+
+
+class BoxNormal(D.Distribution):
+    r"""Diagonal Gaussian whose samples are clipped to the action box; its density is the plain Gaussian's.
+
+    :math:`a=\mathrm{clip}(\mu+\sigma\varepsilon, lo, hi)`, :math:`\log\pi(a)=\sum_i\log N(a_i;\mu_i,\sigma_i)`. A
+    clipped sample is scored at its clipped value, as AWAC's, IQL's and ACA's codes do.
+
+    Args:
+        loc: mean, shape [*B, A].
+        scale: standard deviation, positive, shape [*B, A].
+        low: lower edge of the box, scalar or [A]. Defaults to -1.
+        high: upper edge of the box, scalar or [A]. Defaults to 1.
+        clip_samples: whether samples are clipped; without, the environment has to do it. Defaults to ``True``.
+
+    Examples:
+        >>> import torch
+        >>> dist = BoxNormal(torch.tensor([0.0, 0.5]), torch.ones(2))
+        >>> action, log_prob = dist.rsample_and_log_prob(noise=torch.tensor([0.0, 3.0]))
+        >>> action, log_prob
+        (tensor([0., 1.]), tensor(-1.9629))
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
+    support = constraints.real_vector
+    has_rsample = True
+    num_params = 2
+    takes_noise = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        *,
+        low: float | Tensor = -1.0,
+        high: float | Tensor = 1.0,
+        clip_samples: bool = True,
+    ) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
+        self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
+        self.clip_samples = clip_samples
+        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
+
+    def _clip(self, action: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(action, self.low), self.high)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None) -> Tensor:
+        """Draw actions with pathwise gradients (none where a sample is clipped).
+
+        Args:
+            sample_shape: leading sample dimensions. Defaults to none.
+            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
+
+        Returns:
+            Actions, shape [*sample_shape, *B, A].
+        """
+        if noise is None:
+            shape = self._extended_shape(torch.Size(sample_shape))
+            noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        action = self.loc + self.scale * noise
+        return self._clip(action) if self.clip_samples else action
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw actions with pathwise gradients and score them.
+
+        Args:
+            sample_shape: leading sample dimensions. Defaults to none.
+            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
+
+        Returns:
+            Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
+        """
+        action = self.rsample(sample_shape, noise=noise)
+        return action, self.log_prob(action)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of actions.
+
+        Args:
+            value: actions, shape [..., *B, A].
+
+        Returns:
+            Log-densities, shape [..., *B].
+        """
+        return normal_log_prob(value, self.loc, self.scale)
+
+    def entropy(self) -> Tensor:
+        """Entropy of the Gaussian before clipping, in nats, shape [*B]."""
+        return D.Normal(self.loc, self.scale, validate_args=False).entropy().sum(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        """The Gaussian's mean, shape [*B, A]."""
+        return self.loc
+
+    @property
+    def mode(self) -> Tensor:
+        """The mean, clipped to the box, what evaluation acts by, shape [*B, A]."""
+        return self._clip(self.loc)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """Same as :attr:`mode`; the name TorchRL's exploration types look for."""
+        return self.mode
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> BoxNormal:
+        """Broadcast to a larger batch shape.
+
+        Args:
+            batch_shape: the new batch shape.
+
+        Returns:
+            A new distribution over the same box.
+        """
+        shape = torch.Size(batch_shape) + self.event_shape
+        settings = {"low": self.low, "high": self.high, "clip_samples": self.clip_samples}
+        return BoxNormal(self.loc.expand(shape), self.scale.expand(shape), **settings)
+
+
+class GaussianVectorHead(nn.Module):
+    r"""Mean from features, standard deviation from one parameter per action dimension.
+
+    :math:`\log\sigma=\mathrm{clip}(p, lo, hi)` with ``std="clip"``, :math:`lo+\mathrm{sigmoid}(p)(hi-lo)` with
+    ``std="sigmoid"``; p = 0 at first, so :math:`\sigma=1` or the middle of the range.
+
+    Args:
+        in_features: width of the features.
+        action_dim: number of action dimensions A.
+        squash: what the mean goes through. Defaults to ``nn.Tanh()``; ``nn.Identity()`` for a linear mean.
+        std: ``"clip"`` (default) or ``"sigmoid"``.
+        log_std_bounds: (lo, hi). Defaults to (-20, 2).
+
+    Examples:
+        >>> import torch
+        >>> loc, scale = GaussianVectorHead(8, 2, std="sigmoid", log_std_bounds=(-6.0, 0.0))(torch.zeros(5, 8))
+        >>> scale[0]  # exp(-3)
+        tensor([0.0498, 0.0498], grad_fn=<SelectBackward0>)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        action_dim: int,
+        squash: nn.Module | None = None,
+        std: Literal["clip", "sigmoid"] = "clip",
+        log_std_bounds: tuple[float, float] = (-20.0, 2.0),
+    ) -> None:
+        super().__init__()
+        check_option("std", std, ("clip", "sigmoid"))
+        self.mean = nn.Linear(in_features, action_dim)
+        self.squash = nn.Tanh() if squash is None else squash
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+        self.std, self.log_std_bounds = std, log_std_bounds
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Map features [*B, F] to mean and standard deviation, each [*B, A]."""
+        loc, (low, high) = self.squash(self.mean(features)), self.log_std_bounds
+        if self.std == "clip":
+            log_std = self.log_std.clamp(low, high)
+        else:
+            log_std = low + self.log_std.sigmoid() * (high - low)
+        return loc, log_std.exp().expand_as(loc)
+
+
+def make_gaussian_actor(
+    observation: TensorSpec | int,
+    action: TensorSpec | int,
+    *,
+    hidden_sizes: Sequence[int] = (256, 256),
+    initialisation: Initialisation = "torch",
+    mean: Literal["tanh", "linear"] = "tanh",
+    std: Literal["clip", "sigmoid"] = "clip",
+    log_std_bounds: tuple[float, float] = (-20.0, 2.0),
+    clip_samples: bool = True,
+    dropout: float | None = None,
+    observation_key: NestedKey = "observation",
+    action_key: NestedKey = "action",
+) -> ProbabilisticActor:
+    r"""Unsquashed Gaussian policy with a state-independent standard deviation, as AWAC and IQL use.
+
+    ==================  ============  =============  ==========  =======================
+    reference           mean          std            bounds      hidden_sizes
+    ==================  ============  =============  ==========  =======================
+    AWAC, CORL          ``"linear"``  ``"clip"``     (-20, 2)    (256, 256, 256)
+    AWAC, rlkit         ``"tanh"``    ``"sigmoid"``  (-6, 0)     (256, 256, 256, 256)
+    AWAC, jaxrl         ``"tanh"``    ``"clip"``     (-10, 2)    (256, 256, 256, 256)
+    IQL, authors        ``"tanh"``    ``"clip"``     (-5, 2)     (256, 256), orthogonal
+    IQL, CORL           ``"tanh"``    ``"clip"``     (-20, 2)    (256, 256)
+    ACA on AntMaze      ``"tanh"``    ``"sigmoid"``  (-5, 0)     (256, 256)
+    ==================  ============  =============  ==========  =======================
+
+    Args:
+        observation: spec of the observation, shape [o], or o.
+        action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
+        hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
+        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`. Defaults to ``"torch"``.
+        mean: ``"tanh"`` (default) keeps the mean in the box, ``"linear"`` does not.
+        std: see :class:`GaussianVectorHead`. Defaults to ``"clip"``.
+        log_std_bounds: range of the log standard deviation. Defaults to (-20, 2).
+        clip_samples: clip samples to the box (all references but rlkit). Defaults to ``True``.
+        dropout: drop probability in hidden layers, or ``None`` (default); IQL uses 0.1 on Adroit and Kitchen.
+        observation_key: entry read. Defaults to ``"observation"``.
+        action_key: entry written. Defaults to ``"action"``.
+
+    Returns:
+        An actor that reads the observation and writes ``loc``, ``scale`` and the action; random under
+        ``ExplorationType.RANDOM``, the mean under ``DETERMINISTIC``.
+
+    Raises:
+        O2OSpecError: if a spec is not a flat vector, the action has no finite box, or an option is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> actor = make_gaussian_actor(17, 6, hidden_sizes=(32, 32))
+        >>> data = actor(TensorDict({"observation": torch.zeros(4, 17)}, [4]))
+        >>> data["action"].shape, bool((data["action"].abs() <= 1).all())
+        (torch.Size([4, 6]), True)
+    """
+    check_option("mean", mean, ("tanh", "linear"))
+    spec = action_box(action)
+    low, high, unit = spec.space.low, spec.space.high, is_unit_box(spec)
+    squash = nn.Identity() if mean == "linear" else nn.Tanh() if unit else BoxTanh(low, high)
+    trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout)
+    head = GaussianVectorHead(hidden_sizes[-1], feature_dim(spec, "action"), squash, std, log_std_bounds)
+    net = initialise_(nn.Sequential(trunk, head), initialisation, last_bound=1e-3)
+    box = {"low": -1.0, "high": 1.0} if unit else {"low": low, "high": high}
+    return ProbabilisticActor(
+        TensorDictModule(net, in_keys=[observation_key], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        out_keys=[action_key],
+        spec=spec,
+        distribution_class=BoxNormal,
+        distribution_kwargs={**box, "clip_samples": clip_samples},
+    )
