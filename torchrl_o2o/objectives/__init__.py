@@ -6,7 +6,17 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
+from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
 
-__all__ = ["EnsembleSACLoss", "GeneratorNoise", "NoiseSource", "RecordedNoise"]
+__all__ = [
+    "CQLLoss",
+    "CalQLLoss",
+    "DensityRatioLoss",
+    "EnsembleSACLoss",
+    "GeneratorNoise",
+    "NoiseSource",
+    "RecordedNoise",
+]
