@@ -32,7 +32,10 @@ _ALLOWED = {
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise O2ODataError(f"it asks for {module}.{name}, but only numpy arrays are allowed in a data file")
+            raise O2ODataError(
+                f"it asks for {module}.{name}, but only numpy arrays are allowed in a data file; if it is your own, "
+                "save it as npz, or with pickle protocol 3 or 4"
+            )
         return _ALLOWED[module, name]
 
 

@@ -83,10 +83,11 @@ def read_arrays(
     Raises:
         O2ODataError: if the arrays do not fit together.
     """
+    # Copies: the caller's arrays must not change with the transitions.
     if isinstance(source, TensorDictBase):
-        return _from_flat(_ted_arrays(source), "the TensorDict", max_episode_steps, min_episode_length)
+        return _from_flat(_ted_arrays(source.clone()), "the TensorDict", max_episode_steps, min_episode_length)
     if isinstance(source, Mapping):
-        arrays = {key: np.asarray(values) for key, values in source.items() if not isinstance(values, Mapping)}
+        arrays = {key: np.array(values) for key, values in source.items() if not isinstance(values, Mapping)}
         return _from_flat(arrays, "the dictionary", max_episode_steps, min_episode_length)
     rows = rows_from_episodes(source, origin="the list of episodes")
     data, notes = to_transitions(rows, min_episode_length=min_episode_length, origin="the list of episodes")

@@ -111,6 +111,8 @@ def rows_from_episodes(episodes: Sequence[Mapping[str, np.ndarray]], *, origin: 
 
 
 def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dict[str, np.ndarray], bool]:
+    if not isinstance(arrays, Mapping):
+        raise O2ODataError(f"{origin} is a {type(arrays).__name__}; expected a dictionary of arrays.")
     arrays = _canonical(arrays, origin)
     observation = cast_column(arrays["observations"], f"observations of {origin}")
     steps = len(arrays["actions"])

@@ -1,0 +1,104 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from torchrl_o2o.data import describe_offline, load_offline
+from torchrl_o2o.data.datasets.sources import known_names, local_minari_ids
+from torchrl_o2o.errors import O2ODataError
+
+minari = pytest.importorskip("minari")
+
+
+def offline(dataset_id: str) -> None:
+    raise ConnectionError("no network")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, dataset_root: Path) -> None:
+    monkeypatch.setattr(minari, "download_dataset", offline)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("D4RL/dor/human-v2", "D4RL/door/human-v2"), ("mujoco/hoper/expert-v0", "mujoco/hopper/expert-v0")],
+)
+def test_what_cannot_be_downloaded(name: str, close: str, dataset_root: Path) -> None:
+    with pytest.raises(O2ODataError) as caught:
+        load_offline(name)
+    message = str(caught.value)
+    assert f"{name!r} is not in {dataset_root} and cannot be downloaded (ConnectionError: no network)." in message
+    assert f"Close matches: {close}" in message
+    assert "Without a network, copy the data set's folder there." in message
+
+
+@pytest.mark.usefixtures("no_network")
+def test_own_names_are_never_downloaded() -> None:
+    with pytest.raises(O2ODataError, match=r"nor known\. Close matches: o2o/halfcheetah/linear-mix-v0"):
+        load_offline("o2o/halfcheetah/linear-mx-v0")
+    with pytest.raises(O2ODataError, match=r"nor known\. See `o2o data list` for names\."):
+        load_offline("o2o/zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz-v0")
+
+
+def test_what_is_absent_is_downloaded(monkeypatch: pytest.MonkeyPatch, dataset_root: Path) -> None:
+    from torchrl_o2o.data import make_local_dataset
+
+    def download(dataset_id: str) -> None:
+        made = make_local_dataset("o2o/hopper/random-v0", num_steps=100, root=dataset_root / ".elsewhere")
+        (dataset_root / "mujoco/hopper").mkdir(parents=True)
+        made.rename(dataset_root / dataset_id)
+
+    pytest.importorskip("mujoco")
+    monkeypatch.setattr(minari, "download_dataset", download)
+    assert len(load_offline("mujoco/hopper/random-v0", min_episode_length=1)) == 100
+    assert local_minari_ids() == ["mujoco/hopper/random-v0"]
+    assert "mujoco/hopper/random-v0" in known_names()
+
+
+def test_files_are_never_guessed(tmp_path: Path, flat: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", **flat)
+    with pytest.raises(O2ODataError, match=r"'a\.npz' is not a data set id.*Give a local file as a pathlib.Path or as"):
+        load_offline("a.npz")
+    assert len(load_offline("path:a.npz")) == len(load_offline(Path("a.npz"))) == 12
+
+
+def test_files_of_no_known_kind(tmp_path: Path) -> None:
+    with pytest.raises(O2ODataError, match=r"absent\.npz does not exist; expected a file or a Minari"):
+        load_offline(tmp_path / "absent.npz")
+    (tmp_path / "a.csv").write_text("1,2")
+    with pytest.raises(O2ODataError, match=r"ends in '\.csv'; expected \.hdf5 or \.h5 \(D4RL\), \.npz"):
+        load_offline(tmp_path / "a.csv")
+    with pytest.raises(O2ODataError, match=r"metadata\.json is missing; expected a Minari data set"):
+        load_offline(tmp_path)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"x", object()])
+def test_things_that_are_no_source(source: Any) -> None:
+    with pytest.raises(O2ODataError, match=r"is not a source; expected a name|is a int; expected a dictionary"):
+        load_offline(source)
+
+
+def test_a_known_set_loads_from_its_cache_quickly(dataset_root: Path) -> None:
+    pytest.importorskip("mujoco")
+    from torchrl_o2o.data import make_local_dataset
+
+    make_local_dataset("o2o/halfcheetah/random-v0", num_steps=5000)
+    first = load_offline("o2o/halfcheetah/random-v0")
+    assert len(list((dataset_root / ".torchrl_o2o").iterdir())) == 1
+    (dataset_root / "o2o/halfcheetah/random-v0/data/main_data.hdf5").touch()  # recorded anew, as far as anyone can tell
+    again = load_offline("o2o/halfcheetah/random-v0")
+    assert (first == again).all()
+    assert len(list((dataset_root / ".torchrl_o2o").iterdir())) == 2
+    start = time.perf_counter()
+    describe_offline("o2o/halfcheetah/random-v0")
+    assert time.perf_counter() - start < 1
