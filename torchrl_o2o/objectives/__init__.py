@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.objectives.awac import AWACLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
 
 __all__ = [
+    "AWACLoss",
     "CQLLoss",
     "CalQLLoss",
     "DensityRatioLoss",

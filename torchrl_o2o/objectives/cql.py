@@ -1,0 +1,399 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Conservative Q-learning and its calibrated form.
+
+Shapes: E critics, B any batch shape, n actions per proposal, A action dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional_conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
+from torchrl_o2o.modules.conservative import ConservativePenalty
+from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, check_option
+from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
+from torchrl_o2o.objectives.soft import SoftLoss, action_box
+
+__all__ = ["CQLLoss", "CalQLLoss"]
+
+_BOTH = ("actor_network", "qvalue_network")
+
+
+class _Proposals(NamedTuple):
+    """Actions to push down and what divides their values: [3n, *B, A] and [3n, *B], in the order uniform, next,
+    current."""
+
+    action: Tensor
+    log_density: Tensor
+
+
+class _Penalised(NamedTuple):
+    """What the critic core returns: squared error [*B], Q [E, *B], gap [E, *B], share of values under the bound."""
+
+    error: Tensor
+    qvalue: Tensor
+    gap: Tensor
+    bound_rate: Tensor
+
+
+def _next_value(
+    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a', log pi(a'|s') and min_i Q'_i(s', a') of the best of the drawn actions; noise is [n, *B, A]."""
+    action, log_prob = networks.sample(actor, inputs, noise, (noise.shape[0],))
+    qvalue = networks.qvalues(target, _repeat(inputs, noise.shape[0]), action).amin(0)
+    value, best_log_prob, best_action = max_backup(qvalue, log_prob, action)
+    return best_action, best_log_prob, value
+
+
+def _propose(networks: ActorCritic, actor: Parameters, inputs: Inputs, noise: Tensor, uniform: Tensor) -> _Proposals:
+    """Uniform actions, and policy actions at s' and s from one pass; inputs are [2, *B, ...], noise [n, 2, *B, A]."""
+    action, log_prob = networks.sample(actor, inputs, noise, (noise.shape[0],))
+    uniform_action, uniform_log_density = uniform[..., :-1], uniform[..., -1]
+    return _Proposals(
+        torch.cat([uniform_action, action[:, 1], action[:, 0]]),
+        torch.cat([uniform_log_density, log_prob[:, 1], log_prob[:, 0]]),
+    )
+
+
+def _penalise(
+    networks: ActorCritic,
+    qvalue: Parameters,
+    inputs: Inputs,
+    action: Tensor,
+    proposals: _Proposals,
+    target: Tensor,
+    bound: Tensor | None,
+    temperature: float,
+    gap_bounds: tuple[float, float],
+    importance_sampling: bool,
+) -> _Penalised:
+    """Bellman error and conservative gap from one pass of all critics over 3n + 1 actions per row."""
+    actions = torch.cat([proposals.action, action.unsqueeze(0)])
+    values = networks.qvalues(qvalue, _repeat(inputs, actions.shape[0]), actions)
+    recorded, others = values[:, -1], values[:, :-1]
+    bound_rate = recorded.new_zeros(())
+    if bound is not None:
+        uniform, policy = others.tensor_split([others.shape[1] // 3], 1)
+        bound_rate = (policy.detach() < bound).to(bound.dtype).mean()
+        others = torch.cat([uniform, calibrated(policy, bound)], 1)
+    if importance_sampling:
+        candidates = others - proposals.log_density
+    else:
+        candidates = torch.cat([others, recorded.unsqueeze(1)], 1)
+    soft_maximum = scaled_logsumexp(candidates.transpose(0, 1), temperature)
+    gap = conservative_gap(soft_maximum, recorded, gap_bounds)
+    return _Penalised(ensemble_squared_error(recorded, target), recorded, gap, bound_rate)
+
+
+def _climb(
+    networks: ActorCritic,
+    actor: Parameters,
+    qvalue: Parameters,
+    inputs: Inputs,
+    noise: Tensor,
+    alpha: Tensor,
+    over: str,
+) -> tuple[Tensor, Tensor]:
+    """Actor objective per row and log pi(a|s), both of shape [*B]."""
+    action, log_prob = networks.sample(actor, inputs, noise)
+    values = networks.qvalues(qvalue, inputs, action)
+    return sac_actor_objective(log_prob, values.mean(0) if over == "mean" else values.amin(0), alpha), log_prob
+
+
+def _repeat(inputs: Inputs, count: int) -> dict[NestedKey, Tensor]:
+    """The same inputs for ``count`` actions per row: [count, *B, ...], without copying."""
+    return {key: value.expand(count, *value.shape) for key, value in inputs.items()}
+
+
+class CQLLoss(SoftLoss):
+    r"""Conservative Q-learning, CQL(H), as its authors' code computes it.
+
+    Critics, with :math:`\mu` the uniform density and :math:`\pi` at s and at s' (n actions each, all evaluated at s):
+
+    .. math::
+        L_Q = \frac1B\sum_b\sum_i (Q_i(s,a)-y)^2
+              + w\,\mathrm{clip}\Big(T\log\sum_{m=1}^{3n} e^{(Q_i(s,a_m)-\log\mu_m(a_m))/T} - Q_i(s,a)\Big)
+
+    Target, without entropy unless ``entropy_backup``; with ``max_target_backup`` the best of n next actions:
+
+    .. math:: y = r + \gamma(1-d)\max_{a'_1..a'_n\sim\pi(s')}\min_i Q'_i(s',a')
+
+    Actor and temperature are SAC's on the minimum of the critics. With ``ConservativePenalty(target_gap=tau)`` the
+    penalty is :math:`\alpha'w(\mathrm{gap}-\tau)` and ``loss_alpha_prime`` trains :math:`\alpha'`.
+
+    Source: Kumar et al. 2020 (CQL), Eq. 4 and 30, appendix F; the authors' code as Nakamoto et al. 2023 and CORL
+    carry it on. All four losses are taken at the same parameters there, then all optimisers step, then the targets.
+
+    Differences from :class:`torchrl.objectives.CQLLoss`: the soft maximum runs over all 3n actions and not over 3
+    means, the actions drawn at s' are evaluated at s, and the Lagrange multiplier scales the penalty. All actions of
+    all critics are evaluated in one batched call.
+
+    The references' ``alpha_multiplier`` c is not an argument: :math:`c\,e^{\log\alpha}` with the same optimiser steps
+    is ``Temperature(init=c * alpha)``.
+
+    Args:
+        actor_network: a probabilistic actor whose spec is bounded; CQL's is
+            ``make_actor(..., affine_log_std=True, initialisation="orthogonal_small_last")``.
+        qvalue_network: E critics, 2 in the paper.
+
+    Keyword Args:
+        temperature: the entropy temperature. Defaults to ``Temperature(-A, form="log_alpha")``.
+        penalty: weight, proposals and Lagrange multiplier. Defaults to ``ConservativePenalty()``.
+        max_target_backup: the target takes the best of ``penalty.num_actions`` next actions. Defaults to ``False``;
+            ``True`` on AntMaze and Adroit.
+        entropy_backup: subtract the entropy term from the target. Defaults to ``False``.
+        actor_q: the actor climbs the ``"min"`` (default) or the ``"mean"`` of the critics.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if an option is unknown or the actor states no bounded action.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import ConservativePenalty, make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import CQLLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> actor = make_actor(5, 2, hidden_sizes=(16,), affine_log_std=True)
+        >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=2, hidden_sizes=(16,), layer_norm=False)
+        >>> loss = CQLLoss(actor, critics, penalty=ConservativePenalty(5.0, num_actions=4))
+        >>> loss_qvalue, info = loss.qvalue_loss(random_transitions(8, 5, 2))
+        >>> info["gap"].shape
+        torch.Size([2, 8])
+    """
+
+    out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "loss_alpha_prime"]
+    out_keys += ["alpha", "entropy", "qvalue", "target_value", "gap", "alpha_prime", "bound_rate"]
+
+    action_low: Tensor
+    action_high: Tensor
+
+    _cores = ("_next_value", "_propose", "_penalise", "_climb")
+    _next_value = staticmethod(_next_value)
+    _propose = staticmethod(_propose)
+    _penalise = staticmethod(_penalise)
+    _climb = staticmethod(_climb)
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        qvalue_network: list[TensorDictModule],
+        *,
+        temperature: Temperature | None = None,
+        penalty: ConservativePenalty | None = None,
+        max_target_backup: bool = False,
+        entropy_backup: bool = False,
+        actor_q: Literal["min", "mean"] = "min",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
+        check_option("actor_q", actor_q, ("min", "mean"))
+        self.penalty = penalty or ConservativePenalty()
+        self.max_target_backup = max_target_backup
+        self.entropy_backup = entropy_backup
+        self.actor_q: Literal["min", "mean"] = actor_q
+        low, high = action_box(actor_network)
+        dtype = torch.get_default_dtype()
+        self.register_buffer("action_low", low.to(dtype).clone(), persistent=False)
+        self.register_buffer("action_high", high.to(dtype).clone(), persistent=False)
+        self.make_value_estimator()
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bellman error plus conservative penalty of one minibatch.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and, all detached, ``td_error`` (shape [*B]), ``qvalue`` and ``gap`` (shape [E, *B]),
+            ``target_value`` (shape [*B]) and the scalars ``alpha_prime`` and ``bound_rate`` (share of policy-action
+            values under Cal-QL's bound).
+        """
+        target = self.target_value(tensordict)
+        params, action = flat_parameters(self.qvalue_network_params), tensordict.get(self.tensor_keys.action)
+        error, qvalue, gap, bound_rate = self._penalise(
+            self._networks,
+            params,
+            self._inputs(tensordict, *_BOTH),
+            action,
+            self._proposals(tensordict),
+            target,
+            self._lower_bound(tensordict),
+            self.penalty.softmax_temperature,
+            self.penalty.gap_bounds,
+            self.penalty.importance_sampling,
+        )
+        qvalue = qvalue.detach()
+        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        info |= {"gap": gap.detach(), "alpha_prime": self.penalty.multiplier, "bound_rate": bound_rate}
+        return self._reduce(error + self.penalty.apply_to(gap), self._weights(tensordict)), info
+
+    def alpha_prime_loss(self, gap: Tensor) -> Tensor:
+        """Loss of the Lagrange multiplier; zero where none is trained.
+
+        Args:
+            gap: what :meth:`qvalue_loss` returned, shape [E, *B].
+
+        Returns:
+            The loss.
+        """
+        return self._reduce(self.penalty.objective(gap))
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss of one minibatch; no gradient reaches the critics or the temperature.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
+
+        Returns:
+            The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
+        """
+        noise = self.noise.normal("action", tensordict.get(self.tensor_keys.action))
+        actor = flat_parameters(self.actor_network_params)
+        critics = flat_parameters(self.qvalue_network_params, detach=True)
+        inputs = self._inputs(tensordict, *_BOTH)
+        objective, log_prob = self._climb(
+            self._networks, actor, critics, inputs, noise, self.temperature.alpha, self.actor_q
+        )
+        return self._reduce(objective), {"log_prob": log_prob.detach()}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """All losses from one set of parameters; writes the absolute TD error under ``tensor_keys.priority``.
+
+        Args:
+            tensordict: transitions, shape [*B].
+
+        Returns:
+            ``loss_qvalue``, ``loss_actor``, ``loss_alpha``, ``loss_alpha_prime`` and, unless ``reduction="none"``, the
+            scalars of :attr:`out_keys`.
+        """
+        loss_qvalue, info = self.qvalue_loss(tensordict)
+        loss_actor, actor_info = self.actor_loss(tensordict)
+        loss_alpha, alpha_info = self.alpha_loss(actor_info["log_prob"])
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
+        losses["loss_alpha_prime"] = self.alpha_prime_loss(info["gap"])
+        return self._collect(tensordict, losses, {**info, **alpha_info})
+
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        r"""The Bellman target y of the class docstring.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        keys = self.tensor_keys
+        count = self.penalty.num_actions if self.max_target_backup else 1
+        noise = self.noise.normal("next_action", tensordict.get(keys.action), (count,))
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        target = flat_parameters(self.target_qvalue_network_params, detach=True)
+        inputs = self._inputs(tensordict.get("next"), *_BOTH)
+        action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
+        value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
+        columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
+        return self._estimate(tensordict, columns, action)
+
+    @torch.no_grad()
+    def _proposals(self, tensordict: TensorDictBase) -> _Proposals:
+        like, count = tensordict.get(self.tensor_keys.action), (self.penalty.num_actions,)
+        width = self.action_high - self.action_low
+        uniform = self.action_low + 0.5 * width * (self.noise.uniform("uniform_action", like, count) + 1.0)
+        log_density = -width.log().sum().expand(*uniform.shape[:-1], 1)
+        noise = [self.noise.normal(name, like, count) for name in ("penalty_action", "penalty_next_action")]
+        current = self._inputs(tensordict, "actor_network")
+        following = self._inputs(tensordict.get("next"), "actor_network")
+        inputs = {key: torch.stack([current[key], following[key]]) for key in current}
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        uniform = torch.cat([uniform, log_density], -1)
+        return self._propose(self._networks, actor, inputs, torch.stack(noise, 1), uniform)
+
+    def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
+        return None
+
+
+class CalQLLoss(CQLLoss):
+    r"""Calibrated Q-learning: CQL that never pushes a policy action's value below the behaviour's return.
+
+    As :class:`CQLLoss`, but before the soft maximum the values of *policy* actions (at s and s', not the uniform ones)
+    are replaced by :math:`\max(Q_i(s,a_m), G)`, with G the Monte-Carlo return of the row under the transformed reward,
+    read from ``tensor_keys.mc_return`` (see :func:`torchrl_o2o.data.transforms.add_mc_return`).
+
+    Source: Nakamoto et al. 2023 (Cal-QL), Eq. 5.1 and the authors' code, which keeps the calibration on during online
+    fine-tuning with the true returns of the collected trajectories. CORL's variant turns it off at the switch: set
+    ``loss.calibrate = False`` there. Without calibration, or with returns of minus infinity, this is CQL.
+
+    Args:
+        actor_network: see :class:`CQLLoss`.
+        qvalue_network: see :class:`CQLLoss`.
+
+    Keyword Args:
+        temperature: see :class:`CQLLoss`.
+        penalty: see :class:`CQLLoss`.
+        max_target_backup: see :class:`CQLLoss`.
+        entropy_backup: see :class:`CQLLoss`.
+        actor_q: see :class:`CQLLoss`.
+        reduction: see :class:`CQLLoss`.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import CalQLLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> loss = CalQLLoss(
+        ...     make_actor(5, 2, hidden_sizes=(16,)), make_qvalue_ensemble(5, 2, num_qvalue_nets=2, hidden_sizes=(16,))
+        ... )
+        >>> batch = random_transitions(8, 5, 2)
+        >>> loss(batch.set("mc_return", batch["next", "reward"] + 100.0))["bound_rate"]
+        tensor(1.)
+    """
+
+    @dataclass
+    class _AcceptedKeys(TransitionLoss._AcceptedKeys):
+        """Keys of :class:`CQLLoss` and one more.
+
+        Attributes:
+            mc_return: discounted sum of rewards from the row on, shape [*B, 1]. Defaults to ``"mc_return"``.
+        """
+
+        mc_return: NestedKey = "mc_return"
+
+    tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleVariableOverride]
+    default_keys = _AcceptedKeys
+
+    #: Whether the bound is applied; CORL turns it off online.
+    calibrate: bool = True
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that ``forward`` reads, the Monte-Carlo return last."""
+        return [*super().in_keys, self.tensor_keys.mc_return]
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
+        if not self.calibrate:
+            return None
+        value = tensordict.get(self.tensor_keys.mc_return, None)
+        if value is None:
+            raise O2ODataError(
+                f"the batch has no {self.tensor_keys.mc_return!r}; add returns to the data with "
+                f"torchrl_o2o.data.transforms.add_mc_return and to finished online episodes, or set calibrate = False"
+            )
+        return value.reshape(tensordict.batch_size)

@@ -1,0 +1,140 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the offline members of the soft actor-critic family (CQL, Cal-QL, SAC+ML, ACA) share: networks, temperature."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor
+from torchrl.data import Bounded
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.networks import (
+    ActorCritic,
+    Inputs,
+    Parameters,
+    flat_parameters,
+)
+
+__all__ = ["SoftLoss", "action_box"]
+
+
+def _sample_log_prob(networks: ActorCritic, actor: Parameters, inputs: Inputs, noise: Tensor) -> Tensor:
+    """log pi(a|s) of one fresh action per row, shape [*B]."""
+    return networks.sample(actor, inputs, noise)[1]
+
+
+class SoftLoss(TransitionLoss):
+    """Abstract base of actor-critic losses with a stochastic actor, E critics with targets and a temperature.
+
+    Args:
+        actor_network: a probabilistic actor.
+        qvalue_network: E critics.
+        temperature: the entropy temperature; ``None`` takes ``Temperature(-A, form="log_alpha")``.
+        reduction: over the batch.
+
+    Raises:
+        O2OSpecError: if fewer than one critic is given or the action dimension is needed but unknown.
+    """
+
+    actor_network: ProbabilisticTensorDictSequential
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    qvalue_network: TensorDictModule
+    qvalue_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
+
+    _networks_read = (("actor_network", "qvalue_network"), ("actor_network", "qvalue_network"))
+    _sample_log_prob = staticmethod(_sample_log_prob)
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        qvalue_network: list[TensorDictModule],
+        *,
+        temperature: Temperature | None,
+        reduction: Reduction,
+    ) -> None:
+        super().__init__(reduction)
+        members = list(qvalue_network)
+        if not members:
+            raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+        self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
+        if temperature is None:
+            temperature = Temperature(-float(action_box(actor_network)[0].numel()), form="log_alpha")
+        self.temperature = temperature
+        self.num_qvalue_nets = len(members)
+
+    @torch.no_grad()
+    def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        r"""log pi(a|s) of fresh actions, for a temperature step that comes before the actor's (SAC+ML, ACA).
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            Log-densities, shape [*B], without gradient.
+        """
+        noise = self.noise.normal("temperature_action", tensordict.get(self.tensor_keys.action))
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        return self._sample_log_prob(self._networks, actor, self._inputs(tensordict, "actor_network"), noise)
+
+    def alpha_loss(self, log_prob: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Temperature loss from log-densities of sampled actions.
+
+        Args:
+            log_prob: from :meth:`actor_loss` or :meth:`sample_log_prob`, shape [*B].
+
+        Returns:
+            The loss, and the scalars ``alpha`` and ``entropy``.
+        """
+        info = {"alpha": self.temperature.alpha, "entropy": -log_prob.detach().mean()}
+        return self._reduce(self.temperature.objective(log_prob)), info
+
+    def _collect(
+        self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
+    ) -> TensorDictBase:
+        """The output of ``forward``: losses and the batch means of what was measured; writes the priority."""
+        tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
+        if self.reduction == "none":
+            return TensorDict(losses, tensordict.batch_size)
+        return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
+
+    @property
+    def _networks(self) -> ActorCritic:
+        keys = self.tensor_keys
+        return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
+
+
+def action_box(actor: ProbabilisticTensorDictSequential) -> tuple[Tensor, Tensor]:
+    """Lower and upper edges of the actions, from the actor's spec.
+
+    Args:
+        actor: a probabilistic actor with a bounded spec.
+
+    Returns:
+        Two vectors of shape [A].
+
+    Raises:
+        O2OSpecError: if the actor states no bounded action spec.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> action_box(make_actor(3, 2, hidden_sizes=(8,)))
+        (tensor([-1., -1.]), tensor([1., 1.]))
+    """
+    spec = getattr(actor, "spec", None)
+    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if isinstance(leaf, Bounded)]
+    if len(leaves) != 1:
+        raise O2OSpecError(
+            f"the actor's spec is {spec!r}, expected one bounded action; build the actor with make_actor or "
+            f"ProbabilisticActor(..., spec=...)"
+        )
+    return leaves[0].space.low, leaves[0].space.high
