@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from tensordict import TensorDict
@@ -87,6 +87,15 @@ class LossContract:
             action_key=action_key,
             generator=torch.Generator().manual_seed(0),
         )
+
+    def bootstrapped(self, loss: LossModule, batch: TensorDict) -> Tensor | None:
+        """What terminals must cut off from the next state, shape [B]: the critic's loss by default.
+
+        Override it for losses that read the next state for another purpose as well (CQL draws actions there); return
+        ``None`` if nothing is bootstrapped.
+        """
+        output = next((key for key in ("loss_qvalue", "loss_value") if key in self.trains), None)
+        return None if output is None else self._run(loss, batch)[output]
 
     def _seeded(self, **keys: NestedKey) -> LossModule:
         torch.manual_seed(0)
@@ -169,10 +178,9 @@ class LossContract:
         terminated = batch["next", "terminated"].squeeze(-1)
         other = batch.clone()
         other["next", "observation"] = other["next", "observation"] + 10.0
-        output = next((key for key in ("loss_qvalue", "loss_value") if key in self.trains), None)
-        if output is None:
+        first, second = self.bootstrapped(loss, batch), self.bootstrapped(loss, other)
+        if first is None or second is None:
             return
-        first, second = self._run(loss, batch)[output], self._run(loss, other)[output]
         torch.testing.assert_close(first[terminated], second[terminated])
         assert (first[~terminated] != second[~terminated]).all()
 
@@ -210,18 +218,23 @@ class LossContract:
 
     def _single_noise(self, loss: LossModule, batch: TensorDict) -> TensorDict:
         """Run with float32 noise whatever the dtype, since torch draws other numbers in float64."""
-        noise, draw = loss.noise, torch.Generator()
-        original = type(noise).normal
+        noise = loss.noise
 
-        def normal(name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
-            return original(noise, name, like.float(), sample_shape).to(like.dtype)
+        def single(name: str) -> Callable[..., Tensor]:
+            original = getattr(type(noise), name)
 
-        draw.manual_seed(1)
-        noise.normal = normal  # type: ignore[method-assign]
+            def draw(what: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+                return original(noise, what, like.float(), sample_shape).to(like.dtype)
+
+            return draw
+
+        for name in ("normal", "uniform"):
+            setattr(noise, name, single(name))
         try:
             return self._run(loss, batch)
         finally:
-            del noise.normal
+            for name in ("normal", "uniform"):
+                delattr(noise, name)
 
     def test_copies_are_independent(self) -> None:
         """A deep copy trains by itself: its losses follow its own parameters, not the original's."""
