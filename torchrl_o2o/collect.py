@@ -38,7 +38,7 @@ class StepCollector:
     Keyword Args:
         total_frames: transitions to deliver in all.
         init_random_frames: first transitions that take uniformly random actions instead. Defaults to 0.
-        seed: seed of the first reset; ``None`` (default) leaves the environment's own.
+        seed: seeds the environment, by one reset; ``None`` (default) leaves its own seed.
 
     Raises:
         O2OSpecError: if ``total_frames`` is below 1.
@@ -67,15 +67,17 @@ class StepCollector:
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
         self.frames = 0
         self._low, self._high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
-        self._start_episode(seed)
+        if seed is not None:
+            self.env.reset(seed=seed)  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
+        self._start_episode()
 
     def __iter__(self) -> Iterator[TensorDict]:
         """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
         while self.frames < self.total_frames:
             yield self._step()
 
-    def _start_episode(self, seed: int | None = None) -> None:
-        observation, _ = self.env.reset(seed=seed)
+    def _start_episode(self) -> None:
+        observation, _ = self.env.reset()
         self._observation = torch.as_tensor(observation, dtype=torch.float32)
         self._episode_reward, self._step_count = 0.0, 0
 

@@ -1,0 +1,43 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Running the scripts of `examples/` and `sota-implementations/` inside the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_script(path: str) -> ModuleType:
+    """Import a script by its path relative to the repository's root."""
+    spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}_{abs(hash(path))}", ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def compose(folder: str, *overrides: str) -> DictConfig:
+    """Compose `config.yaml` of a folder below `sota-implementations`."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "sota-implementations" / folder), version_base="1.3"):
+        return hydra_compose("config", overrides=list(overrides))
+
+
+def run_script(path: str, *words: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a script as a user would."""
+    command = [sys.executable, str(ROOT / path), *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)

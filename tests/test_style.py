@@ -1,0 +1,105 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The house's measure: short files, short functions, everything public typed and documented."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "torchrl_o2o"
+FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "sota-implementations").rglob("*.py")])
+HEADER = (PACKAGE / "errors.py").read_text().splitlines()[:4]
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def docstring_lines(node: ast.AST) -> set[int]:
+    body = getattr(node, "body", [])
+    first = body[0] if isinstance(body, list) and body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return set()
+
+
+def code_lines(source: str, tree: ast.AST, first: int = 1, last: int | None = None) -> int:
+    """Lines that are neither blank, comment nor docstring."""
+    prose = set().union(*(docstring_lines(node) for node in ast.walk(tree)))
+    rows = enumerate(source.splitlines(), 1)
+    return sum(
+        1
+        for number, row in rows
+        if first <= number <= (last or number)
+        and number not in prose
+        and row.strip()
+        and not row.strip().startswith("#")
+    )
+
+
+def functions(tree: ast.AST) -> Iterator[Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def lengths() -> list[tuple[int, str]]:
+    out = []
+    for path in FILES:
+        source = path.read_text()
+        tree = ast.parse(source)
+        for node in functions(tree):
+            count = code_lines(source, tree, node.body[0].lineno, node.end_lineno)
+            out.append((count, f"{path.relative_to(ROOT)}:{node.name}"))
+    return out
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_file(path: Path) -> None:
+    source = path.read_text()
+    tree = ast.parse(source)
+    assert source.splitlines()[:4] == HEADER, "the copyright header"
+    assert ast.get_docstring(tree), "a module docstring"
+    assert code_lines(source, tree) <= 300
+    for name, node in public(tree):
+        assert ast.get_docstring(node), f"{name} is public and undocumented"
+        for function in functions(node) if isinstance(node, ast.ClassDef) else [node]:
+            if not function.name.startswith("_") or function.name == "__init__":
+                assert function.returns is not None, f"{name}.{function.name}: no return type"
+                arguments = [*function.args.args, *function.args.kwonlyargs]
+                untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+                assert not untyped, f"{name}.{function.name}: {untyped} have no type"
+
+
+def public(tree: ast.Module) -> Iterator[tuple[str, ast.ClassDef | Function]]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
+            yield node.name, node
+            for child in node.body if isinstance(node, ast.ClassDef) else []:
+                if isinstance(child, Function) and not child.name.startswith("_") and not is_setter(child):
+                    yield f"{node.name}.{child.name}", child
+
+
+def is_setter(node: Function) -> bool:
+    return any(isinstance(mark, ast.Attribute) and mark.attr == "setter" for mark in node.decorator_list)
+
+
+def test_functions_are_short() -> None:
+    counts = sorted(lengths())
+    numbers = [count for count, _ in counts]
+    assert counts[-1][0] <= 60, counts[-3:]
+    assert statistics.median(numbers) <= 10
+    assert numbers[int(0.9 * len(numbers))] <= 35
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_stay_short(path: Path) -> None:
+    source = path.read_text()
+    if path.parent.name == "examples":
+        assert len(source.splitlines()) <= 120
+    assert code_lines(source, ast.parse(source)) <= 300
