@@ -1,0 +1,75 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the behaviour tests of the offline losses share: training on probes, comparing compiled with eager."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import SoftUpdate
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.testing import random_transitions
+
+
+def total(out: TensorDict) -> Tensor:
+    return sum(value for key, value in out.items() if key.startswith("loss_"))  # type: ignore[return-value]
+
+
+def train(loss: LossModule, data: TensorDict, updates: int, *, lr: float = 3e-3, tau: float = 0.05) -> None:
+    """Joint updates on all losses, as the probe environments allow."""
+    updater = SoftUpdate(loss, tau=tau) if has_targets(loss) else None
+    optim = torch.optim.Adam([value for value in loss.parameters() if value.requires_grad], lr=lr)
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(len(data)), batch_size=64)
+    replay.extend(data)
+    for _ in range(updates):
+        optim.zero_grad()
+        total(loss(replay.sample())).backward()
+        optim.step()
+        if updater is not None:
+            updater.step()
+
+
+def has_targets(loss: LossModule) -> bool:
+    return any(name.startswith("target_") for name, _ in loss.named_children())
+
+
+def act(loss: LossModule, observation: Tensor) -> Tensor:
+    """Deterministic actions of the loss's actor."""
+    data = TensorDict({"observation": observation}, observation.shape[:-1])
+    with (
+        loss.actor_network_params.to_module(loss.actor_network),
+        set_exploration_type(ExplorationType.DETERMINISTIC),
+        torch.no_grad(),
+    ):
+        return loss.actor_network(data)["action"]
+
+
+def assert_compiled_equals_eager(build: Callable[[], LossModule], updates: int = 5) -> None:
+    """Whole updates from the same noise, in float64: the compiled cores change nothing but rounding."""
+    batch = random_transitions(12, 5, 3).apply(lambda x: x.double() if x.is_floating_point() else x)
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        loss = build().double()
+        if compiled:
+            loss.compile()
+        updater = SoftUpdate(loss, tau=0.1) if has_targets(loss) else None
+        optim = torch.optim.Adam(loss.parameters(), lr=1e-2)
+        for _ in range(updates):
+            optim.zero_grad()
+            total(loss(batch.clone())).backward()
+            optim.step()
+            if updater is not None:
+                updater.step()
+        results.append(loss.state_dict())
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,218 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Advantage-weighted actor-critic (AWAC)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.functional_offline import AdvantageWeight, awac_weight, clip_score
+from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.critic import CriticLoss
+from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, policy_distribution
+
+__all__ = ["AWACLoss"]
+
+_BOTH = ("actor_network", "qvalue_network")
+
+
+def _capped(qvalue: Tensor, q_max: float | None) -> Tensor:
+    return qvalue if q_max is None else qvalue.clamp(max=q_max)
+
+
+def _next_value(
+    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor, q_max: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a', log pi(a'|s') and min_j Q'_j(s', a')."""
+    action, log_prob = networks.sample(actor, inputs, noise)
+    return action, log_prob, _capped(networks.qvalues(target, inputs, action), q_max).amin(0)
+
+
+def _advantage(
+    networks: ActorCritic,
+    actor: Parameters,
+    qvalue: Parameters,
+    inputs: Inputs,
+    action: Tensor,
+    noise: Tensor | None,
+    advantage_q: str,
+    q_max: float | None,
+) -> Tensor:
+    """Q(s, a) - V(s), shape [*B], with V from the mean action or from the samples that ``noise`` [K, *B, A] makes."""
+    dist = policy_distribution(networks.actor, actor, inputs)
+    if noise is None:
+        value = _capped(networks.qvalues(qvalue, inputs, dist.deterministic_sample), q_max)
+    else:
+        samples, _ = networks.sample(actor, inputs, noise, noise.shape[:1])
+        repeated = {key: entry.expand(len(samples), *entry.shape) for key, entry in inputs.items()}
+        value = _capped(networks.qvalues(qvalue, repeated, samples), q_max).mean(1)
+    data = _capped(networks.qvalues(qvalue, inputs, action), q_max)
+    return (data.amin(0) if advantage_q == "min" else data[0]) - value.amin(0)
+
+
+def _log_prob(networks: ActorCritic, actor: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
+    """log pi(a|s) of recorded actions, shape [*B]."""
+    return policy_distribution(networks.actor, actor, inputs).log_prob(action)
+
+
+class AWACLoss(CriticLoss):
+    r"""Advantage-weighted actor-critic: critics as in SAC without entropy, the actor by weighted maximum likelihood.
+
+    .. math::
+        y = r + \gamma(1-d)\min_j Q'_j(s',a'),\ a'\sim\pi(\cdot|s'),\qquad
+        L_Q = \frac1B\sum_b\sum_j (Q_j(s,a)-y)^2
+
+        A = \min_j Q_j(s,a) - \min_j \frac1K\sum_k Q_j(s,\tilde a_k),\ \tilde a_k\sim\pi(\cdot|s),\qquad
+        L_\pi = -\frac1B\sum_b w_b \log\pi(a_b|s_b)
+
+    with the weight :math:`w=\min(e^{A/\lambda},100)` or another form of
+    :func:`~torchrl_o2o.functional_offline.awac_weight`. One buffer holds the data set and the online transitions.
+
+    Source: Nair et al. 2020, arXiv:2006.09359, Algorithm 1, Eq. 7 and 13 (the normaliser Z(s) is left out, as there).
+
+    ==================  ==============  ===============  ================  ================  ===========
+    reference           weight          awac_lambda      value_samples     advantage_q       actor's std
+    ==================  ==============  ===============  ================  ================  ===========
+    CORL (default)      exp_clip        .1 (1/3 mujoco)  1                 min               clip
+    authors, hand       softmax         .5               0 (mean action)   min               sigmoid
+    authors, mujoco     softmax         2                1                 min or first      sigmoid
+    jaxrl               softmax         2                1                 min               clip
+    ==================  ==============  ===============  ================  ================  ===========
+
+    Order of one update: CORL steps the critics, then the actor with the new critics, then the targets; the authors
+    compute all losses from one set of parameters (:meth:`forward`); jaxrl moves the targets before the actor.
+
+    Differences from the paper: the weight is exp-clipped by default (CORL; the authors' code normalises by a softmax
+    over the batch, with which the gradient's scale does not depend on the rewards' scale). The authors' ``"exp"`` is
+    multiplied by the batch size as well: take ``reduction="sum"`` for that.
+
+    Args:
+        actor_network: a probabilistic actor, for example :func:`~torchrl_o2o.modules.make_gaussian_actor`.
+        qvalue_network: critics, two in the references.
+
+    Keyword Args:
+        awac_lambda: temperature :math:`\lambda` of the weights. Defaults to 1, the paper's for MuJoCo (0.3 for
+            manipulation).
+        weight: form of the weights. Defaults to ``"exp_clip"``.
+        weight_clip: bound of ``"exp_clip"``. Defaults to 100.
+        score_clip: upper bound on the advantage (authors, hand: 0.5), or ``None`` (default).
+        value_samples: actions K that V(s) averages over; 0 takes the mean action. Defaults to 1.
+        advantage_q: the recorded action's value is the ``"min"`` (default) of the critics or the ``"first"``.
+        q_max: upper bound on all Q values (authors, hand: 0), or ``None`` (default).
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if an option is unknown, ``awac_lambda`` is not positive or ``value_samples`` negative.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import AWACLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> actor = make_gaussian_actor(17, 6, mean="linear", hidden_sizes=(32, 32))
+        >>> critics = make_qvalue_ensemble(17, 6, num_qvalue_nets=2, layer_norm=False, hidden_sizes=(32, 32))
+        >>> loss, batch = AWACLoss(actor, critics, awac_lambda=0.3), random_transitions(8, 17, 6)
+        >>> loss_qvalue, _ = loss.qvalue_loss(batch)
+        >>> loss_actor, info = loss.actor_loss(batch)
+        >>> info["weight"].shape
+        torch.Size([8])
+    """
+
+    out_keys = ["loss_actor", "loss_qvalue", "advantage", "weight", "clipped", "log_prob", "qvalue", "target_value"]
+
+    actor_network: ProbabilisticTensorDictSequential
+
+    _networks_read = (_BOTH, _BOTH)
+    _cores = ("_next_value", "_regress", "_advantage", "_log_prob")
+    _next_value = staticmethod(_next_value)
+    _advantage = staticmethod(_advantage)
+    _log_prob = staticmethod(_log_prob)
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        qvalue_network: list[TensorDictModule],
+        *,
+        awac_lambda: float = 1.0,
+        weight: AdvantageWeight = "exp_clip",
+        weight_clip: float = 100.0,
+        score_clip: float | None = None,
+        value_samples: int = 1,
+        advantage_q: Literal["min", "first"] = "min",
+        q_max: float | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(actor_network, qvalue_network, q_max=q_max, reduction=reduction)
+        check_option("weight", weight, ("exp_clip", "exp", "softmax", "whiten", "sign"))
+        check_option("advantage_q", advantage_q, ("min", "first"))
+        if not awac_lambda > 0.0:
+            raise O2OSpecError(f"got awac_lambda={awac_lambda}, expected a positive temperature")
+        if value_samples < 0:
+            raise O2OSpecError(f"got value_samples={value_samples}, expected K >= 1, or 0 for the mean action")
+        self.awac_lambda, self.weight_clip, self.score_clip = awac_lambda, weight_clip, score_clip
+        self.weight: AdvantageWeight = weight
+        self.value_samples = value_samples
+        self.advantage_q: Literal["min", "first"] = advantage_q
+        self.make_value_estimator()
+
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """See :meth:`CriticLoss.target_value`."""
+        keys = self.tensor_keys
+        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        target = flat_parameters(self.target_qvalue_network_params, detach=True)
+        inputs = self._inputs(tensordict.get("next"), *_BOTH)
+        action, log_prob, value = self._next_value(self._networks, actor, target, inputs, noise, self.q_max)
+        columns = {keys.log_prob: log_prob, keys.state_action_value: value, keys.value: value}
+        return self._estimate(tensordict, columns, action)
+
+    @torch.no_grad()
+    def advantage(self, tensordict: TensorDictBase) -> Tensor:
+        r"""A(s, a) of the recorded actions under the current networks.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            A before any clipping, shape [*B], without gradient.
+        """
+        action = tensordict.get(self.tensor_keys.action)
+        noise = self.noise.normal("action", action, (self.value_samples,)) if self.value_samples else None
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        qvalue = flat_parameters(self.qvalue_network_params, detach=True)
+        inputs = self._inputs(tensordict, *_BOTH)
+        return self._advantage(self._networks, actor, qvalue, inputs, action, noise, self.advantage_q, self.q_max)
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss of one minibatch; no gradient reaches the critics or the weights.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and per row, detached: ``advantage``, ``weight``, ``log_prob`` of the recorded action, and
+            ``clipped``, 1 where the weight is at its bound (rewards on a large scale saturate it quickly).
+        """
+        advantage, keys = self.advantage(tensordict), self.tensor_keys
+        weight = awac_weight(clip_score(advantage, self.score_clip), self.awac_lambda, self.weight, self.weight_clip)
+        params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
+        log_prob = self._log_prob(self._networks, params, inputs, tensordict.get(keys.action))
+        clipped = (weight >= self.weight_clip) & (self.weight == "exp_clip")
+        info = {"advantage": advantage, "weight": weight, "log_prob": log_prob.detach()}
+        return self._reduce(-weight * log_prob), {**info, "clipped": clipped.to(weight.dtype)}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Both losses from one set of parameters, and their statistics; writes the priority to the batch."""
+        loss_qvalue, info = self.qvalue_loss(tensordict)
+        loss_actor, actor_info = self.actor_loss(tensordict)
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
+        return self._collect(tensordict, losses, {**actor_info, **info})

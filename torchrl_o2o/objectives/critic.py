@@ -1,0 +1,131 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the offline learners without a temperature (AWAC, IQL, TD3+BC, SPOT) share: critics regressed on one target."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.functional import ensemble_squared_error
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
+
+__all__ = ["CriticLoss"]
+
+
+def _regress(
+    networks: ActorCritic,
+    qvalue: Parameters,
+    inputs: Inputs,
+    action: Tensor,
+    target: Tensor,
+    reduction: Literal["sum", "mean"],
+    q_max: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Squared error per row, shape [*B], and Q_i(s, a), shape [E, *B]."""
+    values = networks.qvalues(qvalue, inputs, action)
+    values = values if q_max is None else values.clamp(max=q_max)
+    return ensemble_squared_error(values, target, reduction), values
+
+
+class CriticLoss(TransitionLoss):
+    """Abstract base: an actor, E critics with target networks, and their squared error against one target.
+
+    Subclasses implement :meth:`target_value`, ``actor_loss`` and ``forward``, and end their ``__init__`` with
+    :meth:`make_value_estimator`.
+
+    Args:
+        actor_network: the actor, stochastic or deterministic.
+        qvalue_network: E critics.
+        target_actor: whether the actor has a target network as well.
+        ensemble_reduction: ``"sum"`` or ``"mean"`` over members.
+        q_max: upper bound on all Q values, or ``None``.
+        reduction: over the batch.
+
+    Raises:
+        O2OSpecError: if no critic is given or an option is unknown.
+    """
+
+    actor_network: TensorDictModuleBase
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    qvalue_network: TensorDictModule
+    qvalue_network_params: TensorDictParams
+    target_qvalue_network_params: TensorDictParams
+
+    _regress = staticmethod(_regress)
+
+    def __init__(
+        self,
+        actor_network: TensorDictModuleBase,
+        qvalue_network: list[TensorDictModule],
+        *,
+        target_actor: bool = False,
+        ensemble_reduction: Literal["sum", "mean"] = "sum",
+        q_max: float | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        members = list(qvalue_network)
+        if not members:
+            raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
+        check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=target_actor)
+        self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
+        self.ensemble_reduction: Literal["sum", "mean"] = ensemble_reduction
+        self.q_max = q_max
+
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """The Bellman target y of the class docstring.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement target_value")
+
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, target_value: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Critic loss of one minibatch.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+            target_value: y, shape [*B], if it was computed before; ``None`` (default) calls :meth:`target_value`.
+
+        Returns:
+            The loss, and ``td_error`` (mean over members of the absolute error, shape [*B]), ``qvalue`` (shape [E, *B])
+            and ``target_value`` (shape [*B]), all detached.
+        """
+        target = self.target_value(tensordict) if target_value is None else target_value
+        action, inputs = tensordict.get(self.tensor_keys.action), self._inputs(tensordict, "qvalue_network")
+        params = flat_parameters(self.qvalue_network_params)
+        error, qvalue = self._regress(
+            self._networks, params, inputs, action, target, self.ensemble_reduction, self.q_max
+        )
+        qvalue = qvalue.detach()
+        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        return self._reduce(error, self._weights(tensordict)), info
+
+    def _collect(
+        self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
+    ) -> TensorDictBase:
+        """The output of ``forward``: losses and the batch means of what was measured; writes the priority."""
+        tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
+        if self.reduction == "none":
+            return TensorDict(losses, tensordict.batch_size)
+        return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
+
+    @property
+    def _networks(self) -> ActorCritic:
+        keys = self.tensor_keys
+        return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
