@@ -1,0 +1,178 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Prioritized experience replay with TorchRL's interface, wherever torch runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchrl.data import PrioritizedSampler
+
+from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
+from torchrl_o2o.data.samplers.sum_tree import last_of_each
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["PrioritizedReplaySampler"]
+
+_Normalisation = Literal["max", "mean", "none"]
+
+
+# As a registered subclass this passes TorchRL's isinstance checks, on which TensorDictReplayBuffer silently decides
+# whether update_tensordict_priority does anything, without inheriting what needs the C++ tree.
+@PrioritizedSampler.register
+class PrioritizedReplaySampler(StoredPrioritySampler):
+    r"""Prioritized experience replay: rows are drawn by their TD error, stratified, with importance weights.
+
+    .. math::
+        P_i = \frac{(p_i+\epsilon)^\alpha}{\sum_j (p_j+\epsilon)^\alpha},\qquad
+        u_i = (N P_i)^{-\beta}\ \text{under "priority_weight"}
+
+    Rows that were never scored, offline ones included, and rows that a writer overwrites have the largest p met so far
+    (1 at first), so they are seen soon. Over the storage of :func:`~torchrl_o2o.data.offline_online_storage` the share
+    of offline rows follows from the priorities; :class:`~torchrl_o2o.data.BalancedSampler` and
+    :class:`~torchrl_o2o.data.BalancedReplaySampler` control it.
+
+    Takes the place of :class:`torchrl.data.PrioritizedSampler`, which needs a C++ extension built for the very torch
+    that is installed. All three ways to set priorities work: ``buffer.update_tensordict_priority(batch)``, which reads
+    the buffer's ``priority_key`` (``"td_error"``, where the losses write it), ``buffer.update_priority(index, p)``, and
+    the priority key being present in what is written. Differences: draws are stratified as in the paper; weights are
+    scaled by the batch's largest instead of by the storage's; sums are in float64 and do not drift.
+
+    Weights are *not* renormalised by this package's losses, so ``normalisation`` decides the step size.
+
+    Source: Schaul et al. 2016 (PER), Eq. 1, section 3.4, and Appendix B.2.1 (stratification).
+
+    Args:
+        max_capacity: number of slots of the storage.
+        alpha: how much priorities matter; 0 draws uniformly. May be changed at any time, which costs one pass.
+        beta: how much the weights correct for it; 1 is complete. May be changed at any time.
+        eps: added to each priority. Defaults to 1e-8.
+        dtype: type of priorities and sums. Defaults to ``torch.float64``.
+        reduction: how ``TensorDictReplayBuffer`` reduces priorities with extra dimensions. Defaults to ``"max"``.
+        normalisation: weights are divided by the batch's ``"max"`` (default, the paper: weights only scale down),
+            its ``"mean"`` (the mean step size stays), or by nothing, ``"none"`` (their expectation is 1 at beta 1).
+
+    Raises:
+        O2OSpecError: if an argument is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> sampler = PrioritizedReplaySampler(10, alpha=1.0, beta=1.0)
+        >>> buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(10), sampler=sampler, batch_size=4)
+        >>> _ = buffer.extend(TensorDict({"x": torch.arange(2)}, [2]))
+        >>> batch = buffer.sample().set("td_error", torch.zeros(4, 1))
+        >>> buffer.update_tensordict_priority(batch)  # both rows were drawn, so both are at eps now
+        >>> buffer.update_priority(torch.tensor([0, 1]), torch.tensor([1.0, 3.0]))
+        >>> batch = buffer.sample()
+        >>> batch["x"].sort().values
+        tensor([0, 1, 1, 1])
+        >>> batch["priority_weight"].sort().values
+        tensor([0.3333, 0.3333, 0.3333, 1.0000])
+    """
+
+    def __init__(
+        self,
+        max_capacity: int,
+        alpha: float,
+        beta: float,
+        eps: float = 1e-8,
+        dtype: torch.dtype = torch.float64,
+        reduction: Literal["max", "min", "median", "mean"] = "max",
+        *,
+        normalisation: _Normalisation = "max",
+    ) -> None:
+        super().__init__(max_capacity, dtype=dtype)
+        if not eps >= 0.0:
+            raise O2OSpecError(f"got eps={eps}, expected 0 or more")
+        if normalisation not in ("max", "mean", "none"):
+            raise O2OSpecError(f"got normalisation={normalisation!r}, expected 'max', 'mean' or 'none'")
+        self._priority = torch.zeros(max_capacity, dtype=dtype)
+        self._alpha = _not_negative("alpha", alpha)
+        self.beta = beta
+        self.eps = eps
+        self.reduction = reduction
+        self.normalisation: _Normalisation = normalisation
+        self.max_priority = 1.0
+
+    @property
+    def alpha(self) -> float:
+        """How much priorities matter."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = _not_negative("alpha", value)
+        self._tree.fill(0, self._num_known, self._values_of(self._priority[: self._num_known]))
+
+    @property
+    def beta(self) -> float:
+        """How much the weights correct for the priorities."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._beta = _not_negative("beta", value)
+
+    @property
+    def default_priority(self) -> float:
+        """Priority of rows that were never scored: the largest so far, before ``eps`` and ``alpha``."""
+        return self.max_priority
+
+    def _values_of(self, priority: Tensor) -> Tensor:
+        return (priority + self.eps) ** self._alpha
+
+    def _initialise(self, start: int, stop: int) -> None:
+        self._priority[start:stop] = self.max_priority
+        self._tree.fill(start, stop, self._values_of(self._priority[start:stop]))
+
+    def _store(self, index: Tensor, priority: Tensor) -> None:
+        self._tree.check(index, priority)  # a negative one would be reported as the NaN that its power is
+        index, priority = last_of_each(index, priority)
+        self._tree.update(index, self._values_of(priority))
+        self._priority[index] = priority
+        self.max_priority = max(self.max_priority, float(priority.max()))
+
+    def _describe(self, index: Tensor) -> dict[str, Any]:
+        # Rows that cannot be drawn (priority and eps both 0) still count in N, as in the paper.
+        weight = (self._num_known * self._tree[index] / self._tree.total) ** -self._beta
+        if self.normalisation == "max":
+            weight = weight / weight.max()
+        elif self.normalisation == "mean":
+            weight = weight / weight.mean()
+        return {"priority_weight": weight.to(torch.get_default_dtype())}
+
+    def _empty(self) -> None:
+        super()._empty()
+        self._priority.zero_()
+        self.max_priority = 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Priorities, sums, exponents and counters; the random state belongs to the replay buffer's generator."""
+        own = {"priority": self._priority.clone(), "max_priority": self.max_priority}
+        return {**super().state_dict(), **own, "alpha": self._alpha, "beta": self._beta}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: if the state has another capacity.
+        """
+        super().load_state_dict(state_dict)
+        self._priority.copy_(state_dict["priority"])
+        self.max_priority = state_dict["max_priority"]
+        self._alpha, self._beta = state_dict["alpha"], state_dict["beta"]
+
+    def __repr__(self) -> str:
+        return f"PrioritizedReplaySampler(capacity={self.capacity}, alpha={self._alpha}, beta={self._beta})"
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not value >= 0.0:
+        raise O2OSpecError(f"got {name}={value}, expected 0 or more")
+    return float(value)

@@ -1,0 +1,187 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Balanced replay: offline and online rows in one sampler, told apart by priorities alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Storage
+
+from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_off2on import initial_online_priority
+
+__all__ = ["BalancedReplaySampler"]
+
+_BATCHES_BEFORE_WARNING = 1000
+
+
+class BalancedReplaySampler(StoredPrioritySampler):
+    r"""Off2On's balanced replay: proportional draws from offline and online rows by stored density-ratio priorities.
+
+    Offline rows start at priority 1, online rows at the largest priority met so far, which begins at
+    :math:`Mf/((1-f)n)` for M offline rows and never decreases: the n online rows of the first epoch together weigh f of
+    everything. After each update the priorities of the batch's rows, of both sources, are set to
+    :func:`~torchrl_o2o.functional_off2on.off2on_priority` by ``buffer.update_priority(batch["index"], priority)``.
+    There are no importance weights.
+
+    Fresh rows outrank re-weighted ones until they are drawn for the first time (M = 1e6 and f = 0.75 give 3000, above
+    the 1000 that priorities are clamped to); this is the mechanism that balances.
+
+    Priorities of offline rows that are not drawn stay as they are. ``refresh_every`` re-scores all of them at once with
+    the current networks every so many batches, which the paper does not do.
+
+    ``TensorDictReplayBuffer.update_tensordict_priority``, and TorchRL's trainer hook that calls it, silently do nothing
+    with this sampler: they would store the TD error, which is not what this sampler is made for. It warns when 1000
+    batches were drawn and no priority was ever set.
+
+    Source: Lee et al. 2021 (Off2On), balanced experience replay; start of the running maximum as in the authors' code.
+
+    Args:
+        num_offline: number of offline rows M at the storage's start, at least 1.
+        online_capacity: number of online slots.
+
+    Keyword Args:
+        init_online_fraction: f in (0, 1). Defaults to 0.5, the authors' code's; their demonstration runs use 0.75.
+        first_epoch_frames: n, the online rows that together shall weigh f. Defaults to 1000, the authors' epoch.
+        refresh_every: number of batches between refreshes; ``None`` (default) never refreshes.
+        refresh_with: maps the offline rows, shape [M], to their priorities, shape [M]. It runs inside ``sample``, so
+            the buffer must not prefetch.
+        dtype: type of priorities and sums. Defaults to ``torch.float64``; the authors' code has float32.
+
+    Raises:
+        O2OSpecError: if an argument is out of range, or only one of the two refresh arguments is given.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> from torchrl_o2o.data import OnlineWriter
+        >>> storage = LazyTensorStorage(300)
+        >>> storage.set(torch.arange(200), TensorDict({"x": torch.arange(200)}, [200]))
+        >>> sampler = BalancedReplaySampler(200, 100, first_epoch_frames=100)
+        >>> buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(200), batch_size=64)
+        >>> _ = buffer.extend(TensorDict({"x": torch.arange(100)}, [100]))
+        >>> round(sampler.offline_share, 3)  # the 100 new rows weigh as much as the 200 offline ones
+        0.5
+        >>> batch = buffer.sample()
+        >>> int((batch["index"] < 200).sum())
+        32
+        >>> buffer.update_priority(batch["index"], torch.full((64,), 0.1))
+    """
+
+    def __init__(
+        self,
+        num_offline: int,
+        online_capacity: int,
+        *,
+        init_online_fraction: float = 0.5,
+        first_epoch_frames: int = 1000,
+        refresh_every: int | None = None,
+        refresh_with: Callable[[TensorDictBase], Tensor] | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        if online_capacity < 1:
+            raise O2OSpecError(f"got online_capacity={online_capacity}, expected at least 1")
+        if (refresh_every is None) != (refresh_with is None) or (refresh_every is not None and refresh_every < 1):
+            raise O2OSpecError(
+                f"got refresh_every={refresh_every} and refresh_with={refresh_with}; give both, the first at least 1, "
+                f"or neither"
+            )
+        self._initial_online = initial_online_priority(num_offline, init_online_fraction, first_epoch_frames)
+        super().__init__(num_offline + online_capacity, dtype=dtype)
+        self.num_offline = num_offline
+        self.refresh_every = refresh_every
+        self.refresh_with = refresh_with
+        self.max_priority = self._initial_online
+
+    @property
+    def default_priority(self) -> float:
+        """Priority of a fresh online row: the running maximum."""
+        return self.max_priority
+
+    @property
+    def offline_share(self) -> float:
+        """Probability that a draw is an offline row; 1 before anything was drawn or written."""
+        total = float(self._tree.total)
+        return float(self.values[: self.num_offline].sum()) / total if total > 0.0 else 1.0
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Draw rows in proportion to their priorities, refreshing the offline ones first where that is due.
+
+        Args:
+            storage: one storage with the offline rows first.
+            batch_size: number of rows.
+
+        Returns:
+            Row numbers, shape [batch_size], and an empty dictionary.
+
+        Raises:
+            O2OSpecError: if there is nothing to draw from.
+        """
+        if self.refresh_every and self.num_batches and self.num_batches % self.refresh_every == 0:
+            self.refresh(storage)
+        if self.num_batches == _BATCHES_BEFORE_WARNING and self.num_updates == 0:
+            warnings.warn(
+                f"{_BATCHES_BEFORE_WARNING} batches were drawn and no priority was ever set; call "
+                f"buffer.update_priority(batch['index'], priority) (update_tensordict_priority does nothing here)",
+                stacklevel=4,
+            )
+        return super().sample(storage, batch_size)
+
+    def refresh(self, storage: Storage) -> None:
+        """Set the priorities of all offline rows with ``refresh_with``.
+
+        Args:
+            storage: one storage with the offline rows first.
+
+        Raises:
+            O2OSpecError: if there is no ``refresh_with`` or it returns unusable priorities.
+        """
+        if self.refresh_with is None:
+            raise O2OSpecError("there is nothing to refresh priorities with; build the sampler with refresh_with")
+        self._meet(storage)
+        with torch.no_grad():
+            priority = self.refresh_with(storage[: self.num_offline])
+        self.update_priority(torch.arange(self.num_offline), priority)
+
+    def _initialise(self, start: int, stop: int) -> None:
+        self._tree.fill(start, min(stop, self.num_offline), 1.0)
+        self._tree.fill(max(start, self.num_offline), stop, self.max_priority)
+
+    def _store(self, index: Tensor, priority: Tensor) -> None:
+        self._tree.update(index, priority)
+        self.max_priority = max(self.max_priority, float(priority.max()))
+
+    def _empty(self) -> None:
+        super()._empty()
+        self.max_priority = self._initial_online
+
+    def state_dict(self) -> dict[str, Any]:
+        """Priorities, sums, running maximum and counters; the random state belongs to the replay buffer's generator."""
+        return {**super().state_dict(), "num_offline": self.num_offline, "max_priority": self.max_priority}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: if the state belongs to another number of offline rows or slots.
+        """
+        if state_dict["num_offline"] != self.num_offline:
+            raise O2OSpecError(
+                f"the saved sampler has {state_dict['num_offline']} offline rows, this one {self.num_offline}; load "
+                f"the data set the run was started with"
+            )
+        super().load_state_dict(state_dict)
+        self.max_priority = state_dict["max_priority"]
+
+    def __repr__(self) -> str:
+        return f"BalancedReplaySampler(num_offline={self.num_offline}, capacity={self.capacity})"

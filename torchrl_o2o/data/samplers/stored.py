@@ -1,0 +1,187 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What samplers with a stored priority per row have in common: keeping the priorities in step with the storage."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrl.data import Storage
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from torchrl_o2o.data.samplers.sum_tree import SumTree
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["StoredPrioritySampler"]
+
+
+class StoredPrioritySampler(Sampler):
+    r"""Abstract base: rows are drawn in proportion to a value stored for each, by one draw from each of n equal strata.
+
+    The values follow the storage by themselves: rows found in it for the first time get their initial value, rows that
+    a writer overwrites get the fresh one (writers tell every buffer of the storage by ``mark_update``). Strata are
+    assigned to the rows of a batch by a fixed stride, so that any run of consecutive rows, for instance one of the
+    minibatches a large batch is split into, is spread evenly over all strata; drawn in order, the first minibatch would
+    hold offline rows only.
+
+    Args:
+        capacity: number of slots of the storage.
+        dtype: type of the stored values and of their sums.
+
+    Raises:
+        O2OSpecError: if the capacity is below 1.
+    """
+
+    def __init__(self, capacity: int, *, dtype: torch.dtype = torch.float64) -> None:
+        self._tree = SumTree(capacity, dtype=dtype)
+        self._num_known = 0
+        self._order: Tensor = torch.zeros(0, dtype=torch.long)
+        self.num_batches = 0
+        self.num_updates = 0
+
+    @abstractmethod
+    def _initialise(self, start: int, stop: int) -> None:
+        """Give rows ``start .. stop - 1``, found in the storage for the first time, their value."""
+
+    @abstractmethod
+    def _store(self, index: Tensor, priority: Tensor) -> None:
+        """Store priorities, both of shape [n], as the values that rows are drawn by."""
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return self._tree.capacity
+
+    @property
+    def values(self) -> Tensor:
+        """What rows are drawn in proportion to, shape [capacity]; 0 where there is no row. To be read only."""
+        return self._tree.values
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Draw rows in proportion to their values, with replacement.
+
+        Args:
+            storage: the storage whose rows the values belong to.
+            batch_size: number of rows.
+
+        Returns:
+            Row numbers, shape [batch_size], and what the subclass adds for the batch.
+
+        Raises:
+            O2OSpecError: if there is nothing to draw from.
+        """
+        self._meet(storage)
+        if self._num_known == 0:
+            raise O2OSpecError("cannot sample from an empty storage; load a data set or collect transitions first")
+        self.num_batches += 1
+        within = torch.rand(batch_size, dtype=torch.float64, generator=self._rng)
+        index = self._tree.search((self._strata(batch_size) + within) / batch_size * self._tree.total)
+        return index, self._describe(index)
+
+    def _describe(self, index: Tensor) -> dict[str, Any]:
+        return {}
+
+    def _strata(self, batch_size: int) -> Tensor:
+        if len(self._order) != batch_size:
+            stride = max(1, round(batch_size * (math.sqrt(5.0) - 1.0) / 2.0))
+            while math.gcd(stride, batch_size) > 1:
+                stride += 1
+            self._order = torch.arange(batch_size) * stride % batch_size
+        return self._order
+
+    def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
+        """Set the priorities of rows, typically of the batch just trained on.
+
+        Args:
+            index: row numbers, shape [n]; -1 stands for no row and is left out. Where a row is named twice, the last
+                priority holds.
+            priority: finite and non-negative, shape [n] or [n, 1], or one number for all.
+            storage: given by the replay buffer; needed if the rows have not been seen yet. Defaults to ``None``.
+
+        Raises:
+            O2OSpecError: if shapes do not fit, a row does not exist or a priority is negative or not finite.
+        """
+        if storage is not None:
+            self._meet(storage)
+        rows, priorities = self._pairs(index, priority)
+        self.num_updates += 1
+        if len(rows):
+            self._store(rows, priorities)
+
+    def mark_update(self, index: int | Tensor, *, storage: Storage | None = None) -> None:
+        """Give rows that were just written the fresh priority, whatever the slot held before; writers call this.
+
+        Args:
+            index: slots, shape [n].
+            storage: given by the replay buffer. Defaults to ``None``.
+        """
+        if storage is not None:
+            self._meet(storage)
+        self._store(*self._pairs(index, self.default_priority))
+
+    def _meet(self, storage: Storage) -> None:
+        size = len(storage)
+        if max(size, getattr(storage, "max_size", 0)) > self.capacity:
+            raise O2OSpecError(
+                f"the storage has {getattr(storage, 'max_size', size)} slots, the sampler was built for {self.capacity}"
+            )
+        if getattr(storage, "ndim", 1) > 1:
+            raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
+        if size > self._num_known:
+            self._initialise(self._num_known, size)
+            self._num_known = size
+
+    def _pairs(self, index: int | Tensor, priority: float | Tensor) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
+        priorities = torch.as_tensor(priority, dtype=self._tree.dtype, device="cpu").detach().reshape(-1)
+        if len(priorities) not in (1, len(rows)):
+            raise O2OSpecError(f"got {len(priorities)} priorities for {len(rows)} rows, expected one per row")
+        exists = rows >= 0
+        rows, priorities = rows[exists], priorities.expand(len(exists))[exists]
+        if len(rows) and rows.max() >= self._num_known:
+            raise O2OSpecError(
+                f"got row {int(rows.max())}, but only {self._num_known} rows are known; update through the replay "
+                f"buffer, which passes its storage along"
+            )
+        return rows, priorities
+
+    def state_dict(self) -> dict[str, Any]:
+        """Values, sums and counters; the random state belongs to the replay buffer's generator."""
+        return {
+            "tree": self._tree.state_dict(),
+            "num_known": self._num_known,
+            "num_batches": self.num_batches,
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: if the state has another capacity.
+        """
+        self._tree.load_state_dict(state_dict["tree"])
+        self._num_known = state_dict["num_known"]
+        self.num_batches = state_dict["num_batches"]
+        self.num_updates = state_dict["num_updates"]
+
+    def _empty(self) -> None:
+        self._tree.fill(0, self.capacity, 0.0)
+        self._num_known = self.num_batches = self.num_updates = 0
+
+    def dumps(self, path: str | Path) -> None:
+        """Write :meth:`state_dict` into a folder."""
+        folder = Path(path)
+        folder.mkdir(exist_ok=True)
+        torch.save(self.state_dict(), folder / "stored_priorities.pt")
+
+    def loads(self, path: str | Path) -> None:
+        """Read what :meth:`dumps` wrote."""
+        self.load_state_dict(torch.load(Path(path) / "stored_priorities.pt", weights_only=True))
