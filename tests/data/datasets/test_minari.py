@@ -154,7 +154,7 @@ def test_damaged_data_files_are_named(dataset_root: Path, damage: str) -> None:
             del file["episode_1"]
     else:
         path.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"x" * 999, "empty": b""}[damage])
-    with pytest.raises(O2ODataError, match=rf"{path} is damaged .*expected 2 episodes"):
+    with pytest.raises(O2ODataError, match=rf"{path} is damaged or not HDF5 .*download or record it again"):
         load_offline("toy/damaged-v0")
     path.write_bytes(content)
     assert len(load_offline("toy/damaged-v0")) == 9  # the failure left nothing in the cache
@@ -175,6 +175,24 @@ def test_damaged_metadata(dataset_root: Path) -> None:
     path.unlink()
     with pytest.raises(O2ODataError, match=r"metadata\.json is missing"):
         load_offline("toy/meta-v0")
+
+
+@pytest.mark.parametrize("name", ["main_data.hdf5", "metadata.json"])
+@pytest.mark.filterwarnings("ignore:toy")
+def test_random_damage_is_found_or_harmless(dataset_root: Path, name: str) -> None:
+    """150 damaged copies: each loads or raises the one error; no crash, no endless allocation."""
+    path = write(dataset_root, "toy/fuzz-v0", vectors(4, 5)) / "data" / name
+    content, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for number in range(150):
+        damaged = bytearray(content[: rng.integers(len(content))] if number % 3 == 0 else content)
+        for place in rng.integers(0, max(len(damaged), 1), 10 * (len(damaged) > 0)):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_offline("toy/fuzz-v0", cache=False)
+        except O2ODataError:
+            refused += 1
+    assert refused > 75
 
 
 def test_the_environment_in_the_metadata_is_never_built(dataset_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

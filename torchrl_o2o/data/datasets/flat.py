@@ -14,7 +14,7 @@ import numpy as np
 from tensordict import TensorDictBase
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.datasets.hdf5 import open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.data.keys import TRANSITION
@@ -39,12 +39,8 @@ def read_d4rl(path: Path, *, max_episode_steps: int | None, min_episode_length: 
     Raises:
         O2ODataError: if the file is damaged, lacks arrays, or does not say where episodes end.
     """
-    h5py = require("h5py", "minari")
-    try:
-        with h5py.File(path, "r") as file:
-            arrays = {key: file[key][()] for key in _D4RL_KEYS if key in file}
-    except (OSError, RuntimeError, TypeError) as error:
-        raise O2ODataError(f"{path} is not a readable HDF5 file ({error}); download it again.") from error
+    with open_hdf5(path) as file:
+        arrays = {key: read_array(file, key) for key in _D4RL_KEYS if key in file}
     return _from_flat(arrays, str(path), max_episode_steps, min_episode_length)
 
 
@@ -85,7 +81,7 @@ def read_arrays(
     """
     # Copies: the caller's arrays must not change with the transitions.
     if isinstance(source, TensorDictBase):
-        return _from_flat(_ted_arrays(source.clone()), "the TensorDict", max_episode_steps, min_episode_length)
+        return _from_flat(_ted_arrays(source), "the TensorDict", max_episode_steps, min_episode_length)
     if isinstance(source, Mapping):
         arrays = {key: np.array(values) for key, values in source.items() if not isinstance(values, Mapping)}
         return _from_flat(arrays, "the dictionary", max_episode_steps, min_episode_length)
@@ -108,7 +104,7 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
         "timeouts": ("next", "truncated"),
         "episode": "episode",
     }
-    return {name: data.get(key).cpu().numpy() for name, key in named.items() if key in keys}
+    return {name: np.array(data.get(key).cpu()) for name, key in named.items() if key in keys}
 
 
 def _from_flat(arrays: Mapping[str, np.ndarray], origin: str, limit: int | None, min_length: int) -> RawDataset:

@@ -24,6 +24,7 @@ from torchrl_o2o.data.datasets.actors import (
     uniform_policy,
 )
 from torchrl_o2o.data.datasets.cache import dataset_root
+from torchrl_o2o.data.datasets.minari import read_metadata
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.pointmaze import wander
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
@@ -125,8 +126,6 @@ def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
 
 
 def _check_same(target: Path, made: dict[str, Any]) -> None:
-    from torchrl_o2o.data.datasets.minari import read_metadata
-
     stored = read_metadata(target / "data" / "metadata.json").get("o2o", {})
     differing = [key for key in ("seed", "num_steps", "policy") if stored.get(key) != made[key]]
     if differing:

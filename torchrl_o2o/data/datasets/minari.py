@@ -9,7 +9,6 @@ The metadata are read as plain JSON. The environment that they name is never bui
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.datasets.hdf5 import open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import Rows, cast_column, rows_from_episodes
 from torchrl_o2o.data.datasets.tasks import observation_keys
 from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["check_dataset_id", "minari_files", "read_minari"]
+__all__ = ["check_dataset_id", "minari_files", "read_metadata", "read_minari"]
 
 _ID = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*-v\d+")
 _PROVENANCE = ("algorithm_name", "author", "code_permalink", "minari_version", "description", "o2o")
@@ -87,36 +86,47 @@ def read_minari(folder: Path, *, obs_keys: Sequence[str] | None, min_episode_len
     """
     metadata_file, data_file = minari_files(folder)
     metadata = read_metadata(metadata_file)
-    env = json.loads(metadata.get("env_spec") or "{}")
-    keys = tuple(obs_keys) if obs_keys is not None else observation_keys(env.get("id", ""))
-    rows = _read_rows(data_file, int(metadata["total_episodes"]), keys, stated=obs_keys is not None)
+    keys = tuple(obs_keys) if obs_keys is not None else observation_keys(str(metadata["env_spec"].get("id")))
+    rows = _read_rows(data_file, metadata["total_episodes"], keys, stated=obs_keys is not None)
     data, notes = to_transitions(rows, min_episode_length=min_episode_length, origin=str(data_file))
-    return RawDataset(data, _meta(metadata, env, metadata_file), notes)
+    return RawDataset(data, _meta(metadata, metadata_file), notes)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
+    """Read the metadata of a Minari data set, with the environment's spec parsed and the action bounds spelt out.
+
+    Args:
+        path: its ``metadata.json``.
+
+    Raises:
+        O2ODataError: if the file is damaged, or describes data that are not HDF5 or actions that are no vector.
+    """
     try:
         metadata = json.loads(path.read_bytes())
         form = metadata["data_format"]
-        int(metadata["total_episodes"])
-    except (ValueError, KeyError, TypeError) as error:
+        metadata["total_episodes"] = int(metadata["total_episodes"])
+        metadata["env_spec"] = dict(json.loads(metadata.get("env_spec") or "{}"))
+        metadata["o2o"] = dict(metadata.get("o2o") or {})
+        metadata["action_low"], metadata["action_high"] = _action_bounds(metadata.get("action_space"), path)
+    except O2ODataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise O2ODataError(f"{path} is damaged ({error!r}); expected Minari's metadata. Download it again.") from error
     if form != "hdf5":
         raise O2ODataError(f"{path} describes data in the form {form!r}; only 'hdf5' is read. Convert it with Minari.")
     return metadata
 
 
-def _meta(metadata: dict[str, Any], env: dict[str, Any], path: Path) -> SourceMeta:
-    low, high = _action_bounds(metadata.get("action_space"), path)
+def _meta(metadata: dict[str, Any], path: Path) -> SourceMeta:
     return SourceMeta(
         id=str(metadata.get("dataset_id", path)),
-        env_id=metadata.get("o2o", {}).get("task") or env.get("id"),
-        max_episode_steps=env.get("max_episode_steps"),
-        action_low=low,
-        action_high=high,
+        env_id=metadata["o2o"].get("task") or metadata["env_spec"].get("id"),
+        max_episode_steps=metadata["env_spec"].get("max_episode_steps"),
+        action_low=metadata["action_low"],
+        action_high=metadata["action_high"],
         ref_min_score=metadata.get("ref_min_score"),
         ref_max_score=metadata.get("ref_max_score"),
-        provenance={key: metadata[key] for key in _PROVENANCE if key in metadata},
+        provenance={key: metadata[key] for key in _PROVENANCE if metadata.get(key)},
     )
 
 
@@ -130,13 +140,9 @@ def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | N
 
 
 def _read_rows(path: Path, episodes: int, keys: tuple[str, ...], *, stated: bool) -> Rows:
-    h5py = require("h5py", "minari")
-    try:
-        with h5py.File(path, "r") as file:
-            entries = _observation_entries(file["episode_0/observations"], keys, stated) if episodes else []
-            read = [_read_episode(h5py, file, f"episode_{number}/", entries) for number in range(episodes)]
-    except (OSError, KeyError, RuntimeError) as error:
-        raise O2ODataError(f"{path} is damaged ({error}); expected {episodes} episodes. Download it again.") from error
+    with open_hdf5(path) as file:
+        entries = _observation_entries(file["episode_0/observations"], keys, stated) if episodes else []
+        read = [_read_episode(file, f"episode_{number}/", entries) for number in range(episodes)]
     return rows_from_episodes(read, origin=str(path))
 
 
@@ -158,25 +164,10 @@ def _leaves(node: Any, name: str) -> list[str]:
     return [entry for key in sorted(node) for entry in _leaves(node[key], f"{name}/{key}")]
 
 
-def _read_episode(h5py: Any, file: Any, group: str, entries: list[str]) -> dict[str, np.ndarray]:
-    parts = [cast_column(_read_array(h5py, file, group + entry), group + entry) for entry in entries]
+def _read_episode(file: Any, group: str, entries: list[str]) -> dict[str, np.ndarray]:
+    parts = [cast_column(read_array(file, group + entry), group + entry) for entry in entries]
     if len(parts) > 1 and any(part.ndim != 2 for part in parts):
         raise O2ODataError(f"{file.filename}: only vectors can be joined, got {entries}; pass obs_keys with one entry.")
     names = ("actions", "rewards", "terminations", "truncations")
-    episode = {name: _read_array(h5py, file, group + name) for name in names}
+    episode = {name: read_array(file, group + name) for name in names}
     return episode | {"observations": parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)}
-
-
-def _read_array(h5py: Any, file: Any, name: str) -> np.ndarray:
-    # The low-level interface: short episodes spend their time in h5py's objects, not in reading.
-    stored = h5py.h5d.open(file.id, name.encode())
-    if stored.dtype.kind == "O":
-        return _decode_images(file[name][()])
-    values = np.empty(stored.shape, stored.dtype)
-    stored.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-    return values
-
-
-def _decode_images(encoded: Any) -> np.ndarray:
-    image = require("PIL.Image", "minari")
-    return np.stack([np.asarray(image.open(io.BytesIO(content)), dtype=np.uint8) for content in encoded])
