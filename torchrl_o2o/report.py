@@ -166,10 +166,12 @@ def _markdown(groups: Sequence[Group], metric: str, generator: np.random.Generat
 
 
 def _result_row(group: Group, optimum: float | None, generator: np.random.Generator) -> list[str]:
-    final = group.scores[:, -1]
-    low, high = stratified_bootstrap_interval(final, generator=generator)
+    final, interval = group.scores[:, -1], ""
+    if len(final) > 1:  # one seed has no interval
+        low, high = stratified_bootstrap_interval(final, generator=generator)
+        interval = f" [{low:.4g}, {high:.4g}]"
     switch = [f"{value:.3g}" if value is not None else "–" for value in _switch_figures(group, optimum)]
-    score = f"{iqm(final):.4g} [{low:.4g}, {high:.4g}]"
+    score = f"{iqm(final):.4g}{interval}"
     return [group.task, group.label, str(len(group.runs)), f"{group.steps[-1]:,}", score, *switch]
 
 

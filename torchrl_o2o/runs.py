@@ -23,7 +23,7 @@ from torchrl_o2o.record import read_metrics, read_run
 __all__ = ["Group", "Run", "find_runs", "group_runs", "load_run"]
 
 # Configuration entries that name what is plotted together, and what a curve is called; the first present counts.
-_TASK_KEYS = ("task", "env_id", "env", "env_name", "dataset")
+_TASK_KEYS = ("task", "task_name", "env_id", "env", "env_name", "dataset")
 _NAME_KEYS = ("algorithm", "algo", "method")
 
 

@@ -118,6 +118,11 @@ def plain(section: DictConfig) -> dict:
     return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
 
 
+def compared(cfg: DictConfig) -> dict:
+    """The configuration without what has no influence on the numbers."""
+    return {key: value for key, value in plain(cfg).items() if key not in NOT_COMPARED}
+
+
 @dataclass
 class Run:
     """What one training consists of besides its configuration."""
@@ -193,7 +198,7 @@ def make_run(cfg: DictConfig) -> Run:
     buffer = make_buffer(cfg, offline)
     recorder = Recorder(  # last, so that whatever fails before it leaves no run folder behind
         cfg.run_dir,
-        config=OmegaConf.to_container(cfg, resolve=True),
+        config=compared(cfg),
         resume=cfg.resume,
         progress_total=cfg.collector.total_frames,
         **plain(cfg.recorder),
@@ -204,7 +209,7 @@ def make_run(cfg: DictConfig) -> Run:
 def make_checkpointer(run: Run) -> Checkpointer:
     """Everything that changes while training."""
     learner = run.learner
-    config = {key: value for key, value in plain(run.cfg).items() if key not in NOT_COMPARED}
+    config = compared(run.cfg)
     objects = {
         "loss": learner.loss,
         "critic_optim": learner.critic_optim,

@@ -1,0 +1,188 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One agent update at the papers' size: ours, eager and compiled, beside TorchRL's REDQLoss and SACLoss, interleaved.
+
+    python benchmarks/update.py             11 rounds of 20 critic steps, one and two threads
+    python benchmarks/update.py --short     3 rounds, one thread
+
+An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. All contenders have E
+critics and the same layers, batches and optimiser (fused Adam), and take turns within every round, so that a busy machine
+slows all of them. Printed are medians per critic step and ratios within this one run; nothing else may be quoted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import tensordict
+import torch
+import torchrl
+from tensordict import TensorDict
+from torch import nn
+from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.objectives import REDQLoss, SACLoss, SoftUpdate
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.testing import random_transitions
+
+Update = Callable[[TensorDict], None]
+OBSERVATION, ACTION, MEMBERS, SUBSET, BATCH, UTD = 17, 6, 10, 2, 256, 20
+
+
+def networks() -> tuple[ProbabilisticActor, list[ValueOperator]]:
+    """RLPD's networks: 2x256, ten critics with LayerNorm."""
+    return make_actor(OBSERVATION, ACTION), make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=MEMBERS)
+
+
+def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of all contenders."""
+    return torch.optim.Adam(parameters, lr=3e-4, fused=True)
+
+
+def group(loss: LossModule, prefix: str) -> list[nn.Parameter]:
+    """Trained parameters of a loss whose names begin with a prefix."""
+    return [value for name, value in loss.named_parameters() if name.startswith(prefix) and value.requires_grad]
+
+
+def descend(optim: torch.optim.Optimizer, value: torch.Tensor) -> None:
+    """One step of gradient descent."""
+    optim.zero_grad()
+    value.backward()
+    optim.step()
+
+
+def ours(compiled: bool) -> Update:
+    """EnsembleSACLoss, its three losses stepped separately."""
+    loss = EnsembleSACLoss(*networks(), sub_sample_len=SUBSET)
+    if compiled:
+        loss.compile()
+    updater = SoftUpdate(loss, tau=0.005)
+    critic, actor = adam(group(loss, "qvalue")), adam(group(loss, "actor"))
+    alpha = adam(group(loss, "temperature"))
+
+    def update(batch: TensorDict) -> None:
+        for minibatch in batch.split(BATCH):
+            descend(critic, loss.qvalue_loss(minibatch)[0])
+            updater.step()
+        loss_actor, info = loss.actor_loss(minibatch)
+        descend(actor, loss_actor)
+        descend(alpha, loss.alpha_loss(info["log_prob"])[0])
+
+    return update
+
+
+def redq() -> Update:
+    """TorchRL's REDQLoss as its own scripts use it: one call that returns all losses, for every critic step."""
+    actor_network, critics = networks()
+    loss = REDQLoss(actor_network, critics, num_qvalue_nets=MEMBERS, sub_sample_len=SUBSET, loss_function="l2")
+    updater = SoftUpdate(loss, tau=0.005)
+    critic, actor, alpha = adam(group(loss, "qvalue")), adam(group(loss, "actor")), adam(group(loss, "log_alpha"))
+
+    def update(batch: TensorDict) -> None:
+        for minibatch in batch.split(BATCH):
+            out = loss(minibatch)
+            descend(critic, out["loss_qvalue"])
+            updater.step()
+        out = loss(minibatch)
+        descend(actor, out["loss_actor"])
+        descend(alpha, out["loss_alpha"])
+
+    return update
+
+
+def sac() -> Update:
+    """TorchRL's SACLoss with ten critics and separate critic steps; it takes the minimum over all of them."""
+    actor_network, critics = networks()
+    loss = SACLoss(actor_network, critics, num_qvalue_nets=MEMBERS, loss_function="l2")
+    updater = SoftUpdate(loss, tau=0.005)
+    critic, actor, alpha = adam(group(loss, "qvalue")), adam(group(loss, "actor")), adam(group(loss, "log_alpha"))
+
+    def update(batch: TensorDict) -> None:
+        for minibatch in batch.split(BATCH):
+            value = loss.qvalue_v2_loss(minibatch)[0]
+            descend(critic, value.sum(0).mean() if value.ndim else value)
+            updater.step()
+        value, info = loss.actor_loss(minibatch)
+        descend(actor, value.mean())
+        descend(alpha, loss.alpha_loss(info["log_prob"]).mean())
+
+    return update
+
+
+CONTENDERS: dict[str, Callable[[], Update]] = {
+    "REDQLoss (TorchRL), joint": redq,
+    "SACLoss x10 (TorchRL), separate": sac,
+    "EnsembleSACLoss, eager": lambda: ours(False),
+    "EnsembleSACLoss, compiled": lambda: ours(True),
+}
+
+
+def onednn_matmul(enabled: bool) -> None:
+    """Send float32 products through oneDNN; on some processors the word means real bf16, so the error is printed too."""
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if enabled else "none"  # type: ignore[attr-defined]
+
+
+def matmul_error() -> float:
+    """Relative error of a float32 product by the route in force, against float64."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(256, 256, generator=generator), torch.randn(256, 256, generator=generator)
+    exact = a.double() @ b.double()
+    return float(((a @ b).double() - exact).norm() / exact.norm())
+
+
+def run(threads: int, rounds: int, route: str) -> None:
+    """Time all contenders, taking turns, and print medians and ratios."""
+    torch.set_num_threads(threads)
+    onednn_matmul(route == "oneDNN")
+    print(f"\n{threads} thread(s), {route} matmul (relative error {matmul_error():.1e}), {rounds} rounds", flush=True)
+    torch.manual_seed(0)
+    batch = random_transitions(UTD * BATCH, OBSERVATION, ACTION)
+    updates = {name: make() for name, make in CONTENDERS.items()}
+    for update in updates.values():
+        update(batch)  # compiles, allocates
+    wall: dict[str, list[float]] = {name: [] for name in updates}
+    cpu: dict[str, list[float]] = {name: [] for name in updates}
+    for _ in range(rounds):
+        for name, update in updates.items():
+            began, spent = time.perf_counter(), time.process_time()
+            update(batch)
+            wall[name].append((time.perf_counter() - began) / UTD * 1e3)
+            cpu[name].append((time.process_time() - spent) / UTD * 1e3)
+    base = statistics.median(wall["REDQLoss (TorchRL), joint"])
+    print(f"{'':34s}{'ms/critic step':>16s}{'CPU ms':>10s}{'rate over REDQLoss':>20s}")
+    for name, times in wall.items():
+        median = statistics.median(times)
+        print(f"{name:34s}{median:16.1f}{statistics.median(cpu[name]):10.1f}{base / median:19.2f}x", flush=True)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="3 rounds, one thread")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--routes", nargs="+", choices=["default", "oneDNN"], default=["default", "oneDNN"])
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    print(f"torch {torch.__version__}, torchrl {torchrl.__version__}, tensordict {tensordict.__version__}")
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"E={MEMBERS}, Z={SUBSET}, 2x256, batch {BATCH}, utd_ratio {UTD}, observation {OBSERVATION}, action {ACTION}")
+    for threads in [1] if arguments.short else arguments.threads:
+        for route in arguments.routes:
+            run(threads, 3 if arguments.short else arguments.rounds, route)
+
+
+if __name__ == "__main__":
+    main()
