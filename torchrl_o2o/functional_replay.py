@@ -23,6 +23,7 @@ __all__ = [
     "advantage_aligned_log_priority",
     "annealed_beta",
     "centred_rank",
+    "finite_scores",
     "importance_log_weight",
     "js_conjugate",
     "js_derivative",
@@ -254,3 +255,26 @@ def centred_rank(score: Tensor) -> Tensor:
     up_to = torch.searchsorted(ordered, score.contiguous(), right=True)
     position = 0.5 * (below + up_to - 1).to(score.dtype) / max(score.shape[-1] - 1, 1)
     return math.sqrt(3.0) * (2.0 * position - 1.0) if score.shape[-1] > 1 else torch.zeros_like(score)
+
+
+def finite_scores(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of which none is NaN or infinite: a row that cannot be scored ranks with the least of the others.
+
+    NaN and minus infinity become the least finite score, plus infinity the greatest; where no score is finite, all
+    become 0, so that replay falls back to uniform instead of failing.
+
+    Args:
+        score: shape [N].
+
+    Returns:
+        Finite scores, shape [N], and which were changed, bool, shape [N].
+
+    Examples:
+        >>> finite_scores(torch.tensor([1.0, float("nan"), 3.0, float("inf")]))
+        (tensor([1., 1., 3., 3.]), tensor([False,  True, False,  True]))
+    """
+    changed = ~score.isfinite()
+    least = score.masked_fill(changed, torch.inf).amin(-1, keepdim=True)
+    greatest = score.masked_fill(changed, -torch.inf).amax(-1, keepdim=True)
+    least, greatest = (torch.where(edge.isfinite(), edge, 0.0) for edge in (least, greatest))
+    return torch.where(changed, torch.where(score == torch.inf, greatest, least), score), changed

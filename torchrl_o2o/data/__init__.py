@@ -10,7 +10,7 @@ from torchrl_o2o.data.audit import AuditReport, Finding, audit
 from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.keys import EPISODE, TRANSITION
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
-from torchrl_o2o.data.samplers import BalancedSampler
+from torchrl_o2o.data.samplers import BalancedReplaySampler, BalancedSampler, PoolSampler, PrioritizedReplaySampler
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.data.writers import OnlineWriter
 
@@ -18,10 +18,13 @@ __all__ = [
     "EPISODE",
     "TRANSITION",
     "AuditReport",
+    "BalancedReplaySampler",
     "BalancedSampler",
     "DatasetInfo",
     "Finding",
     "OnlineWriter",
+    "PoolSampler",
+    "PrioritizedReplaySampler",
     "audit",
     "check_offline",
     "describe_offline",

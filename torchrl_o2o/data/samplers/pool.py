@@ -1,0 +1,308 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Draw a pool, score it with the networks as they are now, replay from it by score: A3RL's sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Storage
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from torchrl_o2o.data.samplers.balanced import BalancedSampler
+from torchrl_o2o.diagnostics import effective_sample_size, offline_share
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_replay import (
+    finite_scores,
+    importance_log_weight,
+    kl_to_uniform,
+    resampling_log_prob,
+)
+
+__all__ = ["PoolSampler"]
+
+_SPAN = 50.0  # rows e^50 times less likely than the likeliest are as good as never drawn
+_STATE = ("alpha", "beta", "num_clamped", "num_pools")
+
+
+class PoolSampler(Sampler):
+    r"""Resample a freshly scored pool, and say by ``priority_weight`` what that does to expectations.
+
+    Each call draws a pool of N rows with a fixed offline fraction (:class:`BalancedSampler`), scores it with
+    ``log_priority``, and draws the batch from the pool, with replacement, by
+
+    .. math:: P_i = \frac{p_i^\alpha}{\sum_j p_j^\alpha}, \qquad u_i = (N P_i)^{-\beta}
+
+    The batch carries ``priority_weight``, the u of *its own* rows in the chosen normalisation, which the losses of this
+    package multiply into their rows: a mean of weighted losses is the authors' weighted sum if the mean weight is 1.
+    Where ``alpha`` is 0 nothing is scored, the rows are those of :class:`BalancedSampler` with the same generator, and
+    all weights are 1: RLPD exactly.
+
+    A3RL is ``log_priority=AdvantageAligned(...)``; its ablations are other scores
+    (:mod:`torchrl_o2o.priorities`), its online-only variant is ``offline_fraction=0``.
+
+    ``log_priority`` is called on the pool's rows with two entries added: ``"index"`` and the bool ``"is_offline"``,
+    both of shape [N]. It sees the rows as stored, before any transform of the replay buffer. Scoring uses the networks
+    of that moment, so a replay buffer with ``prefetch`` is refused: it would score in a thread while the optimiser
+    steps.
+
+    Differences from the authors' code (``train_finetuning_a3rl.py`` at 0770a7d), all repaired here and all but the
+    first available through :meth:`as_published`:
+
+    - there the weight of pool row j goes to the j-th *drawn* row, another one (mended in their newer script);
+      ``misaligned_weights`` repeats it;
+    - the pool is as large as the batch of all minibatches (``pool_size=None`` here), where the paper's is k = 4
+      minibatches; drawing from 1024 instead of 5120 rows is what makes scoring cheap;
+    - weights are scaled to mean 1 over the *pool*, not over the rows drawn, whose weights are smaller on average;
+    - the density ratio is updated after sampling, the paper updates it before: a matter of the training loop.
+
+    Source: A3RL Eqs. 3-4 and Algorithm 1.
+
+    Args:
+        log_priority: maps rows, shape [N], to log-priorities, shape [N]; see :mod:`torchrl_o2o.priorities`.
+        num_offline: number of offline rows at the storage's start.
+
+    Keyword Args:
+        pool_size: N; ``None`` takes as many rows as are asked for. Defaults to 1024, the paper's 4 x 256.
+        alpha: how much priorities matter. Defaults to 0.3. May be changed at any time, as may ``beta``.
+        beta: share of the importance correction. Defaults to 0.4; anneal it to 1 with
+            :func:`~torchrl_o2o.functional_replay.annealed_beta`.
+        offline_fraction: share of offline rows in the pool. Defaults to 0.5.
+        normalise: ``"batch"`` (default) divides the drawn rows' weights by their mean, ``"pool"`` by the mean over the
+            pool (the authors), ``"max"`` by the maximum over the pool (PER), ``"none"`` leaves u, which is unbiased at
+            beta = 1.
+        minibatch_size: rows over each of which ``"batch"`` normalises; ``None`` (default) takes the whole batch.
+        misaligned_weights: repeat the authors' first script. Defaults to ``False``.
+
+    Raises:
+        O2OSpecError: if an argument is out of range, the scores have another shape, or the buffer prefetches.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> storage = LazyTensorStorage(1000)
+        >>> storage.set(torch.arange(60), TensorDict({"x": torch.arange(60.0)}, [60]))  # 40 offline, 20 online
+        >>> sampler = PoolSampler(lambda rows: 0.1 * rows["x"], 40, pool_size=1000, alpha=1.0)
+        >>> buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=256)
+        >>> batch = buffer.sample()
+        >>> batch["x"].mean() > 40, batch["priority_weight"].mean()
+        (tensor(True), tensor(1...))
+        >>> bool(sampler.metrics()["offline_share"] < 0.5)
+        True
+    """
+
+    def __init__(
+        self,
+        log_priority: Callable[[TensorDictBase], Tensor],
+        num_offline: int,
+        *,
+        pool_size: int | None = 1024,
+        alpha: float = 0.3,
+        beta: float = 0.4,
+        offline_fraction: float = 0.5,
+        normalise: Literal["batch", "pool", "max", "none"] = "batch",
+        minibatch_size: int | None = None,
+        misaligned_weights: bool = False,
+    ) -> None:
+        if pool_size is not None and pool_size < 1:
+            raise O2OSpecError(f"got pool_size={pool_size}, expected at least 1, or None for the batch's size")
+        if normalise not in ("batch", "pool", "max", "none"):
+            raise O2OSpecError(f"got normalise={normalise!r}, expected 'batch', 'pool', 'max' or 'none'")
+        if misaligned_weights and pool_size is not None:
+            raise O2OSpecError("misaligned_weights pairs the j-th drawn row with pool row j; it needs pool_size=None")
+        self.log_priority = log_priority
+        self.uniform = BalancedSampler(num_offline, offline_fraction)
+        self.pool_size = pool_size
+        self.alpha, self.beta = alpha, beta
+        self.normalise: Literal["batch", "pool", "max", "none"] = normalise
+        self.minibatch_size = minibatch_size
+        self.misaligned_weights = misaligned_weights
+        self.num_clamped = self.num_pools = 0
+        self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    @classmethod
+    def as_published(
+        cls,
+        log_priority: Callable[[TensorDictBase], Tensor],
+        num_offline: int,
+        *,
+        misaligned_weights: bool = False,
+    ) -> PoolSampler:
+        """The sampling of the authors' code: pool of the batch's size, weights of mean 1 over the pool.
+
+        With ``AdvantageAligned(Advantage(loss, num_samples=100, shared_noise=False, antithetic=False),
+        DensityRatioScore(ratio, normalise=False))`` on a ReLU density ratio the rows' probabilities and weights are
+        theirs to the last digits (``tests/data/samplers/test_golden_a3rl.py``). Their losses use the weights in the
+        actor and the temperature too: ``EnsembleSACLoss(..., weight_actor=True, ensemble_reduction="mean")``.
+
+        Args:
+            log_priority: as in the constructor.
+            num_offline: as in the constructor.
+            misaligned_weights: ``True`` is ``train_finetuning_a3rl.py``, ``False`` (default) the later
+                ``train_finetuning_all.py``.
+
+        Returns:
+            A sampler with alpha 0.3 and beta 0.4; anneal ``beta`` to 1 over the run.
+        """
+        return cls(log_priority, num_offline, pool_size=None, normalise="pool", misaligned_weights=misaligned_weights)
+
+    @property
+    def alpha(self) -> float:
+        """How much priorities matter; 0 is uniform."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        if not value >= 0.0:
+            raise O2OSpecError(f"got alpha={value}, expected 0 or more; 0 is uniform sampling, A3RL uses 0.3")
+        self._alpha = float(value)
+
+    @property
+    def beta(self) -> float:
+        """Share of the importance correction; 1 is complete."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        if not 0.0 <= value <= 1.0:
+            raise O2OSpecError(f"got beta={value}, expected a number in [0, 1]")
+        self._beta = float(value)
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Draw row indices, shape [batch_size], and their weights.
+
+        Args:
+            storage: one storage with the offline rows first.
+            batch_size: number of rows.
+
+        Returns:
+            The indices, and ``priority_weight`` of shape [batch_size].
+
+        Raises:
+            O2OSpecError: see the class.
+        """
+        self._refuse_prefetch(storage)
+        self.uniform._rng = self._rng
+        if self._alpha == 0.0:
+            index, _ = self.uniform.sample(storage, batch_size)
+            self._last = None
+            return index, {"priority_weight": torch.ones(batch_size)}
+        pool, _ = self.uniform.sample(storage, batch_size if self.pool_size is None else self.pool_size)
+        log_prob = self._log_prob(storage, pool)
+        drawn = self._draw(log_prob, batch_size)
+        weight = self._weight(log_prob, drawn)
+        self.num_pools += 1
+        self._last = (log_prob, pool, drawn, weight)
+        return pool[drawn], {"priority_weight": weight.to(torch.get_default_dtype())}
+
+    def _log_prob(self, storage: Storage, pool: Tensor) -> Tensor:
+        """log P over the pool, in float64 on the CPU, shape [N]."""
+        rows = storage.get(pool).copy()
+        rows.set("index", pool)
+        rows.set("is_offline", pool < self.uniform.num_offline)
+        score = self.log_priority(rows)
+        if score.shape != pool.shape:
+            raise O2OSpecError(
+                f"log_priority returned shape {tuple(score.shape)} for {len(pool)} rows, expected {tuple(pool.shape)}; "
+                "squeeze the last dimension"
+            )
+        score, changed = finite_scores(score.detach().to(device="cpu", dtype=torch.float64))
+        span = _SPAN / self._alpha
+        bounded = (score - score.max()).clamp_min(-span)
+        self.num_clamped += int((changed | (bounded == -span)).sum())
+        return resampling_log_prob(bounded, self._alpha)
+
+    def _draw(self, log_prob: Tensor, batch_size: int) -> Tensor:
+        """Rows of the pool, with replacement, shape [batch_size]."""
+        return torch.multinomial(log_prob.exp(), batch_size, replacement=True, generator=self._rng)
+
+    def _weight(self, log_prob: Tensor, drawn: Tensor) -> Tensor:
+        """Importance weights of the drawn rows, shape [batch_size]."""
+        weight = importance_log_weight(log_prob, self._beta).exp()
+        if self.normalise == "pool":
+            weight = weight / weight.mean()
+        elif self.normalise == "max":
+            weight = weight / weight.max()
+        weight = weight if self.misaligned_weights else weight[drawn]
+        if self.normalise != "batch":
+            return weight
+        parts = weight.split(self.minibatch_size or len(weight))
+        return torch.cat([part / part.mean() for part in parts])
+
+    def _refuse_prefetch(self, storage: Storage) -> None:
+        for buffer in storage._attached_entities_iter():
+            if getattr(buffer, "_prefetch", False) and getattr(buffer, "_sampler", None) is self:
+                raise O2OSpecError(
+                    "PoolSampler scores with the networks as they are at the moment of sampling; a replay buffer with "
+                    "prefetch would do so in a thread while the optimiser steps. Build the buffer without prefetch"
+                )
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What the last draw looked like, as scalars to log; computed here and not while sampling.
+
+        Returns:
+            ``offline_share`` of the drawn rows, ``effective_sample_size`` of the pool under P (a fraction) and
+            ``weight_effective_sample_size`` of the drawn weights, ``kl_to_uniform`` in nats, ``np_q05``, ``np_q50``,
+            ``np_q95`` and ``np_max`` of :math:`N P`, ``unique_share`` (different rows among the drawn),
+            ``pool_clamped`` (fraction of all pool rows so far), ``beta``, and the metrics of ``log_priority`` if it
+            has any. Empty before the first draw and while alpha is 0.
+        """
+        if self._last is None:
+            return {}
+        log_prob, pool, drawn, weight = self._last
+        prob = log_prob.exp()
+        low, middle, high = (prob * len(prob)).quantile(torch.tensor([0.05, 0.5, 0.95], dtype=prob.dtype))
+        metrics = {
+            "offline_share": offline_share(pool[drawn], self.uniform.num_offline),
+            "effective_sample_size": effective_sample_size(prob),
+            "weight_effective_sample_size": effective_sample_size(weight),
+            "kl_to_uniform": kl_to_uniform(log_prob),
+            "np_q05": low,
+            "np_q50": middle,
+            "np_q95": high,
+            "np_max": prob.max() * len(prob),
+            "unique_share": torch.tensor(len(pool[drawn].unique()) / len(drawn)),
+            "pool_clamped": torch.tensor(self.num_clamped / (self.num_pools * len(pool))),
+            "beta": torch.tensor(self._beta),
+        }
+        of_priority = getattr(self.log_priority, "metrics", None)
+        return metrics | (of_priority() if of_priority is not None else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Exponents and counters; the random state belongs to the replay buffer's generator."""
+        return {name: getattr(self, name) for name in _STATE} | {"uniform": self.uniform.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for name in _STATE:
+            setattr(self, name, state_dict[name])
+        self.uniform.load_state_dict(state_dict["uniform"])
+
+    def _empty(self) -> None:
+        self.num_clamped = self.num_pools = 0
+        self._last = None
+        self.uniform._empty()
+
+    def dumps(self, path: str | Path) -> None:
+        """Write :meth:`state_dict` as JSON into a folder."""
+        folder = Path(path)
+        folder.mkdir(exist_ok=True)
+        (folder / "pool_sampler.json").write_text(json.dumps(self.state_dict()))
+
+    def loads(self, path: str | Path) -> None:
+        """Read what :meth:`dumps` wrote."""
+        self.load_state_dict(json.loads((Path(path) / "pool_sampler.json").read_text()))
+
+    def __repr__(self) -> str:
+        return (
+            f"PoolSampler(pool_size={self.pool_size}, alpha={self._alpha}, beta={self._beta}, uniform={self.uniform})"
+        )
