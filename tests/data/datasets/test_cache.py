@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +123,33 @@ def test_metadata_keep_their_types(tmp_path: Path, source: Path) -> None:
     plain = replace(raw(), meta=SourceMeta("toy"))
     for _ in range(2):
         assert cached(tmp_path / "cache", [source], {}, lambda: plain).meta == SourceMeta("toy")
+
+
+def test_killed_while_converting_is_converted_anew(tmp_path: Path, source: Path) -> None:
+    script = f"""
+    import time, torch
+    from pathlib import Path
+    from tensordict import TensorDict
+    import torchrl_o2o.data.datasets.cache as cache
+    def slow(path, content):
+        print("all but the manifest is written", flush=True)
+        time.sleep(60)
+    cache.write_durably = slow
+    half = cache.RawDataset(TensorDict({{"observation": torch.zeros(4, 2)}}, [4]), cache.SourceMeta("half"))
+    cache.cached(Path({str(tmp_path / "cache")!r}), [Path({str(source)!r})], {{}}, lambda: half)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("all but")
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert [path.name.startswith(".") for path in (tmp_path / "cache").iterdir()] == [True]
+    convert = Counter()
+    for _ in range(2):
+        assert (cached(tmp_path / "cache", [source], {}, convert).data == raw().data).all()
+    assert convert.calls == 1
+    assert [path.name.startswith(".") for path in (tmp_path / "cache").iterdir()] == [False]
 
 
 def test_a_million_rows_are_read_back_quickly(tmp_path: Path, source: Path) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_array(file: Any, name: str) -> np.ndarray:
     if stored.dtype.kind == "O":
         image = require("PIL.Image", "minari")
         return np.stack([np.asarray(image.open(io.BytesIO(encoded)), dtype=np.uint8) for encoded in file[name][()]])
-    size = int(np.prod(stored.shape, dtype=object)) * stored.dtype.itemsize
+    size = math.prod(stored.shape) * stored.dtype.itemsize
     if size > _LARGEST_RATIO * stored.get_storage_size():
         raise O2ODataError(f"{file.filename} is damaged: {name} claims {size} bytes; download or record it again.")
     values = np.empty(stored.shape, stored.dtype)

@@ -142,8 +142,8 @@ def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | N
 def _read_rows(path: Path, episodes: int, keys: tuple[str, ...], *, stated: bool) -> Rows:
     with open_hdf5(path) as file:
         entries = _observation_entries(file["episode_0/observations"], keys, stated) if episodes else []
-        read = [_read_episode(file, f"episode_{number}/", entries) for number in range(episodes)]
-    return rows_from_episodes(read, origin=str(path))
+        read = (_read_episode(file, f"episode_{number}/", entries) for number in range(episodes))
+        return rows_from_episodes(read, origin=str(path))
 
 
 def _observation_entries(node: Any, keys: tuple[str, ...], stated: bool) -> list[str]:

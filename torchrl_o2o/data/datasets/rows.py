@@ -9,7 +9,7 @@ Shapes: N transitions, E episodes, o observation and a action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,7 @@ def cast_column(values: np.ndarray, name: str) -> np.ndarray:
         return values.astype(np.float32, copy=False)
 
 
-def rows_from_episodes(episodes: Sequence[Mapping[str, np.ndarray]], *, origin: str) -> Rows:
+def rows_from_episodes(episodes: Iterable[Mapping[str, np.ndarray]], *, origin: str) -> Rows:
     """Join episodes that hold T+1 observations for T actions, or T and their ``next_observations``.
 
     Where an episode has as many observations as actions and no next observations, its last transition has no
@@ -96,16 +96,17 @@ def rows_from_episodes(episodes: Sequence[Mapping[str, np.ndarray]], *, origin: 
     Raises:
         O2ODataError: if an episode's arrays do not fit together; the message names the episode.
     """
-    if not episodes:
-        raise O2ODataError(f"{origin} holds no episodes; expected at least one.")
     parts: list[dict[str, np.ndarray]] = []
     cut = 0
     for number, episode in enumerate(episodes):
         part, was_cut = _episode_columns(episode, f"{origin}, episode {number}")
         parts.append(part)
         cut += was_cut
-    columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    if not parts:
+        raise O2ODataError(f"{origin} holds no episodes; expected at least one.")
     lengths = np.array([len(part["reward"]) for part in parts], dtype=np.int64)
+    # Popped, so that no more than one column is held twice.
+    columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
     notes = () if not cut else (_no_successor_note(cut),)
     return Rows(**columns, lengths=lengths, notes=notes)
 
