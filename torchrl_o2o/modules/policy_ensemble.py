@@ -1,0 +1,146 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Several agents' policies as one actor.
+
+Shapes: ``K`` agents, ``B`` any batch shape, ``A`` action dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from operator import attrgetter
+
+import torch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torchrl.modules import ProbabilisticActor
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_off2on import merge_gaussians
+
+__all__ = ["PolicyEnsemble", "average_actors"]
+
+
+class PolicyEnsemble(nn.Module):
+    r"""K Gaussian policies of one shape, evaluated in one batched call and merged into one Gaussian.
+
+    The members' parameters are stacked: the parameter ``p`` of a member becomes ``members.p`` of shape [K, ...]. They
+    are copies; all of them get gradients through the merged mean and standard deviation.
+
+    Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble: the policy that is fine-tuned online. The equations are
+    :func:`~torchrl_o2o.functional_off2on.merge_gaussians`.
+
+    Args:
+        members: K modules of the same structure that map the same inputs to mean and standard deviation before tanh,
+            each of shape [*B, A].
+
+    Keyword Args:
+        log_std_bounds: clip of the merged log standard deviation. Defaults to (-20, 2).
+
+    Raises:
+        O2OSpecError: if there is no member, their parameters differ in name or shape, or a member has buffers.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torchrl_o2o.modules import GaussianHead
+        >>> merged = PolicyEnsemble([GaussianHead(8, 2) for _ in range(3)])
+        >>> loc, scale = merged(torch.zeros(5, 8))
+        >>> loc.shape, merged.members.mean.weight.shape
+        (torch.Size([5, 2]), torch.Size([3, 2, 8]))
+    """
+
+    members: nn.Module
+
+    def __init__(self, members: Sequence[nn.Module], *, log_std_bounds: tuple[float, float] = (-20.0, 2.0)) -> None:
+        super().__init__()
+        _check_alike(members)
+        self.log_std_bounds = log_std_bounds
+        self.num_members = len(members)
+        # One member without memory, called with explicit parameters; in a tuple, so that it is no submodule.
+        self._template = (copy.deepcopy(members[0]).to("meta"),)
+        self._names = tuple(name for name, _ in members[0].named_parameters())
+        self.members = copy.deepcopy(members[0])
+        for name in self._names:
+            owner, _, leaf = name.rpartition(".")
+            stacked = torch.stack([member.get_parameter(name).detach() for member in members])
+            setattr(self.members.get_submodule(owner), leaf, nn.Parameter(stacked))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Map what a member reads, [*B, ...], to the merged mean and standard deviation, each [*B, A]."""
+        template = self._template[0]
+        params = {name: attrgetter(name)(self.members) for name in self._names}
+
+        def member(member_params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return functional_call(template, member_params, inputs)
+
+        loc, scale = vmap(member)(params)
+        return merge_gaussians(loc, scale, self.log_std_bounds)
+
+
+def average_actors(
+    actors: Sequence[ProbabilisticTensorDictSequential], *, log_std_bounds: tuple[float, float] = (-20.0, 2.0)
+) -> ProbabilisticActor:
+    r"""One actor whose pre-tanh Gaussian has the moments of the equal mixture of K actors' Gaussians.
+
+    It is an actor like any other: it collects, is evaluated, and goes into any loss, which then trains all members'
+    parameters together.
+
+    Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble.
+
+    Args:
+        actors: K actors of one shape, for example from :func:`~torchrl_o2o.modules.make_actor`, each trained offline;
+            their parameters are copied.
+
+    Keyword Args:
+        log_std_bounds: clip of the merged log standard deviation. Defaults to (-20, 2).
+
+    Returns:
+        An actor with the first one's keys, action spec and distribution.
+
+    Raises:
+        O2OSpecError: if the actors are not of one shape, or not a network followed by a distribution of its mean and
+            standard deviation.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.modules import make_actor
+        >>> actor = average_actors([make_actor(17, 6, hidden_sizes=(32, 32)) for _ in range(5)])
+        >>> actor(TensorDict({"observation": torch.zeros(4, 17)}, [4]))["action"].shape
+        torch.Size([4, 6])
+    """
+    if not actors:
+        raise O2OSpecError("got no actor to average; pass a list of them")
+    body, head = actors[0][0], actors[0][-1]
+    for actor in actors:
+        if len(actor) != 2 or not isinstance(actor[0], TensorDictModule) or actor[0].out_keys != head.in_keys:
+            raise O2OSpecError(
+                f"got an actor of {len(actor)} parts writing {actor[0].out_keys}, expected a network that writes "
+                f"{head.in_keys} and a distribution, as make_actor builds them"
+            )
+    merged = PolicyEnsemble([actor[0].module for actor in actors], log_std_bounds=log_std_bounds)
+    return ProbabilisticActor(
+        TensorDictModule(merged, in_keys=body.in_keys, out_keys=body.out_keys),
+        in_keys=head.in_keys,
+        out_keys=head.out_keys,
+        spec=head.spec,
+        distribution_class=head.distribution_class,
+        distribution_kwargs=head.distribution_kwargs,
+    )
+
+
+def _check_alike(members: Sequence[nn.Module]) -> None:
+    if not members:
+        raise O2OSpecError("got no policy to merge; pass a list of them")
+    shapes = [{name: tuple(value.shape) for name, value in member.named_parameters()} for member in members]
+    for position, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            different = sorted(set(shape.items()) ^ set(shapes[0].items()))
+            raise O2OSpecError(f"policy {position} is of another shape than policy 0; they differ in {different[:4]}")
+    if next(members[0].buffers(), None) is not None:
+        raise O2OSpecError("got policies with buffers, expected parameters only; leave out batch normalisation")
