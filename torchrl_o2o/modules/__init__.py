@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from torchrl_o2o.modules.actors import GaussianHead, make_actor
+from torchrl_o2o.modules.aligned import make_baselines
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.critics import QValueNet, make_qvalue_ensemble
 from torchrl_o2o.modules.density_ratio import DensityRatio, DensityRatioNet, Parametrisation
@@ -14,6 +15,7 @@ from torchrl_o2o.modules.deterministic import make_deterministic_actor
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead, make_gaussian_actor
 from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble, average_actors
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
 from torchrl_o2o.modules.values import make_value_network
@@ -27,12 +29,15 @@ __all__ = [
     "GaussianVectorHead",
     "Initialisation",
     "Parametrisation",
+    "PolicyEnsemble",
     "QValueNet",
     "TanhNormal",
     "Temperature",
     "UnitNorm",
+    "average_actors",
     "initialise_",
     "make_actor",
+    "make_baselines",
     "make_deterministic_actor",
     "make_gaussian_actor",
     "make_qvalue_ensemble",

@@ -84,6 +84,22 @@ class TanhNormal(D.Distribution):
         half_width = 0.5 * (self.high - self.low)
         return log_prob - half_width.log().expand(self.event_shape).sum(-1)
 
+    def log_prob_at(self, pre_tanh: Tensor) -> Tensor:
+        """Log-density of actions given before squashing, exact where tanh saturates.
+
+        Args:
+            pre_tanh: u, shape [..., *B, A].
+
+        Returns:
+            Log-densities of the squashed actions, shape [..., *B].
+        """
+        return self._score(pre_tanh)
+
+    @property
+    def pre_tanh(self) -> Tensor | None:
+        """The last sample of this object before squashing, with its gradient; ``None`` before the first."""
+        return None if self._sample is None else self._sample[1]
+
     def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         if noise is None:
             shape = self._extended_shape(sample_shape)

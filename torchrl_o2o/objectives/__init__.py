@@ -6,19 +6,29 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.awac import AWACLoss
+from torchrl_o2o.objectives.baseline import BaselineLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
+from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
+from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
+from torchrl_o2o.objectives.sac_ml import SACMLLoss
 
 __all__ = [
+    "ACALoss",
     "AWACLoss",
+    "BaselineLoss",
     "CQLLoss",
     "CalQLLoss",
     "DensityRatioLoss",
     "EnsembleSACLoss",
     "GeneratorNoise",
+    "IQLLoss",
     "NoiseSource",
+    "PessimisticEnsembleLoss",
     "RecordedNoise",
+    "SACMLLoss",
 ]

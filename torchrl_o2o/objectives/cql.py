@@ -18,12 +18,12 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, check_option
 from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
 from torchrl_o2o.functional_conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss, check_option
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
 from torchrl_o2o.objectives.soft import SoftLoss, action_box
 

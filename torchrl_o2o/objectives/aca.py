@@ -1,0 +1,259 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Actor-critic alignment: online soft actor-critic whose critic starts as the offline policy's log-density.
+
+Shapes: E critics, B any batch shape, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional_alignment import aligned_value
+from torchrl_o2o.modules.aligned import check_alignable, clipped_log_density, own_distribution
+from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.gaussian_policies import BoxNormal
+from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, policy_distribution
+from torchrl_o2o.objectives.soft import SoftLoss
+
+__all__ = ["ACALoss"]
+
+_ALL = ("actor_network", "qvalue_network", "reference_network")
+
+
+class _Aligned(NamedTuple):
+    """Templates of actor, residual and offline policy, with the offline policy's parameters, beta and k."""
+
+    networks: ActorCritic
+    template: ProbabilisticTensorDictSequential
+    reference: Parameters
+    beta: float
+    interpolation: Tensor
+
+    def qvalues(
+        self, residual: Parameters, inputs: Inputs, action: Tensor, policy: TanhNormal | BoxNormal | None
+    ) -> tuple[Tensor, Tensor]:
+        """Q_i(s, a), shape [E, *B], and log pi_0(a|s) before clipping, shape [*B]."""
+        dist = own_distribution(policy_distribution(self.template, self.reference, inputs))
+        clipped, plain = clipped_log_density(dist, action, self.beta, policy)
+        return aligned_value(self.networks.qvalues(residual, inputs, action), clipped, self.interpolation), plain
+
+    def draw(self, actor: Parameters, inputs: Inputs, noise: Tensor) -> tuple[TanhNormal | BoxNormal, Tensor, Tensor]:
+        """The policy's distribution, which keeps its pre-tanh sample, with the sample and its log-density."""
+        dist = own_distribution(policy_distribution(self.networks.actor, actor, inputs))
+        return dist, *dist.rsample_and_log_prob(noise=noise)
+
+
+def _next_value(
+    aligned: _Aligned, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a', log pi(a'|s') and min_i Q'_i(s', a')."""
+    dist, action, log_prob = aligned.draw(actor, inputs, noise)
+    return action, log_prob, aligned.qvalues(target, inputs, action, dist)[0].amin(0)
+
+
+def _regress(
+    aligned: _Aligned, residual: Parameters, inputs: Inputs, action: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared error per row, Q_i(s, a), shape [E, *B], and log pi_0(a|s)."""
+    values, density = aligned.qvalues(residual, inputs, action, None)
+    return ensemble_squared_error(values, target), values, density
+
+
+def _climb(
+    aligned: _Aligned, actor: Parameters, residual: Parameters, inputs: Inputs, noise: Tensor, alpha: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Actor objective per row and log pi(a|s), both of shape [*B]."""
+    dist, action, log_prob = aligned.draw(actor, inputs, noise)
+    values, _ = aligned.qvalues(residual, inputs, action, dist)
+    return sac_actor_objective(log_prob, values.amin(0), alpha), log_prob
+
+
+class ACALoss(SoftLoss):
+    r"""Online phase of actor-critic alignment: soft actor-critic with the critic
+
+    .. math:: Q_i(s,a) = k\,\mathrm{CLIP}_\beta(\log\pi_0(a|s)) + R_i(s,a),
+
+    where :math:`\pi_0` is the frozen offline policy and only the residuals R are trained. At the start R depends on the
+    state alone, so that the policy is already optimal for its critic and online training begins without a drop.
+
+    .. math::
+        \mathrm{CLIP}_\beta(x) = \mathrm{softplus}(x-C_\beta(s)) + C_\beta(s),\qquad
+        C_\beta(s) = \min\{\log\pi_0(\mu_0-\beta\sigma_0), \log\pi_0(\mu_0+\beta\sigma_0)\}
+
+    Critic, actor and temperature are SAC's on that Q, with the minimum of the members; the gradient flows through
+    :math:`\log\pi_0(a)` into the action, never into :math:`\pi_0` or :math:`C_\beta`. k multiplies the clipped
+    log-density everywhere; let it fall with :func:`~torchrl_o2o.functional_alignment.interpolation_weight` through
+    :attr:`interpolation`. At k = 0 this is SAC with the critics R.
+
+    The authors step in the order temperature (``alpha_loss(sample_log_prob(batch))``), critic, actor (gradient norm
+    clipped at 0.25), targets, k. Build it with :func:`torchrl_o2o.handover.align`.
+
+    Source: Yu & Zhang 2023 (ACA, "Actor-Critic Alignment for Offline-to-Online Reinforcement Learning"), Eq. 7 and
+    section 4.2, following the authors' code. Difference: fresh actions are scored under :math:`\pi_0` at their own
+    pre-tanh value and not through atanh of the clipped action.
+
+    Args:
+        actor_network: the policy, starting as a copy of the offline one.
+        qvalue_network: E residual critics R_i(s, a).
+        reference_network: the offline policy; a frozen copy is kept. Both must share the action box.
+
+    Keyword Args:
+        temperature: the entropy temperature. Defaults to ``Temperature(-A, form="log_alpha")``, alpha starting at 1.
+        beta: standard deviations inside which log pi_0 is not clipped: 7, or 15 for expert data, 3 on AntMaze.
+            Defaults to 7.
+        interpolation: initial k. Defaults to 1.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if a policy has no log-density, beta or k is out of range, or the action dimension is needed but
+            unknown.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import ACALoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> offline = make_actor(5, 2, hidden_sizes=(16,))
+        >>> residuals = make_qvalue_ensemble(5, 2, num_qvalue_nets=2, hidden_sizes=(16,), layer_norm=False)
+        >>> loss = ACALoss(make_actor(5, 2, hidden_sizes=(16,)), residuals, offline)
+        >>> loss.interpolation = 0.5
+        >>> loss(random_transitions(8, 5, 2))["interpolation"]
+        tensor(0.5000)
+    """
+
+    out_keys = ["loss_actor", "loss_qvalue", "loss_alpha"]
+    out_keys += ["alpha", "entropy", "qvalue", "target_value", "reference_log_prob", "interpolation"]
+
+    reference_network: ProbabilisticTensorDictSequential
+    reference_network_params: TensorDictParams
+    target_reference_network_params: TensorDictParams
+
+    _networks_read = (_ALL, _ALL)
+    _cores = ("_next_value", "_regress", "_climb", "_sample_log_prob")
+    _next_value = staticmethod(_next_value)
+    _regress = staticmethod(_regress)
+    _climb = staticmethod(_climb)
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        qvalue_network: list[TensorDictModule],
+        reference_network: ProbabilisticTensorDictSequential,
+        *,
+        temperature: Temperature | None = None,
+        beta: float = 7.0,
+        interpolation: float = 1.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
+        for actor in (actor_network, reference_network):
+            check_alignable(actor)
+        if not beta > 0.0:
+            raise O2OSpecError(f"got beta={beta}, expected a positive number of standard deviations, e.g. 7")
+        frozen = copy.deepcopy(reference_network).requires_grad_(False)
+        self.convert_to_functional(frozen, "reference_network", create_target_params=False)
+        self.beta = float(beta)
+        self.register_buffer("_interpolation", torch.ones((), dtype=torch.get_default_dtype()))
+        self.interpolation = interpolation
+        self.make_value_estimator()
+
+    @property
+    def interpolation(self) -> Tensor:
+        """The weight k of the offline policy's log-density, a scalar; assign a number in [0, 1] to change it."""
+        return self._interpolation
+
+    @interpolation.setter
+    def interpolation(self, value: float) -> None:
+        if not 0.0 <= value <= 1.0:
+            raise O2OSpecError(f"got interpolation={value}, expected a weight in [0, 1]")
+        self._interpolation.fill_(value)
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Critic loss of one minibatch; only the residuals are trained.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and, detached, ``td_error`` and ``reference_log_prob`` (unclipped log pi_0 of the recorded
+            actions, shape [*B]), ``qvalue`` (aligned, shape [E, *B]) and ``target_value`` (shape [*B]).
+        """
+        target = self.target_value(tensordict)
+        params, action = flat_parameters(self.qvalue_network_params), tensordict.get(self.tensor_keys.action)
+        error, qvalue, density = self._regress(self._aligned, params, self._inputs(tensordict, *_ALL), action, target)
+        qvalue = qvalue.detach()
+        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        return self._reduce(error, self._weights(tensordict)), {**info, "reference_log_prob": density.detach()}
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss of one minibatch; no gradient reaches critics, offline policy or temperature.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
+
+        Returns:
+            The loss, and ``log_prob`` of the sampled actions, shape [*B], detached.
+        """
+        objective, log_prob = self._climb(
+            self._aligned,
+            flat_parameters(self.actor_network_params),
+            flat_parameters(self.qvalue_network_params, detach=True),
+            self._inputs(tensordict, *_ALL),
+            self.noise.normal("action", tensordict.get(self.tensor_keys.action)),
+            self.temperature.alpha,
+        )
+        return self._reduce(objective), {"log_prob": log_prob.detach()}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """All losses from one set of parameters; writes the absolute TD error under ``tensor_keys.priority``.
+
+        Args:
+            tensordict: transitions, shape [*B].
+
+        Returns:
+            ``loss_qvalue``, ``loss_actor``, ``loss_alpha`` and, unless ``reduction="none"``, the scalars of
+            :attr:`out_keys`.
+        """
+        loss_qvalue, info = self.qvalue_loss(tensordict)
+        loss_actor, actor_info = self.actor_loss(tensordict)
+        loss_alpha, alpha_info = self.alpha_loss(actor_info["log_prob"])
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
+        return self._collect(tensordict, losses, {**info, **alpha_info, "interpolation": self.interpolation.clone()})
+
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        r"""The target :math:`y=r+\gamma(1-d)[\min_i Q'_i(s',a')-\alpha\log\pi(a'|s')]` with the same k and clip.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        keys = self.tensor_keys
+        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        target = flat_parameters(self.target_qvalue_network_params, detach=True)
+        inputs = self._inputs(tensordict.get("next"), *_ALL)
+        action, log_prob, qvalue = self._next_value(self._aligned, actor, target, inputs, noise)
+        value = soft_value(qvalue, log_prob, self.temperature.alpha)
+        columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
+        return self._estimate(tensordict, columns, action)
+
+    @property
+    def _aligned(self) -> _Aligned:
+        reference = flat_parameters(self.reference_network_params, detach=True)
+        return _Aligned(self._networks, self.reference_network, reference, self.beta, self.interpolation)

@@ -1,0 +1,286 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""SAC+ML, the offline learner of actor-critic alignment: soft actor-critic, maximum likelihood, and a baseline.
+
+Shapes: E critics and baselines, B any batch shape, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional_alignment import ml_actor_objective
+from torchrl_o2o.functional_offline import q_normalisation
+from torchrl_o2o.modules.aligned import check_alignable
+from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.baseline import PolicyBaseline, baseline_next_value, fit_baseline
+from torchrl_o2o.objectives.networks import (
+    ActorCritic,
+    Inputs,
+    Parameters,
+    flat_parameters,
+    policy_distribution,
+    sample_policy,
+)
+from torchrl_o2o.objectives.soft import SoftLoss
+
+__all__ = ["SACMLLoss"]
+
+_ACTOR_CRITIC = ("actor_network", "qvalue_network")
+_ACTOR_BASELINE = ("actor_network", "baseline_network")
+
+
+def _next_value(
+    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a', log pi(a'|s') and min_i Q'_i(s', a')."""
+    action, log_prob = networks.sample(actor, inputs, noise)
+    return action, log_prob, networks.qvalues(target, inputs, action).amin(0)
+
+
+def _regress(
+    networks: ActorCritic, qvalue: Parameters, inputs: Inputs, action: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Squared error per row, shape [*B], and Q_i(s, a), shape [E, *B]."""
+    values = networks.qvalues(qvalue, inputs, action)
+    return ensemble_squared_error(values, target), values
+
+
+def _imitate(
+    networks: ActorCritic,
+    actor: Parameters,
+    qvalue: Parameters,
+    inputs: Inputs,
+    recorded: Tensor,
+    noise: Tensor,
+    alpha: Tensor,
+    ml_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Actor objective, log pi(a|s) and log pi(a_data|s) per row, and lambda."""
+    dist = policy_distribution(networks.actor, actor, inputs)
+    data_log_prob = dist.log_prob(recorded)
+    action, log_prob = sample_policy(dist, noise)
+    minimum = networks.qvalues(qvalue, inputs, action).amin(0)
+    coefficient = q_normalisation(minimum, ml_weight)
+    objective = ml_actor_objective(sac_actor_objective(log_prob, minimum, alpha), data_log_prob, coefficient)
+    return objective, log_prob, data_log_prob, coefficient
+
+
+class SACMLLoss(SoftLoss):
+    r"""Soft actor-critic with a maximum-likelihood term and the baseline that ACA needs at the hand-over.
+
+    .. math::
+        L_\pi = \lambda\frac1B\sum_b[\alpha\log\pi(a|s)-\min_i Q_i(s,a)] - \frac1B\sum_b\log\pi(a_{data}|s),\qquad
+        \lambda = \frac{\omega}{\frac1B\sum_b|\min_i Q_i(s,a)|}
+
+    Critics and temperature are SAC's. The baselines Z fit the policy's own log-density to the same returns, without
+    target networks and without moving the policy:
+
+    .. math::
+        y_Z = r + \gamma(1-d)[\log\pi(a'|s')+\min_k Z_k(s')-\alpha\log\pi(a'|s')],\qquad
+        L_Z = \frac1B\sum_b\sum_i(\log\pi(a|s)+Z_i(s)-y_Z)^2
+
+    The authors step in the order temperature, critic, baseline, actor, targets, each with the parameters the last step
+    left: ``alpha_loss(sample_log_prob(batch))``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``,
+    ``actor_loss(batch)``.
+
+    Source: Yu & Zhang 2023 (ACA), Eq. 6, 8 and 9. Difference from the paper, following the authors' code: the
+    baseline's target has an entropy term (``baseline_entropy``).
+
+    Args:
+        actor_network: a stochastic actor with a log-density, squashed or not.
+        qvalue_network: E critics, 2 in the paper, without LayerNorm.
+        baseline_network: baselines, as many as the online phase has critics, for example
+            :func:`~torchrl_o2o.modules.make_baselines`.
+
+    Keyword Args:
+        temperature: the entropy temperature. Defaults to ``Temperature(-A, form="log_alpha")``; AntMaze uses -A/2.
+        ml_weight: omega, the weight of SAC's term relative to the likelihood. Defaults to 30.
+        baseline_entropy: whether the baseline's target subtracts the entropy term. Defaults to ``True``, the code.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch. :math:`\lambda` is always of the batch.
+
+    Raises:
+        O2OSpecError: if the actor has no log-density, no baseline is given, or the action dimension is needed but
+            unknown.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_baselines, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import SACMLLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=2, hidden_sizes=(16,), layer_norm=False)
+        >>> loss = SACMLLoss(make_actor(5, 2, hidden_sizes=(16,)), critics, make_baselines(5, hidden_sizes=(16,)))
+        >>> batch = random_transitions(8, 5, 2)
+        >>> loss_alpha, _ = loss.alpha_loss(loss.sample_log_prob(batch))
+        >>> sorted(key for key in loss(batch).keys() if key.startswith("loss_"))
+        ['loss_actor', 'loss_alpha', 'loss_baseline', 'loss_qvalue']
+    """
+
+    out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "loss_baseline"]
+    out_keys += ["alpha", "entropy", "qvalue", "target_value", "baseline", "data_log_prob", "ml_coefficient"]
+
+    baseline_network: TensorDictModule
+    baseline_network_params: TensorDictParams
+    target_baseline_network_params: TensorDictParams
+
+    _networks_read = ((*_ACTOR_CRITIC, "baseline_network"), (*_ACTOR_CRITIC, "baseline_network"))
+    _cores = ("_next_value", "_regress", "_imitate", "_baseline_value", "_fit_baseline", "_sample_log_prob")
+    _next_value = staticmethod(_next_value)
+    _regress = staticmethod(_regress)
+    _imitate = staticmethod(_imitate)
+    _baseline_value = staticmethod(baseline_next_value)
+    _fit_baseline = staticmethod(fit_baseline)
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        qvalue_network: list[TensorDictModule],
+        baseline_network: list[TensorDictModule],
+        *,
+        temperature: Temperature | None = None,
+        ml_weight: float = 30.0,
+        baseline_entropy: bool = True,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
+        check_alignable(actor_network)
+        members = list(baseline_network)
+        if not members:
+            raise O2OSpecError("got no baseline; pass a list of them, for example make_baselines(...)")
+        self.convert_to_functional(members, "baseline_network", len(members), create_target_params=False)
+        self.ml_weight = ml_weight
+        self.baseline_entropy = baseline_entropy
+        self.make_value_estimator()
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """SAC's critic loss of one minibatch.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and, detached, ``td_error`` (shape [*B]), ``qvalue`` ([E, *B]) and ``target_value`` ([*B]).
+        """
+        target = self.target_value(tensordict)
+        params, action = flat_parameters(self.qvalue_network_params), tensordict.get(self.tensor_keys.action)
+        error, qvalue = self._regress(self._networks, params, self._inputs(tensordict, *_ACTOR_CRITIC), action, target)
+        qvalue = qvalue.detach()
+        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        return self._reduce(error, self._weights(tensordict)), info
+
+    def baseline_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the baselines; no gradient reaches the policy.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and, detached, ``baseline`` (shape [E, *B]).
+        """
+        error, values = self._fit_baseline(
+            self._policy_baseline,
+            flat_parameters(self.actor_network_params, detach=True),
+            flat_parameters(self.baseline_network_params),
+            self._inputs(tensordict, *_ACTOR_BASELINE),
+            tensordict.get(self.tensor_keys.action),
+            self.baseline_target(tensordict),
+            None,
+        )
+        return self._reduce(error, self._weights(tensordict)), {"baseline": values.detach()}
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss of one minibatch; no gradient reaches critics, baselines or temperature.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and, detached, ``log_prob`` of sampled and ``data_log_prob`` of recorded actions, shape [*B], and
+            the scalar ``ml_coefficient`` (lambda).
+        """
+        action = tensordict.get(self.tensor_keys.action)
+        objective, log_prob, data_log_prob, coefficient = self._imitate(
+            self._networks,
+            flat_parameters(self.actor_network_params),
+            flat_parameters(self.qvalue_network_params, detach=True),
+            self._inputs(tensordict, *_ACTOR_CRITIC),
+            action,
+            self.noise.normal("action", action),
+            self.temperature.alpha,
+            self.ml_weight,
+        )
+        info = {"log_prob": log_prob.detach(), "data_log_prob": data_log_prob.detach()}
+        return self._reduce(objective), {**info, "ml_coefficient": coefficient}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """All losses from one set of parameters; writes the absolute TD error under ``tensor_keys.priority``.
+
+        Args:
+            tensordict: transitions, shape [*B].
+
+        Returns:
+            ``loss_qvalue``, ``loss_actor``, ``loss_alpha``, ``loss_baseline`` and, unless ``reduction="none"``, the
+            scalars of :attr:`out_keys`.
+        """
+        loss_qvalue, info = self.qvalue_loss(tensordict)
+        loss_baseline, baseline_info = self.baseline_loss(tensordict)
+        loss_actor, actor_info = self.actor_loss(tensordict)
+        loss_alpha, alpha_info = self.alpha_loss(actor_info.pop("log_prob"))
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
+        losses["loss_baseline"] = loss_baseline
+        return self._collect(tensordict, losses, {**info, **baseline_info, **actor_info, **alpha_info})
+
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """SAC's Bellman target.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        keys = self.tensor_keys
+        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        target = flat_parameters(self.target_qvalue_network_params, detach=True)
+        inputs = self._inputs(tensordict.get("next"), *_ACTOR_CRITIC)
+        action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
+        value = soft_value(qvalue, log_prob, self.temperature.alpha)
+        columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
+        return self._estimate(tensordict, columns, action)
+
+    @torch.no_grad()
+    def baseline_target(self, tensordict: TensorDictBase) -> Tensor:
+        """The baselines' target y_Z of the class docstring.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y_Z, shape [*B], without gradient.
+        """
+        keys = self.tensor_keys
+        action, log_prob, value = self._baseline_value(
+            self._policy_baseline,
+            flat_parameters(self.actor_network_params, detach=True),
+            flat_parameters(self.baseline_network_params, detach=True),
+            self._inputs(tensordict.get("next"), *_ACTOR_BASELINE),
+            self.noise.normal("baseline_next_action", tensordict.get(keys.action)),
+            self.temperature.alpha,
+            self.baseline_entropy,
+            None,
+        )
+        return self._estimate(tensordict, {keys.log_prob: log_prob, keys.value: value}, action)
+
+    @property
+    def _policy_baseline(self) -> PolicyBaseline:
+        return PolicyBaseline(self.actor_network, self.baseline_network, self.tensor_keys.value)
