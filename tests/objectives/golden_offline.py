@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.modules import ValueOperator
 from torchrl.objectives import SoftUpdate
@@ -81,7 +81,7 @@ def same_actor(loss: LossModule, tree: golden.Tree, prefix: str, *, grad: bool =
     params = flat(loss.target_actor_network_params if target else loss.actor_network_params, grad)
     body, expected = loss.actor_network, golden.sub(tree, prefix)
     start = "module."
-    if hasattr(body, "get_dist"):
+    if isinstance(body, ProbabilisticTensorDictSequential):
         body, start = body[0], "module.0.module."
     golden.assert_params(params, body.module, expected, start)
     names = [name for name in params if name.endswith("log_std")]

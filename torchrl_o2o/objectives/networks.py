@@ -31,6 +31,7 @@ __all__ = [
     "Inputs",
     "Parameters",
     "call_ensemble",
+    "call_network",
     "flat_parameters",
     "policy_distribution",
     "sample_policy",
@@ -69,12 +70,33 @@ def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tenso
     return {name: value.index_select(0, index) for name, value in params.items()}
 
 
+def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
+    """Evaluate a deterministic network, for example a state value or a deterministic actor.
+
+    The plain module inside a :class:`~tensordict.nn.TensorDictModule` is called directly on tensors, which
+    ``torch.compile`` traces; any other module gets a TensorDict.
+
+    Args:
+        network: the template.
+        params: its parameters with dotted names relative to ``network``.
+        inputs: the entries it reads, each of shape [*B, ...].
+        out_key: the entry it writes.
+
+    Returns:
+        That entry.
+    """
+    plain = _plain_module(network)
+    if plain is not None:
+        stripped = {name.removeprefix("module."): value for name, value in params.items()}
+        return functional_call(plain, stripped, tuple(inputs[key] for key in network.in_keys))
+    data = TensorDict({key: inputs[key] for key in network.in_keys}, _batch_shape(inputs))
+    return functional_call(network, dict(params), (data,)).get(out_key)
+
+
 def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate all members of an ensemble on the same inputs in one batched call, without a Python loop.
 
-    The plain module inside a :class:`~tensordict.nn.TensorDictModule` is called directly on tensors, which
-    ``torch.compile`` traces; any other module gets a TensorDict. Both are vectorised over the leading dimension of the
-    parameters.
+    :func:`call_network`, vectorised over the leading dimension of the parameters.
 
     Args:
         network: one member, the template of all.
@@ -85,17 +107,11 @@ def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inp
     Returns:
         The outputs without their last (singleton) dimension, shape [E, *B].
     """
-    plain = _plain_module(network)
 
     def member(member_params: dict[str, Tensor]) -> Tensor:
-        if plain is not None:
-            return functional_call(plain, member_params, tuple(inputs[key] for key in network.in_keys))
-        data = TensorDict({key: inputs[key] for key in network.in_keys}, _batch_shape(inputs))
-        return functional_call(network, member_params, (data,)).get(out_key)
+        return call_network(network, member_params, inputs, out_key)
 
-    prefix = "" if plain is None else "module."
-    stacked = {name.removeprefix(prefix): value for name, value in params.items()}
-    return vmap(member, randomness="different")(stacked).squeeze(-1)
+    return vmap(member, randomness="different")(dict(params)).squeeze(-1)
 
 
 def policy_distribution(

@@ -1,0 +1,173 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule, TensorDictSequential
+
+from tests.objectives.offline_losses import act, assert_compiled_equals_eager, train
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import (
+    make_deterministic_actor,
+    make_gaussian_actor,
+    make_qvalue_ensemble,
+    make_value_network,
+)
+from torchrl_o2o.objectives import IQLLoss, RecordedNoise
+from torchrl_o2o.testing import (
+    ContextualTargetEnv,
+    DelayedRewardEnv,
+    LossContract,
+    probe_transitions,
+    random_transitions,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
+
+
+def build(
+    observation: int = 5,
+    action: int = 3,
+    *,
+    keys: tuple[Any, Any] = ("observation", "action"),
+    deterministic: bool = False,
+    **settings: Any,
+) -> IQLLoss:
+    make = make_deterministic_actor if deterministic else make_gaussian_actor
+    actor = make(observation, action, hidden_sizes=(16, 16), observation_key=keys[0], action_key=keys[1])
+    critics = make_qvalue_ensemble(
+        observation, action, num_qvalue_nets=2, hidden_sizes=(16, 16), in_keys=keys, layer_norm=False
+    )
+    value = make_value_network(observation, hidden_sizes=(16, 16), observation_key=keys[0])
+    return IQLLoss(actor, critics, value, **settings)
+
+
+class TestContract(LossContract):
+    trains = {
+        "loss_qvalue": ("qvalue_network_params",),
+        "loss_actor": ("actor_network_params",),
+        "loss_value": ("value_network_params",),
+    }
+    settings: dict[str, Any] = {}
+
+    def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> IQLLoss:
+        return build(self.observation_dim, self.action_dim, keys=(observation_key, action_key), **self.settings)
+
+
+class TestContractDeterministic(TestContract):
+    settings = {"deterministic": True, "ensemble_reduction": "mean", "expectile": 0.9, "beta": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"expectile": 1.0}, r"got expectile=1.0, expected a number in \(0, 1\)"),
+        ({"beta": -1.0}, "got beta=-1.0"),
+        ({"ensemble_reduction": "none"}, "got ensemble_reduction='none'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(O2OSpecError, match=message):
+        build(**settings)
+
+
+def test_it_never_asks_about_actions_outside_the_data() -> None:
+    loss = build()
+    loss.noise = RecordedNoise({})  # any draw would raise
+    assert loss(random_transitions(12, 5, 3))["loss_actor"].isfinite()
+
+
+def fitted_value(expectile: float) -> float:
+    """V after training against the critics' values of four recorded actions in one state."""
+    torch.manual_seed(0)
+    loss = build(1, 1, expectile=expectile)
+    data = random_transitions(4, 1, 1)
+    data["observation"] = torch.zeros(4, 1)
+    optim = torch.optim.Adam(loss.value_network_params.parameters(), lr=0.02)
+    for _ in range(400):
+        optim.zero_grad()
+        loss.value_loss(data)[0].backward()
+        optim.step()
+    info = loss.value_loss(data)[1]
+    qvalue = info["advantage"] + info["value"]
+    return float((info["value"].mean() - qvalue.mean()) / (qvalue.max() - qvalue.mean()))
+
+
+def test_expectile_one_half_fits_the_mean_and_above_it_leans_to_the_best() -> None:
+    assert fitted_value(0.5) == pytest.approx(0.0, abs=1e-2)
+    assert 0.1 < fitted_value(0.7) < fitted_value(0.95) < 1.0
+
+
+def test_beta_zero_is_behaviour_cloning() -> None:
+    loss, batch = build(beta=0.0), random_transitions(12, 5, 3)
+    with loss.actor_network_params.to_module(loss.actor_network):
+        expected = -loss.actor_network.get_dist(batch).log_prob(batch["action"]).mean()
+    torch.testing.assert_close(loss.actor_loss(batch)[0], expected)
+
+
+def test_deterministic_error_is_the_squared_distance() -> None:
+    loss, batch = build(deterministic=True, beta=0.0), random_transitions(12, 5, 3)
+    expected = (act(loss, batch["observation"]) - batch["action"]).square().sum(-1).mean()
+    torch.testing.assert_close(loss.actor_loss(batch)[0], expected)
+
+
+def test_given_advantage_and_target_replace_their_own() -> None:
+    loss, batch = build(), random_transitions(12, 5, 3)
+    advantage, target = torch.linspace(-1, 3, 12), torch.randn(12)
+    info = loss.actor_loss(batch, advantage)[1]
+    torch.testing.assert_close(info["weight"], (3 * advantage).exp().clamp(max=100))
+    assert torch.equal(info["clipped"], (3 * advantage > torch.tensor(100.0).log()).float())
+    assert torch.equal(loss.qvalue_loss(batch, target)[1]["target_value"], target)
+
+
+def test_the_target_is_the_value_of_the_next_state() -> None:
+    loss, batch = build(), random_transitions(12, 5, 3)
+    following = batch["next"].clone().set("next", batch["next"]).set("action", batch["action"])
+    value = loss.value_loss(following)[1]["value"]
+    mask = ~batch["next", "terminated"].squeeze(-1)
+    torch.testing.assert_close(loss.target_value(batch), batch["next", "reward"].squeeze(-1) + 0.99 * mask * value)
+
+
+def test_compiled_equals_eager() -> None:
+    assert_compiled_equals_eager(build)
+
+
+def test_compiled_equals_eager_with_a_deterministic_actor() -> None:
+    assert_compiled_equals_eager(lambda: build(deterministic=True), updates=2)
+
+
+def test_probe_actor_finds_the_contextual_optimum() -> None:
+    torch.manual_seed(0)
+    loss = build(1, 1, expectile=0.8, beta=30.0)
+    train(loss, probe_transitions(ContextualTargetEnv(), 1024), 400, lr=1e-2)
+    observation = torch.linspace(-0.9, 0.9, 7).unsqueeze(-1)
+    assert (act(loss, observation) - observation / 2).abs().max() < 0.15
+
+
+def test_probe_critic_discounts_a_delayed_reward() -> None:
+    torch.manual_seed(0)
+    loss, data = build(1, 1), probe_transitions(DelayedRewardEnv(), 64)
+    loss.make_value_estimator(gamma=0.5)
+    train(loss, data, 200, lr=1e-2)
+    qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
+    torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
+    torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)
+
+
+def test_value_network_that_is_not_one_plain_module() -> None:
+    """A sequence of modules gives the same numbers as the plain network."""
+    torch.manual_seed(0)
+    batch = random_transitions(6, 5, 3)
+    value = make_value_network(5, hidden_sizes=(16,))
+    split = TensorDictSequential(
+        TensorDictModule(value.module[0], in_keys=["observation"], out_keys=["h"]),
+        TensorDictModule(value.module[1], in_keys=["h"], out_keys=["state_value"]),
+    )
+    actor, critics = make_gaussian_actor(5, 3), make_qvalue_ensemble(5, 3, num_qvalue_nets=2)
+    rows = [IQLLoss(actor, critics, net).value_loss(batch)[0] for net in (value, split)]
+    torch.testing.assert_close(*rows)
