@@ -69,6 +69,25 @@ def test_actions_outside_the_box(flat: Arrays, policy: Any, expected: list[float
     np.testing.assert_array_equal(data["action"][:, 1], flat["actions"][:, 1])  # a dimension inside is left alone
 
 
+@pytest.mark.parametrize("policy", ["clip", "rescale"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:.*policy")
+def test_repairing_actions_does_not_hide_what_is_not_finite(flat: Arrays, policy: Any, value: float) -> None:
+    flat["actions"][5, 0] = value
+    flat["actions"][6, 0] = 3.0
+    with pytest.raises(O2ODataError, match="1 transitions have a NaN or infinite action, first at episode 1, step 1"):
+        load_offline(flat, actions=policy)
+    with pytest.warns(UserWarning, match="they are dropped"):
+        data = load_offline(flat, actions=policy, on_bad="drop")
+    assert data["action"][5:6].tolist() == [[1.0, pytest.approx(float(flat["actions"][6, 1]))]]
+
+
+def test_single_numbers_are_vectors_of_one_entry(flat: Arrays) -> None:
+    single = {key: values[:, 0] if values.ndim == 2 else values for key, values in flat.items()}
+    data = load_offline(single)
+    assert (data["observation"].shape, data["action"].shape) == ((12, 1), (12, 1))
+
+
 def test_actions_in_other_units(flat: Arrays) -> None:
     expected = flat["actions"].copy()
     flat["actions"] = flat["actions"] * np.array([2.0, 0.5], np.float32) + np.array([0.0, 1.0], np.float32)

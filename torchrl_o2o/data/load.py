@@ -21,6 +21,7 @@ from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.sources import ReadOptions, Source, read_source
 from torchrl_o2o.data.env_match import EnvLike
 from torchrl_o2o.data.findings import AuditReport, Finding
+from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["DatasetInfo", "Stats", "check_offline", "describe_offline", "load_offline"]
@@ -100,7 +101,7 @@ def load_offline(
     terminal, ``truncated`` any other end; rewards are as stored (see :mod:`torchrl_o2o.data.transforms`).
 
     A Minari data set stores the successor of each episode's last step, so it yields one transition more per truncated
-    episode than a D4RL file, where that row has to be dropped (SPEC of D4RL: ``qlearning_dataset``).
+    episode than a D4RL file, where that row has to be dropped (as in ``d4rl.qlearning_dataset``).
 
     Args:
         source: one of
@@ -226,21 +227,18 @@ def describe_offline(
 
 
 def _describe(data: TensorDict, meta: SourceMeta, notes: tuple[Finding, ...]) -> DatasetInfo:
-    episode = data["episode"]
-    episodes = int(episode[-1]) + 1
-    reward = data["next", "reward"].squeeze(-1).double()
-    returns = torch.zeros(episodes, dtype=torch.float64).index_add_(0, episode, reward)
+    lengths = torch.bincount(data["episode"])
     return DatasetInfo(
         id=meta.id,
         env_id=meta.env_id,
         transitions=len(data),
-        episodes=episodes,
+        episodes=len(lengths),
         observation_shape=tuple(data["observation"].shape[1:]),
         action_dim=data["action"].shape[-1],
         action_low=meta.action_low,
         action_high=meta.action_high,
-        returns=_stats(returns),
-        lengths=_stats(torch.bincount(episode).double()),
+        returns=_stats(episode_returns(data)),
+        lengths=_stats(lengths.double()),
         terminated=int(data["next", "terminated"].sum()),
         max_episode_steps=meta.max_episode_steps,
         ref_min_score=meta.ref_min_score,
@@ -262,15 +260,16 @@ def _boxed(raw: RawDataset, bounds: Bounds | None, policy: str) -> tuple[TensorD
         action = (action - (high + low) / 2) / ((high - low) / 2)
         message = f"actions were mapped from [{low.min():g}, {high.max():g}] to [-1, 1]."
         found.append(Finding("mapped_actions", "note", message, count=len(action), key="action"))
-    size = action.abs()
+    finite = action.isfinite()  # the rest is for the audit to find, not for clipping to hide
+    size = torch.where(finite, action.abs(), 0.0)
     outside = int((size > 1 + 2e-6).any(-1).sum())
     if outside and policy != "error":
-        message = f"{outside} actions were outside [-1, 1] (to {size.nan_to_num(0).max():.4g}); policy: {policy}."
+        message = f"{outside} actions were outside [-1, 1] (to {size.max():.4g}); policy: {policy}."
         found.append(Finding("repaired_actions", "warning", message, count=outside, key="action"))
         if policy == "rescale":
-            action = action / size.nan_to_num(0.0, 0.0).amax(0).clamp(min=1.0)
-    if policy != "error" or not outside:
-        action = action.clamp(-1.0, 1.0)  # for "error" only float32 rounding within the audit's slack
+            action = action / size.amax(0).clamp(min=1.0)
+    if policy != "error" or not outside:  # for "error" this is only float32 rounding, within the audit's slack
+        action = torch.where(finite, action.clamp(-1.0, 1.0), action)
     return raw.data.copy().set("action", action), found
 
 

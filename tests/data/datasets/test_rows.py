@@ -134,3 +134,11 @@ def test_objects_and_text_are_refused() -> None:
         cast_column(np.array(["a"]), "actions")
     with pytest.raises(O2ODataError, match="holds object"):
         cast_column(np.array([None]), "actions")
+
+
+def test_episodes_that_differ_in_width_are_named(episodes: list[Arrays]) -> None:
+    episodes[1]["observations"] = np.zeros((3, 5))
+    with pytest.raises(
+        O2ODataError, match=r"toy: one observation has the shape \[5\] in episode 1 and \[2\] in episode 0"
+    ):
+        rows_from_episodes(episodes, origin="toy")

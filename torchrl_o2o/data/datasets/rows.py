@@ -104,6 +104,7 @@ def rows_from_episodes(episodes: Iterable[Mapping[str, np.ndarray]], *, origin: 
         cut += was_cut
     if not parts:
         raise O2ODataError(f"{origin} holds no episodes; expected at least one.")
+    _same_shapes(parts, origin)
     lengths = np.array([len(part["reward"]) for part in parts], dtype=np.int64)
     # Popped, so that no more than one column is held twice.
     columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
@@ -115,13 +116,13 @@ def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dic
     if not isinstance(arrays, Mapping):
         raise O2ODataError(f"{origin} is a {type(arrays).__name__}; expected a dictionary of arrays.")
     arrays = _canonical(arrays, origin)
-    observation = cast_column(arrays["observations"], f"observations of {origin}")
+    observation = _vectors(arrays["observations"], f"observations of {origin}")
     steps = len(arrays["actions"])
     following = arrays.get("next_observations")
     if len(observation) == steps + 1 and following is None:
         kept, observation, successor = steps, observation[:-1], observation[1:]
     elif len(observation) == steps and following is not None:
-        kept, successor = steps, cast_column(following, f"next_observations of {origin}")
+        kept, successor = steps, _vectors(following, f"next_observations of {origin}")
     elif len(observation) == steps:
         kept, successor = max(steps - 1, 0), observation[1:]
     else:
@@ -131,7 +132,7 @@ def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dic
         )
     columns = {
         "observation": observation[:kept],
-        "action": cast_column(arrays["actions"], f"actions of {origin}")[:kept],
+        "action": _vectors(arrays["actions"], f"actions of {origin}")[:kept],
         "next_observation": successor,
         "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1)[:kept],
         "terminated": _flags(arrays, "terminals", steps)[:kept],
@@ -161,14 +162,14 @@ def rows_from_flat(arrays: Mapping[str, np.ndarray], *, max_episode_steps: int |
     arrays = _canonical(arrays, origin)
     steps = len(arrays["actions"])
     columns = {
-        "observation": cast_column(arrays["observations"], f"observations of {origin}"),
-        "action": cast_column(arrays["actions"], f"actions of {origin}"),
+        "observation": _vectors(arrays["observations"], f"observations of {origin}"),
+        "action": _vectors(arrays["actions"], f"actions of {origin}"),
         "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1),
         "terminated": _flags(arrays, "terminals", steps),
         "truncated": _time_limits(arrays, steps, max_episode_steps, origin),
     }
     if "next_observations" in arrays:
-        columns["next_observation"] = cast_column(arrays["next_observations"], f"next_observations of {origin}")
+        columns["next_observation"] = _vectors(arrays["next_observations"], f"next_observations of {origin}")
     _same_length(columns, origin)
     ends = _ends(columns, arrays.get("episode"))
     if "next_observation" in columns:
@@ -230,10 +231,27 @@ def _flags(arrays: Mapping[str, np.ndarray], name: str, steps: int) -> np.ndarra
     return np.zeros(steps, dtype=bool) if values is None else np.array(values, dtype=bool).reshape(-1)
 
 
+def _vectors(values: np.ndarray, name: str) -> np.ndarray:
+    """Cast observations or actions; single numbers become vectors of one entry."""
+    values = cast_column(values, name)
+    return values[:, None] if values.ndim == 1 else values
+
+
 def _same_length(columns: Mapping[str, np.ndarray], origin: str) -> None:
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise O2ODataError(f"the arrays of {origin} differ in length: {lengths}; expected one row per step in each.")
+
+
+def _same_shapes(parts: list[dict[str, np.ndarray]], origin: str) -> None:
+    for key in parts[0]:
+        shapes = [part[key].shape[1:] for part in parts]
+        odd = next((number for number, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if odd is not None:
+            raise O2ODataError(
+                f"{origin}: one {key} has the shape {list(shapes[odd])} in episode {odd} and {list(shapes[0])} in "
+                "episode 0; expected one shape."
+            )
 
 
 def _no_successor_note(count: int) -> Finding:
