@@ -7,9 +7,10 @@
     python benchmarks/update.py             11 rounds of 20 critic steps, one and two threads
     python benchmarks/update.py --short     3 rounds, one thread
 
-An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. All contenders have E
-critics and the same layers, batches and optimiser (fused Adam), and take turns within every round, so that a busy machine
-slows all of them. Printed are medians per critic step and ratios within this one run; nothing else may be quoted.
+An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. All contenders have
+E critics and the same layers, batches and optimiser (fused Adam), and take turns within every round, so that a busy
+machine slows all of them. Printed are medians per critic step and ratios within this one run; nothing else may be
+quoted.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ CONTENDERS: dict[str, Callable[[], Update]] = {
 
 
 def onednn_matmul(enabled: bool) -> None:
-    """Send float32 products through oneDNN; on some processors the word means real bf16, so the error is printed too."""
+    """Send float32 products through oneDNN; where that means real bf16, the printed error shows it."""
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if enabled else "none"  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,53 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the README promises: its code runs, its commands exist, CI is its second command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.running import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    scope: dict[str, object] = {}
+    exec(compile(code.replace("total_frames=50", "total_frames=3"), "README.md", "exec"), scope)
+    assert len(scope["buffer"]) == len(scope["offline"]) + 3  # type: ignore[arg-type]
+
+
+def test_the_commands_of_the_readme_are_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (shell, *_) = blocks("bash")
+    targets = re.findall(r"^make (\w+)", shell, flags=re.MULTILINE)
+    assert targets == ["demo", "test"]
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_ci_is_the_second_command() -> None:
+    lines = [row for row in (ROOT / ".ci/run").read_text().splitlines() if row and not row.startswith("#")]
+    assert lines[-1] == "make test"
+    assert len([row for row in lines if row.startswith("make")]) == 1
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
