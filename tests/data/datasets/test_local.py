@@ -127,6 +127,8 @@ def test_names_and_policies_that_do_not_go_together(tmp_path: Path, dataset_root
         load_offline("o2o/hopper/expert-v0")
     with pytest.raises(O2OSpecError, match=r"random-v0 takes no policy: it is made from uniform actions"):
         make_local_dataset("o2o/hopper/random-v0", policy=tmp_path)
+    with pytest.raises(O2OSpecError, match="num_steps=0, seed=-1; expected at least 2 steps"):
+        make_local_dataset("o2o/hopper/random-v0", num_steps=0, seed=-1)
     with pytest.raises(O2ODataError, match=r"cannot read the policy file .*absent"):
         make_local_dataset("o2o/hopper/expert-v0", policy=tmp_path / "absent.npz")
 

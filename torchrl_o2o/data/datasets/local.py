@@ -66,7 +66,7 @@ def make_local_dataset(
 
     Raises:
         O2ODataError: if the name is unknown, or a set of that name exists that was made otherwise.
-        O2OSpecError: if a policy is missing or not wanted, or a library is not installed.
+        O2OSpecError: if a policy is missing or not wanted, a number is out of range, or a library is not installed.
 
     Examples:
         >>> import tempfile
@@ -78,6 +78,8 @@ def make_local_dataset(
     """
     recipe = _recipe(name, policy)
     num_steps = recipe.num_steps if num_steps is None else num_steps
+    if num_steps < 2 or seed < 0:
+        raise O2OSpecError(f"num_steps={num_steps}, seed={seed}; expected at least 2 steps and a seed of at least 0.")
     made = {
         "generator": "torchrl_o2o",
         "recipe": recipe.kind,
@@ -129,11 +131,8 @@ def _check_same(target: Path, made: dict[str, Any]) -> None:
     stored = read_metadata(target / "data" / "metadata.json").get("o2o", {})
     differing = [key for key in ("seed", "num_steps", "policy") if stored.get(key) != made[key]]
     if differing:
-        was = {key: stored.get(key) for key in differing}
-        raise O2ODataError(
-            f"{target} was made with {was}, not { ({key: made[key] for key in differing}) }; "
-            "remove that folder or choose another root."
-        )
+        was, wanted = ({key: described.get(key) for key in differing} for described in (stored, made))
+        raise O2ODataError(f"{target} was made with {was}, not {wanted}; remove that folder or choose another root.")
 
 
 def _make_env(env_id: str) -> gymnasium.Env:
