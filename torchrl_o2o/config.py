@@ -25,6 +25,8 @@ T = TypeVar("T")
 def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
     """Fill a dataclass from ``field=value`` words.
 
+    Sequences come back as tuples.
+
     Args:
         schema: a dataclass whose fields all have defaults.
         words: the words, for example ``["seed=1", "hidden_sizes=[64,64]"]``. Defaults to the process's own arguments.
@@ -59,6 +61,8 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
             raise O2OSpecError(f"unknown setting {name!r}; {hint}Known are: {', '.join(known)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(words))
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+        config: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise O2OSpecError(f"{str(error).splitlines()[0]} (in {' '.join(words)})") from error
+    tuples = {name: tuple(value) for name, value in vars(config).items() if isinstance(value, list)}
+    return dataclasses.replace(config, **tuples)  # type: ignore[type-var]

@@ -128,7 +128,7 @@ def feature_dim(spec: object, role: str) -> int:
     shape = (spec,) if isinstance(spec, int) else tuple(getattr(spec, "shape", ()))
     if len(shape) != 1 or shape[0] < 1:
         raise O2OSpecError(
-            f"got {role} {spec!r} of shape {shape}, expected one flat vector [n]; flatten or concatenate it first "
+            f"got {role} of shape {list(shape)}, expected one flat vector [n]; flatten or concatenate it first "
             f"(torchrl_o2o.envs.make_env does so for dictionary observations)"
         )
     return int(shape[0])
