@@ -104,7 +104,7 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
         "timeouts": ("next", "truncated"),
         "episode": "episode",
     }
-    return {name: np.array(data.get(key).cpu()) for name, key in named.items() if key in keys}
+    return {name: data.get(key).cpu().clone().numpy() for name, key in named.items() if key in keys}
 
 
 def _from_flat(arrays: Mapping[str, np.ndarray], origin: str, limit: int | None, min_length: int) -> RawDataset:
