@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 # One thread: two cost more than they give as soon as anything else runs on the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test slow lint types bench docs clean
+.PHONY: help setup demo test slow lint types bench clean
 help:
 	@echo "make demo [TASK=pointmaze]  set up, train RLPD and SAC side by side, report (about 5 minutes)"
 	@echo "make test                   set up, lint, check types, run the fast tests and every docstring example"
-	@echo "make slow | bench | docs    the slow tests | the short benchmarks | the documentation"
+	@echo "make slow | bench           the slow tests | the short benchmarks"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -40,9 +40,5 @@ bench: setup
 	$(BIN)/python benchmarks/update.py --short
 	$(BIN)/python benchmarks/sampling.py --short
 
-docs: setup
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
-	$(BIN)/sphinx-build -W -b html docs docs/_build
-
 clean:
-	rm -rf $(VENV) docs/_build
+	rm -rf $(VENV)
