@@ -18,9 +18,11 @@ from torchrl_o2o.modules.initialisation import Initialisation, initialise_
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble, average_actors
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
+from torchrl_o2o.modules.vae import ActionVAE, make_action_vae
 from torchrl_o2o.modules.values import make_value_network
 
 __all__ = [
+    "ActionVAE",
     "BoxNormal",
     "ConservativePenalty",
     "DensityRatio",
@@ -36,6 +38,7 @@ __all__ = [
     "UnitNorm",
     "average_actors",
     "initialise_",
+    "make_action_vae",
     "make_actor",
     "make_baselines",
     "make_deterministic_actor",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.awac import AWACLoss
 from torchrl_o2o.objectives.baseline import BaselineLoss
+from torchrl_o2o.objectives.bc import BCLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
@@ -16,10 +17,14 @@ from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 from torchrl_o2o.objectives.sac_ml import SACMLLoss
+from torchrl_o2o.objectives.spot import SPOTLoss
+from torchrl_o2o.objectives.td3_bc import TD3BCLoss
+from torchrl_o2o.objectives.vae import VAELoss
 
 __all__ = [
     "ACALoss",
     "AWACLoss",
+    "BCLoss",
     "BaselineLoss",
     "CQLLoss",
     "CalQLLoss",
@@ -31,4 +36,7 @@ __all__ = [
     "PessimisticEnsembleLoss",
     "RecordedNoise",
     "SACMLLoss",
+    "SPOTLoss",
+    "TD3BCLoss",
+    "VAELoss",
 ]

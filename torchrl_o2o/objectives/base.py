@@ -74,6 +74,8 @@ class TransitionLoss(LossModule):
 
     #: Attributes holding networks whose inputs are read at s, and of those the ones read at s' as well.
     _networks_read: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
+    #: Whether rewards and ends are read; behaviour cloning and density models do not.
+    _bootstraps: ClassVar[bool] = True
     #: Names of the static pure functions that :meth:`compile` replaces by compiled ones.
     _cores: ClassVar[tuple[str, ...]] = ()
 
@@ -119,7 +121,8 @@ class TransitionLoss(LossModule):
         if self._in_keys is None:
             keys, (current, following) = self.tensor_keys, self._networks_read
             names: list[NestedKey] = [keys.action]
-            names += [("next", key) for key in (*self._inputs_of(following), keys.reward, keys.done, keys.terminated)]
+            outcome = (keys.reward, keys.done, keys.terminated) if self._bootstraps else ()
+            names += [("next", key) for key in (*self._inputs_of(following), *outcome)]
             self._in_keys = list(dict.fromkeys([*names, *self._inputs_of(current)]))
         return self._in_keys
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -16,7 +18,13 @@ __all__ = ["imitation_error"]
 
 
 def imitation_error(
-    actor_network: TensorDictModuleBase, params: Parameters, inputs: Inputs, action: Tensor, action_key: NestedKey
+    actor_network: TensorDictModuleBase,
+    params: Parameters,
+    inputs: Inputs,
+    action: Tensor,
+    action_key: NestedKey,
+    *,
+    over_dimensions: Literal["sum", "mean"] = "sum",
 ) -> Tensor:
     r"""Per row :math:`-\log\pi(a|s)` of a stochastic actor, :math:`\lVert\pi(s)-a\rVert^2` of a deterministic one.
 
@@ -26,10 +34,13 @@ def imitation_error(
         inputs: the entries it reads, each of shape [*B, ...].
         action: recorded actions, shape [*B, A].
         action_key: the entry a deterministic actor writes.
+        over_dimensions: whether the squared distance is the ``"sum"`` (default, IQL) or the ``"mean"`` (BC, TD3+BC)
+            over action dimensions. A log-density is always their sum.
 
     Returns:
         The error, shape [*B].
     """
     if isinstance(actor_network, ProbabilisticTensorDictSequential):
         return -policy_distribution(actor_network, params, inputs).log_prob(action)
-    return (call_network(actor_network, params, inputs, action_key) - action).square().sum(-1)
+    squares = (call_network(actor_network, params, inputs, action_key) - action).square()
+    return squares.sum(-1) if over_dimensions == "sum" else squares.mean(-1)

@@ -1,0 +1,98 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Behaviour cloning (BC)."""
+
+from __future__ import annotations
+
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.imitation import imitation_error
+from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters
+
+__all__ = ["BCLoss"]
+
+
+def _clone(
+    actor_network: TensorDictModuleBase, params: Parameters, inputs: Inputs, action: Tensor, action_key: NestedKey
+) -> Tensor:
+    return imitation_error(actor_network, params, inputs, action, action_key, over_dimensions="mean")
+
+
+class BCLoss(TransitionLoss):
+    r"""Behaviour cloning: negative log-likelihood of a stochastic actor, mean squared error of a deterministic one.
+
+    .. math:: L = -\frac1B\sum_b\log\pi(a_b|s_b) \qquad\text{or}\qquad
+        L = \frac1B\sum_b\frac1A\lVert\pi(s_b)-a_b\rVert^2
+
+    What the actor *is* decides, not how its outputs are called. It reads no reward and no next state; rows may carry
+    importance weights.
+
+    Differences from :class:`torchrl.objectives.BCLoss`, which computes the same two numbers: that one takes an actor
+    for deterministic unless one of its outputs is called ``loc``, ``scale``, ``logits`` or ``probs``, and then clones a
+    *sample*; it reduces over elements or rows depending on the actor, ignores importance weights, and orders its
+    ``in_keys`` by a set. It also has discrete actions and padding masks, which this one has not.
+
+    Args:
+        actor_network: the actor, stochastic or deterministic.
+
+    Keyword Args:
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.modules import make_gaussian_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> loss = BCLoss(make_gaussian_actor(17, 6, hidden_sizes=(32, 32)))
+        >>> batch = TensorDict({"observation": torch.randn(8, 17), "action": torch.rand(8, 6) * 2 - 1}, [8])
+        >>> loss(batch)["loss_actor"].shape
+        torch.Size([])
+    """
+
+    out_keys = ["loss_actor", "imitation_error"]
+
+    actor_network: TensorDictModuleBase
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+
+    _networks_read = (("actor_network",), ())
+    _bootstraps = False
+    _cores = ("_clone",)
+    _clone = staticmethod(_clone)
+
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential | TensorDictModule,
+        *,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cloning loss of one minibatch.
+
+        Args:
+            tensordict: observations and actions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and ``imitation_error`` per row, shape [*B], detached.
+        """
+        params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
+        key = self.tensor_keys.action
+        error = self._clone(self.actor_network, params, inputs, tensordict.get(key), key)
+        return self._reduce(error, self._weights(tensordict)), {"imitation_error": error.detach()}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss, and the error before importance weights."""
+        loss, info = self.actor_loss(tensordict)
+        if self.reduction == "none":
+            return TensorDict({"loss_actor": loss}, tensordict.batch_size)
+        return TensorDict({"loss_actor": loss, "imitation_error": info["imitation_error"].mean()}, [])

@@ -1,0 +1,201 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Supported policy optimisation (SPOT)."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_offline import elbo_penalty, iwae_penalty, q_normalisation
+from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
+from torchrl_o2o.objectives.td3 import SmoothedTargetLoss, first_member
+from torchrl_o2o.objectives.vae import call_vae, latent_dim
+
+__all__ = ["SPOTLoss"]
+
+_BOTH = ("actor_network", "qvalue_network")
+
+
+def _penalty(
+    vae: TensorDictModule, params: Parameters, inputs: Inputs, action: Tensor, noise: Tensor, beta: float, iwae: bool
+) -> Tensor:
+    """How far actions are from the data's support, an estimate of -log beta(a|s), shape [*B]."""
+    reconstruction, mean, std, latent = call_vae(vae, params, inputs, noise)
+    if iwae:
+        return iwae_penalty(reconstruction, action, latent, mean, std, beta)
+    return elbo_penalty(reconstruction, action, mean, std, beta)
+
+
+def _climb_supported(
+    networks: ActorCritic,
+    vae: TensorDictModule,
+    parameters: tuple[Parameters, Parameters, Parameters],
+    inputs: Inputs,
+    noise: Tensor,
+    weight: Tensor,
+    beta: float,
+    iwae: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Objective, Q_1(s, pi(s)) and penalty per row; ``parameters`` are of actor, first critic and VAE."""
+    actor, critic, density = parameters
+    action = call_network(networks.actor, actor, inputs, networks.action_key)
+    qvalue = networks.qvalues(critic, inputs, action)[0]
+    penalty = _penalty(vae, density, {**inputs, networks.action_key: action}, action, noise, beta, iwae)
+    return weight * penalty - q_normalisation(qvalue) * qvalue, qvalue, penalty
+
+
+class SPOTLoss(SmoothedTargetLoss):
+    r"""TD3 whose actor is held inside the data's support by an explicit density model.
+
+    Critics as in :class:`~torchrl_o2o.objectives.TD3BCLoss`; actor:
+
+    .. math:: L_\pi = \frac1B\sum_b\Big[\lambda\,\ell(s,\pi(s)) - Q_1(s,\pi(s))\big/\overline{|Q_1|}\Big],\qquad
+        \ell(s,a)\approx-\log\beta(a|s)
+
+    with :math:`\ell` the evidence bound of a VAE (:func:`~torchrl_o2o.functional_offline.elbo_penalty`), or with
+    ``iwae=True`` the tighter :func:`~torchrl_o2o.functional_offline.iwae_penalty`. The VAE is trained before, by
+    :class:`~torchrl_o2o.objectives.VAELoss`, and only read here. Online the constraint is loosened:
+    ``loss.density_weight.fill_(spot_cooling(weight, step, total_steps))`` (a tensor, so that nothing recompiles and a
+    checkpoint holds it).
+
+    Source: Wu et al. 2022, arXiv:2202.06239, Eq. 10-13; averages over dimensions as in the authors' code.
+
+    ===============================  ================  ==============  ===========
+    domain                           density_weight    cooling floor   gamma online
+    ===============================  ================  ==============  ===========
+    AntMaze umaze                    0.25              0.2             0.995
+    AntMaze medium-play              0.05              0.2             0.995
+    AntMaze medium-diverse, large    0.025             0.2             0.995
+    Adroit                           1                 0.5             0.99
+    ===============================  ================  ==============  ===========
+
+    Differences from the paper: none in the equations. CORL's importance-sampled estimate calls an attribute that does
+    not exist; here it runs.
+
+    Args:
+        actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
+        qvalue_network: two critics; the actor climbs the first.
+        vae_network: a trained VAE of :func:`~torchrl_o2o.modules.make_action_vae`; its parameters are shared, get no
+            gradient here and belong into no optimiser.
+
+    Keyword Args:
+        density_weight: :math:`\lambda` at the start. Defaults to 1.
+        vae_beta: the VAE's weight of the divergence. Defaults to 0.5.
+        num_samples: latents S per action. Defaults to 1.
+        iwae: use the importance-weighted bound. Defaults to ``False``.
+        policy_noise: of the smoothed target, in half-widths of the action box. Defaults to 0.2.
+        noise_clip: likewise. Defaults to 0.5.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if the actor is stochastic or has no bounded action spec, the VAE is no VAE, or a setting is out
+            of range.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import SPOTLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> actor = make_deterministic_actor(17, 6, hidden_sizes=(32, 32), initialisation="uniform_small_last")
+        >>> critics = make_qvalue_ensemble(17, 6, num_qvalue_nets=2, layer_norm=False, hidden_sizes=(32, 32))
+        >>> loss = SPOTLoss(actor, critics, make_action_vae(17, 6, hidden_sizes=(32, 32)))
+        >>> loss_actor, info = loss.actor_loss(random_transitions(8, 17, 6))
+        >>> info["penalty"].shape
+        torch.Size([8])
+    """
+
+    out_keys = ["loss_actor", "loss_qvalue", "penalty", "qvalue_policy", "density_weight", "qvalue", "target_value"]
+
+    vae_network: TensorDictModule
+    vae_network_params: TensorDictParams
+    target_vae_network_params: TensorDictParams
+    density_weight: Tensor
+
+    _networks_read = ((*_BOTH, "vae_network"), _BOTH)
+    _cores = ("_smoothed_value", "_regress", "_climb_supported", "_penalty")
+    _climb_supported = staticmethod(_climb_supported)
+    _penalty = staticmethod(_penalty)
+
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        qvalue_network: list[TensorDictModule],
+        vae_network: TensorDictModule,
+        *,
+        density_weight: float = 1.0,
+        vae_beta: float = 0.5,
+        num_samples: int = 1,
+        iwae: bool = False,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            actor_network, qvalue_network, policy_noise=policy_noise, noise_clip=noise_clip, reduction=reduction
+        )
+        if density_weight < 0.0 or not vae_beta > 0.0 or num_samples < 1:
+            raise O2OSpecError(
+                f"got density_weight={density_weight}, vae_beta={vae_beta}, num_samples={num_samples}; expected at "
+                f"least 0, more than 0, and at least 1"
+            )
+        self.latent_dim = latent_dim(vae_network)
+        self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
+        self.register_buffer("density_weight", torch.tensor(density_weight, dtype=torch.get_default_dtype()))
+        self.vae_beta, self.num_samples, self.iwae = vae_beta, num_samples, iwae
+        self.make_value_estimator()
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss of one minibatch; no gradient reaches the critics or the VAE.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
+
+        Returns:
+            The loss, and detached: ``penalty`` and ``qvalue_policy`` per row, shape [*B], and the scalar
+            ``density_weight``.
+        """
+        parameters = (
+            flat_parameters(self.actor_network_params),
+            first_member(flat_parameters(self.qvalue_network_params, detach=True)),
+            flat_parameters(self.vae_network_params, detach=True),
+        )
+        inputs, noise = self._inputs(tensordict, *_BOTH, "vae_network"), self._latent_noise(tensordict)
+        objective, qvalue, penalty = self._climb_supported(
+            self._networks, self.vae_network, parameters, inputs, noise, self.density_weight, self.vae_beta, self.iwae
+        )
+        info = {"penalty": penalty.detach(), "qvalue_policy": qvalue.detach()}
+        return self._reduce(objective), {**info, "density_weight": self.density_weight.clone()}
+
+    @torch.no_grad()
+    def data_penalty(self, tensordict: TensorDictBase) -> Tensor:
+        """The penalty of the *recorded* actions, a yardstick for the policy's.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            Penalty, shape [*B], without gradient.
+        """
+        key, noise = self.tensor_keys.action, self._latent_noise(tensordict)
+        action, params = tensordict.get(key), flat_parameters(self.vae_network_params, detach=True)
+        inputs = {**self._inputs(tensordict, "vae_network"), key: action}
+        return self._penalty(self.vae_network, params, inputs, action, noise, self.vae_beta, self.iwae)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Both losses from one set of parameters, and their statistics; writes the priority to the batch."""
+        loss_qvalue, info = self.qvalue_loss(tensordict)
+        loss_actor, actor_info = self.actor_loss(tensordict)
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
+        return self._collect(tensordict, losses, {**actor_info, **info})
+
+    def _latent_noise(self, tensordict: TensorDictBase) -> Tensor:
+        action = tensordict.get(self.tensor_keys.action)
+        like = action.new_empty((*tensordict.batch_size, self.latent_dim))
+        return self.noise.normal("density", like, (self.num_samples,))

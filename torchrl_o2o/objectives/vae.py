@@ -1,0 +1,139 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Training the behaviour policy's density model, a conditional VAE (SPOT's first phase)."""
+
+from __future__ import annotations
+
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
+from torch import Tensor
+from torch.func import functional_call
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_offline import elbo_penalty, gaussian_kl
+from torchrl_o2o.modules.vae import ActionVAE
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters
+
+__all__ = ["VAELoss", "call_vae", "latent_dim"]
+
+
+def call_vae(
+    network: TensorDictModule, params: Parameters, inputs: Inputs, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Evaluate a VAE under given parameters and noise.
+
+    Args:
+        network: of :func:`~torchrl_o2o.modules.make_action_vae`.
+        params: its parameters with dotted names.
+        inputs: the entries it reads, the action included, each of shape [*B, ...].
+        noise: standard-normal numbers, shape [*S, *B, Z].
+
+    Returns:
+        What :meth:`~torchrl_o2o.modules.vae.ActionVAE.forward` returns.
+    """
+    stripped = {name.removeprefix("module."): value for name, value in params.items()}
+    return functional_call(network.module, stripped, (*(inputs[key] for key in network.in_keys), noise))
+
+
+def latent_dim(network: TensorDictModule) -> int:
+    """Width of a VAE's latent.
+
+    Args:
+        network: of :func:`~torchrl_o2o.modules.make_action_vae`.
+
+    Returns:
+        Z.
+
+    Raises:
+        O2OSpecError: if the module is no such VAE.
+    """
+    if not isinstance(getattr(network, "module", None), ActionVAE):
+        raise O2OSpecError(f"got {type(network).__name__}, expected the VAE that make_action_vae(...) builds")
+    return network.module.latent_dim
+
+
+def _bound(
+    network: TensorDictModule, params: Parameters, inputs: Inputs, action: Tensor, noise: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Negative evidence bound and divergence per row, both of shape [*B]."""
+    reconstruction, mean, std, _ = call_vae(network, params, inputs, noise)
+    return elbo_penalty(reconstruction.unsqueeze(0), action, mean, std, beta), gaussian_kl(mean, std)
+
+
+class VAELoss(TransitionLoss):
+    r"""Fit a conditional VAE to recorded actions.
+
+    .. math:: L = \frac1B\sum_b \frac1A\lVert\hat a-a\rVert^2 + \beta\,\mathrm{KL},\qquad \hat a\sim p(\cdot|s,z),
+        \ z\sim q(\cdot|s,a)
+
+    Source: Wu et al. 2022 (SPOT), Eq. 8, with the code's averages over action and latent dimensions. The module given
+    is trained in place: hand it to :class:`~torchrl_o2o.objectives.SPOTLoss` afterwards.
+
+    Args:
+        vae_network: of :func:`~torchrl_o2o.modules.make_action_vae`.
+
+    Keyword Args:
+        beta: weight of the divergence. Defaults to 0.5.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if the module is not such a VAE or ``beta`` is negative.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_action_vae
+        >>> from torchrl_o2o.objectives import VAELoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> loss = VAELoss(make_action_vae(17, 6, hidden_sizes=(32, 32)))
+        >>> loss_vae, info = loss.vae_loss(random_transitions(8, 17, 6))
+        >>> sorted(info)
+        ['kl', 'reconstruction_error']
+    """
+
+    out_keys = ["loss_vae", "kl", "reconstruction_error"]
+
+    vae_network: TensorDictModule
+    vae_network_params: TensorDictParams
+    target_vae_network_params: TensorDictParams
+
+    _networks_read = (("vae_network",), ())
+    _bootstraps = False
+    _cores = ("_bound",)
+    _bound = staticmethod(_bound)
+
+    def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        self.latent_dim = latent_dim(vae_network)
+        if beta < 0.0:
+            raise O2OSpecError(f"got beta={beta}, expected 0 or more")
+        self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
+        self.beta = beta
+
+    def vae_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one minibatch.
+
+        Args:
+            tensordict: observations and actions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and ``reconstruction_error`` and ``kl`` per row, shape [*B], detached.
+        """
+        key = self.tensor_keys.action
+        action = tensordict.get(key)
+        inputs = {**self._inputs(tensordict, "vae_network"), key: action}
+        noise = self.noise.normal("latent", action.new_empty((*tensordict.batch_size, self.latent_dim)))
+        params = flat_parameters(self.vae_network_params)
+        bound, divergence = self._bound(self.vae_network, params, inputs, action, noise, self.beta)
+        kl = divergence.detach()
+        info = {"kl": kl, "reconstruction_error": bound.detach() - self.beta * kl}
+        return self._reduce(bound, self._weights(tensordict)), info
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss and its two parts."""
+        loss, info = self.vae_loss(tensordict)
+        if self.reduction == "none":
+            return TensorDict({"loss_vae": loss}, tensordict.batch_size)
+        return TensorDict({"loss_vae": loss, **{key: value.mean() for key, value in info.items()}}, [])
