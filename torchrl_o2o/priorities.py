@@ -235,7 +235,7 @@ def _mean_value(
 ) -> Tensor:
     """Mean over M actions of the members' minimum, minus the entropy term if there is a temperature, shape [n]."""
     action, log_prob = networks.sample(actor, inputs, noise, noise.shape[:1])
-    value = networks.qvalues(critics, _repeat(inputs, len(noise)), action).amin(0).mean(0)
+    value = _min_qvalue(networks, critics, inputs, action).mean(0)
     return value if alpha is None else value - alpha * log_prob.mean(0)
 
 
@@ -250,14 +250,19 @@ def _advantage(
 ) -> Tensor:
     """Q(s, a) - V(s), shape [n]; the recorded action goes along with the M sampled ones, in one evaluation."""
     sampled, log_prob = networks.sample(actor, inputs, noise, noise.shape[:1])
-    actions = torch.cat([action.unsqueeze(0), sampled])
-    qvalue = networks.qvalues(critics, _repeat(inputs, len(actions)), actions).amin(0)
+    qvalue = _min_qvalue(networks, critics, inputs, torch.cat([action.unsqueeze(0), sampled]))
     value = qvalue[1:].mean(0)
     return qvalue[0] - (value if alpha is None else value - alpha * log_prob.mean(0))
 
 
-def _repeat(inputs: Inputs, times: int) -> Inputs:
-    return {key: value.expand(times, *value.shape) for key, value in inputs.items()}
+def _min_qvalue(networks: ActorCritic, critics: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
+    """Minimum over members, shape [K, n], for actions [K, n, A]; in two dimensions, where the products are fastest."""
+    samples, rows = action.shape[:2]
+    repeated = {
+        key: value.expand(samples, *value.shape).reshape(samples * rows, *value.shape[1:])
+        for key, value in inputs.items()
+    }
+    return networks.qvalues(critics, repeated, action.flatten(0, 1)).amin(0).reshape(samples, rows)
 
 
 class _CriticScore(LogPriority):

@@ -204,6 +204,18 @@ class PoolSampler(Sampler):
         self._last = (log_prob, pool, drawn, weight)
         return pool[drawn], {"priority_weight": weight.to(torch.get_default_dtype())}
 
+    def check_capacity(self, storage: Storage, batch_size: int) -> None:
+        """Refuse an online region that could never hold the online rows of one pool.
+
+        Args:
+            storage: the storage to be sampled from.
+            batch_size: rows of a whole batch.
+
+        Raises:
+            O2OSpecError: if the online slots are fewer than the online rows of a pool.
+        """
+        self.uniform.check_capacity(storage, batch_size if self.pool_size is None else self.pool_size)
+
     def _log_prob(self, storage: Storage, pool: Tensor) -> Tensor:
         """log P over the pool, in float64 on the CPU, shape [N]."""
         rows = storage.get(pool).copy()

@@ -1,0 +1,280 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What A3RL costs on top of RLPD per environment step, and which cheap estimators rank like the authors' 100 samples.
+
+    python benchmarks/a3rl.py                   cost, then ranks
+    python benchmarks/a3rl.py --short           fewer rounds and training steps
+    python benchmarks/a3rl.py --only ranks      one of them
+
+Cost: whole environment steps at utd_ratio 20 (sample, score, critic, actor and temperature steps) and scorings alone,
+all taking turns within every round, so that a busy machine slows all of them. Only the ratios within one run may be
+quoted. "authors, loop" scores as the authors do, in a Python loop over samples and members; "authors, at once"
+evaluates all samples of all rows in one eager batch, as their vectorised code does. Both compute as many critic values
+as the parity preset. Ranks: Spearman correlation with A from 100 independent samples and the same two members, on
+critics trained on local data; the ceiling is another 100 samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, load_offline, offline_online_storage
+from torchrl_o2o.functional_replay import centred_rank
+from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
+from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore
+from torchrl_o2o.testing import random_transitions
+
+OBSERVATION, ACTION, MEMBERS, SUBSET, BATCH, UTD = 17, 6, 10, 2, 256, 20
+POOL, SAMPLES = 4 * BATCH, 10
+
+
+def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of all parts."""
+    return torch.optim.Adam(parameters, lr=3e-4, fused=True)
+
+
+def descend(optim: torch.optim.Optimizer, value: Tensor) -> None:
+    """One step of gradient descent."""
+    optim.zero_grad()
+    value.backward()
+    optim.step()
+
+
+class Agent:
+    """RLPD's learner at the paper's size, with a density ratio beside it."""
+
+    def __init__(self, compiled: bool, observation: int = OBSERVATION, action: int = ACTION) -> None:
+        critics = make_qvalue_ensemble(observation, action, num_qvalue_nets=MEMBERS)
+        self.loss = EnsembleSACLoss(make_actor(observation, action), critics, sub_sample_len=SUBSET)
+        self.ratio = DensityRatio(observation, action)
+        self.ratio_loss = DensityRatioLoss(self.ratio)
+        if compiled:
+            self.loss.compile()
+            self.ratio_loss.compile()
+        self.compiled = compiled
+        self.updater = SoftUpdate(self.loss, tau=0.005)
+        parts = (self.loss.qvalue_network_params, self.loss.actor_network_params, self.loss.temperature)
+        self.critic, self.actor, self.alpha = (adam(list(part.parameters())) for part in parts)
+        self.ratio_optim = adam(list(self.ratio_loss.parameters()))
+
+    def advantage(self, **settings: int | bool) -> Advantage:
+        """An advantage, compiled if the agent is."""
+        advantage = Advantage(self.loss, **settings)  # type: ignore[arg-type]
+        if self.compiled:
+            advantage.compile()
+        return advantage
+
+    def update(self, batch: TensorDictBase) -> None:
+        """utd_ratio critic steps, one of the actor, one of the temperature."""
+        for minibatch in batch.split(BATCH):
+            descend(self.critic, self.loss.qvalue_loss(minibatch)[0])
+            self.updater.step()
+        value, info = self.loss.actor_loss(minibatch)
+        descend(self.actor, value)
+        descend(self.alpha, self.loss.alpha_loss(info["log_prob"])[0])
+
+    def update_ratio(self, batch: TensorDictBase) -> None:
+        """One density step on every minibatch of interleaved rows."""
+        for minibatch in batch.split(BATCH):
+            descend(self.ratio_optim, self.ratio_loss.density_ratio_loss(minibatch[0::2], minibatch[1::2])[0])
+
+
+@torch.no_grad()
+def looped(loss: EnsembleSACLoss, rows: TensorDictBase, samples: int = 100) -> Tensor:
+    """The authors' A, one sample and one member at a time."""
+    members = torch.randperm(MEMBERS)[:SUBSET].tolist()
+    with loss.actor_network_params.to_module(loss.actor_network):
+        dist = loss.actor_network.get_dist(rows)
+
+    def qvalue(action: Tensor) -> Tensor:
+        values = []
+        for member in members:
+            with loss.target_qvalue_network_params.data[member].to_module(loss.qvalue_network):
+                values.append(loss.qvalue_network.module(rows["observation"], action).squeeze(-1))
+        return torch.stack(values).amin(0)
+
+    return qvalue(rows["action"]) - sum(qvalue(dist.rsample()) for _ in range(samples)) / samples
+
+
+def buffers(sampler: BalancedSampler | PoolSampler, batch_size: int) -> ReplayBuffer:
+    """A buffer of random rows, half of them offline."""
+    generator = torch.Generator().manual_seed(0)
+    rows = random_transitions(40_000, OBSERVATION, ACTION, generator=generator)
+    storage = offline_online_storage(rows[:20_000], 20_000)
+    storage.set(torch.arange(20_000, 40_000), rows[20_000:])
+    return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(20_000), batch_size=batch_size)
+
+
+def contenders(compiled: bool) -> dict[str, Callable[[], object]]:
+    """Whole environment steps and scorings alone, by name."""
+    agent, size = Agent(compiled), UTD * BATCH
+    uniform = buffers(BalancedSampler(20_000, 0.5), size)
+    density_rows = buffers(BalancedSampler(20_000, 0.5), BATCH)
+    fast, exact = {"num_samples": SAMPLES}, {"num_samples": 100, "shared_noise": False, "antithetic": False}
+    default, parity = agent.advantage(**fast), agent.advantage(**exact)
+    at_once = Advantage(agent.loss, **exact, chunk_size=10**9)  # type: ignore[arg-type]
+    score = DensityRatioScore(agent.ratio)
+    pool = buffers(PoolSampler(AdvantageAligned(default, score), 20_000, pool_size=POOL), size)
+    published = buffers(PoolSampler.as_published(AdvantageAligned(parity, score), 20_000), size)
+    naive = buffers(PoolSampler.as_published(lambda rows: score(rows) + looped(agent.loss, rows), 20_000), size)
+
+    def a3rl() -> None:
+        agent.update_ratio(density_rows.sample())
+        agent.update(pool.sample())
+
+    def authors(replay: ReplayBuffer) -> None:
+        agent.update(replay.sample())
+        agent.update_ratio(uniform.sample())
+
+    rows, few = uniform.sample(), uniform.sample()[:POOL]
+    return {
+        "step: RLPD": lambda: agent.update(uniform.sample()),
+        "step: A3RL, default": a3rl,
+        "step: A3RL, parity preset": lambda: authors(published),
+        "step: A3RL, authors, loop": lambda: authors(naive),
+        "score: default, 1024 x 10": lambda: default(few),
+        "score: parity, 5120 x 100": lambda: parity(rows),
+        "score: authors, loop": lambda: looped(agent.loss, rows),
+        "score: authors, at once": lambda: at_once(rows),
+    }
+
+
+def cost(compiled: bool, rounds: int, route: str) -> None:
+    """Time everything, taking turns, and print medians and ratios."""
+    torch.manual_seed(0)
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if route == "oneDNN" else "none"  # type: ignore[attr-defined]
+    table = contenders(compiled)
+    for call in table.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in table}
+    for _ in range(rounds):
+        for name, call in table.items():
+            began = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - began) * 1e3)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratio = {name: statistics.median(a / b for a, b in zip(times[name], times["step: RLPD"])) for name in table}
+    print(
+        f"\n{'compiled' if compiled else 'eager'}, {route} matmul, {rounds} rounds, {torch.get_num_threads()} thread(s)"
+    )
+    for name, median in medians.items():
+        print(f"  {name:28s}{median:10.1f} ms (least {min(times[name]):.1f}){ratio[name]:10.2f} x an RLPD step")
+    for kind in ("step: A3RL, ", "score: "):
+        first = f"{kind}parity preset" if kind.startswith("step") else f"{kind}parity, 5120 x 100"
+        for other in ("authors, loop", "authors, at once"):
+            if kind + other in times:
+                paired = statistics.median(b / a for a, b in zip(times[first], times[kind + other]))
+                print(f"  {kind}parity is {paired:.2f} times as fast as {other}")
+
+
+def trained(steps: int, dataset: str) -> tuple[Agent, TensorDict]:
+    """An agent whose critics and actor were trained on a local data set for a while, and the data."""
+    data = load_offline(dataset)
+    agent = Agent(True, data["observation"].shape[-1], data["action"].shape[-1])
+    for step in range(steps):
+        minibatch = data[torch.randint(len(data), (BATCH,))]
+        descend(agent.critic, agent.loss.qvalue_loss(minibatch)[0])
+        agent.updater.step()
+        if step % 4 == 0:
+            value, info = agent.loss.actor_loss(minibatch)
+            descend(agent.actor, value)
+            descend(agent.alpha, agent.loss.alpha_loss(info["log_prob"])[0])
+    return agent, data
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Correlation of ranks."""
+    return float(torch.corrcoef(torch.stack([centred_rank(first), centred_rank(second)]))[0, 1])
+
+
+class Members:
+    """Noise of its own, but always the same members."""
+
+    def __init__(self, advantage: Advantage, members: list[int]) -> None:
+        self.normal, self.uniform, self.members = advantage.noise.normal, advantage.noise.uniform, members
+
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+        """The fixed members."""
+        return torch.tensor(self.members[:size])
+
+
+def ranks(steps: int, repeats: int, dataset: str) -> None:
+    """Print Spearman correlations with the authors' estimator."""
+    torch.manual_seed(0)
+    agent, data = trained(steps, dataset)
+    print(
+        f"\nSpearman with 100 independent samples, {POOL} rows of {dataset}, {steps} training steps, {repeats} repeats"
+    )
+    estimators: dict[str, dict] = {}
+    for samples in (1, 2, 5, 10, 20, 100):
+        for shared in (False, True):
+            for pairs in (False, True) if samples > 1 else (False,):
+                name = f"M={samples:<4d}{'common' if shared else 'independent'}{', antithetic' if pairs else ''}"
+                estimators[name] = {"num_samples": samples, "shared_noise": shared, "antithetic": pairs}
+    estimators["M=10  common, antithetic, online critics"] = {"critics": "online"}
+    estimators["M=10  common, antithetic, one member"] = {"sub_sample_len": 1}
+    estimators["M=10  common, antithetic, all ten members"] = {"sub_sample_len": MEMBERS}
+    estimators["M=10  common, antithetic, two other members"] = {"other": True}
+    found: dict[str, list[float]] = {name: [] for name in estimators}
+    for _ in range(repeats):
+        rows, order = data[torch.randint(len(data), (POOL,))], torch.randperm(MEMBERS).tolist()
+        reference = build(agent, order, num_samples=100, shared_noise=False, antithetic=False)(rows)
+        for name, settings in estimators.items():
+            own = dict(settings)
+            members = order[2:] + order[:2] if own.pop("other", False) else order
+            found[name].append(spearman(build(agent, members, **own)(rows), reference))
+    for name, values in found.items():
+        print(f"  {name:46s}{statistics.mean(values):8.3f}  (least {min(values):.3f})")
+    print(f"  A: standard deviation over rows {reference.std():.3f}, mean {reference.mean():.3f}")
+
+
+def build(agent: Agent, members: list[int], **settings: object) -> Advantage:
+    """An eager advantage with fixed members."""
+    advantage = Advantage(agent.loss, **settings)  # type: ignore[arg-type]
+    advantage.noise = Members(advantage, members)
+    return advantage
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="3 rounds, 300 training steps")
+    parser.add_argument("--only", choices=["cost", "ranks"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--routes", nargs="+", choices=["default", "oneDNN"], default=["default", "oneDNN"])
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--steps", type=int, default=2000, help="training steps before ranking")
+    parser.add_argument("--dataset", default="o2o/halfcheetah/linear-mix-v0")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"E={MEMBERS}, Z={SUBSET}, 2x256, batch {BATCH}, utd_ratio {UTD}, observation {OBSERVATION}, action {ACTION}")
+    if arguments.only != "ranks":
+        for mode in arguments.modes:
+            for route in arguments.routes:
+                cost(mode == "compiled", 3 if arguments.short else arguments.rounds, route)
+    if arguments.only != "cost":
+        ranks(300 if arguments.short else arguments.steps, 3 if arguments.short else 5, arguments.dataset)
+
+
+if __name__ == "__main__":
+    main()
