@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -28,6 +28,8 @@ class StepCollector:
     same torch seed and the same environment seed, at a fraction of its cost per frame, and its state can be saved in
     mid-episode. Use TorchRL's collector for vectorised or remote environments.
 
+    A step that a :class:`~torchrl_o2o.env_faults.GuardedEnv` rejects is not delivered, and a new episode begins.
+
     Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
     and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
 
@@ -39,6 +41,8 @@ class StepCollector:
         total_frames: transitions to deliver in all.
         init_random_frames: first transitions that take uniformly random actions instead. Defaults to 0.
         seed: seeds the environment, by one reset; ``None`` (default) leaves its own seed.
+        on_cut: called when the step after the last transition delivered was rejected, so that this transition is now
+            its episode's last, for instance :meth:`~torchrl_o2o.data.OnlineWriter.truncate_last`. Defaults to ``None``.
 
     Raises:
         O2OSpecError: if ``total_frames`` is below 1.
@@ -60,12 +64,14 @@ class StepCollector:
         total_frames: int,
         init_random_frames: int = 0,
         seed: int | None = None,
+        on_cut: Callable[[], object] | None = None,
     ) -> None:
         if total_frames < 1:
             raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1")
         self.env, self.actor = env, actor
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
         self.frames = 0
+        self.on_cut = on_cut
         self._low, self._high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
         if seed is not None:
             self.env.reset(seed=seed)  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
@@ -74,7 +80,9 @@ class StepCollector:
     def __iter__(self) -> Iterator[TensorDict]:
         """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
         while self.frames < self.total_frames:
-            yield self._step()
+            transition = self._step()
+            if transition is not None:
+                yield transition
 
     def _start_episode(self) -> None:
         observation, _ = self.env.reset()
@@ -87,9 +95,16 @@ class StepCollector:
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             return self.actor(TensorDict({"observation": self._observation}))["action"]
 
-    def _step(self) -> TensorDict:
+    def _cut_episode(self) -> None:
+        if self._step_count and self.on_cut is not None:
+            self.on_cut()
+        self._start_episode()
+
+    def _step(self) -> TensorDict | None:
         observation, action = self._observation, self._act()
-        following, reward, terminated, truncated, _ = self.env.step(action.numpy())
+        following, reward, terminated, truncated, info = self.env.step(action.numpy())
+        if info.get("rejected", False):
+            return self._cut_episode()
         self.frames += 1
         self._step_count += 1
         self._episode_reward += float(reward)

@@ -31,7 +31,9 @@ __all__ = ["env_state", "restore_env_state"]
 #: Classes of these packages are walked into.
 _WALKED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
 #: Attributes that are set once, at construction, or that only draw pictures.
-_STATIC_NAMES = frozenset({"env", "spec", "metadata", "mujoco_renderer", "_model_names", "_saved_kwargs"})
+_STATIC_NAMES = frozenset(
+    {"env", "spec", "metadata", "mujoco_renderer", "_model_names", "_saved_kwargs", "max_rebuilds", "max_rejected"}
+)
 _STATIC_PREFIXES = ("_ezpickle",)
 _STATIC_TYPES = (EnvSpec, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type)
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")

@@ -61,9 +61,12 @@ class BufferArchive:
     def save_rows(self) -> dict[str, Any]:
         """Write the rows that are new and return the manifest's part: ``regions`` and ``segments``, JSON values."""
         regions = buffer_regions(self._buffer)
+        changed = getattr(self._buffer.writer, "changed_from", None)
         segments = []
         for region in regions:
             known = [entry for entry in self._known if entry["region"] == region.name]
+            if changed is not None and region.name == "online":
+                known = [entry for entry in known if entry["stop"] <= changed]
             segments += write_segments(self._folder, self._buffer.storage, region, known)
         return {"regions": [asdict(region) for region in regions], "segments": segments}
 
@@ -74,6 +77,8 @@ class BufferArchive:
             saved: from :meth:`save_rows`.
         """
         self._known = list(saved["segments"])
+        if hasattr(self._buffer.writer, "changed_from"):
+            self._buffer.writer.changed_from = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the sampler, the writer, the transforms and the generator."""

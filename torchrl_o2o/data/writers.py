@@ -54,6 +54,8 @@ class OnlineWriter(Writer):
             raise O2OSpecError(f"got num_offline={num_offline}, expected 0 or more")
         self.num_offline = num_offline
         self.total_written = 0
+        #: The first row, counted as in ``total_written``, that was changed since a checkpoint last looked.
+        self.changed_from: int | None = None
 
     @property
     def capacity(self) -> int:
@@ -89,12 +91,28 @@ class OnlineWriter(Writer):
         self._mark(index)
         return index
 
+    def truncate_last(self) -> None:
+        """Mark the transition written last as truncated: its episode turned out to end there.
+
+        Raises:
+            O2OSpecError: if nothing was written yet.
+        """
+        if self.total_written == 0:
+            raise O2OSpecError("no transition was written yet, so none can be truncated; write one first")
+        last = self.total_written - 1
+        slot = torch.tensor([self.num_offline + last % self.capacity])
+        row = self._storage.get(slot).clone()
+        ends = row["next", "truncated"] | ~row["next", "terminated"]
+        row["next", "truncated"], row["next", "done"] = ends, torch.ones_like(ends)
+        self._storage.set(slot, row, set_cursor=False)
+        self.changed_from = last if self.changed_from is None else min(last, self.changed_from)
+
     def _mark(self, index: Tensor) -> None:
         for entity in self._storage._attached_entities_iter():
             entity.mark_update(index)
 
     def _empty(self, empty_write_count: bool = True) -> None:
-        self.total_written = 0
+        self.total_written, self.changed_from = 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """The number of online transitions ever written, from which the next slot follows."""
