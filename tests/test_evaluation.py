@@ -202,6 +202,13 @@ def test_own_maze_reports_success_and_score():
     assert result.lengths.tolist() == [5, 5]
 
 
+def test_one_line_for_people():
+    plain = EvaluationResult(np.array([1.0, 2.0]), np.array([5, 5]))
+    assert str(plain) == "return 1.5"
+    full = EvaluationResult(plain.returns, plain.lengths, np.array([True, False]), np.array([10.0, 30.0]))
+    assert str(full) == "return 1.5, success 0.50, normalised score 20.0"
+
+
 def test_metrics_are_averages():
     result = EvaluationResult(
         returns=np.array([1.0, 3.0]),

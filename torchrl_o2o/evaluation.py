@@ -84,6 +84,15 @@ class EvaluationResult:
             metrics["evaluation/normalized_score"] = float(self.normalized_score.mean())
         return metrics
 
+    def __str__(self) -> str:
+        """One line for people: the mean return and, where known, success and normalised score."""
+        words = [f"return {self.returns.mean():.1f}"]
+        if self.success is not None:
+            words.append(f"success {self.success.mean():.2f}")
+        if self.normalized_score is not None:
+            words.append(f"normalised score {self.normalized_score.mean():.1f}")
+        return ", ".join(words)
+
 
 def evaluate(
     actor: TensorDictModuleBase,

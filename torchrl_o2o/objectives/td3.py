@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
 from torch import Tensor
-from torchrl.data import Bounded
+from torchrl.data import Bounded, TensorSpec
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional_offline import smoothed_action
@@ -111,8 +111,8 @@ def _deterministic_box(actor: TensorDictModuleBase) -> tuple[Tensor, Tensor]:
             "got a stochastic actor, expected a deterministic one; build it with make_deterministic_actor(...)"
         )
     specs = getattr(actor, "spec", None)
-    spec = None if specs is None else specs.get(actor.out_keys[-1], None)
-    if not isinstance(spec, Bounded):
+    spec: TensorSpec | None = None if specs is None else specs.get(actor.out_keys[-1], None)
+    if spec is None or not isinstance(spec, Bounded):
         raise O2OSpecError(
             f"got an actor with action spec {spec!r}, expected a bounded box to smooth target actions in; "
             f"build the actor with make_deterministic_actor(...) or torchrl's Actor(..., spec=...)"
