@@ -37,7 +37,7 @@ from torchrl.data import (
     TensorDictReplayBuffer,
 )
 from torchrl.data.replay_buffers import RandomSampler, Sampler
-from torchrl.data.replay_buffers.samplers.prioritized import SumSegmentTreeFp64
+from torchrl.data.replay_buffers.samplers.prioritized import SumSegmentTreeFp32
 
 from torchrl_o2o.data import (
     TRANSITION,
@@ -71,8 +71,8 @@ def prioritised(count: int, alpha: float = 0.6, beta: float = 0.4) -> dict[str, 
         "BalancedReplaySampler": BalancedReplaySampler(half, count - half),
         "PrioritizedReplaySampler": PrioritizedReplaySampler(count, alpha, beta),
     }
-    if SumSegmentTreeFp64 is not None:
-        samplers["PrioritizedSampler (TorchRL)"] = PrioritizedSampler(count, alpha, beta, dtype=torch.float64)
+    if SumSegmentTreeFp32 is not None:
+        samplers["PrioritizedSampler (TorchRL)"] = PrioritizedSampler(count, alpha, beta)
     return samplers
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchrl {torchrl.__version__}, tensordict {tensordict.__version__}")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"{arguments.threads} thread(s), observation 17, action 6, float32")
-    if SumSegmentTreeFp64 is None:
+    if SumSegmentTreeFp32 is None:
         print("PrioritizedSampler (TorchRL) is left out: its C++ extension does not load with this torch")
     rows = random_transitions(arguments.rows, 17, 6).select(*TRANSITION)
     half = len(rows) // 2

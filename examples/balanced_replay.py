@@ -2,7 +2,6 @@
 batches in which each transition, recorded or new, is drawn by how much it looks like the current policy's.
 
 Run:  python examples/balanced_replay.py                        HalfCheetah, about four minutes on one core
-      python examples/balanced_replay.py num_agents=1 offline_steps=0          without the offline phase
 Every field of Config can be given as field=value. The defaults are a CPU preset for seeing the effect.
 """
 
@@ -20,7 +19,8 @@ from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.envs import make_env, seed_everything
 from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.functional_off2on import off2on_priority
-from torchrl_o2o.modules import ConservativePenalty, DensityRatio, average_actors, make_actor, make_qvalue_ensemble
+from torchrl_o2o.modules import DensityRatio, Temperature, average_actors, make_actor, make_qvalue_ensemble
+from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
 
 
@@ -38,12 +38,12 @@ class Config:
     first_epoch_factor: int = 5  # times as many updates in the first epoch
     batch_size: int = 256
     init_online_fraction: float = 0.5  # share of the first epoch's frames in its first batches
-    ratio_temperature: float = 5.0
     cql_alpha: float = 5.0
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     lr: float = 1e-3  # the paper: 3e-4
     gamma: float = 0.99
     tau: float = 0.005
+    init_alpha: float = 0.1  # of the ensemble; the paper: 1
     eval_every: int = 2_000
     eval_episodes: int = 5
 
@@ -90,7 +90,8 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
         report(actors[-1], f"agent {agent}, offline")
 
     actor = average_actors(actors)
-    loss = PessimisticEnsembleLoss(actor, critics)
+    temperature = Temperature(-specs[1].shape[-1], init=cfg.init_alpha, form="log_alpha")
+    loss = PessimisticEnsembleLoss(actor, critics, temperature=temperature)
     optim, target_updater = setup(loss)
     density = DensityRatioLoss(DensityRatio(*specs, hidden_sizes=cfg.hidden_sizes))
     density_optim = torch.optim.Adam(density.parameters(), lr=cfg.lr, fused=True)
@@ -108,7 +109,7 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
             density_optim.zero_grad()
             loss_ratio.backward()
             density_optim.step()
-            buffer.update_priority(batch["index"], off2on_priority(*ratios, temperature=cfg.ratio_temperature))
+            buffer.update_priority(batch["index"], off2on_priority(*ratios))
         if (epoch + 1) * cfg.frames_per_epoch % cfg.eval_every == 0:
             report(actor, f"step {(epoch + 1) * cfg.frames_per_epoch}, offline share {sampler.offline_share:.2f}")
     collector.shutdown()
