@@ -24,7 +24,7 @@ def clip_level(lower: Tensor, upper: Tensor) -> Tensor:
 
     The points are taken before tanh, in all dimensions at once, and their summed density with the Jacobian is used.
 
-    Source: Yu & Zhang 2023 (ACA), section 4.2, as in the authors' code.
+    Source: Yu & Zhang 2023 (ACA), as in the authors' code.
 
     Args:
         lower: log-density at the mean minus beta standard deviations, shape [*B].
@@ -47,7 +47,7 @@ def beta_clip(log_density: Tensor, level: Tensor) -> Tensor:
     At least C, monotone, the identity far above C and C + log 2 at C: actions far outside the offline policy are not
     valued at minus infinity.
 
-    Source: Yu & Zhang 2023 (ACA), section 4.2.
+    Source: Yu & Zhang 2023 (ACA).
 
     Args:
         log_density: x, shape [*B].
@@ -69,7 +69,7 @@ def aligned_value(residual: Tensor, log_density: Tensor, interpolation: Tensor |
 
     With R a function of the state alone, the soft-optimal policy for Q at temperature k is exactly :math:`\pi_0`.
 
-    Source: Yu & Zhang 2023 (ACA), Eq. 7.
+    Source: Yu & Zhang 2023 (ACA).
 
     Args:
         residual: R(s, a), shape [E, *B] or [*B].
@@ -121,7 +121,7 @@ def ml_actor_objective(soft_objective: Tensor, data_log_prob: Tensor, coefficien
 
     :math:`\lambda=\omega/\frac1B\sum|Q|` is :func:`torchrl_o2o.functional_offline.q_normalisation`.
 
-    Source: Yu & Zhang 2023 (ACA), Eq. 6 (SAC+ML).
+    Source: Yu & Zhang 2023 (ACA), SAC+ML.
 
     Args:
         soft_objective: SAC's actor objective, shape [*B].

@@ -125,7 +125,7 @@ def max_backup(qvalue: Tensor, log_prob: Tensor, action: Tensor) -> tuple[Tensor
 def lagrange_coefficient(log_multiplier: Tensor, bounds: tuple[float, float] = (0.0, 1e6)) -> Tensor:
     r"""Lagrange multiplier :math:`\alpha'=\mathrm{clip}(e^{\log\alpha'}, lo, hi)`.
 
-    Source: Kumar et al. 2020 (CQL), Eq. 30; the clip as in the authors' code.
+    Source: Kumar et al. 2020 (CQL), appendix F; the clip as in the authors' code.
 
     Args:
         log_multiplier: the parameter, a scalar.
@@ -148,7 +148,7 @@ def lagrange_objective(multiplier: Tensor, gap: Tensor, target_gap: float, weigh
     It raises the multiplier while the critics prefer unseen actions by more than :math:`\tau`. The references write
     one half of the sum over two critics.
 
-    Source: Kumar et al. 2020 (CQL), Eq. 30.
+    Source: Kumar et al. 2020 (CQL), appendix F.
 
     Args:
         multiplier: a scalar, with gradient.

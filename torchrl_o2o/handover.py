@@ -151,7 +151,7 @@ def align(
     the baselines along with it (:class:`~torchrl_o2o.objectives.SACMLLoss`) or afterwards on the frozen policy of
     another learner (:class:`~torchrl_o2o.objectives.BaselineLoss`).
 
-    Source: Yu & Zhang 2023 (ACA), section 4.1.
+    Source: Yu & Zhang 2023 (ACA).
 
     Args:
         source: ``SACMLLoss``, ``BaselineLoss`` or the state of one.

@@ -118,7 +118,7 @@ def clipped_log_density(
     Fresh samples of a squashed policy are scored at their own pre-tanh value (the authors' code recovers it by atanh of
     the clipped action: the same number, but without gradient where tanh saturates).
 
-    Source: Yu & Zhang 2023 (ACA), section 4.2.
+    Source: Yu & Zhang 2023 (ACA).
 
     Args:
         reference: the offline policy's distribution, batch shape [*B].
@@ -183,7 +183,7 @@ def residual_parameters(baseline: Mapping[str, Tensor], residual: Mapping[str, T
 
     All layers are copied, the first one's state columns as well; its action columns become zero.
 
-    Source: Yu & Zhang 2023 (ACA), section 4.1, as in the authors' code.
+    Source: Yu & Zhang 2023 (ACA), as in the authors' code.
 
     Args:
         baseline: Z's parameters in order from input to output, stacked ([E, ...]) or of one network.

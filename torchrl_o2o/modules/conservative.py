@@ -30,7 +30,7 @@ class ConservativePenalty(nn.Module):
     ``gap_bounds``      (-200, inf)     none                none
     ==================  ==============  ==================  ======================
 
-    Source: Kumar et al. 2020 (CQL), Eq. 4 and 30; settings of Nakamoto et al. 2023 (Cal-QL) and of CORL.
+    Source: Kumar et al. 2020 (CQL), Eq. 4 and appendix F; settings of Nakamoto et al. 2023 (Cal-QL) and of CORL.
 
     Args:
         weight: w, ``cql_alpha`` in the references. Defaults to 5.

@@ -101,8 +101,8 @@ class ACALoss(SoftLoss):
     The authors step in the order temperature (``alpha_loss(sample_log_prob(batch))``), critic, actor (gradient norm
     clipped at 0.25), targets, k. Build it with :func:`torchrl_o2o.handover.align`.
 
-    Source: Yu & Zhang 2023 (ACA, "Actor-Critic Alignment for Offline-to-Online Reinforcement Learning"), Eq. 7 and
-    section 4.2, following the authors' code. Difference: fresh actions are scored under :math:`\pi_0` at their own
+    Source: Yu & Zhang 2023 (ACA, "Actor-Critic Alignment for Offline-to-Online Reinforcement Learning", ICML),
+    following the authors' code. Difference: fresh actions are scored under :math:`\pi_0` at their own
     pre-tanh value and not through atanh of the clipped action.
 
     Args:

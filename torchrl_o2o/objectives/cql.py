@@ -135,7 +135,7 @@ class CQLLoss(SoftLoss):
     Actor and temperature are SAC's on the minimum of the critics. With ``ConservativePenalty(target_gap=tau)`` the
     penalty is :math:`\alpha'w(\mathrm{gap}-\tau)` and ``loss_alpha_prime`` trains :math:`\alpha'`.
 
-    Source: Kumar et al. 2020 (CQL), Eq. 4 and 30, appendix F; the authors' code as Nakamoto et al. 2023 and CORL
+    Source: Kumar et al. 2020 (CQL), Eq. 4 and appendix F; the authors' code as Nakamoto et al. 2023 and CORL
     carry it on. All four losses are taken at the same parameters there, then all optimisers step, then the targets.
 
     Differences from :class:`torchrl.objectives.CQLLoss`: the soft maximum runs over all 3n actions and not over 3
@@ -175,6 +175,19 @@ class CQLLoss(SoftLoss):
         torch.Size([2, 8])
     """
 
+    @dataclass
+    class _AcceptedKeys(TransitionLoss._AcceptedKeys):
+        """Keys of all losses and one more.
+
+        Attributes:
+            penalty_weight: factor of each row's penalty, if present, shape [*B, 1]; SAMG's is 1 - p. Defaults to
+                ``"penalty_weight"``.
+        """
+
+        penalty_weight: NestedKey = "penalty_weight"
+
+    tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleVariableOverride]
+    default_keys = _AcceptedKeys
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "loss_alpha_prime"]
     out_keys += ["alpha", "entropy", "qvalue", "target_value", "gap", "alpha_prime", "bound_rate"]
 
@@ -239,7 +252,10 @@ class CQLLoss(SoftLoss):
         qvalue = qvalue.detach()
         info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
         info |= {"gap": gap.detach(), "alpha_prime": self.penalty.multiplier, "bound_rate": bound_rate}
-        return self._reduce(error + self.penalty.apply_to(gap), self._weights(tensordict)), info
+        penalty, factor = self.penalty.apply_to(gap), tensordict.get(self.tensor_keys.penalty_weight, None)
+        if factor is not None:
+            penalty = penalty * factor.reshape(penalty.shape)
+        return self._reduce(error + penalty, self._weights(tensordict)), info
 
     def alpha_prime_loss(self, gap: Tensor) -> Tensor:
         """Loss of the Lagrange multiplier; zero where none is trained.
@@ -363,7 +379,7 @@ class CalQLLoss(CQLLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(TransitionLoss._AcceptedKeys):
+    class _AcceptedKeys(CQLLoss._AcceptedKeys):
         """Keys of :class:`CQLLoss` and one more.
 
         Attributes:

@@ -92,7 +92,8 @@ class SACMLLoss(SoftLoss):
     left: ``alpha_loss(sample_log_prob(batch))``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``,
     ``actor_loss(batch)``.
 
-    Source: Yu & Zhang 2023 (ACA), Eq. 6, 8 and 9. Difference from the paper, following the authors' code: the
+    Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9 for the baseline. Difference from the paper, following the authors' code:
+        the
     baseline's target has an entropy term (``baseline_entropy``).
 
     Args:
