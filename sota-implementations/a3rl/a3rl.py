@@ -1,0 +1,223 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A3RL (Liu et al. 2025) and its ablations, with the paper's settings, logs and resume.
+
+    python sota-implementations/a3rl/a3rl.py task=halfcheetah-linear-mix seed=0
+    python sota-implementations/a3rl/a3rl.py -m priority=advantage_density,td,uniform seed=0,1,2
+
+The learner, its update and the run's outer shape are those of ../rlpd/rlpd.py; here are the density ratio, the score,
+the sampler and the order of the two updates. A test runs this and examples/a3rl.py and compares every parameter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.data import (
+    TRANSITION,
+    BalancedSampler,
+    OnlineWriter,
+    PoolSampler,
+    load_offline,
+    offline_online_storage,
+)
+from torchrl_o2o.data.transforms import AffineReward
+from torchrl_o2o.diagnostics import offline_share
+from torchrl_o2o.envs import make_gym_env, seed_everything
+from torchrl_o2o.functional_replay import annealed_beta
+from torchrl_o2o.interrupt import graceful_exit, resume_command
+from torchrl_o2o.modules import DensityRatio
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
+from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
+from torchrl_o2o.record import Recorder
+
+
+def load_rlpd() -> ModuleType:
+    """The script of RLPD, which is no package."""
+    path = Path(__file__).resolve().parents[1] / "rlpd" / "rlpd.py"
+    spec = importlib.util.spec_from_file_location("o2o_sota_rlpd", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+rlpd = load_rlpd()
+plain = rlpd.plain
+
+
+@dataclass
+class Density:
+    """The density ratio's loss and optimiser, and the rows it learns from."""
+
+    loss: DensityRatioLoss
+    optim: torch.optim.Optimizer
+    rows: BalancedSampler
+
+    def update(self, buffer: TensorDictReplayBuffer, updates: int, batch_size: int) -> dict[str, Tensor]:
+        """Steps on uniform rows, half of either source; nothing while there are no online rows or none wanted."""
+        info: dict[str, Tensor] = {}
+        if len(buffer) == self.rows.num_offline:
+            return info
+        for _ in range(updates):
+            rows = buffer.storage.get(self.rows.sample(buffer.storage, batch_size)[0])
+            value, info = self.loss.density_ratio_loss(rows[0::2], rows[1::2])  # even rows are offline
+            rlpd.step(self.optim, value, "loss_density_ratio")
+            info = {**info, "loss_density_ratio": value.detach()}
+        return info
+
+
+def make_density(cfg: DictConfig, observation_dim: int, action_dim: int, num_offline: int) -> Density:
+    """The density ratio from its sections."""
+    loss = DensityRatioLoss(
+        DensityRatio(observation_dim, action_dim, **plain(cfg.density_ratio)), **plain(cfg.density_loss)
+    )
+    if cfg.compile:
+        loss.compile()
+    return Density(loss, torch.optim.Adam(loss.parameters(), **plain(cfg.density_optim)), BalancedSampler(num_offline))
+
+
+def make_score(cfg: DictConfig, loss: EnsembleSACLoss, ratio: DensityRatio) -> LogPriority:
+    """The sum of the terms that the configuration names; adv_temp multiplies what stands beside the density ratio."""
+    critics = {"advantage": Advantage(loss, **plain(cfg.advantage)), "td_error": TDError(loss, **plain(cfg.td_error))}
+    if cfg.compile:
+        for score in critics.values():
+            score.compile()
+    known: dict[str, LogPriority] = {"density": DensityRatioScore(ratio, **plain(cfg.density_score)), **critics}
+    factors = tuple(1.0 if name == "density" else cfg.adv_temp for name in cfg.terms)
+    return Sum(*(known[name] for name in cfg.terms), factors=factors)
+
+
+def make_buffer(cfg: DictConfig, offline: TensorDictBase, score: LogPriority) -> TensorDictReplayBuffer:
+    """One storage for both sources, replayed by score."""
+    storage = offline_online_storage(offline, cfg.collector.total_frames)
+    batch_size = cfg.training.utd_ratio * cfg.training.batch_size
+    pool_size = None if cfg.pool_multiplier is None else cfg.pool_multiplier * cfg.training.batch_size
+    sampler = PoolSampler(score, len(offline), pool_size=pool_size, **plain(cfg.pool))
+    sampler.check_capacity(storage, batch_size)
+    writer = OnlineWriter(len(offline))
+    return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=batch_size)
+
+
+@dataclass
+class Run(rlpd.Run):
+    """RLPD's run with a density ratio and a scored pool."""
+
+    density: Density | None = None
+
+    def replay(self, at: int) -> dict[str, Tensor]:
+        """One environment step's updates: density ratio, pool, learner, in the configured order."""
+        cfg, sampler, size = self.cfg, self.buffer.sampler, self.cfg.training.batch_size
+        progress = (at - 1) / cfg.collector.total_frames
+        sampler.alpha = cfg.pool.alpha if at > cfg.priority_from else 0.0
+        sampler.beta = annealed_beta(cfg.beta_start, progress)
+        info: dict[str, Tensor] = {}
+        if cfg.density_update == "before":
+            info = self.density.update(self.buffer, cfg.density_updates, size)
+        batch = self.buffer.sample()
+        metrics = self.learner.update(batch, size)
+        if cfg.density_update == "after":
+            info = self.density.update(self.buffer, cfg.density_updates, size)
+        share = offline_share(batch["index"], self.num_offline)
+        logged = sampler.metrics() if at % cfg.log_every == 0 else {}
+        return metrics | info | {"offline_share": share} | logged
+
+    def finetune(self, interrupt: graceful_exit, checkpoint: Checkpointer) -> None:
+        """One environment step, then its updates, until the end."""
+        cfg, transform = self.cfg, AffineReward(**plain(self.cfg.reward))
+        metrics: dict[str, Tensor] = {}
+        for data in self.collector:
+            at = self.collector.frames
+            self.buffer.extend(transform(data).select(*TRANSITION))
+            if at > cfg.collector.init_random_frames:
+                metrics = self.replay(at)
+            if data["next", "done"].item():
+                self.recorder.log(at, {"train/episode_return": data["next", "episode_reward"]})
+            if metrics and at % cfg.log_every == 0:
+                self.recorder.log(at, {f"train/{name}": value for name, value in metrics.items()})
+            if at % cfg.eval_every == 0 or at == cfg.collector.total_frames:
+                self.evaluate(at)
+            if at % cfg.checkpoint_every == 0 or at == cfg.collector.total_frames or interrupt.requested:
+                checkpoint.save(cfg.training.pretrain_steps + at)
+            if interrupt.requested:
+                return
+
+
+def make_run(cfg: DictConfig) -> Run:
+    """Build everything in a fixed order, so that one seed gives one run."""
+    seed_everything(cfg.seed)
+    env = make_gym_env(**plain(cfg.env))
+    (observation_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
+    actor, learner = rlpd.make_learner(cfg, observation_dim, action_dim)
+    offline = AffineReward(**plain(cfg.reward))(load_offline(**plain(cfg.dataset), env=env))
+    density = make_density(cfg, observation_dim, action_dim, len(offline))
+    ratio = density.loss.density_ratio_network
+    buffer = make_buffer(cfg, offline, make_score(cfg, learner.loss, ratio))
+    collector = StepCollector(env, actor, seed=cfg.seed, **plain(cfg.collector))
+    recorder = Recorder(
+        cfg.run_dir,
+        config=rlpd.compared(cfg),
+        resume=cfg.resume,
+        progress_total=cfg.collector.total_frames,
+        **plain(cfg.recorder),
+    )
+    return Run(cfg, actor, learner, buffer, collector, recorder, len(offline), density=density)
+
+
+def make_checkpointer(run: Run) -> Checkpointer:
+    """Everything that changes while training."""
+    learner = run.learner
+    objects = {
+        "loss": learner.loss,
+        "critic_optim": learner.critic_optim,
+        "actor_optim": learner.actor_optim,
+        "alpha_optim": learner.alpha_optim,
+        "density_loss": run.density.loss,
+        "density_optim": run.density.optim,
+        "collector": run.collector,
+        "recorder": run.recorder,
+        "counters": run.counters,
+    }
+    folder = Path(run.cfg.run_dir) / "checkpoints"
+    return Checkpointer(folder, objects=objects, buffer=run.buffer, config=rlpd.compared(run.cfg))
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    torch.set_num_threads(cfg.num_threads)
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    run = make_run(cfg)
+    with graceful_exit() as interrupt, run.recorder:
+        checkpoint = make_checkpointer(run)
+        if not (cfg.resume and checkpoint.restore() is not None):
+            run.evaluate(-cfg.training.pretrain_steps)
+        run.pretrain(interrupt, checkpoint)
+        run.finetune(interrupt, checkpoint)
+        torch.save(run.actor.state_dict(), Path(cfg.run_dir) / "policy.pt")
+    run.collector.shutdown()
+    if interrupt.requested:
+        print(f"stopped by {interrupt.signal_name}; go on with:\n  {resume_command()}")
+        sys.exit(interrupt.exit_code)
+
+
+if __name__ == "__main__":
+    main()
