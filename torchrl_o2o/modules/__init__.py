@@ -8,8 +8,17 @@ from __future__ import annotations
 
 from torchrl_o2o.modules.actors import GaussianHead, make_actor
 from torchrl_o2o.modules.aligned import make_baselines
+from torchrl_o2o.modules.confidence import (
+    Confidence,
+    ConfidenceReport,
+    ConstantConfidence,
+    DensityRatioConfidence,
+    OfflineConfidence,
+    RandomConfidence,
+)
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.critics import QValueNet, make_qvalue_ensemble
+from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics, make_conditional_vae, make_inverse_dynamics
 from torchrl_o2o.modules.density_ratio import DensityRatio, DensityRatioNet, Parametrisation
 from torchrl_o2o.modules.deterministic import make_deterministic_actor
 from torchrl_o2o.modules.distributions import TanhNormal
@@ -24,15 +33,23 @@ from torchrl_o2o.modules.values import make_value_network
 __all__ = [
     "ActionVAE",
     "BoxNormal",
+    "ConditionalVAE",
+    "Confidence",
+    "ConfidenceReport",
     "ConservativePenalty",
+    "ConstantConfidence",
     "DensityRatio",
+    "DensityRatioConfidence",
     "DensityRatioNet",
     "GaussianHead",
     "GaussianVectorHead",
     "Initialisation",
+    "InverseDynamics",
+    "OfflineConfidence",
     "Parametrisation",
     "PolicyEnsemble",
     "QValueNet",
+    "RandomConfidence",
     "TanhNormal",
     "Temperature",
     "UnitNorm",
@@ -41,8 +58,10 @@ __all__ = [
     "make_action_vae",
     "make_actor",
     "make_baselines",
+    "make_conditional_vae",
     "make_deterministic_actor",
     "make_gaussian_actor",
+    "make_inverse_dynamics",
     "make_qvalue_ensemble",
     "make_trunk",
     "make_value_network",

@@ -11,12 +11,15 @@ from torchrl_o2o.objectives.awac import AWACLoss
 from torchrl_o2o.objectives.baseline import BaselineLoss
 from torchrl_o2o.objectives.bc import BCLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
+from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
+from torchrl_o2o.objectives.frozen import FrozenCritic
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 from torchrl_o2o.objectives.sac_ml import SACMLLoss
+from torchrl_o2o.objectives.samg import SAMGEstimator
 from torchrl_o2o.objectives.spot import SPOTLoss
 from torchrl_o2o.objectives.td3_bc import TD3BCLoss
 from torchrl_o2o.objectives.vae import VAELoss
@@ -28,14 +31,18 @@ __all__ = [
     "BaselineLoss",
     "CQLLoss",
     "CalQLLoss",
+    "ConditionalVAELoss",
     "DensityRatioLoss",
     "EnsembleSACLoss",
+    "FrozenCritic",
     "GeneratorNoise",
     "IQLLoss",
+    "InverseDynamicsLoss",
     "NoiseSource",
     "PessimisticEnsembleLoss",
     "RecordedNoise",
     "SACMLLoss",
+    "SAMGEstimator",
     "SPOTLoss",
     "TD3BCLoss",
     "VAELoss",

@@ -1,0 +1,346 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""How far a state-action pair is to be trusted to the offline critic: p(s, a), all behind one interface.
+
+Shapes: B any batch shape, o observation, A action, Z latent dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.functional_offline import gaussian_kl
+from torchrl_o2o.functional_samg import Aggregator, latent_confidence
+
+__all__ = [
+    "Confidence",
+    "ConfidenceReport",
+    "ConstantConfidence",
+    "DensityRatioConfidence",
+    "OfflineConfidence",
+    "RandomConfidence",
+]
+
+_KEYS: tuple[NestedKey, NestedKey] = ("observation", "action")
+
+
+class Confidence(TensorDictModuleBase):
+    r"""Abstract base: reads (s, a) and writes :math:`p=\hat p\,1[\hat p\ge p_m]`, without gradient.
+
+    It is meant to be called once per transition, when the transition is stored:
+    ``buffer.extend(confidence(data.select(*TRANSITION)))``. Subclasses implement :meth:`probability`.
+
+    Source: SAMG, Eq. 3.
+
+    Args:
+        threshold: p_m; what is less confident counts as 0.
+        in_keys: entries of observation and action.
+        out_key: entry written, shape [*B, 1]. ``("next", "p_off")`` survives in torchrl's own ``IQLLoss``, which hands
+            nothing else on.
+
+    Raises:
+        O2OSpecError: if the threshold is outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.0,
+        in_keys: tuple[NestedKey, NestedKey] = _KEYS,
+        out_key: NestedKey = "p_off",
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= threshold <= 1.0:
+            raise O2OSpecError(f"got threshold={threshold}, expected a probability; the paper's is mostly 0.5")
+        self.threshold = threshold
+        self.in_keys, self.out_keys = list(in_keys), [out_key]
+
+    @abstractmethod
+    def probability(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The confidence before the threshold.
+
+        Args:
+            observation: shape [*B, o].
+            action: shape [*B, A].
+
+        Returns:
+            Shape [*B].
+        """
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write p, shape [*B, 1], into the tensordict and return it."""
+        raw = self.probability(*(tensordict.get(key) for key in self.in_keys))
+        return tensordict.set(self.out_keys[0], torch.where(raw >= self.threshold, raw, 0.0).unsqueeze(-1))
+
+
+class ConstantConfidence(Confidence):
+    """The same p everywhere: 0.5 is the paper's ablation SAMG-even, 0 its base algorithm, 1 the frozen critic alone.
+
+    Args:
+        value: p.
+
+    Keyword Args:
+        in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
+        out_key: entry written, shape [*B, 1]. Defaults to ``"p_off"``.
+
+    Raises:
+        O2OSpecError: if the value is outside [0, 1].
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> ConstantConfidence(0.5)(random_transitions(4, 3, 2))["p_off"].mean()
+        tensor(0.5000)
+    """
+
+    def __init__(
+        self, value: float, *, in_keys: tuple[NestedKey, NestedKey] = _KEYS, out_key: NestedKey = "p_off"
+    ) -> None:
+        super().__init__(in_keys=in_keys, out_key=out_key)
+        if not 0.0 <= value <= 1.0:
+            raise O2OSpecError(f"got value={value}, expected a probability")
+        self.value = value
+
+    def probability(self, observation: Tensor, action: Tensor) -> Tensor:
+        """See :meth:`Confidence.probability`."""
+        return observation.new_full(observation.shape[:-1], self.value)
+
+
+class RandomConfidence(Confidence):
+    """Uniform p, drawn anew at every call: the paper's ablation.
+
+    Keyword Args:
+        threshold: p_m. Defaults to 0.
+        generator: source of the numbers, on the data's device; ``None`` (default) is torch's global one.
+        in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
+        out_key: entry written, shape [*B, 1]. Defaults to ``"p_off"``.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> RandomConfidence()(random_transitions(4, 3, 2))["p_off"].shape
+        torch.Size([4, 1])
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.0,
+        generator: torch.Generator | None = None,
+        in_keys: tuple[NestedKey, NestedKey] = _KEYS,
+        out_key: NestedKey = "p_off",
+    ) -> None:
+        super().__init__(threshold=threshold, in_keys=in_keys, out_key=out_key)
+        self.generator = generator
+
+    def probability(self, observation: Tensor, action: Tensor) -> Tensor:
+        """See :meth:`Confidence.probability`."""
+        shape, like = observation.shape[:-1], {"dtype": observation.dtype, "device": observation.device}
+        return torch.rand(shape, generator=self.generator, **like)
+
+
+class DensityRatioConfidence(Confidence):
+    r"""The probability :math:`p=1/(1+w)` that a pair is the data set's, with :math:`w=d_\pi/d_\mathrm{off}`.
+
+    Not in the paper: the density ratio that A3RL and Off2On learn, put to SAMG's use. The ratio is trained by
+    :class:`~torchrl_o2o.objectives.DensityRatioLoss` on the data set and rows of the policy; stored p do not follow a
+    ratio that is trained on.
+
+    Args:
+        density_ratio: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`; used as it is at each call.
+
+    Keyword Args:
+        threshold: p_m. Defaults to 0.5: more likely the data set's than the policy's.
+        out_key: entry written, shape [*B, 1]. Defaults to ``"p_off"``.
+
+    Examples:
+        >>> from torchrl_o2o.modules import DensityRatio
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> ratio = DensityRatio(3, 2, hidden_sizes=(8,), output_bias=-2.0)
+        >>> bool((DensityRatioConfidence(ratio, threshold=0.0)(random_transitions(4, 3, 2))["p_off"] > 0).all())
+        True
+    """
+
+    def __init__(
+        self, density_ratio: TensorDictModule, *, threshold: float = 0.5, out_key: NestedKey = "p_off"
+    ) -> None:
+        observation_key, action_key = density_ratio.in_keys
+        super().__init__(threshold=threshold, in_keys=(observation_key, action_key), out_key=out_key)
+        self.density_ratio = density_ratio
+
+    def probability(self, observation: Tensor, action: Tensor) -> Tensor:
+        """See :meth:`Confidence.probability`."""
+        return torch.sigmoid(-self.density_ratio(observation, action).squeeze(-1))
+
+
+@dataclass(frozen=True)
+class ConfidenceReport:
+    """How a fitted confidence looks on data.
+
+    Args:
+        kl: divergence of the encoder from N(0, 1), mean over rows and dimensions; nan for an embedding without one.
+        spread: standard deviation of the latent means over the rows, mean over dimensions.
+        mean: mean of p before the threshold.
+        passing: share of rows at or above the threshold.
+    """
+
+    kl: float
+    spread: float
+    mean: float
+    passing: float
+
+
+class OfflineConfidence(Confidence):
+    r"""SAMG's confidence: how typical the latent mean of (s, a) is of the data set's.
+
+    Over the data set one Normal is fitted to each latent dimension's mean :math:`\mu_j(s,a)`; then
+
+    .. math:: z_j = \frac{\mu_j(s,a)-\bar\mu_j}{\bar\sigma_j},\qquad
+        \hat p(s,a) = \frac1Z\sum_j 2\big(1-\Phi(|z_j|)\big),\qquad p = \hat p\,1[\hat p\ge p_m]
+
+    or another aggregate of :func:`~torchrl_o2o.functional_samg.latent_confidence`.
+
+    Source: SAMG, Eq. 3 and its text: only the encoder's mean is used, with the distribution function of the fitted
+    Normal. That the tail is two-sided and the dimensions are averaged is our reconstruction.
+
+    :meth:`fit` warns of the three ways in which such a confidence says nothing: a latent that has collapsed, a
+    threshold that nothing passes and one that everything passes.
+
+    Args:
+        encoder: of :func:`~torchrl_o2o.modules.make_conditional_vae` or
+            :func:`~torchrl_o2o.modules.make_inverse_dynamics`, or any module with
+            ``encode(observation, action) -> (mean, std or None)``; a frozen copy is kept.
+
+    Keyword Args:
+        aggregator: ``"mean"`` (default), ``"min"``, ``"geometric"`` or ``"chi_square"``.
+        threshold: p_m. Defaults to 0.5, as mostly in the paper (0, 0.3, 0.5 and 0.75 in its ablation).
+        in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
+        out_key: entry written, shape [*B, 1]. Defaults to ``"p_off"``.
+
+    Raises:
+        O2OSpecError: if the encoder has no ``encode`` or the threshold is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_conditional_vae
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> _ = torch.manual_seed(0)
+        >>> data = random_transitions(64, 3, 2)
+        >>> confidence = OfflineConfidence(make_conditional_vae(3, 2, hidden_sizes=(8,)), threshold=0.3)
+        >>> report = confidence.fit(data)
+        >>> 0.0 < report.passing <= 1.0
+        True
+        >>> confidence(data)["p_off"].shape
+        torch.Size([64, 1])
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        aggregator: Aggregator = "mean",
+        threshold: float = 0.5,
+        in_keys: tuple[NestedKey, NestedKey] = _KEYS,
+        out_key: NestedKey = "p_off",
+    ) -> None:
+        super().__init__(threshold=threshold, in_keys=in_keys, out_key=out_key)
+        network = encoder.module if isinstance(encoder, TensorDictModule) else encoder
+        if not callable(getattr(network, "encode", None)):
+            raise O2OSpecError(
+                f"got {type(network).__name__}, which has no encode(observation, action); build the encoder with "
+                f"make_conditional_vae(...) or make_inverse_dynamics(...)"
+            )
+        latent_confidence(torch.zeros(1, 1), aggregator)  # an unknown aggregator is refused here, not at first use
+        self.encoder = copy.deepcopy(network).requires_grad_(False)
+        self.aggregator: Aggregator = aggregator
+        width = int(network.latent_dim)
+        self.register_buffer("latent_mean", torch.zeros(width, dtype=torch.get_default_dtype()))
+        self.register_buffer("latent_std", torch.ones(width, dtype=torch.get_default_dtype()))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def probability(self, observation: Tensor, action: Tensor) -> Tensor:
+        """See :meth:`Confidence.probability`."""
+        if not self.fitted:
+            raise O2OSpecError("the confidence knows no data yet; call confidence.fit(offline_data) first")
+        mean, _ = self.encoder.encode(observation, action)
+        return latent_confidence((mean - self.latent_mean) / self.latent_std, self.aggregator)
+
+    @torch.no_grad()
+    def fit(self, data: TensorDictBase, *, batch_size: int = 65_536) -> ConfidenceReport:
+        """Fit one Normal to each latent dimension's means over a data set, and check the outcome.
+
+        Args:
+            data: offline transitions [N] with the entries of ``in_keys``, N >= 2.
+            batch_size: rows encoded at a time. Defaults to 65536.
+
+        Returns:
+            How p looks on the data set itself.
+
+        Raises:
+            O2ODataError: if there are fewer than two rows or a latent is not finite.
+
+        Warns:
+            UserWarning: if the latent has collapsed, or nothing or everything passes the threshold.
+        """
+        if len(data) < 2:
+            raise O2ODataError(f"got {len(data)} rows to fit the confidence to, expected the offline data set")
+        means, kl = self._encode(data, batch_size)
+        if not means.isfinite().all():
+            raise O2ODataError("the encoder's latent means are not all finite; train it anew, with a smaller step")
+        std = means.std(0)
+        self.latent_mean.copy_(means.mean(0))
+        self.latent_std.copy_(std.clamp_min(1e-6))  # a dimension that never moves then counts as typical
+        self.fitted.fill_(True)
+        raw = latent_confidence((means - self.latent_mean) / self.latent_std, self.aggregator)
+        passing = (raw >= self.threshold).to(raw.dtype).mean()
+        report = ConfidenceReport(kl, float(std.mean()), float(raw.mean()), float(passing))
+        self._warn(report)
+        return report
+
+    def _encode(self, data: TensorDictBase, batch_size: int) -> tuple[Tensor, float]:
+        """Latent means [N, Z] and the mean divergence."""
+        means, divergences = [], []
+        for rows in data.select(*self.in_keys).split(batch_size):
+            mean, std = self.encoder.encode(*(rows.get(key) for key in self.in_keys))
+            means.append(mean)
+            if std is not None:
+                divergences.append(gaussian_kl(mean, std))
+        return torch.cat(means), float(torch.cat(divergences).mean()) if divergences else math.nan
+
+    def _warn(self, report: ConfidenceReport) -> None:
+        if report.kl < 1e-3 or report.spread < 1e-2:
+            warnings.warn(
+                f"the latent has collapsed (divergence {report.kl:.2g}, spread of the means {report.spread:.2g}; "
+                f"expected at least 1e-3 and 1e-2), so p hardly depends on the action. Anneal the divergence's weight "
+                f"(ConditionalVAELoss.set_progress), lower it (beta), or use make_conditional_vae(decoder='latent')",
+                stacklevel=3,
+            )
+        reach = f"{report.passing:.1%} of the data set's own rows reach the threshold {self.threshold:g}"
+        if report.passing < 0.01:
+            warnings.warn(
+                f"only {reach} (mean of p: {report.mean:.2f}), so this is nearly the base algorithm; lower the "
+                f"threshold, or use another aggregator",
+                stacklevel=3,
+            )
+        if report.passing > 0.99 and self.threshold > 0.0:
+            warnings.warn(
+                f"{reach} (mean of p: {report.mean:.2f}), so it rejects nothing; raise it, or set it to 0 if that is "
+                f"meant",
+                stacklevel=3,
+            )

@@ -1,0 +1,219 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Training what SAMG embeds state-action pairs with: the conditional VAE, or the inverse-dynamics embedding."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torch.func import functional_call
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_offline import gaussian_kl
+from torchrl_o2o.functional_samg import kl_weight
+from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.networks import Parameters, flat_parameters
+
+__all__ = ["ConditionalVAELoss", "InverseDynamicsLoss"]
+
+
+def _evidence(
+    network: TensorDictModule,
+    params: Parameters,
+    observation: Tensor,
+    action: Tensor,
+    following: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error of s' and divergence per row, both of shape [*B]."""
+    stripped = {name.removeprefix("module."): value for name, value in params.items()}
+    reconstruction, mean, std, _ = functional_call(network.module, stripped, (observation, action, noise))
+    return (reconstruction - following).square().mean(-1), gaussian_kl(mean, std)
+
+
+def _predict(network: TensorDictModule, params: Parameters, observation: Tensor, following: Tensor) -> Tensor:
+    """The action between two observations, shape [*B, A]."""
+    stripped = {name.removeprefix("module."): value for name, value in params.items()}
+    return functional_call(network.module, stripped, (observation, following))
+
+
+class ConditionalVAELoss(TransitionLoss):
+    r"""Fit a conditional VAE to the transitions of the data set.
+
+    .. math:: L = \frac1B\sum_b\frac1o\lVert\hat s'-s'\rVert^2
+        + \frac{\beta}{Z}\sum_j\mathrm{KL}\big(N(\mu_j,\sigma_j)\,\Vert\,N(0,1)\big),
+        \qquad z\sim N(\mu(s,a),\sigma(s,a)),\ \hat s'=f(z,s,a)
+
+    Source: SAMG, Eq. 2, with the weighting of CPQ (Xu et al. 2022): both terms are means over dimensions. Adam 1e-3,
+    batch 256, raw inputs; the paper reports the best confidences at a divergence of about 0.03.
+
+    Annealing: call :meth:`set_progress` with the share of the training done, and :math:`\beta` stays 0 for a while and
+    then rises (:func:`~torchrl_o2o.functional_samg.kl_weight`). Without such calls it is constant. The module given is
+    trained in place: hand it to :class:`~torchrl_o2o.modules.OfflineConfidence` afterwards.
+
+    Args:
+        vae_network: of :func:`~torchrl_o2o.modules.make_conditional_vae`.
+
+    Keyword Args:
+        beta: final weight of the divergence. Defaults to 0.5.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if the module is not such a VAE or ``beta`` is negative.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_conditional_vae
+        >>> from torchrl_o2o.objectives import ConditionalVAELoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> loss = ConditionalVAELoss(make_conditional_vae(17, 6, hidden_sizes=(32, 32)))
+        >>> loss_vae, info = loss.vae_loss(random_transitions(8, 17, 6))
+        >>> sorted(info)
+        ['kl', 'reconstruction_error']
+        >>> loss.set_progress(0.45)
+        >>> loss.kl_weight
+        tensor(0.2500)
+    """
+
+    out_keys = ["loss_vae", "kl", "reconstruction_error"]
+
+    vae_network: TensorDictModule
+    vae_network_params: TensorDictParams
+    target_vae_network_params: TensorDictParams
+    kl_weight: Tensor
+
+    _bootstraps = False
+    _cores = ("_evidence",)
+    _evidence = staticmethod(_evidence)
+
+    def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        if not isinstance(getattr(vae_network, "module", None), ConditionalVAE):
+            raise O2OSpecError(f"got {vae_network!r}, expected the VAE that make_conditional_vae(...) builds")
+        if beta < 0.0:
+            raise O2OSpecError(f"got beta={beta}, expected 0 or more")
+        self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
+        self.beta = beta
+        self.register_buffer("kl_weight", torch.tensor(beta, dtype=torch.get_default_dtype()))
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that ``forward`` reads, in the order of its positional arguments."""
+        return [*self.vae_network.in_keys, _next(self.vae_network.in_keys[0])]
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def set_progress(self, progress: float) -> None:
+        """Set the weight of the divergence for this moment of the training.
+
+        Args:
+            progress: share of the training that is done, in [0, 1].
+        """
+        self.kl_weight.fill_(kl_weight(progress, self.beta))
+
+    def vae_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one minibatch.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and ``reconstruction_error`` and ``kl`` per row, shape [*B], detached.
+        """
+        observation, action, following = (tensordict.get(key) for key in self.in_keys)
+        latent = self.vae_network.module.latent_dim
+        noise = self.noise.normal("latent", action.new_empty((*tensordict.batch_size, latent)))
+        params = flat_parameters(self.vae_network_params)
+        error, divergence = self._evidence(self.vae_network, params, observation, action, following, noise)
+        info = {"reconstruction_error": error.detach(), "kl": divergence.detach()}
+        return self._reduce(error + self.kl_weight * divergence, self._weights(tensordict)), info
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss and its two parts."""
+        loss, info = self.vae_loss(tensordict)
+        if self.reduction == "none":
+            return TensorDict({"loss_vae": loss}, tensordict.batch_size)
+        return TensorDict({"loss_vae": loss, **{key: value.mean() for key, value in info.items()}}, [])
+
+
+class InverseDynamicsLoss(TransitionLoss):
+    r"""Fit an inverse-dynamics embedding: :math:`L=\frac1B\sum_b\frac1A\lVert h(\phi(s),\phi(s'))-a\rVert^2`.
+
+    Source: Badia et al. 2020 (Never Give Up), section 2, for the embedding-network variant of SAMG's appendix.
+
+    Args:
+        inverse_network: of :func:`~torchrl_o2o.modules.make_inverse_dynamics`.
+
+    Keyword Args:
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if the module is no such network.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_inverse_dynamics
+        >>> from torchrl_o2o.objectives import InverseDynamicsLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> loss = InverseDynamicsLoss(make_inverse_dynamics(17, 6, hidden_sizes=(32, 32)))
+        >>> sorted(loss(random_transitions(8, 17, 6)).keys())
+        ['explained_variance', 'loss_inverse']
+    """
+
+    out_keys = ["loss_inverse", "explained_variance"]
+
+    inverse_network: TensorDictModule
+    inverse_network_params: TensorDictParams
+    target_inverse_network_params: TensorDictParams
+
+    _bootstraps = False
+    _cores = ("_predict",)
+    _predict = staticmethod(_predict)
+
+    def __init__(self, inverse_network: TensorDictModule, *, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        if not isinstance(getattr(inverse_network, "module", None), InverseDynamics):
+            raise O2OSpecError(f"got {inverse_network!r}, expected the network that make_inverse_dynamics(...) builds")
+        self.convert_to_functional(inverse_network, "inverse_network", create_target_params=False)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that ``forward`` reads, in the order of its positional arguments."""
+        return [*self.inverse_network.in_keys, self.tensor_keys.action]
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss of one minibatch.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            ``loss_inverse`` and, unless ``reduction="none"``, ``explained_variance``: 1 if the embedding tells the
+            actions exactly, 0 if no better than their mean.
+        """
+        observation, following, action = (tensordict.get(key) for key in self.in_keys)
+        params = flat_parameters(self.inverse_network_params)
+        predicted = self._predict(self.inverse_network, params, observation, following)
+        error = (predicted - action).square().mean(-1)
+        loss = self._reduce(error, self._weights(tensordict))
+        if self.reduction == "none":
+            return TensorDict({"loss_inverse": loss}, tensordict.batch_size)
+        variance = action.flatten(0, -2).var(0, correction=0).mean()
+        explained = 1.0 - error.detach().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
+        return TensorDict({"loss_inverse": loss, "explained_variance": explained}, [])
+
+
+def _next(key: NestedKey) -> NestedKey:
+    return ("next", key) if isinstance(key, str) else ("next", *key)

@@ -1,0 +1,129 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A critic as it was at one moment, which no training moves any more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.objectives.networks import call_ensemble, call_network, flat_parameters
+
+__all__ = ["FrozenCritic"]
+
+Kind = Literal["qvalue", "value"]
+Source = Literal["online", "target"]
+
+
+class FrozenCritic(nn.Module):
+    r"""Frozen :math:`\min_j Q_j(s,a)` or :math:`V(s)`; a copy that is saved with the module it is part of.
+
+    Its parameters are buffers: no optimiser finds them, ``.to()`` moves them and strict loading restores them.
+
+    Args:
+        network: one critic, the template of all; it is copied.
+        params: its parameters, stacked to [E, ...] for ``"qvalue"``; they are copied.
+
+    Keyword Args:
+        kind: ``"qvalue"`` (default) or ``"value"``.
+        out_key: the entry the network writes. Defaults to its last one.
+        maximum: upper bound on Q, or ``None`` (default).
+
+    Raises:
+        O2OSpecError: if the kind is unknown.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import EnsembleSACLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=3, hidden_sizes=(16,))
+        >>> loss = EnsembleSACLoss(make_actor(5, 2, hidden_sizes=(16,)), critics)
+        >>> critic = FrozenCritic.from_loss(loss)
+        >>> critic(random_transitions(8, 5, 2)).shape, list(critic.parameters())
+        (torch.Size([8, 1]), [])
+    """
+
+    params: TensorDictParams
+
+    def __init__(
+        self,
+        network: TensorDictModuleBase,
+        params: TensorDictBase,
+        *,
+        kind: Kind = "qvalue",
+        out_key: NestedKey | None = None,
+        maximum: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_option("kind", kind, ("qvalue", "value"))
+        # Out of the registry: the template's own parameters are never used, only `params` are.
+        self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False)
+        frozen = params.data.clone()
+        self.params = TensorDictParams(frozen, no_convert=True)
+        self.kind: Kind = kind
+        self.out_key: NestedKey = network.out_keys[-1] if out_key is None else out_key
+        self.maximum = maximum
+
+    @classmethod
+    def from_loss(cls, loss: LossModule, *, source: Source = "online", kind: Kind | None = None) -> FrozenCritic:
+        """Copy the critic of a trained loss module, this package's or torchrl's.
+
+        Where a loss takes the minimum over Z of its E critics, drawn anew each time, the first Z are frozen.
+
+        Args:
+            loss: has ``qvalue_network`` or ``value_network``.
+            source: freeze the ``"online"`` networks (default) or their ``"target"`` copies.
+            kind: ``"value"`` freezes V, ``"qvalue"`` the critics; ``None`` (default) is V where there is one (IQL).
+
+        Returns:
+            The frozen critic.
+
+        Raises:
+            O2OSpecError: if the loss has no such network.
+        """
+        check_option("source", source, ("online", "target"))
+        if kind is None:
+            kind = "value" if getattr(loss, "value_network", None) is not None else "qvalue"
+        name = f"{kind}_network"
+        network = getattr(loss, name, None)
+        if network is None:
+            raise O2OSpecError(f"{type(loss).__name__} has no {name}, so there is nothing to freeze")
+        params = getattr(loss, f"{name}_params" if source == "online" else f"target_{name}_params")
+        size = getattr(loss, "sub_sample_len", None) if kind == "qvalue" else None
+        key = loss.tensor_keys.value if kind == "value" else loss.tensor_keys.state_action_value
+        maximum = getattr(loss, "q_max", None) if kind == "qvalue" else None
+        return cls(network, params.data[:size] if size else params, kind=kind, out_key=key, maximum=maximum)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that are read."""
+        return list(self.network.in_keys)
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> Tensor:
+        """Value of a state, or of a state and action.
+
+        Args:
+            tensordict: the entries of ``in_keys``, shape [*B]; not modified.
+
+        Returns:
+            Shape [*B, 1].
+        """
+        inputs: Mapping[NestedKey, Tensor] = {key: tensordict.get(key) for key in self.in_keys}
+        params = flat_parameters(self.params)
+        if self.kind == "value":
+            return call_network(self.network, params, inputs, self.out_key)
+        value = call_ensemble(self.network, params, inputs, self.out_key).amin(0).unsqueeze(-1)
+        return value if self.maximum is None else value.clamp(max=self.maximum)

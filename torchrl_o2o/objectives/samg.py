@@ -1,0 +1,241 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""SAMG: a frozen offline critic in the Bellman target, as a value estimator that plugs into any learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.objectives.common import LossModule
+from torchrl.objectives.value import TD0Estimator
+
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.functional_samg import Guidance, guidance_factor, samg_value
+from torchrl_o2o.objectives.base import TransitionLoss
+from torchrl_o2o.objectives.frozen import FrozenCritic, Source
+from torchrl_o2o.objectives.networks import flat_parameters, policy_distribution, sample_policy
+from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
+
+__all__ = ["SAMGEstimator"]
+
+NextAction = Callable[[TensorDictBase], tuple[TensorDictBase, Tensor]]
+
+
+class _PolicyOf:
+    """The policy of one of torchrl's soft losses: next states -> the same with a', and alpha log pi(a'|s'), [*B, 1]."""
+
+    def __init__(self, loss: Any, noise: NoiseSource | None) -> None:
+        self.loss, self.noise = loss, noise or GeneratorNoise()
+
+    def __call__(self, following: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
+        actor: ProbabilisticTensorDictSequential = self.loss.actor_network
+        inputs = {key: following.get(key) for key in actor.in_keys}
+        dist = policy_distribution(actor, flat_parameters(self.loss.actor_network_params, detach=True), inputs)
+        like = next(iter(inputs.values())).new_empty((*dist.batch_shape, *dist.event_shape))
+        action, log_prob = sample_policy(dist, self.noise.normal("offline_next_action", like))
+        entropy_term = self.loss.log_alpha.detach().exp() * log_prob.unsqueeze(-1)
+        return following.copy().set(self.loss.tensor_keys.action, action), entropy_term
+
+
+class SAMGEstimator(TD0Estimator):
+    r"""One-step target that trusts the frozen offline critic where the data set knew the state and action.
+
+    .. math::
+        y = r + \gamma(1-d)\big[(1-g\,p)\,\bar Q(s',a') + g\,p\,\bar Q_\mathrm{off}(s',a')
+            - \alpha\log\pi(a'|s')\big],\qquad a'\sim\pi(\cdot|s')
+
+    with p = p(s, a) read from the batch, the same a' for both critics, the base algorithm's entropy term, if it has
+    one, subtracted once outside the mix, and :math:`g\in[0,1]` the fading of :meth:`set_step`. Where the offline
+    learner has a state value (IQL), :math:`V` and :math:`V_\mathrm{off}` stand for the two :math:`\bar Q`. With p = 0
+    the target is the base algorithm's bit for bit; with p = 1 it is the frozen critic's alone.
+
+    Source: Zhang et al. 2024 (SAMG), Eq. 1 and 4 to 6. See docs/algorithms/samg.md for what is certain.
+
+    Build it with :meth:`from_loss` at the end of the offline phase and hand it to the loss that goes online::
+
+        loss.make_value_estimator(SAMGEstimator.from_loss(loss, gamma=0.99))
+
+    This package's losses leave a', its value and the mixed-in entropy where the estimator finds them. TorchRL's
+    ``SACLoss`` and ``REDQLoss`` keep a' to themselves: there a second a' is drawn from ``next_action``, so that the
+    target has the same mean, and the entropy term weighs 1-p for the one and p for the other action, one in all.
+
+    Args:
+        critic: the frozen offline critic.
+
+    Keyword Args:
+        gamma: discount. Defaults to 0.99.
+        value_network: the template whose value ``torchrl.objectives.IQLLoss`` asks of its estimator, else ``None``
+            (default).
+        next_action: maps the next states to the same with a', and alpha log pi(a'|s') of shape [*B, 1], for losses that
+            do not hand a' on; ``None`` (default) reads a' from the batch.
+        guidance: ``"constant"`` (default), ``"step"`` or ``"linear"``, see :meth:`set_step`.
+        cutoff: online step at which guidance ends.
+        confidence_key: entry of p, shape [*B, 1]. Defaults to ``"p_off"``; ``("next", "p_off")`` for torchrl's
+            ``IQLLoss``, which hands on nothing else.
+        state_action_value_key: where, under ``"next"``, the loss leaves the value of a' without entropy. Defaults to
+            ``"state_action_value"``.
+
+    Raises:
+        O2OSpecError: if the schedule is unknown or lacks its cut-off.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import ConstantConfidence, make_gaussian_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import AWACLoss, SAMGEstimator
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> actor = make_gaussian_actor(5, 2, hidden_sizes=(16,))
+        >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=2, layer_norm=False, hidden_sizes=(16,))
+        >>> loss = AWACLoss(actor, critics)  # ... trained offline, then:
+        >>> loss.make_value_estimator(SAMGEstimator.from_loss(loss, guidance="linear", cutoff=100_000))
+        >>> batch = ConstantConfidence(0.5)(random_transitions(8, 5, 2))
+        >>> loss_qvalue, _ = loss.qvalue_loss(batch)
+        >>> loss.value_estimator.set_step(50_000)
+        >>> loss.value_estimator.weight
+        tensor(0.5000)
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        critic: FrozenCritic,
+        *,
+        gamma: float = 0.99,
+        value_network: TensorDictModule | None = None,
+        next_action: NextAction | None = None,
+        guidance: Guidance = "constant",
+        cutoff: int | None = None,
+        confidence_key: NestedKey = "p_off",
+        state_action_value_key: NestedKey = "state_action_value",
+    ) -> None:
+        super().__init__(gamma=gamma, value_network=None)  # type: ignore[arg-type]
+        self.critic = critic
+        # A template without parameters of its own, and a function of another module's: neither is part of the state.
+        self.__dict__["value_network"], self.__dict__["next_action"] = value_network, next_action
+        self.confidence_key, self.state_action_value_key = confidence_key, state_action_value_key
+        self.guidance: Guidance = guidance
+        self.cutoff = cutoff
+        self.register_buffer("weight", torch.ones((), dtype=torch.get_default_dtype()))
+        self.set_step(0)
+
+    @classmethod
+    def from_loss(
+        cls,
+        loss: LossModule,
+        *,
+        gamma: float = 0.99,
+        source: Source = "online",
+        guidance: Guidance = "constant",
+        cutoff: int | None = None,
+        confidence_key: NestedKey | None = None,
+        noise: NoiseSource | None = None,
+    ) -> SAMGEstimator:
+        """Freeze a loss's critic as it is now, and find out how the loss hands its next value on.
+
+        Args:
+            loss: a loss of this package, or torchrl's ``SACLoss``, ``REDQLoss`` or ``IQLLoss``.
+            gamma: discount. Defaults to 0.99.
+            source: freeze the ``"online"`` networks (default) or their ``"target"`` copies.
+            guidance: ``"constant"`` (default), ``"step"`` or ``"linear"``.
+            cutoff: online step at which guidance ends.
+            confidence_key: entry of p; ``None`` (default) is ``"p_off"``, and ``("next", "p_off")`` for a loss that
+                asks its estimator for the value of the next state (torchrl's ``IQLLoss``).
+            noise: what a' is drawn with where a loss does not hand it on; ``None`` (default) is torch's global
+                generator.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            O2OSpecError: if the loss has no critic.
+        """
+        critic = FrozenCritic.from_loss(loss, source=source)
+        ours = isinstance(loss, TransitionLoss)
+        asks = critic.kind == "value" and not ours
+        next_action = None if ours or critic.kind == "value" else _PolicyOf(loss, noise)
+        if confidence_key is None:
+            confidence_key = ("next", "p_off") if asks else "p_off"
+        return cls(
+            critic,
+            gamma=gamma,
+            value_network=loss.value_network if asks else None,
+            next_action=next_action,
+            guidance=guidance,
+            cutoff=cutoff,
+            confidence_key=confidence_key,
+            state_action_value_key=getattr(loss.tensor_keys, "state_action_value", "state_action_value"),
+        )
+
+    def set_step(self, step: int) -> None:
+        """Fade the guidance as :func:`~torchrl_o2o.functional_samg.guidance_factor` says.
+
+        From the cut-off on, the frozen critic is not evaluated any more.
+
+        Args:
+            step: online environment steps so far.
+        """
+        factor = guidance_factor(step, self.guidance, self.cutoff)
+        self.weight.fill_(factor)
+        self._active = factor > 0.0
+
+    def confidence(self, tensordict: TensorDictBase) -> Tensor:
+        """The confidence as it enters the target: p times the fading.
+
+        ``1 - estimator.confidence(batch)`` under ``"penalty_weight"`` makes CQL and Cal-QL push down less where the
+        offline critic is trusted.
+
+        Args:
+            tensordict: transitions, shape [*B].
+
+        Returns:
+            Shape [*B, 1].
+
+        Raises:
+            O2ODataError: if the batch has no p.
+        """
+        stored = tensordict.get(self.confidence_key, None)
+        if stored is None:
+            raise O2ODataError(
+                f"the batch has no {self.confidence_key!r}; store it with every transition: "
+                f"buffer.extend(confidence(data.select(*TRANSITION))), with the confidence's out_key the same"
+            )
+        return stored * self.weight
+
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The mixed target; see :meth:`torchrl.objectives.value.ValueEstimatorBase.value_estimate`."""
+        if next_value is None:
+            next_value = self._next_value(tensordict, target_params, kwargs=kwargs)
+        if self._active:
+            offline_value = self._offline_value(tensordict.get("next"), next_value)
+            next_value = samg_value(next_value, offline_value, self.confidence(tensordict))
+        return super().value_estimate(tensordict, next_value=next_value)
+
+    @torch.no_grad()
+    def _offline_value(self, following: TensorDictBase, next_value: Tensor) -> Tensor:
+        """V_off(s') or Q_off(s', a') with the base algorithm's entropy term, shape [*B, 1]."""
+        if self.critic.kind == "value":
+            return self.critic(following)
+        if self.next_action is not None:
+            following, entropy_term = self.next_action(following)
+            return self.critic(following) - entropy_term
+        qvalue = following.get(self.state_action_value_key, None)
+        if qvalue is None:
+            raise O2OSpecError(
+                f"the loss left no {self.state_action_value_key!r} under 'next', so its next action and entropy are "
+                f"unknown; pass next_action=..., or build the estimator with SAMGEstimator.from_loss(loss)"
+            )
+        return self.critic(following) + (next_value - qvalue)
