@@ -267,7 +267,7 @@ def test_arguments_out_of_range(settings: dict[str, Any], message: str) -> None:
 def test_capacity_below_the_pool_is_refused() -> None:
     sampler = PoolSampler(by_row, 40, pool_size=100)
     sampler.check_capacity(counting_storage(40, 2, 50), 10)
-    with pytest.raises(O2OSpecError, match="a batch of 100 .* needs 50 online rows, but the storage has 49"):
+    with pytest.raises(O2OSpecError, match=r"a batch of 100 .* needs 50 online rows, but the storage has 49"):
         sampler.check_capacity(counting_storage(40, 2, 49), 10)
     with pytest.raises(O2OSpecError, match="a batch of 120"):
         PoolSampler.as_published(by_row, 40).check_capacity(counting_storage(40, 2, 49), 120)
