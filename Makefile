@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TASK ?= halfcheetah
+JOBS ?= 2
 BIN := $(VENV)/bin
 # One thread: two cost more than they give as soon as anything else runs on the machine.
 export OMP_NUM_THREADS ?= 1
@@ -24,7 +25,7 @@ demo: setup
 	$(BIN)/o2o demo $(TASK)
 
 test: setup lint types
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n $(JOBS)
 
 slow: setup
 	$(BIN)/python -m pytest -q -m slow

@@ -1,7 +1,8 @@
-"""RLPD (Ball et al. 2023, arXiv:2302.02948): online soft actor-critic on batches that are half recorded data.
+r"""RLPD (Ball et al. 2023, arXiv:2302.02948): online soft actor-critic on batches that are half recorded data.
 
 Run:  python examples/rlpd.py                                   HalfCheetah, about two minutes on one core
-      python examples/rlpd.py env=o2o/PointMaze-Medium-v0 dataset=o2o/pointmaze/medium-play-v0 utd_ratio=5 lr=1e-3
+      python examples/rlpd.py env=o2o/PointMaze-Medium-v0 dataset=o2o/pointmaze/medium-play-v0 utd_ratio=5 \
+          total_frames=7500 entropy_backup=false reward_shift=-1
 Every field of Config can be given as field=value. The defaults are a CPU preset for seeing the effect; the paper's own
 settings are in sota-implementations/rlpd.
 """
@@ -15,6 +16,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, offline_online_storage
+from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.envs import make_env, seed_everything
 from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
@@ -35,6 +37,8 @@ class Config:
     offline_fraction: float = 0.5  # 0 is SAC from scratch
     num_qvalue_nets: int = 2  # the paper: 10
     sub_sample_len: int = 2
+    entropy_backup: bool = True  # the paper: off on AntMaze and Adroit
+    reward_shift: float = 0.0  # the paper: -1 on AntMaze
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     lr: float = 1e-3  # the paper: 3e-4
     gamma: float = 0.99
@@ -54,14 +58,17 @@ def main(cfg: Config) -> EnsembleSACLoss:
         observation_spec, action_spec, num_qvalue_nets=cfg.num_qvalue_nets, hidden_sizes=cfg.hidden_sizes
     )
     temperature = Temperature(-action_spec.shape[-1] / 2, init=cfg.init_alpha)
-    loss = EnsembleSACLoss(actor, qvalues, temperature=temperature, sub_sample_len=cfg.sub_sample_len)
+    loss = EnsembleSACLoss(
+        actor, qvalues, temperature=temperature, sub_sample_len=cfg.sub_sample_len, entropy_backup=cfg.entropy_backup
+    )
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
     critic_optim = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=cfg.lr, fused=True)
     actor_optim = torch.optim.Adam(loss.actor_network_params.parameters(), lr=cfg.lr, fused=True)
     alpha_optim = torch.optim.Adam(loss.temperature.parameters(), lr=cfg.lr, fused=True)
 
-    offline = load_offline(cfg.dataset, env=env)
+    reward = AffineReward(shift=cfg.reward_shift)
+    offline = reward(load_offline(cfg.dataset, env=env))
     buffer = TensorDictReplayBuffer(
         storage=offline_online_storage(offline, cfg.total_frames),
         sampler=BalancedSampler(len(offline), cfg.offline_fraction),
@@ -76,7 +83,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
         init_random_frames=cfg.init_random_frames,
     )
     for step, data in enumerate(collector):
-        buffer.extend(data.select(*TRANSITION))
+        buffer.extend(reward(data).select(*TRANSITION))
         if step >= cfg.init_random_frames:
             for minibatch in buffer.sample().split(cfg.batch_size):  # Algorithm 1: utd_ratio critic updates ...
                 loss_qvalue, _ = loss.qvalue_loss(minibatch)

@@ -31,7 +31,8 @@ from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.collect import StepCollector
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.data.transforms import AffineReward
-from torchrl_o2o.diagnostics import finite_or_raise, offline_share
+from torchrl_o2o.diagnostics import NonFiniteError, finite_or_raise, offline_share
+from torchrl_o2o.env_faults import EnvFaultError, GuardedEnv
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.interrupt import graceful_exit, resume_command
@@ -42,7 +43,7 @@ from torchrl_o2o.record import Recorder
 from torchrl_o2o.scores import find_reference
 
 # What may change between a run and its resumption.
-NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "checkpoint_every")
+NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "checkpoint_every", "env_guard")
 
 
 @dataclass
@@ -136,6 +137,11 @@ class Run:
     num_offline: int
     counters: dict[str, int] = field(default_factory=lambda: {"pretrain": 0})
 
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Update; a batch that makes a loss or gradient NaN or infinite is kept for a look, and ends the run."""
+        with self.recorder.dump_if_not_finite(batch):
+            return self.learner.update(batch, self.cfg.training.batch_size)
+
     def evaluate(self, at: int) -> None:
         """Deterministic episodes in fresh environments with seeds of their own."""
         settings = plain(self.cfg.evaluation)
@@ -154,7 +160,7 @@ class Run:
             batch_size=self.buffer.batch_size,
         )
         while self.counters["pretrain"] < total and not interrupt.requested:
-            metrics = self.learner.update(offline.sample(), self.cfg.training.batch_size)
+            metrics = self.update(offline.sample())
             self.counters["pretrain"] += 1
             at = self.counters["pretrain"] - total
             if at % self.cfg.log_every == 0:
@@ -173,7 +179,7 @@ class Run:
             self.buffer.extend(transform(data).select(*TRANSITION))
             if at > cfg.collector.init_random_frames:
                 batch = self.buffer.sample()
-                metrics = self.learner.update(batch, cfg.training.batch_size)
+                metrics = self.update(batch)
                 metrics["offline_share"] = offline_share(batch["index"], self.num_offline)
             if data["next", "done"].item():
                 self.recorder.log(at, {"train/episode_return": data["next", "episode_reward"]})
@@ -190,12 +196,13 @@ class Run:
 def make_run(cfg: DictConfig) -> Run:
     """Build everything in a fixed order, so that one seed gives one run."""
     seed_everything(cfg.seed)
-    env = make_gym_env(**plain(cfg.env))
+    env = GuardedEnv(lambda: make_gym_env(**plain(cfg.env)), **plain(cfg.env_guard))
     (observation_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     actor, learner = make_learner(cfg, observation_dim, action_dim)
     offline = AffineReward(**plain(cfg.reward))(load_offline(**plain(cfg.dataset), env=env))
     collector = StepCollector(env, actor, seed=cfg.seed, **plain(cfg.collector))
     buffer = make_buffer(cfg, offline)
+    collector.on_cut = buffer.writer.truncate_last
     recorder = Recorder(  # last, so that whatever fails before it leaves no run folder behind
         cfg.run_dir,
         config=compared(cfg),
@@ -223,12 +230,9 @@ def make_checkpointer(run: Run) -> Checkpointer:
     return Checkpointer(folder, objects=objects, buffer=run.buffer, config=config)
 
 
-@hydra.main(version_base="1.3", config_path=".", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Train one seed into one run folder."""
-    torch.set_num_threads(cfg.num_threads)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    run = make_run(cfg)
+def train(run: Run) -> None:
+    """Train from the start or the newest checkpoint to the end, or until a signal asks to stop."""
+    cfg = run.cfg
     with graceful_exit() as interrupt, run.recorder:
         checkpoint = make_checkpointer(run)
         if not (cfg.resume and checkpoint.restore() is not None):
@@ -240,6 +244,17 @@ def main(cfg: DictConfig) -> None:
     if interrupt.requested:
         print(f"stopped by {interrupt.signal_name}; go on with:\n  {resume_command()}")
         sys.exit(interrupt.exit_code)
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    torch.set_num_threads(cfg.num_threads)
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    try:
+        train(make_run(cfg))
+    except (NonFiniteError, EnvFaultError) as error:
+        sys.exit(f"{type(error).__name__}: {error}\nOnce that is mended, go on with:\n  {resume_command()}")
 
 
 if __name__ == "__main__":
