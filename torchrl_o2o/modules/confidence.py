@@ -48,8 +48,8 @@ class Confidence(TensorDictModuleBase):
     Args:
         threshold: p_m; what is less confident counts as 0.
         in_keys: entries of observation and action.
-        out_key: entry written, shape [*B, 1]. ``("next", "p_off")`` survives in torchrl's own ``IQLLoss``, which hands
-            nothing else on.
+        out_key: entry written, shape [*B, 1]. ``("next", "p_off")`` for torchrl's own losses, of which some hand only
+            ``"next"`` on to their estimator.
 
     Raises:
         O2OSpecError: if the threshold is outside [0, 1].

@@ -78,8 +78,8 @@ class SAMGEstimator(TD0Estimator):
             do not hand a' on; ``None`` (default) reads a' from the batch.
         guidance: ``"constant"`` (default), ``"step"`` or ``"linear"``, see :meth:`set_step`.
         cutoff: online step at which guidance ends.
-        confidence_key: entry of p, shape [*B, 1]. Defaults to ``"p_off"``; ``("next", "p_off")`` for torchrl's
-            ``IQLLoss``, which hands on nothing else.
+        confidence_key: entry of p, shape [*B, 1]. Defaults to ``"p_off"``; ``("next", "p_off")`` for torchrl's losses,
+            of which some hand nothing else on.
         state_action_value_key: where, under ``"next"``, the loss leaves the value of a' without entropy. Defaults to
             ``"state_action_value"``.
 
@@ -146,8 +146,8 @@ class SAMGEstimator(TD0Estimator):
             source: freeze the ``"online"`` networks (default) or their ``"target"`` copies.
             guidance: ``"constant"`` (default), ``"step"`` or ``"linear"``.
             cutoff: online step at which guidance ends.
-            confidence_key: entry of p; ``None`` (default) is ``"p_off"``, and ``("next", "p_off")`` for a loss that
-                asks its estimator for the value of the next state (torchrl's ``IQLLoss``).
+            confidence_key: entry of p; ``None`` (default) is ``"p_off"``, and ``("next", "p_off")`` for torchrl's
+                losses.
             noise: what a' is drawn with where a loss does not hand it on; ``None`` (default) is torch's global
                 generator.
 
@@ -162,7 +162,7 @@ class SAMGEstimator(TD0Estimator):
         asks = critic.kind == "value" and not ours
         next_action = None if ours or critic.kind == "value" else _PolicyOf(loss, noise)
         if confidence_key is None:
-            confidence_key = ("next", "p_off") if asks else "p_off"
+            confidence_key = "p_off" if ours else ("next", "p_off")
         return cls(
             critic,
             gamma=gamma,
