@@ -155,32 +155,44 @@ def contenders(compiled: bool) -> dict[str, Callable[[], object]]:
     }
 
 
-def cost(compiled: bool, rounds: int, route: str) -> None:
-    """Time everything, taking turns, and print medians and ratios."""
+def cost(compiled: bool, rounds: int, route: str, wanted: list[str]) -> None:
+    """Time everything wanted, taking turns, and print medians and paired ratios of wall and CPU time."""
     torch.manual_seed(0)
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if route == "oneDNN" else "none"  # type: ignore[attr-defined]
-    table = contenders(compiled)
+    table = {name: call for name, call in contenders(compiled).items() if any(word in name for word in wanted)}
     for call in table.values():
         call()
-    times: dict[str, list[float]] = {name: [] for name in table}
+    wall: dict[str, list[float]] = {name: [] for name in table}
+    cpu: dict[str, list[float]] = {name: [] for name in table}
     for _ in range(rounds):
         for name, call in table.items():
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             call()
-            times[name].append((time.perf_counter() - began) * 1e3)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    ratio = {name: statistics.median(a / b for a, b in zip(times[name], times["step: RLPD"])) for name in table}
+            wall[name].append((time.perf_counter() - began) * 1e3)
+            cpu[name].append((time.process_time() - spent) * 1e3)
     print(
         f"\n{'compiled' if compiled else 'eager'}, {route} matmul, {rounds} rounds, {torch.get_num_threads()} thread(s)"
     )
-    for name, median in medians.items():
-        print(f"  {name:28s}{median:10.1f} ms (least {min(times[name]):.1f}){ratio[name]:10.2f} x an RLPD step")
-    for kind in ("step: A3RL, ", "score: "):
-        first = f"{kind}parity preset" if kind.startswith("step") else f"{kind}parity, 5120 x 100"
-        for other in ("authors, loop", "authors, at once"):
-            if kind + other in times:
-                paired = statistics.median(b / a for a, b in zip(times[first], times[kind + other]))
-                print(f"  {kind}parity is {paired:.2f} times as fast as {other}")
+    print(f"  {'':28s}{'wall ms':>10s}{'CPU ms':>10s}{'over RLPD: wall':>18s}{'CPU':>8s}")
+    for name in table:
+        ratios = [paired(times[name], times["step: RLPD"]) for times in (wall, cpu)]
+        medians = [statistics.median(times[name]) for times in (wall, cpu)]
+        print(f"  {name:28s}{medians[0]:10.1f}{medians[1]:10.1f}{ratios[0]:18.2f}{ratios[1]:8.2f}")
+    for first, others in PARITY.items():
+        for other in (name for name in others if name in table and first in table):
+            gain = [paired(times[other], times[first]) for times in (wall, cpu)]
+            print(f"  {first} against {other}: {gain[0]:.2f} times as fast by wall, {gain[1]:.2f} by CPU time")
+
+
+PARITY = {
+    "step: A3RL, parity preset": ("step: A3RL, authors, loop",),
+    "score: parity, 5120 x 100": ("score: authors, loop", "score: authors, at once"),
+}
+
+
+def paired(first: list[float], second: list[float]) -> float:
+    """Median of the ratios within rounds."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
 
 
 def trained(steps: int, dataset: str) -> tuple[Agent, TensorDict]:
@@ -260,6 +272,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--routes", nargs="+", choices=["default", "oneDNN"], default=["default", "oneDNN"])
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--contenders", nargs="+", default=[""], help="parts of names; give 'step: RLPD' as well")
     parser.add_argument("--steps", type=int, default=2000, help="training steps before ranking")
     parser.add_argument("--dataset", default="o2o/halfcheetah/linear-mix-v0")
     arguments = parser.parse_args()
@@ -271,7 +284,8 @@ def main() -> None:
     if arguments.only != "ranks":
         for mode in arguments.modes:
             for route in arguments.routes:
-                cost(mode == "compiled", 3 if arguments.short else arguments.rounds, route)
+                rounds = 3 if arguments.short else arguments.rounds
+                cost(mode == "compiled", rounds, route, arguments.contenders)
     if arguments.only != "cost":
         ranks(300 if arguments.short else arguments.steps, 3 if arguments.short else 5, arguments.dataset)
 
