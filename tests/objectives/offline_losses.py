@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from tensordict import TensorDict
@@ -52,15 +54,19 @@ def act(loss: LossModule, observation: Tensor) -> Tensor:
         return loss.actor_network(data)["action"]
 
 
-def assert_compiled_equals_eager(build: Callable[[], LossModule], updates: int = 5) -> None:
-    """Whole updates from the same noise, in float64: the compiled cores change nothing but rounding."""
+def assert_compiled_equals_eager(build: Callable[[], LossModule], updates: int = 5, backend: str = "inductor") -> None:
+    """Whole updates from the same noise, in float64: the compiled cores change nothing but rounding.
+
+    ``backend="aot_eager"`` traces forward and backward without generating kernels, at a tenth of the time.
+    """
     batch = random_transitions(12, 5, 3).apply(lambda x: x.double() if x.is_floating_point() else x)
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
         loss = build().double()
         if compiled:
-            loss.compile()
+            with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend=backend)):
+                loss.compile()
         updater = SoftUpdate(loss, tau=0.1) if has_targets(loss) else None
         optim = torch.optim.Adam(loss.parameters(), lr=1e-2)
         for _ in range(updates):

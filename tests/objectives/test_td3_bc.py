@@ -130,7 +130,7 @@ def test_it_is_torchrls_td3_bc() -> None:
 
 
 def test_compiled_equals_eager() -> None:
-    assert_compiled_equals_eager(build)
+    assert_compiled_equals_eager(build, backend="aot_eager")
 
 
 def test_probe_actor_finds_the_contextual_optimum() -> None:

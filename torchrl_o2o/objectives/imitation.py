@@ -39,6 +39,14 @@ def imitation_error(
 
     Returns:
         The error, shape [*B].
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_deterministic_actor
+        >>> actor = make_deterministic_actor(3, 2, hidden_sizes=(8,))
+        >>> inputs = {"observation": torch.zeros(4, 3)}
+        >>> imitation_error(actor, dict(actor.named_parameters()), inputs, torch.zeros(4, 2), "action").shape
+        torch.Size([4])
     """
     if isinstance(actor_network, ProbabilisticTensorDictSequential):
         return -policy_distribution(actor_network, params, inputs).log_prob(action)

@@ -84,6 +84,14 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
 
     Returns:
         That entry.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_value_network
+        >>> value = make_value_network(3, hidden_sizes=(8,))
+        >>> params = dict(value.named_parameters())
+        >>> call_network(value, params, {"observation": torch.zeros(4, 3)}, "state_value").shape
+        torch.Size([4, 1])
     """
     plain = _plain_module(network)
     if plain is not None:

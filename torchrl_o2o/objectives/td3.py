@@ -26,7 +26,19 @@ _BOTH = ("actor_network", "qvalue_network")
 
 
 def first_member(params: Parameters) -> dict[str, Tensor]:
-    """Parameters of the first critic alone, still stacked, each of shape [1, ...]."""
+    """Parameters of the first critic alone, still stacked.
+
+    Args:
+        params: stacked parameters, each of shape [E, ...].
+
+    Returns:
+        Those of member 0, each of shape [1, ...].
+
+    Examples:
+        >>> import torch
+        >>> first_member({"weight": torch.zeros(2, 3)})["weight"].shape
+        torch.Size([1, 3])
+    """
     return {name: value[:1] for name, value in params.items()}
 
 

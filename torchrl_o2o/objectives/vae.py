@@ -33,6 +33,14 @@ def call_vae(
 
     Returns:
         What :meth:`~torchrl_o2o.modules.vae.ActionVAE.forward` returns.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_action_vae
+        >>> vae = make_action_vae(3, 2, hidden_sizes=(8,))
+        >>> inputs = {"observation": torch.zeros(4, 3), "action": torch.zeros(4, 2)}
+        >>> call_vae(vae, dict(vae.named_parameters()), inputs, torch.zeros(5, 4, 4))[0].shape
+        torch.Size([5, 4, 2])
     """
     stripped = {name.removeprefix("module."): value for name, value in params.items()}
     return functional_call(network.module, stripped, (*(inputs[key] for key in network.in_keys), noise))
@@ -49,6 +57,11 @@ def latent_dim(network: TensorDictModule) -> int:
 
     Raises:
         O2OSpecError: if the module is no such VAE.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_action_vae
+        >>> latent_dim(make_action_vae(3, 2, hidden_sizes=(8,)))
+        4
     """
     if not isinstance(getattr(network, "module", None), ActionVAE):
         raise O2OSpecError(f"got {type(network).__name__}, expected the VAE that make_action_vae(...) builds")
