@@ -16,7 +16,8 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.durable import FolderLock, replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.provenance import describe_run, plain_config, plain_number
@@ -154,6 +156,32 @@ class Recorder:
         except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
             raise O2OCheckpointError(f"cannot write {path} ({error}); make room on the disk") from error
         return path
+
+    @contextmanager
+    def dump_if_not_finite(self, batch: TensorDictBase) -> Iterator[None]:
+        """Write the batch to ``offending-batch.pt`` if the update in this context ends in a ``NonFiniteError``.
+
+        Args:
+            batch: what the update learns from.
+
+        Raises:
+            NonFiniteError: the same, with the file's name added.
+
+        Examples:
+            >>> import tempfile
+            >>> from tensordict import TensorDict
+            >>> from torchrl_o2o.diagnostics import finite_or_raise
+            >>> batch = TensorDict({"reward": torch.tensor([1.0, torch.nan])}, [2])
+            >>> with Recorder(tempfile.mkdtemp(), config={}) as recorder, recorder.dump_if_not_finite(batch):
+            ...     finite_or_raise({"loss": batch["reward"].sum()})
+            Traceback (most recent call last):
+            torchrl_o2o.diagnostics.NonFiniteError: not finite: loss (1 of 1 values)... The batch is in ...
+        """
+        try:
+            yield
+        except NonFiniteError as error:
+            path = self.dump("offending-batch", batch)
+            raise NonFiniteError(f"{error}. The batch is in {path}") from error
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
