@@ -64,6 +64,18 @@ def baseline_next_value(
 
     Returns:
         Action, shape [*B, A], log-density and value, shape [*B].
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_actor, make_baselines
+        >>> actor, members = make_actor(3, 2, hidden_sizes=(8,)), make_baselines(3, hidden_sizes=(8,))
+        >>> stacked = {key: torch.stack([m.state_dict()[key] for m in members]) for key in members[0].state_dict()}
+        >>> networks, inputs = PolicyBaseline(actor, members[0], "state_value"), {"observation": torch.zeros(4, 3)}
+        >>> action, log_prob, value = baseline_next_value(
+        ...     networks, actor.state_dict(), stacked, inputs, torch.zeros(4, 2), torch.tensor(1.0), True, None
+        ... )
+        >>> action.shape, value.shape
+        (torch.Size([4, 2]), torch.Size([4]))
     """
     action, log_prob = sample_policy(policy_distribution(networks.actor, actor, inputs), noise)
     values = call_ensemble(networks.baseline, baseline, inputs, networks.out_key).amin(0)
@@ -93,6 +105,18 @@ def fit_baseline(
 
     Returns:
         Error per row, shape [*B], and Z_i(s), shape [E, *B].
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_actor, make_baselines
+        >>> actor, members = make_actor(3, 2, hidden_sizes=(8,)), make_baselines(3, hidden_sizes=(8,))
+        >>> stacked = {key: torch.stack([m.state_dict()[key] for m in members]) for key in members[0].state_dict()}
+        >>> networks, inputs = PolicyBaseline(actor, members[0], "state_value"), {"observation": torch.zeros(4, 3)}
+        >>> error, values = fit_baseline(
+        ...     networks, actor.state_dict(), stacked, inputs, torch.zeros(4, 2), torch.zeros(4), None
+        ... )
+        >>> error.shape, values.shape
+        (torch.Size([4]), torch.Size([2, 4]))
     """
     density = policy_distribution(networks.actor, actor, inputs).log_prob(action)
     density = density if clip_min is None else density.clamp(min=clip_min)
