@@ -70,8 +70,8 @@ class DensityRatio(TensorDictModule):
 
     The Jensen-Shannon objective by which it is trained (:class:`~torchrl_o2o.objectives.DensityRatioLoss`) *is*
     logistic regression on :math:`\log w`, so the network outputs that directly by default: positive, never 0, no
-    epsilon. The papers end in a ReLU instead, whose outputs can be exactly 0 and then learn nothing. On two Gaussians in
-    17 dimensions logit and softplus reach a correlation of at least 0.97 with the true log-ratio
+    epsilon. The papers end in a ReLU instead, whose outputs can be exactly 0 and then learn nothing. On two Gaussians
+    in 17 dimensions logit and softplus reach a correlation of at least 0.97 with the true log-ratio
     (``tests/objectives/test_density_ratio.py``).
 
     Source: A3RL section 4.1 and Off2On (Lee et al. 2022) section 4.2; both 2 x 256 with ReLU.
