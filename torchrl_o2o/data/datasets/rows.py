@@ -223,7 +223,13 @@ def _canonical(arrays: Mapping[str, np.ndarray], origin: str) -> dict[str, np.nd
     missing = [name for name in ("observations", "actions", "rewards") if known[name] is None]
     if missing:
         raise O2ODataError(f"{origin} has no {', '.join(missing)}; it holds {sorted(arrays)}.")
-    return {name: np.asarray(arrays[alias]) for name, alias in known.items() if alias is not None}
+    found = {name: np.asarray(arrays[alias]) for name, alias in known.items() if alias is not None}
+    single = [name for name, values in found.items() if values.ndim == 0]
+    if single:
+        raise O2ODataError(
+            f"{', '.join(single)} of {origin}: one value instead of one row per step; record them again."
+        )
+    return found
 
 
 def _flags(arrays: Mapping[str, np.ndarray], name: str, steps: int) -> np.ndarray:
