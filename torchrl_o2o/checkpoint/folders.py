@@ -76,10 +76,16 @@ def verify(root: Path, step: int) -> dict[str, Any]:
     folder = step_folder(root, step)
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
-        verify_file(folder / name, entry)
+        verify_file(folder / _own(name, folder), entry)
     for entry in manifest["buffer"]["segments"]:
-        verify_file(root / SEGMENTS / entry["file"], entry)
+        verify_file(root / SEGMENTS / _own(entry["file"], folder), entry)
     return manifest
+
+
+def _own(name: str, folder: Path) -> str:
+    if Path(name).name != name:
+        raise O2OCheckpointError(f"the manifest of {folder} names {name!r}, expected a file of the checkpoint's folder")
+    return name
 
 
 def commit(staged: Path, root: Path, step: int) -> None:
