@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """What a run was: its configuration in plain JSON values, its command, the versions and the commit it ran on.
 
-Environment variables are never recorded: they hold secrets.
+Environment variables are never recorded, not even where a configuration asks for one: they hold secrets.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
 from torchrl_o2o.errors import O2OSpecError
 
@@ -51,6 +52,7 @@ def plain_config(config: Any) -> dict[str, Any]:
     Args:
         config: a mapping (a hydra config too) or a dataclass instance of numbers, strings, paths, dtypes, devices and
             sequences and mappings of them. Sequences become lists, non-finite floats strings (:func:`plain_number`).
+            Interpolations are resolved, except those of environment variables, which stay as they are written.
 
     Returns:
         A dict with string keys.
@@ -65,10 +67,30 @@ def plain_config(config: Any) -> dict[str, Any]:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: config value optim.class is a object, ...
     """
-    plain = _plain(config, "config")
+    plain = _plain(_resolved(config), "config")
     if not isinstance(plain, dict):
         raise O2OSpecError(f"config is a {type(config).__name__}, expected a mapping or a dataclass instance")
     return plain
+
+
+def _resolved(config: Any) -> Any:
+    """Resolve a hydra config, with interpolations of environment variables turned into the text they are."""
+    if not OmegaConf.is_config(config):
+        return config
+    raw = OmegaConf.to_container(config, resolve=False, structured_config_mode="dict")
+    if "${oc.env:" not in str(raw):
+        return config
+    if config._get_parent() is not None:
+        raise O2OSpecError("config is a part of one with ${oc.env:...} in it; pass the whole configuration")
+    return OmegaConf.to_container(OmegaConf.create(_escaped(raw)), resolve=True)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("${oc.env:", "\\${oc.env:") if isinstance(value, str) else value
 
 
 def _plain(value: Any, key: str) -> Any:

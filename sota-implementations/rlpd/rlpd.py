@@ -39,6 +39,7 @@ from torchrl_o2o.interrupt import graceful_exit, resume_command
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.optim import weight_decay_groups
+from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record import Recorder
 from torchrl_o2o.scores import find_reference
 
@@ -121,7 +122,7 @@ def plain(section: DictConfig) -> dict:
 
 def compared(cfg: DictConfig) -> dict:
     """The configuration without what has no influence on the numbers."""
-    return {key: value for key, value in plain(cfg).items() if key not in NOT_COMPARED}
+    return {key: value for key, value in plain_config(cfg).items() if key not in NOT_COMPARED}
 
 
 @dataclass
