@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""`o2o data`: list, make, show and check offline data sets."""
+"""`o2o data`: list, make, show, check and compare offline data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     Args:
         subparsers: of the `o2o` parser.
     """
-    parser = subparsers.add_parser("data", help="list, make, show and check offline data sets")
+    parser = subparsers.add_parser("data", help="list, make, show, check and compare offline data sets")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="names that can be made here, and data sets on this machine")
     listing.set_defaults(run=_list)
@@ -37,6 +37,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     check.add_argument("--env", metavar="ID", help="an environment that the data should fit")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check)
+    _register_coverage(actions.add_parser("coverage", help="which clusters of their union data sets cover"))
 
 
 def _register_make(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,16 @@ def _register_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="where to put it; Minari's folder by default")
     parser.add_argument("--policy", type=Path, metavar="FILE.npz", help="the actor, for names that need one")
     parser.set_defaults(run=_make)
+
+
+def _register_coverage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=f"two or more, each {_SOURCE}")
+    parser.add_argument("--clusters", type=int, default=50, metavar="K", help="(default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1_000, metavar="N", help="drawn from each (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the t-SNE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_coverage)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -113,3 +124,20 @@ def _check(arguments: argparse.Namespace) -> int:
     report = check_offline(arguments.source, env=arguments.env, max_episode_steps=arguments.max_episode_steps)
     print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
     return 0 if report.ok else 1
+
+
+def _coverage(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.data import load_offline
+    from torchrl_o2o.data.coverage import coverage, plot_coverage
+
+    data = {source: load_offline(source) for source in arguments.sources}
+    found = coverage(data, num_clusters=arguments.clusters, rows_per_source=arguments.rows, seed=arguments.seed)
+    if arguments.json:
+        print(json.dumps(found.covered, indent=2))
+    else:
+        print(f"Of {arguments.clusters} clusters of the union, by {arguments.rows} rows of each:")
+        for source, share in found.covered.items():
+            print(f"  {source:40} {share:4.0%}")
+    if arguments.plot:
+        print(f"drawn to {plot_coverage(found, arguments.plot)}")
+    return 0
