@@ -30,6 +30,8 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.checkpoint.tiny_run"])
 #: What a save does to the file system, as Python announces it.
 OPERATIONS = frozenset({"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate"})
+#: Rows of the online buffer by kind of save.
+ROWS = {"buffer": 20, "large buffer": 100_000}
 
 
 def crash_at(operation: int, folder: Path) -> None:
@@ -92,9 +94,10 @@ def test_crash_before_every_operation_of_a_save(tmp_path):
 def save_forever(folder: Path, kind: str) -> None:
     """Save as fast as possible; ``progress`` says how far it got."""
     state = {"step": 0, "weights": torch.zeros(20_000 if kind == "agent" else 10)}
-    buffer = None if kind == "agent" else new_buffer(online=5_000 if kind == "large buffer" else 20)
+    buffer = None if kind == "agent" else new_buffer(online=ROWS[kind])
     checkpoint = Checkpointer(folder / "checkpoints", objects={"state": state}, buffer=buffer)
-    checkpoint.restore()
+    if checkpoint.restore() is None and buffer is not None:
+        buffer.extend(rows(0, ROWS[kind]))
     while True:
         state["step"] += 1
         state["weights"].fill_(state["step"])
@@ -122,7 +125,7 @@ def check_kills(folder: Path, kind: str, kills: int) -> None:
 
 def check_after_kill(folder: Path, kind: str) -> None:
     state = {}
-    buffer = None if kind == "agent" else new_buffer(online=5_000 if kind == "large buffer" else 20)
+    buffer = None if kind == "agent" else new_buffer(online=ROWS[kind])
     step = Checkpointer(folder / "checkpoints", objects={"state": state}, buffer=buffer).restore()
     saved = int((folder / "progress").read_text().split()[-1])
     assert step == state["step"]
