@@ -37,7 +37,7 @@ class Config:
     total_frames: int = 10_000  # the paper: 1M
     batch_size: int = 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256), VAE (750, 750)
-    density_weight: float = 0.25
+    density_weight: float = 5.0  # the paper: 0.025 to 1; values this young should not weigh more
     cooling_floor: float = 0.2
     vae_beta: float = 0.5
     num_samples: int = 1

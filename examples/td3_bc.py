@@ -35,7 +35,7 @@ class Config:
     total_frames: int = 10_000
     batch_size: int = 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
-    alpha: float = 2.5
+    alpha: float = 0.5  # the paper: 2.5; values this young should not weigh more
     policy_noise: float = 0.2
     noise_clip: float = 0.5
     exploration_noise: float = 0.1
@@ -59,7 +59,7 @@ def main(cfg: Config) -> TD3BCLoss:
         action_dim,
         num_qvalue_nets=2,
         hidden_sizes=cfg.hidden_sizes,
-        layer_norm=False,
+        layer_norm=True,  # the paper: none
         initialisation="torch",
     )
     loss = TD3BCLoss(actor, qvalues, alpha=cfg.alpha, policy_noise=cfg.policy_noise, noise_clip=cfg.noise_clip)
