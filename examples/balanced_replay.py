@@ -1,8 +1,8 @@
 """Off2On (Lee et al. 2021, arXiv:2107.00591): agents trained offline by CQL go online as one pessimistic ensemble, on
 batches in which each transition, recorded or new, is drawn by how much it looks like the current policy's.
 
-Run:  python examples/balanced_replay.py                        HalfCheetah, about four minutes on one core
-Every field of Config can be given as field=value. The defaults are a CPU preset for seeing the effect.
+Run:  python examples/balanced_replay.py num_agents=1            every field of Config can be given as field=value
+The defaults are a CPU preset, its offline phase far too short for the paper's effect: see docs/algorithms/off2on.md.
 """
 
 from dataclasses import dataclass
