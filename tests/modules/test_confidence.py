@@ -63,7 +63,7 @@ def test_fit_and_probability_by_hand() -> None:
     report = confidence.fit(data, batch_size=999)
     mean = 3.0 * torch.cat([data["observation"], data["action"]], -1)
     torch.testing.assert_close(confidence.latent_mean, mean.mean(0))
-    torch.testing.assert_close(confidence.latent_std, mean.std(0))
+    torch.testing.assert_close(confidence.latent_scale, (1 / mean.std(0)).diag())
     z = ((mean - mean.mean(0)) / mean.std(0)).abs()
     expected = (2 * (1 - torch.distributions.Normal(0.0, 1.0).cdf(z))).mean(-1)
     torch.testing.assert_close(
@@ -74,6 +74,22 @@ def test_fit_and_probability_by_hand() -> None:
     assert report.passing == pytest.approx(float((p > 0).float().mean()))
     assert report.mean == pytest.approx(0.5, abs=0.02)  # tails of the fitted Normal are uniform
     assert report.spread == pytest.approx(3.0, rel=0.05)
+
+
+def test_whitening_sees_unusual_combinations() -> None:
+    """The action repeats the state; apart, either is usual, and only the fitted covariance tells what goes together."""
+    data = pairs(4000)
+    data["action"] = data["observation"][:, :2] + 0.05 * data["action"]
+    crossed = data.copy().set("action", data["action"].flip(0))
+    share = {}
+    for whiten in (False, True):
+        confidence = OfflineConfidence(Linear(), whiten=whiten, aggregator="chi_square", threshold=0.0)
+        confidence.fit(data)
+        share[whiten] = float(confidence(crossed.clone())["p_off"].mean() / confidence(data.clone())["p_off"].mean())
+    assert share[False] > 0.6
+    assert share[True] < 0.05
+    z = confidence._standardised(confidence._encode(data, 4000)[0])
+    torch.testing.assert_close(z.T.cov(), torch.eye(5), rtol=1e-3, atol=1e-3)
 
 
 def test_far_pairs_get_less() -> None:

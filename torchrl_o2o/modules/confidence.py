@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _KEYS: tuple[NestedKey, NestedKey] = ("observation", "action")
+_SMALL = 1e-6  # a latent dimension that moves less than this on the data counts as typical
 
 
 class Confidence(TensorDictModuleBase):
@@ -226,6 +227,9 @@ class OfflineConfidence(Confidence):
     Keyword Args:
         aggregator: ``"mean"`` (default), ``"min"``, ``"geometric"`` or ``"chi_square"``.
         threshold: p_m. Defaults to 0.5, as mostly in the paper (0, 0.3, 0.5 and 0.75 in its ablation).
+        whiten: fit one Normal with full covariance instead, and take z along its principal axes. Not in the paper: an
+            unusual combination of usual latents, such as another action in a known state, is then seen as well.
+            Defaults to ``False``.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
         out_key: entry written, shape [*B, 1]. Defaults to ``"p_off"``.
 
@@ -247,7 +251,7 @@ class OfflineConfidence(Confidence):
     """
 
     latent_mean: Tensor
-    latent_std: Tensor
+    latent_scale: Tensor
     fitted: Tensor
 
     def __init__(
@@ -256,6 +260,7 @@ class OfflineConfidence(Confidence):
         *,
         aggregator: Aggregator = "mean",
         threshold: float = 0.5,
+        whiten: bool = False,
         in_keys: tuple[NestedKey, NestedKey] = _KEYS,
         out_key: NestedKey = "p_off",
     ) -> None:
@@ -269,9 +274,10 @@ class OfflineConfidence(Confidence):
         latent_confidence(torch.zeros(1, 1), aggregator)  # an unknown aggregator is refused here, not at first use
         self.encoder = copy.deepcopy(network).requires_grad_(False)
         self.aggregator: Aggregator = aggregator
+        self.whiten = whiten
         width = int(network.latent_dim)
         self.register_buffer("latent_mean", torch.zeros(width, dtype=torch.get_default_dtype()))
-        self.register_buffer("latent_std", torch.ones(width, dtype=torch.get_default_dtype()))
+        self.register_buffer("latent_scale", torch.eye(width, dtype=torch.get_default_dtype()))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def probability(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -279,7 +285,11 @@ class OfflineConfidence(Confidence):
         if not self.fitted:
             raise O2OSpecError("the confidence knows no data yet; call confidence.fit(offline_data) first")
         mean, _ = self.encoder.encode(observation, action)
-        return latent_confidence((mean - self.latent_mean) / self.latent_std, self.aggregator)
+        return latent_confidence(self._standardised(mean), self.aggregator)
+
+    def _standardised(self, mean: Tensor) -> Tensor:
+        """z of the fitted Normals, shape [*B, Z]."""
+        return (mean - self.latent_mean) @ self.latent_scale
 
     @torch.no_grad()
     def fit(self, data: TensorDictBase, *, batch_size: int = 65_536) -> ConfidenceReport:
@@ -305,9 +315,9 @@ class OfflineConfidence(Confidence):
             raise O2ODataError("the encoder's latent means are not all finite; train it anew, with a smaller step")
         std = means.std(0)
         self.latent_mean.copy_(means.mean(0))
-        self.latent_std.copy_(std.clamp_min(1e-6))  # a dimension that never moves then counts as typical
+        self.latent_scale.copy_(_whitening(means) if self.whiten else std.clamp_min(_SMALL).reciprocal().diag())
         self.fitted.fill_(True)
-        raw = latent_confidence((means - self.latent_mean) / self.latent_std, self.aggregator)
+        raw = latent_confidence(self._standardised(means), self.aggregator)
         passing = (raw >= self.threshold).to(raw.dtype).mean()
         report = ConfidenceReport(kl, float(std.mean()), float(raw.mean()), float(passing))
         self._warn(report)
@@ -344,3 +354,9 @@ class OfflineConfidence(Confidence):
                 f"meant",
                 stacklevel=3,
             )
+
+
+def _whitening(means: Tensor) -> Tensor:
+    """Matrix [Z, Z] that turns the latents of the data into uncorrelated ones of variance 1."""
+    variance, axes = torch.linalg.eigh(means.double().T.cov())
+    return (axes / variance.clamp_min(_SMALL**2).sqrt()).to(means.dtype)
