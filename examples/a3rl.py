@@ -82,7 +82,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
     writer, rows_drawn = OnlineWriter(len(offline)), cfg.utd_ratio * cfg.batch_size
     buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=rows_drawn)
     frames = {"total_frames": cfg.total_frames, "init_random_frames": cfg.init_random_frames}
-    collector = Collector(env, actor, frames_per_batch=1, **frames)
+    collector = Collector(env, actor, frames_per_batch=1, auto_register_policy_transforms=False, **frames)
     for step, data in enumerate(collector):
         buffer.extend(data.select(*TRANSITION))
         if step >= cfg.init_random_frames:

@@ -81,6 +81,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
         frames_per_batch=1,
         total_frames=cfg.total_frames,
         init_random_frames=cfg.init_random_frames,
+        auto_register_policy_transforms=False,  # TorchRL 0.15 turns it on; this policy needs none
     )
     for step, data in enumerate(collector):
         buffer.extend(reward(data).select(*TRANSITION))
