@@ -114,13 +114,22 @@ def _key(files: list[Path], options: Mapping[str, Any]) -> str:
 
 def _write(entry: Path, raw: RawDataset) -> None:
     with staged_directory(entry, sync=False) as folder:
-        raw.data.memmap(folder / "transitions")
+        _memmap(raw.data, folder / "transitions")
         manifest = {
             "files": _hashes(folder),
             "meta": asdict(raw.meta),
             "notes": [asdict(note) for note in raw.notes],
         }
         write_durably(folder / _MANIFEST, json.dumps(manifest).encode())
+
+
+def _memmap(data: TensorDict, folder: Path) -> None:
+    """Write memory-mapped files whose blocks are reserved first: on a full disk a mapped write ends in SIGBUS."""
+    mapped = data.memmap_like(folder)
+    for path in folder.rglob("*.memmap"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+    mapped.update_(data)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
