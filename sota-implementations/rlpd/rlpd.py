@@ -174,6 +174,9 @@ class Run:
     def finetune(self, interrupt: graceful_exit, checkpoint: Checkpointer) -> None:
         """One environment step, then utd_ratio critic steps and one of actor and temperature, until the end."""
         cfg, transform = self.cfg, AffineReward(**plain(self.cfg.reward))
+        if interrupt.requested:  # before this phase began
+            checkpoint.save(self.counters["pretrain"] + self.collector.frames)
+            return
         metrics: dict[str, Tensor] = {}
         for data in self.collector:
             at = self.collector.frames
