@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 
+import torchrl_o2o.data.datasets.cache as cache
 from tests.checkpoint.test_checkpointer import cut, flip, no_space
 from tests.checkpoint.test_crash import PROCESSES, ROWS, check_kills, in_process, litter
 from tests.checkpoint.test_whole_run import OFFLINE_UPDATES, Training
 from tests.checkpoint.tiny_run import Run, assert_identical, uninterrupted
-from tests.scripts.running import ROOT
+from tests.scripts.running import ROOT, compose, load_script
 from tests.test_sinks import FakeWandb
 from torchrl_o2o import durable
 from torchrl_o2o.checkpoint import Checkpointer, folders
@@ -33,8 +34,17 @@ from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.interrupt import graceful_exit, resume_command
 from torchrl_o2o.record import Recorder, read_metrics
+from torchrl_o2o.testing import random_transitions
 
 KINDS = ("agent", *ROWS)
+
+
+@pytest.fixture
+def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data set of the script's CPU task, in small."""
+    pytest.importorskip("mujoco")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return make_local_dataset("o2o/halfcheetah/linear-mix-v0", num_steps=2000, root=tmp_path / "minari")
 
 
 @pytest.mark.parametrize(("kind", "kills"), list(zip(KINDS, (4, 3, 3), strict=True)))
@@ -86,6 +96,16 @@ def test_case_18_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert_identical(Run(tmp_path / "run", resume=True).everything(), uninterrupted(tmp_path / "whole", 10))
 
 
+def convert_more_than_fits(folder: Path) -> None:
+    (folder / "source.json").write_text("{}")
+    data = random_transitions(200_000, 17, 6).set("episode", torch.zeros(200_000, dtype=torch.long))
+    raw = cache.RawDataset(data, cache.SourceMeta("large"))
+    with pytest.warns(UserWarning, match=r"cannot keep converted data .*No space left"):
+        read = cache.cached(folder / "cache", [folder / "source.json"], {}, lambda: raw)
+    assert len(read.data) == 200_000
+    assert list((folder / "cache").iterdir()) == []
+
+
 def test_case_18_six_megabytes_of_disk(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
@@ -98,6 +118,7 @@ def test_case_18_six_megabytes_of_disk(tmp_path: Path) -> None:
         with pytest.raises(O2OCheckpointError, match="No space left"):
             checkpoint.save(2)
         assert checkpoint.restore() == 1
+        assert in_process(convert_more_than_fits, tmp_path) == 0, "a mapped write would end in SIGBUS"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -187,6 +208,47 @@ def test_case_22_resumed_offline_at_the_switch_and_twice_in_mid_episode(tmp_path
     torch.testing.assert_close(parts.everything(), expected, rtol=0, atol=0)
 
 
+def small_script_run(folder: Path, *words: str):
+    script = load_script("sota-implementations/rlpd/rlpd.py")
+    words += ("task=halfcheetah-linear-mix-cpu", "compile=false", f"run_dir={folder}", "training.batch_size=8")
+    words += ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "training.pretrain_steps=6", "eval_every=100")
+    words += (
+        "collector.total_frames=100",
+        "collector.init_random_frames=5",
+        "evaluation.num_episodes=1",
+        "log_every=1",
+    )
+    return script, script.make_run(compose("rlpd", *words))
+
+
+@pytest.mark.parametrize("stop", [0, 3, 6, 9])
+def test_case_22_the_script_asked_to_stop_by_a_signal(
+    tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """During the first evaluation (0), offline (3), at the last offline update (6) and online (9)."""
+    script, whole = small_script_run(tmp_path / "whole")
+    script.train(whole)
+    script, first = small_script_run(tmp_path / "parts")
+    update, evaluate, count = first.update, first.evaluate, iter(range(1, 10**6))
+
+    def asked(batch):
+        if next(count) == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(batch)
+
+    first.update = asked
+    if stop == 0:
+        first.evaluate = lambda at: os.kill(os.getpid(), signal.SIGTERM) or evaluate(at)
+    with pytest.raises(SystemExit) as caught:
+        script.train(first)
+    assert caught.value.code == 143
+    script, second = small_script_run(tmp_path / "parts", "resume=true")
+    script.train(second)
+    assert_identical(dict(second.learner.loss.state_dict()), dict(whole.learner.loss.state_dict()))
+    rows = [[row | {"time": 0} for row in read_metrics(tmp_path / name)] for name in ("parts", "whole")]
+    assert rows[0] == rows[1]
+
+
 def train_and_close(folder: Path) -> None:
     torch.set_num_threads(1)
     Training(folder, "Hopper-v5").run()
@@ -225,15 +287,12 @@ def test_case_27_an_update_that_is_not_finite(tmp_path: Path) -> None:
     assert folders.verify(tmp_path / "checkpoints", 1)["step"] == 1
 
 
-def test_case_27_the_script_keeps_the_batch_and_says_how_to_go_on(tmp_path: Path) -> None:
-    pytest.importorskip("mujoco")
-    make_local_dataset("o2o/halfcheetah/linear-mix-v0", num_steps=600, root=tmp_path / "minari")
+def test_case_27_the_script_keeps_the_batch_and_says_how_to_go_on(tmp_path: Path, small_data: Path) -> None:
     words = ["task=halfcheetah-linear-mix-cpu", "compile=false", f"run_dir={tmp_path / 'run'}", "checkpoint_every=3"]
     words += ["training.batch_size=8", "collector.init_random_frames=10", "reward.scale=1e30"]  # its square overflows
     words += ["collector.total_frames=400", "evaluation.num_episodes=1", "evaluation.num_envs=1"]
     command = [sys.executable, str(ROOT / "sota-implementations/rlpd/rlpd.py"), *words]
-    environment = os.environ | {"MINARI_DATASETS_PATH": str(tmp_path / "minari")}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     message = done.stderr[done.stderr.index("NonFiniteError: not finite: loss_qvalue") :]
     assert "Traceback" not in message
