@@ -19,10 +19,11 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2ODataError, check_option
-from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional import ensemble_squared_error, soft_value
 from torchrl_o2o.functional_conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.objectives.actor_critic import climb
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
 from torchrl_o2o.objectives.soft import SoftLoss, action_box
@@ -97,21 +98,6 @@ def _penalise(
     soft_maximum = scaled_logsumexp(candidates.transpose(0, 1), temperature)
     gap = conservative_gap(soft_maximum, recorded, gap_bounds)
     return _Penalised(ensemble_squared_error(recorded, target), recorded, gap, bound_rate)
-
-
-def _climb(
-    networks: ActorCritic,
-    actor: Parameters,
-    qvalue: Parameters,
-    inputs: Inputs,
-    noise: Tensor,
-    alpha: Tensor,
-    over: str,
-) -> tuple[Tensor, Tensor]:
-    """Actor objective per row and log pi(a|s), both of shape [*B]."""
-    action, log_prob = networks.sample(actor, inputs, noise)
-    values = networks.qvalues(qvalue, inputs, action)
-    return sac_actor_objective(log_prob, values.mean(0) if over == "mean" else values.amin(0), alpha), log_prob
 
 
 def _repeat(inputs: Inputs, count: int) -> dict[NestedKey, Tensor]:
@@ -198,7 +184,7 @@ class CQLLoss(SoftLoss):
     _next_value = staticmethod(_next_value)
     _propose = staticmethod(_propose)
     _penalise = staticmethod(_penalise)
-    _climb = staticmethod(_climb)
+    _climb = staticmethod(climb)
 
     def __init__(
         self,

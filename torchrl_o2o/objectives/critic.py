@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.functional import ensemble_squared_error
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
+from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
 
 __all__ = ["CriticLoss"]
@@ -35,7 +36,7 @@ def _regress(
     return ensemble_squared_error(values, target, reduction), values
 
 
-class CriticLoss(TransitionLoss):
+class CriticLoss(ActorCriticLoss):
     """Abstract base: an actor, E critics with target networks, and their squared error against one target.
 
     Subclasses implement :meth:`target_value`, ``actor_loss`` and ``forward``, and end their ``__init__`` with
@@ -53,13 +54,6 @@ class CriticLoss(TransitionLoss):
         O2OSpecError: if no critic is given or an option is unknown.
     """
 
-    actor_network: TensorDictModuleBase
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
-
     _regress = staticmethod(_regress)
 
     def __init__(
@@ -72,13 +66,8 @@ class CriticLoss(TransitionLoss):
         q_max: float | None = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(reduction)
-        members = list(qvalue_network)
-        if not members:
-            raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
+        super().__init__(actor_network, qvalue_network, target_actor=target_actor, reduction=reduction)
         check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=target_actor)
-        self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
         self.ensemble_reduction: Literal["sum", "mean"] = ensemble_reduction
         self.q_max = q_max
 
@@ -115,17 +104,3 @@ class CriticLoss(TransitionLoss):
         qvalue = qvalue.detach()
         info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
         return self._reduce(error, self._weights(tensordict)), info
-
-    def _collect(
-        self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
-    ) -> TensorDictBase:
-        """The output of ``forward``: losses and the batch means of what was measured; writes the priority."""
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
-        if self.reduction == "none":
-            return TensorDict(losses, tensordict.batch_size)
-        return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
-
-    @property
-    def _networks(self) -> ActorCritic:
-        keys = self.tensor_keys
-        return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)

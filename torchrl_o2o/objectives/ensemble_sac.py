@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional import ensemble_squared_error, soft_value
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss, check_option
+from torchrl_o2o.objectives.actor_critic import ActorCriticLoss, climb
+from torchrl_o2o.objectives.base import Reduction, check_option
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, take_members
 
 __all__ = ["EnsembleSACLoss"]
@@ -43,22 +44,7 @@ def _regress(
     return ensemble_squared_error(values, target, reduction), values
 
 
-def _climb(
-    networks: ActorCritic,
-    actor: Parameters,
-    qvalue: Parameters,
-    inputs: Inputs,
-    noise: Tensor,
-    alpha: Tensor,
-    over: str,
-) -> tuple[Tensor, Tensor]:
-    """Actor objective per row and log pi(a|s), both of shape [*B]."""
-    action, log_prob = networks.sample(actor, inputs, noise)
-    values = networks.qvalues(qvalue, inputs, action)
-    return sac_actor_objective(log_prob, values.mean(0) if over == "mean" else values.amin(0), alpha), log_prob
-
-
-class EnsembleSACLoss(TransitionLoss):
+class EnsembleSACLoss(ActorCriticLoss):
     r"""Soft actor-critic with E critics, as RLPD, A3RL, REDQ, SACfD and SAC use it by their arguments.
 
     Critic (Ball et al. 2023, Algorithm 1, lines 15-19), with :math:`a'\sim\pi(\cdot|s')` and Z members drawn without
@@ -145,17 +131,11 @@ class EnsembleSACLoss(TransitionLoss):
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "target_value"]
 
     actor_network: ProbabilisticTensorDictSequential
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
 
-    _networks_read = (_BOTH, _BOTH)
     _cores = ("_next_value", "_regress", "_climb")
     _next_value = staticmethod(_next_value)
     _regress = staticmethod(_regress)
-    _climb = staticmethod(_climb)
+    _climb = staticmethod(climb)
 
     def __init__(
         self,
@@ -171,18 +151,14 @@ class EnsembleSACLoss(TransitionLoss):
         weight_actor: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(reduction)
-        members = list(qvalue_network)
-        size = len(members) if sub_sample_len is None else sub_sample_len
-        if not 1 <= size <= len(members):
-            raise O2OSpecError(f"got sub_sample_len={size}, expected 1..{len(members)}, the number of critics given")
+        super().__init__(actor_network, qvalue_network, reduction=reduction)
+        size = self.num_qvalue_nets if sub_sample_len is None else sub_sample_len
+        if not 1 <= size <= self.num_qvalue_nets:
+            raise O2OSpecError(f"got sub_sample_len={size}, expected 1..{self.num_qvalue_nets}, the number of critics")
         check_option("subset_per", subset_per, ("batch", "sample"))
         check_option("actor_q", actor_q, ("mean", "min"))
         check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
-        self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
         self.temperature = temperature or Temperature(-0.5 * _action_dim(actor_network, self.tensor_keys.action))
-        self.num_qvalue_nets = len(members)
         self.sub_sample_len = size
         self.subset_per: Literal["batch", "sample"] = subset_per
         self.entropy_backup = entropy_backup
@@ -220,10 +196,8 @@ class EnsembleSACLoss(TransitionLoss):
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
         noise = self.noise.normal("action", tensordict.get(self.tensor_keys.action))
-        actor, critics = (
-            flat_parameters(self.actor_network_params),
-            flat_parameters(self.qvalue_network_params, detach=True),
-        )
+        actor = flat_parameters(self.actor_network_params)
+        critics = flat_parameters(self.qvalue_network_params, detach=True)
         alpha, inputs = self.temperature.alpha, self._inputs(tensordict, *_BOTH)
         objective, log_prob = self._climb(self._networks, actor, critics, inputs, noise, alpha, self.actor_q)
         weights = self._weights(tensordict) if self.weight_actor else None
@@ -245,9 +219,8 @@ class EnsembleSACLoss(TransitionLoss):
         else:
             # A3RL's code puts the weighted sum of -log pi in the entropy's place, so the target itself is not weighted.
             entropy = -(weights * log_prob).mean()
-            objective = self.temperature.objective(-entropy)
-        info = {"alpha": self.temperature.alpha, "entropy": entropy.detach()}
-        return (objective if objective.ndim == 0 else self._reduce(objective, None)), info
+            objective = self.temperature.objective(-entropy).expand_as(log_prob)
+        return self._reduce(objective), {"alpha": self.temperature.alpha, "entropy": entropy.detach()}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -264,12 +237,8 @@ class EnsembleSACLoss(TransitionLoss):
         loss_actor, actor_info = self.actor_loss(tensordict)
         weights = self._weights(tensordict) if self.weight_actor else None
         loss_alpha, alpha_info = self.alpha_loss(actor_info["log_prob"], weights)
-        tensordict.set(self.tensor_keys.priority, info["td_error"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
-        if self.reduction == "none":
-            return TensorDict(losses, tensordict.batch_size)
-        means = {"qvalue": info["qvalue"].mean(), "target_value": info["target_value"].mean()}
-        return TensorDict({**losses, **alpha_info, **means}, [])
+        return self._collect(tensordict, losses, {**info, **alpha_info})
 
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
@@ -305,11 +274,6 @@ class EnsembleSACLoss(TransitionLoss):
         per_row = self.subset_per == "sample"
         index = self.noise.subset("target", self.num_qvalue_nets, self.sub_sample_len, like, per_row=per_row)
         return (params, index) if per_row else (take_members(params, index), None)
-
-    @property
-    def _networks(self) -> ActorCritic:
-        keys = self.tensor_keys
-        return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
 
 
 def _action_dim(actor: ProbabilisticTensorDictSequential, key: NestedKey) -> int:

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torchrl.data import Bounded
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
+from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import (
     ActorCritic,
     Inputs,
@@ -30,7 +31,7 @@ def _sample_log_prob(networks: ActorCritic, actor: Parameters, inputs: Inputs, n
     return networks.sample(actor, inputs, noise)[1]
 
 
-class SoftLoss(TransitionLoss):
+class SoftLoss(ActorCriticLoss):
     """Abstract base of actor-critic losses with a stochastic actor, E critics with targets and a temperature.
 
     Args:
@@ -44,13 +45,7 @@ class SoftLoss(TransitionLoss):
     """
 
     actor_network: ProbabilisticTensorDictSequential
-    actor_network_params: TensorDictParams
-    target_actor_network_params: TensorDictParams
-    qvalue_network: TensorDictModule
-    qvalue_network_params: TensorDictParams
-    target_qvalue_network_params: TensorDictParams
 
-    _networks_read = (("actor_network", "qvalue_network"), ("actor_network", "qvalue_network"))
     _sample_log_prob = staticmethod(_sample_log_prob)
 
     def __init__(
@@ -61,16 +56,10 @@ class SoftLoss(TransitionLoss):
         temperature: Temperature | None,
         reduction: Reduction,
     ) -> None:
-        super().__init__(reduction)
-        members = list(qvalue_network)
-        if not members:
-            raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
-        self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
+        super().__init__(actor_network, qvalue_network, reduction=reduction)
         if temperature is None:
             temperature = Temperature(-float(action_box(actor_network)[0].numel()), form="log_alpha")
         self.temperature = temperature
-        self.num_qvalue_nets = len(members)
 
     @torch.no_grad()
     def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:
@@ -97,20 +86,6 @@ class SoftLoss(TransitionLoss):
         """
         info = {"alpha": self.temperature.alpha, "entropy": -log_prob.detach().mean()}
         return self._reduce(self.temperature.objective(log_prob)), info
-
-    def _collect(
-        self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
-    ) -> TensorDictBase:
-        """The output of ``forward``: losses and the batch means of what was measured; writes the priority."""
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
-        if self.reduction == "none":
-            return TensorDict(losses, tensordict.batch_size)
-        return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
-
-    @property
-    def _networks(self) -> ActorCritic:
-        keys = self.tensor_keys
-        return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
 
 
 def action_box(actor: ProbabilisticTensorDictSequential) -> tuple[Tensor, Tensor]:
