@@ -133,7 +133,7 @@ class Run(rlpd.Run):
         if cfg.density_update == "before":
             info = self.density.update(self.buffer, cfg.density_updates, size)
         batch = self.buffer.sample()
-        metrics = self.learner.update(batch, size)
+        metrics = self.update(batch)
         if cfg.density_update == "after":
             info = self.density.update(self.buffer, cfg.density_updates, size)
         share = offline_share(batch["index"], self.num_offline)
@@ -143,6 +143,9 @@ class Run(rlpd.Run):
     def finetune(self, interrupt: graceful_exit, checkpoint: Checkpointer) -> None:
         """One environment step, then its updates, until the end."""
         cfg, transform = self.cfg, AffineReward(**plain(self.cfg.reward))
+        if interrupt.requested:  # before this phase began
+            checkpoint.save(self.counters["pretrain"] + self.collector.frames)
+            return
         metrics: dict[str, Tensor] = {}
         for data in self.collector:
             at = self.collector.frames
