@@ -14,7 +14,6 @@ the sampler and the order of the two updates. A test runs this and examples/a3rl
 from __future__ import annotations
 
 import importlib.util
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +38,10 @@ from torchrl_o2o.data import (
 )
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.diagnostics import offline_share
+from torchrl_o2o.env_faults import GuardedEnv
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.functional_replay import annealed_beta
-from torchrl_o2o.interrupt import graceful_exit, resume_command
+from torchrl_o2o.interrupt import graceful_exit
 from torchrl_o2o.modules import DensityRatio
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
@@ -167,7 +167,7 @@ class Run(rlpd.Run):
 def make_run(cfg: DictConfig) -> Run:
     """Build everything in a fixed order, so that one seed gives one run."""
     seed_everything(cfg.seed)
-    env = make_gym_env(**plain(cfg.env))
+    env = GuardedEnv(lambda: make_gym_env(**plain(cfg.env)), **plain(cfg.env_guard))
     (observation_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     actor, learner = rlpd.make_learner(cfg, observation_dim, action_dim)
     offline = AffineReward(**plain(cfg.reward))(load_offline(**plain(cfg.dataset), env=env))
@@ -175,6 +175,7 @@ def make_run(cfg: DictConfig) -> Run:
     ratio = density.loss.density_ratio_network
     buffer = make_buffer(cfg, offline, make_score(cfg, learner.loss, ratio))
     collector = StepCollector(env, actor, seed=cfg.seed, **plain(cfg.collector))
+    collector.on_cut = buffer.writer.truncate_last
     recorder = Recorder(
         cfg.run_dir,
         config=rlpd.compared(cfg),
@@ -206,20 +207,7 @@ def make_checkpointer(run: Run) -> Checkpointer:
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train one seed into one run folder."""
-    torch.set_num_threads(cfg.num_threads)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    run = make_run(cfg)
-    with graceful_exit() as interrupt, run.recorder:
-        checkpoint = make_checkpointer(run)
-        if not (cfg.resume and checkpoint.restore() is not None):
-            run.evaluate(-cfg.training.pretrain_steps)
-        run.pretrain(interrupt, checkpoint)
-        run.finetune(interrupt, checkpoint)
-        torch.save(run.actor.state_dict(), Path(cfg.run_dir) / "policy.pt")
-    run.collector.shutdown()
-    if interrupt.requested:
-        print(f"stopped by {interrupt.signal_name}; go on with:\n  {resume_command()}")
-        sys.exit(interrupt.exit_code)
+    rlpd.launch(cfg, make_run, make_checkpointer)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,10 +29,12 @@ from torchrl.data.replay_buffers.samplers import RandomSampler, Sampler
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.collect import StepCollector
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.diagnostics import NonFiniteError, finite_or_raise, offline_share
+from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.env_faults import EnvFaultError, GuardedEnv
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.evaluation import evaluate
@@ -234,31 +237,36 @@ def make_checkpointer(run: Run) -> Checkpointer:
     return Checkpointer(folder, objects=objects, buffer=run.buffer, config=config)
 
 
-def train(run: Run) -> None:
+def train(run: Run, checkpoint: Checkpointer) -> None:
     """Train from the start or the newest checkpoint to the end, or until a signal asks to stop."""
     cfg = run.cfg
     with graceful_exit() as interrupt, run.recorder:
-        checkpoint = make_checkpointer(run)
         if not (cfg.resume and checkpoint.restore() is not None):
             run.evaluate(-cfg.training.pretrain_steps)
         run.pretrain(interrupt, checkpoint)
         run.finetune(interrupt, checkpoint)
-        torch.save(run.actor.state_dict(), Path(cfg.run_dir) / "policy.pt")
+        replace_durably(Path(cfg.run_dir) / "policy.pt", dump("policy", run.actor.state_dict()))
     run.collector.shutdown()
     if interrupt.requested:
         print(f"stopped by {interrupt.signal_name}; go on with:\n  {resume_command()}")
         sys.exit(interrupt.exit_code)
 
 
-@hydra.main(version_base="1.3", config_path=".", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Train one seed into one run folder."""
+def launch(cfg: DictConfig, build: Callable[[DictConfig], Run], save: Callable[[Run], Checkpointer]) -> None:
+    """Build and train a run; what a user can mend ends with a sentence and not with a trace."""
     torch.set_num_threads(cfg.num_threads)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
-        train(make_run(cfg))
+        run = build(cfg)
+        train(run, save(run))
     except (NonFiniteError, EnvFaultError) as error:
         sys.exit(f"{type(error).__name__}: {error}\nOnce that is mended, go on with:\n  {resume_command()}")
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    launch(cfg, make_run, make_checkpointer)
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def test_case_22_the_script_asked_to_stop_by_a_signal(
 ) -> None:
     """During the first evaluation (0), offline (3), at the last offline update (6) and online (9)."""
     script, whole = small_script_run(tmp_path / "whole")
-    script.train(whole)
+    script.train(whole, script.make_checkpointer(whole))
     script, first = small_script_run(tmp_path / "parts")
     update, evaluate, count = first.update, first.evaluate, iter(range(1, 10**6))
 
@@ -240,10 +240,10 @@ def test_case_22_the_script_asked_to_stop_by_a_signal(
     if stop == 0:
         first.evaluate = lambda at: os.kill(os.getpid(), signal.SIGTERM) or evaluate(at)
     with pytest.raises(SystemExit) as caught:
-        script.train(first)
+        script.train(first, script.make_checkpointer(first))
     assert caught.value.code == 143
     script, second = small_script_run(tmp_path / "parts", "resume=true")
-    script.train(second)
+    script.train(second, script.make_checkpointer(second))
     assert_identical(dict(second.learner.loss.state_dict()), dict(whole.learner.loss.state_dict()))
     rows = [[row | {"time": 0} for row in read_metrics(tmp_path / name)] for name in ("parts", "whole")]
     assert rows[0] == rows[1]
