@@ -33,7 +33,7 @@ from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "seed_everything"]
+__all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "mujoco_warnings", "seed_everything"]
 
 #: Modules whose environments are built without asking.
 TRUSTED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
@@ -160,7 +160,7 @@ def make_gym_env(
         max_episode_steps = task.max_episode_steps if max_episode_steps is None else max_episode_steps
     spec = _trusted_spec(env_id, (*TRUSTED_MODULES, *allow_modules))
     try:
-        with _mujoco_warnings():
+        with mujoco_warnings():
             env = gymnasium.make(spec, max_episode_steps=max_episode_steps, **kwargs)
     except (DependencyNotInstalled, ImportError) as error:
         raise O2OSpecError(
@@ -175,11 +175,17 @@ def make_gym_env(
 
 
 @contextmanager
-def _mujoco_warnings() -> Iterator[None]:
+def mujoco_warnings() -> Iterator[None]:
     """Turn MuJoCo's warnings into Python's while a model is compiled, without its deprecation notes.
 
     By itself it prints them, at every construction, and appends them to a file in the working folder; gymnasium's own
     models use attributes that MuJoCo deprecates, about which users of an environment can do nothing.
+
+    Examples:
+        >>> import gymnasium
+        >>> from torchrl_o2o.envs import mujoco_warnings
+        >>> with mujoco_warnings():
+        ...     env = gymnasium.make("Pendulum-v1")
     """
     if importlib.util.find_spec("mujoco") is None:
         yield

@@ -31,6 +31,7 @@ from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
 from torchrl_o2o.data.datasets.rollout import Trajectory, roll_out
 from torchrl_o2o.data.datasets.staging import staged_directory
 from torchrl_o2o.data.datasets.tasks import TASKS
+from torchrl_o2o.envs import mujoco_warnings
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
 from torchrl_o2o.scores import find_reference
@@ -141,9 +142,10 @@ def _make_env(env_id: str) -> gymnasium.Env:
     if registered.startswith(("PointMaze", "AdroitHand")):
         gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
     require("mujoco", "mujoco")
-    if task is None:
-        return gymnasium.make(registered)
-    return gymnasium.make(registered, max_episode_steps=task.max_episode_steps, **task.kwargs)
+    with mujoco_warnings():
+        if task is None:
+            return gymnasium.make(registered)
+        return gymnasium.make(registered, max_episode_steps=task.max_episode_steps, **task.kwargs)
 
 
 def _collect(env: gymnasium.Env, recipe: Recipe, policy: Policy | None, num_steps: int, seed: int) -> list[Trajectory]:
