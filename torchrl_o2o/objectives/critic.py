@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Literal
 
 from tensordict import TensorDictBase
@@ -71,6 +72,7 @@ class CriticLoss(ActorCriticLoss):
         self.ensemble_reduction: Literal["sum", "mean"] = ensemble_reduction
         self.q_max = q_max
 
+    @abstractmethod
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """The Bellman target y of the class docstring.
 
@@ -80,7 +82,6 @@ class CriticLoss(ActorCriticLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement target_value")
 
     def qvalue_loss(
         self, tensordict: TensorDictBase, target_value: Tensor | None = None
