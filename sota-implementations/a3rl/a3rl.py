@@ -29,7 +29,6 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.collect import StepCollector
 from torchrl_o2o.data import (
-    TRANSITION,
     BalancedSampler,
     OnlineWriter,
     PoolSampler,
@@ -41,7 +40,6 @@ from torchrl_o2o.diagnostics import offline_share
 from torchrl_o2o.env_faults import GuardedEnv
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.functional_replay import annealed_beta
-from torchrl_o2o.interrupt import graceful_exit
 from torchrl_o2o.modules import DensityRatio
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
@@ -139,29 +137,6 @@ class Run(rlpd.Run):
         share = offline_share(batch["index"], self.num_offline)
         logged = sampler.metrics() if at % cfg.log_every == 0 else {}
         return metrics | info | {"offline_share": share} | logged
-
-    def finetune(self, interrupt: graceful_exit, checkpoint: Checkpointer) -> None:
-        """One environment step, then its updates, until the end."""
-        cfg, transform = self.cfg, AffineReward(**plain(self.cfg.reward))
-        if interrupt.requested:  # before this phase began
-            checkpoint.save(self.counters["pretrain"] + self.collector.frames)
-            return
-        metrics: dict[str, Tensor] = {}
-        for data in self.collector:
-            at = self.collector.frames
-            self.buffer.extend(transform(data).select(*TRANSITION))
-            if at > cfg.collector.init_random_frames:
-                metrics = self.replay(at)
-            if data["next", "done"].item():
-                self.recorder.log(at, {"train/episode_return": data["next", "episode_reward"]})
-            if metrics and at % cfg.log_every == 0:
-                self.recorder.log(at, {f"train/{name}": value for name, value in metrics.items()})
-            if at % cfg.eval_every == 0 or at == cfg.collector.total_frames:
-                self.evaluate(at)
-            if at % cfg.checkpoint_every == 0 or at == cfg.collector.total_frames or interrupt.requested:
-                checkpoint.save(cfg.training.pretrain_steps + at)
-            if interrupt.requested:
-                return
 
 
 def make_run(cfg: DictConfig) -> Run:

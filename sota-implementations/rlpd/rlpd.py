@@ -174,6 +174,11 @@ class Run:
             if self.counters["pretrain"] % self.cfg.checkpoint_every == 0:
                 checkpoint.save(self.counters["pretrain"])
 
+    def replay(self, at: int) -> dict[str, Tensor]:
+        """Draw one batch and learn from it; A3RL's script puts its own drawing here."""
+        batch = self.buffer.sample()
+        return self.update(batch) | {"offline_share": offline_share(batch["index"], self.num_offline)}
+
     def finetune(self, interrupt: graceful_exit, checkpoint: Checkpointer) -> None:
         """One environment step, then utd_ratio critic steps and one of actor and temperature, until the end."""
         cfg, transform = self.cfg, AffineReward(**plain(self.cfg.reward))
@@ -185,9 +190,7 @@ class Run:
             at = self.collector.frames
             self.buffer.extend(transform(data).select(*TRANSITION))
             if at > cfg.collector.init_random_frames:
-                batch = self.buffer.sample()
-                metrics = self.update(batch)
-                metrics["offline_share"] = offline_share(batch["index"], self.num_offline)
+                metrics = self.replay(at)
             if data["next", "done"].item():
                 self.recorder.log(at, {"train/episode_return": data["next", "episode_reward"]})
             if metrics and at % cfg.log_every == 0:

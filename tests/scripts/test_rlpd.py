@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.scripts.running import ROOT, compose, load_script, run_script
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.interrupt import graceful_exit
 from torchrl_o2o.record import read_metrics
 
 pytestmark = [
@@ -62,7 +63,7 @@ def stop_at(step: int, stop: int) -> None:
 
 
 def train(script: Any, run: Any, on_save: Callable[[int], None] | None = None) -> None:
-    with script.graceful_exit() as interrupt, run.recorder:
+    with graceful_exit() as interrupt, run.recorder:
         checkpoint = script.make_checkpointer(run)
         if on_save is not None:
             save = checkpoint.save
