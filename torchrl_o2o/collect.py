@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.acting import FastActor, find_parts
 from torchrl_o2o.env_state import env_state, restore_env_state
 from torchrl_o2o.errors import O2OSpecError
 
@@ -33,6 +34,9 @@ class StepCollector:
     Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
     and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
 
+    An actor of this package is called without its tensordict plumbing, which gives the same bits in a fraction of the
+    time; any other TorchRL actor is called as it is. The actor may live on any device.
+
     Args:
         env: an environment of :func:`~torchrl_o2o.envs.make_gym_env`.
         actor: reads ``"observation"``, writes ``"action"``; called without gradient and with random exploration.
@@ -43,9 +47,12 @@ class StepCollector:
         seed: seeds the environment, by one reset; ``None`` (default) leaves its own seed.
         on_cut: called when the step after the last transition delivered was rejected, so that this transition is now
             its episode's last, for instance :meth:`~torchrl_o2o.data.OnlineWriter.truncate_last`. Defaults to ``None``.
+        device: where the transitions go; ``None`` (default) is the CPU.
+        fast_act: act by :class:`~torchrl_o2o.acting.FastActor`, from the same noise but in numpy, so that actions are
+            the actor's to rounding only. Defaults to ``False``: the actor's own bits.
 
     Raises:
-        O2OSpecError: if ``total_frames`` is below 1.
+        O2OSpecError: if ``total_frames`` is below 1, or ``fast_act`` is asked of an actor that it does not know.
 
     Examples:
         >>> import torch
@@ -65,10 +72,13 @@ class StepCollector:
         init_random_frames: int = 0,
         seed: int | None = None,
         on_cut: Callable[[], object] | None = None,
+        device: torch.device | str | None = None,
+        fast_act: bool = False,
     ) -> None:
         if total_frames < 1:
             raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1")
-        self.env, self.actor = env, actor
+        self.env, self.actor, self.device = env, actor, device
+        self._fast = FastActor(actor, deterministic=False) if fast_act else None
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
         self.frames = 0
         self.on_cut = on_cut
@@ -79,6 +89,12 @@ class StepCollector:
 
     def __iter__(self) -> Iterator[TensorDict]:
         """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
+        # Looked up here, since an actor may be replaced or moved between two collections.
+        self._parts = find_parts(self.actor)
+        self._actor_device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
+        if self._fast is not None:
+            self._fast.actor = self.actor
+            self._fast.refresh()
         while self.frames < self.total_frames:
             transition = self._step()
             if transition is not None:
@@ -92,8 +108,16 @@ class StepCollector:
     def _act(self) -> torch.Tensor:
         if self.frames < self.init_random_frames:
             return torch.rand(self._low.shape) * (self._high - self._low) + self._low
+        if self._fast is not None:
+            if self._actor_device.type != "cpu":  # then it holds a copy
+                self._fast.refresh()
+            return torch.from_numpy(self._fast(self._observation.numpy()))
+        observation = self._observation.to(self._actor_device)
+        if self._parts is not None:
+            with torch.no_grad():
+                return self._parts.act(observation).cpu()
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            return self.actor(TensorDict({"observation": self._observation}))["action"]
+            return self.actor(TensorDict({"observation": observation}))["action"].cpu()
 
     def _cut_episode(self) -> None:
         if self._step_count and self.on_cut is not None:
@@ -110,17 +134,19 @@ class StepCollector:
         self._episode_reward += float(reward)
         self._observation = torch.as_tensor(following, dtype=torch.float32)
         outcome = {
-            "observation": self._observation,
-            "reward": torch.tensor([float(reward)]),
-            "terminated": torch.tensor([bool(terminated)]),
-            "truncated": torch.tensor([bool(truncated)]),
-            "done": torch.tensor([bool(terminated or truncated)]),
-            "episode_reward": torch.tensor([self._episode_reward]),
-            "step_count": torch.tensor([self._step_count]),
+            "observation": self._observation.unsqueeze(0),
+            "reward": torch.tensor([[float(reward)]]),
+            "terminated": torch.tensor([[bool(terminated)]]),
+            "truncated": torch.tensor([[bool(truncated)]]),
+            "done": torch.tensor([[bool(terminated or truncated)]]),
+            "episode_reward": torch.tensor([[self._episode_reward]]),
+            "step_count": torch.tensor([[self._step_count]]),
         }
         if terminated or truncated:
             self._start_episode()
-        return TensorDict({"observation": observation, "action": action, "next": outcome}).unsqueeze(0)
+        transition = {"observation": observation.unsqueeze(0), "action": action.unsqueeze(0), "next": outcome}
+        data = TensorDict(transition, [1])
+        return data if self.device is None else data.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, the current observation and the environment's own state (``None`` if it cannot be captured)."""
