@@ -8,9 +8,45 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
-__all__ = ["weight_decay_groups"]
+from torchrl_o2o.diagnostics import finite_or_raise
+
+__all__ = ["descend", "weight_decay_groups"]
+
+
+def descend(
+    optim: torch.optim.Optimizer, loss: Tensor, name: str = "loss", *, max_grad_norm: float | None = None
+) -> None:
+    """One step of gradient descent, refused if the loss or a gradient is not finite.
+
+    Args:
+        optim: steers the parameters; its gradients are cleared first.
+        loss: a scalar.
+        name: what the loss is called in the error. Defaults to ``"loss"``.
+
+    Keyword Args:
+        max_grad_norm: clip the gradient's norm over all of the optimiser's parameters; ``None`` (default) does not.
+
+    Raises:
+        NonFiniteError: naming what is not finite; the parameters are left as they were.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.tensor(1.0))
+        >>> descend(torch.optim.SGD([weight], lr=0.5), weight.square())
+        >>> weight.item()
+        0.0
+    """
+    optim.zero_grad()
+    loss.backward()
+    parameters = [parameter for group in optim.param_groups for parameter in group["params"]]
+    gradients = {f"{name}.gradient{index}": parameter.grad for index, parameter in enumerate(parameters)}
+    finite_or_raise({name: loss} | gradients)
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optim.step()
 
 
 def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dict[str, Any]]:

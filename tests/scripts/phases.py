@@ -1,0 +1,156 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What every script of a two-phase method has to pass: learning, exact resume, one pre-training for many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.scripts.running import ROOT, compose
+from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.checkpoint.manifest import load
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.launch import load_script
+from torchrl_o2o.pipeline import Pretrained
+from torchrl_o2o.record import read_metrics
+
+SHORT = (
+    "task=locomotion-cpu",
+    "actor.hidden_sizes=[16]",
+    "offline.num_steps=6",
+    "offline.batch_size=16",
+    "online.total_frames=24",
+    "online.batch_size=16",
+    "evaluation.num_episodes=1",
+    "schedule.eval_every=12",
+    "schedule.log_every=1",
+    "schedule.checkpoint_every=1000",
+)
+#: Phase and step of a checkpoint after which the process dies: offline, at the hand-over, online in mid-episode.
+STOPS = [("offline", 3), ("offline", 6), ("online", 5), ("online", 17)]
+
+
+class Stop(Exception):
+    """A process that dies."""
+
+
+@contextmanager
+def dying(phase: str, stop: int) -> Iterator[None]:
+    """End the run right after the checkpoint of a step of a phase was saved."""
+    save = Checkpointer.save
+
+    def save_and_die(self: Checkpointer, step: int) -> None:
+        save(self, step)
+        if step == stop and phase == ("offline" if self.folder.parent.name == "offline" else "online"):
+            raise Stop
+
+    with patch.object(Checkpointer, "save", save_and_die), pytest.raises(Stop):
+        yield
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """A run's metrics without the times."""
+    return [{key: value for key, value in row.items() if key != "time"} for row in read_metrics(folder)]
+
+
+def newest(folder: Path, name: str) -> Any:
+    """An object's state in the newest checkpoint."""
+    path = max((folder / "checkpoints").glob("step-*"), key=lambda step: int(step.name.split("-")[1]))
+    return load((path / f"{name}.pt").read_bytes())
+
+
+def assert_equal(one: Any, other: Any, where: str) -> None:
+    """Nested states equal bit for bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other)):
+            assert_equal(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+class PhasesContract:
+    """Derive a test class from this and set ``script``, and ``words`` for what is small in it."""
+
+    script: str
+    words: tuple[str, ...] = ()
+    #: Objects of the online run that are compared besides the loss.
+    optims: tuple[str, ...] = ("actor", "qvalue")
+
+    def config(self, folder: Path, *words: str) -> Any:
+        return compose(self.script, *SHORT, *self.words, f"run_dir={folder}", *words)
+
+    def train(self, folder: Path, *words: str) -> None:
+        load_script(self.script).train(self.config(folder, *words))
+
+    def test_both_phases_are_logged_and_learn(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        self.train(run)
+        offline, online = rows(run / "offline"), rows(run)
+        assert (offline[0]["step"], offline[-1]["step"]) == (-6, 0)
+        assert (online[0]["step"], online[-1]["step"]) == (0, 24)
+        assert all("evaluation/return" in row for row in (offline[0], offline[-1], online[0], online[-1]))
+        assert any(key.startswith("train/loss_") for row in online for key in row)
+        policy = load((run / "policy.pt").read_bytes())
+        assert sorted(policy) == ["actor", "convention"]
+        start = Pretrained.read(run / "offline").states["loss"]
+        moved = [
+            name
+            for name, value in newest(run, "loss").items()
+            if name.startswith("actor_network_params") and not torch.equal(value, start.get(name, value))
+        ]
+        assert moved, "the actor learns online"
+
+    @pytest.mark.parametrize(("phase", "step"), STOPS)
+    def test_resumed_equals_uninterrupted(self, tmp_path: Path, phase: str, step: int) -> None:
+        every = f"schedule.checkpoint_every={step}"
+        self.train(tmp_path / "whole", every)
+        with dying(phase, step):
+            self.train(tmp_path / "parts", every)
+        self.train(tmp_path / "parts", every, "resume=true")
+        for folder in ("offline", "."):
+            assert rows(tmp_path / "whole" / folder) == rows(tmp_path / "parts" / folder)
+        for name in ("loss", "buffer", "rng", *(f"{name}_optim" for name in self.optims)):
+            assert_equal(newest(tmp_path / "whole", name), newest(tmp_path / "parts", name), name)
+
+    def test_one_pretraining_serves_many_fine_tunings(self, tmp_path: Path) -> None:
+        self.train(tmp_path / "one")
+        self.train(tmp_path / "other", f"pretrained={tmp_path / 'one' / 'offline'}")
+        assert rows(tmp_path / "one") == rows(tmp_path / "other")
+        assert not (tmp_path / "other" / "offline").exists()
+
+    def test_a_pretraining_that_does_not_fit_is_refused(self, tmp_path: Path) -> None:
+        self.train(tmp_path / "one", "online.total_frames=1")
+        start = f"pretrained={tmp_path / 'one' / 'offline'}"
+        with pytest.raises(O2OSpecError, match="convention"):
+            self.train(tmp_path / "other", start, "convention={reward_scale: 7.0}")
+        with pytest.raises(O2OSpecError, match="hidden_sizes"):
+            self.train(tmp_path / "other", start, "actor.hidden_sizes=[8]")
+        with pytest.raises(O2OCheckpointError, match="no checkpoint"):
+            self.train(tmp_path / "other", f"pretrained={tmp_path / 'nowhere'}")
+        with pytest.raises(O2OCheckpointError, match="no pre-training"):
+            self.train(tmp_path / "other", f"pretrained={tmp_path / 'one'}")
+        assert not (tmp_path / "other").exists()
+
+    def test_every_task_composes(self) -> None:
+        tasks = sorted(path.stem for path in (ROOT / "sota-implementations" / self.script / "task").glob("*.yaml"))
+        assert tasks
+        for task in tasks:
+            OmegaConf.to_container(compose(self.script, f"task={task}"), resolve=True, throw_on_missing=True)
