@@ -35,7 +35,8 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
         make_env: builds one environment.
         num_envs: number of copies, N.
         asynchronous: one process per environment, which pays where a step takes much longer than a message (about
-            0.1 ms). Defaults to ``False``.
+            0.1 ms). TorchRL has Python spawn its processes, so a script needs ``if __name__ == "__main__":``, and each
+            takes seconds to start. Defaults to ``False``.
 
     Raises:
         O2OSpecError: if ``num_envs`` is below 1.
