@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,6 @@ from torchrl_o2o.data import (
     offline_online_storage,
 )
 from torchrl_o2o.data.transforms import AffineReward
-from torchrl_o2o.diagnostics import offline_share
 from torchrl_o2o.env_faults import GuardedEnv
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.functional_replay import annealed_beta
@@ -76,11 +76,15 @@ class Density:
         if len(buffer) == self.rows.num_offline:
             return info
         for _ in range(updates):
-            rows = buffer.storage.get(self.rows.sample(buffer.storage, batch_size)[0])
+            rows = self.draw(buffer, batch_size)
             value, info = self.loss.density_ratio_loss(rows[0::2], rows[1::2])  # even rows are offline
             rlpd.step(self.optim, value, "loss_density_ratio")
             info = {**info, "loss_density_ratio": value.detach()}
         return info
+
+    def draw(self, buffer: TensorDictReplayBuffer, batch_size: int) -> TensorDictBase:
+        """Uniform rows, by turns offline and online."""
+        return buffer.storage.get(self.rows.sample(buffer.storage, batch_size)[0])
 
 
 def make_density(cfg: DictConfig, observation_dim: int, action_dim: int, num_offline: int) -> Density:
@@ -104,9 +108,14 @@ def make_score(cfg: DictConfig, loss: EnsembleSACLoss, ratio: DensityRatio) -> L
     return Sum(*(known[name] for name in cfg.terms), factors=factors)
 
 
-def make_buffer(cfg: DictConfig, offline: TensorDictBase, score: LogPriority) -> TensorDictReplayBuffer:
+def make_buffer(
+    cfg: DictConfig,
+    offline: TensorDictBase,
+    score: LogPriority,
+    make_storage: rlpd.MakeStorage = offline_online_storage,
+) -> TensorDictReplayBuffer:
     """One storage for both sources, replayed by score."""
-    storage = offline_online_storage(offline, cfg.collector.total_frames)
+    storage = make_storage(offline, cfg.collector.total_frames)
     batch_size = cfg.training.utd_ratio * cfg.training.batch_size
     pool_size = None if cfg.pool_multiplier is None else cfg.pool_multiplier * cfg.training.batch_size
     sampler = PoolSampler(score, len(offline), pool_size=pool_size, **plain(cfg.pool))
@@ -123,10 +132,8 @@ class Run(rlpd.Run):
 
     def replay(self, at: int) -> dict[str, Tensor]:
         """One environment step's updates: density ratio, pool, learner, in the configured order."""
-        cfg, sampler, size = self.cfg, self.buffer.sampler, self.cfg.training.batch_size
-        progress = (at - 1) / cfg.collector.total_frames
-        sampler.alpha = cfg.pool.alpha if at > cfg.priority_from else 0.0
-        sampler.beta = annealed_beta(cfg.beta_start, progress)
+        cfg, size = self.cfg, self.cfg.training.batch_size
+        self.anneal(at)
         info: dict[str, Tensor] = {}
         if cfg.density_update == "before":
             info = self.density.update(self.buffer, cfg.density_updates, size)
@@ -134,21 +141,33 @@ class Run(rlpd.Run):
         metrics = self.update(batch)
         if cfg.density_update == "after":
             info = self.density.update(self.buffer, cfg.density_updates, size)
-        share = offline_share(batch["index"], self.num_offline)
-        logged = sampler.metrics() if at % cfg.log_every == 0 else {}
-        return metrics | info | {"offline_share": share} | logged
+        return metrics | info | self.sampled(at, batch)
+
+    def anneal(self, at: int) -> None:
+        """Set the sampler's exponents for this step."""
+        cfg, sampler = self.cfg, self.buffer.sampler
+        sampler.alpha = cfg.pool.alpha if at > cfg.priority_from else 0.0
+        sampler.beta = annealed_beta(cfg.beta_start, (at - 1) / cfg.collector.total_frames)
+
+    def sampled(self, at: int, batch: TensorDictBase) -> dict[str, Tensor]:
+        """What the batch looked like, where that is logged."""
+        return super().sampled(at, batch) | (self.buffer.sampler.metrics() if at % self.cfg.log_every == 0 else {})
 
 
-def make_run(cfg: DictConfig) -> Run:
-    """Build everything in a fixed order, so that one seed gives one run."""
+def make_run(
+    cfg: DictConfig,
+    load: Callable[..., TensorDictBase] = load_offline,
+    make_storage: rlpd.MakeStorage = offline_online_storage,
+) -> Run:
+    """Build everything in a fixed order, so that one seed gives one run; runs of one process may share their data."""
     seed_everything(cfg.seed)
     env = GuardedEnv(lambda: make_gym_env(**plain(cfg.env)), **plain(cfg.env_guard))
     (observation_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     actor, learner = rlpd.make_learner(cfg, observation_dim, action_dim)
-    offline = AffineReward(**plain(cfg.reward))(load_offline(**plain(cfg.dataset), env=env))
+    offline = AffineReward(**plain(cfg.reward))(load(**plain(cfg.dataset), env=env))
     density = make_density(cfg, observation_dim, action_dim, len(offline))
     ratio = density.loss.density_ratio_network
-    buffer = make_buffer(cfg, offline, make_score(cfg, learner.loss, ratio))
+    buffer = make_buffer(cfg, offline, make_score(cfg, learner.loss, ratio), make_storage)
     collector = StepCollector(env, actor, seed=cfg.seed, **plain(cfg.collector))
     collector.on_cut = buffer.writer.truncate_last
     recorder = Recorder(

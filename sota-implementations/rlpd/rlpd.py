@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.data import ImmutableDatasetWriter, TensorDictReplayBuffer
+from torchrl.data import ImmutableDatasetWriter, Storage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler, Sampler
 from torchrl.objectives import SoftUpdate
 
@@ -46,6 +46,7 @@ from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record import Recorder
 from torchrl_o2o.scores import find_reference
 
+MakeStorage = Callable[[TensorDictBase, int], Storage]
 # What may change between a run and its resumption.
 NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "checkpoint_every", "env_guard")
 
@@ -106,10 +107,12 @@ def make_learner(cfg: DictConfig, observation_dim: int, action_dim: int) -> tupl
     return actor, learner
 
 
-def make_buffer(cfg: DictConfig, offline: TensorDictBase) -> TensorDictReplayBuffer:
+def make_buffer(
+    cfg: DictConfig, offline: TensorDictBase, make_storage: MakeStorage = offline_online_storage
+) -> TensorDictReplayBuffer:
     """One storage for both sources; offline_fraction null draws from it as from one buffer (SACfD)."""
     sampler: Sampler = RandomSampler()
-    storage = offline_online_storage(offline, cfg.collector.total_frames)
+    storage = make_storage(offline, cfg.collector.total_frames)
     batch_size = cfg.training.utd_ratio * cfg.training.batch_size
     if cfg.offline_fraction is not None:
         sampler = BalancedSampler(len(offline), cfg.offline_fraction)
@@ -156,28 +159,38 @@ class Run:
 
     def pretrain(self, interrupt: graceful_exit, checkpoint: Checkpointer) -> None:
         """Updates on offline batches alone, at negative steps."""
-        total = self.cfg.training.pretrain_steps
-        offline = TensorDictReplayBuffer(
+        offline = self.offline_buffer()
+        while self.counters["pretrain"] < self.cfg.training.pretrain_steps and not interrupt.requested:
+            self.after_pretraining_step(self.update(offline.sample()), checkpoint)
+
+    def offline_buffer(self) -> TensorDictReplayBuffer:
+        """The offline rows alone."""
+        return TensorDictReplayBuffer(
             storage=self.buffer.storage,
             sampler=BalancedSampler(self.num_offline, 1.0),
             writer=ImmutableDatasetWriter(),
             batch_size=self.buffer.batch_size,
         )
-        while self.counters["pretrain"] < total and not interrupt.requested:
-            metrics = self.update(offline.sample())
-            self.counters["pretrain"] += 1
-            at = self.counters["pretrain"] - total
-            if at % self.cfg.log_every == 0:
-                self.recorder.log(at, {f"train/{name}": value for name, value in metrics.items()})
-            if at % self.cfg.eval_every == 0 and at < 0:
-                self.evaluate(at)
-            if self.counters["pretrain"] % self.cfg.checkpoint_every == 0:
-                checkpoint.save(self.counters["pretrain"])
+
+    def after_pretraining_step(self, metrics: dict[str, Tensor], checkpoint: Checkpointer) -> None:
+        """Count, log, evaluate and save."""
+        self.counters["pretrain"] += 1
+        at = self.counters["pretrain"] - self.cfg.training.pretrain_steps
+        if at % self.cfg.log_every == 0:
+            self.recorder.log(at, {f"train/{name}": value for name, value in metrics.items()})
+        if at % self.cfg.eval_every == 0 and at < 0:
+            self.evaluate(at)
+        if self.counters["pretrain"] % self.cfg.checkpoint_every == 0:
+            checkpoint.save(self.counters["pretrain"])
 
     def replay(self, at: int) -> dict[str, Tensor]:
         """Draw one batch and learn from it; A3RL's script puts its own drawing here."""
         batch = self.buffer.sample()
-        return self.update(batch) | {"offline_share": offline_share(batch["index"], self.num_offline)}
+        return self.update(batch) | self.sampled(at, batch)
+
+    def sampled(self, at: int, batch: TensorDictBase) -> dict[str, Tensor]:
+        """What the batch looked like."""
+        return {"offline_share": offline_share(batch["index"], self.num_offline)}
 
     def finetune(self, interrupt: graceful_exit, checkpoint: Checkpointer) -> None:
         """One environment step, then utd_ratio critic steps and one of actor and temperature, until the end."""
@@ -191,27 +204,43 @@ class Run:
             self.buffer.extend(transform(data).select(*TRANSITION))
             if at > cfg.collector.init_random_frames:
                 metrics = self.replay(at)
-            if data["next", "done"].item():
-                self.recorder.log(at, {"train/episode_return": data["next", "episode_reward"]})
-            if metrics and at % cfg.log_every == 0:
-                self.recorder.log(at, {f"train/{name}": value for name, value in metrics.items()})
-            if at % cfg.eval_every == 0 or at == cfg.collector.total_frames:
-                self.evaluate(at)
-            if at % cfg.checkpoint_every == 0 or at == cfg.collector.total_frames or interrupt.requested:
-                checkpoint.save(cfg.training.pretrain_steps + at)
+            self.after_step(at, data, metrics, interrupt, checkpoint)
             if interrupt.requested:
                 return
 
+    def after_step(
+        self,
+        at: int,
+        data: TensorDictBase,
+        metrics: dict[str, Tensor],
+        interrupt: graceful_exit,
+        checkpoint: Checkpointer,
+    ) -> None:
+        """Log, evaluate and save."""
+        cfg = self.cfg
+        if data["next", "done"].item():
+            self.recorder.log(at, {"train/episode_return": data["next", "episode_reward"]})
+        if metrics and at % cfg.log_every == 0:
+            self.recorder.log(at, {f"train/{name}": value for name, value in metrics.items()})
+        if at % cfg.eval_every == 0 or at == cfg.collector.total_frames:
+            self.evaluate(at)
+        if at % cfg.checkpoint_every == 0 or at == cfg.collector.total_frames or interrupt.requested:
+            checkpoint.save(cfg.training.pretrain_steps + at)
 
-def make_run(cfg: DictConfig) -> Run:
-    """Build everything in a fixed order, so that one seed gives one run."""
+
+def make_run(
+    cfg: DictConfig,
+    load: Callable[..., TensorDictBase] = load_offline,
+    make_storage: MakeStorage = offline_online_storage,
+) -> Run:
+    """Build everything in a fixed order, so that one seed gives one run; runs of one process may share their data."""
     seed_everything(cfg.seed)
     env = GuardedEnv(lambda: make_gym_env(**plain(cfg.env)), **plain(cfg.env_guard))
     (observation_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     actor, learner = make_learner(cfg, observation_dim, action_dim)
-    offline = AffineReward(**plain(cfg.reward))(load_offline(**plain(cfg.dataset), env=env))
+    offline = AffineReward(**plain(cfg.reward))(load(**plain(cfg.dataset), env=env))
     collector = StepCollector(env, actor, seed=cfg.seed, **plain(cfg.collector))
-    buffer = make_buffer(cfg, offline)
+    buffer = make_buffer(cfg, offline, make_storage)
     collector.on_cut = buffer.writer.truncate_last
     recorder = Recorder(  # last, so that whatever fails before it leaves no run folder behind
         cfg.run_dir,
