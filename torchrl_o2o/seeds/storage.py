@@ -1,0 +1,117 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One copy of the offline data for N agents: storages that share the first slots and have online slots of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorStorage
+
+from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.storage import offline_online_storage
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["AgentStorage", "SharedRows"]
+
+
+class SharedRows:
+    """The offline rows, once, and behind them the online slots of N agents.
+
+    Called like :func:`~torchrl_o2o.data.offline_online_storage`, once per agent, it gives that agent's storage; the
+    offline data of the first call are kept, those of the others must be as many.
+
+    Args:
+        num_agents: N.
+
+    Raises:
+        O2OSpecError: if more storages are asked for than there are agents, or of another size.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> shared, offline = SharedRows(2), random_transitions(5, 3, 2)
+        >>> first, second = shared(offline, 10), shared(offline, 10)
+        >>> first.set(torch.arange(5, 7), random_transitions(2, 3, 2))
+        >>> len(first), len(second), len(shared.rows)
+        (7, 5, 25)
+        >>> bool((first.get(torch.arange(5))["action"] == second.get(torch.arange(5))["action"]).all())
+        True
+    """
+
+    def __init__(self, num_agents: int) -> None:
+        self.num_agents = num_agents
+        self._given = 0
+        self._shape = (0, 0)
+        #: All rows, shape [offline + N * online]; ``None`` before the first call.
+        self.rows: TensorDictBase | None = None
+
+    def __call__(
+        self, offline: TensorDictBase, online_capacity: int, *, device: torch.device | str = "cpu"
+    ) -> AgentStorage:
+        """The next agent's storage, as ``offline_online_storage(offline, online_capacity)``."""
+        if self.rows is None:
+            whole = offline_online_storage(offline, self.num_agents * online_capacity, device=device)
+            self.rows, self._shape = whole._storage, (len(offline), online_capacity)
+        if self._given == self.num_agents or self._shape != (len(offline), online_capacity):
+            raise O2OSpecError(
+                f"got agent {self._given} with {len(offline)} offline rows and {online_capacity} online slots, "
+                f"expected agents 0 to {self.num_agents - 1} with {self._shape}"
+            )
+        self._given += 1
+        return AgentStorage(self.rows, *self._shape, self._given - 1)
+
+
+class AgentStorage(TensorStorage):
+    """One agent's view of :class:`SharedRows`: slots as in a storage of its own, offline data first.
+
+    Args:
+        rows: all rows.
+        num_offline: number of offline rows at their start.
+        online_capacity: online slots of each agent.
+        agent: which agent's.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> AgentStorage(random_transitions(25, 3, 2), 5, 10, agent=1).max_size
+        15
+    """
+
+    def __init__(self, rows: TensorDictBase, num_offline: int, online_capacity: int, agent: int) -> None:
+        super().__init__(None, num_offline + online_capacity, device=rows.device or "cpu")
+        self._storage, self.initialized = rows.select(*TRANSITION), True
+        self._num_offline, self._shift = num_offline, agent * online_capacity
+        self._len = num_offline
+
+    def _slots(self, index: Any) -> Any:
+        """Where an agent's slots lie among all rows."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self.max_size)
+            if start < self._num_offline < stop:
+                return self._slots(torch.arange(start, stop, step))
+            shift = self._shift if start >= self._num_offline else 0
+            return slice(start + shift, stop + shift, step)
+        if isinstance(index, Tensor | Sequence | range):
+            index = torch.as_tensor(index)
+            return index + self._shift * (index >= self._num_offline)
+        return index + self._shift if index >= self._num_offline else index
+
+    def get(self, index: Any) -> Any:
+        """The rows in an agent's slots."""
+        return self._storage[self._slots(self._filled(index))]
+
+    def _filled(self, index: Any) -> Any:
+        return slice(*index.indices(len(self))) if isinstance(index, slice) else index
+
+    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+        """Write rows into an agent's slots."""
+        if set_cursor:
+            self._get_new_len(data, cursor)
+        self._storage[self._slots(cursor)] = data
+        self._bump_mutation_revision()

@@ -1,0 +1,90 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One agent's random numbers: the global generators as they are in its single run, put in place while it is its
+turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import torch
+
+from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
+
+__all__ = ["RandomStream"]
+
+
+class RandomStream:
+    """The states that Python's, numpy's and torch's global generators have in one agent's run.
+
+    Made from the states of the moment. Code that draws from the global generators runs within ``with stream:``, which
+    puts the agent's states in place and takes them back afterwards, and leaves what was there before; code that takes a
+    generator draws from :attr:`generator`. Both are the same sequence, so a run whose parts use one or the other draws
+    the numbers it would draw alone.
+
+    Args:
+        device: also follow the generator of this CUDA device, from which losses there draw. Defaults to ``"cpu"``.
+
+    Examples:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> stream = RandomStream()
+        >>> alone = torch.rand(3)
+        >>> with stream:
+        ...     first = torch.rand(1)
+        >>> second = torch.rand(1, generator=stream.generator)
+        >>> with stream.torch_only():
+        ...     third = torch.rand(1)
+        >>> bool((torch.cat([first, second, third]) == alone).all())
+        True
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._cpu = torch.Generator()
+        #: The generator on the device, for what takes one.
+        self.generator = self._cpu if self.device.type == "cpu" else torch.Generator(self.device)
+        self._host = rng_state()
+        self._outer: list[dict] = []
+        self._take()
+
+    def _take(self) -> None:
+        self._cpu.set_state(torch.get_rng_state())
+        if self.generator is not self._cpu:
+            self.generator.set_state(torch.cuda.get_rng_state(self.device))
+
+    def _put(self) -> None:
+        torch.set_rng_state(self._cpu.get_state())
+        if self.generator is not self._cpu:
+            torch.cuda.set_rng_state(self.generator.get_state(), self.device)
+
+    def __enter__(self) -> RandomStream:
+        self._outer.append(rng_state())
+        restore_rng_state(self._host)
+        self._put()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._host = rng_state()
+        self._take()
+        restore_rng_state(self._outer.pop())
+
+    @contextmanager
+    def torch_only(self) -> Iterator[None]:
+        """Put only torch's states in place: microseconds instead of a fraction of a millisecond."""
+        outer = torch.get_rng_state()
+        outer_device = None if self.generator is self._cpu else torch.cuda.get_rng_state(self.device)
+        self._put()
+        try:
+            yield
+        finally:
+            self._take()
+            torch.set_rng_state(outer)
+            if outer_device is not None:
+                torch.cuda.set_rng_state(outer_device, self.device)
