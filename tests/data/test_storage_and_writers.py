@@ -8,8 +8,17 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
 
-from torchrl_o2o.data import TRANSITION, OnlineWriter, offline_online_storage
+from torchrl_o2o.data import (
+    TRANSITION,
+    BalancedReplaySampler,
+    BalancedSampler,
+    OnlineWriter,
+    PoolSampler,
+    PrioritizedReplaySampler,
+    offline_online_storage,
+)
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
@@ -102,3 +111,43 @@ class TestWriter:
         buffer.extend(rows(10))
         writer._empty()
         assert buffer.extend(rows(11)).tolist() == [3]
+
+
+def samplers() -> dict[str, Sampler]:
+    return {
+        "balanced": BalancedSampler(60, 0.5),
+        "pool": PoolSampler(lambda rows: torch.zeros(len(rows)), 60, pool_size=32),
+        "balanced replay": BalancedReplaySampler(60, 100),
+        "prioritised": PrioritizedReplaySampler(160, alpha=0.6, beta=0.4),
+    }
+
+
+def on_device(name: str, device: str) -> TensorDict:
+    torch.manual_seed(0)
+    data = random_transitions(100, 3, 2).select(*TRANSITION)
+    buffer = TensorDictReplayBuffer(
+        storage=offline_online_storage(data[:60], 100, device=device),
+        sampler=samplers()[name],
+        writer=OnlineWriter(60),
+        batch_size=16,
+        generator=torch.Generator().manual_seed(0),
+    )
+    buffer.extend(data[60:])
+    buffer.writer.truncate_last()
+    return buffer.sample()
+
+
+@pytest.mark.parametrize("name", ["balanced", "pool", "balanced replay"])
+def test_batches_come_from_the_storages_device(name: str) -> None:
+    """The meta device holds no numbers, so whatever fetched some to the CPU would fail."""
+    batch = on_device(name, "meta")
+    assert {value.device.type for value in batch.values(include_nested=True, leaves_only=True)} == {"meta"}
+    assert batch["index"].shape == (16,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", list(samplers()))
+def test_a_seed_draws_the_same_rows_on_every_device(name: str) -> None:
+    batch, expected = on_device(name, "cuda"), on_device(name, "cpu")
+    assert batch.device.type == "cuda"
+    assert (batch.cpu() == expected).all()

@@ -25,6 +25,12 @@ def offline_online_storage(
     the sources apart, any fraction is exact, a batch is one gather and a checkpoint one file. Write to it with
     :class:`~torchrl_o2o.data.OnlineWriter`, which never touches the offline slots.
 
+    ``device`` is the one argument that puts the data path on a GPU: the writer moves what is written there, and every
+    sampler of this package delivers its batches there, with their ``index`` and ``priority_weight``. Row numbers are
+    drawn on the CPU, from the replay buffer's generator, so that a seed draws the same rows on every device; they are
+    moved once per batch. :class:`~torchrl_o2o.data.PoolSampler` gathers and scores its pool on the storage's and the
+    networks' device and brings one number per row back; samplers with stored priorities keep those in host memory.
+
     Args:
         offline: transitions, shape [N], with at least the entries of :data:`~torchrl_o2o.data.TRANSITION`; other
             entries are dropped, since the environment will not deliver them.

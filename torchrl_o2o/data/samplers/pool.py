@@ -218,7 +218,9 @@ class PoolSampler(Sampler):
 
     def _log_prob(self, storage: Storage, pool: Tensor) -> Tensor:
         """log P over the pool, in float64 on the CPU, shape [N]."""
-        rows = storage.get(pool).copy()
+        device = getattr(storage, "device", None)
+        # One copy of the indices, not one for every entry of a row.
+        rows = storage.get(pool if device in (None, "auto") else pool.to(device)).copy()
         rows.set("index", pool)
         rows.set("is_offline", pool < self.uniform.num_offline)
         score = self.log_priority(rows)
