@@ -1,0 +1,51 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""From configuration to phases; the scripts' own tests run all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from torchrl_o2o.diagnostics import NonFiniteError
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.launch import launch, load_script, run_options
+
+CONFIG = {
+    "algorithm": "awac",
+    "seed": 3,
+    "resume": False,
+    "run_dir": "runs/x",
+    "num_threads": 1,
+    "schedule": {"eval_every": 7, "log_every": 1, "checkpoint_every": 1},
+    "evaluation": {"num_episodes": 2},
+    "recorder": {"tensorboard": False},
+    "env_guard": {"timeout": None},
+    "online": {"total_frames": 10},
+}
+
+
+def test_what_has_no_influence_is_not_compared(tmp_path: Path) -> None:
+    cfg = OmegaConf.create(CONFIG)
+    options = run_options(cfg, tmp_path)
+    assert options.config == {key: CONFIG[key] for key in ("algorithm", "seed", "evaluation", "online")}
+    assert (options.seed, options.schedule.eval_every, options.evaluation) == (3, 7, {"num_episodes": 2})
+    assert "online" not in run_options(cfg, tmp_path, without=("online",)).config
+
+
+def test_scripts_are_loaded_once() -> None:
+    assert load_script("awac") is load_script("awac")
+    with pytest.raises(O2OSpecError, match="awac"):
+        load_script("awca")
+
+
+def test_divergence_ends_with_a_sentence() -> None:
+    def train(_: object) -> None:
+        raise NonFiniteError("not finite: loss_actor")
+
+    with pytest.raises(SystemExit, match=r"(?s)not finite: loss_actor.*resume=true"):
+        launch(OmegaConf.create(CONFIG), train)
