@@ -33,7 +33,7 @@ from torchrl_o2o.modules.aligned import check_alignable, residual_parameters
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.aca import ACALoss
 
-__all__ = ["HandOver", "align", "carry_optimizer", "carry_over", "starting_buffer", "top_episodes"]
+__all__ = ["HandOver", "align", "carry_optimizer", "carry_over", "stack_agents", "starting_buffer", "top_episodes"]
 
 Source = LossModule | Mapping[str, Tensor]
 StartingData = Literal["none", "all", "top", "symmetric"]
@@ -133,6 +133,53 @@ def carry_optimizer(
     # Copied, since torch keeps the tensors it is given and both optimisers would move the same moments.
     destination.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
     return destination
+
+
+def stack_agents(sources: Sequence[Source]) -> dict[str, Tensor]:
+    """K agents' actors and critics as the state of one pessimistic ensemble, for :func:`carry_over`.
+
+    The members of the averaged actor are the agents' actors, agent k's critics are at its place among all critics.
+    Targets are left out, so that they start equal to the critics, as in the authors' code.
+
+    Source: Lee et al. 2021 (Off2On).
+
+    Args:
+        sources: the agents' offline losses, or their states, with stochastic actors from
+            :func:`~torchrl_o2o.modules.make_actor`.
+
+    Returns:
+        Actor and critics under the names of :class:`~torchrl_o2o.objectives.PessimisticEnsembleLoss` with
+        :func:`~torchrl_o2o.modules.average_actors`.
+
+    Raises:
+        O2OSpecError: if there is no agent, or the agents differ in their networks.
+
+    Examples:
+        >>> from torchrl_o2o.modules import average_actors, make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import CQLLoss, PessimisticEnsembleLoss
+        >>> def networks():
+        ...     return make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, num_qvalue_nets=2)
+        >>> agents = [CQLLoss(*networks()) for _ in range(3)]
+        >>> fresh = [networks() for _ in agents]
+        >>> actor = average_actors([actor for actor, _ in fresh])
+        >>> online = PessimisticEnsembleLoss(actor, [critic for _, pair in fresh for critic in pair])
+        >>> carry_over(stack_agents(agents), online)
+        ['temperature']
+    """
+    states = [_state(source) for source in sources]
+    if not states:
+        raise O2OSpecError("got no agent to stack; pass a list of losses or of their states")
+    groups = {"actor_network_params.module.0.module.": torch.stack, "qvalue_network_params.": torch.cat}
+    stacked: dict[str, Tensor] = {}
+    for (group, join), member in zip(groups.items(), ("members.", ""), strict=True):
+        shapes = [{key: value.shape for key, value in state.items() if key.startswith(group)} for state in states]
+        for position, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                different = sorted({key for key, _ in set(shape.items()) ^ set(shapes[0].items())})
+                raise O2OSpecError(f"agent {position} has other networks than agent 0; they differ in {different[:4]}")
+        for key in shapes[0]:
+            stacked[group + member + key.removeprefix(group)] = join([state[key] for state in states])
+    return stacked
 
 
 def align(

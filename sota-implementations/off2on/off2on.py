@@ -1,0 +1,235 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Off2On (Lee et al. 2021): agents trained offline by CQL go online as one pessimistic ensemble on balanced replay.
+
+    python sota-implementations/off2on/off2on.py task=locomotion-cpu seed=0
+    python sota-implementations/off2on/off2on.py task=locomotion-cpu seed=1 pretrained=runs/off2on/.../seed0/offline
+
+The agents are trained one after the other, each in a folder of its own, `run_dir/offline/agent<k>`. `pretrained` names
+such a folder of folders, or a list of pre-trainings of any script whose learner is CQL with the same networks. The
+updates are those of examples/balanced_replay.py, in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.data import TRANSITION, BalancedReplaySampler, BalancedSampler, OnlineWriter, offline_online_storage
+from torchrl_o2o.diagnostics import offline_share
+from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_off2on import off2on_priority
+from torchrl_o2o.handover import carry_over, stack_agents
+from torchrl_o2o.launch import ONLINE_ONLY, launch, load_problem, plain, run_options
+from torchrl_o2o.modules import (
+    ConservativePenalty,
+    DensityRatio,
+    Temperature,
+    average_actors,
+    make_actor,
+    make_qvalue_ensemble,
+)
+from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
+from torchrl_o2o.optim import descend
+from torchrl_o2o.pipeline import Learner, Pretrained, Problem, make_collector, pretrain, save_policy
+
+#: What the agents do not read, so that they serve ensembles that differ in it.
+NOT_OF_AGENTS = (
+    *(*ONLINE_ONLY, "num_agents", "temperature", "online_optim"),
+    *("density_ratio", "density_loss", "density_optim", "priority", "sampler", "refresh_every"),
+)
+
+
+def make_agent(
+    cfg: DictConfig, dims: tuple[int, int]
+) -> tuple[ProbabilisticTensorDictSequential, list[TensorDictModule]]:
+    """One agent's policy and pair of critics."""
+    return make_actor(*dims, **plain(cfg.actor)), list(
+        make_qvalue_ensemble(*dims, num_qvalue_nets=2, **plain(cfg.qvalue))
+    )
+
+
+class Agent(Learner):
+    """Offline: CQL, all losses taken at the same parameters, then all optimisers step, then the targets."""
+
+    loss: CQLLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
+        self.actor, critics = make_agent(cfg, dims)
+        self.loss = CQLLoss(self.actor, critics, penalty=ConservativePenalty(**plain(cfg.penalty)), **plain(cfg.loss))
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        if cfg.compile:
+            self.loss.compile()
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        parts = {"alpha": self.loss.temperature, "actor": self.loss.actor_network_params}
+        if cfg.penalty.target_gap is not None:
+            parts["alpha_prime"] = self.loss.penalty
+        parts["qvalue"] = self.loss.qvalue_network_params
+        rates = {**plain(cfg.optim), "lr": cfg.actor_lr}
+        self.optims = {
+            name: torch.optim.Adam(part.parameters(), **(rates if name in ("actor", "alpha") else plain(cfg.optim)))
+            for name, part in parts.items()
+        }
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """One step of everything."""
+        metrics = self.loss(batch)
+        for name, optim in self.optims.items():
+            descend(optim, metrics[f"loss_{name}"], f"loss_{name}")
+        self.target_updater.step()
+        return {name: value.detach() for name, value in metrics.items()}
+
+
+class Ensemble(Learner):
+    """Online: the averaged policy and all pairs of critics as one learner, beside it the density ratio.
+
+    A batch has the entries ``replayed`` (drawn by priority), ``offline`` and ``online`` (uniform), each of shape [B].
+    """
+
+    loss: PessimisticEnsembleLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
+        agents = [make_agent(cfg, dims) for _ in range(cfg.num_agents)]
+        self.actor = average_actors([actor for actor, _ in agents])
+        temperature = Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))
+        critics = [critic for _, pair in agents for critic in pair]
+        self.loss = PessimisticEnsembleLoss(self.actor, critics, temperature=temperature)
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        self.density = DensityRatioLoss(DensityRatio(*dims, **plain(cfg.density_ratio)), **plain(cfg.density_loss))
+        if cfg.compile:
+            self.loss.compile()
+            self.density.compile()
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        self.settings = plain(cfg.priority)
+        parts = {"alpha": self.loss.temperature, "actor": self.loss.actor_network_params}
+        parts["qvalue"] = self.loss.qvalue_network_params
+        self.optims = {
+            name: torch.optim.Adam(part.parameters(), **plain(cfg.online_optim)) for name, part in parts.items()
+        }
+        self.optims["density_ratio"] = torch.optim.Adam(self.density.parameters(), **plain(cfg.density_optim))
+
+    def objects(self) -> dict:
+        """The density ratio is part of what a run needs to go on."""
+        return {**super().objects(), "density": self.density}
+
+    @torch.no_grad()
+    def priority(self, rows: TensorDictBase, offline: TensorDictBase) -> Tensor:
+        """How much rows look like the policy's own, in units of the mean offline row."""
+        return off2on_priority(self.density.log_ratio(rows), self.density.log_ratio(offline), **self.settings)
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """All losses at the same parameters; then temperature, policy, critics and ratio step, then the targets."""
+        loss_ratio, ratios = self.density.density_ratio_loss(batch["offline"], batch["online"])
+        metrics = {**self.loss(batch["replayed"]), "loss_density_ratio": loss_ratio, **ratios}
+        for name, optim in self.optims.items():
+            descend(optim, metrics[f"loss_{name}"], f"loss_{name}")
+        self.target_updater.step()
+        return {name: value.detach() for name, value in metrics.items()}
+
+
+def pretrain_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
+    """Train the agents, which differ in their seeds alone, or read those that ``pretrained`` names."""
+    if cfg.pretrained is not None:
+        agents = [Pretrained.read(folder) for folder in agent_folders(cfg)]
+        for agent in agents:
+            agent.check(problem)
+        return agents
+    options = run_options(cfg, Path(cfg.run_dir) / "offline", without=NOT_OF_AGENTS)
+    agents = []
+    for position in range(cfg.num_agents):
+        seed_everything(cfg.seed + 1000 * position)
+        own = replace(options, folder=Path(options.folder) / f"agent{position}")
+        agents.append(pretrain(problem, Agent(cfg, problem.dims), own, **plain(cfg.offline)))
+    return agents
+
+
+def agent_folders(cfg: DictConfig) -> list[Path]:
+    """The folders that ``pretrained`` means: a list of them, a folder of agents, or the folder of one agent."""
+    if not isinstance(cfg.pretrained, str):
+        folders = [Path(folder) for folder in cfg.pretrained]
+    else:
+        folders = sorted(Path(cfg.pretrained).glob("agent*"), key=lambda folder: int(folder.name[5:]))
+        folders = folders or [Path(cfg.pretrained)] * cfg.num_agents
+    if len(folders) < cfg.num_agents:
+        raise O2OSpecError(
+            f"pretrained={cfg.pretrained} holds {len(folders)} agents, expected num_agents={cfg.num_agents}; train more"
+        )
+    return folders[: cfg.num_agents]
+
+
+def make_buffer(cfg: DictConfig, problem: Problem, learner: Ensemble) -> TensorDictReplayBuffer:
+    """One storage for recorded and new rows, drawn from by stored priorities."""
+    capacity, number = cfg.online.capacity or cfg.online.total_frames, len(problem.offline)
+
+    def refresh(rows: TensorDictBase) -> Tensor:
+        parts = rows.split(65_536)
+        log_ratio = torch.cat([learner.density.log_ratio(part) for part in parts])
+        return off2on_priority(log_ratio, log_ratio, **learner.settings)
+
+    settings = {"refresh_every": cfg.refresh_every, "refresh_with": refresh if cfg.refresh_every else None}
+    frames = cfg.online.frames_per_epoch
+    sampler = BalancedReplaySampler(number, capacity, first_epoch_frames=frames, **settings, **plain(cfg.sampler))
+    storage, writer = offline_online_storage(problem.offline, capacity), OnlineWriter(number)
+    return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=cfg.online.batch_size)
+
+
+def draw(buffer: TensorDictReplayBuffer, sources: BalancedSampler) -> TensorDictBase:
+    """Rows by priority for the learner, and as many uniform ones of either source for the density ratio."""
+    replayed = buffer.sample()
+    rows = buffer.storage.get(sources.sample(buffer.storage, 2 * len(replayed))[0])
+    return TensorDict({"replayed": replayed, "offline": rows[0::2], "online": rows[1::2]}, [len(replayed)])
+
+
+def finetune(cfg: DictConfig, problem: Problem, agents: list[Pretrained]) -> None:
+    """Epochs of environment steps, each followed by as many updates, in the first epoch by several times as many."""
+    seed_everything(cfg.seed)
+    learner = Ensemble(cfg, problem.dims)
+    carry_over(stack_agents([agent.states["loss"] for agent in agents]), learner.loss)
+    options, online = run_options(cfg, cfg.run_dir), cfg.online
+    buffer, sources = make_buffer(cfg, problem, learner), BalancedSampler(len(problem.offline), 0.5)
+    collector = make_collector(problem, learner, options, buffer, online.total_frames)
+    objects = {**learner.objects(), "collector": collector}
+    with options.session(problem, learner, buffer, objects, online.total_frames) as session:
+        for step, data in session.online(collector):
+            buffer.extend(problem.convention.online(data).select(*TRANSITION))
+            session.metrics = {}
+            ends = step % online.frames_per_epoch == 0
+            factor = online.first_epoch_factor if step == online.frames_per_epoch else 1
+            for _ in range(online.frames_per_epoch * factor * ends):
+                batch = draw(buffer, sources)
+                index = batch["replayed", "index"]
+                priority = learner.priority(batch["replayed"], batch["offline"])  # by the ratio before its step
+                with session.record.dump_if_not_finite(batch):
+                    metrics = learner.update(batch)
+                buffer.update_priority(index, priority)
+                share = offline_share(index, len(problem.offline))
+                session.metrics = metrics | {"offline_share": share, "priority": priority.mean()}
+    save_policy(learner, problem, options)
+
+
+def train(cfg: DictConfig) -> None:
+    """Pre-train the agents or read them, then fine-tune the ensemble."""
+    problem = load_problem(cfg, "off2on")
+    finetune(cfg, problem, pretrain_agents(cfg, problem))
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    launch(cfg, train)
+
+
+if __name__ == "__main__":
+    main()
