@@ -22,7 +22,7 @@ from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.evaluation import EvaluationResult
 from torchrl_o2o.modules import make_gaussian_actor
 from torchrl_o2o.record import read_metrics
-from torchrl_o2o.session import Schedule, Session
+from torchrl_o2o.session import Schedule, Session, handover_metrics
 from torchrl_o2o.testing import DelayedRewardEnv
 
 
@@ -129,6 +129,17 @@ def test_online_steps_and_returns(tmp_path: Path) -> None:
     assert steps(tmp_path / "run", "evaluation/return") == [0, 2, 4, 5]
     assert steps(tmp_path / "run", "train/episode_return") == [2, 4]
     assert steps(tmp_path / "run", "train/value") == [3, 4, 5]
+    last = read_metrics(tmp_path / "run")[-1]
+    assert (last["handover/return"], last["handover/dip"], last["handover/gain"]) == (1.0, 0.0, 0.0)
+
+
+def test_what_going_online_did() -> None:
+    scores = {0: 40.0, 10: 10.0, 50: 5.0, 100: 90.0}
+    rows = [{"step": step, "evaluation/return": 10 * score} for step, score in scores.items()]
+    assert handover_metrics(rows) == {"handover/return": 400.0, "handover/dip": 300.0, "handover/gain": 500.0}
+    normalised = [row | {"evaluation/normalized_score": row["evaluation/return"] / 10} for row in rows]
+    area = (10 * (60 + 90) / 2 + 40 * (90 + 95) / 2 + 50 * (95 + 10) / 2) / 100 / 100
+    assert handover_metrics(normalised)["handover/regret"] == pytest.approx(area)
 
 
 def test_a_folder_with_a_run_is_refused_unless_resumed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ in them; what a step does is between the script and its learner.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +23,16 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.curves import dip, gain, handover_score, regret
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.evaluation import EvaluationResult
 from torchrl_o2o.interrupt import graceful_exit, resume_command
 from torchrl_o2o.provenance import plain_config
-from torchrl_o2o.record import Recorder
+from torchrl_o2o.record import Recorder, read_metrics
 
-__all__ = ["Schedule", "Session"]
+__all__ = ["Schedule", "Session", "handover_metrics"]
+
+_RETURN, _SCORE = "evaluation/return", "evaluation/normalized_score"
 
 
 @dataclass(frozen=True)
@@ -184,19 +187,49 @@ class Session:
                 yield step, data
                 if data["next", "done"].item():
                     self.record.log(step, {"train/episode_return": data["next", "episode_reward"]})
-                self._after(step, step, last=step == collector.total_frames)
+                self._after(step, step, last=step == collector.total_frames, online=True)
                 if self.stopped:
                     break
         self.checkpoint.save(collector.frames)
 
-    def _after(self, step: int, count: int, *, last: bool) -> None:
+    def _after(self, step: int, count: int, *, last: bool, online: bool = False) -> None:
         schedule = self.schedule
         if self.metrics and step % schedule.log_every == 0:
             self.record.log(step, {f"train/{name}": value for name, value in self.metrics.items()})
         if step % schedule.eval_every == 0 or last:
             self._evaluate(step)
+        if last and online:
+            self.record.log(step, handover_metrics(read_metrics(self.folder)))
         if count % schedule.checkpoint_every == 0 or last or self.stopped:
             self.checkpoint.save(count)
 
     def _evaluate(self, step: int) -> None:
         self.record.log(step, self.evaluate().metrics())
+
+
+def handover_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What going online did to the policy, from a run's evaluations; see :mod:`torchrl_o2o.curves`.
+
+    Args:
+        rows: of ``metrics.jsonl``, the evaluation at step 0 among them.
+
+    Returns:
+        ``handover/return`` (at step 0), ``handover/dip`` (fall in the first tenth of the online steps),
+        ``handover/gain`` (last minus first), in units of the return; and ``handover/regret`` where the task has a
+        normalised score.
+
+    Raises:
+        O2OSpecError: if there is no evaluation at step 0, or none after it.
+
+    Examples:
+        >>> handover_metrics([{"step": 0, "evaluation/return": 40.0}, {"step": 100, "evaluation/return": 25.0}])
+        {'handover/return': 40.0, 'handover/dip': 15.0, 'handover/gain': -15.0}
+    """
+    steps, returns = zip(*[(row["step"], row[_RETURN]) for row in rows if _RETURN in row], strict=True)
+    metrics = {
+        "handover/return": handover_score(steps, returns),
+        "handover/dip": dip(steps, returns),
+        "handover/gain": gain(steps, returns),
+    }
+    scored = [(row["step"], row[_SCORE]) for row in rows if _SCORE in row]
+    return metrics | ({"handover/regret": regret(*zip(*scored, strict=True))} if scored else {})
