@@ -112,13 +112,18 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
     )
 
 
-def pretrain_stage(cfg: DictConfig, problem: Problem, make_learner: MakeLearner) -> Pretrained:
+def pretrain_stage(
+    cfg: DictConfig, problem: Problem, make_learner: MakeLearner, *, online_only: tuple[str, ...] = ()
+) -> Pretrained:
     """The offline phase in ``run_dir/offline`` (section ``offline``), or the one that ``pretrained`` names.
 
     Args:
         cfg: the configuration.
         problem: environment and data.
         make_learner: builds the offline learner from configuration and dimensions.
+
+    Keyword Args:
+        online_only: further entries of the configuration that this phase does not read.
 
     Raises:
         O2OSpecError: if the pre-training named is of another environment or convention.
@@ -128,7 +133,7 @@ def pretrain_stage(cfg: DictConfig, problem: Problem, make_learner: MakeLearner)
         pretrained.check(problem)
         return pretrained
     seed_everything(cfg.seed)
-    options = run_options(cfg, Path(cfg.run_dir) / "offline", without=ONLINE_ONLY)
+    options = run_options(cfg, Path(cfg.run_dir) / "offline", without=(*ONLINE_ONLY, *online_only))
     return pretrain(problem, make_learner(cfg, problem.dims), options, **plain(cfg.offline))
 
 
