@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.modules import Actor, ProbabilisticActor, SafeModule
+from torchrl.modules import MLP, Actor, ProbabilisticActor, SafeModule
 
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.errors import O2OSpecError
@@ -74,10 +75,30 @@ class PolicyParts:
         Returns:
             Actions, [*B, A].
         """
+        out: Any = observation
+        for layer in self._layers:
+            out = layer(out)
         if self.distribution is None:
-            return self.net(observation)
-        distribution = self.distribution(*self.net(observation), **self.settings)
-        return distribution.mode if deterministic else distribution.rsample(noise=noise)
+            return out
+        if deterministic or not self._tanh_of_unit_box:
+            distribution = self.distribution(*out, **self.settings)
+            return distribution.mode if deterministic else distribution.rsample(noise=noise)
+        loc, scale = out  # TanhNormal.rsample, without the object around it
+        if noise is None:
+            noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
+        return (loc + scale * noise).tanh()
+
+    @cached_property
+    def _layers(self) -> tuple[Callable[..., Any], ...]:
+        """The forward methods, since calling modules costs as much as what they compute on one row."""
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.net.modules())
+        return (self.net,) if hooked else tuple(layer.forward for layer in _flat(self.net))
+
+    @cached_property
+    def _tanh_of_unit_box(self) -> bool:
+        low, high = self.settings.get("low", -1.0), self.settings.get("high", 1.0)
+        floats = isinstance(low, float) and isinstance(high, float)
+        return self.distribution is TanhNormal and floats and low == -1.0 and high == 1.0
 
 
 def find_parts(actor: TensorDictModuleBase) -> PolicyParts | None:
@@ -256,8 +277,8 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:
-    if isinstance(module, nn.Sequential):
-        return [leaf for child in module for leaf in _flat(child)]
+    if type(module) in (nn.Sequential, MLP):
+        return [leaf for child in module.children() for leaf in _flat(child)]
     return [module]
 
 

@@ -133,19 +133,19 @@ class StepCollector:
         self._step_count += 1
         self._episode_reward += float(reward)
         self._observation = torch.as_tensor(following, dtype=torch.float32)
+        # Few tensors and no conversion of a nested dictionary: at this size their number is what costs.
+        sums = torch.tensor([[[float(reward)]], [[self._episode_reward]]]).unbind(0)
+        ends = torch.tensor([[[bool(terminated)]], [[bool(truncated)]], [[bool(terminated or truncated)]]]).unbind(0)
         outcome = {
             "observation": self._observation.unsqueeze(0),
-            "reward": torch.tensor([[float(reward)]]),
-            "terminated": torch.tensor([[bool(terminated)]]),
-            "truncated": torch.tensor([[bool(truncated)]]),
-            "done": torch.tensor([[bool(terminated or truncated)]]),
-            "episode_reward": torch.tensor([[self._episode_reward]]),
+            **dict(zip(("reward", "episode_reward"), sums, strict=True)),
+            **dict(zip(("terminated", "truncated", "done"), ends, strict=True)),
             "step_count": torch.tensor([[self._step_count]]),
         }
         if terminated or truncated:
             self._start_episode()
-        transition = {"observation": observation.unsqueeze(0), "action": action.unsqueeze(0), "next": outcome}
-        data = TensorDict(transition, [1])
+        transition = {"observation": observation.unsqueeze(0), "action": action.unsqueeze(0)}
+        data = TensorDict({**transition, "next": TensorDict(outcome, [1])}, [1])
         return data if self.device is None else data.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
