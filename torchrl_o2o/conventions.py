@@ -155,6 +155,9 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         "off2on": _row(_PLAIN, _PLAIN, _PLAIN),
         "awac": _row(_STANDARDISED, _STANDARDISED_MINUS_ONE, _STANDARDISED),  # CORL
         "iql": _row(Convention(scale_by_returns=True), _MINUS_ONE, _PLAIN),  # its authors' code
+        "iql_corl": _row(
+            _STANDARDISED, _STANDARDISED_MINUS_ONE, _STANDARDISED
+        ),  # CORL, all but hopper's scaled rewards
         "td3_bc": _row(_STANDARDISED, _STANDARDISED_MINUS_ONE, _STANDARDISED),  # CORL
         "bc": _row(_STANDARDISED, _STANDARDISED_MINUS_ONE, _STANDARDISED),  # CORL
         "spot": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # CORL

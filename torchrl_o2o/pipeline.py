@@ -46,7 +46,7 @@ class Learner(ABC):
     """A method's networks, loss, optimisers and update; a script derives one class for each of its learners.
 
     Attributes:
-        actor: the policy that collects and is evaluated.
+        actor: the policy that is evaluated, and collects unless :attr:`explorer` is another one.
         loss: the loss module.
         optims: optimisers by the name of what they train.
         keys: entries of a transition that the loss reads.
@@ -74,6 +74,11 @@ class Learner(ABC):
     loss: LossModule
     optims: dict[str, Optimizer]
     keys: ClassVar[tuple[NestedKey, ...]] = TRANSITION
+
+    @property
+    def explorer(self) -> TensorDictModuleBase:
+        """The policy that collects; a learner whose actor is deterministic puts noise behind it here."""
+        return self.actor
 
     @abstractmethod
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -336,10 +341,10 @@ def finetune(
 def make_collector(
     problem: Problem, learner: Learner, options: RunOptions, buffer: TensorDictReplayBuffer, total_frames: int
 ) -> StepCollector:
-    """A guarded environment stepped by the learner's policy; a failed step truncates the row before it."""
+    """A guarded environment stepped by the learner's explorer; a failed step truncates the row before it."""
     env = GuardedEnv(problem.make_env, **options.env_guard)
     cut = buffer.writer.truncate_last  # pyright: ignore[reportAttributeAccessIssue]
-    return StepCollector(env, learner.actor, total_frames=total_frames, seed=options.seed, on_cut=cut)
+    return StepCollector(env, learner.explorer, total_frames=total_frames, seed=options.seed, on_cut=cut)
 
 
 def save_policy(learner: Learner, problem: Problem, options: RunOptions) -> None:
