@@ -40,6 +40,8 @@ types: setup
 bench: setup
 	$(BIN)/python benchmarks/update.py --short
 	$(BIN)/python benchmarks/sampling.py --short
+	$(BIN)/python benchmarks/collect.py --short
+	$(BIN)/python benchmarks/end_to_end.py --short
 
 clean:
 	rm -rf $(VENV)
