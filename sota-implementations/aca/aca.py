@@ -1,0 +1,239 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""ACA (Yu & Zhang 2023): pre-train by SAC+ML, align the critic with the policy, fine-tune; or fine-tune by plain SAC.
+
+    python sota-implementations/aca/aca.py task=locomotion-cpu seed=0
+    python sota-implementations/aca/aca.py task=locomotion-cpu seed=0 learner=sac pretrained=runs/aca-aca/.../offline
+    python sota-implementations/aca/aca.py task=locomotion level=random policy=runs/cql/.../seed0/offline
+
+The updates are those of examples/aca.py, in the same order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential
+from torch import Tensor
+from torchrl.objectives import SoftUpdate
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.functional_alignment import interpolation_weight
+from torchrl_o2o.handover import HandOver, align
+from torchrl_o2o.launch import launch, load_problem, plain, pretrain_stage, run_options
+from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import ACALoss, BaselineLoss, EnsembleSACLoss, SACMLLoss
+from torchrl_o2o.optim import descend
+from torchrl_o2o.pipeline import Learner, Pretrained, Problem, finetune, hand_over
+
+#: Sections that only the online phase reads.
+ONLINE_ONLY = ("learner", "level", "alignment", "interpolation", "max_grad_norm")
+FAMILIES = {"tanh": make_actor, "gaussian": make_gaussian_actor}
+
+
+def make_policy(cfg: DictConfig, dims: tuple[int, int]) -> ProbabilisticTensorDictSequential:
+    """The stochastic policy: squashed, or on AntMaze not."""
+    check_option("policy_family", cfg.policy_family, tuple(FAMILIES))
+    return FAMILIES[cfg.policy_family](*dims, **plain(cfg.actor))
+
+
+def make_temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
+    """The temperature, starting at one."""
+    return Temperature(cfg.target_entropy_per_dim * dims[1], form="log_alpha")
+
+
+def make_optims(loss: LossModule, cfg: DictConfig, *networks: str) -> dict[str, torch.optim.Optimizer]:
+    """One optimiser per network, and the temperature's."""
+    parts = {name: getattr(loss, f"{name}_network_params") for name in networks} | {"alpha": loss.temperature}
+    return {name: torch.optim.Adam(part.parameters(), **plain(cfg.optim)) for name, part in parts.items()}
+
+
+def means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Batch means for the log."""
+    return {name: value.detach().mean() for name, value in values.items()}
+
+
+class SACML(Learner):
+    """Offline: soft actor-critic with a likelihood term, and the baseline that the alignment needs."""
+
+    loss: SACMLLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
+        self.actor = make_policy(cfg, dims)
+        critics, baselines = (
+            make_qvalue_ensemble(*dims, **plain(cfg.qvalue)),
+            make_baselines(dims[0], **plain(cfg.baseline)),
+        )
+        self.loss = SACMLLoss(
+            self.actor, critics, baselines, temperature=make_temperature(cfg, dims), **plain(cfg.sac_ml)
+        )
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        if cfg.compile:
+            self.loss.compile()
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        self.optims = make_optims(self.loss, cfg, "actor", "qvalue", "baseline")
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """The authors' order: temperature, critics, baselines, actor, targets."""
+        loss_alpha, alpha_info = self.loss.alpha_loss(self.loss.sample_log_prob(batch))
+        descend(self.optims["alpha"], loss_alpha, "loss_alpha")
+        loss_qvalue, info = self.loss.qvalue_loss(batch)
+        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
+        loss_baseline, baseline_info = self.loss.baseline_loss(batch)
+        descend(self.optims["baseline"], loss_baseline, "loss_baseline")
+        loss_actor, actor_info = self.loss.actor_loss(batch)
+        descend(self.optims["actor"], loss_actor, "loss_actor")
+        self.target_updater.step()
+        losses = {"loss_alpha": loss_alpha, "loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
+        return means(losses | {"loss_baseline": loss_baseline} | alpha_info | info | baseline_info | actor_info)
+
+
+class Baselines(Learner):
+    """Offline, for the policy of another learner: baselines on top of it; the policy stays as it is."""
+
+    loss: BaselineLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int], *, policy: Mapping[str, Tensor]) -> None:
+        self.actor = make_policy(cfg, dims)
+        self.actor.load_state_dict(policy)
+        self.loss = BaselineLoss(
+            self.actor, make_baselines(dims[0], **plain(cfg.baseline)), **plain(cfg.policy_baseline)
+        )
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        if cfg.compile:
+            self.loss.compile()
+        parameters = self.loss.baseline_network_params.parameters()
+        self.optims = {"baseline": torch.optim.Adam(parameters, **plain(cfg.optim))}
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """One step of the baselines."""
+        out = self.loss(batch)
+        descend(self.optims["baseline"], out["loss_baseline"], "loss_baseline")
+        return means(dict(out.items()))
+
+
+class Online(Learner):
+    """Soft actor-critic online, in the authors' order; what the critic is, the two learners below say."""
+
+    loss: ACALoss | EnsembleSACLoss
+
+    def finish(self, cfg: DictConfig) -> None:
+        """What follows the loss."""
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        if cfg.compile:
+            self.loss.compile()
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        self.optims = make_optims(self.loss, cfg, "actor", "qvalue")
+        self.max_grad_norm: float | None = cfg.max_grad_norm
+
+    def sample_log_prob(self, batch: TensorDictBase) -> Tensor:
+        """log pi of actions drawn for the temperature's step."""
+        with torch.no_grad():
+            return self.loss.actor_loss(batch)[1]["log_prob"]
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Temperature, critics, actor, targets."""
+        loss_alpha, alpha_info = self.loss.alpha_loss(self.sample_log_prob(batch))
+        descend(self.optims["alpha"], loss_alpha, "loss_alpha")
+        loss_qvalue, info = self.loss.qvalue_loss(batch)
+        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
+        loss_actor, actor_info = self.loss.actor_loss(batch)
+        descend(self.optims["actor"], loss_actor, "loss_actor", max_grad_norm=self.max_grad_norm)
+        self.target_updater.step()
+        losses = {"loss_alpha": loss_alpha, "loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
+        return means(losses | alpha_info | info | actor_info)
+
+
+class ACA(Online):
+    """The critic is k log pi_0 + R, where R starts as the baseline and k falls with the updates."""
+
+    loss: ACALoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> None:
+        self.actor, residuals = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+        temperature = make_temperature(cfg, dims)
+        self.loss = align(source, self.actor, residuals, temperature=temperature, **plain(cfg.alignment))
+        self.finish(cfg)
+        self.counter, self.schedule = {"updates": 0}, plain(cfg.interpolation)
+        self.loss.interpolation = interpolation_weight(0, **self.schedule)
+
+    def objects(self) -> dict[str, Any]:
+        """With the number of updates, from which k is computed: a resumed run has the same k."""
+        return super().objects() | {"counter": self.counter}
+
+    def sample_log_prob(self, batch: TensorDictBase) -> Tensor:
+        """See the base; the loss has it."""
+        return self.loss.sample_log_prob(batch)
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """And at the end k."""
+        info = super().update(batch) | {"interpolation": self.loss.interpolation.clone()}
+        self.counter["updates"] += 1
+        self.loss.interpolation = interpolation_weight(self.counter["updates"], **self.schedule)
+        return info
+
+
+class SAC(Online):
+    """The paper's comparison: plain soft actor-critic on the offline critics."""
+
+    loss: EnsembleSACLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> None:
+        self.actor, critics = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+        self.loss = EnsembleSACLoss(self.actor, critics, temperature=make_temperature(cfg, dims), actor_q="min")
+        self.finish(cfg)
+
+
+ONLINE = {"aca": ACA, "sac": SAC}
+
+
+def policy_of(cfg: DictConfig, problem: Problem) -> tuple[DictConfig, dict[str, Tensor]]:
+    """The policy that `policy` names, and the configuration with the sections that build it."""
+    source = Pretrained.read(cfg.policy)
+    source.check(problem)
+    prefix = "actor_network_params."
+    state = {key.removeprefix(prefix): value for key, value in source.states["loss"].items() if key.startswith(prefix)}
+    if not any("log_std" in key for key in state):
+        raise O2OSpecError(
+            f"the policy of {source.folder} ({source.config['algorithm']}) is deterministic: it has no log-density "
+            f"that a critic could be aligned with; name a pre-training with a Gaussian policy (CQL, AWAC, IQL)"
+        )
+    cfg = copy.deepcopy(cfg)
+    cfg.policy_family = "gaussian" if any(key.endswith(".log_std") for key in state) else "tanh"
+    cfg.actor = source.config["actor"]
+    return cfg, state
+
+
+def train(cfg: DictConfig) -> None:
+    """Pre-train, or read a pre-training, or train baselines on another learner's policy; then fine-tune."""
+    check_option("learner", cfg.learner, tuple(ONLINE))
+    problem, make_offline = load_problem(cfg, "aca"), SACML
+    if cfg.policy is not None:
+        cfg, policy = policy_of(cfg, problem)
+        make_offline = partial(Baselines, policy=policy)
+    pretrained = pretrain_stage(cfg, problem, make_offline, online_only=ONLINE_ONLY)
+    seed_everything(cfg.seed)
+    learner, how = ONLINE[cfg.learner](cfg, problem.dims, pretrained.states["loss"]), HandOver(**plain(cfg.handover))
+    hand_over(pretrained, learner, how)
+    finetune(problem, learner, run_options(cfg, cfg.run_dir), handover=how, **plain(cfg.online))
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    launch(cfg, train)
+
+
+if __name__ == "__main__":
+    main()
