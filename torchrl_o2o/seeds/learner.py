@@ -82,21 +82,22 @@ class StackedLearner:
             ``entropy``, ``qvalue``, ``qvalue_std`` (over members) and ``target_value``.
 
         Raises:
-            O2OSpecError: if there is no row.
+            O2OSpecError: if the batches have another shape.
             StackedNonFiniteError: if a loss or gradient is not finite.
         """
-        minibatches, losses, info = None, {}, {}
+        if batches.ndim != 2 or batches.shape[0] != self.stack.num_agents or batches.shape[1] == 0:
+            expected = f"[{self.stack.num_agents}, utd_ratio * batch_size]"
+            raise O2OSpecError(f"got batches of shape {tuple(batches.shape)}, expected {expected}")
+        losses: dict[str, Tensor] = {}
+        minibatches, info = batches, losses
         for minibatches in batches.split(batch_size, 1):
             losses["loss_qvalue"], info = self.stack.qvalue_loss(minibatches)
             self.critic_optim.descend(losses["loss_qvalue"], "loss_qvalue")
             self.stack.update_targets(self.tau)
-        if minibatches is None:
-            raise O2OSpecError("got batches without rows, expected utd_ratio * batch_size rows per agent")
         losses["loss_actor"], actor_info = self.stack.actor_loss(minibatches)
         self.actor_optim.descend(losses["loss_actor"], "loss_actor")
         losses["loss_alpha"], alpha_info = self.stack.alpha_loss(actor_info["log_prob"])
-        if losses["loss_alpha"].requires_grad:  # otherwise the temperature is fixed
-            self.alpha_optim.descend(losses["loss_alpha"], "loss_alpha")
+        self.alpha_optim.descend(losses["loss_alpha"], "loss_alpha")
         detached = {name: loss.detach() for name, loss in losses.items()}
         return detached | alpha_info | _summary(info["qvalue"], info["target_value"])
 

@@ -177,7 +177,7 @@ class StackedOptimizer:
             stacked.update(_options(group))
         for leaf, params in self._slices():
             states = [agent.state.get(param, {}) for agent, param in zip(self.agents, params, strict=True)]
-            steps = {float(state["step"]) if state else 0.0 for state in states}
+            steps = {float(state.get("step", 0.0)) for state in states}
             if len(steps) > 1:
                 raise O2OCheckpointError(
                     f"the agents' optimisers have taken {sorted(steps)} steps, expected equal numbers; restore "
@@ -185,10 +185,13 @@ class StackedOptimizer:
                 )
             self.optim.state.pop(leaf, None)
             if all(states):
-                self.optim.state[leaf] = {
-                    key: value if key == "step" else torch.stack([state[key] for state in states])
-                    for key, value in states[0].items()
-                }
+                self.optim.state[leaf] = {key: _merged(key, [state[key] for state in states]) for key in states[0]}
+
+
+def _merged(key: str, values: list[Any]) -> Any:
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    return values[0].clone() if key == "step" else torch.stack(values)  # cloned: a loaded state may be another's
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""N agents at once against N agents one after the other: updates of RLPD and of A3RL, interleaved.
+
+    python benchmarks/seeds.py             N = 1, 5, 10, small networks and the paper's, eager and compiled
+    python benchmarks/seeds.py --short     N = 1, 5, small networks
+    python benchmarks/seeds.py --device cuda --modes eager compiled graphs --agents 1 10 20
+
+An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. The contenders take
+turns within every round; "times as fast" is the median over rounds of N single updates over the one stacked update.
+The parts of an A3RL step (density ratio, scored pool, update) are timed each by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch.optim import AdamW
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.data import OnlineWriter, PoolSampler, offline_online_storage
+from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
+from torchrl_o2o.objectives.noise import GeneratorNoise
+from torchrl_o2o.priorities import Advantage, DensityRatioScore
+from torchrl_o2o.seeds import StackedDensityRatio, StackedLearner, StackedOptimizer
+from torchrl_o2o.testing import random_transitions
+
+OBSERVATION, ACTION, BATCH = 17, 6, 256
+# Widths, critics and utd_ratio of the CPU presets and of the paper.
+SIZES = {"small": ((64, 64), 2, 2), "paper": ((256, 256), 10, 20)}
+
+
+@dataclass
+class Learner:
+    """One agent's loss and optimisers, as the scripts have them."""
+
+    loss: EnsembleSACLoss
+    critic_optim: AdamW
+    actor_optim: AdamW
+    alpha_optim: AdamW
+
+    def update(self, batch: TensorDict, updater: SoftUpdate) -> None:
+        """The single agent's update."""
+        for minibatch in batch.split(BATCH):
+            descend(self.critic_optim, self.loss.qvalue_loss(minibatch)[0])
+            updater.step()
+        value, info = self.loss.actor_loss(minibatch)
+        descend(self.actor_optim, value)
+        descend(self.alpha_optim, self.loss.alpha_loss(info["log_prob"])[0])
+
+
+def descend(optim: torch.optim.Optimizer, value: torch.Tensor) -> None:
+    """One step of gradient descent."""
+    optim.zero_grad()
+    value.backward()
+    optim.step()
+
+
+def make_learner(size: str, device: str, seed: int) -> Learner:
+    """One agent."""
+    torch.manual_seed(seed)
+    hidden, members, _ = SIZES[size]
+    critics = make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=members, hidden_sizes=hidden)
+    actor = make_actor(OBSERVATION, ACTION, hidden_sizes=hidden)
+    loss = EnsembleSACLoss(actor, critics, sub_sample_len=2).to(device)
+    loss.noise = GeneratorNoise(torch.Generator(device).manual_seed(seed))
+    parts = loss.qvalue_network_params, loss.actor_network_params, loss.temperature
+    return Learner(loss, *(AdamW(part.parameters(), lr=3e-4, weight_decay=0.0, fused=True) for part in parts))
+
+
+def contenders(size: str, agents: int, device: str, mode: str) -> dict[str, Callable[[], object]]:
+    """N single updates and one stacked one, of agents of their own."""
+    batch = random_transitions(SIZES[size][2] * BATCH, OBSERVATION, ACTION).to(device)
+    batches = torch.stack([batch] * agents)
+    learner = make_learner(size, device, 0)
+    updater = SoftUpdate(learner.loss, tau=0.005)
+    others = [make_learner(size, device, seed) for seed in range(agents)]
+    for other in others:
+        SoftUpdate(other.loss, tau=0.005)
+    stacked = StackedLearner(others)
+    if mode != "eager":
+        options = {"mode": "reduce-overhead"} if mode == "graphs" else {}
+        learner.loss.compile(**options)
+        stacked.stack.compile(**options)
+
+    def single() -> None:
+        for _ in range(agents):  # the same agent N times: the work of N, and no other caches than N would have
+            learner.update(batch, updater)
+
+    return {"single": single, "stacked": lambda: stacked.update(batches, BATCH)}
+
+
+def timed(table: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Milliseconds per call, taking turns."""
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
+    for call in table.values():
+        call(), call()
+    times: dict[str, list[float]] = {name: [] for name in table}
+    for _ in range(rounds):
+        for name, call in table.items():
+            wait()
+            began = time.perf_counter()
+            call()
+            wait()
+            times[name].append((time.perf_counter() - began) * 1e3)
+    return times
+
+
+def updates(size: str, mode: str, arguments: argparse.Namespace) -> None:
+    """Print N single updates against the stacked one."""
+    print(f"\n{size} networks {SIZES[size][0]}, {SIZES[size][1]} critics, utd_ratio {SIZES[size][2]}, {mode}")
+    print(f"  {'N':>3s}{'N single, ms':>16s}{'stacked, ms':>14s}{'stacked, ms/agent':>20s}{'times as fast':>16s}")
+    for agents in arguments.agents:
+        times = timed(contenders(size, agents, arguments.device, mode), arguments.rounds, arguments.device)
+        ratio = statistics.median(a / b for a, b in zip(times["single"], times["stacked"], strict=True))
+        one, all_ = (statistics.median(times[name]) for name in ("single", "stacked"))
+        print(f"  {agents:3d}{one:16.1f}{all_:14.1f}{all_ / agents:20.2f}{ratio:16.2f}", flush=True)
+
+
+def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
+    """Print what the parts of one A3RL step of N agents cost: only the scored pools are not stacked."""
+    table = contenders(size, agents, "cpu", "eager")
+    hidden = SIZES[size][0]
+    densities = [DensityRatioLoss(DensityRatio(OBSERVATION, ACTION, hidden_sizes=hidden)) for _ in range(agents)]
+    optims = [torch.optim.Adam(loss.parameters(), lr=3e-4, fused=True) for loss in densities]
+    rows = random_transitions(BATCH // 2, OBSERVATION, ACTION)
+    many = torch.stack([rows] * agents)
+    stacked = StackedDensityRatio(densities)
+    optim = StackedOptimizer(optims, stacked.leaves)
+    alone = DensityRatioLoss(DensityRatio(OBSERVATION, ACTION, hidden_sizes=hidden))
+    alone_optim = torch.optim.Adam(alone.parameters(), lr=3e-4, fused=True)
+    learner = make_learner(size, "cpu", 0)
+    score = Advantage(learner.loss) + DensityRatioScore(alone.density_ratio_network)
+    offline = random_transitions(5_000, OBSERVATION, ACTION)
+    batch_size = SIZES[size][2] * BATCH
+    buffer = TensorDictReplayBuffer(
+        storage=offline_online_storage(offline, 5_000),
+        sampler=PoolSampler(score, len(offline)),
+        writer=OnlineWriter(len(offline)),
+        batch_size=batch_size,
+    )
+    buffer.extend(random_transitions(5_000, OBSERVATION, ACTION))
+    parts = {
+        "update, N single": table["single"],
+        "update, stacked": table["stacked"],
+        "density ratio, N single": lambda: [
+            descend(alone_optim, alone.density_ratio_loss(rows, rows)[0]) for _ in range(agents)
+        ],
+        "density ratio, stacked": lambda: optim.descend(stacked.density_ratio_loss(many, many)[0], "density"),
+        "scored pools, N single": lambda: [buffer.sample() for _ in range(agents)],
+    }
+    times = {name: statistics.median(values) for name, values in timed(parts, arguments.rounds, "cpu").items()}
+    print(f"\nA3RL, {size} networks, N = {agents}, eager: ms per environment step of all agents")
+    for name, value in times.items():
+        print(f"  {name:26s}{value:10.1f}", flush=True)
+    pools = times["scored pools, N single"]
+    before = times["update, N single"] + times["density ratio, N single"] + pools
+    after = times["update, stacked"] + times["density ratio, stacked"] + pools
+    print(f"  whole step {before / after:.2f} times as fast; the pools are {pools / after:.0%} of the stacked step")
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="N = 1, 5, small networks, eager, 5 rounds")
+    parser.add_argument("--agents", type=int, nargs="+", default=[1, 5, 10])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled", "graphs"], default=["eager", "compiled"])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--onednn", action="store_true", help="float32 products by oneDNN, see update.py")
+    parser.add_argument("--no-a3rl", action="store_true", help="leave out the parts of A3RL")
+    arguments = parser.parse_args()
+    if arguments.short:
+        arguments.agents, arguments.sizes, arguments.modes, arguments.rounds = [1, 5], ["small"], ["eager"], 5
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torchrl").setLevel(logging.WARNING)
+    torch.set_num_threads(arguments.threads)
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if arguments.onednn else "none"  # type: ignore[attr-defined]
+    torch._dynamo.config.recompile_limit = 64  # one graph per N and size
+    print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{arguments.device}, {arguments.threads} thread(s), batch {BATCH}, {arguments.rounds} rounds")
+    for size in arguments.sizes:
+        for mode in arguments.modes:
+            updates(size, mode, arguments)
+        if not arguments.no_a3rl and arguments.device == "cpu":
+            a3rl(size, max(arguments.agents), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A storage behind shared offline rows behaves as one of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Storage, TensorDictReplayBuffer
+
+from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.data import BalancedSampler, OnlineWriter, offline_online_storage
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.seeds import SharedRows
+from torchrl_o2o.testing import random_transitions
+
+OFFLINE, ONLINE = 12, 8
+
+
+def buffer(storage: Storage, seed: int) -> TensorDictReplayBuffer:
+    made = TensorDictReplayBuffer(
+        storage=storage, sampler=BalancedSampler(OFFLINE), writer=OnlineWriter(OFFLINE), batch_size=8
+    )
+    made.set_rng(torch.Generator().manual_seed(seed))
+    return made
+
+
+def pairs() -> tuple[list[TensorDictReplayBuffer], list[TensorDictReplayBuffer]]:
+    """Three agents' buffers on shared rows, and on storages of their own."""
+    offline, shared = random_transitions(OFFLINE, 3, 2), SharedRows(3)
+    ours = [buffer(shared(offline, ONLINE), seed) for seed in range(3)]
+    return ours, [buffer(offline_online_storage(offline, ONLINE), seed) for seed in range(3)]
+
+
+def equal(first: TensorDict, second: TensorDict) -> bool:
+    return bool((first == second).all())
+
+
+def fill(*buffers: list[TensorDictReplayBuffer], count: int) -> None:
+    for agent in range(3):
+        for _ in range(count + agent):
+            row = random_transitions(1, 3, 2)
+            for each in buffers:
+                each[agent].extend(row)
+
+
+@pytest.mark.parametrize("count", [1, 5, 11])  # 11: the ring has turned
+def test_equals_storages_of_their_own(count: int) -> None:
+    ours, own = pairs()
+    fill(ours, own, count=count)
+    for first, second in zip(ours, own, strict=True):
+        assert len(first) == len(second)
+        assert equal(first.storage[:], second.storage[:])
+        assert equal(first.storage.get(slice(4, 13)), second.storage.get(slice(4, 13)))
+        assert equal(first.storage.get(3), second.storage.get(3))
+        assert equal(first.storage.get([2, 12]), second.storage.get([2, 12]))
+        assert equal(first.sample(), second.sample())
+        first.writer.truncate_last()
+        second.writer.truncate_last()
+        assert equal(first.storage[:], second.storage[:])
+
+
+def test_offline_rows_are_there_once() -> None:
+    ours, _ = pairs()
+    starts = {each.storage._storage["observation"].data_ptr() for each in ours}
+    assert len(starts) == 1
+    assert len(ours[0].storage._storage) == OFFLINE + 3 * ONLINE
+
+
+@pytest.mark.parametrize("count", [5, 11])
+def test_saved_and_restored_for_itself(tmp_path: Path, count: int) -> None:
+    """Also by a storage of its own: a single run can go on from a checkpoint of many."""
+    ours, own = pairs()
+    fill(ours, count=count)
+    Checkpointer(tmp_path, objects={}, buffer=ours[1]).save(1)
+    fresh, _ = pairs()
+    for target in (fresh[1], own[1]):
+        assert Checkpointer(tmp_path, objects={}, buffer=target).restore() == 1
+        assert equal(target.storage[:], ours[1].storage[:])
+        assert target.writer.total_written == ours[1].writer.total_written
+    assert len(fresh[0]) == len(fresh[2]) == OFFLINE
+
+
+def test_other_sizes_and_too_many_agents_are_refused() -> None:
+    shared, offline = SharedRows(2), random_transitions(OFFLINE, 3, 2)
+    shared(offline, ONLINE)
+    with pytest.raises(O2OSpecError, match="agent 1 with 12 offline rows and 9"):
+        shared(offline, ONLINE + 1)
+    shared(offline, ONLINE)
+    with pytest.raises(O2OSpecError, match="agents 0 to 1"):
+        shared(offline, ONLINE)
