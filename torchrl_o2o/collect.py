@@ -21,6 +21,8 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["StepCollector"]
 
+_ONE = torch.Size([1])
+
 
 class StepCollector:
     """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
@@ -144,8 +146,10 @@ class StepCollector:
         }
         if terminated or truncated:
             self._start_episode()
-        transition = {"observation": observation.unsqueeze(0), "action": action.unsqueeze(0)}
-        data = TensorDict({**transition, "next": TensorDict(outcome, [1])}, [1])
+        transition: dict[str, Any] = {"observation": observation.unsqueeze(0), "action": action.unsqueeze(0)}
+        # The constructor without checks, as TorchRL's environments use it: a tenth of a frame's time.
+        transition["next"] = TensorDict._new_unsafe(outcome, batch_size=_ONE)
+        data = TensorDict._new_unsafe(transition, batch_size=_ONE)
         return data if self.device is None else data.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
