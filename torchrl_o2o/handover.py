@@ -35,6 +35,9 @@ from torchrl_o2o.objectives.aca import ACALoss
 
 __all__ = ["HandOver", "align", "carry_optimizer", "carry_over", "stack_agents", "starting_buffer", "top_episodes"]
 
+#: What a loss has besides networks.
+_PARTS = ("temperature", "penalty")
+
 Source = LossModule | Mapping[str, Tensor]
 StartingData = Literal["none", "all", "top", "symmetric"]
 
@@ -45,7 +48,7 @@ def carry_over(
     """Copy networks of an offline loss into an online one; everything else of the latter stays as it was initialised.
 
     Target networks go along with their networks: they are copied where the source has them, else they start equal to
-    the network. ``"temperature"`` may be among the names.
+    the network. ``"temperature"`` and CQL's ``"penalty"`` (its Lagrange multiplier) may be among the names.
 
     Args:
         source: the offline loss, or its state.
@@ -78,7 +81,7 @@ def carry_over(
     for name in names:
         if name not in available:
             raise O2OSpecError(f"the online loss has no {name!r}, it has {available}; carry over what it has")
-        group = "temperature" if name == "temperature" else f"{name}_params"
+        group = name if name in _PARTS else f"{name}_params"
         _copy(state, group, destination, group)
         target = f"target_{group}"
         if hasattr(destination, target) and getattr(destination, target) is not None and _below(destination, target):
@@ -469,7 +472,7 @@ def _networks(loss: LossModule) -> list[str]:
     groups = dict.fromkeys(name.split(".")[0] for name in loss.state_dict())
     names = [name.removesuffix("_params") for name in groups if name.endswith("_params")]
     names = [name for name in names if not name.startswith("target_")]
-    return [*names, "temperature"] if "temperature" in groups else names
+    return [*names, *(name for name in _PARTS if name in groups)]
 
 
 def _copy(state: Mapping[str, Tensor], source: str, loss: LossModule, group: str) -> None:
