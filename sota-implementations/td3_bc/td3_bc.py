@@ -1,0 +1,90 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""TD3+BC (Fujimoto & Gu 2021): pre-train, hand over, go on online with the same loss and exploration noise.
+
+    python sota-implementations/td3_bc/td3_bc.py task=locomotion-cpu seed=0
+    python sota-implementations/td3_bc/td3_bc.py task=locomotion-cpu pretrained=runs/td3_bc/.../seed0/offline
+
+The update is that of examples/td3_bc.py, in the same order. The paper is offline only; this is the usual baseline.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
+from torchrl.modules import AdditiveGaussianModule
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage
+from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import TD3BCLoss
+from torchrl_o2o.optim import descend
+from torchrl_o2o.pipeline import Learner
+
+
+class TD3BC(Learner):
+    """Critics on smoothed target actions; the actor climbs the first and is held to the recorded actions."""
+
+    loss: TD3BCLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
+        self.actor = make_deterministic_actor(*dims, **plain(cfg.actor))
+        self.loss = TD3BCLoss(self.actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        if cfg.compile:
+            self.loss.compile()
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        actor, critics = self.loss.actor_network_params, self.loss.qvalue_network_params
+        self.optims = {
+            "qvalue": torch.optim.Adam(critics.parameters(), **plain(cfg.optim)),
+            "actor": torch.optim.Adam(actor.parameters(), **plain(cfg.optim)),
+        }
+        self.noise = AdditiveGaussianModule(self.actor.spec, **plain(cfg.exploration))
+        self.policy_delay, self.counters = cfg.policy_delay, {"updates": 0}
+
+    @property
+    def explorer(self) -> TensorDictModuleBase:
+        """The actor with noise behind it."""
+        return TensorDictSequential(self.actor, self.noise)
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Critics; at every second update the actor on the new critics, and all targets."""
+        self.counters["updates"] += 1
+        loss_qvalue, info = self.loss.qvalue_loss(batch)
+        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
+        metrics = {"loss_qvalue": loss_qvalue, **info}
+        if self.counters["updates"] % self.policy_delay == 0:
+            loss_actor, actor_info = self.loss.actor_loss(batch)
+            descend(self.optims["actor"], loss_actor, "loss_actor")
+            self.target_updater.step()
+            metrics |= {"loss_actor": loss_actor, **actor_info}
+        return {name: value.detach().mean() for name, value in metrics.items()}
+
+    def objects(self) -> dict[str, Any]:
+        """The count that the delay goes by, too."""
+        return super().objects() | {"update_counters": self.counters}
+
+
+def train(cfg: DictConfig) -> None:
+    """Pre-train or read a pre-training, then fine-tune."""
+    problem = load_problem(cfg, "td3_bc")
+    pretrained = pretrain_stage(cfg, problem, TD3BC)
+    finetune_stage(cfg, problem, pretrained, TD3BC)
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    launch(cfg, train)
+
+
+if __name__ == "__main__":
+    main()
