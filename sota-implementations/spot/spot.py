@@ -1,0 +1,124 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""SPOT (Wu et al. 2022): fit a VAE to the data, pre-train inside its support, hand over, loosen the constraint online.
+
+    python sota-implementations/spot/spot.py task=locomotion-cpu seed=0
+    python sota-implementations/spot/spot.py task=locomotion-cpu pretrained=runs/spot/.../seed0/offline
+
+The first `vae_steps` updates of the offline phase are the VAE's, the others are those of examples/spot.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
+from torchrl.modules import AdditiveGaussianModule
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_offline import spot_cooling
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage
+from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import SPOTLoss, VAELoss
+from torchrl_o2o.optim import descend
+from torchrl_o2o.pipeline import Learner
+
+
+class SPOT(Learner):
+    """TD3 whose actor pays for actions that a VAE of the data finds unlikely.
+
+    Args:
+        cfg: the configuration.
+        dims: observation and action dimension.
+        online: the VAE is left as it was carried over, gamma is the online one and the constraint is cooled.
+    """
+
+    loss: SPOTLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int], online: bool = False) -> None:
+        vae = make_action_vae(*dims, **plain(cfg.vae))
+        self.actor = make_deterministic_actor(*dims, **plain(cfg.actor))
+        qvalues = make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+        self.vae_loss = VAELoss(vae, beta=cfg.loss.vae_beta)  # trains the module that the next line's loss reads
+        self.loss = SPOTLoss(self.actor, qvalues, vae, **plain(cfg.loss))
+        self.loss.make_value_estimator(gamma=cfg.gamma_online if online else cfg.gamma)
+        if cfg.compile:
+            self.vae_loss.compile()
+            self.loss.compile()
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        self.optims = {
+            "vae": torch.optim.Adam(self.vae_loss.vae_network_params.parameters(), **plain(cfg.vae_optim)),
+            "qvalue": torch.optim.Adam(self.loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim)),
+            "actor": torch.optim.Adam(self.loss.actor_network_params.parameters(), **plain(cfg.actor_optim)),
+        }
+        self.noise = AdditiveGaussianModule(self.actor.spec, **plain(cfg.exploration))
+        self.vae_steps, self.cooling_steps = (0, cfg.online.total_frames) if online else (cfg.vae_steps, None)
+        self.policy_delay, self.cfg, self.counters = cfg.policy_delay, cfg, {"vae": 0, "updates": 0}
+
+    @property
+    def explorer(self) -> TensorDictModuleBase:
+        """The actor with noise behind it."""
+        return TensorDictSequential(self.actor, self.noise)
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """The VAE until it has had its steps; then TD3."""
+        metrics = self.fit_vae(batch) if self.counters["vae"] < self.vae_steps else self.td3(batch)
+        return {name: value.detach().mean() for name, value in metrics.items()}
+
+    def fit_vae(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """One step of the density model."""
+        self.counters["vae"] += 1
+        loss_vae, info = self.vae_loss.vae_loss(batch)
+        descend(self.optims["vae"], loss_vae, "loss_vae")
+        return {"loss_vae": loss_vae, **info}
+
+    def td3(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Critics; at every second update the actor on the new critics, and all targets."""
+        self.counters["updates"] += 1
+        if self.cooling_steps is not None:
+            step, floor = self.counters["updates"], self.cfg.cooling_floor
+            self.loss.density_weight.fill_(spot_cooling(self.cfg.loss.density_weight, step, self.cooling_steps, floor))
+        loss_qvalue, info = self.loss.qvalue_loss(batch)
+        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
+        metrics = {"loss_qvalue": loss_qvalue, **info}
+        if self.counters["updates"] % self.policy_delay == 0:
+            loss_actor, actor_info = self.loss.actor_loss(batch)
+            descend(self.optims["actor"], loss_actor, "loss_actor")
+            self.target_updater.step()
+            metrics |= {"loss_actor": loss_actor, **actor_info, "penalty_of_data": self.loss.data_penalty(batch)}
+        return metrics
+
+    def objects(self) -> dict[str, Any]:
+        """The counts that phase, delay and cooling go by, too."""
+        return super().objects() | {"update_counters": self.counters}
+
+
+def train(cfg: DictConfig) -> None:
+    """Pre-train or read a pre-training, then fine-tune; the optimisers are made anew at the hand-over."""
+    if cfg.offline.num_steps < cfg.vae_steps:
+        raise O2OSpecError(
+            f"got offline.num_steps={cfg.offline.num_steps}, which counts the {cfg.vae_steps} of vae_steps, too; "
+            f"expected at least as many"
+        )
+    problem = load_problem(cfg, "spot")
+    pretrained = pretrain_stage(cfg, problem, SPOT)
+    finetune_stage(cfg, problem, pretrained, partial(SPOT, online=True))
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    launch(cfg, train)
+
+
+if __name__ == "__main__":
+    main()
