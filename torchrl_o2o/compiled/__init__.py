@@ -1,0 +1,11 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Whole updates as compiled functions: :func:`compile_update`."""
+
+from __future__ import annotations
+
+from torchrl_o2o.compiled.update import CompiledUpdate, compile_update
+
+__all__ = ["CompiledUpdate", "compile_update"]

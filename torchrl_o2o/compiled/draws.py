@@ -1,0 +1,101 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A loss's random draws taken out of its equations: found once, then made beforehand and handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchrl_o2o.objectives.noise import NoiseSource
+
+__all__ = ["Draw", "DrawFinder", "HandedNoise"]
+
+
+class Draw(NamedTuple):
+    """One request a loss makes to its noise source: what for, how, and of which shape."""
+
+    kind: str
+    name: str
+    like: Tensor
+    sample_shape: tuple[int, ...] = ()
+    num_members: int = 0
+    size: int = 0
+    per_row: bool = False
+
+    def take(self, noise: NoiseSource) -> Tensor:
+        """Make the draw.
+
+        Args:
+            noise: where from.
+
+        Returns:
+            The numbers.
+        """
+        if self.kind == "subset":
+            return noise.subset(self.name, self.num_members, self.size, self.like, per_row=self.per_row)
+        draw = noise.normal if self.kind == "normal" else noise.uniform
+        return draw(self.name, self.like, self.sample_shape)
+
+
+class DrawFinder:
+    """A noise source that writes down what it is asked for and answers with zeros.
+
+    Examples:
+        >>> import torch
+        >>> finder = DrawFinder()
+        >>> _ = finder.normal("action", torch.ones(4, 2))
+        >>> [(draw.kind, draw.name) for draw in finder.draws]
+        [('normal', 'action')]
+    """
+
+    def __init__(self) -> None:
+        self.draws: list[Draw] = []
+
+    def _note(self, kind: str, name: str, like: Tensor, sample_shape: tuple[int, ...]) -> Tensor:
+        template = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        self.draws.append(Draw(kind, name, template, tuple(sample_shape)))
+        return template.new_zeros((*sample_shape, *like.shape))
+
+    def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        return self._note("normal", name, like, sample_shape)
+
+    def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        return self._note("uniform", name, like, sample_shape)
+
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        template = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        self.draws.append(Draw("subset", name, template, (), num_members, size, per_row))
+        index = torch.arange(size, device=like.device)
+        return index.reshape(-1, *(1,) * like.ndim).expand(size, *like.shape).contiguous() if per_row else index
+
+
+class HandedNoise:
+    """A noise source that hands out given numbers in the order of the draws.
+
+    Args:
+        values: the numbers, one tensor per draw.
+    """
+
+    def __init__(self, values: Sequence[Tensor]) -> None:
+        self._left = list(values)
+
+    def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        return self._left.pop(0)
+
+    def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        return self._left.pop(0)
+
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        return self._left.pop(0)

@@ -1,0 +1,195 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One update for batches of one shape: what is drawn and prepared outside, and the graphs that compute."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from torchrl_o2o.compiled.adam import count_steps, moments_of, step_scalars
+from torchrl_o2o.compiled.draws import Draw, DrawFinder
+from torchrl_o2o.compiled.graph import Graph, Named, capture, hoist, over_leading_dim
+from torchrl_o2o.compiled.state import state_of
+from torchrl_o2o.compiled.steps import Learning, Part, call_loss, minibatch_of, run_part, trained
+
+__all__ = ["Program"]
+
+_LOG = logging.getLogger(__name__)
+Execute = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+class Program:
+    """An update for batches of one shape.
+
+    Args:
+        learning: what is trained.
+        parts: the part done on each minibatch, then perhaps one done once on the last minibatch.
+        rounds: number of minibatches G.
+        columns: a batch, ``batch:<key>`` -> [G * B, ...].
+    """
+
+    def __init__(self, learning: Learning, parts: tuple[Part, ...], rounds: int, columns: Named) -> None:
+        self.learning, self.parts, self.rounds = learning, parts, rounds
+        self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
+        self._trained = {name: trained(learning, name) for part in parts for name in part.losses}
+        self._draws = [self._find_draws(part, _cut(columns, rounds, 0)) for part in parts]
+        self._before: Execute | None = None
+        self._parts: list[Execute] = [self._eager(part) for part in parts]
+
+    @torch.no_grad()
+    def compile(self, columns: Named, options: dict[str, Any]) -> None:
+        """Capture the parts as graphs, take out of the repeated one what can be done beforehand, and compile all.
+
+        Args:
+            columns: an example batch.
+            options: inductor's.
+        """
+        loss = type(self.learning.loss).__name__
+        _LOG.info(
+            "compiling the update of %s: half a minute on an idle core, seconds where %s has it from before",
+            loss,
+            cache_dir(),
+        )
+        began = time.perf_counter()
+
+        def compiler(module: fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+            return torch._inductor.compile(module, examples, options)
+
+        values, inputs = self._values(), self.inputs(columns, DrawFinder())
+        graphs: list[tuple[Graph, dict[str, Tensor]]] = []
+        for index, part in enumerate(self.parts):
+            example = values | self._round(index, 0, inputs)
+            graphs.append((capture(lambda now, part=part: run_part(self.learning, part, now), example), example))
+        if self.rounds > 1:
+            graphs[0] = self._split(*graphs[0], values | self._stacked(inputs), compiler)
+        self._parts = [graph.executable(compiler, example) for graph, example in graphs]
+        _LOG.info("compiled the update of %s in %.1f s", loss, time.perf_counter() - began)
+
+    def _split(
+        self, graph: Graph, example: dict[str, Tensor], stacked: dict[str, Tensor], compiler: Callable[..., Any]
+    ) -> tuple[Graph, dict[str, Tensor]]:
+        per_round = [name for name in graph.inputs if name.startswith(("batch:", "noise:"))]
+        outside = [name for name in graph.inputs if name.startswith("scalars:") or name == "ok"]
+        before, rest = hoist(graph, per_round, outside)
+        if before is None:
+            return graph, example
+        results = before.executable(lambda module, _: module, example)(example)
+        self._before = over_leading_dim(before, stacked, per_round).executable(compiler, stacked)
+        return rest, example | results
+
+    def _eager(self, part: Part) -> Execute:
+        def execute(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            outputs, changed = run_part(self.learning, part, values)
+            for name, value in changed.items():
+                values[name].copy_(value)
+            return outputs
+
+        return execute
+
+    def _find_draws(self, part: Part, columns: Named) -> list[Draw]:
+        """Which random numbers a part asks for, in order."""
+        loss, finder, known = self.learning.loss, DrawFinder(), {}
+        noise, loss.noise = loss.noise, finder
+        try:
+            for name in part.losses:
+                known |= call_loss(loss, name, minibatch_of(columns), known)[1]
+        finally:
+            loss.noise = noise
+        return finder.draws
+
+    def _repeats(self, index: int) -> int:
+        return 1 if index else self.rounds
+
+    def pointers(self) -> tuple[int, ...]:
+        """Where all tensors lie that the update reads or writes besides its inputs; a CUDA graph is bound to them."""
+        return tuple(value.data_ptr() for value in self._values().values())[:-1]
+
+    def _values(self) -> dict[str, Tensor]:
+        """The loss's and the optimisers' own tensors by name, and whether everything is finite so far, last."""
+        values = {name: value.detach() for name, value in self._state.items()}
+        for name, params in self._trained.items():
+            for key, (param, _) in params.items():
+                state = moments_of(self.learning.optims[name], param)
+                values[f"exp_avg:{key}"], values[f"exp_avg_sq:{key}"] = state["exp_avg"], state["exp_avg_sq"]
+        device = next(iter(values.values())).device
+        return values | {"ok": torch.ones((), dtype=torch.bool, device=device)}
+
+    def inputs(self, columns: Named, noise: Any) -> dict[str, Tensor]:
+        """What is made outside the graphs: all random numbers, drawn minibatch by minibatch, and the step sizes.
+
+        Args:
+            columns: a batch.
+            noise: where the numbers come from.
+
+        Returns:
+            ``columns``, ``noise:<part>:<i>`` and ``scalars:<loss>:<group>`` with one leading entry per round.
+        """
+        inputs = dict(columns)
+        for index, (part, draws) in enumerate(zip(self.parts, self._draws, strict=True)):
+            drawn = [[draw.take(noise) for draw in draws] for _ in range(self._repeats(index))]
+            inputs |= {f"noise:{index}:{i}": torch.stack(each) for i, each in enumerate(zip(*drawn, strict=True))}
+            for name in part.losses:
+                optim = self.learning.optims[name]
+                for i, group in enumerate(optim.param_groups):
+                    inputs[f"scalars:{name}:{i}"] = step_scalars(optim, group, self._repeats(index))
+        return inputs
+
+    def _round(self, index: int, at: int, inputs: Named) -> dict[str, Tensor]:
+        """One round's share of the inputs, by the names the graphs have for them."""
+        batch = {name: value for name, value in inputs.items() if name.startswith("batch:")}
+        now = _cut(batch, self.rounds, self.rounds - 1 if index else at)
+        prefix = f"noise:{index}:"
+        now |= {f"noise:{name[len(prefix) :]}": value[at] for name, value in inputs.items() if name.startswith(prefix)}
+        for loss in self.parts[index].losses:
+            for i in range(len(self.learning.optims[loss].param_groups)):
+                now[f"scalars:{loss}:{i}"] = inputs[f"scalars:{loss}:{i}"][at]
+        return now
+
+    def _stacked(self, inputs: Named) -> dict[str, Tensor]:
+        """The repeated part's batch columns and noise for all rounds, [G, B, ...]."""
+        batch = {k: v.unflatten(0, (self.rounds, -1)) for k, v in inputs.items() if k.startswith("batch:")}
+        return batch | {f"noise:{k[8:]}": v for k, v in inputs.items() if k.startswith("noise:0:")}
+
+    @torch.no_grad()
+    def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute one update in place.
+
+        Args:
+            inputs: from :meth:`inputs`.
+
+        Returns:
+            Metrics of the last round, rows of all rounds, and ``finite``.
+        """
+        values = self._values()
+        hoisted = {} if self._before is None else self._before(values | self._stacked(inputs))
+        metrics: dict[str, Tensor] = {}
+        for index, execute in enumerate(self._parts):
+            done, outputs = torch.zeros((), device=values["ok"].device), []
+            for at in range(self._repeats(index)):
+                now = values | self._round(index, at, inputs)
+                now |= {name: value[at] for name, value in hoisted.items()} if index == 0 else {}
+                outputs.append(execute(now))
+                done += values["ok"]
+            metrics |= _merged(outputs)
+            for name in self.parts[index].losses:
+                count_steps(self.learning.optims[name], done)
+        return metrics | {"finite": values["ok"]}
+
+
+def _merged(rounds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    rows = {name: torch.cat([each[name] for each in rounds]) for name in rounds[-1] if name.startswith("rows:")}
+    return {name.removeprefix("rows:"): value for name, value in (rounds[-1] | rows).items()}
+
+
+def _cut(columns: Mapping[str, Tensor], rounds: int, at: int) -> dict[str, Tensor]:
+    size = len(next(iter(columns.values()))) // rounds
+    return {name: value[at * size : (at + 1) * size] for name, value in columns.items()}

@@ -1,0 +1,114 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The tensors a loss module computes with, as one flat dictionary, and the way to make it compute with others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from tensordict import TensorDict, TensorDictParams
+from torch import Tensor, nn
+
+from torchrl_o2o.objectives.networks import flat_parameters
+
+__all__ = ["replaced", "state_of", "target_pairs"]
+
+
+def state_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """All parameters and buffers of a module by dotted names, those of functional networks included.
+
+    Args:
+        module: a loss module.
+        prefix: put before each name. Defaults to nothing.
+
+    Returns:
+        The tensors themselves; nothing is copied.
+
+    Examples:
+        >>> from torchrl_o2o.modules import Temperature
+        >>> list(state_of(Temperature(-3.0)))
+        ['log_alpha']
+    """
+    out: dict[str, Tensor] = {}
+    for own in (module._parameters, module._buffers):
+        out |= {prefix + name: value for name, value in own.items() if value is not None}
+    for name, child in module._modules.items():
+        if isinstance(child, TensorDictParams):
+            out |= {f"{prefix}{name}.{key}": value for key, value in flat_parameters(child).items()}
+        elif child is not None:
+            out |= state_of(child, f"{prefix}{name}.")
+    return out
+
+
+@contextmanager
+def replaced(module: nn.Module, values: Mapping[str, Tensor], prefix: str = "") -> Iterator[None]:
+    """Let a module compute with other tensors than its own inside a ``with`` block.
+
+    Args:
+        module: a loss module.
+        values: the tensors to compute with, by the names of :func:`state_of`, all of them.
+        prefix: put before each name. Defaults to nothing.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import Temperature
+        >>> temperature = Temperature(-3.0)
+        >>> with replaced(temperature, {"log_alpha": torch.zeros(())}):
+        ...     temperature.alpha
+        tensor(1.)
+    """
+    with ExitStack() as stack:
+        for own in (module._parameters, module._buffers):
+            names = [name for name, value in own.items() if value is not None]
+            stack.enter_context(_overlaid(own, {name: values[prefix + name] for name in names}))
+        for name, child in module._modules.items():
+            if isinstance(child, TensorDictParams):
+                # An instance attribute is found before the registered module of the same name.
+                flat = {key: values[f"{prefix}{name}.{key}"] for key in flat_parameters(child)}
+                nested = TensorDict(flat, child.batch_size).unflatten_keys(".")
+                stack.enter_context(_overlaid(module.__dict__, {name: nested}))
+            elif child is not None:
+                stack.enter_context(replaced(child, values, f"{prefix}{name}."))
+        yield
+
+
+@contextmanager
+def _overlaid(own: Any, values: Mapping[str, Any]) -> Iterator[None]:
+    before = {name: own[name] for name in values if name in own}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            own.pop(name)
+        own.update(before)
+
+
+def target_pairs(loss: nn.Module) -> dict[str, str]:
+    """Which tensor of a loss is averaged into which target, by the names of :func:`state_of`.
+
+    Args:
+        loss: a loss module whose target networks are registered as ``target_<network>_params``.
+
+    Returns:
+        Name of the target -> name of its source.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import EnsembleSACLoss
+        >>> critics = make_qvalue_ensemble(3, 1, num_qvalue_nets=2, hidden_sizes=(8,))
+        >>> pairs = target_pairs(EnsembleSACLoss(make_actor(3, 1, hidden_sizes=(8,)), critics))
+        >>> pairs["target_qvalue_network_params.module.head.bias"]
+        'qvalue_network_params.module.head.bias'
+    """
+    state = state_of(loss)
+    sources = {name: name.removeprefix("target_") for name in state if name.startswith("target_")}
+    return {
+        target: source
+        for target, source in sources.items()
+        if source in state and state[source].requires_grad and state[source].data_ptr() != state[target].data_ptr()
+    }

@@ -1,0 +1,176 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Which library multiplies float32 matrices on this CPU: measured for rate and for error, then chosen and said."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError, check_option
+
+__all__ = ["MatmulReport", "Measured", "choose_matmul_route", "matmul_route", "probe_matmul_routes", "set_matmul_route"]
+
+Route = Literal["default", "onednn"]
+_LOG = logging.getLogger(__name__)
+# torch has no switch that says "oneDNN"; allowing bf16 sends products there, and oneDNN computes in bf16 only where the
+# CPU has instructions that make it worthwhile. Whether it did is what the probe's error shows.
+_SETTINGS: dict[str, str] = {"default": "none", "onednn": "bf16"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One route's rate, in GFLOP/s, and relative error against float64."""
+
+    rate: float
+    error: float
+
+
+@dataclass(frozen=True)
+class MatmulReport:
+    """What was measured and chosen.
+
+    Args:
+        chosen: the route that is in force.
+        routes: rate and error by route.
+        shape: of the products, [E, M, K] times [E, K, N].
+        threads: torch's threads while measuring.
+    """
+
+    chosen: Route
+    routes: dict[Route, Measured]
+    shape: tuple[int, int, int, int]
+    threads: int
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        parts = [f"{name} {one.rate:.0f} GFLOP/s, error {one.error:.1e}" for name, one in self.routes.items()]
+        members, rows, inner, columns = self.shape
+        size = f"{members} x [{rows}, {inner}] @ [{inner}, {columns}]"
+        return f"float32 products {size}, {self.threads} thread(s): {'; '.join(parts)}; taken: {self.chosen}"
+
+
+def choose_matmul_route(
+    *,
+    shape: tuple[int, int, int, int] = (10, 256, 256, 256),
+    margin: float = 1.05,
+    allow_bf16: bool = False,
+    rounds: int = 7,
+) -> MatmulReport:
+    """Probe both routes, put the better one in force for this process, and say so in the log.
+
+    oneDNN is taken if it is faster by the margin and as exact; on a CPU where it really multiplies in bf16 its error is
+    ten thousand times larger, and it is left alone unless ``allow_bf16``. Takes about 0.1 s on an idle core. Call it
+    once, after setting the number of threads; the previous route comes back with :func:`set_matmul_route`.
+
+    Args:
+        shape: (E, M, K, N) of the products [E, M, K] times [E, K, N] to judge by. Defaults to ten critics of width 256
+            on 256 rows.
+        margin: by which factor oneDNN has to be faster. Defaults to 1.05.
+        allow_bf16: accept products in bf16, with a relative error of about 2e-3. Defaults to ``False``.
+        rounds: how often the routes take turns. Defaults to 7.
+
+    Returns:
+        What was measured and chosen.
+
+    Raises:
+        O2OSpecError: if the margin or a size is not positive.
+
+    Examples:
+        >>> with matmul_route("default"):  # puts back whatever is chosen inside
+        ...     report = choose_matmul_route(shape=(2, 16, 16, 16), rounds=2)
+        >>> sorted(report.routes)
+        ['default', 'onednn']
+    """
+    if not margin > 0.0 or min(shape) < 1 or rounds < 1:
+        raise O2OSpecError(f"got {margin=}, {shape=}, {rounds=}; expected positive numbers, for example margin=1.05")
+    routes = probe_matmul_routes(shape=shape, rounds=rounds)
+    default, onednn = routes["default"], routes["onednn"]
+    faster = onednn.rate > margin * default.rate
+    exact = onednn.error <= 2.0 * default.error
+    chosen: Route = "onednn" if faster and (exact or allow_bf16) else "default"
+    set_matmul_route(chosen)
+    report = MatmulReport(chosen, routes, shape, torch.get_num_threads())
+    _LOG.info("%s", report)
+    return report
+
+
+def probe_matmul_routes(
+    *, shape: tuple[int, int, int, int] = (10, 256, 256, 256), rounds: int = 7
+) -> dict[Route, Measured]:
+    """Measure both routes in turns, and leave the one in force as it is.
+
+    Args:
+        shape: see :func:`choose_matmul_route`.
+        rounds: how often the routes take turns; the fastest round counts, since a busy machine only slows. Defaults to
+            7.
+
+    Returns:
+        Rate and error by route.
+    """
+    members, rows, inner, columns = shape
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(members, rows, inner, generator=generator)
+    right = torch.randn(members, columns, inner, generator=generator).mT  # as a layer's weight lies in memory
+    seconds: dict[Route, list[float]] = {"default": [], "onednn": []}
+    errors: dict[Route, float] = {}
+    exact = left.double() @ right.double()
+    for _ in range(rounds):
+        for route in seconds:
+            with matmul_route(route):
+                errors[route] = _relative(left @ right, exact)
+                began = time.perf_counter()
+                torch.bmm(left, right)
+                torch.bmm(left, right)
+                seconds[route].append((time.perf_counter() - began) / 2)
+    work = 2e-9 * members * rows * inner * columns
+    return {route: Measured(work / min(times), errors[route]) for route, times in seconds.items()}
+
+
+def _relative(value: Tensor, exact: Tensor) -> float:
+    return float((value.double() - exact).norm() / exact.norm())
+
+
+def set_matmul_route(route: Route) -> None:
+    """Send float32 products of this process by a route.
+
+    Args:
+        route: ``"default"`` (torch's own choice, MKL on x86) or ``"onednn"``, which means real bf16 products on CPUs
+            that have AMX: :func:`probe_matmul_routes` shows the error.
+
+    Raises:
+        O2OSpecError: if the route is unknown.
+    """
+    check_option("route", route, tuple(_SETTINGS))
+    torch.backends.mkldnn.matmul.fp32_precision = _SETTINGS[route]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def matmul_route(route: Route) -> Iterator[None]:
+    """Send float32 products by a route inside a ``with`` block, and put back what was in force.
+
+    Args:
+        route: see :func:`set_matmul_route`.
+
+    Examples:
+        >>> import torch
+        >>> with matmul_route("onednn"):
+        ...     product = torch.ones(2, 3) @ torch.ones(3, 2)
+        >>> product[0, 0].item()
+        3.0
+    """
+    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    set_matmul_route(route)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before  # type: ignore[attr-defined]
