@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from tensordict import TensorDict
 from torch import Tensor
@@ -25,14 +25,21 @@ from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.collect import StepCollector
 from torchrl_o2o.curves import dip, gain, handover_score, regret
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.evaluation import EvaluationResult
 from torchrl_o2o.interrupt import graceful_exit, resume_command
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record import Recorder, read_metrics
 
-__all__ = ["Schedule", "Session", "handover_metrics"]
+__all__ = ["Measured", "Schedule", "Session", "handover_metrics"]
 
 _RETURN, _SCORE = "evaluation/return", "evaluation/normalized_score"
+
+
+class Measured(Protocol):
+    """What an evaluation returns: an :class:`~torchrl_o2o.evaluation.EvaluationResult`, or other numbers by name."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers to log, by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Session:
     config: Any
     objects: Mapping[str, Any]
     buffer: ReplayBuffer | None
-    evaluate: Callable[[], EvaluationResult]
+    evaluate: Callable[[], Measured]
     schedule: Schedule = field(default_factory=Schedule)
     resume: bool = False
     recorder: Mapping[str, Any] = field(default_factory=dict)
