@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,20 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.checkpoint.manifest import dump, load
-from torchrl_o2o.checkpoint.reading import check_config, newest_valid, read_state
+from torchrl_o2o.checkpoint.reading import check_config
 from torchrl_o2o.conventions import Convention, get_convention
 from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.encoding import read_encoder, train_encoder
 from torchrl_o2o.envs import seed_everything
-from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.handover import HandOver
 from torchrl_o2o.launch import launch, load_script, plain, pretrain_stage, run_options
 from torchrl_o2o.modules import make_conditional_vae, make_inverse_dynamics
 from torchrl_o2o.modules.confidence import Confidence, ConstantConfidence, OfflineConfidence, RandomConfidence
 from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, SAMGEstimator
-from torchrl_o2o.optim import descend
 from torchrl_o2o.pipeline import Learner, Pretrained, Problem, finetune, hand_over
-from torchrl_o2o.session import Session
 
 ENCODERS = {
     "vae": (make_conditional_vae, ConditionalVAELoss),
@@ -105,65 +103,17 @@ def guided(base: type[Learner]) -> type[Learner]:
     return Guided
 
 
-@dataclass
-class HeldFixed:
-    """The encoder's losses on rows that stay the same, as a session evaluates."""
-
-    loss: LossModule
-    rows: TensorDictBase
-
-    def __call__(self) -> HeldFixed:
-        """Nothing to run."""
-        return self
-
-    @torch.no_grad()
-    def metrics(self) -> dict[str, float]:
-        """Under ``evaluation/``."""
-        return {f"evaluation/{name}": float(value) for name, value in self.loss(self.rows).items()}
-
-
 def encoder_config(cfg: DictConfig) -> dict[str, Any]:
     """What an encoder depends on, so that it can serve other bases, thresholds and aggregators."""
     own = {key: value for key, value in plain(cfg.confidence).items() if key not in ("fit", "pretrained", "name")}
     raw = not convention(cfg).normalise_observations
-    return {"env": plain(cfg.env), "dataset": plain(cfg.dataset), "raw_observations": raw, "encoder": own}
-
-
-def train_encoder(cfg: DictConfig, problem: Problem, loss: LossModule) -> None:
-    """In ``run_dir/confidence``, exactly resumable; or read what ``confidence.pretrained`` names."""
-    own = cfg.confidence
-    if own.pretrained is not None:
-        root = Path(own.pretrained) / "checkpoints"
-        manifest, _ = newest_valid(root)
-        if manifest is None or manifest["step"] != own.num_steps:
-            raise O2OCheckpointError(f"{root} holds no encoder after {own.num_steps} steps; name a finished one")
-        check_config(manifest["config"] | {"seed": None}, encoder_config(cfg) | {"seed": None})
-        loss.load_state_dict(read_state(root, manifest, "encoder"))
-        return
-    options = run_options(cfg, Path(cfg.run_dir) / "confidence")
-    optim = torch.optim.Adam(loss.parameters(), **plain(own.optim))
-    buffer = HandOver(data="all").buffer(problem.offline, 1, batch_size=own.batch_size)
-    rows = problem.offline[torch.linspace(0, len(problem.offline) - 1, 1024).long()]
-    session = Session(
-        options.folder,
-        encoder_config(cfg) | {"seed": cfg.seed},
-        {"encoder": loss, "encoder_optim": optim},
-        None,
-        HeldFixed(loss, rows),
-        options.schedule,
-        options.resume,
-        {"progress_total": 0, **options.recorder},
-    )
-    with session:
-        for step in session.offline(own.num_steps):
-            if own.anneal:
-                loss.set_progress((step - 1) / own.num_steps + 1.0)
-            batch = buffer.sample()
-            with session.record.dump_if_not_finite(batch):
-                metrics = dict(loss(batch).items())
-                (name,) = (name for name in metrics if name.startswith("loss_"))
-                descend(optim, metrics[name], name)
-            session.metrics = {name: value.detach() for name, value in metrics.items()}
+    return {
+        "env": plain(cfg.env),
+        "dataset": plain(cfg.dataset),
+        "raw_observations": raw,
+        "encoder": own,
+        "seed": cfg.seed,
+    }
 
 
 def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | None = None) -> Confidence | None:
@@ -180,7 +130,13 @@ def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | N
     loss = make_loss(network, **plain(own.loss))
     if problem is None:
         return OfflineConfidence(network, **plain(own.fit))
-    train_encoder(cfg, problem, loss)
+    if own.pretrained is not None:
+        read_encoder(own.pretrained, loss, encoder_config(cfg), num_steps=own.num_steps)
+    else:
+        optim = torch.optim.Adam(loss.parameters(), **plain(own.optim))
+        options = replace(run_options(cfg, Path(cfg.run_dir) / "confidence"), config=encoder_config(cfg))
+        run = {"num_steps": own.num_steps, "batch_size": own.batch_size, "anneal": own.anneal}
+        train_encoder(problem.offline, loss, optim, options, **run)
     confidence = OfflineConfidence(network, **plain(own.fit))
     report = confidence.fit(problem.offline)
     logging.getLogger(__name__).info("threshold %g: %s", confidence.threshold, report)
@@ -199,11 +155,12 @@ def prepare(cfg: DictConfig, start: Path) -> None:
     problem = Problem.load(plain(cfg.env), plain(cfg.dataset), convention(cfg))
     config = OmegaConf.to_container(cfg, resolve=True)
     base = OmegaConf.create({key: value for key, value in config.items() if key not in SAMG_ONLY})
-    make_offline = partial(base_class(cfg), **plain(cfg.learner.offline))
-    pretrained = pretrain_stage(base, problem, make_offline)
-    hand_over(
-        pretrained, base_class(cfg)(cfg, problem.dims), HandOver(**plain(cfg.handover))
-    )  # refused before it costs
+    offline = base_class(cfg, "offline")
+    if "mc_return" in offline.keys:
+        problem = replace(problem, offline=load_script("cql").make_add_return(cfg, problem)(problem.offline))
+    pretrained = pretrain_stage(base, problem, partial(offline, **plain(cfg.learner.offline_arguments)))
+    online = base_class(cfg, "online")(cfg, problem.dims)
+    hand_over(pretrained, online, HandOver(**plain(cfg.handover)))  # what does not fit is refused before it costs
     confidence = make_confidence(cfg, problem.dims, problem)
     state = {} if confidence is None else confidence.state_dict()
     config = {"confidence": config["confidence"]}
