@@ -6,11 +6,13 @@
 
     python benchmarks/update.py             11 rounds of 20 critic steps, one and two threads
     python benchmarks/update.py --short     3 rounds, one thread
+    python benchmarks/update.py --device cuda --routes default     on a GPU, with the update as one CUDA graph as well
 
 An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. All contenders have
 E critics and the same layers, batches and optimiser (fused Adam), and take turns within every round, so that a busy
 machine slows all of them. Printed are medians per critic step and ratios within this one run; nothing else may be
-quoted.
+quoted. A matrix product of the critics' size takes its turn too: the share of its rate that an update reaches is the
+share of what the machine can do.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ import argparse
 import logging
 import os
 import platform
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 
@@ -28,16 +28,18 @@ import tensordict
 import torch
 import torchrl
 from tensordict import TensorDict
+from timing import Update, count_gflop, products, take_turns
 from torch import nn
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import REDQLoss, SACLoss, SoftUpdate
 from torchrl.objectives.common import LossModule
 
+from torchrl_o2o.compiled import compile_update
+from torchrl_o2o.matmul import matmul_route
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
 
-Update = Callable[[TensorDict], None]
 OBSERVATION, ACTION, MEMBERS, SUBSET, BATCH, UTD = 17, 6, 10, 2, 256, 20
 
 
@@ -83,6 +85,14 @@ def ours(compiled: bool) -> Update:
     return update
 
 
+def whole(mode: str) -> Update:
+    """EnsembleSACLoss, the whole update compiled."""
+    loss = EnsembleSACLoss(*networks(), sub_sample_len=SUBSET)
+    names = {"qvalue": "qvalue", "actor": "actor", "alpha": "temperature"}
+    optims = {name: adam(group(loss, prefix)) for name, prefix in names.items()}
+    return compile_update(loss, optims, SoftUpdate(loss, tau=0.005), utd_ratio=UTD, mode=mode)  # type: ignore[arg-type]
+
+
 def redq() -> Update:
     """TorchRL's REDQLoss as its own scripts use it: one call that returns all losses, for every critic step."""
     actor_network, critics = networks()
@@ -125,13 +135,9 @@ CONTENDERS: dict[str, Callable[[], Update]] = {
     "REDQLoss (TorchRL), joint": redq,
     "SACLoss x10 (TorchRL), separate": sac,
     "EnsembleSACLoss, eager": lambda: ours(False),
-    "EnsembleSACLoss, compiled": lambda: ours(True),
+    "EnsembleSACLoss, its cores compiled": lambda: ours(True),
+    "EnsembleSACLoss, compile_update": lambda: whole("default"),
 }
-
-
-def onednn_matmul(enabled: bool) -> None:
-    """Send float32 products through oneDNN; where that means real bf16, the printed error shows it."""
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if enabled else "none"  # type: ignore[attr-defined]
 
 
 def matmul_error() -> float:
@@ -142,29 +148,33 @@ def matmul_error() -> float:
     return float(((a @ b).double() - exact).norm() / exact.norm())
 
 
-def run(threads: int, rounds: int, route: str) -> None:
-    """Time all contenders, taking turns, and print medians and ratios."""
+def run(threads: int, rounds: int, device: str) -> None:
+    """Time all contenders, taking turns, and print medians, ratios and the share of the products' rate."""
     torch.set_num_threads(threads)
-    onednn_matmul(route == "oneDNN")
-    print(f"\n{threads} thread(s), {route} matmul (relative error {matmul_error():.1e}), {rounds} rounds", flush=True)
     torch.manual_seed(0)
-    batch = random_transitions(UTD * BATCH, OBSERVATION, ACTION)
-    updates = {name: make() for name, make in CONTENDERS.items()}
+    batch = random_transitions(UTD * BATCH, OBSERVATION, ACTION).to(device)
+    contenders = dict(CONTENDERS)
+    if device != "cpu":
+        contenders["EnsembleSACLoss, one CUDA graph"] = lambda: whole("reduce-overhead")
+    updates = {name: make() for name, make in contenders.items()}
     for update in updates.values():
-        update(batch)  # compiles, allocates
-    wall: dict[str, list[float]] = {name: [] for name in updates}
-    cpu: dict[str, list[float]] = {name: [] for name in updates}
-    for _ in range(rounds):
-        for name, update in updates.items():
-            began, spent = time.perf_counter(), time.process_time()
-            update(batch)
-            wall[name].append((time.perf_counter() - began) / UTD * 1e3)
-            cpu[name].append((time.process_time() - spent) / UTD * 1e3)
-    base = statistics.median(wall["REDQLoss (TorchRL), joint"])
-    print(f"{'':34s}{'ms/critic step':>16s}{'CPU ms':>10s}{'rate over REDQLoss':>20s}")
-    for name, times in wall.items():
-        median = statistics.median(times)
-        print(f"{name:34s}{median:16.1f}{statistics.median(cpu[name]):10.1f}{base / median:19.2f}x", flush=True)
+        for _ in range(1 if device == "cpu" else 4):
+            update(batch)  # compiles, allocates, records
+    gflop = count_gflop(lambda: updates["EnsembleSACLoss, eager"](batch)) / UTD
+    product, work = products((MEMBERS, BATCH, 256, 256), device)
+    turns = {name: lambda update=update: update(batch) for name, update in updates.items()}
+    times = take_turns({**turns, "product": lambda: [product() for _ in range(50)]}, rounds)
+    rate = 50 * work / times.pop("product")[0]
+    base = times["REDQLoss (TorchRL), joint"][0]
+    print(
+        f"float32 products of {MEMBERS} x [{BATCH}, 256] @ [256, 256]: {rate * 1e3:.0f} GFLOP/s, "
+        f"relative error {matmul_error():.1e}"
+    )
+    print(f"{'':36s}{'ms/critic step':>15s}{'CPU ms':>9s}{'over REDQLoss':>15s}{'of that rate':>14s}")
+    for name, (wall, cpu) in times.items():
+        share = f"{gflop * UTD / wall / rate:14.0%}" if name.startswith("Ensemble") else ""
+        print(f"{name:36s}{wall / UTD:15.2f}{cpu / UTD:9.2f}{base / wall:14.2f}x{share}", flush=True)
+    print(f"{gflop:.2f} GFLOP per critic step of EnsembleSACLoss, actor and temperature steps included")
 
 
 def main() -> None:
@@ -174,7 +184,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--routes", nargs="+", choices=["default", "oneDNN"], default=["default", "oneDNN"])
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    if arguments.device != "cpu":
+        torch.set_default_device(arguments.device)
     warnings.filterwarnings("ignore")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     print(f"torch {torch.__version__}, torchrl {torchrl.__version__}, tensordict {tensordict.__version__}")
@@ -182,7 +195,10 @@ def main() -> None:
     print(f"E={MEMBERS}, Z={SUBSET}, 2x256, batch {BATCH}, utd_ratio {UTD}, observation {OBSERVATION}, action {ACTION}")
     for threads in [1] if arguments.short else arguments.threads:
         for route in arguments.routes:
-            run(threads, 3 if arguments.short else arguments.rounds, route)
+            rounds = 3 if arguments.short else arguments.rounds
+            print(f"\n{threads} thread(s), {route} products, {rounds} rounds", flush=True)
+            with matmul_route("onednn" if route == "oneDNN" else "default"):
+                run(threads, rounds, arguments.device)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torchrl_o2o.compiled.draws import Draw, DrawFinder
 from torchrl_o2o.compiled.graph import Graph, Named, capture, hoist, over_leading_dim
 from torchrl_o2o.compiled.state import state_of
 from torchrl_o2o.compiled.steps import Learning, Part, call_loss, minibatch_of, run_part, trained
+from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["Program"]
 
@@ -68,7 +69,9 @@ class Program:
         graphs: list[tuple[Graph, dict[str, Tensor]]] = []
         for index, part in enumerate(self.parts):
             example = values | self._round(index, 0, inputs)
-            graphs.append((capture(lambda now, part=part: run_part(self.learning, part, now), example), example))
+            graph = capture(lambda now, part=part: run_part(self.learning, part, now), example)
+            self._check_constants(graph)
+            graphs.append((graph, example))
         if self.rounds > 1:
             graphs[0] = self._split(*graphs[0], values | self._stacked(inputs), compiler)
         self._parts = [graph.executable(compiler, example) for graph, example in graphs]
@@ -85,6 +88,17 @@ class Program:
         results = before.executable(lambda module, _: module, example)(example)
         self._before = over_leading_dim(before, stacked, per_round).executable(compiler, stacked)
         return rest, example | results
+
+    def _check_constants(self, graph: Graph) -> None:
+        """Refuse a graph that would go on computing with what a parameter was when it was captured."""
+        own = {value.data_ptr(): name for name, value in self._state.items()}
+        for node in graph.module.graph.find_nodes(op="get_attr"):
+            name = own.get(getattr(graph.module, str(node.target)).data_ptr())
+            if name is not None:
+                raise O2OSpecError(
+                    f"{type(self.learning.loss).__name__} reads {name!r} past its registered modules, where a compiled "
+                    "update cannot follow; register the object that holds it, or use compile=False"
+                )
 
     def _eager(self, part: Part) -> Execute:
         def execute(values: dict[str, Tensor]) -> dict[str, Tensor]:

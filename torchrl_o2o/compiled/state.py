@@ -18,12 +18,13 @@ from torchrl_o2o.objectives.networks import flat_parameters
 __all__ = ["replaced", "state_of", "target_pairs"]
 
 
-def state_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+def state_of(module: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers of a module by dotted names, those of functional networks included.
+
+    A tensor that is registered twice (a value estimator has the loss's value network) has the first of its names.
 
     Args:
         module: a loss module.
-        prefix: put before each name. Defaults to nothing.
 
     Returns:
         The tensors themselves; nothing is copied.
@@ -33,25 +34,31 @@ def state_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
         >>> list(state_of(Temperature(-3.0)))
         ['log_alpha']
     """
+    seen: dict[int, str] = {}
     out: dict[str, Tensor] = {}
-    for own in (module._parameters, module._buffers):
-        out |= {prefix + name: value for name, value in own.items() if value is not None}
-    for name, child in module._modules.items():
-        if isinstance(child, TensorDictParams):
-            out |= {f"{prefix}{name}.{key}": value for key, value in flat_parameters(child).items()}
-        elif child is not None:
-            out |= state_of(child, f"{prefix}{name}.")
+    for name, value in _entries(module, ""):
+        if seen.setdefault(id(value), name) == name:
+            out[name] = value
     return out
 
 
+def _entries(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for own in (module._parameters, module._buffers):
+        yield from ((prefix + name, value) for name, value in own.items() if value is not None)
+    for name, child in module._modules.items():
+        if isinstance(child, TensorDictParams):
+            yield from ((f"{prefix}{name}.{key}", value) for key, value in flat_parameters(child).items())
+        elif child is not None:
+            yield from _entries(child, f"{prefix}{name}.")
+
+
 @contextmanager
-def replaced(module: nn.Module, values: Mapping[str, Tensor], prefix: str = "") -> Iterator[None]:
+def replaced(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a module compute with other tensors than its own inside a ``with`` block.
 
     Args:
         module: a loss module.
         values: the tensors to compute with, by the names of :func:`state_of`, all of them.
-        prefix: put before each name. Defaults to nothing.
 
     Examples:
         >>> import torch
@@ -61,19 +68,30 @@ def replaced(module: nn.Module, values: Mapping[str, Tensor], prefix: str = "") 
         ...     temperature.alpha
         tensor(1.)
     """
+    substitutes = {id(value): values[name] for name, value in state_of(module).items()}
     with ExitStack() as stack:
-        for own in (module._parameters, module._buffers):
-            names = [name for name, value in own.items() if value is not None]
-            stack.enter_context(_overlaid(own, {name: values[prefix + name] for name in names}))
-        for name, child in module._modules.items():
-            if isinstance(child, TensorDictParams):
-                # An instance attribute is found before the registered module of the same name.
-                flat = {key: values[f"{prefix}{name}.{key}"] for key in flat_parameters(child)}
-                nested = TensorDict(flat, child.batch_size).unflatten_keys(".")
-                stack.enter_context(_overlaid(module.__dict__, {name: nested}))
-            elif child is not None:
-                stack.enter_context(replaced(child, values, f"{prefix}{name}."))
+        _enter(module, substitutes, stack, set())
         yield
+
+
+def _enter(module: nn.Module, substitutes: Mapping[int, Tensor], stack: ExitStack, seen: set[int]) -> None:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    for own in (module._parameters, module._buffers):
+        known = {name: substitutes[id(value)] for name, value in own.items() if id(value) in substitutes}
+        stack.enter_context(_overlaid(own, known))
+    # Networks kept out of the registry share their parameters with what is in it: TorchRL's value estimators evaluate
+    # the loss's value network by themselves.
+    unregistered = [child for child in module.__dict__.values() if isinstance(child, nn.Module)]
+    for name, child in [*module._modules.items(), *((None, child) for child in unregistered)]:
+        if name is not None and isinstance(child, TensorDictParams):
+            # An instance attribute is found before the registered module of the same name.
+            flat = {key: substitutes[id(value)] for key, value in flat_parameters(child).items()}
+            nested = TensorDict(flat, child.batch_size).unflatten_keys(".")
+            stack.enter_context(_overlaid(module.__dict__, {name: nested}))
+        elif child is not None:
+            _enter(child, substitutes, stack, seen)
 
 
 @contextmanager
