@@ -51,7 +51,7 @@ class IQL(Learner):
         )
         self.loss = IQLLoss(self.actor, qvalues, value, **plain(cfg.loss))
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        self.actor.eval()  # it acts without dropout; the loss's own copy of the module trains with it
+        self.actor.eval()  # it acts without dropout and is in training mode only while it trains
         if cfg.compile:
             self.loss.compile()
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
@@ -75,8 +75,7 @@ class IQL(Learner):
         """V; then the actor and the critics, both on the new V; then the targets."""
         loss_value, info = self.loss.value_loss(batch)
         descend(self.optims["value"], loss_value, "loss_value")
-        loss_actor, actor_info = self.loss.actor_loss(batch)
-        descend(self.optims["actor"], loss_actor, "loss_actor")
+        loss_actor, actor_info = self.step_actor(batch)
         loss_qvalue, critic_info = self.loss.qvalue_loss(batch)
         descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
         self.target_updater.step()
@@ -91,10 +90,17 @@ class IQL(Learner):
         loss_qvalue, critic_info = self.loss.qvalue_loss(batch, target)
         descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
         self.target_updater.step()
-        loss_actor, actor_info = self.loss.actor_loss(batch, info["advantage"])
-        descend(self.optims["actor"], loss_actor, "loss_actor")
+        loss_actor, actor_info = self.step_actor(batch, info["advantage"])
         losses = {"loss_value": loss_value, "loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
         return {**losses, **info, **actor_info, **critic_info}
+
+    def step_actor(self, batch: TensorDictBase, advantage: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The actor, with dropout if it has any."""
+        self.actor.train()
+        loss_actor, info = self.loss.actor_loss(batch, advantage)
+        self.actor.eval()
+        descend(self.optims["actor"], loss_actor, "loss_actor")
+        return loss_actor, info
 
     def objects(self) -> dict[str, Any]:
         """The schedule, too, where there is one."""

@@ -1,0 +1,100 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""sota-implementations/iql/iql.py."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.scripts.phases import PhasesContract, newest, rows
+from tests.scripts.running import compose
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.launch import load_script
+from torchrl_o2o.testing import random_transitions
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
+SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "value.hidden_sizes=[16]")
+
+
+class TestIQL(PhasesContract):
+    script = "iql"
+    words = SMALL[1:]
+    optims = ("value", "actor", "qvalue")
+
+    def test_actor_rate_falls_offline_and_is_whole_again_online(self, tmp_path: Path) -> None:
+        """The contract's resumption tests compare the rate at every step, since it is logged."""
+        self.train(tmp_path)
+        offline = [row["train/lr_actor"] for row in rows(tmp_path / "offline") if "train/lr_actor" in row]
+        expected = [3e-4 * 0.5 * (1 + math.cos(math.pi * step / 6)) for step in range(1, 7)]
+        assert offline == pytest.approx(expected, abs=1e-9)
+        assert newest(tmp_path / "offline", "actor_schedule")["last_epoch"] == 6
+        online = [row["train/lr_actor"] for row in rows(tmp_path) if "train/lr_actor" in row]
+        assert online == pytest.approx([3e-4] * 24)
+
+
+def learner(*words: str) -> Any:
+    torch.manual_seed(0)
+    cfg = compose("iql", "task=locomotion-cpu", *SMALL, *words)
+    return load_script("iql").IQL(cfg, (3, 2))
+
+
+@pytest.mark.parametrize("order", ["authors", "corl"])
+def test_which_value_function_the_actor_and_the_critics_see(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Authors: the new one for both. CORL: the old one for both, and the actor last."""
+    iql, batch, seen = learner(f"order={order}"), random_transitions(8, 3, 2), []
+    old = iql.loss.target_value(batch), iql.loss.advantage(batch)
+    actor_loss, qvalue_loss = iql.loss.actor_loss, iql.loss.qvalue_loss
+
+    def spy_actor(batch: Any, advantage: Any = None) -> Any:
+        seen.append(("actor", iql.loss.advantage(batch) if advantage is None else advantage))
+        return actor_loss(batch, advantage)
+
+    def spy_critics(batch: Any, target: Any = None) -> Any:
+        seen.append(("qvalue", iql.loss.target_value(batch) if target is None else target))
+        return qvalue_loss(batch, target)
+
+    monkeypatch.setattr(iql.loss, "actor_loss", spy_actor)
+    monkeypatch.setattr(iql.loss, "qvalue_loss", spy_critics)
+    iql.update(batch)
+    values = dict(seen)
+    assert [name for name, _ in seen] == (["actor", "qvalue"] if order == "authors" else ["qvalue", "actor"])
+    same = [torch.equal(values[name], was) for name, was in zip(("qvalue", "actor"), old)]
+    assert same == [order == "corl"] * 2
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(O2OSpecError, match="order"):
+        learner("order=alphabetic")
+
+
+def test_it_acts_without_dropout_and_trains_with_it() -> None:
+    iql, batch = learner("actor.dropout=0.5"), random_transitions(64, 3, 2)
+    act = [iql.actor(batch.select("observation").clone())["loc"] for _ in range(2)]
+    assert torch.equal(*act)
+    with torch.random.fork_rng():
+        before = iql.loss.actor_loss(batch)[1]["imitation_error"].mean()
+        trained_on = iql.update(batch)["imitation_error"]
+    assert trained_on != before
+    assert not iql.actor.training
+
+
+def test_published_settings() -> None:
+    """Kostrikov et al. 2022 and its authors' code; CORL's by ``reference``."""
+    cfg, maze, hand = compose("iql"), compose("iql", "task=antmaze"), compose("iql", "task=adroit")
+    assert [(c.loss.expectile, c.loss.beta, c.actor.dropout) for c in (cfg, maze, hand)] == [
+        (0.7, 3.0, None),
+        (0.9, 10.0, None),
+        (0.7, 0.5, 0.1),
+    ]
+    assert (cfg.decay_actor_lr, maze.decay_actor_lr) == (True, False)
+    assert (cfg.optim.lr, cfg.offline.num_steps, cfg.online.total_frames, cfg.target.tau) == (3e-4, 10**6, 10**6, 0.005)
+    corl = compose("iql", "task=antmaze", "reference=corl")
+    assert (corl.order, corl.decay_actor_lr, corl.actor.initialisation, corl.loss.beta) == ("corl", True, "torch", 10.0)
+    assert (corl.convention_of, corl.loss.ensemble_reduction) == ("iql_corl", "mean")
