@@ -23,13 +23,16 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.optim import Optimizer
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.checkpoint.reading import newest_valid, read_state
 from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.compiled import CompiledUpdate, compile_update
 from torchrl_o2o.conventions import Convention, FittedConvention
 from torchrl_o2o.data import TRANSITION, load_offline
+from torchrl_o2o.diagnostics import NonFiniteError, finite_or_raise
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.env_faults import GuardedEnv
 from torchrl_o2o.envs import make_gym_env
@@ -49,6 +52,7 @@ class Learner(ABC):
         actor: the policy that is evaluated, and collects unless :attr:`explorer` is another one.
         loss: the loss module.
         optims: optimisers by the name of what they train.
+        target_updater: moves the targets, if there are any.
         keys: entries of a transition that the loss reads.
 
     Examples:
@@ -73,7 +77,9 @@ class Learner(ABC):
     actor: TensorDictModuleBase
     loss: LossModule
     optims: dict[str, Optimizer]
+    target_updater: SoftUpdate | None = None
     keys: ClassVar[tuple[NestedKey, ...]] = TRANSITION
+    _compiled: CompiledUpdate | None = None
 
     @property
     def explorer(self) -> TensorDictModuleBase:
@@ -90,6 +96,38 @@ class Learner(ABC):
         Returns:
             Scalars to log.
         """
+
+    def compile(self, *, joint: bool = False) -> None:
+        """From now on :meth:`step` computes :meth:`update`'s numbers by :func:`~torchrl_o2o.compiled.compile_update`.
+
+        To be called at the end of a constructor whose ``optims`` stand in the order of the update. A learner whose
+        update does more than step its losses and move its targets overrides this or :meth:`step`.
+
+        Args:
+            joint: all losses are taken at the parameters before the first step. Defaults to ``False``.
+        """
+        self._compiled = compile_update(self.loss, self.optims, self.target_updater, joint=joint)
+
+    def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """:meth:`update`, compiled if :meth:`compile` was called; what the pipeline calls.
+
+        Args:
+            batch: transitions [B].
+
+        Returns:
+            Scalars to log.
+
+        Raises:
+            NonFiniteError: if a loss or a gradient is NaN or infinite; the parameters are those before that step.
+        """
+        if self._compiled is None:
+            return self.update(batch)
+        metrics = self._compiled(batch)
+        if not metrics.pop("finite"):
+            losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
+            finite_or_raise(losses)
+            raise NonFiniteError(f"not finite: a gradient, of {', '.join(losses)}; lower the learning rate or clip it")
+        return metrics
 
     def objects(self) -> dict[str, Any]:
         """What a checkpoint has to hold; a learner with further state adds to it."""
@@ -267,7 +305,7 @@ def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_ste
         for _ in session.offline(num_steps):
             batch = buffer.sample()
             with session.record.dump_if_not_finite(batch):
-                session.metrics = learner.update(batch)
+                session.metrics = learner.step(batch)
     return Pretrained.read(options.folder)
 
 
@@ -334,7 +372,7 @@ def finetune(
             if handover.may_update(step) and len(buffer) >= batch_size:
                 batch = buffer.sample()
                 with session.record.dump_if_not_finite(batch):
-                    session.metrics = learner.update(batch)
+                    session.metrics = learner.step(batch)
     save_policy(learner, problem, options)
 
 

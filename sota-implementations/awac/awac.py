@@ -36,14 +36,14 @@ class AWAC(Learner):
         self.actor = make_gaussian_actor(*dims, **plain(cfg.actor))
         self.loss = AWACLoss(self.actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
         actor, critics = self.loss.actor_network_params, self.loss.qvalue_network_params
         self.optims = {
             "qvalue": torch.optim.Adam(critics.parameters(), **plain(cfg.optim)),
             "actor": torch.optim.Adam(actor.parameters(), weight_decay=cfg.actor_weight_decay, **plain(cfg.optim)),
         }
+        if cfg.compile:
+            self.compile()
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """CORL's order: critics, then the actor on the new critics, then the targets."""

@@ -6,10 +6,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from tests.scripts.phases import PhasesContract
 from tests.scripts.running import compose
+from torchrl_o2o.launch import load_script
+from torchrl_o2o.testing import random_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -37,3 +42,19 @@ def test_published_settings() -> None:
         0.5,
         1024,
     )
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(tmp_path: Path) -> None:
+    """The script's update as it is written, and the compiled one: the same numbers to rounding."""
+    script, losses = load_script("awac"), []
+    batch = random_transitions(32, 17, 6)
+    for compiled in ("false", "true"):
+        torch.manual_seed(0)
+        sizes = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]")
+        learner = script.AWAC(compose("awac", "task=locomotion-cpu", f"compile={compiled}", *sizes), (17, 6))
+        metrics = [learner.step(batch) for _ in range(5)][-1]
+        losses.append(learner.loss.state_dict() | {name: metrics[name] for name in ("loss_qvalue", "loss_actor")})
+    eager, fast = losses
+    for name, value in eager.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5)
