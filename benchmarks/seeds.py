@@ -104,31 +104,36 @@ def contenders(size: str, agents: int, device: str, mode: str) -> dict[str, Call
     return {"single": single, "stacked": lambda: stacked.update(batches, BATCH)}
 
 
-def timed(table: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Milliseconds per call, taking turns."""
+def timed(table: dict[str, Callable[[], object]], rounds: int, device: str) -> list[dict[str, list[float]]]:
+    """Milliseconds per call by wall clock and of CPU time, taking turns."""
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     for call in table.values():
         call(), call()
-    times: dict[str, list[float]] = {name: [] for name in table}
+    wall: dict[str, list[float]] = {name: [] for name in table}
+    cpu: dict[str, list[float]] = {name: [] for name in table}
     for _ in range(rounds):
         for name, call in table.items():
             wait()
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), time.process_time()
             call()
             wait()
-            times[name].append((time.perf_counter() - began) * 1e3)
-    return times
+            wall[name].append((time.perf_counter() - began) * 1e3)
+            cpu[name].append((time.process_time() - spent) * 1e3)
+    return [wall, cpu]
 
 
 def updates(size: str, mode: str, arguments: argparse.Namespace) -> None:
     """Print N single updates against the stacked one."""
     print(f"\n{size} networks {SIZES[size][0]}, {SIZES[size][1]} critics, utd_ratio {SIZES[size][2]}, {mode}")
-    print(f"  {'N':>3s}{'N single, ms':>16s}{'stacked, ms':>14s}{'stacked, ms/agent':>20s}{'times as fast':>16s}")
+    print(f"  {'N':>3s}{'N single, ms':>14s}{'stacked':>10s}{'stacked/N':>12s}{'times as fast: wall':>22s}{'CPU':>8s}")
     for agents in arguments.agents:
-        times = timed(contenders(size, agents, arguments.device, mode), arguments.rounds, arguments.device)
-        ratio = statistics.median(a / b for a, b in zip(times["single"], times["stacked"], strict=True))
-        one, all_ = (statistics.median(times[name]) for name in ("single", "stacked"))
-        print(f"  {agents:3d}{one:16.1f}{all_:14.1f}{all_ / agents:20.2f}{ratio:16.2f}", flush=True)
+        wall, cpu = timed(contenders(size, agents, arguments.device, mode), arguments.rounds, arguments.device)
+        gains = [
+            statistics.median(a / b for a, b in zip(times["single"], times["stacked"], strict=True))
+            for times in (wall, cpu)
+        ]
+        one, all_ = (statistics.median(wall[name]) for name in ("single", "stacked"))
+        print(f"  {agents:3d}{one:14.1f}{all_:10.1f}{all_ / agents:12.2f}{gains[0]:22.2f}{gains[1]:8.2f}", flush=True)
 
 
 def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
@@ -163,8 +168,8 @@ def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
         "density ratio, stacked": lambda: optim.descend(stacked.density_ratio_loss(many, many)[0], "density"),
         "scored pools, N single": lambda: [buffer.sample() for _ in range(agents)],
     }
-    times = {name: statistics.median(values) for name, values in timed(parts, arguments.rounds, "cpu").items()}
-    print(f"\nA3RL, {size} networks, N = {agents}, eager: ms per environment step of all agents")
+    times = {name: statistics.median(values) for name, values in timed(parts, arguments.rounds, "cpu")[1].items()}
+    print(f"\nA3RL, {size} networks, N = {agents}, eager: CPU ms per environment step of all agents")
     for name, value in times.items():
         print(f"  {name:26s}{value:10.1f}", flush=True)
     pools = times["scored pools, N single"]

@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -25,7 +24,7 @@ __all__ = ["StackedActor", "StackedCollector"]
 
 
 def _sample(networks: ActorCritic, actor: Parameters, inputs: Inputs, noise: Tensor) -> tuple[Tensor, Tensor]:
-    return vmap(partial(networks.sample))(actor, inputs, noise)
+    return vmap(networks.sample)(actor, inputs, noise)
 
 
 class StackedActor:
@@ -96,7 +95,7 @@ class StackedCollector:
     deliver in its single run. The collectors stay the agents' own, to save and restore.
 
     Args:
-        collectors: one per agent, all at the same frame; from now on they act by ``act``.
+        collectors: one per agent, all at the same frame; from now on they act by ``act``, ``fast_act`` or not.
         act: draws the actions.
 
     Keyword Args:
@@ -131,7 +130,8 @@ class StackedCollector:
         self.foreign_envs = foreign_envs
         self._handed = [_Handed(collector.actor) for collector in self.collectors]
         for collector, handed in zip(self.collectors, self._handed, strict=True):
-            collector.actor = handed
+            collector.actor, collector._fast = handed, None
+        self._transitions = [iter(collector) for collector in self.collectors]
 
     @property
     def frames(self) -> int:
@@ -151,10 +151,8 @@ class StackedCollector:
             observations = torch.stack([collector._observation for collector in self.collectors])
             for handed, action in zip(self._handed, self.act(observations), strict=True):
                 handed.action = action
-        return [
-            self._next(collector, stream) for collector, stream in zip(self.collectors, self.act.streams, strict=True)
-        ]
+        return [self._next(agent, stream) for agent, stream in zip(self._transitions, self.act.streams, strict=True)]
 
-    def _next(self, collector: StepCollector, stream: RandomStream) -> TensorDict:
+    def _next(self, transitions: Iterator[TensorDict], stream: RandomStream) -> TensorDict:
         with stream if self.foreign_envs else stream.torch_only():
-            return next(iter(collector))
+            return next(transitions)
