@@ -162,10 +162,10 @@ def test_folders_are_checked_before_anything_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "seed0").exists()
 
 
-def test_from_the_command_line(tmp_path: Path) -> None:
-    for algorithm in SHORT:
-        arguments = [*words(algorithm, tmp_path / algorithm), "seeds=[3,4]", "collector.total_frames=40"]
-        result = run_script(f"sota-implementations/{algorithm}/{algorithm}_seeds.py", *arguments, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        for seed in (3, 4):
-            assert read_metrics(tmp_path / algorithm / f"seed{seed}")[-1]["step"] == 40
+@pytest.mark.parametrize("algorithm", ["rlpd", pytest.param("a3rl", marks=pytest.mark.slow)])
+def test_from_the_command_line(tmp_path: Path, algorithm: str) -> None:
+    arguments = [*words(algorithm, tmp_path), "seeds=[3,4]", "collector.total_frames=40"]
+    result = run_script(f"sota-implementations/{algorithm}/{algorithm}_seeds.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for seed in (3, 4):
+        assert read_metrics(tmp_path / f"seed{seed}")[-1]["step"] == 40
