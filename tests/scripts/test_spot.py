@@ -1,0 +1,100 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""sota-implementations/spot/spot.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.scripts.phases import PhasesContract, assert_equal, dying, newest, rows
+from tests.scripts.running import compose
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.launch import load_script
+from torchrl_o2o.testing import random_transitions
+
+SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "vae.hidden_sizes=[16]")
+
+
+class TestSPOT(PhasesContract):
+    script = "spot"
+    words = (*SMALL[1:], "vae_steps=2")
+    optims = ("vae", "actor", "qvalue")
+
+    def test_resumed_inside_the_vae_part(self, tmp_path: Path) -> None:
+        """The contract's offline stops lie behind it."""
+        words = ("vae_steps=4", "schedule.checkpoint_every=2", "online.total_frames=1")
+        self.train(tmp_path / "whole", *words)
+        with dying("offline", 2):
+            self.train(tmp_path / "parts", *words)
+        self.train(tmp_path / "parts", *words, "resume=true")
+        whole, parts = tmp_path / "whole" / "offline", tmp_path / "parts" / "offline"
+        assert rows(whole) == rows(parts)
+        for name in ("loss", "vae_optim", "actor_optim", "qvalue_optim", "update_counters"):
+            assert_equal(newest(whole, name), newest(parts, name), name)
+        logged = ["vae" if "train/loss_vae" in row else "td3" for row in rows(whole) if "train/loss_vae" in row
+                  or "train/loss_qvalue" in row]  # fmt: skip
+        assert logged == ["vae"] * 4 + ["td3"] * 2
+
+    def test_the_constraint_cools_online_under_a_vae_that_stays(self, tmp_path: Path) -> None:
+        self.train(tmp_path, "cooling_floor=0.5")
+        weights = {row["step"]: row["train/density_weight"] for row in rows(tmp_path) if "train/density_weight" in row}
+        assert weights[6] == pytest.approx(5.0 * 0.75)
+        assert weights[24] == pytest.approx(5.0 * 0.5)
+        offline, online = newest(tmp_path / "offline", "loss"), newest(tmp_path, "loss")
+        names = [name for name in offline if name.startswith("vae_network_params") and "weight" in name]
+        assert names
+        assert all(torch.equal(offline[name], online[name]) for name in names)
+        steps = newest(tmp_path, "qvalue_optim")["state"][0]["step"]
+        assert float(steps) == 24.0, "the optimisers start anew at the hand-over"
+
+
+def learner(*words: str, online: bool = False) -> Any:
+    torch.manual_seed(0)
+    cfg = compose("spot", "task=locomotion-cpu", *SMALL, *words)
+    return load_script("spot").SPOT(cfg, (3, 2), online)
+
+
+def test_the_vae_that_is_trained_is_the_one_that_is_read() -> None:
+    spot, batch = learner("vae_steps=20"), random_transitions(64, 3, 2)
+    penalty = [float(spot.loss.data_penalty(batch).mean())]
+    actor = spot.actor(batch.select("observation").clone())["action"].clone()
+    for _ in range(20):
+        assert set(spot.update(batch)) == {"loss_vae", "kl", "reconstruction_error"}
+    penalty.append(float(spot.loss.data_penalty(batch).mean()))
+    assert penalty[1] < penalty[0]
+    assert torch.equal(actor, spot.actor(batch.select("observation").clone())["action"])
+    assert "loss_qvalue" in spot.update(batch)
+
+
+def test_gamma_is_another_one_online() -> None:
+    offline, online = learner("gamma_online=0.995"), learner("gamma_online=0.995", online=True)
+    gammas = [float(side.loss.value_estimator.gamma) for side in (offline, online)]
+    assert gammas == pytest.approx([0.99, 0.995])
+
+
+def test_more_vae_steps_than_offline_ones_are_refused(tmp_path: Path) -> None:
+    cfg = compose("spot", "task=locomotion-cpu", "vae_steps=7", "offline.num_steps=6", f"run_dir={tmp_path / 'run'}")
+    with pytest.raises(O2OSpecError, match="vae_steps"):
+        load_script("spot").train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_settings() -> None:
+    """Wu et al. 2022, Tables 6-8, and the authors' code for fine-tuning."""
+    maze, hand = compose("spot", "task=antmaze"), compose("spot", "task=adroit")
+    assert (maze.loss.density_weight, maze.cooling_floor, maze.gamma_online) == (0.05, 0.2, 0.995)
+    assert (hand.loss.density_weight, hand.cooling_floor, hand.gamma_online) == (1.0, 0.5, 0.99)
+    assert (maze.vae_steps, list(maze.vae.hidden_sizes), maze.vae_optim.lr, maze.loss.vae_beta) == (
+        100_000,
+        [750, 750],
+        1e-3,
+        0.5,
+    )
+    assert (maze.actor_optim.lr, maze.qvalue_optim.lr, maze.offline.num_steps) == (1e-4, 3e-4, 1_100_000)
+    assert not maze.handover.keep_optimizers
