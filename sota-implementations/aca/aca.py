@@ -54,8 +54,8 @@ def make_temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
 
 
 def make_optims(loss: LossModule, cfg: DictConfig, *networks: str) -> dict[str, torch.optim.Optimizer]:
-    """One optimiser per network, and the temperature's."""
-    parts = {name: getattr(loss, f"{name}_network_params") for name in networks} | {"alpha": loss.temperature}
+    """The temperature's optimiser and one per network, in the order of the update."""
+    parts = {"alpha": loss.temperature} | {name: getattr(loss, f"{name}_network_params") for name in networks}
     return {name: torch.optim.Adam(part.parameters(), **plain(cfg.optim)) for name, part in parts.items()}
 
 
@@ -79,10 +79,10 @@ class SACML(Learner):
             self.actor, critics, baselines, temperature=make_temperature(cfg, dims), **plain(cfg.sac_ml)
         )
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        self.optims = make_optims(self.loss, cfg, "actor", "qvalue", "baseline")
+        self.optims = make_optims(self.loss, cfg, "qvalue", "baseline", "actor")
+        if cfg.compile:
+            self.compile()
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """The authors' order: temperature, critics, baselines, actor, targets."""
@@ -111,10 +111,10 @@ class Baselines(Learner):
             self.actor, make_baselines(dims[0], **plain(cfg.baseline)), **plain(cfg.policy_baseline)
         )
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
         parameters = self.loss.baseline_network_params.parameters()
         self.optims = {"baseline": torch.optim.Adam(parameters, **plain(cfg.optim))}
+        if cfg.compile:
+            self.compile()
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of the baselines."""
@@ -131,20 +131,15 @@ class Online(Learner):
     def finish(self, cfg: DictConfig) -> None:
         """What follows the loss."""
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        self.optims = make_optims(self.loss, cfg, "actor", "qvalue")
+        self.optims = make_optims(self.loss, cfg, "qvalue", "actor")
         self.max_grad_norm: float | None = cfg.max_grad_norm
-
-    def sample_log_prob(self, batch: TensorDictBase) -> Tensor:
-        """log pi of actions drawn for the temperature's step."""
-        with torch.no_grad():
-            return self.loss.actor_loss(batch)[1]["log_prob"]
+        if cfg.compile:
+            self.compile(max_grad_norm=None if cfg.max_grad_norm is None else {"actor": cfg.max_grad_norm})
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Temperature, critics, actor, targets."""
-        loss_alpha, alpha_info = self.loss.alpha_loss(self.sample_log_prob(batch))
+        loss_alpha, alpha_info = self.loss.alpha_loss(self.loss.sample_log_prob(batch))
         descend(self.optims["alpha"], loss_alpha, "loss_alpha")
         loss_qvalue, info = self.loss.qvalue_loss(batch)
         descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
@@ -172,13 +167,9 @@ class ACA(Online):
         """With the number of updates, from which k is computed: a resumed run has the same k."""
         return super().objects() | {"counter": self.counter}
 
-    def sample_log_prob(self, batch: TensorDictBase) -> Tensor:
-        """See the base; the loss has it."""
-        return self.loss.sample_log_prob(batch)
-
-    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+    def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """And at the end k."""
-        info = super().update(batch) | {"interpolation": self.loss.interpolation.clone()}
+        info = super().step(batch) | {"interpolation": self.loss.interpolation.clone()}
         self.counter["updates"] += 1
         self.loss.interpolation = interpolation_weight(self.counter["updates"], **self.schedule)
         return info
