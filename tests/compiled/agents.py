@@ -32,6 +32,7 @@ from torchrl_o2o.objectives import (
     EnsembleSACLoss,
     IQLLoss,
     SACMLLoss,
+    SAMGEstimator,
     TD3BCLoss,
 )
 from torchrl_o2o.testing import random_transitions
@@ -71,6 +72,13 @@ def penalty() -> ConservativePenalty:
     return ConservativePenalty(5.0, num_actions=3, target_gap=0.8)
 
 
+def samg() -> IQLLoss:
+    """A mixed target: the value estimator holds a frozen critic of its own."""
+    loss = LOSSES["iql"]()
+    loss.make_value_estimator(SAMGEstimator.from_loss(loss))
+    return loss
+
+
 LOSSES: dict[str, Callable[[], Any]] = {
     "rlpd": lambda: EnsembleSACLoss(actor(), critics(4, True), sub_sample_len=2),
     "per_sample": lambda: EnsembleSACLoss(actor(), critics(4), sub_sample_len=2, subset_per="sample", actor_q="min"),
@@ -85,6 +93,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
     "td3_bc": lambda: TD3BCLoss(make_deterministic_actor(OBSERVATION, A, hidden_sizes=HIDDEN), critics()),
     "sac_ml": lambda: SACMLLoss(actor(), critics(), make_baselines(OBSERVATION, hidden_sizes=HIDDEN)),
     "aca": lambda: ACALoss(actor(), critics(), actor()),
+    "samg": samg,
 }
 # Losses in the order of the scripts, and whether all are taken at the same parameters.
 ORDERS: dict[str, tuple[str, ...]] = {
@@ -97,6 +106,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "td3_bc": ("qvalue", "actor"),
     "sac_ml": ("alpha", "qvalue", "baseline", "actor"),
     "aca": ("alpha", "qvalue", "actor"),
+    "samg": ("value", "actor", "qvalue"),
 }
 JOINT = {"cql", "cal_ql"}
 REPEATED = {"rlpd", "per_sample"}
@@ -121,6 +131,7 @@ def make_agent(kind: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> 
 def make_batch(dtype: torch.dtype = torch.float64, rows: int = UTD * 8) -> TensorDict:
     batch = random_transitions(rows, OBSERVATION, A, generator=torch.Generator().manual_seed(7))
     batch["mc_return"] = batch["next", "reward"] - 0.5
+    batch["p_off"] = batch["next", "reward"].sigmoid()
     return batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)  # type: ignore[return-value]
 
 

@@ -263,6 +263,20 @@ def test_refusals() -> None:
     refused(agent, "compiled already")
 
 
+def test_a_parameter_the_graph_cannot_follow_is_refused(captured: list[Any]) -> None:
+    agent = make_agent("awac")
+    hidden = next(iter(agent.loss.qvalue_network_params.values(True, True)))
+
+    class Reading(type(agent.loss)):  # type: ignore[misc]
+        def qvalue_loss(self, tensordict: Any) -> Any:
+            value, info = super().qvalue_loss(tensordict)
+            return value + 0.0 * hidden.detach().mean(), info
+
+    agent.loss.__class__ = Reading
+    with pytest.raises(O2OSpecError, match="past its registered modules"):
+        make_update("awac", agent)(make_batch())
+
+
 def test_cuda_graphs_want_a_cuda_device() -> None:
     agent = make_agent("awac")
     with pytest.raises(O2OSpecError, match="CUDA graph"):

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torchrl_o2o.compiled.rewrite import DECOMPOSITIONS, tidy
+from torchrl_o2o.compiled.rewrite import DECOMPOSITIONS, is_random, is_view, tidy
 
 __all__ = ["Executable", "Graph", "Named", "capture", "hoist", "over_leading_dim"]
 
@@ -130,7 +130,7 @@ def hoist(graph: Graph, per_round: Collection[str], outside: Collection[str]) ->
     queue = list(output.all_input_nodes)
     while queue:
         node = queue.pop()
-        if node in free and not _is_view(node):
+        if node in free and not is_view(node):
             edge[node] = None
         elif node not in rest:
             rest.add(node)
@@ -150,7 +150,7 @@ def _known_beforehand(graph: Graph, per_round: Collection[str], outside: Collect
     costly: set[fx.Node] = set()
     for node in graph.module.graph.nodes:
         needs = node.all_input_nodes
-        if names.get(node) in outside or any(need in bound for need in needs) or _is_random(node):
+        if names.get(node) in outside or any(need in bound for need in needs) or is_random(node):
             bound.add(node)
         if names.get(node) in per_round or any(need in varying for need in needs):
             varying.add(node)
@@ -158,15 +158,6 @@ def _known_beforehand(graph: Graph, per_round: Collection[str], outside: Collect
         if (product and node in varying) or any(need in costly for need in needs):
             costly.add(node)
     return {node for node in varying & costly - bound if node.op == "call_function"}
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(value.alias_info is not None for value in schema.returns)
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _upstream(graph: Graph, order: list[fx.Node], names: list[str]) -> Graph:

@@ -6,20 +6,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__ = ["DECOMPOSITIONS", "tidy"]
+__all__ = ["DECOMPOSITIONS", "is_random", "is_view", "tidy"]
 
 _ATEN = torch.ops.aten
 _RESHAPES = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default, _ATEN.detach.default)
 
 
 def tidy(graph: fx.Graph) -> None:
-    """Drop reshapes that change nothing, and compute transposed products where a product is transposed.
+    """Merge what is computed twice, drop reshapes that change nothing, compute transposed products as such.
+
+    Losses that are plain to read evaluate the same network twice, for example IQL's target critics for V and for the
+    actor; as long as nothing has changed in between, once is enough.
 
     :math:`(AB)^T=B^TA^T`: gradients of weights then come out in the weights' own layout, which the optimiser reads
     and writes in order.
@@ -27,6 +30,8 @@ def tidy(graph: fx.Graph) -> None:
     Args:
         graph: of an aten graph with example values; rewritten in place.
     """
+    _out_of_place(graph)
+    _merge_equal(graph)
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if node.target in _RESHAPES and isinstance(source, fx.Node) and _same_layout(node, source):
@@ -48,6 +53,70 @@ def tidy(graph: fx.Graph) -> None:
             fresh.meta = dict(node.meta)
             node.replace_all_uses_with(fresh)
     graph.eliminate_dead_code()
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a node's result shares memory with its input.
+
+    Args:
+        node: of an aten graph.
+
+    Returns:
+        The answer.
+    """
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(value.alias_info is not None for value in schema.returns)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers.
+
+    Args:
+        node: of an aten graph.
+
+    Returns:
+        The answer.
+    """
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Operations that overwrite a value nobody else reads, as in the backward pass of a clamp, make a new one."""
+    for node in graph.nodes:
+        if _is_mutable(node) and isinstance(node.target, torch._ops.OpOverload):
+            base, (name, overload) = node.args[0], str(node.target).removeprefix("aten.").split(".")
+            made_here = isinstance(base, fx.Node) and base.op == "call_function" and not is_view(base)
+            fresh = made_here and len(base.users) == 1
+            packet = getattr(_ATEN, name.removesuffix("_"), None)
+            if fresh and name.endswith("_") and packet is not None and overload in packet.overloads():
+                node.target = getattr(packet, overload)
+
+
+def _merge_equal(graph: fx.Graph) -> None:
+    first: dict[Any, fx.Node] = {}
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    if any(_is_mutable(node) for node in calls):
+        return
+    for node in calls:
+        if is_random(node):
+            continue
+        known = first.setdefault((node.target, _hashable(node.args), _hashable(node.kwargs)), node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+    graph.eliminate_dead_code()
+
+
+def _hashable(argument: Any) -> Any:
+    """Equal for equal arguments only; 1, 1.0 and True are different."""
+    if isinstance(argument, list | tuple):
+        return tuple(_hashable(each) for each in argument)
+    if isinstance(argument, Mapping):
+        return tuple((name, _hashable(each)) for name, each in sorted(argument.items()))
+    return argument if isinstance(argument, fx.Node) else (type(argument), repr(argument))
 
 
 def _value(node: fx.Node) -> Any:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.compiled.adam import Moments, adam_step
@@ -27,12 +29,14 @@ Optimisers = Mapping[str, torch.optim.Optimizer]
 
 
 class Learning(NamedTuple):
-    """A loss, who trains it, and how its targets follow: target name -> source name, moved by the share tau."""
+    """A loss, who trains it, how its targets follow (target name -> source name, moved by the share tau), and bounds on
+    the gradient norms of losses by name."""
 
     loss: LossModule
     optims: Optimisers
     pairs: dict[str, str]
     tau: float
+    max_grad_norm: Mapping[str, float] = MappingProxyType({})
 
 
 class Part(NamedTuple):
@@ -142,7 +146,7 @@ def run_part(
         for names in [part.losses] if part.joint else [(name,) for name in part.losses]:
             gradients = [(name, _differentiate(learning, name, new, minibatch, metrics)) for name in names]
             for name, gradient in gradients:
-                _step(learning, name, gradient, new)
+                _step(learning, name, _clipped(gradient, learning.max_grad_norm.get(name)), new)
     finally:
         loss.noise = noise
     if part.move_targets:
@@ -180,7 +184,8 @@ def _differentiate(
     leaves = {key: state[key].detach().requires_grad_() for key in trained(learning, name)}
     with torch.enable_grad(), replaced(learning.loss, state | leaves):
         value, info = call_loss(learning.loss, name, minibatch.copy(), metrics)
-    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    unused = (None,) * len(leaves)
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True) if value.requires_grad else unused
     metrics |= info | {f"loss_{name}": value.detach()}
     named = dict(zip(leaves, gradients, strict=True))
     missing = [key for key, gradient in named.items() if gradient is None]
@@ -189,6 +194,14 @@ def _differentiate(
     total = value.detach() + sum(gradient.abs().sum() for gradient in named.values() if gradient is not None)
     values["ok"] = values["ok"] & total.isfinite()
     return named  # type: ignore[return-value]
+
+
+def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, Tensor]:
+    """What ``torch.nn.utils.clip_grad_norm_`` would leave, as a function."""
+    if max_norm is None:
+        return gradients
+    share = (max_norm / (get_total_norm(gradients.values()) + 1e-6)).clamp(max=1.0)
+    return {name: gradient * share for name, gradient in gradients.items()}
 
 
 def _step(learning: Learning, name: str, gradients: dict[str, Tensor], values: dict[str, Tensor]) -> None:

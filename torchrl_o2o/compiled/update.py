@@ -35,6 +35,7 @@ def compile_update(
     utd_ratio: int | None = None,
     joint: bool = False,
     rows: Sequence[str] = (),
+    max_grad_norm: Mapping[str, float] | None = None,
     compile: bool = True,
     mode: Mode = "default",
 ) -> CompiledUpdate:
@@ -76,6 +77,8 @@ def compile_update(
         joint: see above. Defaults to ``False``.
         rows: entries beside the first loss to return row by row, for example ``("td_error",)`` for priorities, shape
             [utd_ratio * B]. Defaults to none.
+        max_grad_norm: by loss, clip the norm of its gradient over all its parameters, as
+            ``torch.nn.utils.clip_grad_norm_`` does. Defaults to none.
         compile: ``False`` computes the same eagerly, to look inside.  Defaults to ``True``.
         mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"`` records
             the whole update as one CUDA graph. Defaults to ``"default"``.
@@ -117,7 +120,10 @@ def compile_update(
     compiled = [name for name in getattr(loss, "_cores", ()) if name in loss.__dict__]
     if compiled:
         raise O2OSpecError(f"{compiled} of {type(loss).__name__} are compiled already; leave loss.compile() out")
-    learning = Learning(loss, dict(optims), *_averaging(loss, target_updater))
+    bounds = dict(max_grad_norm or {})
+    if unknown := sorted(set(bounds) - set(optims)):
+        raise O2OSpecError(f"got max_grad_norm for {unknown}, expected losses among {list(optims)}")
+    learning = Learning(loss, dict(optims), *_averaging(loss, target_updater), bounds)
     moves, names, kept = target_updater is not None, tuple(optims), tuple(rows)
     if utd_ratio is None:
         parts: tuple[Part, ...] = (Part(names, moves, joint, kept),)
