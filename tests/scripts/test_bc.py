@@ -1,0 +1,114 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""sota-implementations/bc/bc.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from tests.scripts.phases import SHORT, PhasesContract, newest
+from tests.scripts.running import compose
+from torchrl_o2o.conventions import FittedConvention
+from torchrl_o2o.data.transforms import AffineReward
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.launch import load_script
+from torchrl_o2o.pipeline import Problem
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
+
+
+class TestBC(PhasesContract):
+    script = "bc"
+    words = ("policy=gaussian",)  # a deterministic policy's own actions teach it nothing, so little moves online
+    optims = ("actor",)
+
+
+class TestSACWithBCStart(PhasesContract):
+    script = "bc"
+    words = ("policy=tanh_gaussian", "learner=sac", "sac.qvalue.hidden_sizes=[16]", "sac.batch_size=8")
+    optims = ("actor", "qvalue", "alpha")
+
+    test_one_pretraining_serves_many_fine_tunings = None
+    test_a_pretraining_that_does_not_fit_is_refused = None
+    test_every_task_composes = None
+
+    def test_the_actor_goes_over_and_nothing_else(self, tmp_path: Path) -> None:
+        """No update online: the actor is the clone, the critics are their targets, the optimisers are new."""
+        self.train(tmp_path, "online.total_frames=2", "handover.warmup_steps=3")
+        clone, online = newest(tmp_path / "offline", "loss"), newest(tmp_path, "loss")
+        names = [name for name, value in clone.items() if isinstance(value, torch.Tensor) and "actor" in name]
+        assert names
+        assert all(torch.equal(clone[name], online[name]) for name in names)
+        assert newest(tmp_path, "actor_optim")["state"] == {}
+
+
+@dataclass
+class Case:
+    """Three episodes of one step with these recorded rewards, as the learner sees them under a transform."""
+
+    rewards: tuple[float, ...]
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def problem(self) -> Problem:
+        reward = AffineReward(self.scale, self.shift)
+        lengths = torch.tensor([1, 4, 2])
+        episode = torch.arange(3).repeat_interleave(lengths)
+        recorded = torch.tensor(self.rewards)[episode].unsqueeze(-1)
+        data = TensorDict({"episode": episode, "next": {"reward": recorded}}, [7])
+        return Problem({}, reward(data), FittedConvention(reward, None))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, [0, 1, 2]), (0.7, [1, 2]), (0.34, [1]), (0.01, [1])])
+def test_ten_percent_bc_keeps_the_best_episodes(share: float, kept: list[int]) -> None:
+    best = load_script("bc").best_only(Case((1.0, 1.0, 1.0)).problem(), share)
+    assert best.offline["episode"].unique().tolist() == kept
+
+
+def test_best_is_by_what_the_environment_paid() -> None:
+    """A shift of the reward punishes long episodes: under r - 1 the longest, best one would come last."""
+    problem = Case((0.1, 0.1, 0.1), scale=2.0, shift=-1.0).problem()
+    assert load_script("bc").best_only(problem, 0.34).offline["episode"].unique().tolist() == [1]
+    with pytest.raises(O2OSpecError, match="best_episodes"):
+        load_script("bc").best_only(problem, 0.0)
+
+
+def train(folder: Path, *words: str) -> None:
+    load_script("bc").train(compose("bc", *SHORT, f"run_dir={folder}", *words))
+
+
+def test_offline_only(tmp_path: Path) -> None:
+    train(tmp_path / "run", "learner=none", "best_episodes=0.1")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["offline"]
+
+
+def test_a_deterministic_clone_is_no_start_for_sac(tmp_path: Path) -> None:
+    with pytest.raises(O2OSpecError, match="stochastic"):
+        train(tmp_path / "run", "learner=sac")
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_settings() -> None:
+    """CORL's: a deterministic policy of 2x256, squared error, 1M steps, observations standardised."""
+    cfg = compose("bc")
+    assert (cfg.policy, list(cfg.actor.hidden_sizes), cfg.optim.lr, cfg.offline.num_steps, cfg.best_episodes) == (
+        "deterministic",
+        [256, 256],
+        3e-4,
+        1_000_000,
+        1.0,
+    )
+    sac: Any = compose("bc", "policy=tanh_gaussian", "learner=sac")
+    assert (sac.sac.target_entropy_per_dim, sac.sac.loss.actor_q, list(sac.handover.carry)) == (
+        -1.0,
+        "min",
+        ["actor_network"],
+    )
