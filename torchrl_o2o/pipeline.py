@@ -97,7 +97,7 @@ class Learner(ABC):
             Scalars to log.
         """
 
-    def compile(self, *, joint: bool = False) -> None:
+    def compile(self, *, joint: bool = False, max_grad_norm: Mapping[str, float] | None = None) -> None:
         """From now on :meth:`step` computes :meth:`update`'s numbers by :func:`~torchrl_o2o.compiled.compile_update`.
 
         To be called at the end of a constructor whose ``optims`` stand in the order of the update. A learner whose
@@ -105,8 +105,11 @@ class Learner(ABC):
 
         Args:
             joint: all losses are taken at the parameters before the first step. Defaults to ``False``.
+            max_grad_norm: by loss, clip the norm of its gradient. Defaults to none.
         """
-        self._compiled = compile_update(self.loss, self.optims, self.target_updater, joint=joint)
+        self._compiled = compile_update(
+            self.loss, self.optims, self.target_updater, joint=joint, max_grad_norm=max_grad_norm
+        )
 
     def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """:meth:`update`, compiled if :meth:`compile` was called; what the pipeline calls.

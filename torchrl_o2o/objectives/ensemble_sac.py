@@ -203,6 +203,20 @@ class EnsembleSACLoss(ActorCriticLoss):
         weights = self._weights(tensordict) if self.weight_actor else None
         return self._reduce(objective, weights), {"log_prob": log_prob.detach()}
 
+    @torch.no_grad()
+    def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        """log pi(a|s) of fresh actions, for a temperature step that comes before the actor's (SAC after SAC+ML).
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            Log-densities, shape [*B], without gradient.
+        """
+        noise = self.noise.normal("temperature_action", tensordict.get(self.tensor_keys.action))
+        actor = flat_parameters(self.actor_network_params, detach=True)
+        return self._networks.sample(actor, self._inputs(tensordict, "actor_network"), noise)[1]
+
     def alpha_loss(self, log_prob: Tensor, weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Temperature loss from the actor pass's log-densities.
 
