@@ -36,9 +36,9 @@ class TestSACWithBCStart(PhasesContract):
     words = ("policy=tanh_gaussian", "learner=sac", "sac.qvalue.hidden_sizes=[16]", "sac.batch_size=8")
     optims = ("actor", "qvalue", "alpha")
 
-    test_one_pretraining_serves_many_fine_tunings = None
-    test_a_pretraining_that_does_not_fit_is_refused = None
-    test_every_task_composes = None
+    test_one_pretraining_serves_many_fine_tunings = None  # pyright: ignore[reportAssignmentType]
+    test_a_pretraining_that_does_not_fit_is_refused = None  # pyright: ignore[reportAssignmentType]
+    test_every_task_composes = None  # pyright: ignore[reportAssignmentType]
 
     def test_the_actor_goes_over_and_nothing_else(self, tmp_path: Path) -> None:
         """No update online: the actor is the clone, the critics are their targets, the optimisers are new."""
