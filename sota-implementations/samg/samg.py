@@ -41,10 +41,8 @@ from torchrl_o2o.modules.confidence import Confidence, ConstantConfidence, Offli
 from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, SAMGEstimator
 from torchrl_o2o.pipeline import Learner, Pretrained, Problem, finetune, hand_over
 
-ENCODERS = {
-    "vae": (make_conditional_vae, ConditionalVAELoss),
-    "embedding": (make_inverse_dynamics, InverseDynamicsLoss),
-}
+VAE, EMBEDDING = (make_conditional_vae, ConditionalVAELoss), (make_inverse_dynamics, InverseDynamicsLoss)
+ENCODERS = {"vae": VAE, "embedding": EMBEDDING}
 #: What the offline phase of the base does not read.
 SAMG_ONLY = ("confidence", "encoder", "threshold", "guidance", "weigh_penalty", "run_name")
 
@@ -89,12 +87,12 @@ def guided(base: type[Learner]) -> type[Learner]:
             self.estimator.set_step(self.steps["online"])
             return self.confidence(row)
 
-        def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-            """The base's update, on the mixed target."""
+        def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+            """The base's update, compiled or not, on the mixed target."""
             if self.weigh_penalty:
                 batch.set("penalty_weight", 1.0 - self.estimator.confidence(batch))
             p = batch["p_off"]
-            return super().update(batch) | {"p_mean": p.mean(), "p_passing": (p > 0.0).to(p.dtype).mean()}
+            return super().step(batch) | {"p_mean": p.mean(), "p_passing": (p > 0.0).to(p.dtype).mean()}
 
         def objects(self) -> dict[str, Any]:
             """The confidence and the count of steps too; the frozen critic is part of the loss."""
@@ -106,14 +104,8 @@ def guided(base: type[Learner]) -> type[Learner]:
 def encoder_config(cfg: DictConfig) -> dict[str, Any]:
     """What an encoder depends on, so that it can serve other bases, thresholds and aggregators."""
     own = {key: value for key, value in plain(cfg.confidence).items() if key not in ("fit", "pretrained", "name")}
-    raw = not convention(cfg).normalise_observations
-    return {
-        "env": plain(cfg.env),
-        "dataset": plain(cfg.dataset),
-        "raw_observations": raw,
-        "encoder": own,
-        "seed": cfg.seed,
-    }
+    kept = {"env": plain(cfg.env), "dataset": plain(cfg.dataset), "encoder": own, "seed": cfg.seed}
+    return kept | {"raw_observations": not convention(cfg).normalise_observations}
 
 
 def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | None = None) -> Confidence | None:
@@ -163,6 +155,7 @@ def prepare(cfg: DictConfig, start: Path) -> None:
     hand_over(pretrained, online, HandOver(**plain(cfg.handover)))  # what does not fit is refused before it costs
     confidence = make_confidence(cfg, problem.dims, problem)
     state = {} if confidence is None else confidence.state_dict()
+    start.parent.mkdir(parents=True, exist_ok=True)
     config = {"confidence": config["confidence"]}
     replace_durably(start, dump("start", {"config": config, "dims": list(problem.dims), "confidence": state}))
 
