@@ -86,7 +86,7 @@ def test_more_vae_steps_than_offline_ones_are_refused(tmp_path: Path) -> None:
 
 
 def test_published_settings() -> None:
-    """Wu et al. 2022, Tables 6-8, and the authors' code for fine-tuning."""
+    """The authors' configurations for fine-tuning, as in CORL."""
     maze, hand = compose("spot", "task=antmaze"), compose("spot", "task=adroit")
     assert (maze.loss.density_weight, maze.cooling_floor, maze.gamma_online) == (0.05, 0.2, 0.995)
     assert (hand.loss.density_weight, hand.cooling_floor, hand.gamma_online) == (1.0, 0.5, 0.99)

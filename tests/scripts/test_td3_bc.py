@@ -69,7 +69,7 @@ def test_it_explores_with_noise_and_is_evaluated_without() -> None:
 
 
 def test_published_settings() -> None:
-    """Fujimoto & Gu 2021, section 5 and appendix; mazes and hands as in CORL."""
+    """Fujimoto & Gu 2021; mazes and hands as in CORL."""
     cfg = compose("td3_bc")
     assert (cfg.loss.alpha, cfg.loss.policy_noise, cfg.loss.noise_clip, cfg.policy_delay) == (2.5, 0.2, 0.5, 2)
     assert (cfg.optim.lr, cfg.offline.batch_size, cfg.offline.num_steps) == (3e-4, 256, 1_000_000)
