@@ -54,14 +54,14 @@ class CQL(Learner):
         self.finish(cfg)
         if cfg.penalty.target_gap is not None:
             self.optims["alpha_prime"] = torch.optim.Adam(penalty.parameters(), lr=cfg.qvalue_lr, **plain(cfg.optim))
+        if cfg.compile:
+            self.compile(joint=True)
 
     def finish(self, cfg: DictConfig) -> None:
         """What follows the loss."""
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        parts = {"actor": self.loss.actor_network_params, "qvalue": self.loss.qvalue_network_params}
+        parts = {"qvalue": self.loss.qvalue_network_params, "actor": self.loss.actor_network_params}
         rates = {"actor": cfg.actor_lr, "qvalue": cfg.qvalue_lr, "alpha": cfg.actor_lr}
         self.optims = {
             name: torch.optim.Adam(part.parameters(), lr=rates[name], **plain(cfg.optim))
@@ -71,8 +71,9 @@ class CQL(Learner):
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """All gradients at the same parameters, then all steps, then the targets."""
         out = self.loss(batch)
-        for name, optim in self.optims.items():  # the actor first, since its gradient goes through the critics
-            descend(optim, out[f"loss_{name}"], f"loss_{name}")
+        for name in ("actor", "qvalue", "alpha", "alpha_prime"):  # the actor's gradient goes through the critics
+            if name in self.optims:
+                descend(self.optims[name], out[f"loss_{name}"], f"loss_{name}")
         self.target_updater.step()
         return {name: value.detach() for name, value in out.items()}
 
@@ -91,6 +92,8 @@ class SAC(CQL):
         self.actor, critics = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
         self.loss = EnsembleSACLoss(self.actor, critics, temperature=make_temperature(cfg, dims), actor_q="min")
         self.finish(cfg)
+        if cfg.compile:
+            self.compile(joint=True)
 
 
 LEARNERS = {"cql": CQL, "cal_ql": CalQL, "sac": SAC}
@@ -154,7 +157,7 @@ def finetune_trajectories(cfg: DictConfig, problem: Problem, pretrained: Pretrai
             for _ in range(len(rows) * cfg.utd_ratio):
                 batch = buffer.sample()
                 with session.record.dump_if_not_finite(batch):
-                    session.metrics = trajectory.metrics = learner.update(batch)
+                    session.metrics = trajectory.metrics = learner.step(batch)
 
         session.metrics = trajectory.metrics  # of a run that goes on
         for _, data in session.online(collector):

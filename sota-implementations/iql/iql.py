@@ -52,8 +52,6 @@ class IQL(Learner):
         self.loss = IQLLoss(self.actor, qvalues, value, **plain(cfg.loss))
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
         self.actor.eval()  # it acts without dropout and is in training mode only while it trains
-        if cfg.compile:
-            self.loss.compile()
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
         self.optims = {
             name: torch.optim.Adam(getattr(self.loss, f"{name}_network_params").parameters(), **plain(cfg.optim))
@@ -62,14 +60,19 @@ class IQL(Learner):
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR
         self.schedule = None if decay_steps is None else cosine(self.optims["actor"], max(decay_steps, 1))
         self.update_all = self.authors_order if cfg.order == "authors" else self.corl_order
+        if cfg.compile and not cfg.actor.get("dropout"):  # its random numbers are not the loss's
+            self.compile(joint=cfg.order == "corl")
+
+    def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """One update, and where the phase has one the next learning rate of the actor."""
+        metrics = super().step(batch)
+        if self.schedule is not None:
+            self.schedule.step()
+        return {**metrics, "lr_actor": torch.tensor(self.optims["actor"].param_groups[0]["lr"])}
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of each network, in the order that the configuration names."""
-        metrics = self.update_all(batch)
-        if self.schedule is not None:
-            self.schedule.step()
-        rate = torch.tensor(self.optims["actor"].param_groups[0]["lr"])
-        return {**{name: value.detach().mean() for name, value in metrics.items()}, "lr_actor": rate}
+        return {name: value.detach().mean() for name, value in self.update_all(batch).items()}
 
     def authors_order(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """V; then the actor and the critics, both on the new V; then the targets."""

@@ -62,7 +62,7 @@ def test_which_value_function_the_actor_and_the_critics_see(order: str, monkeypa
 
     monkeypatch.setattr(iql.loss, "actor_loss", spy_actor)
     monkeypatch.setattr(iql.loss, "qvalue_loss", spy_critics)
-    iql.update(batch)
+    iql.step(batch)
     values = dict(seen)
     assert [name for name, _ in seen] == (["actor", "qvalue"] if order == "authors" else ["qvalue", "actor"])
     same = [torch.equal(values[name], was) for name, was in zip(("qvalue", "actor"), old)]
