@@ -41,7 +41,7 @@ class TestIQL(PhasesContract):
 
 def learner(*words: str) -> Any:
     torch.manual_seed(0)
-    cfg = compose("iql", "task=locomotion-cpu", *SMALL, *words)
+    cfg = compose("iql", "task=locomotion-cpu", "compile=false", *SMALL, *words)
     return load_script("iql").IQL(cfg, (3, 2))
 
 
