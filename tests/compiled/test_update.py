@@ -22,7 +22,7 @@ from torchrl.objectives import HardUpdate, SoftUpdate
 from tests.compiled.agents import JOINT, LOSSES, REPEATED, UTD, Agent, loop, make_agent, make_batch
 from torchrl_o2o.compiled import CompiledUpdate, compile_update
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.optim import weight_decay_groups
+from torchrl_o2o.optim import descend, weight_decay_groups
 
 
 def make_update(kind: str, agent: Agent, **options: Any) -> CompiledUpdate:
@@ -313,3 +313,25 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
         seconds.append(time.perf_counter() - began)
     assert any(tmp_path.iterdir())
     assert seconds[1] < 0.8 * seconds[0]
+
+
+def test_clipped_gradients_equal_the_loops(captured: list[Any]) -> None:
+    """ACA's actor: the norm over all of the actor's parameters, as ``clip_grad_norm_`` takes it."""
+    bounds = {"actor": 0.01, "qvalue": 0.5}
+    written, compiled = make_agent("aca"), make_agent("aca")
+    update, batch = make_update("aca", compiled, max_grad_norm=bounds), make_batch()
+    for step in range(3):
+        torch.manual_seed(step)
+        for name, optim in written.optims.items():
+            argument = written.loss.sample_log_prob(batch) if name == "alpha" else batch
+            value = getattr(written.loss, f"{name}_loss")(argument)[0]
+            descend(optim, value, max_grad_norm=bounds.get(name))
+        written.updater.step()
+        torch.manual_seed(step)
+        update(batch)
+    assert_close(compiled.tensors(), written.tensors(), 1e-9)
+
+
+def test_a_bound_on_no_loss_is_refused() -> None:
+    with pytest.raises(O2OSpecError, match="critic"):
+        make_update("awac", make_agent("awac"), max_grad_norm={"critic": 1.0})
