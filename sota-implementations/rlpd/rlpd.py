@@ -31,6 +31,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.compiled import CompiledUpdate, compile_update
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.diagnostics import NonFiniteError, finite_or_raise, offline_share
@@ -49,6 +50,8 @@ from torchrl_o2o.scores import find_reference
 MakeStorage = Callable[[TensorDictBase, int], Storage]
 # What may change between a run and its resumption.
 NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "checkpoint_every", "env_guard")
+#: What an update logs.
+METRICS = ("loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy", "qvalue", "qvalue_std", "target_value")
 
 
 @dataclass
@@ -60,9 +63,25 @@ class Learner:
     actor_optim: torch.optim.Optimizer
     alpha_optim: torch.optim.Optimizer
     target_updater: SoftUpdate
+    compile: bool = False
+    _compiled: CompiledUpdate | None = field(default=None, init=False)
 
     def update(self, batch: TensorDictBase, batch_size: int) -> dict[str, Tensor]:
-        """Algorithm 1: one critic step on each minibatch, then one actor and one temperature step on the last."""
+        """Algorithm 1, as it is written out below or compiled from the same losses."""
+        if not self.compile:
+            return self.written_out(batch, batch_size)
+        if self._compiled is None:
+            optims = {"qvalue": self.critic_optim, "actor": self.actor_optim, "alpha": self.alpha_optim}
+            ratio = len(batch) // batch_size
+            self._compiled = compile_update(self.loss, optims, self.target_updater, utd_ratio=ratio)
+        metrics = self._compiled(batch)
+        if not metrics["finite"]:  # nothing was changed from there on: do that step again, to name the culprit
+            self.written_out(batch, batch_size)
+            raise NonFiniteError("not finite: a loss or gradient of the compiled update; resume with compile=false")
+        return {name: metrics[name] for name in METRICS if name in metrics}
+
+    def written_out(self, batch: TensorDictBase, batch_size: int) -> dict[str, Tensor]:
+        """One critic step on each minibatch, then one actor and one temperature step on the last."""
         for minibatch in batch.split(batch_size):
             loss_qvalue, info = self.loss.qvalue_loss(minibatch)
             step(self.critic_optim, loss_qvalue, "loss_qvalue")
@@ -93,8 +112,6 @@ def make_learner(cfg: DictConfig, observation_dim: int, action_dim: int) -> tupl
     temperature = Temperature(cfg.target_entropy_per_dim * action_dim, **plain(cfg.temperature))
     loss = EnsembleSACLoss(actor, qvalues, temperature=temperature, **plain(cfg.loss))
     loss.make_value_estimator(**plain(cfg.value_estimator))
-    if cfg.compile:
-        loss.compile()
     target_updater = SoftUpdate(loss, **plain(cfg.target))
     critic_groups = weight_decay_groups(loss.qvalue_network_params, cfg.critic_weight_decay)
     learner = Learner(
@@ -103,6 +120,7 @@ def make_learner(cfg: DictConfig, observation_dim: int, action_dim: int) -> tupl
         torch.optim.AdamW(loss.actor_network_params.parameters(), weight_decay=0.0, **plain(cfg.optim)),
         torch.optim.AdamW(loss.temperature.parameters(), weight_decay=0.0, **plain(cfg.optim)),
         target_updater,
+        cfg.compile,
     )
     return actor, learner
 

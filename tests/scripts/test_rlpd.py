@@ -22,9 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from tests.scripts.running import ROOT, compose, load_script, run_script
+from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.interrupt import graceful_exit
 from torchrl_o2o.record import read_metrics
+from torchrl_o2o.testing import random_transitions
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -207,3 +209,20 @@ def test_override_grammar_of_the_readme() -> None:
     """The words that README and docstrings give are valid Hydra overrides."""
     parser = OverridesParser.create()
     parser.parse_overrides(["task=halfcheetah-linear-mix", "seed=0,1,2", "algorithm=rlpd,sac"])
+
+
+@pytest.mark.slow
+def test_compiled_equals_written_out() -> None:
+    """Algorithm 1 as it stands in the script, and compiled: the same numbers to rounding, importance weights too."""
+    script, ends = load_script("sota-implementations/rlpd/rlpd.py"), []
+    batch = random_transitions(4 * 16, 17, 6).set("priority_weight", torch.linspace(0.5, 1.5, 64))
+    for compiled in ("false", "true"):
+        torch.manual_seed(0)
+        _, learner = script.make_learner(compose("rlpd", *SHORT, f"compile={compiled}"), 17, 6)
+        metrics = [learner.update(batch, 16) for _ in range(5)][-1]
+        ends.append(learner.loss.state_dict() | metrics)
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
+    batch["next", "reward"][40] = float("nan")
+    with pytest.raises(NonFiniteError, match="loss_qvalue"):
+        learner.update(batch, 16)
