@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.launch import launch, load_script, run_options
+from torchrl_o2o.launch import choose_route, launch, load_script, run_options
+from torchrl_o2o.matmul import matmul_route
 
 CONFIG = {
     "algorithm": "awac",
@@ -21,6 +22,7 @@ CONFIG = {
     "resume": False,
     "run_dir": "runs/x",
     "num_threads": 1,
+    "matmul_route": "default",
     "schedule": {"eval_every": 7, "log_every": 1, "checkpoint_every": 1},
     "evaluation": {"num_episodes": 2},
     "recorder": {"tensorboard": False},
@@ -32,7 +34,7 @@ CONFIG = {
 def test_what_has_no_influence_is_not_compared(tmp_path: Path) -> None:
     cfg = OmegaConf.create(CONFIG)
     options = run_options(cfg, tmp_path)
-    assert options.config == {key: CONFIG[key] for key in ("algorithm", "seed", "evaluation", "online")}
+    assert options.config == {key: CONFIG[key] for key in ("algorithm", "seed", "matmul_route", "evaluation", "online")}
     assert (options.seed, options.schedule.eval_every, options.evaluation) == (3, 7, {"num_episodes": 2})
     assert "online" not in run_options(cfg, tmp_path, without=("online",)).config
 
@@ -41,6 +43,14 @@ def test_scripts_are_loaded_once() -> None:
     assert load_script("awac") is load_script("awac")
     with pytest.raises(O2OSpecError, match="awac"):
         load_script("awca")
+
+
+@pytest.mark.parametrize("name", ["onednn", "auto"])
+def test_the_route_of_products_is_named_or_probed_and_put_back(name: str) -> None:
+    with matmul_route("default"):
+        choose_route(name)
+    with pytest.raises(O2OSpecError, match="matmul_route"):
+        choose_route("mkl")
 
 
 def test_divergence_ends_with_a_sentence() -> None:

@@ -25,14 +25,25 @@ from torchrl_o2o.conventions import Convention, get_convention
 from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.env_faults import EnvFaultError
 from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.handover import HandOver
 from torchrl_o2o.interrupt import resume_command
+from torchrl_o2o.matmul import choose_matmul_route, set_matmul_route
 from torchrl_o2o.pipeline import Learner, Pretrained, Problem, RunOptions, finetune, hand_over, pretrain
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.scripts import find_script
 from torchrl_o2o.session import Schedule
 
-__all__ = ["finetune_stage", "launch", "load_problem", "load_script", "plain", "pretrain_stage", "run_options"]
+__all__ = [
+    "choose_route",
+    "finetune_stage",
+    "launch",
+    "load_problem",
+    "load_script",
+    "plain",
+    "pretrain_stage",
+    "run_options",
+]
 
 #: What may change between a run and its resumption, since it has no influence on the numbers.
 NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env_guard")
@@ -166,14 +177,39 @@ def finetune_stage(
     finetune(problem, learner, options, handover=how, insert=insert, **plain(cfg.online))
 
 
+def choose_route(name: str) -> None:
+    """Pick the library that multiplies matrices on the CPU, see :mod:`torchrl_o2o.matmul`.
+
+    Args:
+        name: ``"default"`` (torch's choice), ``"onednn"``, or ``"auto"``, which probes rate and error and says in the
+            log what it took. A run that is to be resumed bit for bit names its route, since a probe may end otherwise
+            the next time.
+
+    Raises:
+        O2OSpecError: if the name is unknown.
+
+    Examples:
+        >>> choose_route("default")
+    """
+    check_option("matmul_route", name, ("default", "onednn", "auto"))
+    if name == "auto":
+        choose_matmul_route()
+    else:
+        set_matmul_route("onednn" if name == "onednn" else "default")
+
+
 def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
     """Run a script's training; what a user can mend ends with a sentence and not with a trace.
 
     Args:
-        cfg: the configuration, of which ``num_threads`` is read.
+        cfg: the configuration, of which ``num_threads`` and ``matmul_route`` are read.
         train: the training.
+
+    Raises:
+        O2OSpecError: if the route is unknown.
     """
     torch.set_num_threads(cfg.num_threads)
+    choose_route(cfg.matmul_route)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
         train(cfg)

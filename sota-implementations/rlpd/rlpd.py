@@ -12,7 +12,6 @@ The update is the paper's Algorithm 1 as in examples/rlpd.py; a test runs both a
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from torchrl.data import ImmutableDatasetWriter, Storage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler, Sampler
 from torchrl.objectives import SoftUpdate
 
+from torchrl_o2o import launch as phases
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.collect import StepCollector
@@ -36,7 +36,7 @@ from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_off
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.diagnostics import NonFiniteError, finite_or_raise, offline_share
 from torchrl_o2o.durable import replace_durably
-from torchrl_o2o.env_faults import EnvFaultError, GuardedEnv
+from torchrl_o2o.env_faults import GuardedEnv
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.interrupt import graceful_exit, resume_command
@@ -303,14 +303,13 @@ def train(run: Run, checkpoint: Checkpointer) -> None:
 
 
 def launch(cfg: DictConfig, build: Callable[[DictConfig], Run], save: Callable[[Run], Checkpointer]) -> None:
-    """Build and train a run; what a user can mend ends with a sentence and not with a trace."""
-    torch.set_num_threads(cfg.num_threads)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    try:
+    """Build and train a run."""
+
+    def build_and_train(cfg: DictConfig) -> None:
         run = build(cfg)
         train(run, save(run))
-    except (NonFiniteError, EnvFaultError) as error:
-        sys.exit(f"{type(error).__name__}: {error}\nOnce that is mended, go on with:\n  {resume_command()}")
+
+    phases.launch(cfg, build_and_train)
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -31,12 +30,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
+from torchrl_o2o import launch as phases
 from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.durable import replace_durably
-from torchrl_o2o.env_faults import EnvFaultError
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.interrupt import graceful_exit, resume_command
 from torchrl_o2o.objectives.noise import GeneratorNoise
@@ -224,13 +223,8 @@ def train(seeds: SeedRuns, script: ModuleType) -> None:
 
 
 def launch(cfg: DictConfig, script: ModuleType, kind: type[SeedRuns] = SeedRuns) -> None:
-    """Build and train all seeds; what a user can mend ends with a sentence and not with a trace."""
-    torch.set_num_threads(cfg.num_threads)
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
-    try:
-        train(make_runs(cfg, script, kind), script)
-    except (NonFiniteError, EnvFaultError, O2OSpecError) as error:
-        sys.exit(f"{type(error).__name__}: {error}\nOnce that is mended, go on with:\n  {resume_command()}")
+    """Build and train all seeds."""
+    phases.launch(cfg, lambda cfg: train(make_runs(cfg, script, kind), script))
 
 
 def accept_seeds() -> None:

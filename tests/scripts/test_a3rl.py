@@ -128,7 +128,7 @@ def test_configurations_are_read_to_the_last_leaf(task: str, priority: str) -> N
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     text = (FOLDER / "a3rl.py").read_text() + (ROOT / "sota-implementations/rlpd/rlpd.py").read_text()
     for key, value in cfg.items():
-        if key in ("task_name", "priority"):
+        if key in ("task_name", "priority", "num_threads", "matmul_route"):  # the last two: launch()
             continue
         assert f"cfg.{key}" in text, key
         whole = any(form in text for form in (f"plain(cfg.{key})", f"plain(self.cfg.{key})"))
