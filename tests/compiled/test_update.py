@@ -78,6 +78,7 @@ def test_equals_the_written_out_loop_over_ten_updates(kind: str, captured: list[
     assert len(captured) == {"rlpd": 3, "per_sample": 3}.get(kind, 1)
 
 
+@pytest.mark.compiler
 def test_kernels_equal_the_loop_over_ten_updates() -> None:
     """The generated code itself, for RLPD, in both precisions."""
     assert_close(run_update("rlpd", 10), run_loop("rlpd", 10), 1e-9)
@@ -85,6 +86,7 @@ def test_kernels_equal_the_loop_over_ten_updates() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.compiler
 def test_kernels_of_all_losses(kind: str) -> None:
     assert_close(run_update(kind, 10), run_loop(kind, 10), 1e-9)
     assert_close(run_update(kind, 10, torch.float32), run_loop(kind, 10, torch.float32), 1e-4)
@@ -303,6 +305,7 @@ def test_cuda_graph_equals_the_loop(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     code = "from tests.compiled.test_update import run_update; run_update('awac', 1)"
     seconds = []

@@ -261,6 +261,7 @@ def test_probe_critic_discounts_a_delayed_reward() -> None:
 
 @pytest.mark.slow  # a minute each, nearly all of it inductor compiling
 @pytest.mark.parametrize("make", [aca, sacml])
+@pytest.mark.compiler
 def test_compiled_equals_eager_over_updates(make: Any) -> None:
     batch = random_transitions(12, 5, 3).apply(lambda x: x.double() if x.is_floating_point() else x)
     results = []

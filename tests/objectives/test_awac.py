@@ -130,6 +130,8 @@ def test_importance_weights_multiply_the_critics_errors() -> None:
     torch.testing.assert_close(loss.qvalue_loss(batch.set("priority_weight", weights), target)[0], weights * rows)
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     assert_compiled_equals_eager(lambda: build(value_samples=2))
 

@@ -87,5 +87,7 @@ def test_it_clones_a_policy(kind: str) -> None:
         assert scale.mean().item() == pytest.approx(0.05, abs=0.03)
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     assert_compiled_equals_eager(build, backend="aot_eager")

@@ -213,6 +213,8 @@ def test_default_target_entropy_is_minus_the_action_dimensions() -> None:
     assert build(temperature=None).temperature.target_entropy == -3.0
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager_over_updates() -> None:
     batch = random_transitions(12, 5, 3).set("mc_return", torch.randn(12, 1))
     batch = batch.apply(lambda x: x.double() if x.is_floating_point() else x)

@@ -131,5 +131,7 @@ def test_what_is_no_such_network_is_refused() -> None:
         make_conditional_vae(5, 3, decoder="half")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     assert_compiled_equals_eager(build)

@@ -97,6 +97,8 @@ def test_unknown_parametrisation() -> None:
         DensityRatio(3, 2, parametrisation="exp")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     torch.manual_seed(0)
     loss = DensityRatioLoss(DensityRatio(15, 2, hidden_sizes=(16,)))

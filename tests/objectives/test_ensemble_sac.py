@@ -229,6 +229,7 @@ def test_critics_that_are_sequences_of_modules() -> None:
     torch.testing.assert_close(*values)
 
 
+@pytest.mark.compiler
 def test_compiled_equals_eager_over_updates() -> None:
     """Ten whole updates from the same noise, in float64: the compiled cores change nothing but rounding."""
     batch = random_transitions(12, 5, 3).apply(lambda x: x.double() if x.is_floating_point() else x)

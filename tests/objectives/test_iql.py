@@ -147,10 +147,14 @@ def test_it_is_torchrls_iql() -> None:
     torch.testing.assert_close(ours.qvalue_loss(batch)[0], theirs.qvalue_loss(batch.clone())[0])
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     assert_compiled_equals_eager(build)
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager_with_a_deterministic_actor() -> None:
     assert_compiled_equals_eager(lambda: build(deterministic=True), backend="aot_eager")
 

@@ -106,6 +106,7 @@ def test_critics_come_in_pairs(number: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     torch.manual_seed(0)
     loss, batch = build(), random_transitions(12, 5, 3)

@@ -168,10 +168,14 @@ def test_zero_weight_leaves_td3_alone() -> None:
     torch.testing.assert_close(value.detach(), -qvalue.mean() / qvalue.abs().mean())
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     assert_compiled_equals_eager(lambda: build(num_samples=2, iwae=True))
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_vae_equals_eager() -> None:
     assert_compiled_equals_eager(lambda: VAELoss(make_vae(5, 3)), backend="aot_eager")
 

@@ -129,6 +129,8 @@ def test_it_is_torchrls_td3_bc() -> None:
     torch.testing.assert_close(ours.qvalue_loss(batch)[0], theirs.qvalue_loss(batch.clone())[0])
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     assert_compiled_equals_eager(build, backend="aot_eager")
 

@@ -45,6 +45,7 @@ def test_published_settings() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager(tmp_path: Path) -> None:
     """The script's update as it is written, and the compiled one: the same numbers to rounding."""
     script, losses = load_script("awac"), []

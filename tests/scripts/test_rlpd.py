@@ -212,6 +212,7 @@ def test_override_grammar_of_the_readme() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_written_out() -> None:
     """Algorithm 1 as it stands in the script, and compiled: the same numbers to rounding, importance weights too."""
     script, ends = load_script("sota-implementations/rlpd/rlpd.py"), []

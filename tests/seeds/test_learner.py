@@ -72,6 +72,8 @@ def test_equals_single_runs_in_float32() -> None:
     compare(*trained(1e-3), 1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_equals_single_runs_compiled(double: None) -> None:
     compare(*trained(1e-9, compiled=True), 1e-9)
 

@@ -1,0 +1,23 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the tests need beside Python: torch.compile's CPU kernels are C++."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if any(shutil.which(name) for name in COMPILERS):
+        return
+    reason = f"no C++ compiler: looked for {', '.join(dict.fromkeys(COMPILERS))}"
+    for item in items:
+        if item.get_closest_marker("compiler") is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
