@@ -20,7 +20,7 @@ from pathlib import Path
 import hydra
 import torch
 from omegaconf import DictConfig
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
@@ -48,7 +48,7 @@ from torchrl_o2o.pipeline import Learner, Pretrained, Problem, make_collector, p
 #: What the agents do not read, so that they serve ensembles that differ in it.
 NOT_OF_AGENTS = (
     *(*ONLINE_ONLY, "num_agents", "temperature", "online_optim"),
-    *("density_ratio", "density_loss", "density_optim", "priority", "sampler", "refresh_every"),
+    *("density_ratio", "density_loss", "density_optim", "priority", "sampler"),
 )
 
 
@@ -70,73 +70,88 @@ class Agent(Learner):
         self.actor, critics = make_agent(cfg, dims)
         self.loss = CQLLoss(self.actor, critics, penalty=ConservativePenalty(**plain(cfg.penalty)), **plain(cfg.loss))
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        parts = {"alpha": self.loss.temperature, "actor": self.loss.actor_network_params}
-        if cfg.penalty.target_gap is not None:
-            parts["alpha_prime"] = self.loss.penalty
-        parts["qvalue"] = self.loss.qvalue_network_params
-        rates = {**plain(cfg.optim), "lr": cfg.actor_lr}
+        critic, actor = plain(cfg.optim), {**plain(cfg.optim), "lr": cfg.actor_lr}
         self.optims = {
-            name: torch.optim.Adam(part.parameters(), **(rates if name in ("actor", "alpha") else plain(cfg.optim)))
-            for name, part in parts.items()
+            "actor": torch.optim.Adam(self.loss.actor_network_params.parameters(), **actor),
+            "alpha": torch.optim.Adam(self.loss.temperature.parameters(), **actor),
+            "qvalue": torch.optim.Adam(self.loss.qvalue_network_params.parameters(), **critic),
         }
+        if cfg.penalty.target_gap is not None:
+            self.optims["alpha_prime"] = torch.optim.Adam(self.loss.penalty.parameters(), **critic)
+        if cfg.compile:
+            self.compile(joint=True)
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of everything."""
-        metrics = self.loss(batch)
-        for name, optim in self.optims.items():
-            descend(optim, metrics[f"loss_{name}"], f"loss_{name}")
-        self.target_updater.step()
-        return {name: value.detach() for name, value in metrics.items()}
+        return joint_update(self, batch)
 
 
 class Ensemble(Learner):
-    """Online: the averaged policy and all pairs of critics as one learner, beside it the density ratio.
-
-    A batch has the entries ``replayed`` (drawn by priority), ``offline`` and ``online`` (uniform), each of shape [B].
-    """
+    """Online: the averaged policy and all pairs of critics as one learner; the order of steps is the agents'."""
 
     loss: PessimisticEnsembleLoss
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
         agents = [make_agent(cfg, dims) for _ in range(cfg.num_agents)]
         self.actor = average_actors([actor for actor, _ in agents])
-        temperature = Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))
         critics = [critic for _, pair in agents for critic in pair]
+        temperature = Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))
         self.loss = PessimisticEnsembleLoss(self.actor, critics, temperature=temperature)
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        self.density = DensityRatioLoss(DensityRatio(*dims, **plain(cfg.density_ratio)), **plain(cfg.density_loss))
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        parts = {"actor": self.loss.actor_network_params, "alpha": self.loss.temperature}
+        parts["qvalue"] = self.loss.qvalue_network_params
+        rates = plain(cfg.online_optim)
+        self.optims = {name: torch.optim.Adam(part.parameters(), **rates) for name, part in parts.items()}
+        if cfg.compile:
+            self.compile(joint=True)
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """One step of everything."""
+        return joint_update(self, batch)
+
+
+def joint_update(learner: Learner, batch: TensorDictBase) -> dict[str, Tensor]:
+    """All losses at the same parameters, then one step of each optimiser, then the targets."""
+    metrics = learner.loss(batch)
+    for name, optim in learner.optims.items():
+        descend(optim, metrics[f"loss_{name}"], f"loss_{name}")
+    if learner.target_updater is not None:
+        learner.target_updater.step()
+    return {name: value.detach() for name, value in metrics.items()}
+
+
+class Density:
+    """The density ratio of new to recorded rows, and the priorities that follow from it."""
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int], num_offline: int) -> None:
+        self.loss = DensityRatioLoss(DensityRatio(*dims, **plain(cfg.density_ratio)), **plain(cfg.density_loss))
+        self.optim = torch.optim.Adam(self.loss.parameters(), **plain(cfg.density_optim))
+        self.sources, self.settings = BalancedSampler(num_offline, 0.5), plain(cfg.priority)
         if cfg.compile:
             self.loss.compile()
-            self.density.compile()
-        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        self.settings = plain(cfg.priority)
-        parts = {"alpha": self.loss.temperature, "actor": self.loss.actor_network_params}
-        parts["qvalue"] = self.loss.qvalue_network_params
-        self.optims = {
-            name: torch.optim.Adam(part.parameters(), **plain(cfg.online_optim)) for name, part in parts.items()
-        }
-        self.optims["density_ratio"] = torch.optim.Adam(self.density.parameters(), **plain(cfg.density_optim))
 
-    def objects(self) -> dict:
-        """The density ratio is part of what a run needs to go on."""
-        return {**super().objects(), "density": self.density}
+    def draw(self, buffer: TensorDictReplayBuffer, batch_size: int) -> tuple[TensorDictBase, TensorDictBase]:
+        """Uniform rows of either source, recorded and new."""
+        rows = buffer.storage.get(self.sources.sample(buffer.storage, 2 * batch_size)[0])
+        return rows[0::2], rows[1::2]
 
     @torch.no_grad()
     def priority(self, rows: TensorDictBase, offline: TensorDictBase) -> Tensor:
-        """How much rows look like the policy's own, in units of the mean offline row."""
-        return off2on_priority(self.density.log_ratio(rows), self.density.log_ratio(offline), **self.settings)
+        """How much rows look like the policy's own, in units of the mean recorded row."""
+        return off2on_priority(self.loss.log_ratio(rows), self.loss.log_ratio(offline), **self.settings)
 
-    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """All losses at the same parameters; then temperature, policy, critics and ratio step, then the targets."""
-        loss_ratio, ratios = self.density.density_ratio_loss(batch["offline"], batch["online"])
-        metrics = {**self.loss(batch["replayed"]), "loss_density_ratio": loss_ratio, **ratios}
-        for name, optim in self.optims.items():
-            descend(optim, metrics[f"loss_{name}"], f"loss_{name}")
-        self.target_updater.step()
-        return {name: value.detach() for name, value in metrics.items()}
+    def refresh(self, rows: TensorDictBase) -> Tensor:
+        """Priorities of all recorded rows at once, an option that the authors do not have."""
+        log_ratio = torch.cat([self.loss.log_ratio(part) for part in rows.split(65_536)])
+        return off2on_priority(log_ratio, log_ratio, **self.settings)
+
+    def update(self, offline: TensorDictBase, online: TensorDictBase) -> dict[str, Tensor]:
+        """One step."""
+        value, info = self.loss.density_ratio_loss(offline, online)
+        descend(self.optim, value, "loss_density_ratio")
+        return {"loss_density_ratio": value.detach(), **info}
 
 
 def pretrain_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
@@ -169,53 +184,47 @@ def agent_folders(cfg: DictConfig) -> list[Path]:
     return folders[: cfg.num_agents]
 
 
-def make_buffer(cfg: DictConfig, problem: Problem, learner: Ensemble) -> TensorDictReplayBuffer:
+def make_buffer(cfg: DictConfig, problem: Problem, density: Density) -> TensorDictReplayBuffer:
     """One storage for recorded and new rows, drawn from by stored priorities."""
     capacity, number = cfg.online.capacity or cfg.online.total_frames, len(problem.offline)
-
-    def refresh(rows: TensorDictBase) -> Tensor:
-        parts = rows.split(65_536)
-        log_ratio = torch.cat([learner.density.log_ratio(part) for part in parts])
-        return off2on_priority(log_ratio, log_ratio, **learner.settings)
-
-    settings = {"refresh_every": cfg.refresh_every, "refresh_with": refresh if cfg.refresh_every else None}
-    frames = cfg.online.frames_per_epoch
-    sampler = BalancedReplaySampler(number, capacity, first_epoch_frames=frames, **settings, **plain(cfg.sampler))
+    settings = {**plain(cfg.sampler), "first_epoch_frames": cfg.online.frames_per_epoch}
+    refresh = density.refresh if cfg.sampler.refresh_every else None
+    sampler = BalancedReplaySampler(number, capacity, refresh_with=refresh, **settings)
     storage, writer = offline_online_storage(problem.offline, capacity), OnlineWriter(number)
     return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=cfg.online.batch_size)
 
 
-def draw(buffer: TensorDictReplayBuffer, sources: BalancedSampler) -> TensorDictBase:
-    """Rows by priority for the learner, and as many uniform ones of either source for the density ratio."""
-    replayed = buffer.sample()
-    rows = buffer.storage.get(sources.sample(buffer.storage, 2 * len(replayed))[0])
-    return TensorDict({"replayed": replayed, "offline": rows[0::2], "online": rows[1::2]}, [len(replayed)])
+def replay(
+    batch: TensorDictBase, buffer: TensorDictReplayBuffer, learner: Ensemble, density: Density
+) -> dict[str, Tensor]:
+    """One update: learn from rows drawn by priority, set their priorities, let the ratio learn from both sources."""
+    offline, online = density.draw(buffer, len(batch))
+    priority = density.priority(batch, offline)  # by the ratio before its step
+    metrics = learner.step(batch) | density.update(offline, online)
+    buffer.update_priority(batch["index"], priority)
+    share = offline_share(batch["index"], density.sources.num_offline)
+    return metrics | {"offline_share": share, "priority": priority.mean()}
 
 
 def finetune(cfg: DictConfig, problem: Problem, agents: list[Pretrained]) -> None:
     """Epochs of environment steps, each followed by as many updates, in the first epoch by several times as many."""
     seed_everything(cfg.seed)
-    learner = Ensemble(cfg, problem.dims)
+    learner, density = Ensemble(cfg, problem.dims), Density(cfg, problem.dims, len(problem.offline))
     carry_over(stack_agents([agent.states["loss"] for agent in agents]), learner.loss)
     options, online = run_options(cfg, cfg.run_dir), cfg.online
-    buffer, sources = make_buffer(cfg, problem, learner), BalancedSampler(len(problem.offline), 0.5)
+    buffer = make_buffer(cfg, problem, density)
     collector = make_collector(problem, learner, options, buffer, online.total_frames)
-    objects = {**learner.objects(), "collector": collector}
+    objects = {**learner.objects(), "density": density.loss, "density_optim": density.optim, "collector": collector}
     with options.session(problem, learner, buffer, objects, online.total_frames) as session:
         for step, data in session.online(collector):
             buffer.extend(problem.convention.online(data).select(*TRANSITION))
-            session.metrics = {}
-            ends = step % online.frames_per_epoch == 0
-            factor = online.first_epoch_factor if step == online.frames_per_epoch else 1
-            for _ in range(online.frames_per_epoch * factor * ends):
-                batch = draw(buffer, sources)
-                index = batch["replayed", "index"]
-                priority = learner.priority(batch["replayed"], batch["offline"])  # by the ratio before its step
-                with session.record.dump_if_not_finite(batch):
-                    metrics = learner.update(batch)
-                buffer.update_priority(index, priority)
-                share = offline_share(index, len(problem.offline))
-                session.metrics = metrics | {"offline_share": share, "priority": priority.mean()}
+            session.metrics = {}  # logged at the ends of epochs only
+            if step % online.frames_per_epoch == 0:
+                factor = online.first_epoch_factor if step == online.frames_per_epoch else 1
+                for _ in range(online.frames_per_epoch * factor):
+                    batch = buffer.sample()
+                    with session.record.dump_if_not_finite(batch):
+                        session.metrics = replay(batch, buffer, learner, density)
     save_policy(learner, problem, options)
 
 

@@ -27,11 +27,13 @@ from torchrl_o2o.record import read_metrics
 SHORT = (
     "task=locomotion-cpu",
     "actor.hidden_sizes=[16]",
+    "compile=false",
     "offline.num_steps=6",
     "offline.batch_size=16",
     "online.total_frames=24",
     "online.batch_size=16",
     "evaluation.num_episodes=1",
+    "+env.max_episode_steps=20",
     "schedule.eval_every=12",
     "schedule.log_every=1",
     "schedule.checkpoint_every=1000",
@@ -46,12 +48,13 @@ class Stop(Exception):
 
 @contextmanager
 def dying(phase: str, stop: int) -> Iterator[None]:
-    """End the run right after the checkpoint of a step of a phase was saved."""
+    """End the run right after the checkpoint of a step of a phase, or of a run folder of that name, was saved."""
     save = Checkpointer.save
 
     def save_and_die(self: Checkpointer, step: int) -> None:
         save(self, step)
-        if step == stop and phase == ("offline" if self.folder.parent.name == "offline" else "online"):
+        folders = [folder.name for folder in self.folder.parents[:2]]  # an offline phase may have folders of its own
+        if step == stop and (phase in folders or (phase == "online" and "offline" not in folders)):
             raise Stop
 
     with patch.object(Checkpointer, "save", save_and_die), pytest.raises(Stop):
@@ -93,6 +96,8 @@ class PhasesContract:
     words: tuple[str, ...] = ()
     #: Objects of the online run that are compared besides the loss.
     optims: tuple[str, ...] = ("actor", "qvalue")
+    #: Runs of the offline phase.
+    offline: tuple[str, ...] = ("offline",)
 
     def config(self, folder: Path, *words: str) -> Any:
         return compose(self.script, *SHORT, *self.words, f"run_dir={folder}", *words)
@@ -100,17 +105,24 @@ class PhasesContract:
     def train(self, folder: Path, *words: str) -> None:
         load_script(self.script).train(self.config(folder, *words))
 
+    def start(self, run: Path) -> Any:
+        """The state that the online loss starts from."""
+        return Pretrained.read(run / self.offline[0]).states["loss"]
+
     def test_both_phases_are_logged_and_learn(self, tmp_path: Path) -> None:
         run = tmp_path / "run"
         self.train(run)
-        offline, online = rows(run / "offline"), rows(run)
-        assert (offline[0]["step"], offline[-1]["step"]) == (-6, 0)
+        online = rows(run)
         assert (online[0]["step"], online[-1]["step"]) == (0, 24)
-        assert all("evaluation/return" in row for row in (offline[0], offline[-1], online[0], online[-1]))
+        for folder in self.offline:
+            offline = rows(run / folder)
+            assert (offline[0]["step"], offline[-1]["step"]) == (-6, 0)
+            assert all("evaluation/return" in row for row in (offline[0], offline[-1]))
+        assert [row["step"] for row in online if "evaluation/return" in row] == [0, 12, 24]
         assert any(key.startswith("train/loss_") for row in online for key in row)
         policy = load((run / "policy.pt").read_bytes())
         assert sorted(policy) == ["actor", "convention"]
-        start = Pretrained.read(run / "offline").states["loss"]
+        start = self.start(run)
         moved = [
             name
             for name, value in newest(run, "loss").items()
@@ -125,7 +137,7 @@ class PhasesContract:
         with dying(phase, step):
             self.train(tmp_path / "parts", every)
         self.train(tmp_path / "parts", every, "resume=true")
-        for folder in ("offline", "."):
+        for folder in (*self.offline, "."):
             assert rows(tmp_path / "whole" / folder) == rows(tmp_path / "parts" / folder)
         for name in ("loss", "buffer", "rng", *(f"{name}_optim" for name in self.optims)):
             assert_equal(newest(tmp_path / "whole", name), newest(tmp_path / "parts", name), name)
