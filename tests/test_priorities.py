@@ -15,7 +15,16 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional_replay import resampling_log_prob
 from torchrl_o2o.modules import DensityRatio, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, GeneratorNoise, RecordedNoise
-from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, Sum, TDError
+from torchrl_o2o.objectives.networks import flat_parameters
+from torchrl_o2o.priorities import (
+    Advantage,
+    AdvantageAligned,
+    DensityRatioScore,
+    LogPriority,
+    Sum,
+    TDError,
+    _few_qvalues,
+)
 from torchrl_o2o.testing import random_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -168,6 +177,14 @@ def test_advantage_is_the_naive_loop(entropy: bool, chunk_size: int) -> None:
     advantage.noise = RecordedNoise({"advantage_action": noise, "advantage": members})
     expected = naive_advantage(loss, rows, noise, members, 0.3 if entropy else 0.0)
     torch.testing.assert_close(advantage(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_members_one_by_one_are_the_batched_product() -> None:
+    loss, rows = make_loss().double(), make_rows().apply(lambda x: x.double() if x.is_floating_point() else x)
+    critics, inputs = flat_parameters(loss.qvalue_network_params.data), {"observation": rows["observation"]}
+    networks = Advantage(loss)._networks
+    expected = networks.qvalues(critics, inputs, rows["action"])
+    torch.testing.assert_close(_few_qvalues(networks, critics, inputs, rows["action"]), expected, rtol=1e-12, atol=0)
 
 
 def test_shared_antithetic_noise() -> None:

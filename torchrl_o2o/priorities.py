@@ -34,7 +34,14 @@ from torchrl_o2o.functional_replay import (
 )
 from torchrl_o2o.objectives.base import check_option
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, take_members
+from torchrl_o2o.objectives.networks import (
+    ActorCritic,
+    Inputs,
+    Parameters,
+    call_network,
+    flat_parameters,
+    take_members,
+)
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
 
 __all__ = ["Advantage", "AdvantageAligned", "DensityRatioScore", "LogPriority", "Sum", "TDError"]
@@ -262,7 +269,18 @@ def _min_qvalue(networks: ActorCritic, critics: Parameters, inputs: Inputs, acti
         key: value.expand(samples, *value.shape).reshape(samples * rows, *value.shape[1:])
         for key, value in inputs.items()
     }
-    return networks.qvalues(critics, repeated, action.flatten(0, 1)).amin(0).reshape(samples, rows)
+    return _few_qvalues(networks, critics, repeated, action.flatten(0, 1)).amin(0).reshape(samples, rows)
+
+
+def _few_qvalues(networks: ActorCritic, critics: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
+    """Q_i(s, a) of a few members, shape [Z, n]. On a CPU one after the other, which takes two thirds of the time of one
+    batched product; compiled code is as fast batched, and a GPU faster."""
+    if action.is_cuda or torch.compiler.is_compiling():
+        return networks.qvalues(critics, inputs, action)
+    inputs = {**inputs, networks.action_key: action}
+    members = zip(*(value.unbind() for value in critics.values()), strict=True)
+    each = [call_network(networks.qvalue, dict(zip(critics, member)), inputs, networks.out_key) for member in members]
+    return torch.stack(each).squeeze(-1)
 
 
 class _CriticScore(LogPriority):
