@@ -139,3 +139,26 @@ def test_runs_without_a_common_step_are_refused(tmp_path):
     write_run(tmp_path / "b", seed=1, points=((1, 1.0),))
     with pytest.raises(O2ODataError, match="no evaluation step in common"):
         groups_of(tmp_path)
+
+
+def test_a_run_within_a_run_is_its_offline_phase(tmp_path):
+    write_run(tmp_path / "run", points=((0, 5.0), (100, 2.0)))
+    write_run(tmp_path / "run" / "offline", points=((-10, 1.0), (0, 5.0)))
+    assert find_runs([tmp_path]) == [(tmp_path / "run").resolve()]
+    assert find_runs([tmp_path / "run" / "offline"]) == [(tmp_path / "run" / "offline").resolve()]
+    run = load_run(tmp_path / "run")
+    np.testing.assert_array_equal(run.steps, [-10, 0, 100])
+    np.testing.assert_array_equal(run.scores, [1.0, 5.0, 2.0])
+
+
+def test_seeds_that_started_from_folders_of_their_own_are_one_group(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), seed=seed, pretrained=f"runs/seed{seed}/offline")
+    assert [len(group.runs) for group in groups_of(tmp_path)] == [2]
+
+
+def test_one_entry_that_tells_groups_apart_is_label_enough(tmp_path):
+    for learner, bound in (("aca", 0.25), ("sac", None), ("cql", None)):
+        write_run(tmp_path / learner, algorithm="aca", learner=learner, max_grad_norm=bound)
+    labels = [group.label for group in groups_of(tmp_path)]
+    assert labels == ["aca learner=aca", "aca learner=cql", "aca learner=sac"]

@@ -82,6 +82,8 @@ class Group:
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     """Find run folders: the given folders that hold a ``run.json``, or else those below them that do.
 
+    A run within a run (the offline phase of a fine-tuning) is left out unless it is given itself.
+
     Args:
         folders: run folders or folders of run folders.
 
@@ -106,12 +108,17 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         runs = sorted(path.parent for path in folder.rglob("run.json"))
         if not runs:
             raise O2ODataError(f"{folder} holds no run: expected a run.json in it or below it.")
-        found.update(dict.fromkeys(run.resolve() for run in runs))
+        inner = {run for run in runs if any(above in runs for above in run.parents)}  # phases of a run, read with it
+        found.update(dict.fromkeys(run.resolve() for run in runs if run not in inner))
     return list(found)
 
 
 def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
     """Read one run. A last line cut short by a kill is left out with a warning; of equal steps the last row counts.
+
+    If the run did its own offline phase, in its folder ``offline``, the evaluations at negative steps are read from
+    there. The folder of a pre-training it started from (``pretrained``) does not count as configuration: every seed has
+    its own.
 
     Args:
         folder: the run's folder, with ``run.json`` and ``metrics.jsonl``.
@@ -142,6 +149,9 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
     content = (folder / "metrics.jsonl").read_bytes()
     if content and not content.endswith(b"\n"):
         warnings.warn(f"{folder / 'metrics.jsonl'} ends in the middle of a line, which is left out.", stacklevel=2)
+    config.pop("pretrained", None)
+    if (folder / "offline" / "run.json").exists():
+        rows = [*(row for row in read_metrics(folder / "offline") if row["step"] < 0), *rows]
     points = {row["step"]: row[metric] for row in rows if metric in row}
     if not points:
         there = sorted({name for row in rows for name in row if name.startswith("eval")})
@@ -192,7 +202,10 @@ def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group
 def _label(run: Run, heads: Sequence[Run], ignore: Sequence[str]) -> str:
     rivals = [head.config for head in heads if (head.name, head.task) == (run.name, run.task)]
     keys = dict.fromkeys(key for config in rivals for key in config if key not in ignore)
-    telling = [key for key in keys if len({json.dumps(config.get(key), sort_keys=True) for config in rivals}) > 1]
+    values = {key: {json.dumps(config.get(key), sort_keys=True) for config in rivals} for key in keys}
+    telling = [key for key in keys if len(values[key]) > 1]
+    alone = sorted((key.count("."), len(key), key) for key in telling if len(values[key]) == len(rivals))
+    telling = [alone[0][2]] if alone else telling  # one entry that tells all apart says enough
     return " ".join([run.name, *(f"{key}={run.config.get(key)}" for key in telling)])
 
 
