@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDictBase
@@ -20,7 +22,9 @@ from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.conventions import Convention, FittedConvention
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.diagnostics import NonFiniteError
+from torchrl_o2o.env_faults import EnvFaultError
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.evaluation import EvaluationResult
 from torchrl_o2o.handover import HandOver
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import AWACLoss
@@ -28,7 +32,7 @@ from torchrl_o2o.optim import descend
 from torchrl_o2o.pipeline import Learner, Pretrained, Problem, RunOptions, finetune, hand_over, pretrain
 from torchrl_o2o.record import read_metrics
 from torchrl_o2o.session import Schedule
-from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
+from torchrl_o2o.testing import ContextualTargetEnv, DelayedRewardEnv, probe_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 ENV = "torchrl_o2o_tests/ContextualTarget-v0"
@@ -151,3 +155,42 @@ def test_complete_pretraining_is_read_when_resumed(tmp_path: Path, problem: Prob
     assert (first.updates, again.updates) == (5, 5)
     for name, value in first.states["loss"].items():
         assert torch.equal(value, again.states["loss"][name])
+
+
+def test_an_environment_that_fails_is_built_anew_and_nothing_is_invented(
+    tmp_path: Path, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises once, in the third step: the rows before stay, one episode is cut, and the run ends as planned."""
+    calls = {"steps": 0}
+
+    class Fragile(DelayedRewardEnv):
+        def step(self, action: Any) -> Any:
+            calls["steps"] += 1
+            if calls["steps"] == 2:
+                raise RuntimeError("the simulator is gone")
+            return super().step(action)
+
+    monkeypatch.setattr("torchrl_o2o.pipeline.make_gym_env", lambda env_id: gymnasium.wrappers.TimeLimit(Fragile(), 5))
+    rows: list[TensorDictBase] = []
+
+    def insert(row: TensorDictBase) -> TensorDictBase:
+        rows.append(row.clone())
+        return row
+
+    how, run = HandOver(data="none", warmup_steps=100), options(tmp_path / "run", env_guard={"max_rebuilds": 1})
+    quick = replace(run, schedule=Schedule(1000, 1000, 4))
+    monkeypatch.setattr("torchrl_o2o.pipeline.evaluate", lambda *_, **__: evaluated())
+    with pytest.warns(UserWarning, match="simulator"):
+        finetune(problem, AWAC(), quick, handover=how, total_frames=4, batch_size=8, insert=insert)
+    assert len(rows) == 4
+    assert all(torch.isfinite(row["next", "reward"]).all() for row in rows)
+
+    monkeypatch.setattr("torchrl_o2o.pipeline.make_gym_env", lambda env_id: gymnasium.wrappers.TimeLimit(Fragile(), 5))
+    calls["steps"] = 0
+    stubborn = replace(quick, folder=tmp_path / "other", env_guard={"max_rebuilds": 0})
+    with pytest.raises(EnvFaultError, match="simulator"):
+        finetune(problem, AWAC(), stubborn, handover=how, total_frames=4, batch_size=8)
+
+
+def evaluated() -> EvaluationResult:
+    return EvaluationResult(returns=np.array([0.0]), lengths=np.array([1]))

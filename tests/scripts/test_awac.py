@@ -6,13 +6,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.scripts.phases import PhasesContract
-from tests.scripts.running import compose
+from tests.scripts.phases import SHORT, PhasesContract
+from tests.scripts.running import ROOT, compose
 from torchrl_o2o.launch import load_script
 from torchrl_o2o.testing import random_transitions
 
@@ -59,3 +64,20 @@ def test_compiled_equals_eager(tmp_path: Path) -> None:
     eager, fast = losses
     for name, value in eager.items():
         torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_sigterm_in_the_offline_phase_saves_and_prints_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = [*SHORT, "qvalue.hidden_sizes=[16]", "offline.num_steps=1000000", f"run_dir={folder}"]
+    words = [*words, "schedule.checkpoint_every=1000000", "schedule.eval_every=1000000"]
+    command = [sys.executable, str(ROOT / "sota-implementations/awac/awac.py"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    metrics, deadline = folder / "offline" / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count("\n") < 20):
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "resume=true" in err
+    assert list((folder / "offline" / "checkpoints").glob("step-*"))
+    assert not (folder / "run.json").exists(), "the online phase did not begin"
