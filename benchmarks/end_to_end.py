@@ -16,12 +16,10 @@ and the shares of their sums; evaluations and checkpoints are timed once and spr
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -37,6 +35,8 @@ import tensordict
 import torch
 import torchrl
 from hydra import compose, initialize_config_dir
+
+from torchrl_o2o.launch import load_script
 
 FOLDER = Path(__file__).parents[1] / "sota-implementations" / "rlpd"
 PARTS = ("environment", "guards", "acting", "collecting", "buffer", "sampling", "update", "logging", "rest")
@@ -85,17 +85,6 @@ class Stopwatch:
             for part, seconds in (known | {"rest": total[kind] - sum(known.values())}).items():
                 table[part].append(seconds)
         self.begin_step()
-
-
-def load_script() -> ModuleType:
-    """The training script as a module."""
-    spec = importlib.util.spec_from_file_location("rlpd_script", FOLDER / "rlpd.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def instrument(watch: Stopwatch, script: ModuleType, run: Any) -> None:
@@ -188,7 +177,7 @@ def main() -> None:
             f"compile {cfg.compile}",
             flush=True,
         )
-        watch, checkpoint, evaluation = measure(load_script(), cfg, 30 if arguments.short else arguments.steps)
+        watch, checkpoint, evaluation = measure(load_script("rlpd"), cfg, 30 if arguments.short else arguments.steps)
         report(watch, cfg, checkpoint, evaluation)
 
 

@@ -67,7 +67,7 @@ def load_script(name: str) -> ModuleType:
     """Import the script of another algorithm, to reuse its learner.
 
     Args:
-        name: a folder of ``sota-implementations``.
+        name: as in :func:`~torchrl_o2o.scripts.find_script`.
 
     Raises:
         O2OSpecError: if there is no such script.
@@ -76,7 +76,7 @@ def load_script(name: str) -> ModuleType:
         >>> load_script("rlpd").Learner.__name__
         'Learner'
     """
-    key = f"o2o_sota_{name}"
+    key = f"o2o_sota_{name.replace('/', '_')}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, find_script(name))
         assert spec is not None

@@ -22,7 +22,8 @@ def find_script(name: str) -> Path:
     """Locate the script of an algorithm.
 
     Args:
-        name: a folder of ``sota-implementations``, for example ``"rlpd"``.
+        name: a folder of ``sota-implementations``, for example ``"rlpd"``, or one of its other scripts, for example
+            ``"rlpd/rlpd_seeds"``.
 
     Returns:
         The script's path.
@@ -40,7 +41,10 @@ def find_script(name: str) -> Path:
             f"the training scripts are not part of the installed package (looked in {_SCRIPTS}); clone the "
             "repository and install it with pip install -e ."
         )
-    known = sorted(path.stem for path in _SCRIPTS.glob("*/*.py") if path.stem == path.parent.name)
+    scripts = {f"{path.parent.name}/{path.stem}": path for path in sorted(_SCRIPTS.glob("*/*.py"))}
+    if name in scripts:
+        return scripts[name]
+    known = [path.stem for path in scripts.values() if path.stem == path.parent.name]
     if name not in known:
         close = difflib.get_close_matches(name, known)
         hint = f" ({close[0]}?)" if close else ""

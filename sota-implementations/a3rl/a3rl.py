@@ -13,12 +13,9 @@ the sampler and the order of the two updates. A test runs this and examples/a3rl
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import hydra
 import torch
@@ -40,25 +37,13 @@ from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.env_faults import GuardedEnv
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.functional_replay import annealed_beta
+from torchrl_o2o.launch import load_script
 from torchrl_o2o.modules import DensityRatio
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
 from torchrl_o2o.record import Recorder
 
-
-def load_rlpd() -> ModuleType:
-    """The script of RLPD, which is no package."""
-    path = Path(__file__).resolve().parents[1] / "rlpd" / "rlpd.py"
-    spec = importlib.util.spec_from_file_location("o2o_sota_rlpd", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
-
-
-rlpd = load_rlpd()
+rlpd = load_script("rlpd")
 plain = rlpd.plain
 
 

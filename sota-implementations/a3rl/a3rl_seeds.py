@@ -12,33 +12,17 @@ ratios of all seeds are stacked (../rlpd/rlpd_seeds.py, docs/seeds.md); each see
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import hydra
 import torch
 from omegaconf import DictConfig
 
+from torchrl_o2o.launch import load_script
 from torchrl_o2o.seeds import StackedDensityRatio, StackedOptimizer
 
-
-def load_rlpd_seeds() -> ModuleType:
-    """RLPD's script of many seeds, which is no package."""
-    path = Path(__file__).resolve().parents[1] / "rlpd" / "rlpd_seeds.py"
-    spec = importlib.util.spec_from_file_location("o2o_sota_rlpd_seeds", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
-
-
-rlpd_seeds = load_rlpd_seeds()
+rlpd_seeds = load_script("rlpd/rlpd_seeds")
 Metrics = rlpd_seeds.Metrics
 
 
@@ -91,7 +75,7 @@ class SeedRuns(rlpd_seeds.SeedRuns):
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train all seeds into their run folders."""
-    rlpd_seeds.launch(cfg, rlpd_seeds.load_neighbour("a3rl/a3rl.py"), SeedRuns)
+    rlpd_seeds.launch(cfg, load_script("a3rl"), SeedRuns)
 
 
 if __name__ == "__main__":

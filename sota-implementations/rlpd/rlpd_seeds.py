@@ -14,7 +14,6 @@ seeds are stacked and learn in one update (docs/seeds.md). A test compares the r
 from __future__ import annotations
 
 import copy
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -52,19 +51,6 @@ from torchrl_o2o.seeds import (
 )
 
 Metrics = dict[str, Tensor]
-
-
-def load_neighbour(path: str) -> ModuleType:
-    """A script of sota-implementations, which is no package."""
-    spec = importlib.util.spec_from_file_location(
-        f"o2o_sota_{Path(path).stem}_of_seeds", Path(__file__).resolve().parents[1] / path
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass
@@ -235,7 +221,7 @@ def accept_seeds() -> None:
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train all seeds into their run folders."""
-    launch(cfg, load_neighbour("rlpd/rlpd.py"))
+    launch(cfg, phases.load_script("rlpd"))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torchrl_o2o.objectives import TD3BCLoss
 from torchrl_o2o.pipeline import Learner, Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
-SMALL = ("qvalue.hidden_sizes=[16]",)
+SMALL = ("qvalue.hidden_sizes=[16]", "compile=false", "++env.max_episode_steps=20")
 
 
 def train(script: str, folder: Path, *words: str) -> None:

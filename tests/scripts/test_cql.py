@@ -29,7 +29,7 @@ from torchrl_o2o.pipeline import Pretrained, Problem
 from torchrl_o2o.testing import random_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
-SMALL = ("qvalue.hidden_sizes=[16]", "penalty.num_actions=2")
+SMALL = ("qvalue.hidden_sizes=[16]", "penalty.num_actions=2", "compile=false", "++env.max_episode_steps=20")
 
 
 def config(*words: str) -> Any:

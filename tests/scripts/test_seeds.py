@@ -21,6 +21,7 @@ from tests.scripts.running import compose, load_script, run_script
 from tests.scripts.test_rlpd import without_times
 from torchrl_o2o.checkpoint.folders import step_folder
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.launch import load_script as load_shared
 from torchrl_o2o.record import read_metrics
 from torchrl_o2o.runs import find_runs, group_runs, load_run
 
@@ -53,7 +54,7 @@ def many(algorithm: str, folder: Path, *more: str, stop: int | None = None) -> A
     """Train all seeds; with ``stop``, be told to at that environment step."""
     script = load_script(f"sota-implementations/{algorithm}/{algorithm}_seeds.py")
     shared = getattr(script, "rlpd_seeds", script)
-    single = shared.load_neighbour(f"{algorithm}/{algorithm}.py")
+    single = load_shared(algorithm)
 
     class Stopped(script.SeedRuns):
         def update(self, batches: list) -> dict:
