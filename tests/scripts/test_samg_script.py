@@ -22,6 +22,7 @@ from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.launch import load_script
 from torchrl_o2o.modules.confidence import ConstantConfidence
 from torchrl_o2o.pipeline import Pretrained
+from torchrl_o2o.testing import random_transitions
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -114,12 +115,10 @@ def test_online_needs_no_data_set(
 
 
 def test_frozen_critic_and_confidence_are_in_the_checkpoint(trained: Run) -> None:
-    frozen = {
-        key.split("critic.params.")[1]: value for key, value in trained.state().items() if "critic.params." in key
-    }
     offline = Pretrained.read(trained.folder / "offline").states["loss"]
-    assert frozen
-    for key, value in frozen.items():
+    copied = frozen(trained.state())
+    assert copied
+    for key, value in copied.items():
         assert torch.equal(value, offline[f"qvalue_network_params.{key}"]), key
     saved = load((trained.folder / "start.pt").read_bytes())
     assert_equal(trained.state("confidence"), saved["confidence"], "confidence")
@@ -264,3 +263,31 @@ def test_every_base_has_every_task_with_and_without_guidance(base: str) -> None:
         cfg = compose("samg", f"base={base}", f"task={task}", "confidence=none")
         whole = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert whole["run_dir"] == f"runs/samg/{cfg.task_name}/{base}-none/seed0"
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("base", ["awac", "cql"])
+def test_compiled_equals_eager(base: str) -> None:
+    """With the frozen critic, and with a guidance that fades and ends between two calls of the compiled update."""
+    script, states = load_script("samg"), []
+    words = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "guidance.guidance=linear", "guidance.cutoff=4")
+    for compiled in ("false", "true"):
+        torch.manual_seed(0)
+        cfg = compose("samg", f"base={base}", "task=locomotion-cpu", f"compile={compiled}", *words)
+        learner = script.guided(script.base_class(cfg, "online"))(cfg, (5, 2))
+        learner.guide(ConstantConfidence(0.5), dict(cfg.guidance), weigh_penalty=base == "cql")
+        for _ in range(6):
+            batch = learner.insert(random_transitions(16, 5, 2))
+            metrics = learner.step(batch)
+        assert metrics["p_mean"] == 0.5
+        states.append(learner.loss.state_dict())
+    eager, fast = states
+    assert any(not torch.equal(eager[f"qvalue_network_params.{key}"], value) for key, value in frozen(eager).items())
+    for name, value in eager.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5)
+
+
+def frozen(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The frozen critic's part of a loss's state."""
+    return {key.split("critic.params.")[1]: value for key, value in state.items() if "critic.params." in key}
