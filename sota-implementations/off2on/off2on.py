@@ -47,7 +47,7 @@ from torchrl_o2o.pipeline import Learner, Pretrained, Problem, make_collector, p
 
 #: What the agents do not read, so that they serve ensembles that differ in it.
 NOT_OF_AGENTS = (
-    *(*ONLINE_ONLY, "num_agents", "temperature", "online_optim"),
+    *(*ONLINE_ONLY, "num_agents", "online_optim"),
     *("density_ratio", "density_loss", "density_optim", "priority", "sampler"),
 )
 
@@ -61,6 +61,11 @@ def make_agent(
     )
 
 
+def make_temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
+    """Each agent's, and afresh the ensemble's."""
+    return Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))
+
+
 class Agent(Learner):
     """Offline: CQL, all losses taken at the same parameters, then all optimisers step, then the targets."""
 
@@ -68,7 +73,8 @@ class Agent(Learner):
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
         self.actor, critics = make_agent(cfg, dims)
-        self.loss = CQLLoss(self.actor, critics, penalty=ConservativePenalty(**plain(cfg.penalty)), **plain(cfg.loss))
+        parts = {"temperature": make_temperature(cfg, dims), "penalty": ConservativePenalty(**plain(cfg.penalty))}
+        self.loss = CQLLoss(self.actor, critics, **parts, **plain(cfg.loss))
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
         critic, actor = plain(cfg.optim), {**plain(cfg.optim), "lr": cfg.actor_lr}
@@ -96,8 +102,7 @@ class Ensemble(Learner):
         agents = [make_agent(cfg, dims) for _ in range(cfg.num_agents)]
         self.actor = average_actors([actor for actor, _ in agents])
         critics = [critic for _, pair in agents for critic in pair]
-        temperature = Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))
-        self.loss = PessimisticEnsembleLoss(self.actor, critics, temperature=temperature)
+        self.loss = PessimisticEnsembleLoss(self.actor, critics, temperature=make_temperature(cfg, dims))
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
         parts = {"actor": self.loss.actor_network_params, "alpha": self.loss.temperature}
