@@ -85,12 +85,13 @@ def ours(compiled: bool) -> Update:
     return update
 
 
-def whole(mode: str) -> Update:
+def whole(mode: str, matmul_dtype: torch.dtype | None = None) -> Update:
     """EnsembleSACLoss, the whole update compiled."""
     loss = EnsembleSACLoss(*networks(), sub_sample_len=SUBSET)
     names = {"qvalue": "qvalue", "actor": "actor", "alpha": "temperature"}
     optims = {name: adam(group(loss, prefix)) for name, prefix in names.items()}
-    return compile_update(loss, optims, SoftUpdate(loss, tau=0.005), utd_ratio=UTD, mode=mode)  # type: ignore[arg-type]
+    updater = SoftUpdate(loss, tau=0.005)
+    return compile_update(loss, optims, updater, utd_ratio=UTD, mode=mode, matmul_dtype=matmul_dtype)  # type: ignore[arg-type]
 
 
 def redq() -> Update:
@@ -137,6 +138,7 @@ CONTENDERS: dict[str, Callable[[], Update]] = {
     "EnsembleSACLoss, eager": lambda: ours(False),
     "EnsembleSACLoss, its cores compiled": lambda: ours(True),
     "EnsembleSACLoss, compile_update": lambda: whole("default"),
+    "EnsembleSACLoss, compile_update, bf16": lambda: whole("default", torch.bfloat16),
 }
 
 
@@ -156,6 +158,7 @@ def run(threads: int, rounds: int, device: str) -> None:
     contenders = dict(CONTENDERS)
     if device != "cpu":
         contenders["EnsembleSACLoss, one CUDA graph"] = lambda: whole("reduce-overhead")
+        contenders["EnsembleSACLoss, one CUDA graph, bf16"] = lambda: whole("reduce-overhead", torch.bfloat16)
     updates = {name: make() for name, make in contenders.items()}
     for update in updates.values():
         for _ in range(1 if device == "cpu" else 4):
@@ -170,10 +173,10 @@ def run(threads: int, rounds: int, device: str) -> None:
         f"float32 products of {MEMBERS} x [{BATCH}, 256] @ [256, 256]: {rate * 1e3:.0f} GFLOP/s, "
         f"relative error {matmul_error():.1e}"
     )
-    print(f"{'':36s}{'ms/critic step':>15s}{'CPU ms':>9s}{'over REDQLoss':>15s}{'of that rate':>14s}")
+    print(f"{'':40s}{'ms/critic step':>15s}{'CPU ms':>9s}{'over REDQLoss':>15s}{'of that rate':>14s}")
     for name, (wall, cpu) in times.items():
         share = f"{gflop * UTD / wall / rate:14.0%}" if name.startswith("Ensemble") else ""
-        print(f"{name:36s}{wall / UTD:15.2f}{cpu / UTD:9.2f}{base / wall:14.2f}x{share}", flush=True)
+        print(f"{name:40s}{wall / UTD:15.2f}{cpu / UTD:9.2f}{base / wall:14.2f}x{share}", flush=True)
     print(f"{gflop:.2f} GFLOP per critic step of EnsembleSACLoss, actor and temperature steps included")
 
 

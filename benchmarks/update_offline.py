@@ -140,16 +140,18 @@ def eager(kind: str) -> Update:
     return update
 
 
-def compiled(kind: str) -> Update:
+def compiled(kind: str, matmul_dtype: torch.dtype | None = None) -> Update:
     """Our loss, the whole update compiled."""
     make, names = LOSSES[kind]
     loss = make()
-    return compile_update(loss, optimisers(loss, names), SoftUpdate(loss, tau=plain.TAU), joint=kind in JOINT)
+    updater = SoftUpdate(loss, tau=plain.TAU)
+    return compile_update(loss, optimisers(loss, names), updater, joint=kind in JOINT, matmul_dtype=matmul_dtype)
 
 
 def contenders(kind: str) -> dict[str, Update]:
     """All forms of one learner."""
     forms = {"plain eager torch": PLAIN[kind](), "ours, eager": eager(kind), "ours, compile_update": compiled(kind)}
+    forms["ours, compile_update, bf16"] = compiled(kind, torch.bfloat16)
     return forms | ({"TorchRL's loss": joint_update(UPSTREAM[kind]())} if kind in UPSTREAM else {})
 
 
@@ -172,7 +174,7 @@ def run(kind: str, rounds: int, calls: int = 10) -> None:
     print(f"\n{kind}: {gflop:.2f} GFLOP per update; products at {rate * 1e3:.0f} GFLOP/s")
     for name, (wall, cpu) in times.items():
         share = f"{gflop * calls / wall / rate:6.0%}" if name.startswith("ours") else ""
-        print(f"  {name:24s}{wall / calls:9.2f} ms{cpu / calls:9.2f} CPU ms{base / wall:8.2f}x {share}", flush=True)
+        print(f"  {name:28s}{wall / calls:9.2f} ms{cpu / calls:9.2f} CPU ms{base / wall:8.2f}x {share}", flush=True)
 
 
 def main() -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.launch import choose_route, launch, load_script, run_options
+from torchrl_o2o.launch import choose_route, launch, load_script, product_dtype, run_options
 from torchrl_o2o.matmul import matmul_route
 
 CONFIG = {
@@ -51,6 +52,15 @@ def test_the_route_of_products_is_named_or_probed_and_put_back(name: str) -> Non
         choose_route(name)
     with pytest.raises(O2OSpecError, match="matmul_route"):
         choose_route("mkl")
+
+
+def test_products_are_shortened_only_on_request_and_only_compiled() -> None:
+    for dtype, compiled, expected in (("float32", False, None), ("bfloat16", True, torch.bfloat16)):
+        assert product_dtype(OmegaConf.create({"matmul_dtype": dtype, "compile": compiled})) is expected
+    with pytest.raises(O2OSpecError, match="compile=true"):
+        product_dtype(OmegaConf.create({"matmul_dtype": "bfloat16", "compile": False}))
+    with pytest.raises(O2OSpecError, match="float16"):
+        product_dtype(OmegaConf.create({"matmul_dtype": "float16", "compile": True}))
 
 
 def test_divergence_ends_with_a_sentence() -> None:

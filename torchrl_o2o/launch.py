@@ -25,7 +25,7 @@ from torchrl_o2o.conventions import Convention, get_convention
 from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.env_faults import EnvFaultError
 from torchrl_o2o.envs import seed_everything
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.handover import HandOver
 from torchrl_o2o.interrupt import resume_command
 from torchrl_o2o.matmul import choose_matmul_route, set_matmul_route
@@ -42,6 +42,7 @@ __all__ = [
     "load_script",
     "plain",
     "pretrain_stage",
+    "product_dtype",
     "run_options",
 ]
 
@@ -196,6 +197,30 @@ def choose_route(name: str) -> None:
         choose_matmul_route()
     else:
         set_matmul_route("onednn" if name == "onednn" else "default")
+
+
+def product_dtype(cfg: DictConfig) -> torch.dtype | None:
+    """What :func:`~torchrl_o2o.compiled.compile_update` takes as ``matmul_dtype``.
+
+    Args:
+        cfg: the configuration, of which ``matmul_dtype`` and ``compile`` are read.
+
+    Returns:
+        ``torch.bfloat16``, or ``None`` for float32.
+
+    Raises:
+        O2OSpecError: if the type is unknown, or bfloat16 is asked of an update that is not compiled.
+
+    Examples:
+        >>> product_dtype(OmegaConf.create({"matmul_dtype": "bfloat16", "compile": True}))
+        torch.bfloat16
+    """
+    check_option("matmul_dtype", cfg.matmul_dtype, ("float32", "bfloat16"))
+    if cfg.matmul_dtype == "float32":
+        return None
+    if not cfg.compile:
+        raise O2OSpecError("matmul_dtype=bfloat16 is for compiled updates; set compile=true or matmul_dtype=float32")
+    return torch.bfloat16
 
 
 def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:

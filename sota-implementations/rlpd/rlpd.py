@@ -64,6 +64,7 @@ class Learner:
     alpha_optim: torch.optim.Optimizer
     target_updater: SoftUpdate
     compile: bool = False
+    matmul_dtype: torch.dtype | None = None
     _compiled: CompiledUpdate | None = field(default=None, init=False)
 
     def update(self, batch: TensorDictBase, batch_size: int) -> dict[str, Tensor]:
@@ -73,7 +74,9 @@ class Learner:
         if self._compiled is None:
             optims = {"qvalue": self.critic_optim, "actor": self.actor_optim, "alpha": self.alpha_optim}
             ratio = len(batch) // batch_size
-            self._compiled = compile_update(self.loss, optims, self.target_updater, utd_ratio=ratio)
+            self._compiled = compile_update(
+                self.loss, optims, self.target_updater, utd_ratio=ratio, matmul_dtype=self.matmul_dtype
+            )
         metrics = self._compiled(batch)
         if not metrics["finite"]:  # nothing was changed from there on: do that step again, to name the culprit
             self.written_out(batch, batch_size)
@@ -121,6 +124,7 @@ def make_learner(cfg: DictConfig, observation_dim: int, action_dim: int) -> tupl
         torch.optim.AdamW(loss.temperature.parameters(), weight_decay=0.0, **plain(cfg.optim)),
         target_updater,
         cfg.compile,
+        phases.product_dtype(cfg),
     )
     return actor, learner
 

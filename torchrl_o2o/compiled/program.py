@@ -18,6 +18,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torchrl_o2o.compiled.adam import count_steps, moments_of, step_scalars
 from torchrl_o2o.compiled.draws import Draw, DrawFinder
 from torchrl_o2o.compiled.graph import Graph, Named, capture, hoist, over_leading_dim
+from torchrl_o2o.compiled.precision import lower_products
 from torchrl_o2o.compiled.state import state_of
 from torchrl_o2o.compiled.steps import Learning, Part, call_loss, minibatch_of, run_part, trained
 from torchrl_o2o.errors import O2OSpecError
@@ -47,12 +48,13 @@ class Program:
         self._parts: list[Execute] = [self._eager(part) for part in parts]
 
     @torch.no_grad()
-    def compile(self, columns: Named, options: dict[str, Any]) -> None:
+    def compile(self, columns: Named, options: dict[str, Any], matmul_dtype: torch.dtype | None = None) -> None:
         """Capture the parts as graphs, take out of the repeated one what can be done beforehand, and compile all.
 
         Args:
             columns: an example batch.
             options: inductor's.
+            matmul_dtype: type of the products of wide matrices; ``None`` (default) leaves them as they are.
         """
         loss = type(self.learning.loss).__name__
         _LOG.info(
@@ -71,6 +73,8 @@ class Program:
             example = values | self._round(index, 0, inputs)
             graph = capture(lambda now, part=part: run_part(self.learning, part, now), example)
             self._check_constants(graph)
+            if matmul_dtype is not None:
+                lower_products(graph.module.graph, matmul_dtype)
             graphs.append((graph, example))
         if self.rounds > 1:
             graphs[0] = self._split(*graphs[0], values | self._stacked(inputs), compiler)

@@ -38,6 +38,7 @@ def compile_update(
     max_grad_norm: Mapping[str, float] | None = None,
     compile: bool = True,
     mode: Mode = "default",
+    matmul_dtype: torch.dtype | None = None,
 ) -> CompiledUpdate:
     r"""Make one fast function of a whole update: losses, gradients, Adam and target averaging.
 
@@ -82,6 +83,9 @@ def compile_update(
         compile: ``False`` computes the same eagerly, to look inside.  Defaults to ``True``.
         mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"`` records
             the whole update as one CUDA graph. Defaults to ``"default"``.
+        matmul_dtype: ``torch.bfloat16`` multiplies wide float32 matrices (no dimension below 64: the hidden layers) in
+            bfloat16, twice as fast where the hardware has it, at a relative error of some 1e-3 per product. ``None``
+            (default) keeps float32. It has no effect with ``compile=False``.
 
     Returns:
         A function of a batch. It returns scalars, detached: ``loss_<name>``, the mean of everything the losses return
@@ -111,6 +115,8 @@ def compile_update(
         (tensor(True), tensor(4.))
     """
     check_option("mode", mode, ("default", "max-autotune-no-cudagraphs", "reduce-overhead"))
+    if matmul_dtype not in (None, torch.bfloat16):
+        raise O2OSpecError(f"got matmul_dtype={matmul_dtype}, expected torch.bfloat16, or None for float32")
     if not optims or (utd_ratio is not None and (utd_ratio < 1 or joint)):
         raise O2OSpecError(
             f"got {len(optims)} losses, {utd_ratio=}, {joint=}; expected a loss, and no joint steps at a ratio"
@@ -130,7 +136,7 @@ def compile_update(
     else:
         once = (Part(names[1:], False),) if names[1:] else ()
         parts = (Part(names[:1], moves, False, kept), *once)
-    return CompiledUpdate(learning, parts, utd_ratio or 1, mode if compile else None)
+    return CompiledUpdate(learning, parts, utd_ratio or 1, mode if compile else None, matmul_dtype)
 
 
 def _averaging(loss: LossModule, updater: SoftUpdate | None) -> tuple[dict[str, str], float]:
@@ -152,10 +158,19 @@ class CompiledUpdate:
         parts: the part done on each minibatch, then perhaps one done once on the last minibatch.
         rounds: number of minibatches.
         mode: see :func:`compile_update`; ``None`` computes eagerly.
+        matmul_dtype: see :func:`compile_update`.
     """
 
-    def __init__(self, learning: Learning, parts: tuple[Part, ...], rounds: int, mode: Mode | None) -> None:
+    def __init__(
+        self,
+        learning: Learning,
+        parts: tuple[Part, ...],
+        rounds: int,
+        mode: Mode | None,
+        matmul_dtype: torch.dtype | None = None,
+    ) -> None:
         self._learning, self._parts, self._rounds, self._mode = learning, parts, rounds, mode
+        self._matmul_dtype = matmul_dtype
         self._programs: dict[Any, tuple[Program, Program | CudaGraphProgram]] = {}
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -194,7 +209,7 @@ class CompiledUpdate:
                 f"mode='reduce-overhead' records a CUDA graph, but the batch is on {device}; leave mode out"
             )
         search = {"max_autotune": True} if self._mode == "max-autotune-no-cudagraphs" else {}
-        program.compile(columns, search)
+        program.compile(columns, search, self._matmul_dtype)
         return program, CudaGraphProgram(program) if replayed else program
 
     def recompile(self) -> None:
