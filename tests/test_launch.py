@@ -56,11 +56,11 @@ def test_the_route_of_products_is_named_or_probed_and_put_back(name: str) -> Non
 
 def test_products_are_shortened_only_on_request_and_only_compiled() -> None:
     for dtype, compiled, expected in (("float32", False, None), ("bfloat16", True, torch.bfloat16)):
-        assert product_dtype(OmegaConf.create({"matmul_dtype": dtype, "compile": compiled})) is expected
+        assert product_dtype(dtype, compiled=compiled) is expected
     with pytest.raises(O2OSpecError, match="compile=true"):
-        product_dtype(OmegaConf.create({"matmul_dtype": "bfloat16", "compile": False}))
+        product_dtype("bfloat16", compiled=False)
     with pytest.raises(O2OSpecError, match="float16"):
-        product_dtype(OmegaConf.create({"matmul_dtype": "float16", "compile": True}))
+        product_dtype("float16", compiled=True)
 
 
 def test_divergence_ends_with_a_sentence() -> None:

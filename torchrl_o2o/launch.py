@@ -199,11 +199,12 @@ def choose_route(name: str) -> None:
         set_matmul_route("onednn" if name == "onednn" else "default")
 
 
-def product_dtype(cfg: DictConfig) -> torch.dtype | None:
+def product_dtype(name: str, *, compiled: bool) -> torch.dtype | None:
     """What :func:`~torchrl_o2o.compiled.compile_update` takes as ``matmul_dtype``.
 
     Args:
-        cfg: the configuration, of which ``matmul_dtype`` and ``compile`` are read.
+        name: ``"float32"`` or ``"bfloat16"``.
+        compiled: whether the update is compiled at all.
 
     Returns:
         ``torch.bfloat16``, or ``None`` for float32.
@@ -212,13 +213,13 @@ def product_dtype(cfg: DictConfig) -> torch.dtype | None:
         O2OSpecError: if the type is unknown, or bfloat16 is asked of an update that is not compiled.
 
     Examples:
-        >>> product_dtype(OmegaConf.create({"matmul_dtype": "bfloat16", "compile": True}))
+        >>> product_dtype("bfloat16", compiled=True)
         torch.bfloat16
     """
-    check_option("matmul_dtype", cfg.matmul_dtype, ("float32", "bfloat16"))
-    if cfg.matmul_dtype == "float32":
+    check_option("matmul_dtype", name, ("float32", "bfloat16"))
+    if name == "float32":
         return None
-    if not cfg.compile:
+    if not compiled:
         raise O2OSpecError("matmul_dtype=bfloat16 is for compiled updates; set compile=true or matmul_dtype=float32")
     return torch.bfloat16
 
