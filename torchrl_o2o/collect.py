@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
@@ -22,6 +23,11 @@ from torchrl_o2o.errors import O2OSpecError
 __all__ = ["StepCollector"]
 
 _ONE = torch.Size([1])
+
+
+def _scalar(value: Any, dtype: type) -> torch.Tensor:
+    """Shape [1, 1]; by way of numpy, since ``torch.tensor`` of a list takes several times as long."""
+    return torch.from_numpy(np.array([[value]], dtype))
 
 
 class StepCollector:
@@ -135,14 +141,14 @@ class StepCollector:
         self._step_count += 1
         self._episode_reward += float(reward)
         self._observation = torch.as_tensor(following, dtype=torch.float32)
-        # Few tensors and no conversion of a nested dictionary: at this size their number is what costs.
-        sums = torch.tensor([[[float(reward)]], [[self._episode_reward]]]).unbind(0)
-        ends = torch.tensor([[[bool(terminated)]], [[bool(truncated)]], [[bool(terminated or truncated)]]]).unbind(0)
         outcome = {
             "observation": self._observation.unsqueeze(0),
-            **dict(zip(("reward", "episode_reward"), sums, strict=True)),
-            **dict(zip(("terminated", "truncated", "done"), ends, strict=True)),
-            "step_count": torch.tensor([[self._step_count]]),
+            "reward": _scalar(reward, np.float32),
+            "episode_reward": _scalar(self._episode_reward, np.float32),
+            "terminated": _scalar(terminated, np.bool_),
+            "truncated": _scalar(truncated, np.bool_),
+            "done": _scalar(terminated or truncated, np.bool_),
+            "step_count": _scalar(self._step_count, np.int64),
         }
         if terminated or truncated:
             self._start_episode()
