@@ -97,11 +97,19 @@ class Learner(ABC):
             Scalars to log.
         """
 
+    @property
+    def compiled(self) -> CompiledUpdate | None:
+        """What :meth:`step` calls next in the place of :meth:`update`; ``None``: nothing was compiled.
+
+        A learner whose updates are not all alike (TD3's delayed actor) chooses here.
+        """
+        return self._compiled
+
     def compile(self, *, joint: bool = False, max_grad_norm: Mapping[str, float] | None = None) -> None:
         """From now on :meth:`step` computes :meth:`update`'s numbers by :func:`~torchrl_o2o.compiled.compile_update`.
 
         To be called at the end of a constructor whose ``optims`` stand in the order of the update. A learner whose
-        update does more than step its losses and move its targets overrides this or :meth:`step`.
+        update does more than step its losses and move its targets overrides :attr:`compiled` or :meth:`step`.
 
         Args:
             joint: all losses are taken at the parameters before the first step. Defaults to ``False``.
@@ -123,9 +131,10 @@ class Learner(ABC):
         Raises:
             NonFiniteError: if a loss or a gradient is NaN or infinite; the parameters are those before that step.
         """
-        if self._compiled is None:
+        compiled = self.compiled
+        if compiled is None:
             return self.update(batch)
-        metrics = self._compiled(batch)
+        metrics = compiled(batch)
         if not metrics.pop("finite"):
             losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
             finite_or_raise(losses)

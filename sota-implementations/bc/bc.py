@@ -57,9 +57,9 @@ class BC(Learner):
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
         self.actor = make_policy(cfg, dims)
         self.loss = BCLoss(self.actor)
-        if cfg.compile:
-            self.loss.compile()
         self.optims = {"actor": torch.optim.Adam(self.loss.actor_network_params.parameters(), **plain(cfg.optim))}
+        if cfg.compile:
+            self.compile()
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of cloning."""
@@ -80,8 +80,6 @@ class SAC(Learner):
         qvalues = make_qvalue_ensemble(*dims, **plain(settings.qvalue))
         self.loss = EnsembleSACLoss(self.actor, qvalues, temperature=temperature, **plain(settings.loss))
         self.loss.make_value_estimator(**plain(settings.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
         parts = {
             "qvalue": self.loss.qvalue_network_params,
             "actor": self.loss.actor_network_params,
@@ -92,7 +90,7 @@ class SAC(Learner):
         }
         updater, self.minibatch = SoftUpdate(self.loss, **plain(settings.target)), settings.batch_size
         self.inner = load_script("rlpd").Learner(
-            self.loss, self.optims["qvalue"], self.optims["actor"], self.optims["alpha"], updater
+            self.loss, self.optims["qvalue"], self.optims["actor"], self.optims["alpha"], updater, cfg.compile
         )
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@
     python sota-implementations/spot/spot.py task=locomotion-cpu seed=0
     python sota-implementations/spot/spot.py task=locomotion-cpu pretrained=runs/spot/.../seed0/offline
 
-The first `vae_steps` updates of the offline phase are the VAE's, the others are those of examples/spot.py.
+The first `vae_steps` updates of the offline phase are the VAE's, the others are those of examples/spot.py: TD3's, as in
+../td3_bc/td3_bc.py, on SPOT's loss.
 """
 
 from __future__ import annotations
@@ -19,21 +20,39 @@ import hydra
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.modules import AdditiveGaussianModule
-from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional_offline import spot_cooling
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, load_script, plain, pretrain_stage
 from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import SPOTLoss, VAELoss
 from torchrl_o2o.optim import descend
 from torchrl_o2o.pipeline import Learner
 
+td3_bc = load_script("td3_bc")
 
-class SPOT(Learner):
+
+class Density(Learner):
+    """The VAE's own fit to the data."""
+
+    loss: VAELoss
+
+    def __init__(self, cfg: DictConfig, vae: TensorDictModule) -> None:
+        self.loss = VAELoss(vae, beta=cfg.loss.vae_beta)
+        self.optims = {"vae": torch.optim.Adam(self.loss.vae_network_params.parameters(), **plain(cfg.vae_optim))}
+        if cfg.compile:
+            self.compile()
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """One step of the VAE."""
+        loss_vae, info = self.loss.vae_loss(batch)
+        descend(self.optims["vae"], loss_vae, "loss_vae")
+        return {name: value.detach().mean() for name, value in {"loss_vae": loss_vae, **info}.items()}
+
+
+class SPOT(td3_bc.TD3):
     """TD3 whose actor pays for actions that a VAE of the data finds unlikely.
 
     Args:
@@ -48,58 +67,31 @@ class SPOT(Learner):
         vae = make_action_vae(*dims, **plain(cfg.vae))
         self.actor = make_deterministic_actor(*dims, **plain(cfg.actor))
         qvalues = make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
-        self.vae_loss = VAELoss(vae, beta=cfg.loss.vae_beta)  # trains the module that the next line's loss reads
+        self.density = Density(cfg, vae)  # trains the module that the next line's loss reads
         self.loss = SPOTLoss(self.actor, qvalues, vae, **plain(cfg.loss))
         self.loss.make_value_estimator(gamma=cfg.gamma_online if online else cfg.gamma)
-        if cfg.compile:
-            self.vae_loss.compile()
-            self.loss.compile()
-        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
         self.optims = {
-            "vae": torch.optim.Adam(self.vae_loss.vae_network_params.parameters(), **plain(cfg.vae_optim)),
             "qvalue": torch.optim.Adam(self.loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim)),
             "actor": torch.optim.Adam(self.loss.actor_network_params.parameters(), **plain(cfg.actor_optim)),
         }
-        self.noise = AdditiveGaussianModule(self.actor.spec, **plain(cfg.exploration))
+        self.finish(cfg)
         self.vae_steps, self.cooling_steps = (0, cfg.online.total_frames) if online else (cfg.vae_steps, None)
-        self.policy_delay, self.cfg, self.counters = cfg.policy_delay, cfg, {"vae": 0, "updates": 0}
+        self.cfg, self.counters["vae"] = cfg, 0
 
-    @property
-    def explorer(self) -> TensorDictModuleBase:
-        """The actor with noise behind it."""
-        return TensorDictSequential(self.actor, self.noise)
-
-    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """The VAE until it has had its steps; then TD3."""
-        metrics = self.fit_vae(batch) if self.counters["vae"] < self.vae_steps else self.td3(batch)
-        return {name: value.detach().mean() for name, value in metrics.items()}
-
-    def fit_vae(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """One step of the density model."""
-        self.counters["vae"] += 1
-        loss_vae, info = self.vae_loss.vae_loss(batch)
-        descend(self.optims["vae"], loss_vae, "loss_vae")
-        return {"loss_vae": loss_vae, **info}
-
-    def td3(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Critics; at every second update the actor on the new critics, and all targets."""
-        self.counters["updates"] += 1
+    def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """The VAE until it has had its steps; then TD3, online under a constraint that is cooled before each step."""
+        if self.counters["vae"] < self.vae_steps:
+            self.counters["vae"] += 1
+            return self.density.step(batch)
         if self.cooling_steps is not None:
-            step, floor = self.counters["updates"], self.cfg.cooling_floor
+            step, floor = self.counters["updates"] + 1, self.cfg.cooling_floor
             self.loss.density_weight.fill_(spot_cooling(self.cfg.loss.density_weight, step, self.cooling_steps, floor))
-        loss_qvalue, info = self.loss.qvalue_loss(batch)
-        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
-        metrics = {"loss_qvalue": loss_qvalue, **info}
-        if self.counters["updates"] % self.policy_delay == 0:
-            loss_actor, actor_info = self.loss.actor_loss(batch)
-            descend(self.optims["actor"], loss_actor, "loss_actor")
-            self.target_updater.step()
-            metrics |= {"loss_actor": loss_actor, **actor_info, "penalty_of_data": self.loss.data_penalty(batch)}
-        return metrics
+        metrics = super().step(batch)
+        return metrics | ({"penalty_of_data": self.loss.data_penalty(batch).mean()} if self.moves_actor else {})
 
     def objects(self) -> dict[str, Any]:
-        """The counts that phase, delay and cooling go by, too."""
-        return super().objects() | {"update_counters": self.counters}
+        """The VAE's optimiser, too; the counts are those that phase, delay and cooling go by."""
+        return super().objects() | {"vae_optim": self.density.optims["vae"]}
 
 
 def train(cfg: DictConfig) -> None:

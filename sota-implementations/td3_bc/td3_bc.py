@@ -23,45 +23,55 @@ from torch import Tensor
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
+from torchrl_o2o.compiled import CompiledUpdate, compile_update
 from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage
 from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import TD3BCLoss
+from torchrl_o2o.objectives import SPOTLoss, TD3BCLoss
 from torchrl_o2o.optim import descend
 from torchrl_o2o.pipeline import Learner
 
 
-class TD3BC(Learner):
-    """Critics on smoothed target actions; the actor climbs the first and is held to the recorded actions."""
+class TD3(Learner):
+    """TD3's update, which SPOT has as well; a subclass builds actor, loss and optimisers, critics first."""
 
-    loss: TD3BCLoss
+    loss: TD3BCLoss | SPOTLoss
+    critics_alone: CompiledUpdate | None = None
 
-    def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
-        self.actor = make_deterministic_actor(*dims, **plain(cfg.actor))
-        self.loss = TD3BCLoss(self.actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
-        self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        if cfg.compile:
-            self.loss.compile()
+    def finish(self, cfg: DictConfig) -> None:
+        """What follows the loss and the optimisers."""
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        actor, critics = self.loss.actor_network_params, self.loss.qvalue_network_params
-        self.optims = {
-            "qvalue": torch.optim.Adam(critics.parameters(), **plain(cfg.optim)),
-            "actor": torch.optim.Adam(actor.parameters(), **plain(cfg.optim)),
-        }
         self.noise = AdditiveGaussianModule(self.actor.spec, **plain(cfg.exploration))
         self.policy_delay, self.counters = cfg.policy_delay, {"updates": 0}
+        if cfg.compile:
+            self.critics_alone = compile_update(self.loss, {"qvalue": self.optims["qvalue"]})
+            self.compile()
 
     @property
     def explorer(self) -> TensorDictModuleBase:
         """The actor with noise behind it."""
         return TensorDictSequential(self.actor, self.noise)
 
+    @property
+    def moves_actor(self) -> bool:
+        """Whether the running update steps the actor and the targets, too."""
+        return self.counters["updates"] % self.policy_delay == 0
+
+    @property
+    def compiled(self) -> CompiledUpdate | None:
+        """The whole update or the critics' part of it, which share loss and optimisers."""
+        return super().compiled if self.moves_actor else self.critics_alone
+
+    def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Count, and update, compiled or not."""
+        self.counters["updates"] += 1
+        return super().step(batch)
+
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Critics; at every second update the actor on the new critics, and all targets."""
-        self.counters["updates"] += 1
         loss_qvalue, info = self.loss.qvalue_loss(batch)
         descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
         metrics = {"loss_qvalue": loss_qvalue, **info}
-        if self.counters["updates"] % self.policy_delay == 0:
+        if self.moves_actor:
             loss_actor, actor_info = self.loss.actor_loss(batch)
             descend(self.optims["actor"], loss_actor, "loss_actor")
             self.target_updater.step()
@@ -71,6 +81,23 @@ class TD3BC(Learner):
     def objects(self) -> dict[str, Any]:
         """The count that the delay goes by, too."""
         return super().objects() | {"update_counters": self.counters}
+
+
+class TD3BC(TD3):
+    """Critics on smoothed target actions; the actor climbs the first and is held to the recorded actions."""
+
+    loss: TD3BCLoss
+
+    def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
+        self.actor = make_deterministic_actor(*dims, **plain(cfg.actor))
+        self.loss = TD3BCLoss(self.actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        actor, critics = self.loss.actor_network_params, self.loss.qvalue_network_params
+        self.optims = {
+            "qvalue": torch.optim.Adam(critics.parameters(), **plain(cfg.optim)),
+            "actor": torch.optim.Adam(actor.parameters(), **plain(cfg.optim)),
+        }
+        self.finish(cfg)
 
 
 def train(cfg: DictConfig) -> None:

@@ -14,6 +14,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from tests.scripts.compiling import (
+    assert_compiled_equals_written_out,
+    assert_resumed_is_bit_for_bit,
+    assert_what_is_not_finite_is_refused,
+    without_kernels,
+)
 from tests.scripts.phases import SHORT, PhasesContract, newest
 from tests.scripts.running import compose
 from torchrl_o2o.conventions import FittedConvention
@@ -21,6 +27,7 @@ from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.launch import load_script
 from torchrl_o2o.pipeline import Problem
+from torchrl_o2o.testing import random_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -83,6 +90,38 @@ def test_best_is_by_what_the_environment_paid() -> None:
 
 def train(folder: Path, *words: str) -> None:
     load_script("bc").train(compose("bc", *SHORT, f"run_dir={folder}", *words))
+
+
+def learner(kind: str, *words: str, compiled: bool = False) -> Any:
+    torch.manual_seed(0)
+    small = ("actor.hidden_sizes=[16]", "sac.qvalue.hidden_sizes=[16]", "sac.batch_size=8")
+    cfg = compose("bc", "task=locomotion-cpu", *small, f"compile={compiled}", *words)
+    return getattr(load_script("bc"), kind)(cfg, (3, 2))
+
+
+@pytest.mark.parametrize("policy", ["deterministic", "gaussian", "tanh_gaussian"])
+def test_compiled_equals_written_out(policy: str) -> None:
+    make = lambda compiled: learner("BC", f"policy={policy}", compiled=compiled)  # noqa: E731
+    with without_kernels():
+        assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 5)
+        assert_resumed_is_bit_for_bit(make, random_transitions(16, 3, 2), 2, 4)
+        assert_what_is_not_finite_is_refused(make, random_transitions(16, 3, 2), "action")
+
+
+def test_compiled_sac_equals_written_out() -> None:
+    """Two critic steps to one of the actor and the temperature."""
+    make = lambda compiled: learner("SAC", "policy=gaussian", "learner=sac", compiled=compiled)  # noqa: E731
+    with without_kernels():
+        assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("policy", ["deterministic", "gaussian"])
+def test_kernels_equal_written_out(policy: str) -> None:
+    """The generated code itself."""
+    make = lambda compiled: learner("BC", f"policy={policy}", compiled=compiled)  # noqa: E731
+    assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 5)
 
 
 def test_offline_only(tmp_path: Path) -> None:

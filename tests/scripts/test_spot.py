@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict.utils import NestedKey
 
+from tests.scripts.compiling import (
+    assert_compiled_equals_written_out,
+    assert_resumed_is_bit_for_bit,
+    assert_what_is_not_finite_is_refused,
+    without_kernels,
+)
 from tests.scripts.phases import PhasesContract, assert_equal, dying, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.errors import O2OSpecError
@@ -54,9 +61,9 @@ class TestSPOT(PhasesContract):
         assert float(steps) == 24.0, "the optimisers start anew at the hand-over"
 
 
-def learner(*words: str, online: bool = False) -> Any:
+def learner(*words: str, online: bool = False, compiled: bool = False) -> Any:
     torch.manual_seed(0)
-    cfg = compose("spot", "task=locomotion-cpu", *SMALL, *words)
+    cfg = compose("spot", "task=locomotion-cpu", *SMALL, f"compile={compiled}", *words)
     return load_script("spot").SPOT(cfg, (3, 2), online)
 
 
@@ -65,11 +72,42 @@ def test_the_vae_that_is_trained_is_the_one_that_is_read() -> None:
     penalty = [float(spot.loss.data_penalty(batch).mean())]
     actor = spot.actor(batch.select("observation").clone())["action"].clone()
     for _ in range(20):
-        assert set(spot.update(batch)) == {"loss_vae", "kl", "reconstruction_error"}
+        assert set(spot.step(batch)) == {"loss_vae", "kl", "reconstruction_error"}
     penalty.append(float(spot.loss.data_penalty(batch).mean()))
     assert penalty[1] < penalty[0]
     assert torch.equal(actor, spot.actor(batch.select("observation").clone())["action"])
-    assert "loss_qvalue" in spot.update(batch)
+    assert "loss_qvalue" in spot.step(batch)
+
+
+@pytest.mark.parametrize("online", [False, True], ids=["offline", "online"])
+def test_compiled_equals_written_out(online: bool) -> None:
+    """Offline the VAE's steps and the others; online the weight falls from update to update, with one compilation."""
+    words = ("vae_steps=3", "online.total_frames=10", "cooling_floor=0.5")
+    make = lambda compiled: learner(*words, online=online, compiled=compiled)  # noqa: E731
+    with without_kernels() as graphs:
+        assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 8)
+    assert len(graphs) == (2 if online else 3)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_kernels_equal_written_out() -> None:
+    """The generated code itself, of the VAE and of SPOT."""
+    make = lambda compiled: learner("vae_steps=2", compiled=compiled)  # noqa: E731
+    assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 6)
+
+
+@pytest.mark.parametrize(("steps", "key"), [(0, ("next", "reward")), (1, "action")], ids=["td3", "vae"])
+def test_compiled_refuses_what_is_not_finite(steps: int, key: NestedKey) -> None:
+    make = lambda compiled: learner(f"vae_steps={steps}", compiled=compiled)  # noqa: E731
+    with without_kernels():
+        assert_what_is_not_finite_is_refused(make, random_transitions(16, 3, 2), key)
+
+
+def test_compiled_is_resumed_while_the_constraint_cools() -> None:
+    make = lambda compiled: learner("online.total_frames=10", online=True, compiled=compiled)  # noqa: E731
+    with without_kernels():
+        assert_resumed_is_bit_for_bit(make, random_transitions(16, 3, 2), 3, 6)
 
 
 def test_gamma_is_another_one_online() -> None:

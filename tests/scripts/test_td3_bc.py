@@ -14,6 +14,12 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from tests.scripts.compiling import (
+    assert_compiled_equals_written_out,
+    assert_resumed_is_bit_for_bit,
+    assert_what_is_not_finite_is_refused,
+    without_kernels,
+)
 from tests.scripts.phases import PhasesContract, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.launch import load_script
@@ -35,9 +41,14 @@ class TestTD3BC(PhasesContract):
         assert steps == [4, 8, 12, 16, 20, 24]
 
 
-def learner(*words: str) -> Any:
+class Compiled(TestTD3BC):
+    words = (*SMALL[1:], "compile=true")
+
+
+def learner(*words: str, compiled: bool = False) -> Any:
     torch.manual_seed(0)
-    return load_script("td3_bc").TD3BC(compose("td3_bc", "task=locomotion-cpu", *SMALL, *words), (3, 2))
+    cfg = compose("td3_bc", "task=locomotion-cpu", *SMALL, f"compile={compiled}", *words)
+    return load_script("td3_bc").TD3BC(cfg, (3, 2))
 
 
 def parameters(learner: Any, name: str) -> torch.Tensor:
@@ -52,9 +63,37 @@ def test_actor_and_targets_move_at_every_second_update() -> None:
     moved = []
     for _ in range(4):
         before = [parameters(td3, name).clone() for name in watched]
-        td3.update(batch)
+        td3.step(batch)
         moved.append([not torch.equal(was, parameters(td3, name)) for was, name in zip(before, watched)])
     assert moved == [[True, False, False, False], [True] * 4] * 2
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_compiled_equals_written_out(delay: int) -> None:
+    make = lambda compiled: learner(f"policy_delay={delay}", compiled=compiled)  # noqa: E731
+    with without_kernels() as graphs:
+        assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 7)
+    assert len(graphs) == (1 if delay == 1 else 2), "the critics alone, and all; each once"
+
+
+def test_compiled_refuses_what_is_not_finite() -> None:
+    with without_kernels():
+        make = lambda compiled: learner(compiled=compiled)  # noqa: E731
+        assert_what_is_not_finite_is_refused(make, random_transitions(16, 3, 2), ("next", "reward"))
+
+
+def test_compiled_is_resumed_between_two_steps_of_the_actor() -> None:
+    make = lambda compiled: learner(compiled=compiled)  # noqa: E731
+    with without_kernels():
+        assert_resumed_is_bit_for_bit(make, random_transitions(16, 3, 2), 3, 6)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_resumed(tmp_path: Path) -> None:
+    """The same through both phases of the pipeline."""
+    with without_kernels():
+        Compiled().test_resumed_equals_uninterrupted(tmp_path, "offline", 3)
+        Compiled().test_resumed_equals_uninterrupted(tmp_path / "online", "online", 5)
 
 
 def test_it_explores_with_noise_and_is_evaluated_without() -> None:
