@@ -78,13 +78,17 @@ class Executable(NamedTuple):
         return dict(zip(self.outputs, results, strict=True))
 
 
-def capture(function: Callable[[dict[str, Tensor]], tuple[Named, Named]], inputs: Named) -> Graph:
+def capture(
+    function: Callable[[dict[str, Tensor]], tuple[Named, Named]], inputs: Named, *, decompose: bool = True
+) -> Graph:
     """Record the tensor operations a function performs; whatever Python it went through leaves no trace.
 
     Args:
         function: from named tensors to outputs and to new values of some inputs. It may differentiate, but not look at
             a value.
         inputs: an example; not modified. Shapes, dtypes and devices are those of every later call.
+        decompose: write some operations in simpler ones that compile better, but cannot be vectorised any more.
+            Defaults to ``True``.
 
     Returns:
         The graph.
@@ -103,7 +107,8 @@ def capture(function: Callable[[dict[str, Tensor]], tuple[Named, Named]], inputs
         names[:] = [list(outputs), list(changed)]
         return [*outputs.values(), *changed.values()]
 
-    module = make_fx(flat, decomposition_table=DECOMPOSITIONS)(*(value.detach().clone() for value in inputs.values()))
+    table = DECOMPOSITIONS if decompose else {}
+    module = make_fx(flat, decomposition_table=table)(*(value.detach().clone() for value in inputs.values()))
     module.graph.eliminate_dead_code()
     tidy(module.graph)
     return Graph(module, list(inputs), *names)
@@ -189,21 +194,23 @@ def _downstream(graph: Graph, edge: dict[fx.Node, str], rest: set[fx.Node]) -> G
     return Graph(fx.GraphModule(graph.module, new), inputs, graph.outputs, graph.changed)
 
 
-def over_leading_dim(graph: Graph, inputs: Named, mapped: Collection[str]) -> Graph:
+def over_leading_dim(graph: Graph, inputs: Named, mapped: Collection[str], *, decompose: bool = True) -> Graph:
     """The same function for all entries of a leading dimension at once.
 
     Args:
-        graph: a function that changes no input.
+        graph: a function of which every changed input is mapped.
         inputs: an example, where the mapped ones have one more dimension in front.
         mapped: which inputs have it.
+        decompose: see :func:`capture`; ``False`` if the result is to be vectorised once more. Defaults to ``True``.
 
     Returns:
-        A graph whose outputs have the leading dimension.
+        A graph whose outputs and changes have the leading dimension.
     """
     dims = tuple(0 if name in mapped else None for name in graph.inputs)
 
     def batched(values: dict[str, Tensor]) -> tuple[Named, Named]:
         results = vmap(graph.module, dims)(*[values[name] for name in graph.inputs])
-        return dict(zip(graph.outputs, results, strict=True)), {}
+        outputs, changed = results[: len(graph.outputs)], results[len(graph.outputs) :]
+        return dict(zip(graph.outputs, outputs, strict=True)), dict(zip(graph.changed, changed, strict=True))
 
-    return capture(batched, {name: inputs[name] for name in graph.inputs})
+    return capture(batched, {name: inputs[name] for name in graph.inputs}, decompose=decompose)

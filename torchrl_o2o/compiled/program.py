@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from torchrl_o2o.compiled.adam import count_steps, moments_of, step_scalars
@@ -27,6 +27,8 @@ __all__ = ["Program"]
 
 _LOG = logging.getLogger(__name__)
 Execute = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+#: A graph and example inputs.
+Captured = tuple[Graph, dict[str, Tensor]]
 
 
 class Program:
@@ -39,11 +41,14 @@ class Program:
         columns: a batch, ``batch:<key>`` -> [G * B, ...].
     """
 
+    #: Dimensions in front of those of a batch.
+    lead = 0
+
     def __init__(self, learning: Learning, parts: tuple[Part, ...], rounds: int, columns: Named) -> None:
         self.learning, self.parts, self.rounds = learning, parts, rounds
         self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
-        self._trained = {name: trained(learning, name) for part in parts for name in part.losses}
-        self._draws = [self._find_draws(part, _cut(columns, rounds, 0)) for part in parts]
+        self.trained = {name: trained(learning, name) for part in parts for name in part.losses}
+        self._draws = [self._find_draws(part, _cut(columns, rounds, 0, 0)) for part in parts]
         self._before: Execute | None = None
         self._parts: list[Execute] = [self._eager(part) for part in parts]
 
@@ -64,34 +69,45 @@ class Program:
         )
         began = time.perf_counter()
 
-        def compiler(module: fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-            return torch._inductor.compile(module, examples, options)
-
-        values, inputs = self._values(), self.inputs(columns, DrawFinder())
-        graphs: list[tuple[Graph, dict[str, Tensor]]] = []
-        for index, part in enumerate(self.parts):
-            example = values | self._round(index, 0, inputs)
-            graph = capture(lambda now, part=part: run_part(self.learning, part, now), example)
-            self._check_constants(graph)
+        def finished(graph: Graph, example: Named) -> Execute:
             if matmul_dtype is not None:
                 lower_products(graph.module.graph, matmul_dtype)
-            graphs.append((graph, example))
-        if self.rounds > 1:
-            graphs[0] = self._split(*graphs[0], values | self._stacked(inputs), compiler)
-        self._parts = [graph.executable(compiler, example) for graph, example in graphs]
+            return graph.executable(lambda module, inputs: torch._inductor.compile(module, inputs, options), example)
+
+        before, parts = self.capture(columns)
+        self._before = None if before is None else finished(*before)
+        self._parts = [finished(*part) for part in parts]
         _LOG.info("compiled the update of %s in %.1f s", loss, time.perf_counter() - began)
 
-    def _split(
-        self, graph: Graph, example: dict[str, Tensor], stacked: dict[str, Tensor], compiler: Callable[..., Any]
-    ) -> tuple[Graph, dict[str, Tensor]]:
+    def capture(self, columns: Named, *, decompose: bool = True) -> tuple[Captured | None, list[Captured]]:
+        """The parts as graphs, with what the first one can do for all rounds beforehand in a graph of its own.
+
+        Args:
+            columns: an example batch.
+            decompose: see :func:`~torchrl_o2o.compiled.graph.capture`.
+
+        Returns:
+            What is done beforehand, if there is anything, and the parts, each with example inputs.
+        """
+        values, inputs = self._values(), self.inputs(columns, DrawFinder())
+        parts: list[Captured] = []
+        for index, part in enumerate(self.parts):
+            example = values | self._round(index, 0, inputs)
+            graph = capture(lambda now, part=part: run_part(self.learning, part, now), example, decompose=decompose)
+            self._check_constants(graph)
+            parts.append((graph, example))
+        if self.rounds == 1:
+            return None, parts
+        graph, example = parts[0]
         per_round = [name for name in graph.inputs if name.startswith(("batch:", "noise:"))]
         outside = [name for name in graph.inputs if name.startswith("scalars:") or name == "ok"]
-        before, rest = hoist(graph, per_round, outside)
+        before, parts_left = hoist(graph, per_round, outside)
         if before is None:
-            return graph, example
+            return None, parts
         results = before.executable(lambda module, _: module, example)(example)
-        self._before = over_leading_dim(before, stacked, per_round).executable(compiler, stacked)
-        return rest, example | results
+        stacked = values | self._stacked(inputs)
+        beforehand = over_leading_dim(before, stacked, per_round, decompose=decompose)
+        return (beforehand, stacked), [(parts_left, example | results), *parts[1:]]
 
     def _check_constants(self, graph: Graph) -> None:
         """Refuse a graph that would go on computing with what a parameter was when it was captured."""
@@ -124,6 +140,9 @@ class Program:
             loss.noise = noise
         return finder.draws
 
+    def _count(self, name: str, steps: Tensor) -> None:
+        count_steps(self.learning.optims[name], steps)
+
     def _repeats(self, index: int) -> int:
         return 1 if index else self.rounds
 
@@ -134,7 +153,7 @@ class Program:
     def _values(self) -> dict[str, Tensor]:
         """The loss's and the optimisers' own tensors by name, and whether everything is finite so far, last."""
         values = {name: value.detach() for name, value in self._state.items()}
-        for name, params in self._trained.items():
+        for name, params in self.trained.items():
             for key, (param, _) in params.items():
                 state = moments_of(self.learning.optims[name], param)
                 values[f"exp_avg:{key}"], values[f"exp_avg_sq:{key}"] = state["exp_avg"], state["exp_avg_sq"]
@@ -164,17 +183,18 @@ class Program:
     def _round(self, index: int, at: int, inputs: Named) -> dict[str, Tensor]:
         """One round's share of the inputs, by the names the graphs have for them."""
         batch = {name: value for name, value in inputs.items() if name.startswith("batch:")}
-        now = _cut(batch, self.rounds, self.rounds - 1 if index else at)
-        prefix = f"noise:{index}:"
-        now |= {f"noise:{name[len(prefix) :]}": value[at] for name, value in inputs.items() if name.startswith(prefix)}
+        now = _cut(batch, self.rounds, self.rounds - 1 if index else at, self.lead)
+        prefix, lead = f"noise:{index}:", self.lead
+        drawn = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
+        now |= {f"noise:{name}": value.select(lead, at) for name, value in drawn.items()}
         for loss in self.parts[index].losses:
             for i in range(len(self.learning.optims[loss].param_groups)):
-                now[f"scalars:{loss}:{i}"] = inputs[f"scalars:{loss}:{i}"][at]
+                now[f"scalars:{loss}:{i}"] = inputs[f"scalars:{loss}:{i}"].select(lead, at)
         return now
 
     def _stacked(self, inputs: Named) -> dict[str, Tensor]:
         """The repeated part's batch columns and noise for all rounds, [G, B, ...]."""
-        batch = {k: v.unflatten(0, (self.rounds, -1)) for k, v in inputs.items() if k.startswith("batch:")}
+        batch = {k: v.unflatten(self.lead, (self.rounds, -1)) for k, v in inputs.items() if k.startswith("batch:")}
         return batch | {f"noise:{k[8:]}": v for k, v in inputs.items() if k.startswith("noise:0:")}
 
     @torch.no_grad()
@@ -191,23 +211,23 @@ class Program:
         hoisted = {} if self._before is None else self._before(values | self._stacked(inputs))
         metrics: dict[str, Tensor] = {}
         for index, execute in enumerate(self._parts):
-            done, outputs = torch.zeros((), device=values["ok"].device), []
+            done, outputs = torch.zeros_like(values["ok"], dtype=torch.float32), []
             for at in range(self._repeats(index)):
                 now = values | self._round(index, at, inputs)
-                now |= {name: value[at] for name, value in hoisted.items()} if index == 0 else {}
+                now |= {name: value.select(self.lead, at) for name, value in hoisted.items()} if index == 0 else {}
                 outputs.append(execute(now))
                 done += values["ok"]
-            metrics |= _merged(outputs)
+            metrics |= _merged(outputs, self.lead)
             for name in self.parts[index].losses:
-                count_steps(self.learning.optims[name], done)
+                self._count(name, done)
         return metrics | {"finite": values["ok"]}
 
 
-def _merged(rounds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    rows = {name: torch.cat([each[name] for each in rounds]) for name in rounds[-1] if name.startswith("rows:")}
+def _merged(rounds: list[dict[str, Tensor]], lead: int) -> dict[str, Tensor]:
+    rows = {name: torch.cat([each[name] for each in rounds], lead) for name in rounds[-1] if name.startswith("rows:")}
     return {name.removeprefix("rows:"): value for name, value in (rounds[-1] | rows).items()}
 
 
-def _cut(columns: Mapping[str, Tensor], rounds: int, at: int) -> dict[str, Tensor]:
-    size = len(next(iter(columns.values()))) // rounds
-    return {name: value[at * size : (at + 1) * size] for name, value in columns.items()}
+def _cut(columns: Named, rounds: int, at: int, lead: int) -> dict[str, Tensor]:
+    size = next(iter(columns.values())).shape[lead] // rounds
+    return {name: value.narrow(lead, at * size, size) for name, value in columns.items()}

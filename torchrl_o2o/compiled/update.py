@@ -22,9 +22,10 @@ from torchrl_o2o.compiled.state import target_pairs
 from torchrl_o2o.compiled.steps import Learning, Part
 from torchrl_o2o.errors import O2OSpecError, check_option
 
-__all__ = ["CompiledUpdate", "compile_update"]
+__all__ = ["CompiledUpdate", "Mode", "Runner", "build", "columns_of", "compile_update"]
 
 Mode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]
+Runner = Program | CudaGraphProgram
 
 
 def compile_update(
@@ -169,9 +170,10 @@ class CompiledUpdate:
         mode: Mode | None,
         matmul_dtype: torch.dtype | None = None,
     ) -> None:
-        self._learning, self._parts, self._rounds, self._mode = learning, parts, rounds, mode
-        self._matmul_dtype = matmul_dtype
-        self._programs: dict[Any, tuple[Program, Program | CudaGraphProgram]] = {}
+        self.learning, self.parts, self.rounds = learning, parts, rounds
+        self.mode: Mode | None = mode
+        self.matmul_dtype = matmul_dtype
+        self._programs: dict[Any, tuple[Program, Runner]] = {}
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Do one update.
@@ -185,36 +187,58 @@ class CompiledUpdate:
         Raises:
             O2OSpecError: if the batch cannot be split into ``utd_ratio`` equal minibatches.
         """
-        if batch.ndim != 1 or not len(batch) or len(batch) % self._rounds:
-            raise O2OSpecError(
-                f"got a batch of shape {list(batch.shape)}, expected [n], n a multiple of {self._rounds}"
-            )
-        columns = {
-            f"batch:{_joined(key)}": value for key, value in batch.items(True, True) if isinstance(value, Tensor)
-        }
-        signature = tuple((name, value.shape, value.dtype, value.device) for name, value in columns.items())
+        if batch.ndim != 1 or not len(batch) or len(batch) % self.rounds:
+            raise O2OSpecError(f"got a batch of shape {list(batch.shape)}, expected [n], n a multiple of {self.rounds}")
+        columns, signature = columns_of(batch)
         if signature not in self._programs:
-            self._programs[signature] = self._build(columns)
+            program = Program(self.learning, self.parts, self.rounds, columns)
+            self._programs[signature] = build(program, columns, self.mode, self.matmul_dtype)
         program, runner = self._programs[signature]
-        return runner.run(program.inputs(columns, self._learning.loss.noise))
-
-    def _build(self, columns: dict[str, Tensor]) -> tuple[Program, Program | CudaGraphProgram]:
-        program = Program(self._learning, self._parts, self._rounds, columns)
-        if self._mode is None:
-            return program, program
-        replayed = self._mode == "reduce-overhead"
-        device = next(iter(columns.values())).device
-        if replayed and device.type != "cuda":
-            raise O2OSpecError(
-                f"mode='reduce-overhead' records a CUDA graph, but the batch is on {device}; leave mode out"
-            )
-        search = {"max_autotune": True} if self._mode == "max-autotune-no-cudagraphs" else {}
-        program.compile(columns, search, self._matmul_dtype)
-        return program, CudaGraphProgram(program) if replayed else program
+        return runner.run(program.inputs(columns, self.learning.loss.noise))
 
     def recompile(self) -> None:
         """Forget what was compiled, after a change of something that is not a tensor."""
         self._programs.clear()
+
+
+def columns_of(batch: TensorDictBase) -> tuple[dict[str, Tensor], Any]:
+    """A batch as its columns, and what a compiled function of them depends on.
+
+    Args:
+        batch: transitions.
+
+    Returns:
+        ``batch:<key>`` -> column, and the columns' names, shapes, types and devices.
+    """
+    columns = {f"batch:{_joined(key)}": value for key, value in batch.items(True, True) if isinstance(value, Tensor)}
+    return columns, tuple((name, value.shape, value.dtype, value.device) for name, value in columns.items())
+
+
+def build(
+    program: Program, columns: dict[str, Tensor], mode: Mode | None, matmul_dtype: torch.dtype | None
+) -> tuple[Program, Runner]:
+    """Compile a program as asked.
+
+    Args:
+        program: not compiled yet.
+        columns: an example batch.
+        mode: see :func:`compile_update`; ``None`` leaves the program as it is.
+        matmul_dtype: see :func:`compile_update`.
+
+    Returns:
+        The program, which makes the inputs, and what runs on them.
+
+    Raises:
+        O2OSpecError: if a CUDA graph is asked for on another device.
+    """
+    if mode is None:
+        return program, program
+    device = next(iter(columns.values())).device
+    if mode == "reduce-overhead" and device.type != "cuda":
+        raise O2OSpecError(f"mode='reduce-overhead' records a CUDA graph, but the batch is on {device}; leave mode out")
+    search = {"max_autotune": True} if mode == "max-autotune-no-cudagraphs" else {}
+    program.compile(columns, search, matmul_dtype)
+    return program, CudaGraphProgram(program) if mode == "reduce-overhead" else program
 
 
 def _joined(key: str | tuple[str, ...]) -> str:
