@@ -31,6 +31,7 @@ from torch.optim import AdamW
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
+from torchrl_o2o.compiled import compile_update
 from torchrl_o2o.data import OnlineWriter, PoolSampler, offline_online_storage
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
@@ -92,14 +93,16 @@ def contenders(size: str, agents: int, device: str, mode: str) -> dict[str, Call
     for other in others:
         SoftUpdate(other.loss, tau=0.005)
     stacked = StackedLearner(others)
+    update: Callable[[TensorDict], object] = lambda batch: learner.update(batch, updater)  # noqa: E731
     if mode != "eager":
-        options = {"mode": "reduce-overhead"} if mode == "graphs" else {}
-        learner.loss.compile(**options)
-        stacked.stack.compile(**options)
+        how = "reduce-overhead" if mode == "graphs" else "default"
+        optims = {"qvalue": learner.critic_optim, "actor": learner.actor_optim, "alpha": learner.alpha_optim}
+        update = compile_update(learner.loss, optims, updater, utd_ratio=SIZES[size][2], mode=how)  # type: ignore[arg-type]
+        stacked.compile(mode=how)  # type: ignore[arg-type]
 
     def single() -> None:
         for _ in range(agents):  # the same agent N times: the work of N, and no other caches than N would have
-            learner.update(batch, updater)
+            update(batch)
 
     return {"single": single, "stacked": lambda: stacked.update(batches, BATCH)}
 

@@ -36,16 +36,17 @@ def double() -> Iterator[None]:
 
 
 def trained(
-    tolerance: float, *, compiled: bool = False, weighted: bool = False, **settings: Any
+    tolerance: float, *, compiled_after: int | None = None, weighted: bool = False, **settings: Any
 ) -> tuple[list[Agent], list[Agent]]:
     """Agents trained one by one, and equal ones trained as a stack; the metrics are compared on the way."""
     torch.manual_seed(7)
     batches = make_batches(AGENTS, UPDATES, weighted=weighted)
     single, stacked = ([make_agent(seed, **settings) for seed in range(AGENTS)] for _ in range(2))
     learner = StackedLearner(stacked, tau=TAU)
-    if compiled:
-        learner.stack.compile()
-    for batch in batches:
+    for step, batch in enumerate(batches):
+        if step == compiled_after:
+            learner.compile()
+            assert not learner.optimisers
         together = learner.update(batch, BATCH)
         for position, agent in enumerate(single):
             for name, value in agent.update(batch[position]).items():
@@ -74,8 +75,42 @@ def test_equals_single_runs_in_float32() -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiler
-def test_equals_single_runs_compiled(double: None) -> None:
-    compare(*trained(1e-9, compiled=True), 1e-9)
+def test_kernels_equal_single_runs(double: None) -> None:
+    compare(*trained(1e-9, compiled_after=0), 1e-9)
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run as they are, without generating kernels for them."""
+    monkeypatch.setattr("torch._inductor.compile", lambda module, examples, options: module)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("after", [0, 2])
+def test_the_whole_update_as_one_function(double: None, captured: None, name: str, after: int) -> None:
+    """From the start, and taken over in the middle with the optimisers' states."""
+    settings = dict(SETTINGS[name])
+    weighted = settings.pop("weighted", False)
+    single, stacked = trained(1e-9, compiled_after=after, weighted=weighted, **settings)
+    compare(single, stacked, 1e-9, **settings)
+    for ours, theirs in zip(single, stacked, strict=True):
+        expected, state = (agent.critic_optim.state_dict()["state"] for agent in (ours, theirs))
+        for index, moments in expected.items():
+            assert state[index]["step"] == moments["step"] == UPDATES * 3
+            torch.testing.assert_close(state[index]["exp_avg_sq"], moments["exp_avg_sq"], rtol=1e-9, atol=1e-12)
+
+
+def test_not_finite_compiled_names_the_agent(captured: None) -> None:
+    agents = [make_agent(seed) for seed in range(AGENTS)]
+    learner = StackedLearner(agents, tau=TAU)
+    learner.compile()
+    before = [value.clone() for value in agents[1].loss.parameters()]
+    batch = make_batches(AGENTS, 1)[0]
+    batch["next", "reward"][1, 3] = torch.nan
+    with pytest.raises(StackedNonFiniteError, match="not finite: a loss or gradient") as caught:
+        learner.update(batch, BATCH)
+    assert caught.value.agents == [1]
+    assert all(torch.equal(old, new) for old, new in zip(before, agents[1].loss.parameters(), strict=True))
 
 
 def test_agents_do_not_touch_each_other(double: None) -> None:

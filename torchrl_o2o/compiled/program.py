@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -145,6 +145,14 @@ class Program:
 
     def _repeats(self, index: int) -> int:
         return 1 if index else self.rounds
+
+    def tensors(self) -> Iterator[Tensor]:
+        """The loss's tensors and the optimisers' moments, in one order."""
+        yield from self._state.values()
+        for name, params in self.trained.items():
+            for param, _ in params.values():
+                state = moments_of(self.learning.optims[name], param)
+                yield from (state["exp_avg"], state["exp_avg_sq"])
 
     def pointers(self) -> tuple[int, ...]:
         """Where all tensors lie that the update reads or writes besides its inputs; a CUDA graph is bound to them."""

@@ -134,6 +134,8 @@ class StackedProgram(Program):
         self.programs = list(programs)
         self.learning, self.parts, self.rounds = first.learning, first.parts, first.rounds
         self._before, self._parts = None, []
+        self._whole: dict[str, Tensor] = {}
+        self._bound: tuple[int, ...] = ()
 
     def capture(self, columns: Named, *, decompose: bool = True) -> tuple[Captured | None, list[Captured]]:
         """See :meth:`Program.capture`: the first agent's graphs, over all agents."""
@@ -165,11 +167,13 @@ class StackedProgram(Program):
 
     def _values(self) -> dict[str, Tensor]:
         """See :meth:`Program._values`; tensors that are no slices of one are made so."""
-        holders = [_holders(program) for program in self.programs]
-        values = {name: _joined(name, [one[name] for one in holders]) for name in holders[0]}
-        return values | {
-            "ok": torch.ones(len(self.programs), dtype=torch.bool, device=next(iter(values.values())).device)
-        }
+        bound = tuple(value.data_ptr() for program in self.programs for value in program.tensors())
+        if bound != self._bound:  # at first, and after an agent's optimiser has loaded a state
+            holders = [_holders(program) for program in self.programs]
+            self._whole = {name: _joined(name, [one[name] for one in holders]) for name in holders[0]}
+            self._bound = tuple(value.data_ptr() for program in self.programs for value in program.tensors())
+        device = next(iter(self._whole.values())).device
+        return self._whole | {"ok": torch.ones(len(self.programs), dtype=torch.bool, device=device)}
 
     def _count(self, name: str, steps: Tensor) -> None:
         for program, done in zip(self.programs, steps, strict=True):

@@ -7,18 +7,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_o2o.compiled.stacked import StackedUpdate, stack_updates
+from torchrl_o2o.compiled.state import target_pairs
+from torchrl_o2o.compiled.steps import Learning, Part
+from torchrl_o2o.compiled.update import CompiledUpdate, Mode
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.seeds.sac import stack_losses
-from torchrl_o2o.seeds.stacking import StackedOptimizer
+from torchrl_o2o.seeds.stacking import StackedNonFiniteError, StackedOptimizer
 
-__all__ = ["SingleLearner", "StackedLearner"]
+__all__ = ["METRICS", "SingleLearner", "StackedLearner"]
+
+#: What an update returns.
+METRICS = ("loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy", "qvalue", "qvalue_std", "target_value")
 
 
 class SingleLearner(Protocol):
@@ -60,15 +67,59 @@ class StackedLearner:
 
     def __init__(self, learners: Sequence[SingleLearner], *, tau: float = 0.005) -> None:
         self.stack = stack_losses([learner.loss for learner in learners])
-        leaves, self.tau = self.stack.leaves, tau
+        leaves, self.tau, self._learners = self.stack.leaves, tau, list(learners)
         self.critic_optim = StackedOptimizer([learner.critic_optim for learner in learners], leaves)
         self.actor_optim = StackedOptimizer([learner.actor_optim for learner in learners], leaves)
         self.alpha_optim = StackedOptimizer([learner.alpha_optim for learner in learners], leaves)
 
+        self._options: dict[str, Any] | None = None
+        self._compiled: dict[int, StackedUpdate] = {}
+
     @property
     def optimisers(self) -> list[StackedOptimizer]:
-        """Those of critics, actors and temperatures."""
-        return [self.critic_optim, self.actor_optim, self.alpha_optim]
+        """Those of critics, actors and temperatures; none once compiled, when the agents' own hold all there is."""
+        return [] if self._options is not None else [self.critic_optim, self.actor_optim, self.alpha_optim]
+
+    def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> None:
+        """From now on :meth:`update` computes its numbers as one compiled function.
+
+        It is :func:`~torchrl_o2o.compiled.stack_updates` of the agents' compiled updates. The agents' optimisers, Adam
+        or AdamW, take over.
+
+        Args:
+            mode: see :func:`~torchrl_o2o.compiled.compile_update`. Defaults to ``"default"``.
+            matmul_dtype: see there. Defaults to float32.
+        """
+        for optim in self.optimisers:
+            optim.share()
+            for agent in optim.agents:
+                for state in agent.state.values():  # one tensor for all agents, which each of them is to count in
+                    state["step"] = state["step"].clone()
+        self._options = {"mode": mode, "matmul_dtype": matmul_dtype}
+        self._compiled.clear()
+
+    def _whole(self, utd_ratio: int) -> StackedUpdate:
+        assert self._options is not None
+        if utd_ratio not in self._compiled:
+            updates = []
+            for agent in self._learners:
+                optims = {"qvalue": agent.critic_optim, "actor": agent.actor_optim, "alpha": agent.alpha_optim}
+                learning = Learning(agent.loss, optims, target_pairs(agent.loss), self.tau)
+                parts = (Part(("qvalue",), True), Part(("actor", "alpha"), False))
+                updates.append(CompiledUpdate(learning, parts, utd_ratio, **self._options))
+            self._compiled[utd_ratio] = stack_updates(updates)
+        return self._compiled[utd_ratio]
+
+    def _update_compiled(self, batches: TensorDictBase, batch_size: int) -> dict[str, Tensor]:
+        metrics = self._whole(batches.shape[1] // batch_size)(batches)
+        metrics.setdefault("qvalue_std", torch.zeros_like(metrics["loss_qvalue"]))  # of a single critic
+        agents = (~metrics["finite"]).nonzero().flatten().tolist()
+        if agents:
+            bad = [name for name in METRICS if name.startswith("loss_") and not metrics[name].isfinite().all()]
+            raise StackedNonFiniteError(
+                f"not finite: {', '.join(bad) or 'a loss or gradient of an earlier minibatch'}", agents
+            )
+        return {name: metrics[name] for name in METRICS}
 
     def update(self, batches: TensorDictBase, batch_size: int) -> dict[str, Tensor]:
         """One update of all agents.
@@ -88,6 +139,8 @@ class StackedLearner:
         if batches.ndim != 2 or batches.shape[0] != self.stack.num_agents or batches.shape[1] == 0:
             expected = f"[{self.stack.num_agents}, utd_ratio * batch_size]"
             raise O2OSpecError(f"got batches of shape {tuple(batches.shape)}, expected {expected}")
+        if self._options is not None:
+            return self._update_compiled(batches, batch_size)
         losses: dict[str, Tensor] = {}
         minibatches, info = batches, losses
         for minibatches in batches.split(batch_size, 1):
