@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Training what SAMG's confidence embeds pairs with, as a run of its own: exactly resumable, and used by many."""
+"""Training what SAMG's confidence judges pairs by, as a run of its own: exactly resumable, and used by many."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tensordict import TensorDictBase
 from torchrl_o2o.checkpoint.reading import check_config, newest_valid, read_state
 from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.handover import starting_buffer
-from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss
+from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss
 from torchrl_o2o.optim import descend
 from torchrl_o2o.pipeline import RunOptions
 from torchrl_o2o.session import Session
 
 __all__ = ["read_encoder", "train_encoder"]
 
-EncoderLoss = ConditionalVAELoss | InverseDynamicsLoss
+EncoderLoss = ConditionalVAELoss | InverseDynamicsLoss | PerturbationRatioLoss
 _HELD_FIXED = 1024  # rows on which the losses are evaluated
 
 

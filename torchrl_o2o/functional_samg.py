@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """SAMG's equations: the mixed value, the probability that a row is like the data, and the two schedules.
 
+Beside them what a row that is *not* like the data may be: :func:`perturbed_pairs`, which is not in the paper.
+
 The paper's numbered equations are partly lost and no code of its authors is public. What is certain and what is our
 reconstruction is told apart in docs/algorithms/samg.md.
 """
@@ -24,6 +26,7 @@ __all__ = [
     "guidance_factor",
     "kl_weight",
     "latent_confidence",
+    "perturbed_pairs",
     "samg_value",
     "two_sided_tail",
 ]
@@ -168,3 +171,43 @@ def kl_weight(progress: float, weight: float, hold: float = 0.2, ramp: float = 0
     if ramp <= 0.0:
         return weight if progress >= hold else 0.0
     return weight * min(1.0, max(0.0, (progress - hold) / ramp))
+
+
+def perturbed_pairs(
+    observation: Tensor, action: Tensor, noise: Tensor, size: Tensor, other_action: Tensor, swap: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Pairs that the data set might have held and does not: near it, or its states with other actions.
+
+    .. math:: (s,a)_b + \eta_b\,\sigma\odot\epsilon_b \quad\text{or, where } b \text{ is swapped,}\quad (s_b, a'_b)
+
+    with :math:`\sigma` the standard deviation of each dimension in this batch. A classifier of data against such rows
+    learns where the data are dense, at the scales :math:`\eta`, and which actions go with a state.
+
+    Source: "unsupervised as supervised learning", Hastie, Tibshirani and Friedman, The Elements of Statistical
+    Learning, section 14.2.4; the choice of rows is ours.
+
+    Args:
+        observation: shape [*B, o].
+        action: shape [*B, A].
+        noise: standard-normal numbers, shape [*B, o + A].
+        size: :math:`\eta`, shape [*B, 1].
+        other_action: a', shape [*B, A].
+        swap: which rows get another action instead of the noise, bool, shape [*B, 1].
+
+    Returns:
+        Observation and action, shapes as given.
+
+    Examples:
+        >>> import torch
+        >>> observation, action = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.5], [0.5]])
+        >>> swap, size, ones = torch.tensor([[False], [True]]), torch.full((2, 1), 0.1), torch.ones(2, 2)
+        >>> perturbed_pairs(observation, action, ones, size, torch.tensor([[-1.0], [-1.0]]), swap)
+        (tensor([[0.1000],
+            [2.0000]]), tensor([[ 0.5000],
+            [-1.0000]]))
+    """
+    pair = torch.cat([observation, action], -1)
+    scale = pair.flatten(0, -2).std(0, correction=0)
+    rows = torch.where(swap, torch.cat([observation, other_action], -1), pair + size * scale * noise)
+    near_observation, near_action = rows.split([observation.shape[-1], action.shape[-1]], -1)
+    return near_observation, near_action

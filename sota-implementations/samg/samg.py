@@ -36,13 +36,19 @@ from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.handover import HandOver
 from torchrl_o2o.launch import launch, load_script, plain, pretrain_stage, run_options
-from torchrl_o2o.modules import make_conditional_vae, make_inverse_dynamics
-from torchrl_o2o.modules.confidence import Confidence, ConstantConfidence, OfflineConfidence, RandomConfidence
-from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, SAMGEstimator
+from torchrl_o2o.modules import DensityRatio, make_conditional_vae, make_inverse_dynamics
+from torchrl_o2o.modules.confidence import (
+    Confidence,
+    ConstantConfidence,
+    DensityRatioConfidence,
+    OfflineConfidence,
+    RandomConfidence,
+)
+from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss, SAMGEstimator
 from torchrl_o2o.pipeline import Learner, Pretrained, Problem, finetune, hand_over
 
 VAE, EMBEDDING = (make_conditional_vae, ConditionalVAELoss), (make_inverse_dynamics, InverseDynamicsLoss)
-ENCODERS = {"vae": VAE, "embedding": EMBEDDING}
+ENCODERS = {"vae": VAE, "embedding": EMBEDDING, "density_ratio": (DensityRatio, PerturbationRatioLoss)}
 #: What the offline phase of the base does not read.
 SAMG_ONLY = ("confidence", "encoder", "threshold", "guidance", "weigh_penalty", "run_name")
 
@@ -119,9 +125,12 @@ def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | N
     make_network, make_loss = ENCODERS[own.kind]
     seed_everything(cfg.seed)
     network = make_network(*dims, **plain(own.network))
-    loss = make_loss(network, **plain(own.loss))
+    wrap = DensityRatioConfidence if isinstance(network, DensityRatio) else OfflineConfidence
     if problem is None:
-        return OfflineConfidence(network, **plain(own.fit))
+        return wrap(network, **plain(own.fit))
+    if isinstance(network, DensityRatio):
+        network.fit_scale(problem.offline)
+    loss = make_loss(network, **plain(own.loss))
     if own.pretrained is not None:
         read_encoder(own.pretrained, loss, encoder_config(cfg), num_steps=own.num_steps)
     else:
@@ -129,8 +138,9 @@ def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | N
         options = replace(run_options(cfg, Path(cfg.run_dir) / "confidence"), config=encoder_config(cfg))
         run = {"num_steps": own.num_steps, "batch_size": own.batch_size, "anneal": own.anneal}
         train_encoder(problem.offline, loss, optim, options, **run)
-    confidence = OfflineConfidence(network, **plain(own.fit))
-    report = confidence.fit(problem.offline)
+    confidence = wrap(network, **plain(own.fit))
+    look = confidence.fit if isinstance(confidence, OfflineConfidence) else confidence.check
+    report = look(problem.offline)
     logging.getLogger(__name__).info("threshold %g: %s", confidence.threshold, report)
     return confidence
 

@@ -190,6 +190,18 @@ def test_density_ratio() -> None:
     assert not data["p_off"].requires_grad
 
 
+def test_check_reports_without_fitting() -> None:
+    ratio = DensityRatio(3, 2, hidden_sizes=(8,))
+    data = pairs(300)
+    report = DensityRatioConfidence(ratio, threshold=0.5).check(data, batch_size=77)
+    raw = 1 / (1 + ratio(data.clone())["log_density_ratio"].detach().exp())
+    assert report.mean == pytest.approx(float(raw.mean()), rel=1e-5)
+    assert report.passing == pytest.approx(float((raw >= 0.5).float().mean()))
+    assert report.kl != report.kl
+    with pytest.warns(UserWarning, match="100.0% of the data set's own rows reach"):
+        DensityRatioConfidence(DensityRatio(3, 2, hidden_sizes=(8,), output_bias=-50.0)).check(data)
+
+
 CONFIDENCES = [
     ConstantConfidence(0.5, out_key=("next", "p_off")),
     RandomConfidence(out_key=("next", "p_off")),

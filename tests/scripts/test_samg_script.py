@@ -151,6 +151,32 @@ def test_p_is_stored_once_and_no_offline_row_is_drawn(tmp_path: Path, start: tup
     assert run.online("train/p_passing")[-1] == pytest.approx((batches[-1]["p_off"] > 0).float().mean().item())
 
 
+def test_density_ratio_resumes_exactly_and_needs_no_data_online(
+    start: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while the classifier trains, and then online, where the data set is gone."""
+    words = ("confidence=density_ratio", "confidence.num_steps=6", "schedule.checkpoint_every=4", start[0])
+    whole = Run(tmp_path / "whole", *words).train()
+    parts = Run(tmp_path / "parts", *words)
+    with dying("confidence", 4):
+        parts.train()
+    with dying("online", 12):
+        parts.train("resume=true")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nowhere"))
+    parts.train("resume=true")
+    for name in ("loss", "confidence", "buffer"):
+        assert_equal(parts.state(name), whole.state(name), name)
+    assert parts.online("train/p_mean") == whole.online("train/p_mean")
+    state = whole.state("confidence")
+    assert float(state["density_ratio.module.trunk.0.std"].min()) > 0.0
+    assert not torch.equal(state["density_ratio.module.trunk.0.std"], torch.ones(14))
+    saved = load((whole.folder / "start.pt").read_bytes())
+    assert_equal(state, saved["confidence"], "confidence")
+    other = Run(tmp_path / "other", *words, f"confidence.pretrained={whole.folder / 'confidence'}")
+    monkeypatch.undo()
+    assert_equal(other.train().state("confidence"), state, "confidence")
+
+
 def without_guidance(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if "value_estimator" not in key}
 

@@ -87,6 +87,29 @@ class Confidence(TensorDictModuleBase):
         raw = self.probability(*(tensordict.get(key) for key in self.in_keys))
         return tensordict.set(self.out_keys[0], torch.where(raw >= self.threshold, raw, 0.0).unsqueeze(-1))
 
+    @torch.no_grad()
+    def check(self, data: TensorDictBase, *, batch_size: int = 65_536) -> ConfidenceReport:
+        """How p looks on data, without fitting anything.
+
+        Args:
+            data: offline transitions [N] with the entries of ``in_keys``.
+            batch_size: rows at a time. Defaults to 65536.
+
+        Returns:
+            A report whose ``kl`` and ``spread`` are nan.
+
+        Warns:
+            UserWarning: if nothing or everything passes the threshold.
+        """
+        parts = data.select(*self.in_keys).split(batch_size)
+        raw = torch.cat([self.probability(*(part.get(key) for key in self.in_keys)) for part in parts])
+        report = ConfidenceReport(math.nan, math.nan, float(raw.mean()), self._passing(raw))
+        _warn_of_threshold(report, self.threshold)
+        return report
+
+    def _passing(self, raw: Tensor) -> float:
+        return float((raw >= self.threshold).to(raw.dtype).mean())
+
 
 class ConstantConfidence(Confidence):
     """The same p everywhere: 0.5 is the paper's ablation SAMG-even, 0 its base algorithm, 1 the frozen critic alone.
@@ -155,9 +178,10 @@ class RandomConfidence(Confidence):
 class DensityRatioConfidence(Confidence):
     r"""The probability :math:`p=1/(1+w)` that a pair is the data set's, with :math:`w=d_\pi/d_\mathrm{off}`.
 
-    Not in the paper: the density ratio that A3RL and Off2On learn, put to SAMG's use. The ratio is trained by
-    :class:`~torchrl_o2o.objectives.DensityRatioLoss` on the data set and rows of the policy; stored p do not follow a
-    ratio that is trained on.
+    Not in the paper: the density ratio that A3RL and Off2On learn, put to SAMG's use. Before there are rows of another
+    policy, :class:`~torchrl_o2o.objectives.PerturbationRatioLoss` trains it on the data set alone, against its own rows
+    perturbed in the place of :math:`d_\pi`: as SAMG needs it, which goes online without the data set. With rows of the
+    policy, it is :class:`~torchrl_o2o.objectives.DensityRatioLoss`; stored p do not follow a ratio that is trained on.
 
     Args:
         density_ratio: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`; used as it is at each call.
@@ -318,8 +342,7 @@ class OfflineConfidence(Confidence):
         self.latent_scale.copy_(_whitening(means) if self.whiten else std.clamp_min(_SMALL).reciprocal().diag())
         self.fitted.fill_(True)
         raw = latent_confidence(self._standardised(means), self.aggregator)
-        passing = (raw >= self.threshold).to(raw.dtype).mean()
-        report = ConfidenceReport(kl, float(std.mean()), float(raw.mean()), float(passing))
+        report = ConfidenceReport(kl, float(std.mean()), float(raw.mean()), self._passing(raw))
         self._warn(report)
         return report
 
@@ -341,19 +364,22 @@ class OfflineConfidence(Confidence):
                 f"(ConditionalVAELoss.set_progress), lower it (beta), or use make_conditional_vae(decoder='latent')",
                 stacklevel=3,
             )
-        reach = f"{report.passing:.1%} of the data set's own rows reach the threshold {self.threshold:g}"
-        if report.passing < 0.01:
-            warnings.warn(
-                f"only {reach} (mean of p: {report.mean:.2f}), so this is nearly the base algorithm; lower the "
-                f"threshold, or use another aggregator",
-                stacklevel=3,
-            )
-        if report.passing > 0.99 and self.threshold > 0.0:
-            warnings.warn(
-                f"{reach} (mean of p: {report.mean:.2f}), so it rejects nothing; raise it, or set it to 0 if that is "
-                f"meant",
-                stacklevel=3,
-            )
+        _warn_of_threshold(report, self.threshold)
+
+
+def _warn_of_threshold(report: ConfidenceReport, threshold: float) -> None:
+    reach = f"{report.passing:.1%} of the data set's own rows reach the threshold {threshold:g}"
+    if report.passing < 0.01:
+        warnings.warn(
+            f"only {reach} (mean of p: {report.mean:.2f}), so this is nearly the base algorithm; lower the "
+            f"threshold, or use another aggregator",
+            stacklevel=4,
+        )
+    if report.passing > 0.99 and threshold > 0.0:
+        warnings.warn(
+            f"{reach} (mean of p: {report.mean:.2f}), so it rejects nothing; raise it, or set it to 0 if that is meant",
+            stacklevel=4,
+        )
 
 
 def _whitening(means: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
@@ -65,6 +66,21 @@ class DensityRatioNet(nn.Module):
         return (torch.relu(output) + self.eps).log()
 
 
+class _Standardise(nn.Module):
+    """(x - mean) / std with fixed numbers, which are part of the state."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.std
+
+
 class DensityRatio(TensorDictModule):
     r"""Density ratio of online to offline state-action pairs; writes its logarithm.
 
@@ -87,6 +103,8 @@ class DensityRatio(TensorDictModule):
             Off2On's is ``"uniform_small_last"``.
         output_bias: the output layer's initial bias; ``None`` (default) leaves the recipe's, Off2On's is 1.
         eps: added to w inside the logarithm, for ``"relu"`` only. Defaults to 1e-10, the references'.
+        standardise: put pairs on the scale of the data that :meth:`fit_scale` is shown. Defaults to ``False``, as in
+            the papers.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
         out_key: entry written, shape [*B, 1]. Defaults to ``"log_density_ratio"``.
 
@@ -112,6 +130,7 @@ class DensityRatio(TensorDictModule):
         initialisation: Initialisation = "xavier_uniform",
         output_bias: float | None = None,
         eps: float = 1e-10,
+        standardise: bool = False,
         in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
         out_key: NestedKey = "log_density_ratio",
     ) -> None:
@@ -119,8 +138,29 @@ class DensityRatio(TensorDictModule):
             known = ", ".join(map(repr, get_args(Parametrisation)))
             raise O2OSpecError(f"got parametrisation={parametrisation!r}, expected one of {known}")
         width = feature_dim(observation, "observation") + feature_dim(action, "action")
-        net = DensityRatioNet(make_trunk(width, hidden_sizes), hidden_sizes[-1], parametrisation, eps)
+        trunk: nn.Module = make_trunk(width, hidden_sizes)
+        if standardise:
+            trunk = nn.Sequential(_Standardise(width), trunk)
+        net = DensityRatioNet(trunk, hidden_sizes[-1], parametrisation, eps)
         initialise_(net, initialisation)
         if output_bias is not None:
             nn.init.constant_(net.head.bias, output_bias)
         super().__init__(net, in_keys=list(in_keys), out_keys=[out_key])
+
+    @torch.no_grad()
+    def fit_scale(self, data: TensorDictBase) -> None:
+        """Take over mean and standard deviation of a data set; before a loss is built on this module.
+
+        Args:
+            data: rows [N] with the entries of ``in_keys``; a dimension that does not move keeps its unit.
+
+        Raises:
+            O2OSpecError: if it was built without ``standardise=True``.
+        """
+        scale = next((part for part in self.modules() if isinstance(part, _Standardise)), None)
+        if scale is None:
+            raise O2OSpecError("got a DensityRatio without scale; build it with standardise=True, or do not call this")
+        pairs = torch.cat([data.get(key) for key in self.in_keys], -1)
+        std = pairs.std(0, correction=0)
+        scale.mean.copy_(pairs.mean(0))
+        scale.std.copy_(torch.where(std > 1e-6, std, 1.0))

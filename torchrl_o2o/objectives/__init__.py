@@ -18,6 +18,7 @@ from torchrl_o2o.objectives.frozen import FrozenCritic
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
+from torchrl_o2o.objectives.perturbation import PerturbationRatioLoss
 from torchrl_o2o.objectives.sac_ml import SACMLLoss
 from torchrl_o2o.objectives.samg import SAMGEstimator
 from torchrl_o2o.objectives.spot import SPOTLoss
@@ -39,6 +40,7 @@ __all__ = [
     "IQLLoss",
     "InverseDynamicsLoss",
     "NoiseSource",
+    "PerturbationRatioLoss",
     "PessimisticEnsembleLoss",
     "RecordedNoise",
     "SACMLLoss",

@@ -1,0 +1,125 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A density ratio of a data set alone: against what it does not hold, made up from its own rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, dispatch
+from tensordict.utils import NestedKey
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional_samg import perturbed_pairs
+from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
+
+__all__ = ["PerturbationRatioLoss"]
+
+
+class PerturbationRatioLoss(DensityRatioLoss):
+    r"""Fits :math:`w=d_\mathrm{ref}/d_\mathrm{off}`, where the reference is the data set, perturbed.
+
+    For :class:`~torchrl_o2o.modules.DensityRatioConfidence` before there are rows of another policy. A row of the
+    reference is, by chance,
+
+    - a state of the data with a uniform action (a share ``uniform_share``), since a critic errs most for actions that
+      its data do not show; or
+    - a pair of the data, each dimension moved by Gaussian noise of :math:`\eta` of its standard deviation,
+      :math:`\log\eta` uniform between those of the two ``noise_sizes``: near the data and far from it.
+
+    So w is small where the data are dense, and p = 1 / (1 + w) above 1/2 means: more likely a row of the data than one
+    of these. Both kinds are made from the batch itself, with :func:`~torchrl_o2o.functional_samg.perturbed_pairs`;
+    standard deviations are the batch's.
+
+    Source: the loss is :class:`DensityRatioLoss`'s; the reference is ours.
+
+    Args:
+        density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`.
+
+    Keyword Args:
+        uniform_share: chance of a uniform action in [-1, 1] instead of noise. Defaults to 0.5.
+        noise_sizes: least and largest size of the noise, in standard deviations. Defaults to (0.1, 1.0).
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if the share is no probability or the sizes are not positive and in order.
+
+    Examples:
+        >>> from torchrl_o2o.modules import DensityRatio
+        >>> from torchrl_o2o.objectives import PerturbationRatioLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> loss = PerturbationRatioLoss(DensityRatio(17, 6, hidden_sizes=(32, 32)))
+        >>> sorted(loss(random_transitions(8, 17, 6)).keys())
+        ['log_ratio_offline', 'log_ratio_online', 'loss_density_ratio']
+    """
+
+    def __init__(
+        self,
+        density_ratio_network: TensorDictModule,
+        *,
+        uniform_share: float = 0.5,
+        noise_sizes: tuple[float, float] = (0.1, 1.0),
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(density_ratio_network, reduction=reduction)
+        smallest, largest = noise_sizes
+        if not 0.0 <= uniform_share <= 1.0 or not 0.0 < smallest <= largest:
+            raise O2OSpecError(
+                f"got uniform_share={uniform_share}, noise_sizes={(smallest, largest)}, expected a probability and "
+                f"two positive numbers in order, e.g. 0.5 and (0.1, 1.0)"
+            )
+        self.uniform_share, self.noise_sizes = uniform_share, (smallest, largest)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that ``forward`` reads, in the order of its positional arguments."""
+        return list(self.density_ratio_network.in_keys)
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def reference(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """A row of the reference for each row of the data.
+
+        Args:
+            tensordict: rows with the network's ``in_keys``, shape [*B]; not modified.
+
+        Returns:
+            Those entries, of the same shapes.
+        """
+        keys = self.in_keys
+        observation, action = (tensordict.get(key) for key in keys)
+        normal, uniform, one = self.noise.normal, self.noise.uniform, action[..., :1]
+        least, largest = map(math.log, self.noise_sizes)
+        middle, half = (least + largest) / 2.0, (largest - least) / 2.0
+        moved = perturbed_pairs(
+            observation,
+            action,
+            noise=normal("perturbation", torch.cat([observation, action], -1)),
+            size=(middle + half * uniform("size", one)).exp(),
+            other_action=uniform("other_action", action),
+            swap=uniform("swap", one) < 2.0 * self.uniform_share - 1.0,
+        )
+        return TensorDict(dict(zip(keys, moved)), tensordict.batch_size)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Loss of one batch of the data.
+
+        Args:
+            tensordict: rows with the network's ``in_keys``, shape [*B]; not modified.
+
+        Returns:
+            ``loss_density_ratio`` and, unless ``reduction="none"``, the means ``log_ratio_offline`` (of the data) and
+            ``log_ratio_online`` (of the reference) of log w.
+        """
+        loss, info = self.density_ratio_loss(tensordict, self.reference(tensordict))
+        if self.reduction == "none":
+            return TensorDict({"loss_density_ratio": loss}, tensordict.batch_size)
+        return TensorDict({"loss_density_ratio": loss, **info}, [])
