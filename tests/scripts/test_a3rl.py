@@ -126,9 +126,10 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
 def test_configurations_are_read_to_the_last_leaf(task: str, priority: str) -> None:
     cfg = compose("a3rl", f"task={task}", f"priority={priority}")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert cfg.algorithm == f"a3rl-{priority}", "what a report calls it"
     text = (FOLDER / "a3rl.py").read_text() + (ROOT / "sota-implementations/rlpd/rlpd.py").read_text()
     for key, value in cfg.items():
-        if key in ("task_name", "priority", "num_threads", "matmul_route"):  # the last two: launch()
+        if key in ("task_name", "algorithm", "priority", "num_threads", "matmul_route"):  # the last two: launch()
             continue
         assert f"cfg.{key}" in text, key
         whole = any(form in text for form in (f"plain(cfg.{key})", f"plain(self.cfg.{key})"))

@@ -109,6 +109,7 @@ def test_every_seed_is_its_single_run(tmp_path: Path, algorithm: str) -> None:
             torch.testing.assert_close(policy[name], value, rtol=1e-4, atol=1e-4)
     (group,) = group_runs([load_run(folder) for folder in find_runs([tmp_path / "many"])])
     assert [run.seed for run in group.runs] == list(SEEDS)
+    assert group.label == {"a3rl": "a3rl-advantage_density"}.get(algorithm, algorithm), "not the script's name"
 
 
 def equal(first: Any, second: Any, folders: list[Path]) -> None:
