@@ -25,7 +25,6 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
-from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
@@ -53,50 +52,49 @@ def make_temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
     return Temperature(cfg.target_entropy_per_dim * dims[1], form="log_alpha")
 
 
-def make_optims(loss: LossModule, cfg: DictConfig, *networks: str) -> dict[str, torch.optim.Optimizer]:
-    """The temperature's optimiser and one per network, in the order of the update."""
-    parts = {"alpha": loss.temperature} | {name: getattr(loss, f"{name}_network_params") for name in networks}
-    return {name: torch.optim.Adam(part.parameters(), **plain(cfg.optim)) for name, part in parts.items()}
-
-
 def means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Batch means for the log."""
     return {name: value.detach().mean() for name, value in values.items()}
 
 
-class SACML(Learner):
+class Soft(Learner):
+    """Soft actor-critic in the authors' order, which is that of the optimisers; what is learnt, the subclasses say."""
+
+    loss: SACMLLoss | ACALoss | EnsembleSACLoss
+
+    def finish(self, cfg: DictConfig, *networks: str, max_grad_norm: float | None = None) -> None:
+        """What follows the loss: optimisers of the temperature and then of the networks named; the actor's bound."""
+        self.max_grad_norm = max_grad_norm
+        self.loss.make_value_estimator(**plain(cfg.value_estimator))
+        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
+        parts = {"alpha": self.loss.temperature}
+        parts |= {name: getattr(self.loss, f"{name}_network_params") for name in networks}
+        self.optims = {name: torch.optim.Adam(part.parameters(), **plain(cfg.optim)) for name, part in parts.items()}
+        if cfg.compile:
+            self.compile(max_grad_norm={} if max_grad_norm is None else {"actor": max_grad_norm})
+
+    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Temperature, critics, baselines where there are any, and actor, one after the other; then the targets."""
+        metrics: dict[str, Tensor] = {}
+        for name, optim in self.optims.items():
+            argument = self.loss.sample_log_prob(batch) if name == "alpha" else batch
+            value, info = getattr(self.loss, f"{name}_loss")(argument)
+            descend(optim, value, f"loss_{name}", max_grad_norm=self.max_grad_norm if name == "actor" else None)
+            metrics |= {f"loss_{name}": value, **info}
+        self.target_updater.step()
+        return means(metrics)
+
+
+class SACML(Soft):
     """Offline: soft actor-critic with a likelihood term, and the baseline that the alignment needs."""
 
     loss: SACMLLoss
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
-        self.actor = make_policy(cfg, dims)
-        critics, baselines = (
-            make_qvalue_ensemble(*dims, **plain(cfg.qvalue)),
-            make_baselines(dims[0], **plain(cfg.baseline)),
-        )
-        self.loss = SACMLLoss(
-            self.actor, critics, baselines, temperature=make_temperature(cfg, dims), **plain(cfg.sac_ml)
-        )
-        self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        self.optims = make_optims(self.loss, cfg, "qvalue", "baseline", "actor")
-        if cfg.compile:
-            self.compile()
-
-    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """The authors' order: temperature, critics, baselines, actor, targets."""
-        loss_alpha, alpha_info = self.loss.alpha_loss(self.loss.sample_log_prob(batch))
-        descend(self.optims["alpha"], loss_alpha, "loss_alpha")
-        loss_qvalue, info = self.loss.qvalue_loss(batch)
-        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
-        loss_baseline, baseline_info = self.loss.baseline_loss(batch)
-        descend(self.optims["baseline"], loss_baseline, "loss_baseline")
-        loss_actor, actor_info = self.loss.actor_loss(batch)
-        descend(self.optims["actor"], loss_actor, "loss_actor")
-        self.target_updater.step()
-        losses = {"loss_alpha": loss_alpha, "loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
-        return means(losses | {"loss_baseline": loss_baseline} | alpha_info | info | baseline_info | actor_info)
+        self.actor, critics = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+        baselines, temperature = make_baselines(dims[0], **plain(cfg.baseline)), make_temperature(cfg, dims)
+        self.loss = SACMLLoss(self.actor, critics, baselines, temperature=temperature, **plain(cfg.sac_ml))
+        self.finish(cfg, "qvalue", "baseline", "actor")
 
 
 class Baselines(Learner):
@@ -105,11 +103,9 @@ class Baselines(Learner):
     loss: BaselineLoss
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int], *, policy: Mapping[str, Tensor]) -> None:
-        self.actor = make_policy(cfg, dims)
+        self.actor, baselines = make_policy(cfg, dims), make_baselines(dims[0], **plain(cfg.baseline))
         self.actor.load_state_dict(policy)
-        self.loss = BaselineLoss(
-            self.actor, make_baselines(dims[0], **plain(cfg.baseline)), **plain(cfg.policy_baseline)
-        )
+        self.loss = BaselineLoss(self.actor, baselines, **plain(cfg.policy_baseline))
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
         parameters = self.loss.baseline_network_params.parameters()
         self.optims = {"baseline": torch.optim.Adam(parameters, **plain(cfg.optim))}
@@ -123,35 +119,8 @@ class Baselines(Learner):
         return means(dict(out.items()))
 
 
-class Online(Learner):
-    """Soft actor-critic online, in the authors' order; what the critic is, the two learners below say."""
-
-    loss: ACALoss | EnsembleSACLoss
-
-    def finish(self, cfg: DictConfig) -> None:
-        """What follows the loss."""
-        self.loss.make_value_estimator(**plain(cfg.value_estimator))
-        self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        self.optims = make_optims(self.loss, cfg, "qvalue", "actor")
-        self.max_grad_norm: float | None = cfg.max_grad_norm
-        if cfg.compile:
-            self.compile(max_grad_norm=None if cfg.max_grad_norm is None else {"actor": cfg.max_grad_norm})
-
-    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Temperature, critics, actor, targets."""
-        loss_alpha, alpha_info = self.loss.alpha_loss(self.loss.sample_log_prob(batch))
-        descend(self.optims["alpha"], loss_alpha, "loss_alpha")
-        loss_qvalue, info = self.loss.qvalue_loss(batch)
-        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
-        loss_actor, actor_info = self.loss.actor_loss(batch)
-        descend(self.optims["actor"], loss_actor, "loss_actor", max_grad_norm=self.max_grad_norm)
-        self.target_updater.step()
-        losses = {"loss_alpha": loss_alpha, "loss_qvalue": loss_qvalue, "loss_actor": loss_actor}
-        return means(losses | alpha_info | info | actor_info)
-
-
-class ACA(Online):
-    """The critic is k log pi_0 + R, where R starts as the baseline and k falls with the updates."""
+class ACA(Soft):
+    """Online: the critic is k log pi_0 + R, where R starts as the baseline and k falls with the updates."""
 
     loss: ACALoss
 
@@ -159,7 +128,7 @@ class ACA(Online):
         self.actor, residuals = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
         temperature = make_temperature(cfg, dims)
         self.loss = align(source, self.actor, residuals, temperature=temperature, **plain(cfg.alignment))
-        self.finish(cfg)
+        self.finish(cfg, "qvalue", "actor", max_grad_norm=cfg.max_grad_norm)
         self.counter, self.schedule = {"updates": 0}, plain(cfg.interpolation)
         self.loss.interpolation = interpolation_weight(0, **self.schedule)
 
@@ -175,7 +144,7 @@ class ACA(Online):
         return info
 
 
-class SAC(Online):
+class SAC(Soft):
     """The paper's comparison: plain soft actor-critic on the offline critics."""
 
     loss: EnsembleSACLoss
@@ -183,7 +152,7 @@ class SAC(Online):
     def __init__(self, cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> None:
         self.actor, critics = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
         self.loss = EnsembleSACLoss(self.actor, critics, temperature=make_temperature(cfg, dims), actor_q="min")
-        self.finish(cfg)
+        self.finish(cfg, "qvalue", "actor", max_grad_norm=cfg.max_grad_norm)
 
 
 ONLINE = {"aca": ACA, "sac": SAC}

@@ -52,21 +52,22 @@ class CQL(Learner):
         penalty, temperature = ConservativePenalty(**plain(cfg.penalty)), make_temperature(cfg, dims)
         self.loss = self.kind(self.actor, critics, temperature=temperature, penalty=penalty, **plain(cfg.loss))
         self.finish(cfg)
-        if cfg.penalty.target_gap is not None:
-            self.optims["alpha_prime"] = torch.optim.Adam(penalty.parameters(), lr=cfg.qvalue_lr, **plain(cfg.optim))
-        if cfg.compile:
-            self.compile(joint=True)
 
     def finish(self, cfg: DictConfig) -> None:
         """What follows the loss."""
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
-        parts = {"qvalue": self.loss.qvalue_network_params, "actor": self.loss.actor_network_params}
-        rates = {"actor": cfg.actor_lr, "qvalue": cfg.qvalue_lr, "alpha": cfg.actor_lr}
+        critics, actor = self.loss.qvalue_network_params, self.loss.actor_network_params
+        parts = {"qvalue": critics, "actor": actor, "alpha": self.loss.temperature}
+        if isinstance(self.loss, CQLLoss) and cfg.penalty.target_gap is not None:
+            parts["alpha_prime"] = self.loss.penalty
+        rates = {"qvalue": cfg.qvalue_lr, "actor": cfg.actor_lr, "alpha": cfg.actor_lr, "alpha_prime": cfg.qvalue_lr}
         self.optims = {
             name: torch.optim.Adam(part.parameters(), lr=rates[name], **plain(cfg.optim))
-            for name, part in (parts | {"alpha": self.loss.temperature}).items()
+            for name, part in parts.items()
         }
+        if cfg.compile:
+            self.compile(joint=True)
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """All gradients at the same parameters, then all steps, then the targets."""
@@ -92,8 +93,6 @@ class SAC(CQL):
         self.actor, critics = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
         self.loss = EnsembleSACLoss(self.actor, critics, temperature=make_temperature(cfg, dims), actor_q="min")
         self.finish(cfg)
-        if cfg.compile:
-            self.compile(joint=True)
 
 
 LEARNERS = {"cql": CQL, "cal_ql": CalQL, "sac": SAC}
