@@ -41,14 +41,12 @@ class Program:
         columns: a batch, ``batch:<key>`` -> [G * B, ...].
     """
 
-    #: Dimensions in front of those of a batch.
-    lead = 0
-
     def __init__(self, learning: Learning, parts: tuple[Part, ...], rounds: int, columns: Named) -> None:
         self.learning, self.parts, self.rounds = learning, parts, rounds
         self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
         self.trained = {name: trained(learning, name) for part in parts for name in part.losses}
-        self._draws = [self._find_draws(part, _cut(columns, rounds, 0, 0)) for part in parts]
+        minibatch = {name: value[: len(value) // rounds] for name, value in columns.items()}
+        self._draws = [self._find_draws(part, minibatch) for part in parts]
         self._before: Execute | None = None
         self._parts: list[Execute] = [self._eager(part) for part in parts]
 
@@ -75,12 +73,12 @@ class Program:
             return graph.executable(lambda module, inputs: torch._inductor.compile(module, inputs, options), example)
 
         before, parts = self.capture(columns)
-        self._before = None if before is None else finished(*before)
+        self._before = None if before is None else finished(*self._all_rounds(before))
         self._parts = [finished(*part) for part in parts]
         _LOG.info("compiled the update of %s in %.1f s", loss, time.perf_counter() - began)
 
     def capture(self, columns: Named, *, decompose: bool = True) -> tuple[Captured | None, list[Captured]]:
-        """The parts as graphs, with what the first one can do for all rounds beforehand in a graph of its own.
+        """The parts as graphs of one round, with what the first one can do beforehand in a graph of its own.
 
         Args:
             columns: an example batch.
@@ -99,15 +97,20 @@ class Program:
         if self.rounds == 1:
             return None, parts
         graph, example = parts[0]
-        per_round = [name for name in graph.inputs if name.startswith(("batch:", "noise:"))]
         outside = [name for name in graph.inputs if name.startswith("scalars:") or name == "ok"]
-        before, parts_left = hoist(graph, per_round, outside)
+        before, rest = hoist(graph, _per_round(graph), outside)
         if before is None:
             return None, parts
         results = before.executable(lambda module, _: module, example)(example)
-        stacked = values | self._stacked(inputs)
-        beforehand = over_leading_dim(before, stacked, per_round, decompose=decompose)
-        return (beforehand, stacked), [(parts_left, example | results), *parts[1:]]
+        return (before, example), [(rest, example | results), *parts[1:]]
+
+    def _all_rounds(self, before: Captured) -> Captured:
+        """What is done beforehand, for all rounds in one pass."""
+        graph, example = before
+        mapped = _per_round(graph)
+        stacked = {name: value.expand(self.rounds, *value.shape).clone() for name, value in example.items()}
+        example = example | {name: stacked[name] for name in mapped}
+        return over_leading_dim(graph, example, mapped), example
 
     def _check_constants(self, graph: Graph) -> None:
         """Refuse a graph that would go on computing with what a parameter was when it was captured."""
@@ -176,9 +179,9 @@ class Program:
             noise: where the numbers come from.
 
         Returns:
-            ``columns``, ``noise:<part>:<i>`` and ``scalars:<loss>:<group>`` with one leading entry per round.
+            ``batch:<key>``, ``noise:<part>:<i>`` and ``scalars:<loss>:<group>`` with one leading entry per round.
         """
-        inputs = dict(columns)
+        inputs = {name: value.unflatten(0, (self.rounds, -1)) for name, value in columns.items()}
         for index, (part, draws) in enumerate(zip(self.parts, self._draws, strict=True)):
             drawn = [[draw.take(noise) for draw in draws] for _ in range(self._repeats(index))]
             inputs |= {f"noise:{index}:{i}": torch.stack(each) for i, each in enumerate(zip(*drawn, strict=True))}
@@ -190,20 +193,19 @@ class Program:
 
     def _round(self, index: int, at: int, inputs: Named) -> dict[str, Tensor]:
         """One round's share of the inputs, by the names the graphs have for them."""
-        batch = {name: value for name, value in inputs.items() if name.startswith("batch:")}
-        now = _cut(batch, self.rounds, self.rounds - 1 if index else at, self.lead)
-        prefix, lead = f"noise:{index}:", self.lead
+        now = {name: value[-1 if index else at] for name, value in inputs.items() if name.startswith("batch:")}
+        prefix = f"noise:{index}:"
         drawn = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
-        now |= {f"noise:{name}": value.select(lead, at) for name, value in drawn.items()}
+        now |= {f"noise:{name}": value[at] for name, value in drawn.items()}
         for loss in self.parts[index].losses:
             for i in range(len(self.learning.optims[loss].param_groups)):
-                now[f"scalars:{loss}:{i}"] = inputs[f"scalars:{loss}:{i}"].select(lead, at)
+                now[f"scalars:{loss}:{i}"] = inputs[f"scalars:{loss}:{i}"][at]
         return now
 
-    def _stacked(self, inputs: Named) -> dict[str, Tensor]:
-        """The repeated part's batch columns and noise for all rounds, [G, B, ...]."""
-        batch = {k: v.unflatten(self.lead, (self.rounds, -1)) for k, v in inputs.items() if k.startswith("batch:")}
-        return batch | {f"noise:{k[8:]}": v for k, v in inputs.items() if k.startswith("noise:0:")}
+    def _repeated(self, inputs: Named) -> dict[str, Tensor]:
+        """The repeated part's batch columns and noise for all rounds."""
+        batch = {name: value for name, value in inputs.items() if name.startswith("batch:")}
+        return batch | {f"noise:{name[8:]}": value for name, value in inputs.items() if name.startswith("noise:0:")}
 
     @torch.no_grad()
     def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -216,26 +218,26 @@ class Program:
             Metrics of the last round, rows of all rounds, and ``finite``.
         """
         values = self._values()
-        hoisted = {} if self._before is None else self._before(values | self._stacked(inputs))
+        hoisted = {} if self._before is None else self._before(values | self._repeated(inputs))
         metrics: dict[str, Tensor] = {}
         for index, execute in enumerate(self._parts):
             done, outputs = torch.zeros_like(values["ok"], dtype=torch.float32), []
             for at in range(self._repeats(index)):
                 now = values | self._round(index, at, inputs)
-                now |= {name: value.select(self.lead, at) for name, value in hoisted.items()} if index == 0 else {}
+                now |= {name: value[at] for name, value in hoisted.items()} if index == 0 else {}
                 outputs.append(execute(now))
                 done += values["ok"]
-            metrics |= _merged(outputs, self.lead)
+            metrics |= _merged(outputs)
             for name in self.parts[index].losses:
                 self._count(name, done)
         return metrics | {"finite": values["ok"]}
 
 
-def _merged(rounds: list[dict[str, Tensor]], lead: int) -> dict[str, Tensor]:
-    rows = {name: torch.cat([each[name] for each in rounds], lead) for name in rounds[-1] if name.startswith("rows:")}
+def _per_round(graph: Graph) -> list[str]:
+    """Inputs that differ from round to round and are known before the first."""
+    return [name for name in graph.inputs if name.startswith(("batch:", "noise:"))]
+
+
+def _merged(rounds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    rows = {name: torch.cat([each[name] for each in rounds], -1) for name in rounds[-1] if name.startswith("rows:")}
     return {name.removeprefix("rows:"): value for name, value in (rounds[-1] | rows).items()}
-
-
-def _cut(columns: Named, rounds: int, at: int, lead: int) -> dict[str, Tensor]:
-    size = next(iter(columns.values())).shape[lead] // rounds
-    return {name: value.narrow(lead, at * size, size) for name, value in columns.items()}

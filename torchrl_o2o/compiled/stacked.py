@@ -127,8 +127,6 @@ class StackedProgram(Program):
         programs: one per agent.
     """
 
-    lead = 1
-
     def __init__(self, programs: Sequence[Program]) -> None:
         first = programs[0]
         self.programs = list(programs)
@@ -141,7 +139,7 @@ class StackedProgram(Program):
         """See :meth:`Program.capture`: the first agent's graphs, over all agents."""
         before, parts = self.programs[0].capture({name: value[0] for name, value in columns.items()}, decompose=False)
         stacked = [self._over_agents(part, decompose=decompose) for part in parts]
-        return None if before is None else self._over_agents(before, decompose=decompose), stacked
+        return None if before is None else self._over_agents(before, decompose=False), stacked
 
     def _over_agents(self, captured: Captured, *, decompose: bool) -> Captured:
         graph, single = captured
@@ -149,21 +147,20 @@ class StackedProgram(Program):
         return over_leading_dim(graph, example, graph.inputs, decompose=decompose), example
 
     def inputs(self, columns: Named, noise: Any) -> dict[str, Tensor]:
-        """See :meth:`Program.inputs`; every agent draws from its own loss's noise, unless one is given to find draws.
+        """See :meth:`Program.inputs`; every agent draws from its own loss's noise.
 
         Args:
             columns: batches, each column [N, ...].
             noise: ``None``.
 
         Returns:
-            The agents' inputs, stacked.
+            The agents' inputs, stacked behind the rounds, so that those of a round lie together.
         """
         each = [
-            program.inputs({name: value[i] for name, value in columns.items()}, noise or program.learning.loss.noise)
+            program.inputs({name: value[i] for name, value in columns.items()}, program.learning.loss.noise)
             for i, program in enumerate(self.programs)
         ]
-        drawn = {name: torch.stack([one[name] for one in each]) for name in each[0] if name not in columns}
-        return dict(columns) | drawn
+        return {name: torch.stack([one[name] for one in each], 1) for name in each[0]}
 
     def _values(self) -> dict[str, Tensor]:
         """See :meth:`Program._values`; tensors that are no slices of one are made so."""
