@@ -198,8 +198,14 @@ def test_check_reports_without_fitting() -> None:
     assert report.mean == pytest.approx(float(raw.mean()), rel=1e-5)
     assert report.passing == pytest.approx(float((raw >= 0.5).float().mean()))
     assert report.kl != report.kl
-    with pytest.warns(UserWarning, match="100.0% of the data set's own rows reach"):
-        DensityRatioConfidence(DensityRatio(3, 2, hidden_sizes=(8,), output_bias=-50.0)).check(data)
+    with pytest.warns(UserWarning, match=r"only 0.0% of the data set's own rows reach the threshold 0.5 "):
+        DensityRatioConfidence(DensityRatio(3, 2, hidden_sizes=(8,), output_bias=50.0)).check(data)
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_density_ratio_may_pass_all_of_its_data() -> None:
+    ratio = DensityRatio(3, 2, hidden_sizes=(8,), output_bias=-50.0)
+    assert DensityRatioConfidence(ratio).check(pairs(300)).passing == 1.0
 
 
 CONFIDENCES = [

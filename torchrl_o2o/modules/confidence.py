@@ -99,12 +99,12 @@ class Confidence(TensorDictModuleBase):
             A report whose ``kl`` and ``spread`` are nan.
 
         Warns:
-            UserWarning: if nothing or everything passes the threshold.
+            UserWarning: if nothing passes the threshold.
         """
         parts = data.select(*self.in_keys).split(batch_size)
         raw = torch.cat([self.probability(*(part.get(key) for key in self.in_keys)) for part in parts])
         report = ConfidenceReport(math.nan, math.nan, float(raw.mean()), self._passing(raw))
-        _warn_of_threshold(report, self.threshold)
+        _warn_if_nothing_passes(report, self.threshold)
         return report
 
     def _passing(self, raw: Tensor) -> float:
@@ -364,22 +364,26 @@ class OfflineConfidence(Confidence):
                 f"(ConditionalVAELoss.set_progress), lower it (beta), or use make_conditional_vae(decoder='latent')",
                 stacklevel=3,
             )
-        _warn_of_threshold(report, self.threshold)
+        _warn_if_nothing_passes(report, self.threshold)
+        if report.passing > 0.99 and self.threshold > 0.0:
+            warnings.warn(
+                f"{_reach(report, self.threshold)}, so it rejects nothing; raise it, or set it to 0 if that is meant",
+                stacklevel=3,
+            )
 
 
-def _warn_of_threshold(report: ConfidenceReport, threshold: float) -> None:
-    reach = f"{report.passing:.1%} of the data set's own rows reach the threshold {threshold:g}"
+def _warn_if_nothing_passes(report: ConfidenceReport, threshold: float) -> None:
     if report.passing < 0.01:
         warnings.warn(
-            f"only {reach} (mean of p: {report.mean:.2f}), so this is nearly the base algorithm; lower the "
-            f"threshold, or use another aggregator",
+            f"only {_reach(report, threshold)}, so this is nearly the base algorithm; lower the threshold, or use "
+            f"another aggregator or confidence",
             stacklevel=4,
         )
-    if report.passing > 0.99 and threshold > 0.0:
-        warnings.warn(
-            f"{reach} (mean of p: {report.mean:.2f}), so it rejects nothing; raise it, or set it to 0 if that is meant",
-            stacklevel=4,
-        )
+
+
+def _reach(report: ConfidenceReport, threshold: float) -> str:
+    share = f"{report.passing:.1%} of the data set's own rows reach the threshold {threshold:g}"
+    return f"{share} (mean of p: {report.mean:.2f})"
 
 
 def _whitening(means: Tensor) -> Tensor:
