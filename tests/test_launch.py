@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from torchrl_o2o.diagnostics import NonFiniteError
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.launch import choose_route, launch, load_script, product_dtype, run_options
 from torchrl_o2o.matmul import matmul_route
 
@@ -24,6 +24,8 @@ CONFIG = {
     "run_dir": "runs/x",
     "num_threads": 1,
     "matmul_route": "default",
+    "matmul_dtype": "float32",
+    "compile": False,
     "schedule": {"eval_every": 7, "log_every": 1, "checkpoint_every": 1},
     "evaluation": {"num_episodes": 2},
     "recorder": {"tensorboard": False},
@@ -35,7 +37,8 @@ CONFIG = {
 def test_what_has_no_influence_is_not_compared(tmp_path: Path) -> None:
     cfg = OmegaConf.create(CONFIG)
     options = run_options(cfg, tmp_path)
-    assert options.config == {key: CONFIG[key] for key in ("algorithm", "seed", "matmul_route", "evaluation", "online")}
+    kept = ("algorithm", "seed", "matmul_route", "matmul_dtype", "compile", "evaluation", "online")
+    assert options.config == {key: CONFIG[key] for key in kept}
     assert (options.seed, options.schedule.eval_every, options.evaluation) == (3, 7, {"num_episodes": 2})
     assert "online" not in run_options(cfg, tmp_path, without=("online",)).config
 
@@ -59,8 +62,10 @@ def test_products_are_shortened_only_on_request_and_only_compiled() -> None:
         assert product_dtype(dtype, compiled=compiled) is expected
     with pytest.raises(O2OSpecError, match="compile=true"):
         product_dtype("bfloat16", compiled=False)
+    with pytest.raises(O2OSpecError, match="compile=true"):
+        launch(OmegaConf.create(CONFIG | {"matmul_dtype": "bfloat16"}), lambda _: None)
     with pytest.raises(O2OSpecError, match="float16"):
-        product_dtype("float16", compiled=True)
+        product_dtype("float16")
 
 
 def test_divergence_ends_with_a_sentence() -> None:
@@ -68,4 +73,12 @@ def test_divergence_ends_with_a_sentence() -> None:
         raise NonFiniteError("not finite: loss_actor")
 
     with pytest.raises(SystemExit, match=r"(?s)not finite: loss_actor.*resume=true"):
+        launch(OmegaConf.create(CONFIG), train)
+
+
+def test_what_does_not_fit_ends_with_a_sentence() -> None:
+    def train(_: object) -> None:
+        raise O2ODataError("the data's observation has the shape [11]")
+
+    with pytest.raises(SystemExit, match=r"^O2ODataError: the data's observation has the shape \[11\]$"):
         launch(OmegaConf.create(CONFIG), train)

@@ -25,7 +25,7 @@ from torchrl_o2o.conventions import Convention, get_convention
 from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.env_faults import EnvFaultError
 from torchrl_o2o.envs import seed_everything
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OError, O2OSpecError, check_option
 from torchrl_o2o.handover import HandOver
 from torchrl_o2o.interrupt import resume_command
 from torchrl_o2o.matmul import choose_matmul_route, set_matmul_route
@@ -199,12 +199,12 @@ def choose_route(name: str) -> None:
         set_matmul_route("onednn" if name == "onednn" else "default")
 
 
-def product_dtype(name: str, *, compiled: bool) -> torch.dtype | None:
+def product_dtype(name: str, *, compiled: bool = True) -> torch.dtype | None:
     """What :func:`~torchrl_o2o.compiled.compile_update` takes as ``matmul_dtype``.
 
     Args:
         name: ``"float32"`` or ``"bfloat16"``.
-        compiled: whether the update is compiled at all.
+        compiled: whether the update is compiled at all. Defaults to ``True``.
 
     Returns:
         ``torch.bfloat16``, or ``None`` for float32.
@@ -213,7 +213,7 @@ def product_dtype(name: str, *, compiled: bool) -> torch.dtype | None:
         O2OSpecError: if the type is unknown, or bfloat16 is asked of an update that is not compiled.
 
     Examples:
-        >>> product_dtype("bfloat16", compiled=True)
+        >>> product_dtype("bfloat16")
         torch.bfloat16
     """
     check_option("matmul_dtype", name, ("float32", "bfloat16"))
@@ -227,17 +227,23 @@ def product_dtype(name: str, *, compiled: bool) -> torch.dtype | None:
 def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
     """Run a script's training; what a user can mend ends with a sentence and not with a trace.
 
+    That is data, settings, networks and checkpoints that do not fit, values that are not finite, and failing
+    environments.
+
     Args:
-        cfg: the configuration, of which ``num_threads`` and ``matmul_route`` are read.
+        cfg: the configuration, of which ``num_threads``, ``matmul_route``, ``matmul_dtype`` and ``compile`` are read.
         train: the training.
 
     Raises:
-        O2OSpecError: if the route is unknown.
+        O2OSpecError: if the route is unknown, or shorter products are asked of an update that is not compiled.
     """
     torch.set_num_threads(cfg.num_threads)
     choose_route(cfg.matmul_route)
+    product_dtype(cfg.matmul_dtype, compiled=cfg.compile)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
         train(cfg)
     except (NonFiniteError, EnvFaultError) as error:
         sys.exit(f"{type(error).__name__}: {error}\nOnce that is mended, go on with:\n  {resume_command()}")
+    except O2OError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

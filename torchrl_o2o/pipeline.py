@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
+import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
@@ -105,7 +106,13 @@ class Learner(ABC):
         """
         return self._compiled
 
-    def compile(self, *, joint: bool = False, max_grad_norm: Mapping[str, float] | None = None) -> None:
+    def compile(
+        self,
+        *,
+        joint: bool = False,
+        max_grad_norm: Mapping[str, float] | None = None,
+        matmul_dtype: torch.dtype | None = None,
+    ) -> None:
         """From now on :meth:`step` computes :meth:`update`'s numbers by :func:`~torchrl_o2o.compiled.compile_update`.
 
         To be called at the end of a constructor whose ``optims`` stand in the order of the update. A learner whose
@@ -114,9 +121,15 @@ class Learner(ABC):
         Args:
             joint: all losses are taken at the parameters before the first step. Defaults to ``False``.
             max_grad_norm: by loss, clip the norm of its gradient. Defaults to none.
+            matmul_dtype: type of the products of wide matrices. Defaults to that of the parameters.
         """
         self._compiled = compile_update(
-            self.loss, self.optims, self.target_updater, joint=joint, max_grad_norm=max_grad_norm
+            self.loss,
+            self.optims,
+            self.target_updater,
+            joint=joint,
+            max_grad_norm=max_grad_norm,
+            matmul_dtype=matmul_dtype,
         )
 
     def step(self, batch: TensorDictBase) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional_alignment import interpolation_weight
 from torchrl_o2o.handover import HandOver, align
-from torchrl_o2o.launch import launch, load_problem, plain, pretrain_stage, run_options
+from torchrl_o2o.launch import launch, load_problem, plain, pretrain_stage, product_dtype, run_options
 from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import ACALoss, BaselineLoss, EnsembleSACLoss, SACMLLoss
 from torchrl_o2o.optim import descend
@@ -71,7 +71,8 @@ class Soft(Learner):
         parts |= {name: getattr(self.loss, f"{name}_network_params") for name in networks}
         self.optims = {name: torch.optim.Adam(part.parameters(), **plain(cfg.optim)) for name, part in parts.items()}
         if cfg.compile:
-            self.compile(max_grad_norm={} if max_grad_norm is None else {"actor": max_grad_norm})
+            bounds = {} if max_grad_norm is None else {"actor": max_grad_norm}
+            self.compile(max_grad_norm=bounds, matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """Temperature, critics, baselines where there are any, and actor, one after the other; then the targets."""
@@ -110,7 +111,7 @@ class Baselines(Learner):
         parameters = self.loss.baseline_network_params.parameters()
         self.optims = {"baseline": torch.optim.Adam(parameters, **plain(cfg.optim))}
         if cfg.compile:
-            self.compile()
+            self.compile(matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of the baselines."""

@@ -20,7 +20,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import AWACLoss
 from torchrl_o2o.optim import descend
@@ -43,7 +43,7 @@ class AWAC(Learner):
             "actor": torch.optim.Adam(actor.parameters(), weight_decay=cfg.actor_weight_decay, **plain(cfg.optim)),
         }
         if cfg.compile:
-            self.compile()
+            self.compile(matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """CORL's order: critics, then the actor on the new critics, then the targets."""

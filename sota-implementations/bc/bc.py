@@ -24,7 +24,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.data.transforms import AffineReward, episode_returns
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.handover import top_episodes
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, load_script, plain, pretrain_stage
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, load_script, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import (
     Temperature,
     make_actor,
@@ -59,7 +59,7 @@ class BC(Learner):
         self.loss = BCLoss(self.actor)
         self.optims = {"actor": torch.optim.Adam(self.loss.actor_network_params.parameters(), **plain(cfg.optim))}
         if cfg.compile:
-            self.compile()
+            self.compile(matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of cloning."""
@@ -89,9 +89,8 @@ class SAC(Learner):
             name: torch.optim.Adam(part.parameters(), **plain(settings.optim)) for name, part in parts.items()
         }
         updater, self.minibatch = SoftUpdate(self.loss, **plain(settings.target)), settings.batch_size
-        self.inner = load_script("rlpd").Learner(
-            self.loss, self.optims["qvalue"], self.optims["actor"], self.optims["alpha"], updater, cfg.compile
-        )
+        optims, dtype = self.optims.values(), product_dtype(cfg.matmul_dtype)
+        self.inner = load_script("rlpd").Learner(self.loss, *optims, updater, cfg.compile, dtype)
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """RLPD's update: a critic step on each minibatch, then one of actor and temperature."""

@@ -30,7 +30,7 @@ from torchrl_o2o.data.transforms import add_mc_return
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.handover import HandOver
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, run_options
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, product_dtype, run_options
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import CalQLLoss, CQLLoss, EnsembleSACLoss
 from torchrl_o2o.optim import descend
@@ -67,7 +67,7 @@ class CQL(Learner):
             for name, part in parts.items()
         }
         if cfg.compile:
-            self.compile(joint=True)
+            self.compile(joint=True, matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """All gradients at the same parameters, then all steps, then the targets."""

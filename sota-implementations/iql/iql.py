@@ -24,7 +24,7 @@ from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import check_option
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
 from torchrl_o2o.objectives import IQLLoss
 from torchrl_o2o.optim import descend
@@ -61,7 +61,7 @@ class IQL(Learner):
         self.schedule = None if decay_steps is None else cosine(self.optims["actor"], max(decay_steps, 1))
         self.update_all = self.authors_order if cfg.order == "authors" else self.corl_order
         if cfg.compile and not cfg.actor.get("dropout"):  # its random numbers are not the loss's
-            self.compile(joint=cfg.order == "corl")
+            self.compile(joint=cfg.order == "corl", matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One update, and where the phase has one the next learning rate of the actor."""

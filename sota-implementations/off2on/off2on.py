@@ -32,7 +32,7 @@ from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional_off2on import off2on_priority
 from torchrl_o2o.handover import carry_over, stack_agents
-from torchrl_o2o.launch import ONLINE_ONLY, launch, load_problem, plain, run_options
+from torchrl_o2o.launch import ONLINE_ONLY, launch, load_problem, plain, product_dtype, run_options
 from torchrl_o2o.modules import (
     ConservativePenalty,
     DensityRatio,
@@ -86,7 +86,7 @@ class Agent(Learner):
         if cfg.penalty.target_gap is not None:
             self.optims["alpha_prime"] = torch.optim.Adam(self.loss.penalty.parameters(), **critic)
         if cfg.compile:
-            self.compile(joint=True)
+            self.compile(joint=True, matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of everything."""
@@ -110,7 +110,7 @@ class Ensemble(Learner):
         rates = plain(cfg.online_optim)
         self.optims = {name: torch.optim.Adam(part.parameters(), **rates) for name, part in parts.items()}
         if cfg.compile:
-            self.compile(joint=True)
+            self.compile(joint=True, matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of everything."""

@@ -124,7 +124,7 @@ def make_learner(cfg: DictConfig, observation_dim: int, action_dim: int) -> tupl
         torch.optim.AdamW(loss.temperature.parameters(), weight_decay=0.0, **plain(cfg.optim)),
         target_updater,
         cfg.compile,
-        phases.product_dtype(cfg.matmul_dtype, compiled=cfg.compile),
+        phases.product_dtype(cfg.matmul_dtype),
     )
     return actor, learner
 

@@ -174,7 +174,7 @@ def make_runs(cfg: DictConfig, script: ModuleType, kind: type[SeedRuns] = SeedRu
     tau = 1.0 - runs[0].learner.target_updater.eps
     learner = StackedLearner([run.learner for run in runs], tau=tau)
     if cfg.compile:
-        learner.compile(matmul_dtype=phases.product_dtype(cfg.matmul_dtype, compiled=True))
+        learner.compile(matmul_dtype=phases.product_dtype(cfg.matmul_dtype))
     (action_dim,) = runs[0].collector.env.action_space.shape
     act = StackedActor(learner.stack, streams, action_dim)
     foreign = bool(cfg.env.get("allow_modules"))

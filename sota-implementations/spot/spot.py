@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional_offline import spot_cooling
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, load_script, plain, pretrain_stage
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, load_script, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import SPOTLoss, VAELoss
 from torchrl_o2o.optim import descend
@@ -43,7 +43,7 @@ class Density(Learner):
         self.loss = VAELoss(vae, beta=cfg.loss.vae_beta)
         self.optims = {"vae": torch.optim.Adam(self.loss.vae_network_params.parameters(), **plain(cfg.vae_optim))}
         if cfg.compile:
-            self.compile()
+            self.compile(matmul_dtype=product_dtype(cfg.matmul_dtype))
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
         """One step of the VAE."""

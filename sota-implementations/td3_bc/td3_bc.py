@@ -24,7 +24,7 @@ from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.compiled import CompiledUpdate, compile_update
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage
+from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import SPOTLoss, TD3BCLoss
 from torchrl_o2o.optim import descend
@@ -43,8 +43,9 @@ class TD3(Learner):
         self.noise = AdditiveGaussianModule(self.actor.spec, **plain(cfg.exploration))
         self.policy_delay, self.counters = cfg.policy_delay, {"updates": 0}
         if cfg.compile:
-            self.critics_alone = compile_update(self.loss, {"qvalue": self.optims["qvalue"]})
-            self.compile()
+            dtype = product_dtype(cfg.matmul_dtype)
+            self.critics_alone = compile_update(self.loss, {"qvalue": self.optims["qvalue"]}, matmul_dtype=dtype)
+            self.compile(matmul_dtype=dtype)
 
     @property
     def explorer(self) -> TensorDictModuleBase:
