@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -151,3 +153,69 @@ def test_a_seed_draws_the_same_rows_on_every_device(name: str) -> None:
     batch, expected = on_device(name, "cuda"), on_device(name, "cpu")
     assert batch.device.type == "cuda"
     assert (batch.cpu() == expected).all()
+
+
+class TestRowsThatDoNotFit:
+    """What torch would fill with zeros, broadcast or cast in silence."""
+
+    @pytest.fixture
+    def buffer(self) -> TensorDictReplayBuffer:
+        storage = offline_online_storage(random_transitions(6, 3, 2), 4)
+        return TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(6), batch_size=2)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda rows: rows.exclude(("next", "truncated")), r"\('next', 'truncated'\) is missing"),
+            (lambda rows: rows.set("p_off", torch.zeros(2, 1)), "'p_off' is not stored"),
+            (lambda rows: rows.set("action", torch.zeros(2, 1)), r"'action' has shape \[1\] in place of \[2\]"),
+            (lambda rows: rows.set("action", rows["action"].double()), "'action' is torch.float64 in place of"),
+            (lambda rows: rows.unsqueeze(0), r"batch shape \[1, 2\], expected \['N'\]"),
+        ],
+    )
+    def test_are_refused_before_anything_is_written(
+        self, buffer: TensorDictReplayBuffer, change: Callable[[TensorDict], TensorDict], message: str
+    ) -> None:
+        with pytest.raises(O2OSpecError, match=message):
+            buffer.extend(change(random_transitions(2, 3, 2)))
+        assert len(buffer) == 6
+
+    def test_a_single_one(self, buffer: TensorDictReplayBuffer) -> None:
+        buffer.add(random_transitions(1, 3, 2)[0])
+        assert len(buffer) == 7
+        with pytest.raises(O2OSpecError, match=r"batch shape \[1\], expected \[\]"):
+            buffer.add(random_transitions(1, 3, 2))
+
+    def test_index_and_priority_may_come_along(self) -> None:
+        storage = offline_online_storage(random_transitions(6, 3, 2), 4)
+        sampler = PrioritizedReplaySampler(10, 0.6, 0.4)
+        buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(6), sampler=sampler, batch_size=2)
+        rows = random_transitions(2, 3, 2).set("td_error", torch.tensor([1.0, 2.0])).set("index", torch.arange(2))
+        assert buffer.extend(rows).tolist() == [6, 7]
+
+
+@pytest.mark.parametrize("make", [lambda n: BalancedSampler(n, 0.5), lambda n: BalancedReplaySampler(n, 10 - n)])
+class TestOfflineRowsStay:
+    """Samplers notice that the rows they take for offline are not."""
+
+    def test_a_forgotten_writer(self, make: Callable[[int], Sampler]) -> None:
+        storage = offline_online_storage(random_transitions(6, 3, 2), 4)
+        buffer = TensorDictReplayBuffer(storage=storage, sampler=make(6), batch_size=2)
+        buffer.extend(random_transitions(2, 3, 2))
+        with pytest.raises(O2OSpecError, match=r"RoundRobinWriter has overwritten .*OnlineWriter\(6\)"):
+            buffer.sample()
+
+    def test_another_number(self, make: Callable[[int], Sampler]) -> None:
+        storage = offline_online_storage(random_transitions(6, 3, 2), 4)
+        buffer = TensorDictReplayBuffer(storage=storage, sampler=make(5), writer=OnlineWriter(6), batch_size=2)
+        with pytest.raises(O2OSpecError, match="takes 5 rows for offline, the writer leaves 6 alone"):
+            buffer.sample()
+
+    def test_the_default_writer_may_write_the_data_set_too(self, make: Callable[[int], Sampler]) -> None:
+        buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(10), sampler=make(6), batch_size=2)
+        buffer.extend(random_transitions(6, 3, 2))
+        buffer.extend(random_transitions(4, 3, 2))
+        assert len(buffer.sample()) == 2
+        buffer.extend(random_transitions(1, 3, 2))  # full: the first row of the data set is gone
+        with pytest.raises(O2OSpecError, match="RoundRobinWriter has overwritten"):
+            buffer.sample()

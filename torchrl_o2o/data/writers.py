@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Writer
+from torchrl.data import RoundRobinWriter, Storage, Writer
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["OnlineWriter"]
+__all__ = ["OnlineWriter", "check_offline_rows"]
 
 
 class OnlineWriter(Writer):
@@ -30,8 +30,9 @@ class OnlineWriter(Writer):
         num_offline: number of slots at the storage's start that are left alone.
 
     Raises:
-        O2OSpecError: if ``num_offline`` is negative or leaves no online slot, or a batch is larger than the online
-            region.
+        O2OSpecError: if ``num_offline`` is negative or leaves no online slot, a batch is larger than the online region,
+            or the first rows written do not have the entries, shapes and dtypes of those in the storage (which torch
+            would fill with zeros or broadcast).
 
     Examples:
         >>> import torch
@@ -56,6 +57,7 @@ class OnlineWriter(Writer):
         self.total_written = 0
         #: The first row, counted as in ``total_written``, that was changed since a checkpoint last looked.
         self.changed_from: int | None = None
+        self._compared = False
 
     @property
     def capacity(self) -> int:
@@ -79,6 +81,7 @@ class OnlineWriter(Writer):
 
     def add(self, data: Any) -> Tensor:
         """Write one transition and return its slot."""
+        self._compare(data, 0)
         index = self._slots(1)[0]
         self._storage.set(int(index), data)
         self._mark(index)
@@ -86,10 +89,29 @@ class OnlineWriter(Writer):
 
     def extend(self, data: TensorDictBase) -> Tensor:
         """Write a batch of transitions, shape [n], and return their slots, shape [n]."""
+        self._compare(data, 1)
         index = self._slots(len(data))
         self._storage.set(index, data)
         self._mark(index)
         return index
+
+    def _compare(self, data: TensorDictBase, batch_dims: int) -> None:
+        """Refuse rows unlike those stored; entries are compared once, since those of a run are all alike."""
+        if isinstance(data, TensorDictBase) and data.batch_dims != batch_dims:
+            raise O2OSpecError(
+                f"got transitions of batch shape {list(data.batch_size)}, expected {['N'][:batch_dims]}; flatten them "
+                f"with data.reshape(-1), and add a single one by buffer.add(data)"
+            )
+        if self._compared or len(self._storage) == 0:
+            return
+        self._compared = True
+        stored = self._storage.get(0)
+        own = {getattr(buffer, "priority_key", None) for buffer in self._storage._attached_entities_iter()} | {"index"}
+        if isinstance(stored, TensorDictBase) and (found := _differences(data, stored, batch_dims, own)):
+            raise O2OSpecError(
+                f"the transitions do not fit the rows in the storage: {'; '.join(found)}. Select the storage's entries "
+                f"with data.select(*TRANSITION), or fill it with rows that have the same entries from the start"
+            )
 
     def truncate_last(self) -> None:
         """Mark the transition written last as truncated: its episode turned out to end there.
@@ -143,3 +165,62 @@ class OnlineWriter(Writer):
 
     def __repr__(self) -> str:
         return f"OnlineWriter(num_offline={self.num_offline}, total_written={self.total_written})"
+
+
+def check_offline_rows(storage: Storage, num_offline: int) -> None:
+    """Refuse a storage whose offline rows are written over, or are others than a sampler takes them for.
+
+    Args:
+        storage: what is sampled from.
+        num_offline: number of rows at its start that the sampler takes for offline.
+
+    Raises:
+        O2OSpecError: if a replay buffer of this storage has an :class:`OnlineWriter` of another number of offline rows,
+            or torchrl's default writer that has begun at the offline rows.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> storage = LazyTensorStorage(5)
+        >>> storage.set(torch.arange(3), TensorDict({"x": torch.arange(3)}, [3]))
+        >>> buffer = TensorDictReplayBuffer(storage=storage, batch_size=1)  # the writer was forgotten
+        >>> _ = buffer.extend(TensorDict({"x": torch.tensor([10])}, [1]))
+        >>> check_offline_rows(storage, 3)
+        Traceback (most recent call last):
+        ...
+        torchrl_o2o.errors.O2OSpecError: the replay buffer's TensorDictRoundRobinWriter has overwritten offline rows;
+        build the buffer with writer=OnlineWriter(3)
+    """
+    for buffer in storage._attached_entities_iter():
+        writer = getattr(buffer, "_writer", None)
+        if isinstance(writer, OnlineWriter) and writer.num_offline != num_offline:
+            raise O2OSpecError(
+                f"the sampler takes {num_offline} rows for offline, the writer leaves {writer.num_offline} alone; pass "
+                f"the length of the data set to both"
+            )
+        # Not so if the data set went through the same writer, until that has come round to its beginning.
+        if num_offline and isinstance(writer, RoundRobinWriter):
+            written = int(writer._write_count or 0)
+            if 0 < written < len(storage) or written > getattr(storage, "max_size", written):
+                raise O2OSpecError(
+                    f"the replay buffer's {type(writer).__name__} has overwritten offline rows; build the buffer with "
+                    f"writer=OnlineWriter({num_offline})"
+                )
+
+
+def _differences(data: TensorDictBase, stored: TensorDictBase, batch_dims: int, free: set[Any]) -> list[str]:
+    """What distinguishes rows, of which there may be a batch, from one stored row; ``free`` entries are left out."""
+    expected, given = (
+        {key: value for key, value in rows.items(include_nested=True, leaves_only=True) if key not in free}
+        for rows in (stored, data)
+    )
+    found = [f"{key!r} is missing" for key in expected if key not in given]
+    found += [f"{key!r} is not stored" for key in given if key not in expected]
+    for key in expected.keys() & given.keys():
+        own, value = given[key], expected[key]
+        if own.shape[batch_dims:] != value.shape:
+            found.append(f"{key!r} has shape {list(own.shape[batch_dims:])} in place of {list(value.shape)}")
+        elif own.dtype != value.dtype:
+            found.append(f"{key!r} is {own.dtype} in place of {value.dtype}")
+    return found

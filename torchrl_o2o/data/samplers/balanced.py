@@ -17,6 +17,7 @@ from torch import Tensor
 from torchrl.data import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_o2o.data.writers import check_offline_rows
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["BalancedSampler"]
@@ -99,8 +100,10 @@ class BalancedSampler(Sampler):
             The indices and an empty dictionary.
 
         Raises:
-            O2OSpecError: if there is nothing to draw from or the online region cannot hold the online rows of a batch.
+            O2OSpecError: if there is nothing to draw from, the online region cannot hold the online rows of a batch, or
+                the buffer's writer does not leave the offline rows alone.
         """
+        check_offline_rows(storage, self.num_offline)
         is_offline = self.is_offline_row(batch_size)
         num_online = len(storage) - self.num_offline
         count = int(is_offline.sum())

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
+from torchrl_o2o.data.writers import check_offline_rows
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional_off2on import initial_online_priority
 
@@ -125,8 +126,10 @@ class BalancedReplaySampler(StoredPrioritySampler):
             Row numbers, shape [batch_size], and an empty dictionary.
 
         Raises:
-            O2OSpecError: if there is nothing to draw from.
+            O2OSpecError: if there is nothing to draw from, or the buffer's writer does not leave the offline rows
+                alone.
         """
+        check_offline_rows(storage, self.num_offline)
         if self.refresh_every and self.num_batches and self.num_batches % self.refresh_every == 0:
             self.refresh(storage)
         if self.num_batches == _BATCHES_BEFORE_WARNING and self.num_updates == 0:
