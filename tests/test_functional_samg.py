@@ -60,7 +60,7 @@ def test_aggregators_are_probabilities_that_fall_with_distance(aggregator: str) 
 def test_unknown_words_are_refused() -> None:
     with pytest.raises(O2OSpecError, match="got aggregator='median'"):
         latent_confidence(torch.zeros(1, 1), "median")  # type: ignore[arg-type]
-    with pytest.raises(O2OSpecError, match="got kind='cosine'"):
+    with pytest.raises(O2OSpecError, match="got guidance='cosine'"):
         guidance_factor(0, "cosine")  # type: ignore[arg-type]
 
 

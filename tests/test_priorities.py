@@ -13,8 +13,8 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional_replay import resampling_log_prob
-from torchrl_o2o.modules import DensityRatio, Temperature, make_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, GeneratorNoise, RecordedNoise
+from torchrl_o2o.modules import DensityRatio, Temperature, make_actor, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import AWACLoss, DensityRatioLoss, EnsembleSACLoss, GeneratorNoise, RecordedNoise
 from torchrl_o2o.objectives.networks import flat_parameters
 from torchrl_o2o.priorities import (
     Advantage,
@@ -331,3 +331,10 @@ def test_options_out_of_range(build: Any, settings: dict[str, Any], message: str
 def test_temperature_of_the_ratio_must_be_positive() -> None:
     with pytest.raises(O2OSpecError, match="got temperature=0"):
         DensityRatioScore(DensityRatio(3, 2), temperature=0)
+
+
+def test_other_losses_are_refused_by_name() -> None:
+    loss = AWACLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, hidden_sizes=(8,)))
+    for score in (Advantage, TDError):
+        with pytest.raises(O2OSpecError, match="got AWACLoss, expected EnsembleSACLoss"):
+            score(loss)  # type: ignore[arg-type]

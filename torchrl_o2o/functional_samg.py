@@ -140,7 +140,7 @@ def guidance_factor(step: int, kind: Guidance = "constant", cutoff: int | None =
         >>> [guidance_factor(step, "linear", 10) for step in (0, 5, 20)]
         [1.0, 0.5, 0.0]
     """
-    check_option("kind", kind, ("constant", "step", "linear"))
+    check_option("guidance", kind, ("constant", "step", "linear"))
     if kind == "constant":
         return 1.0
     if cutoff is None or cutoff < 1:

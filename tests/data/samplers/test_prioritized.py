@@ -200,3 +200,8 @@ def test_signed_errors_are_refused() -> None:
 
 def test_repr() -> None:
     assert repr(PrioritizedReplaySampler(8, 0.5, 1.0)) == "PrioritizedReplaySampler(capacity=8, alpha=0.5, beta=1.0)"
+
+
+def test_unknown_reductions_are_refused() -> None:
+    with pytest.raises(O2OSpecError, match="reduction='median_of_means', expected one of 'max'"):
+        PrioritizedReplaySampler(8, 0.6, 0.4, reduction="median_of_means")  # type: ignore[arg-type]

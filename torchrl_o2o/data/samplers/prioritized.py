@@ -14,7 +14,7 @@ from torchrl.data import PrioritizedSampler
 
 from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
 from torchrl_o2o.data.samplers.sum_tree import last_of_each
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_option
 
 __all__ = ["PrioritizedReplaySampler"]
 
@@ -90,8 +90,8 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         super().__init__(max_capacity, dtype=dtype)
         if not eps >= 0.0:
             raise O2OSpecError(f"got eps={eps}, expected 0 or more")
-        if normalisation not in ("max", "mean", "none"):
-            raise O2OSpecError(f"got normalisation={normalisation!r}, expected 'max', 'mean' or 'none'")
+        check_option("reduction", reduction, ("max", "min", "median", "mean"))
+        check_option("normalisation", normalisation, ("max", "mean", "none"))
         self._priority = torch.zeros(max_capacity, dtype=dtype)
         self._alpha = _not_negative("alpha", alpha)
         self.beta = beta
