@@ -195,7 +195,7 @@ def test_against_environments() -> None:
     with pytest.raises(O2ODataError, match=r"actions are in \[-1, 1\], Pendulum-v1's in \[-2, 2\]. Build the env"):
         audit(data, env=raw)
     assert audit(data, env=raw, action_low=-2.0, action_high=2.0).ok
-    with pytest.raises(O2ODataError, match=r"actions are in \[-1, 1\], GymWrapper's in \[-2, 2\]"):
+    with pytest.raises(O2ODataError, match=r"actions are in \[-1, 1\], Pendulum-v1's in \[-2, 2\]"):
         audit(data, env=GymWrapper(raw))
     data["observation"] = data["next", "observation"] = torch.randn(20, 4)
     data["action"] = torch.rand(20, 2)

@@ -161,3 +161,10 @@ def test_the_source_is_not_modified(flat: Arrays) -> None:
     data["observation"][:] = 9.0
     for key, values in flat.items():
         np.testing.assert_array_equal(values, before[key])
+
+
+@pytest.mark.parametrize("name", ["max_episode_steps", "min_episode_length"])
+def test_lengths_below_one_are_refused(name: str) -> None:
+    episode = {"observations": np.zeros((4, 2)), "actions": np.zeros((3, 1)), "rewards": np.zeros(3)}
+    with pytest.raises(O2OSpecError, match=f"{name}=-1, expected at least 1"):
+        load_offline([episode], **{name: -1})  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
 from torchrl_o2o.data.datasets.tasks import observation_keys
 from torchrl_o2o.data.findings import Finding
@@ -95,12 +95,21 @@ def _gym_facts(env: gymnasium.Env) -> tuple[str, tuple[int, ...], tuple[int, ...
 
 
 def _torchrl_facts(env: EnvBase) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor, Tensor]:
-    name, batch = type(env).__name__, len(env.batch_size)
+    name, batch = _name(env), len(env.batch_size)
     if "observation" not in env.observation_spec.keys():  # noqa: SIM118  # a spec is no mapping
         raise O2OSpecError(f"{name} observes {sorted(map(str, env.observation_spec.keys()))}; expected 'observation'.")
     observation = tuple(env.observation_spec["observation"].shape[batch:])
     space = env.action_spec.space
     return name, observation, tuple(env.action_spec.shape[batch:]), space.low.cpu(), space.high.cpu()
+
+
+def _name(env: EnvBase) -> str:
+    """The id of the gymnasium environment inside, or the class's name."""
+    inner = env
+    while isinstance(inner, TransformedEnv):
+        inner = inner.base_env
+    spec = inner._env.spec if isinstance(inner, GymWrapper) else None
+    return type(inner).__name__ if spec is None else spec.id
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

@@ -54,7 +54,7 @@ def test_short_episodes_are_skipped_and_counted(episodes: list[Arrays]) -> None:
 
 def test_nothing_left_is_an_error() -> None:
     empty = {"observations": np.zeros((1, 2)), "actions": np.zeros((0, 1)), "rewards": np.zeros(0)}
-    with pytest.raises(O2ODataError, match="toy is empty: no transitions in 1 episodes"):
+    with pytest.raises(O2ODataError, match="toy has 1 episodes, all shorter than min_episode_length=2"):
         transitions(rows_from_episodes([empty], origin="toy"))
     with pytest.raises(O2ODataError, match="toy holds no episodes"):
         rows_from_episodes([], origin="toy")

@@ -21,7 +21,7 @@ from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.datasets.minari import check_dataset_id, minari_files, read_minari
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["ReadOptions", "Source", "known_names", "local_minari_ids", "read_source"]
 
@@ -62,7 +62,12 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
 
     Raises:
         O2ODataError: if the source is unknown, missing or damaged.
+        O2OSpecError: if a length is below 1.
     """
+    for name in ("max_episode_steps", "min_episode_length"):
+        length = getattr(options, name)
+        if length is not None and length < 1:
+            raise O2OSpecError(f"got {name}={length}, expected at least 1 transition")
     if isinstance(source, str) and not source.startswith(_PATH_PREFIX):
         return _read_minari(_dataset_folder(check_dataset_id(source)), options)
     if isinstance(source, str | Path):

@@ -52,7 +52,13 @@ def to_transitions(rows: Rows, *, min_episode_length: int, origin: str) -> tuple
             )
         )
     if not len(rows.reward):
-        raise O2ODataError(f"{origin} is empty: no transitions in {skipped} episodes; expected at least one.")
+        if skipped:
+            raise O2ODataError(
+                f"{origin} has {skipped} episodes, all shorter than min_episode_length={min_episode_length}; expected "
+                f"a longer one. Episodes end where the flags or the 'episode' numbers say so; pass "
+                f"min_episode_length=1 to keep single steps."
+            )
+        raise O2ODataError(f"{origin} is empty: no transitions; expected at least one.")
     truncated, flag_notes = _episode_flags(rows)
     return _pack(replace(rows, truncated=truncated)), (*notes, *flag_notes)
 
