@@ -38,3 +38,13 @@ def test_fields_are_typed() -> None:
 def test_refusals(word: str, message: str) -> None:
     with pytest.raises(O2OSpecError, match=message):
         parse_config(Config, [word])
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_lists_the_fields_and_ends(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_config(Config, ["seed=1", word])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "seed=0  (int)" in text
+    assert "hidden_sizes=(64, 64)  (tuple[int, ...])" in text

@@ -35,12 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``o2o``; defaults to the process's own.
 
     Returns:
-        0 on success, 2 when the input is at fault (the reason goes to standard error).
+        0 on success, 2 when the input is at fault or a file cannot be read or written (the reason goes to standard
+        error).
     """
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments) or 0)
-    except O2OError as error:
+    except (O2OError, OSError) as error:
         print(f"o2o: {error}", file=sys.stderr)
         return 2
 

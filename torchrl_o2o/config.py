@@ -25,7 +25,7 @@ T = TypeVar("T")
 def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
     """Fill a dataclass from ``field=value`` words.
 
-    Sequences come back as tuples.
+    Sequences come back as tuples. ``--help`` prints the fields with their types and defaults and ends the process.
 
     Args:
         schema: a dataclass whose fields all have defaults.
@@ -36,6 +36,7 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
 
     Raises:
         O2OSpecError: if a word is not ``field=value``, the field is unknown, or the value has another type.
+        SystemExit: after ``--help`` or ``-h``.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -51,6 +52,9 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
     """
     words = sys.argv[1:] if words is None else list(words)
     known = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    if {"-h", "--help"} & set(words):
+        sys.stdout.write(_usage(schema))
+        raise SystemExit(0)
     for word in words:
         name, equals, _ = word.partition("=")
         if not equals:
@@ -66,3 +70,11 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
         raise O2OSpecError(f"{str(error).splitlines()[0]} (in {' '.join(words)})") from error
     tuples = {name: tuple(value) for name, value in vars(config).items() if isinstance(value, list)}
     return dataclasses.replace(config, **tuples)  # type: ignore[type-var]
+
+
+def _usage(schema: type) -> str:
+    """The fields with types and defaults, a line each."""
+    fields = dataclasses.fields(schema)  # type: ignore[arg-type]
+    defaults = vars(schema())
+    lines = [f"  {field.name}={defaults[field.name]}  ({field.type})" for field in fields]
+    return "\n".join([f"usage: {sys.argv[0]} [field=value ...]", "", "fields and their defaults:", *lines, ""])

@@ -85,3 +85,10 @@ def test_help_is_quick() -> None:
     assert time.perf_counter() - start < 2
     script = "import sys, torchrl_o2o.commands.data; assert not {'torch', 'numpy', 'gymnasium'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_picture_that_cannot_be_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    main(["data", "make", NAME, "--steps", "200"])
+    assert main(["data", "show", NAME, "--plot", str(root / "nowhere" / "a.png")]) == 2
+    assert "No such file or directory" in capsys.readouterr().err

@@ -18,9 +18,16 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     Args:
         subparsers: of the `o2o` parser.
     """
-    parser = subparsers.add_parser("train", help="train by a script of sota-implementations/")
+    usage = "o2o train [-h] SCRIPT [KEY=VALUE ...] [HYDRA OPTIONS]"
+    parser = subparsers.add_parser("train", usage=usage, help="train by a script of sota-implementations/")
     parser.add_argument("script", metavar="SCRIPT", help="its folder, such as rlpd")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as task=halfcheetah-linear-mix seed=1")
+    parser.add_argument(
+        "overrides",
+        nargs=argparse.REMAINDER,
+        metavar="KEY=VALUE",
+        help="such as task=halfcheetah-linear-mix seed=1; and Hydra's own options, such as --cfg job, which prints the "
+        "settings",
+    )
     parser.set_defaults(run=_train)
 
 
