@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-__all__ = ["O2OCheckpointError", "O2ODataError", "O2OError", "O2OSpecError", "check_option"]
+__all__ = ["O2OCheckpointError", "O2ODataError", "O2OError", "O2OSpecError", "check_option", "check_order"]
 
 
 class O2OError(Exception):
@@ -47,3 +47,21 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
     """
     if value not in known:
         raise O2OSpecError(f"got {name}={value!r}, expected one of {', '.join(map(repr, known))}")
+
+
+def check_order(name: str, bounds: tuple[float, float]) -> None:
+    """Refuse bounds in the wrong order, which clamping would take for one constant.
+
+    Args:
+        name: the argument's name.
+        bounds: (lo, hi).
+
+    Raises:
+        O2OSpecError: if lo is not below hi.
+
+    Examples:
+        >>> check_order("log_std_bounds", (-5.0, 2.0))
+    """
+    low, high = bounds
+    if not low < high:
+        raise O2OSpecError(f"got {name}=({low}, {high}), expected (lo, hi) with lo below hi, for example (-5, 2)")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,7 +22,10 @@ from torchrl_o2o.modules import (
     Temperature,
     UnitNorm,
     initialise_,
+    make_action_vae,
     make_actor,
+    make_conditional_vae,
+    make_gaussian_actor,
     make_qvalue_ensemble,
     make_trunk,
 )
@@ -210,3 +214,9 @@ class TestTemperature:
             Temperature(-1.0, init=0.0)
         with pytest.raises(O2OSpecError, match="form='beta'"):
             Temperature(-1.0, form="beta")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [make_actor, make_gaussian_actor, make_action_vae, make_conditional_vae])
+def test_bounds_in_the_wrong_order(make: Callable[..., object]) -> None:
+    with pytest.raises(O2OSpecError, match=r"log_std_bounds=\(2.0, -5.0\), expected \(lo, hi\)"):
+        make(3, 2, hidden_sizes=(8,), log_std_bounds=(2.0, -5.0))

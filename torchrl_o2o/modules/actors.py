@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
+from torchrl_o2o.errors import check_order
 from torchrl_o2o.modules.boxes import action_box, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.initialisation import Initialisation, initialise_
@@ -53,6 +54,7 @@ class GaussianHead(nn.Module):
         super().__init__()
         self.mean = nn.Linear(in_features, action_dim)
         self.log_std = nn.Linear(in_features, action_dim)
+        check_order("log_std_bounds", log_std_bounds)
         self.log_std_bounds = log_std_bounds
         self.log_std_multiplier = nn.Parameter(torch.tensor(1.0)) if affine_log_std else None
         self.log_std_offset = nn.Parameter(torch.tensor(-1.0)) if affine_log_std else None

@@ -19,7 +19,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.errors import check_option, check_order
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
 __all__ = ["ConditionalVAE", "InverseDynamics", "make_conditional_vae", "make_inverse_dynamics"]
@@ -61,6 +61,7 @@ class ConditionalVAE(nn.Module):
         self.log_std = nn.Linear(hidden_sizes[-1], latent_dim)
         width = latent_dim + (observation_dim + action_dim if decoder == "full" else 0)
         self.decoder = nn.Sequential(make_trunk(width, hidden_sizes), nn.Linear(hidden_sizes[-1], observation_dim))
+        check_order("log_std_bounds", log_std_bounds)
         self.latent_dim, self.log_std_bounds = latent_dim, log_std_bounds
         self.decoder_reads: Decoder = decoder
 

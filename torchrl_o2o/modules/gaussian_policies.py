@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.errors import check_option, check_order
 from torchrl_o2o.functional_offline import normal_log_prob
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
 from torchrl_o2o.modules.initialisation import Initialisation, initialise_
@@ -180,6 +180,7 @@ class GaussianVectorHead(nn.Module):
         self.mean = nn.Linear(in_features, action_dim)
         self.squash = nn.Tanh() if squash is None else squash
         self.log_std = nn.Parameter(torch.zeros(action_dim))
+        check_order("log_std_bounds", log_std_bounds)
         self.std, self.log_std_bounds = std, log_std_bounds
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.modules import ProbabilisticActor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_order
 from torchrl_o2o.functional_off2on import merge_gaussians
 
 __all__ = ["PolicyEnsemble", "average_actors"]
@@ -59,6 +59,7 @@ class PolicyEnsemble(nn.Module):
     def __init__(self, members: Sequence[nn.Module], *, log_std_bounds: tuple[float, float] = (-20.0, 2.0)) -> None:
         super().__init__()
         _check_alike(members)
+        check_order("log_std_bounds", log_std_bounds)
         self.log_std_bounds = log_std_bounds
         self.num_members = len(members)
         # One member without memory, called with explicit parameters; in a tuple, so that it is no submodule.

@@ -14,6 +14,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
+from torchrl_o2o.errors import check_order
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
@@ -54,6 +55,7 @@ class ActionVAE(nn.Module):
         decoder = make_trunk(observation_dim + latent_dim, hidden_sizes)
         output = nn.Linear(hidden_sizes[-1], action_dim)
         self.decoder = nn.Sequential(decoder, output, nn.Tanh() if squash is None else squash)
+        check_order("log_std_bounds", log_std_bounds)
         self.latent_dim, self.log_std_bounds = latent_dim, log_std_bounds
 
     def encode(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
