@@ -235,13 +235,13 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
         train: the training.
 
     Raises:
-        O2OSpecError: if the route is unknown, or shorter products are asked of an update that is not compiled.
+        SystemExit: with that sentence.
     """
     torch.set_num_threads(cfg.num_threads)
-    choose_route(cfg.matmul_route)
-    product_dtype(cfg.matmul_dtype, compiled=cfg.compile)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
+        choose_route(cfg.matmul_route)
+        product_dtype(cfg.matmul_dtype, compiled=cfg.compile)
         train(cfg)
     except (NonFiniteError, EnvFaultError) as error:
         sys.exit(f"{type(error).__name__}: {error}\nOnce that is mended, go on with:\n  {resume_command()}")
