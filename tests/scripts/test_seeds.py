@@ -136,6 +136,20 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, algorithm: str, stop: int)
     equal(whole, many(algorithm, folders[1], *more, "resume=true"), folders)
 
 
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run as they are, without generating kernels for them."""
+    monkeypatch.setattr("torch._inductor.compile", lambda module, examples, options: module)
+
+
+def test_compiled_each_is_its_single_run_and_resumes_bit_for_bit(tmp_path: Path, captured: None) -> None:
+    folders = [tmp_path / "whole", tmp_path / "parts"]
+    whole = many("rlpd", folders[0], "compile=true")
+    many("rlpd", folders[1], "compile=true", stop=45)
+    equal(whole, many("rlpd", folders[1], "compile=true", "resume=true"), folders)
+    close(alone("rlpd", tmp_path / "single", SEEDS[1]), whole.runs[1], 1e-4)
+
+
 def test_killed_while_saving_goes_back_to_the_common_step(tmp_path: Path) -> None:
     folders = [tmp_path / "whole", tmp_path / "parts"]
     whole = many("rlpd", folders[0], "checkpoint_every=20")
