@@ -191,7 +191,7 @@ class ACALoss(SoftLoss):
             actions, shape [*B]), ``qvalue`` (aligned, shape [E, *B]) and ``target_value`` (shape [*B]).
         """
         target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), tensordict.get(self.tensor_keys.action)
+        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
         error, qvalue, density = self._regress(self._aligned, params, self._inputs(tensordict, *_ALL), action, target)
         qvalue = qvalue.detach()
         info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
@@ -211,7 +211,7 @@ class ACALoss(SoftLoss):
             flat_parameters(self.actor_network_params),
             flat_parameters(self.qvalue_network_params, detach=True),
             self._inputs(tensordict, *_ALL),
-            self.noise.normal("action", tensordict.get(self.tensor_keys.action)),
+            self.noise.normal("action", self._action(tensordict)),
             self.temperature.alpha,
         )
         return self._reduce(objective), {"log_prob": log_prob.detach()}
@@ -244,10 +244,10 @@ class ACALoss(SoftLoss):
             y, shape [*B], without gradient.
         """
         keys = self.tensor_keys
-        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        noise = self.noise.normal("next_action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params, detach=True)
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(tensordict.get("next"), *_ALL)
+        inputs = self._inputs(self._following(tensordict), *_ALL)
         action, log_prob, qvalue = self._next_value(self._aligned, actor, target, inputs, noise)
         value = soft_value(qvalue, log_prob, self.temperature.alpha)
         columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}

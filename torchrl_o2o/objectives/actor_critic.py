@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
@@ -56,7 +58,8 @@ class ActorCriticLoss(TransitionLoss):
         reduction: over the batch.
 
     Raises:
-        O2OSpecError: if no critic is given.
+        O2OSpecError: if the critics are not a list of at least one, each with parameters of its own, or the actor is
+            deterministic where its density is needed.
     """
 
     actor_network: TensorDictModuleBase
@@ -67,6 +70,8 @@ class ActorCriticLoss(TransitionLoss):
     target_qvalue_network_params: TensorDictParams
 
     _networks_read = (("actor_network", "qvalue_network"), ("actor_network", "qvalue_network"))
+    #: Whether actions are drawn from the actor or scored by its density.
+    _stochastic: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,9 +82,12 @@ class ActorCriticLoss(TransitionLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
-        members = list(qvalue_network)
-        if not members:
-            raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
+        if self._stochastic and not isinstance(actor_network, ProbabilisticTensorDictSequential):
+            raise O2OSpecError(
+                f"got the deterministic actor {type(actor_network).__name__}, expected a stochastic one, for example "
+                f"make_actor(...), make_gaussian_actor(...) or ProbabilisticActor(...)"
+            )
+        members = _members(qvalue_network)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=target_actor)
         self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
         self.num_qvalue_nets = len(members)
@@ -96,4 +104,27 @@ class ActorCriticLoss(TransitionLoss):
     @property
     def _networks(self) -> ActorCritic:
         keys = self.tensor_keys
+        if keys.action not in self.qvalue_network.in_keys:
+            raise O2OSpecError(
+                f"the critics read {self.qvalue_network.in_keys}, expected the action {keys.action!r} among them; "
+                f"build them with in_keys=[..., {keys.action!r}], or name theirs with loss.set_keys(action=...)"
+            )
         return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
+
+
+def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:
+    """The critics as a list, if they are one."""
+    if isinstance(networks, TensorDictModuleBase):
+        raise O2OSpecError(
+            f"got one {type(networks).__name__}, expected a list of critics, each with parameters of its own, for "
+            f"example make_qvalue_ensemble(...)"
+        )
+    members = list(networks)
+    if not members:
+        raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
+    if len({id(member) for member in members}) < len(members):
+        raise O2OSpecError(
+            "got one critic several times, expected critics with parameters of their own; copies of one network stay "
+            "equal for ever. Build each anew, for example by make_qvalue_ensemble(...)"
+        )
+    return members

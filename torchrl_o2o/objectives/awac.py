@@ -166,10 +166,10 @@ class AWACLoss(CriticLoss):
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`CriticLoss.target_value`."""
         keys = self.tensor_keys
-        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        noise = self.noise.normal("next_action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params, detach=True)
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(tensordict.get("next"), *_BOTH)
+        inputs = self._inputs(self._following(tensordict), *_BOTH)
         action, log_prob, value = self._next_value(self._networks, actor, target, inputs, noise, self.q_max)
         columns = {keys.log_prob: log_prob, keys.state_action_value: value, keys.value: value}
         return self._estimate(tensordict, columns, action)
@@ -184,7 +184,7 @@ class AWACLoss(CriticLoss):
         Returns:
             A before any clipping, shape [*B], without gradient.
         """
-        action = tensordict.get(self.tensor_keys.action)
+        action = self._action(tensordict)
         noise = self.noise.normal("action", action, (self.value_samples,)) if self.value_samples else None
         actor = flat_parameters(self.actor_network_params, detach=True)
         qvalue = flat_parameters(self.qvalue_network_params, detach=True)
@@ -201,10 +201,10 @@ class AWACLoss(CriticLoss):
             The loss, and per row, detached: ``advantage``, ``weight``, ``log_prob`` of the recorded action, and
             ``clipped``, 1 where the weight is at its bound (rewards on a large scale saturate it quickly).
         """
-        advantage, keys = self.advantage(tensordict), self.tensor_keys
+        advantage = self.advantage(tensordict)
         weight = awac_weight(clip_score(advantage, self.score_clip), self.awac_lambda, self.weight, self.weight_clip)
         params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
-        log_prob = self._log_prob(self._networks, params, inputs, tensordict.get(keys.action))
+        log_prob = self._log_prob(self._networks, params, inputs, self._action(tensordict))
         clipped = (weight >= self.weight_clip) & (self.weight == "exp_clip")
         info = {"advantage": advantage, "weight": weight, "log_prob": log_prob.detach()}
         return self._reduce(-weight * log_prob), {**info, "clipped": clipped.to(weight.dtype)}

@@ -18,7 +18,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
 
 __all__ = ["Reduction", "TransitionLoss", "check_option"]
@@ -97,10 +97,18 @@ class TransitionLoss(LossModule):
         Args:
             value_type: ``ValueEstimators.TD0`` (default), or an estimator of your own such as SAMG's.
             hyperparams: ``gamma`` (defaults to 0.99) for TD0.
+
+        Raises:
+            O2OSpecError: if hyper-parameters are given beside an estimator, which has its own.
         """
         if value_type is None:
             value_type = self.default_value_estimator
         if isinstance(value_type, ValueEstimatorBase):
+            if hyperparams:
+                raise O2OSpecError(
+                    f"got {sorted(hyperparams)} beside a {type(value_type).__name__}, which has its own; pass them to "
+                    f"its constructor"
+                )
             LossModule.make_value_estimator(self, value_type)
         else:
             supported = self.SUPPORTED_VALUE_ESTIMATORS
@@ -138,7 +146,37 @@ class TransitionLoss(LossModule):
 
     def _inputs(self, tensordict: TensorDictBase, *networks: str) -> dict[NestedKey, Tensor]:
         """The tensors the named networks read, without the action."""
-        return {key: tensordict.get(key) for key in self._inputs_of(networks)}
+        return {key: self._entry(tensordict, key) for key in self._inputs_of(networks)}
+
+    def _entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        """An entry that must be there."""
+        value = tensordict.get(key, None)
+        if value is None:
+            there = sorted(map(str, tensordict.keys(include_nested=True, leaves_only=True)))
+            raise O2OSpecError(
+                f"{type(self).__name__} found no {key!r} among {there}; of a batch it reads {self.in_keys}. Sample "
+                f"whole transitions, or rename entries with loss.set_keys(...) and in_keys of the networks"
+            )
+        return value
+
+    def _action(self, tensordict: TensorDictBase) -> Tensor:
+        """The recorded action, shape [*B, A]."""
+        return self._entry(tensordict, self.tensor_keys.action)
+
+    def _following(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What came after the action: the entries under ``"next"``."""
+        self._entry(tensordict, "next")
+        return tensordict.get("next")
+
+    def _check_outcome(self, following: TensorDictBase, rows: torch.Size) -> None:
+        """Refuse reward and ends that do not fit the values, shape [*rows]; the estimator would not say which."""
+        keys, expected = self.tensor_keys, (*rows, 1)
+        for key in (keys.reward, keys.done, keys.terminated):
+            shape = tuple(self._entry(following, key).shape)
+            if shape != expected:
+                raise O2OSpecError(
+                    f"got {key!r} of shape {shape} under 'next', expected {expected}, one column; unsqueeze(-1) it"
+                )
 
     def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
         weights = tensordict.get(self.tensor_keys.priority_weight, None)
@@ -153,7 +191,8 @@ class TransitionLoss(LossModule):
     def _estimate(self, tensordict: TensorDictBase, columns: dict[NestedKey, Tensor], action: Tensor | None) -> Tensor:
         """Hand the value estimator what it may need under ``"next"``, without touching the batch; returns y, shape
         [*B]."""
-        following = tensordict.get("next").copy()
+        following = self._following(tensordict).copy()
+        self._check_outcome(following, next(iter(columns.values())).shape)
         for key, column in columns.items():
             following.set(key, column.unsqueeze(-1))
         if action is not None:

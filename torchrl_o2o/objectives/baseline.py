@@ -215,7 +215,7 @@ class BaselineLoss(TransitionLoss):
             actor,
             flat_parameters(self.baseline_network_params),
             self._inputs(tensordict, *names),
-            tensordict.get(keys.action),
+            self._action(tensordict),
             target,
             self.clip_min,
         )
@@ -236,8 +236,8 @@ class BaselineLoss(TransitionLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        keys, following = self.tensor_keys, tensordict.get("next")
-        noise = self.noise.normal("baseline_next_action", tensordict.get(keys.action))
+        keys, following = self.tensor_keys, self._following(tensordict)
+        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
         action, log_prob, value = self._next_value(
             self._networks,
             flat_parameters(self.actor_network_params, detach=True),

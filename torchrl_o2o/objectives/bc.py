@@ -86,7 +86,7 @@ class BCLoss(TransitionLoss):
         """
         params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
         key = self.tensor_keys.action
-        error = self._clone(self.actor_network, params, inputs, tensordict.get(key), key)
+        error = self._clone(self.actor_network, params, inputs, self._entry(tensordict, key), key)
         return self._reduce(error, self._weights(tensordict)), {"imitation_error": error.detach()}
 
     @dispatch

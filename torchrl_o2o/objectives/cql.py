@@ -222,7 +222,7 @@ class CQLLoss(SoftLoss):
             values under Cal-QL's bound).
         """
         target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), tensordict.get(self.tensor_keys.action)
+        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
         error, qvalue, gap, bound_rate = self._penalise(
             self._networks,
             params,
@@ -263,7 +263,7 @@ class CQLLoss(SoftLoss):
         Returns:
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
-        noise = self.noise.normal("action", tensordict.get(self.tensor_keys.action))
+        noise = self.noise.normal("action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params)
         critics = flat_parameters(self.qvalue_network_params, detach=True)
         inputs = self._inputs(tensordict, *_BOTH)
@@ -302,10 +302,10 @@ class CQLLoss(SoftLoss):
         """
         keys = self.tensor_keys
         count = self.penalty.num_actions if self.max_target_backup else 1
-        noise = self.noise.normal("next_action", tensordict.get(keys.action), (count,))
+        noise = self.noise.normal("next_action", self._action(tensordict), (count,))
         actor = flat_parameters(self.actor_network_params, detach=True)
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(tensordict.get("next"), *_BOTH)
+        inputs = self._inputs(self._following(tensordict), *_BOTH)
         action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
         columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
@@ -313,13 +313,13 @@ class CQLLoss(SoftLoss):
 
     @torch.no_grad()
     def _proposals(self, tensordict: TensorDictBase) -> _Proposals:
-        like, count = tensordict.get(self.tensor_keys.action), (self.penalty.num_actions,)
+        like, count = self._action(tensordict), (self.penalty.num_actions,)
         width = self.action_high - self.action_low
         uniform = self.action_low + 0.5 * width * (self.noise.uniform("uniform_action", like, count) + 1.0)
         log_density = -width.log().sum().expand(*uniform.shape[:-1], 1)
         noise = [self.noise.normal(name, like, count) for name in ("penalty_action", "penalty_next_action")]
         current = self._inputs(tensordict, "actor_network")
-        following = self._inputs(tensordict.get("next"), "actor_network")
+        following = self._inputs(self._following(tensordict), "actor_network")
         inputs = {key: torch.stack([current[key], following[key]]) for key in current}
         actor = flat_parameters(self.actor_network_params, detach=True)
         uniform = torch.cat([uniform, log_density], -1)

@@ -97,7 +97,7 @@ class CriticLoss(ActorCriticLoss):
             and ``target_value`` (shape [*B]), all detached.
         """
         target = self.target_value(tensordict) if target_value is None else target_value
-        action, inputs = tensordict.get(self.tensor_keys.action), self._inputs(tensordict, "qvalue_network")
+        action, inputs = self._action(tensordict), self._inputs(tensordict, "qvalue_network")
         params = flat_parameters(self.qvalue_network_params)
         error, qvalue = self._regress(
             self._networks, params, inputs, action, target, self.ensemble_reduction, self.q_max

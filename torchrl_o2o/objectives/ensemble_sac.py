@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
-from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
@@ -158,7 +157,7 @@ class EnsembleSACLoss(ActorCriticLoss):
         check_option("subset_per", subset_per, ("batch", "sample"))
         check_option("actor_q", actor_q, ("mean", "min"))
         check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
-        self.temperature = temperature or Temperature(-0.5 * _action_dim(actor_network, self.tensor_keys.action))
+        self.temperature = temperature or Temperature(-0.5 * _action_dim(actor_network))
         self.sub_sample_len = size
         self.subset_per: Literal["batch", "sample"] = subset_per
         self.entropy_backup = entropy_backup
@@ -179,7 +178,7 @@ class EnsembleSACLoss(ActorCriticLoss):
         """
         target = self.target_value(tensordict)
         params = flat_parameters(self.qvalue_network_params)
-        action = tensordict.get(self.tensor_keys.action)
+        action = self._action(tensordict)
         inputs = self._inputs(tensordict, *_BOTH)
         error, qvalue = self._regress(self._networks, params, inputs, action, target, self.ensemble_reduction)
         qvalue = qvalue.detach()
@@ -195,7 +194,7 @@ class EnsembleSACLoss(ActorCriticLoss):
         Returns:
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
-        noise = self.noise.normal("action", tensordict.get(self.tensor_keys.action))
+        noise = self.noise.normal("action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params)
         critics = flat_parameters(self.qvalue_network_params, detach=True)
         alpha, inputs = self.temperature.alpha, self._inputs(tensordict, *_BOTH)
@@ -213,7 +212,7 @@ class EnsembleSACLoss(ActorCriticLoss):
         Returns:
             Log-densities, shape [*B], without gradient.
         """
-        noise = self.noise.normal("temperature_action", tensordict.get(self.tensor_keys.action))
+        noise = self.noise.normal("temperature_action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params, detach=True)
         return self._networks.sample(actor, self._inputs(tensordict, "actor_network"), noise)[1]
 
@@ -268,11 +267,11 @@ class EnsembleSACLoss(ActorCriticLoss):
             y, shape [*B], without gradient.
         """
         keys = self.tensor_keys
-        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        noise = self.noise.normal("next_action", self._action(tensordict))
         target, rows = self._target_members(noise[..., 0])
         actor, inputs = (
             flat_parameters(self.actor_network_params, detach=True),
-            self._inputs(tensordict.get("next"), *_BOTH),
+            self._inputs(self._following(tensordict), *_BOTH),
         )
         action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise, rows)
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
@@ -290,11 +289,12 @@ class EnsembleSACLoss(ActorCriticLoss):
         return (params, index) if per_row else (take_members(params, index), None)
 
 
-def _action_dim(actor: ProbabilisticTensorDictSequential, key: NestedKey) -> int:
+def _action_dim(actor: ProbabilisticTensorDictSequential) -> int:
     spec = getattr(actor, "spec", None)
-    if spec is None or spec.get(key, None) is None:
+    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if leaf is not None]
+    if len(leaves) != 1:
         raise O2OSpecError(
             "the actor has no action spec, so the default target entropy -A/2 is unknown; pass "
             "temperature=Temperature(target_entropy=...) or build the actor with a spec"
         )
-    return int(spec[key].shape[-1])
+    return int(leaves[0].shape[-1])

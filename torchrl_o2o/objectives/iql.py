@@ -120,6 +120,7 @@ class IQLLoss(CriticLoss):
     target_value_network_params: TensorDictParams
 
     _networks_read = (("actor_network", "qvalue_network", "value_network"), ("value_network",))
+    _stochastic = False
     _cores = ("_min_q", "_value", "_regress", "_imitation_error")
     _min_q = staticmethod(_min_q)
     _value = staticmethod(_value)
@@ -149,7 +150,7 @@ class IQLLoss(CriticLoss):
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`CriticLoss.target_value`; uses V as it stands."""
-        value = self._state_value(tensordict.get("next"), flat_parameters(self.value_network_params, detach=True))
+        value = self._state_value(self._following(tensordict), flat_parameters(self.value_network_params, detach=True))
         return self._estimate(tensordict, {self.tensor_keys.value: value}, None)
 
     @torch.no_grad()
@@ -196,7 +197,7 @@ class IQLLoss(CriticLoss):
         advantage = self.advantage(tensordict) if advantage is None else advantage
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
         params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
-        action, key = tensordict.get(self.tensor_keys.action), self.tensor_keys.action
+        action, key = self._action(tensordict), self.tensor_keys.action
         error = self._imitation_error(self.actor_network, params, inputs, action, key)
         clipped = (weight >= self.weight_clip).to(weight.dtype)
         return self._reduce(weight * error), {
@@ -222,5 +223,5 @@ class IQLLoss(CriticLoss):
     def _data_q(self, tensordict: TensorDictBase) -> Tensor:
         """min_j Q'_j of the recorded actions, shape [*B]."""
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        action, inputs = tensordict.get(self.tensor_keys.action), self._inputs(tensordict, "qvalue_network")
+        action, inputs = self._action(tensordict), self._inputs(tensordict, "qvalue_network")
         return self._min_q(self._networks, target, inputs, action)

@@ -24,6 +24,7 @@ from torch.distributions import Distribution
 from torch.func import functional_call, vmap
 from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.distributions import TanhNormal
 
 __all__ = [
@@ -134,7 +135,20 @@ def policy_distribution(
 
     Returns:
         A distribution of batch shape [*B].
+
+    Raises:
+        O2OSpecError: if it has one density per action dimension and not one per action.
     """
+    dist = _distribution(actor_network, params, inputs)
+    if not dist.event_shape:
+        raise O2OSpecError(
+            f"got {type(dist).__name__}, which has one density for each action dimension, expected one for the whole "
+            f"action: torchrl.modules.IndependentNormal or TanhNormal, or torch.distributions.Independent"
+        )
+    return dist
+
+
+def _distribution(actor_network: ProbabilisticTensorDictSequential, params: Parameters, inputs: Inputs) -> Distribution:
     body, head = actor_network[0], actor_network[-1]
     plain = _plain_module(body)
     if len(actor_network) == 2 and plain is not None and isinstance(head, ProbabilisticTensorDictModule):
@@ -161,6 +175,9 @@ def sample_policy(
 
     Returns:
         Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
+
+    Raises:
+        O2OSpecError: if the distribution cannot be sampled with a gradient, as discrete ones cannot.
     """
     if isinstance(
         dist, UpstreamTanhNormal
@@ -168,6 +185,11 @@ def sample_policy(
         dist = TanhNormal(dist.loc, dist.scale, low=dist.low, high=dist.high)
     if getattr(dist, "takes_noise", False):  # the protocol of this package's distributions, see TanhNormal
         return dist.rsample_and_log_prob(sample_shape, noise=noise)
+    if not dist.has_rsample:
+        raise O2OSpecError(
+            f"got {type(dist).__name__}, which cannot be sampled with a gradient, expected continuous actions, for "
+            f"example of TanhNormal"
+        )
     action = dist.rsample(torch.Size(sample_shape))
     return action, dist.log_prob(action)
 

@@ -134,7 +134,7 @@ class PessimisticEnsembleLoss(SoftLoss):
             [K, *B]).
         """
         target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), tensordict.get(self.tensor_keys.action)
+        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
         error, qvalue = self._regress(self._networks, params, self._inputs(tensordict, *_BOTH), action, target)
         qvalue = qvalue.detach()
         info = {"qvalue": qvalue, "target_value": target}
@@ -151,7 +151,7 @@ class PessimisticEnsembleLoss(SoftLoss):
         Returns:
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
-        noise = self.noise.normal("action", tensordict.get(self.tensor_keys.action))
+        noise = self.noise.normal("action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params)
         critics = flat_parameters(self.qvalue_network_params, detach=True)
         inputs, alpha = self._inputs(tensordict, *_BOTH), self.temperature.alpha
@@ -186,10 +186,10 @@ class PessimisticEnsembleLoss(SoftLoss):
             Shape [K, *B], without gradient.
         """
         keys = self.tensor_keys
-        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        noise = self.noise.normal("next_action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params, detach=True)
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(tensordict.get("next"), *_BOTH)
+        inputs = self._inputs(self._following(tensordict), *_BOTH)
         action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
         value = soft_value(qvalue, log_prob, self.temperature.alpha)
         columns = {keys.log_prob: log_prob.expand_as(value), keys.state_action_value: qvalue, keys.value: value}

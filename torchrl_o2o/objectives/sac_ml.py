@@ -170,7 +170,7 @@ class SACMLLoss(SoftLoss):
             The loss, and, detached, ``td_error`` (shape [*B]), ``qvalue`` ([E, *B]) and ``target_value`` ([*B]).
         """
         target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), tensordict.get(self.tensor_keys.action)
+        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
         error, qvalue = self._regress(self._networks, params, self._inputs(tensordict, *_ACTOR_CRITIC), action, target)
         qvalue = qvalue.detach()
         info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
@@ -190,7 +190,7 @@ class SACMLLoss(SoftLoss):
             flat_parameters(self.actor_network_params, detach=True),
             flat_parameters(self.baseline_network_params),
             self._inputs(tensordict, *_ACTOR_BASELINE),
-            tensordict.get(self.tensor_keys.action),
+            self._action(tensordict),
             self.baseline_target(tensordict),
             None,
         )
@@ -206,7 +206,7 @@ class SACMLLoss(SoftLoss):
             The loss, and, detached, ``log_prob`` of sampled and ``data_log_prob`` of recorded actions, shape [*B], and
             the scalar ``ml_coefficient`` (lambda).
         """
-        action = tensordict.get(self.tensor_keys.action)
+        action = self._action(tensordict)
         objective, log_prob, data_log_prob, coefficient = self._imitate(
             self._networks,
             flat_parameters(self.actor_network_params),
@@ -250,10 +250,10 @@ class SACMLLoss(SoftLoss):
             y, shape [*B], without gradient.
         """
         keys = self.tensor_keys
-        noise = self.noise.normal("next_action", tensordict.get(keys.action))
+        noise = self.noise.normal("next_action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params, detach=True)
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(tensordict.get("next"), *_ACTOR_CRITIC)
+        inputs = self._inputs(self._following(tensordict), *_ACTOR_CRITIC)
         action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
         value = soft_value(qvalue, log_prob, self.temperature.alpha)
         columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
@@ -274,8 +274,8 @@ class SACMLLoss(SoftLoss):
             self._policy_baseline,
             flat_parameters(self.actor_network_params, detach=True),
             flat_parameters(self.baseline_network_params, detach=True),
-            self._inputs(tensordict.get("next"), *_ACTOR_BASELINE),
-            self.noise.normal("baseline_next_action", tensordict.get(keys.action)),
+            self._inputs(self._following(tensordict), *_ACTOR_BASELINE),
+            self.noise.normal("baseline_next_action", self._action(tensordict)),
             self.temperature.alpha,
             self.baseline_entropy,
             None,

@@ -71,7 +71,7 @@ class SoftLoss(ActorCriticLoss):
         Returns:
             Log-densities, shape [*B], without gradient.
         """
-        noise = self.noise.normal("temperature_action", tensordict.get(self.tensor_keys.action))
+        noise = self.noise.normal("temperature_action", self._action(tensordict))
         actor = flat_parameters(self.actor_network_params, detach=True)
         return self._sample_log_prob(self._networks, actor, self._inputs(tensordict, "actor_network"), noise)
 

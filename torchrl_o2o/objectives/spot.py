@@ -183,7 +183,7 @@ class SPOTLoss(SmoothedTargetLoss):
             Penalty, shape [*B], without gradient.
         """
         key, noise = self.tensor_keys.action, self._latent_noise(tensordict)
-        action, params = tensordict.get(key), flat_parameters(self.vae_network_params, detach=True)
+        action, params = self._entry(tensordict, key), flat_parameters(self.vae_network_params, detach=True)
         inputs = {**self._inputs(tensordict, "vae_network"), key: action}
         return self._penalty(self.vae_network, params, inputs, action, noise, self.vae_beta, self.iwae)
 
@@ -196,6 +196,6 @@ class SPOTLoss(SmoothedTargetLoss):
         return self._collect(tensordict, losses, {**actor_info, **info})
 
     def _latent_noise(self, tensordict: TensorDictBase) -> Tensor:
-        action = tensordict.get(self.tensor_keys.action)
+        action = self._action(tensordict)
         like = action.new_empty((*tensordict.batch_size, self.latent_dim))
         return self.noise.normal("density", like, (self.num_samples,))

@@ -78,6 +78,7 @@ class SmoothedTargetLoss(CriticLoss):
     action_low: Tensor
     action_high: Tensor
 
+    _stochastic = False
     _smoothed_value = staticmethod(_smoothed_value)
 
     def __init__(
@@ -106,10 +107,10 @@ class SmoothedTargetLoss(CriticLoss):
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`CriticLoss.target_value`."""
         keys = self.tensor_keys
-        noise = self.noise.normal("target_smoothing", tensordict.get(keys.action))
+        noise = self.noise.normal("target_smoothing", self._action(tensordict))
         actor = flat_parameters(self.target_actor_network_params, detach=True)
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs, box = self._inputs(tensordict.get("next"), *_BOTH), (self.action_low, self.action_high)
+        inputs, box = self._inputs(self._following(tensordict), *_BOTH), (self.action_low, self.action_high)
         action, value = self._smoothed_value(
             self._networks, actor, target, inputs, noise, box, self.policy_noise, self.noise_clip
         )

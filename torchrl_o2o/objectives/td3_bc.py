@@ -122,7 +122,7 @@ class TD3BCLoss(SmoothedTargetLoss):
         """
         actor = flat_parameters(self.actor_network_params)
         critic = first_member(flat_parameters(self.qvalue_network_params, detach=True))
-        action, inputs = tensordict.get(self.tensor_keys.action), self._inputs(tensordict, *_BOTH)
+        action, inputs = self._action(tensordict), self._inputs(tensordict, *_BOTH)
         objective, qvalue, distance, weight = self._climb_and_clone(
             self._networks, actor, critic, inputs, action, self.alpha
         )

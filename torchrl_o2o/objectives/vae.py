@@ -134,7 +134,7 @@ class VAELoss(TransitionLoss):
             The loss, and ``reconstruction_error`` and ``kl`` per row, shape [*B], detached.
         """
         key = self.tensor_keys.action
-        action = tensordict.get(key)
+        action = self._entry(tensordict, key)
         inputs = {**self._inputs(tensordict, "vae_network"), key: action}
         noise = self.noise.normal("latent", action.new_empty((*tensordict.batch_size, self.latent_dim)))
         params = flat_parameters(self.vae_network_params)

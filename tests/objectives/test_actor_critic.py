@@ -1,0 +1,59 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torchrl.modules import MLP, ValueOperator
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import AWACLoss, CQLLoss, EnsembleSACLoss
+from torchrl_o2o.testing import random_transitions
+
+SMALL: dict[str, Any] = {"hidden_sizes": (8,)}
+
+
+def critics() -> list:
+    return make_qvalue_ensemble(3, 2, num_qvalue_nets=2, **SMALL)
+
+
+@pytest.mark.parametrize("build", [EnsembleSACLoss, AWACLoss, CQLLoss])
+class TestNetworks:
+    """Networks that cannot work are refused when the loss is built, not in the middle of an update."""
+
+    def test_deterministic_actor(self, build: type) -> None:
+        with pytest.raises(O2OSpecError, match="deterministic actor Actor, expected a stochastic one"):
+            build(make_deterministic_actor(3, 2, **SMALL), critics())
+
+    def test_one_critic_in_place_of_a_list(self, build: type) -> None:
+        with pytest.raises(O2OSpecError, match="got one ValueOperator, expected a list"):
+            build(make_actor(3, 2, **SMALL), critics()[0])
+
+    def test_one_critic_several_times(self, build: type) -> None:
+        with pytest.raises(O2OSpecError, match="one critic several times"):
+            build(make_actor(3, 2, **SMALL), critics()[:1] * 2)
+
+    def test_no_critic(self, build: type) -> None:
+        with pytest.raises(O2OSpecError, match="no critic"):
+            build(make_actor(3, 2, **SMALL), [])
+
+    def test_module_lists_are_lists(self, build: type) -> None:
+        assert build(make_actor(3, 2, **SMALL), torch.nn.ModuleList(critics())).num_qvalue_nets == 2
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+def test_critics_that_read_no_action() -> None:
+    values = [ValueOperator(MLP(in_features=3, out_features=1, num_cells=[8])) for _ in range(2)]
+    with pytest.raises(O2OSpecError, match=r"read \['observation'\], expected the action 'action'"):
+        EnsembleSACLoss(make_actor(3, 2, **SMALL), values)(random_transitions(4, 3, 2))
+
+
+def test_default_temperature_under_a_renamed_action() -> None:
+    actor = make_actor(3, 2, action_key=("agent", "action"), **SMALL)
+    loss = EnsembleSACLoss(actor, critics())
+    assert loss.temperature.target_entropy == -1.0

@@ -1,0 +1,68 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor, make_gaussian_actor, make_qvalue_ensemble, make_value_network
+from torchrl_o2o.objectives import AWACLoss, BCLoss, EnsembleSACLoss, IQLLoss, SAMGEstimator
+from torchrl_o2o.objectives.base import TransitionLoss
+from torchrl_o2o.testing import random_transitions
+
+SMALL: dict[str, Any] = {"hidden_sizes": (8,)}
+
+
+def critics() -> list:
+    return make_qvalue_ensemble(3, 2, num_qvalue_nets=2, **SMALL)
+
+
+def losses() -> list[TransitionLoss]:
+    actor = make_gaussian_actor(3, 2, **SMALL)
+    return [
+        EnsembleSACLoss(make_actor(3, 2, **SMALL), critics()),
+        AWACLoss(actor, critics()),
+        IQLLoss(actor, critics(), make_value_network(3, **SMALL)),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+class TestBatch:
+    """What a batch lacks is named, whatever the loss."""
+
+    @pytest.mark.parametrize("key", ["observation", "action", "next", ("next", "observation"), ("next", "reward")])
+    def test_missing_entries_are_named(self, key: str | tuple[str, str]) -> None:
+        batch = random_transitions(4, 3, 2).exclude(key)
+        name = key if isinstance(key, str) else key[-1]
+        for loss in losses():
+            with pytest.raises(O2OSpecError, match=rf"{type(loss).__name__} found no '{name}' among .*set_keys"):
+                loss(batch.clone())
+
+    def test_cloning_names_them_too(self) -> None:
+        with pytest.raises(O2OSpecError, match="BCLoss found no 'action'"):
+            BCLoss(make_gaussian_actor(3, 2, **SMALL))(random_transitions(4, 3, 2).exclude("action"))
+
+    @pytest.mark.parametrize("key", ["reward", "done", "terminated"])
+    def test_columns_without_their_last_dimension_are_named(self, key: str) -> None:
+        batch = random_transitions(4, 3, 2)
+        batch["next", key] = batch["next", key].squeeze(-1)
+        for loss in losses():
+            with pytest.raises(O2OSpecError, match=rf"'{key}' of shape \(4,\).*expected \(4, 1\).*unsqueeze"):
+                loss(batch.clone())
+
+    def test_several_batch_dimensions_are_fine(self) -> None:
+        for loss in losses():
+            torch.manual_seed(0)
+            assert isinstance(loss(random_transitions(6, 3, 2).reshape(2, 3)), TensorDict)
+
+
+def test_hyper_parameters_beside_an_estimator_are_refused() -> None:
+    loss = losses()[0]
+    with pytest.raises(O2OSpecError, match=r"\['gamma'\] beside a SAMGEstimator"):
+        loss.make_value_estimator(SAMGEstimator.from_loss(loss), gamma=0.9)
