@@ -160,3 +160,9 @@ def test_an_environment_that_cannot_be_captured_restarts_and_says_so() -> None:
 def test_total_frames() -> None:
     with pytest.raises(O2OSpecError, match="total_frames=0"):
         StepCollector(make_gym_env("Pendulum-v1"), make_actor(3, 1), total_frames=0)
+
+
+def test_a_torchrl_environment_is_refused() -> None:
+    env = make_env("Pendulum-v1")
+    with pytest.raises(O2OSpecError, match=r"got TorchRL's GymWrapper.* make_gym_env"):
+        StepCollector(env, make_actor(3, 1, hidden_sizes=(8,)), total_frames=1)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 
 import pytest
 
@@ -48,3 +48,10 @@ def test_help_lists_the_fields_and_ends(word: str, capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "seed=0  (int)" in text
     assert "hidden_sizes=(64, 64)  (tuple[int, ...])" in text
+
+
+def test_help_names_types_that_are_no_strings(capsys: pytest.CaptureFixture[str]) -> None:
+    schema = make_dataclass("Schema", [("seed", int, 0), ("sizes", tuple[int, ...], (8,))])
+    with pytest.raises(SystemExit):
+        parse_config(schema, ["-h"])
+    assert "  seed=0  (int)\n  sizes=(8,)  (tuple[int, ...])\n" in capsys.readouterr().out

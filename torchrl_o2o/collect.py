@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.acting import FastActor, find_parts
@@ -60,7 +61,8 @@ class StepCollector:
             the actor's to rounding only. Defaults to ``False``: the actor's own bits.
 
     Raises:
-        O2OSpecError: if ``total_frames`` is below 1, or ``fast_act`` is asked of an actor that it does not know.
+        O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one, or ``fast_act`` is asked of an
+            actor that it does not know.
 
     Examples:
         >>> import torch
@@ -85,6 +87,11 @@ class StepCollector:
     ) -> None:
         if total_frames < 1:
             raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1")
+        if isinstance(env, EnvBase):
+            raise O2OSpecError(
+                f"got TorchRL's {type(env).__name__}, expected a gymnasium environment; build it with make_gym_env, or "
+                f"collect with torchrl.collectors.Collector"
+            )
         self.env, self.actor, self.device = env, actor, device
         self._fast = FastActor(actor, deterministic=False) if fast_act else None
         self.total_frames, self.init_random_frames = total_frames, init_random_frames

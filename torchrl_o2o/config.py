@@ -76,5 +76,6 @@ def _usage(schema: type) -> str:
     """The fields with types and defaults, a line each."""
     fields = dataclasses.fields(schema)  # type: ignore[arg-type]
     defaults = vars(schema())
-    lines = [f"  {field.name}={defaults[field.name]}  ({field.type})" for field in fields]
+    kinds = [field.type.__name__ if isinstance(field.type, type) else field.type for field in fields]
+    lines = [f"  {field.name}={defaults[field.name]}  ({kind})" for field, kind in zip(fields, kinds, strict=True)]
     return "\n".join([f"usage: {sys.argv[0]} [field=value ...]", "", "fields and their defaults:", *lines, ""])

@@ -201,7 +201,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
             )
         # Not so if the data set went through the same writer, until that has come round to its beginning.
         if num_offline and isinstance(writer, RoundRobinWriter):
-            written = int(writer._write_count or 0)
+            written = int(getattr(writer, "_write_count", 0))
             if 0 < written < len(storage) or written > getattr(storage, "max_size", written):
                 raise O2OSpecError(
                     f"the replay buffer's {type(writer).__name__} has overwritten offline rows; build the buffer with "
