@@ -299,10 +299,7 @@ class _CriticScore(LogPriority):
         chunk_size: int,
     ) -> None:
         if not isinstance(loss, EnsembleSACLoss):
-            raise O2OSpecError(
-                f"got {type(loss).__name__}, expected EnsembleSACLoss; for other losses write a LogPriority of "
-                f"your own, or replay by TD error with PrioritizedReplaySampler"
-            )
+            raise O2OSpecError(f"got {type(loss).__name__}, expected EnsembleSACLoss; write a LogPriority for others")
         members = loss.num_qvalue_nets
         self.sub_sample_len = loss.sub_sample_len if sub_sample_len is None else sub_sample_len
         if not 1 <= self.sub_sample_len <= members:
