@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+from tests.kernels import without_kernels
 
 COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")
 
@@ -21,3 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("compiler") is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def captured() -> Iterator[list[Any]]:
+    """The graphs that compiled updates consist of, which run without generated kernels."""
+    with without_kernels() as graphs:
+        yield graphs

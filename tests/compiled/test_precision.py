@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.compiled import CompiledUpdate, compile_update
@@ -48,19 +48,6 @@ def products(graph: torch.fx.GraphModule) -> list[tuple[torch.dtype, tuple[int, 
 
     Listing(graph, garbage_collect_values=False).run(*graph.example)  # type: ignore[arg-type]
     return found
-
-
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    graphs: list[Any] = []
-
-    def run_as_it_is(module: Any, examples: list[Tensor], options: Any) -> Any:
-        module.example = [value.clone() for value in examples]
-        graphs.append(module)
-        return module
-
-    monkeypatch.setattr("torch._inductor.compile", run_as_it_is)
-    return graphs
 
 
 def test_only_wide_products_are_shortened(captured: list[Any]) -> None:

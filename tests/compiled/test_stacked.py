@@ -22,12 +22,6 @@ from torchrl_o2o.objectives.noise import GeneratorNoise
 AGENTS = 3
 
 
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run as they are, without generating kernels for them."""
-    monkeypatch.setattr("torch._inductor.compile", lambda module, examples, options: module)
-
-
 def make_agents(kind: str, dtype: torch.dtype = torch.float64) -> list[Agent]:
     agents = [make_agent(kind, dtype, seed) for seed in range(AGENTS)]
     for seed, agent in enumerate(agents):
@@ -72,7 +66,7 @@ def assert_equal(single: list[Agent], together: list[Agent], tolerance: float) -
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_every_agent_s_numbers_are_those_of_its_own_updates(kind: str, captured: None) -> None:
+def test_every_agent_s_numbers_are_those_of_its_own_updates(kind: str, captured: list[Any]) -> None:
     """Parameters, targets, optimiser states and metrics, in float64."""
     compare(kind, 1e-9)
 
@@ -85,7 +79,7 @@ def test_kernels(kind: str) -> None:
     compare(kind, 1e-4, torch.float32)
 
 
-def test_agents_stay_usable_and_loaded_states_are_followed(captured: None) -> None:
+def test_agents_stay_usable_and_loaded_states_are_followed(captured: list[Any]) -> None:
     """Saved agent by agent and loaded into other ones that had run together: they go on bit for bit."""
     agents, others = make_agents("rlpd"), make_agents("rlpd")
     update, resumed = stacked("rlpd", agents), stacked("rlpd", others)
@@ -107,7 +101,7 @@ def test_agents_stay_usable_and_loaded_states_are_followed(captured: None) -> No
     assert all(torch.equal(value, before[name]) for name, value in agents[0].tensors().items())
 
 
-def test_an_agent_that_is_not_finite_stays_and_the_others_go_on(captured: None) -> None:
+def test_an_agent_that_is_not_finite_stays_and_the_others_go_on(captured: list[Any]) -> None:
     single, together = make_agents("rlpd"), make_agents("rlpd")
     batches = make_batches(0)
     batches["next", "reward"][1, 0] = float("nan")
@@ -122,12 +116,12 @@ def test_an_agent_that_is_not_finite_stays_and_the_others_go_on(captured: None) 
     assert together[1].optims["qvalue"].state_dict()["state"][0]["step"] == 0
 
 
-def test_rows_come_agent_by_agent(captured: None) -> None:
+def test_rows_come_agent_by_agent(captured: list[Any]) -> None:
     metrics = stacked("rlpd", make_agents("rlpd"), rows=("td_error",))(make_batches(0))
     assert metrics["td_error"].shape == (AGENTS, UTD * 8)
 
 
-def test_refusals(captured: None) -> None:
+def test_refusals(captured: list[Any]) -> None:
     agents = make_agents("awac")
     with pytest.raises(O2OSpecError, match="no updates"):
         stack_updates([])

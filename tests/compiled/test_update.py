@@ -30,19 +30,6 @@ def make_update(kind: str, agent: Agent, **options: Any) -> CompiledUpdate:
     return compile_update(agent.loss, agent.optims, agent.updater, utd_ratio=ratio, joint=kind in JOINT, **options)
 
 
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Graphs are captured, split and run as they are, without generating kernels for them."""
-    graphs: list[Any] = []
-
-    def run_as_it_is(module: Any, examples: list[Tensor], options: Any) -> Any:
-        graphs.append(module)
-        return module
-
-    monkeypatch.setattr("torch._inductor.compile", run_as_it_is)
-    return graphs
-
-
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():

@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,19 +20,6 @@ from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.pipeline import Learner
 
 MakeLearner = Callable[[bool], Learner]
-
-
-@contextmanager
-def without_kernels() -> Iterator[list[Any]]:
-    """Captured graphs run as they are: what the generated code computes, without the time that generating takes."""
-    graphs: list[Any] = []
-
-    def run_as_it_is(module: Any, examples: list[torch.Tensor], options: Any) -> Any:
-        graphs.append(module)
-        return module
-
-    with patch("torch._inductor.compile", run_as_it_is):
-        yield graphs
 
 
 def trained(make: MakeLearner, compiled: bool, batch: TensorDictBase, updates: int) -> dict[str, Any]:

@@ -136,13 +136,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, algorithm: str, stop: int)
     equal(whole, many(algorithm, folders[1], *more, "resume=true"), folders)
 
 
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run as they are, without generating kernels for them."""
-    monkeypatch.setattr("torch._inductor.compile", lambda module, examples, options: module)
-
-
-def test_compiled_each_is_its_single_run_and_resumes_bit_for_bit(tmp_path: Path, captured: None) -> None:
+def test_compiled_each_is_its_single_run_and_resumes_bit_for_bit(tmp_path: Path, captured: list[Any]) -> None:
     folders = [tmp_path / "whole", tmp_path / "parts"]
     whole = many("rlpd", folders[0], "compile=true")
     many("rlpd", folders[1], "compile=true", stop=45)

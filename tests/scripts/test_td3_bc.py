@@ -14,11 +14,11 @@ import torch
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from tests.kernels import without_kernels
 from tests.scripts.compiling import (
     assert_compiled_equals_written_out,
     assert_resumed_is_bit_for_bit,
     assert_what_is_not_finite_is_refused,
-    without_kernels,
 )
 from tests.scripts.phases import PhasesContract, newest, rows
 from tests.scripts.running import compose

@@ -79,15 +79,9 @@ def test_kernels_equal_single_runs(double: None) -> None:
     compare(*trained(1e-9, compiled_after=0), 1e-9)
 
 
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run as they are, without generating kernels for them."""
-    monkeypatch.setattr("torch._inductor.compile", lambda module, examples, options: module)
-
-
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("after", [0, 2])
-def test_the_whole_update_as_one_function(double: None, captured: None, name: str, after: int) -> None:
+def test_the_whole_update_as_one_function(double: None, captured: list[Any], name: str, after: int) -> None:
     """From the start, and taken over in the middle with the optimisers' states."""
     settings = dict(SETTINGS[name])
     weighted = settings.pop("weighted", False)
@@ -100,7 +94,7 @@ def test_the_whole_update_as_one_function(double: None, captured: None, name: st
             torch.testing.assert_close(state[index]["exp_avg_sq"], moments["exp_avg_sq"], rtol=1e-9, atol=1e-12)
 
 
-def test_not_finite_compiled_names_the_agent(captured: None) -> None:
+def test_not_finite_compiled_names_the_agent(captured: list[Any]) -> None:
     agents = [make_agent(seed) for seed in range(AGENTS)]
     learner = StackedLearner(agents, tau=TAU)
     learner.compile()
