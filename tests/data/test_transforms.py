@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from torchrl_o2o.data.transforms import (
     mc_return,
 )
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.testing import random_transitions
 
 # The golden rows have no actions, and their observations do not continue.
 pytestmark = pytest.mark.filterwarnings("ignore:the dictionary")
@@ -157,3 +160,9 @@ def test_refusals() -> None:
     data["observation"] = torch.zeros(27, 4, 4, dtype=torch.uint8)
     with pytest.raises(O2OSpecError, match=r"observations are torch\.uint8"):
         ObservationStats.of(data)
+
+
+@pytest.mark.parametrize("function", [episode_returns, locomotion_reward, lambda data: add_mc_return(data, gamma=0.9)])
+def test_rows_without_their_episode(function: Callable[[TensorDict], object]) -> None:
+    with pytest.raises(O2ODataError, match=r"have no 'episode', .*load_offline"):
+        function(random_transitions(4, 3, 2))

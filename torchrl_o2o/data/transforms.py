@@ -61,6 +61,17 @@ class AffineReward:
         return RewardScaling(loc=self.shift, scale=self.scale)
 
 
+def _episodes(data: TensorDictBase) -> Tensor:
+    """The number of each row's episode, shape [N]."""
+    episode = data.get(EPISODE, None)
+    if episode is None:
+        raise O2ODataError(
+            f"the transitions have no {EPISODE!r}, and sums over episodes need it; take whole episodes in order, as "
+            f"load_offline gives them, or set {EPISODE!r} to their numbers (zeros for a single one)"
+        )
+    return episode
+
+
 def episode_returns(data: TensorDictBase) -> Tensor:
     """Sum the rewards of each episode, undiscounted.
 
@@ -78,7 +89,7 @@ def episode_returns(data: TensorDictBase) -> Tensor:
         >>> episode_returns(data)
         tensor([2., 1.], dtype=torch.float64)
     """
-    episode = data.get(EPISODE)
+    episode = _episodes(data)
     reward = data.get(("next", "reward")).squeeze(-1).double()
     return reward.new_zeros(int(episode[-1]) + 1).index_add_(0, episode, reward)
 
@@ -93,7 +104,7 @@ def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) ->
         max_episode_steps: the environment's time limit.
 
     Raises:
-        O2ODataError: if all episodes have the same return.
+        O2ODataError: if all episodes have the same return, or ``episode`` is missing.
 
     Examples:
         >>> import torch
@@ -167,6 +178,7 @@ def add_mc_return(
         The data with the new entry; the input keeps its own entries.
 
     Raises:
+        O2ODataError: if ``episode`` is missing.
         O2OSpecError: if the discount is out of range.
 
     Examples:
@@ -193,7 +205,7 @@ def add_mc_return(
 
 
 def _segments(data: TensorDictBase) -> Tensor:
-    episode, done = data.get(EPISODE), data.get(("next", "done")).squeeze(-1)
+    episode, done = _episodes(data), data.get(("next", "done")).squeeze(-1)
     begins = torch.ones_like(done)
     begins[1:] = done[:-1] | (episode[1:] != episode[:-1])
     return begins.long().cumsum(0) - 1

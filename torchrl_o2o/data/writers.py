@@ -104,7 +104,6 @@ class OnlineWriter(Writer):
             )
         if self._compared or len(self._storage) == 0:
             return
-        self._compared = True
         stored = self._storage.get(0)
         own = {getattr(buffer, "priority_key", None) for buffer in self._storage._attached_entities_iter()} | {"index"}
         if isinstance(stored, TensorDictBase) and (found := _differences(data, stored, batch_dims, own)):
@@ -112,6 +111,7 @@ class OnlineWriter(Writer):
                 f"the transitions do not fit the rows in the storage: {'; '.join(found)}. Select the storage's entries "
                 f"with data.select(*TRANSITION), or fill it with rows that have the same entries from the start"
             )
+        self._compared = True
 
     def truncate_last(self) -> None:
         """Mark the transition written last as truncated: its episode turned out to end there.
