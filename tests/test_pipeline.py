@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,22 @@ def test_complete_pretraining_is_read_when_resumed(tmp_path: Path, problem: Prob
     assert (first.updates, again.updates) == (5, 5)
     for name, value in first.states["loss"].items():
         assert torch.equal(value, again.states["loss"][name])
+
+
+def test_an_unfinished_pretraining_is_not_taken_for_a_finished_one(tmp_path: Path, problem: Problem) -> None:
+    class Stopped(AWAC):
+        def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().update(batch)
+
+    folder = tmp_path / "offline"
+    with pytest.raises(SystemExit):
+        pretrain(problem, Stopped(), options(folder), num_steps=5, batch_size=8)
+    with pytest.raises(O2OCheckpointError, match=r"stands at 1 of 5 updates.*resume=true"):
+        Pretrained.read(folder)
+    pretrain(problem, AWAC(), options(folder, resume=True), num_steps=5, batch_size=8)
+    longer = pretrain(problem, AWAC(), options(folder, resume=True), num_steps=8, batch_size=8)
+    assert Pretrained.read(folder).updates == longer.updates == 8
 
 
 def test_an_environment_that_fails_is_built_anew_and_nothing_is_invented(

@@ -260,13 +260,13 @@ class Pretrained:
 
     @classmethod
     def read(cls, folder: str | Path) -> Pretrained:
-        """Read the newest valid checkpoint of a pre-training.
+        """Read the last checkpoint of a finished pre-training.
 
         Args:
             folder: what :func:`pretrain` was given.
 
         Raises:
-            O2OCheckpointError: if there is none, or it is not of a pre-training.
+            O2OCheckpointError: if there is none, it is not of a pre-training, or that has not come to its end.
         """
         root = Path(folder) / "checkpoints"
         manifest, _ = newest_valid(root)
@@ -277,6 +277,13 @@ class Pretrained:
         saved = [name.removesuffix(".pt") for name in manifest["files"]]
         if "convention" not in saved:
             raise O2OCheckpointError(f"{root} holds {saved}, no pre-training; name a folder that pretrain() wrote")
+        planned = read_state(root, manifest, "pretraining")["num_steps"] if "pretraining" in saved else None
+        if manifest["step"] != planned:
+            total = "an unknown number of" if planned is None else planned
+            raise O2OCheckpointError(
+                f"{folder} stands at {manifest['step']} of {total} updates; let it come to its end (resume=true) before "
+                "something starts from it"
+            )
         names = [name for name in saved if name == "loss" or name.endswith("_optim")]
         states = {name: read_state(root, manifest, name) for name in names}
         convention = FittedConvention.from_state_dict(read_state(root, manifest, "convention"))
@@ -303,6 +310,19 @@ class Pretrained:
             )
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How many updates a pre-training is to make; kept with its checkpoints, so that a part is not taken for all."""
+
+    num_steps: int
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num_steps": self.num_steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """A run that goes on may be planned longer than it was."""
+
+
 def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int) -> Pretrained:
     """Train on the data alone and keep the result as a checkpoint that any compatible fine-tuning can start from.
 
@@ -325,7 +345,11 @@ def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_ste
         SystemExit: if a signal asked to stop; the checkpoint is written.
     """
     buffer = HandOver(data="all").buffer(problem.offline, 1, batch_size=batch_size, keys=learner.keys)
-    objects = {**learner.objects(), "convention": problem.convention.state_dict()}
+    objects = {
+        **learner.objects(),
+        "convention": problem.convention.state_dict(),
+        "pretraining": _Plan(num_steps),
+    }
     with options.session(problem, learner, None, objects, 0) as session:
         for _ in session.offline(num_steps):
             batch = buffer.sample()
