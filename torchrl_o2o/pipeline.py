@@ -281,7 +281,7 @@ class Pretrained:
         if manifest["step"] != planned:
             total = "an unknown number of" if planned is None else planned
             raise O2OCheckpointError(
-                f"{folder} stands at {manifest['step']} of {total} updates; let it come to its end (resume=true) before "
+                f"{folder} stands at {manifest['step']} of {total} updates; let it end (resume=true) before "
                 "something starts from it"
             )
         names = [name for name in saved if name == "loss" or name.endswith("_optim")]
