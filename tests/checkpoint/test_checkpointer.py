@@ -90,8 +90,10 @@ def test_saving_does_not_disturb_the_run(tmp_path):
     assert_identical(saving.everything(), plain)
 
 
-def test_restore_without_a_checkpoint_is_none(tmp_path):
-    assert Run(tmp_path, resume=True).restored is None
+def test_restore_without_a_checkpoint_is_none(tmp_path, caplog):
+    with caplog.at_level("INFO", "torchrl_o2o"):
+        assert Run(tmp_path, resume=True).restored is None
+    assert "starts afresh" in caplog.text
 
 
 def test_saving_the_step_saved_last_does_nothing(tmp_path):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.provenance import package_versions, plain_config
 
 __all__ = ["Checkpointer"]
+
+_LOG = logging.getLogger(__name__)
 
 _NO_ROWS: dict[str, Any] = {"regions": [], "segments": []}
 
@@ -172,6 +175,7 @@ class Checkpointer:
         """
         manifest, damaged = newest_valid(self.folder)
         if manifest is None:
+            _LOG.info("no checkpoint in %s to go on with: the run starts afresh", self.folder)
             return None
         check_config(manifest["config"], self._config)
         self._check_objects(manifest)
