@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torchrl_o2o.compiled.precision import lower_products
 from torchrl_o2o.compiled.state import state_of
 from torchrl_o2o.compiled.steps import Learning, Part, call_loss, minibatch_of, run_part, trained
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives.noise import NoiseSource
 
 __all__ = ["Program"]
 
@@ -44,7 +45,7 @@ class Program:
     def __init__(self, learning: Learning, parts: tuple[Part, ...], rounds: int, columns: Named) -> None:
         self.learning, self.parts, self.rounds = learning, parts, rounds
         self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
-        self.trained = {name: trained(learning, name) for part in parts for name in part.losses}
+        self._trained = {name: trained(learning, name) for part in parts for name in part.losses}
         minibatch = {name: value[: len(value) // rounds] for name, value in columns.items()}
         self._draws = [self._find_draws(part, minibatch) for part in parts]
         self._before: Execute | None = None
@@ -149,13 +150,14 @@ class Program:
     def _repeats(self, index: int) -> int:
         return 1 if index else self.rounds
 
-    def tensors(self) -> Iterator[Tensor]:
-        """The loss's tensors and the optimisers' moments, in one order."""
-        yield from self._state.values()
-        for name, params in self.trained.items():
-            for param, _ in params.values():
+    def tensors(self) -> dict[str, Tensor]:
+        """The loss's tensors and the optimisers' moments by name, themselves."""
+        values = dict(self._state)
+        for name, params in self._trained.items():
+            for key, (param, _) in params.items():
                 state = moments_of(self.learning.optims[name], param)
-                yield from (state["exp_avg"], state["exp_avg_sq"])
+                values[f"exp_avg:{key}"], values[f"exp_avg_sq:{key}"] = state["exp_avg"], state["exp_avg_sq"]
+        return values
 
     def pointers(self) -> tuple[int, ...]:
         """Where all tensors lie that the update reads or writes besides its inputs; a CUDA graph is bound to them."""
@@ -163,24 +165,21 @@ class Program:
 
     def _values(self) -> dict[str, Tensor]:
         """The loss's and the optimisers' own tensors by name, and whether everything is finite so far, last."""
-        values = {name: value.detach() for name, value in self._state.items()}
-        for name, params in self.trained.items():
-            for key, (param, _) in params.items():
-                state = moments_of(self.learning.optims[name], param)
-                values[f"exp_avg:{key}"], values[f"exp_avg_sq:{key}"] = state["exp_avg"], state["exp_avg_sq"]
+        values = {name: value.detach() for name, value in self.tensors().items()}
         device = next(iter(values.values())).device
         return values | {"ok": torch.ones((), dtype=torch.bool, device=device)}
 
-    def inputs(self, columns: Named, noise: Any) -> dict[str, Tensor]:
+    def inputs(self, columns: Named, noise: NoiseSource | None = None) -> dict[str, Tensor]:
         """What is made outside the graphs: all random numbers, drawn minibatch by minibatch, and the step sizes.
 
         Args:
             columns: a batch.
-            noise: where the numbers come from.
+            noise: where the numbers come from; ``None`` (default) is the loss's own source.
 
         Returns:
             ``batch:<key>``, ``noise:<part>:<i>`` and ``scalars:<loss>:<group>`` with one leading entry per round.
         """
+        noise = self.learning.loss.noise if noise is None else noise
         inputs = {name: value.unflatten(0, (self.rounds, -1)) for name, value in columns.items()}
         for index, (part, draws) in enumerate(zip(self.parts, self._draws, strict=True)):
             drawn = [[draw.take(noise) for draw in draws] for _ in range(self._repeats(index))]

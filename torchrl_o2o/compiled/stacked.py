@@ -6,19 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.compiled.adam import count_steps, moments_of
+from torchrl_o2o.compiled.adam import count_steps
 from torchrl_o2o.compiled.graph import Named, over_leading_dim
 from torchrl_o2o.compiled.program import Captured, Program
-from torchrl_o2o.compiled.state import state_of
 from torchrl_o2o.compiled.update import CompiledUpdate, Mode, Runner, build, columns_of
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives.noise import NoiseSource
 
 __all__ = ["StackedUpdate", "stack_updates"]
 
@@ -105,7 +105,7 @@ class StackedUpdate:
         if signature not in self._programs:
             self._programs[signature] = self._build(columns)
         program, runner = self._programs[signature]
-        return runner.run(program.inputs(columns, None))
+        return runner.run(program.inputs(columns))
 
     def _build(self, columns: dict[str, Tensor]) -> tuple[Program, Runner]:
         first = self._updates[0]
@@ -146,29 +146,29 @@ class StackedProgram(Program):
         example = {name: value.expand(len(self.programs), *value.shape).clone() for name, value in single.items()}
         return over_leading_dim(graph, example, graph.inputs, decompose=decompose), example
 
-    def inputs(self, columns: Named, noise: Any) -> dict[str, Tensor]:
-        """See :meth:`Program.inputs`; every agent draws from its own loss's noise.
+    def inputs(self, columns: Named, noise: NoiseSource | None = None) -> dict[str, Tensor]:
+        """See :meth:`Program.inputs`.
 
         Args:
             columns: batches, each column [N, ...].
-            noise: ``None``.
+            noise: as there; ``None`` (default) is every loss's own source.
 
         Returns:
             The agents' inputs, stacked behind the rounds, so that those of a round lie together.
         """
         each = [
-            program.inputs({name: value[i] for name, value in columns.items()}, program.learning.loss.noise)
+            program.inputs({name: value[i] for name, value in columns.items()}, noise)
             for i, program in enumerate(self.programs)
         ]
         return {name: torch.stack([one[name] for one in each], 1) for name in each[0]}
 
     def _values(self) -> dict[str, Tensor]:
         """See :meth:`Program._values`; tensors that are no slices of one are made so."""
-        bound = tuple(value.data_ptr() for program in self.programs for value in program.tensors())
+        agents = [program.tensors() for program in self.programs]
+        bound = _pointers(agents)
         if bound != self._bound:  # at first, and after an agent's optimiser has loaded a state
-            holders = [_holders(program) for program in self.programs]
-            self._whole = {name: _joined(name, [one[name] for one in holders]) for name in holders[0]}
-            self._bound = tuple(value.data_ptr() for program in self.programs for value in program.tensors())
+            self._whole = {name: _joined(name, [tensors[name] for tensors in agents]) for name in agents[0]}
+            self._bound = _pointers(agents)
         device = next(iter(self._whole.values())).device
         return self._whole | {"ok": torch.ones(len(self.programs), dtype=torch.bool, device=device)}
 
@@ -177,23 +177,13 @@ class StackedProgram(Program):
             count_steps(program.learning.optims[name], done)
 
 
-def _holders(program: Program) -> dict[str, tuple[Tensor, Callable[[Tensor], object]]]:
-    """All tensors of a program by name, each with what puts another in its place."""
-    held: dict[str, tuple[Tensor, Callable[[Tensor], object]]] = {}
-    for name, value in state_of(program.learning.loss).items():
-        held[f"state:{name}"] = (value, lambda view, value=value: setattr(value, "data", view))
-    for name, params in program.trained.items():
-        for key, (param, _) in params.items():
-            state: MutableMapping[str, Any] = moments_of(program.learning.optims[name], param)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                replace = lambda view, state=state, moment=moment: state.__setitem__(moment, view)  # noqa: E731
-                held[f"{moment}:{key}"] = (state[moment], replace)
-    return held
+def _pointers(agents: Sequence[Named]) -> tuple[int, ...]:
+    return tuple(value.data_ptr() for tensors in agents for value in tensors.values())
 
 
-def _joined(name: str, held: Sequence[tuple[Tensor, Callable[[Tensor], object]]]) -> Tensor:
+def _joined(name: str, agents: Sequence[Tensor]) -> Tensor:
     """One tensor of which the agents' are the slices: the one they are slices of already, or a new one."""
-    tensors = [tensor.detach() for tensor, _ in held]
+    tensors = [tensor.detach() for tensor in agents]
     first = tensors[0]
     if len({(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}) > 1:
         shapes = ", ".join(sorted({f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors}))
@@ -204,8 +194,8 @@ def _joined(name: str, held: Sequence[tuple[Tensor, Callable[[Tensor], object]]]
     if adjacent and one_storage and all(tensor.is_contiguous() for tensor in tensors):
         return first.as_strided((len(tensors), *first.shape), (first.numel(), *first.stride()))
     whole = torch.stack(tensors)
-    for (_, replace), view in zip(held, whole, strict=True):
-        replace(view)
+    for tensor, view in zip(agents, whole, strict=True):
+        tensor.data = view
     return whole
 
 

@@ -194,7 +194,7 @@ class CompiledUpdate:
             program = Program(self.learning, self.parts, self.rounds, columns)
             self._programs[signature] = build(program, columns, self.mode, self.matmul_dtype)
         program, runner = self._programs[signature]
-        return runner.run(program.inputs(columns, self.learning.loss.noise))
+        return runner.run(program.inputs(columns))
 
     def recompile(self) -> None:
         """Forget what was compiled, after a change of something that is not a tensor."""

@@ -16,9 +16,10 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional import ensemble_squared_error, soft_value
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.actor_critic import ActorCriticLoss, climb
+from torchrl_o2o.objectives.actor_critic import climb
 from torchrl_o2o.objectives.base import Reduction, check_option
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, take_members
+from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["EnsembleSACLoss"]
 
@@ -43,7 +44,7 @@ def _regress(
     return ensemble_squared_error(values, target, reduction), values
 
 
-class EnsembleSACLoss(ActorCriticLoss):
+class EnsembleSACLoss(SoftLoss):
     r"""Soft actor-critic with E critics, as RLPD, A3RL, REDQ, SACfD and SAC use it by their arguments.
 
     Critic (Ball et al. 2023, Algorithm 1, lines 15-19), with :math:`a'\sim\pi(\cdot|s')` and Z members drawn without
@@ -129,8 +130,6 @@ class EnsembleSACLoss(ActorCriticLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "target_value"]
 
-    actor_network: ProbabilisticTensorDictSequential
-
     _cores = ("_next_value", "_regress", "_climb")
     _next_value = staticmethod(_next_value)
     _regress = staticmethod(_regress)
@@ -150,14 +149,14 @@ class EnsembleSACLoss(ActorCriticLoss):
         weight_actor: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(actor_network, qvalue_network, reduction=reduction)
+        temperature = temperature or Temperature(-0.5 * _action_dim(actor_network))
+        super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
         size = self.num_qvalue_nets if sub_sample_len is None else sub_sample_len
         if not 1 <= size <= self.num_qvalue_nets:
             raise O2OSpecError(f"got sub_sample_len={size}, expected 1..{self.num_qvalue_nets}, the number of critics")
         check_option("subset_per", subset_per, ("batch", "sample"))
         check_option("actor_q", actor_q, ("mean", "min"))
         check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
-        self.temperature = temperature or Temperature(-0.5 * _action_dim(actor_network))
         self.sub_sample_len = size
         self.subset_per: Literal["batch", "sample"] = subset_per
         self.entropy_backup = entropy_backup
@@ -201,20 +200,6 @@ class EnsembleSACLoss(ActorCriticLoss):
         objective, log_prob = self._climb(self._networks, actor, critics, inputs, noise, alpha, self.actor_q)
         weights = self._weights(tensordict) if self.weight_actor else None
         return self._reduce(objective, weights), {"log_prob": log_prob.detach()}
-
-    @torch.no_grad()
-    def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:
-        """log pi(a|s) of fresh actions, for a temperature step that comes before the actor's (SAC after SAC+ML).
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            Log-densities, shape [*B], without gradient.
-        """
-        noise = self.noise.normal("temperature_action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        return self._networks.sample(actor, self._inputs(tensordict, "actor_network"), noise)[1]
 
     def alpha_loss(self, log_prob: Tensor, weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Temperature loss from the actor pass's log-densities.

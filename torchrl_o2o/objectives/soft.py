@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the offline members of the soft actor-critic family (CQL, Cal-QL, SAC+ML, ACA) share: networks, temperature."""
+"""What the soft actor-critic family (SAC and RLPD, CQL, Cal-QL, SAC+ML, ACA) shares: networks, temperature."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SoftLoss(ActorCriticLoss):
 
     @torch.no_grad()
     def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:
-        r"""log pi(a|s) of fresh actions, for a temperature step that comes before the actor's (SAC+ML, ACA).
+        r"""log pi(a|s) of fresh actions, for a temperature step before the actor's (SAC+ML, ACA, SAC after them).
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
