@@ -35,7 +35,7 @@ from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, load_offline, offline_online_storage
-from torchrl_o2o.functional_replay import centred_rank
+from torchrl_o2o.functional import centered_rank
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.objectives.networks import call_ensemble, flat_parameters, take_members
@@ -47,7 +47,7 @@ POOL, SAMPLES = 4 * BATCH, 10
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of all parts."""
+    """The optimizer of all parts."""
     return torch.optim.Adam(parameters, lr=3e-4, fused=True)
 
 
@@ -235,7 +235,7 @@ def trained(steps: int, dataset: str) -> tuple[Agent, TensorDict]:
 
 def spearman(first: Tensor, second: Tensor) -> float:
     """Correlation of ranks."""
-    return float(torch.corrcoef(torch.stack([centred_rank(first), centred_rank(second)]))[0, 1])
+    return float(torch.corrcoef(torch.stack([centered_rank(first), centered_rank(second)]))[0, 1])
 
 
 class Members:

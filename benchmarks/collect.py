@@ -35,9 +35,7 @@ from torchrl.envs import SerialEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
-from torchrl_o2o.acting import FastActor, policy_parts
-from torchrl_o2o.collect import StepCollector
-from torchrl_o2o.collect_vector import VectorCollector, make_vector_env
+from torchrl_o2o.collectors import FastActor, StepCollector, VectorCollector, make_vector_env, policy_parts
 from torchrl_o2o.envs import make_env, make_gym_env
 from torchrl_o2o.modules import make_actor
 

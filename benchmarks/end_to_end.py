@@ -36,7 +36,7 @@ import torch
 import torchrl
 from hydra import compose, initialize_config_dir
 
-from torchrl_o2o.launch import load_script
+from torchrl_o2o.trainers import load_script
 
 FOLDER = Path(__file__).parents[1] / "sota-implementations" / "rlpd"
 PARTS = ("environment", "guards", "acting", "collecting", "buffer", "sampling", "update", "logging", "rest")

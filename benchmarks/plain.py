@@ -159,7 +159,7 @@ def iql() -> Update:
 
 
 def td3_bc() -> Update:
-    """TD3 with behaviour cloning, the actor in every step."""
+    """TD3 with behavior cloning, the actor in every step."""
     critics, actor = Critics(), mlp(OBSERVATION, ACTION)
     target_actor, actor_step = copy.deepcopy(actor), stepper(actor)
 

@@ -22,8 +22,8 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.data import TRANSITION, OnlineWriter, audit, offline_online_storage
-from torchrl_o2o.diagnostics import finite_or_raise
-from torchrl_o2o.env_faults import GuardedEnv
+from torchrl_o2o.envs import GuardedEnv
+from torchrl_o2o.functional import finite_or_raise
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions

@@ -75,7 +75,7 @@ BASES: dict[str, Callable[[], TransitionLoss]] = {
 
 
 def updater(name: str, guided: bool) -> Callable[[TensorDict], None]:
-    """One whole update of a base algorithm: losses, gradients, optimiser, targets."""
+    """One whole update of a base algorithm: losses, gradients, optimizer, targets."""
     loss = BASES[name]()
     if guided:
         loss.make_value_estimator(SAMGEstimator.from_loss(loss))

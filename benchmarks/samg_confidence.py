@@ -40,7 +40,7 @@ from torch import Tensor, nn
 import torchrl_o2o
 from torchrl_o2o.data.datasets.actors import Act, gaussian_noise, linear_policy
 from torchrl_o2o.data.datasets.rollout import roll_out
-from torchrl_o2o.functional_samg import Aggregator
+from torchrl_o2o.functional import Aggregator
 from torchrl_o2o.modules import (
     Confidence,
     ConfidenceReport,
@@ -122,7 +122,7 @@ def fit_encoder(kind: str, data: TensorDict, steps: int) -> nn.Module:
         return Raw(sum(dims))
     loss: nn.Module
     if kind == "density-ratio":
-        encoder = DensityRatio(*dims, standardise=True)
+        encoder = DensityRatio(*dims, standardize=True)
         encoder.fit_scale(data)
         loss = PerturbationRatioLoss(encoder)
     elif kind == "inverse":

@@ -64,7 +64,7 @@ def over(storage: LazyTensorStorage, num_offline: int, sampler: Sampler, size: i
     return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(num_offline), batch_size=size)
 
 
-def prioritised(count: int, alpha: float = 0.6, beta: float = 0.4) -> dict[str, Sampler]:
+def prioritized(count: int, alpha: float = 0.6, beta: float = 0.4) -> dict[str, Sampler]:
     """Samplers with stored priorities; TorchRL's only where it loads."""
     half = count // 2
     samplers: dict[str, Sampler] = {
@@ -114,14 +114,14 @@ def mixed_batches(rows: TensorDict, storage: LazyTensorStorage, size: int, round
         "RandomSampler (TorchRL), not mixed": uniform.sample,
         "BalancedSampler": ours.sample,
     }
-    tasks |= {name: over(storage, half, sampler, size).sample for name, sampler in prioritised(len(rows)).items()}
+    tasks |= {name: over(storage, half, sampler, size).sample for name, sampler in prioritized(len(rows)).items()}
     measure(f"batches of {size} from {len(rows)} rows", tasks, rounds, "ReplayBufferEnsemble (TorchRL), stacked")
 
 
 def priorities(storage: LazyTensorStorage, size: int, rounds: int) -> None:
     """Draws of row numbers alone, and updates of the priorities of such a batch."""
     count = len(storage)
-    samplers = prioritised(count)
+    samplers = prioritized(count)
     generator = torch.Generator().manual_seed(0)
     everything, scores = torch.arange(count), torch.rand(count, generator=generator) * 3.0
     for sampler in samplers.values():

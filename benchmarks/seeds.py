@@ -31,7 +31,6 @@ from torch.optim import AdamW
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.compiled import compile_update
 from torchrl_o2o.data import OnlineWriter, PoolSampler, offline_online_storage
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
@@ -39,6 +38,7 @@ from torchrl_o2o.objectives.noise import GeneratorNoise
 from torchrl_o2o.priorities import Advantage, DensityRatioScore
 from torchrl_o2o.seeds import StackedDensityRatio, StackedLearner, StackedOptimizer
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.updates import compile_update
 
 OBSERVATION, ACTION, BATCH = 17, 6, 256
 # Widths, critics and utd_ratio of the CPU presets and of the paper.
@@ -47,7 +47,7 @@ SIZES = {"small": ((64, 64), 2, 2), "paper": ((256, 256), 10, 20)}
 
 @dataclass
 class Learner:
-    """One agent's loss and optimisers, as the scripts have them."""
+    """One agent's loss and optimizers, as the scripts have them."""
 
     loss: EnsembleSACLoss
     critic_optim: AdamW

@@ -9,7 +9,7 @@
     python benchmarks/update.py --device cuda --routes default     on a GPU, with the update as one CUDA graph as well
 
 An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. All contenders have
-E critics and the same layers, batches and optimiser (fused Adam), and take turns within every round, so that a busy
+E critics and the same layers, batches and optimizer (fused Adam), and take turns within every round, so that a busy
 machine slows all of them. Printed are medians per critic step and ratios within this one run; nothing else may be
 quoted. A matrix product of the critics' size takes its turn too: the share of its rate that an update reaches is the
 share of what the machine can do.
@@ -34,11 +34,10 @@ from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import REDQLoss, SACLoss, SoftUpdate
 from torchrl.objectives.common import LossModule
 
-from torchrl_o2o.compiled import compile_update
-from torchrl_o2o.matmul import matmul_route
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.updates import compile_update, matmul_route
 
 OBSERVATION, ACTION, MEMBERS, SUBSET, BATCH, UTD = 17, 6, 10, 2, 256, 20
 
@@ -49,7 +48,7 @@ def networks() -> tuple[ProbabilisticActor, list[ValueOperator]]:
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of all contenders."""
+    """The optimizer of all contenders."""
     return torch.optim.Adam(parameters, lr=3e-4, fused=True)
 
 

@@ -31,7 +31,6 @@ from torchrl.objectives import IQLLoss as UpstreamIQLLoss
 from torchrl.objectives import SoftUpdate
 from torchrl.objectives import TD3BCLoss as UpstreamTD3BCLoss
 
-from torchrl_o2o.compiled import compile_update
 from torchrl_o2o.modules import (
     ConservativePenalty,
     make_actor,
@@ -43,6 +42,7 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import ACALoss, AWACLoss, CalQLLoss, CQLLoss, IQLLoss, SACMLLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.updates import compile_update
 
 OBSERVATION, ACTION, BATCH = plain.OBSERVATION, plain.ACTION, 256
 SIZE = (OBSERVATION, ACTION)
@@ -96,18 +96,18 @@ JOINT = ("cql", "cal_ql")
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of our losses and TorchRL's; the plain form has stock Adam, as such scripts have."""
+    """The optimizer of our losses and TorchRL's; the plain form has stock Adam, as such scripts have."""
     return torch.optim.Adam([value for value in parameters if value.requires_grad], lr=3e-4, fused=True)
 
 
-def optimisers(loss: Any, names: tuple[str, ...]) -> dict[str, torch.optim.Optimizer]:
+def optimizers(loss: Any, names: tuple[str, ...]) -> dict[str, torch.optim.Optimizer]:
     """One per loss."""
     held = {"alpha": "temperature"} | {name: f"{name}_network_params" for name in names if name != "alpha"}
     return {name: adam(getattr(loss, held[name]).parameters()) for name in names}
 
 
 def joint_update(loss: Any) -> Update:
-    """All losses of one call, one optimiser, as TorchRL's losses and ours are used in the shortest script."""
+    """All losses of one call, one optimizer, as TorchRL's losses and ours are used in the shortest script."""
     optim, updater = adam(loss.parameters()), SoftUpdate(loss, tau=plain.TAU)
 
     def update(batch: TensorDict) -> None:
@@ -126,7 +126,7 @@ def eager(kind: str) -> Update:
     loss = make()
     if kind in JOINT:
         return joint_update(loss)
-    optims, updater = optimisers(loss, names), SoftUpdate(loss, tau=plain.TAU)
+    optims, updater = optimizers(loss, names), SoftUpdate(loss, tau=plain.TAU)
 
     def update(batch: TensorDict) -> None:
         for name in names:
@@ -145,7 +145,7 @@ def compiled(kind: str, matmul_dtype: torch.dtype | None = None) -> Update:
     make, names = LOSSES[kind]
     loss = make()
     updater = SoftUpdate(loss, tau=plain.TAU)
-    return compile_update(loss, optimisers(loss, names), updater, joint=kind in JOINT, matmul_dtype=matmul_dtype)
+    return compile_update(loss, optimizers(loss, names), updater, joint=kind in JOINT, matmul_dtype=matmul_dtype)
 
 
 def contenders(kind: str) -> dict[str, Update]:

@@ -17,11 +17,11 @@ from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.data.samplers import BalancedSampler, PoolSampler
 from torchrl_o2o.envs import make_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
-from torchrl_o2o.functional_replay import annealed_beta
+from torchrl_o2o.functional import annealed_beta
 from torchrl_o2o.modules import DensityRatio, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
-from torchrl_o2o.functional_alignment import interpolation_weight
-from torchrl_o2o.handover import align, carry_over, starting_buffer
+from torchrl_o2o.functional import interpolation_weight
 from torchrl_o2o.modules import make_actor, make_baselines, make_qvalue_ensemble
 from torchrl_o2o.objectives import ACALoss, SACMLLoss
+from torchrl_o2o.trainers import align, carry_over, evaluate, starting_buffer
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Config:
 
 
 def make_optims(loss: SACMLLoss | ACALoss, cfg: Config) -> dict[str, torch.optim.Optimizer]:
-    """One optimiser per network."""
+    """One optimizer per network."""
     parts = {"actor": loss.actor_network_params, "qvalue": loss.qvalue_network_params, "alpha": loss.temperature}
     if isinstance(loss, SACMLLoss):
         parts["baseline"] = loss.baseline_network_params
@@ -57,7 +56,7 @@ def make_optims(loss: SACMLLoss | ACALoss, cfg: Config) -> dict[str, torch.optim
 
 
 def descend(optim: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None = None) -> None:
-    """One optimiser step."""
+    """One optimizer step."""
     optim.zero_grad()
     loss.backward()
     if max_grad_norm is not None:
@@ -76,8 +75,8 @@ def main(cfg: Config) -> ACALoss:
     seed_everything(cfg.seed)
     offline = load_offline(cfg.dataset, env=cfg.env)
     dims, sizes = (offline["observation"].shape[-1], offline["action"].shape[-1]), {"hidden_sizes": cfg.hidden_sizes}
-    actor = make_actor(*dims, initialisation="torch", **sizes)
-    critic = {"num_qvalue_nets": 2, "layer_norm": False, "initialisation": "torch", **sizes}
+    actor = make_actor(*dims, initialization="torch", **sizes)
+    critic = {"num_qvalue_nets": 2, "layer_norm": False, "initialization": "torch", **sizes}
     baselines = make_baselines(dims[0], **sizes)
     sac_ml = SACMLLoss(actor, make_qvalue_ensemble(*dims, **critic), baselines, ml_weight=cfg.ml_weight)
     sac_ml.make_value_estimator(gamma=cfg.gamma)
@@ -93,7 +92,7 @@ def main(cfg: Config) -> ACALoss:
         if (step + 1) % cfg.eval_every == 0:
             report(step + 1, actor, cfg)
 
-    # The hand-over: Q becomes log pi_0 + Z, the offline critics and all optimisers are dropped, the buffer starts anew.
+    # The hand-over: Q becomes log pi_0 + Z, the offline critics and all optimizers are dropped, the buffer starts anew.
     loss = align(sac_ml, actor, make_qvalue_ensemble(*dims, **critic), beta=cfg.beta)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater, optims = SoftUpdate(loss, tau=cfg.tau), make_optims(loss, cfg)

@@ -14,13 +14,13 @@ import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import AWACLoss
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass

@@ -17,11 +17,11 @@ from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, BalancedReplaySampler, BalancedSampler, OnlineWriter, load_offline
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.envs import make_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
-from torchrl_o2o.functional_off2on import off2on_priority
+from torchrl_o2o.functional import off2on_priority
 from torchrl_o2o.modules import DensityRatio, Temperature, average_actors, make_actor, make_qvalue_ensemble
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Config:
 
 
 def step(loss: LossModule, batch: TensorDictBase, optim: torch.optim.Optimizer, target_updater: SoftUpdate) -> None:
-    """All losses at the old parameters, then one step; no parameter is in two losses, so one optimiser serves all."""
+    """All losses at the old parameters, then one step; no parameter is in two losses, so one optimizer serves all."""
     losses = loss(batch)
     optim.zero_grad()
     sum(value for key, value in losses.items() if key.startswith("loss_")).backward()
@@ -79,7 +79,7 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
         print(f"{when}: return {result.returns.mean():.1f}")
 
     actors, critics = [], []
-    for agent in range(cfg.num_agents):  # offline: agents that differ in their initialisation and batches only
+    for agent in range(cfg.num_agents):  # offline: agents that differ in their initialization and batches only
         actors.append(make_actor(*specs, hidden_sizes=cfg.hidden_sizes))
         pair = make_qvalue_ensemble(*specs, num_qvalue_nets=2, hidden_sizes=cfg.hidden_sizes, layer_norm=False)
         critics += pair

@@ -13,15 +13,14 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.data.transforms import AffineReward, add_mc_return
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
-from torchrl_o2o.handover import starting_buffer
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import CalQLLoss
+from torchrl_o2o.trainers import evaluate, starting_buffer
 
 KEYS = (*TRANSITION, "mc_return")
 
@@ -77,7 +76,7 @@ def main(cfg: Config) -> CalQLLoss:
     add_return = partial(add_mc_return, gamma=cfg.gamma, failure_reward=cfg.reward_shift)
     offline = add_return(reward(load_offline(cfg.dataset, env=cfg.env)))
     dims = offline["observation"].shape[-1], offline["action"].shape[-1]
-    networks = {"hidden_sizes": cfg.hidden_sizes, "initialisation": "orthogonal_small_last"}
+    networks = {"hidden_sizes": cfg.hidden_sizes, "initialization": "orthogonal_small_last"}
     actor = make_actor(*dims, affine_log_std=True, **networks)
     qvalues = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, **networks)
     penalty = ConservativePenalty(cfg.cql_alpha, num_actions=cfg.num_actions, target_gap=cfg.target_gap)
@@ -97,7 +96,7 @@ def main(cfg: Config) -> CalQLLoss:
         if (step + 1) % cfg.eval_every == 0:
             report(step + 1, actor, cfg, info)
 
-    # The hand-over: loss, optimisers and targets go on; half of each batch stays offline, and nothing is forgotten.
+    # The hand-over: loss, optimizers and targets go on; half of each batch stays offline, and nothing is forgotten.
     online = {"data": "symmetric", "offline_fraction": cfg.offline_fraction, "keys": KEYS}
     buffer = starting_buffer(offline, cfg.total_frames, batch_size=cfg.batch_size, **online)
     trajectory: list[TensorDictBase] = []

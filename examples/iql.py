@@ -14,14 +14,14 @@ import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
 from torchrl_o2o.objectives import IQLLoss
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass
@@ -53,8 +53,8 @@ def main(cfg: Config) -> IQLLoss:
     reward = AffineReward(cfg.reward_scale, cfg.reward_shift)
     offline = reward(load_offline(cfg.dataset, env=env))
     observation_dim, action_dim = offline["observation"].shape[-1], offline["action"].shape[-1]
-    networks = {"hidden_sizes": cfg.hidden_sizes, "initialisation": "orthogonal"}
-    small = {**networks, "initialisation": "orthogonal_small_last"}  # the authors' own last layer saturates the tanh
+    networks = {"hidden_sizes": cfg.hidden_sizes, "initialization": "orthogonal"}
+    small = {**networks, "initialization": "orthogonal_small_last"}  # the authors' own last layer saturates the tanh
     actor = make_gaussian_actor(observation_dim, action_dim, log_std_bounds=(-5.0, 2.0), **small)
     qvalues = make_qvalue_ensemble(observation_dim, action_dim, num_qvalue_nets=2, layer_norm=False, **networks)
     value = make_value_network(observation_dim, **networks)

@@ -18,9 +18,9 @@ from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.envs import make_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass

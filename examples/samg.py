@@ -14,14 +14,14 @@ from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.modules import make_conditional_vae, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.modules.confidence import Confidence, ConstantConfidence, OfflineConfidence, RandomConfidence
 from torchrl_o2o.objectives import AWACLoss, ConditionalVAELoss, SAMGEstimator
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass

@@ -15,14 +15,14 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
-from torchrl_o2o.functional_offline import spot_cooling
+from torchrl_o2o.functional import spot_cooling
 from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import SPOTLoss, VAELoss
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Config:
 
 
 def descend(optim: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One optimiser step."""
+    """One optimizer step."""
     optim.zero_grad()
     loss.backward()
     optim.step()
@@ -76,7 +76,7 @@ def main(cfg: Config) -> SPOTLoss:
     for _ in range(cfg.vae_steps):
         descend(vae_optim, vae_loss.vae_loss(buffer.sample())[0])
 
-    networks = {"hidden_sizes": hidden, "initialisation": "uniform_small_last"}
+    networks = {"hidden_sizes": hidden, "initialization": "uniform_small_last"}
     actor = make_deterministic_actor(*dims, **networks)
     qvalues = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, **networks)
     density = {"density_weight": cfg.density_weight, "vae_beta": cfg.vae_beta}

@@ -1,7 +1,7 @@
 """TD3+BC (Fujimoto & Gu 2021, arXiv:2106.06860), continued online with the same loss and exploration noise.
 
 Run:  python examples/td3_bc.py                     HalfCheetah, about two minutes on one core
-      python examples/td3_bc.py alpha=0             behaviour cloning
+      python examples/td3_bc.py alpha=0             behavior cloning
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
 seeing the effect. The paper is offline only; going on online like this is the usual baseline.
 """
@@ -15,13 +15,13 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import TRANSITION, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
 from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import TD3BCLoss
+from torchrl_o2o.trainers import evaluate
 
 
 @dataclass
@@ -60,7 +60,7 @@ def main(cfg: Config) -> TD3BCLoss:
         num_qvalue_nets=2,
         hidden_sizes=cfg.hidden_sizes,
         layer_norm=True,  # the paper: none
-        initialisation="torch",
+        initialization="torch",
     )
     loss = TD3BCLoss(actor, qvalues, alpha=cfg.alpha, policy_noise=cfg.policy_noise, noise_clip=cfg.noise_clip)
     loss.make_value_estimator(gamma=cfg.gamma)

@@ -2,12 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The house's measure: short files, short functions, everything public typed and documented."""
+"""The house's measure: no long functions, no long scripts, everything public typed and documented."""
 
 from __future__ import annotations
 
 import ast
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def test_file(path: Path) -> None:
     tree = ast.parse(source)
     assert source.splitlines()[:4] == HEADER, "the copyright header"
     assert ast.get_docstring(tree), "a module docstring"
-    assert code_lines(source, tree) <= 300
+    assert code_lines(source, tree) <= 600, "a file is one idea"
     for name, node in public(tree):
         assert ast.get_docstring(node), f"{name} is public and undocumented"
         for function in functions(node) if isinstance(node, ast.ClassDef) else [node]:
@@ -90,11 +89,8 @@ def is_setter(node: Function) -> bool:
 
 
 def test_functions_are_short() -> None:
-    counts = sorted(lengths())
-    numbers = [count for count, _ in counts]
-    assert counts[-1][0] <= 60, counts[-3:]
-    assert statistics.median(numbers) <= 10
-    assert numbers[int(0.9 * len(numbers))] <= 35
+    count, name = max(lengths())
+    assert count <= 60, name
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))

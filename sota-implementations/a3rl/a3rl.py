@@ -25,7 +25,7 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.checkpoint import Checkpointer
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.data import (
     BalancedSampler,
     OnlineWriter,
@@ -34,14 +34,13 @@ from torchrl_o2o.data import (
     offline_online_storage,
 )
 from torchrl_o2o.data.transforms import AffineReward
-from torchrl_o2o.env_faults import GuardedEnv
-from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.functional_replay import annealed_beta
-from torchrl_o2o.launch import load_script
+from torchrl_o2o.envs import GuardedEnv, make_gym_env, seed_everything
+from torchrl_o2o.functional import annealed_beta
 from torchrl_o2o.modules import DensityRatio
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
 from torchrl_o2o.record import Recorder
+from torchrl_o2o.trainers import load_script
 
 rlpd = load_script("rlpd")
 plain = rlpd.plain
@@ -49,7 +48,7 @@ plain = rlpd.plain
 
 @dataclass
 class Density:
-    """The density ratio's loss and optimiser, and the rows it learns from."""
+    """The density ratio's loss and optimizer, and the rows it learns from."""
 
     loss: DensityRatioLoss
     optim: torch.optim.Optimizer

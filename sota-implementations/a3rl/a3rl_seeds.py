@@ -19,8 +19,8 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from torchrl_o2o.launch import load_script
 from torchrl_o2o.seeds import StackedDensityRatio, StackedOptimizer
+from torchrl_o2o.trainers import load_script
 
 rlpd_seeds = load_script("rlpd/rlpd_seeds")
 Metrics = rlpd_seeds.Metrics
@@ -42,9 +42,9 @@ class SeedRuns(rlpd_seeds.SeedRuns):
             self.density.compile()
 
     @property
-    def optimisers(self) -> list[StackedOptimizer]:
+    def optimizers(self) -> list[StackedOptimizer]:
         """Those of the learner and of the density ratio."""
-        return [*super().optimisers, self.density_optim]
+        return [*super().optimizers, self.density_optim]
 
     def update_density(self) -> Metrics:
         """Density.update of a3rl.py, all agents at once."""

@@ -28,13 +28,25 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.functional_alignment import interpolation_weight
-from torchrl_o2o.handover import HandOver, align
-from torchrl_o2o.launch import launch, load_problem, plain, pretrain_stage, product_dtype, run_options
+from torchrl_o2o.functional import interpolation_weight
 from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import ACALoss, BaselineLoss, EnsembleSACLoss, SACMLLoss
-from torchrl_o2o.optim import descend
-from torchrl_o2o.pipeline import Learner, Pretrained, Problem, finetune, hand_over
+from torchrl_o2o.trainers import (
+    HandOver,
+    Learner,
+    Pretrained,
+    Problem,
+    align,
+    descend,
+    finetune,
+    hand_over,
+    launch,
+    load_problem,
+    plain,
+    pretrain_stage,
+    product_dtype,
+    run_options,
+)
 
 #: Sections that only the online phase reads.
 ONLINE_ONLY = ("learner", "level", "alignment", "interpolation", "max_grad_norm")
@@ -58,12 +70,12 @@ def means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Soft(Learner):
-    """Soft actor-critic in the authors' order, which is that of the optimisers; what is learnt, the subclasses say."""
+    """Soft actor-critic in the authors' order, which is that of the optimizers; what is learned, the subclasses say."""
 
     loss: SACMLLoss | ACALoss | EnsembleSACLoss
 
     def finish(self, cfg: DictConfig, *networks: str, max_grad_norm: float | None = None) -> None:
-        """What follows the loss: optimisers of the temperature and then of the networks named; the actor's bound."""
+        """What follows the loss: optimizers of the temperature and then of the networks named; the actor's bound."""
         self.max_grad_norm = max_grad_norm
         self.loss.make_value_estimator(**plain(cfg.value_estimator))
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Behaviour cloning, of all episodes or of the best, and what may follow it: nothing, more cloning, or SAC.
+"""Behavior cloning, of all episodes or of the best, and what may follow it: nothing, more cloning, or SAC.
 
 python sota-implementations/bc/bc.py task=locomotion-cpu seed=0
 python sota-implementations/bc/bc.py task=locomotion-cpu learner=none best_episodes=0.1       # 10 % BC, offline only
@@ -23,8 +23,6 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data.transforms import AffineReward, episode_returns
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.handover import top_episodes
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, load_script, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import (
     Temperature,
     make_actor,
@@ -33,8 +31,19 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import BCLoss, EnsembleSACLoss
-from torchrl_o2o.optim import descend
-from torchrl_o2o.pipeline import Learner, Problem
+from torchrl_o2o.trainers import (
+    Learner,
+    Problem,
+    descend,
+    finetune_stage,
+    launch,
+    load_problem,
+    load_script,
+    plain,
+    pretrain_stage,
+    product_dtype,
+    top_episodes,
+)
 
 POLICIES = {
     "deterministic": make_deterministic_actor,

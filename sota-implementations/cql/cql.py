@@ -29,12 +29,25 @@ from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.data.transforms import add_mc_return
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.handover import HandOver
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, product_dtype, run_options
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import CalQLLoss, CQLLoss, EnsembleSACLoss
-from torchrl_o2o.optim import descend
-from torchrl_o2o.pipeline import Learner, Pretrained, Problem, hand_over, make_collector, save_policy
+from torchrl_o2o.trainers import (
+    HandOver,
+    Learner,
+    Pretrained,
+    Problem,
+    descend,
+    finetune_stage,
+    hand_over,
+    launch,
+    load_problem,
+    make_collector,
+    plain,
+    pretrain_stage,
+    product_dtype,
+    run_options,
+    save_policy,
+)
 
 #: Entries that only the online phase reads.
 ONLINE_ONLY = ("learner", "collect", "utd_ratio")
@@ -99,7 +112,7 @@ LEARNERS = {"cql": CQL, "cal_ql": CalQL, "sac": SAC}
 
 
 def make_temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
-    """The temperature, steered towards an entropy of -A."""
+    """The temperature, steered toward an entropy of -A."""
     return Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))
 
 

@@ -24,11 +24,18 @@ from torch import Tensor
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import check_option
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
 from torchrl_o2o.objectives import IQLLoss
-from torchrl_o2o.optim import descend
-from torchrl_o2o.pipeline import Learner
+from torchrl_o2o.trainers import (
+    Learner,
+    descend,
+    finetune_stage,
+    launch,
+    load_problem,
+    plain,
+    pretrain_stage,
+    product_dtype,
+)
 
 
 class IQL(Learner):

@@ -27,12 +27,9 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data import TRANSITION, BalancedReplaySampler, BalancedSampler, OnlineWriter, offline_online_storage
-from torchrl_o2o.diagnostics import offline_share
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_off2on import off2on_priority
-from torchrl_o2o.handover import carry_over, stack_agents
-from torchrl_o2o.launch import ONLINE_ONLY, launch, load_problem, plain, product_dtype, run_options
+from torchrl_o2o.functional import off2on_priority, offline_share
 from torchrl_o2o.modules import (
     ConservativePenalty,
     DensityRatio,
@@ -42,8 +39,23 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
-from torchrl_o2o.optim import descend
-from torchrl_o2o.pipeline import Learner, Pretrained, Problem, make_collector, pretrain, save_policy
+from torchrl_o2o.trainers import (
+    ONLINE_ONLY,
+    Learner,
+    Pretrained,
+    Problem,
+    carry_over,
+    descend,
+    launch,
+    load_problem,
+    make_collector,
+    plain,
+    pretrain,
+    product_dtype,
+    run_options,
+    save_policy,
+    stack_agents,
+)
 
 #: What the agents do not read, so that they serve ensembles that differ in it.
 NOT_OF_AGENTS = (
@@ -67,7 +79,7 @@ def make_temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
 
 
 class Agent(Learner):
-    """Offline: CQL, all losses taken at the same parameters, then all optimisers step, then the targets."""
+    """Offline: CQL, all losses taken at the same parameters, then all optimizers step, then the targets."""
 
     loss: CQLLoss
 
@@ -118,7 +130,7 @@ class Ensemble(Learner):
 
 
 def joint_update(learner: Learner, batch: TensorDictBase) -> dict[str, Tensor]:
-    """All losses at the same parameters, then one step of each optimiser, then the targets."""
+    """All losses at the same parameters, then one step of each optimizer, then the targets."""
     metrics = learner.loss(batch)
     for name, optim in learner.optims.items():
         descend(optim, metrics[f"loss_{name}"], f"loss_{name}")

@@ -30,22 +30,18 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o import launch as phases
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import dump
-from torchrl_o2o.collect import StepCollector
-from torchrl_o2o.compiled import CompiledUpdate, compile_update
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, offline_online_storage
 from torchrl_o2o.data.transforms import AffineReward
-from torchrl_o2o.diagnostics import NonFiniteError, finite_or_raise, offline_share
 from torchrl_o2o.durable import replace_durably
-from torchrl_o2o.env_faults import GuardedEnv
-from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.evaluation import evaluate
-from torchrl_o2o.interrupt import graceful_exit, resume_command
+from torchrl_o2o.envs import GuardedEnv, find_reference, make_gym_env, seed_everything
+from torchrl_o2o.functional import NonFiniteError, finite_or_raise, offline_share
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.optim import weight_decay_groups
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record import Recorder
-from torchrl_o2o.scores import find_reference
+from torchrl_o2o.trainers import evaluate, graceful_exit, resume_command, weight_decay_groups
+from torchrl_o2o.updates import CompiledUpdate, compile_update
 
 MakeStorage = Callable[[TensorDictBase, int], Storage]
 # What may change between a run and its resumption.
@@ -56,7 +52,7 @@ METRICS = ("loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy", "qvalu
 
 @dataclass
 class Learner:
-    """The loss with its optimisers and target update."""
+    """The loss with its optimizers and target update."""
 
     loss: EnsembleSACLoss
     critic_optim: torch.optim.Optimizer
@@ -100,7 +96,7 @@ class Learner:
 
 
 def step(optim: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
-    """One optimiser step, refused if the loss or a gradient is not finite."""
+    """One optimizer step, refused if the loss or a gradient is not finite."""
     optim.zero_grad()
     loss.backward()
     gradients = [parameter.grad for group in optim.param_groups for parameter in group["params"]]
@@ -109,7 +105,7 @@ def step(optim: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
 
 
 def make_learner(cfg: DictConfig, observation_dim: int, action_dim: int) -> tuple[TensorDictModuleBase, Learner]:
-    """Networks, loss and optimisers from their sections; returns the actor and the learner."""
+    """Networks, loss and optimizers from their sections; returns the actor and the learner."""
     actor = make_actor(observation_dim, action_dim, **plain(cfg.actor))
     qvalues = make_qvalue_ensemble(observation_dim, action_dim, **plain(cfg.qvalue))
     temperature = Temperature(cfg.target_entropy_per_dim * action_dim, **plain(cfg.temperature))

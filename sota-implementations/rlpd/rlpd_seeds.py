@@ -33,10 +33,9 @@ from torchrl_o2o import launch as phases
 from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.data.transforms import AffineReward
-from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.interrupt import graceful_exit, resume_command
+from torchrl_o2o.functional import NonFiniteError
 from torchrl_o2o.objectives.noise import GeneratorNoise
 from torchrl_o2o.seeds import (
     AgentCheckpointer,
@@ -49,6 +48,7 @@ from torchrl_o2o.seeds import (
     StackedOptimizer,
     restore_together,
 )
+from torchrl_o2o.trainers import graceful_exit, resume_command
 
 Metrics = dict[str, Tensor]
 
@@ -64,13 +64,13 @@ class SeedRuns:
     collector: StackedCollector
 
     @property
-    def optimisers(self) -> list[StackedOptimizer]:
+    def optimizers(self) -> list[StackedOptimizer]:
         """Whose states the agents' checkpoints hold slices of."""
-        return self.learner.optimisers
+        return self.learner.optimizers
 
     def share(self) -> None:
-        """Give the agents' optimisers their states."""
-        for optim in self.optimisers:
+        """Give the agents' optimizers their states."""
+        for optim in self.optimizers:
             optim.share()
 
     def sample(self, draw: Callable[[int], TensorDictBase]) -> list[TensorDictBase]:
@@ -195,7 +195,7 @@ def train(seeds: SeedRuns, script: ModuleType) -> None:
         if not (cfg.resume and restore_together(checkpoints) is not None):
             for run in runs:
                 run.evaluate(-cfg.training.pretrain_steps)
-        for optim in seeds.optimisers:
+        for optim in seeds.optimizers:
             optim.adopt()
         seeds.pretrain(interrupt, checkpoints)
         seeds.finetune(interrupt, checkpoints)

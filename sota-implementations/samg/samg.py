@@ -29,13 +29,10 @@ from torch import Tensor
 
 from torchrl_o2o.checkpoint.manifest import dump, load
 from torchrl_o2o.checkpoint.reading import check_config
-from torchrl_o2o.conventions import Convention, get_convention
+from torchrl_o2o.data import Convention, get_convention
 from torchrl_o2o.durable import replace_durably
-from torchrl_o2o.encoding import read_encoder, train_encoder
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.handover import HandOver
-from torchrl_o2o.launch import launch, load_script, plain, pretrain_stage, run_options
 from torchrl_o2o.modules import DensityRatio, make_conditional_vae, make_inverse_dynamics
 from torchrl_o2o.modules.confidence import (
     Confidence,
@@ -45,7 +42,21 @@ from torchrl_o2o.modules.confidence import (
     RandomConfidence,
 )
 from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss, SAMGEstimator
-from torchrl_o2o.pipeline import Learner, Pretrained, Problem, finetune, hand_over
+from torchrl_o2o.trainers import (
+    HandOver,
+    Learner,
+    Pretrained,
+    Problem,
+    finetune,
+    hand_over,
+    launch,
+    load_script,
+    plain,
+    pretrain_stage,
+    read_encoder,
+    run_options,
+    train_encoder,
+)
 
 VAE, EMBEDDING = (make_conditional_vae, ConditionalVAELoss), (make_inverse_dynamics, InverseDynamicsLoss)
 ENCODERS = {"vae": VAE, "embedding": EMBEDDING, "density_ratio": (DensityRatio, PerturbationRatioLoss)}
@@ -111,7 +122,7 @@ def encoder_config(cfg: DictConfig) -> dict[str, Any]:
     """What an encoder depends on, so that it can serve other bases, thresholds and aggregators."""
     own = {key: value for key, value in plain(cfg.confidence).items() if key not in ("fit", "pretrained", "name")}
     kept = {"env": plain(cfg.env), "dataset": plain(cfg.dataset), "encoder": own, "seed": cfg.seed}
-    return kept | {"raw_observations": not convention(cfg).normalise_observations}
+    return kept | {"raw_observations": not convention(cfg).normalize_observations}
 
 
 def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | None = None) -> Confidence | None:
@@ -146,10 +157,10 @@ def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | N
 
 
 def convention(cfg: DictConfig) -> Convention:
-    """The base's row without standardised observations, or the configuration's own."""
+    """The base's row without standardized observations, or the configuration's own."""
     if cfg.convention is not None:
         return Convention(**plain(cfg.convention))
-    return replace(get_convention(cfg.learner.convention, cfg.domain), normalise_observations=False)
+    return replace(get_convention(cfg.learner.convention, cfg.domain), normalize_observations=False)
 
 
 def prepare(cfg: DictConfig, start: Path) -> None:

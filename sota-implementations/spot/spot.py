@@ -24,12 +24,20 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import spot_cooling
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, load_script, plain, pretrain_stage, product_dtype
+from torchrl_o2o.functional import spot_cooling
 from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import SPOTLoss, VAELoss
-from torchrl_o2o.optim import descend
-from torchrl_o2o.pipeline import Learner
+from torchrl_o2o.trainers import (
+    Learner,
+    descend,
+    finetune_stage,
+    launch,
+    load_problem,
+    load_script,
+    plain,
+    pretrain_stage,
+    product_dtype,
+)
 
 td3_bc = load_script("td3_bc")
 
@@ -90,12 +98,12 @@ class SPOT(td3_bc.TD3):
         return metrics | ({"penalty_of_data": self.loss.data_penalty(batch).mean()} if self.moves_actor else {})
 
     def objects(self) -> dict[str, Any]:
-        """The VAE's optimiser, too; the counts are those that phase, delay and cooling go by."""
+        """The VAE's optimizer, too; the counts are those that phase, delay and cooling go by."""
         return super().objects() | {"vae_optim": self.density.optims["vae"]}
 
 
 def train(cfg: DictConfig) -> None:
-    """Pre-train or read a pre-training, then fine-tune; the optimisers are made anew at the hand-over."""
+    """Pre-train or read a pre-training, then fine-tune; the optimizers are made anew at the hand-over."""
     if cfg.offline.num_steps < cfg.vae_steps:
         raise O2OSpecError(
             f"got offline.num_steps={cfg.offline.num_steps}, which counts the {cfg.vae_steps} of vae_steps, too; "

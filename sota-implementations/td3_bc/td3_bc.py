@@ -23,22 +23,29 @@ from torch import Tensor
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.compiled import CompiledUpdate, compile_update
-from torchrl_o2o.launch import finetune_stage, launch, load_problem, plain, pretrain_stage, product_dtype
 from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import SPOTLoss, TD3BCLoss
-from torchrl_o2o.optim import descend
-from torchrl_o2o.pipeline import Learner
+from torchrl_o2o.trainers import (
+    Learner,
+    descend,
+    finetune_stage,
+    launch,
+    load_problem,
+    plain,
+    pretrain_stage,
+    product_dtype,
+)
+from torchrl_o2o.updates import CompiledUpdate, compile_update
 
 
 class TD3(Learner):
-    """TD3's update, which SPOT has as well; a subclass builds actor, loss and optimisers, critics first."""
+    """TD3's update, which SPOT has as well; a subclass builds actor, loss and optimizers, critics first."""
 
     loss: TD3BCLoss | SPOTLoss
     critics_alone: CompiledUpdate | None = None
 
     def finish(self, cfg: DictConfig) -> None:
-        """What follows the loss and the optimisers."""
+        """What follows the loss and the optimizers."""
         self.target_updater = SoftUpdate(self.loss, **plain(cfg.target))
         self.noise = AdditiveGaussianModule(self.actor.spec, **plain(cfg.exploration))
         self.policy_delay, self.counters = cfg.policy_delay, {"updates": 0}
@@ -59,7 +66,7 @@ class TD3(Learner):
 
     @property
     def compiled(self) -> CompiledUpdate | None:
-        """The whole update or the critics' part of it, which share loss and optimisers."""
+        """The whole update or the critics' part of it, which share loss and optimizers."""
         return super().compiled if self.moves_actor else self.critics_alone
 
     def step(self, batch: TensorDictBase) -> dict[str, Tensor]:

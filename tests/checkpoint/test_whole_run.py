@@ -16,14 +16,14 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.checkpoint import Checkpointer
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, offline_online_storage
-from torchrl_o2o.diagnostics import finite_or_raise
-from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.interrupt import graceful_exit
+from torchrl_o2o.envs.make import make_gym_env, seed_everything
+from torchrl_o2o.functional.diagnostics import finite_or_raise
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.record import Recorder, read_metrics
+from torchrl_o2o.record.recorder import Recorder, read_metrics
+from torchrl_o2o.trainers.interrupt import graceful_exit
 
 pytest.importorskip("mujoco")
 NUM_OFFLINE, OFFLINE_UPDATES, ONLINE_FRAMES = 300, 20, 40

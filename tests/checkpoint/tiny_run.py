@@ -16,7 +16,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.data.writers import OnlineWriter
-from torchrl_o2o.record import Recorder
+from torchrl_o2o.record.recorder import Recorder
 
 OFFLINE, ONLINE = 30, 20
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_o2o.cli import main
+from torchrl_o2o.commands.cli import main
 
 pytest.importorskip("minari")
 pytest.importorskip("mujoco")
@@ -81,7 +81,9 @@ def test_bad_input_is_explained_without_a_traceback(
 
 def test_help_is_quick() -> None:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "torchrl_o2o.cli", "data", "--help"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "torchrl_o2o.commands.cli", "data", "--help"], check=True, capture_output=True
+    )
     assert time.perf_counter() - start < 2
     script = "import sys, torchrl_o2o.commands.data; assert not {'torch', 'numpy', 'gymnasium'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

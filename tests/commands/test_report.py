@@ -12,7 +12,7 @@ import pytest
 
 from torchrl_o2o.commands.report import register
 from torchrl_o2o.errors import O2ODataError
-from torchrl_o2o.record import Recorder
+from torchrl_o2o.record.recorder import Recorder
 
 
 def run_report(*words):

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from torchrl_o2o.cli import main
+from torchrl_o2o.commands.cli import main
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_o2o.cli import main
+from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data.coverage import coverage
 from torchrl_o2o.data.datasets import optional
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 
-def blobs(*centres: float, number: int = 60, width: int = 3, scale: float = 1.0) -> TensorDict:
-    generator = torch.Generator().manual_seed(len(centres))
-    values = torch.cat([torch.randn(number, width + 2, generator=generator) + 40 * centre for centre in centres])
+def blobs(*centers: float, number: int = 60, width: int = 3, scale: float = 1.0) -> TensorDict:
+    generator = torch.Generator().manual_seed(len(centers))
+    values = torch.cat([torch.randn(number, width + 2, generator=generator) + 40 * center for center in centers])
     return TensorDict({"observation": values[:, :width] * scale, "action": values[:, width:]}, [len(values)])
 
 
@@ -30,7 +30,7 @@ def _sklearn() -> None:
 
 
 def test_share_of_clusters_by_hand() -> None:
-    """Four far blobs of which one set has all and the other two; standardising leaves the scale without influence."""
+    """Four far blobs of which one set has all and the other two; standardizing leaves the scale without influence."""
     data = {"wide": blobs(0, 1, 2, 3, number=30), "narrow": blobs(1, 2)}
     found = coverage(data, num_clusters=4, rows_per_source=120)
     assert found.covered == {"wide": 1.0, "narrow": 0.5}
@@ -80,8 +80,8 @@ def test_what_cannot_be_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     sources = []
-    for name, centres in (("wide", (0, 1)), ("narrow", (1,))):
-        data = blobs(*centres)
+    for name, centers in (("wide", (0, 1)), ("narrow", (1,))):
+        data = blobs(*centers)
         ends = np.arange(len(data)) % 20 == 19
         arrays = {"observations": data["observation"].numpy(), "actions": data["action"].tanh().numpy()}
         arrays |= {"rewards": np.zeros(len(data), np.float32), "terminals": np.zeros(len(data), bool), "timeouts": ends}

@@ -120,7 +120,7 @@ def samplers() -> dict[str, Sampler]:
         "balanced": BalancedSampler(60, 0.5),
         "pool": PoolSampler(lambda rows: torch.zeros(len(rows)), 60, pool_size=32),
         "balanced replay": BalancedReplaySampler(60, 100),
-        "prioritised": PrioritizedReplaySampler(160, alpha=0.6, beta=0.4),
+        "prioritized": PrioritizedReplaySampler(160, alpha=0.6, beta=0.4),
     }
 
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, PoolSampler, offline_online_storage
 from torchrl_o2o.data.samplers import PrioritizedReplaySampler
-from torchrl_o2o.diagnostics import effective_sample_size
-from torchrl_o2o.env_faults import EnvFaultError, GuardedEnv
-from torchrl_o2o.envs import make_gym_env
+from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
+from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.diagnostics import effective_sample_size
 from torchrl_o2o.modules import make_actor
 from torchrl_o2o.testing import counting_storage, random_transitions
 

@@ -24,17 +24,17 @@ from tests.checkpoint.test_checkpointer import cut, flip, no_space
 from tests.checkpoint.test_crash import PROCESSES, ROWS, check_kills, in_process, litter
 from tests.checkpoint.test_whole_run import OFFLINE_UPDATES, Training
 from tests.checkpoint.tiny_run import Run, assert_identical, uninterrupted
+from tests.record.test_sinks import FakeWandb
 from tests.scripts.running import ROOT, compose, load_script
-from tests.test_sinks import FakeWandb
 from torchrl_o2o import durable
 from torchrl_o2o.checkpoint import Checkpointer, folders
 from torchrl_o2o.checkpoint.manifest import read_manifest, write_manifest
 from torchrl_o2o.data import make_local_dataset
-from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.errors import O2OCheckpointError
-from torchrl_o2o.interrupt import graceful_exit, resume_command
-from torchrl_o2o.record import Recorder, read_metrics
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.record.recorder import Recorder, read_metrics
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
 
 KINDS = ("agent", *ROWS)
 

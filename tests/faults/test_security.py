@@ -25,9 +25,9 @@ from tests.scripts.running import ROOT, compose, load_script
 from torchrl_o2o.checkpoint import Checkpointer, load_objects
 from torchrl_o2o.checkpoint.manifest import digest, read_manifest, write_manifest
 from torchrl_o2o.data import load_offline
-from torchrl_o2o.envs import make_gym_env
+from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
-from torchrl_o2o.record import Recorder, read_run
+from torchrl_o2o.record.recorder import Recorder, read_run
 
 PACKAGE = ROOT / "torchrl_o2o"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "sota-implementations").rglob("*.py"), *(ROOT / "examples").glob("*.py")]

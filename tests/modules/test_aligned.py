@@ -36,7 +36,7 @@ def test_floor_of_a_narrow_squashed_gaussian() -> None:
 
 
 def test_floor_is_the_lower_of_the_two_sides() -> None:
-    """Around a mean of 1 the squashing favours the far side, so the near side is the floor."""
+    """Around a mean of 1 the squashing favors the far side, so the near side is the floor."""
     loc, scale = torch.ones(1), torch.full((1,), 0.5)
     near, far = (TanhNormal(loc, scale).log_prob_at(loc + sign * 3.0 * scale) for sign in (-1.0, 1.0))
     assert near < far

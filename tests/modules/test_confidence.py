@@ -88,7 +88,7 @@ def test_whitening_sees_unusual_combinations() -> None:
         share[whiten] = float(confidence(crossed.clone())["p_off"].mean() / confidence(data.clone())["p_off"].mean())
     assert share[False] > 0.6
     assert share[True] < 0.05
-    z = confidence._standardised(confidence._encode(data, 4000)[0])
+    z = confidence._standardized(confidence._encode(data, 4000)[0])
     torch.testing.assert_close(z.T.cov(), torch.eye(5), rtol=1e-3, atol=1e-3)
 
 

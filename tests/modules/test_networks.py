@@ -21,7 +21,7 @@ from torchrl_o2o.modules import (
     TanhNormal,
     Temperature,
     UnitNorm,
-    initialise_,
+    initialize_,
     make_action_vae,
     make_actor,
     make_conditional_vae,
@@ -153,47 +153,47 @@ class TestCritics:
             assert x.grad.tolist() == [0.0, 0.0, 1.0]
 
 
-class TestInitialisation:
+class TestInitialization:
     def net(self) -> nn.Sequential:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
 
     def test_xavier(self) -> None:
-        net = initialise_(self.net(), "xavier_uniform")
+        net = initialize_(self.net(), "xavier_uniform")
         bound = math.sqrt(6 / (64 + 256))
         assert net[0].weight.abs().max().item() == pytest.approx(bound, rel=0.01)  # type: ignore[index]
         assert all((layer.bias == 0).all() for layer in (net[0], net[2], net[4]))  # type: ignore[index]
 
     @pytest.mark.parametrize(("recipe", "gain"), [("orthogonal", math.sqrt(2)), ("orthogonal_small_last", 1e-2)])
     def test_orthogonal(self, recipe: str, gain: float) -> None:
-        net = initialise_(self.net(), recipe)  # type: ignore[arg-type]
+        net = initialize_(self.net(), recipe)  # type: ignore[arg-type]
         weight = net[2].weight  # type: ignore[index]
         torch.testing.assert_close(weight @ weight.T, 2.0 * torch.eye(256), atol=1e-4, rtol=0)
         assert net[4].weight.norm().item() == pytest.approx(gain, rel=1e-4)  # type: ignore[index]
 
     def test_fanin_counts_outputs_as_rlkit_does(self) -> None:
-        net = initialise_(self.net(), "fanin", last_bound=1e-3)
+        net = initialize_(self.net(), "fanin", last_bound=1e-3)
         assert net[0].weight.abs().max().item() == pytest.approx(1 / 16, rel=0.01)  # type: ignore[index]
         assert net[4].weight.abs().max() <= 1e-3  # type: ignore[index]
 
     def test_small_last_layer_and_raised_hidden_bias(self) -> None:
         before = self.net()
-        net = initialise_(self.net(), "uniform_small_last")
+        net = initialize_(self.net(), "uniform_small_last")
         assert torch.equal(net[0].weight, before[0].weight)  # type: ignore[index]
         assert (net[0].bias == 0.1).all()  # type: ignore[index]
         assert net[4].weight.abs().max() <= 3e-3  # type: ignore[index]
 
     def test_without_an_output_layer_the_last_is_hidden(self) -> None:
-        net = initialise_(self.net(), "orthogonal_small_last", has_output=False)
+        net = initialize_(self.net(), "orthogonal_small_last", has_output=False)
         assert net[4].weight.norm().item() == pytest.approx(math.sqrt(2), rel=1e-4)  # type: ignore[index]
 
     def test_torch_leaves_everything(self) -> None:
-        before, net = self.net(), initialise_(self.net(), "torch")
+        before, net = self.net(), initialize_(self.net(), "torch")
         assert all(torch.equal(a, b) for a, b in zip(before.parameters(), net.parameters(), strict=True))
 
     def test_unknown_recipe(self) -> None:
-        with pytest.raises(O2OSpecError, match="unknown initialisation 'he'; expected one of xavier_uniform"):
-            initialise_(self.net(), "he")  # type: ignore[arg-type]
+        with pytest.raises(O2OSpecError, match="unknown initialization 'he'; expected one of xavier_uniform"):
+            initialize_(self.net(), "he")  # type: ignore[arg-type]
 
 
 class TestTemperature:

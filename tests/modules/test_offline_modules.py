@@ -125,7 +125,7 @@ class TestMakeGaussianActor:
         assert (data["action"] <= 1).all()
 
     def test_small_last_layer(self) -> None:
-        actor = make_gaussian_actor(5, 2, initialisation="uniform_small_last")
+        actor = make_gaussian_actor(5, 2, initialization="uniform_small_last")
         assert actor[0].module[1].mean.weight.abs().max() <= 1e-3
 
     def test_dropout_only_while_training(self) -> None:
@@ -150,7 +150,7 @@ class TestMakeDeterministicActor:
 
 
 def test_value_network() -> None:
-    value = make_value_network(5, hidden_sizes=(8, 8), layer_norm=True, initialisation="orthogonal")
+    value = make_value_network(5, hidden_sizes=(8, 8), layer_norm=True, initialization="orthogonal")
     assert value(observations(3))["state_value"].shape == (3, 1)
     assert [type(m).__name__ for m in value.modules()].count("LayerNorm") == 2
     weight = value.module[-1].weight

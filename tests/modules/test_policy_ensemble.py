@@ -15,7 +15,7 @@ from torchrl.envs import GymWrapper
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_off2on import merge_gaussians
+from torchrl_o2o.functional.off2on import merge_gaussians
 from torchrl_o2o.modules import GaussianHead, PolicyEnsemble, average_actors, make_actor
 from torchrl_o2o.testing import ContextualTargetEnv
 

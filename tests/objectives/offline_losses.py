@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the behaviour tests of the offline losses share: training on probes, comparing compiled with eager."""
+"""What the behavior tests of the offline losses share: training on probes, comparing compiled with eager."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ def test_clip_min_bounds_the_density_from_below() -> None:
     assert bounded > 1e5 > free
 
 
-def minimise(total: torch.Tensor, optim: torch.optim.Optimizer, updater: SoftUpdate) -> None:
+def minimize(total: torch.Tensor, optim: torch.optim.Optimizer, updater: SoftUpdate) -> None:
     optim.zero_grad()
     total.backward()
     optim.step()
@@ -220,7 +220,7 @@ def train(loss: Any, data: TensorDict, updates: int) -> None:
     replay.extend(data)
     for _ in range(updates):
         out = loss(replay.sample())
-        minimise(sum(value for key, value in out.items() if key.startswith("loss_")), optim, updater)
+        minimize(sum(value for key, value in out.items() if key.startswith("loss_")), optim, updater)
 
 
 def act(loss: Any, observation: torch.Tensor) -> torch.Tensor:
@@ -274,7 +274,7 @@ def test_compiled_equals_eager_over_updates(make: Any) -> None:
         optim = torch.optim.Adam([value for value in loss.parameters() if value.requires_grad], lr=1e-2)
         for _ in range(5):
             out = loss(batch.clone())
-            minimise(sum(value for key, value in out.items() if key.startswith("loss_")), optim, updater)
+            minimize(sum(value for key, value in out.items() if key.startswith("loss_")), optim, updater)
         results.append(loss.state_dict())
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-9, atol=1e-9)

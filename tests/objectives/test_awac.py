@@ -78,7 +78,7 @@ def test_no_critic_is_refused() -> None:
 
 
 @pytest.mark.parametrize("weight", ["exp_clip", "exp", "softmax", "whiten"])
-def test_infinite_temperature_is_behaviour_cloning(weight: Any) -> None:
+def test_infinite_temperature_is_behavior_cloning(weight: Any) -> None:
     loss, batch = build(awac_lambda=math.inf, weight=weight), random_transitions(12, 5, 3)
     with loss.actor_network_params.to_module(loss.actor_network):
         expected = -loss.actor_network.get_dist(batch).log_prob(batch["action"]).mean()

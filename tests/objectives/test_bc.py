@@ -50,7 +50,7 @@ def test_it_reads_observations_and_actions_only() -> None:
 
 @pytest.mark.parametrize("kind", list(MAKERS))
 def test_it_is_torchrls_bc(kind: str) -> None:
-    """Where upstream's loss recognises the actor it computes the same number."""
+    """Where upstream's loss recognizes the actor it computes the same number."""
     torch.manual_seed(0)
     actor, batch = MAKERS[kind](5, 3, hidden_sizes=(16,)), random_transitions(12, 5, 3)
     torch.testing.assert_close(BCLoss(actor)(batch)["loss_actor"], UpstreamBCLoss(actor)(batch)["loss_bc"])

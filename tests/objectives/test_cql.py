@@ -167,13 +167,13 @@ def test_each_proposal_is_evaluated_at_the_current_state() -> None:
     batch = random_transitions(6, 5, 3)
     batch["next", "terminated"] = torch.ones(6, 1, dtype=torch.bool)
     seen = []
-    original = loss._penalise
+    original = loss._penalize
 
     def spy(networks: Any, qvalue: Any, inputs: Any, *rest: Any) -> Any:
         seen.append(inputs["observation"])
         return original(networks, qvalue, inputs, *rest)
 
-    loss._penalise = spy
+    loss._penalize = spy
     loss.qvalue_loss(batch)
     assert torch.equal(seen[0], batch["observation"])
 

@@ -11,14 +11,14 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import DensityRatio, Parametrisation
+from torchrl_o2o.modules import DensityRatio, Parametrization
 from torchrl_o2o.objectives import DensityRatioLoss
 from torchrl_o2o.testing import LossContract
 
 
 class TestContractLogit(LossContract):
     trains = {"loss_density_ratio": ("density_ratio_network_params",)}
-    parametrisation: Parametrisation = "logit"
+    parametrization: Parametrization = "logit"
 
     def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> DensityRatioLoss:
         keys = (observation_key, action_key)
@@ -26,7 +26,7 @@ class TestContractLogit(LossContract):
             self.observation_dim,
             self.action_dim,
             hidden_sizes=(16, 16),
-            parametrisation=self.parametrisation,
+            parametrization=self.parametrization,
             in_keys=keys,
             output_bias=0.5,
         )
@@ -38,11 +38,11 @@ class TestContractLogit(LossContract):
 
 
 class TestContractSoftplus(TestContractLogit):
-    parametrisation: Parametrisation = "softplus"
+    parametrization: Parametrization = "softplus"
 
 
 class TestContractReLU(TestContractLogit):
-    parametrisation: Parametrisation = "relu"
+    parametrization: Parametrization = "relu"
 
 
 def rows(mean: float, count: int, dim: int = 17) -> TensorDict:
@@ -69,10 +69,10 @@ def test_one_source_alone() -> None:
     assert out["log_ratio_online"] == 0
 
 
-@pytest.mark.parametrize("parametrisation", ["logit", "softplus", "relu"])
+@pytest.mark.parametrize("parametrization", ["logit", "softplus", "relu"])
 @pytest.mark.parametrize("output", [-200.0, -20.0, 0.0, 3.0, 200.0])
-def test_outputs_and_gradients_are_finite(parametrisation: Parametrisation, output: float) -> None:
-    ratio = DensityRatio(3, 2, hidden_sizes=(8,), parametrisation=parametrisation, output_bias=output)
+def test_outputs_and_gradients_are_finite(parametrization: Parametrization, output: float) -> None:
+    ratio = DensityRatio(3, 2, hidden_sizes=(8,), parametrization=parametrization, output_bias=output)
     loss = DensityRatioLoss(ratio)
     value, _ = loss.density_ratio_loss(rows(0.0, 4, 5), rows(0.0, 4, 5))
     value.backward()
@@ -81,7 +81,7 @@ def test_outputs_and_gradients_are_finite(parametrisation: Parametrisation, outp
 
 
 def test_softplus_meets_its_linear_tail() -> None:
-    ratio = DensityRatio(3, 2, hidden_sizes=(8,), parametrisation="softplus")
+    ratio = DensityRatio(3, 2, hidden_sizes=(8,), parametrization="softplus")
     ratio.module.head.weight.data.zero_()
     outputs = []
     for bias in (-15.001, -14.999, 2.0):
@@ -92,9 +92,9 @@ def test_softplus_meets_its_linear_tail() -> None:
     assert outputs[2] == pytest.approx(0.7547, abs=1e-4)  # log log(1 + e^2)
 
 
-def test_unknown_parametrisation() -> None:
-    with pytest.raises(O2OSpecError, match="got parametrisation='exp', expected one of 'logit', 'softplus', 'relu'"):
-        DensityRatio(3, 2, parametrisation="exp")  # type: ignore[arg-type]
+def test_unknown_parametrization() -> None:
+    with pytest.raises(O2OSpecError, match="got parametrization='exp', expected one of 'logit', 'softplus', 'relu'"):
+        DensityRatio(3, 2, parametrization="exp")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -108,11 +108,11 @@ def test_compiled_equals_eager() -> None:
     torch.testing.assert_close(loss.density_ratio_loss(offline, online)[0], expected)
 
 
-@pytest.mark.parametrize("parametrisation", ["logit", "softplus"])
-def test_recovers_the_ratio_of_two_gaussians(parametrisation: Parametrisation) -> None:
+@pytest.mark.parametrize("parametrization", ["logit", "softplus"])
+def test_recovers_the_ratio_of_two_gaussians(parametrization: Parametrization) -> None:
     """N(0, I) offline, N(0.3, I) online, 17 dimensions: log w = 0.3 sum(x) - 17 * 0.045; correlation at least 0.97."""
     torch.manual_seed(0)
-    ratio = DensityRatio(15, 2, hidden_sizes=(64, 64), parametrisation=parametrisation)
+    ratio = DensityRatio(15, 2, hidden_sizes=(64, 64), parametrization=parametrization)
     loss = DensityRatioLoss(ratio)
     optim = torch.optim.Adam(loss.parameters(), lr=1e-3)
     for _ in range(800):

@@ -98,8 +98,8 @@ def test_default_target_entropy_needs_a_spec() -> None:
         EnsembleSACLoss(actor, make_qvalue_ensemble(5, 3, num_qvalue_nets=2))
 
 
-def test_members_keep_their_own_initialisation() -> None:
-    critics = make_qvalue_ensemble(5, 3, num_qvalue_nets=3, initialisation="orthogonal")
+def test_members_keep_their_own_initialization() -> None:
+    critics = make_qvalue_ensemble(5, 3, num_qvalue_nets=3, initialization="orthogonal")
     stacked = EnsembleSACLoss(make_actor(5, 3), critics).qvalue_network_params["module", "head", "weight"]
     for member, critic in enumerate(critics):
         assert torch.equal(stacked[member], critic.module.head.weight)
@@ -118,7 +118,7 @@ def test_only_the_drawn_members_decide_the_target() -> None:
     assert (loss.target_value(batch) < before)[~batch["next", "terminated"].squeeze(-1)].all()
 
 
-def test_importance_weights_multiply_and_are_not_renormalised() -> None:
+def test_importance_weights_multiply_and_are_not_renormalized() -> None:
     loss, batch = build(reduction="none"), random_transitions(12, 5, 3)
     weights = torch.rand(12) + 0.5
     weighted = batch.clone().set("priority_weight", weights)
@@ -152,7 +152,7 @@ def test_fixed_temperature() -> None:
     assert not [name for name, _ in loss.named_parameters() if "alpha" in name]
 
 
-def test_priority_is_written_for_prioritised_buffers() -> None:
+def test_priority_is_written_for_prioritized_buffers() -> None:
     loss, batch = build(), random_transitions(12, 5, 3)
     torch.manual_seed(0)
     expected = loss.qvalue_loss(batch)[1]["td_error"]

@@ -14,7 +14,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import SoftUpdate
 
 from tests import golden_vectors as golden
-from torchrl_o2o.functional_alignment import interpolation_weight
+from torchrl_o2o.functional.alignment import interpolation_weight
 from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_qvalue_ensemble
 from torchrl_o2o.modules.aligned import clipped_log_density, density_floor
 from torchrl_o2o.modules.gaussian_policies import make_gaussian_actor
@@ -112,7 +112,7 @@ def assert_critics(loss: SoftLoss, tree: golden.Tree, where: str, grad: bool = F
     golden.assert_params(values(params, grad), loss.qvalue_network.module, golden.sub(tree, where), "module.")
 
 
-def minimise(value: torch.Tensor, optim: torch.optim.Optimizer) -> None:
+def minimize(value: torch.Tensor, optim: torch.optim.Optimizer) -> None:
     optim.zero_grad()
     value.backward()
     optim.step()
@@ -164,12 +164,12 @@ class TestACA:
         batch, step = golden.transitions(tree), golden.sub(tree, "out/update")
         loss_alpha, _ = loss.alpha_loss(loss.sample_log_prob(batch))
         golden.assert_close(loss_alpha, step["temp_loss"], "temperature loss")
-        minimise(loss_alpha, adam(loss.temperature, tree, "temp"))
+        minimize(loss_alpha, adam(loss.temperature, tree, "temp"))
         golden.assert_close(loss.temperature.log_alpha.grad, step["log_alpha_grad"], "temperature gradient")
         golden.assert_close(loss.temperature.log_alpha, step["log_alpha_after"], "log alpha")
         loss_qvalue, _ = loss.qvalue_loss(batch)
         golden.assert_close(loss_qvalue, step["critic_loss"], "critic loss")
-        minimise(loss_qvalue, adam(loss.qvalue_network_params, tree, "critic"))
+        minimize(loss_qvalue, adam(loss.qvalue_network_params, tree, "critic"))
         assert_critics(loss, tree, "out/update/critic_after")
         loss_actor, _ = loss.actor_loss(batch)
         golden.assert_close(loss_actor, step["actor_loss"], "actor loss")
@@ -221,7 +221,7 @@ class TestSACML:
         tree = golden.load(case)
         loss, updater = sacml(tree)
         batch, step = golden.transitions(tree), golden.sub(tree, "out/update")
-        minimise(loss.alpha_loss(loss.sample_log_prob(batch))[0], adam(loss.temperature, tree, "temp"))
+        minimize(loss.alpha_loss(loss.sample_log_prob(batch))[0], adam(loss.temperature, tree, "temp"))
         golden.assert_close(loss.temperature.log_alpha, step["log_alpha_after"], "log alpha")
         for value, params, name in (
             (loss.qvalue_loss, loss.qvalue_network_params, "critic"),
@@ -230,7 +230,7 @@ class TestSACML:
         ):
             out = value(batch)[0]
             golden.assert_close(out, step[f"{name}_loss"], f"{name} loss")
-            minimise(out, adam(params, tree, name))
+            minimize(out, adam(params, tree, name))
         updater.step()
         assert_critics(loss, tree, "out/update/critic_after")
         assert_critics(loss, tree, "out/update/target_critic_after", target=True)

@@ -62,7 +62,7 @@ def same_value(loss: IQLLoss, tree: golden.Tree, prefix: str, *, grad: bool = Fa
     golden.assert_params(params, loss.value_network.module, golden.sub(tree, prefix), "module.")
 
 
-def optimisers(loss: IQLLoss, tree: golden.Tree) -> dict[str, Any]:
+def optimizers(loss: IQLLoss, tree: golden.Tree) -> dict[str, Any]:
     optims = {name: adam(getattr(loss, f"{net}_network_params"), golden.hp(tree, f"{name}_lr")) for name, net in _NETS}
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optims["actor"], int(golden.hp(tree, "actor_cosine_T_max")))
     return {**optims, "schedule": cosine}
@@ -107,7 +107,7 @@ class TestLosses:
 def test_two_updates_in_corls_order(case: str) -> None:
     """V(s') and the advantage are from the old value; V, critics, targets, actor."""
     tree, loss, updater = build(case)
-    batch, optims = golden.transitions(tree), optimisers(loss, tree)
+    batch, optims = golden.transitions(tree), optimizers(loss, tree)
     for _ in range(2):
         target = loss.target_value(batch)
         value_loss, info = loss.value_loss(batch)
@@ -127,7 +127,7 @@ def test_two_updates_in_corls_order(case: str) -> None:
 def test_two_updates_in_the_authors_order() -> None:
     """V first; the actor and the critics see the new value; targets last."""
     tree, loss, updater = build(AUTHORS)
-    batch, optims = golden.transitions(tree), optimisers(loss, tree)
+    batch, optims = golden.transitions(tree), optimizers(loss, tree)
     for t in range(2):
         last = {"value_loss": step(optims["value"], loss.value_loss(batch)[0])}
         last["actor_loss"] = step(optims["actor"], loss.actor_loss(batch)[0])

@@ -15,7 +15,7 @@ from torchrl.objectives import SoftUpdate
 from tests import golden_vectors as golden
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss, RecordedNoise
-from torchrl_o2o.optim import weight_decay_groups
+from torchrl_o2o.trainers.optim import weight_decay_groups
 
 SINGLE = ["A", "B", "C_saturated"]
 UPDATES = ["update_A", "update_B"]
@@ -64,7 +64,7 @@ def build(tree: golden.Tree) -> tuple[EnsembleSACLoss, SoftUpdate]:
     return loss, updater
 
 
-def optimisers(loss: EnsembleSACLoss, tree: golden.Tree) -> dict[str, torch.optim.Optimizer]:
+def optimizers(loss: EnsembleSACLoss, tree: golden.Tree) -> dict[str, torch.optim.Optimizer]:
     betas, eps = (golden.hp(tree, "adam_b1"), golden.hp(tree, "adam_b2")), golden.hp(tree, "adam_eps")
     critic_groups = weight_decay_groups(loss.qvalue_network_params, golden.hp(tree, "critic_weight_decay"))
     return {
@@ -106,7 +106,7 @@ class TestSingleLosses:
         value.backward()
         params, net = loss.qvalue_network_params, loss.qvalue_network.module
         golden.assert_params(flat(params, grad=True), net, golden.sub(tree, "out/critic_grad"), "module.")
-        optimisers(loss, tree)["critic"].step()
+        optimizers(loss, tree)["critic"].step()
         updater.step()
         golden.assert_params(flat(params), net, golden.sub(tree, "out/critic_after"), "module.")
         golden.assert_params(
@@ -117,7 +117,7 @@ class TestSingleLosses:
         tree = golden.load(f"rlpd/{case}")
         loss, _ = build(tree)
         loss.noise = RecordedNoise({"action": tree["noise/action"]})
-        optims = optimisers(loss, tree)
+        optims = optimizers(loss, tree)
         value, info = loss.actor_loss(golden.transitions(tree))
         golden.assert_close(value, tree["out/actor_loss"], "actor loss")
         golden.assert_close(info["log_prob"], tree["out/log_prob"], "log prob")
@@ -142,7 +142,7 @@ def test_whole_updates(case: str) -> None:
     """utd_ratio critic steps, then one actor and one temperature step on the last minibatch, several times over."""
     tree = golden.load(f"rlpd/{case}")
     loss, updater = build(tree)
-    optims = optimisers(loss, tree)
+    optims = optimizers(loss, tree)
     for t in range(int(golden.hp(tree, "n_updates"))):
         step, minibatch = golden.sub(tree, f"step{t}"), None
         batch = golden.transitions(step)

@@ -12,7 +12,7 @@ from torchrl.objectives import SoftUpdate
 from tests import golden_vectors as golden
 from tests.objectives.golden_offline import adam, critics, depth, fill_actor, flat, same_actor, same_critic, step
 from tests.objectives.golden_offline import targets as fill_targets
-from torchrl_o2o.functional_offline import spot_cooling
+from torchrl_o2o.functional.offline import spot_cooling
 from torchrl_o2o.modules import ActionVAE, make_action_vae, make_deterministic_actor
 from torchrl_o2o.objectives import RecordedNoise, SPOTLoss, VAELoss
 

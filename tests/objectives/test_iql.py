@@ -104,7 +104,7 @@ def test_expectile_one_half_fits_the_mean_and_above_it_leans_to_the_best() -> No
     assert 0.1 < fitted_value(0.7) < fitted_value(0.95) < 1.0
 
 
-def test_beta_zero_is_behaviour_cloning() -> None:
+def test_beta_zero_is_behavior_cloning() -> None:
     loss, batch = build(beta=0.0), random_transitions(12, 5, 3)
     with loss.actor_network_params.to_module(loss.actor_network):
         expected = -loss.actor_network.get_dist(batch).log_prob(batch["action"]).mean()

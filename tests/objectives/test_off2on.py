@@ -16,7 +16,7 @@ from torchrl.objectives import SoftUpdate
 
 from tests import golden_vectors as golden
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_off2on import off2on_priority
+from torchrl_o2o.functional.off2on import off2on_priority
 from torchrl_o2o.modules import DensityRatio, Temperature, average_actors, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, PessimisticEnsembleLoss, RecordedNoise
 from torchrl_o2o.testing import LossContract, random_transitions
@@ -196,7 +196,7 @@ class TestGolden:
     @pytest.mark.parametrize("case", ["A", "B"])
     def test_density_ratio_and_priorities(self, case: str) -> None:
         tree = golden.load(f"off2on/{case}")
-        network = DensityRatio(5, 3, hidden_sizes=(16, 16), parametrisation="relu", eps=0.0)
+        network = DensityRatio(5, 3, hidden_sizes=(16, 16), parametrization="relu", eps=0.0)
         golden.fill(network, golden.sub(tree, "weight_net"))
         batches = {name: golden.sub(tree, name) for name in ("offline", "online", "batch")}
         log_ratio = {
@@ -215,7 +215,7 @@ class TestGolden:
         tree = golden.load(f"off2on/{case}")
         loss, updater = self.build(tree)
         eps = golden.hp(tree, "log_eps")
-        ratio = DensityRatio(5, 3, hidden_sizes=(16, 16), parametrisation="relu", eps=eps)
+        ratio = DensityRatio(5, 3, hidden_sizes=(16, 16), parametrization="relu", eps=eps)
         golden.fill(ratio, golden.sub(tree, "weight_net"))
         density = DensityRatioLoss(ratio, eps=eps)
         groups = {

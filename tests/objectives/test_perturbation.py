@@ -34,7 +34,7 @@ def rows(count: int) -> TensorDict:
 
 
 def build(**settings: Any) -> PerturbationRatioLoss:
-    return PerturbationRatioLoss(DensityRatio(3, 2, hidden_sizes=(32, 32), standardise=True), **settings)
+    return PerturbationRatioLoss(DensityRatio(3, 2, hidden_sizes=(32, 32), standardize=True), **settings)
 
 
 def test_reference_by_hand() -> None:
@@ -67,7 +67,7 @@ def test_share_and_scale_of_the_reference(share: float) -> None:
 def test_tells_strange_states_and_strange_actions() -> None:
     """Neither kind of pair is in the training rows or in the reference; the rows judged are fresh."""
     torch.manual_seed(0)
-    data, network = rows(4000), DensityRatio(3, 2, hidden_sizes=(32, 32), standardise=True)
+    data, network = rows(4000), DensityRatio(3, 2, hidden_sizes=(32, 32), standardize=True)
     network.fit_scale(data)
     loss = PerturbationRatioLoss(network)
     optim = torch.optim.Adam(loss.parameters(), lr=3e-3)
@@ -99,15 +99,15 @@ def test_what_makes_no_reference_is_refused(settings: dict[str, Any]) -> None:
 def test_scale_is_fixed_saved_and_asked_for() -> None:
     data = rows(500)
     data["observation"][:, 1] = 3.0  # does not move
-    ratio = DensityRatio(3, 2, hidden_sizes=(8,), standardise=True)
+    ratio = DensityRatio(3, 2, hidden_sizes=(8,), standardize=True)
     ratio.fit_scale(data)
     scale = ratio.module.trunk[0]
     torch.testing.assert_close(scale.std[0], data["observation"][:, 0].std(correction=0))
     assert scale.std[1] == 1.0
     seen = scale(torch.cat([data["observation"], data["action"]], -1))
     torch.testing.assert_close(seen.mean(0), torch.zeros(5), atol=1e-4, rtol=0.0)
-    other = DensityRatio(3, 2, hidden_sizes=(8,), standardise=True)
+    other = DensityRatio(3, 2, hidden_sizes=(8,), standardize=True)
     other.load_state_dict(ratio.state_dict())
     assert torch.equal(other(data.clone())["log_density_ratio"], ratio(data.clone())["log_density_ratio"])
-    with pytest.raises(O2OSpecError, match="standardise=True"):
+    with pytest.raises(O2OSpecError, match="standardize=True"):
         DensityRatio(3, 2, hidden_sizes=(8,)).fit_scale(data)

@@ -16,7 +16,7 @@ from torchrl.data import Bounded
 
 from tests.objectives.offline_losses import act, assert_compiled_equals_eager, train
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import spot_cooling
+from torchrl_o2o.functional.offline import spot_cooling
 from torchrl_o2o.modules import ActionVAE, make_action_vae, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import SPOTLoss, VAELoss
 from torchrl_o2o.testing import (

@@ -79,7 +79,7 @@ def test_actors_that_do_not_fit_are_refused() -> None:
         TD3BCLoss(plain, critics)
 
 
-def test_alpha_zero_is_behaviour_cloning() -> None:
+def test_alpha_zero_is_behavior_cloning() -> None:
     loss, batch = build(alpha=0.0), random_transitions(12, 5, 3)
     cloning = BCLoss(loss.actor_network)
     cloning.actor_network_params = loss.actor_network_params

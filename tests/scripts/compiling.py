@@ -16,8 +16,8 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 
 from tests.scripts.phases import assert_equal
-from torchrl_o2o.diagnostics import NonFiniteError
-from torchrl_o2o.pipeline import Learner
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.trainers.pipeline import Learner
 
 MakeLearner = Callable[[bool], Learner]
 
@@ -37,7 +37,7 @@ def states(learner: Learner) -> dict[str, Any]:
 
 
 def assert_compiled_equals_written_out(make: MakeLearner, batch: TensorDictBase, updates: int) -> None:
-    """All metrics that are written out, parameters, optimisers and counters; the random numbers bit for bit."""
+    """All metrics that are written out, parameters, optimizers and counters; the random numbers bit for bit."""
     written, fast = (trained(make, compiled, batch, updates) for compiled in (False, True))
     for step, (ours, theirs) in enumerate(zip(written["metrics"], fast["metrics"], strict=True)):
         for name, value in ours.items():

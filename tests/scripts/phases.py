@@ -20,9 +20,9 @@ from tests.scripts.running import ROOT, compose
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
-from torchrl_o2o.launch import load_script
-from torchrl_o2o.pipeline import Pretrained
-from torchrl_o2o.record import read_metrics
+from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.pipeline import Pretrained
 
 SHORT = (
     "task=locomotion-cpu",

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.scripts.running import ROOT, compose, load_script
 from tests.scripts.test_rlpd import Stop, stop_at, train, without_times
-from torchrl_o2o.record import read_metrics
+from torchrl_o2o.record.recorder import read_metrics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -143,7 +143,7 @@ def test_paper_settings() -> None:
     assert (cfg.pool.alpha, cfg.beta_start, cfg.adv_temp, cfg.pool_multiplier) == (0.3, 0.4, 1.0, 4)
     assert cfg.collector.total_frames == 300_000
     code = compose("a3rl", "priority=authors_code")
-    assert (code.advantage.num_samples, code.pool_multiplier, code.density_ratio.parametrisation) == (100, None, "relu")
+    assert (code.advantage.num_samples, code.pool_multiplier, code.density_ratio.parametrization) == (100, None, "relu")
     assert code.density_updates == 20
 
 

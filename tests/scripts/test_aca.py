@@ -15,13 +15,13 @@ from tensordict import TensorDict
 
 from tests.scripts.phases import SHORT, PhasesContract, assert_equal, dying, newest, rows
 from tests.scripts.running import compose
-from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_alignment import interpolation_weight
-from torchrl_o2o.launch import load_problem, load_script, pretrain_stage
+from torchrl_o2o.functional.alignment import interpolation_weight
 from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import TD3BCLoss
-from torchrl_o2o.pipeline import Learner, Pretrained
+from torchrl_o2o.trainers.launch import load_problem, load_script, pretrain_stage
+from torchrl_o2o.trainers.pipeline import Learner, Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 SMALL = ("qvalue.hidden_sizes=[16]", "compile=false", "++env.max_episode_steps=20")
@@ -124,7 +124,7 @@ def test_baselines_on_the_policy_of_another_script(
     policy = f"policy={tmp_path / 'other' / 'offline'}"
     with pytest.raises(O2OSpecError, match="convention"):
         train("aca", tmp_path / "refused", policy)
-    convention = "convention={normalise_observations: true}"
+    convention = "convention={normalize_observations: true}"
     train("aca", tmp_path / "run", policy, convention)
     source = Pretrained.read(tmp_path / "other" / "offline")
     stage = Pretrained.read(tmp_path / "run" / "offline")

@@ -18,8 +18,8 @@ import torch
 
 from tests.scripts.phases import SHORT, PhasesContract
 from tests.scripts.running import ROOT, compose
-from torchrl_o2o.launch import load_script
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.launch import load_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 

@@ -22,12 +22,12 @@ from tests.scripts.compiling import (
 )
 from tests.scripts.phases import SHORT, PhasesContract, newest
 from tests.scripts.running import compose
-from torchrl_o2o.conventions import FittedConvention
+from torchrl_o2o.data.conventions import FittedConvention
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.launch import load_script
-from torchrl_o2o.pipeline import Problem
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.pipeline import Problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -48,7 +48,7 @@ class TestSACWithBCStart(PhasesContract):
     test_every_task_composes = None  # pyright: ignore[reportAssignmentType]
 
     def test_the_actor_goes_over_and_nothing_else(self, tmp_path: Path) -> None:
-        """No update online: the actor is the clone, the critics are their targets, the optimisers are new."""
+        """No update online: the actor is the clone, the critics are their targets, the optimizers are new."""
         self.train(tmp_path, "online.total_frames=2", "handover.warmup_steps=3")
         clone, online = newest(tmp_path / "offline", "loss"), newest(tmp_path, "loss")
         names = [name for name, value in clone.items() if isinstance(value, torch.Tensor) and "actor" in name]
@@ -136,7 +136,7 @@ def test_a_deterministic_clone_is_no_start_for_sac(tmp_path: Path) -> None:
 
 
 def test_published_settings() -> None:
-    """CORL's: a deterministic policy of 2x256, squared error, 1M steps, observations standardised."""
+    """CORL's: a deterministic policy of 2x256, squared error, 1M steps, observations standardized."""
     cfg = compose("bc")
     assert (cfg.policy, list(cfg.actor.hidden_sizes), cfg.optim.lr, cfg.offline.num_steps, cfg.best_episodes) == (
         "deterministic",

@@ -17,16 +17,16 @@ import torch
 from tests.scripts.phases import SHORT, PhasesContract, assert_equal, dying, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.checkpoint.manifest import load
-from torchrl_o2o.conventions import Convention, get_convention
 from torchrl_o2o.data import TRANSITION
-from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.data.conventions import Convention, get_convention
+from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.evaluation import EvaluationResult
-from torchrl_o2o.handover import HandOver
-from torchrl_o2o.launch import load_problem, load_script
 from torchrl_o2o.objectives import CQLLoss
-from torchrl_o2o.pipeline import Pretrained, Problem
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.evaluation import EvaluationResult
+from torchrl_o2o.trainers.handover import HandOver
+from torchrl_o2o.trainers.launch import load_problem, load_script
+from torchrl_o2o.trainers.pipeline import Pretrained, Problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 SMALL = ("qvalue.hidden_sizes=[16]", "penalty.num_actions=2", "compile=false", "++env.max_episode_steps=20")
@@ -77,7 +77,7 @@ def test_step_by_step_resumed_equals_uninterrupted(tmp_path: Path, base: str) ->
         assert_equal(newest(tmp_path / "whole", name), newest(tmp_path / "parts", name), name)
 
 
-def test_a_trajectory_is_learnt_from_when_it_is_over(tmp_path: Path) -> None:
+def test_a_trajectory_is_learned_from_when_it_is_over(tmp_path: Path) -> None:
     script, kept = load_script("cql"), []
     update = script.CQL.update
 
@@ -128,7 +128,10 @@ def test_a_failure_of_the_environment_ends_the_trajectory(tmp_path: Path) -> Non
 
     with (
         patch.object(type(problem), "make_env", breaking),
-        patch("torchrl_o2o.pipeline.evaluate", lambda *_, **__: EvaluationResult(np.zeros(1), np.ones(1, dtype=int))),
+        patch(
+            "torchrl_o2o.trainers.pipeline.evaluate",
+            lambda *_, **__: EvaluationResult(np.zeros(1), np.ones(1, dtype=int)),
+        ),
         pytest.warns(UserWarning, match="fell over"),
     ):
         train(tmp_path / "run", *words)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_o2o.cli import main
+from torchrl_o2o.commands.cli import main
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.record import read_run
+from torchrl_o2o.record.recorder import read_run
 from torchrl_o2o.scripts import find_script, script_command
 
 TINY = {
@@ -27,7 +27,7 @@ TINY = {
 
 
 @pytest.mark.parametrize("task", ["halfcheetah", "pointmaze"])
-def test_demo_trains_both_and_summarises(task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_demo_trains_both_and_summarizes(task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     assert main(["demo", task, "--out", str(tmp_path), *settings]) == 0
     out = capfd.readouterr().out
@@ -48,7 +48,7 @@ def test_demo_reports_a_failed_run(tmp_path: Path) -> None:
 def test_help_is_quick() -> None:
     began = time.perf_counter()
     result = subprocess.run(
-        [sys.executable, "-m", "torchrl_o2o.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "torchrl_o2o.commands.cli", "--help"], capture_output=True, text=True, check=True
     )
     assert "train" in result.stdout
     assert time.perf_counter() - began < 2.0, "it takes a tenth of a second; torch must have been imported"

@@ -16,8 +16,8 @@ import torch
 from tests.scripts.phases import PhasesContract, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.launch import load_script
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.launch import load_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "value.hidden_sizes=[16]")
@@ -96,5 +96,5 @@ def test_published_settings() -> None:
     assert (cfg.decay_actor_lr, maze.decay_actor_lr) == (True, False)
     assert (cfg.optim.lr, cfg.offline.num_steps, cfg.online.total_frames, cfg.target.tau) == (3e-4, 10**6, 10**6, 0.005)
     corl = compose("iql", "task=antmaze", "reference=corl")
-    assert (corl.order, corl.decay_actor_lr, corl.actor.initialisation, corl.loss.beta) == ("corl", True, "torch", 10.0)
+    assert (corl.order, corl.decay_actor_lr, corl.actor.initialization, corl.loss.beta) == ("corl", True, "torch", 10.0)
     assert (corl.convention_of, corl.loss.ensemble_reduction) == ("iql_corl", "mean")

@@ -15,9 +15,9 @@ import torch
 from tests.scripts.phases import PhasesContract, assert_equal, dying, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.handover import stack_agents
-from torchrl_o2o.launch import load_script
-from torchrl_o2o.pipeline import Pretrained
+from torchrl_o2o.trainers.handover import stack_agents
+from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.pipeline import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 

@@ -22,11 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from tests.scripts.running import ROOT, compose, load_script, run_script
-from torchrl_o2o.diagnostics import NonFiniteError
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
-from torchrl_o2o.interrupt import graceful_exit
-from torchrl_o2o.record import read_metrics
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.record.recorder import read_metrics
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.interrupt import graceful_exit
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),

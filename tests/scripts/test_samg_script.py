@@ -19,10 +19,10 @@ from tests.scripts.phases import SHORT, PhasesContract, Stop, assert_equal, dyin
 from tests.scripts.running import ROOT, compose
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
-from torchrl_o2o.launch import load_script
 from torchrl_o2o.modules.confidence import ConstantConfidence
-from torchrl_o2o.pipeline import Pretrained
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.pipeline import Pretrained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -228,10 +228,10 @@ def test_the_penalty_weighs_one_minus_p(tmp_path: Path) -> None:
 
 
 def test_pretraining_of_the_bases_own_script(tmp_path: Path, trained: Run) -> None:
-    """With raw observations both scripts' offline phases are one; a standardised one is refused, or taken as it is."""
+    """With raw observations both scripts' offline phases are one; a standardized one is refused, or taken as it is."""
     words = ("qvalue.hidden_sizes=[16]", "online.total_frames=1", "compile=false")
     make: Callable[..., Any] = lambda folder, *more: TestSAMG().config(tmp_path / folder, *more)  # noqa: E731
-    own = compose("awac", *SHORT, *words, f"run_dir={tmp_path / 'raw'}", "convention={normalise_observations: false}")
+    own = compose("awac", *SHORT, *words, f"run_dir={tmp_path / 'raw'}", "convention={normalize_observations: false}")
     load_script("awac").train(own)
     theirs, ours = (Pretrained.read(folder / "offline") for folder in (tmp_path / "raw", trained.folder))
     assert_equal(theirs.states["loss"], ours.states["loss"], "loss")
@@ -241,7 +241,7 @@ def test_pretraining_of_the_bases_own_script(tmp_path: Path, trained: Run) -> No
     standard = f"pretrained={tmp_path / 'standard' / 'offline'}"
     with pytest.raises(O2OSpecError, match="convention"):
         load_script("samg").train(make("refused", standard))
-    load_script("samg").train(make("taken", standard, "convention={normalise_observations: true}"))
+    load_script("samg").train(make("taken", standard, "convention={normalize_observations: true}"))
     assert load((tmp_path / "taken" / "policy.pt").read_bytes())["convention"]["observation"] is not None
 
 

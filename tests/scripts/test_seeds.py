@@ -21,9 +21,9 @@ from tests.scripts.running import compose, load_script, run_script
 from tests.scripts.test_rlpd import without_times
 from torchrl_o2o.checkpoint.folders import step_folder
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.launch import load_script as load_shared
-from torchrl_o2o.record import read_metrics
-from torchrl_o2o.runs import find_runs, group_runs, load_run
+from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.runs import find_runs, group_runs, load_run
+from torchrl_o2o.trainers.launch import load_script as load_shared
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),

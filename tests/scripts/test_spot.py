@@ -22,8 +22,8 @@ from tests.scripts.compiling import (
 from tests.scripts.phases import PhasesContract, assert_equal, dying, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.launch import load_script
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.launch import load_script
 
 SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "vae.hidden_sizes=[16]")
 
@@ -58,7 +58,7 @@ class TestSPOT(PhasesContract):
         assert names
         assert all(torch.equal(offline[name], online[name]) for name in names)
         steps = newest(tmp_path, "qvalue_optim")["state"][0]["step"]
-        assert float(steps) == 24.0, "the optimisers start anew at the hand-over"
+        assert float(steps) == 24.0, "the optimizers start anew at the hand-over"
 
 
 def learner(*words: str, online: bool = False, compiled: bool = False) -> Any:

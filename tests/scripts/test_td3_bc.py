@@ -22,8 +22,8 @@ from tests.scripts.compiling import (
 )
 from tests.scripts.phases import PhasesContract, newest, rows
 from tests.scripts.running import compose
-from torchrl_o2o.launch import load_script
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.launch import load_script
 
 SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]")
 
@@ -118,4 +118,4 @@ def test_published_settings() -> None:
         False,
     )
     assert compose("td3_bc", "task=antmaze").evaluation.num_episodes == 100
-    assert compose("td3_bc", "task=adroit").convention.normalise_observations
+    assert compose("td3_bc", "task=adroit").convention.normalize_observations

@@ -17,8 +17,8 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise
-from torchrl_o2o.optim import weight_decay_groups
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.optim import weight_decay_groups
 
 OBSERVATION, ACTION, BATCH, TAU = 5, 2, 16, 0.01
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from torchrl_o2o.collect import StepCollector
-from torchrl_o2o.env_faults import GuardedEnv
-from torchrl_o2o.envs import make_gym_env, seed_everything
+from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.envs.guard import GuardedEnv
+from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss

@@ -46,7 +46,7 @@ def trained(
     for step, batch in enumerate(batches):
         if step == compiled_after:
             learner.compile()
-            assert not learner.optimisers
+            assert not learner.optimizers
         together = learner.update(batch, BATCH)
         for position, agent in enumerate(single):
             for name, value in agent.update(batch[position]).items():
@@ -82,7 +82,7 @@ def test_kernels_equal_single_runs(double: None) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("after", [0, 2])
 def test_the_whole_update_as_one_function(double: None, captured: list[Any], name: str, after: int) -> None:
-    """From the start, and taken over in the middle with the optimisers' states."""
+    """From the start, and taken over in the middle with the optimizers' states."""
     settings = dict(SETTINGS[name])
     weighted = settings.pop("weighted", False)
     single, stacked = trained(1e-9, compiled_after=after, weighted=weighted, **settings)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Slices of one tensor and one optimiser in the place of many."""
+"""Slices of one tensor and one optimizer in the place of many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.seeds import StackedOptimizer, stack_leaves
 
-OPTIMISERS: dict[str, Any] = {
+OPTIMIZERS: dict[str, Any] = {
     "adam": lambda params: torch.optim.Adam(params, lr=0.1, amsgrad=True),
     "adamw, fused": lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.1, fused=True),
     "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
@@ -36,12 +36,12 @@ def losses(leaves: dict[str, torch.Tensor], power: int) -> torch.Tensor:
     return (leaves["weight"] ** power).flatten(1).sum(1) + (leaves["bias"] - 1.0).square().sum(1)
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_steps_equal_the_single_optimisers(name: str) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_equal_the_single_optimizers(name: str) -> None:
     single, ours = nets(), nets()
     leaves = stack(ours)
-    alone = [OPTIMISERS[name](net.parameters()) for net in single]
-    optim = StackedOptimizer([OPTIMISERS[name](net.parameters()) for net in ours], leaves.values())
+    alone = [OPTIMIZERS[name](net.parameters()) for net in single]
+    optim = StackedOptimizer([OPTIMIZERS[name](net.parameters()) for net in ours], leaves.values())
     for _ in range(4):
         optim.descend(losses(leaves, 2), "loss")
         for net, each in zip(single, alone, strict=True):
@@ -53,13 +53,13 @@ def test_steps_equal_the_single_optimisers(name: str) -> None:
         torch.testing.assert_close(theirs.bias, net.bias)
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_states_go_through_the_single_optimisers(name: str) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_states_go_through_the_single_optimizers(name: str) -> None:
     """Saved and loaded by the agents' own state_dict, the stack goes on bit for bit."""
     ours, copies = nets(), nets()
     leaves, others = stack(ours), stack(copies)
-    first = StackedOptimizer([OPTIMISERS[name](net.parameters()) for net in ours], leaves.values())
-    second = StackedOptimizer([OPTIMISERS[name](net.parameters()) for net in copies], others.values())
+    first = StackedOptimizer([OPTIMIZERS[name](net.parameters()) for net in ours], leaves.values())
+    second = StackedOptimizer([OPTIMIZERS[name](net.parameters()) for net in copies], others.values())
     first.share()
     second.adopt()
     assert not second.optim.state

@@ -11,7 +11,7 @@ import random
 import numpy as np
 import torch
 
-from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.seeds import RandomStream
 
 

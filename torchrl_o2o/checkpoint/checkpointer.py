@@ -50,7 +50,7 @@ class Checkpointer:
 
     Keyword Args:
         objects: by name, what the run consists of: anything with ``state_dict()`` and ``load_state_dict()`` (modules,
-            optimisers, a :class:`~torchrl_o2o.record.Recorder`), or a dict, which is restored in place. Their states
+            optimizers, a :class:`~torchrl_o2o.record.Recorder`), or a dict, which is restored in place. Their states
             are tensors and plain values, nothing that needs code to be read.
         buffer: a replay buffer with an :class:`~torchrl_o2o.data.OnlineWriter` or a round-robin writer; its rows must
             not be changed after they are written. Defaults to ``None``.

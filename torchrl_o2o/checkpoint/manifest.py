@@ -43,7 +43,7 @@ def digest(data: bytes) -> str:
 
 
 def dump(name: str, state: Any) -> bytes:
-    """Serialise an object's state and make sure that it can be read back without running code.
+    """Serialize an object's state and make sure that it can be read back without running code.
 
     Args:
         name: the object's name, for the message.

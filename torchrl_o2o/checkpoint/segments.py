@@ -64,7 +64,7 @@ class Region:
         return self.first + row % self.capacity
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Split the rows ``start <= k < stop`` into runs of neighbouring slots, none too long for one file."""
+        """Split the rows ``start <= k < stop`` into runs of neighboring slots, none too long for one file."""
         while start < stop:
             wrap = (start // self.capacity + 1) * self.capacity
             end = min(stop, wrap, start + _ROWS_PER_SEGMENT)

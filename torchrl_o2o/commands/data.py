@@ -27,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     listing = actions.add_parser("list", help="names that can be made here, and data sets on this machine")
     listing.set_defaults(run=_list)
     _register_make(actions.add_parser("make", help="make one of this package's data sets"))
-    show = actions.add_parser("show", help="summarise a data set")
+    show = actions.add_parser("show", help="summarize a data set")
     _add_source(show)
     show.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths and rewards")
     show.add_argument("--json", action="store_true", help="print JSON")

@@ -32,8 +32,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.commands.outcome import fresh_folder, summarize
     from torchrl_o2o.data import load_offline
-    from torchrl_o2o.demo import fresh_folder, summarise
 
     out = fresh_folder(arguments.out / arguments.task)
     print(f"data: {_DATASETS[arguments.task]} (made here if absent)", flush=True)
@@ -42,7 +42,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     words = [f"task={_TASKS[arguments.task]}", f"seed={arguments.seed}", *arguments.set]
     status = _train_both(out, words)
     if status == 0:
-        print(summarise(out, _DATASETS[arguments.task]))
+        print(summarize(out, _DATASETS[arguments.task]))
     return status
 
 

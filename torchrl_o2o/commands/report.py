@@ -32,13 +32,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         metavar="KEY",
         help="a configuration entry to group across, besides seed",
     )
-    parser.add_argument("--peers", metavar="FILE.npz", help="published curves to overlay (normalised scores)")
+    parser.add_argument("--peers", metavar="FILE.npz", help="published curves to overlay (normalized scores)")
     parser.add_argument("--peers-task", metavar="NAME", help="the task's name in that file, if it differs")
     parser.set_defaults(run=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from torchrl_o2o.report import write_report
+    from torchrl_o2o.record.report import write_report
 
     path = write_report(
         arguments.runs,

@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Look data over before the first gradient step: what is broken, what looks broken, what does not fit the environment.
 
-Everything is vectorised: a million transitions take a second or two. Shapes: N transitions, E episodes.
+Everything is vectorized: a million transitions take a second or two. Shapes: N transitions, E episodes.
 """
 
 from __future__ import annotations

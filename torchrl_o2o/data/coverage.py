@@ -49,7 +49,7 @@ def coverage(
 
     Source: SAMG's appendix C.7 looks at data sets by t-SNE, hierarchical clustering and the share of clusters covered;
         the
-    numbers of rows and clusters are ours. Pairs are standardised first. Shares depend on the other data sets: they
+    numbers of rows and clusters are ours. Pairs are standardized first. Shares depend on the other data sets: they
     compare the sets of one call, not of two.
 
     Args:
@@ -110,7 +110,7 @@ def _pairs(data: Mapping[str, TensorDictBase], number: int, seed: int) -> list[n
 
 
 def plot_coverage(found: Coverage, path: str | Path) -> Path:
-    """Draw the embedding, one colour per data set.
+    """Draw the embedding, one color per data set.
 
     Args:
         found: of :func:`coverage`.

@@ -14,8 +14,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
-from torchrl_o2o.data.datasets.tasks import observation_keys
 from torchrl_o2o.data.findings import Finding
+from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["EnvLike", "match_environment"]
@@ -66,7 +66,7 @@ def match_environment(data: TensorDictBase, env: EnvLike, action_low: Tensor, ac
 
 def _facts(env: EnvLike) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor, Tensor]:
     if isinstance(env, str):
-        from torchrl_o2o.envs import make_gym_env  # late: environments read the task table of this package
+        from torchrl_o2o.envs.make import make_gym_env  # late: environments read the task table of this package
 
         built = make_gym_env(env)
         try:

@@ -203,7 +203,7 @@ def check_offline(
 def describe_offline(
     source: Source, *, max_episode_steps: int | None = None, obs_keys: Sequence[str] | None = None
 ) -> DatasetInfo:
-    """Summarise a data set, without judging it.
+    """Summarize a data set, without judging it.
 
     Args:
         source: as in :func:`load_offline`.

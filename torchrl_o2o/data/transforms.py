@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What is done to a data set once, before training: rewards scaled, returns computed, observations standardised.
+"""What is done to a data set once, before training: rewards scaled, returns computed, observations standardized.
 
 Each is a pure function of transitions in TED; the same numbers go to the environment through the matching TorchRL
 transform, so that offline and online data never differ. Scale rewards first: returns are those of the scaled reward.
@@ -255,13 +255,13 @@ class ObservationStats:
         """
         observation = data.get("observation")
         if not observation.is_floating_point():
-            raise O2OSpecError(f"observations are {observation.dtype}; expected floats. Images are not standardised.")
+            raise O2OSpecError(f"observations are {observation.dtype}; expected floats. Images are not standardized.")
         wide = observation.double()
         std = wide.std(0, correction=0)
         return cls(wide.mean(0).to(observation.dtype), (std + eps).to(observation.dtype))
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the data with standardised observations; the input keeps its own."""
+        """Return the data with standardized observations; the input keeps its own."""
         out = data.copy()
         for key in ("observation", ("next", "observation")):
             out.set(key, (data.get(key) - self.mean) / self.scale)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from torchrl_o2o._moved import old_names
 from torchrl_o2o.modules.actors import GaussianHead, make_actor
 from torchrl_o2o.modules.aligned import make_baselines
 from torchrl_o2o.modules.confidence import (
@@ -19,11 +20,11 @@ from torchrl_o2o.modules.confidence import (
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.critics import QValueNet, make_qvalue_ensemble
 from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics, make_conditional_vae, make_inverse_dynamics
-from torchrl_o2o.modules.density_ratio import DensityRatio, DensityRatioNet, Parametrisation
+from torchrl_o2o.modules.density_ratio import DensityRatio, DensityRatioNet, Parametrization
 from torchrl_o2o.modules.deterministic import make_deterministic_actor
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead, make_gaussian_actor
-from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble, average_actors
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
@@ -43,10 +44,10 @@ __all__ = [
     "DensityRatioNet",
     "GaussianHead",
     "GaussianVectorHead",
-    "Initialisation",
+    "Initialization",
     "InverseDynamics",
     "OfflineConfidence",
-    "Parametrisation",
+    "Parametrization",
     "PolicyEnsemble",
     "QValueNet",
     "RandomConfidence",
@@ -54,7 +55,7 @@ __all__ = [
     "Temperature",
     "UnitNorm",
     "average_actors",
-    "initialise_",
+    "initialize_",
     "make_action_vae",
     "make_actor",
     "make_baselines",
@@ -66,3 +67,5 @@ __all__ = [
     "make_trunk",
     "make_value_network",
 ]
+
+__getattr__ = old_names(__name__, {"initialise_": initialize_})

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import check_order
 from torchrl_o2o.modules.boxes import action_box, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
 __all__ = ["GaussianHead", "make_actor"]
@@ -67,12 +68,13 @@ class GaussianHead(nn.Module):
         return self.mean(features), log_std.clamp(*self.log_std_bounds).exp()
 
 
+@renamed_arguments(initialisation="initialization")
 def make_actor(
     observation: TensorSpec | int,
     action: TensorSpec | int,
     *,
     hidden_sizes: Sequence[int] = (256, 256),
-    initialisation: Initialisation = "xavier_uniform",
+    initialization: Initialization = "xavier_uniform",
     log_std_bounds: tuple[float, float] = (-20.0, 2.0),
     affine_log_std: bool = False,
     unit_norm: bool = False,
@@ -87,7 +89,7 @@ def make_actor(
         observation: spec of the observation, shape [o], or o.
         action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
-        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`.
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
         log_std_bounds: clip of the log standard deviation. Defaults to (-20, 2).
         affine_log_std: train a common factor and offset of the log standard deviation, as CQL and Cal-QL do. Defaults
             to ``False``.
@@ -114,9 +116,9 @@ def make_actor(
     action_dim = feature_dim(action_spec, "action")
     trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, unit_norm=unit_norm)
     head = GaussianHead(hidden_sizes[-1], action_dim, log_std_bounds, affine_log_std)
-    initialise_(trunk, initialisation, has_output=False)
+    initialize_(trunk, initialization, has_output=False)
     for layer in (head.mean, head.log_std):
-        initialise_(layer, initialisation, last_bound=1e-3)
+        initialize_(layer, initialization, last_bound=1e-3)
     module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
     low, high = action_spec.space.low, action_spec.space.high
     unit_box = is_unit_box(action_spec)

@@ -20,11 +20,12 @@ from torchrl.data import TensorSpec
 from torchrl.modules import TanhNormal as UpstreamTanhNormal
 from torchrl.modules import ValueOperator
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_alignment import beta_clip, clip_level
+from torchrl_o2o.functional.alignment import beta_clip, clip_level
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal
-from torchrl_o2o.modules.initialisation import Initialisation
+from torchrl_o2o.modules.initialization import Initialization
 from torchrl_o2o.modules.values import make_value_network
 
 __all__ = [
@@ -91,7 +92,7 @@ def _refusal(kind: str) -> str:
 def density_floor(reference: TanhNormal | BoxNormal, beta: float) -> Tensor:
     r"""The level :math:`C_\beta(s)` of the offline policy's log-density, beta standard deviations from its mean.
 
-    For a squashed policy the two points lie before tanh; see :func:`~torchrl_o2o.functional_alignment.clip_level`.
+    For a squashed policy the two points lie before tanh; see :func:`~torchrl_o2o.functional.clip_level`.
 
     Args:
         reference: the offline policy's distribution, batch shape [*B].
@@ -144,23 +145,24 @@ def clipped_log_density(
     return beta_clip(plain, floor), plain
 
 
+@renamed_arguments(initialisation="initialization")
 def make_baselines(
     observation: TensorSpec | int,
     *,
     num_baselines: int = 2,
     hidden_sizes: Sequence[int] = (256, 256),
-    initialisation: Initialisation = "torch",
+    initialization: Initialization = "torch",
     observation_key: NestedKey = "observation",
 ) -> list[ValueOperator]:
     """Baselines Z_i(s), one for each critic of the online phase.
 
-    Source: Yu & Zhang 2023 (ACA), Eq. 8: two of them, 256 x 256, torch's initialisation.
+    Source: Yu & Zhang 2023 (ACA), Eq. 8: two of them, 256 x 256, torch's initialization.
 
     Args:
         observation: spec of the observation, shape [o], or o.
         num_baselines: number of members E. Defaults to 2.
         hidden_sizes: widths of the hidden layers; the residual critics must have the same. Defaults to (256, 256).
-        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`. Defaults to ``"torch"``.
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`. Defaults to ``"torch"``.
         observation_key: entry of the observation. Defaults to ``"observation"``.
 
     Returns:
@@ -173,7 +175,7 @@ def make_baselines(
 
     def member() -> ValueOperator:
         settings = {"hidden_sizes": hidden_sizes, "observation_key": observation_key}
-        return make_value_network(observation, initialisation=initialisation, **settings)
+        return make_value_network(observation, initialization=initialization, **settings)
 
     return [member() for _ in range(num_baselines)]
 

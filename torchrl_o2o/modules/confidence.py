@@ -22,8 +22,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
-from torchrl_o2o.functional_offline import gaussian_kl
-from torchrl_o2o.functional_samg import Aggregator, latent_confidence
+from torchrl_o2o.functional.offline import gaussian_kl
+from torchrl_o2o.functional.samg import Aggregator, latent_confidence
 
 __all__ = [
     "Confidence",
@@ -235,7 +235,7 @@ class OfflineConfidence(Confidence):
     .. math:: z_j = \frac{\mu_j(s,a)-\bar\mu_j}{\bar\sigma_j},\qquad
         \hat p(s,a) = \frac1Z\sum_j 2\big(1-\Phi(|z_j|)\big),\qquad p = \hat p\,1[\hat p\ge p_m]
 
-    or another aggregate of :func:`~torchrl_o2o.functional_samg.latent_confidence`.
+    or another aggregate of :func:`~torchrl_o2o.functional.latent_confidence`.
 
     Source: SAMG, Eq. 3 and its text: only the encoder's mean is used, with the distribution function of the fitted
     Normal. That the tail is two-sided and the dimensions are averaged is our reconstruction.
@@ -309,9 +309,9 @@ class OfflineConfidence(Confidence):
         if not self.fitted:
             raise O2OSpecError("the confidence knows no data yet; call confidence.fit(offline_data) first")
         mean, _ = self.encoder.encode(observation, action)
-        return latent_confidence(self._standardised(mean), self.aggregator)
+        return latent_confidence(self._standardized(mean), self.aggregator)
 
-    def _standardised(self, mean: Tensor) -> Tensor:
+    def _standardized(self, mean: Tensor) -> Tensor:
         """z of the fitted Normals, shape [*B, Z]."""
         return (mean - self.latent_mean) @ self.latent_scale
 
@@ -341,7 +341,7 @@ class OfflineConfidence(Confidence):
         self.latent_mean.copy_(means.mean(0))
         self.latent_scale.copy_(_whitening(means) if self.whiten else std.clamp_min(_SMALL).reciprocal().diag())
         self.fitted.fill_(True)
-        raw = latent_confidence(self._standardised(means), self.aggregator)
+        raw = latent_confidence(self._standardized(means), self.aggregator)
         report = ConfidenceReport(kl, float(std.mean()), float(raw.mean()), self._passing(raw))
         self._warn(report)
         return report

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_conservative import lagrange_coefficient, lagrange_objective
+from torchrl_o2o.functional.conservative import lagrange_coefficient, lagrange_objective
 
 __all__ = ["ConservativePenalty"]
 
@@ -111,7 +111,7 @@ class ConservativePenalty(nn.Module):
             gap: conservative gap, shape [E, *B].
 
         Returns:
-            Objective to minimise, shape [*B].
+            Objective to minimize, shape [*B].
         """
         if self.target_gap is None:
             return torch.zeros_like(gap[0])

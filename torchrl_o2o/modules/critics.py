@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_trunk
 
 __all__ = ["QValueNet", "make_qvalue_ensemble"]
@@ -45,6 +46,7 @@ class QValueNet(nn.Module):
         return self.head(self.trunk(torch.cat([observation, action], -1)))
 
 
+@renamed_arguments(initialisation="initialization")
 def make_qvalue_ensemble(
     observation: TensorSpec | int,
     action: TensorSpec | int,
@@ -53,15 +55,15 @@ def make_qvalue_ensemble(
     hidden_sizes: Sequence[int] = (256, 256),
     layer_norm: bool = True,
     layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
-    initialisation: Initialisation = "xavier_uniform",
+    initialization: Initialization = "xavier_uniform",
     dropout: float | None = None,
     unit_norm: bool = False,
     in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
 ) -> list[ValueOperator]:
-    """Independently initialised critics with LayerNorm in every hidden layer.
+    """Independently initialized critics with LayerNorm in every hidden layer.
 
     A *list* goes into a loss, which stacks the parameters: one module expanded N times would be re-drawn uniformly
-    between each parameter's extremes by TorchRL, and its initialisation lost.
+    between each parameter's extremes by TorchRL, and its initialization lost.
 
     Source: Ball et al. 2023 (RLPD), section 4.2 and Table 1: E = 10, LayerNorm, xavier uniform.
 
@@ -73,7 +75,7 @@ def make_qvalue_ensemble(
             Adroit.
         layer_norm: Linear -> LayerNorm -> ReLU in hidden layers. Defaults to ``True``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's (torch's own is 1e-5).
-        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`.
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
         dropout: drop probability before LayerNorm, or ``None`` (default).
         unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
@@ -103,7 +105,7 @@ def make_qvalue_ensemble(
             dropout=dropout,
             unit_norm=unit_norm,
         )
-        net = initialise_(QValueNet(trunk, hidden_sizes[-1]), initialisation)
+        net = initialize_(QValueNet(trunk, hidden_sizes[-1]), initialization)
         return ValueOperator(net, in_keys=list(in_keys))
 
     return [member() for _ in range(num_qvalue_nets)]

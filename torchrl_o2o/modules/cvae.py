@@ -138,7 +138,7 @@ def make_conditional_vae(
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
 ) -> TensorDictModule:
-    """Conditional VAE of the next state, on raw observations and actions (SAMG advises against normalising them).
+    """Conditional VAE of the next state, on raw observations and actions (SAMG advises against normalizing them).
 
     Source: SAMG, Eq. 2; structure as CPQ's (Xu et al. 2022). On hopper and walker2d the paper uses a "simplified
     decoder", which we take for ``decoder="latent"``: the latent then has to carry the pair, so it cannot collapse.

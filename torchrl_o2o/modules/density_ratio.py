@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torchrl.data import TensorSpec
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
-__all__ = ["DensityRatio", "DensityRatioNet", "Parametrisation"]
+__all__ = ["DensityRatio", "DensityRatioNet", "Parametrization"]
 
-Parametrisation = Literal["logit", "softplus", "relu"]
+Parametrization = Literal["logit", "softplus", "relu"]
 
 _LINEAR_BELOW = -15.0  # here log softplus(x) is x to float32's last digit, and softplus itself goes on to underflow
 
@@ -37,7 +38,7 @@ class DensityRatioNet(nn.Module):
     Args:
         trunk: maps [*B, o + A] to [*B, F].
         features: F.
-        parametrisation: what x stands for.
+        parametrization: what x stands for.
         eps: for ``"relu"`` only.
 
     Examples:
@@ -47,26 +48,26 @@ class DensityRatioNet(nn.Module):
         torch.Size([4, 1])
     """
 
-    def __init__(self, trunk: nn.Module, features: int, parametrisation: Parametrisation, eps: float = 1e-10) -> None:
+    def __init__(self, trunk: nn.Module, features: int, parametrization: Parametrization, eps: float = 1e-10) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(features, 1)
-        self.parametrisation: Parametrisation = parametrisation
+        self.parametrization: Parametrization = parametrization
         self.eps = eps
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Map observation [*B, o] and action [*B, A] to log w, [*B, 1]."""
         output = self.head(self.trunk(torch.cat([observation, action], -1)))
-        if self.parametrisation == "logit":
+        if self.parametrization == "logit":
             return output
-        if self.parametrisation == "softplus":
+        if self.parametrization == "softplus":
             return torch.where(
                 output < _LINEAR_BELOW, output, softplus(output.clamp_min(_LINEAR_BELOW)).log()
             )  # clamped inside as well, so that the branch not taken has a finite gradient
         return (torch.relu(output) + self.eps).log()
 
 
-class _Standardise(nn.Module):
+class _Standardize(nn.Module):
     """(x - mean) / std with fixed numbers, which are part of the state."""
 
     mean: Tensor
@@ -98,18 +99,18 @@ class DensityRatio(TensorDictModule):
 
     Keyword Args:
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
-        parametrisation: ``"logit"`` (default), ``"softplus"`` or ``"relu"`` (A3RL, Off2On).
-        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialise_`. Defaults to ``"xavier_uniform"`` (A3RL);
+        parametrization: ``"logit"`` (default), ``"softplus"`` or ``"relu"`` (A3RL, Off2On).
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialize_`. Defaults to ``"xavier_uniform"`` (A3RL);
             Off2On's is ``"uniform_small_last"``.
         output_bias: the output layer's initial bias; ``None`` (default) leaves the recipe's, Off2On's is 1.
         eps: added to w inside the logarithm, for ``"relu"`` only. Defaults to 1e-10, the references'.
-        standardise: put pairs on the scale of the data that :meth:`fit_scale` is shown. Defaults to ``False``, as in
+        standardize: put pairs on the scale of the data that :meth:`fit_scale` is shown. Defaults to ``False``, as in
             the papers.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
         out_key: entry written, shape [*B, 1]. Defaults to ``"log_density_ratio"``.
 
     Raises:
-        O2OSpecError: if the parametrisation is unknown or a spec is not a flat vector.
+        O2OSpecError: if the parametrization is unknown or a spec is not a flat vector.
 
     Examples:
         >>> import torch
@@ -120,29 +121,30 @@ class DensityRatio(TensorDictModule):
         torch.Size([4, 1])
     """
 
+    @renamed_arguments(standardise="standardize", parametrisation="parametrization", initialisation="initialization")
     def __init__(
         self,
         observation: TensorSpec | int,
         action: TensorSpec | int,
         *,
         hidden_sizes: Sequence[int] = (256, 256),
-        parametrisation: Parametrisation = "logit",
-        initialisation: Initialisation = "xavier_uniform",
+        parametrization: Parametrization = "logit",
+        initialization: Initialization = "xavier_uniform",
         output_bias: float | None = None,
         eps: float = 1e-10,
-        standardise: bool = False,
+        standardize: bool = False,
         in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
         out_key: NestedKey = "log_density_ratio",
     ) -> None:
-        if parametrisation not in get_args(Parametrisation):
-            known = ", ".join(map(repr, get_args(Parametrisation)))
-            raise O2OSpecError(f"got parametrisation={parametrisation!r}, expected one of {known}")
+        if parametrization not in get_args(Parametrization):
+            known = ", ".join(map(repr, get_args(Parametrization)))
+            raise O2OSpecError(f"got parametrization={parametrization!r}, expected one of {known}")
         width = feature_dim(observation, "observation") + feature_dim(action, "action")
         trunk: nn.Module = make_trunk(width, hidden_sizes)
-        if standardise:
-            trunk = nn.Sequential(_Standardise(width), trunk)
-        net = DensityRatioNet(trunk, hidden_sizes[-1], parametrisation, eps)
-        initialise_(net, initialisation)
+        if standardize:
+            trunk = nn.Sequential(_Standardize(width), trunk)
+        net = DensityRatioNet(trunk, hidden_sizes[-1], parametrization, eps)
+        initialize_(net, initialization)
         if output_bias is not None:
             nn.init.constant_(net.head.bias, output_bias)
         super().__init__(net, in_keys=list(in_keys), out_keys=[out_key])
@@ -155,11 +157,11 @@ class DensityRatio(TensorDictModule):
             data: rows [N] with the entries of ``in_keys``; a dimension that does not move keeps its unit.
 
         Raises:
-            O2OSpecError: if it was built without ``standardise=True``.
+            O2OSpecError: if it was built without ``standardize=True``.
         """
-        scale = next((part for part in self.modules() if isinstance(part, _Standardise)), None)
+        scale = next((part for part in self.modules() if isinstance(part, _Standardize)), None)
         if scale is None:
-            raise O2OSpecError("got a DensityRatio without scale; build it with standardise=True, or do not call this")
+            raise O2OSpecError("got a DensityRatio without scale; build it with standardize=True, or do not call this")
         pairs = torch.cat([data.get(key) for key in self.in_keys], -1)
         std = pairs.std(0, correction=0)
         scale.mean.copy_(pairs.mean(0))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Deterministic policies: TD3+BC, SPOT, behaviour cloning, IQL's deterministic variant."""
+"""Deterministic policies: TD3+BC, SPOT, behavior cloning, IQL's deterministic variant."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from torch import nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import Actor
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
-from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
 __all__ = ["make_deterministic_actor"]
 
 
+@renamed_arguments(initialisation="initialization")
 def make_deterministic_actor(
     observation: TensorSpec | int,
     action: TensorSpec | int,
     *,
     hidden_sizes: Sequence[int] = (256, 256),
-    initialisation: Initialisation = "torch",
+    initialization: Initialization = "torch",
     dropout: float | None = None,
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
@@ -35,13 +37,13 @@ def make_deterministic_actor(
     It has no density: a log-likelihood loss, ACA's alignment for one, refuses it. To explore, put TorchRL's
     ``AdditiveGaussianModule`` behind it.
 
-    Source: Fujimoto & Gu 2021 (TD3+BC); SPOT takes ``initialisation="uniform_small_last"``.
+    Source: Fujimoto & Gu 2021 (TD3+BC); SPOT takes ``initialization="uniform_small_last"``.
 
     Args:
         observation: spec of the observation, shape [o], or o.
         action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
-        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`. Defaults to ``"torch"``.
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`. Defaults to ``"torch"``.
         dropout: drop probability in hidden layers, or ``None`` (default).
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
@@ -63,7 +65,7 @@ def make_deterministic_actor(
     squash = nn.Tanh() if is_unit_box(spec) else BoxTanh(spec.space.low, spec.space.high)
     trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout)
     output = nn.Linear(hidden_sizes[-1], feature_dim(spec, "action"))
-    net = initialise_(nn.Sequential(trunk, output), initialisation, last_bound=1e-3)
+    net = initialize_(nn.Sequential(trunk, output), initialization, last_bound=1e-3)
     return Actor(
         nn.Sequential(net, squash),
         in_keys=[observation_key],

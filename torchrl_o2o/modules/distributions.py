@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributions as D
 from torch.distributions import constraints
 
-from torchrl_o2o.functional import inverse_tanh, tanh_normal_log_prob
+from torchrl_o2o.functional.soft import inverse_tanh, tanh_normal_log_prob
 
 __all__ = ["TanhNormal"]
 
@@ -23,7 +23,7 @@ class TanhNormal(D.Distribution):
 
     torchrl's own :class:`torchrl.modules.TanhNormal` clamps saturated actions away from the edge and draws its noise
     itself. This one returns :math:`\tanh u` as it is, scores a fresh sample from the cached :math:`u`, takes noise as
-    an argument (so that runs can be replayed and updates compiled) and never synchronises with a GPU.
+    an argument (so that runs can be replayed and updates compiled) and never synchronizes with a GPU.
 
     Source: Haarnoja et al. 2018 (SAC), appendix C.
 

@@ -18,10 +18,11 @@ from torch.distributions import constraints
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import check_option, check_order
-from torchrl_o2o.functional_offline import normal_log_prob
+from torchrl_o2o.functional.offline import normal_log_prob
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
-from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
 __all__ = ["BoxNormal", "GaussianVectorHead", "make_gaussian_actor"]
@@ -193,12 +194,13 @@ class GaussianVectorHead(nn.Module):
         return loc, log_std.exp().expand_as(loc)
 
 
+@renamed_arguments(initialisation="initialization")
 def make_gaussian_actor(
     observation: TensorSpec | int,
     action: TensorSpec | int,
     *,
     hidden_sizes: Sequence[int] = (256, 256),
-    initialisation: Initialisation = "torch",
+    initialization: Initialization = "torch",
     mean: Literal["tanh", "linear"] = "tanh",
     std: Literal["clip", "sigmoid"] = "clip",
     log_std_bounds: tuple[float, float] = (-20.0, 2.0),
@@ -224,7 +226,7 @@ def make_gaussian_actor(
         observation: spec of the observation, shape [o], or o.
         action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
-        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`. Defaults to ``"torch"``.
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`. Defaults to ``"torch"``.
         mean: ``"tanh"`` (default) keeps the mean in the box, ``"linear"`` does not.
         std: see :class:`GaussianVectorHead`. Defaults to ``"clip"``.
         log_std_bounds: range of the log standard deviation. Defaults to (-20, 2).
@@ -254,7 +256,7 @@ def make_gaussian_actor(
     squash = nn.Identity() if mean == "linear" else nn.Tanh() if unit else BoxTanh(low, high)
     trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout)
     head = GaussianVectorHead(hidden_sizes[-1], feature_dim(spec, "action"), squash, std, log_std_bounds)
-    net = initialise_(nn.Sequential(trunk, head), initialisation, last_bound=1e-3)
+    net = initialize_(nn.Sequential(trunk, head), initialization, last_bound=1e-3)
     box = {"low": -1.0, "high": 1.0} if unit else {"low": low, "high": high}
     return ProbabilisticActor(
         TensorDictModule(net, in_keys=[observation_key], out_keys=["loc", "scale"]),

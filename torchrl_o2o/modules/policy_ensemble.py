@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o.errors import O2OSpecError, check_order
-from torchrl_o2o.functional_off2on import merge_gaussians
+from torchrl_o2o.functional.off2on import merge_gaussians
 
 __all__ = ["PolicyEnsemble", "average_actors"]
 
@@ -32,7 +32,7 @@ class PolicyEnsemble(nn.Module):
     are copies; all of them get gradients through the merged mean and standard deviation.
 
     Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble: the policy that is fine-tuned online. The equations are
-    :func:`~torchrl_o2o.functional_off2on.merge_gaussians`.
+    :func:`~torchrl_o2o.functional.merge_gaussians`.
 
     Args:
         members: K modules of the same structure that map the same inputs to mean and standard deviation before tanh,
@@ -144,4 +144,4 @@ def _check_alike(members: Sequence[nn.Module]) -> None:
             different = sorted(set(shape.items()) ^ set(shapes[0].items()))
             raise O2OSpecError(f"policy {position} is of another shape than policy 0; they differ in {different[:4]}")
     if next(members[0].buffers(), None) is not None:
-        raise O2OSpecError("got policies with buffers, expected parameters only; leave out batch normalisation")
+        raise O2OSpecError("got policies with buffers, expected parameters only; leave out batch normalization")

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import temperature_objective
+from torchrl_o2o.functional.soft import temperature_objective
 
 __all__ = ["Temperature"]
 
 
 class Temperature(nn.Module):
-    r"""Entropy temperature :math:`\alpha=e^{\log\alpha}` with the loss that steers it towards a target entropy.
+    r"""Entropy temperature :math:`\alpha=e^{\log\alpha}` with the loss that steers it toward a target entropy.
 
     One object instead of four arguments in every loss: RLPD, SAC+ML, ACA, CQL and Off2On all take it.
 
@@ -77,7 +77,7 @@ class Temperature(nn.Module):
             log_prob: log pi(a|s) of an actor pass, shape [*B].
 
         Returns:
-            Objective to minimise, shape [*B].
+            Objective to minimize, shape [*B].
         """
         if self.target_entropy is None:
             return torch.zeros_like(log_prob)

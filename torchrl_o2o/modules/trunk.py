@@ -23,7 +23,7 @@ class ReLU(nn.Module):
     """max(x, 0), in the form that is fast where it runs; the numbers are the same.
 
     ``torch.relu`` saves a boolean mask for its backward pass, which inductor's CPU kernels then read and write element
-    by element. Compiled code selects with ``torch.where`` instead and stays vectorised.
+    by element. Compiled code selects with ``torch.where`` instead and stays vectorized.
 
     Examples:
         >>> import torch
@@ -55,7 +55,7 @@ class UnitNorm(nn.Module):
         self.eps = eps
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise along the last dimension; the shape stays."""
+        """Normalize along the last dimension; the shape stays."""
         return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(self.eps)
 
 
@@ -75,7 +75,7 @@ def make_trunk(
     Args:
         in_features: width of the input; several inputs are concatenated along their last dimension.
         hidden_sizes: widths of the hidden layers, at least one.
-        layer_norm: whether each hidden layer is normalised. Defaults to ``False``.
+        layer_norm: whether each hidden layer is normalized. Defaults to ``False``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
         dropout: drop probability, or ``None`` for no dropout (default).
         unit_norm: whether the last features are scaled to length one. Defaults to ``False``.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Conditional variational auto-encoder of the behaviour policy's actions, as SPOT uses."""
+"""Conditional variational auto-encoder of the behavior policy's actions, as SPOT uses."""
 
 from __future__ import annotations
 

@@ -13,19 +13,21 @@ from torch import nn
 from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
 
-from torchrl_o2o.modules.initialisation import Initialisation, initialise_
+from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_trunk
 
 __all__ = ["make_value_network"]
 
 
+@renamed_arguments(initialisation="initialization")
 def make_value_network(
     observation: TensorSpec | int,
     *,
     hidden_sizes: Sequence[int] = (256, 256),
     layer_norm: bool = False,
     layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
-    initialisation: Initialisation = "torch",
+    initialization: Initialization = "torch",
     observation_key: NestedKey = "observation",
 ) -> ValueOperator:
     """State value V(s), as IQL uses.
@@ -35,7 +37,7 @@ def make_value_network(
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
         layer_norm: Linear -> LayerNorm -> ReLU in hidden layers. Defaults to ``False``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
-        initialisation: a recipe of :func:`~torchrl_o2o.modules.initialisation.initialise_`. Defaults to ``"torch"``;
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`. Defaults to ``"torch"``;
             IQL's authors use ``"orthogonal"``.
         observation_key: entry of the observation. Defaults to ``"observation"``.
 
@@ -52,5 +54,5 @@ def make_value_network(
     """
     width = feature_dim(observation, "observation")
     trunk = make_trunk(width, hidden_sizes, layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
-    net = initialise_(nn.Sequential(trunk, nn.Linear(hidden_sizes[-1], 1)), initialisation)
+    net = initialize_(nn.Sequential(trunk, nn.Linear(hidden_sizes[-1], 1)), initialization)
     return ValueOperator(net, in_keys=[observation_key])

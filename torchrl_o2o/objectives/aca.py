@@ -18,8 +18,8 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
-from torchrl_o2o.functional_alignment import aligned_value
+from torchrl_o2o.functional.alignment import aligned_value
+from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective, soft_value
 from torchrl_o2o.modules.aligned import check_alignable, clipped_log_density, own_distribution
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal
@@ -95,11 +95,11 @@ class ACALoss(SoftLoss):
 
     Critic, actor and temperature are SAC's on that Q, with the minimum of the members; the gradient flows through
     :math:`\log\pi_0(a)` into the action, never into :math:`\pi_0` or :math:`C_\beta`. k multiplies the clipped
-    log-density everywhere; let it fall with :func:`~torchrl_o2o.functional_alignment.interpolation_weight` through
+    log-density everywhere; let it fall with :func:`~torchrl_o2o.functional.interpolation_weight` through
     :attr:`interpolation`. At k = 0 this is SAC with the critics R.
 
     The authors step in the order temperature (``alpha_loss(sample_log_prob(batch))``), critic, actor (gradient norm
-    clipped at 0.25), targets, k. Build it with :func:`torchrl_o2o.handover.align`.
+    clipped at 0.25), targets, k. Build it with :func:`torchrl_o2o.trainers.align`.
 
     Source: Yu & Zhang 2023 (ACA, "Actor-Critic Alignment for Offline-to-Online Reinforcement Learning", ICML),
     following the authors' code. Difference: fresh actions are scored under :math:`\pi_0` at their own

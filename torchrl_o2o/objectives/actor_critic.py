@@ -13,7 +13,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, T
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import sac_actor_objective
+from torchrl_o2o.functional.soft import sac_actor_objective
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters
 

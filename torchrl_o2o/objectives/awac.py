@@ -14,7 +14,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.functional_offline import AdvantageWeight, awac_weight, clip_score
+from torchrl_o2o.functional.offline import AdvantageWeight, awac_weight, clip_score
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, policy_distribution
@@ -74,9 +74,9 @@ class AWACLoss(CriticLoss):
         L_\pi = -\frac1B\sum_b w_b \log\pi(a_b|s_b)
 
     with the weight :math:`w=\min(e^{A/\lambda},100)` or another form of
-    :func:`~torchrl_o2o.functional_offline.awac_weight`. One buffer holds the data set and the online transitions.
+    :func:`~torchrl_o2o.functional.awac_weight`. One buffer holds the data set and the online transitions.
 
-    Source: Nair et al. 2020, arXiv:2006.09359, Algorithm 1, Eq. 7 and 13 (the normaliser Z(s) is left out, as there).
+    Source: Nair et al. 2020, arXiv:2006.09359, Algorithm 1, Eq. 7 and 13 (the normalizer Z(s) is left out, as there).
 
     ==================  ==============  ===============  ================  ================  ===========
     reference           weight          awac_lambda      value_samples     advantage_q       actor's std
@@ -90,7 +90,7 @@ class AWACLoss(CriticLoss):
     Order of one update: CORL steps the critics, then the actor with the new critics, then the targets; the authors
     compute all losses from one set of parameters (:meth:`forward`); jaxrl moves the targets before the actor.
 
-    Differences from the paper: the weight is exp-clipped by default (CORL; the authors' code normalises by a softmax
+    Differences from the paper: the weight is exp-clipped by default (CORL; the authors' code normalizes by a softmax
     over the batch, with which the gradient's scale does not depend on the rewards' scale). The authors' ``"exp"`` is
     multiplied by the batch size as well: take ``reduction="sum"`` for that.
 

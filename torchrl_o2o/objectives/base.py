@@ -29,7 +29,7 @@ Reduction = Literal["mean", "sum", "none"]
 class TransitionLoss(LossModule):
     r"""Abstract base of losses on batches of transitions.
 
-    Importance weights under ``tensor_keys.priority_weight`` multiply the rows' losses and are *not* renormalised
+    Importance weights under ``tensor_keys.priority_weight`` multiply the rows' losses and are *not* renormalized
     (:math:`\frac1B\sum_b w_b\ell_b`): the sampler decides their scale. TorchRL's own losses divide by their sum.
 
     Subclasses set ``_networks_read`` and ``_cores`` and end their ``__init__`` with :meth:`make_value_estimator`.
@@ -74,7 +74,7 @@ class TransitionLoss(LossModule):
 
     #: Attributes holding networks whose inputs are read at s, and of those the ones read at s' as well.
     _networks_read: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
-    #: Whether rewards and ends are read; behaviour cloning and density models do not.
+    #: Whether rewards and ends are read; behavior cloning and density models do not.
     _bootstraps: ClassVar[bool] = True
     #: Names of the static pure functions that :meth:`compile` replaces by compiled ones.
     _cores: ClassVar[tuple[str, ...]] = ()

@@ -16,8 +16,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import ensemble_squared_error
-from torchrl_o2o.functional_alignment import baseline_value
+from torchrl_o2o.functional.alignment import baseline_value
+from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import (

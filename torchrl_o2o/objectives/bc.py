@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Behaviour cloning (BC)."""
+"""Behavior cloning (BC)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _clone(
 
 
 class BCLoss(TransitionLoss):
-    r"""Behaviour cloning: negative log-likelihood of a stochastic actor, mean squared error of a deterministic one.
+    r"""Behavior cloning: negative log-likelihood of a stochastic actor, mean squared error of a deterministic one.
 
     .. math:: L = -\frac1B\sum_b\log\pi(a_b|s_b) \qquad\text{or}\qquad
         L = \frac1B\sum_b\frac1A\lVert\pi(s_b)-a_b\rVert^2

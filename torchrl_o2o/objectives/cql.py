@@ -19,8 +19,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2ODataError, check_option
-from torchrl_o2o.functional import ensemble_squared_error, soft_value
-from torchrl_o2o.functional_conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
+from torchrl_o2o.functional.conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
+from torchrl_o2o.functional.soft import ensemble_squared_error, soft_value
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.actor_critic import climb
@@ -41,7 +41,7 @@ class _Proposals(NamedTuple):
     log_density: Tensor
 
 
-class _Penalised(NamedTuple):
+class _Penalized(NamedTuple):
     """What the critic core returns: squared error [*B], Q [E, *B], gap [E, *B], share of values under the bound."""
 
     error: Tensor
@@ -70,7 +70,7 @@ def _propose(networks: ActorCritic, actor: Parameters, inputs: Inputs, noise: Te
     )
 
 
-def _penalise(
+def _penalize(
     networks: ActorCritic,
     qvalue: Parameters,
     inputs: Inputs,
@@ -81,7 +81,7 @@ def _penalise(
     temperature: float,
     gap_bounds: tuple[float, float],
     importance_sampling: bool,
-) -> _Penalised:
+) -> _Penalized:
     """Bellman error and conservative gap from one pass of all critics over 3n + 1 actions per row."""
     actions = torch.cat([proposals.action, action.unsqueeze(0)])
     values = networks.qvalues(qvalue, _repeat(inputs, actions.shape[0]), actions)
@@ -97,7 +97,7 @@ def _penalise(
         candidates = torch.cat([others, recorded.unsqueeze(1)], 1)
     soft_maximum = scaled_logsumexp(candidates.transpose(0, 1), temperature)
     gap = conservative_gap(soft_maximum, recorded, gap_bounds)
-    return _Penalised(ensemble_squared_error(recorded, target), recorded, gap, bound_rate)
+    return _Penalized(ensemble_squared_error(recorded, target), recorded, gap, bound_rate)
 
 
 def _repeat(inputs: Inputs, count: int) -> dict[NestedKey, Tensor]:
@@ -122,18 +122,18 @@ class CQLLoss(SoftLoss):
     penalty is :math:`\alpha'w(\mathrm{gap}-\tau)` and ``loss_alpha_prime`` trains :math:`\alpha'`.
 
     Source: Kumar et al. 2020 (CQL), Eq. 4 and appendix F; the authors' code as Nakamoto et al. 2023 and CORL
-    carry it on. All four losses are taken at the same parameters there, then all optimisers step, then the targets.
+    carry it on. All four losses are taken at the same parameters there, then all optimizers step, then the targets.
 
     Differences from :class:`torchrl.objectives.CQLLoss`: the soft maximum runs over all 3n actions and not over 3
     means, the actions drawn at s' are evaluated at s, and the Lagrange multiplier scales the penalty. All actions of
     all critics are evaluated in one batched call.
 
-    The references' ``alpha_multiplier`` c is not an argument: :math:`c\,e^{\log\alpha}` with the same optimiser steps
+    The references' ``alpha_multiplier`` c is not an argument: :math:`c\,e^{\log\alpha}` with the same optimizer steps
     is ``Temperature(init=c * alpha)``.
 
     Args:
         actor_network: a probabilistic actor whose spec is bounded; CQL's is
-            ``make_actor(..., affine_log_std=True, initialisation="orthogonal_small_last")``.
+            ``make_actor(..., affine_log_std=True, initialization="orthogonal_small_last")``.
         qvalue_network: E critics, 2 in the paper.
 
     Keyword Args:
@@ -180,10 +180,10 @@ class CQLLoss(SoftLoss):
     action_low: Tensor
     action_high: Tensor
 
-    _cores = ("_next_value", "_propose", "_penalise", "_climb")
+    _cores = ("_next_value", "_propose", "_penalize", "_climb")
     _next_value = staticmethod(_next_value)
     _propose = staticmethod(_propose)
-    _penalise = staticmethod(_penalise)
+    _penalize = staticmethod(_penalize)
     _climb = staticmethod(climb)
 
     def __init__(
@@ -223,7 +223,7 @@ class CQLLoss(SoftLoss):
         """
         target = self.target_value(tensordict)
         params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
-        error, qvalue, gap, bound_rate = self._penalise(
+        error, qvalue, gap, bound_rate = self._penalize(
             self._networks,
             params,
             self._inputs(tensordict, *_BOTH),
@@ -330,7 +330,7 @@ class CQLLoss(SoftLoss):
 
 
 class CalQLLoss(CQLLoss):
-    r"""Calibrated Q-learning: CQL that never pushes a policy action's value below the behaviour's return.
+    r"""Calibrated Q-learning: CQL that never pushes a policy action's value below the behavior's return.
 
     As :class:`CQLLoss`, but before the soft maximum the values of *policy* actions (at s and s', not the uniform ones)
     are replaced by :math:`\max(Q_i(s,a_m), G)`, with G the Monte-Carlo return of the row under the transformed reward,

@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_o2o.errors import check_option
-from torchrl_o2o.functional import ensemble_squared_error
+from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import gaussian_kl
-from torchrl_o2o.functional_samg import kl_weight
+from torchrl_o2o.functional.offline import gaussian_kl
+from torchrl_o2o.functional.samg import kl_weight
 from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import Parameters, flat_parameters
@@ -54,7 +54,7 @@ class ConditionalVAELoss(TransitionLoss):
     batch 256, raw inputs; the paper reports the best confidences at a divergence of about 0.03.
 
     Annealing: call :meth:`set_progress` with the share of the training done, and :math:`\beta` stays 0 for a while and
-    then rises (:func:`~torchrl_o2o.functional_samg.kl_weight`). Without such calls it is constant. The module given is
+    then rises (:func:`~torchrl_o2o.functional.kl_weight`). Without such calls it is constant. The module given is
     trained in place: hand it to :class:`~torchrl_o2o.modules.OfflineConfidence` afterwards.
 
     Args:

@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_o2o.functional_replay import js_conjugate, js_derivative
+from torchrl_o2o.functional.replay import js_conjugate, js_derivative
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, call_ensemble, flat_parameters
 
@@ -34,7 +34,7 @@ class DensityRatioLoss(TransitionLoss):
           = E_\mathrm{off}\,\mathrm{softplus}(\ell) + E_\mathrm{on}\,\mathrm{softplus}(-\ell) - 2\log 2,
         \qquad \ell=\log w(s,a)
 
-    with f of the Jensen-Shannon divergence; see :func:`~torchrl_o2o.functional_replay.js_conjugate`. It is 0 for w = 1
+    with f of the Jensen-Shannon divergence; see :func:`~torchrl_o2o.functional.js_conjugate`. It is 0 for w = 1
     and :math:`-2` JS at its minimum, so at least :math:`-2\log 2`: where it gets near that, the sources are told apart
     without error and the ratio says little more than which source a row is from.
 
@@ -44,13 +44,13 @@ class DensityRatioLoss(TransitionLoss):
     that their mean is L, whatever the share of either source. A source without rows contributes nothing.
 
     Differences from the references: log w instead of w behind a ReLU, and no epsilon inside the logarithms. To repeat
-    them exactly, use ``DensityRatio(..., parametrisation="relu")`` and ``eps=1e-10``.
+    them exactly, use ``DensityRatio(..., parametrization="relu")`` and ``eps=1e-10``.
 
     Args:
         density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`.
 
     Keyword Args:
-        eps: constant inside the logarithms, see :func:`~torchrl_o2o.functional_replay.js_derivative`. Defaults to 0.
+        eps: constant inside the logarithms, see :func:`~torchrl_o2o.functional.js_derivative`. Defaults to 0.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Examples:

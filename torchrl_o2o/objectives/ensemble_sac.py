@@ -14,7 +14,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import ensemble_squared_error, soft_value
+from torchrl_o2o.functional.soft import ensemble_squared_error, soft_value
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.actor_critic import climb
 from torchrl_o2o.objectives.base import Reduction, check_option

@@ -29,7 +29,7 @@ Source = Literal["online", "target"]
 class FrozenCritic(nn.Module):
     r"""Frozen :math:`\min_j Q_j(s,a)` or :math:`V(s)`; a copy that is saved with the module it is part of.
 
-    Its parameters are buffers: no optimiser finds them, ``.to()`` moves them and strict loading restores them.
+    Its parameters are buffers: no optimizer finds them, ``.to()`` moves them and strict loading restores them.
 
     Args:
         network: one critic, the template of all; it is copied.

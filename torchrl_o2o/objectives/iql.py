@@ -15,7 +15,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import advantage_weight, expectile_objective
+from torchrl_o2o.functional.offline import advantage_weight, expectile_objective
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.imitation import imitation_error
@@ -142,7 +142,7 @@ class IQLLoss(CriticLoss):
         if not 0.0 < expectile < 1.0:
             raise O2OSpecError(f"got expectile={expectile}, expected a number in (0, 1)")
         if beta < 0.0:
-            raise O2OSpecError(f"got beta={beta}, expected an inverse temperature of 0 (behaviour cloning) or more")
+            raise O2OSpecError(f"got beta={beta}, expected an inverse temperature of 0 (behavior cloning) or more")
         self.convert_to_functional(value_network, "value_network", create_target_params=False)
         self.expectile, self.beta, self.weight_clip = expectile, beta, weight_clip
         self.make_value_estimator()

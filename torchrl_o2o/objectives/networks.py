@@ -105,7 +105,7 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
 def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate all members of an ensemble on the same inputs in one batched call, without a Python loop.
 
-    :func:`call_network`, vectorised over the leading dimension of the parameters.
+    :func:`call_network`, vectorized over the leading dimension of the parameters.
 
     Args:
         network: one member, the template of all.
@@ -165,7 +165,7 @@ def _distribution(actor_network: ProbabilisticTensorDictSequential, params: Para
 def sample_policy(
     dist: Distribution, noise: Tensor | None, sample_shape: tuple[int, ...] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Reparametrised actions and their log-densities, scored at the pre-squash value where the distribution keeps it.
+    """Reparametrized actions and their log-densities, scored at the pre-squash value where the distribution keeps it.
 
     Args:
         dist: a policy distribution of batch shape [*B].

@@ -65,7 +65,7 @@ class GeneratorNoise:
         if size == num_members:
             return _all_members(num_members, like, per_row)
         # The order of random keys is a uniform permutation; unlike randperm it has a batch dimension and never
-        # synchronises.
+        # synchronizes.
         shape = (num_members, *like.shape) if per_row else (num_members,)
         return torch.rand(shape, device=like.device, generator=self.generator).argsort(0)[:size]
 

@@ -15,8 +15,8 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
-from torchrl_o2o.functional_off2on import pair_minimum
+from torchrl_o2o.functional.off2on import pair_minimum
+from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective, soft_value
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters

@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_samg import perturbed_pairs
+from torchrl_o2o.functional.samg import perturbed_pairs
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 
@@ -33,7 +33,7 @@ class PerturbationRatioLoss(DensityRatioLoss):
       :math:`\log\eta` uniform between those of the two ``noise_sizes``: near the data and far from it.
 
     So w is small where the data are dense, and p = 1 / (1 + w) above 1/2 means: more likely a row of the data than one
-    of these. Both kinds are made from the batch itself, with :func:`~torchrl_o2o.functional_samg.perturbed_pairs`;
+    of these. Both kinds are made from the batch itself, with :func:`~torchrl_o2o.functional.perturbed_pairs`;
     standard deviations are the batch's.
 
     Source: the loss is :class:`DensityRatioLoss`'s; the reference is ours.

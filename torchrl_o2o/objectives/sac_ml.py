@@ -15,9 +15,9 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import ensemble_squared_error, sac_actor_objective, soft_value
-from torchrl_o2o.functional_alignment import ml_actor_objective
-from torchrl_o2o.functional_offline import q_normalisation
+from torchrl_o2o.functional.alignment import ml_actor_objective
+from torchrl_o2o.functional.offline import q_normalization
+from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective, soft_value
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
@@ -69,7 +69,7 @@ def _imitate(
     data_log_prob = dist.log_prob(recorded)
     action, log_prob = sample_policy(dist, noise)
     minimum = networks.qvalues(qvalue, inputs, action).amin(0)
-    coefficient = q_normalisation(minimum, ml_weight)
+    coefficient = q_normalization(minimum, ml_weight)
     objective = ml_actor_objective(sac_actor_objective(log_prob, minimum, alpha), data_log_prob, coefficient)
     return objective, log_prob, data_log_prob, coefficient
 

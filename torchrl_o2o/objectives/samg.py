@@ -18,7 +18,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
-from torchrl_o2o.functional_samg import Guidance, guidance_factor, samg_value
+from torchrl_o2o.functional.samg import Guidance, guidance_factor, samg_value
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic, Source
 from torchrl_o2o.objectives.networks import flat_parameters, policy_distribution, sample_policy
@@ -175,7 +175,7 @@ class SAMGEstimator(TD0Estimator):
         )
 
     def set_step(self, step: int) -> None:
-        """Fade the guidance as :func:`~torchrl_o2o.functional_samg.guidance_factor` says.
+        """Fade the guidance as :func:`~torchrl_o2o.functional.guidance_factor` says.
 
         From the cut-off on, the frozen critic is not evaluated any more.
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Supported policy optimisation (SPOT)."""
+"""Supported policy optimization (SPOT)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import elbo_penalty, iwae_penalty, q_normalisation
+from torchrl_o2o.functional.offline import elbo_penalty, iwae_penalty, q_normalization
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss, first_member
@@ -48,7 +48,7 @@ def _climb_supported(
     action = call_network(networks.actor, actor, inputs, networks.action_key)
     qvalue = networks.qvalues(critic, inputs, action)[0]
     penalty = _penalty(vae, density, {**inputs, networks.action_key: action}, action, noise, beta, iwae)
-    return weight * penalty - q_normalisation(qvalue) * qvalue, qvalue, penalty
+    return weight * penalty - q_normalization(qvalue) * qvalue, qvalue, penalty
 
 
 class SPOTLoss(SmoothedTargetLoss):
@@ -59,8 +59,8 @@ class SPOTLoss(SmoothedTargetLoss):
     .. math:: L_\pi = \frac1B\sum_b\Big[\lambda\,\ell(s,\pi(s)) - Q_1(s,\pi(s))\big/\overline{|Q_1|}\Big],\qquad
         \ell(s,a)\approx-\log\beta(a|s)
 
-    with :math:`\ell` the evidence bound of a VAE (:func:`~torchrl_o2o.functional_offline.elbo_penalty`), or with
-    ``iwae=True`` the tighter :func:`~torchrl_o2o.functional_offline.iwae_penalty`. The VAE is trained before, by
+    with :math:`\ell` the evidence bound of a VAE (:func:`~torchrl_o2o.functional.elbo_penalty`), or with
+    ``iwae=True`` the tighter :func:`~torchrl_o2o.functional.iwae_penalty`. The VAE is trained before, by
     :class:`~torchrl_o2o.objectives.VAELoss`, and only read here. Online the constraint is loosened:
     ``loss.density_weight.fill_(spot_cooling(weight, step, total_steps))`` (a tensor, so that nothing recompiles and a
     checkpoint holds it).
@@ -83,7 +83,7 @@ class SPOTLoss(SmoothedTargetLoss):
         actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
         qvalue_network: two critics; the actor climbs the first.
         vae_network: a trained VAE of :func:`~torchrl_o2o.modules.make_action_vae`; its parameters are shared, get no
-            gradient here and belong into no optimiser.
+            gradient here and belong into no optimizer.
 
     Keyword Args:
         density_weight: :math:`\lambda` at the start. Defaults to 1.
@@ -102,7 +102,7 @@ class SPOTLoss(SmoothedTargetLoss):
         >>> from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
         >>> from torchrl_o2o.objectives import SPOTLoss
         >>> from torchrl_o2o.testing import random_transitions
-        >>> actor = make_deterministic_actor(17, 6, hidden_sizes=(32, 32), initialisation="uniform_small_last")
+        >>> actor = make_deterministic_actor(17, 6, hidden_sizes=(32, 32), initialization="uniform_small_last")
         >>> critics = make_qvalue_ensemble(17, 6, num_qvalue_nets=2, layer_norm=False, hidden_sizes=(32, 32))
         >>> loss = SPOTLoss(actor, critics, make_action_vae(17, 6, hidden_sizes=(32, 32)))
         >>> loss_actor, info = loss.actor_loss(random_transitions(8, 17, 6))

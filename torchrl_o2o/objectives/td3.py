@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl.data import Bounded, TensorSpec
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import smoothed_action
+from torchrl_o2o.functional.offline import smoothed_action
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
@@ -61,7 +61,7 @@ def _smoothed_value(
 class SmoothedTargetLoss(CriticLoss):
     r"""Abstract base of losses on TD3's critics, :math:`y=r+\gamma(1-d)\min_j Q'_j(s',\tilde a')`.
 
-    Source: Fujimoto et al. 2018 (TD3), Algorithm 1; see :func:`~torchrl_o2o.functional_offline.smoothed_action`.
+    Source: Fujimoto et al. 2018 (TD3), Algorithm 1; see :func:`~torchrl_o2o.functional.smoothed_action`.
 
     Args:
         actor_network: a deterministic actor with a bounded action spec.

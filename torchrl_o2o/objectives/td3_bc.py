@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""TD3 with behaviour cloning (TD3+BC)."""
+"""TD3 with behavior cloning (TD3+BC)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import q_normalisation
+from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss, first_member
@@ -30,7 +30,7 @@ def _climb_and_clone(
     chosen = call_network(networks.actor, actor, inputs, networks.action_key)
     qvalue = networks.qvalues(critic, inputs, chosen)[0]
     distance = (chosen - action).square().mean(-1)
-    weight = q_normalisation(qvalue, alpha)
+    weight = q_normalization(qvalue, alpha)
     return distance - weight * qvalue, qvalue, distance, weight
 
 
@@ -46,11 +46,11 @@ class TD3BCLoss(SmoothedTargetLoss):
 
     The actor and all targets move after every second critic step (the caller's loop).
 
-    Source: Fujimoto & Gu 2021, arXiv:2106.06860, Eq. 3-5. The paper normalises the observations
+    Source: Fujimoto & Gu 2021, arXiv:2106.06860, Eq. 3-5. The paper normalizes the observations
     (:class:`~torchrl_o2o.data.ObservationStats` does); the smoothing noise is in units of the box's half-width.
 
     Differences from the paper: none in the equations. :class:`torchrl.objectives.TD3BCLoss` computes the same numbers;
-    its smoothing noise is in absolute units, its importance weights are renormalised, its default distance is not the
+    its smoothing noise is in absolute units, its importance weights are renormalized, its default distance is not the
     square, and its noise cannot be recorded.
 
     Args:
@@ -58,7 +58,7 @@ class TD3BCLoss(SmoothedTargetLoss):
         qvalue_network: two critics; the actor climbs the first.
 
     Keyword Args:
-        alpha: weight of the Q term against cloning; 0 is behaviour cloning. Defaults to 2.5.
+        alpha: weight of the Q term against cloning; 0 is behavior cloning. Defaults to 2.5.
         policy_noise: see above. Defaults to 0.2.
         noise_clip: see above. Defaults to 0.5.
         ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
@@ -106,7 +106,7 @@ class TD3BCLoss(SmoothedTargetLoss):
             reduction=reduction,
         )
         if alpha < 0.0:
-            raise O2OSpecError(f"got alpha={alpha}, expected 0 (behaviour cloning) or more")
+            raise O2OSpecError(f"got alpha={alpha}, expected 0 (behavior cloning) or more")
         self.alpha = alpha
         self.make_value_estimator()
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Training the behaviour policy's density model, a conditional VAE (SPOT's first phase)."""
+"""Training the behavior policy's density model, a conditional VAE (SPOT's first phase)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_offline import elbo_penalty, gaussian_kl
+from torchrl_o2o.functional.offline import elbo_penalty, gaussian_kl
 from torchrl_o2o.modules.vae import ActionVAE
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters

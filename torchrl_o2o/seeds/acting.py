@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torch.func import vmap
 
-from torchrl_o2o.collect import StepCollector
+from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters
 from torchrl_o2o.seeds.sac import StackedSAC

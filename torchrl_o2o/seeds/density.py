@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_replay import js_conjugate, js_derivative
+from torchrl_o2o.functional.replay import js_conjugate, js_derivative
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, call_network, flat_parameters
 from torchrl_o2o.seeds.stacking import stack_leaves

@@ -13,14 +13,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.compiled.stacked import StackedUpdate, stack_updates
-from torchrl_o2o.compiled.state import target_pairs
-from torchrl_o2o.compiled.steps import Learning, Part
-from torchrl_o2o.compiled.update import CompiledUpdate, Mode
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.seeds.sac import stack_losses
 from torchrl_o2o.seeds.stacking import StackedNonFiniteError, StackedOptimizer
+from torchrl_o2o.updates.stacked import StackedUpdate, stack_updates
+from torchrl_o2o.updates.state import target_pairs
+from torchrl_o2o.updates.steps import Learning, Part
+from torchrl_o2o.updates.update import CompiledUpdate, Mode
 
 __all__ = ["METRICS", "SingleLearner", "StackedLearner"]
 
@@ -29,7 +29,7 @@ METRICS = ("loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy", "qvalu
 
 
 class SingleLearner(Protocol):
-    """What one agent learns with: its loss and optimisers."""
+    """What one agent learns with: its loss and optimizers."""
 
     loss: EnsembleSACLoss
     critic_optim: torch.optim.Optimizer
@@ -76,21 +76,21 @@ class StackedLearner:
         self._compiled: dict[int, StackedUpdate] = {}
 
     @property
-    def optimisers(self) -> list[StackedOptimizer]:
+    def optimizers(self) -> list[StackedOptimizer]:
         """Those of critics, actors and temperatures; none once compiled, when the agents' own hold all there is."""
         return [] if self._options is not None else [self.critic_optim, self.actor_optim, self.alpha_optim]
 
     def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> None:
         """From now on :meth:`update` computes its numbers as one compiled function.
 
-        It is :func:`~torchrl_o2o.compiled.stack_updates` of the agents' compiled updates. The agents' optimisers, Adam
+        It is :func:`~torchrl_o2o.updates.stack_updates` of the agents' compiled updates. The agents' optimizers, Adam
         or AdamW, take over.
 
         Args:
-            mode: see :func:`~torchrl_o2o.compiled.compile_update`. Defaults to ``"default"``.
+            mode: see :func:`~torchrl_o2o.updates.compile_update`. Defaults to ``"default"``.
             matmul_dtype: see there. Defaults to float32.
         """
-        for optim in self.optimisers:
+        for optim in self.optimizers:
             optim.share()
             for agent in optim.agents:
                 for state in agent.state.values():  # one tensor for all agents, which each of them is to count in

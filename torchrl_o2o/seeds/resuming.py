@@ -18,7 +18,7 @@ __all__ = ["AgentCheckpointer", "restore_together"]
 
 
 class AgentCheckpointer:
-    """Saves one agent as its single run would: within its random state, with its slices of the stacked optimisers.
+    """Saves one agent as its single run would: within its random state, with its slices of the stacked optimizers.
 
     Args:
         checkpoint: the agent's own.

@@ -17,7 +17,7 @@ from torch.func import vmap
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import soft_value, temperature_objective
+from torchrl_o2o.functional.soft import soft_value, temperature_objective
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
 from torchrl_o2o.seeds.stacking import stack_leaves
@@ -101,7 +101,7 @@ class StackedSAC:
     the leaves :attr:`actor`, :attr:`qvalue`, :attr:`target_qvalue` and :attr:`log_alpha`.
 
     A loss of N values is summed before its gradient is taken: no parameter of one agent occurs in another's loss, and
-    an elementwise optimiser (:class:`~torchrl_o2o.seeds.StackedOptimizer`) keeps the agents apart as well.
+    an elementwise optimizer (:class:`~torchrl_o2o.seeds.StackedOptimizer`) keeps the agents apart as well.
 
     Args:
         losses: one per agent, with equal settings, TD(0) targets, no dropout and a reduction over the batch.

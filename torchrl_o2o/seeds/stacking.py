@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""N agents' tensors as slices of one, and one elementwise optimiser over them."""
+"""N agents' tensors as slices of one, and one elementwise optimizer over them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_o2o.diagnostics import NonFiniteError, finite_or_raise
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
 
 __all__ = ["StackedNonFiniteError", "StackedOptimizer", "stack_leaves"]
 
-# Optimisers whose step treats every element by itself; others would mix the agents.
+# Optimizers whose step treats every element by itself; others would mix the agents.
 _ELEMENTWISE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop)
 
 
@@ -42,7 +42,7 @@ class StackedNonFiniteError(NonFiniteError):
 def stack_leaves(agents: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack the agents' tensors name by name; the agents' own tensors become views of the result.
 
-    Whatever holds the agents' tensors (modules, losses, optimisers) sees every later change of the stack, and changes
+    Whatever holds the agents' tensors (modules, losses, optimizers) sees every later change of the stack, and changes
     made in place, such as loading a state, reach the stack.
 
     Args:
@@ -82,17 +82,17 @@ def stack_leaves(agents: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class StackedOptimizer:
-    """One optimiser over stacked leaves in the place of N equal ones.
+    """One optimizer over stacked leaves in the place of N equal ones.
 
-    The agents' optimisers keep their places in checkpoints: :meth:`share` hands them their slices of the state,
+    The agents' optimizers keep their places in checkpoints: :meth:`share` hands them their slices of the state,
     :meth:`adopt` takes over what they have loaded.
 
     Args:
-        agents: per agent its optimiser, of equal settings: Adam, AdamW, SGD or RMSprop.
+        agents: per agent its optimizer, of equal settings: Adam, AdamW, SGD or RMSprop.
         leaves: the stacked leaves of which all their parameters are slices.
 
     Raises:
-        O2OSpecError: if the optimisers differ, are none of those, or have other parameters.
+        O2OSpecError: if the optimizers differ, are none of those, or have other parameters.
 
     Examples:
         >>> import torch
@@ -110,19 +110,19 @@ class StackedOptimizer:
         first = agents[0]
         if type(first) not in _ELEMENTWISE:
             known = ", ".join(kind.__name__ for kind in _ELEMENTWISE)
-            raise O2OSpecError(f"got {type(first).__name__}, expected an optimiser that works elementwise: {known}")
+            raise O2OSpecError(f"got {type(first).__name__}, expected an optimizer that works elementwise: {known}")
         settings = [[type(agent), *map(_options, agent.param_groups)] for agent in agents]
         if any(other != settings[0] for other in settings):
-            raise O2OSpecError("the agents' optimisers have different settings; one optimiser steps all of them")
+            raise O2OSpecError("the agents' optimizers have different settings; one optimizer steps all of them")
         owners = {leaf.untyped_storage().data_ptr(): leaf for leaf in leaves}
         groups = []
         for group in first.param_groups:
             try:
                 groups.append({"params": [owners[param.untyped_storage().data_ptr()] for param in group["params"]]})
             except KeyError as error:
-                raise O2OSpecError("an optimiser has a parameter that is no slice of the leaves given") from error
+                raise O2OSpecError("an optimizer has a parameter that is no slice of the leaves given") from error
         self.agents = list(agents)
-        #: The optimiser that steps.
+        #: The optimizer that steps.
         self.optim = type(first)(groups, lr=first.defaults["lr"])  # pyright: ignore[reportCallIssue]
         for stacked, group in zip(self.optim.param_groups, first.param_groups, strict=True):
             stacked.update(_options(group))
@@ -156,7 +156,7 @@ class StackedOptimizer:
         self.optim.step()
 
     def share(self) -> None:
-        """Let the agents' optimisers hold their slices of the state, so that their ``state_dict()`` is a single
+        """Let the agents' optimizers hold their slices of the state, so that their ``state_dict()`` is a single
         run's."""
         for leaf, params in self._slices():
             state = self.optim.state.get(leaf)
@@ -168,7 +168,7 @@ class StackedOptimizer:
                     }
 
     def adopt(self) -> None:
-        """Take over the settings and states that the agents' optimisers have loaded.
+        """Take over the settings and states that the agents' optimizers have loaded.
 
         Raises:
             O2OCheckpointError: if the agents have taken different numbers of steps.
@@ -180,7 +180,7 @@ class StackedOptimizer:
             steps = {float(state.get("step", 0.0)) for state in states}
             if len(steps) > 1:
                 raise O2OCheckpointError(
-                    f"the agents' optimisers have taken {sorted(steps)} steps, expected equal numbers; restore "
+                    f"the agents' optimizers have taken {sorted(steps)} steps, expected equal numbers; restore "
                     "checkpoints of one step"
                 )
             self.optim.state.pop(leaf, None)

@@ -119,7 +119,7 @@ def test_images_are_decoded_and_stay_bytes(dataset_root: Path) -> None:
     images = np.repeat(np.arange(4, dtype=np.uint8)[:, None, None, None] * 60, 16 * 16 * 3).reshape(4, 16, 16, 3)
     folder = write(dataset_root, "toy/pixels-v0", [images], space=space)
     data = read_minari(folder, obs_keys=None, min_episode_length=1).data
-    np.testing.assert_array_equal(data["next", "observation"], images[1:])  # flat colours survive JPEG
+    np.testing.assert_array_equal(data["next", "observation"], images[1:])  # flat colors survive JPEG
 
 
 def test_actions_of_another_box_are_mapped(dataset_root: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from torchrl_o2o.data.datasets.pointmaze import shortest_path, wander
 from torchrl_o2o.data.datasets.rollout import Trajectory
-from torchrl_o2o.data.datasets.tasks import TASKS
-from torchrl_o2o.envs import make_gym_env
+from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.tasks import TASKS
 
 pytest.importorskip("gymnasium_robotics")
 RADIUS = 0.45
@@ -42,13 +42,13 @@ def test_rewards_and_ends_follow_from_the_positions(wandered: list[Trajectory]) 
 
 def test_goals_are_drawn_as_the_task_draws_them(wandered: list[Trajectory]) -> None:
     env = make_gym_env(NAME)
-    centre = env.unwrapped.maze.unique_goal_locations[0]
+    center = env.unwrapped.maze.unique_goal_locations[0]
     goals = np.array([part.observations["desired_goal"][0] for part in wandered])
-    assert (np.abs(goals - centre) <= 0.25).all()
+    assert (np.abs(goals - center) <= 0.25).all()
     assert np.ptp(goals, axis=0).min() > 0.3
     for seed in range(5):
         observation, _ = env.reset(seed=seed)
-        assert (np.abs(observation[-2:] - centre) <= 0.25 + 1e-6).all()
+        assert (np.abs(observation[-2:] - center) <= 0.25 + 1e-6).all()
     env.close()
 
 

@@ -17,7 +17,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from tests import golden_vectors as golden
 from tests.objectives.test_golden_rlpd import ACTOR_PREFIX, build, flat
 from torchrl_o2o.data import PoolSampler
-from torchrl_o2o.functional_replay import (
+from torchrl_o2o.functional.replay import (
     advantage_aligned_log_priority,
     annealed_beta,
     importance_log_weight,
@@ -26,7 +26,7 @@ from torchrl_o2o.functional_replay import (
 )
 from torchrl_o2o.modules import DensityRatio
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, RecordedNoise
-from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, TDError
+from torchrl_o2o.priorities.scores import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, TDError
 
 CASES = ["A", "B", "update_A"]
 ALIGNMENTS = ["official", "gathered"]
@@ -47,7 +47,7 @@ def pool_rows(tree: golden.Tree) -> TensorDict:
 
 
 def learner(tree: golden.Tree) -> tuple[EnsembleSACLoss, torch.optim.Optimizer, torch.optim.Optimizer, object]:
-    """The RLPD learner with A3RL's switch, its optimisers and its target updater."""
+    """The RLPD learner with A3RL's switch, its optimizers and its target updater."""
     loss, updater = build({**tree, "hp/use_pnorm": torch.tensor(0)})
     loss.weight_actor = True
     betas, eps = (golden.hp(tree, "adam_b1"), golden.hp(tree, "adam_b2")), golden.hp(tree, "adam_eps")
@@ -62,7 +62,7 @@ def learner(tree: golden.Tree) -> tuple[EnsembleSACLoss, torch.optim.Optimizer, 
 
 
 def density(tree: golden.Tree) -> tuple[DensityRatio, DensityRatioLoss, torch.optim.Optimizer]:
-    ratio = DensityRatio(5, 3, hidden_sizes=(16, 16), parametrisation="relu")
+    ratio = DensityRatio(5, 3, hidden_sizes=(16, 16), parametrization="relu")
     golden.fill(ratio, golden.sub(tree, "density"))
     loss = DensityRatioLoss(ratio, eps=1e-10)
     optim = torch.optim.Adam(
@@ -90,7 +90,7 @@ def heuristic(
 
 def aligned(tree: golden.Tree, loss: EnsembleSACLoss) -> LogPriority:
     ratio, _, _ = density(tree)
-    score = DensityRatioScore(ratio, normalise=False)
+    score = DensityRatioScore(ratio, normalize=False)
     return AdvantageAligned(heuristic(tree, loss), score, adv_temp=golden.hp(tree, "density_lambda_heuristic"))
 
 
@@ -99,7 +99,7 @@ class ReplayedSampler(PoolSampler):
 
     def __init__(self, tree: golden.Tree, score: LogPriority, misaligned: bool) -> None:
         rows, self.tree = int(golden.hp(tree, "N")), tree
-        super().__init__(score, rows // 2, pool_size=None, normalise="pool", misaligned_weights=misaligned)
+        super().__init__(score, rows // 2, pool_size=None, normalize="pool", misaligned_weights=misaligned)
         self.alpha = golden.hp(tree, "priority_alpha")
         self.beta = annealed_beta(golden.hp(tree, "beta0"), golden.hp(tree, "step") / golden.hp(tree, "max_steps"))
         self.uniform.sample = lambda storage, size: (torch.arange(rows).reshape(2, -1).T.reshape(-1), {})  # type: ignore[method-assign]
@@ -182,8 +182,8 @@ def test_sampler_weights(case: str, variant: str) -> None:
     golden.assert_close(sampler.metrics()["kl_to_uniform"], tree["out/priority/kl_to_uniform"], "KL")
     log_prob, _, drawn, _ = sampler._last  # type: ignore[misc]
     if variant == "gathered":
-        for normalise, name, factor in (("batch", "renorm", 8), ("max", "per_max", 1)):
-            sampler.normalise = normalise  # type: ignore[assignment]
+        for normalize, name, factor in (("batch", "renorm", 8), ("max", "per_max", 1)):
+            sampler.normalize = normalize  # type: ignore[assignment]
             expected = factor * tree[f"out/priority/is_weight_gathered_{name}"]
             golden.assert_close(sampler._weight(log_prob, drawn), expected, name)
 

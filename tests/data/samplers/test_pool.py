@@ -19,7 +19,7 @@ from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.priorities import Advantage
+from torchrl_o2o.priorities.scores import Advantage
 from torchrl_o2o.testing import SamplerContract, counting_storage, random_transitions
 
 
@@ -42,7 +42,7 @@ class TestContractUniform(SamplerContract):
         return weighted / weighted.sum()
 
 
-class TestContractPrioritised(TestContractUniform):
+class TestContractPrioritized(TestContractUniform):
     """Frequencies are the balanced ones times p^alpha, up to the pool's finite size."""
 
     alpha = 0.8
@@ -97,7 +97,7 @@ def test_alpha_zero_gives_rlpds_updates() -> None:
 @pytest.mark.parametrize("alpha", [0.3, 1.0])
 def test_full_correction_is_unbiased(alpha: float) -> None:
     """At beta = 1, E_P[u f] over the draws is the plain mean of f over the pool, for every f."""
-    sampler = PoolSampler(by_row, 40, pool_size=512, alpha=alpha, beta=1.0, normalise="none")
+    sampler = PoolSampler(by_row, 40, pool_size=512, alpha=alpha, beta=1.0, normalize="none")
     batch = buffer(sampler, batch_size=200_000).sample()
     log_prob, pool, _, _ = sampler._last
     for function in (lambda x: x, torch.sin, torch.ones_like):
@@ -110,7 +110,7 @@ def test_full_correction_is_unbiased(alpha: float) -> None:
 
 def test_weights_belong_to_the_rows_they_stand_by() -> None:
     """u falls with the row's priority, so it is a decreasing function of the row number here."""
-    batch = buffer(PoolSampler(by_row, 40, beta=1.0, normalise="none")).sample()
+    batch = buffer(PoolSampler(by_row, 40, beta=1.0, normalize="none")).sample()
     order = batch["index"].argsort()
     weights = batch["priority_weight"][order]
     assert (weights.diff() <= 1e-6).all()
@@ -119,17 +119,17 @@ def test_weights_belong_to_the_rows_they_stand_by() -> None:
     torch.testing.assert_close(ratio, (0.3 * 0.05 * (rows[-1] - rows[0])).exp(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("normalise", ["batch", "pool", "max", "none"])
-def test_normalisations(normalise: Any) -> None:
-    sampler = PoolSampler(by_row, 40, alpha=1.0, beta=0.5, normalise=normalise)
+@pytest.mark.parametrize("normalize", ["batch", "pool", "max", "none"])
+def test_normalizations(normalize: Any) -> None:
+    sampler = PoolSampler(by_row, 40, alpha=1.0, beta=0.5, normalize=normalize)
     weight = buffer(sampler).sample()["priority_weight"].double()
     log_prob, _, drawn, _ = sampler._last
     raw = (1.0 / (1024 * log_prob.exp())) ** 0.5
-    scale = {"batch": raw[drawn].mean(), "pool": raw.mean(), "max": raw.max(), "none": torch.tensor(1.0)}[normalise]
+    scale = {"batch": raw[drawn].mean(), "pool": raw.mean(), "max": raw.max(), "none": torch.tensor(1.0)}[normalize]
     torch.testing.assert_close(weight, raw[drawn] / scale, rtol=1e-5, atol=0)
 
 
-def test_normalised_by_minibatch() -> None:
+def test_normalized_by_minibatch() -> None:
     sampler = PoolSampler(by_row, 40, alpha=1.0, minibatch_size=16)
     weights = buffer(sampler).sample()["priority_weight"]
     torch.testing.assert_close(weights.reshape(4, 16).mean(1), torch.ones(4))
@@ -167,7 +167,7 @@ def test_whatever_the_scores_the_batch_is_finite_and_the_clamped_are_counted(bad
     def score(rows: TensorDictBase) -> Tensor:
         return torch.where(rows["index"] == 45, bad, by_row(rows))
 
-    sampler = PoolSampler(score, 40, normalise="pool")
+    sampler = PoolSampler(score, 40, normalize="pool")
     batch = buffer(sampler).sample()
     assert batch["priority_weight"].isfinite().all()
     assert sampler.num_clamped > 0
@@ -254,7 +254,7 @@ def test_scores_of_another_shape_are_refused() -> None:
         ({"alpha": -1.0}, "got alpha=-1.0"),
         ({"alpha": float("nan")}, "got alpha=nan"),
         ({"beta": 1.5}, "got beta=1.5"),
-        ({"normalise": "sum"}, "got normalise='sum'"),
+        ({"normalize": "sum"}, "got normalize='sum'"),
         ({"offline_fraction": 2.0}, "got offline_fraction=2.0"),
         ({"misaligned_weights": True}, "needs pool_size=None"),
     ],

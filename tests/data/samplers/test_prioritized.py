@@ -88,7 +88,7 @@ def test_priorities_written_along_with_the_rows() -> None:
 
 
 def test_probabilities_and_weights_are_those_of_the_paper() -> None:
-    sampler = PrioritizedReplaySampler(10, alpha=0.6, beta=0.4, eps=1e-2, normalisation="none")
+    sampler = PrioritizedReplaySampler(10, alpha=0.6, beta=0.4, eps=1e-2, normalization="none")
     buffer = filled(sampler, 5)
     priority = torch.tensor([0.0, 0.5, 1.0, 2.0, 8.0], dtype=torch.float64)
     buffer.update_priority(torch.arange(5), priority)
@@ -98,17 +98,17 @@ def test_probabilities_and_weights_are_those_of_the_paper() -> None:
     batch = buffer.sample()
     weight = (5 * probability[batch["index"]]) ** -0.4
     torch.testing.assert_close(batch["priority_weight"], weight.float())
-    sampler.normalisation = "max"
+    sampler.normalization = "max"
     batch = buffer.sample()
     weight = (5 * probability[batch["index"]]) ** -0.4
     torch.testing.assert_close(batch["priority_weight"], (weight / weight.max()).float())
-    sampler.normalisation = "mean"
+    sampler.normalization = "mean"
     assert float(buffer.sample()["priority_weight"].mean()) == pytest.approx(1.0)
 
 
 def test_weights_undo_the_priorities_at_beta_one() -> None:
     """E_P[u f] = E_uniform[f]."""
-    sampler = PrioritizedReplaySampler(50, alpha=0.8, beta=1.0, normalisation="none")
+    sampler = PrioritizedReplaySampler(50, alpha=0.8, beta=1.0, normalization="none")
     buffer = filled(sampler, 50, batch_size=5000)
     generator = torch.Generator().manual_seed(0)
     buffer.update_priority(torch.arange(50), torch.rand(50, generator=generator) * 5.0)
@@ -184,7 +184,7 @@ def test_emptying_forgets_everything() -> None:
         ({"beta": -1.0}, "beta=-1.0"),
         ({"beta": float("nan")}, "beta=nan"),
         ({"eps": -1e-3}, "eps=-0.001"),
-        ({"normalisation": "sum"}, "normalisation='sum'"),
+        ({"normalization": "sum"}, "normalization='sum'"),
     ],
 )
 def test_arguments(settings: dict[str, object], message: str) -> None:

@@ -17,7 +17,7 @@ from tests import golden_vectors as golden
 from torchrl_o2o.data import OnlineWriter
 from torchrl_o2o.data.samplers import BalancedReplaySampler
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_off2on import off2on_priority
+from torchrl_o2o.functional.off2on import off2on_priority
 from torchrl_o2o.testing import SamplerContract, counting_storage
 
 

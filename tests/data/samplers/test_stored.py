@@ -47,7 +47,7 @@ def build(make: Make, seed: int) -> TensorDictReplayBuffer:
 
 
 def train(buffer: TensorDictReplayBuffer, steps: range) -> list[TensorDict]:
-    """Write, draw and re-prioritise; the online region wraps on the way."""
+    """Write, draw and re-prioritize; the online region wraps on the way."""
     batches = []
     for step in steps:
         buffer.extend(transitions(5, step))

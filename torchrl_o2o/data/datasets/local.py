@@ -30,11 +30,11 @@ from torchrl_o2o.data.datasets.pointmaze import wander
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
 from torchrl_o2o.data.datasets.rollout import Trajectory, roll_out
 from torchrl_o2o.data.datasets.staging import staged_directory
-from torchrl_o2o.data.datasets.tasks import TASKS
-from torchrl_o2o.envs import mujoco_warnings
+from torchrl_o2o.envs.make import mujoco_warnings
+from torchrl_o2o.envs.scores import find_reference
+from torchrl_o2o.envs.tasks import TASKS
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
-from torchrl_o2o.scores import find_reference
 
 __all__ = ["make_local_dataset"]
 

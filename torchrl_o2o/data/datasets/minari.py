@@ -20,8 +20,8 @@ import numpy as np
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.hdf5 import open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import Rows, cast_column, rows_from_episodes
-from torchrl_o2o.data.datasets.tasks import observation_keys
 from torchrl_o2o.data.datasets.ted import to_transitions
+from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["check_dataset_id", "minari_files", "read_metadata", "read_minari"]
@@ -93,7 +93,7 @@ def read_minari(folder: Path, *, obs_keys: Sequence[str] | None, min_episode_len
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a Minari data set, with the environment's spec parsed and the action bounds spelt out.
+    """Read the metadata of a Minari data set, with the environment's spec parsed and the action bounds spelled out.
 
     Args:
         path: its ``metadata.json``.

@@ -79,7 +79,7 @@ def wander(env: gymnasium.Env, *, num_steps: int, seed: int) -> list[Trajectory]
         states, actions = _chase(maze_env, rng, min(left, limit))
         left -= len(actions)
         goal = maze_env.add_xy_position_noise(maze_env.maze.unique_goal_locations[0].copy())
-        trajectories.extend(_relabelled(maze_env, states, actions, goal))
+        trajectories.extend(_relabeled(maze_env, states, actions, goal))
     return trajectories
 
 
@@ -103,7 +103,7 @@ def _chase(env: Any, rng: np.random.Generator, limit: int) -> tuple[np.ndarray, 
     return np.stack(states), np.stack(actions)
 
 
-def _relabelled(env: Any, states: np.ndarray, actions: np.ndarray, goal: np.ndarray) -> Iterator[Trajectory]:
+def _relabeled(env: Any, states: np.ndarray, actions: np.ndarray, goal: np.ndarray) -> Iterator[Trajectory]:
     inside = env.compute_reward(states[:, :2], goal, {}) > 0
     outside = np.flatnonzero(~inside[:-1])
     for run in np.split(outside, np.flatnonzero(np.diff(outside) > 1) + 1):

@@ -47,7 +47,7 @@ class Recipe:
 
 
 _HOW: Mapping[str, str] = {
-    "maze": "a noisy PD controller chases random goals along shortest paths, relabelled to the task's goal",
+    "maze": "a noisy PD controller chases random goals along shortest paths, relabeled to the task's goal",
     "uniform": "uniform actions",
     "linear-random": "untrained linear policies, one an episode, action noise 0.1",
     "linear-medium": "one half-trained linear policy, action noise 0.1",

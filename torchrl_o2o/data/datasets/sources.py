@@ -30,7 +30,7 @@ Source = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | TensorDi
 
 _PATH_PREFIX = "path:"
 _LOCAL_PREFIX = "o2o/"
-#: Well-known remote sets, for hints on misspelt names.
+#: Well-known remote sets, for hints on misspelled names.
 _REMOTE = (
     *(f"mujoco/{e}/{q}-v0" for e in ("halfcheetah", "hopper", "walker2d") for q in ("simple", "medium", "expert")),
     *(f"mujoco/{e}/{q}-v0" for e in ("ant", "humanoid", "swimmer") for q in ("simple", "medium", "expert")),

@@ -17,10 +17,11 @@ from torch import Tensor
 from torchrl.data import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.data.samplers.balanced import BalancedSampler
-from torchrl_o2o.diagnostics import effective_sample_size, offline_share
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_replay import (
+from torchrl_o2o.functional.diagnostics import effective_sample_size, offline_share
+from torchrl_o2o.functional.replay import (
     finite_scores,
     importance_log_weight,
     kl_to_uniform,
@@ -41,7 +42,7 @@ class PoolSampler(Sampler):
 
     .. math:: P_i = \frac{p_i^\alpha}{\sum_j p_j^\alpha}, \qquad u_i = (N P_i)^{-\beta}
 
-    The batch carries ``priority_weight``, the u of *its own* rows in the chosen normalisation, which the losses of this
+    The batch carries ``priority_weight``, the u of *its own* rows in the chosen normalization, which the losses of this
     package multiply into their rows: a mean of weighted losses is the authors' weighted sum if the mean weight is 1.
     Where ``alpha`` is 0 nothing is scored, the rows are those of :class:`BalancedSampler` with the same generator, and
     all weights are 1: RLPD exactly.
@@ -51,7 +52,7 @@ class PoolSampler(Sampler):
 
     ``log_priority`` is called on the pool's rows with two entries added: ``"index"`` and the bool ``"is_offline"``,
     both of shape [N]. It sees the rows as stored, before any transform of the replay buffer. Scoring uses the networks
-    of that moment, so a replay buffer with ``prefetch`` is refused: it would score in a thread while the optimiser
+    of that moment, so a replay buffer with ``prefetch`` is refused: it would score in a thread while the optimizer
     steps.
 
     Differences from the authors' code (``train_finetuning_a3rl.py`` at 0770a7d), all repaired here and all but the
@@ -74,12 +75,12 @@ class PoolSampler(Sampler):
         pool_size: N; ``None`` takes as many rows as are asked for. Defaults to 1024, the paper's 4 x 256.
         alpha: how much priorities matter. Defaults to 0.3. May be changed at any time, as may ``beta``.
         beta: share of the importance correction. Defaults to 0.4; anneal it to 1 with
-            :func:`~torchrl_o2o.functional_replay.annealed_beta`.
+            :func:`~torchrl_o2o.functional.annealed_beta`.
         offline_fraction: share of offline rows in the pool. Defaults to 0.5.
-        normalise: ``"batch"`` (default) divides the drawn rows' weights by their mean, ``"pool"`` by the mean over the
+        normalize: ``"batch"`` (default) divides the drawn rows' weights by their mean, ``"pool"`` by the mean over the
             pool (the authors), ``"max"`` by the maximum over the pool (PER), ``"none"`` leaves u, which is unbiased at
             beta = 1.
-        minibatch_size: rows over each of which ``"batch"`` normalises; ``None`` (default) takes the whole batch.
+        minibatch_size: rows over each of which ``"batch"`` normalizes; ``None`` (default) takes the whole batch.
         misaligned_weights: repeat the authors' first script. Defaults to ``False``.
 
     Raises:
@@ -100,6 +101,7 @@ class PoolSampler(Sampler):
         True
     """
 
+    @renamed_arguments(normalise="normalize")
     def __init__(
         self,
         log_priority: Callable[[TensorDictBase], Tensor],
@@ -109,21 +111,21 @@ class PoolSampler(Sampler):
         alpha: float = 0.3,
         beta: float = 0.4,
         offline_fraction: float = 0.5,
-        normalise: Literal["batch", "pool", "max", "none"] = "batch",
+        normalize: Literal["batch", "pool", "max", "none"] = "batch",
         minibatch_size: int | None = None,
         misaligned_weights: bool = False,
     ) -> None:
         if pool_size is not None and pool_size < 1:
             raise O2OSpecError(f"got pool_size={pool_size}, expected at least 1, or None for the batch's size")
-        if normalise not in ("batch", "pool", "max", "none"):
-            raise O2OSpecError(f"got normalise={normalise!r}, expected 'batch', 'pool', 'max' or 'none'")
+        if normalize not in ("batch", "pool", "max", "none"):
+            raise O2OSpecError(f"got normalize={normalize!r}, expected 'batch', 'pool', 'max' or 'none'")
         if misaligned_weights and pool_size is not None:
             raise O2OSpecError("misaligned_weights pairs the j-th drawn row with pool row j; it needs pool_size=None")
         self.log_priority = log_priority
         self.uniform = BalancedSampler(num_offline, offline_fraction)
         self.pool_size = pool_size
         self.alpha, self.beta = alpha, beta
-        self.normalise: Literal["batch", "pool", "max", "none"] = normalise
+        self.normalize: Literal["batch", "pool", "max", "none"] = normalize
         self.minibatch_size = minibatch_size
         self.misaligned_weights = misaligned_weights
         self.num_clamped = self.num_pools = 0
@@ -140,7 +142,7 @@ class PoolSampler(Sampler):
         """The sampling of the authors' code: pool of the batch's size, weights of mean 1 over the pool.
 
         With ``AdvantageAligned(Advantage(loss, num_samples=100, shared_noise=False, antithetic=False),
-        DensityRatioScore(ratio, normalise=False))`` on a ReLU density ratio the rows' probabilities and weights are
+        DensityRatioScore(ratio, normalize=False))`` on a ReLU density ratio the rows' probabilities and weights are
         theirs to the last digits (``tests/data/samplers/test_golden_a3rl.py``). Their losses use the weights in the
         actor and the temperature too: ``EnsembleSACLoss(..., weight_actor=True, ensemble_reduction="mean")``.
 
@@ -153,7 +155,7 @@ class PoolSampler(Sampler):
         Returns:
             A sampler with alpha 0.3 and beta 0.4; anneal ``beta`` to 1 over the run.
         """
-        return cls(log_priority, num_offline, pool_size=None, normalise="pool", misaligned_weights=misaligned_weights)
+        return cls(log_priority, num_offline, pool_size=None, normalize="pool", misaligned_weights=misaligned_weights)
 
     @property
     def alpha(self) -> float:
@@ -242,12 +244,12 @@ class PoolSampler(Sampler):
     def _weight(self, log_prob: Tensor, drawn: Tensor) -> Tensor:
         """Importance weights of the drawn rows, shape [batch_size]."""
         weight = importance_log_weight(log_prob, self._beta).exp()
-        if self.normalise == "pool":
+        if self.normalize == "pool":
             weight = weight / weight.mean()
-        elif self.normalise == "max":
+        elif self.normalize == "max":
             weight = weight / weight.max()
         weight = weight if self.misaligned_weights else weight[drawn]
-        if self.normalise != "batch":
+        if self.normalize != "batch":
             return weight
         parts = weight.split(self.minibatch_size or len(weight))
         return torch.cat([part / part.mean() for part in parts])
@@ -257,7 +259,7 @@ class PoolSampler(Sampler):
             if getattr(buffer, "_prefetch", False) and getattr(buffer, "_sampler", None) is self:
                 raise O2OSpecError(
                     "PoolSampler scores with the networks as they are at the moment of sampling; a replay buffer with "
-                    "prefetch would do so in a thread while the optimiser steps. Build the buffer without prefetch"
+                    "prefetch would do so in a thread while the optimizer steps. Build the buffer without prefetch"
                 )
 
     def metrics(self) -> dict[str, Tensor]:

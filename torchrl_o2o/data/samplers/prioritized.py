@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torchrl.data import PrioritizedSampler
 
+from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
 from torchrl_o2o.data.samplers.sum_tree import last_of_each
 from torchrl_o2o.errors import O2OSpecError, check_option
 
 __all__ = ["PrioritizedReplaySampler"]
 
-_Normalisation = Literal["max", "mean", "none"]
+_Normalization = Literal["max", "mean", "none"]
 
 
 # As a registered subclass this passes TorchRL's isinstance checks, on which TensorDictReplayBuffer silently decides
@@ -42,7 +43,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
     the priority key being present in what is written. Differences: draws are stratified as in the paper; weights are
     scaled by the batch's largest instead of by the storage's; sums are in float64 and do not drift.
 
-    Weights are *not* renormalised by this package's losses, so ``normalisation`` decides the step size.
+    Weights are *not* renormalized by this package's losses, so ``normalization`` decides the step size.
 
     Source: Schaul et al. 2016 (PER), Eq. 1, section 3.4, and Appendix B.2.1 (stratification).
 
@@ -53,7 +54,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         eps: added to each priority. Defaults to 1e-8.
         dtype: type of priorities and sums. Defaults to ``torch.float64``.
         reduction: how ``TensorDictReplayBuffer`` reduces priorities with extra dimensions. Defaults to ``"max"``.
-        normalisation: weights are divided by the batch's ``"max"`` (default, the paper: weights only scale down),
+        normalization: weights are divided by the batch's ``"max"`` (default, the paper: weights only scale down),
             its ``"mean"`` (the mean step size stays), or by nothing, ``"none"`` (their expectation is 1 at beta 1).
 
     Raises:
@@ -76,6 +77,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         tensor([0.3333, 0.3333, 0.3333, 1.0000])
     """
 
+    @renamed_arguments(normalisation="normalization")
     def __init__(
         self,
         max_capacity: int,
@@ -85,19 +87,19 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         dtype: torch.dtype = torch.float64,
         reduction: Literal["max", "min", "median", "mean"] = "max",
         *,
-        normalisation: _Normalisation = "max",
+        normalization: _Normalization = "max",
     ) -> None:
         super().__init__(max_capacity, dtype=dtype)
         if not eps >= 0.0:
             raise O2OSpecError(f"got eps={eps}, expected 0 or more")
         check_option("reduction", reduction, ("max", "min", "median", "mean"))
-        check_option("normalisation", normalisation, ("max", "mean", "none"))
+        check_option("normalization", normalization, ("max", "mean", "none"))
         self._priority = torch.zeros(max_capacity, dtype=dtype)
         self._alpha = _not_negative("alpha", alpha)
         self.beta = beta
         self.eps = eps
         self.reduction = reduction
-        self.normalisation: _Normalisation = normalisation
+        self.normalization: _Normalization = normalization
         self.max_priority = 1.0
 
     @property
@@ -127,7 +129,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
     def _values_of(self, priority: Tensor) -> Tensor:
         return (priority + self.eps) ** self._alpha
 
-    def _initialise(self, start: int, stop: int) -> None:
+    def _initialize(self, start: int, stop: int) -> None:
         self._priority[start:stop] = self.max_priority
         self._tree.fill(start, stop, self._values_of(self._priority[start:stop]))
 
@@ -141,9 +143,9 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
     def _describe(self, index: Tensor) -> dict[str, Any]:
         # Rows that cannot be drawn (priority and eps both 0) still count in N, as in the paper.
         weight = (self._num_known * self._tree[index] / self._tree.total) ** -self._beta
-        if self.normalisation == "max":
+        if self.normalization == "max":
             weight = weight / weight.max()
-        elif self.normalisation == "mean":
+        elif self.normalization == "mean":
             weight = weight / weight.mean()
         return {"priority_weight": weight.to(torch.get_default_dtype())}
 

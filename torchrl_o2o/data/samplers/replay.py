@@ -18,7 +18,7 @@ from torchrl.data import Storage
 from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
 from torchrl_o2o.data.writers import check_offline_rows
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional_off2on import initial_online_priority
+from torchrl_o2o.functional.off2on import initial_online_priority
 
 __all__ = ["BalancedReplaySampler"]
 
@@ -31,7 +31,7 @@ class BalancedReplaySampler(StoredPrioritySampler):
     Offline rows start at priority 1, online rows at the largest priority met so far, which begins at
     :math:`Mf/((1-f)n)` for M offline rows and never decreases: the n online rows of the first epoch together weigh f of
     everything. After each update the priorities of the batch's rows, of both sources, are set to
-    :func:`~torchrl_o2o.functional_off2on.off2on_priority` by ``buffer.update_priority(batch["index"], priority)``.
+    :func:`~torchrl_o2o.functional.off2on_priority` by ``buffer.update_priority(batch["index"], priority)``.
     There are no importance weights.
 
     Fresh rows outrank re-weighted ones until they are drawn for the first time (M = 1e6 and f = 0.75 give 3000, above
@@ -156,7 +156,7 @@ class BalancedReplaySampler(StoredPrioritySampler):
             priority = self.refresh_with(storage[: self.num_offline])
         self.update_priority(torch.arange(self.num_offline), priority)
 
-    def _initialise(self, start: int, stop: int) -> None:
+    def _initialize(self, start: int, stop: int) -> None:
         self._tree.fill(start, min(stop, self.num_offline), 1.0)
         self._tree.fill(max(start, self.num_offline), stop, self.max_priority)
 

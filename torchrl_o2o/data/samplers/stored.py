@@ -47,7 +47,7 @@ class StoredPrioritySampler(Sampler):
         self.num_updates = 0
 
     @abstractmethod
-    def _initialise(self, start: int, stop: int) -> None:
+    def _initialize(self, start: int, stop: int) -> None:
         """Give rows ``start .. stop - 1``, found in the storage for the first time, their value."""
 
     @abstractmethod
@@ -135,7 +135,7 @@ class StoredPrioritySampler(Sampler):
         if getattr(storage, "ndim", 1) > 1:
             raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
         if size > self._num_known:
-            self._initialise(self._num_known, size)
+            self._initialize(self._num_known, size)
             self._num_known = size
 
     def _pairs(self, index: int | Tensor, priority: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,158 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import AdditiveGaussianModule, ValueOperator
+
+from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts, policy_parts
+from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import average_actors, make_actor, make_deterministic_actor, make_gaussian_actor
+
+BOX = Bounded(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 0.5]), shape=(2,), dtype=torch.float32)
+
+ACTORS: dict[str, Callable[[], TensorDictModuleBase]] = {
+    "standard": lambda: make_actor(5, 2),
+    "box": lambda: make_actor(5, BOX, affine_log_std=True, unit_norm=True),
+    "narrow": lambda: make_actor(5, 2, log_std_bounds=(-0.1, 0.1), initialization="torch"),
+    "gaussian": lambda: make_gaussian_actor(5, 2, dropout=0.1),
+    "gaussian box": lambda: make_gaussian_actor(5, BOX, std="sigmoid", log_std_bounds=(-6.0, 0.0)),
+    "gaussian linear": lambda: make_gaussian_actor(5, BOX, mean="linear"),
+    "gaussian unclipped": lambda: make_gaussian_actor(5, 2, mean="linear", clip_samples=False),
+    "deterministic": lambda: make_deterministic_actor(5, 2, dropout=0.2),
+    "deterministic box": lambda: make_deterministic_actor(5, BOX),
+}
+
+
+def trained(name: str) -> TensorDictModuleBase:
+    """An actor with parameters far from their initial ones, as training leaves them."""
+    torch.manual_seed(0)
+    actor = ACTORS[name]()
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return actor
+
+
+def reference(actor: TensorDictModuleBase, observation: torch.Tensor, kind: ExplorationType) -> torch.Tensor:
+    actor.eval()
+    with torch.no_grad(), set_exploration_type(kind):
+        return actor(TensorDict({"observation": observation}, observation.shape[:-1]))["action"]
+
+
+@pytest.mark.parametrize("name", ACTORS)
+@pytest.mark.parametrize("kind", [ExplorationType.DETERMINISTIC, ExplorationType.RANDOM], ids=["mode", "sample"])
+def test_equals_the_torchrl_actor(name: str, kind: ExplorationType) -> None:
+    """To 1e-6, on single observations and batches, in both modes; samples from the same global noise."""
+    actor = trained(name)
+    act = FastActor(actor, deterministic=kind is ExplorationType.DETERMINISTIC)
+    observation = torch.randn(64, 5)
+    for rows in (observation, observation[0]):
+        torch.manual_seed(1)
+        expected = reference(actor, rows, kind).numpy()
+        torch.manual_seed(1)
+        got = act(rows.numpy())
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        half_width = 2.0 if "box" in name else 1.0
+        assert np.abs(got - expected).max() <= 1e-6 * half_width
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_parts_act_bit_for_bit(name: str) -> None:
+    actor, observation = trained(name), torch.randn(5)
+    parts = policy_parts(actor)
+    for kind in (ExplorationType.DETERMINISTIC, ExplorationType.RANDOM):
+        torch.manual_seed(1)
+        expected = reference(actor, observation, kind)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            got = parts.act(observation, deterministic=kind is ExplorationType.DETERMINISTIC)
+        assert torch.equal(got, expected)
+
+
+def test_float64() -> None:
+    actor = trained("box").double()
+    observation = torch.randn(8, 5, dtype=torch.float64)
+    expected = reference(actor, observation, ExplorationType.DETERMINISTIC).numpy()
+    assert np.abs(FastActor(actor)(observation.numpy()) - expected).max() <= 1e-12
+
+
+def test_follows_a_training_actor() -> None:
+    """The optimizer's steps are seen without a refresh; a replaced parameter is after one."""
+    actor = trained("standard")
+    act, observation = FastActor(actor), torch.randn(5)
+    before = act(observation.numpy())
+    optim = torch.optim.Adam(actor.parameters(), lr=1e-2, fused=True)
+    data = actor(TensorDict({"observation": observation}))
+    data["loc"].sum().backward()
+    optim.step()
+    expected = reference(actor, observation, ExplorationType.DETERMINISTIC).numpy()
+    assert np.abs(act(observation.numpy()) - before).max() > 1e-3
+    assert np.abs(act(observation.numpy()) - expected).max() <= 1e-6
+    actor.double()
+    act.refresh()
+    assert act(observation.numpy()).dtype == np.float64
+
+
+def test_standardizes_observations() -> None:
+    actor = trained("standard")
+    stats = ObservationStats(torch.randn(5), torch.rand(5) + 0.5)
+    observation = torch.randn(3, 5)
+    expected = reference(actor, (observation - stats.mean) / stats.scale, ExplorationType.DETERMINISTIC).numpy()
+    assert np.abs(FastActor(actor, stats=stats)(observation.numpy()) - expected).max() <= 1e-6
+
+
+def test_noise_from_outside_and_from_a_generator() -> None:
+    actor, observation = trained("standard"), np.zeros((3, 5), np.float32)
+    noise = torch.randn(3, 2, generator=torch.Generator().manual_seed(4)).numpy()
+    own = FastActor(actor, deterministic=False, generator=torch.Generator().manual_seed(4))
+    before = torch.get_rng_state()
+    assert np.array_equal(own(observation), own(observation, noise))
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
+
+
+def test_dropout_is_off_and_the_mode_of_training_untouched() -> None:
+    actor = trained("deterministic").train()
+    act, observation = FastActor(actor), np.ones(5)
+    assert np.array_equal(act(observation), act(observation))
+    assert actor.training
+
+
+def test_observations_are_not_written_to() -> None:
+    observation = np.full(5, -1.0, np.float32)
+    FastActor(trained("standard"))(observation)
+    assert (observation == -1.0).all()
+
+
+def test_what_it_cannot_do_it_says() -> None:
+    explorer = TensorDictSequential(trained("deterministic"), AdditiveGaussianModule(ACTORS["deterministic"]().spec))
+    value = ValueOperator(torch.nn.Linear(5, 1), in_keys=["observation"])
+    for module in (explorer, value, make_actor(5, 2, observation_key="pixels")):
+        assert find_parts(module) is None
+        with pytest.raises(O2OSpecError, match="expected an actor of make_actor, make_gau"):
+            FastActor(module)
+    with pytest.raises(O2OSpecError, match=r"PolicyEnsemble.*expected one of make_actor"):
+        FastActor(average_actors([make_actor(5, 2) for _ in range(2)]))
+    with pytest.raises(O2OSpecError, match=r"bfloat16.*float32 or float64"):
+        FastActor(make_actor(5, 2).bfloat16())
+    with pytest.raises(O2OSpecError, match=r"shape \(4,\), expected \[5\] or \[B, 5\]"):
+        FastActor(trained("standard"))(np.zeros(4))
+
+
+def test_parts_of_averaged_actors() -> None:
+    actor, observation = average_actors([make_actor(5, 2) for _ in range(3)]), torch.randn(5)
+    expected = reference(actor, observation, ExplorationType.DETERMINISTIC)
+    with torch.no_grad():
+        assert torch.equal(policy_parts(actor).act(observation, deterministic=True), expected)

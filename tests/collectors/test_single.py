@@ -1,0 +1,168 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torchrl.collectors import Collector
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import AdditiveGaussianModule
+
+from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.envs.make import make_env, make_gym_env, seed_everything
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
+
+
+def collected(total: int, seed: int = 0) -> tuple[StepCollector, list[TensorDict]]:
+    seed_everything(seed)
+    env = make_gym_env("Hopper-v5")
+    actor = make_actor(11, 3, hidden_sizes=(16,))
+    collector = StepCollector(env, actor, total_frames=total, init_random_frames=20, seed=seed)
+    return collector, list(collector)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_are_those_of_torchrls_collector() -> None:
+    """Random and policy actions, several episodes: the same transitions, bit for bit."""
+    _, ours = collected(150)
+    seed_everything(0)
+    env = make_env("Hopper-v5", seed=0)
+    actor = make_actor(11, 3, hidden_sizes=(16,))
+    theirs = list(Collector(env, actor, frames_per_batch=1, total_frames=150, init_random_frames=20))
+    assert sum(bool(row["next", "done"]) for row in ours) >= 3
+    for mine, other in zip(ours, theirs, strict=True):
+        for key in TRANSITION:
+            assert torch.equal(mine[key], other[key]), key
+            assert mine[key].dtype == other[key].dtype, key
+
+
+@pytest.mark.parametrize("make", [make_deterministic_actor, make_gaussian_actor, make_actor, None])
+def test_numbers_are_those_of_the_actor_itself(make: Callable[..., TensorDictModuleBase] | None) -> None:
+    """What is called without its tensordict plumbing gives the bits of a call with it; the rest is called as it is."""
+    torch.manual_seed(0)
+    if make is None:
+        plain = make_deterministic_actor(3, 1, hidden_sizes=(8,))
+        actor = TensorDictSequential(plain, AdditiveGaussianModule(plain.spec, sigma_init=0.3, sigma_end=0.3))
+    else:
+        actor = make(3, 1, hidden_sizes=(8,))
+    torch.manual_seed(5)
+    rows = list(StepCollector(make_gym_env("Pendulum-v1"), actor, total_frames=20, seed=0))
+    torch.manual_seed(5)
+    for row in rows:
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            expected = actor(TensorDict({"observation": row["observation"][0]}))["action"]
+        assert torch.equal(row["action"][0], expected)
+
+
+def test_fast_acting_is_the_same_to_rounding() -> None:
+    """The same noise, so the same actions until the environment magnifies the rounding."""
+
+    def collect(fast_act: bool) -> TensorDict:
+        torch.manual_seed(0)
+        actor = make_actor(3, 1, hidden_sizes=(32,))
+        env = make_gym_env("Pendulum-v1")
+        options = {"total_frames": 40, "init_random_frames": 10, "seed": 0, "fast_act": fast_act}
+        return torch.cat(list(StepCollector(env, actor, **options)))
+
+    slow, fast = collect(False), collect(True)
+    assert torch.equal(slow["action"][:10], fast["action"][:10]), "random actions are the same"
+    torch.testing.assert_close(fast["action"], slow["action"], rtol=0.0, atol=1e-4)
+    with pytest.raises(O2OSpecError, match="expected an actor of make_actor"):
+        StepCollector(
+            make_gym_env("Pendulum-v1"), TensorDictSequential(make_actor(3, 1)), total_frames=1, fast_act=True
+        )
+
+
+def test_an_actor_replaced_between_two_collections_acts() -> None:
+    torch.manual_seed(0)
+    collector = StepCollector(
+        make_gym_env("Pendulum-v1"), make_deterministic_actor(3, 1), total_frames=1, seed=0, fast_act=True
+    )
+    list(collector)
+    collector.actor, collector.total_frames = make_deterministic_actor(3, 1), 2
+    (row,) = list(collector)
+    torch.testing.assert_close(row["action"], collector.actor(row.select("observation"))["action"].detach())
+
+
+def test_transitions_go_to_the_device() -> None:
+    """Where there is one; the meta device shows that every entry is moved."""
+    collector = StepCollector(make_gym_env("Pendulum-v1"), make_actor(3, 1), total_frames=2, seed=0, device="meta")
+    for row in collector:
+        assert {value.device.type for value in row.values(include_nested=True, leaves_only=True)} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fast_act", [False, True])
+def test_an_actor_on_the_gpu(fast_act: bool) -> None:
+    actor = make_actor(3, 1).cuda()
+    settings = {"total_frames": 3, "init_random_frames": 1, "seed": 0, "device": "cuda", "fast_act": fast_act}
+    rows = list(StepCollector(make_gym_env("Pendulum-v1"), actor, **settings))
+    assert all(row["next", "observation"].is_cuda and row["action"].is_cuda for row in rows)
+
+
+def test_episode_sums() -> None:
+    _, rows = collected(60)
+    total, steps = 0.0, 0
+    for row in rows:
+        total, steps = total + row["next", "reward"].item(), steps + 1
+        assert row["next", "episode_reward"].item() == pytest.approx(total, rel=1e-5)
+        assert row["next", "step_count"].item() == steps
+        if row["next", "done"]:
+            total, steps = 0.0, 0
+
+
+def test_time_limits_truncate_and_do_not_terminate() -> None:
+    seed_everything(0)
+    env = make_gym_env("HalfCheetah-v5", max_episode_steps=5)
+    rows = list(StepCollector(env, make_actor(17, 6, hidden_sizes=(8,)), total_frames=10, seed=0))
+    assert [bool(row["next", "truncated"]) for row in rows] == [False] * 4 + [True] + [False] * 4 + [True]
+    assert not any(bool(row["next", "terminated"]) for row in rows)
+    assert not torch.equal(rows[4]["next", "observation"], rows[5]["observation"]), "the true successor is kept"
+
+
+def test_state_round_trip_in_mid_episode() -> None:
+    first, _ = collected(50)
+    state, rng = first.state_dict(), torch.get_rng_state()
+    first.total_frames = 80
+    expected = [row.clone() for row in first]
+    seed_everything(9)
+    other = StepCollector(make_gym_env("Hopper-v5"), first.actor, total_frames=80, seed=9)
+    other.load_state_dict(state)
+    torch.set_rng_state(rng)
+    got = list(other)
+    assert not other.restarted
+    assert len(got) == len(expected) == 30
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.equal(mine["next", "observation"], theirs["next", "observation"])
+        assert torch.equal(mine["next", "episode_reward"], theirs["next", "episode_reward"])
+
+
+def test_an_environment_that_cannot_be_captured_restarts_and_says_so() -> None:
+    collector, _ = collected(30)
+    state = collector.state_dict()
+    state["env"] = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collector.load_state_dict(state)
+    assert collector.restarted
+    assert collector.frames == 30
+
+
+def test_total_frames() -> None:
+    with pytest.raises(O2OSpecError, match="total_frames=0"):
+        StepCollector(make_gym_env("Pendulum-v1"), make_actor(3, 1), total_frames=0)
+
+
+def test_a_torchrl_environment_is_refused() -> None:
+    env = make_env("Pendulum-v1")
+    with pytest.raises(O2OSpecError, match=r"got TorchRL's GymWrapper.* make_gym_env"):
+        StepCollector(env, make_actor(3, 1, hidden_sizes=(8,)), total_frames=1)  # type: ignore[arg-type]

@@ -1,0 +1,176 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from tensordict import TensorDict
+from torchrl.modules import ValueOperator
+
+from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
+from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.envs.guard import GuardedEnv
+from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor, make_deterministic_actor
+
+KEYS = (*TRANSITION, ("next", "episode_reward"), ("next", "step_count"))
+
+
+def hopper() -> gymnasium.Env:
+    return make_gym_env("Hopper-v5", max_episode_steps=15)
+
+
+def small_actor() -> torch.nn.Module:
+    torch.manual_seed(7)
+    return make_actor(11, 3, hidden_sizes=(16,))
+
+
+def single(seed: int, total: int, init_random: int = 0) -> TensorDict:
+    actor = small_actor()
+    torch.manual_seed(seed)
+    collector = StepCollector(hopper(), actor, total_frames=total, init_random_frames=init_random, seed=seed)
+    return torch.cat(list(collector))
+
+
+def build(kind: str, num_envs: int) -> VectorEnv:
+    if kind == "other processes":
+        return make_vector_env(hopper, num_envs, asynchronous=True)
+    mode = AutoresetMode.SAME_STEP if kind == "same step" else AutoresetMode.DISABLED
+    return SyncVectorEnv([hopper] * num_envs, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("kind", ["same step", "disabled", "other processes"])
+def test_each_environment_is_the_one_of_a_single_collector(kind: str) -> None:
+    """The same actions from outside give the same transitions, bit for bit, over terminations and time limits."""
+    seeds, total = [3, 11], 60
+    expected = [single(seed, total) for seed in seeds]
+    collector = VectorCollector(build(kind, 2), seeds=seeds)
+    rows = [collector.step(torch.stack([one["action"][t] for one in expected])) for t in range(total)]
+    collector.load_state_dict(collector.state_dict())
+    assert collector.restarted == (kind == "other processes"), "whose environments cannot be captured"
+    collector.shutdown()
+    got = torch.stack(rows)
+    for i, one in enumerate(expected):
+        assert one["next", "truncated"].any()
+        assert one["next", "terminated"].any()
+        for key in KEYS:
+            assert torch.equal(got[:, i][key], one[key]), key
+            assert got[key].dtype == one[key].dtype, key
+    assert collector.frames == 2 * total
+
+
+def test_noise_is_each_seeds_own() -> None:
+    """Random and policy actions are those of single runs, to the rounding of a batched product."""
+    seeds = [3, 11, 5]
+    envs, actor = make_vector_env(hopper, 3), small_actor()
+    collector = VectorCollector(envs, actor, total_frames=36, init_random_frames=15, seeds=seeds)
+    before = torch.get_rng_state()
+    got = torch.stack(list(collector))
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is left alone"
+    for i, seed in enumerate(seeds):
+        one = single(seed, 12, init_random=5)
+        assert torch.equal(got["action"][:5, i], one["action"][:5])
+        torch.testing.assert_close(got["action"][:, i], one["action"], rtol=0.0, atol=1e-4)
+
+
+def test_without_seeds_the_global_generator_decides() -> None:
+    def collect() -> TensorDict:
+        envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), 2)
+        envs.reset(seed=[0, 1])
+        torch.manual_seed(0)
+        return torch.cat(list(VectorCollector(envs, make_actor(3, 1), total_frames=8, init_random_frames=2)))
+
+    assert torch.equal(collect()["action"], collect()["action"])
+
+
+def test_other_actors() -> None:
+    """A deterministic actor has no noise; one that is not of this package is called as it is."""
+    envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), 2)
+    foreign = ValueOperator(torch.nn.Linear(3, 1), in_keys=["observation"], out_keys=["action"])
+    for actor in (make_deterministic_actor(3, 1), foreign):
+        (data,) = VectorCollector(envs, actor, total_frames=2, seeds=[0, 1])
+        torch.testing.assert_close(data["action"], actor(data.select("observation"))["action"].detach())
+    collector = VectorCollector(envs)
+    with pytest.raises(O2OSpecError, match="no actor"):
+        next(iter(collector))
+
+
+class Faulty(gymnasium.Wrapper):
+    """Returns a NaN observation in the third step of the second episode."""
+
+    episodes = steps = 0
+
+    def reset(self, **settings: object) -> tuple:
+        self.episodes, self.steps = self.episodes + 1, 0
+        return super().reset(**settings)
+
+    def step(self, action: np.ndarray) -> tuple:
+        self.steps += 1
+        observation, *rest = super().step(action)
+        wrong = self.episodes == 3 and self.steps == 3  # seeding resets once more
+        return observation * np.nan if wrong else observation, *rest
+
+
+@pytest.mark.filterwarnings("ignore:step returned")
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_rejected_steps_are_left_out(mode: AutoresetMode) -> None:
+    limited = lambda: make_gym_env("Pendulum-v1", max_episode_steps=5)  # noqa: E731
+    makers = [lambda: GuardedEnv(lambda: Faulty(limited())), lambda: GuardedEnv(limited)]
+    cut: list[int] = []
+    actor = make_actor(3, 1, hidden_sizes=(4,))
+    envs = SyncVectorEnv(makers, autoreset_mode=mode)
+    collector = VectorCollector(envs, actor, total_frames=20, seeds=[0, 1], on_cut=cut.append)
+    batches = list(collector)
+    assert [len(batch) for batch in batches] == [2] * 7 + [1] + [2] * 3
+    assert cut == [0]
+    data = torch.cat(batches)
+    assert data["next", "observation"].isfinite().all()
+    assert len(data) == collector.frames == 21
+    assert batches[8]["next", "step_count"].flatten().tolist() == [1, 4]
+
+
+def test_state_round_trip_in_mid_episode() -> None:
+    """Also where the restored environments are reset by a mask, which returns what the others last observed."""
+    for kind in ("same step", "disabled"):
+        seeds, actor = [0, 1], small_actor()
+        first = VectorCollector(build(kind, 2), actor, total_frames=40, seeds=seeds)
+        list(first)
+        state = first.state_dict()
+        first.total_frames = 100
+        expected = torch.stack(list(first))
+        other = VectorCollector(build(kind, 2), actor, total_frames=100, seeds=[8, 9])
+        other.load_state_dict(state)
+        got = torch.stack(list(other))
+        assert not other.restarted
+        assert (got == expected).all()
+
+
+def test_transitions_go_to_the_device() -> None:
+    envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), 2)
+    data = VectorCollector(envs, device="meta").step(np.zeros((2, 1)))
+    assert {value.device.type for value in data.values(include_nested=True, leaves_only=True)} == {"meta"}
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    pendulum = lambda: make_gym_env("Pendulum-v1")  # noqa: E731
+    with pytest.raises(O2OSpecError, match="SAME_STEP"):
+        VectorCollector(SyncVectorEnv([pendulum]))
+    envs = make_vector_env(pendulum, 2)
+    with pytest.raises(O2OSpecError, match="1 seeds for 2 environments"):
+        VectorCollector(envs, seeds=[0])
+    with pytest.raises(O2OSpecError, match="total_frames=0"):
+        VectorCollector(envs, total_frames=0)
+    with pytest.raises(O2OSpecError, match=r"expected \(2, 1\)"):
+        VectorCollector(envs).step(torch.zeros(2, 2))
+    with pytest.raises(O2OSpecError, match="num_envs=0"):
+        make_vector_env(pendulum, 0)
+    seeded, other = VectorCollector(envs, seeds=[0, 1]), VectorCollector(envs)
+    with pytest.raises(O2OSpecError, match=r"2 environments and seeds, this one 2 and no seeds"):
+        other.load_state_dict(seeded.state_dict())

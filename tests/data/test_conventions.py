@@ -1,0 +1,113 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Conventions: the table holds the papers' numbers, and each is applied exactly once."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_o2o.checkpoint.manifest import dump, load
+from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
+from torchrl_o2o.data.transforms import add_mc_return
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.modules import make_gaussian_actor
+from torchrl_o2o.testing import DelayedRewardEnv, probe_transitions
+from torchrl_o2o.trainers.evaluation import evaluate
+
+
+def recorded(num_episodes: int = 10) -> TensorDict:
+    data = probe_transitions(DelayedRewardEnv(), 2 * num_episodes)
+    return data.set("episode", torch.arange(2 * num_episodes) // 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "domain", "reward", "expected"),
+    [
+        ("rlpd", "locomotion", 3.0, 3.0),
+        ("rlpd", "antmaze", 1.0, 0.0),
+        ("a3rl", "antmaze", 0.0, -1.0),
+        ("aca", "antmaze", 0.0, -1.0),
+        ("iql", "antmaze", 0.0, -1.0),
+        ("cql", "antmaze", 1.0, 5.0),
+        ("cal_ql", "antmaze", 0.0, -5.0),
+        ("cal_ql", "adroit", -1.0, -5.0),
+        ("cal_ql", "adroit", 0.0, 5.0),
+        ("spot", "adroit", -1.0, -1.0),
+        ("off2on", "locomotion", 2.0, 2.0),
+    ],
+)
+def test_rewards_of_the_papers(method: str, domain: str, reward: float, expected: float) -> None:
+    fitted = get_convention(method, domain).fit(recorded())
+    data = TensorDict({"next": {"reward": torch.tensor([[reward]])}}, [1])
+    assert fitted.online(data)["next", "reward"].item() == expected
+
+
+def test_who_standardizes_observations() -> None:
+    standardized = {method for method, row in CONVENTIONS.items() if row["locomotion"].normalize_observations}
+    assert {"awac", "td3_bc", "bc", "cql"} <= standardized
+    assert not standardized & {"rlpd", "a3rl", "aca", "iql", "spot", "cal_ql", "off2on"}
+    assert not CONVENTIONS["cql"]["antmaze"].normalize_observations
+
+
+def test_iql_scales_locomotion_by_the_spread_of_returns() -> None:
+    data = recorded()
+    data["next", "reward"] = torch.arange(20.0).unsqueeze(-1)  # returns 1, 5, 9, ..., 37
+    assert get_convention("iql", "locomotion").fit(data).reward.scale == pytest.approx(1000 / 36)
+    with pytest.raises(O2ODataError, match="spread"):
+        get_convention("iql", "locomotion").fit(recorded())
+
+
+@pytest.mark.parametrize(("method", "domain", "word"), [("rldp", "antmaze", "rlpd"), ("rlpd", "maze", "antmaze")])
+def test_unknown_names(method: str, domain: str, word: str) -> None:
+    with pytest.raises(O2OSpecError, match=word):
+        get_convention(method, domain)
+
+
+def test_applied_exactly_once_to_data_online_rows_returns_and_never_to_scores() -> None:
+    """One number followed through: recorded 1 -> 5, collected 1 -> 5, Monte-Carlo 5 - 0.5 * 5, evaluated 1."""
+    fitted = Convention(10.0, -5.0, normalize_observations=True).fit(recorded())
+    offline = fitted.data(recorded())
+    assert offline["next", "reward"].unique().tolist() == [-5.0, 5.0]
+    assert offline["observation"].unique().tolist() == pytest.approx([-1.0, 1.0], abs=2e-3), "-1 and 1, standardized"
+    returns = add_mc_return(offline, gamma=0.5)["mc_return"].squeeze(-1)
+    assert returns[:2].tolist() == [-5.0 + 0.5 * 5.0, 5.0]
+
+    actor = make_gaussian_actor(1, 1, hidden_sizes=(8,))
+    env = fitted.env(gymnasium.wrappers.TimeLimit(DelayedRewardEnv(), 10))
+    rows = torch.cat([fitted.online(row) for row in StepCollector(env, actor, total_frames=4, seed=0)])
+    assert rows["next", "reward"].squeeze(-1).tolist() == [-5.0, 5.0, -5.0, 5.0]
+    assert rows["observation"].dtype == torch.float32
+    torch.testing.assert_close(rows["observation"][:2], offline["observation"][:2])
+    assert rows["next", "episode_reward"][1].item() == 1.0, "what is logged is the task's own return"
+    result = evaluate(actor, lambda: fitted.env(DelayedRewardEnv()), num_episodes=2, seed=0)
+    assert result.returns.tolist() == [1.0, 1.0]
+
+
+def test_input_is_left_alone() -> None:
+    data = recorded()
+    before = data.clone()
+    Convention(2.0, 1.0, normalize_observations=True).fit(data).data(data)
+    assert (data == before).all()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_saved_with_the_policy(normalize: bool) -> None:
+    fitted = Convention(10.0, -5.0, normalize_observations=normalize).fit(recorded())
+    again = FittedConvention.from_state_dict(load(dump("convention", fitted.state_dict())))
+    assert fitted.same_as(again)
+    assert not again.same_as(Convention(10.0, -4.0, normalize_observations=normalize).fit(recorded()))
+    assert not again.same_as(Convention(10.0, -5.0, normalize_observations=not normalize).fit(recorded()))
+
+
+def test_other_statistics_are_another_convention() -> None:
+    other = recorded()
+    other["observation"] = other["observation"] + np.float32(1.0)
+    convention = Convention(normalize_observations=True)
+    assert not convention.fit(recorded()).same_as(convention.fit(other))

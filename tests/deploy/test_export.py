@@ -1,0 +1,98 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torchrl.data import Bounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ValueOperator
+
+from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.deploy.export import export_policy
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+BOX = Bounded(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.5]), shape=(2,), dtype=torch.float32)
+ACTORS = {
+    "standard": lambda: make_actor(5, 2),
+    "box": lambda: make_actor(5, BOX, unit_norm=True),
+    "gaussian": lambda: make_gaussian_actor(5, BOX, mean="linear", dropout=0.5),
+    "deterministic": lambda: make_deterministic_actor(5, BOX, dropout=0.5),
+}
+
+
+def expected(actor: TensorDictModuleBase, observation: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        return actor.eval()(TensorDict({"observation": observation}, [len(observation)]))["action"]
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_torch_export(name: str, tmp_path: Path) -> None:
+    """For any batch size, in evaluation mode whatever the actor's, which stays."""
+    torch.manual_seed(0)
+    actor = ACTORS[name]().train()
+    policy = torch.export.load(export_policy(actor, tmp_path / "policy.pt2")).module()
+    assert actor.training
+    for count in (1, 2, 7):
+        observation = torch.randn(count, 5)
+        torch.testing.assert_close(policy(observation), expected(actor, observation), rtol=0.0, atol=1e-6)
+
+
+def test_runs_without_this_package(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    actor, observation = ACTORS["box"](), torch.randn(3, 5)
+    stats = ObservationStats(torch.randn(5), torch.rand(5) + 0.5)
+    export_policy(actor, tmp_path / "policy.pt2", stats=stats)
+    torch.save(observation, tmp_path / "observation.pt")
+    program = (
+        "import sys, torch\n"
+        "policy = torch.export.load('policy.pt2').module()\n"
+        "torch.save(policy(torch.load('observation.pt')).detach(), 'action.pt')\n"
+        "assert not any(name.split('.')[0] in ('torchrl_o2o', 'torchrl', 'tensordict') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True)
+    action = torch.load(tmp_path / "action.pt")
+    standardized = (observation - stats.mean) / stats.scale
+    torch.testing.assert_close(action, expected(actor, standardized), rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs onnx, onnxscript and onnxruntime: pip install torchrl_o2o[onnx]")
+@pytest.mark.parametrize("name", ACTORS)
+def test_onnx(name: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    actor = ACTORS[name]()
+    stats = ObservationStats(torch.randn(5), torch.rand(5) + 0.5)
+    session = onnxruntime.InferenceSession(export_policy(actor, tmp_path / "policy.onnx", format="onnx", stats=stats))
+    for count in (1, 7):
+        observation = torch.randn(count, 5)
+        (action,) = session.run(["action"], {"observation": observation.numpy()})
+        standardized = (observation - stats.mean) / stats.scale
+        assert np.abs(action - expected(actor, standardized).numpy()).max() <= 1e-6
+
+
+def test_onnx_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(O2OSpecError, match=r"needs onnx and onnxscript; .*pip install torchrl_o2o\[onnx\]"):
+        export_policy(ACTORS["standard"](), tmp_path / "policy.onnx", format="onnx")
+
+
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
+    value = ValueOperator(torch.nn.Linear(5, 1), in_keys=["observation"])
+    with pytest.raises(O2OSpecError, match="expected an actor of make_actor"):
+        export_policy(value, tmp_path / "policy.pt2")
+    with pytest.raises(O2OSpecError, match="format='tflite'"):
+        export_policy(ACTORS["standard"](), tmp_path / "policy", format="tflite")  # type: ignore[arg-type]

@@ -1,0 +1,71 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.record.figures import Curve, Panel, _draw_panel, draw_panels
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def axes():
+    from matplotlib.figure import Figure
+
+    return Figure().subplots()
+
+
+def curve(label, steps, **kwargs):
+    return Curve(label, np.array(steps), np.linspace(0.0, 1.0, len(steps)), **kwargs)
+
+
+def drawn(*curves):
+    ax = axes()
+    _draw_panel(ax, Panel("door", "score", list(curves)), {curve.label: "C0" for curve in curves})
+    return ax
+
+
+def test_the_handover_is_marked_where_there_is_one():
+    both, online = drawn(curve("a", [-10, 0, 10])), drawn(curve("a", [0, 10]))
+    assert [line.get_label() for line in both.get_lines()] == ["a", "hand-over"]
+    assert [line.get_label() for line in online.get_lines()] == ["a"]
+    assert "offline" in both.get_xlabel()
+    assert "offline" not in online.get_xlabel()
+
+
+def test_peers_are_cut_to_the_steps_of_the_runs():
+    ax = drawn(curve("ours", [0, 10, 20]), curve("peer", [-1000, 0, 15, 1000], peer=True))
+    assert ax.get_xlim() == (0, 20)
+    np.testing.assert_array_equal(ax.get_lines()[1].get_xdata(), [0, 15])
+
+
+def test_intervals_are_bands():
+    ends = {"low": np.zeros(3), "high": np.ones(3)}
+    assert len(drawn(curve("a", [0, 1, 2], **ends)).collections) == 1
+    assert len(drawn(curve("a", [0, 1, 2])).collections) == 0
+
+
+def test_a_single_evaluation_is_a_marker():
+    (line,) = drawn(curve("a", [5])).get_lines()
+    assert line.get_marker() == "o"
+
+
+def test_panels_become_one_image(tmp_path):
+    panels = [Panel(f"task {i}", "score", [curve(f"run {j}", [0, 1, 2]) for j in range(12)]) for i in range(5)]
+    draw_panels(panels, tmp_path / "five.png")
+    draw_panels(panels[:1], tmp_path / "one.png")
+    five, one = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("five", "one"))
+    assert five.shape[1] > 2 * one.shape[1]
+    assert five.shape[0] > one.shape[0]
+
+
+def test_matplotlib_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(O2OSpecError, match=r"torchrl_o2o\[plot\]"):
+        draw_panels([Panel("task", "score", [curve("run", [0, 1])])], tmp_path / "none.png")

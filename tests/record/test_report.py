@@ -1,0 +1,131 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.shared_data import shared_file
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.record.recorder import Recorder
+from torchrl_o2o.record.report import load_peers, write_report
+
+pytest.importorskip("matplotlib")
+SCORE = "evaluation/normalized_score"
+STEPS = (-100, 0, 50, 100, 1000)
+
+
+def write_run(folder, scores, *, seed=0, steps=STEPS, metric=SCORE, **config):
+    with Recorder(folder, config=config, seed=seed) as recorder:
+        for step, score in zip(steps, scores, strict=True):
+            recorder.log(step, {metric: float(score)})
+
+
+def table(report, number=0):
+    """Rows of a table as dictionaries."""
+    lines = [line for line in report.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    heads = [index for index, line in enumerate(lines) if line.startswith("| task")]
+    end = [*heads, len(lines)][number + 1]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[heads[number] : end]]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def test_the_table_by_hand(tmp_path):
+    for seed, shift in enumerate((0.0, 1.0, 2.0, 40.0)):
+        write_run(
+            tmp_path / f"s{seed}", np.array([0, 50, 30, 40, 90]) + shift, seed=seed, algorithm="rlpd", task="door"
+        )
+    (row,) = table(write_report([tmp_path], tmp_path / "out", metric=SCORE))
+    assert (row["task"], row["group"], row["seeds"], row["steps"]) == ("door", "rlpd", "4", "1,000")
+    assert row["final score"] == "91.5 [90, 130]"
+    assert (row["dip"], row["gain"]) == ("20", "40")
+    # areas of 1 - score / 100: 50 * 0.6 + 50 * 0.65 + 900 * 0.35 over 1000 steps, less the shift of 1.5 / 100
+    assert row["regret"] == f"{(30 + 32.5 + 315) / 1000 - 0.015:.3g}"
+
+
+def test_what_a_curve_cannot_tell_is_left_open(tmp_path):
+    write_run(tmp_path / "a", [1, 2], steps=(-50, 0), algorithm="offline")
+    write_run(tmp_path / "b", [1, 2], steps=(50, 100), algorithm="online")
+    write_run(tmp_path / "c", [1], steps=(0,), algorithm="single")
+    offline, online, single = table(write_report([tmp_path], tmp_path / "out", metric=SCORE))
+    assert (offline["dip"], offline["regret"], offline["gain"]) == ("–", "–", "–")
+    assert (online["dip"], online["regret"], online["gain"]) == ("–", "0.985", "–")
+    assert single["final score"] == "1"
+
+
+def test_a_raw_return_has_no_regret(tmp_path):
+    write_run(tmp_path / "a", [0, 500, 300, 400, 900], metric="evaluation/return", algorithm="rlpd")
+    (row,) = table(write_report([tmp_path], tmp_path / "out"))
+    assert (row["dip"], row["regret"], row["gain"]) == ("200", "–", "400")
+
+
+def test_success_rates_have_a_regret(tmp_path):
+    write_run(tmp_path / "a", [0, 0.5, 0.5, 0.5, 0.5], metric="evaluation/success", algorithm="rlpd")
+    (row,) = table(write_report([tmp_path], tmp_path / "out", metric="evaluation/success"))
+    assert row["regret"] == "0.5"
+
+
+def test_where_results_come_from(tmp_path):
+    write_run(tmp_path / "a", [1] * 5, algorithm="rlpd", task="x|y")
+    (row,) = table(write_report([tmp_path], tmp_path / "out", metric=SCORE), number=1)
+    assert row["task"] == "x\\|y"
+    assert row["command of the first seed"].startswith("`")
+    assert "torch " in row["versions"]
+    assert "torchrl " in row["versions"]
+
+
+def test_a_report_repeats_itself(tmp_path):
+    for seed in range(5):
+        write_run(tmp_path / f"r{seed}", np.random.default_rng(seed).normal(size=5), seed=seed, algorithm="rlpd")
+    texts = [write_report([tmp_path], tmp_path / name, metric=SCORE).read_bytes() for name in ("a", "b")]
+    assert texts[0] == texts[1]
+
+
+def test_the_figure_is_written(tmp_path):
+    for task in ("door", "pen", "hammer", "relocate"):
+        write_run(tmp_path / task, [0, 50, 30, 40, 90], algorithm="rlpd", task=task)
+    write_report([tmp_path], tmp_path / "out", metric=SCORE)
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def peers(tmp_path):
+    path = tmp_path / "peers.npz"
+    curves = {"offline": np.zeros((4, 2)), "online": np.arange(16.0).reshape(4, 4)}
+    np.savez(path, **{f"{name}/door/{phase}": curves[phase] for name in ("IQL", "SPOT") for phase in curves})
+    return path
+
+
+def test_peers_are_spaced_over_their_phases(peers):
+    curves = load_peers(peers, "door")
+    assert list(curves) == ["IQL", "SPOT"]
+    steps, scores = curves["IQL"]
+    np.testing.assert_array_equal(steps, [-500_000, 0, 250_000, 500_000, 750_000, 1_000_000])
+    np.testing.assert_array_equal(scores[1], [0, 0, 4, 5, 6, 7])
+    assert load_peers(peers, "pen") == {}
+
+
+def test_published_peers_are_read():
+    curves = load_peers(shared_file("corl_finetune_scores.npz"), "antmaze-umaze-v2")
+    assert set(curves) == {"SPOT", "AWAC", "CQL", "IQL", "Cal-QL", "ReBRAC"}
+    steps, scores = curves["IQL"]
+    assert steps[-1] == 1_000_000
+    assert scores[:, -1].mean() == pytest.approx(96.5, abs=0.01)  # CORL's table
+    assert scores[:, np.flatnonzero(steps <= 0)[-1]].mean() == pytest.approx(77.0, abs=0.01)
+
+
+def test_peers_need_normalized_scores_and_a_known_task(tmp_path, peers):
+    write_run(tmp_path / "a", [1] * 5, algorithm="rlpd", task="o2o/door")
+    with pytest.raises(O2OSpecError, match="normalized scores"):
+        write_report([tmp_path], tmp_path / "out", metric="evaluation/return", peers=peers)
+    with pytest.raises(O2OSpecError, match="peers_task"):
+        write_report([tmp_path], tmp_path / "out", metric=SCORE, peers=peers)
+    assert write_report([tmp_path], tmp_path / "out", metric=SCORE, peers=peers, peers_task="door").exists()
+
+
+def test_an_unreadable_peers_file_is_refused(tmp_path):
+    (tmp_path / "bad.npz").write_bytes(b"not a zip file")
+    with pytest.raises(O2ODataError, match="cannot read the peers"):
+        load_peers(tmp_path / "bad.npz", "door")

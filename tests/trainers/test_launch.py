@@ -1,0 +1,84 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""From configuration to phases; the scripts' own tests run all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.trainers.launch import choose_route, launch, load_script, product_dtype, run_options
+from torchrl_o2o.updates.matmul import matmul_route
+
+CONFIG = {
+    "algorithm": "awac",
+    "seed": 3,
+    "resume": False,
+    "run_dir": "runs/x",
+    "num_threads": 1,
+    "matmul_route": "default",
+    "matmul_dtype": "float32",
+    "compile": False,
+    "schedule": {"eval_every": 7, "log_every": 1, "checkpoint_every": 1},
+    "evaluation": {"num_episodes": 2},
+    "recorder": {"tensorboard": False},
+    "env_guard": {"timeout": None},
+    "online": {"total_frames": 10},
+}
+
+
+def test_what_has_no_influence_is_not_compared(tmp_path: Path) -> None:
+    cfg = OmegaConf.create(CONFIG)
+    options = run_options(cfg, tmp_path)
+    kept = ("algorithm", "seed", "matmul_route", "matmul_dtype", "compile", "evaluation", "online")
+    assert options.config == {key: CONFIG[key] for key in kept}
+    assert (options.seed, options.schedule.eval_every, options.evaluation) == (3, 7, {"num_episodes": 2})
+    assert "online" not in run_options(cfg, tmp_path, without=("online",)).config
+
+
+def test_scripts_are_loaded_once() -> None:
+    assert load_script("awac") is load_script("awac")
+    with pytest.raises(O2OSpecError, match="awac"):
+        load_script("awca")
+
+
+@pytest.mark.parametrize("name", ["onednn", "auto"])
+def test_the_route_of_products_is_named_or_probed_and_put_back(name: str) -> None:
+    with matmul_route("default"):
+        choose_route(name)
+    with pytest.raises(O2OSpecError, match="matmul_route"):
+        choose_route("mkl")
+
+
+def test_products_are_shortened_only_on_request_and_only_compiled() -> None:
+    for dtype, compiled, expected in (("float32", False, None), ("bfloat16", True, torch.bfloat16)):
+        assert product_dtype(dtype, compiled=compiled) is expected
+    with pytest.raises(O2OSpecError, match="compile=true"):
+        product_dtype("bfloat16", compiled=False)
+    with pytest.raises(SystemExit, match="compile=true"):
+        launch(OmegaConf.create(CONFIG | {"matmul_dtype": "bfloat16"}), lambda _: None)
+    with pytest.raises(O2OSpecError, match="float16"):
+        product_dtype("float16")
+
+
+def test_divergence_ends_with_a_sentence() -> None:
+    def train(_: object) -> None:
+        raise NonFiniteError("not finite: loss_actor")
+
+    with pytest.raises(SystemExit, match=r"(?s)not finite: loss_actor.*resume=true"):
+        launch(OmegaConf.create(CONFIG), train)
+
+
+def test_what_does_not_fit_ends_with_a_sentence() -> None:
+    def train(_: object) -> None:
+        raise O2ODataError("the data's observation has the shape [11]")
+
+    with pytest.raises(SystemExit, match=r"^O2ODataError: the data's observation has the shape \[11\]$"):
+        launch(OmegaConf.create(CONFIG), train)

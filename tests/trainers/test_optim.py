@@ -1,0 +1,44 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Optimizer steps that refuse what is not finite, and weight decay without biases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.trainers.optim import descend, weight_decay_groups
+
+
+def test_descend_is_backward_and_step() -> None:
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    optim = torch.optim.SGD([weight], lr=0.1)
+    weight.grad = torch.ones(2)  # cleared first
+    descend(optim, weight.square().sum() / 2)
+    torch.testing.assert_close(weight.detach(), torch.tensor([2.7, 3.6]))
+
+
+def test_descend_clips_the_norm_of_all_parameters() -> None:
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    descend(torch.optim.SGD([weight], lr=1.0), weight.square().sum() / 2, max_grad_norm=0.25)
+    torch.testing.assert_close(weight.detach(), torch.tensor([3.0, 4.0]) * (1 - 0.05))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_descend_refuses_what_is_not_finite(bad: float) -> None:
+    weight = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(NonFiniteError, match="loss_actor"):
+        descend(torch.optim.SGD([weight], lr=1.0), weight * bad, "loss_actor")
+    assert weight.item() == 1.0
+
+
+def test_biases_are_exempt_from_weight_decay() -> None:
+    params = TensorDict.from_module(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
+    decayed, exempt = weight_decay_groups(params, 0.1)
+    assert [len(decayed["params"]), len(exempt["params"])] == [2, 2]
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.1, 0.0)

@@ -1,0 +1,143 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Each agent of a stacked update ends where its own updates would have taken it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, make_agent, make_batch
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives.noise import GeneratorNoise
+from torchrl_o2o.updates import CompiledUpdate, StackedUpdate, compile_update, stack_updates
+
+AGENTS = 3
+
+
+def make_agents(kind: str, dtype: torch.dtype = torch.float64) -> list[Agent]:
+    agents = [make_agent(kind, dtype, seed) for seed in range(AGENTS)]
+    for seed, agent in enumerate(agents):
+        agent.loss.noise = GeneratorNoise(torch.Generator().manual_seed(seed))
+    return agents
+
+
+def make_batches(step: int, dtype: torch.dtype = torch.float64) -> TensorDict:
+    batches = torch.stack([make_batch(dtype) for _ in range(AGENTS)])
+    generator = torch.Generator().manual_seed(step)
+    batches["next", "reward"] += torch.randn(batches["next", "reward"].shape, generator=generator, dtype=dtype)
+    return batches
+
+
+def update_of(kind: str, agent: Agent, **options: Any) -> CompiledUpdate:
+    ratio = UTD if kind in REPEATED else None
+    return compile_update(agent.loss, agent.optims, agent.updater, utd_ratio=ratio, joint=kind in JOINT, **options)
+
+
+def stacked(kind: str, agents: list[Agent], **options: Any) -> StackedUpdate:
+    return stack_updates([update_of(kind, agent, **options) for agent in agents])
+
+
+def compare(kind: str, tolerance: float, dtype: torch.dtype = torch.float64, updates: int = 5) -> None:
+    single, together = make_agents(kind, dtype), make_agents(kind, dtype)
+    ones, update = [update_of(kind, agent, compile=False) for agent in single], stacked(kind, together)
+    for step in range(updates):
+        batches = make_batches(step, dtype)
+        metrics = update(batches)
+        assert metrics["finite"].tolist() == [True] * AGENTS
+        for i, one in enumerate(ones):
+            for name, value in one(batches[i]).items():
+                torch.testing.assert_close(metrics[name][i], value, rtol=tolerance, atol=tolerance, msg=name)
+    assert_equal(single, together, tolerance)
+
+
+def assert_equal(single: list[Agent], together: list[Agent], tolerance: float) -> None:
+    for ours, theirs in zip(single, together, strict=True):
+        expected = ours.tensors()
+        for name, value in theirs.tensors().items():
+            torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_agent_s_numbers_are_those_of_its_own_updates(kind: str, captured: list[Any]) -> None:
+    """Parameters, targets, optimizer states and metrics, in float64."""
+    compare(kind, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("kind", ["rlpd", "awac", "cql"])
+def test_kernels(kind: str) -> None:
+    compare(kind, 1e-9)
+    compare(kind, 1e-4, torch.float32)
+
+
+def test_agents_stay_usable_and_loaded_states_are_followed(captured: list[Any]) -> None:
+    """Saved agent by agent and loaded into other ones that had run together: they go on bit for bit."""
+    agents, others = make_agents("rlpd"), make_agents("rlpd")
+    update, resumed = stacked("rlpd", agents), stacked("rlpd", others)
+    update(make_batches(0))
+    resumed(make_batches(5))
+    for agent, other in zip(agents, others, strict=True):
+        other.loss.load_state_dict({name: value.clone() for name, value in agent.loss.state_dict().items()})
+        for name, optim in other.optims.items():
+            optim.load_state_dict(copy.deepcopy(agent.optims[name].state_dict()))  # torch copies nothing
+        other.loss.noise.generator.set_state(agent.loss.noise.generator.get_state())
+    update(make_batches(1))
+    resumed(make_batches(1))
+    for agent, other in zip(agents, others, strict=True):
+        state = other.tensors()
+        assert all(torch.equal(value, state[name]) for name, value in agent.tensors().items())
+    own = update_of("rlpd", agents[1], compile=False)  # an agent by itself, after all
+    before = agents[0].tensors()
+    own(make_batches(2)[1])
+    assert all(torch.equal(value, before[name]) for name, value in agents[0].tensors().items())
+
+
+def test_an_agent_that_is_not_finite_stays_and_the_others_go_on(captured: list[Any]) -> None:
+    single, together = make_agents("rlpd"), make_agents("rlpd")
+    batches = make_batches(0)
+    batches["next", "reward"][1, 0] = float("nan")
+    before: dict[str, Tensor] = together[1].tensors()
+    metrics = stacked("rlpd", together)(batches)
+    assert metrics["finite"].tolist() == [True, False, True]
+    after = together[1].tensors()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    for i in (0, 2):
+        update_of("rlpd", single[i], compile=False)(batches[i])
+    assert_equal([single[0], single[2]], [together[0], together[2]], 1e-9)
+    assert together[1].optims["qvalue"].state_dict()["state"][0]["step"] == 0
+
+
+def test_rows_come_agent_by_agent(captured: list[Any]) -> None:
+    metrics = stacked("rlpd", make_agents("rlpd"), rows=("td_error",))(make_batches(0))
+    assert metrics["td_error"].shape == (AGENTS, UTD * 8)
+
+
+def test_refusals(captured: list[Any]) -> None:
+    agents = make_agents("awac")
+    with pytest.raises(O2OSpecError, match="no updates"):
+        stack_updates([])
+    with pytest.raises(O2OSpecError, match="compile=False"):
+        stacked("awac", agents, compile=False)
+    other = make_agent("awac")
+    other.optims["actor"] = torch.optim.AdamW(other.loss.actor_network_params.parameters(), lr=1e-2)
+    with pytest.raises(O2OSpecError, match="differ in optimizers"):
+        stacked("awac", [*agents, other])
+    with pytest.raises(O2OSpecError, match="their losses"):
+        stack_updates([update_of("awac", agents[0]), update_of("iql", make_agent("iql"))])
+    update = stacked("awac", agents)
+    with pytest.raises(O2OSpecError, match=r"expected \[3, n\]"):
+        update(make_batches(0)[:2])
+    wider = make_agent("awac")
+    wider.loss.register_buffer("extra", torch.zeros(3))
+    agents[0].loss.register_buffer("extra", torch.zeros(2))
+    with pytest.raises(O2OSpecError, match=r"extra differ: \[2\] .*\[3\].*one configuration"):
+        stacked("awac", [agents[0], wider])(make_batches(0)[:2])

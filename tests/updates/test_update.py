@@ -1,0 +1,327 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchrl.objectives import HardUpdate, SoftUpdate
+
+from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, loop, make_agent, make_batch
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.trainers.optim import descend, weight_decay_groups
+from torchrl_o2o.updates import CompiledUpdate, compile_update
+
+
+def make_update(kind: str, agent: Agent, **options: Any) -> CompiledUpdate:
+    ratio = UTD if kind in REPEATED else None
+    return compile_update(agent.loss, agent.optims, agent.updater, utd_ratio=ratio, joint=kind in JOINT, **options)
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def run_loop(kind: str, updates: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    agent, batch = make_agent(kind, dtype), make_batch(dtype)
+    torch.manual_seed(1)
+    for _ in range(updates):
+        loop(kind, agent, batch)
+    return agent.tensors()
+
+
+def run_update(kind: str, updates: int, dtype: torch.dtype = torch.float64, **options: Any) -> dict[str, Tensor]:
+    agent, batch = make_agent(kind, dtype), make_batch(dtype)
+    update = make_update(kind, agent, **options)
+    torch.manual_seed(1)
+    for _ in range(updates):
+        metrics = update(batch)
+        assert metrics["finite"]
+    return agent.tensors()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_equals_the_written_out_loop_over_ten_updates(kind: str, captured: list[Any]) -> None:
+    """Parameters, targets and optimizer states, in float64, from one seed: eagerly and as graphs."""
+    expected = run_loop(kind, 10)
+    assert_close(run_update(kind, 10, compile=False), expected, 1e-9)
+    assert_close(run_update(kind, 10), expected, 1e-9)
+    assert len(captured) == {"rlpd": 3, "per_sample": 3}.get(kind, 1)
+
+
+@pytest.mark.compiler
+def test_kernels_equal_the_loop_over_ten_updates() -> None:
+    """The generated code itself, for RLPD, in both precisions."""
+    assert_close(run_update("rlpd", 10), run_loop("rlpd", 10), 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.compiler
+def test_kernels_of_all_losses(kind: str) -> None:
+    assert_close(run_update(kind, 10), run_loop(kind, 10), 1e-9)
+    assert_close(run_update(kind, 10, torch.float32), run_loop(kind, 10, torch.float32), 1e-4)
+
+
+def test_next_actions_are_drawn_in_one_pass_and_only_sampled_targets_evaluated(captured: list[Any]) -> None:
+    run_update("rlpd", 1)
+    before, critic_step, rest = captured
+    rows = [node.meta["val"].shape[0] for node in before.graph.nodes if "mm" in str(node.target)]
+    assert rows
+    assert set(rows) == {UTD * 8}  # the actor's layers, on all minibatches at once
+    products = [node.meta["val"].shape[0] for node in critic_step.graph.nodes if "bmm" in str(node.target)]
+    assert sorted(set(products)) == [2, 4]  # two of four targets
+    assert products.count(2) == 3
+    assert not [node for node in critic_step.graph.nodes if node.target is torch.ops.aten.addmm.default]
+    assert len(rest.graph.nodes)
+
+
+def test_noise_comes_from_the_loss_and_in_the_loop_s_order(captured: list[Any]) -> None:
+    loops, updates = make_agent("rlpd"), make_agent("rlpd")
+    batch, update = make_batch(), make_update("rlpd", updates)
+    torch.manual_seed(3)
+    loop("rlpd", loops, batch)
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    update(batch)
+    assert torch.equal(torch.get_rng_state(), state)  # the first call's capturing draws nothing
+
+
+def test_weight_decay_groups_and_a_changing_learning_rate(captured: list[Any]) -> None:
+    agents = [make_agent("rlpd"), make_agent("rlpd")]
+    schedulers = []
+    for agent in agents:
+        groups = weight_decay_groups(agent.loss.qvalue_network_params, 0.1)
+        agent.optims["qvalue"] = torch.optim.AdamW(groups, lr=1e-2)
+        agent.optims["actor"] = torch.optim.Adam(
+            agent.loss.actor_network_params.parameters(), lr=1e-2, weight_decay=0.1
+        )
+        schedulers.append(torch.optim.lr_scheduler.ExponentialLR(agent.optims["qvalue"], 0.5))
+    batch, update = make_batch(), make_update("rlpd", agents[1])
+    for step in (lambda: loop("rlpd", agents[0], batch), lambda: update(batch)):
+        torch.manual_seed(1)
+        for _ in range(4):
+            step()
+            schedulers[0].step()
+        schedulers.reverse()
+    assert_close(agents[1].tensors(), agents[0].tensors(), 1e-9)
+
+
+def test_resume_is_exact(captured: list[Any]) -> None:
+    """Loss and optimizers are all there is: saved and loaded into new objects, the run goes on bit for bit."""
+    agent, batch = make_agent("rlpd"), make_batch()
+    update = make_update("rlpd", agent)
+    torch.manual_seed(1)
+    update(batch)
+    saved = io.BytesIO()
+    states = {name: optim.state_dict() for name, optim in agent.optims.items()}
+    torch.save({"loss": agent.loss.state_dict(), "optims": states, "rng": torch.get_rng_state()}, saved)
+    update(batch)
+    other = make_agent("rlpd", seed=5)
+    resumed = make_update("rlpd", other)
+    resumed(batch)  # it may have run before it is loaded
+    saved.seek(0)
+    state = torch.load(saved)
+    other.loss.load_state_dict(state["loss"])
+    for name, optim in other.optims.items():
+        optim.load_state_dict(state["optims"][name])
+    torch.set_rng_state(state["rng"])
+    resumed(batch)
+    for name, value in agent.tensors().items():
+        assert torch.equal(other.tensors()[name], value), name
+
+
+def test_the_actor_and_plain_loops_see_the_same_parameters(captured: list[Any]) -> None:
+    agent, batch = make_agent("rlpd"), make_batch()
+    before = agent.loss.actor_network_params.data.clone()
+    pointers = [value.data_ptr() for value in agent.loss.parameters()]
+    make_update("rlpd", agent)(batch)
+    assert [value.data_ptr() for value in agent.loss.parameters()] == pointers
+    assert not (agent.loss.actor_network_params.data == before).all()
+    assert all(value.requires_grad for value in agent.loss.parameters())
+    loop("rlpd", agent, batch)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_that_is_not_finite_and_all_later_ones_change_nothing(compiled: bool, captured: list[Any]) -> None:
+    agent, expected, batch = make_agent("rlpd"), make_agent("rlpd"), make_batch()
+    torch.manual_seed(1)
+    expected.descend("qvalue", expected.loss.qvalue_loss(batch[:8])[0])
+    expected.updater.step()
+    broken = batch.clone()
+    broken["next", "reward"][8] = float("nan")
+    torch.manual_seed(1)
+    metrics = make_update("rlpd", agent, compile=compiled)(broken)
+    assert not metrics["finite"]
+    assert agent.optims["qvalue"].state_dict()["state"][0]["step"] == 1
+    assert_close(
+        {name: value for name, value in agent.tensors().items() if not name.startswith(("actor", "alpha"))},
+        {name: value for name, value in expected.tensors().items() if not name.startswith(("actor", "alpha"))},
+        1e-9,
+    )
+
+
+def test_metrics_and_rows(captured: list[Any]) -> None:
+    agent, batch = make_agent("rlpd"), make_batch()
+    copied = copy.deepcopy(batch)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        _, first = agent.loss.qvalue_loss(batch[:8])
+    torch.manual_seed(1)
+    metrics = make_update("rlpd", agent, rows=("td_error",))(batch)
+    torch.testing.assert_close(metrics["td_error"][:8], first["td_error"])
+    assert metrics["td_error"].shape == (UTD * 8,)
+    names = {"loss_qvalue", "loss_actor", "loss_alpha", "alpha", "entropy", "qvalue", "qvalue_std", "target_value"}
+    assert names <= metrics.keys()
+    assert all(metrics[name].ndim == 0 and not metrics[name].requires_grad for name in names)
+    assert (batch == copied).all()
+
+
+def test_settings_are_read_anew_after_recompile(captured: list[Any]) -> None:
+    agent, batch = make_agent("cal_ql"), make_batch()
+    update = make_update("cal_ql", agent)
+    assert update(batch)["bound_rate"] > 0
+    agent.loss.calibrate = False
+    update.recompile()
+    assert update(batch)["bound_rate"] == 0
+
+
+def test_a_batch_of_another_size_compiles_anew(captured: list[Any]) -> None:
+    agent = make_agent("awac")
+    update = make_update("awac", agent)
+    update(make_batch())
+    update(make_batch())
+    assert len(captured) == 1
+    update(make_batch(rows=6))
+    assert len(captured) == 2
+
+
+def test_the_first_call_says_what_it_does(captured: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    agent = make_agent("awac")
+    with caplog.at_level(logging.INFO, "torchrl_o2o"):
+        make_update("awac", agent)(make_batch())
+    assert [record.message.split(" of ")[0] for record in caplog.records] == [
+        "compiling the update",
+        "compiled the update",
+    ]
+
+
+def refused(agent: Agent, message: str, **changes: Any) -> None:
+    arguments = {"loss": agent.loss, "optims": agent.optims, "target_updater": agent.updater} | changes
+    with pytest.raises(O2OSpecError, match=message):
+        compile_update(**arguments, compile=False)(make_batch())
+
+
+def test_refusals() -> None:
+    agent, other = make_agent("rlpd"), make_agent("rlpd")
+    sgd = torch.optim.SGD(agent.loss.parameters(), lr=0.1)
+    amsgrad = torch.optim.Adam(agent.loss.parameters(), amsgrad=True)
+    refused(agent, "expected torch.optim.Adam", optims={"qvalue": sgd})
+    refused(agent, "amsgrad", optims={"qvalue": amsgrad})
+    refused(agent, "SoftUpdate of this", target_updater=other.updater)
+    refused(
+        agent, "SoftUpdate of this", target_updater=HardUpdate(make_agent("rlpd").loss, value_network_update_interval=2)
+    )
+    refused(agent, "is not one of", optims=other.optims)
+    refused(agent, "gives .* no gradient", optims={"qvalue": agent.optims["actor"]})
+    conservative = make_agent("cql")
+    refused(conservative, "needs 'gap'", optims={"alpha_prime": conservative.optims["alpha_prime"]})
+    refused(agent, "neither", optims={"nothing": agent.optims["alpha"]})
+    refused(agent, "expected a loss", optims={})
+    refused(agent, "joint", utd_ratio=3, joint=True)
+    refused(agent, "mode", mode="fast")
+    refused(agent, "multiple of 5", utd_ratio=5)
+    agent.loss.reduction = "none"
+    refused(agent, "expected a scalar")
+    agent.loss.compile()
+    refused(agent, "compiled already")
+
+
+def test_a_parameter_the_graph_cannot_follow_is_refused(captured: list[Any]) -> None:
+    agent = make_agent("awac")
+    hidden = next(iter(agent.loss.qvalue_network_params.values(True, True)))
+
+    class Reading(type(agent.loss)):  # type: ignore[misc]
+        def qvalue_loss(self, tensordict: Any) -> Any:
+            value, info = super().qvalue_loss(tensordict)
+            return value + 0.0 * hidden.detach().mean(), info
+
+    agent.loss.__class__ = Reading
+    with pytest.raises(O2OSpecError, match="past its registered modules"):
+        make_update("awac", agent)(make_batch())
+
+
+def test_cuda_graphs_want_a_cuda_device() -> None:
+    agent = make_agent("awac")
+    with pytest.raises(O2OSpecError, match="CUDA graph"):
+        make_update("awac", agent, mode="reduce-overhead")(make_batch())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["rlpd", "iql"])
+def test_cuda_graph_equals_the_loop(kind: str) -> None:
+    results = []
+    for graph in (False, True):
+        agent, batch = make_agent(kind), make_batch().to("cuda")
+        agent.loss.to("cuda")
+        agent.updater = SoftUpdate(agent.loss, tau=0.1)
+        for name, optim in agent.optims.items():
+            agent.optims[name] = torch.optim.Adam(optim.param_groups[0]["params"], lr=1e-2, fused=True)
+        step = make_update(kind, agent, mode="reduce-overhead") if graph else lambda b, k=kind, a=agent: loop(k, a, b)
+        torch.manual_seed(1)
+        for _ in range(6):
+            step(batch)
+        results.append(agent.tensors())
+    assert_close(results[1], results[0], 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
+    code = "from tests.updates.test_update import run_update; run_update('awac', 1)"
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[2])
+        seconds.append(time.perf_counter() - began)
+    assert any(tmp_path.iterdir())
+    assert seconds[1] < 0.8 * seconds[0]
+
+
+def test_clipped_gradients_equal_the_loops(captured: list[Any]) -> None:
+    """ACA's actor: the norm over all of the actor's parameters, as ``clip_grad_norm_`` takes it."""
+    bounds = {"actor": 0.01, "qvalue": 0.5}
+    written, compiled = make_agent("aca"), make_agent("aca")
+    update, batch = make_update("aca", compiled, max_grad_norm=bounds), make_batch()
+    for step in range(3):
+        torch.manual_seed(step)
+        for name, optim in written.optims.items():
+            argument = written.loss.sample_log_prob(batch) if name == "alpha" else batch
+            value = getattr(written.loss, f"{name}_loss")(argument)[0]
+            descend(optim, value, max_grad_norm=bounds.get(name))
+        written.updater.step()
+        torch.manual_seed(step)
+        update(batch)
+    assert_close(compiled.tensors(), written.tensors(), 1e-9)
+
+
+def test_a_bound_on_no_loss_is_refused() -> None:
+    with pytest.raises(O2OSpecError, match="critic"):
+        make_update("awac", make_agent("awac"), max_grad_norm={"critic": 1.0})

@@ -1,0 +1,21 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Collecting transitions from environments, one or many, with TorchRL modules or numpy."""
+
+from __future__ import annotations
+
+from torchrl_o2o.collectors.numpy_actor import FastActor, PolicyParts, find_parts, policy_parts
+from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
+
+__all__ = [
+    "FastActor",
+    "PolicyParts",
+    "StepCollector",
+    "VectorCollector",
+    "find_parts",
+    "make_vector_env",
+    "policy_parts",
+]

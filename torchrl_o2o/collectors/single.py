@@ -1,0 +1,197 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Collecting online transitions one at a time, without a collector's per-frame cost and resumable in mid-episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
+from torchrl_o2o.envs.snapshot import env_state, restore_env_state
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["StepCollector"]
+
+_ONE = torch.Size([1])
+
+
+def _scalar(value: Any, dtype: type) -> torch.Tensor:
+    """Shape [1, 1]; by way of numpy, since ``torch.tensor`` of a list takes several times as long."""
+    return torch.from_numpy(np.array([[value]], dtype))
+
+
+class StepCollector:
+    """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
+
+    It delivers the same numbers as ``torchrl.collectors.Collector(frames_per_batch=1, init_random_frames=...)`` for the
+    same torch seed and the same environment seed, at a fraction of its cost per frame, and its state can be saved in
+    mid-episode. Use TorchRL's collector for vectorized or remote environments.
+
+    A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered, and a new episode begins.
+
+    Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
+    and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
+
+    An actor of this package is called without its tensordict plumbing, which gives the same bits in a fraction of the
+    time; any other TorchRL actor is called as it is. The actor may live on any device.
+
+    Args:
+        env: an environment of :func:`~torchrl_o2o.envs.make_gym_env`.
+        actor: reads ``"observation"``, writes ``"action"``; called without gradient and with random exploration.
+
+    Keyword Args:
+        total_frames: transitions to deliver in all.
+        init_random_frames: first transitions that take uniformly random actions instead. Defaults to 0.
+        seed: seeds the environment, by one reset; ``None`` (default) leaves its own seed.
+        on_cut: called when the step after the last transition delivered was rejected, so that this transition is now
+            its episode's last, for instance :meth:`~torchrl_o2o.data.OnlineWriter.truncate_last`. Defaults to ``None``.
+        device: where the transitions go; ``None`` (default) is the CPU.
+        fast_act: act by :class:`~torchrl_o2o.collectors.FastActor`, from the same noise but in numpy, so that actions
+            are the actor's to rounding only. Defaults to ``False``: the actor's own bits.
+
+    Raises:
+        O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one, or ``fast_act`` is asked of an
+            actor that it does not know.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> collector = StepCollector(make_gym_env("Pendulum-v1"), make_actor(3, 1), total_frames=2, seed=0)
+        >>> [data["next", "step_count"].item() for data in collector]
+        [1, 2]
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        actor: TensorDictModuleBase,
+        *,
+        total_frames: int,
+        init_random_frames: int = 0,
+        seed: int | None = None,
+        on_cut: Callable[[], object] | None = None,
+        device: torch.device | str | None = None,
+        fast_act: bool = False,
+    ) -> None:
+        if total_frames < 1:
+            raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1")
+        if isinstance(env, EnvBase):
+            raise O2OSpecError(
+                f"got TorchRL's {type(env).__name__}, expected a gymnasium environment; build it with make_gym_env, or "
+                f"collect with torchrl.collectors.Collector"
+            )
+        self.env, self.actor, self.device = env, actor, device
+        self._fast = FastActor(actor, deterministic=False) if fast_act else None
+        self.total_frames, self.init_random_frames = total_frames, init_random_frames
+        self.frames = 0
+        self.on_cut = on_cut
+        self._low, self._high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
+        if seed is not None:
+            self.env.reset(seed=seed)  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
+        self._start_episode()
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
+        # Looked up here, since an actor may be replaced or moved between two collections.
+        self._parts = find_parts(self.actor)
+        self._actor_device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
+        if self._fast is not None:
+            self._fast.actor = self.actor
+            self._fast.refresh()
+        while self.frames < self.total_frames:
+            transition = self._step()
+            if transition is not None:
+                yield transition
+
+    def _start_episode(self) -> None:
+        observation, _ = self.env.reset()
+        self._observation = torch.as_tensor(observation, dtype=torch.float32)
+        self._episode_reward, self._step_count = 0.0, 0
+
+    def _act(self) -> torch.Tensor:
+        if self.frames < self.init_random_frames:
+            return torch.rand(self._low.shape) * (self._high - self._low) + self._low
+        if self._fast is not None:
+            if self._actor_device.type != "cpu":  # then it holds a copy
+                self._fast.refresh()
+            return torch.from_numpy(self._fast(self._observation.numpy()))
+        observation = self._observation.to(self._actor_device)
+        if self._parts is not None:
+            with torch.no_grad():
+                return self._parts.act(observation).cpu()
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            return self.actor(TensorDict({"observation": observation}))["action"].cpu()
+
+    def _cut_episode(self) -> None:
+        if self._step_count and self.on_cut is not None:
+            self.on_cut()
+        self._start_episode()
+
+    def _step(self) -> TensorDict | None:
+        observation, action = self._observation, self._act()
+        following, reward, terminated, truncated, info = self.env.step(action.numpy())
+        if info.get("rejected", False):
+            return self._cut_episode()
+        self.frames += 1
+        self._step_count += 1
+        self._episode_reward += float(reward)
+        self._observation = torch.as_tensor(following, dtype=torch.float32)
+        outcome = {
+            "observation": self._observation.unsqueeze(0),
+            "reward": _scalar(reward, np.float32),
+            "episode_reward": _scalar(self._episode_reward, np.float32),
+            "terminated": _scalar(terminated, np.bool_),
+            "truncated": _scalar(truncated, np.bool_),
+            "done": _scalar(terminated or truncated, np.bool_),
+            "step_count": _scalar(self._step_count, np.int64),
+        }
+        if terminated or truncated:
+            self._start_episode()
+        transition: dict[str, Any] = {"observation": observation.unsqueeze(0), "action": action.unsqueeze(0)}
+        # The constructor without checks, as TorchRL's environments use it: a tenth of a frame's time.
+        transition["next"] = TensorDict._new_unsafe(outcome, batch_size=_ONE)
+        data = TensorDict._new_unsafe(transition, batch_size=_ONE)
+        return data if self.device is None else data.to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, the current observation and the environment's own state (``None`` if it cannot be captured)."""
+        return {
+            "frames": self.frames,
+            "observation": self._observation,
+            "episode_reward": self._episode_reward,
+            "step_count": self._step_count,
+            "env": env_state(self.env),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        An environment whose state could not be captured starts a new episode; ``restarted`` then says so.
+        """
+        self.frames = state_dict["frames"]
+        self.restarted = state_dict["env"] is None
+        if self.restarted:
+            self._start_episode()
+            return
+        restore_env_state(self.env, state_dict["env"])
+        self._observation = state_dict["observation"]
+        self._episode_reward, self._step_count = state_dict["episode_reward"], state_dict["step_count"]
+
+    #: Whether the last :meth:`load_state_dict` had to start a new episode.
+    restarted: bool = False
+
+    def shutdown(self) -> None:
+        """Close the environment, as TorchRL's collectors do."""
+        self.env.close()

@@ -1,0 +1,304 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Stepping many environments at once, each with its own seed and its own noise.
+
+Shapes: ``N`` environments, ``o`` observation entries, ``A`` action dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
+from torchrl_o2o.envs.snapshot import env_state, restore_env_state
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["VectorCollector", "make_vector_env"]
+
+
+def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asynchronous: bool = False) -> VectorEnv:
+    """Build a gymnasium vector environment that keeps the last observation of every episode.
+
+    Args:
+        make_env: builds one environment.
+        num_envs: number of copies, N.
+        asynchronous: one process per environment, which pays where a step takes much longer than a message (about
+            0.1 ms). TorchRL has Python spawn its processes, so a script needs ``if __name__ == "__main__":``, and each
+            takes seconds to start. Defaults to ``False``.
+
+    Raises:
+        O2OSpecError: if ``num_envs`` is below 1.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> make_vector_env(lambda: make_gym_env("Pendulum-v1"), 3).num_envs
+        3
+    """
+    if num_envs < 1:
+        raise O2OSpecError(f"got num_envs={num_envs}, expected at least 1")
+    build = AsyncVectorEnv if asynchronous else SyncVectorEnv
+    return build([make_env] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+class VectorCollector:
+    """Step N environments at once; yields TED transitions of batch shape [N].
+
+    ``("next", "observation")`` is always what the step returned, also where an episode ended and the environment has
+    begun another. Given the same actions, environment i delivers what a :class:`~torchrl_o2o.collectors.StepCollector`
+    with ``seed=seeds[i]`` does.
+
+    With ``seeds`` every environment also has its own generator, from which its random actions and its exploration noise
+    come: those of a ``StepCollector`` under ``torch.manual_seed(seeds[i])``. Actions then differ by the rounding of a
+    batched product only. An actor that is not one of this package's draws its noise itself, from the global generator.
+
+    Iterating acts with ``actor``; :meth:`step` takes the actions from outside, for instance one agent's per
+    environment. A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered by the iteration;
+    :meth:`step` returns all N rows and says in :attr:`accepted` which of them count.
+
+    Args:
+        envs: of :func:`make_vector_env`, or any whose autoreset mode is ``SAME_STEP`` or ``DISABLED``.
+        actor: reads ``"observation"``, writes ``"action"``; needed for iterating only. Defaults to ``None``.
+
+    Keyword Args:
+        total_frames: iteration ends when at least as many transitions were delivered. Defaults to ``None``: never.
+        init_random_frames: first transitions, over all environments, with uniformly random actions. Defaults to 0.
+        seeds: one per environment; ``None`` (default) leaves their own and draws from the global generator.
+        on_cut: called with i when the step after the last one delivered by environment i was rejected, so that this
+            one is now its episode's last. Defaults to ``None``.
+        device: where the transitions go; ``None`` (default) is the CPU.
+
+    Raises:
+        O2OSpecError: if the environments restart in the step after an episode's end, or a number does not fit.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), 3)
+        >>> collector = VectorCollector(envs, make_actor(3, 1), total_frames=6, seeds=[0, 1, 2])
+        >>> [data.shape for data in collector]
+        [torch.Size([3]), torch.Size([3])]
+        >>> collector.step(torch.zeros(3, 1))["next", "step_count"].squeeze(-1)
+        tensor([3, 3, 3])
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        actor: TensorDictModuleBase | None = None,
+        *,
+        total_frames: int | None = None,
+        init_random_frames: int = 0,
+        seeds: Sequence[int] | None = None,
+        on_cut: Callable[[int], object] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self._autoreset = _autoreset_mode(envs)
+        if total_frames is not None and total_frames < 1:
+            raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1, or None")
+        if seeds is not None and len(seeds) != envs.num_envs:
+            raise O2OSpecError(f"got {len(seeds)} seeds for {envs.num_envs} environments, expected one for each")
+        self.envs, self.actor, self.device = envs, actor, device
+        self.total_frames, self.init_random_frames = total_frames, init_random_frames
+        self.on_cut = on_cut
+        self.frames = 0
+        #: Which rows of the last step are transitions, bool, shape [N]; the others were rejected by a guard.
+        self.accepted: Tensor = torch.ones(envs.num_envs, dtype=torch.bool)
+        #: One generator per environment, or ``None`` without seeds.
+        self.generators: list[torch.Generator] | None = None
+        space = envs.single_action_space
+        self._low, self._high = torch.as_tensor(space.low), torch.as_tensor(space.high)  # type: ignore[attr-defined]
+        if seeds is not None:
+            self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            envs.reset(seed=list(seeds))  # as StepCollector does, whose first episode begins with a reset of its own
+        self._start_all()
+
+    @property
+    def num_envs(self) -> int:
+        """Number of environments, N."""
+        return self.envs.num_envs
+
+    @property
+    def observation(self) -> Tensor:
+        """What the next actions are for, float32 on the CPU, shape [N, o]."""
+        return torch.from_numpy(self._observation)
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        """Collect with the actor until ``total_frames`` have been delivered, from wherever the collector stands."""
+        if self.actor is None:
+            raise O2OSpecError("there is no actor to collect with; pass one, or call step with actions of your own")
+        parts = find_parts(self.actor)
+        while self.total_frames is None or self.frames < self.total_frames:
+            random = self.frames < self.init_random_frames
+            data = self.step(self.random_action() if random else self._act(parts))
+            if self.accepted.all():
+                yield data
+            elif self.accepted.any():
+                yield data[self.accepted.to(data.device or "cpu")]
+
+    def random_action(self) -> Tensor:
+        """Uniformly random actions, each environment's from its own generator, shape [N, A]."""
+        return self._draw(torch.rand) * (self._high - self._low) + self._low
+
+    def exploration_noise(self) -> Tensor:
+        """Standard-normal numbers, each environment's from its own generator, shape [N, A]."""
+        return self._draw(torch.randn)
+
+    def _draw(self, draw: Callable[..., Tensor]) -> Tensor:
+        if self.generators is None:
+            return draw(self.num_envs, *self._low.shape)
+        return torch.stack([draw(self._low.shape, generator=generator) for generator in self.generators])
+
+    def _act(self, parts: PolicyParts | None) -> Tensor:
+        assert self.actor is not None
+        device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
+        observation = self.observation.to(device)
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            if parts is None:
+                return self.actor(TensorDict({"observation": observation}, [self.num_envs]))["action"].cpu()
+            noise = None if parts.distribution is None else self.exploration_noise().to(device)
+            return parts.act(observation, noise=noise).cpu()
+
+    def step(self, action: Tensor | np.ndarray) -> TensorDict:
+        """Step every environment once.
+
+        Args:
+            action: one action per environment, shape [N, A].
+
+        Returns:
+            N transitions with :data:`~torchrl_o2o.data.TRANSITION`, ``("next", "episode_reward")`` and ``("next",
+            "step_count")``; rows that are not :attr:`accepted` are none.
+
+        Raises:
+            O2OSpecError: if there is not one action per environment.
+        """
+        taken = torch.as_tensor(action, dtype=self._low.dtype).cpu()
+        if taken.shape != (self.num_envs, *self._low.shape):
+            raise O2OSpecError(f"got actions {tuple(taken.shape)}, expected {(self.num_envs, *self._low.shape)}")
+        observation = self.observation
+        following, reward, terminated, truncated, infos = self.envs.step(taken.numpy())
+        done = terminated | truncated
+        self._episode_reward += reward
+        self._step_count += 1
+        outcome = {
+            "observation": self._restart(np.array(following, np.float32), done, infos),
+            "reward": reward.astype(np.float32),
+            "terminated": terminated,
+            "truncated": truncated,
+            "done": done,
+            "episode_reward": self._episode_reward.astype(np.float32),
+            "step_count": self._step_count.copy(),
+        }
+        self._count(done, _rejected(infos, done))
+        columns = {name: _column(value) for name, value in outcome.items()}
+        data = TensorDict({"observation": observation, "action": taken, "next": columns}, [self.num_envs])
+        return data if self.device is None else data.to(self.device)
+
+    def _restart(self, following: np.ndarray, done: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
+        """Note what is acted on next, and return what the step led to."""
+        self._observation = following
+        if not done.any():
+            return following
+        if self._autoreset is AutoresetMode.SAME_STEP:
+            final = following.copy()
+            final[done] = np.stack([infos["final_obs"][i] for i in np.flatnonzero(done)])
+            return final
+        fresh, _ = self.envs.reset(options={"reset_mask": done})
+        self._observation = np.where(done[:, None], fresh, following).astype(np.float32)
+        return following
+
+    def _count(self, done: np.ndarray, rejected: np.ndarray) -> None:
+        self.accepted = torch.from_numpy(~rejected)
+        self.frames += int((~rejected).sum())
+        if rejected.any() and self.on_cut is not None:
+            for i in np.flatnonzero(rejected & (self._step_count > 1)):
+                self.on_cut(int(i))
+        self._episode_reward[done] = 0.0
+        self._step_count[done] = 0
+
+    def _start_all(self) -> None:
+        observation, _ = self.envs.reset()
+        self._observation = np.array(observation, np.float32)
+        self._episode_reward = np.zeros(self.num_envs)
+        self._step_count = np.zeros(self.num_envs, np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, observations, generators and the environments' own states (``None`` if one cannot be captured)."""
+        envs = [env_state(env) for env in self.envs.envs] if isinstance(self.envs, SyncVectorEnv) else [None]
+        return {
+            "frames": self.frames,
+            "observation": torch.from_numpy(self._observation),
+            "episode_reward": torch.from_numpy(self._episode_reward.copy()),
+            "step_count": torch.from_numpy(self._step_count.copy()),
+            "generators": None if self.generators is None else [each.get_state() for each in self.generators],
+            "envs": None if None in envs else envs,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Environments whose state could not be captured, those in other processes among them, start new episodes, all of
+        them; ``restarted`` then says so.
+
+        Raises:
+            O2OSpecError: if the state belongs to another number of environments or was saved with or without seeds.
+        """
+        saved, own = state_dict["generators"], self.generators
+        if len(state_dict["step_count"]) != self.num_envs or (saved is None) != (own is None):
+            raise O2OSpecError(
+                f"the saved collector had {len(state_dict['step_count'])} environments and "
+                f"{'no ' if saved is None else ''}seeds, this one {self.num_envs} and "
+                f"{'no ' if own is None else ''}seeds; build it as the saved run did"
+            )
+        self.frames = state_dict["frames"]
+        for generator, state in zip(own or [], saved or [], strict=True):
+            generator.set_state(state)
+        self.restarted = state_dict["envs"] is None
+        if self.restarted:
+            self._start_all()
+            return
+        for env, state in zip(self.envs.envs, state_dict["envs"], strict=True):  # type: ignore[attr-defined]
+            restore_env_state(env, state)
+        self._observation = state_dict["observation"].numpy().copy()
+        self._episode_reward = state_dict["episode_reward"].numpy().copy()
+        self._step_count = state_dict["step_count"].numpy().copy()
+
+    #: Whether the last :meth:`load_state_dict` had to start new episodes.
+    restarted: bool = False
+
+    def shutdown(self) -> None:
+        """Close the environments, as TorchRL's collectors do."""
+        self.envs.close()
+
+
+def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
+    mode = envs.metadata.get("autoreset_mode")
+    if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
+        raise O2OSpecError(
+            f"got environments with autoreset mode {mode}, in which the step after an episode's end is no transition; "
+            "build them with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP, as make_vector_env does"
+        )
+    return mode
+
+
+def _rejected(infos: dict[str, Any], done: np.ndarray) -> np.ndarray:
+    """Which steps a guard rejected; a rejected one is always its episode's last."""
+    last = infos.get("final_info", infos)
+    flag = last.get("rejected")
+    return np.zeros_like(done) if flag is None else done & np.asarray(flag, bool) & last["_rejected"]
+
+
+def _column(value: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(value)
+    return tensor if tensor.ndim > 1 else tensor.unsqueeze(-1)

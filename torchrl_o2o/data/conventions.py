@@ -1,0 +1,192 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Reward and observation conventions of the papers, by method and domain: one table, applied in one place.
+
+The papers compare numbers under different reward scales. :func:`get_convention` says what a method does in a domain;
+:class:`FittedConvention` turns it into numbers on a data set and applies them to data, to online transitions and to
+environments, each once; logged returns are never touched. It is saved with the policy, which is useless without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.wrappers import TransformObservation
+from tensordict import TensorDictBase
+
+from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.data.transforms import AffineReward, ObservationStats, locomotion_reward
+from torchrl_o2o.errors import check_option
+
+__all__ = ["CONVENTIONS", "Convention", "FittedConvention", "get_convention"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What is done to rewards and observations before learning.
+
+    Args:
+        reward_scale: factor of the reward. Defaults to 1.
+        reward_shift: added after scaling. Defaults to 0.
+        scale_by_returns: first multiply rewards by 1000 over the spread of the data's returns (IQL). Defaults to
+            ``False``.
+        normalize_observations: standardize observations by the data's statistics (CORL). Defaults to ``False``.
+
+    Examples:
+        >>> Convention(reward_scale=10.0, reward_shift=-5.0)
+        Convention(reward_scale=10.0, reward_shift=-5.0, scale_by_returns=False, normalize_observations=False)
+    """
+
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    scale_by_returns: bool = False
+    normalize_observations: bool = False
+
+    def fit(self, offline: TensorDictBase) -> FittedConvention:
+        """Turn the convention into numbers.
+
+        Args:
+            offline: transitions [N] as recorded, with ``episode``.
+
+        Returns:
+            What to apply to these data and to everything that follows them.
+
+        Raises:
+            O2ODataError: if rewards are to be scaled by returns that are all equal.
+
+        Examples:
+            >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
+            >>> Convention(reward_shift=-1.0).fit(probe_transitions(ContextualTargetEnv(), 20)).reward
+            AffineReward(scale=1.0, shift=-1.0)
+        """
+        spread = locomotion_reward(offline).scale if self.scale_by_returns else 1.0
+        stats = ObservationStats.of(offline) if self.normalize_observations else None
+        return FittedConvention(AffineReward(self.reward_scale * spread, self.reward_shift), stats)
+
+
+Convention.__init__ = renamed_arguments(normalise_observations="normalize_observations")(Convention.__init__)
+
+
+@dataclass(frozen=True)
+class FittedConvention:
+    """A convention in numbers.
+
+    Args:
+        reward: the reward's transform.
+        observation: statistics to standardize by; ``None`` leaves observations as they are.
+
+    Examples:
+        >>> fitted = FittedConvention(AffineReward(shift=-1.0), None)
+        >>> FittedConvention.from_state_dict(fitted.state_dict()) == fitted
+        True
+    """
+
+    reward: AffineReward
+    observation: ObservationStats | None
+
+    def data(self, offline: TensorDictBase) -> TensorDictBase:
+        """Recorded transitions [N] as the learner sees them; the input keeps its own entries."""
+        data = self.reward(offline)
+        return data if self.observation is None else self.observation(data)
+
+    def online(self, transition: TensorDictBase) -> TensorDictBase:
+        """A transition collected in :meth:`env`, whose observations are standardized already: rewards only."""
+        return self.reward(transition)
+
+    def env(self, env: gymnasium.Env) -> gymnasium.Env:
+        """An environment whose observations are the learner's; its rewards stay as they are, so that returns do."""
+        if self.observation is None:
+            return env
+        mean, scale = self.observation.mean.numpy(), self.observation.scale.numpy()
+        space = env.observation_space
+        unbounded = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+        return TransformObservation(env, lambda seen: ((seen - mean) / scale).astype(np.float32), unbounded)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, for a checkpoint or a policy file."""
+        observation = None if self.observation is None else self.observation.state_dict()
+        return {"reward": asdict(self.reward), "observation": observation}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> FittedConvention:
+        """Rebuild from :meth:`state_dict`."""
+        observation = state["observation"]
+        stats = None if observation is None else ObservationStats.from_state_dict(observation)
+        return cls(AffineReward(**state["reward"]), stats)
+
+    def same_as(self, other: FittedConvention) -> bool:
+        """Whether two give the same numbers.
+
+        Examples:
+            >>> one, other = (FittedConvention(AffineReward(shift=shift), None) for shift in (0.0, -1.0))
+            >>> one.same_as(one), one.same_as(other)
+            (True, False)
+        """
+        mine, theirs = self.observation, other.observation
+        if self.reward != other.reward or (mine is None) != (theirs is None):
+            return False
+        return (
+            mine is None
+            or theirs is None
+            or (torch.equal(mine.mean, theirs.mean) and torch.equal(mine.scale, theirs.scale))
+        )
+
+
+_PLAIN, _MINUS_ONE = Convention(), Convention(reward_shift=-1.0)
+_STANDARDIZED = Convention(normalize_observations=True)
+_STANDARDIZED_MINUS_ONE = Convention(reward_shift=-1.0, normalize_observations=True)
+_MAZE_TEN, _HAND_TEN = Convention(10.0, -5.0), Convention(10.0, 5.0)
+
+
+def _row(locomotion: Convention, maze: Convention, adroit: Convention) -> Mapping[str, Convention]:
+    return MappingProxyType({"locomotion": locomotion, "antmaze": maze, "pointmaze": maze, "adroit": adroit})
+
+
+#: By method, then domain. Rewards of mazes are 0 and 1, those of binary Adroit -1 and 0, as recorded.
+CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
+    {
+        "rlpd": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code; A3RL the same
+        "a3rl": _row(_PLAIN, _MINUS_ONE, _PLAIN),
+        "aca": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors shift online only; both phases need one scale
+        "off2on": _row(_PLAIN, _PLAIN, _PLAIN),
+        "awac": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
+        "iql": _row(Convention(scale_by_returns=True), _MINUS_ONE, _PLAIN),  # its authors' code
+        "iql_corl": _row(
+            _STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED
+        ),  # CORL, all but hopper's scaled rewards
+        "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
+        "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
+        "spot": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # CORL
+        "cql": _row(_STANDARDIZED, _MAZE_TEN, _HAND_TEN),  # CORL offline; its authors on mazes and hands
+        "cal_ql": _row(_PLAIN, _MAZE_TEN, _HAND_TEN),  # its authors' code
+    }
+)
+
+
+def get_convention(method: str, domain: str) -> Convention:
+    """Look up what a method does in a domain.
+
+    SAMG takes the row of the learner that it wraps, without standardized observations.
+
+    Args:
+        method: a key of :data:`CONVENTIONS`.
+        domain: ``"locomotion"``, ``"antmaze"``, ``"pointmaze"`` or ``"adroit"`` (binary rewards).
+
+    Raises:
+        O2OSpecError: if there is no such row or column.
+
+    Examples:
+        >>> get_convention("cal_ql", "antmaze").reward_scale
+        10.0
+    """
+    check_option("method", method, tuple(CONVENTIONS))
+    check_option("domain", domain, tuple(CONVENTIONS[method]))
+    return CONVENTIONS[method][domain]

@@ -1,0 +1,114 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Policies as files that other programs can run without this package.
+
+Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+from torchrl_o2o.collectors.numpy_actor import policy_parts
+from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.errors import O2OSpecError, check_option
+
+__all__ = ["export_policy"]
+
+
+class _Policy(nn.Module):
+    """Observations [B, o] to the actions of deterministic exploration, [B, A]."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, actor: TensorDictModuleBase, stats: ObservationStats | None) -> None:
+        super().__init__()
+        self.parts = policy_parts(actor)
+        self.net = self.parts.net
+        self.standardizes = stats is not None
+        if stats is not None:
+            self.register_buffer("mean", stats.mean.clone())
+            self.register_buffer("scale", stats.scale.clone())
+
+    def forward(self, observation: Tensor) -> Tensor:
+        if self.standardizes:
+            observation = (observation - self.mean) / self.scale
+        return self.parts.act(observation, deterministic=True)
+
+
+def export_policy(
+    actor: TensorDictModuleBase,
+    path: str | Path,
+    *,
+    format: Literal["torch_export", "onnx"] = "torch_export",
+    stats: ObservationStats | None = None,
+) -> Path:
+    """Write a deterministic policy that maps observations [B, o] to actions [B, A], for any B.
+
+    ``torch.export.load(path).module()`` or ``onnxruntime.InferenceSession(path)`` runs it, on a machine that has torch
+    or ONNX Runtime and nothing of this package or of TorchRL. Observations are float32, or what the actor's parameters
+    are.
+
+    Args:
+        actor: of :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor` or
+            :func:`~torchrl_o2o.modules.make_deterministic_actor`, on any device; it is left as it is.
+        path: file to write.
+
+    Keyword Args:
+        format: ``"torch_export"`` (default; usually ``.pt2``), or ``"onnx"``, which needs the extra of that name. In
+            an ONNX file the input is called ``observation`` and the output ``action``.
+        stats: standardize observations first, as the training data were. Defaults to ``None``.
+
+    Returns:
+        The path.
+
+    Raises:
+        O2OSpecError: if the actor is none of those, the format is unknown, or ONNX is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.modules import make_actor
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = export_policy(make_actor(3, 1, hidden_sizes=(8,)), f"{folder}/policy.pt2")
+        ...     policy = torch.export.load(file).module()
+        >>> policy(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
+    check_option("format", format, ("torch_export", "onnx"))
+    policy = copy.deepcopy(_Policy(actor, stats)).cpu().eval()
+    first = next(policy.parameters())
+    example = torch.zeros(2, first.shape[-1], dtype=first.dtype)
+    batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
+    if format == "onnx":
+        return _export_onnx(policy, example, batch, Path(path))
+    with torch.no_grad():
+        program = torch.export.export(policy, (example,), dynamic_shapes=batch)
+    torch.export.save(program, path)
+    return Path(path)
+
+
+def _export_onnx(policy: nn.Module, example: Tensor, batch: dict, path: Path) -> Path:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise O2OSpecError(
+            f"format='onnx' needs {' and '.join(missing)}; install them with pip install torchrl_o2o[onnx], or use "
+            "format='torch_export'"
+        )
+    names = {"input_names": ["observation"], "output_names": ["action"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own deprecations within its exporter
+        program = torch.onnx.export(policy, (example,), dynamo=True, dynamic_shapes=batch, verbose=False, **names)
+    assert program is not None
+    program.save(path)
+    return path

@@ -1,0 +1,43 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Environments: made from an allow-list, guarded, saved and restored, with the tasks and reference scores known."""
+
+from __future__ import annotations
+
+from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
+from torchrl_o2o.envs.make import TRUSTED_MODULES, make_env, make_gym_env, mujoco_warnings, seed_everything
+from torchrl_o2o.envs.scores import (
+    D4RL_REFERENCES,
+    OWN_REFERENCES,
+    V5_REFERENCES,
+    Reference,
+    find_reference,
+    get_reference,
+    normalized_score,
+)
+from torchrl_o2o.envs.snapshot import env_state, restore_env_state
+from torchrl_o2o.envs.tasks import TASKS, EnvTask, observation_keys
+
+__all__ = [
+    "D4RL_REFERENCES",
+    "OWN_REFERENCES",
+    "TASKS",
+    "TRUSTED_MODULES",
+    "V5_REFERENCES",
+    "EnvFaultError",
+    "EnvTask",
+    "GuardedEnv",
+    "Reference",
+    "env_state",
+    "find_reference",
+    "get_reference",
+    "make_env",
+    "make_gym_env",
+    "mujoco_warnings",
+    "normalized_score",
+    "observation_keys",
+    "restore_env_state",
+    "seed_everything",
+]

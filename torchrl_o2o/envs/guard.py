@@ -1,0 +1,232 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Environments that fail: a step that raises, an observation that is not finite, a step that never comes back."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from torchrl_o2o.errors import O2OError, O2OSpecError
+
+__all__ = ["EnvFaultError", "GuardedEnv"]
+
+
+class EnvFaultError(O2OError, RuntimeError):
+    """An environment failed more often than its guard allows, or hung.
+
+    Examples:
+        >>> issubclass(EnvFaultError, RuntimeError)
+        True
+    """
+
+
+class GuardedEnv(gymnasium.Wrapper):
+    """Keep a run alive through an environment's faults, for a stated number of them, and never pass on what is wrong.
+
+    - ``step`` or ``reset`` raises: the environment is closed and built anew, at most ``max_rebuilds`` times in the
+      whole run.
+    - an observation or a reward is NaN or infinite: it is rejected and the episode ends, at most ``max_rejected`` times
+      in a row.
+    - ``step`` or ``reset`` takes longer than ``timeout`` seconds: an error at once.
+
+    Of a step that failed nothing is known but that it ended the episode. In its place ``step`` returns the observation
+    before it, reward 0, ``truncated=True`` and ``info["rejected"] = True`` (False in every other step), which is no
+    transition to learn from: :class:`~torchrl_o2o.collectors.StepCollector` leaves it out and marks the one before it
+    truncated; under TorchRL's collectors read the entry with ``env.set_info_dict_reader(...)`` and leave out the rows
+    where it is set. Each fault is a warning and is counted.
+
+    After a rebuild the environment is seeded anew, from the last seed it got and the number of rebuilds, so a run with
+    faults stays reproducible if the faults are. The counters belong to the environment's state in a checkpoint.
+
+    Args:
+        make_env: builds the environment, whose observations are a ``Box``; called again to rebuild it.
+
+    Keyword Args:
+        max_rebuilds: k, rebuilds in all. Defaults to 3.
+        max_rejected: m, steps rejected in a row. Defaults to 10.
+        timeout: seconds a step or a reset may take. They then run in a thread of their own, which costs about 20 us
+            each and does not suit environments that render into a window. Defaults to ``None``: no limit.
+
+    Raises:
+        O2OSpecError: if a limit is out of range or the observations are no ``Box``.
+
+    Examples:
+        >>> env = GuardedEnv(lambda: gymnasium.make("Pendulum-v1"), max_rebuilds=2)
+        >>> _, info = env.reset(seed=0)
+        >>> _, _, _, truncated, info = env.step(env.action_space.sample())
+        >>> truncated, bool(info["rejected"]), env.num_rebuilt, env.num_rejected
+        (False, False, 0, 0)
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        *,
+        max_rebuilds: int = 3,
+        max_rejected: int = 10,
+        timeout: float | None = None,
+    ) -> None:
+        if max_rebuilds < 0 or max_rejected < 0 or (timeout is not None and not timeout > 0):
+            raise O2OSpecError(
+                f"got max_rebuilds={max_rebuilds}, max_rejected={max_rejected}, timeout={timeout}, "
+                "expected 0 or more, 0 or more, and above 0 or None"
+            )
+        super().__init__(make_env())
+        if not isinstance(self.observation_space, spaces.Box):
+            raise O2OSpecError(f"the observations are {self.observation_space}, expected a Box; use make_gym_env")
+        self.max_rebuilds, self.max_rejected = max_rebuilds, max_rejected
+        self.num_rebuilt = 0  #: times the environment was built anew
+        self.num_rejected = 0  #: steps and resets whose numbers were not finite
+        self._rejected_in_a_row = 0
+        self._make_env = make_env
+        self._call = _call if timeout is None else _Watchdog(timeout)
+        self._seed: int | None = None
+        self._reseed = False
+        self._observation = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode, after as many attempts as the limits allow.
+
+        Args:
+            seed: as in gymnasium.
+            options: as in gymnasium.
+
+        Raises:
+            EnvFaultError: if a limit is passed.
+        """
+        if seed is not None:
+            self._seed, self._reseed = seed, False
+        while True:
+            if self._reseed:
+                seed, self._reseed = self._seed_of_rebuild(), False
+            try:
+                observation, info = self._call(partial(self.env.reset, seed=seed, options=options))
+            except EnvFaultError:
+                raise
+            except Exception as error:  # whatever an environment's code raises
+                self._rebuild("reset", error)
+                continue
+            if np.isfinite(observation).all():
+                self._observation = observation
+                return observation, {**info, "rejected": np.False_}
+            seed = None  # the same seed would give the same numbers
+            self._reject("reset returned an observation that is not finite")
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step the environment; a step that failed comes back truncated and rejected.
+
+        Args:
+            action: as the environment takes it.
+
+        Raises:
+            EnvFaultError: if a limit is passed.
+        """
+        try:
+            observation, reward, terminated, truncated, info = self._call(self.env.step, action)
+        except EnvFaultError:
+            raise
+        except Exception as error:  # whatever an environment's code raises
+            self._rebuild("step", error)
+            return self._stand_in()
+        if not math.isfinite(reward):
+            self._reject(f"step returned the reward {reward}")
+            return self._stand_in()
+        if not np.isfinite(observation).all():
+            self._reject("step returned an observation that is not finite")
+            return self._stand_in()
+        self._rejected_in_a_row = 0
+        self._observation = observation
+        return observation, reward, terminated, truncated, {**info, "rejected": np.False_}
+
+    def _stand_in(self) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._observation.copy(), 0.0, False, True, {"rejected": np.True_}  # numpy's, as TorchRL reads infos
+
+    def _reject(self, what: str) -> None:
+        self.num_rejected += 1
+        self._rejected_in_a_row += 1
+        if self._rejected_in_a_row > self.max_rejected:
+            raise EnvFaultError(
+                f"{what}, {self._rejected_in_a_row} times in a row (max_rejected={self.max_rejected}); mend the "
+                "environment and resume from the last checkpoint"
+            )
+        warnings.warn(f"{what}: it is left out and the episode ends ({self.num_rejected} so far)", stacklevel=3)
+
+    def _rebuild(self, where: str, error: Exception) -> None:
+        self.num_rebuilt += 1
+        if self.num_rebuilt > self.max_rebuilds:
+            raise EnvFaultError(
+                f"the environment's {where} raised {error!r}, after {self.max_rebuilds} rebuilds (max_rebuilds); mend "
+                "the environment and resume from the last checkpoint"
+            ) from error
+        warnings.warn(
+            f"the environment's {where} raised {error!r}: the episode ends and the environment is built anew "
+            f"(rebuild {self.num_rebuilt} of {self.max_rebuilds})",
+            stacklevel=3,
+        )
+        with suppress(Exception):  # a broken environment need not be able to close
+            self._call(self.env.close)
+        try:
+            self.env = self._make_env()
+        except Exception as again:  # counts as a fault of its own
+            self._rebuild("constructor", again)
+        self._reseed = True
+
+    def _seed_of_rebuild(self) -> int | None:
+        if self._seed is None:
+            return None
+        return int(np.random.SeedSequence([self._seed, self.num_rebuilt]).generate_state(1)[0])
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+class _Watchdog:
+    """Calls functions in a thread of its own and stops waiting for one that takes too long.
+
+    A thread cannot be ended from outside: a hung one is left behind, and dies with the process.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._requests: queue.SimpleQueue[Any] | None = None
+        self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._requests is None:
+            self._requests, self._replies = queue.SimpleQueue(), queue.SimpleQueue()
+            threading.Thread(target=_serve, args=(self._requests, self._replies), daemon=True).start()
+        self._requests.put((function, arguments))
+        try:
+            value, error = self._replies.get(timeout=self._timeout)
+        except queue.Empty:
+            self._requests = None
+            raise EnvFaultError(
+                f"the environment has not answered for {self._timeout:g} s (timeout); mend it, or allow more time, and "
+                "resume from the last checkpoint"
+            ) from None
+        if error is not None:
+            raise error
+        return value
+
+
+def _serve(requests: queue.SimpleQueue[Any], replies: queue.SimpleQueue[Any]) -> None:
+    while True:
+        function, arguments = requests.get()
+        try:
+            replies.put((function(*arguments), None))
+        except Exception as error:  # raised again where it was asked for
+            replies.put((None, error))

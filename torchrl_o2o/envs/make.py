@@ -1,0 +1,288 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Environments as this package wants them: flat float32 observations, actions in [-1, 1], a known source, a seed.
+
+The same preparation serves training (:func:`make_env`, a TorchRL environment) and evaluation (:func:`make_gym_env`, a
+gymnasium one), so that a policy never meets two versions of its environment. An environment id is an input: only
+environments whose code comes from an allow-listed module are built, and no id makes Python import anything else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.wrappers import RescaleAction, TransformAction, TransformObservation
+from torchrl.envs import EnvBase, GymWrapper
+
+from torchrl_o2o.envs.tasks import TASKS, observation_keys
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "mujoco_warnings", "seed_everything"]
+
+#: Modules whose environments are built without asking.
+TRUSTED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
+_OWN_NAMESPACE = "o2o/"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, numpy and torch (every device).
+
+    Args:
+        seed: any non-negative integer below 2**32, numpy's limit.
+
+    Raises:
+        O2OSpecError: if the seed is out of that range.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.envs import seed_everything
+        >>> seed_everything(7); first = torch.rand(2)
+        >>> seed_everything(7); bool((first == torch.rand(2)).all())
+        True
+    """
+    if not 0 <= seed < 2**32:
+        raise O2OSpecError(f"seed is {seed}; expected an integer in [0, 2**32).")
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # third-party environments draw from the global generator
+    torch.manual_seed(seed)
+
+
+def make_env(
+    env_id: str,
+    *,
+    seed: int | None = None,
+    max_episode_steps: int | None = None,
+    observation_keys: Sequence[str] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    allow_modules: Sequence[str] = (),
+    device: torch.device | str | None = None,
+) -> EnvBase:
+    """Build a TorchRL environment whose tensordicts have the keys of TED, ``observation`` and ``action`` among them.
+
+    It is :class:`torchrl.envs.GymWrapper` around :func:`make_gym_env`. A time limit sets ``truncated`` and leaves
+    ``terminated`` alone, which is what lets a loss bootstrap there. Random actions (``env.rand_action``) come from
+    torch's global generator: seed that with :func:`seed_everything`.
+
+    Args:
+        env_id: as in :func:`make_gym_env`.
+        seed: makes the sequence of resets reproducible; ``None`` draws from the operating system.
+        max_episode_steps: as in :func:`make_gym_env`.
+        observation_keys: as in :func:`make_gym_env`.
+        env_kwargs: as in :func:`make_gym_env`.
+        allow_modules: as in :func:`make_gym_env`.
+        device: where the tensors go; ``None`` means the CPU.
+
+    Raises:
+        O2OSpecError: as :func:`make_gym_env` does.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_env
+        >>> env = make_env("Pendulum-v1", seed=0)
+        >>> step = env.rand_step(env.reset())
+        >>> step["observation"].shape, step["next", "reward"].shape, step["next", "terminated"].dtype
+        (torch.Size([3]), torch.Size([1]), torch.bool)
+        >>> env.close()
+    """
+    gym_env = make_gym_env(
+        env_id,
+        max_episode_steps=max_episode_steps,
+        observation_keys=observation_keys,
+        env_kwargs=env_kwargs,
+        allow_modules=allow_modules,
+    )
+    env = GymWrapper(gym_env, device=device)
+    if seed is not None:
+        env.set_seed(seed)
+    return env
+
+
+def make_gym_env(
+    env_id: str,
+    *,
+    seed: int | None = None,
+    max_episode_steps: int | None = None,
+    observation_keys: Sequence[str] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    allow_modules: Sequence[str] = (),
+) -> gymnasium.Env:
+    """Build a gymnasium environment with a flat float32 observation and actions in ``[-1, 1]``.
+
+    Goal observations (dictionaries) are concatenated in the order of ``observation_keys``. Actions outside ``[-1, 1]``
+    are clipped, as unsquashed Gaussian policies expect, then mapped affinely onto the environment's own bounds.
+
+    Args:
+        env_id: a registered gymnasium id with its version ("HalfCheetah-v5"), or a task of this package
+            ("o2o/PointMaze-Medium-v0"), which carries its own arguments.
+        seed: seeds the environment, by one reset, and the sampling of its action space. ``None`` leaves both unseeded.
+        max_episode_steps: replaces the registered time limit; ``None`` keeps it.
+        observation_keys: the entries of a dictionary observation to concatenate, in this order. ``None`` takes
+            ``observation``, ``achieved_goal`` and ``desired_goal`` as far as they exist (PointMaze without
+            ``achieved_goal``, which repeats the position).
+        env_kwargs: further arguments of the environment's constructor, over those of its registration.
+        allow_modules: modules trusted besides :data:`TRUSTED_MODULES`. Those may also be named in the id
+            ("my_package:MyEnv-v0"), which imports them.
+
+    Raises:
+        O2OSpecError: if the id is unknown or not trusted, a dependency is missing, the action space is not a bounded
+            vector, or the observation is not a vector or a dictionary of vectors.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> env = make_gym_env("Pendulum-v1", seed=0)
+        >>> env.action_space, env.observation_space.dtype, env.spec.max_episode_steps
+        (Box(-1.0, 1.0, (1,), float32), dtype('float32'), 200)
+        >>> make_gym_env("Pendulun-v1")
+        Traceback (most recent call last):
+        ...
+        torchrl_o2o.errors.O2OSpecError: environment 'Pendulun-v1' is not registered. Close matches: Pendulum-v1...
+    """
+    kwargs = dict(env_kwargs or {})
+    if env_id.startswith(_OWN_NAMESPACE):
+        task = _own_task(env_id)
+        env_id, kwargs = task.env_id, {**task.kwargs, **kwargs}
+        observation_keys = task.obs_keys if observation_keys is None else observation_keys
+        max_episode_steps = task.max_episode_steps if max_episode_steps is None else max_episode_steps
+    spec = _trusted_spec(env_id, (*TRUSTED_MODULES, *allow_modules))
+    try:
+        with mujoco_warnings():
+            env = gymnasium.make(spec, max_episode_steps=max_episode_steps, **kwargs)
+    except (DependencyNotInstalled, ImportError) as error:
+        raise O2OSpecError(
+            f"{env_id} needs a package that is not installed ({error}); try pip install torchrl_o2o[mujoco] or "
+            "torchrl_o2o[robotics]."
+        ) from error
+    env = _box_action(_flat_observation(env, env_id, observation_keys), env_id)
+    if seed is not None:
+        env.reset(seed=seed)
+        env.action_space.seed(seed)
+    return env
+
+
+@contextmanager
+def mujoco_warnings() -> Iterator[None]:
+    """Turn MuJoCo's warnings into Python's while a model is compiled, without its deprecation notes.
+
+    By itself it prints them, at every construction, and appends them to a file in the working folder; gymnasium's own
+    models use attributes that MuJoCo deprecates, about which users of an environment can do nothing.
+
+    Examples:
+        >>> import gymnasium
+        >>> from torchrl_o2o.envs import mujoco_warnings
+        >>> with mujoco_warnings():
+        ...     env = gymnasium.make("Pendulum-v1")
+    """
+    if importlib.util.find_spec("mujoco") is None:
+        yield
+        return
+    mujoco = importlib.import_module("mujoco")
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None if "deprecated" in text else warnings.warn(text, stacklevel=2))
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
+def _own_task(name: str) -> Any:
+    if name not in TASKS:
+        raise O2OSpecError(_unknown(name, list(TASKS)))
+    return TASKS[name]
+
+
+def _trusted_spec(env_id: str, trusted: tuple[str, ...]) -> EnvSpec:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _check_trusted(env_id, module, trusted)
+        importlib.import_module(module)
+    if name not in gymnasium.registry and importlib.util.find_spec("gymnasium_robotics") is not None:
+        gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
+    spec = gymnasium.registry.get(name)
+    if spec is None:
+        raise O2OSpecError(_unknown(name, list(gymnasium.registry)))
+    for entry_point in (spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)):
+        source = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "?")
+        _check_trusted(env_id, source.partition(":")[0], trusted)
+    return spec
+
+
+def _check_trusted(env_id: str, module: str, trusted: tuple[str, ...]) -> None:
+    if not any(module == root or module.startswith(f"{root}.") for root in trusted):
+        raise O2OSpecError(
+            f"environment {env_id!r} would run code of the module {module!r}; trusted are {', '.join(trusted)}. "
+            f"If you trust it, pass allow_modules=({module.partition('.')[0]!r},)."
+        )
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=3)
+    hint = f"Close matches: {', '.join(matches)}." if matches else "No registered name is close to it."
+    if importlib.util.find_spec("gymnasium_robotics") is None:
+        hint += " Mazes and hands need pip install torchrl_o2o[robotics]."
+    return f"environment {name!r} is not registered. {hint} Give the full id with its version."
+
+
+def _flat_observation(env: gymnasium.Env, env_id: str, keys: Sequence[str] | None) -> gymnasium.Env:
+    space = env.observation_space
+    if isinstance(space, spaces.Dict):
+        return _concatenated_observation(env, env_id, _goal_keys(env_id, space, keys))
+    if keys is not None:
+        raise O2OSpecError(f"observation_keys={tuple(keys)} were given, but {env_id} observes {space}; leave them out.")
+    _vector_size(env_id, "observation", space)
+    # Not gymnasium's DtypeObservation: it warns at every float64 environment that precision is lowered, as asked for.
+    flat = spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    return TransformObservation(env, partial(np.asarray, dtype=np.float32), flat)
+
+
+def _goal_keys(env_id: str, space: spaces.Dict, keys: Sequence[str] | None) -> tuple[str, ...]:
+    if keys is None:
+        keys = [key for key in observation_keys(env_id) if key in space.spaces]
+    missing = [key for key in keys if key not in space.spaces]
+    if missing or not keys:
+        raise O2OSpecError(
+            f"{env_id} observes {sorted(space.spaces)}, but the observation keys are {list(keys)}; "
+            "pass observation_keys with entries that it has."
+        )
+    return tuple(keys)
+
+
+def _concatenated_observation(env: gymnasium.Env, env_id: str, keys: tuple[str, ...]) -> gymnasium.Env:
+    boxes = env.observation_space
+    size = sum(_vector_size(env_id, f"observation[{key!r}]", boxes[key]) for key in keys)
+    flat = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    return TransformObservation(env, partial(_concatenate, keys=keys), flat)
+
+
+def _concatenate(observation: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray:
+    return np.concatenate([observation[key] for key in keys], dtype=np.float32, casting="same_kind")
+
+
+def _vector_size(env_id: str, name: str, space: spaces.Space) -> int:
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise O2OSpecError(f"{name} of {env_id} is {space}; expected a Box of one dimension. Wrap the environment.")
+    return space.shape[0]
+
+
+def _box_action(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
+    _vector_size(env_id, "the action space", env.action_space)
+    if not env.action_space.is_bounded():
+        raise O2OSpecError(f"the action space of {env_id} is {env.action_space}; expected finite bounds to scale to.")
+    unit = spaces.Box(-1.0, 1.0, env.action_space.shape, np.float32)
+    if env.action_space != unit:
+        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return TransformAction(env, partial(np.clip, a_min=-1.0, a_max=1.0), unit)

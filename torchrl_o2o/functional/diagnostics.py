@@ -1,0 +1,161 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What goes wrong when a policy goes from recorded data to its own, as numbers to log. Pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn.utils import get_total_norm
+
+from torchrl_o2o.errors import O2OError, O2OSpecError
+
+__all__ = [
+    "NonFiniteError",
+    "effective_sample_size",
+    "finite_or_raise",
+    "offline_share",
+    "policy_drift",
+    "q_bias",
+]
+
+
+class NonFiniteError(O2OError, FloatingPointError):
+    """A loss or a gradient is NaN or infinite.
+
+    Examples:
+        >>> issubclass(NonFiniteError, FloatingPointError)
+        True
+    """
+
+
+def q_bias(qvalue: Tensor, discounted_return: Tensor) -> Tensor:
+    r"""Mean of :math:`Q(s,a) - \sum_k \gamma^k r_{t+k}`, over rows whose actions the evaluated policy took.
+
+    Above zero the critic promises more than the policy earns; after the switch to online data that is what makes it
+    seek actions the data do not have. Far below zero the policy unlearns while the critic corrects its scale (Cal-QL,
+    Nakamoto et al. 2023, sec. 4). Returns that a time limit cuts off are too low: leave out rows near the limit.
+
+    Args:
+        qvalue: the critic's values, any shape; for an ensemble, its minimum or mean.
+        discounted_return: the Monte-Carlo returns of the same rows, the same shape and the same reward scale.
+
+    Returns:
+        A scalar, in units of return.
+
+    Raises:
+        O2OSpecError: if the shapes differ; [N, 1] against [N] would pair every row with every other.
+
+    Examples:
+        >>> import torch
+        >>> q_bias(torch.tensor([3.0, 5.0]), torch.tensor([1.0, 4.0]))
+        tensor(1.5000)
+    """
+    if qvalue.shape != discounted_return.shape:
+        raise O2OSpecError(
+            f"qvalue has shape {tuple(qvalue.shape)} and discounted_return {tuple(discounted_return.shape)}, "
+            "expected the same; squeeze or unsqueeze one of them"
+        )
+    return (qvalue - discounted_return).mean()
+
+
+def offline_share(index: Tensor, num_offline: int) -> Tensor:
+    """Fraction of a batch that is offline data.
+
+    A prioritized sampler moves it through training; a balanced one keeps it, and anything else is a fault.
+
+    Args:
+        index: the batch's indices into the storage, any shape.
+        num_offline: how many leading slots of the storage are offline data.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> offline_share(torch.tensor([0, 9, 10, 11]), num_offline=10)
+        tensor(0.5000)
+    """
+    return (index < num_offline).float().mean()
+
+
+def effective_sample_size(weight: Tensor) -> Tensor:
+    r"""Kish's effective sample size as a fraction of the sample, :math:`(\sum_i w_i)^2 / (N \sum_i w_i^2)`.
+
+    1 when all weights are equal, 1/N when one row carries everything: the priorities or importance weights have then
+    collapsed, and a batch teaches as much as that one row. Independent of the weights' scale.
+
+    Args:
+        weight: weights of zero or more, any shape. NaN is passed on; weights that are all zero give NaN.
+
+    Returns:
+        A scalar in [1/N, 1].
+
+    Examples:
+        >>> import torch
+        >>> effective_sample_size(torch.tensor([1.0, 1.0, 0.0, 0.0]))
+        tensor(0.5000)
+    """
+    scaled = weight / weight.max()  # so that squares neither overflow nor vanish
+    return scaled.sum().square() / (scaled.square().sum() * weight.numel())
+
+
+def policy_drift(frozen: tuple[Tensor, Tensor], current: tuple[Tensor, Tensor]) -> Tensor:
+    r"""Mean :math:`\mathrm{KL}(\pi_\mathrm{frozen}(\cdot|s) \| \pi(\cdot|s))` of two tanh-Gaussian policies, in nats.
+
+    How far the policy has moved since a moment (usually the end of offline training) where the data lie. The tanh is a
+    bijection and leaves the divergence as it is, so the Gaussians before it are compared.
+
+    Args:
+        frozen: location and scale of the frozen policy's Gaussian, each of shape [..., action].
+        current: the same for the current policy, on the same observations.
+
+    Returns:
+        A scalar: summed over action dimensions, averaged over the rest.
+
+    Examples:
+        >>> import torch
+        >>> one = torch.ones(4, 2)
+        >>> policy_drift((0 * one, one), (one, one))  # two dimensions, half a nat each
+        tensor(1.)
+    """
+    return kl_divergence(Normal(*frozen, validate_args=False), Normal(*current, validate_args=False)).sum(-1).mean()
+
+
+def finite_or_raise(tensors: Mapping[str, Tensor | None]) -> None:
+    """Stop before the optimizer steps if a loss or a gradient is NaN or infinite.
+
+    One fused norm and one look at it: about 0.1 ms on a CPU thread for ten critics of 2x256. The culprits are searched
+    for only if the norm is not finite.
+
+    Args:
+        tensors: losses and gradients by name, on one device or several. None (a parameter without a gradient) is left
+            out.
+
+    Raises:
+        NonFiniteError: naming each tensor that is not finite and how much of it. The parameters are still those of the
+            last good update.
+
+    Examples:
+        >>> import torch
+        >>> finite_or_raise({"loss_qvalue": torch.tensor(1.0), "actor.weight": None})
+        >>> finite_or_raise({"loss_qvalue": torch.tensor(1.0), "loss_actor": torch.tensor([0.0, float("nan")])})
+        Traceback (most recent call last):
+        torchrl_o2o.functional.NonFiniteError: not finite: loss_actor (1 of 2 values)...
+    """
+    present = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
+    if not present or math.isfinite(get_total_norm(present.values()).item()):
+        return
+    counts = {name: (int((~tensor.isfinite()).sum()), tensor.numel()) for name, tensor in present.items()}
+    culprits = ", ".join(f"{name} ({bad} of {size} values)" for name, (bad, size) in counts.items() if bad)
+    if not culprits:  # large but finite: only the norm overflowed
+        return
+    raise NonFiniteError(
+        f"not finite: {culprits}. Expected finite losses and gradients; look at the batch, lower the learning rate or "
+        "clip the gradient, and resume from the last checkpoint"
+    )

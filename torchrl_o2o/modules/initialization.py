@@ -1,0 +1,91 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Initialization recipes of the reference implementations (they matter at a high update-to-data ratio)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+from torch import nn
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["Initialization", "initialize_"]
+
+Initialization = Literal[
+    "xavier_uniform", "torch", "orthogonal", "orthogonal_small_last", "fanin", "uniform_small_last"
+]
+
+
+def initialize_(
+    module: nn.Module, recipe: Initialization, *, has_output: bool = True, last_bound: float = 3e-3
+) -> nn.Module:
+    r"""Re-draw every linear layer of ``module`` in place by a named recipe.
+
+    ===========================  ==========================================  ==========================================
+    recipe                       hidden layers                               output layer
+    ===========================  ==========================================  ==========================================
+    ``"xavier_uniform"``         xavier uniform, bias 0                      same (RLPD, A3RL, REDQ, jaxrl)
+    ``"torch"``                  left as torch drew it                       same (d3rlpy, ACA, CORL's AWAC and TD3+BC)
+    ``"orthogonal"``             orthogonal, gain sqrt(2), bias 0            same (IQL official, CORL's finetune CQL)
+    ``"orthogonal_small_last"``  orthogonal, gain sqrt(2), bias 0            orthogonal, gain 1e-2 (CQL and Cal-QL)
+    ``"fanin"``                  U(+-1/sqrt(out_features)), bias 0           U(+-last_bound) (rlkit; its fan-in is the
+                                                                             number of outputs)
+    ``"uniform_small_last"``     left as torch drew it, bias 0.1             U(+-last_bound) (SPOT, ReBRAC)
+    ===========================  ==========================================  ==========================================
+
+    Args:
+        module: any module that contains :class:`torch.nn.Linear` layers, in order from input to output.
+        recipe: name of the recipe.
+        has_output: whether the last linear layer is an output layer. Defaults to ``True``.
+        last_bound: half-width of the output layer's uniform draw where the recipe has one. Defaults to 3e-3 (critics;
+            the references use 1e-3 for policies).
+
+    Returns:
+        The module.
+
+    Raises:
+        O2OSpecError: if the recipe is unknown.
+
+    Examples:
+        >>> from torch import nn
+        >>> net = initialize_(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), "xavier_uniform")
+        >>> bool((net[0].bias == 0).all())
+        True
+    """
+    if recipe not in get_args(Initialization):
+        raise O2OSpecError(f"unknown initialization {recipe!r}; expected one of {', '.join(get_args(Initialization))}")
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    hidden, output = (layers[:-1], layers[-1:]) if has_output else (layers, [])
+    for layer in hidden:
+        _initialize_hidden_(layer, recipe)
+    for layer in output:
+        _initialize_last_(layer, recipe, last_bound)
+    return module
+
+
+def _initialize_hidden_(layer: nn.Linear, recipe: Initialization) -> None:
+    if recipe == "torch":
+        return
+    if recipe == "xavier_uniform":
+        nn.init.xavier_uniform_(layer.weight)
+    elif recipe in ("orthogonal", "orthogonal_small_last"):
+        nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
+    elif recipe == "fanin":
+        bound = 1.0 / math.sqrt(layer.out_features)
+        nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.constant_(layer.bias, 0.1 if recipe == "uniform_small_last" else 0.0)
+
+
+def _initialize_last_(layer: nn.Linear, recipe: Initialization, bound: float) -> None:
+    if recipe in ("fanin", "uniform_small_last"):
+        nn.init.uniform_(layer.weight, -bound, bound)
+        nn.init.uniform_(layer.bias, -bound, bound)
+    elif recipe == "orthogonal_small_last":
+        nn.init.orthogonal_(layer.weight, 1e-2)
+        nn.init.zeros_(layer.bias)
+    else:
+        _initialize_hidden_(layer, recipe)

@@ -1,0 +1,18 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Scores of transitions in the log domain, which add up; samplers replay by them."""
+
+from __future__ import annotations
+
+from torchrl_o2o.priorities.scores import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, Sum, TDError
+
+__all__ = [
+    "Advantage",
+    "AdvantageAligned",
+    "DensityRatioScore",
+    "LogPriority",
+    "Sum",
+    "TDError",
+]

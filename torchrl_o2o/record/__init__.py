@@ -1,0 +1,40 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a run leaves behind, and reading it: metrics, sinks, curves, reports, figures."""
+
+from __future__ import annotations
+
+from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
+from torchrl_o2o.record.figures import Curve, Panel, draw_panels
+from torchrl_o2o.record.recorder import Recorder, read_metrics, read_run
+from torchrl_o2o.record.report import load_peers, write_report
+from torchrl_o2o.record.runs import Group, Run, find_runs, group_runs, load_run
+from torchrl_o2o.record.sinks import ProgressSink, Sink, TensorBoardSink, WandbSink
+
+__all__ = [
+    "Curve",
+    "Group",
+    "Panel",
+    "ProgressSink",
+    "Recorder",
+    "Run",
+    "Sink",
+    "TensorBoardSink",
+    "WandbSink",
+    "dip",
+    "draw_panels",
+    "find_runs",
+    "gain",
+    "group_runs",
+    "handover_score",
+    "iqm",
+    "load_peers",
+    "load_run",
+    "read_metrics",
+    "read_run",
+    "regret",
+    "stratified_bootstrap_interval",
+    "write_report",
+]

@@ -1,0 +1,206 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Statistics of scores over seeds, and what an offline-to-online learning curve says about the switch. Numpy only.
+
+A learning curve is a pair of vectors: ``steps``, rising, negative while the agent trains offline, 0 at the hand-over
+and positive online, and ``scores``, one evaluation each. Its *hand-over score* is the last evaluation at a step <= 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["dip", "gain", "handover_score", "iqm", "regret", "stratified_bootstrap_interval"]
+
+
+def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
+    """Interquartile mean: the mean of what is left after the lowest and the highest quarter are cut off.
+
+    From each end ``floor(n / 4)`` values are cut, as in Agarwal et al. (2021); up to three values give their mean.
+
+    Args:
+        scores: any shape, at least one value.
+        axis: the axis to reduce; ``None`` takes all values together.
+
+    Raises:
+        O2OSpecError: if there are no scores.
+
+    Examples:
+        >>> from torchrl_o2o.record import iqm
+        >>> float(iqm([0.0, 1.0, 2.0, 100.0]))
+        1.5
+    """
+    array = np.asarray(scores, dtype=np.float64)
+    array = array.ravel() if axis is None else np.moveaxis(array, axis, -1)
+    if array.size == 0:
+        raise O2OSpecError("iqm() got no scores; expected at least one.")
+    cut = array.shape[-1] // 4
+    return np.sort(array, axis=-1)[..., cut : array.shape[-1] - cut].mean(axis=-1)
+
+
+def stratified_bootstrap_interval(
+    scores: ArrayLike,
+    *,
+    generator: np.random.Generator,
+    statistic: Callable[..., np.ndarray] = iqm,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic under the stratified bootstrap (Agarwal et al., 2021, section 4.1).
+
+    Each resample draws, for every task on its own, as many seeds with replacement as there are; the statistic then runs
+    over all tasks together. With one seed there is nothing to draw and the interval is a point.
+
+    Args:
+        scores: ``[seeds]`` for one task or ``[seeds, tasks]``.
+        generator: source of the resamples; the global state is not touched.
+        statistic: called with an array ``[resamples, seeds * tasks]`` and ``axis=1``.
+        level: coverage, in (0, 1).
+        num_resamples: number of resamples.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        O2OSpecError: if the scores are empty or not one- or two-dimensional, or the level is outside (0, 1).
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.record import stratified_bootstrap_interval
+        >>> low, high = stratified_bootstrap_interval([1.0, 2.0, 3.0, 4.0], generator=np.random.default_rng(0))
+        >>> 1.0 <= low < 2.5 < high <= 4.0
+        True
+    """
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise O2OSpecError(f"scores have shape {array.shape}; expected [seeds] or [seeds, tasks], not empty.")
+    if not 0.0 < level < 1.0:
+        raise O2OSpecError(f"level is {level}; expected a coverage in (0, 1), such as 0.95.")
+    array = array.reshape(len(array), -1)
+    rows = generator.integers(len(array), size=(num_resamples, *array.shape))
+    resamples = np.take_along_axis(array[None], rows, axis=1).reshape(num_resamples, -1)
+    tail = 50.0 * (1.0 - level)
+    low, high = np.percentile(statistic(resamples, axis=1), [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def handover_score(steps: ArrayLike, scores: ArrayLike) -> float:
+    """Score of the policy that goes online: the last evaluation at a step <= 0.
+
+    Args:
+        steps: ``[n]``, rising, in environment steps; offline training at negative steps.
+        scores: ``[n]``, the evaluations.
+
+    Raises:
+        O2OSpecError: if the two do not match, or there is no evaluation at or before step 0.
+
+    Examples:
+        >>> from torchrl_o2o.record import handover_score
+        >>> handover_score([-100, 0, 100], [5.0, 40.0, 60.0])
+        40.0
+    """
+    step, score = _curve(steps, scores)
+    if step[0] > 0:
+        raise O2OSpecError(
+            f"the first evaluation is at step {step[0]:g}; expected one at the hand-over, at a step <= 0."
+        )
+    return float(score[step <= 0][-1])
+
+
+def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
+    """How far the score falls right after the switch: the hand-over score minus the lowest score early online.
+
+    Early are the evaluations within the first ``window`` of the online steps, and the first one online in any case.
+
+    Args:
+        steps: ``[n]`` as in :func:`handover_score`.
+        scores: ``[n]``.
+        window: part of the online steps, in (0, 1].
+
+    Returns:
+        The fall in units of the score; 0 if it never falls below the hand-over score.
+
+    Raises:
+        O2OSpecError: as :func:`handover_score`, or if there is no online evaluation.
+
+    Examples:
+        >>> from torchrl_o2o.record import dip
+        >>> dip([0, 50, 100, 1000], [40.0, 25.0, 30.0, 10.0])
+        15.0
+    """
+    before = handover_score(steps, scores)
+    step, score = _online(steps, scores)
+    early = step <= max(window * step[-1], step[0])
+    return max(0.0, before - float(score[early].min()))
+
+
+def gain(steps: ArrayLike, scores: ArrayLike) -> float:
+    """What online training adds: the last score minus the hand-over score.
+
+    Args:
+        steps: ``[n]`` as in :func:`handover_score`.
+        scores: ``[n]``.
+
+    Raises:
+        O2OSpecError: as :func:`handover_score`, or if there is no online evaluation.
+
+    Examples:
+        >>> from torchrl_o2o.record import gain
+        >>> gain([-100, 0, 100, 200], [5.0, 40.0, 60.0, 90.0])
+        50.0
+    """
+    return float(_online(steps, scores)[1][-1]) - handover_score(steps, scores)
+
+
+def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> float:
+    """Mean normalized regret while online: the time average of ``1 - score / optimum``.
+
+    The average is the area (trapezium rule, so that uneven evaluations weigh by their distance) from the hand-over, or
+    the first online evaluation where there was none, to the end. A perfect agent has 0, one that scores 0 has 1, and
+    scores beyond the optimum count as negative. CORL (Tarasov et al., 2023) prints the same average over the *training*
+    episodes, one minus their success; those are many and noisy, so its figures differ somewhat from this one.
+
+    Args:
+        steps: ``[n]`` as in :func:`handover_score`.
+        scores: ``[n]``.
+        optimum: the score without regret: 100 for normalized scores, 1 for success rates.
+
+    Raises:
+        O2OSpecError: if ``steps`` and ``scores`` do not match, or there are not two evaluations to average between.
+
+    Examples:
+        >>> from torchrl_o2o.record import regret
+        >>> regret([-100, 0, 100, 300], [0.0, 50.0, 100.0, 100.0])  # (0.25 * 100 + 0 * 200) / 300
+        0.0833...
+    """
+    step, score = _online(steps, scores)
+    if np.min(steps) <= 0:
+        step = np.concatenate([[0.0], step])
+        score = np.concatenate([[handover_score(steps, scores)], score])
+    if len(step) < 2:
+        raise O2OSpecError("regret() got one online evaluation and none at the hand-over; expected at least two.")
+    loss = 1.0 - score / optimum
+    return float(np.sum((loss[1:] + loss[:-1]) / 2 * np.diff(step)) / (step[-1] - step[0]))
+
+
+def _online(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    step, score = _curve(steps, scores)
+    if step[-1] <= 0:
+        raise O2OSpecError(f"the last evaluation is at step {step[-1]:g}; expected at least one online, at a step > 0.")
+    return step[step > 0], score[step > 0]
+
+
+def _curve(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    step, score = np.asarray(steps, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if step.ndim != 1 or step.shape != score.shape or step.size == 0:
+        raise O2OSpecError(f"steps have shape {step.shape}, scores {score.shape}; expected two equally long vectors.")
+    if np.any(np.diff(step) <= 0):
+        raise O2OSpecError("steps do not rise; sort the evaluations and keep one a step.")
+    return step, score

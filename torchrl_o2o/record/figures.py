@@ -1,0 +1,145 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Draw learning curves with matplotlib, an optional dependency that is imported when something is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["Curve", "Panel", "draw_panels"]
+
+_COLUMNS = 3
+_STATISTIC = "interquartile mean over seeds, 95 % bootstrap interval"
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One line of a panel.
+
+    Args:
+        label: its name in the legend; curves of one label have one color in all panels.
+        steps: ``[n]``, negative while offline.
+        middle: ``[n]``.
+        low: ``[n]``, lower end of the interval, or ``None`` for no band.
+        high: ``[n]``, upper end.
+        peer: somebody else's curve, drawn thin and dotted.
+    """
+
+    label: str
+    steps: np.ndarray
+    middle: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    peer: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One pair of axes.
+
+    Args:
+        title: above the axes.
+        ylabel: beside them.
+        curves: what is drawn, in order.
+    """
+
+    title: str
+    ylabel: str
+    curves: list[Curve]
+
+
+def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
+    """Draw panels side by side, one legend below, into a PNG file.
+
+    Curves with negative steps have a dashed line at step 0, the hand-over. The steps shown are those of the curves that
+    are no peers'.
+
+    Args:
+        panels: at least one, each with a curve that is no peer's.
+        path: the file to write.
+
+    Raises:
+        O2OSpecError: if matplotlib is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from torchrl_o2o.record import Curve, Panel, draw_panels
+        >>> path = Path(tempfile.mkdtemp()) / "curves.png"
+        >>> draw_panels([Panel("Hopper-v5", "return", [Curve("rlpd", np.arange(3), np.ones(3))])], path)
+        >>> path.read_bytes()[1:4]
+        b'PNG'
+    """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise O2OSpecError("drawing needs matplotlib; pip install torchrl_o2o[plot]") from error
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(1.2 + 4.4 * columns, 0.9 + 3.2 * rows), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    labels = dict.fromkeys(curve.label for panel in panels for curve in panel.curves)
+    palette = colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    colors = {label: palette(index % palette.N) for index, label in enumerate(labels)}
+    for panel, ax in zip(panels, axes):
+        _draw_panel(ax, panel, colors)
+    for ax in list(axes):
+        ax.set_visible(False)
+    _draw_legend(figure)
+    figure.savefig(path)
+
+
+def _draw_legend(figure: Any) -> None:
+    handles: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(2 * figure.axes[0].get_gridspec().ncols, len(handles)),
+        frameon=False,
+        title=_STATISTIC,
+        title_fontsize="small",
+    )
+
+
+def _draw_panel(ax: Any, panel: Panel, colors: dict[str, Any]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    own = [curve for curve in panel.curves if not curve.peer]
+    first, last = min(curve.steps[0] for curve in own), max(curve.steps[-1] for curve in own)
+    for curve in panel.curves:
+        _draw_curve(ax, curve, (curve.steps >= first) & (curve.steps <= last), colors[curve.label])
+    if first < 0 < last:
+        ax.axvline(0, color="0.35", ls="--", lw=1, zorder=0, label="hand-over")
+    if first < last:
+        ax.set_xlim(first, last)
+    xlabel = "steps (negative: offline training)" if first < 0 else "environment steps"
+    ax.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="0.9", lw=0.8)
+    ax.set_axisbelow(True)
+
+
+def _draw_curve(ax: Any, curve: Curve, shown: np.ndarray, color: Any) -> None:
+    style = {"lw": 1.0, "ls": (0, (1, 1.5)), "alpha": 0.8} if curve.peer else {"lw": 1.8}
+    # A single evaluation makes no line; mark it.
+    marker = "o" if shown.sum() == 1 else ""
+    steps = curve.steps[shown]
+    ax.plot(steps, curve.middle[shown], color=color, label=curve.label, marker=marker, **style)
+    if curve.low is not None and curve.high is not None:
+        ax.fill_between(steps, curve.low[shown], curve.high[shown], color=color, alpha=0.2, lw=0)

@@ -1,0 +1,404 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A run's record: ``run.json`` says what ran, ``metrics.jsonl`` what it measured, one JSON object a line.
+
+The two files are always written; TensorBoard, Weights & Biases and a progress bar come on top if asked for. A row
+reaches the operating system before :meth:`Recorder.log` returns, so a killed process loses none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.durable import FolderLock, replace_durably
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.provenance import describe_run, plain_config, plain_number
+from torchrl_o2o.record.sinks import ProgressSink, Sink, TensorBoardSink, WandbSink
+
+__all__ = ["Recorder", "read_metrics", "read_run"]
+
+_RUN_FILE = "run.json"
+_METRICS_FILE = "metrics.jsonl"
+_TRACES = (_RUN_FILE, _METRICS_FILE, "checkpoints")
+_RESERVED = ("step", "time")
+
+
+class Recorder:
+    """Write a run's configuration and metrics into its folder.
+
+    A resumed run (``resume=True``) goes on with the same files. Loading the recorder's state from a checkpoint cuts the
+    rows that were written after it, so that the file ends up as an uninterrupted run's, except for the times. If no
+    state is loaded, the first row logged cuts the rows of its own step and later ones, with a warning.
+
+    Args:
+        folder: the run's folder; made if absent.
+
+    Keyword Args:
+        config: the run's configuration, a mapping or dataclass of plain values (see
+            :func:`~torchrl_o2o.provenance.plain_config`).
+        seed: the run's seed, recorded as ``config["seed"]``; may be left out if the configuration has it.
+        resume: go on with the run in ``folder`` if there is one. Defaults to ``False``: a folder with a run is refused.
+        tensorboard: also write event files to ``folder/tensorboard``. Defaults to ``False``.
+        wandb: keyword arguments of ``wandb.init``, such as ``{"project": "o2o"}``, to log there too. Without a key or a
+            network the run is logged offline, with a warning. Defaults to ``None``: not used.
+        progress_total: the last step of the run, to show a progress bar. Defaults to ``None``: no bar.
+
+    Raises:
+        O2OCheckpointError: if the folder cannot be written, holds a run already, or is in use by another process.
+        O2OSpecError: if the configuration is not plain, contradicts ``seed``, or an extra is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> import torch
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> with Recorder(folder, config={"gamma": 0.99}, seed=7) as recorder:
+        ...     recorder.log(1, {"train/loss_qvalue": torch.tensor(0.5)})
+        ...     recorder.log(2, {"train/loss_qvalue": float("nan"), "eval/return": 10})
+        >>> read_run(folder)["config"]
+        {'gamma': 0.99, 'seed': 7}
+        >>> [sorted(row) for row in read_metrics(folder)]
+        [['step', 'time', 'train/loss_qvalue'], ['eval/return', 'step', 'time', 'train/loss_qvalue']]
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        config: Any,
+        seed: int | None = None,
+        resume: bool = False,
+        tensorboard: bool = False,
+        wandb: Mapping[str, Any] | None = None,
+        progress_total: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        plain = _seeded(plain_config(config), seed)
+        _make_folder(self.folder)
+        self._lock = FolderLock(self.folder)
+        try:
+            run = _describe(self.folder, plain, resume)
+            self._sinks: list[Sink] = []
+            if tensorboard:
+                self._sinks.append(TensorBoardSink(self.folder / "tensorboard"))
+            if wandb is not None:
+                self._sinks.append(WandbSink(self.folder, run, wandb))
+            if progress_total is not None:
+                self._sinks.append(ProgressSink(progress_total))
+            # Last: a start that failed on a missing extra has left no run in the folder.
+            _write_run(self.folder, run)
+            self._metrics = _RowFile(self.folder / _METRICS_FILE)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._started = time.monotonic()
+        self._last_step: int | None = None
+
+    def log(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
+        """Write one row: ``{"step": step, "time": seconds since the start, **metrics}``.
+
+        Args:
+            step: the run's step counter; it never goes down in the course of a run (several rows may share a step).
+            metrics: numbers or one-element tensors by name, namespaced by a slash, as in ``"train/loss_qvalue"``.
+                Values that are not finite are written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which JSON
+                lacks; :func:`read_metrics` turns them back.
+
+        Raises:
+            O2OSpecError: if a metric is not a number or a step goes down.
+            O2OCheckpointError: if the row cannot be written; the file then ends with the row before.
+        """
+        if self._last_step is None:
+            self._metrics.cut_from_step(step)
+        elif step < self._last_step:
+            raise O2OSpecError(
+                f"log() got step {step} after step {self._last_step}; count one step through all phases of the run"
+            )
+        numbers = {name: _number(name, value) for name, value in metrics.items()}
+        row = {"step": int(step), "time": round(self._elapsed(), 3)}
+        self._metrics.append(row | {name: plain_number(value) for name, value in numbers.items()})
+        self._last_step = step
+        for sink in self._sinks:
+            sink.write(step, numbers)
+
+    def dump(self, name: str, data: TensorDictBase) -> Path:
+        """Write tensors next to the metrics, for instance the batch whose loss was not finite.
+
+        Args:
+            name: the file's name without its ending; an existing file is replaced.
+            data: tensors; written as nested dicts.
+
+        Returns:
+            The file, ``folder/name.pt``; ``torch.load(weights_only=True)`` reads it.
+
+        Raises:
+            O2OCheckpointError: if it cannot be written.
+        """
+        path = self.folder / f"{name}.pt"
+        try:
+            torch.save(data.to_dict(), path)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+            raise O2OCheckpointError(f"cannot write {path} ({error}); make room on the disk") from error
+        return path
+
+    @contextmanager
+    def dump_if_not_finite(self, batch: TensorDictBase) -> Iterator[None]:
+        """Write the batch to ``offending-batch.pt`` if the update in this context ends in a ``NonFiniteError``.
+
+        Args:
+            batch: what the update learns from.
+
+        Raises:
+            NonFiniteError: the same, with the file's name added.
+
+        Examples:
+            >>> import tempfile
+            >>> from tensordict import TensorDict
+            >>> from torchrl_o2o.functional import finite_or_raise
+            >>> batch = TensorDict({"reward": torch.tensor([1.0, torch.nan])}, [2])
+            >>> with Recorder(tempfile.mkdtemp(), config={}) as recorder, recorder.dump_if_not_finite(batch):
+            ...     finite_or_raise({"loss": batch["reward"].sum()})
+            Traceback (most recent call last):
+            torchrl_o2o.functional.NonFiniteError: not finite: loss (1 of 1 values)... The batch is in ...
+        """
+        try:
+            yield
+        except NonFiniteError as error:
+            path = self.dump("offending-batch", batch)
+            raise NonFiniteError(f"{error}. The batch is in {path}") from error
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: the length of the metrics file, the last step and the seconds elapsed.
+
+        The rows counted are on the disk when this returns.
+        """
+        return {"position": self._metrics.sync(), "step": self._last_step, "seconds": self._elapsed()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go back to the state: cut the rows written after it and go on counting its seconds.
+
+        Args:
+            state_dict: from :meth:`state_dict`, of a recorder of the same folder.
+
+        Raises:
+            O2OCheckpointError: if the file is shorter than the state says, that is, not the file it was taken of.
+        """
+        self._metrics.cut(state_dict["position"])
+        self._last_step = state_dict["step"]
+        self._started = time.monotonic() - state_dict["seconds"]
+
+    def close(self) -> None:
+        """Flush every file to the disk and free the folder; calling it again does nothing."""
+        self._metrics.close()
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+        self._lock.release()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _seeded(config: dict[str, Any], seed: int | None) -> dict[str, Any]:
+    if seed is None:
+        return config
+    if config.get("seed", seed) != seed:
+        raise O2OSpecError(f"seed is {seed} but config['seed'] is {config['seed']}; give one of the two")
+    return config | {"seed": int(seed)}
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise O2OCheckpointError(f"cannot make the run folder {folder} ({error}); choose a writable one") from error
+
+
+def _describe(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Describe a new run, or add to the description there is that the run was resumed."""
+    traces = [name for name in _TRACES if (folder / name).exists()]
+    if traces and not resume:
+        raise O2OCheckpointError(
+            f"{folder} holds a run already ({', '.join(traces)}); "
+            "resume it (resume=True), remove it, or choose another folder"
+        )
+    run = describe_run(config)
+    if (folder / _RUN_FILE).exists():
+        first = read_run(folder)
+        return first | {"resumed": [*first.get("resumed", []), run]}
+    return {"id": uuid.uuid4().hex[:12]} | run
+
+
+def _write_run(folder: Path, run: Mapping[str, Any]) -> None:
+    try:
+        replace_durably(folder / _RUN_FILE, (json.dumps(run, indent=2, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise O2OCheckpointError(
+            f"cannot write {folder / _RUN_FILE} ({error}); make room or choose a writable folder"
+        ) from error
+
+
+def _number(name: str, value: Any) -> float:
+    if name in _RESERVED:
+        raise O2OSpecError(f"metric {name!r} is a column of its own; give it a namespace, as in 'train/{name}'")
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        if math.prod(value.shape) != 1:
+            raise O2OSpecError(f"metric {name!r} has shape {tuple(value.shape)}, expected one number; reduce it first")
+        value = value.item()
+    if not isinstance(value, (int, float)):
+        raise O2OSpecError(f"metric {name!r} is a {type(value).__name__}, expected a number or one-element tensor")
+    return int(value) if isinstance(value, bool) else value
+
+
+class _RowFile:
+    """A file of JSON lines that always ends with a whole line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  (open as long as the run)
+        except OSError as error:
+            raise O2OCheckpointError(f"cannot write {path} ({error}); choose a writable folder") from error
+        content = self._read()
+        self._cut_to(content.rfind(b"\n") + 1)  # a process killed while writing leaves a torn line
+
+    def _read(self) -> bytes:
+        self._file.seek(0)
+        return self._file.readall()
+
+    def _cut_to(self, position: int) -> None:
+        self._file.truncate(position)
+        self._position = position
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        try:
+            written = self._file.write(line)
+            if written != len(line):  # a disk that fills up takes a part first
+                raise OSError(f"{written} of {len(line)} bytes written")
+        except OSError as error:
+            self._cut_to(self._position)
+            raise O2OCheckpointError(f"cannot write {self.path} ({error}); make room on the disk and resume") from error
+        self._position += len(line)
+
+    def sync(self) -> int:
+        os.fsync(self._file.fileno())
+        return self._position
+
+    def cut(self, position: int) -> None:
+        if position > self._position:
+            raise O2OCheckpointError(
+                f"{self.path} has {self._position} bytes, the checkpoint was taken at {position}: rows were removed, "
+                "or it is another run's; restore the file or start anew in another folder"
+            )
+        self._cut_to(position)
+
+    def cut_from_step(self, step: int) -> None:
+        position, lines = 0, self._read().splitlines(keepends=True)
+        for index, line in enumerate(lines):
+            if json.loads(line)["step"] >= step:
+                warnings.warn(
+                    f"{self.path}: {len(lines) - index} rows from step {step} on are dropped, because the run "
+                    "goes on from there without the recorder's state; they are recomputed",
+                    stacklevel=4,
+                )
+                return self._cut_to(position)
+            position += len(line)
+        return None
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """Read a run's metrics, also while it is running.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        The rows in the order they were logged: ``step``, ``time`` [s] and the metrics as numbers (NaN and infinities as
+        floats). A last line that is still being written is left out.
+
+    Raises:
+        O2OCheckpointError: if there is no such file, or a line of it is not a row.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with Recorder(folder, config={}) as recorder:
+        ...     recorder.log(5, {"eval/return": float("inf")})
+        >>> [(row["step"], row["eval/return"]) for row in read_metrics(folder)]
+        [(5, inf)]
+    """
+    path = Path(folder) / _METRICS_FILE
+    lines = _read_bytes(path).split(b"\n")[:-1]
+    return [_parse_row(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        return {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
+    except (ValueError, AttributeError) as error:
+        raise O2OCheckpointError(f"{path} line {number} is not a row of metrics ({error}); remove the line") from error
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """Read a run's ``run.json``.
+
+    Args:
+        folder: the run's folder.
+
+    Returns:
+        ``id`` and the fields of :func:`~torchrl_o2o.provenance.describe_run`; ``resumed``, a list of the latter, if the
+        run was resumed.
+
+    Raises:
+        O2OCheckpointError: if the file is absent or not JSON.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> Recorder(folder, config={"gamma": 0.9}).close()
+        >>> read_run(folder)["config"]
+        {'gamma': 0.9}
+    """
+    path = Path(folder) / _RUN_FILE
+    try:
+        return json.loads(_read_bytes(path))
+    except ValueError as error:
+        raise O2OCheckpointError(f"{path} is not JSON ({error}); start a new run in another folder") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise O2OCheckpointError(f"cannot read {path} ({error}); expected the folder of a run") from error

@@ -1,0 +1,211 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Report on runs: learning curves and a table over the seeds of every group of runs.
+
+Figures over seeds are interquartile means with 95 % stratified bootstrap intervals (Agarwal et al., 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.record.curves import dip, gain, iqm, regret, stratified_bootstrap_interval
+from torchrl_o2o.record.figures import Curve, Panel, draw_panels
+from torchrl_o2o.record.runs import Group, find_runs, group_runs, load_run
+
+__all__ = ["load_peers", "write_report"]
+
+# Environment steps of each phase of CORL's published curves.
+_PEER_STEPS = 1_000_000
+# Bootstrap resamples are drawn from this seed, so that a report of the same runs is the same report.
+_BOOTSTRAP_SEED = 0
+# The score without regret, by metric.
+_OPTIMA = {"evaluation/normalized_score": 100.0, "evaluation/success": 1.0}
+_LEGEND = """\
+Interquartile means over seeds; in brackets the 95 % stratified bootstrap interval. Dip: fall below the hand-over score
+in the first tenth of the online steps. Regret: time average of 1 - score / optimum while online, where the metric has
+an optimum. Gain: last score minus hand-over score."""
+
+
+def load_peers(path: str | Path, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read published curves of one task.
+
+    Args:
+        path: an ``.npz`` with the keys ``<algorithm>/<task>/offline`` and ``.../online``, each ``[seeds, evaluations]``
+            of normalized scores, taken as evenly spaced over the one million steps of a phase and ending with it.
+        task: the task's name in that file.
+
+    Returns:
+        By algorithm, steps ``[n]`` and scores ``[seeds, n]``; empty if the file lacks the task.
+
+    Raises:
+        O2ODataError: if the file cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from torchrl_o2o.record import load_peers
+        >>> path = tempfile.mkdtemp() + "/peers.npz"
+        >>> np.savez(path, **{"IQL/pen/offline": np.zeros((4, 2)), "IQL/pen/online": np.ones((4, 2))})
+        >>> load_peers(path, "pen")["IQL"][0]
+        array([-500000.,       0.,  500000., 1000000.])
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [key.split("/")[0] for key in file.files if key.endswith(f"/{task}/online")]
+            return {name: _joined(file[f"{name}/{task}/offline"], file[f"{name}/{task}/online"]) for name in names}
+    except (OSError, ValueError, KeyError) as error:
+        raise O2ODataError(
+            f"cannot read the peers' curves from {path} ({error}); expected an .npz with the keys "
+            "algorithm/task/offline and algorithm/task/online."
+        ) from error
+
+
+def _joined(offline: np.ndarray, online: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    spaced = [np.linspace(0.0, _PEER_STEPS, phase.shape[1] + 1)[1:] for phase in (offline, online)]
+    return np.concatenate([spaced[0] - _PEER_STEPS, spaced[1]]), np.hstack([offline, online])
+
+
+def write_report(
+    folders: Iterable[str | Path],
+    out: str | Path,
+    *,
+    metric: str = "evaluation/return",
+    peers: str | Path | None = None,
+    peers_task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> Path:
+    """Write ``report.md`` and ``curves.png`` about runs.
+
+    Args:
+        folders: run folders, or folders of run folders.
+        out: folder to write to; made if absent, files of an earlier report are replaced.
+        metric: the evaluation metric to report. Regret needs one with a known optimum: ``evaluation/normalized_score``
+            or ``evaluation/success``.
+        peers: published curves to draw as well (:func:`load_peers`); normalized scores only.
+        peers_task: the peers' name of the task; ``None`` looks for the runs' own task names.
+        ignore: as in :func:`group_runs`.
+
+    Returns:
+        The path of ``report.md``.
+
+    Raises:
+        O2ODataError: if a run or the peers' file is unusable.
+        O2OSpecError: if peers are asked for with another metric or know none of the tasks, or matplotlib is missing.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.record import Recorder
+        >>> from torchrl_o2o.record import write_report
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for seed in (0, 1):
+        ...     config = {"algorithm": "rlpd", "task": "Hopper-v5"}
+        ...     with Recorder(folder / f"seed-{seed}", config=config, seed=seed) as recorder:
+        ...         for step, score in ((0, 50.0), (100, 40.0), (1000, 90.0)):
+        ...             recorder.log(step, {"evaluation/normalized_score": score})
+        >>> report = write_report([folder], folder, metric="evaluation/normalized_score")
+        >>> next(line for line in report.read_text().splitlines() if "rlpd" in line)
+        '| Hopper-v5 | rlpd | 2 | 1,000 | 90 [90, 90] | 10 | 0.37 | 40 |'
+    """
+    if peers is not None and metric != "evaluation/normalized_score":
+        raise O2OSpecError(f"peers' curves are normalized scores, not {metric}; report evaluation/normalized_score.")
+    groups = group_runs([load_run(folder, metric) for folder in find_runs(folders)], ignore=ignore)
+    generator = np.random.default_rng(_BOOTSTRAP_SEED)
+    panels = {group.task: Panel(group.task, metric.rpartition("/")[2].replace("_", " "), []) for group in groups}
+    for group in groups:
+        panels[group.task].curves.append(_curve(group.label, group.steps, group.scores, generator))
+    if peers is not None:
+        _add_peers(panels, peers, peers_task)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    draw_panels(list(panels.values()), out / "curves.png")
+    (out / "report.md").write_text(_markdown(groups, metric, generator), encoding="utf-8")
+    return out / "report.md"
+
+
+def _curve(label: str, steps: np.ndarray, scores: np.ndarray, generator: np.random.Generator) -> Curve:
+    ends = [stratified_bootstrap_interval(column, generator=generator) for column in scores.T]
+    low, high = np.array(ends).T
+    return Curve(label, steps, iqm(scores, axis=0), low, high)
+
+
+def _add_peers(panels: Mapping[str, Panel], path: str | Path, task: str | None) -> None:
+    found = False
+    for panel in panels.values():
+        for label, (steps, scores) in load_peers(path, task or panel.title).items():
+            panel.curves.append(Curve(f"{label} (published)", steps, iqm(scores, axis=0), peer=True))
+            found = True
+    if not found:
+        raise O2OSpecError(f"{path} knows none of {task or sorted(panels)}; name its task with peers_task.")
+
+
+def _markdown(groups: Sequence[Group], metric: str, generator: np.random.Generator) -> str:
+    results = [_result_row(group, _OPTIMA.get(metric), generator) for group in groups]
+    origins = [_origin_row(group) for group in groups]
+    lines = [
+        f"# {metric}",
+        "",
+        _LEGEND,
+        "",
+        "![learning curves](curves.png)",
+        "",
+        *_table(("task", "group", "seeds", "steps", "final score", "dip", "regret", "gain"), results),
+        "",
+        *_table(("task", "group", "command of the first seed", "commit", "versions"), origins),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _result_row(group: Group, optimum: float | None, generator: np.random.Generator) -> list[str]:
+    final, interval = group.scores[:, -1], ""
+    if len(final) > 1:  # one seed has no interval
+        low, high = stratified_bootstrap_interval(final, generator=generator)
+        interval = f" [{low:.4g}, {high:.4g}]"
+    switch = [f"{value:.3g}" if value is not None else "–" for value in _switch_figures(group, optimum)]
+    score = f"{iqm(final):.4g}{interval}"
+    return [group.task, group.label, str(len(group.runs)), f"{group.steps[-1]:,}", score, *switch]
+
+
+def _switch_figures(group: Group, optimum: float | None) -> list[float | None]:
+    """Dip, regret and gain over seeds; None where the curve lacks the phase they are about."""
+    online, handed_over = int(np.sum(group.steps > 0)), bool(group.steps[0] <= 0)
+    metrics: list[Callable[..., float] | None] = [None] * 3
+    if online and handed_over:
+        metrics = [dip, None, gain]
+    if optimum is not None and online and online + handed_over > 1:
+        metrics[1] = partial(regret, optimum=optimum)
+    return [
+        None if metric is None else float(iqm([metric(group.steps, scores) for scores in group.scores]))
+        for metric in metrics
+    ]
+
+
+def _origin_row(group: Group) -> list[str]:
+    records = [run.record for run in group.runs]
+    versions = [", ".join(f"{name} {version}" for name, version in record["versions"].items()) for record in records]
+    commits = [_commit(record.get("commit")) for record in records]
+    return [group.task, group.label, f"`{records[0]['command']}`", _distinct(commits), _distinct(versions)]
+
+
+def _commit(commit: Any) -> str:
+    if isinstance(commit, Mapping):
+        return f"{commit['hash'][:10]}{' with changes' if commit.get('dirty') else ''}"
+    return str(commit)[:10] if commit else "–"
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(values))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]

@@ -1,0 +1,226 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Run folders read back: one run's learning curve, and the groups of runs that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.record.recorder import read_metrics, read_run
+
+__all__ = ["Group", "Run", "find_runs", "group_runs", "load_run"]
+
+# Configuration entries that name what is plotted together, and what a curve is called; the first present counts.
+_TASK_KEYS = ("task", "task_name", "env_id", "env", "env_name", "dataset")
+_NAME_KEYS = ("algorithm", "algo", "method")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run's evaluations and where they come from.
+
+    Args:
+        folder: the run's folder.
+        seed: its seed.
+        config: the rest of its configuration, nested keys joined by dots.
+        record: ``run.json`` as it stands.
+        steps: ``[n]``, rising; negative steps are offline.
+        scores: ``[n]``, the metric at those steps.
+    """
+
+    folder: Path
+    seed: int
+    config: Mapping[str, Any]
+    record: Mapping[str, Any]
+    steps: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The algorithm that the configuration names, or else the script that ran."""
+        named = [str(self.config[key]) for key in _NAME_KEYS if key in self.config]
+        words = shlex.split(self.record.get("command") or "") or [self.folder.name]
+        return named[0] if named else Path(words[0]).stem
+
+    @property
+    def task(self) -> str:
+        """What the configuration names as its task; empty if it names none."""
+        return next((str(self.config[key]) for key in _TASK_KEYS if key in self.config), "")
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs of one configuration, in the order of their seeds, cut to the steps that all of them have.
+
+    Args:
+        label: tells the group from the others of its task.
+        task: see :attr:`Run.task`.
+        runs: the runs.
+        steps: ``[n]``, the common steps.
+        scores: ``[seeds, n]``.
+    """
+
+    label: str
+    task: str
+    runs: Sequence[Run]
+    steps: np.ndarray
+    scores: np.ndarray
+
+
+def find_runs(folders: Iterable[str | Path]) -> list[Path]:
+    """Find run folders: the given folders that hold a ``run.json``, or else those below them that do.
+
+    A run within a run (the offline phase of a fine-tuning) is left out unless it is given itself.
+
+    Args:
+        folders: run folders or folders of run folders.
+
+    Returns:
+        Run folders, each once, in the order given.
+
+    Raises:
+        O2ODataError: if a folder holds no run.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from torchrl_o2o.record import find_runs
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("a", "b"):
+        ...     (root / name).mkdir(); _ = (root / name / "run.json").write_text("{}")
+        >>> [run.name for run in find_runs([root, root / "a"])]
+        ['a', 'b']
+    """
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        runs = sorted(path.parent for path in folder.rglob("run.json"))
+        if not runs:
+            raise O2ODataError(f"{folder} holds no run: expected a run.json in it or below it.")
+        inner = {run for run in runs if any(above in runs for above in run.parents)}  # phases of a run, read with it
+        found.update(dict.fromkeys(run.resolve() for run in runs if run not in inner))
+    return list(found)
+
+
+def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
+    """Read one run. A last line cut short by a kill is left out with a warning; of equal steps the last row counts.
+
+    If the run did its own offline phase, in its folder ``offline``, the evaluations at negative steps are read from
+    there. The folder of a pre-training it started from (``pretrained``) does not count as configuration: every seed has
+    its own.
+
+    Args:
+        folder: the run's folder, with ``run.json`` and ``metrics.jsonl``.
+        metric: the metric to report.
+
+    Raises:
+        O2ODataError: if the configuration has no seed, or no row has the metric.
+        O2OCheckpointError: if a file is missing or damaged.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.record import Recorder
+        >>> from torchrl_o2o.record import load_run
+        >>> folder = tempfile.mkdtemp()
+        >>> with Recorder(folder, config={"task": "Hopper-v5"}, seed=1) as recorder:
+        ...     recorder.log(0, {"evaluation/return": 5.0})
+        ...     recorder.log(100, {"evaluation/return": 9.0})
+        >>> run = load_run(folder)
+        >>> run.seed, run.task, run.steps.tolist(), run.scores.tolist()
+        (1, 'Hopper-v5', [0, 100], [5.0, 9.0])
+    """
+    folder = Path(folder)
+    record = read_run(folder)
+    config = _flatten(record.get("config", {}))
+    if "seed" not in config:
+        raise O2ODataError(f"{folder / 'run.json'} has no config.seed; a report is over seeds, record one.")
+    rows = read_metrics(folder)
+    content = (folder / "metrics.jsonl").read_bytes()
+    if content and not content.endswith(b"\n"):
+        warnings.warn(f"{folder / 'metrics.jsonl'} ends in the middle of a line, which is left out.", stacklevel=2)
+    config.pop("pretrained", None)
+    if (folder / "offline" / "run.json").exists():
+        rows = [*(row for row in read_metrics(folder / "offline") if row["step"] < 0), *rows]
+    points = {row["step"]: row[metric] for row in rows if metric in row}
+    if not points:
+        there = sorted({name for row in rows for name in row if name.startswith("eval")})
+        raise O2ODataError(f"{folder} has no metric {metric!r}; it has {', '.join(there) or 'no evaluations'}.")
+    steps = sorted(points)
+    return Run(folder, config.pop("seed"), config, record, np.array(steps), np.array([points[step] for step in steps]))
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group]:
+    """Group runs that differ in nothing but the seed.
+
+    Args:
+        runs: the runs.
+        ignore: further configuration entries that may differ within a group, nested keys joined by dots.
+
+    Returns:
+        Groups in the order of their first runs. A label is the algorithm, and whatever else tells apart the groups of
+        the same algorithm and task.
+
+    Raises:
+        O2ODataError: if a group has the same seed twice, or its runs have no step in common.
+
+    Examples:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from torchrl_o2o.record import Run, group_runs
+        >>> def run(seed, utd):
+        ...     config = {"utd": utd, "gamma": 0.9}
+        ...     return Run(Path("r"), seed, config, {"command": "rlpd.py"}, np.arange(2), np.ones(2))
+        >>> [(group.label, len(group.runs)) for group in group_runs([run(0, 1), run(1, 1), run(0, 20)])]
+        [('rlpd utd=1', 2), ('rlpd utd=20', 1)]
+    """
+    by_config: dict[str, list[Run]] = {}
+    for run in runs:
+        config = {key: value for key, value in run.config.items() if key not in ignore}
+        by_config.setdefault(json.dumps([run.name, config], sort_keys=True), []).append(run)
+    heads = [members[0] for members in by_config.values()]
+    return [_group(members, _label(members[0], heads, ignore)) for members in by_config.values()]
+
+
+def _label(run: Run, heads: Sequence[Run], ignore: Sequence[str]) -> str:
+    rivals = [head.config for head in heads if (head.name, head.task) == (run.name, run.task)]
+    keys = dict.fromkeys(key for config in rivals for key in config if key not in ignore)
+    values = {key: {json.dumps(config.get(key), sort_keys=True) for config in rivals} for key in keys}
+    telling = [key for key in keys if len(values[key]) > 1]
+    alone = sorted((key.count("."), len(key), key) for key in telling if len(values[key]) == len(rivals))
+    telling = [alone[0][2]] if alone else telling  # one entry that tells all apart says enough
+    return " ".join([run.name, *(f"{key}={run.config.get(key)}" for key in telling)])
+
+
+def _group(runs: Sequence[Run], label: str) -> Group:
+    runs = sorted(runs, key=lambda run: run.seed)
+    for run, following in pairwise(runs):
+        if run.seed == following.seed:
+            raise O2ODataError(
+                f"{run.folder} and {following.folder} are both {label} with seed {run.seed}; leave one out."
+            )
+    common = set.intersection(*(set(run.steps.tolist()) for run in runs))
+    if not common:
+        raise O2ODataError(f"the runs of {label} have no evaluation step in common; report them apart.")
+    for run in runs:
+        if run.steps[-1] > max(common):
+            warnings.warn(f"{run.folder} is cut at step {max(common)}, the last one all its seeds have.", stacklevel=3)
+    scores = np.stack([run.scores[np.isin(run.steps, list(common))] for run in runs])
+    return Group(label, runs[0].task, runs, np.array(sorted(common)), scores)

@@ -1,0 +1,124 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Training what SAMG's confidence judges pairs by, as a run of its own: exactly resumable, and used by many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+
+from torchrl_o2o.checkpoint.reading import check_config, newest_valid, read_state
+from torchrl_o2o.errors import O2OCheckpointError
+from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss
+from torchrl_o2o.trainers.handover import starting_buffer
+from torchrl_o2o.trainers.optim import descend
+from torchrl_o2o.trainers.pipeline import RunOptions
+from torchrl_o2o.trainers.session import Session
+
+__all__ = ["read_encoder", "train_encoder"]
+
+EncoderLoss = ConditionalVAELoss | InverseDynamicsLoss | PerturbationRatioLoss
+_HELD_FIXED = 1024  # rows on which the losses are evaluated
+
+
+@dataclass
+class _Probe:
+    """The losses on rows that stay the same, where a policy's run has returns."""
+
+    loss: EncoderLoss
+    rows: TensorDictBase
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        return {f"evaluation/{name}": float(value) for name, value in self.loss(self.rows).items()}
+
+
+def train_encoder(
+    offline: TensorDictBase,
+    loss: EncoderLoss,
+    optim: torch.optim.Optimizer,
+    options: RunOptions,
+    *,
+    num_steps: int,
+    batch_size: int,
+    anneal: bool = False,
+) -> None:
+    """Train a confidence's encoder on the data, in a run folder; steps count up to 0.
+
+    A run that is complete already is read and not repeated if ``options.resume`` is on.
+
+    Args:
+        offline: transitions [N].
+        loss: of the encoder, which is trained in place.
+        optim: steers its parameters.
+        options: where and how; ``evaluation`` is not used, the losses on 1024 rows are evaluated instead.
+
+    Keyword Args:
+        num_steps: updates.
+        batch_size: rows drawn uniformly per update.
+        anneal: let the weight of a VAE's divergence rise, see
+            :meth:`~torchrl_o2o.objectives.ConditionalVAELoss.set_progress`. Defaults to ``False``.
+
+    Raises:
+        NonFiniteError: if a loss becomes NaN or infinite; the batch is kept in the folder.
+        SystemExit: if a signal asked to stop; the checkpoint is written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.modules import make_inverse_dynamics
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> offline = random_transitions(64, 3, 2)
+        >>> loss = InverseDynamicsLoss(make_inverse_dynamics(3, 2, hidden_sizes=(8,)))
+        >>> optim = torch.optim.Adam(loss.parameters())
+        >>> config, folder = {"num_steps": 4}, Path(tempfile.mkdtemp()) / "run"
+        >>> train_encoder(offline, loss, optim, RunOptions(folder, config, seed=0), num_steps=4, batch_size=16)
+        >>> copy = InverseDynamicsLoss(make_inverse_dynamics(3, 2, hidden_sizes=(8,)))
+        >>> read_encoder(folder, copy, config, num_steps=4)
+        >>> all(torch.equal(value, copy.state_dict()[name]) for name, value in loss.state_dict().items())
+        True
+    """
+    rows = offline[torch.linspace(0, len(offline) - 1, min(_HELD_FIXED, len(offline))).long()]
+    buffer = starting_buffer(offline, 1, batch_size=batch_size)
+    objects, recorder = {"encoder": loss, "encoder_optim": optim}, {"progress_total": 0, **options.recorder}
+    probe = _Probe(loss, rows)
+    session = Session(
+        options.folder, options.config, objects, None, lambda: probe, options.schedule, options.resume, recorder
+    )
+    with session:
+        for step in session.offline(num_steps):
+            if anneal and isinstance(loss, ConditionalVAELoss):
+                loss.set_progress((step - 1) / num_steps + 1.0)
+            batch = buffer.sample()
+            with session.record.dump_if_not_finite(batch):
+                out = loss(batch)
+                descend(optim, out[loss.out_keys[0]], str(loss.out_keys[0]))
+            session.metrics = {str(name): value.detach() for name, value in out.items()}
+
+
+def read_encoder(folder: str | Path, loss: EncoderLoss, config: Mapping[str, Any], *, num_steps: int) -> None:
+    """Fill a loss from a finished run of :func:`train_encoder`.
+
+    Args:
+        folder: the run's.
+        loss: changed in place.
+        config: what the run's configuration must be, the seed aside.
+
+    Keyword Args:
+        num_steps: updates that it must have made.
+
+    Raises:
+        O2OCheckpointError: if there is no such run, it is not finished, or has another configuration.
+    """
+    root = Path(folder) / "checkpoints"
+    manifest, _ = newest_valid(root)
+    if manifest is None or manifest["step"] != num_steps or "encoder.pt" not in manifest["files"]:
+        raise O2OCheckpointError(f"{root} holds no encoder of {num_steps} steps; name the folder of a finished one")
+    check_config({**manifest["config"], "seed": None}, {**config, "seed": None})
+    loss.load_state_dict(read_state(root, manifest, "encoder"))

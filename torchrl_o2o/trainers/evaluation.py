@@ -1,0 +1,235 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Evaluate a policy: fresh environments, deterministic actions, every episode with its own seed and counted once.
+
+The statistics that turn evaluations into results live in :mod:`torchrl_o2o.envs` and :mod:`torchrl_o2o.record`, which
+need numpy only, and can be imported from here as well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
+
+__all__ = [
+    "EvaluationResult",
+    "dip",
+    "evaluate",
+    "gain",
+    "handover_score",
+    "iqm",
+    "normalized_score",
+    "regret",
+    "stratified_bootstrap_interval",
+]
+
+# The names under which environments report success, the first one found counts.
+_SUCCESS_KEYS = ("success", "is_success")
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """One entry per episode, in the order of the episodes' seeds.
+
+    Args:
+        returns: ``[n]`` float64, undiscounted sums of the environment's own reward.
+        lengths: ``[n]`` int64, steps.
+        success: ``[n]`` bool, whether the goal was reached at any time; ``None`` where the environment has no goal.
+        normalized_score: ``[n]`` float64 (:func:`~torchrl_o2o.envs.normalized_score`); ``None`` without a reference.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    success: np.ndarray | None = None
+    normalized_score: np.ndarray | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Average over the episodes, under the names that runs log.
+
+        Returns:
+            ``evaluation/return``, ``evaluation/return_std`` (population), ``evaluation/length`` and, where known,
+            ``evaluation/success`` (a rate) and ``evaluation/normalized_score``.
+
+        Examples:
+            >>> import numpy as np
+            >>> from torchrl_o2o.trainers import EvaluationResult
+            >>> EvaluationResult(returns=np.array([1.0, 3.0]), lengths=np.array([10, 20])).metrics()
+            {'evaluation/return': 2.0, 'evaluation/return_std': 1.0, 'evaluation/length': 15.0}
+        """
+        metrics = {
+            "evaluation/return": float(self.returns.mean()),
+            "evaluation/return_std": float(self.returns.std()),
+            "evaluation/length": float(self.lengths.mean()),
+        }
+        if self.success is not None:
+            metrics["evaluation/success"] = float(self.success.mean())
+        if self.normalized_score is not None:
+            metrics["evaluation/normalized_score"] = float(self.normalized_score.mean())
+        return metrics
+
+    def __str__(self) -> str:
+        """One line for people: the mean return and, where known, success and normalized score."""
+        words = [f"return {self.returns.mean():.1f}"]
+        if self.success is not None:
+            words.append(f"success {self.success.mean():.2f}")
+        if self.normalized_score is not None:
+            words.append(f"normalized score {self.normalized_score.mean():.1f}")
+        return ", ".join(words)
+
+
+def evaluate(
+    actor: TensorDictModuleBase,
+    env: str | Callable[[], gymnasium.Env],
+    *,
+    num_episodes: int = 10,
+    seed: int,
+    num_envs: int = 10,
+    reference: str | Reference | None = None,
+) -> EvaluationResult:
+    """Run a policy deterministically for a number of episodes.
+
+    Episode ``k`` starts from ``reset(seed=seed + k)``, whatever ``num_envs`` is; the environments that still have an
+    episode to run are stepped in lockstep with one call of the policy. The number of episodes is fixed in advance and
+    all are run to their end, so that short episodes are not over-represented. The global random states and the training
+    modes of the policy's modules are left as they were.
+
+    This steps plain environments and not :class:`gymnasium.vector.SyncVectorEnv`, which restarts episodes without our
+    seeds and goes on stepping environments that have no episode left. Results are reproducible for equal arguments;
+    another ``num_envs`` changes the batch of the policy call and with it the last bits of its actions.
+
+    Args:
+        actor: reads ``observation`` and writes ``action``, in ``[-1, 1]`` for environments of this package.
+        env: an id for :func:`~torchrl_o2o.envs.make_gym_env`, or a function that builds a gymnasium environment with a
+            flat observation. It needs a time limit, or an episode may not end.
+        num_episodes: at least 1. The papers use 10, and 100 for AntMaze and Adroit.
+        seed: seed of the first episode.
+        num_envs: environments to step in lockstep, at most.
+        reference: for the normalized score, a task name or a reference; ``None`` takes that of ``env`` if it has one.
+
+    Returns:
+        Returns, lengths, success and normalized score per episode.
+
+    Raises:
+        O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built, or ``reference``
+            names no known task.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl_o2o.trainers import evaluate
+        >>> actor = TensorDictModule(torch.nn.Linear(3, 1), in_keys=["observation"], out_keys=["action"])
+        >>> result = evaluate(actor, "Pendulum-v1", num_episodes=3, seed=0)
+        >>> result.returns.shape, result.lengths.tolist(), result.success is None
+        ((3,), [200, 200, 200], True)
+    """
+    if num_episodes < 1 or num_envs < 1:
+        raise O2OSpecError(f"num_episodes is {num_episodes} and num_envs {num_envs}; both have to be at least 1.")
+    if reference is None and isinstance(env, str):
+        reference = find_reference(env)
+    elif isinstance(reference, str):
+        reference = get_reference(reference)  # an unknown name fails before the episodes are run
+    build = (lambda: make_gym_env(env)) if isinstance(env, str) else env
+    with _undisturbed(actor):
+        episodes = _run_episodes(actor, build, num_episodes, seed, num_envs)
+    returns = np.array([episode.total for episode in episodes], dtype=np.float64)
+    success = [episode.success for episode in episodes]
+    return EvaluationResult(
+        returns,
+        np.array([episode.length for episode in episodes], dtype=np.int64),
+        None if all(flag is None for flag in success) else np.array([bool(flag) for flag in success]),
+        None if reference is None else normalized_score(returns, reference),
+    )
+
+
+@dataclass
+class _Episode:
+    """One episode under way; ``success`` stays ``None`` until the environment says anything about success."""
+
+    env: gymnasium.Env
+    observation: np.ndarray = field(repr=False)
+    total: float = 0.0
+    length: int = 0
+    success: bool | None = None
+    done: bool = False
+
+    def step(self, action: np.ndarray) -> None:
+        self.observation, reward, terminated, truncated, info = self.env.step(action)
+        self.total += float(reward)
+        self.length += 1
+        self.done = terminated or truncated
+        reached = next((info[key] for key in _SUCCESS_KEYS if key in info), None)
+        if reached is None and _has_goal(self.env):
+            reached = terminated
+        if reached is not None:
+            self.success = bool(self.success) or bool(reached)
+
+
+def _has_goal(env: gymnasium.Env) -> bool:
+    space = env.unwrapped.observation_space
+    return isinstance(space, spaces.Dict) and "desired_goal" in space.spaces
+
+
+def _run_episodes(
+    actor: TensorDictModuleBase, build: Callable[[], gymnasium.Env], num_episodes: int, seed: int, num_envs: int
+) -> list[_Episode]:
+    device = next((parameter.device for parameter in actor.parameters()), torch.device("cpu"))
+    envs = [build() for _ in range(min(num_envs, num_episodes))]
+    try:
+        episodes = [_Episode(env, env.reset(seed=seed + k)[0]) for k, env in enumerate(envs)]
+        active = list(episodes)
+        while active:
+            for episode, action in zip(active, _act(actor, active, device)):
+                episode.step(action)
+            for slot, episode in enumerate(active):
+                if episode.done and len(episodes) < num_episodes:
+                    active[slot] = _Episode(episode.env, episode.env.reset(seed=seed + len(episodes))[0])
+                    episodes.append(active[slot])
+            active = [episode for episode in active if not episode.done]
+    finally:
+        for env in envs:
+            env.close()
+    return episodes
+
+
+def _act(actor: TensorDictModuleBase, episodes: list[_Episode], device: torch.device) -> np.ndarray:
+    observation = torch.from_numpy(np.stack([episode.observation for episode in episodes])).to(device)
+    batch = TensorDict({"observation": observation}, batch_size=[len(episodes)], device=device)
+    return actor(batch)["action"].cpu().numpy()
+
+
+@contextmanager
+def _undisturbed(actor: TensorDictModuleBase) -> Iterator[None]:
+    """Deterministic, without gradients, in evaluation mode; every mode and every global random state restored."""
+    training = [module for module in actor.modules() if module.training]
+    cuda = {parameter.device for parameter in actor.parameters() if parameter.is_cuda}
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    actor.eval()
+    try:
+        with (
+            torch.random.fork_rng(devices=list(cuda)),
+            torch.no_grad(),
+            set_exploration_type(ExplorationType.DETERMINISTIC),
+        ):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,0 +1,74 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Optimizer settings of the references that torch's optimizers do not have by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.functional.diagnostics import finite_or_raise
+
+__all__ = ["descend", "weight_decay_groups"]
+
+
+def descend(
+    optim: torch.optim.Optimizer, loss: Tensor, name: str = "loss", *, max_grad_norm: float | None = None
+) -> None:
+    """One step of gradient descent, refused if the loss or a gradient is not finite.
+
+    Args:
+        optim: steers the parameters; its gradients are cleared first.
+        loss: a scalar.
+        name: what the loss is called in the error. Defaults to ``"loss"``.
+
+    Keyword Args:
+        max_grad_norm: clip the gradient's norm over all of the optimizer's parameters; ``None`` (default) does not.
+
+    Raises:
+        NonFiniteError: naming what is not finite; the parameters are left as they were.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.tensor(1.0))
+        >>> descend(torch.optim.SGD([weight], lr=0.5), weight.square())
+        >>> weight.item()
+        0.0
+    """
+    optim.zero_grad()
+    loss.backward()
+    parameters = [parameter for group in optim.param_groups for parameter in group["params"]]
+    gradients = {f"{name}.gradient{index}": parameter.grad for index, parameter in enumerate(parameters)}
+    finite_or_raise({name: loss} | gradients)
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optim.step()
+
+
+def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups in which biases are exempt from weight decay, LayerNorm's scales are not.
+
+    Source: RLPD's code masks decoupled weight decay (AdamW) by the parameter's name, leaving out what is called a bias.
+
+    Args:
+        params: parameters of a loss, for example ``loss.qvalue_network_params``.
+        weight_decay: AdamW's coefficient for all other parameters.
+
+    Returns:
+        Two groups for the optimizer's constructor.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torch import nn
+        >>> groups = weight_decay_groups(TensorDict.from_module(nn.Linear(3, 2)), 0.01)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
+        [(1, 0.01), (1, 0.0)]
+    """
+    decayed, exempt = [], []
+    for name, value in params.flatten_keys(".").items():
+        (exempt if name.split(".")[-1].endswith("bias") else decayed).append(value)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]

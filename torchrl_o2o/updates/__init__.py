@@ -1,0 +1,31 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Whole updates of an agent: written as a value, run, compiled, stacked over agents."""
+
+from __future__ import annotations
+
+from torchrl_o2o.updates.matmul import (
+    MatmulReport,
+    Measured,
+    choose_matmul_route,
+    matmul_route,
+    probe_matmul_routes,
+    set_matmul_route,
+)
+from torchrl_o2o.updates.stacked import StackedUpdate, stack_updates
+from torchrl_o2o.updates.update import CompiledUpdate, compile_update
+
+__all__ = [
+    "CompiledUpdate",
+    "MatmulReport",
+    "Measured",
+    "StackedUpdate",
+    "choose_matmul_route",
+    "compile_update",
+    "matmul_route",
+    "probe_matmul_routes",
+    "set_matmul_route",
+    "stack_updates",
+]

@@ -1,0 +1,137 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Adam and AdamW as functions, with the state of the user's own optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["Moments", "adam_step", "check_optimizer", "count_steps", "moments_of", "step_scalars"]
+
+
+class Moments(NamedTuple):
+    """A parameter with its running averages, each of the parameter's shape."""
+
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+
+
+def adam_step(now: Moments, grad: Tensor, scalars: Tensor, group: Mapping[str, Any]) -> Moments:
+    r"""One step of Adam or AdamW, what :class:`torch.optim.Adam` computes up to the order of rounding.
+
+    With :math:`c_i=1-\beta_i^t`, :math:`\theta\leftarrow d\theta-\frac{\eta\sqrt{c_2}}{c_1}m/(\sqrt
+    v+\epsilon\sqrt{c_2})`: the bias corrections are scalars of the whole step, so that one division per element is
+    left.
+
+    Source: Kingma & Ba 2015, section 2; Loshchilov & Hutter 2019 for the decoupled weight decay.
+
+    Args:
+        now: parameter and averages.
+        grad: gradient, the parameter's shape.
+        scalars: of this step, from :func:`step_scalars`, shape [3].
+        group: the optimizer's parameter group: betas and weight decay.
+
+    Returns:
+        Parameter and averages after the step.
+    """
+    (beta1, beta2), decay = group["betas"], group["weight_decay"]
+    step_size, epsilon, shrink = scalars.unbind()
+    param = now.param
+    if decay and group.get("decoupled_weight_decay", False):
+        param = param * shrink
+    elif decay:
+        grad = grad + decay * param
+    exp_avg = now.exp_avg + (1.0 - beta1) * (grad - now.exp_avg)
+    exp_avg_sq = beta2 * now.exp_avg_sq + (1.0 - beta2) * grad * grad
+    return Moments(param - step_size * exp_avg / (exp_avg_sq.sqrt() + epsilon), exp_avg, exp_avg_sq)
+
+
+def step_scalars(optim: torch.optim.Optimizer, group: Mapping[str, Any], steps: int) -> Tensor:
+    """The scalars of the next steps of one parameter group, in its dtype, on the step counter's device.
+
+    They are computed outside the compiled function and handed in, so that the learning rate may change at any time and
+    no element of a parameter raises a power. Nothing waits for a device.
+
+    Args:
+        optim: the optimizer.
+        group: one of its parameter groups.
+        steps: how many steps are to come.
+
+    Returns:
+        Per step the step size, epsilon and the factor of decoupled weight decay, shape [steps, 3].
+    """
+    counter = moments_of(optim, group["params"][0])["step"]
+    times = counter.double() + torch.arange(1, steps + 1, device=counter.device, dtype=torch.float64)
+    beta1, beta2 = group["betas"]
+    first, second = 1.0 - beta1**times, (1.0 - beta2**times).sqrt()
+    shrink = torch.ones_like(times) - group["lr"] * group["weight_decay"]
+    return torch.stack([group["lr"] * second / first, group["eps"] * second, shrink], -1).to(group["params"][0].dtype)
+
+
+def moments_of(optim: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
+    """The optimizer's state of one parameter, created as the optimizer's own first step would if there is none.
+
+    Args:
+        optim: Adam or AdamW.
+        param: one of its parameters.
+
+    Returns:
+        ``step`` (a scalar), ``exp_avg`` and ``exp_avg_sq``: the optimizer's own tensors.
+
+    Raises:
+        O2OSpecError: if its step counter is on another device than the parameter.
+
+    Examples:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> moments_of(torch.optim.Adam([weight]), weight)["exp_avg"]
+        tensor([0., 0.])
+    """
+    state = optim.state[param]
+    if "exp_avg" not in state:
+        state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format).detach()
+        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format).detach()
+    if state["step"].device != param.device:
+        raise O2OSpecError(f"the optimizer counts on {state['step'].device}; pass fused=True, so that nothing waits")
+    return state
+
+
+def count_steps(optim: torch.optim.Optimizer, steps: Tensor | int) -> None:
+    """Tell the optimizer how many steps were done in its stead.
+
+    Args:
+        optim: the optimizer.
+        steps: how many, a number or a scalar on the counters' device.
+    """
+    counters = [optim.state[param]["step"] for group in optim.param_groups for param in group["params"]]
+    torch._foreach_add_(counters, steps)
+
+
+def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
+    """Refuse what :func:`adam_step` does not compute.
+
+    Args:
+        name: of the loss, for the message.
+        optim: the optimizer.
+
+    Raises:
+        O2OSpecError: if it is not Adam or AdamW, or uses ``amsgrad`` or ``maximize``.
+    """
+    if type(optim) not in (torch.optim.Adam, torch.optim.AdamW):
+        raise O2OSpecError(f"got {type(optim).__name__} for {name!r}, expected torch.optim.Adam or AdamW")
+    for group in optim.param_groups:
+        for option in ("amsgrad", "maximize"):
+            if group[option]:
+                raise O2OSpecError(
+                    f"got {option}=True for {name!r}, which a compiled update does not compute; leave it out"
+                )

@@ -1,0 +1,216 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Functions of named tensors as graphs: captured, split into what a loop may do once and what it repeats, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from torchrl_o2o.updates.rewrite import DECOMPOSITIONS, is_random, is_view, tidy
+
+__all__ = ["Executable", "Graph", "Named", "capture", "hoist", "over_leading_dim"]
+
+Named = Mapping[str, Tensor]
+_PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+
+
+class Graph(NamedTuple):
+    """A captured function: its operations, the names of its inputs and outputs, and which inputs it overwrites."""
+
+    module: fx.GraphModule
+    inputs: list[str]
+    outputs: list[str]
+    changed: list[str]
+
+    def executable(
+        self, compiler: Callable[[fx.GraphModule, list[Tensor]], Callable[..., Any]], examples: Named
+    ) -> Executable:
+        """Compile it, with each changed input overwritten by its new value at the end.
+
+        Args:
+            compiler: makes a callable of a graph and example inputs; returning the graph runs it eagerly.
+            examples: at least the inputs, by name; only looked at.
+
+        Returns:
+            What computes the outputs.
+        """
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        values = graph.graph_copy(self.module.graph, copies)
+        placeholders = dict(zip(self.inputs, graph.find_nodes(op="placeholder"), strict=True))
+        kept, new = values[: len(self.outputs)], values[len(self.outputs) :]  # type: ignore[index]
+        for name, value in zip(self.changed, new, strict=True):
+            graph.call_function(torch.ops.aten.copy_.default, (placeholders[name], value))
+        graph.output(tuple(kept))
+        unused = [name for name, node in placeholders.items() if not node.users]
+        for name in unused:
+            graph.erase_node(placeholders[name])
+        module = fx.GraphModule(self.module, graph)
+        used = [name for name in self.inputs if name not in unused]
+        return Executable(compiler(module, [examples[name] for name in used]), used, self.outputs)
+
+
+class Executable(NamedTuple):
+    """A graph ready to run on named tensors."""
+
+    function: Callable[..., Any]
+    inputs: list[str]
+    outputs: list[str]
+
+    def __call__(self, values: Named) -> dict[str, Tensor]:
+        """Run it; what it changes is overwritten in ``values``.
+
+        Args:
+            values: at least the inputs, by name.
+
+        Returns:
+            The outputs by name.
+        """
+        results = self.function(*[values[name] for name in self.inputs])
+        return dict(zip(self.outputs, results, strict=True))
+
+
+def capture(
+    function: Callable[[dict[str, Tensor]], tuple[Named, Named]], inputs: Named, *, decompose: bool = True
+) -> Graph:
+    """Record the tensor operations a function performs; whatever Python it went through leaves no trace.
+
+    Args:
+        function: from named tensors to outputs and to new values of some inputs. It may differentiate, but not look at
+            a value.
+        inputs: an example; not modified. Shapes, dtypes and devices are those of every later call.
+        decompose: write some operations in simpler ones that compile better, but cannot be vectorized any more.
+            Defaults to ``True``.
+
+    Returns:
+        The graph.
+
+    Examples:
+        >>> import torch
+        >>> graph = capture(lambda t: ({"y": 2 * t["x"]}, {"x": t["x"] + 1}), {"x": torch.zeros(2)})
+        >>> x = torch.zeros(2)
+        >>> graph.executable(lambda module, _: module, {"x": x})({"x": x})["y"], x
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    names: list[list[str]] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        outputs, changed = function(dict(zip(inputs, tensors, strict=True)))
+        names[:] = [list(outputs), list(changed)]
+        return [*outputs.values(), *changed.values()]
+
+    table = DECOMPOSITIONS if decompose else {}
+    module = make_fx(flat, decomposition_table=table)(*(value.detach().clone() for value in inputs.values()))
+    module.graph.eliminate_dead_code()
+    tidy(module.graph)
+    return Graph(module, list(inputs), *names)
+
+
+def hoist(graph: Graph, per_round: Collection[str], outside: Collection[str]) -> tuple[Graph | None, Graph]:
+    """Split a loop's body into what no round changes and what it does.
+
+    Products that depend on a round's own data, but on nothing an earlier round has changed, can be computed for all
+    rounds beforehand, in one pass. So are next actions where the actor is frozen.
+
+    Args:
+        graph: the body.
+        per_round: inputs that differ from round to round and that are known beforehand.
+        outside: further inputs that are not known beforehand.
+
+    Returns:
+        The part to compute beforehand (``None`` if nothing is worth it), whose outputs are inputs of the second part.
+    """
+    free = _known_beforehand(graph, per_round, {*outside, *graph.changed})
+    output = graph.module.graph.output_node()
+    edge: dict[fx.Node, None] = {}
+    rest: set[fx.Node] = set()
+    queue = list(output.all_input_nodes)
+    while queue:
+        node = queue.pop()
+        if node in free and not is_view(node):
+            edge[node] = None
+        elif node not in rest:
+            rest.add(node)
+            queue += node.all_input_nodes
+    if not edge:
+        return None, graph
+    order = [node for node in graph.module.graph.nodes if node in edge]
+    names = [f"hoisted:{i}" for i in range(len(order))]
+    return _upstream(graph, order, names), _downstream(graph, dict(zip(order, names, strict=True)), rest)
+
+
+def _known_beforehand(graph: Graph, per_round: Collection[str], outside: Collection[str]) -> set[fx.Node]:
+    """Nodes that need a product, a round's own data, and nothing from outside or from another round."""
+    names = dict(zip(graph.module.graph.find_nodes(op="placeholder"), graph.inputs, strict=True))
+    bound: set[fx.Node] = set()
+    varying: set[fx.Node] = set()
+    costly: set[fx.Node] = set()
+    for node in graph.module.graph.nodes:
+        needs = node.all_input_nodes
+        if names.get(node) in outside or any(need in bound for need in needs) or is_random(node):
+            bound.add(node)
+        if names.get(node) in per_round or any(need in varying for need in needs):
+            varying.add(node)
+        product = getattr(node.target, "overloadpacket", None) in _PRODUCTS
+        if (product and node in varying) or any(need in costly for need in needs):
+            costly.add(node)
+    return {node for node in varying & costly - bound if node.op == "call_function"}
+
+
+def _upstream(graph: Graph, order: list[fx.Node], names: list[str]) -> Graph:
+    new, copies = fx.Graph(), {}
+    wanted = set(order)
+    for node in reversed(graph.module.graph.nodes):
+        if node in wanted:
+            wanted.update(node.all_input_nodes)
+    for node in graph.module.graph.nodes:
+        if node in wanted:
+            copies[node] = new.node_copy(node, copies.__getitem__)
+    new.output([copies[node] for node in order])
+    placeholders = zip(graph.inputs, graph.module.graph.find_nodes(op="placeholder"), strict=True)
+    return Graph(fx.GraphModule(graph.module, new), [name for name, node in placeholders if node in wanted], names, [])
+
+
+def _downstream(graph: Graph, edge: dict[fx.Node, str], rest: set[fx.Node]) -> Graph:
+    new, copies = fx.Graph(), {}
+    old = graph.module.graph
+    for node in old.find_nodes(op="placeholder"):
+        copies[node] = new.node_copy(node, copies.__getitem__)
+    for node, name in edge.items():
+        copies[node] = new.placeholder(name.replace(":", "_"))
+    for node in old.nodes:
+        if node in rest and node.op != "placeholder":
+            copies[node] = new.node_copy(node, copies.__getitem__)
+    new.output(fx.map_arg(old.output_node().args[0], copies.__getitem__))
+    inputs = [*graph.inputs, *edge.values()]
+    return Graph(fx.GraphModule(graph.module, new), inputs, graph.outputs, graph.changed)
+
+
+def over_leading_dim(graph: Graph, inputs: Named, mapped: Collection[str], *, decompose: bool = True) -> Graph:
+    """The same function for all entries of a leading dimension at once.
+
+    Args:
+        graph: a function of which every changed input is mapped.
+        inputs: an example, where the mapped ones have one more dimension in front.
+        mapped: which inputs have it.
+        decompose: see :func:`capture`; ``False`` if the result is to be vectorized once more. Defaults to ``True``.
+
+    Returns:
+        A graph whose outputs and changes have the leading dimension.
+    """
+    dims = tuple(0 if name in mapped else None for name in graph.inputs)
+
+    def batched(values: dict[str, Tensor]) -> tuple[Named, Named]:
+        results = vmap(graph.module, dims)(*[values[name] for name in graph.inputs])
+        outputs, changed = results[: len(graph.outputs)], results[len(graph.outputs) :]
+        return dict(zip(graph.outputs, outputs, strict=True)), dict(zip(graph.changed, changed, strict=True))
+
+    return capture(batched, {name: inputs[name] for name in graph.inputs}, decompose=decompose)

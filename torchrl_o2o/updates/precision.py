@@ -1,0 +1,71 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Products of captured graphs in a shorter type; everything between them stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["WIDE", "lower_products"]
+
+_ATEN = torch.ops.aten
+#: The product without the summand, by operation, and where its two factors begin among the arguments.
+_PRODUCTS: dict[Any, tuple[Any, int]] = {
+    _ATEN.mm.default: (_ATEN.mm.default, 0),
+    _ATEN.bmm.default: (_ATEN.bmm.default, 0),
+    _ATEN.addmm.default: (_ATEN.mm.default, 1),
+    _ATEN.baddbmm.default: (_ATEN.bmm.default, 1),
+}
+#: Only products of which no dimension is below this are shortened. It leaves the first layer, which reads the
+#: observations, and the last one, which writes Q values, as they are: eight bits of a Q of 500 are steps of 2.
+WIDE = 64
+
+
+def lower_products(graph: fx.Graph, dtype: torch.dtype) -> int:
+    """Compute products of wide float32 matrices in a shorter type, with float32 results.
+
+    Parameters, gradients, the optimizer and all that is done element by element stay in float32, as under
+    ``torch.autocast``, but so do narrow products (:data:`WIDE`).
+
+    Args:
+        graph: of an aten graph with example values; rewritten in place.
+        dtype: ``torch.bfloat16``.
+
+    Returns:
+        How many products were shortened.
+    """
+    short: dict[fx.Node, fx.Node] = {}
+    count = 0
+    for node in list(graph.nodes):
+        plain, at = _PRODUCTS.get(node.target, (None, 0))
+        if plain is None or not _is_wide(node, *node.args[at : at + 2]) or node.kwargs:
+            continue
+        for factor in node.args[at : at + 2]:
+            if factor not in short:
+                with graph.inserting_after(factor):
+                    short[factor] = _cast(graph, factor, dtype)
+        with graph.inserting_before(node):
+            product = graph.call_function(plain, tuple(short[factor] for factor in node.args[at : at + 2]))
+            result = _cast(graph, product, torch.float32)
+            if at:
+                result = graph.call_function(_ATEN.add.Tensor, (result, node.args[0]))
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+        count += 1
+    return count
+
+
+def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    return graph.call_function(_ATEN._to_copy.default, (node,), {"dtype": dtype})
+
+
+def _is_wide(node: fx.Node, left: Any, right: Any) -> bool:
+    values = [each.meta.get("val", each.meta.get("tensor_meta")) for each in (node, left, right)]
+    return all(isinstance(value, Tensor) and value.dtype == torch.float32 for value in values) and (
+        min(*values[0].shape[-2:], values[1].shape[-1]) >= WIDE
+    )

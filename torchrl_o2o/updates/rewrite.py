@@ -1,0 +1,200 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Rewrites of captured graphs that leave the mathematics as it is and that compilers do not do by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["DECOMPOSITIONS", "is_random", "is_view", "tidy"]
+
+_ATEN = torch.ops.aten
+_RESHAPES = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default, _ATEN.detach.default)
+
+
+def tidy(graph: fx.Graph) -> None:
+    """Merge what is computed twice, drop reshapes that change nothing, compute transposed products as such.
+
+    Losses that are plain to read evaluate the same network twice, for example IQL's target critics for V and for the
+    actor; as long as nothing has changed in between, once is enough.
+
+    :math:`(AB)^T=B^TA^T`: gradients of weights then come out in the weights' own layout, which the optimizer reads
+    and writes in order.
+
+    Args:
+        graph: of an aten graph with example values; rewritten in place.
+    """
+    _out_of_place(graph)
+    _merge_equal(graph)
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if node.target in _RESHAPES and isinstance(source, fx.Node) and _same_layout(node, source):
+            node.replace_all_uses_with(source)
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.target is _ATEN.transpose.int and _swaps_last(node) and _is_product(node.args[0]):
+            product = node.args[0]
+            with graph.inserting_before(node):
+                left, right = (_transposed(graph, factor) for factor in product.args)
+                fresh = graph.call_function(_ATEN.bmm.default, (right, left))
+            fresh.meta = dict(node.meta)
+            node.replace_all_uses_with(fresh)
+        elif node.target is _ATEN.t.default and _is_product(node.args[0]):
+            product = node.args[0]
+            with graph.inserting_before(node):
+                left, right = (_transposed(graph, factor) for factor in product.args)
+                fresh = graph.call_function(_ATEN.mm.default, (right, left))
+            fresh.meta = dict(node.meta)
+            node.replace_all_uses_with(fresh)
+    graph.eliminate_dead_code()
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether a node's result shares memory with its input.
+
+    Args:
+        node: of an aten graph.
+
+    Returns:
+        The answer.
+    """
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(value.alias_info is not None for value in schema.returns)
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers.
+
+    Args:
+        node: of an aten graph.
+
+    Returns:
+        The answer.
+    """
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Operations that overwrite a value nobody else reads, as in the backward pass of a clamp, make a new one."""
+    for node in graph.nodes:
+        if _is_mutable(node) and isinstance(node.target, torch._ops.OpOverload):
+            base, (name, overload) = node.args[0], str(node.target).removeprefix("aten.").split(".")
+            made_here = isinstance(base, fx.Node) and base.op == "call_function" and not is_view(base)
+            fresh = made_here and len(base.users) == 1
+            packet = getattr(_ATEN, name.removesuffix("_"), None)
+            if fresh and name.endswith("_") and packet is not None and overload in packet.overloads():
+                node.target = getattr(packet, overload)
+
+
+def _merge_equal(graph: fx.Graph) -> None:
+    first: dict[Any, fx.Node] = {}
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    if any(_is_mutable(node) for node in calls):
+        return
+    for node in calls:
+        if is_random(node):
+            continue
+        known = first.setdefault((node.target, _hashable(node.args), _hashable(node.kwargs)), node)
+        if known is not node:
+            node.replace_all_uses_with(known)
+    graph.eliminate_dead_code()
+
+
+def _hashable(argument: Any) -> Any:
+    """Equal for equal arguments only; 1, 1.0 and True are different."""
+    if isinstance(argument, list | tuple):
+        return tuple(_hashable(each) for each in argument)
+    if isinstance(argument, Mapping):
+        return tuple((name, _hashable(each)) for name, each in sorted(argument.items()))
+    return argument if isinstance(argument, fx.Node) else (type(argument), repr(argument))
+
+
+def _value(node: fx.Node) -> Any:
+    return node.meta.get("val", node.meta.get("tensor_meta"))
+
+
+def _same_layout(node: fx.Node, source: fx.Node) -> bool:
+    now, before = _value(node), _value(source)
+    return (
+        isinstance(now, Tensor)
+        and isinstance(before, Tensor)
+        and now.shape == before.shape
+        and now.stride() == before.stride()
+    )
+
+
+def _swaps_last(node: fx.Node) -> bool:
+    return {axis % 3 for axis in node.args[1:3]} == {1, 2} and _value(node).ndim == 3
+
+
+def _is_product(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in (_ATEN.bmm.default, _ATEN.mm.default) and len(node.users) == 1
+
+
+def _transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """The transpose of a factor, undoing one that is there."""
+    if node.target is _ATEN.transpose.int and _swaps_last(node):
+        return node.args[0]
+    if node.target is _ATEN.t.default:
+        return node.args[0]
+    value = _value(node)
+    fresh = graph.call_function(_ATEN.transpose.int, (node, -2, -1))
+    fresh.meta = {"val": value.transpose(-2, -1)}
+    return fresh
+
+
+def _kept(value: Tensor) -> Tensor:
+    """The same tensor, which a compiler stores instead of computing it anew wherever it is used."""
+    return value.as_strided(value.shape, value.stride())
+
+
+def _layer_norm(
+    features: Tensor, shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dims = list(range(features.ndim - len(shape), features.ndim))
+    mean = features.mean(dims, keepdim=True)
+    centered = features - mean
+    rstd = _kept((centered.square().mean(dims, keepdim=True) + eps).rsqrt())
+    out = centered * rstd
+    out = out if weight is None else out * weight
+    return (out if bias is None else out + bias), mean, rstd
+
+
+def _layer_norm_backward(
+    gradient: Tensor,
+    features: Tensor,
+    shape: list[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    dims = list(range(features.ndim - len(shape), features.ndim))
+    outer = list(range(features.ndim - len(shape)))
+    normalized = (features - mean) * rstd
+    inner = gradient if weight is None else gradient * weight
+    shift = inner.mean(dims, keepdim=True)
+    tilt = (inner * normalized).mean(dims, keepdim=True)
+    return (
+        (inner - shift - normalized * tilt) * rstd if mask[0] else None,
+        (gradient * normalized).sum(outer) if mask[1] and weight is not None else None,
+        gradient.sum(outer) if mask[2] and bias is not None else None,
+    )
+
+
+#: Layer normalization with its scale factors stored: inductor's own recomputes a root and a division per use.
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    _ATEN.native_layer_norm.default: _layer_norm,
+    _ATEN.native_layer_norm_backward.default: _layer_norm_backward,
+}
