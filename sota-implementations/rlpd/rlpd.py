@@ -27,7 +27,6 @@ from torchrl.data import ImmutableDatasetWriter, Storage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler, Sampler
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o import launch as phases
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.collectors import StepCollector
@@ -41,6 +40,8 @@ from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record import Recorder
 from torchrl_o2o.trainers import evaluate, graceful_exit, resume_command, weight_decay_groups
+from torchrl_o2o.trainers.launch import launch as run_script
+from torchrl_o2o.trainers.launch import product_dtype
 from torchrl_o2o.updates import CompiledUpdate, compile_update
 
 MakeStorage = Callable[[TensorDictBase, int], Storage]
@@ -120,7 +121,7 @@ def make_learner(cfg: DictConfig, observation_dim: int, action_dim: int) -> tupl
         torch.optim.AdamW(loss.temperature.parameters(), weight_decay=0.0, **plain(cfg.optim)),
         target_updater,
         cfg.compile,
-        phases.product_dtype(cfg.matmul_dtype),
+        product_dtype(cfg.matmul_dtype),
     )
     return actor, learner
 
@@ -309,7 +310,7 @@ def launch(cfg: DictConfig, build: Callable[[DictConfig], Run], save: Callable[[
         run = build(cfg)
         train(run, save(run))
 
-    phases.launch(cfg, build_and_train)
+    run_script(cfg, build_and_train)
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")

@@ -29,7 +29,6 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
-from torchrl_o2o import launch as phases
 from torchrl_o2o.checkpoint.manifest import dump
 from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.data.transforms import AffineReward
@@ -49,6 +48,8 @@ from torchrl_o2o.seeds import (
     restore_together,
 )
 from torchrl_o2o.trainers import graceful_exit, resume_command
+from torchrl_o2o.trainers.launch import launch as run_script
+from torchrl_o2o.trainers.launch import load_script, product_dtype
 
 Metrics = dict[str, Tensor]
 
@@ -174,7 +175,7 @@ def make_runs(cfg: DictConfig, script: ModuleType, kind: type[SeedRuns] = SeedRu
     tau = 1.0 - runs[0].learner.target_updater.eps
     learner = StackedLearner([run.learner for run in runs], tau=tau)
     if cfg.compile:
-        learner.compile(matmul_dtype=phases.product_dtype(cfg.matmul_dtype))
+        learner.compile(matmul_dtype=product_dtype(cfg.matmul_dtype))
     (action_dim,) = runs[0].collector.env.action_space.shape
     act = StackedActor(learner.stack, streams, action_dim)
     foreign = bool(cfg.env.get("allow_modules"))
@@ -210,7 +211,7 @@ def train(seeds: SeedRuns, script: ModuleType) -> None:
 
 def launch(cfg: DictConfig, script: ModuleType, kind: type[SeedRuns] = SeedRuns) -> None:
     """Build and train all seeds."""
-    phases.launch(cfg, lambda cfg: train(make_runs(cfg, script, kind), script))
+    run_script(cfg, lambda cfg: train(make_runs(cfg, script, kind), script))
 
 
 def accept_seeds() -> None:
@@ -221,7 +222,7 @@ def accept_seeds() -> None:
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train all seeds into their run folders."""
-    launch(cfg, phases.load_script("rlpd"))
+    launch(cfg, load_script("rlpd"))
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_observation_statistics_are_corls(case: str) -> None:
     stats = ObservationStats.of(data)
     torch.testing.assert_close(stats.mean, tree["out/obs_mean"], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(stats.scale, tree["out/obs_std_plus_eps"], rtol=1e-12, atol=0)
-    torch.testing.assert_close(stats(data)["observation"], tree["out/observation_normalized"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(stats(data)["observation"], tree["out/observation_normalised"], rtol=1e-12, atol=1e-12)
 
 
 def test_the_environment_gets_the_same_transforms() -> None:

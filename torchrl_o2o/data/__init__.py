@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from torchrl_o2o.data.audit import AuditReport, Finding, audit
+from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.keys import EPISODE, TRANSITION
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
@@ -15,19 +16,23 @@ from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.data.writers import OnlineWriter
 
 __all__ = [
+    "CONVENTIONS",
     "EPISODE",
     "TRANSITION",
     "AuditReport",
     "BalancedReplaySampler",
     "BalancedSampler",
+    "Convention",
     "DatasetInfo",
     "Finding",
+    "FittedConvention",
     "OnlineWriter",
     "PoolSampler",
     "PrioritizedReplaySampler",
     "audit",
     "check_offline",
     "describe_offline",
+    "get_convention",
     "load_offline",
     "make_local_dataset",
     "offline_online_storage",

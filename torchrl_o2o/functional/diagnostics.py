@@ -146,7 +146,7 @@ def finite_or_raise(tensors: Mapping[str, Tensor | None]) -> None:
         >>> finite_or_raise({"loss_qvalue": torch.tensor(1.0), "actor.weight": None})
         >>> finite_or_raise({"loss_qvalue": torch.tensor(1.0), "loss_actor": torch.tensor([0.0, float("nan")])})
         Traceback (most recent call last):
-        torchrl_o2o.functional.NonFiniteError: not finite: loss_actor (1 of 2 values)...
+        torchrl_o2o.functional.diagnostics.NonFiniteError: not finite: loss_actor (1 of 2 values)...
     """
     present = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
     if not present or math.isfinite(get_total_norm(present.values()).item()):

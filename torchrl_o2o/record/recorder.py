@@ -175,7 +175,7 @@ class Recorder:
             >>> with Recorder(tempfile.mkdtemp(), config={}) as recorder, recorder.dump_if_not_finite(batch):
             ...     finite_or_raise({"loss": batch["reward"].sum()})
             Traceback (most recent call last):
-            torchrl_o2o.functional.NonFiniteError: not finite: loss (1 of 1 values)... The batch is in ...
+            torchrl_o2o.functional.diagnostics.NonFiniteError: not finite: loss (1 of 1 values)... The batch is in ...
         """
         try:
             yield

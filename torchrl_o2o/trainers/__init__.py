@@ -29,6 +29,7 @@ from torchrl_o2o.trainers.handover import (
 )
 from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
 from torchrl_o2o.trainers.launch import (
+    ONLINE_ONLY,
     choose_route,
     finetune_stage,
     launch,
@@ -40,10 +41,21 @@ from torchrl_o2o.trainers.launch import (
     run_options,
 )
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
-from torchrl_o2o.trainers.pipeline import Learner, Pretrained, Problem, RunOptions, finetune, hand_over, pretrain
+from torchrl_o2o.trainers.pipeline import (
+    Learner,
+    Pretrained,
+    Problem,
+    RunOptions,
+    finetune,
+    hand_over,
+    make_collector,
+    pretrain,
+    save_policy,
+)
 from torchrl_o2o.trainers.session import Measured, Schedule, Session, handover_metrics
 
 __all__ = [
+    "ONLINE_ONLY",
     "EvaluationResult",
     "HandOver",
     "Learner",
@@ -71,6 +83,7 @@ __all__ = [
     "launch",
     "load_problem",
     "load_script",
+    "make_collector",
     "normalized_score",
     "plain",
     "pretrain",
@@ -80,6 +93,7 @@ __all__ = [
     "regret",
     "resume_command",
     "run_options",
+    "save_policy",
     "stack_agents",
     "starting_buffer",
     "stratified_bootstrap_interval",

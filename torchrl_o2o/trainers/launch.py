@@ -35,6 +35,7 @@ from torchrl_o2o.trainers.session import Schedule
 from torchrl_o2o.updates.matmul import choose_matmul_route, set_matmul_route
 
 __all__ = [
+    "ONLINE_ONLY",
     "choose_route",
     "finetune_stage",
     "launch",

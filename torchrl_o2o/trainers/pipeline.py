@@ -43,7 +43,17 @@ from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.trainers.session import Schedule, Session
 from torchrl_o2o.updates import CompiledUpdate, compile_update
 
-__all__ = ["Learner", "Pretrained", "Problem", "RunOptions", "finetune", "hand_over", "pretrain"]
+__all__ = [
+    "Learner",
+    "Pretrained",
+    "Problem",
+    "RunOptions",
+    "finetune",
+    "hand_over",
+    "make_collector",
+    "pretrain",
+    "save_policy",
+]
 
 
 class Learner(ABC):
