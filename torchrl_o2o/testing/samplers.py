@@ -56,6 +56,25 @@ class SamplerContract:
         """Probability of each row of :meth:`make_buffer`'s storage in one draw, shape [num_offline + num_online]."""
         raise AssertionError(f"{type(self).__name__} must implement expected_frequencies")
 
+    def expected_frequencies_of_a_full_ring(self) -> Tensor:
+        """Probability of each row in one draw once every online slot was written, and some of them several times.
+
+        By default :meth:`expected_frequencies` with as many online rows as there are slots. Override it where rows that
+        were written over differ from others.
+
+        Returns:
+            Shape [num_offline + capacity].
+        """
+        before, self.num_online = self.num_online, self.capacity
+        try:
+            expected = self.expected_frequencies()
+        finally:
+            self.num_online = before
+        assert len(expected) == self.num_offline + self.capacity, (
+            "expected_frequencies must follow self.num_online; else override expected_frequencies_of_a_full_ring"
+        )
+        return expected
+
     def make_buffer(self, seed: int = 0) -> TensorDictReplayBuffer:
         """A replay buffer over :func:`counting_storage` with the sampler under test."""
         writer = OnlineWriter(self.num_offline)
@@ -103,13 +122,13 @@ class SamplerContract:
         assert str(other.state_dict()) == str(sampler.state_dict())
 
     def test_offline_rows_survive_three_wraps(self) -> None:
-        """Online writes cycle over their own slots only, and sampling stays in range meanwhile."""
+        """Online writes cycle over their own slots only, and every batch holds the rows as they are by then."""
         buffer = self.make_buffer()
         for start in range(1000, 1000 + 3 * self.capacity, 8):
             buffer.extend(TensorDict({"x": torch.arange(start, start + 8)}, [8]))
             batch = buffer.sample()
-            offline = batch["index"] < self.num_offline
-            assert torch.equal(batch["x"][offline], batch["index"][offline])
+            assert int(batch["index"].max()) < len(buffer.storage)
+            assert torch.equal(batch["x"], buffer.storage[:]["x"][batch["index"]])
         rows = buffer.storage[:]["x"]
         assert torch.equal(rows[: self.num_offline], torch.arange(self.num_offline))
         assert sorted(rows[self.num_offline :].tolist()) == list(
@@ -118,11 +137,21 @@ class SamplerContract:
 
     def test_empirical_frequencies(self) -> None:
         """Rows come up as often as they should (chi-square, five standard deviations)."""
-        buffer, draws = self.make_buffer(), 400
-        counts = torch.zeros(self.num_offline + self.num_online)
+        self._check_frequencies(self.make_buffer(), self.expected_frequencies())
+
+    def test_empirical_frequencies_after_the_ring_wrapped(self) -> None:
+        """The same once the writer stands in the middle of the ring for the second time: every row is still there."""
+        buffer = self.make_buffer()
+        for start in range(0, self.capacity + self.capacity // 2, 8):
+            buffer.extend(TensorDict({"x": torch.arange(start, start + 8)}, [8]))
+            buffer.sample()
+        self._check_frequencies(buffer, self.expected_frequencies_of_a_full_ring())
+
+    def _check_frequencies(self, buffer: TensorDictReplayBuffer, frequencies: Tensor) -> None:
+        draws, counts = 400, torch.zeros(len(frequencies))
         for _ in range(draws):
             counts += torch.bincount(buffer.sample()["index"], minlength=len(counts))
-        expected = self.expected_frequencies() * draws * self.batch_size
+        expected = frequencies * draws * self.batch_size
         drawn = expected > 0
         assert (counts[~drawn] == 0).all()
         statistic = ((counts - expected)[drawn].square() / expected[drawn]).sum()

@@ -94,28 +94,24 @@ def aligned(tree: golden.Tree, loss: EnsembleSACLoss) -> LogPriority:
     return AdvantageAligned(heuristic(tree, loss), score, adv_temp=golden.hp(tree, "density_lambda_heuristic"))
 
 
-class ReplayedSampler(PoolSampler):
+def draw(
+    tree: golden.Tree, loss: EnsembleSACLoss, misaligned: bool, normalize: Literal["pool", "batch", "max"] = "pool"
+) -> tuple[TensorDict, PoolSampler]:
     """The authors' pool and draws in place of random ones."""
-
-    def __init__(self, tree: golden.Tree, score: LogPriority, misaligned: bool) -> None:
-        rows, self.tree = int(golden.hp(tree, "N")), tree
-        super().__init__(score, rows // 2, pool_size=None, normalize="pool", misaligned_weights=misaligned)
-        self.alpha = golden.hp(tree, "priority_alpha")
-        self.beta = annealed_beta(golden.hp(tree, "beta0"), golden.hp(tree, "step") / golden.hp(tree, "max_steps"))
-        self.uniform.sample = lambda storage, size: (torch.arange(rows).reshape(2, -1).T.reshape(-1), {})  # type: ignore[method-assign]
-
-    def _draw(self, log_prob: torch.Tensor, batch_size: int) -> torch.Tensor:
-        golden.assert_close(log_prob.exp(), self.tree["out/priority/prob"], "P")
-        return self.tree["sampled_indices"]
-
-
-def draw(tree: golden.Tree, loss: EnsembleSACLoss, misaligned: bool) -> tuple[TensorDict, PoolSampler]:
-    sampler = ReplayedSampler(tree, aligned(tree, loss), misaligned)
-    storage = LazyTensorStorage(int(golden.hp(tree, "N")))
+    size = int(golden.hp(tree, "N"))
+    sampler = PoolSampler(
+        aligned(tree, loss), size // 2, pool_size=None, normalize=normalize, misaligned_weights=misaligned
+    )
+    sampler.alpha = golden.hp(tree, "priority_alpha")
+    sampler.beta = annealed_beta(golden.hp(tree, "beta0"), golden.hp(tree, "step") / golden.hp(tree, "max_steps"))
+    offline, online = torch.arange(size).chunk(2)
+    sampler.noise = RecordedNoise({"offline_rows": offline, "online_rows": online, "drawn": tree["sampled_indices"]})
+    storage = LazyTensorStorage(size)
     rows = torch.cat([golden.transitions(tree, "offline"), golden.transitions(tree, "online")])
-    storage.set(torch.arange(len(rows)), rows)
-    replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=len(rows))
-    return replay.sample(), sampler
+    storage.set(torch.arange(size), rows)
+    batch = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=size).sample()
+    golden.assert_close(sampler._last[0].exp(), tree["out/priority/prob"], "P")  # type: ignore[index]
+    return batch, sampler
 
 
 @pytest.mark.parametrize("case", ["A", "B"])
@@ -180,12 +176,11 @@ def test_sampler_weights(case: str, variant: str) -> None:
     batch, sampler = draw(tree, loss, variant == "official")
     golden.assert_close(batch["priority_weight"], 8 * tree[f"out/priority/is_weight_{variant}"], "weights")
     golden.assert_close(sampler.metrics()["kl_to_uniform"], tree["out/priority/kl_to_uniform"], "KL")
-    log_prob, _, drawn, _ = sampler._last  # type: ignore[misc]
     if variant == "gathered":
         for normalize, name, factor in (("batch", "renorm", 8), ("max", "per_max", 1)):
-            sampler.normalize = normalize  # type: ignore[assignment]
+            batch, _ = draw(tree, loss, False, normalize)  # type: ignore[arg-type]
             expected = factor * tree[f"out/priority/is_weight_gathered_{name}"]
-            golden.assert_close(sampler._weight(log_prob, drawn), expected, name)
+            golden.assert_close(batch["priority_weight"], expected, name)
 
 
 @pytest.mark.parametrize("case", ["A", "B"])

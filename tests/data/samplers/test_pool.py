@@ -23,7 +23,7 @@ from torchrl_o2o.priorities.scores import Advantage
 from torchrl_o2o.testing import SamplerContract, counting_storage, random_transitions
 
 
-def by_row(rows: TensorDictBase) -> Tensor:
+def by_row(rows: TensorDictBase | dict[str, Tensor]) -> Tensor:
     return 0.05 * rows["index"].double()
 
 
@@ -37,8 +37,9 @@ class TestContractUniform(SamplerContract):
         return PoolSampler(by_row, self.num_offline, pool_size=1024, alpha=self.alpha)
 
     def expected_frequencies(self) -> Tensor:
-        balanced = torch.cat([torch.full((self.num_offline,), 0.5 / 40), torch.full((self.num_online,), 0.5 / 24)])
-        weighted = balanced.double() * (self.alpha * 0.05 * torch.arange(64).double()).exp()
+        sizes = (self.num_offline, self.num_online)
+        balanced = torch.cat([torch.full((size,), 0.5 / size) for size in sizes])
+        weighted = balanced.double() * (self.alpha * by_row({"index": torch.arange(len(balanced))})).exp()
         return weighted / weighted.sum()
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,11 @@ class TestContract(SamplerContract):
         priority[::2] = 2.0
         return priority / priority.sum()
 
+    def expected_frequencies_of_a_full_ring(self) -> Tensor:
+        weight = torch.full((self.num_offline + self.capacity,), 2.0)  # written over: the largest priority so far
+        weight[1 : self.num_offline : 2] = 1.0
+        return weight / weight.sum()
+
 
 class TestContractUniform(TestContract):
     def make_sampler(self) -> PrioritizedReplaySampler:
@@ -44,6 +50,9 @@ class TestContractUniform(TestContract):
 
     def expected_frequencies(self) -> Tensor:
         return torch.full((64,), 1 / 64)
+
+    def expected_frequencies_of_a_full_ring(self) -> Tensor:
+        return torch.full((self.num_offline + self.capacity,), 1 / (self.num_offline + self.capacity))
 
 
 def filled(sampler: PrioritizedReplaySampler, size: int, batch_size: int = 32) -> TensorDictReplayBuffer:
@@ -205,3 +214,29 @@ def test_repr() -> None:
 def test_unknown_reductions_are_refused() -> None:
     with pytest.raises(O2OSpecError, match="reduction='median_of_means', expected one of 'max'"):
         PrioritizedReplaySampler(8, 0.6, 0.4, reduction="median_of_means")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("capacity", [4, 5000])
+@pytest.mark.parametrize("normalization", ["max", "mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_finite_priorities_whose_sum_is_not_finite(capacity: int, normalization: Any, dtype: torch.dtype) -> None:
+    """Two rows of half the largest number and two of a quarter: N P is 4/3 and 2/3, whatever the sum."""
+    sampler = PrioritizedReplaySampler(capacity, alpha=1.0, beta=1.0, dtype=dtype, normalization=normalization)
+    replay = filled(sampler, 4, batch_size=3000)
+    largest = torch.finfo(dtype).max
+    replay.update_priority(torch.arange(4), largest * torch.tensor([1.0, 1.0, 0.5, 0.5], dtype=dtype))
+    batch = replay.sample()
+    assert torch.bincount(batch["index"]).tolist() == pytest.approx([1000, 1000, 500, 500], abs=1)
+    expected = torch.where(batch["index"] < 2, 0.75, 1.5)
+    expected = expected / {"max": 1.5, "mean": 1.0, "none": 1.0}[normalization]
+    torch.testing.assert_close(batch["priority_weight"], expected, rtol=2e-3, atol=0)
+
+
+def test_a_power_that_is_not_finite_is_refused_and_changes_nothing() -> None:
+    sampler = PrioritizedReplaySampler(4, alpha=1.0, beta=1.0, eps=0.0)
+    replay = filled(sampler, 4)
+    replay.update_priority(torch.arange(4), torch.full((4,), 1e200, dtype=torch.float64))
+    with pytest.raises(O2OSpecError, match=r"got a priority of 1e\+200, which to the power of alpha=2.0 is no finite"):
+        sampler.alpha = 2.0
+    assert sampler.alpha == 1.0
+    assert replay.sample()["priority_weight"].eq(1.0).all()

@@ -17,6 +17,7 @@ from tests import golden_vectors as golden
 from torchrl_o2o.data import OnlineWriter
 from torchrl_o2o.data.samplers import BalancedReplaySampler
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.noise import RecordedNoise
 from torchrl_o2o.functional.off2on import off2on_priority
 from torchrl_o2o.testing import SamplerContract, counting_storage
 
@@ -30,6 +31,10 @@ class TestContract(SamplerContract):
     def expected_frequencies(self) -> Tensor:
         offline = torch.full((self.num_offline,), 0.5 / self.num_offline)
         return torch.cat([offline, torch.full((self.num_online,), 0.5 / self.num_online)])
+
+    def expected_frequencies_of_a_full_ring(self) -> Tensor:
+        priority = torch.cat([torch.ones(self.num_offline), torch.full((self.capacity,), 40 / 24)])
+        return priority / priority.sum()
 
 
 class TestContractAfterUpdates(TestContract):
@@ -45,7 +50,10 @@ class TestContractAfterUpdates(TestContract):
         priority[::2] = 3.0
         return priority / priority.sum()
 
-    test_offline_rows_survive_three_wraps = None  # type: ignore[assignment]  # its rows are those of the parent
+    def expected_frequencies_of_a_full_ring(self) -> Tensor:
+        priority = torch.cat([torch.ones(self.num_offline), torch.full((self.capacity,), 3.0)])  # the largest so far
+        priority[: self.num_offline : 2] = 3.0
+        return priority / priority.sum()
 
 
 class TestContractRefreshed(TestContract):
@@ -88,15 +96,15 @@ def test_golden_priorities_and_running_maximum() -> None:
     assert sampler.default_priority == float(tree["out/max_priority_for_new_samples"])
 
 
-def test_golden_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_draws() -> None:
     """The whole path from uniform numbers to rows: stratum k of n gets (k + u)/n of the total."""
     tree = golden.load("off2on/buffer_A")
     sampler = BalancedReplaySampler(30, 34, dtype=torch.float32)
     replay = buffer(sampler, 10)
     replay.update_priority(tree["update/index"], tree["update/priority"])
-    strata, uniform = sampler._strata(16), tree["query/uniform01"] * 16
+    strata, uniform = sampler.strata(16), tree["query/uniform01"] * 16
     assert torch.equal(uniform.floor().long(), torch.arange(16))
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: (uniform - torch.arange(16))[strata])
+    sampler.noise = RecordedNoise({"within_strata": (uniform - torch.arange(16))[strata]})
     index, info = sampler.sample(replay.storage, 16)
     assert info == {}
     assert torch.equal(index, tree["out/index"][strata])
@@ -171,7 +179,7 @@ def test_every_minibatch_of_a_large_batch_is_spread_over_both_sources() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 6, 255, 256, 5120])
 def test_each_stratum_is_used_once(batch_size: int) -> None:
-    strata = BalancedReplaySampler(5, 5)._strata(batch_size)
+    strata = BalancedReplaySampler(5, 5).strata(batch_size)
     assert torch.equal(strata.sort().values, torch.arange(batch_size))
 
 

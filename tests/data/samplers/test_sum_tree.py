@@ -159,3 +159,28 @@ def test_golden_draws(dtype: torch.dtype) -> None:
     index = ours.search(tree["query/uniform01"] * float(tree["out/total"]))
     assert torch.equal(index, tree["out/index"])
     golden.assert_close(ours[index].double(), tree["out/index_priority"], "priority", rtol=1e-6)
+
+
+@pytest.mark.parametrize("capacity", [3, 4096, 70_000])
+def test_sums_beyond_the_type_still_draw_in_proportion(capacity: int) -> None:
+    tree, largest = SumTree(capacity, dtype=torch.float32), torch.finfo(torch.float32).max
+    tree.update(torch.tensor([0, 2]), torch.tensor([largest, largest / 3]))
+    assert tree.total.isinf()
+    assert tree.draw(torch.tensor([0.0, 0.74, 0.76, 1.0])).tolist() == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("capacity", [7, 2049, 70_000])
+def test_shares_of_the_total_are_positions(capacity: int) -> None:
+    tree = filled(capacity)
+    share = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.equal(tree.draw(share), tree.search(share * tree.total))
+
+
+def test_a_state_of_the_first_edition_is_read() -> None:
+    """It kept the sums as they are, without a unit."""
+    tree, other = filled(70_000), SumTree(70_000)
+    state = tree.state_dict()
+    state["levels"][1:] = [level / state.pop("unit", tree.unit) for level in state["levels"][1:]]
+    other.load_state_dict(state)
+    for level, expected in zip(other.state_dict()["levels"], tree.state_dict()["levels"], strict=True):
+        assert torch.equal(level, expected)

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchrl.data import Storage
-from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.data.writers import check_offline_rows
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["BalancedSampler"]
 
 
-class BalancedSampler(Sampler):
+class BalancedSampler(DrawingSampler):
     r"""Uniform draws from both regions of one storage, mixed in an exact and evenly interleaved fraction.
 
     Row i of a batch is offline exactly if :math:`\lceil (i+1)f\rceil > \lceil if\rceil`, so any run of n consecutive
@@ -33,6 +33,9 @@ class BalancedSampler(Sampler):
 
     A batch of B rows has :math:`\lceil Bf\rceil` offline rows. While no online transition exists, all rows are offline:
     that is warned about once and counted in ``num_offline_only_batches``.
+
+    The draws are called ``"offline_rows"`` and ``"online_rows"``, see :class:`~torchrl_o2o.functional.noise.RowSource`;
+    both are row numbers of the storage.
 
     Source: Ball et al. 2023 (RLPD), section 4.1, symmetric sampling, there with f = 1/2.
 
@@ -109,11 +112,11 @@ class BalancedSampler(Sampler):
         count = int(is_offline.sum())
         if count == batch_size or num_online <= 0:
             self._check_offline_only(num_online)
-            return self._uniform(0, self.num_offline, batch_size), {}
+            return self._uniform("offline_rows", 0, self.num_offline, batch_size), {}
         self.check_capacity(storage, batch_size)
         index = torch.empty(batch_size, dtype=torch.long)
-        index[is_offline] = self._uniform(0, self.num_offline, count)
-        index[~is_offline] = self._uniform(self.num_offline, len(storage), batch_size - count)
+        index[is_offline] = self._uniform("offline_rows", 0, self.num_offline, count)
+        index[~is_offline] = self._uniform("online_rows", self.num_offline, len(storage), batch_size - count)
         return index, {}
 
     def check_capacity(self, storage: Storage, batch_size: int) -> None:
@@ -136,8 +139,8 @@ class BalancedSampler(Sampler):
                 f"online rows, but the storage has {capacity} online slots; raise online_capacity or lower the batch"
             )
 
-    def _uniform(self, low: int, high: int, size: int) -> Tensor:
-        return torch.randint(low, high, (size,), generator=self._rng) if size else torch.empty(0, dtype=torch.long)
+    def _uniform(self, name: str, low: int, high: int, size: int) -> Tensor:
+        return self._source().integers(name, low, high, size) if size else torch.empty(0, dtype=torch.long)
 
     def _check_offline_only(self, num_online: int) -> None:
         if self._offline_fraction == 1.0:

@@ -15,10 +15,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Storage
-from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.data.samplers.balanced import BalancedSampler
+from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import effective_sample_size, offline_share
 from torchrl_o2o.functional.replay import (
@@ -34,7 +34,7 @@ _SPAN = 50.0  # rows e^50 times less likely than the likeliest are as good as ne
 _STATE = ("alpha", "beta", "num_clamped", "num_pools")
 
 
-class PoolSampler(Sampler):
+class PoolSampler(DrawingSampler):
     r"""Resample a freshly scored pool, and say by ``priority_weight`` what that does to expectations.
 
     Each call draws a pool of N rows with a fixed offline fraction (:class:`BalancedSampler`), scores it with
@@ -49,6 +49,9 @@ class PoolSampler(Sampler):
 
     A3RL is ``log_priority=AdvantageAligned(...)``; its ablations are other scores
     (:mod:`torchrl_o2o.priorities`), its online-only variant is ``offline_fraction=0``.
+
+    The draws are called ``"offline_rows"`` and ``"online_rows"``, as :class:`BalancedSampler` makes them for the pool,
+    and ``"drawn"``, positions in the pool. :attr:`noise` replaces their source.
 
     ``log_priority`` is called on the pool's rows with two entries added: ``"index"`` and the bool ``"is_offline"``,
     both of shape [N]. It sees the rows as stored, before any transform of the replay buffer. Scoring uses the networks
@@ -193,14 +196,14 @@ class PoolSampler(Sampler):
             O2OSpecError: see the class.
         """
         self._refuse_prefetch(storage)
-        self.uniform._rng = self._rng
+        self.uniform._rng, self.uniform.noise = self._rng, self.noise
         if self._alpha == 0.0:
             index, _ = self.uniform.sample(storage, batch_size)
             self._last = None
             return index, {"priority_weight": torch.ones(batch_size)}
         pool, _ = self.uniform.sample(storage, batch_size if self.pool_size is None else self.pool_size)
         log_prob = self._log_prob(storage, pool)
-        drawn = self._draw(log_prob, batch_size)
+        drawn = self._source().choices("drawn", log_prob.exp(), batch_size)
         weight = self._weight(log_prob, drawn)
         self.num_pools += 1
         self._last = (log_prob, pool, drawn, weight)
@@ -236,10 +239,6 @@ class PoolSampler(Sampler):
         bounded = (score - score.max()).clamp_min(-span)
         self.num_clamped += int((changed | (bounded == -span)).sum())
         return resampling_log_prob(bounded, self._alpha)
-
-    def _draw(self, log_prob: Tensor, batch_size: int) -> Tensor:
-        """Rows of the pool, with replacement, shape [batch_size]."""
-        return torch.multinomial(log_prob.exp(), batch_size, replacement=True, generator=self._rng)
 
     def _weight(self, log_prob: Tensor, drawn: Tensor) -> Tensor:
         """Importance weights of the drawn rows, shape [batch_size]."""

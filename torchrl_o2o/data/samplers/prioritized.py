@@ -109,8 +109,12 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        self._alpha = _not_negative("alpha", value)
-        self._tree.fill(0, self._num_known, self._values_of(self._priority[: self._num_known]))
+        before, self._alpha = self._alpha, _not_negative("alpha", value)
+        try:
+            self._tree.fill(0, self._num_known, self._values_of(self._priority[: self._num_known]))
+        except O2OSpecError:
+            self._alpha = before
+            raise
 
     @property
     def beta(self) -> float:
@@ -127,14 +131,20 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         return self.max_priority
 
     def _values_of(self, priority: Tensor) -> Tensor:
-        return (priority + self.eps) ** self._alpha
+        value = (priority + self.eps) ** self._alpha
+        if value.isinf().any():
+            raise O2OSpecError(
+                f"got a priority of {float(priority.max()):g}, which to the power of alpha={self._alpha} is no finite "
+                f"{value.dtype}; clamp priorities, or lower alpha"
+            )
+        return value
 
     def _initialize(self, start: int, stop: int) -> None:
         self._priority[start:stop] = self.max_priority
         self._tree.fill(start, stop, self._values_of(self._priority[start:stop]))
 
     def _store(self, index: Tensor, priority: Tensor) -> None:
-        self._tree.check(index, priority)  # a negative one would be reported as the NaN that its power is
+        self._tree.check(index, priority)  # before the power, which may be NaN or infinite where these are not
         index, priority = last_of_each(index, priority)
         self._tree.update(index, self._values_of(priority))
         self._priority[index] = priority
@@ -142,7 +152,8 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
     def _describe(self, index: Tensor) -> dict[str, Any]:
         # Rows that cannot be drawn (priority and eps both 0) still count in N, as in the paper.
-        weight = (self._num_known * self._tree[index] / self._tree.total) ** -self._beta
+        tree = self._tree
+        weight = (self._num_known * (tree[index] * tree.unit) / tree.scaled_total) ** -self._beta
         if self.normalization == "max":
             weight = weight / weight.max()
         elif self.normalization == "mean":

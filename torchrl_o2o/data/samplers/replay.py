@@ -112,8 +112,9 @@ class BalancedReplaySampler(StoredPrioritySampler):
     @property
     def offline_share(self) -> float:
         """Probability that a draw is an offline row; 1 before anything was drawn or written."""
-        total = float(self._tree.total)
-        return float(self.values[: self.num_offline].sum()) / total if total > 0.0 else 1.0
+        total = float(self._tree.scaled_total)
+        offline = float((self.values[: self.num_offline] * self._tree.unit).sum())
+        return offline / total if total > 0.0 else 1.0
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Draw rows in proportion to their priorities, refreshing the offline ones first where that is due.

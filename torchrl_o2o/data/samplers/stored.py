@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchrl.data import Storage
-from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.data.samplers.sum_tree import SumTree
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["StoredPrioritySampler"]
 
 
-class StoredPrioritySampler(Sampler):
+class StoredPrioritySampler(DrawingSampler):
     r"""Abstract base: rows are drawn in proportion to a value stored for each, by one draw from each of n equal strata.
 
     The values follow the storage by themselves: rows found in it for the first time get their initial value, rows that
@@ -30,6 +30,9 @@ class StoredPrioritySampler(Sampler):
     assigned to the rows of a batch by a fixed stride, so that any run of consecutive rows, for instance one of the
     minibatches a large batch is split into, is spread evenly over all strata; drawn in order, the first minibatch would
     hold offline rows only.
+
+    The draw is called ``"within_strata"``: for each row of a batch where in its stratum it is, in [0, 1). Row i of a
+    batch has stratum ``strata(batch_size)[i]``.
 
     Args:
         capacity: number of slots of the storage.
@@ -81,14 +84,22 @@ class StoredPrioritySampler(Sampler):
         if self._num_known == 0:
             raise O2OSpecError("cannot sample from an empty storage; load a data set or collect transitions first")
         self.num_batches += 1
-        within = torch.rand(batch_size, dtype=torch.float64, generator=self._rng)
-        index = self._tree.search((self._strata(batch_size) + within) / batch_size * self._tree.total)
+        within = self._source().fractions("within_strata", batch_size)
+        index = self._tree.draw((self.strata(batch_size) + within) / batch_size)
         return index, self._describe(index)
 
     def _describe(self, index: Tensor) -> dict[str, Any]:
         return {}
 
-    def _strata(self, batch_size: int) -> Tensor:
+    def strata(self, batch_size: int) -> Tensor:
+        """The stratum that each row of a batch is drawn from.
+
+        Args:
+            batch_size: number of rows.
+
+        Returns:
+            A permutation of 0 .. batch_size - 1, int64.
+        """
         if len(self._order) != batch_size:
             stride = max(1, round(batch_size * (math.sqrt(5.0) - 1.0) / 2.0))
             while math.gcd(stride, batch_size) > 1:

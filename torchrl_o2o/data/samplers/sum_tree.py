@@ -9,6 +9,7 @@ Shapes: ``N`` slots, ``n`` rows of one call.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class SumTree:
     A tree in which each node sums 32 children; the top is searched by one cumulative sum, every level below by one
     gather and one cumulative sum over the children of all queried nodes at once. A search and an update of n rows cost
     :math:`O(n\log N)` in a handful of torch calls, whatever n. Touched sums are recomputed from their children instead
-    of being corrected by differences, so no rounding error builds up over a run.
+    of being corrected by differences, so no rounding error builds up over a run. They are kept in units of a power of
+    two that is at least N, which is exact, so that the sum of any finite values is finite.
 
     torchrl has a C++ tree of the same purpose that loads only with the torch it was built for.
 
@@ -56,6 +58,8 @@ class SumTree:
             raise O2OSpecError(f"got dtype={dtype}, expected a floating point type such as torch.float64")
         self.capacity = capacity
         self.dtype = dtype
+        #: What sums are multiplied by: a power of two, at most 1/N.
+        self.unit = 2.0 ** -math.ceil(math.log2(capacity))
         self._levels: list[Tensor] = []  # [blocks, 32] from the slots upwards; the last is flat
         size = capacity
         while size > _TOP:
@@ -71,8 +75,17 @@ class SumTree:
 
     @property
     def total(self) -> Tensor:
-        """Sum of all values, a scalar."""
-        return self._levels[-1].sum()
+        """Sum of all values, a scalar; infinite where their type cannot hold it."""
+        return self.scaled_total / self.unit
+
+    @property
+    def scaled_total(self) -> Tensor:
+        """Sum of all values times :attr:`unit`, a scalar, always finite."""
+        return self._scaled(len(self._levels) - 1, self._levels[-1]).sum()
+
+    def _scaled(self, level: int, values: Tensor) -> Tensor:
+        """Values of a level in units of the sums; only the lowest level, that of the slots, has units of its own."""
+        return values if level else values * self.unit
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Values at ``index``, shape of ``index``."""
@@ -94,9 +107,9 @@ class SumTree:
         self.check(index, value)
         index, value = last_of_each(index, value)
         self._levels[0].view(-1)[index] = value
-        for level, above in zip(self._levels[:-1], self._levels[1:], strict=True):
+        for level, above in enumerate(self._levels[1:]):
             index = index // _FAN_OUT  # a block named twice is written twice, with the same sum
-            above.view(-1)[index] = level[index].sum(-1)
+            above.view(-1)[index] = self._scaled(level, self._levels[level][index]).sum(-1)
 
     def fill(self, start: int, stop: int, value: Tensor | float) -> None:
         """Set the contiguous slots ``start .. stop - 1``, which costs one pass and no sorting.
@@ -114,9 +127,9 @@ class SumTree:
             return
         self.check(torch.tensor([start, stop - 1]), value)
         self._levels[0].view(-1)[start:stop] = value
-        for level, above in zip(self._levels[:-1], self._levels[1:], strict=True):
+        for level, above in enumerate(self._levels[1:]):
             start, stop = start // _FAN_OUT, -(-stop // _FAN_OUT)
-            above.view(-1)[start:stop] = level[start:stop].sum(-1)
+            above.view(-1)[start:stop] = self._scaled(level, self._levels[level][start:stop]).sum(-1)
 
     def search(self, position: Tensor) -> Tensor:
         """First slot whose cumulative sum reaches each position; a slot of value zero is never found.
@@ -130,14 +143,33 @@ class SumTree:
         Raises:
             O2OSpecError: if all values are zero.
         """
-        if not self.total > 0:
+        return self._find(position * self.unit)
+
+    def draw(self, share: Tensor) -> Tensor:
+        """First slot whose cumulative sum reaches each share of the total.
+
+        Args:
+            share: numbers in [0, 1], shape [n].
+
+        Returns:
+            Slots, shape [n], int64.
+
+        Raises:
+            O2OSpecError: if all values are zero.
+        """
+        return self._find(share * self.scaled_total)
+
+    def _find(self, position: Tensor) -> Tensor:
+        if not self.scaled_total > 0:
             raise O2OSpecError("every value is zero, so there is nothing to draw; give some slots a positive value")
         # A position of exactly 0 would fall on a leading zero; rounding can carry one past the last positive child.
         smallest = torch.finfo(self.dtype).tiny
-        top = self._levels[-1].cumsum(0).unsqueeze(0)
+        last = len(self._levels) - 1
+        top = self._scaled(last, self._levels[last]).cumsum(0).unsqueeze(0)
         node, position = (row.squeeze(0) for row in _descend(top, position.to(self.dtype).unsqueeze(0), smallest))
-        for level in reversed(self._levels[:-1]):
-            child, rest = _descend(level[node].cumsum(-1), position.unsqueeze(-1), smallest)
+        for level in reversed(range(last)):
+            children = self._scaled(level, self._levels[level][node])
+            child, rest = _descend(children.cumsum(-1), position.unsqueeze(-1), smallest)
             node, position = node * _FAN_OUT + child.squeeze(-1), rest.squeeze(-1)
         return node
 
@@ -162,7 +194,7 @@ class SumTree:
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the values and of all sums, so that a restored tree draws the very same rows."""
-        return {"capacity": self.capacity, "levels": [level.clone() for level in self._levels]}
+        return {"capacity": self.capacity, "unit": self.unit, "levels": [level.clone() for level in self._levels]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -175,8 +207,9 @@ class SumTree:
                 f"the saved tree has {state_dict['capacity']} slots, this one {self.capacity}; build it with the "
                 f"capacity the run was started with"
             )
+        to_unit = self.unit / state_dict.get("unit", 1.0)  # the first edition kept sums as they are
         for level, saved in zip(self._levels, state_dict["levels"], strict=True):
-            level.copy_(saved)
+            level.copy_(saved if level is self._levels[0] else saved * to_unit)
 
 
 def _descend(sums: Tensor, position: Tensor, smallest: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.objectives import GeneratorNoise, RecordedNoise
+from torchrl_o2o.functional.noise import GeneratorNoise, RecordedNoise
 
 
 def test_draws_have_shape_dtype_and_range() -> None:
@@ -64,3 +64,30 @@ def test_recorded_noise_refuses_what_was_not_recorded() -> None:
         noise.normal("b", torch.zeros(2, 3))
     with pytest.raises(O2OSpecError, match=r"shape \(2, 3\), the draw needs \(4, 3\)"):
         noise.normal("a", torch.zeros(4, 3))
+
+
+def test_rows_come_from_the_generator_as_torch_draws_them() -> None:
+    noise, same = (GeneratorNoise(torch.Generator().manual_seed(3)) for _ in range(2))
+    prob = torch.tensor([0.0, 0.5, 0.5])
+    generator = same.generator
+    assert torch.equal(noise.integers("a", 2, 9, 50), torch.randint(2, 9, (50,), generator=generator))
+    assert torch.equal(noise.fractions("b", 50), torch.rand(50, dtype=torch.float64, generator=generator))
+    assert torch.equal(noise.choices("c", prob, 50), torch.multinomial(prob, 50, True, generator=generator))
+
+
+def test_recorded_rows() -> None:
+    noise = RecordedNoise({"a": torch.tensor([4, 2]), "b": torch.tensor([0.5, 0.25])})
+    assert noise.integers("a", 2, 5, 2).tolist() == [4, 2]
+    assert noise.choices("a", torch.ones(5), 2).tolist() == [4, 2]
+    assert noise.fractions("b", 2).tolist() == [0.5, 0.25]
+    for call in (lambda: noise.integers("a", 3, 5, 2), lambda: noise.choices("a", torch.ones(4), 2)):
+        with pytest.raises(O2OSpecError, match=r"recorded numbers for 'a' are in 2\.\.4, the draw is from"):
+            call()
+    with pytest.raises(O2OSpecError, match=r"shape \(2,\), the draw needs \(3,\)"):
+        noise.integers("a", 0, 9, 3)
+
+
+def test_the_old_path_is_the_same_module() -> None:
+    from torchrl_o2o.objectives import noise as old
+
+    assert (old.GeneratorNoise, old.RecordedNoise) == (GeneratorNoise, RecordedNoise)

@@ -1,0 +1,71 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Draws that were written down are replayed, by the same noise source that losses take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_o2o.data import BalancedReplaySampler, BalancedSampler, OnlineWriter, PoolSampler, PrioritizedReplaySampler
+from torchrl_o2o.data.samplers.drawing import DrawingSampler
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives import RecordedNoise
+from torchrl_o2o.testing import counting_storage
+
+
+def buffer(sampler: DrawingSampler) -> TensorDictReplayBuffer:
+    return TensorDictReplayBuffer(
+        storage=counting_storage(6, 4, 10), sampler=sampler, writer=OnlineWriter(6), batch_size=4
+    )
+
+
+OFFLINE, ONLINE = torch.tensor([5, 0]), torch.tensor([9, 6])
+
+
+def test_balanced() -> None:
+    sampler = BalancedSampler(6)
+    sampler.noise = RecordedNoise({"offline_rows": OFFLINE, "online_rows": ONLINE})
+    assert buffer(sampler).sample()["index"].tolist() == [5, 9, 0, 6]
+
+
+def test_pool() -> None:
+    sampler = PoolSampler(lambda rows: rows["x"].double(), 6, pool_size=4, alpha=1.0)
+    sampler.noise = RecordedNoise({"offline_rows": OFFLINE, "online_rows": ONLINE, "drawn": torch.tensor([1, 1, 2, 0])})
+    assert buffer(sampler).sample()["index"].tolist() == [9, 9, 0, 5]
+
+
+@pytest.mark.parametrize("kind", ["prioritized", "balanced"])
+def test_stored(kind: str) -> None:
+    """Ten rows of priority 1 and four strata of 2.5 rows each, drawn from at their beginnings and ends."""
+    sampler = (
+        PrioritizedReplaySampler(16, 0.6, 0.4)
+        if kind == "prioritized"
+        else BalancedReplaySampler(6, 10, init_online_fraction=0.4, first_epoch_frames=4)
+    )
+    within = torch.tensor([0.01, 0.99, 0.01, 0.99], dtype=torch.float64)
+    sampler.noise = RecordedNoise({"within_strata": within})
+    expected = ((sampler.strata(4) + within) * 2.5).floor().long()
+    assert torch.equal(buffer(sampler).sample()["index"], expected)
+
+
+def test_without_a_source_the_replay_buffers_generator_draws() -> None:
+    draws = []
+    for noise in (None, RecordedNoise({"offline_rows": OFFLINE, "online_rows": ONLINE}), None):
+        sampler = BalancedSampler(6)
+        replay = buffer(sampler)
+        replay._rng = sampler._rng = torch.Generator().manual_seed(0)
+        sampler.noise = noise
+        draws.append(replay.sample()["index"].tolist())
+    assert draws[0] == draws[2]
+    assert draws[0] != draws[1]
+
+
+def test_rows_that_are_not_there_are_refused() -> None:
+    sampler = BalancedSampler(6)
+    sampler.noise = RecordedNoise({"offline_rows": OFFLINE, "online_rows": torch.tensor([9, 12])})
+    with pytest.raises(O2OSpecError, match=r"'online_rows' are in 9\.\.12, the draw is from 6 to 9"):
+        buffer(sampler).sample()

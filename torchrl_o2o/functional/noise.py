@@ -1,0 +1,173 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The one place where losses and samplers draw random numbers: from a generator, or from a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["GeneratorNoise", "NoiseSource", "RecordedNoise", "RowSource"]
+
+
+class NoiseSource(Protocol):
+    """What a loss asks for when its equations contain a random draw. Each draw is named after what it is for."""
+
+    def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Standard-normal numbers of shape [*sample_shape, *like.shape], in ``like``'s dtype and device."""
+        ...
+
+    def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """Uniform numbers in [-1, 1) of shape [*sample_shape, *like.shape], in ``like``'s dtype and device."""
+        ...
+
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+        """``size`` of ``num_members`` indices without replacement: shape [size], or [size, *like.shape] if per row."""
+        ...
+
+
+class RowSource(Protocol):
+    """What a sampler asks for when it draws rows. All draws are made on the CPU, and each has a name."""
+
+    def integers(self, name: str, low: int, high: int, size: int) -> Tensor:
+        """``size`` integers in [low, high), drawn with replacement, int64."""
+        ...
+
+    def fractions(self, name: str, size: int) -> Tensor:
+        """``size`` numbers in [0, 1), float64."""
+        ...
+
+    def choices(self, name: str, prob: Tensor, size: int) -> Tensor:
+        """``size`` positions in ``prob``, shape [N], drawn with replacement and in proportion to it, int64."""
+        ...
+
+
+class GeneratorNoise:
+    """Fresh numbers, from torch's global generator or from one of your own. A :class:`NoiseSource` and a
+    :class:`RowSource`.
+
+    Args:
+        generator: a generator on the device of the losses' parameters, for a sampler one on the CPU; ``None`` (default)
+            takes torch's global one.
+
+    Examples:
+        >>> import torch
+        >>> noise = GeneratorNoise(torch.Generator().manual_seed(0))
+        >>> noise.normal("next_action", torch.zeros(4, 2)).shape
+        torch.Size([4, 2])
+        >>> noise.subset("target", 10, 2, torch.zeros(4)).shape
+        torch.Size([2])
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self.generator = generator
+
+    def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`NoiseSource`."""
+        return torch.randn((*sample_shape, *like.shape), dtype=like.dtype, device=like.device, generator=self.generator)
+
+    def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`NoiseSource`."""
+        shape = (*sample_shape, *like.shape)
+        return torch.rand(shape, dtype=like.dtype, device=like.device, generator=self.generator) * 2.0 - 1.0
+
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+        """See :class:`NoiseSource`."""
+        if size == num_members:
+            return _all_members(num_members, like, per_row)
+        # The order of random keys is a uniform permutation; unlike randperm it has a batch dimension and never
+        # synchronizes.
+        shape = (num_members, *like.shape) if per_row else (num_members,)
+        return torch.rand(shape, device=like.device, generator=self.generator).argsort(0)[:size]
+
+    def integers(self, name: str, low: int, high: int, size: int) -> Tensor:
+        """See :class:`RowSource`."""
+        return torch.randint(low, high, (size,), generator=self.generator)
+
+    def fractions(self, name: str, size: int) -> Tensor:
+        """See :class:`RowSource`."""
+        return torch.rand(size, dtype=torch.float64, generator=self.generator)
+
+    def choices(self, name: str, prob: Tensor, size: int) -> Tensor:
+        """See :class:`RowSource`."""
+        return torch.multinomial(prob, size, replacement=True, generator=self.generator)
+
+
+class RecordedNoise:
+    """Numbers written down beforehand, for replaying a run or another implementation's noise. A :class:`NoiseSource`
+    and a :class:`RowSource`.
+
+    Args:
+        values: name of the draw -> the numbers, each used for every draw of that name.
+
+    Raises:
+        O2OSpecError: on a draw that was not recorded, has another shape, or names rows that cannot be drawn.
+
+    Examples:
+        >>> import torch
+        >>> noise = RecordedNoise({"action": torch.ones(4, 2)})
+        >>> noise.normal("action", torch.zeros(4, 2)).sum().item()
+        8.0
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values = dict(values)
+
+    def _recorded(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name not in self.values:
+            raise O2OSpecError(f"no recorded numbers for the draw {name!r}; recorded are {sorted(self.values)}")
+        value = self.values[name]
+        if tuple(value.shape) != tuple(shape):
+            raise O2OSpecError(
+                f"recorded numbers for {name!r} have shape {tuple(value.shape)}, the draw needs {tuple(shape)}"
+            )
+        return value
+
+    def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`NoiseSource`."""
+        return self._recorded(name, (*sample_shape, *like.shape)).to(like)
+
+    def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        """See :class:`NoiseSource`."""
+        return self.normal(name, like, sample_shape)
+
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+        """See :class:`NoiseSource`."""
+        if size == num_members and name not in self.values:
+            return _all_members(num_members, like, per_row)
+        shape = (size, *like.shape) if per_row else (size,)
+        return self._recorded(name, shape).to(device=like.device, dtype=torch.long)
+
+    def integers(self, name: str, low: int, high: int, size: int) -> Tensor:
+        """See :class:`RowSource`."""
+        return _within(name, self._recorded(name, (size,)).long(), low, high)
+
+    def fractions(self, name: str, size: int) -> Tensor:
+        """See :class:`RowSource`."""
+        return self._recorded(name, (size,)).double()
+
+    def choices(self, name: str, prob: Tensor, size: int) -> Tensor:
+        """See :class:`RowSource`."""
+        return _within(name, self._recorded(name, (size,)).long(), 0, len(prob))
+
+
+def _all_members(num_members: int, like: Tensor, per_row: bool) -> Tensor:
+    index = torch.arange(num_members, device=like.device)
+    return index.reshape(-1, *(1,) * like.ndim).expand(num_members, *like.shape) if per_row else index
+
+
+def _within(name: str, values: Tensor, low: int, high: int) -> Tensor:
+    """Refuse recorded integers that the draw could not give."""
+    if ((values < low) | (values >= high)).any():
+        raise O2OSpecError(
+            f"recorded numbers for {name!r} are in {int(values.min())}..{int(values.max())}, the draw is from {low} to "
+            f"{high - 1}; record them for the same data"
+        )
+    return values
