@@ -6,7 +6,18 @@
 
 from __future__ import annotations
 
-__all__ = ["O2OCheckpointError", "O2ODataError", "O2OError", "O2OSpecError", "check_option", "check_order"]
+import operator
+from typing import Any
+
+__all__ = [
+    "O2OCheckpointError",
+    "O2ODataError",
+    "O2OError",
+    "O2OSpecError",
+    "check_option",
+    "check_order",
+    "check_seed",
+]
 
 
 class O2OError(Exception):
@@ -65,3 +76,33 @@ def check_order(name: str, bounds: tuple[float, float]) -> None:
     low, high = bounds
     if not low < high:
         raise O2OSpecError(f"got {name}=({low}, {high}), expected (lo, hi) with lo below hi, for example (-5, 2)")
+
+
+def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> int:
+    """Read a seed: an integer of Python or numpy, not negative.
+
+    Args:
+        seed: what was given.
+        name: the argument's name.
+
+    Keyword Args:
+        below: the first integer that is too large; ``None`` (default) is no limit.
+
+    Returns:
+        The seed as Python's ``int``, which every library takes.
+
+    Raises:
+        O2OSpecError: if it is no such integer; ``True`` is none.
+
+    Examples:
+        >>> check_seed(7)
+        7
+    """
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0 or (below is not None and number >= below):
+        limit = "not negative" if below is None else f"in [0, {below})"
+        raise O2OSpecError(f"got {name}={seed!r}, a {type(seed).__name__}; expected an integer, {limit}")
+    return number

@@ -7,8 +7,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torchrl.collectors import Collector
@@ -17,6 +20,7 @@ from torchrl.modules import AdditiveGaussianModule
 
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_env, make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
@@ -166,3 +170,75 @@ def test_a_torchrl_environment_is_refused() -> None:
     env = make_env("Pendulum-v1")
     with pytest.raises(O2OSpecError, match=r"got TorchRL's GymWrapper.* make_gym_env"):
         StepCollector(env, make_actor(3, 1, hidden_sizes=(8,)), total_frames=1)  # type: ignore[arg-type]
+
+
+class Counter(gymnasium.Env):
+    """Returns its own array, writes into its argument, and ends after three steps."""
+
+    observation_space, action_space = spaces.Box(-99, 99, (1,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.state = np.zeros(1, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        self.state[:] = 0.0
+        return self.state, {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        self.state += 1.0
+        action[:] = 9.0
+        return self.state, np.array([0.5]), False, bool(self.state[0] >= 3), {}
+
+
+def test_rows_share_no_memory_with_the_environment() -> None:
+    env = Counter()
+    collector = StepCollector(env, make_actor(1, 1, hidden_sizes=(8,)), total_frames=4, seed=np.int64(0))
+    rows = []
+    for row in collector:
+        rows.append(row)
+        state = collector.state_dict()["observation"].clone()
+        row["next", "observation"] += 0.0  # in place
+        env.state[:] = env.state.copy()
+        assert torch.equal(collector.state_dict()["observation"], state)
+    pairs = [(row["observation"].item(), row["next", "observation"].item()) for row in rows]
+    assert pairs == [(0, 1), (1, 2), (2, 3), (0, 1)]
+    assert all(row["action"].abs() <= 1 for row in rows)
+    assert [row["next", "reward"].item() for row in rows] == [0.5] * 4
+
+
+def test_changing_a_delivered_row_changes_no_later_one() -> None:
+    collector = StepCollector(Counter(), make_actor(1, 1, hidden_sizes=(8,)), total_frames=2, seed=0)
+    first, second = (row for row in collector if row["next", "observation"].mul_(100.0) is not None)
+    assert (first["next", "observation"].item(), second["observation"].item()) == (100.0, 1.0)
+
+
+def test_without_a_guard_a_fault_is_an_error() -> None:
+    env = Counter()
+    collector = StepCollector(env, make_actor(1, 1, hidden_sizes=(8,)), total_frames=9, seed=0)
+    env.state = np.full(1, np.nan, np.float32)
+    with pytest.raises(EnvFaultError, match=r"Counter: step returned an observation that is not finite; .*GuardedEnv"):
+        list(collector)
+    env.state = np.zeros(3, np.float32)
+    with pytest.raises(EnvFaultError, match=r"shape \(3,\) came back, the space says \(1,\)"):
+        list(collector)
+
+
+def test_discrete_actions_are_refused() -> None:
+    with pytest.raises(O2OSpecError, match=r"CartPole-v1 has discrete actions"):
+        StepCollector(gymnasium.make("CartPole-v1"), make_actor(4, 1), total_frames=1)
+
+
+def test_random_actions_need_bounds_and_are_float32() -> None:
+    env = Counter()
+    env.action_space = spaces.Box(-np.inf, np.inf, (1,))
+    with pytest.raises(O2OSpecError, match="expected finite bounds"):
+        StepCollector(env, make_actor(1, 1), total_frames=1, init_random_frames=1)
+    env.action_space = spaces.Box(-1.0, 1.0, (1,), np.float64)
+    (row,) = StepCollector(env, make_actor(1, 1), total_frames=1, init_random_frames=1)
+    assert row["action"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", [1.5, "0", True])
+def test_a_seed_is_an_integer(seed: object) -> None:
+    with pytest.raises(O2OSpecError, match="expected an integer"):
+        StepCollector(Counter(), make_actor(1, 1), total_frames=1, seed=seed)  # type: ignore[arg-type]

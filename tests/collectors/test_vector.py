@@ -4,10 +4,14 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import os
+import signal
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tensordict import TensorDict
 from torchrl.modules import ValueOperator
@@ -15,6 +19,7 @@ from torchrl.modules import ValueOperator
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OSpecError
@@ -174,3 +179,91 @@ def test_what_does_not_fit_is_refused() -> None:
     seeded, other = VectorCollector(envs, seeds=[0, 1]), VectorCollector(envs)
     with pytest.raises(O2OSpecError, match=r"2 environments and seeds, this one 2 and no seeds"):
         other.load_state_dict(seeded.state_dict())
+
+
+class Own(gymnasium.Env):
+    """Returns its own array and rewards of shape (1,), scales its argument in place, ends after three steps."""
+
+    observation_space, action_space = spaces.Box(-99, 99, (1,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.state = np.zeros(1, np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+        self.state[:] = 0.0
+        return self.state, {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        self.state += 1.0
+        action *= 9.0
+        return self.state, np.array([0.5]), False, bool(self.state[0] >= 3), {}
+
+
+def own_vector(kind: str) -> VectorEnv:
+    if kind in ("same step", "disabled"):
+        mode = AutoresetMode.SAME_STEP if kind == "same step" else AutoresetMode.DISABLED
+        return SyncVectorEnv([Own] * 2, autoreset_mode=mode)
+    return make_vector_env(Own, 2, asynchronous=kind == "other processes")
+
+
+@pytest.mark.parametrize("kind", ["same step", "disabled", "ours", "other processes"])
+def test_a_reset_overwrites_no_final_observation(kind: str) -> None:
+    collector = VectorCollector(own_vector(kind), seeds=np.array([0, 1]))
+    action = torch.ones(2, 1)
+    rows = []
+    for _ in range(4):
+        rows.append(collector.step(action))
+        rows[-1]["next", "observation"] += 0.0
+        action *= 1.0
+    collector.shutdown()
+    data = torch.stack(rows)
+    assert data["observation"][:, 0, 0].tolist() == [0, 1, 2, 0]
+    assert data["next", "observation"][:, 1, 0].tolist() == [1, 2, 3, 1]
+    assert data["next", "reward"].flatten().tolist() == [0.5] * 8
+    assert data["next", "truncated"][:, 0, 0].tolist() == [False, False, True, False]
+    assert (data["action"] == 1.0).all()
+
+
+def test_what_is_delivered_is_the_callers() -> None:
+    """Neither a row, an action nor a saved state shares memory with the collector."""
+    collector = VectorCollector(own_vector("ours"))
+    action = torch.ones(2, 1)
+    row, state = collector.step(action), collector.state_dict()
+    row["next", "observation"].fill_(50.0)
+    collector.observation.fill_(50.0)
+    action.fill_(0.0)
+    assert collector.observation.tolist() == [[1.0], [1.0]]
+    assert (row["action"] == 1.0).all()
+    collector.step(action)
+    assert state["observation"].tolist() == [[1.0], [1.0]]
+
+
+def test_actions_have_to_be_continuous_and_finite() -> None:
+    with pytest.raises(O2OSpecError, match="has discrete actions"):
+        make_vector_env(lambda: gymnasium.make("CartPole-v1"), 2)
+    envs = SyncVectorEnv([lambda: gymnasium.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(O2OSpecError, match="has discrete actions"):
+        VectorCollector(envs)
+    with pytest.raises(O2OSpecError, match="expected finite ones"):
+        VectorCollector(own_vector("ours")).step(torch.full((2, 1), torch.nan))
+    for seeds in ([0, 1.5], ["a", 0], [0, True]):
+        with pytest.raises(O2OSpecError, match="expected an integer"):
+            VectorCollector(own_vector("ours"), seeds=seeds)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_processes_of_environments_do_not_get_ctrl_c() -> None:
+    """A terminal sends it to every process; only the run's own is to answer it, and one that is dead says so."""
+    collector = VectorCollector(make_vector_env(Own, 2, asynchronous=True))
+    workers = collector.envs.processes
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGINT)
+    for _ in range(3):
+        collector.step(torch.zeros(2, 1))
+    assert all(worker.is_alive() for worker in workers)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    workers[0].kill()
+    workers[0].join()
+    with pytest.raises(EnvFaultError, match=r"a process of the vector environment has died .*resume"):
+        collector.step(torch.zeros(2, 1))
+    collector.shutdown()

@@ -295,3 +295,52 @@ def test_observations_have_to_be_arrays():
     env.observation_space = spaces.Dict({"a": spaces.Box(0, 1)})
     with pytest.raises(O2OSpecError, match="expected a Box"):
         GuardedEnv(lambda: env)
+
+
+@pytest.mark.parametrize("seed", ["abc", 1.5, -1, True, [3]])
+def test_a_seed_of_the_wrong_type_is_the_callers_mistake(seed):
+    env = guarded()
+    with pytest.raises(O2OSpecError, match="expected an integer"):
+        env.reset(seed=seed)
+    assert (env.num_rebuilt, env.num_rejected) == (0, 0)
+
+
+def test_numpys_integers_are_seeds():
+    first, second = guarded(), guarded()
+    assert first.reset(seed=np.int64(3))[0][2] == second.reset(seed=3)[0][2]
+
+
+@pytest.mark.parametrize("action", [np.zeros(2), 0.0, np.array([np.nan]), np.array(["a"]), None])
+def test_a_wrong_action_is_the_callers_mistake(action):
+    env = guarded()
+    env.reset()
+    with pytest.raises(O2OSpecError, match="the caller's mistake"):
+        env.step(action)
+    assert (env.num_rebuilt, env.num_rejected, env.env.count) == (0, 0, 0)
+
+
+def test_a_step_before_a_reset_is_the_callers_mistake():
+    env = GuardedEnv(lambda: gymnasium.make("Pendulum-v1"))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(1))
+    assert env.num_rebuilt == 0
+
+
+def test_an_action_scaled_in_place_stays_the_callers():
+    env, action = guarded(), np.ones(1)
+    env.reset()
+    env.env.fault = lambda episode, step: None
+    step = env.env.step
+    env.env.step = lambda given: step(np.multiply(given, 9.0, out=given))
+    env.step(action)
+    assert action.tolist() == [1.0]
+
+
+def test_what_ends_the_process_passes_through_the_watchdog():
+    def leave(episode, step):
+        raise SystemExit(7)
+
+    env = guarded(leave, timeout=30.0)
+    env.reset()
+    with pytest.raises(SystemExit):
+        env.step(np.zeros(1))

@@ -120,7 +120,8 @@ def test_goal_observations_are_concatenated_in_order(probe, space_keys, keys, ex
     [
         ({"low": -np.inf, "high": np.inf}, "finite bounds"),
         ({"low": -1.0, "high": np.inf}, "finite bounds"),
-        ({"action": spaces.Discrete(3)}, "expected a Box"),
+        ({"action": spaces.Discrete(3)}, "has discrete actions, Discrete\\(3\\); .*continuous actions only"),
+        ({"action": spaces.Tuple([spaces.Discrete(3)])}, "expected a Box"),
         ({"action": spaces.Box(-1.0, 1.0, (2, 2))}, "one dimension"),
         ({"observation": spaces.Discrete(3)}, "expected a Box"),
         ({"observation": spaces.Box(0, 255, (8, 8, 3), np.uint8)}, "one dimension"),
@@ -307,3 +308,66 @@ def test_seed_everything_covers_the_three_libraries():
     assert draw() == draw()
     with pytest.raises(O2OSpecError, match="seed"):
         seed_everything(-1)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8])
+def test_whole_numbers_are_the_nearest(probe, dtype):
+    env = probe(action=spaces.Box(0, 10, (2,), dtype))
+    env.reset()
+    got = [env.step(np.full(2, value, np.float32))[-1]["action"] for value in (-1.0, -0.5, 0.0, 0.72, 1.0, 3.0)]
+    assert [action[0] for action in got] == [0, 2, 5, 9, 10, 10]
+    assert {action.dtype for action in got} == {np.dtype(dtype)}
+    with pytest.raises(O2OSpecError, match="got the action"):
+        env.step(np.full(2, np.nan, np.float32))
+
+
+def test_a_dimension_with_one_value_keeps_it(probe):
+    env = probe(action=spaces.Box(np.array([-1.0, 3.0], np.float32), np.array([1.0, 3.0], np.float32)))
+    env.reset()
+    for value in (-1.0, 0.3, 1.0):
+        assert env.step(np.full(2, value, np.float32))[-1]["action"].tolist() == [np.float32(value), 3.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rescaled_actions_stay_in_uneven_boxes(probe, dtype):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        low = rng.normal(size=2).astype(dtype)
+        box = spaces.Box(low, (low + rng.exponential(size=2)).astype(dtype), dtype=dtype)
+        env = probe(action=box)
+        env.reset()
+        ends = [env.step(np.full(2, value, np.float32))[-1]["action"] for value in (-1.0, 1.0, 0.0)]
+        assert all(action in box for action in ends)
+        np.testing.assert_allclose(ends[0], box.low, rtol=1e-15, atol=1e-15)
+        np.testing.assert_allclose(ends[1], box.high, rtol=1e-15, atol=1e-15)
+        np.testing.assert_allclose(ends[2], (box.low + box.high) / 2, rtol=1e-6, atol=1e-6)
+
+
+def test_observations_are_copies(probe):
+    own = np.zeros(2, np.float32)
+    env = probe(observation=spaces.Box(-np.inf, np.inf, (2,), np.float32))
+    env.unwrapped._observe = lambda: own
+    first = env.reset()[0]
+    own += 1.0
+    second = env.step(np.zeros(2, np.float32))[0]
+    own += 1.0
+    assert first.tolist() + second.tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), np.uint8(7), np.array(7)])
+def test_numpys_integers_are_seeds(seed):
+    expected = make_gym_env("Pendulum-v1", seed=7).reset()[0]
+    np.testing.assert_array_equal(make_gym_env("Pendulum-v1", seed=seed).reset()[0], expected)
+    first = make_env("Pendulum-v1", seed=seed).reset()["observation"]
+    assert torch.equal(first, make_env("Pendulum-v1", seed=7).reset()["observation"])
+    seed_everything(seed)
+    drawn = torch.rand(())
+    seed_everything(7)
+    assert torch.equal(drawn, torch.rand(()))
+
+
+@pytest.mark.parametrize("seed", [1.0, "7", True, -1, np.array([7, 8])])
+def test_other_seeds_are_refused(seed):
+    for call in (seed_everything, lambda seed: make_gym_env("Pendulum-v1", seed=seed)):
+        with pytest.raises(O2OSpecError, match="expected an integer"):
+            call(seed)

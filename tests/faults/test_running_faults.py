@@ -2,12 +2,17 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Cases 24 to 26, 28 and 32: failing environments, priorities that are no numbers, small buffers; and the tally."""
+"""Cases 24 to 26, 28 and 32: failing environments, priorities that are no numbers, small buffers; and the tally.
+
+Those with a letter are of the second list, what broke when the package was used: A wrong numbers, B runs that end.
+"""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import signal
 import time
 import warnings
 from pathlib import Path
@@ -16,10 +21,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, PoolSampler, offline_online_storage
+from torchrl_o2o.data.env_match import match_environment
 from torchrl_o2o.data.samplers import PrioritizedReplaySampler
 from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
@@ -27,6 +35,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import effective_sample_size
 from torchrl_o2o.modules import make_actor
 from torchrl_o2o.testing import counting_storage, random_transitions
+from torchrl_o2o.trainers.evaluation import evaluate
 
 AT = 37
 
@@ -141,6 +150,158 @@ def test_case_32_counts_at_the_edges() -> None:
     buffer.extend(storage[:10].clone())  # full: the oldest online rows go first
     assert len(buffer) == 64
     assert (storage[:40] == before).all()
+
+
+class Own(gymnasium.Env):
+    """Returns its own arrays, rewards of shape (1,), and does ``harm(result)`` in the step after ``after``."""
+
+    observation_space, action_space = spaces.Box(-99, 99, (1,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
+    after, steps = 10**9, 0
+
+    def __init__(self, harm=None):
+        self.harm, self.state, self.reward = harm, np.zeros(1, np.float32), np.ones(1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state[:] = 0.0
+        return self.state, {}
+
+    def step(self, action):
+        type(self).steps += 1
+        self.state += 1.0
+        result = self.state, self.reward, False, bool(self.state[0] >= 5), {}
+        return self.harm(result) if self.harm and self.steps == self.after + 1 else result
+
+
+def own_actor():
+    return make_actor(1, 1, hidden_sizes=(4,))
+
+
+@pytest.mark.parametrize("collector", ["single", "guarded", "vector", "other processes"])
+def test_case_a01_an_environments_own_arrays(collector: str) -> None:
+    if collector in ("single", "guarded"):
+        env = Own() if collector == "single" else GuardedEnv(Own)
+        rows = torch.cat(list(StepCollector(env, own_actor(), total_frames=12, seed=0)))
+    else:
+        envs = make_vector_env(Own, 1, asynchronous=collector == "other processes")
+        vector = VectorCollector(envs, own_actor(), total_frames=12)
+        rows = torch.cat(list(vector))
+        vector.shutdown()
+    assert rows["observation"].flatten().tolist() == [0, 1, 2, 3, 4] * 2 + [0, 1]
+    assert rows["next", "observation"].flatten().tolist() == [1, 2, 3, 4, 5] * 2 + [1, 2]
+    assert (rows["next", "reward"] == 1).all()
+
+
+HARMS = {
+    "raises": broken,
+    "nan reward": lambda result: (result[0], np.nan, *result[2:]),
+    "infinite in float32": lambda result: (result[0], 1e39, *result[2:]),
+    "another shape": lambda result: (np.zeros(3, np.float32), *result[1:]),
+    "no flag": lambda result: (*result[:2], None, *result[3:]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*episode ends")
+@pytest.mark.parametrize("harm", HARMS)
+def test_case_a06_a17_evaluation_is_guarded(harm: str) -> None:
+    """No reward that is not a number becomes a return, and one fault ends no run."""
+    cls = type("Once", (Own,), {"after": 7, "steps": 0})
+    with pytest.warns(UserWarning, match=r"tried again \(failure 1 of 3\)"):
+        result = evaluate(own_actor(), lambda: cls(HARMS[harm]), num_episodes=4, num_envs=2, seed=0)
+    assert result.returns.tolist() == [5.0] * 4
+    assert result.lengths.tolist() == [5] * 4
+    cls = type("Always", (Own,), {})
+    cls.step = lambda self, action: HARMS[harm]((self.state, self.reward, False, False, {}))
+    with (
+        pytest.warns(UserWarning, match="the episode ends"),
+        pytest.raises(EnvFaultError, match="after 3 (rebuilds|other failures)"),
+    ):
+        evaluate(own_actor(), cls, num_episodes=4, num_envs=2, seed=0)
+
+
+@pytest.mark.parametrize("flag", [np.nan, -1, 0.3, "yes"])
+def test_case_a06_success_that_is_no_verdict(flag: object) -> None:
+    cls = type("Flag", (Own,), {})
+    cls.step = lambda self, action: (*Own.step(self, action)[:4], {"success": flag})
+    result = evaluate(own_actor(), cls, num_episodes=2, seed=0)
+    assert np.isnan(result.success).all()
+    assert np.isnan(result.metrics()["evaluation/success"])
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        (spaces.Box(0, 10, (1,), np.int64), [0, 5, 10]),
+        (spaces.Box(3.0, 3.0, (1,), np.float32), [3.0, 3.0, 3.0]),
+        (spaces.Box(-0.1, 0.7, (1,), np.float32), [np.float32(-0.1), np.float32(0.3), np.float32(0.7)]),
+    ],
+)
+def test_case_a11_boxes_of_actions(box: spaces.Box, expected: list) -> None:
+    got = []
+
+    def step(self, action):
+        assert action in box
+        got.append(action[0])
+        return Own.step(self, action)
+
+    gymnasium.register("o2otest/Own-v0", entry_point=type("Boxed", (Own,), {"action_space": box, "step": step}))
+    try:
+        env = make_gym_env("o2otest/Own-v0", allow_modules=(__name__,))
+        env.reset()
+        for value in (-1.0, 0.0, 1.0, 9.0):
+            env.step(np.array([value], np.float32))
+    finally:
+        del gymnasium.registry["o2otest/Own-v0"]
+    np.testing.assert_allclose(got, [*expected, expected[-1]], rtol=1e-6)
+
+
+def test_case_a11_discrete_actions_get_one_sentence_everywhere() -> None:
+    cart_pole = lambda: gymnasium.make("CartPole-v1")  # noqa: E731
+    actor = make_actor(4, 1, hidden_sizes=(4,))
+    calls = (
+        lambda: make_gym_env("CartPole-v1"),
+        lambda: GuardedEnv(cart_pole),
+        lambda: StepCollector(cart_pole(), actor, total_frames=1),
+        lambda: make_vector_env(cart_pole, 2),
+        lambda: evaluate(actor, cart_pole, num_episodes=1, seed=0),
+        lambda: match_environment(random_transitions(4, 4, 1), cart_pole(), torch.tensor(-1.0), torch.tensor(1.0)),
+    )
+    for call in calls:
+        with pytest.raises(O2OSpecError, match=r"CartPole-v1 has discrete actions.*for continuous actions only"):
+            call()
+
+
+def test_case_a12_the_callers_mistakes_are_the_callers() -> None:
+    env = GuardedEnv(lambda: make_gym_env("Pendulum-v1"), max_rebuilds=0)
+    for wrong in ("abc", 1.5, True):
+        with pytest.raises(O2OSpecError, match="expected an integer"):
+            env.reset(seed=wrong)
+    first = env.reset(seed=np.int64(3))[0]
+    for wrong in (np.zeros(3), np.array([np.nan])):
+        with pytest.raises(O2OSpecError, match="the caller's mistake"):
+            env.step(wrong)
+    assert (env.num_rebuilt, env.num_rejected) == (0, 0)
+    assert np.array_equal(first, make_gym_env("Pendulum-v1").reset(seed=3)[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*episode ends")
+@pytest.mark.parametrize("harm", [harm for harm in HARMS if harm != "raises"])
+def test_case_a12_what_comes_back_is_checked(harm: str) -> None:
+    cls = type("Once", (Own,), {"after": 7, "steps": 0})
+    env = GuardedEnv(lambda: cls(HARMS[harm]))
+    rows = torch.cat(list(StepCollector(env, own_actor(), total_frames=12)))
+    assert rows["observation"].flatten().tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 4]
+    assert env.num_rebuilt + env.num_rejected == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_case_b19_ctrl_c_leaves_worker_processes_alone() -> None:
+    collector = VectorCollector(make_vector_env(Own, 2, asynchronous=True))
+    for worker in collector.envs.processes:
+        os.kill(worker.pid, signal.SIGINT)
+    rows = [collector.step(torch.zeros(2, 1)) for _ in range(7)]
+    assert torch.stack(rows)["next", "observation"][:, 1, 0].tolist() == [1, 2, 3, 4, 5, 1, 2]
+    collector.shutdown()
 
 
 def test_every_case_has_a_test() -> None:

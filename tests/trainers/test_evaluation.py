@@ -5,18 +5,20 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import TimeLimit, TransformObservation
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
 from torchrl.envs.utils import exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, normalized_score
 from torchrl_o2o.errors import O2OSpecError
@@ -94,7 +96,7 @@ def test_a_goal_task_that_terminates_has_succeeded():
         observation_space = GOAL
 
     def build():
-        return TimeLimit(Goal(), 3)
+        return TimeLimit(TransformObservation(Goal(), lambda seen: seen, FLAT), 3)  # as make_gym_env flattens
 
     result = evaluate(flat_reader(), build, num_episodes=7, seed=0)
     np.testing.assert_array_equal(result.lengths, [1, 2, 3, 3, 3, 3, 3])
@@ -153,6 +155,7 @@ def test_nothing_global_changes():
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.filterwarnings("ignore:.*built anew|.*tried again")
 def test_state_is_restored_after_a_failure():
     class Broken(SeededLength):
         def step(self, action):
@@ -161,10 +164,131 @@ def test_state_is_restored_after_a_failure():
 
     actor = linear_actor().train()
     before = np.random.get_state()[1].tolist()
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(EnvFaultError, match=r"RuntimeError\('broken'\), after 3 rebuilds"):
         evaluate(actor, Broken, num_episodes=1, seed=0)
     assert np.random.get_state()[1].tolist() == before
     assert actor.module.training
+
+
+FAULTS = {
+    "exception": lambda result: 1 / 0,
+    "nan reward": lambda result: (result[0], np.nan, *result[2:]),
+    "reward beyond float32": lambda result: (result[0], 1e39, *result[2:]),
+    "infinite observation": lambda result: (result[0] + np.inf, *result[1:]),
+    "another shape": lambda result: (result[0][:1], *result[1:]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_an_episode_that_fails_is_run_again_from_its_seed(fault, num_envs):
+    class Once(SeededLength):
+        log, steps = [], 0
+
+        def step(self, action):
+            Once.steps += 1
+            result = super().step(action)
+            return FAULTS[fault](result) if Once.steps == 11 else result
+
+    with pytest.warns(UserWarning, match=r"evaluation's episode with seed \d+: .*tried again \(failure 1 of 3\)"):
+        result = evaluate(linear_actor(), Once, num_episodes=8, seed=2, num_envs=num_envs)
+    seeds = np.arange(2, 10)
+    np.testing.assert_array_equal(result.lengths, 1 + seeds % 7)
+    np.testing.assert_array_equal(result.returns, seeds * (1 + seeds % 7))
+    assert len(Once.log) == 9
+
+
+@pytest.mark.filterwarnings("ignore:.*left out|.*tried again")
+def test_a_reward_that_is_never_a_number_is_refused():
+    class Poor(SeededLength):
+        def step(self, action):
+            result = super().step(action)
+            return (result[0], np.nan, *result[2:]) if self.left == 2 else result
+
+    with pytest.raises(EnvFaultError, match=r"step 4 of the evaluation's episode with seed 5: .*reward nan, after 2"):
+        evaluate(linear_actor(), Poor, num_episodes=1, seed=5, max_retries=2)
+
+
+def test_a_hanging_environment_ends_in_a_sentence():
+    release = threading.Event()
+
+    class Hanging(SeededLength):
+        def step(self, action):
+            release.wait(20)
+
+    with pytest.raises(EnvFaultError, match=r"has not answered for 0\.2 s"):
+        evaluate(linear_actor(), Hanging, num_episodes=1, seed=0, timeout=0.2)
+    release.set()
+
+
+def test_a_constructor_may_fail_once_and_not_for_ever():
+    left = [OSError("port in use"), OSError("port in use")]
+
+    def build():
+        if left:
+            raise left.pop()
+        return SeededLength()
+
+    with pytest.warns(
+        UserWarning, match=r"could not be built \(OSError\('port in use'\)\): tried again \(failure 2 of 3\)"
+    ):
+        assert evaluate(linear_actor(), build, num_episodes=1, seed=0).lengths.tolist() == [1]
+    left.extend([OSError("port in use")] * 9)
+    with (
+        pytest.warns(UserWarning, match="could not be built"),
+        pytest.raises(EnvFaultError, match=r"could not be built .*after 3 other failures"),
+    ):
+        evaluate(linear_actor(), build, num_episodes=1, seed=0)
+
+
+def test_the_policys_own_mistakes_are_no_fault_of_the_environment(env_class):
+    with pytest.raises(O2OSpecError, match="of shape \\(3,\\)"):
+        evaluate(linear_actor(outputs=3), env_class, num_episodes=1, seed=0)
+    actor = linear_actor()
+    actor.module.bias.data.fill_(float("nan"))
+    with pytest.raises(O2OSpecError, match="expected finite numbers"):
+        evaluate(actor, env_class, num_episodes=1, seed=0)
+    with pytest.raises(O2OSpecError, match="has discrete actions"):
+        evaluate(linear_actor(4), "CartPole-v1", num_episodes=1, seed=0)
+    with pytest.raises(O2OSpecError, match="expected an integer"):
+        evaluate(linear_actor(), env_class, num_episodes=1, seed=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_observations_come_in_the_policys_type(env_class, dtype):
+    env_class.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    result = evaluate(linear_actor().to(dtype), env_class, num_episodes=3, seed=np.int64(0))
+    assert result.lengths.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([False, np.nan], np.nan),
+        ([np.nan, False], np.nan),
+        ([np.nan, True], 1.0),
+        ([True, np.nan], 1.0),
+        ([0.3, False], np.nan),
+        ([np.array([1.0]), None], 1.0),
+        ([np.float32(0.0), 0], 0.0),
+        (["yes", -1], np.nan),
+    ],
+)
+def test_success_is_what_says_so(flags, expected):
+    class Flags(gymnasium.Env):
+        observation_space, action_space = FLAT, SeededLength.action_space
+
+        def reset(self, *, seed=None, options=None):
+            self.left = list(flags)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(2, np.float32), 0.0, len(self.left) == 1, False, {"success": self.left.pop(0)}
+
+    result = evaluate(linear_actor(), Flags, num_episodes=2, seed=0)
+    np.testing.assert_array_equal(result.success, [expected, expected])
+    assert result.success.dtype == (np.float64 if np.isnan(expected) else bool)
+    np.testing.assert_equal(result.metrics()["evaluation/success"], expected)
 
 
 def test_environments_are_closed(env_class):

@@ -12,14 +12,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
+from torchrl_o2o.envs.border import box_of_observations, check_continuous, checked_reset, checked_step, env_name
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_seed
 
 __all__ = ["StepCollector"]
 
@@ -31,6 +33,26 @@ def _scalar(value: Any, dtype: type) -> torch.Tensor:
     return torch.from_numpy(np.array([[value]], dtype))
 
 
+def action_bounds(space: spaces.Space, name: str, *, random: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bounds of a continuous action space, float32 as actors' actions are.
+
+    Args:
+        space: of the actions.
+        name: the environment's, for the message.
+
+    Keyword Args:
+        random: whether uniformly random actions are to be drawn, which needs finite bounds.
+
+    Raises:
+        O2OSpecError: if the actions are discrete, or random ones are asked for without bounds.
+    """
+    check_continuous(space, name)
+    assert isinstance(space, spaces.Box)
+    if random and not space.is_bounded():
+        raise O2OSpecError(f"got init_random_frames with the actions {space} of {name}; expected finite bounds")
+    return torch.as_tensor(space.low, dtype=torch.float32), torch.as_tensor(space.high, dtype=torch.float32)
+
+
 class StepCollector:
     """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
 
@@ -38,7 +60,8 @@ class StepCollector:
     same torch seed and the same environment seed, at a fraction of its cost per frame, and its state can be saved in
     mid-episode. Use TorchRL's collector for vectorized or remote environments.
 
-    A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered, and a new episode begins.
+    A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered, and a new episode begins. Without a
+    guard, a return that is malformed or not finite is an error. Nothing delivered shares memory with the environment.
 
     Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
     and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
@@ -61,8 +84,9 @@ class StepCollector:
             are the actor's to rounding only. Defaults to ``False``: the actor's own bits.
 
     Raises:
-        O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one, or ``fast_act`` is asked of an
-            actor that it does not know.
+        O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one or has discrete actions, random
+            actions are asked for without bounds, or ``fast_act`` is asked of an actor that it does not know.
+        EnvFaultError: if an environment without a guard returns what is malformed or not finite.
 
     Examples:
         >>> import torch
@@ -97,9 +121,12 @@ class StepCollector:
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
         self.frames = 0
         self.on_cut = on_cut
-        self._low, self._high = torch.as_tensor(env.action_space.low), torch.as_tensor(env.action_space.high)
+        self._space = box_of_observations(env)
+        self._low, self._high = action_bounds(env.action_space, env_name(env), random=init_random_frames > 0)
         if seed is not None:
-            self.env.reset(seed=seed)  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
+            self.env.reset(
+                seed=check_seed(seed)
+            )  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
         self._start_episode()
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -116,8 +143,8 @@ class StepCollector:
                 yield transition
 
     def _start_episode(self) -> None:
-        observation, _ = self.env.reset()
-        self._observation = torch.as_tensor(observation, dtype=torch.float32)
+        observation, _ = checked_reset(self.env, self._space)
+        self._observation = torch.from_numpy(observation).float()
         self._episode_reward, self._step_count = 0.0, 0
 
     def _act(self) -> torch.Tensor:
@@ -141,15 +168,17 @@ class StepCollector:
 
     def _step(self) -> TensorDict | None:
         observation, action = self._observation, self._act()
-        following, reward, terminated, truncated, info = self.env.step(action.numpy())
+        # The environment gets a copy, since it may scale its argument in place.
+        result = checked_step(self.env, action.numpy().copy(), self._space)
+        following, reward, terminated, truncated, info = result
         if info.get("rejected", False):
             return self._cut_episode()
         self.frames += 1
         self._step_count += 1
-        self._episode_reward += float(reward)
-        self._observation = torch.as_tensor(following, dtype=torch.float32)
+        self._episode_reward += reward
+        self._observation = torch.from_numpy(following).float()
         outcome = {
-            "observation": self._observation.unsqueeze(0),
+            "observation": self._observation.clone().unsqueeze(0),
             "reward": _scalar(reward, np.float32),
             "episode_reward": _scalar(self._episode_reward, np.float32),
             "terminated": _scalar(terminated, np.bool_),
@@ -169,7 +198,7 @@ class StepCollector:
         """Counters, the current observation and the environment's own state (``None`` if it cannot be captured)."""
         return {
             "frames": self.frames,
-            "observation": self._observation,
+            "observation": self._observation.clone(),
             "episode_reward": self._episode_reward,
             "step_count": self._step_count,
             "env": env_state(self.env),
@@ -186,7 +215,7 @@ class StepCollector:
             self._start_episode()
             return
         restore_env_state(self.env, state_dict["env"])
-        self._observation = state_dict["observation"]
+        self._observation = state_dict["observation"].clone()
         self._episode_reward, self._step_count = state_dict["episode_reward"], state_dict["step_count"]
 
     #: Whether the last :meth:`load_state_dict` had to start a new episode.

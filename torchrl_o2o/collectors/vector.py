@@ -9,7 +9,11 @@ Shapes: ``N`` environments, ``o`` observation entries, ``A`` action dimensions.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any
 
 import gymnasium
@@ -22,8 +26,11 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
+from torchrl_o2o.collectors.single import action_bounds
+from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
+from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_seed
 
 __all__ = ["VectorCollector", "make_vector_env"]
 
@@ -38,8 +45,11 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
             0.1 ms). TorchRL has Python spawn its processes, so a script needs ``if __name__ == "__main__":``, and each
             takes seconds to start. Defaults to ``False``.
 
+    Each environment is put into a :class:`~torchrl_o2o.envs.CheckedEnv` unless it is guarded. Processes of their own do
+    not get Ctrl-C, so that the run can finish its update, save and close them.
+
     Raises:
-        O2OSpecError: if ``num_envs`` is below 1.
+        O2OSpecError: if ``num_envs`` is below 1, or the spaces are no ``Box`` of real numbers.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -48,8 +58,34 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
     """
     if num_envs < 1:
         raise O2OSpecError(f"got num_envs={num_envs}, expected at least 1")
-    build = AsyncVectorEnv if asynchronous else SyncVectorEnv
-    return build([make_env] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    makers = [partial(_checked, make_env)] * num_envs
+    if not asynchronous:
+        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    with _no_interrupt_for_children():
+        return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _checked(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """An environment whose last observation a reset cannot overwrite: a vector environment keeps it uncopied."""
+    env = make_env()
+    return env if isinstance(env, GuardedEnv | CheckedEnv) else CheckedEnv(env)
+
+
+@contextmanager
+def _no_interrupt_for_children() -> Iterator[None]:
+    """Processes started within never get Ctrl-C, which a terminal sends to all of them; it is this one's to answer.
+
+    A signal that is blocked here meanwhile comes afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which unblocks the signal when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class VectorCollector:
@@ -68,7 +104,9 @@ class VectorCollector:
     :meth:`step` returns all N rows and says in :attr:`accepted` which of them count.
 
     Args:
-        envs: of :func:`make_vector_env`, or any whose autoreset mode is ``SAME_STEP`` or ``DISABLED``.
+        envs: of :func:`make_vector_env`, or any whose autoreset mode is ``SAME_STEP`` or ``DISABLED``. The copies of a
+            ``SyncVectorEnv`` are put into a :class:`~torchrl_o2o.envs.CheckedEnv` here; those of another one are its
+            builder's to check.
         actor: reads ``"observation"``, writes ``"action"``; needed for iterating only. Defaults to ``None``.
 
     Keyword Args:
@@ -80,7 +118,8 @@ class VectorCollector:
         device: where the transitions go; ``None`` (default) is the CPU.
 
     Raises:
-        O2OSpecError: if the environments restart in the step after an episode's end, or a number does not fit.
+        O2OSpecError: if the environments restart in the step after an episode's end, have discrete actions, or a number
+            does not fit.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -105,6 +144,8 @@ class VectorCollector:
         device: torch.device | str | None = None,
     ) -> None:
         self._autoreset = _autoreset_mode(envs)
+        if isinstance(envs, SyncVectorEnv):
+            envs.envs = [_checked(lambda env=env: env) for env in envs.envs]
         if total_frames is not None and total_frames < 1:
             raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1, or None")
         if seeds is not None and len(seeds) != envs.num_envs:
@@ -117,11 +158,12 @@ class VectorCollector:
         self.accepted: Tensor = torch.ones(envs.num_envs, dtype=torch.bool)
         #: One generator per environment, or ``None`` without seeds.
         self.generators: list[torch.Generator] | None = None
-        space = envs.single_action_space
-        self._low, self._high = torch.as_tensor(space.low), torch.as_tensor(space.high)  # type: ignore[attr-defined]
+        name = envs.spec.id if envs.spec is not None else type(envs).__name__
+        self._low, self._high = action_bounds(envs.single_action_space, name, random=init_random_frames > 0)
         if seeds is not None:
-            self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            envs.reset(seed=list(seeds))  # as StepCollector does, whose first episode begins with a reset of its own
+            numbers = [check_seed(seed, "seeds") for seed in seeds]
+            self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]
+            envs.reset(seed=numbers)  # as StepCollector does, whose first episode begins with a reset of its own
         self._start_all()
 
     @property
@@ -131,8 +173,8 @@ class VectorCollector:
 
     @property
     def observation(self) -> Tensor:
-        """What the next actions are for, float32 on the CPU, shape [N, o]."""
-        return torch.from_numpy(self._observation)
+        """What the next actions are for, a copy in float32 on the CPU, shape [N, o]."""
+        return torch.from_numpy(self._observation.copy())
 
     def __iter__(self) -> Iterator[TensorDict]:
         """Collect with the actor until ``total_frames`` have been delivered, from wherever the collector stands."""
@@ -181,21 +223,24 @@ class VectorCollector:
             "step_count")``; rows that are not :attr:`accepted` are none.
 
         Raises:
-            O2OSpecError: if there is not one action per environment.
+            O2OSpecError: if there is not one action per environment, or one is not finite.
+            EnvFaultError: if a process of an environment has died.
         """
-        taken = torch.as_tensor(action, dtype=self._low.dtype).cpu()
+        taken = torch.as_tensor(action, dtype=self._low.dtype).detach().cpu().clone()
         if taken.shape != (self.num_envs, *self._low.shape):
             raise O2OSpecError(f"got actions {tuple(taken.shape)}, expected {(self.num_envs, *self._low.shape)}")
+        if not taken.isfinite().all():
+            raise O2OSpecError(f"got the actions {taken.tolist()}, expected finite ones")
         observation = self.observation
-        following, reward, terminated, truncated, infos = self.envs.step(taken.numpy())
+        following, reward, terminated, truncated, infos = self._step_all(taken.numpy().copy())
         done = terminated | truncated
         self._episode_reward += reward
         self._step_count += 1
         outcome = {
             "observation": self._restart(np.array(following, np.float32), done, infos),
             "reward": reward.astype(np.float32),
-            "terminated": terminated,
-            "truncated": truncated,
+            "terminated": terminated.copy(),
+            "truncated": truncated.copy(),
             "done": done,
             "episode_reward": self._episode_reward.astype(np.float32),
             "step_count": self._step_count.copy(),
@@ -205,9 +250,21 @@ class VectorCollector:
         data = TensorDict({"observation": observation, "action": taken, "next": columns}, [self.num_envs])
         return data if self.device is None else data.to(self.device)
 
+    def _step_all(self, action: np.ndarray) -> Any:
+        try:
+            return self.envs.step(action)
+        except (EOFError, ConnectionError) as error:
+            for process in getattr(self.envs, "processes", ()):  # closing waits for answers, of the dead one as well
+                process.terminate()
+            self.envs.closed = True
+            raise EnvFaultError(
+                f"a process of the vector environment has died ({error!r}); see its own message, and resume from the "
+                "last checkpoint"
+            ) from error
+
     def _restart(self, following: np.ndarray, done: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
         """Note what is acted on next, and return what the step led to."""
-        self._observation = following
+        self._observation = following.copy()
         if not done.any():
             return following
         if self._autoreset is AutoresetMode.SAME_STEP:
@@ -215,7 +272,8 @@ class VectorCollector:
             final[done] = np.stack([infos["final_obs"][i] for i in np.flatnonzero(done)])
             return final
         fresh, _ = self.envs.reset(options={"reset_mask": done})
-        self._observation = np.where(done[:, None], fresh, following).astype(np.float32)
+        mask = done.reshape(-1, *[1] * (following.ndim - 1))
+        self._observation = np.where(mask, fresh, following).astype(np.float32)
         return following
 
     def _count(self, done: np.ndarray, rejected: np.ndarray) -> None:
@@ -238,7 +296,7 @@ class VectorCollector:
         envs = [env_state(env) for env in self.envs.envs] if isinstance(self.envs, SyncVectorEnv) else [None]
         return {
             "frames": self.frames,
-            "observation": torch.from_numpy(self._observation),
+            "observation": self.observation,
             "episode_reward": torch.from_numpy(self._episode_reward.copy()),
             "step_count": torch.from_numpy(self._step_count.copy()),
             "generators": None if self.generators is None else [each.get_state() for each in self.generators],

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
 from torchrl_o2o.data.findings import Finding
+from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2OSpecError
 
@@ -83,8 +84,8 @@ def _facts(env: EnvLike) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor,
 def _gym_facts(env: gymnasium.Env) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor, Tensor]:
     name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
     box = env.action_space
-    if not isinstance(box, spaces.Box):
-        raise O2OSpecError(f"{name} has the action space {box}; expected a Box.")
+    check_continuous(box, name)
+    assert isinstance(box, spaces.Box)
     space = env.observation_space
     if isinstance(space, spaces.Dict):
         entries = [space[key] for key in observation_keys(name) if key in space.spaces]

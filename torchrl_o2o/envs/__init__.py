@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
+from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
+from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import TRUSTED_MODULES, make_env, make_gym_env, mujoco_warnings, seed_everything
 from torchrl_o2o.envs.scores import (
     D4RL_REFERENCES,
@@ -26,6 +27,7 @@ __all__ = [
     "TASKS",
     "TRUSTED_MODULES",
     "V5_REFERENCES",
+    "CheckedEnv",
     "EnvFaultError",
     "EnvTask",
     "GuardedEnv",

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 import warnings
@@ -17,30 +16,39 @@ from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 
-from torchrl_o2o.errors import O2OError, O2OSpecError
+from torchrl_o2o.envs.border import (
+    EnvFaultError,
+    MalformedReturn,
+    Step,
+    box_of_observations,
+    check_continuous,
+    env_name,
+    find_fault,
+    read_reset,
+    read_step,
+)
+from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 
 __all__ = ["EnvFaultError", "GuardedEnv"]
 
-
-class EnvFaultError(O2OError, RuntimeError):
-    """An environment failed more often than its guard allows, or hung.
-
-    Examples:
-        >>> issubclass(EnvFaultError, RuntimeError)
-        True
-    """
+#: The caller's mistakes, which no rebuilding mends.
+_NOT_THE_ENVIRONMENTS = (O2OError, ResetNeeded)
 
 
 class GuardedEnv(gymnasium.Wrapper):
     """Keep a run alive through an environment's faults, for a stated number of them, and never pass on what is wrong.
 
-    - ``step`` or ``reset`` raises: the environment is closed and built anew, at most ``max_rebuilds`` times in the
-      whole run.
-    - an observation or a reward is NaN or infinite: it is rejected and the episode ends, at most ``max_rejected`` times
-      in a row.
+    - ``step`` or ``reset`` raises, or returns what has not the form or the observation space's shape and type: the
+      environment is closed and built anew, at most ``max_rebuilds`` times in the whole run.
+    - an observation or a reward is NaN or infinite, in float32: it is rejected and the episode ends, at most
+      ``max_rejected`` times in a row.
     - ``step`` or ``reset`` takes longer than ``timeout`` seconds: an error at once.
+    - the caller's own mistakes (a seed that is no integer, an action of another shape or that is not finite, a step
+      before a reset) are raised as such and counted as no fault.
+
+    What it passes on are copies, of the observation space's type; a reward of one entry in an array is a float.
 
     Of a step that failed nothing is known but that it ended the episode. In its place ``step`` returns the observation
     before it, reward 0, ``truncated=True`` and ``info["rejected"] = True`` (False in every other step), which is no
@@ -52,7 +60,8 @@ class GuardedEnv(gymnasium.Wrapper):
     faults stays reproducible if the faults are. The counters belong to the environment's state in a checkpoint.
 
     Args:
-        make_env: builds the environment, whose observations are a ``Box``; called again to rebuild it.
+        make_env: builds the environment, whose observations and actions are a ``Box`` of real numbers; called again to
+            rebuild it.
 
     Keyword Args:
         max_rebuilds: k, rebuilds in all. Defaults to 3.
@@ -61,7 +70,7 @@ class GuardedEnv(gymnasium.Wrapper):
             each and does not suit environments that render into a window. Defaults to ``None``: no limit.
 
     Raises:
-        O2OSpecError: if a limit is out of range or the observations are no ``Box``.
+        O2OSpecError: if a limit is out of range, the observations are no ``Box`` or the actions are discrete.
 
     Examples:
         >>> env = GuardedEnv(lambda: gymnasium.make("Pendulum-v1"), max_rebuilds=2)
@@ -85,17 +94,19 @@ class GuardedEnv(gymnasium.Wrapper):
                 "expected 0 or more, 0 or more, and above 0 or None"
             )
         super().__init__(make_env())
-        if not isinstance(self.observation_space, spaces.Box):
-            raise O2OSpecError(f"the observations are {self.observation_space}, expected a Box; use make_gym_env")
+        self._space = box_of_observations(self.env)
+        check_continuous(self.env.action_space, env_name(self.env))
+        self._action_shape = self.env.action_space.shape
         self.max_rebuilds, self.max_rejected = max_rebuilds, max_rejected
         self.num_rebuilt = 0  #: times the environment was built anew
         self.num_rejected = 0  #: steps and resets whose numbers were not finite
+        self.last_fault = ""  #: what went wrong last
         self._rejected_in_a_row = 0
         self._make_env = make_env
         self._call = _call if timeout is None else _Watchdog(timeout)
         self._seed: int | None = None
         self._reseed = False
-        self._observation = np.zeros(self.observation_space.shape, self.observation_space.dtype)
+        self._observation = np.zeros(self._space.shape, self._space.dtype)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, after as many attempts as the limits allow.
@@ -106,24 +117,27 @@ class GuardedEnv(gymnasium.Wrapper):
 
         Raises:
             EnvFaultError: if a limit is passed.
+            O2OSpecError: if the seed is no integer.
         """
         if seed is not None:
-            self._seed, self._reseed = seed, False
+            self._seed = seed = check_seed(seed)
+            self._reseed = False
         while True:
             if self._reseed:
                 seed, self._reseed = self._seed_of_rebuild(), False
             try:
-                observation, info = self._call(partial(self.env.reset, seed=seed, options=options))
-            except EnvFaultError:
+                observation, info = self._call(partial(self._reset_env, seed=seed, options=options))
+            except _NOT_THE_ENVIRONMENTS:
                 raise
             except Exception as error:  # whatever an environment's code raises
                 self._rebuild("reset", error)
                 continue
-            if np.isfinite(observation).all():
+            fault = find_fault(observation)
+            if fault is None:
                 self._observation = observation
-                return observation, {**info, "rejected": np.False_}
+                return observation.copy(), {**info, "rejected": np.False_}
             seed = None  # the same seed would give the same numbers
-            self._reject("reset returned an observation that is not finite")
+            self._reject(f"reset returned {fault}")
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment; a step that failed comes back truncated and rejected.
@@ -133,29 +147,46 @@ class GuardedEnv(gymnasium.Wrapper):
 
         Raises:
             EnvFaultError: if a limit is passed.
+            O2OSpecError: if the action has another shape than the environment's, or is not finite.
         """
+        action = self._own_action(action)
         try:
-            observation, reward, terminated, truncated, info = self._call(self.env.step, action)
-        except EnvFaultError:
+            observation, reward, terminated, truncated, info = self._call(self._step_env, action)
+        except _NOT_THE_ENVIRONMENTS:
             raise
         except Exception as error:  # whatever an environment's code raises
             self._rebuild("step", error)
             return self._stand_in()
-        if not math.isfinite(reward):
-            self._reject(f"step returned the reward {reward}")
-            return self._stand_in()
-        if not np.isfinite(observation).all():
-            self._reject("step returned an observation that is not finite")
+        fault = find_fault(observation, reward)
+        if fault is not None:
+            self._reject(f"step returned {fault}")
             return self._stand_in()
         self._rejected_in_a_row = 0
         self._observation = observation
-        return observation, reward, terminated, truncated, {**info, "rejected": np.False_}
+        info["rejected"] = np.False_
+        return observation.copy(), reward, terminated, truncated, info
+
+    # Read within the guarded call, so that whatever a wrong return makes numpy raise is a fault as well.
+    def _reset_env(self, **settings: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        return read_reset(self.env.reset(**settings), self._space)
+
+    def _step_env(self, action: np.ndarray) -> Step:
+        return read_step(self.env.step(action), self._space)
+
+    def _own_action(self, action: Any) -> np.ndarray:
+        own = np.array(action)  # an environment may scale its argument in place
+        if own.shape != self._action_shape or own.dtype.kind not in "biuf" or not np.isfinite(own).all():
+            raise O2OSpecError(
+                f"got the action {action!r} of shape {own.shape}, expected finite numbers of shape "
+                f"{self._action_shape}; this is the caller's mistake, not the environment's"
+            )
+        return own
 
     def _stand_in(self) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self._observation.copy(), 0.0, False, True, {"rejected": np.True_}  # numpy's, as TorchRL reads infos
 
     def _reject(self, what: str) -> None:
-        self.num_rejected += 1
+        self.num_rejected, self.last_fault = self.num_rejected + 1, what
         self._rejected_in_a_row += 1
         if self._rejected_in_a_row > self.max_rejected:
             raise EnvFaultError(
@@ -165,14 +196,15 @@ class GuardedEnv(gymnasium.Wrapper):
         warnings.warn(f"{what}: it is left out and the episode ends ({self.num_rejected} so far)", stacklevel=3)
 
     def _rebuild(self, where: str, error: Exception) -> None:
-        self.num_rebuilt += 1
+        what = str(error) if isinstance(error, MalformedReturn) else f"the environment's {where} raised {error!r}"
+        self.num_rebuilt, self.last_fault = self.num_rebuilt + 1, what
         if self.num_rebuilt > self.max_rebuilds:
             raise EnvFaultError(
-                f"the environment's {where} raised {error!r}, after {self.max_rebuilds} rebuilds (max_rebuilds); mend "
-                "the environment and resume from the last checkpoint"
+                f"{what}, after {self.max_rebuilds} rebuilds (max_rebuilds); mend the environment and resume from the "
+                "last checkpoint"
             ) from error
         warnings.warn(
-            f"the environment's {where} raised {error!r}: the episode ends and the environment is built anew "
+            f"{what}: the episode ends and the environment is built anew "
             f"(rebuild {self.num_rebuilt} of {self.max_rebuilds})",
             stacklevel=3,
         )
@@ -180,6 +212,8 @@ class GuardedEnv(gymnasium.Wrapper):
             self._call(self.env.close)
         try:
             self.env = self._make_env()
+        except O2OError:
+            raise
         except Exception as again:  # counts as a fault of its own
             self._rebuild("constructor", again)
         self._reseed = True
@@ -228,5 +262,5 @@ def _serve(requests: queue.SimpleQueue[Any], replies: queue.SimpleQueue[Any]) ->
         function, arguments = requests.get()
         try:
             replies.put((function(*arguments), None))
-        except Exception as error:  # raised again where it was asked for
+        except BaseException as error:  # raised again where it was asked for
             replies.put((None, error))

@@ -27,11 +27,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.wrappers import RescaleAction, TransformAction, TransformObservation
+from gymnasium.wrappers import TransformAction, TransformObservation
 from torchrl.envs import EnvBase, GymWrapper
 
+from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.envs.tasks import TASKS, observation_keys
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_seed
 
 __all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "mujoco_warnings", "seed_everything"]
 
@@ -44,10 +45,10 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (every device).
 
     Args:
-        seed: any non-negative integer below 2**32, numpy's limit.
+        seed: any non-negative integer below 2**32, numpy's limit; of Python or numpy, as everywhere.
 
     Raises:
-        O2OSpecError: if the seed is out of that range.
+        O2OSpecError: if the seed is no such integer.
 
     Examples:
         >>> import torch
@@ -56,8 +57,7 @@ def seed_everything(seed: int) -> None:
         >>> seed_everything(7); bool((first == torch.rand(2)).all())
         True
     """
-    if not 0 <= seed < 2**32:
-        raise O2OSpecError(f"seed is {seed}; expected an integer in [0, 2**32).")
+    seed = check_seed(seed, below=2**32)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # third-party environments draw from the global generator
     torch.manual_seed(seed)
@@ -108,7 +108,7 @@ def make_env(
     )
     env = GymWrapper(gym_env, device=device)
     if seed is not None:
-        env.set_seed(seed)
+        env.set_seed(check_seed(seed))
     return env
 
 
@@ -123,8 +123,10 @@ def make_gym_env(
 ) -> gymnasium.Env:
     """Build a gymnasium environment with a flat float32 observation and actions in ``[-1, 1]``.
 
-    Goal observations (dictionaries) are concatenated in the order of ``observation_keys``. Actions outside ``[-1, 1]``
-    are clipped, as unsquashed Gaussian policies expect, then mapped affinely onto the environment's own bounds.
+    Goal observations (dictionaries) are concatenated in the order of ``observation_keys``. Observations are copies,
+    which the environment cannot change later. Actions outside ``[-1, 1]`` are clipped, as
+    unsquashed Gaussian policies expect, then mapped affinely onto the environment's own bounds, which no rounding
+    leaves; where those are of whole numbers the nearest one is taken. A dimension with one value only keeps it.
 
     Args:
         env_id: a registered gymnasium id with its version ("HalfCheetah-v5"), or a task of this package
@@ -139,8 +141,8 @@ def make_gym_env(
             ("my_package:MyEnv-v0"), which imports them.
 
     Raises:
-        O2OSpecError: if the id is unknown or not trusted, a dependency is missing, the action space is not a bounded
-            vector, or the observation is not a vector or a dictionary of vectors.
+        O2OSpecError: if the id is unknown or not trusted, a dependency is missing, the actions are discrete or no
+            bounded vector, or the observation is not a vector or a dictionary of vectors.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -169,8 +171,8 @@ def make_gym_env(
         ) from error
     env = _box_action(_flat_observation(env, env_id, observation_keys), env_id)
     if seed is not None:
-        env.reset(seed=seed)
-        env.action_space.seed(seed)
+        env.reset(seed=check_seed(seed))
+        env.action_space.seed(check_seed(seed))
     return env
 
 
@@ -245,8 +247,14 @@ def _flat_observation(env: gymnasium.Env, env_id: str, keys: Sequence[str] | Non
         raise O2OSpecError(f"observation_keys={tuple(keys)} were given, but {env_id} observes {space}; leave them out.")
     _vector_size(env_id, "observation", space)
     # Not gymnasium's DtypeObservation: it warns at every float64 environment that precision is lowered, as asked for.
-    flat = spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
-    return TransformObservation(env, partial(np.asarray, dtype=np.float32), flat)
+    with np.errstate(over="ignore"):  # the largest float64 is infinite in float32
+        flat = spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+    return TransformObservation(env, _float32_copy, flat)
+
+
+def _float32_copy(observation: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a guard finds what becomes infinite
+        return np.array(observation, np.float32)
 
 
 def _goal_keys(env_id: str, space: spaces.Dict, keys: Sequence[str] | None) -> tuple[str, ...]:
@@ -279,10 +287,24 @@ def _vector_size(env_id: str, name: str, space: spaces.Space) -> int:
 
 
 def _box_action(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    _vector_size(env_id, "the action space", env.action_space)
-    if not env.action_space.is_bounded():
-        raise O2OSpecError(f"the action space of {env_id} is {env.action_space}; expected finite bounds to scale to.")
-    unit = spaces.Box(-1.0, 1.0, env.action_space.shape, np.float32)
-    if env.action_space != unit:
-        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-    return TransformAction(env, partial(np.clip, a_min=-1.0, a_max=1.0), unit)
+    space = env.action_space
+    if not (isinstance(space, spaces.Box) and space.dtype.kind in "iu"):
+        check_continuous(space, env_id)
+    _vector_size(env_id, "the action space", space)
+    if not space.is_bounded():
+        raise O2OSpecError(f"the action space of {env_id} is {space}; expected finite bounds to scale to.")
+    unit = spaces.Box(-1.0, 1.0, space.shape, np.float32)
+    if space == unit:
+        return TransformAction(env, partial(np.clip, a_min=-1.0, a_max=1.0), unit)
+    return TransformAction(env, partial(_native_action, space=space), unit)
+
+
+def _native_action(action: np.ndarray, *, space: spaces.Box) -> np.ndarray:
+    """From [-1, 1] onto the space, in float64 so that -1 and 1 are its bounds."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    scaled = (low / 2 + high / 2) + (high / 2 - low / 2) * np.clip(action, -1.0, 1.0)
+    if space.dtype.kind != "f":
+        if np.isnan(scaled).any():
+            raise O2OSpecError(f"got the action {action}, expected numbers in [-1, 1]")
+        scaled = np.rint(scaled)
+    return np.clip(scaled.astype(space.dtype), space.low, space.high)

@@ -10,10 +10,13 @@ need numpy only, and can be imported from here as well.
 
 from __future__ import annotations
 
+import math
 import random
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -23,9 +26,11 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.envs.border import EnvFaultError
+from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
 
 __all__ = [
@@ -52,6 +57,7 @@ class EvaluationResult:
         returns: ``[n]`` float64, undiscounted sums of the environment's own reward.
         lengths: ``[n]`` int64, steps.
         success: ``[n]`` bool, whether the goal was reached at any time; ``None`` where the environment has no goal.
+            Where a flag was neither true nor false and no other one true, it is NaN and the array float64.
         normalized_score: ``[n]`` float64 (:func:`~torchrl_o2o.envs.normalized_score`); ``None`` without a reference.
     """
 
@@ -102,6 +108,8 @@ def evaluate(
     seed: int,
     num_envs: int = 10,
     reference: str | Reference | None = None,
+    max_retries: int = 3,
+    timeout: float | None = None,
 ) -> EvaluationResult:
     """Run a policy deterministically for a number of episodes.
 
@@ -114,21 +122,29 @@ def evaluate(
     seeds and goes on stepping environments that have no episode left. Results are reproducible for equal arguments;
     another ``num_envs`` changes the batch of the policy call and with it the last bits of its actions.
 
+    Every environment is guarded (:class:`~torchrl_o2o.envs.GuardedEnv`): where one raises, or returns what is malformed
+    or not finite, a warning says so, the environment is built anew if it raised, and its episode is run again from its
+    own seed. What a failed attempt returned counts nowhere.
+
     Args:
-        actor: reads ``observation`` and writes ``action``, in ``[-1, 1]`` for environments of this package.
+        actor: reads ``observation`` and writes ``action``, in ``[-1, 1]`` for environments of this package. It gets
+            observations of real numbers in the type of its parameters.
         env: an id for :func:`~torchrl_o2o.envs.make_gym_env`, or a function that builds a gymnasium environment with a
             flat observation. It needs a time limit, or an episode may not end.
         num_episodes: at least 1. The papers use 10, and 100 for AntMaze and Adroit.
         seed: seed of the first episode.
         num_envs: environments to step in lockstep, at most.
         reference: for the normalized score, a task name or a reference; ``None`` takes that of ``env`` if it has one.
+        max_retries: how often in all an environment may fail. Defaults to 3.
+        timeout: seconds that a step or a reset may take. Defaults to ``None``: no limit.
 
     Returns:
         Returns, lengths, success and normalized score per episode.
 
     Raises:
-        O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built, or ``reference``
-            names no known task.
+        O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built or has discrete
+            actions, the policy's actions do not fit it, or ``reference`` names no known task.
+        EnvFaultError: if the environment fails more often than ``max_retries``, or hangs.
 
     Examples:
         >>> import torch
@@ -141,36 +157,78 @@ def evaluate(
     """
     if num_episodes < 1 or num_envs < 1:
         raise O2OSpecError(f"num_episodes is {num_episodes} and num_envs {num_envs}; both have to be at least 1.")
+    seed = check_seed(seed)
     if reference is None and isinstance(env, str):
         reference = find_reference(env)
     elif isinstance(reference, str):
         reference = get_reference(reference)  # an unknown name fails before the episodes are run
     build = (lambda: make_gym_env(env)) if isinstance(env, str) else env
     with _undisturbed(actor):
-        episodes = _run_episodes(actor, build, num_episodes, seed, num_envs)
+        episodes = _run_episodes(actor, _Guards(build, max_retries, timeout), num_episodes, seed, num_envs)
     returns = np.array([episode.total for episode in episodes], dtype=np.float64)
-    success = [episode.success for episode in episodes]
     return EvaluationResult(
         returns,
         np.array([episode.length for episode in episodes], dtype=np.int64),
-        None if all(flag is None for flag in success) else np.array([bool(flag) for flag in success]),
+        _successes([episode.success for episode in episodes]),
         None if reference is None else normalized_score(returns, reference),
     )
+
+
+class _Guards:
+    """Builds guarded environments, and counts how often any of them failed."""
+
+    def __init__(self, build: Callable[[], gymnasium.Env], max_retries: int, timeout: float | None) -> None:
+        self._build, self._max_retries, self._timeout = build, max_retries, timeout
+        self._failures = 0
+
+    def __call__(self) -> GuardedEnv:
+        """Build one; the first construction may fail as a later one may."""
+        while True:
+            try:
+                return GuardedEnv(self._build, max_rebuilds=self._max_retries, timeout=self._timeout)
+            except O2OError:
+                raise
+            except Exception as error:  # whatever an environment's code raises
+                self.failed(f"the evaluation's environment could not be built ({error!r})", error)
+
+    def failed(self, what: str, cause: Exception | None = None) -> None:
+        """Count a failure, and say that it is tried again."""
+        self._failures += 1
+        if self._failures > self._max_retries:
+            raise EnvFaultError(
+                f"{what}, after {self._max_retries} other failures (max_retries); mend the environment and resume from "
+                "the last checkpoint"
+            ) from cause
+        warnings.warn(f"{what}: tried again (failure {self._failures} of {self._max_retries})", stacklevel=4)
 
 
 @dataclass
 class _Episode:
     """One episode under way; ``success`` stays ``None`` until the environment says anything about success."""
 
-    env: gymnasium.Env
-    observation: np.ndarray = field(repr=False)
-    total: float = 0.0
-    length: int = 0
-    success: bool | None = None
-    done: bool = False
+    env: GuardedEnv
+    seed: int
+    observation: np.ndarray = field(init=False, repr=False)
+    total: float = field(init=False)
+    length: int = field(init=False)
+    success: float | None = field(init=False)
+    done: bool = field(init=False)
 
-    def step(self, action: np.ndarray) -> None:
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start, or start again, from the episode's own seed."""
+        self.observation, _ = self.env.reset(seed=self.seed)
+        self.total, self.length, self.success, self.done = 0.0, 0, None, False
+
+    def step(self, action: np.ndarray, guards: _Guards) -> None:
         self.observation, reward, terminated, truncated, info = self.env.step(action)
+        if info["rejected"]:
+            guards.failed(
+                f"step {self.length + 1} of the evaluation's episode with seed {self.seed}: {self.env.last_fault}"
+            )
+            return self.begin()
         self.total += float(reward)
         self.length += 1
         self.done = terminated or truncated
@@ -178,7 +236,29 @@ class _Episode:
         if reached is None and _has_goal(self.env):
             reached = terminated
         if reached is not None:
-            self.success = bool(self.success) or bool(reached)
+            self.success = _join(self.success, _verdict(reached))
+        return None
+
+
+def _verdict(flag: Any) -> float:
+    """1 for success, 0 for none, NaN for what is neither."""
+    found = np.asarray(flag)
+    known = found.size == 1 and found.dtype.kind in "biuf" and found.item() in (0, 1)
+    return float(found.item()) if known else math.nan
+
+
+def _join(before: float | None, now: float) -> float:
+    """Success at any time; NaN where it is only possible."""
+    if before is None or before == 1.0 or now == 1.0:
+        return now if before is None else 1.0
+    return before + now
+
+
+def _successes(flags: list[float | None]) -> np.ndarray | None:
+    if all(flag is None for flag in flags):
+        return None
+    values = np.array([0.0 if flag is None else flag for flag in flags])
+    return values if np.isnan(values).any() else values.astype(bool)
 
 
 def _has_goal(env: gymnasium.Env) -> bool:
@@ -187,31 +267,36 @@ def _has_goal(env: gymnasium.Env) -> bool:
 
 
 def _run_episodes(
-    actor: TensorDictModuleBase, build: Callable[[], gymnasium.Env], num_episodes: int, seed: int, num_envs: int
+    actor: TensorDictModuleBase, guards: _Guards, num_episodes: int, seed: int, num_envs: int
 ) -> list[_Episode]:
-    device = next((parameter.device for parameter in actor.parameters()), torch.device("cpu"))
-    envs = [build() for _ in range(min(num_envs, num_episodes))]
+    envs: list[GuardedEnv] = []
     try:
-        episodes = [_Episode(env, env.reset(seed=seed + k)[0]) for k, env in enumerate(envs)]
+        envs.extend(guards() for _ in range(min(num_envs, num_episodes)))
+        episodes = [_Episode(env, seed + k) for k, env in enumerate(envs)]
         active = list(episodes)
         while active:
-            for episode, action in zip(active, _act(actor, active, device)):
-                episode.step(action)
+            for episode, action in zip(active, _act(actor, active), strict=True):
+                episode.step(action, guards)
             for slot, episode in enumerate(active):
                 if episode.done and len(episodes) < num_episodes:
-                    active[slot] = _Episode(episode.env, episode.env.reset(seed=seed + len(episodes))[0])
+                    active[slot] = _Episode(episode.env, seed + len(episodes))
                     episodes.append(active[slot])
             active = [episode for episode in active if not episode.done]
     finally:
         for env in envs:
-            env.close()
+            with suppress(Exception):  # the episodes are over, or another error is on its way
+                env.close()
     return episodes
 
 
-def _act(actor: TensorDictModuleBase, episodes: list[_Episode], device: torch.device) -> np.ndarray:
-    observation = torch.from_numpy(np.stack([episode.observation for episode in episodes])).to(device)
-    batch = TensorDict({"observation": observation}, batch_size=[len(episodes)], device=device)
-    return actor(batch)["action"].cpu().numpy()
+def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
+    parameter = next((each for each in actor.parameters() if each.is_floating_point()), torch.zeros(()))
+    observation = torch.from_numpy(np.stack([episode.observation for episode in episodes]))
+    observation = observation.to(parameter.device, parameter.dtype if observation.is_floating_point() else None)
+    action = actor(TensorDict({"observation": observation}, [len(episodes)], device=parameter.device))["action"]
+    if len(action) != len(episodes):
+        raise O2OSpecError(f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations")
+    return action.to("cpu", torch.float64 if action.dtype == torch.float64 else torch.float32).numpy()
 
 
 @contextmanager

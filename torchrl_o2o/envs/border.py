@@ -1,0 +1,289 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The border between an environment and everything that keeps what it returns: copied, of the stated form, finite.
+
+An environment may return its own arrays and change them with the next step, so nothing of it is kept uncopied. What
+comes back is compared with the observation space: numpy would broadcast another shape without a word. Numbers are
+finite if they are so in float32, which is what buffers hold: 1e39 is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from torchrl_o2o.errors import O2OError, O2OSpecError
+
+__all__ = [
+    "CheckedEnv",
+    "EnvFaultError",
+    "MalformedReturn",
+    "check_continuous",
+    "find_fault",
+    "read_reset",
+    "read_step",
+]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_NUMERIC = "biuf"
+
+Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
+
+
+class EnvFaultError(O2OError, RuntimeError):
+    """An environment failed more often than its guard allows, or hung.
+
+    Examples:
+        >>> issubclass(EnvFaultError, RuntimeError)
+        True
+    """
+
+
+class MalformedReturn(Exception):
+    """An environment returned what is no observation, reward, flag or info."""
+
+
+def check_continuous(space: spaces.Space, name: str) -> None:
+    """Refuse an action space whose actions are not real numbers.
+
+    Args:
+        space: of actions.
+        name: the environment's, for the message.
+
+    Raises:
+        O2OSpecError: if the actions are a discrete choice, whole numbers or no vector.
+
+    Examples:
+        >>> check_continuous(spaces.Discrete(3), "CartPole")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: CartPole has discrete actions, Discrete(3); ...
+    """
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise O2OSpecError(
+            f"{name} has discrete actions, {space}; the methods of this package are for continuous actions only, "
+            "expected a Box of real numbers"
+        )
+    if not isinstance(space, spaces.Box):
+        raise O2OSpecError(f"the action space of {name} is {space}; expected a Box of real numbers")
+    if space.dtype.kind != "f":
+        raise O2OSpecError(
+            f"the actions of {name} are whole numbers, {space}; build it with make_gym_env, which maps real actions in "
+            "[-1, 1] onto them and rounds"
+        )
+
+
+def read_reset(result: Any, space: spaces.Box) -> tuple[np.ndarray, dict[str, Any]]:
+    """Copy what ``reset`` returned.
+
+    Args:
+        result: what it returned.
+        space: of the observations.
+
+    Raises:
+        MalformedReturn: if it has another form than gymnasium's.
+    """
+    observation, info = _unpacked("reset", result, ("observation", "info"))
+    return _own_observation(observation, space), _own_info(info)
+
+
+def read_step(result: Any, space: spaces.Box) -> Step:
+    """Copy what ``step`` returned, as an array of the space's type, a float, two bools and a dictionary.
+
+    Args:
+        result: what it returned; a reward or a flag may be an array of one entry.
+        space: of the observations.
+
+    Raises:
+        MalformedReturn: if it has another form than gymnasium's.
+
+    Examples:
+        >>> space = spaces.Box(-1, 1, (2,), np.float32)
+        >>> read_step(([0.5, 1], np.array([2.0]), False, np.array(True), {}), space)
+        (array([0.5, 1. ], dtype=float32), 2.0, False, True, {})
+    """
+    names = ("observation", "reward", "terminated", "truncated", "info")
+    observation, reward, terminated, truncated, info = _unpacked("step", result, names)
+    return (
+        _own_observation(observation, space),
+        reward if type(reward) is float else _number("the reward", reward),
+        terminated if type(terminated) is bool else _flag("terminated", terminated),
+        truncated if type(truncated) is bool else _flag("truncated", truncated),
+        _own_info(info),
+    )
+
+
+def find_fault(observation: np.ndarray, reward: float = 0.0) -> str | None:
+    """Say what is not finite in float32, or ``None``.
+
+    Examples:
+        >>> find_fault(np.zeros(2), 1e39)
+        'the reward 1e+39'
+    """
+    if not abs(reward) <= _FLOAT32_MAX:
+        return f"the reward {reward:g}"
+    if observation.dtype.kind != "f":
+        return None
+    if observation.itemsize > 4:
+        with np.errstate(over="ignore"):
+            observation = observation.astype(np.float32)
+    return None if np.isfinite(observation).all() else "an observation that is not finite"
+
+
+class CheckedEnv(gymnasium.Wrapper):
+    """Pass on copies, and nothing that is malformed or not finite; the cheapest guard, which ends a run.
+
+    Use :class:`~torchrl_o2o.envs.GuardedEnv` to go on after a fault.
+
+    Args:
+        env: with observations in a ``Box`` and continuous actions.
+
+    Raises:
+        O2OSpecError: if its spaces are others.
+
+    Examples:
+        >>> env = CheckedEnv(gymnasium.make("Pendulum-v1"))
+        >>> observation, _ = env.reset(seed=0)
+        >>> type(env.step(env.action_space.sample())[1])
+        <class 'float'>
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self._space = box_of_observations(env)
+        check_continuous(env.action_space, env_name(env))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: as in gymnasium.
+            options: as in gymnasium.
+
+        Raises:
+            EnvFaultError: if what comes back is malformed or not finite.
+        """
+        return checked_reset(self.env, self._space, seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the environment.
+
+        Args:
+            action: as the environment takes it.
+
+        Raises:
+            EnvFaultError: if what comes back is malformed or not finite.
+        """
+        return checked_step(self.env, action, self._space)
+
+
+def checked_reset(env: gymnasium.Env, space: spaces.Box, **settings: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Reset an environment that nothing guards; see :class:`CheckedEnv`.
+
+    Args:
+        env: the environment.
+        space: of its observations.
+        **settings: of ``reset``.
+
+    Raises:
+        EnvFaultError: if what comes back is malformed or not finite.
+    """
+    try:
+        observation, info = read_reset(env.reset(**settings), space)
+    except MalformedReturn as error:
+        raise _fault(env, str(error)) from None
+    _require_finite(env, "reset", observation, 0.0)
+    return observation, info
+
+
+def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Box) -> Step:
+    """Step an environment that nothing guards; see :class:`CheckedEnv`.
+
+    Args:
+        env: the environment.
+        action: as it takes it.
+        space: of its observations.
+
+    Raises:
+        EnvFaultError: if what comes back is malformed or not finite.
+    """
+    try:
+        result = read_step(env.step(action), space)
+    except MalformedReturn as error:
+        raise _fault(env, str(error)) from None
+    _require_finite(env, "step", result[0], result[1])
+    return result
+
+
+def box_of_observations(env: gymnasium.Env) -> spaces.Box:
+    """The space of observations that are arrays.
+
+    Args:
+        env: the environment.
+
+    Raises:
+        O2OSpecError: if its observations are something else.
+    """
+    space = env.observation_space
+    if not isinstance(space, spaces.Box):
+        raise O2OSpecError(f"the observations of {env_name(env)} are {space}, expected a Box; use make_gym_env")
+    return space
+
+
+def env_name(env: gymnasium.Env) -> str:
+    """What to call an environment in a message: its id, or its class."""
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def _require_finite(env: gymnasium.Env, where: str, observation: np.ndarray, reward: float) -> None:
+    fault = find_fault(observation, reward)
+    if fault is not None:
+        raise _fault(env, f"{where} returned {fault}")
+
+
+def _fault(env: gymnasium.Env, what: str) -> EnvFaultError:
+    return EnvFaultError(f"{env_name(env)}: {what}; mend the environment, or put GuardedEnv around it to go on without")
+
+
+def _unpacked(where: str, result: Any, names: tuple[str, ...]) -> Any:
+    if not isinstance(result, tuple | list) or len(result) != len(names):
+        got = f"{len(result)} values" if isinstance(result, tuple | list) else f"a {type(result).__name__}"
+        raise MalformedReturn(f"{where} returned {got}, expected ({', '.join(names)})")
+    return result
+
+
+def _own_observation(observation: Any, space: spaces.Box) -> np.ndarray:
+    found = np.asarray(observation)
+    if found.shape != space.shape:
+        raise MalformedReturn(f"an observation of shape {found.shape} came back, the space says {space.shape}")
+    if found.dtype == space.dtype:
+        return found.copy()
+    if not np.can_cast(found.dtype, space.dtype, "same_kind"):
+        raise MalformedReturn(f"an observation of type {found.dtype} came back, the space says {space.dtype}")
+    with np.errstate(over="ignore"):  # what overflows is found infinite
+        return found.astype(space.dtype)
+
+
+def _number(name: str, value: Any) -> float:
+    found = np.asarray(value)
+    if found.size != 1 or found.dtype.kind not in _NUMERIC:
+        raise MalformedReturn(f"{name} is {value!r}, expected one number")
+    return float(found.item())
+
+
+def _flag(name: str, value: Any) -> bool:
+    number = _number(name, value)
+    if number not in (0.0, 1.0):
+        raise MalformedReturn(f"{name} is {value!r}, expected True or False")
+    return bool(number)
+
+
+def _own_info(info: Any) -> dict[str, Any]:
+    if not isinstance(info, Mapping):
+        raise MalformedReturn(f"the info is {info!r}, expected a dictionary")
+    return {key: value.copy() if isinstance(value, np.ndarray | dict) else value for key, value in info.items()}
