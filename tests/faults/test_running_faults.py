@@ -214,7 +214,7 @@ def test_case_a06_a17_evaluation_is_guarded(harm: str) -> None:
     cls.step = lambda self, action: HARMS[harm]((self.state, self.reward, False, False, {}))
     with (
         pytest.warns(UserWarning, match="the episode ends"),
-        pytest.raises(EnvFaultError, match="after 3 (rebuilds|other failures)"),
+        pytest.raises(EnvFaultError, match=r"after 3 (rebuilds|other failures)"),
     ):
         evaluate(own_actor(), cls, num_episodes=4, num_envs=2, seed=0)
 
