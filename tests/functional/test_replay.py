@@ -155,3 +155,13 @@ def test_centered_ranks() -> None:
     score = torch.randn(101)
     assert torch.equal(centered_rank(score), centered_rank(score.exp()))
     assert centered_rank(torch.tensor([2.0])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_standardized_scores_of_any_size(dtype: torch.dtype) -> None:
+    """The same whatever their unit, up to the largest number there is."""
+    score, largest = torch.tensor([1.0, -1.0, 0.5, 0.5], dtype=dtype), torch.finfo(dtype).max
+    expected = standardized(score)
+    assert expected.isfinite().all()
+    for unit in (1e10, 1e18, largest):
+        torch.testing.assert_close(standardized(score * unit), expected, rtol=1e-5, atol=1e-6)

@@ -231,9 +231,12 @@ def standardized(score: Tensor) -> Tensor:
         >>> standardized(torch.tensor([1.0, 3.0]))
         tensor([-1.,  1.])
     """
+    largest, info = score.abs().amax(-1, keepdim=True), torch.finfo(score.dtype)
+    # Sums of squares of numbers beyond this would not be finite.
+    score = torch.where(largest * score.shape[-1] > 0.1 * info.max**0.5, score / largest, score)
     centered = score - score.mean(-1, keepdim=True)
     scale = centered.square().mean(-1, keepdim=True).sqrt()
-    return centered / scale.clamp_min(torch.finfo(score.dtype).eps * (1.0 + score.abs().amax(-1, keepdim=True)))
+    return centered / scale.clamp_min(info.eps * (1.0 + score.abs().amax(-1, keepdim=True)))
 
 
 def centered_rank(score: Tensor) -> Tensor:

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
-from torchrl_o2o.priorities.scores import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, Sum, TDError
+from torchrl_o2o.priorities.aligned import AdvantageAligned
+from torchrl_o2o.priorities.base import LogPriority, Sum
+from torchrl_o2o.priorities.critic import Advantage, TDError
+from torchrl_o2o.priorities.density_ratio import DensityRatioScore
 
 __all__ = [
     "Advantage",

@@ -26,7 +26,7 @@ from torchrl_o2o.functional.replay import (
 )
 from torchrl_o2o.modules import DensityRatio
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, RecordedNoise
-from torchrl_o2o.priorities.scores import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, TDError
+from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, TDError
 
 CASES = ["A", "B", "update_A"]
 ALIGNMENTS = ["official", "gathered"]

@@ -19,7 +19,7 @@ from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.priorities.scores import Advantage
+from torchrl_o2o.priorities import Advantage
 from torchrl_o2o.testing import SamplerContract, counting_storage, random_transitions
 
 

@@ -1,0 +1,79 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.priorities.parts import ROWS, double, every_priority, make_loss, make_rows, make_score
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.priorities import Advantage, Sum
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
+
+
+@pytest.mark.parametrize("name", list(every_priority()))
+class TestContract:
+    """What holds for every log-priority."""
+
+    def test_one_finite_number_per_row_without_gradient(self, name: str) -> None:
+        score = every_priority()[name](make_rows())
+        assert score.shape == (ROWS,)
+        assert score.isfinite().all()
+        assert not score.requires_grad
+
+    def test_input_is_not_modified(self, name: str) -> None:
+        rows = make_rows()
+        before = rows.clone()
+        every_priority()[name](rows)
+        assert set(rows.keys(True, True)) == set(before.keys(True, True))
+        assert (rows == before).all()
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
+    def test_finite_whatever_the_inputs(self, name: str, bad: float) -> None:
+        priority, rows = every_priority()[name], make_rows()
+        rows["observation"][4] = bad
+        rows["next", "observation"][6] = bad
+        rows["next", "reward"][8] = bad
+        score = priority(rows)
+        assert score.isfinite().all()
+        assert all(value.isfinite() for value in priority.metrics().values())
+
+    def test_all_rows_broken(self, name: str) -> None:
+        priority, rows = every_priority()[name], make_rows()
+        for key in ("observation", ("next", "observation")):
+            rows[key] = torch.full_like(rows[key], torch.nan)
+        assert priority(rows).isfinite().all()
+
+    def test_metrics_are_scalars(self, name: str) -> None:
+        priority = every_priority()[name]
+        assert priority.metrics() == {}
+        priority(make_rows())
+        metrics = priority.metrics()
+        assert metrics
+        assert all(value.shape == () for value in metrics.values())
+
+    def test_float64(self, name: str) -> None:
+        priority = every_priority()[name]
+        double(priority)
+        rows = make_rows().apply(lambda x: x.double() if x.is_floating_point() else x)
+        assert priority(rows).dtype == torch.float64
+
+
+def test_clamped_rows_are_counted_and_logged() -> None:
+    priority, rows = Advantage(make_loss()), make_rows()
+    rows["observation"][3] = torch.nan
+    for calls in (1, 2):
+        score = priority(rows)
+        assert priority.num_clamped == calls
+    assert priority.metrics()["advantage_clamped"].item() == pytest.approx(1 / ROWS)
+    assert score[3] == score.min(), "what cannot be scored ranks with the least"
+
+
+def test_sums_add_up() -> None:
+    density, rows = make_score(), make_rows()
+    torch.testing.assert_close((density + 0.5 * density)(rows), 1.5 * density(rows))
+    with pytest.raises(O2OSpecError, match="got 1 terms and 2 factors"):
+        Sum(density, factors=(1.0, 2.0))

@@ -1,0 +1,43 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.priorities.parts import make_rows, make_score
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import DensityRatio
+from torchrl_o2o.objectives import DensityRatioLoss
+from torchrl_o2o.priorities import DensityRatioScore
+
+
+def test_density_score_counts_offline_rows_only_and_averages_one() -> None:
+    score, rows = make_score(), make_rows()
+    got, offline = score(rows), rows["is_offline"]
+    assert (got[~offline] == 0).all()
+    torch.testing.assert_close(got[offline].exp().mean(), torch.tensor(1.0))
+    raw = score.density_ratio(rows.clone())["log_density_ratio"].squeeze(-1)
+    torch.testing.assert_close(got[offline] - got[offline][0], raw[offline] - raw[offline][0])
+
+
+def test_density_score_follows_training() -> None:
+    score, rows = make_score(), make_rows()
+    loss = DensityRatioLoss(score.density_ratio)  # type: ignore[arg-type]
+    before = score(rows)
+    optim = torch.optim.SGD(loss.parameters(), lr=1.0)
+    loss(rows)["loss_density_ratio"].backward()
+    optim.step()
+    assert not torch.allclose(score(rows), before)
+
+
+def test_density_score_needs_to_know_the_source() -> None:
+    with pytest.raises(O2OSpecError, match="no entry 'is_offline'"):
+        make_score()(make_rows().exclude("is_offline"))
+
+
+def test_temperature_of_the_ratio_must_be_positive() -> None:
+    with pytest.raises(O2OSpecError, match="got temperature=0"):
+        DensityRatioScore(DensityRatio(3, 2), temperature=0)

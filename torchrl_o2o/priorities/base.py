@@ -1,0 +1,148 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What is worth replaying: callables that map transitions to log-priorities, to hand to a sampler.
+
+All have one signature, ``priority(tensordict) -> Tensor``: transitions of shape [N] in, log-priorities of shape [N]
+out, finite whatever the inputs. They live in the log domain, so they add up: ``density + 0.5 * advantage``. They hold
+references to a loss or a network and score with its parameters as they are at the moment of the call.
+
+Shapes: ``N`` rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.replay import finite_scores
+
+__all__ = ["LogPriority", "Sum"]
+
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+class LogPriority(ABC):
+    """Abstract base: what a sampler calls, and how priorities add up and are watched.
+
+    A subclass implements :meth:`score`, which may return anything; :meth:`__call__` makes it finite as
+    :func:`~torchrl_o2o.functional.finite_scores` does and counts in :attr:`num_clamped` what it had to change.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> class Reward(LogPriority):
+        ...     name = "reward"
+        ...
+        ...     def score(self, tensordict):
+        ...         return tensordict["next", "reward"].squeeze(-1)
+        >>> data = TensorDict({"next": {"reward": torch.tensor([[1.0], [torch.nan]])}}, [2])
+        >>> priority = 2.0 * Reward()
+        >>> priority(data)
+        tensor([2., 2.])
+        >>> priority.metrics()["reward_clamped"], priority.metrics()["log_priority_q50"]
+        (tensor(0.5000), tensor(2.))
+    """
+
+    #: Prefix of the metrics.
+    name: str = "priority"
+
+    _observed: Tensor | None = None
+    _changed: Tensor | None = None
+    _num_clamped: Tensor | int = 0
+
+    @abstractmethod
+    def score(self, tensordict: TensorDictBase) -> Tensor:
+        """Log-priority per row, possibly not finite.
+
+        Args:
+            tensordict: transitions, shape [N], on any device; not modified.
+
+        Returns:
+            Shape [N].
+        """
+
+    @torch.no_grad()
+    def __call__(self, tensordict: TensorDictBase) -> Tensor:
+        """Finite log-priority per row, without gradient, shape [N]."""
+        self._observed = None
+        score, changed = finite_scores(self.score(tensordict))
+        self._observed = score if self._observed is None else self._observed
+        self._changed = changed
+        self._num_clamped = self._num_clamped + changed.sum()
+        return score
+
+    def __add__(self, other: LogPriority) -> Sum:
+        """The sum of two log-priorities, that is the product of the priorities."""
+        return Sum(self, other)
+
+    def __rmul__(self, factor: float) -> Sum:
+        """A multiple of the log-priority, that is a power of the priority."""
+        return Sum(self, factors=(factor,))
+
+    @property
+    def num_clamped(self) -> int:
+        """Rows so far whose score was not finite."""
+        return int(self._num_clamped)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Quantiles of the last call's scores and the fraction of its rows that were not finite; empty before it."""
+        if self._changed is None or self._observed is None:
+            return {}
+        levels = torch.tensor(_QUANTILES, dtype=torch.float32, device=self._observed.device)
+        values = self._observed.float().nanquantile(levels)
+        quantiles = {
+            f"{self.name}_q{level * 100:02.0f}": value for level, value in zip(_QUANTILES, values, strict=True)
+        }
+        return {f"{self.name}_clamped": self._changed.float().mean(), **quantiles}
+
+    def _watch(self, values: Tensor) -> Tensor:
+        """Keep values for :meth:`metrics`."""
+        self._observed = values
+        return values
+
+
+class Sum(LogPriority):
+    r"""Weighted sum of log-priorities, :math:`\sum_k c_k\log p_k`; what ``+`` and ``*`` build.
+
+    Args:
+        terms: the log-priorities.
+
+    Keyword Args:
+        factors: :math:`c_k`, one per term. Defaults to 1 each.
+
+    Raises:
+        O2OSpecError: if there is no term or the numbers differ.
+
+    Examples:
+        >>> from torchrl_o2o.modules import DensityRatio
+        >>> from torchrl_o2o.priorities import DensityRatioScore
+        >>> term = DensityRatioScore(DensityRatio(3, 2, hidden_sizes=(8,)))
+        >>> (0.5 * term + term).factors
+        (1.0, 1.0)
+    """
+
+    name = "log_priority"
+
+    def __init__(self, *terms: LogPriority, factors: tuple[float, ...] | None = None) -> None:
+        self.terms = terms
+        self.factors = (1.0,) * len(terms) if factors is None else tuple(factors)
+        if not terms or len(self.factors) != len(terms):
+            raise O2OSpecError(f"got {len(terms)} terms and {len(self.factors)} factors, expected as many, at least 1")
+
+    def score(self, tensordict: TensorDictBase) -> Tensor:
+        """See :meth:`LogPriority.score`."""
+        scores = [factor * term(tensordict) for factor, term in zip(self.factors, self.terms, strict=True)]
+        return torch.stack(scores).sum(0)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The metrics of all terms and of the sum."""
+        merged: dict[str, Tensor] = {}
+        for term in self.terms:
+            merged |= term.metrics()
+        return merged | super().metrics()

@@ -1,0 +1,89 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""How on-policy a row looks: A3RL's first term."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.replay import advantage_aligned_log_priority, mean_one_log_ratio
+from torchrl_o2o.priorities.base import LogPriority
+
+__all__ = ["DensityRatioScore"]
+
+
+class DensityRatioScore(LogPriority):
+    r"""How on-policy an offline row looks: :math:`1_\mathrm{off}\log\hat w`, so 0 for online rows.
+
+    Source: A3RL Eq. 5, first term.
+
+    Args:
+        density_ratio: writes log w, see :class:`~torchrl_o2o.modules.DensityRatio`.
+
+    Keyword Args:
+        temperature: T in :math:`w^{1/T}`. Defaults to 1; Off2On and A3RL's newer code use 5.
+        normalize: scale :math:`w^{1/T}` to mean 1 over the offline rows scored together. Defaults to ``True``; A3RL's
+            older code does not.
+        is_offline_key: bool entry, shape [N], that a sampler adds. Defaults to ``"is_offline"``.
+
+    Raises:
+        O2OSpecError: if the temperature is not positive.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.modules import DensityRatio
+        >>> score = DensityRatioScore(DensityRatio(3, 2, hidden_sizes=(8,)))
+        >>> offline = torch.tensor([True, False])
+        >>> data = {"observation": torch.ones(2, 3), "action": torch.ones(2, 2), "is_offline": offline}
+        >>> score(TensorDict(data, [2])).abs()  # one offline row alone has the mean ratio
+        tensor([0., 0.])
+    """
+
+    name = "log_density_ratio"
+
+    @renamed_arguments(normalise="normalize")
+    def __init__(
+        self,
+        density_ratio: TensorDictModuleBase,
+        *,
+        temperature: float = 1.0,
+        normalize: bool = True,
+        is_offline_key: NestedKey = "is_offline",
+    ) -> None:
+        if not temperature > 0.0:
+            raise O2OSpecError(f"got temperature={temperature}, expected a positive number, 1 or the references' 5")
+        self.density_ratio = density_ratio
+        self.temperature = temperature
+        self.normalize = normalize
+        self.is_offline_key = is_offline_key
+
+    def score(self, tensordict: TensorDictBase) -> Tensor:
+        """See :meth:`LogPriority.score`."""
+        rows = tensordict.select(*self.density_ratio.in_keys).to(next(self.density_ratio.parameters()).device)
+        log_ratio = self.density_ratio(rows).get(self.density_ratio.out_keys[0]).squeeze(-1)
+        offline = self._is_offline(tensordict).to(log_ratio.device)
+        self._watch(log_ratio.masked_fill(~offline, torch.nan))  # quantiles leave NaN out
+        if self.normalize:  # what is not finite must not take the mean with it
+            usable = offline & log_ratio.isfinite()
+            log_ratio = mean_one_log_ratio(log_ratio, usable, self.temperature)
+        else:
+            log_ratio = log_ratio / self.temperature
+        return advantage_aligned_log_priority(log_ratio, torch.zeros_like(log_ratio), offline)
+
+    def _is_offline(self, tensordict: TensorDictBase) -> Tensor:
+        flag = tensordict.get(self.is_offline_key, None)
+        if flag is None:
+            raise O2OSpecError(
+                f"the rows have no entry {self.is_offline_key!r}, so which of them are offline is unknown; PoolSampler "
+                "adds it, elsewhere set it to index < num_offline"
+            )
+        return flag.reshape(tensordict.batch_size)
