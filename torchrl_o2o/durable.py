@@ -5,7 +5,8 @@
 """Files that survive a crash: written plainly, flushed to the disk, put in place by one rename; and a folder's lock.
 
 Memory-mapped writes are avoided on purpose: on a full disk they end in ``SIGBUS`` instead of an ``OSError``.
-Needs a POSIX system (``fcntl``).
+Files are opened without following symbolic links, since a folder from elsewhere may hold links to files that are not
+its own. Needs a POSIX system (``fcntl``).
 """
 
 from __future__ import annotations
@@ -14,16 +15,86 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from torchrl_o2o.errors import O2OCheckpointError
 
-__all__ = ["FolderLock", "replace_durably", "sync_folder", "write_durably"]
+__all__ = ["FolderLock", "identity", "open_file", "refuse_link", "replace_durably", "sync_folder", "write_durably"]
 
 _LOCK_FILE = ".lock"
+
+
+def open_file(path: Path, *, append: bool = False) -> BinaryIO:
+    """Open a file to write bytes: a new one in the place of what is there, or to read and append to what is there.
+
+    A symbolic link is replaced in the first case and refused in the second; what it points to is never touched.
+
+    Args:
+        path: the file.
+
+    Keyword Args:
+        append: keep the content, and let it be read too. Writes are not buffered. Defaults to ``False``.
+
+    Raises:
+        OSError: if it cannot be opened, is a symbolic link (``append``), or is no regular file.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "theirs").write_text("theirs"); (folder / "a").symlink_to(folder / "theirs")
+        >>> with open_file(folder / "a") as file:
+        ...     _ = file.write(b"ours")
+        >>> (folder / "theirs").read_text(), (folder / "a").read_text()
+        ('theirs', 'ours')
+    """
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # not blocked by a pipe in the file's place
+    if append:
+        descriptor = os.open(path, flags | os.O_RDWR | os.O_APPEND, 0o666)
+    else:
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, flags | os.O_WRONLY | os.O_EXCL, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "a+b" if append else "wb", buffering=0 if append else -1)  # type: ignore[return-value]
+
+
+def refuse_link(folder: Path) -> None:
+    """Refuse a folder that is a symbolic link: what is written and removed in it would be somewhere else.
+
+    Args:
+        folder: the folder, which need not exist.
+
+    Raises:
+        O2OCheckpointError: if it is one, naming where it leads.
+
+    Examples:
+        >>> refuse_link(Path("nowhere"))
+    """
+    if folder.is_symlink():
+        raise O2OCheckpointError(
+            f"{folder} is a symbolic link to {os.readlink(folder)}, expected a folder of the run's own: files would be "
+            "written and removed there; remove the link, or name the folder itself"
+        )
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Tell a file or folder from another one that takes its name: device and inode.
+
+    Args:
+        path: an existing file or folder.
+
+    Examples:
+        >>> identity(Path(".")) == identity(Path.cwd())
+        True
+    """
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -31,6 +102,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
     Args:
         path: the file; overwritten if it exists, so not for files a reader may look at (see :func:`replace_durably`).
+            A symbolic link there is replaced.
         data: its whole content.
 
     Raises:
@@ -43,7 +115,7 @@ def write_durably(path: Path, data: bytes) -> None:
         >>> path.read_bytes()
         b'abc'
     """
-    with open(path, "wb") as file:
+    with open_file(path) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -114,16 +186,17 @@ class FolderLock:
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / _LOCK_FILE
         try:
-            self._file: BinaryIO = open(path, "a+b")  # noqa: SIM115  (the open file is the lock)
+            self._file = open_file(path, append=True)
         except OSError as error:
             raise O2OCheckpointError(f"cannot write to {path.parent} ({error}); choose a writable folder") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._refuse(path, error)
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})".encode())
-        self._file.flush()
+        # Who holds it is for people; a disk too full to say so is no reason to stop here.
+        with suppress(OSError):
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})".encode())
 
     def _refuse(self, path: Path, error: OSError) -> None:
         self._file.seek(0)

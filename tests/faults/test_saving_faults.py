@@ -309,7 +309,7 @@ def test_case_30_wandb_without_key_or_network(tmp_path: Path, monkeypatch: pytes
     with recorder:
         recorder.log(1, {"train/loss": 1.0})
     assert read_metrics(tmp_path)[0]["train/loss"] == 1.0
-    assert fake.rows == [(1, {"train/loss": 1.0})]
+    assert fake.rows == [{"step": 1, "train/loss": 1.0}]
 
 
 def test_case_31_two_runs_in_one_folder(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self):
         super().__init__("wandb")
-        self.calls, self.rows, self.finished = [], [], False
+        self.calls, self.rows, self.finished, self.metrics, self.summary = [], [], False, {}, {}
 
     def init(self, **settings):
         self.calls.append(settings)
@@ -42,8 +42,11 @@ class FakeWandb(types.ModuleType):
             raise self.errors.Error("no key")
         return self
 
-    def log(self, row, step):
-        self.rows.append((step, row))
+    def define_metric(self, name, **options):
+        self.metrics[name] = options
+
+    def log(self, row):
+        self.rows.append(row)
 
     def finish(self):
         self.finished = True
@@ -60,7 +63,8 @@ def test_wandb_without_a_key_goes_on_offline_with_a_warning(tmp_path, monkeypatc
     assert fake.calls[1]["project"] == "p"
     assert fake.calls[1]["config"] == {"gamma": 0.9}
     assert fake.calls[1]["id"] == read_run(tmp_path)["id"]
-    assert fake.rows == [(1, {"train/a": 2.0})]
+    assert fake.rows == [{"step": 1, "train/a": 2.0}]
+    assert fake.metrics["*"] == {"step_metric": "step"}
     assert fake.finished
 
 

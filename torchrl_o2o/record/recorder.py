@@ -10,13 +10,15 @@ reaches the operating system before :meth:`Recorder.log` returns, so a killed pr
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +29,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.durable import FolderLock, replace_durably
-from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.durable import FolderLock, identity, open_file, refuse_link, replace_durably
+from torchrl_o2o.errors import O2OCheckpointError, O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import describe_run, plain_config, plain_number
 from torchrl_o2o.record.sinks import ProgressSink, Sink, TensorBoardSink, WandbSink
@@ -39,6 +41,7 @@ _RUN_FILE = "run.json"
 _METRICS_FILE = "metrics.jsonl"
 _TRACES = (_RUN_FILE, _METRICS_FILE, "checkpoints")
 _RESERVED = ("step", "time")
+_DIGEST_BYTES = 32
 
 
 class Recorder:
@@ -92,24 +95,48 @@ class Recorder:
         self.folder = Path(folder)
         plain = _seeded(plain_config(config), seed)
         _make_folder(self.folder)
+        self._identity = identity(self.folder)
         self._lock = FolderLock(self.folder)
+        self._sinks: list[Sink] = []
         try:
             run = _describe(self.folder, plain, resume)
-            self._sinks: list[Sink] = []
             if tensorboard:
-                self._sinks.append(TensorBoardSink(self.folder / "tensorboard"))
+                self._start(TensorBoardSink, _own_folder(self.folder / "tensorboard"))
             if wandb is not None:
-                self._sinks.append(WandbSink(self.folder, run, wandb))
+                _own_folder(self.folder / "wandb")
+                self._start(WandbSink, self.folder, run, wandb)
             if progress_total is not None:
-                self._sinks.append(ProgressSink(progress_total))
+                self._start(ProgressSink, progress_total)
             # Last: a start that failed on a missing extra has left no run in the folder.
             _write_run(self.folder, run)
             self._metrics = _RowFile(self.folder / _METRICS_FILE)
         except BaseException:
+            self._close_sinks()
             self._lock.release()
             raise
         self._started = time.monotonic()
         self._last_step: int | None = None
+
+    def _start(self, kind: Callable[..., Sink], *arguments: Any) -> None:
+        try:
+            self._sinks.append(kind(*arguments))
+        except O2OError:  # a missing extra: the caller's to mend, before the run begins
+            raise
+        except Exception as error:
+            _warn_of_sink(kind.__name__, error)
+
+    def _to_sinks(self, act: Callable[[Sink], None]) -> None:
+        """A sink that fails is left out from then on: what is only shown must not end a run."""
+        for sink in list(self._sinks):
+            try:
+                act(sink)
+            except Exception as error:
+                _warn_of_sink(type(sink).__name__, error)
+                self._sinks.remove(sink)
+
+    def _close_sinks(self) -> None:
+        self._to_sinks(lambda sink: sink.close())
+        self._sinks = []
 
     def log(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
         """Write one row: ``{"step": step, "time": seconds since the start, **metrics}``.
@@ -125,7 +152,8 @@ class Recorder:
             O2OCheckpointError: if the row cannot be written; the file then ends with the row before.
         """
         if self._last_step is None:
-            self._metrics.cut_from_step(step)
+            if self._metrics.cut_from_step(step):
+                self._to_sinks(lambda sink: sink.rewind(step))
         elif step < self._last_step:
             raise O2OSpecError(
                 f"log() got step {step} after step {self._last_step}; count one step through all phases of the run"
@@ -134,8 +162,7 @@ class Recorder:
         row = {"step": int(step), "time": round(self._elapsed(), 3)}
         self._metrics.append(row | {name: plain_number(value) for name, value in numbers.items()})
         self._last_step = step
-        for sink in self._sinks:
-            sink.write(step, numbers)
+        self._to_sinks(lambda sink: sink.write(int(step), numbers))
 
     def dump(self, name: str, data: TensorDictBase) -> Path:
         """Write tensors next to the metrics, for instance the batch whose loss was not finite.
@@ -150,12 +177,30 @@ class Recorder:
         Raises:
             O2OCheckpointError: if it cannot be written.
         """
-        path = self.folder / f"{name}.pt"
+        path, stream = self.folder / f"{name}.pt", io.BytesIO()
+        torch.save(data.to_dict(), stream)
+        self.check_place()
         try:
-            torch.save(data.to_dict(), path)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+            replace_durably(path, stream.getvalue())
+        except OSError as error:
             raise O2OCheckpointError(f"cannot write {path} ({error}); make room on the disk") from error
         return path
+
+    def check_place(self) -> None:
+        """See that the run's folder is still the one the run began in.
+
+        Raises:
+            O2OCheckpointError: if it was moved or removed, and perhaps another folder has taken its name.
+        """
+        try:
+            same = identity(self.folder) == self._identity
+        except OSError:
+            same = False
+        if not same:
+            raise O2OCheckpointError(
+                f"{self.folder} is not the folder this run began in: it was moved or removed while the run went on; "
+                "move it back, or resume the run where it is now"
+            )
 
     @contextmanager
     def dump_if_not_finite(self, batch: TensorDictBase) -> Iterator[None]:
@@ -180,21 +225,27 @@ class Recorder:
         try:
             yield
         except NonFiniteError as error:
-            path = self.dump("offending-batch", batch)
-            raise NonFiniteError(f"{error}. The batch is in {path}") from error
+            try:
+                where = f"The batch is in {self.dump('offending-batch', batch)}"
+            except O2OCheckpointError as refused:
+                where = f"The batch is not kept: {refused}"
+            raise NonFiniteError(f"{error}. {where}") from error
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: the length of the metrics file, the last step and the seconds elapsed.
+        """Return what a resumed run needs: length and hash of the metrics file, the last step, the seconds elapsed.
 
         The rows counted are on the disk when this returns.
         """
-        return {"position": self._metrics.sync(), "step": self._last_step, "seconds": self._elapsed()}
+        return {**self._metrics.sync(), "step": self._last_step, "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go back to the state: cut the rows written after it and go on counting its seconds.
+
+        Rows that were altered since then are dropped or named in a warning, and the file as it was is kept as
+        ``metrics.jsonl.damaged``: a damaged record is no reason to give up the training.
 
         Args:
             state_dict: from :meth:`state_dict`, of a recorder of the same folder.
@@ -202,17 +253,20 @@ class Recorder:
         Raises:
             O2OCheckpointError: if the file is shorter than the state says, that is, not the file it was taken of.
         """
-        self._metrics.cut(state_dict["position"])
+        self._metrics.cut(state_dict["position"], state_dict.get("blake2b"))
         self._last_step = state_dict["step"]
         self._started = time.monotonic() - state_dict["seconds"]
+        if self._last_step is not None:
+            following = self._last_step + 1
+            self._to_sinks(lambda sink: sink.rewind(following))
 
     def close(self) -> None:
         """Flush every file to the disk and free the folder; calling it again does nothing."""
-        self._metrics.close()
-        for sink in self._sinks:
-            sink.close()
-        self._sinks = []
-        self._lock.release()
+        try:
+            self._close_sinks()
+            self._metrics.close()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Recorder:
         return self
@@ -221,6 +275,19 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _warn_of_sink(name: str, error: Exception) -> None:
+    warnings.warn(
+        f"{name} FAILED ({type(error).__name__}: {error}) and is left out from here on; the run goes on, and its "
+        "metrics.jsonl has every row",
+        stacklevel=5,
+    )
+
+
+def _own_folder(folder: Path) -> Path:
+    refuse_link(folder)
+    return folder
 
 
 def _seeded(config: dict[str, Any], seed: int | None) -> dict[str, Any]:
@@ -280,60 +347,111 @@ class _RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  (open as long as the run)
+            self._file = open_file(path, append=True)
+            self._note(self._read())
         except OSError as error:
             raise O2OCheckpointError(f"cannot write {path} ({error}); choose a writable folder") from error
-        content = self._read()
-        self._cut_to(content.rfind(b"\n") + 1)  # a process killed while writing leaves a torn line
 
     def _read(self) -> bytes:
         self._file.seek(0)
-        return self._file.readall()
+        return self._file.read()
 
-    def _cut_to(self, position: int) -> None:
-        self._file.truncate(position)
-        self._position = position
+    def _note(self, content: bytes) -> None:
+        self._position, self._hash = len(content), hashlib.blake2b(content, digest_size=_DIGEST_BYTES)
+        self._ragged = not content.endswith(b"\n") and content != b""
+
+    def _cut_to(self, content: bytes) -> None:
+        """Cut the file to its beginning, ``content``."""
+        self._file.truncate(len(content))
+        self._note(content)
+
+    def _settle(self) -> None:
+        """Cut the line that a process killed while writing left half. Not earlier: it may be a row that was altered."""
+        if self._ragged:
+            content = self._read()
+            self._cut_to(content[: content.rfind(b"\n") + 1])
 
     def append(self, row: Mapping[str, Any]) -> None:
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         try:
+            self._settle()
             written = self._file.write(line)
             if written != len(line):  # a disk that fills up takes a part first
                 raise OSError(f"{written} of {len(line)} bytes written")
         except OSError as error:
-            self._cut_to(self._position)
+            self._file.truncate(self._position)
             raise O2OCheckpointError(f"cannot write {self.path} ({error}); make room on the disk and resume") from error
         self._position += len(line)
+        self._hash.update(line)
 
-    def sync(self) -> int:
+    def sync(self) -> dict[str, Any]:
+        self._settle()
         os.fsync(self._file.fileno())
-        return self._position
+        return {"position": self._position, "blake2b": self._hash.hexdigest()}
 
-    def cut(self, position: int) -> None:
+    def cut(self, position: int, expected: str | None) -> None:
         if position > self._position:
             raise O2OCheckpointError(
                 f"{self.path} has {self._position} bytes, the checkpoint was taken at {position}: rows were removed, "
                 "or it is another run's; restore the file or start anew in another folder"
             )
-        self._cut_to(position)
+        content = self._read()
+        kept = content[:position]
+        found = hashlib.blake2b(kept, digest_size=_DIGEST_BYTES).hexdigest()
+        if found == expected or (expected is None and _torn(kept) == []):
+            return self._cut_to(kept)
+        return self._repair(content, kept)
 
-    def cut_from_step(self, step: int) -> None:
-        position, lines = 0, self._read().splitlines(keepends=True)
+    def _repair(self, content: bytes, kept: bytes) -> None:
+        torn = _torn(kept)
+        lines = [line for number, line in enumerate(kept.splitlines(keepends=True), start=1) if number not in torn]
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        replace_durably(aside, content)
+        replace_durably(self.path, b"".join(lines))
+        self._file.close()
+        self._file = open_file(self.path, append=True)
+        self._cut_to(b"".join(lines))
+        dropped = f"lines {torn} are no rows any more and are dropped" if torn else "some of its numbers are not those"
+        warnings.warn(
+            f"{self.path} WAS ALTERED since the checkpoint was taken: {dropped}. The file as it was is {aside}",
+            stacklevel=4,
+        )
+
+    def cut_from_step(self, step: int) -> bool:
+        """Cut the rows of a step and later ones, and say whether there were any."""
+        self._settle()
+        position, content = 0, self._read()
+        lines = content.splitlines(keepends=True)
         for index, line in enumerate(lines):
-            if json.loads(line)["step"] >= step:
+            if _step(line, -math.inf) >= step:
                 warnings.warn(
                     f"{self.path}: {len(lines) - index} rows from step {step} on are dropped, because the run "
                     "goes on from there without the recorder's state; they are recomputed",
                     stacklevel=4,
                 )
-                return self._cut_to(position)
+                self._cut_to(content[:position])
+                return True
             position += len(line)
-        return None
+        return False
 
     def close(self) -> None:
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            with self._file:
+                self.sync()
+
+
+def _torn(content: bytes) -> list[int]:
+    """The numbers of the lines, from 1, that are no rows."""
+    lines = enumerate(content.splitlines(keepends=True), start=1)
+    return [number for number, line in lines if not line.endswith(b"\n") or _step(line, math.nan) != _step(line, 0.0)]
+
+
+def _step(line: bytes, otherwise: float) -> float:
+    """The step of a row, or something else for a line that is none."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return otherwise
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,14 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["ProgressSink", "Sink", "TensorBoardSink", "WandbSink"]
 
-_PROGRESS_METRICS = 3
+_PROGRESS_METRICS = 2
+_RETURN = "evaluation/return"
 
 
 class Sink(Protocol):
     """Takes rows of metrics, in the order of their steps, until it is closed.
+
+    What goes wrong in a sink is the sink's loss: the recorder warns, leaves it out from then on, and the run goes on.
 
     Examples:
         >>> class Memory:
@@ -29,6 +33,8 @@ class Sink(Protocol):
         ...         self.rows = []
         ...     def write(self, step, metrics):
         ...         self.rows.append((step, dict(metrics)))
+        ...     def rewind(self, step):
+        ...         self.rows = [row for row in self.rows if row[0] < step]
         ...     def close(self):
         ...         pass
         >>> sink: Sink = Memory()
@@ -39,6 +45,10 @@ class Sink(Protocol):
         """Show the metrics of one row."""
         ...
 
+    def rewind(self, step: int) -> None:
+        """A resumed run goes on at this step: rows of it and of later steps, shown earlier, are written again."""
+        ...
+
     def close(self) -> None:
         """Flush what was written and free what is held."""
         ...
@@ -46,6 +56,8 @@ class Sink(Protocol):
 
 class TensorBoardSink:
     """Write TensorBoard event files.
+
+    After a resume TensorBoard is told to forget the steps that are written again.
 
     Args:
         folder: where the event files go; made if absent.
@@ -62,12 +74,18 @@ class TensorBoardSink:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise O2OSpecError("tensorboard=True needs an extra: pip install torchrl_o2o[tensorboard]") from error
+        self._folder, self._open = folder, SummaryWriter
         self._writer = SummaryWriter(folder)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add each metric as a scalar."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Go on in a new event file, at whose beginning TensorBoard drops the steps from this one on."""
+        self._writer.close()
+        self._writer = self._open(self._folder, purge_step=step)
 
     def close(self) -> None:
         """Flush and close the event file."""
@@ -76,6 +94,9 @@ class TensorBoardSink:
 
 class WandbSink:
     """Log to Weights & Biases; without a key or a network the run is kept in a local folder, with a warning.
+
+    wandb drops rows whose step is below the last one or negative, so the step is a column of its own, ``"step"``, which
+    wandb is told to take for the x-axis of all metrics. Rows that a resumed run repeats are not logged twice.
 
     At a terminal wandb itself asks for a key first.
 
@@ -103,13 +124,21 @@ class WandbSink:
         except wandb.errors.Error as error:
             warnings.warn(
                 f"WANDB IS OFFLINE: {error}. The run is kept in {folder / 'wandb'}; `wandb sync` uploads it later.",
-                stacklevel=4,
+                stacklevel=5,
             )
             self._run = wandb.init(**settings | {"mode": "offline", "resume": None})
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        self._logged: float = -math.inf
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log one row."""
-        self._run.log(dict(metrics), step=step)
+        """Log one row, unless an earlier part of the run has logged it."""
+        if step >= self._logged:  # at its last step, what was logged may have been cut short
+            self._run.log({"step": step, **metrics})
+
+    def rewind(self, step: int) -> None:
+        """Leave out what wandb has already: the rows before the last step of the earlier part of the run."""
+        self._logged = self._run.summary.get("step", -math.inf)
 
     def close(self) -> None:
         """Finish the wandb run."""
@@ -117,7 +146,10 @@ class WandbSink:
 
 
 class ProgressSink:
-    """Show a progress bar on standard error, with the first metrics of the latest row.
+    """Show a progress bar on standard error, with the last evaluation's return and metrics of the latest row.
+
+    The bar begins at the first row's step, so that its speed is right in a resumed run and in an offline phase, whose
+    steps are negative.
 
     Args:
         total: the step at which the run is complete.
@@ -129,14 +161,33 @@ class ProgressSink:
     """
 
     def __init__(self, total: int) -> None:
-        self._bar = tqdm(total=total, unit="step", dynamic_ncols=True)
+        self._total = total
+        self._bar: tqdm | None = None
+        self._first = 0
+        self._return: dict[str, str] = {}
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Move the bar to the step."""
-        shown = list(metrics.items())[:_PROGRESS_METRICS]
-        self._bar.set_postfix({name.rpartition("/")[2]: f"{value:.3g}" for name, value in shown}, refresh=False)
-        self._bar.update(step - self._bar.n)
+        if self._bar is None:
+            self._bar = self._start(step)
+        if _RETURN in metrics:
+            self._return = {"return": f"{metrics[_RETURN]:.4g}"}
+        train = [(name, value) for name, value in metrics.items() if name.startswith("train/")][:_PROGRESS_METRICS]
+        shown = {name.removeprefix("train/"): f"{value:.3g}" for name, value in train}
+        if shown or _RETURN in metrics:
+            self._bar.set_postfix(self._return | shown, refresh=False)
+        self._bar.update(step - self._first - self._bar.n)
+
+    def _start(self, step: int) -> tqdm:
+        self._first = min(step, 0)  # a bar cannot show negative steps: it counts from the first one
+        return tqdm(total=self._total - self._first, initial=step - self._first, unit="step", dynamic_ncols=True)
+
+    def rewind(self, step: int) -> None:
+        """Begin anew at the next row."""
+        self.close()
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None

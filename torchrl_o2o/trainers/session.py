@@ -10,8 +10,11 @@ in them; what a step does is between the script and its learner.
 
 from __future__ import annotations
 
+import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +25,6 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.checkpoint import Checkpointer
-from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record.curves import dip, gain, handover_score, regret
@@ -69,13 +71,42 @@ class Schedule:
             raise O2OSpecError(f"got {self}, expected at least 1 step between two of anything")
 
 
+class Collector(Protocol):
+    """What a session collects from: a :class:`~torchrl_o2o.collectors.StepCollector` or ``VectorCollector``.
+
+    Attributes:
+        frames: transitions delivered so far.
+        total_frames: how many it delivers in all.
+    """
+
+    frames: int
+    total_frames: int | None
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        """Deliver transitions [N], from wherever the collector stands."""
+        ...
+
+
 @dataclass
 class Session:
     """A run folder and what goes into it, as a context.
 
     Entering it goes on with the newest valid checkpoint if ``resume`` is on and there is one. SIGTERM and the first
     Ctrl-C end the running phase after its step, with a checkpoint; the context then prints the command to go on with
-    and exits with the shell's status for that signal.
+    and exits with the shell's status for that signal. What the run is, where it is and how to look at it is said on
+    standard error when it begins and when it ends.
+
+    A run may have an offline phase, an online phase, or first the one and then the other. Checkpoints are numbered by
+    the steps of both together. What is done between the phases must not be done again in a run that was resumed online::
+
+        with Session(...) as session:
+            for step in session.offline(1_000):
+                session.log(update(offline.sample()))
+            if not session.is_online:
+                hand_over(...)
+            for step, data in session.online(collector):
+                buffer.extend(data.select(*keys))
+                session.log(update(buffer.sample()))
 
     Args:
         folder: the run's folder.
@@ -86,6 +117,8 @@ class Session:
         schedule: how often. Defaults to :class:`Schedule`'s.
         resume: whether to go on with what is in the folder. Defaults to ``False``.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`, such as ``{"tensorboard": True}``.
+        on_save: called with the run's folder after each checkpoint, the last one included, and after a checkpoint was
+            restored; writes what belongs beside it, such as the policy's file. Defaults to ``None``.
 
     Raises:
         O2OCheckpointError: if the folder cannot be written, or holds a run and ``resume`` is off.
@@ -101,7 +134,7 @@ class Session:
         >>> net, folder = torch.nn.Linear(2, 1), Path(tempfile.mkdtemp()) / "run"
         >>> with Session(folder, {"seed": 0}, {"net": net}, None, score, Schedule(eval_every=2)) as session:
         ...     for step in session.offline(4):
-        ...         session.metrics = {"loss": torch.tensor(1.0)}  # an update goes here
+        ...         session.log({"loss": torch.tensor(1.0)})  # of an update
         >>> [row["step"] for row in read_metrics(folder) if "evaluation/return" in row]
         [-4, -2, 0]
     """
@@ -114,11 +147,15 @@ class Session:
     schedule: Schedule = field(default_factory=Schedule)
     resume: bool = False
     recorder: Mapping[str, Any] = field(default_factory=dict)
-    #: What the last step's update measured, logged every ``log_every`` steps under ``train/``.
+    on_save: Callable[[Path], object] | None = None
+    #: What the last step's update measured, logged every ``log_every`` steps under ``train/``; :meth:`log` sets it.
     metrics: Mapping[str, Tensor] = field(default_factory=dict, init=False)
-    #: Updates made offline, part of the checkpoint.
-    counters: dict[str, int] = field(default_factory=lambda: {"offline": 0}, init=False)
+    #: Updates made offline and transitions collected online, part of the checkpoint.
+    counters: dict[str, int] = field(default_factory=lambda: {"offline": 0, "online": 0}, init=False)
     restored: int | None = field(default=None, init=False)
+    _saved: int | None = field(default=None, init=False)
+    _began: bool = field(default=False, init=False)
+    _measured: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Open the folder; what is wrong with it is said before training."""
@@ -131,13 +168,17 @@ class Session:
         except BaseException:
             self.record.close()
             raise
+        self._title = _title(config)
         self.interrupt = graceful_exit()
 
     def __enter__(self) -> Session:
         """Watch for signals, and restore."""
         self.interrupt.__enter__()
         try:
-            self.restored = self.checkpoint.restore() if self.resume else None
+            self.restored = self._saved = self.checkpoint.restore() if self.resume else None
+            _say(f"{self._title}: {self.folder}{'' if self._saved is None else f', from checkpoint {self._saved}'}")
+            if self.restored is not None and self.on_save is not None:
+                self.on_save(Path(self.folder))  # a process killed between the two saves left an older one
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -147,16 +188,41 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the files; leave with the signal's status if one came."""
-        self.record.close()
-        self.interrupt.__exit__(kind, error, trace)
+        try:
+            self.record.close()
+        finally:
+            self.interrupt.__exit__(kind, error, trace)
         if kind is None and self.interrupt.requested:
-            sys.stderr.write(f"stopped by {self.interrupt.signal_name}; go on with:\n  {resume_command()}\n")
+            _say(f"stopped by {self.interrupt.signal_name}, saved in {self.folder}; go on with:\n  {resume_command()}")
             raise SystemExit(self.interrupt.exit_code)
+        if kind is None:
+            self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        scores = [f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in self._measured.items()]
+        _say(f"{self._title}: complete{': ' if scores else ''}{', '.join(scores)}")
+        policy = Path(self.folder) / "policy.pt"
+        if policy.exists():
+            _say(f"  policy: {policy}")
+        _say(f"  curves: {shlex.join(['o2o', 'report', str(self.folder)])}")
 
     @property
     def stopped(self) -> bool:
         """Whether a signal asked the run to stop."""
         return self.interrupt.requested
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the online phase has begun, here or in an earlier part of the run."""
+        return self.counters.get("online", 0) > 0
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Note what a step's update measured; one in ``log_every`` steps is logged, under ``train/``.
+
+        Args:
+            metrics: scalars by name.
+        """
+        self.metrics = metrics
 
     def offline(self, num_steps: int) -> Iterator[int]:
         """Count updates from ``1 - num_steps`` to 0, from wherever the run stands.
@@ -167,51 +233,100 @@ class Session:
         Yields:
             The step that the next update is.
         """
-        if self.restored is None:
-            self._evaluate(-num_steps)
-        while self.counters["offline"] < num_steps and not self.stopped:
+        self._begin(-num_steps)
+        stop = self.stopped
+        while not stop and self.counters["offline"] < num_steps:
             step = self.counters["offline"] + 1 - num_steps
             yield step
             self.counters["offline"] += 1
-            self._after(step, self.counters["offline"], last=step == 0)
-        if num_steps == 0 or self.stopped:
-            self.checkpoint.save(self.counters["offline"])
+            stop = self._after(step, step - 1, last=step == 0, count=self.counters["offline"])
+        self._save()
 
-    def online(self, collector: StepCollector) -> Iterator[tuple[int, TensorDict]]:
+    def online(self, collector: Collector) -> Iterator[tuple[int, TensorDict]]:
         """Collect to the end, from wherever the run stands.
 
         Args:
-            collector: delivers one transition at a time; it is among ``objects``.
+            collector: delivers transitions, usually one at a time; it is among ``objects``.
 
         Yields:
-            The number of the step, from 1, and its transition, shape [1].
+            The number of the step, from 1, and its transition, shape [1]; from N environments, N at a time.
         """
-        if self.restored is None:
-            self._evaluate(0)
+        self.counters["online"] = collector.frames
+        self._begin(0)
         if not self.stopped:
             for data in collector:
-                step = collector.frames
+                before, step = self.counters["online"], collector.frames
                 yield step, data
-                if data["next", "done"].item():
-                    self.record.log(step, {"train/episode_return": data["next", "episode_reward"]})
-                self._after(step, step, last=step == collector.total_frames, online=True)
-                if self.stopped:
+                self.counters["online"] = step
+                self._log_episodes(step, data)
+                last = collector.total_frames is not None and step >= collector.total_frames
+                if self._after(step, before, last=last, count=step, online=True):
                     break
-        self.checkpoint.save(collector.frames)
+        self._save()
 
-    def _after(self, step: int, count: int, *, last: bool, online: bool = False) -> None:
+    def _begin(self, step: int) -> None:
+        """Evaluate what a run begins with, once."""
+        if self.restored is None and not self._began:
+            self._evaluate(step)
+        self._began = True
+
+    def _log_episodes(self, step: int, data: TensorDict) -> None:
+        done = data["next", "done"].flatten()
+        if done.any():
+            for value in data["next", "episode_reward"].flatten()[done]:
+                self.record.log(step, {"train/episode_return": value})
+
+    def _after(self, step: int, before: int, *, last: bool, count: int, online: bool = False) -> bool:
+        """Do what is due after a step, and say whether to stop; the signals are looked at once."""
         schedule = self.schedule
-        if self.metrics and step % schedule.log_every == 0:
+        if self.metrics and _passed(schedule.log_every, before, step):
             self.record.log(step, {f"train/{name}": value for name, value in self.metrics.items()})
-        if step % schedule.eval_every == 0 or last:
+        if _passed(schedule.eval_every, before, step) or last:
             self._evaluate(step)
         if last and online:
+            self._log_handover(step)
+        stop = self.stopped
+        if _passed(schedule.checkpoint_every, count - step + before, count) or last or stop:
+            self._save()
+        return stop
+
+    def _log_handover(self, step: int) -> None:
+        try:
             self.record.log(step, handover_metrics(read_metrics(self.folder)))
-        if count % schedule.checkpoint_every == 0 or last or self.stopped:
-            self.checkpoint.save(count)
+        except O2OSpecError as error:  # evaluations are missing; no reason to lose the end of a run
+            warnings.warn(f"what going online did cannot be said: {error}", stacklevel=2)
+
+    def _save(self) -> None:
+        count = self.counters["offline"] + self.counters.get("online", 0)
+        if count == self._saved:
+            return
+        self.record.check_place()
+        self.checkpoint.save(count)
+        self._saved = count
+        if self.on_save is not None:
+            self.on_save(Path(self.folder))
 
     def _evaluate(self, step: int) -> None:
-        self.record.log(step, self.evaluate().metrics())
+        self._measured = dict(self.evaluate().metrics())
+        self.record.log(step, self._measured)
+
+
+def _passed(every: int, before: int, step: int) -> bool:
+    """Whether a multiple was reached on the way; several environments make several steps at once."""
+    return step // every != before // every
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    """Name the run by what its configuration says: algorithm, task and seed."""
+    words = [config.get("algorithm") or Path(sys.argv[0]).stem, config.get("task_name") or config.get("task")]
+    seed = [f"seed {config['seed']}"] if "seed" in config else []
+    return ", ".join([*(word for word in words if isinstance(word, str)), *seed])
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # a terminal that is gone must not end a run
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def handover_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -232,11 +347,17 @@ def handover_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         >>> handover_metrics([{"step": 0, "evaluation/return": 40.0}, {"step": 100, "evaluation/return": 25.0}])
         {'handover/return': 40.0, 'handover/dip': 15.0, 'handover/gain': -15.0}
     """
-    steps, returns = zip(*[(row["step"], row[_RETURN]) for row in rows if _RETURN in row], strict=True)
+    steps, returns = _curve(rows, _RETURN)
     metrics = {
         "handover/return": handover_score(steps, returns),
         "handover/dip": dip(steps, returns),
         "handover/gain": gain(steps, returns),
     }
-    scored = [(row["step"], row[_SCORE]) for row in rows if _SCORE in row]
-    return metrics | ({"handover/regret": regret(*zip(*scored, strict=True))} if scored else {})
+    scored = _curve(rows, _SCORE)
+    return metrics | ({"handover/regret": regret(*scored)} if scored[0] else {})
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values, of equal steps the last."""
+    points = {row["step"]: row[metric] for row in rows if metric in row}
+    return list(points), list(points.values())
