@@ -51,7 +51,9 @@ class TwoPhases:
         actor = make_actor(1, 1, hidden_sizes=(4,))
         self.walk: dict[str, Any] = {"value": torch.zeros(()), "handed_over": 0}
         if num_envs:
-            self.collector: Any = VectorCollector(make_vector_env(make_env, num_envs), actor, total_frames=9, seeds=[*range(num_envs)])
+            self.collector: Any = VectorCollector(
+                make_vector_env(make_env, num_envs), actor, total_frames=9, seeds=[*range(num_envs)]
+            )
         else:
             self.collector = StepCollector(make_env(), actor, total_frames=9, seed=0)
         schedule = options.pop("schedule", Schedule(eval_every=4, log_every=1, checkpoint_every=4))
@@ -147,7 +149,7 @@ def test_case_a07_the_policy_is_written_at_every_checkpoint(tmp_path: Path) -> N
     assert seen == [(tmp_path / "run", 15)], "a process killed between checkpoint and policy left an older policy"
 
 
-def test_case_d_a_run_says_where_it_is_and_how_to_look_at_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_case_d_a_run_says_where_it_is_and_what_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "my run"
     TwoPhases(folder, on_save=lambda run: (run / "policy.pt").write_text("here")).run()
     first, *_, complete, policy, curves = capsys.readouterr().err.splitlines()
@@ -186,11 +188,15 @@ def test_case_b20_a_sink_that_fails_does_not_end_the_run(tmp_path: Path, fails_a
     recorder = Recorder(tmp_path, config={})
     sink = Failing(fails_at)
     recorder._sinks = [sink]
-    with pytest.warns(UserWarning, match=r"Failing FAILED \(OSError.*No space left.*the run goes on"):
+
+    def run() -> None:
         recorder.load_state_dict(recorder.state_dict() | {"step": 0})
         for step in (1, 2):
             recorder.log(step, {"train/loss": 1.0})
         recorder.close()
+
+    with pytest.warns(UserWarning, match=r"Failing FAILED \(OSError.*No space left.*the run goes on"):
+        run()
     assert sink.rows == {"write": 1, "rewind": 0, "close": 2}[fails_at]
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     Recorder(tmp_path, config={}, resume=True).close()

@@ -31,7 +31,7 @@ from torchrl_o2o.record.curves import dip, gain, handover_score, regret
 from torchrl_o2o.record.recorder import Recorder, read_metrics
 from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
 
-__all__ = ["Measured", "Schedule", "Session", "handover_metrics"]
+__all__ = ["Collector", "Measured", "Schedule", "Session", "handover_metrics"]
 
 _RETURN, _SCORE = "evaluation/return", "evaluation/normalized_score"
 
@@ -72,15 +72,17 @@ class Schedule:
 
 
 class Collector(Protocol):
-    """What a session collects from: a :class:`~torchrl_o2o.collectors.StepCollector` or ``VectorCollector``.
+    """What a session collects from: a :class:`~torchrl_o2o.collectors.StepCollector` or ``VectorCollector``."""
 
-    Attributes:
-        frames: transitions delivered so far.
-        total_frames: how many it delivers in all.
-    """
+    @property
+    def frames(self) -> int:
+        """Transitions delivered so far."""
+        ...
 
-    frames: int
-    total_frames: int | None
+    @property
+    def total_frames(self) -> int | None:
+        """How many it delivers in all; ``None``: no end."""
+        ...
 
     def __iter__(self) -> Iterator[TensorDict]:
         """Deliver transitions [N], from wherever the collector stands."""
@@ -97,7 +99,7 @@ class Session:
     standard error when it begins and when it ends.
 
     A run may have an offline phase, an online phase, or first the one and then the other. Checkpoints are numbered by
-    the steps of both together. What is done between the phases must not be done again in a run that was resumed online::
+    the steps of both together. What is done between the phases must not be repeated if a run is resumed online::
 
         with Session(...) as session:
             for step in session.offline(1_000):
