@@ -103,3 +103,27 @@ def test_merged_deviation_is_clipped_with_finite_gradients() -> None:
 def test_pair_minimum_keeps_pairs_apart() -> None:
     qvalue = torch.tensor([[5.0, 1.0], [2.0, 3.0], [0.0, 0.0], [-1.0, 4.0]])
     assert pair_minimum(qvalue).tolist() == [[2.0, 1.0], [-1.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_constant_inside_the_logarithm_is_taken_out(dtype: torch.dtype) -> None:
+    """w = (0, 1) at T = 5 gives (0.001, 1); with the constant left in the first would be 0.01."""
+    ratio, offline = torch.tensor([0.0, 1.0], dtype=dtype), torch.ones(3, dtype=dtype)
+    inside = ((ratio + 1e-10).log(), (offline + 1e-10).log())
+    assert off2on_priority(*inside, eps=1e-10).tolist() == pytest.approx([1e-3, 1.0], rel=1e-6)
+    assert off2on_priority(*inside).tolist() == pytest.approx([1e-2, 1.0], rel=1e-6)
+
+
+def test_zeros_count_as_zeros_in_the_mean() -> None:
+    """Offline ratios 0, 0 and 27 at T = 3: mean 1, where cube roots of 1e-3 would make it 1.0667."""
+    offline = (torch.tensor([0.0, 0.0, 27.0]) + 1e-3).log()
+    priority = off2on_priority((torch.tensor([8.0]) + 1e-3).log(), offline, temperature=3.0, eps=1e-3)
+    assert priority.item() == pytest.approx(2.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["A", "B"])
+def test_golden_priorities_through_the_constant(case: str) -> None:
+    tree = golden.load(f"off2on/{case}")
+    settings = {name: golden.hp(tree, name) for name in ("temperature", "mean_eps")}
+    logs = [(tree[f"out/weight_{name}"] + 1e-10).log() for name in ("rl", "offline")]
+    golden.assert_close(off2on_priority(*logs, eps=1e-10, **settings), tree["out/priority"], "priority")

@@ -210,6 +210,22 @@ class TestGolden:
         golden.assert_close(priority, tree["out/priority"], "priority")
 
     @pytest.mark.parametrize("case", ["A", "B"])
+    def test_one_network_gives_the_authors_loss_and_their_priorities(self, case: str) -> None:
+        """Their constant is inside the loss's logarithms and not in the priorities, whose zeros are exact."""
+        tree = golden.load(f"off2on/{case}")
+        network = DensityRatio(5, 3, hidden_sizes=(16, 16), parametrization="relu")
+        golden.fill(network, golden.sub(tree, "weight_net"))
+        density = DensityRatioLoss(network, eps=1e-10)
+        rows = {name: rows_of(golden.sub(tree, name)) for name in ("offline", "online", "batch")}
+        value, _ = density.density_ratio_loss(rows["offline"], rows["online"])
+        golden.assert_close(value, tree["out/weight_loss"], "density-ratio loss")
+        settings = {"temperature": golden.hp(tree, "temperature"), "mean_eps": golden.hp(tree, "mean_eps")}
+        log_ratio = [density.log_ratio(rows[name]) for name in ("batch", "offline")]
+        priority = off2on_priority(*log_ratio, eps=density.eps, **settings)
+        golden.assert_close(priority, tree["out/priority"], "priority")
+        assert tree["out/weight_rl"].eq(0).any(), "the case has exact zeros"
+
+    @pytest.mark.parametrize("case", ["A", "B"])
     def test_whole_step(self, case: str) -> None:
         """All losses at the old parameters; temperature, actor, critics and density ratio step, then the targets."""
         tree = golden.load(f"off2on/{case}")

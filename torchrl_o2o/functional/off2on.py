@@ -32,6 +32,7 @@ def off2on_priority(
     minimum: float = 1e-3,
     maximum: float = 1e3,
     mean_eps: float = 1e-10,
+    eps: float = 0.0,
 ) -> Tensor:
     r"""Priority of a row from its density ratio :math:`w(s,a)=d^{on}(s,a)/d^{off}(s,a)`.
 
@@ -40,6 +41,9 @@ def off2on_priority(
 
     with the mean over a batch of offline rows. Computed from logarithms, so that no ratio is too large or too small
     (:math:`w=0` is :math:`\log w=-\infty` and gets the minimum).
+
+    The authors' density loss needs a constant inside its logarithms, and their priorities must not have it: at T = 5 a
+    ratio of 0 would become 1e-10^(1/5) = 0.01. ``eps`` takes it out again, so that one network serves both.
 
     Source: Lee et al. 2021 (Off2On), balanced experience replay; clip and :math:`\varepsilon` as in the authors' code.
 
@@ -50,6 +54,9 @@ def off2on_priority(
         minimum: smallest priority. Defaults to 1e-3.
         maximum: largest priority. Defaults to 1e3.
         mean_eps: added to the mean. Defaults to 1e-10.
+        eps: the constant inside the logarithms, where they are :math:`\log(w+\mathrm{eps})`, see
+            :func:`~torchrl_o2o.functional.js_derivative`; 1e-10 for ``DensityRatio(parametrization="relu")``. Defaults
+            to 0.
 
     Returns:
         Priorities, shape [*B], without gradient.
@@ -62,17 +69,29 @@ def off2on_priority(
         >>> ratio, offline = torch.tensor([1.0, 4.0, 0.0]), torch.tensor([1.0, 1.0])
         >>> off2on_priority(ratio.log(), offline.log(), temperature=2.0, minimum=0.5)
         tensor([1.0000, 2.0000, 0.5000])
+        >>> off2on_priority((torch.tensor([0.0, 1.0]) + 1e-10).log(), torch.zeros(1), eps=1e-10)
+        tensor([0.0010, 1.0000])
     """
     if not temperature > 0.0:
         raise O2OSpecError(f"got temperature={temperature}, expected a positive number")
     if log_ratio_offline.numel() == 0:
         raise O2OSpecError("got no offline rows to normalize by; pass the density ratios of an offline batch")
-    offline = log_ratio_offline.detach().flatten() / temperature
+    offline = _log_without(log_ratio_offline.detach().flatten(), eps) / temperature
     log_mean = torch.logsumexp(offline, 0) - math.log(len(offline))
     log_scale = torch.logaddexp(log_mean, log_mean.new_tensor(mean_eps).log())
-    log_priority = log_ratio.detach() / temperature - log_scale
+    log_priority = _log_without(log_ratio.detach(), eps) / temperature - log_scale
     # Clipped before exp against overflow, and after it to the very ends, which exp(log(.)) may miss by a digit.
     return log_priority.clamp(math.log(minimum), math.log(maximum)).exp().clamp(minimum, maximum)
+
+
+def _log_without(log_sum: Tensor, eps: float) -> Tensor:
+    """log w of log(w + eps); exactly minus infinity where w is 0 or cannot be told from it."""
+    if not eps:
+        return log_sum
+    log_eps = log_sum.new_tensor(eps).log()
+    above = log_sum - log_eps
+    told_apart = above > 4.0 * torch.finfo(log_sum.dtype).eps * log_eps.abs()
+    return torch.where(told_apart, log_sum + (-torch.expm1(-above)).log(), -torch.inf)
 
 
 def initial_online_priority(num_offline: int, online_fraction: float, first_epoch_frames: int = 1000) -> float:
