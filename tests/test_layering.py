@@ -28,7 +28,7 @@ ALLOWED |= {
     "priorities": {"functional", "modules", "objectives"},
     "collectors": {"functional", "envs", "modules", "data"},
     "updates": {"functional", "modules", "objectives"},
-    "deploy": {"functional", "envs", "modules", "data", "collectors"},
+    "deploy": {"functional", "envs", "checkpoint", "modules", "data", "collectors"},
 }
 ALLOWED["trainers"] = set(ALLOWED) - GROUND
 ALLOWED["seeds"] = {*ALLOWED["trainers"], "trainers"}

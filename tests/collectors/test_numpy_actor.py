@@ -32,6 +32,8 @@ ACTORS: dict[str, Callable[[], TensorDictModuleBase]] = {
     "gaussian unclipped": lambda: make_gaussian_actor(5, 2, mean="linear", clip_samples=False),
     "deterministic": lambda: make_deterministic_actor(5, 2, dropout=0.2),
     "deterministic box": lambda: make_deterministic_actor(5, BOX),
+    "ensemble": lambda: average_actors([make_actor(5, 2, affine_log_std=True, unit_norm=True) for _ in range(3)]),
+    "ensemble box": lambda: average_actors([make_actor(5, BOX) for _ in range(3)], log_std_bounds=(-0.5, -0.4)),
 }
 
 
@@ -144,8 +146,10 @@ def test_what_it_cannot_do_it_says() -> None:
         assert find_parts(module) is None
         with pytest.raises(O2OSpecError, match="expected an actor of make_actor, make_gau"):
             FastActor(module)
-    with pytest.raises(O2OSpecError, match=r"PolicyEnsemble.*expected one of make_actor"):
-        FastActor(average_actors([make_actor(5, 2) for _ in range(2)]))
+    strange = make_deterministic_actor(5, 2)
+    strange.module[1] = torch.nn.Softsign()
+    with pytest.raises(O2OSpecError, match=r"Softsign.*expected one of make_actor"):
+        FastActor(strange)
     with pytest.raises(O2OSpecError, match=r"bfloat16.*float32 or float64"):
         FastActor(make_actor(5, 2).bfloat16())
     with pytest.raises(O2OSpecError, match=r"shape \(4,\), expected \[5\] or \[B, 5\]"):

@@ -29,16 +29,21 @@ from torchrl_o2o.modules.actors import GaussianHead
 from torchrl_o2o.modules.boxes import BoxTanh
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
+from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
+from torchrl_o2o.modules.units import Standardize, ToBox
 
 __all__ = ["FastActor", "PolicyParts", "find_parts", "policy_parts"]
 
 _Operation = Callable[[np.ndarray], np.ndarray]
-_FACTORIES = "make_actor, make_gaussian_actor or make_deterministic_actor"
+#: From a tensor to the numbers that an operation works on; those of one member where several are stacked.
+_Read = Callable[[Tensor], np.ndarray]
+_Moments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
+_FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor or average_actors"
 
 _LAYERS = (
     *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh),
-    *(ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead),
+    *(ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
 )
 _DTYPES = frozenset({torch.float32, torch.float64})
 
@@ -179,9 +184,14 @@ class FastActor:
     It acts as in evaluation: dropout is off whatever the actor's training mode. One call with the standard actor takes
     about 10 us on one CPU core (``benchmarks/collect.py``).
 
+    It acts in the actor's own units. An actor of :func:`~torchrl_o2o.deploy.load_policy` takes observations and gives
+    actions as the environment has them; an actor that trains on :func:`~torchrl_o2o.envs.make_gym_env` gives actions in
+    [-1, 1], which another environment has to be told.
+
     Args:
-        actor: of :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor` or
-            :func:`~torchrl_o2o.modules.make_deterministic_actor`, in float32 or float64.
+        actor: of :func:`~torchrl_o2o.deploy.load_policy`, :func:`~torchrl_o2o.modules.make_actor`,
+            :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor` or
+            :func:`~torchrl_o2o.modules.average_actors`, in float32 or float64.
 
     Keyword Args:
         deterministic: the actor under ``ExplorationType.DETERMINISTIC``; ``False`` samples. Defaults to ``True``.
@@ -214,17 +224,10 @@ class FastActor:
     def refresh(self) -> None:
         """Look up the actor's parameters anew, and copy those that are not on the CPU."""
         parts = policy_parts(self.actor)
-        *body, last = _flat(parts.net)
-        _check_layers(parts.net, [*body, last])
-        self._width, self._dtype = body[0].in_features, _array(body[0].weight).dtype
-        self._body = _operations(body)
-        self._scale: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-        if isinstance(last, GaussianHead):
-            self._mean, self._scale = _operations([last.mean]), _gaussian_scale(last)
-        elif isinstance(last, GaussianVectorHead):
-            self._mean, self._scale = _operations([last.mean, *_flat(last.squash)]), _vector_scale(last)
-        else:
-            self._mean = _operations([last])
+        layers = _flat(parts.net)
+        first = _check_layers(parts.net, layers)
+        self._width, self._dtype = first.in_features, _array(first.weight).dtype
+        self._moments = _moments(layers)
         self._finish = _finish(parts, self._dtype, self.deterministic)
 
     def __call__(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
@@ -247,13 +250,8 @@ class FastActor:
             )
         if self._stats is not None:
             features = (features - self._stats[0]) / self._stats[1]
-        for operation in self._body:
-            features = operation(features)
-        action = features
-        for operation in self._mean:
-            action = operation(action)
-        if self._scale is not None and not self.deterministic:
-            scale = self._scale(features, action)
+        action, scale = self._moments(features, not self.deterministic)
+        if scale is not None:
             action = action + scale * (self._draw(action.shape) if noise is None else noise)
         return self._finish(action)
 
@@ -262,14 +260,22 @@ class FastActor:
         return torch.randn(shape, generator=self.generator, dtype=dtype).numpy()
 
 
-def _check_layers(net: nn.Module, layers: list[nn.Module]) -> None:
-    unknown = sorted({type(layer).__name__ for layer in layers if not isinstance(layer, _LAYERS)})
+def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
+    """Refuse what is not known, and return the first linear layer."""
+    leaves = [leaf for layer in layers for leaf in (layer, *_members(layer))]
+    unknown = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _LAYERS)})
     dtypes = {parameter.dtype for parameter in net.parameters()}
-    if unknown or not isinstance(layers[0], nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
+    first = next((leaf for leaf in leaves if not isinstance(leaf, Standardize | PolicyEnsemble)), None)
+    if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
         raise O2OSpecError(
             f"got an actor of {', '.join(unknown) or ', '.join(map(str, dtypes))}, expected one of {_FACTORIES} in "
             "float32 or float64 (torchrl_o2o.collectors knows their layers only); call any other actor on a TensorDict"
         )
+    return first
+
+
+def _members(layer: nn.Module) -> list[nn.Module]:
+    return _flat(layer.members) if isinstance(layer, PolicyEnsemble) else []
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -282,31 +288,101 @@ def _flat(module: nn.Module) -> list[nn.Module]:
     return [module]
 
 
-def _operations(modules: list[nn.Module]) -> list[_Operation]:
-    return [_operation(module) for module in modules if not isinstance(module, nn.Dropout | nn.Identity)]
+def _moments(layers: list[nn.Module], read: _Read = _array) -> _Moments:
+    """From observations to the action or its mean, and to the standard deviation where there is one, if asked for."""
+    *body, last = layers
+    to_box = last if isinstance(last, ToBox) else None
+    if to_box is not None:
+        last = body.pop()
+    before, head = _operations(body, read), _head(last, read)
+
+    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        for operation in before:
+            features = operation(features)
+        return head(features, sampling)
+
+    if to_box is None:
+        return moments
+    middle, half_width = _array(to_box.middle), _array(to_box.half_width)
+
+    def stretched(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        mean, scale = moments(features, sampling)
+        return middle + half_width * mean, None if scale is None else half_width * scale
+
+    return stretched
 
 
-def _operation(module: nn.Module) -> _Operation:
+def _head(last: nn.Module, read: _Read) -> _Moments:
+    """The last layer, which ends in an action, or in a mean and a standard deviation."""
+    if isinstance(last, PolicyEnsemble):
+        return _merged(last)
+    if isinstance(last, GaussianHead):
+        return _gaussian([last.mean], _gaussian_scale(last, read), read)
+    if isinstance(last, GaussianVectorHead):
+        return _gaussian([last.mean, *_flat(last.squash)], _vector_scale(last, read), read)
+    (operation,) = _operations([last], read)
+    return lambda features, sampling: (operation(features), None)
+
+
+def _gaussian(mean: list[nn.Module], scale: _Operation, read: _Read) -> _Moments:
+    operations = _operations(mean, read)
+
+    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        value = features
+        for operation in operations:
+            value = operation(value)
+        return value, scale(features) if sampling else None
+
+    return moments
+
+
+def _merged(ensemble: PolicyEnsemble) -> _Moments:
+    """As :func:`~torchrl_o2o.functional.merge_gaussians`, over views of the members' stacked parameters."""
+    members = [
+        _moments(_flat(ensemble.members), lambda tensor, k=k: _array(tensor)[k]) for k in range(ensemble.num_members)
+    ]
+    low, high = (float(np.exp(2.0 * bound)) for bound in ensemble.log_std_bounds)
+
+    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        parts = [member(features, sampling) for member in members]
+        loc = np.stack([part[0] for part in parts])
+        mean = loc.mean(0)
+        if not sampling:
+            return mean, None
+        variance = np.square(np.stack([part[1] for part in parts])) + np.square(loc - mean)  # type: ignore[misc]
+        return mean, np.sqrt(np.minimum(np.maximum(variance.mean(0), low), high))
+
+    return moments
+
+
+def _operations(modules: list[nn.Module], read: _Read) -> list[_Operation]:
+    return [_operation(module, read) for module in modules if not isinstance(module, nn.Dropout | nn.Identity)]
+
+
+def _operation(module: nn.Module, read: _Read) -> _Operation:
     if isinstance(module, nn.Linear):
-        return _linear(module)
+        return _linear(module, read)
     if isinstance(module, ReLU | nn.ReLU):
         return lambda features: np.maximum(features, 0.0)
     if isinstance(module, nn.Tanh):
         return np.tanh
     if isinstance(module, nn.LayerNorm):
-        return _layer_norm(module)
+        return _layer_norm(module, read)
     if isinstance(module, UnitNorm):
         return lambda features: features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), module.eps)
+    if isinstance(module, Standardize):
+        offset, divisor = read(module.mean), read(module.scale)
+        return lambda features: (features - offset) / divisor
     assert isinstance(module, BoxTanh)  # the last of _LAYERS
-    middle, half_width = _array(module.middle), _array(module.half_width)
+    middle, half_width = read(module.middle), read(module.half_width)
     return lambda features: middle + half_width * np.tanh(features)
 
 
-def _linear(module: nn.Linear) -> _Operation:
+def _linear(module: nn.Linear, read: _Read) -> _Operation:
     # Views of the parameter: an update in place is seen at once.
-    weight = _array(module.weight)
+    weight = read(module.weight)
     transposed = weight.T
-    bias = None if module.bias is None else _array(module.bias)
+    bias = None if module.bias is None else read(module.bias)
 
     def apply(features: np.ndarray) -> np.ndarray:
         # For a batch, BLAS is several times faster with the weight on the left.
@@ -318,9 +394,9 @@ def _linear(module: nn.Linear) -> _Operation:
     return apply
 
 
-def _layer_norm(module: nn.LayerNorm) -> _Operation:
-    weight = 1.0 if module.weight is None else _array(module.weight)
-    bias = 0.0 if module.bias is None else _array(module.bias)
+def _layer_norm(module: nn.LayerNorm, read: _Read) -> _Operation:
+    weight = 1.0 if module.weight is None else read(module.weight)
+    bias = 0.0 if module.bias is None else read(module.bias)
 
     def apply(features: np.ndarray) -> np.ndarray:
         centered = features - features.mean(-1, keepdims=True)
@@ -330,13 +406,13 @@ def _layer_norm(module: nn.LayerNorm) -> _Operation:
     return apply
 
 
-def _gaussian_scale(head: GaussianHead) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    linear, (low, high) = _linear(head.log_std), head.log_std_bounds
+def _gaussian_scale(head: GaussianHead, read: _Read) -> _Operation:
+    linear, (low, high) = _linear(head.log_std, read), head.log_std_bounds
     affine = head.log_std_multiplier is not None and head.log_std_offset is not None
-    factor = _array(head.log_std_multiplier) if affine else None  # type: ignore[arg-type]
-    offset = _array(head.log_std_offset) if affine else None  # type: ignore[arg-type]
+    factor = read(head.log_std_multiplier) if affine else None  # type: ignore[arg-type]
+    offset = read(head.log_std_offset) if affine else None  # type: ignore[arg-type]
 
-    def apply(features: np.ndarray, loc: np.ndarray) -> np.ndarray:
+    def apply(features: np.ndarray) -> np.ndarray:
         log_std = linear(features)
         if factor is not None and offset is not None:
             log_std = factor * log_std + offset
@@ -345,10 +421,10 @@ def _gaussian_scale(head: GaussianHead) -> Callable[[np.ndarray, np.ndarray], np
     return apply
 
 
-def _vector_scale(head: GaussianVectorHead) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    parameter, (low, high) = _array(head.log_std), head.log_std_bounds
+def _vector_scale(head: GaussianVectorHead, read: _Read) -> _Operation:
+    parameter, (low, high) = read(head.log_std), head.log_std_bounds
 
-    def apply(features: np.ndarray, loc: np.ndarray) -> np.ndarray:
+    def apply(features: np.ndarray) -> np.ndarray:
         if head.std == "clip":
             return np.exp(np.minimum(np.maximum(parameter, low), high))
         return np.exp(low + (high - low) / (1.0 + np.exp(-parameter)))

@@ -21,7 +21,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.envs.border import box_of_observations, check_continuous, checked_reset, checked_step, env_name
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
+from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_seed
+from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["StepCollector"]
 
@@ -84,8 +86,9 @@ class StepCollector:
             are the actor's to rounding only. Defaults to ``False``: the actor's own bits.
 
     Raises:
-        O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one or has discrete actions, random
-            actions are asked for without bounds, or ``fast_act`` is asked of an actor that it does not know.
+        O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one, has discrete actions or takes
+            other actions than the actor's spec says, random actions are asked for without bounds, or ``fast_act`` is
+            asked of an actor that it does not know.
         EnvFaultError: if an environment without a guard returns what is malformed or not finite.
 
     Examples:
@@ -123,6 +126,7 @@ class StepCollector:
         self.on_cut = on_cut
         self._space = box_of_observations(env)
         self._low, self._high = action_bounds(env.action_space, env_name(env), random=init_random_frames > 0)
+        check_actions(env.action_space, declared_box(actor))
         if seed is not None:
             self.env.reset(
                 seed=check_seed(seed)

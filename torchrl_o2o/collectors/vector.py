@@ -30,7 +30,9 @@ from torchrl_o2o.collectors.single import action_bounds
 from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
+from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_seed
+from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["VectorCollector", "make_vector_env"]
 
@@ -118,8 +120,8 @@ class VectorCollector:
         device: where the transitions go; ``None`` (default) is the CPU.
 
     Raises:
-        O2OSpecError: if the environments restart in the step after an episode's end, have discrete actions, or a number
-            does not fit.
+        O2OSpecError: if the environments restart in the step after an episode's end, have discrete actions or take
+            other actions than the actor's spec says, or a number does not fit.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -160,6 +162,7 @@ class VectorCollector:
         self.generators: list[torch.Generator] | None = None
         name = envs.spec.id if envs.spec is not None else type(envs).__name__
         self._low, self._high = action_bounds(envs.single_action_space, name, random=init_random_frames > 0)
+        check_actions(envs.single_action_space, None if actor is None else declared_box(actor))
         if seeds is not None:
             numbers = [check_seed(seed, "seeds") for seed in seeds]
             self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]

@@ -2,12 +2,17 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policies that leave the package: export."""
+"""Policies that leave their run: one policy file, and export to other runtimes."""
 
 from __future__ import annotations
 
 from torchrl_o2o.deploy.export import export_policy
+from torchrl_o2o.deploy.policy import PolicyFile, load_policy, read_policy, save_policy
 
 __all__ = [
+    "PolicyFile",
     "export_policy",
+    "load_policy",
+    "read_policy",
+    "save_policy",
 ]

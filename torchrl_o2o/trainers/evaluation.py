@@ -30,7 +30,9 @@ from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
+from torchrl_o2o.envs.units import match_actions
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
+from torchrl_o2o.modules.units import declared_box
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
 
 __all__ = [
@@ -127,8 +129,11 @@ def evaluate(
     own seed. What a failed attempt returned counts nowhere.
 
     Args:
-        actor: reads ``observation`` and writes ``action``, in ``[-1, 1]`` for environments of this package. It gets
-            observations of real numbers in the type of its parameters.
+        actor: reads ``observation`` and writes ``action``. Its actions are in ``[-1, 1]`` for environments of this
+            package, or in the environment's own units if its spec says so, as that of
+            :func:`~torchrl_o2o.deploy.load_policy` does. A policy that was trained on standardized observations needs
+            an environment that standardizes them, or to be one of ``load_policy``. It gets observations of real numbers
+            in the type of its parameters.
         env: an id for :func:`~torchrl_o2o.envs.make_gym_env`, or a function that builds a gymnasium environment with a
             flat observation. It needs a time limit, or an episode may not end.
         num_episodes: at least 1. The papers use 10, and 100 for AntMaze and Adroit.
@@ -162,7 +167,9 @@ def evaluate(
         reference = find_reference(env)
     elif isinstance(reference, str):
         reference = get_reference(reference)  # an unknown name fails before the episodes are run
-    build = (lambda: make_gym_env(env)) if isinstance(env, str) else env
+    make = (lambda: make_gym_env(env)) if isinstance(env, str) else env
+    box = declared_box(actor)
+    build = make if box is None else lambda: match_actions(make(), *box)
     with _undisturbed(actor):
         episodes = _run_episodes(actor, _Guards(build, max_retries, timeout), num_episodes, seed, num_envs)
     returns = np.array([episode.total for episode in episodes], dtype=np.float64)

@@ -1,0 +1,283 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""An actor's structure as plain values, read off the actor and built again from a list of known layers.
+
+A file that names anything else is refused: building a network from a description runs no code but this package's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import Bounded, Composite
+from torchrl.modules import MLP, Actor, ProbabilisticActor
+
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.modules.actors import GaussianHead
+from torchrl_o2o.modules.boxes import BoxTanh
+from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
+from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
+from torchrl_o2o.modules.trunk import ReLU, UnitNorm
+from torchrl_o2o.modules.units import Standardize, ToBox, declared_box
+
+__all__ = ["ActorParts", "build_network", "describe_network", "take_apart"]
+
+_DISTRIBUTIONS = {"TanhNormal": TanhNormal, "BoxNormal": BoxNormal}
+_SETTINGS = {"TanhNormal": {"low", "high", "margin"}, "BoxNormal": {"low", "high", "clip_samples"}}
+_MAX_MEMBERS = 1000
+
+
+def _nothing(layer: Any) -> dict[str, Any]:
+    return {}
+
+
+def _none(layer: Any) -> tuple[nn.Module, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """How a kind of layer is read off and built: the constructor's arguments, and the layers within it."""
+
+    build: Callable[..., nn.Module]
+    settings: Callable[[Any], dict[str, Any]] = _nothing
+    inner: Callable[[Any], Sequence[nn.Module]] = _none
+
+
+def _linear(layer: nn.Linear) -> dict[str, Any]:
+    return {"in_features": layer.in_features, "out_features": layer.out_features, "bias": layer.bias is not None}
+
+
+def _layer_norm(layer: nn.LayerNorm) -> dict[str, Any]:
+    shape, affine = list(layer.normalized_shape), layer.elementwise_affine
+    return {"normalized_shape": shape, "eps": layer.eps, "elementwise_affine": affine, "bias": layer.bias is not None}
+
+
+def _gaussian_head(layer: GaussianHead) -> dict[str, Any]:
+    return {
+        "in_features": layer.mean.in_features,
+        "action_dim": layer.mean.out_features,
+        "log_std_bounds": list(layer.log_std_bounds),
+        "affine_log_std": layer.log_std_multiplier is not None,
+    }
+
+
+def _vector_head(layer: GaussianVectorHead) -> dict[str, Any]:
+    return {
+        "in_features": layer.mean.in_features,
+        "action_dim": layer.mean.out_features,
+        "std": layer.std,
+        "log_std_bounds": list(layer.log_std_bounds),
+    }
+
+
+def _ensemble(member: nn.Module, num_members: int, log_std_bounds: Sequence[float]) -> nn.Module:
+    if not 1 <= num_members <= _MAX_MEMBERS:
+        raise O2OSpecError(f"got {num_members} members, expected 1 to {_MAX_MEMBERS}")
+    low, high = log_std_bounds
+    return PolicyEnsemble([member] * num_members, log_std_bounds=(low, high))
+
+
+def _members(layer: PolicyEnsemble) -> dict[str, Any]:
+    return {"num_members": layer.num_members, "log_std_bounds": list(layer.log_std_bounds)}
+
+
+def _two_edges(kind: type[nn.Module]) -> Callable[..., nn.Module]:
+    return lambda size: kind(torch.zeros(size), torch.zeros(size))
+
+
+_LAYERS = {
+    "Sequential": _Layer(nn.Sequential, inner=lambda layer: tuple(layer)),
+    "Linear": _Layer(nn.Linear, _linear),
+    "LayerNorm": _Layer(nn.LayerNorm, _layer_norm),
+    "Dropout": _Layer(nn.Dropout, lambda layer: {"p": layer.p}),
+    "Identity": _Layer(nn.Identity),
+    "ReLU": _Layer(ReLU),
+    "Tanh": _Layer(nn.Tanh),
+    "UnitNorm": _Layer(UnitNorm, lambda layer: {"eps": layer.eps}),
+    "BoxTanh": _Layer(_two_edges(BoxTanh), lambda layer: {"size": len(layer.middle)}),
+    "GaussianHead": _Layer(GaussianHead, _gaussian_head),
+    "GaussianVectorHead": _Layer(
+        lambda squash, **settings: GaussianVectorHead(squash=squash, **settings),
+        _vector_head,
+        lambda layer: (layer.squash,),
+    ),
+    "PolicyEnsemble": _Layer(_ensemble, _members, lambda layer: (layer.members,)),
+    "Standardize": _Layer(_two_edges(Standardize), lambda layer: {"size": len(layer.mean)}),
+    "ToBox": _Layer(_two_edges(ToBox), lambda layer: {"size": len(layer.middle)}),
+}
+_NAMES: dict[type[nn.Module], str] = {MLP: "Sequential", nn.ReLU: "ReLU"} | {
+    kind: kind.__name__
+    for kind in (
+        *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
+        *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
+    )
+}
+
+
+def describe_network(net: nn.Module) -> dict[str, Any]:
+    """A network's structure as plain values.
+
+    Args:
+        net: made of the layers that this package's actors are made of.
+
+    Raises:
+        O2OSpecError: if it has another layer, named in the message.
+
+    Examples:
+        >>> describe_network(nn.Sequential(nn.Linear(3, 1), nn.Tanh()))["inner"][0]["settings"]
+        {'in_features': 3, 'out_features': 1, 'bias': True}
+    """
+    name = _NAMES.get(type(net))
+    if name is None:
+        raise O2OSpecError(
+            f"got a network with a {type(net).__name__}, expected layers among {', '.join(_LAYERS)}; build the actor "
+            "with make_actor, make_gaussian_actor, make_deterministic_actor or average_actors, or keep it in a file of "
+            "your own"
+        )
+    layer = _LAYERS[name]
+    return {
+        "layer": name,
+        "settings": layer.settings(net),
+        "inner": [describe_network(child) for child in layer.inner(net)],
+    }
+
+
+def build_network(description: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> nn.Module:
+    """The network that was described, with its parameters.
+
+    Args:
+        description: of :func:`describe_network`.
+        parameters: the network's ``state_dict()``; the network takes these very tensors.
+
+    Raises:
+        O2OCheckpointError: if the description names an unknown layer, or the parameters are not that network's.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(3, 1), nn.Tanh())
+        >>> twin = build_network(describe_network(net), net.state_dict())
+        >>> torch.equal(twin(torch.ones(3)), net(torch.ones(3)))
+        True
+    """
+    try:
+        with torch.device("meta"):  # no memory is taken for sizes that a damaged file may claim
+            net = _build(description)
+        net.load_state_dict(parameters, assign=True)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
+        reason = str(error).replace("\n", " ")
+        raise O2OCheckpointError(f"its network cannot be built ({type(error).__name__}: {reason})") from error
+    return net
+
+
+def _build(description: Mapping[str, Any]) -> nn.Module:
+    name = description["layer"]
+    if name not in _LAYERS:
+        raise O2OSpecError(f"unknown layer {name!r}; known are {', '.join(_LAYERS)}")
+    settings = description["settings"]
+    if {"device", "dtype"} & settings.keys():  # torch's layers take them, and would take memory with them
+        raise O2OSpecError(f"got {name} with the settings {sorted(settings)}, expected no device and no dtype")
+    return _LAYERS[name].build(*map(_build, description["inner"]), **settings)
+
+
+@dataclass(frozen=True)
+class ActorParts:
+    """An actor as a network, a distribution, keys and a box.
+
+    Args:
+        net: maps observations [*B, o] to actions, or to mean and standard deviation.
+        distribution: ``"TanhNormal"``, ``"BoxNormal"``, or ``None`` for a deterministic actor.
+        settings: the distribution's other arguments.
+        observation_key: entry read.
+        action_key: entry written.
+        low: lower edge of the actions, shape [A].
+        high: upper edge, shape [A].
+    """
+
+    net: nn.Module
+    distribution: str | None
+    settings: Mapping[str, Any]
+    observation_key: NestedKey
+    action_key: NestedKey
+    low: Tensor
+    high: Tensor
+
+    def assemble(self) -> Actor | ProbabilisticActor:
+        """The actor.
+
+        Raises:
+            O2OCheckpointError: if the distribution or one of its arguments is unknown.
+
+        Examples:
+            >>> from torchrl_o2o.modules import make_actor
+            >>> take_apart(make_actor(3, 1)).assemble().out_keys
+            ['loc', 'scale', 'action']
+        """
+        spec = Bounded(self.low, self.high, shape=self.low.shape, dtype=self.low.dtype)
+        if self.distribution is None:
+            action = Composite({self.action_key: spec})
+            return Actor(self.net, in_keys=[self.observation_key], out_keys=[self.action_key], spec=action)
+        if not set(self.settings) <= _SETTINGS.get(self.distribution, set()):
+            raise O2OCheckpointError(f"unknown distribution {self.distribution!r} or arguments {sorted(self.settings)}")
+        return ProbabilisticActor(
+            TensorDictModule(self.net, in_keys=[self.observation_key], out_keys=["loc", "scale"]),
+            in_keys=["loc", "scale"],
+            out_keys=[self.action_key],
+            spec=spec,
+            distribution_class=_DISTRIBUTIONS[self.distribution],
+            distribution_kwargs=dict(self.settings),
+        )
+
+
+def take_apart(actor: TensorDictModuleBase) -> ActorParts:
+    """What an actor is made of.
+
+    Args:
+        actor: of this package's factories, or of :func:`~torchrl_o2o.deploy.load_policy`.
+
+    Raises:
+        O2OSpecError: if it is another one, or has exploration noise behind it.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_deterministic_actor
+        >>> take_apart(make_deterministic_actor(3, 1)).distribution is None
+        True
+    """
+    if type(actor) is Actor and len(actor.in_keys) == len(actor.out_keys) == 1:
+        box = _box(actor, actor.out_keys[0])
+        return ActorParts(actor.module, None, {}, actor.in_keys[0], actor.out_keys[0], *box)
+    if type(actor) is ProbabilisticActor and len(actor) == 2:
+        body, head = actor[0], actor[1]
+        if _is_gaussian(body, head):
+            kind, settings = head.distribution_class.__name__, dict(head.distribution_kwargs)
+            box = _box(actor, head.out_keys[0])
+            return ActorParts(body.module, kind, settings, body.in_keys[0], head.out_keys[0], *box)
+    raise O2OSpecError(
+        f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
+        "make_gaussian_actor, make_deterministic_actor or average_actors, without exploration noise behind it"
+    )
+
+
+def _is_gaussian(body: nn.Module, head: nn.Module) -> bool:
+    return (
+        isinstance(body, TensorDictModule)
+        and isinstance(head, ProbabilisticTensorDictModule)
+        and len(body.in_keys) == len(head.out_keys) == 1
+        and body.out_keys == head.in_keys == ["loc", "scale"]
+        and head.distribution_class in _DISTRIBUTIONS.values()
+    )
+
+
+def _box(actor: TensorDictModuleBase, key: NestedKey) -> tuple[Tensor, Tensor]:
+    box = declared_box(actor, key)
+    if box is None:
+        raise O2OSpecError(f"got an actor without a bounded spec of {key!r}, expected the box of its actions")
+    return box

@@ -1,0 +1,352 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One file that holds all it takes to act: ``policy.pt``, the same for all algorithms.
+
+It holds the actor's structure and parameters, the keys that it reads and writes, the reward and observation convention
+of its training, the environment's action box in native units, the environment's arguments, and versions. Reading it
+runs no code but this package's.
+
+Shapes: ``o`` observation entries, ``A`` action dimensions.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.modules import Actor, ProbabilisticActor
+
+from torchrl_o2o.checkpoint.manifest import dump, load
+from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
+from torchrl_o2o.data.conventions import FittedConvention
+from torchrl_o2o.deploy.architecture import ActorParts, build_network, describe_network, take_apart
+from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.units import native_action_space
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.modules.units import Standardize, ToBox
+from torchrl_o2o.provenance import package_versions, plain_config
+
+__all__ = ["POLICY_FILE", "PolicyFile", "load_policy", "read_policy", "save_policy"]
+
+#: The policy's name in a run folder.
+POLICY_FILE = "policy.pt"
+_FORMAT = "torchrl_o2o policy"
+_EDITION = 2
+
+Edge = Sequence[float] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """What a policy file holds.
+
+    Args:
+        path: the file.
+        parts: the actor as it was trained, in its own units.
+        convention: what was done to rewards and observations in training; ``None``: nothing.
+        low: lower edge of the environment's native action box, shape [A].
+        high: upper edge, shape [A].
+        env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`; ``None`` where it was not of this package.
+        metadata: what the writer added, such as the algorithm's name.
+        versions: of the packages that wrote it.
+    """
+
+    path: Path
+    parts: ActorParts
+    convention: FittedConvention | None
+    low: Tensor
+    high: Tensor
+    env: Mapping[str, Any] | None
+    metadata: Mapping[str, Any]
+    versions: Mapping[str, Any]
+
+    def actor(self, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
+        """The actor, in evaluation mode; it reads observations as the environment gives them.
+
+        Keyword Args:
+            native_actions: whether actions are in the environment's own units; else they are those of training, in
+                [-1, 1] for environments of :func:`~torchrl_o2o.envs.make_gym_env`. Defaults to ``True``.
+        """
+        parts = _standardized(self.parts, self.convention)
+        if native_actions and not _same_box(parts, self.low, self.high):
+            parts = _native(parts, self.low, self.high)
+        return parts.assemble().eval()
+
+
+def save_policy(
+    path: str | Path,
+    actor: TensorDictModuleBase,
+    *,
+    convention: FittedConvention | None = None,
+    env: str | Mapping[str, Any] | None = None,
+    action_box: tuple[Edge, Edge] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a policy file; a reader, or a crash, sees the old file or the new one.
+
+    Args:
+        path: a run folder, which gets a ``policy.pt``, or the name of a file that ends in ``.pt``.
+        actor: of :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor`,
+            :func:`~torchrl_o2o.modules.make_deterministic_actor`, :func:`~torchrl_o2o.modules.average_actors` or
+            :func:`load_policy`, on any device, as the learner trains it: without exploration noise.
+
+    Keyword Args:
+        convention: what was done to rewards and observations in training. Defaults to ``None``: nothing.
+        env: the environment's id, or arguments of :func:`~torchrl_o2o.envs.make_gym_env`, on which the actor was
+            trained, so in [-1, 1]; it is built once, for its native action box.
+        action_box: the native action box, lower and upper edge, each [A], where there is no such environment.
+        metadata: plain values to keep, such as ``{"algorithm": "rlpd", "seed": 0}``. Defaults to none.
+
+    Returns:
+        The file.
+
+    Raises:
+        O2OSpecError: if the actor is none of those, neither or both of ``env`` and ``action_box`` are given, or sizes
+            or boxes do not fit.
+        O2OCheckpointError: if a folder does not exist, or ``metadata`` holds other than plain values.
+        OSError: if the disk is full or the folder cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.collectors import FastActor
+        >>> from torchrl_o2o.modules import make_actor
+        >>> folder = tempfile.mkdtemp()
+        >>> save_policy(folder, make_actor(3, 1, hidden_sizes=(8,)), env="Pendulum-v1").name
+        'policy.pt'
+        >>> FastActor(load_policy(folder))(np.ones(3)).shape
+        (1,)
+    """
+    parts = take_apart(actor)
+    low, high = _native_box(parts, env, action_box)
+    stats = None if convention is None else convention.observation
+    _check_sizes(parts, low, high, None if stats is None else stats.mean)
+    state = {
+        "format": _FORMAT,
+        "edition": _EDITION,
+        "versions": package_versions(),
+        "network": describe_network(parts.net),
+        "parameters": {name: value.detach().cpu() for name, value in parts.net.state_dict().items()},
+        "distribution": parts.distribution,
+        "settings": {name: _on_cpu(value) for name, value in parts.settings.items()},
+        "keys": (parts.observation_key, parts.action_key),
+        "actor_box": (parts.low, parts.high),
+        "action_box": (low, high),
+        "convention": None if convention is None else convention.state_dict(),
+        "env": _env_arguments(env),
+        "metadata": dict(metadata or {}),
+    }
+    file = _file_to_write(Path(path))
+    replace_durably(file, dump("policy", state))
+    return file
+
+
+def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
+    """Read an actor that acts in its environment, whatever algorithm trained it.
+
+    It is a TorchRL actor in evaluation mode that reads observations as the environment gives them; the statistics of
+    its training data are its first layer. :func:`~torchrl_o2o.trainers.evaluate`,
+    :class:`~torchrl_o2o.collectors.FastActor` and :func:`~torchrl_o2o.deploy.export_policy` take it as it is.
+
+    Args:
+        path: a run folder or a policy file.
+
+    Keyword Args:
+        native_actions: ``True`` (default) gives actions in the environment's own units; ``False`` gives those of
+            training, in [-1, 1], as environments of :func:`~torchrl_o2o.envs.make_gym_env` and so collectors take them.
+
+    Returns:
+        The actor.
+
+    Raises:
+        O2OCheckpointError: if the file is missing, damaged, of the first edition, or none of this package.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.modules import make_actor
+        >>> folder = tempfile.mkdtemp()
+        >>> file = save_policy(folder, make_actor(3, 1, hidden_sizes=(8,)), env="Pendulum-v1")
+        >>> load_policy(folder).spec["action"].space.high
+        tensor([2.])
+        >>> load_policy(folder, native_actions=False).spec["action"].space.high
+        tensor([1.])
+    """
+    return read_policy(path).actor(native_actions=native_actions)
+
+
+def read_policy(path: str | Path) -> PolicyFile:
+    """Read all that a policy file holds.
+
+    Args:
+        path: a run folder or a policy file.
+
+    Raises:
+        O2OCheckpointError: as :func:`load_policy`.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.modules import make_actor
+        >>> file = save_policy(tempfile.mkdtemp(), make_actor(3, 1), env="Pendulum-v1", metadata={"seed": 3})
+        >>> policy = read_policy(file)
+        >>> policy.env, policy.metadata
+        ({'env_id': 'Pendulum-v1'}, {'seed': 3})
+    """
+    path = Path(path)
+    file = path / POLICY_FILE if path.is_dir() else path
+    state = _content(file)
+    try:
+        net = build_network(state["network"], state["parameters"])
+        parts = ActorParts(net, state["distribution"], state["settings"], *state["keys"], *state["actor_box"])
+        convention = state["convention"]
+        fitted = None if convention is None else FittedConvention.from_state_dict(convention)
+        env = None if state["env"] is None else dict(state["env"])
+        (low, high), metadata = state["action_box"], dict(state["metadata"])
+        policy = PolicyFile(file, parts, fitted, low, high, env, metadata, dict(state["versions"]))
+        policy.actor()
+    except O2OCheckpointError as error:
+        raise O2OCheckpointError(f"{file} is damaged, or of a later version: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise O2OCheckpointError(f"{file} is damaged, or of a later version ({error!r})") from error
+    return policy
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The file's plain values, once it is known to be a policy file of this edition."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise O2OCheckpointError(
+            f"{file} does not exist; name a run folder or a file of torchrl_o2o.deploy.save_policy, which every run "
+            "writes with its checkpoints"
+        ) from error
+    except OSError as error:
+        raise O2OCheckpointError(f"{file} cannot be read ({error})") from error
+    state = _plain_values(file, data)
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise O2OCheckpointError(f"{file} is no policy of torchrl_o2o; {_old_format(state)}")
+    if state.get("edition") != _EDITION:
+        raise O2OCheckpointError(
+            f"{file} is a policy of edition {state.get('edition')}, this version reads {_EDITION}; update torchrl_o2o"
+        )
+    return state
+
+
+def _plain_values(file: Path, data: bytes) -> Any:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        if not stored:  # torch compresses nothing: what unpacks to more than its size is not of torch
+            raise O2OCheckpointError("it is compressed")
+        return load(data)
+    except Exception as error:  # torch raises many kinds over bytes that are not its own
+        reason = str(error).partition("\n")[0]
+        raise O2OCheckpointError(f"{file} is no policy of torchrl_o2o, or is damaged ({reason})") from error
+
+
+def _old_format(state: Any) -> str:
+    first = isinstance(state, dict) and ("actor" in state or all(isinstance(value, Tensor) for value in state.values()))
+    if not first:
+        return "name a run folder or a file of torchrl_o2o.deploy.save_policy"
+    part = '["actor"]' if "actor" in state else ""
+    return (
+        "the first edition's files, of which it may be one, hold parameters alone. Build the actor as its run did, "
+        f"fill it by actor.load_state_dict(torch.load(path, weights_only=True){part}), and write it by "
+        "torchrl_o2o.deploy.save_policy"
+    )
+
+
+def _file_to_write(path: Path) -> Path:
+    if path.is_dir():
+        return path / POLICY_FILE
+    if path.suffix != ".pt":
+        raise O2OCheckpointError(f"got {path}, expected a folder that exists, or the name of a file that ends in .pt")
+    return path
+
+
+def _env_arguments(env: str | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if env is None:
+        return None
+    return {"env_id": env} if isinstance(env, str) else plain_config(env)
+
+
+def _native_box(
+    parts: ActorParts, env: str | Mapping[str, Any] | None, action_box: tuple[Edge, Edge] | None
+) -> tuple[Tensor, Tensor]:
+    """The environment's own action box, in the type of the actor's."""
+    arguments = _env_arguments(env)
+    if (arguments is None) == (action_box is None):
+        raise O2OSpecError(
+            f"got env={env!r} and action_box={action_box!r}, expected one of them: which actions the environment takes "
+            "is a part of the policy"
+        )
+    if action_box is not None:
+        low, high = action_box
+    else:
+        assert arguments is not None
+        random_state = rng_state()  # some environments draw while they are built, and a run must not notice
+        built = make_gym_env(**arguments)
+        space = native_action_space(built)
+        built.close()
+        restore_rng_state(random_state)
+        low, high = space.low, space.high
+    dtype = parts.low.dtype
+    return torch.as_tensor(low, dtype=dtype).cpu().clone(), torch.as_tensor(high, dtype=dtype).cpu().clone()
+
+
+def _check_sizes(parts: ActorParts, low: Tensor, high: Tensor, mean: Tensor | None) -> None:
+    if low.shape != parts.low.shape:
+        raise O2OSpecError(f"the actor has {len(parts.low)} action dimensions, the environment {low.numel()}")
+    if not _same_box(parts, low, high) and (parts.low.min() < -1.0 or parts.high.max() > 1.0):
+        raise O2OSpecError(
+            f"the actor acts in {parts.low.tolist()}..{parts.high.tolist()}, expected actions in [-1, 1] or in the "
+            f"environment's {low.tolist()}..{high.tolist()}"
+        )
+    layer = next((layer for layer in parts.net.modules() if isinstance(layer, nn.Linear)), None)
+    if layer is not None and mean is not None and mean.shape != (layer.in_features,):
+        raise O2OSpecError(
+            f"the actor reads {layer.in_features} observation entries, the convention has statistics of "
+            f"{tuple(mean.shape)}"
+        )
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def _standardized(parts: ActorParts, convention: FittedConvention | None) -> ActorParts:
+    """The same actor on observations as the environment gives them."""
+    stats = None if convention is None else convention.observation
+    if stats is None:
+        return parts
+    dtype = next(parts.net.parameters()).dtype
+    return replace(parts, net=nn.Sequential(Standardize(stats.mean.to(dtype), stats.scale.to(dtype)), parts.net))
+
+
+def _same_box(parts: ActorParts, low: Tensor, high: Tensor) -> bool:
+    return torch.equal(parts.low, low) and torch.equal(parts.high, high)
+
+
+def _native(parts: ActorParts, low: Tensor, high: Tensor) -> ActorParts:
+    """The same actor with actions stretched from [-1, 1] to the native box."""
+    to_box = ToBox(low, high)
+    edges = {"low": _edge(parts.low, to_box, low, high), "high": _edge(parts.high, to_box, low, high)}
+    if parts.distribution == "TanhNormal":  # its samples are squashed into whatever box it is given
+        return replace(parts, settings={**parts.settings, **edges}, **edges)
+    settings = {} if parts.distribution is None else {**parts.settings, **edges}
+    return replace(parts, net=nn.Sequential(parts.net, to_box), settings=settings, **edges)
+
+
+def _edge(edge: Tensor, to_box: ToBox, low: Tensor, high: Tensor) -> Tensor:
+    """An edge of the actor's box in native units, without rounding where it is the native box's own."""
+    mapped = to_box.middle + to_box.half_width * edge
+    return torch.where(edge == -1.0, low, torch.where(edge == 1.0, high, mapped))

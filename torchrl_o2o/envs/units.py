@@ -1,0 +1,126 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The units of actions: an environment's native box, the [-1, 1] of this package, and a policy that speaks either."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TransformAction
+from numpy.typing import ArrayLike
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["check_actions", "match_actions", "native_action_space"]
+
+
+def native_action_space(env: gymnasium.Env) -> spaces.Box:
+    """The action box of an environment before :func:`~torchrl_o2o.envs.make_gym_env` scaled it to [-1, 1].
+
+    Args:
+        env: of ``make_gym_env``, or any environment that takes bounded vectors, which is then native already.
+
+    Raises:
+        O2OSpecError: if actions are not vectors of a bounded box.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> native_action_space(make_gym_env("Pendulum-v1"))
+        Box(-2.0, 2.0, (1,), float32)
+    """
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, TransformAction):
+            return _box(layer.env.action_space)
+        layer = layer.env
+    return _box(env.action_space)
+
+
+def _box(space: spaces.Space) -> spaces.Box:
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
+        raise O2OSpecError(f"got the action space {space}, expected a bounded Box of one dimension")
+    return space
+
+
+def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnasium.Env:
+    """Make an environment take the actions of a policy that acts in a known box.
+
+    Args:
+        env: the environment.
+        low: lower edge of the policy's actions, shape [A].
+        high: upper edge, shape [A].
+
+    Returns:
+        The environment itself if its box is the policy's; an environment of ``make_gym_env`` with its native actions
+        if those are the policy's.
+
+    Raises:
+        O2OSpecError: if neither box is the policy's.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> match_actions(make_gym_env("Pendulum-v1"), [-2.0], [2.0]).action_space
+        Box(-2.0, 2.0, (1,), float32)
+        >>> match_actions(make_gym_env("Pendulum-v1"), [-3.0], [3.0])
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: the policy acts in [-3.0]..[3.0], the environment takes [-1.0]..[1.0], ...
+    """
+    own, edges = env.action_space, (np.asarray(low, np.float32), np.asarray(high, np.float32))
+    if _takes(own, *edges):
+        return env
+    native = native_action_space(env)
+    if _takes(native, *edges):
+        box = spaces.Box(*edges, dtype=np.float32)
+        return TransformAction(
+            env, partial(_to_unit, low=edges[0].astype(np.float64), high=edges[1].astype(np.float64)), box
+        )
+    raise O2OSpecError(_mismatch(own, *edges, native))
+
+
+def _to_unit(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """From a box to [-1, 1]; 0 where the box has one value only."""
+    width = high - low
+    unit = (2.0 * action - low - high) / np.where(width > 0.0, width, 1.0)
+    return np.where(width > 0.0, unit, 0.0).astype(np.float32)
+
+
+def check_actions(space: spaces.Space, box: tuple[ArrayLike, ArrayLike] | None) -> None:
+    """Refuse a policy that acts in another box than the one that an environment takes.
+
+    Args:
+        space: the environment's action space.
+        box: lower and upper edge of the policy's actions, each [A]; ``None``: the policy does not say.
+
+    Raises:
+        O2OSpecError: if the boxes differ.
+
+    Examples:
+        >>> check_actions(spaces.Box(-1.0, 1.0, (2,)), ([-1.0, -1.0], [1.0, 1.0]))
+    """
+    if box is not None:
+        low, high = (np.asarray(edge, np.float32) for edge in box)
+        if not _takes(space, low, high):
+            raise O2OSpecError(_mismatch(space, low, high))
+
+
+def _mismatch(own: spaces.Space, low: np.ndarray, high: np.ndarray, native: spaces.Box | None = None) -> str:
+    taken = f"{own.low.tolist()}..{own.high.tolist()}" if isinstance(own, spaces.Box) else str(own)
+    if native is not None and not _takes(own, native.low, native.high):
+        taken += f", natively {native.low.tolist()}..{native.high.tolist()}"
+    return (
+        f"the policy acts in {low.tolist()}..{high.tolist()}, the environment takes {taken}; build the "
+        "environment with make_gym_env for actions in [-1, 1], or load the policy by load_policy with native_actions "
+        "as the environment takes them"
+    )
+
+
+def _takes(space: spaces.Space, low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether a space is a box with these edges; one without bounds takes any, and no box is refused elsewhere."""
+    if not isinstance(space, spaces.Box) or (space.shape == low.shape and not space.is_bounded()):
+        return True
+    return np.array_equal(np.float32(space.low), low) and np.array_equal(np.float32(space.high), high)
