@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_o2o.data import TRANSITION, audit, check_offline, describe_offline, load_offline
+from torchrl_o2o.data import TRANSITION, audit, check_offline, describe_offline, load_offline, n_step
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.testing import random_transitions
 
 Arrays = dict[str, np.ndarray]
 
@@ -168,3 +169,9 @@ def test_lengths_below_one_are_refused(name: str) -> None:
     episode = {"observations": np.zeros((4, 2)), "actions": np.zeros((3, 1)), "rewards": np.zeros(3)}
     with pytest.raises(O2OSpecError, match=f"{name}=-1, expected at least 1"):
         load_offline([episode], **{name: -1})  # type: ignore[arg-type]
+
+
+def test_rows_over_several_steps_are_refused_by_name() -> None:
+    data = random_transitions(6, 3, 1).set("episode", torch.zeros(6, dtype=torch.long))
+    with pytest.raises(O2ODataError, match=r"has 'steps_to_next_obs'.* load the one-step rows, then take .*n_step"):
+        load_offline(n_step(data, n=2, gamma=0.9))

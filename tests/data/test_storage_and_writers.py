@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.postprocs import MultiStep
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_o2o.data import (
@@ -19,7 +20,9 @@ from torchrl_o2o.data import (
     OnlineWriter,
     PoolSampler,
     PrioritizedReplaySampler,
+    n_step,
     offline_online_storage,
+    stored_keys,
 )
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
@@ -220,3 +223,50 @@ class TestOfflineRowsStay:
         buffer.extend(random_transitions(1, 3, 2))  # full: the first row of the data set is gone
         with pytest.raises(O2OSpecError, match="RoundRobinWriter has overwritten"):
             buffer.sample()
+
+
+def n_step_rows(count: int, n: int = 3) -> TensorDict:
+    """Rows over up to n steps; every third one-step row is terminal."""
+    data = random_transitions(count, 3, 1, generator=torch.Generator().manual_seed(count))
+    data["next", "truncated"], data["next", "done"] = torch.zeros(count, 1).bool(), data["next", "terminated"]
+    return n_step(data.set("episode", torch.zeros(count, dtype=torch.long)), n=n, gamma=0.9)
+
+
+def n_step_buffer(offline: TensorDict) -> TensorDictReplayBuffer:
+    storage = offline_online_storage(offline, 30)
+    return TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(len(offline)), batch_size=64)
+
+
+def test_steps_are_stored_written_and_sampled() -> None:
+    offline, online = n_step_rows(20), n_step_rows(10)
+    buffer = n_step_buffer(offline)
+    buffer.extend(online.select(*stored_keys(online)))
+    batch = buffer.sample()
+    steps = torch.cat([offline["steps_to_next_obs"], online["steps_to_next_obs"]])
+    assert torch.equal(batch["steps_to_next_obs"], steps[batch["index"]])
+
+
+def test_rows_over_several_steps_among_one_step_rows_are_refused() -> None:
+    online = n_step_rows(10)
+    buffer = n_step_buffer(random_transitions(20, 3, 1))
+    with pytest.raises(O2OSpecError, match=r"'steps_to_next_obs', so it has to be stored: take n_step"):
+        buffer.extend(online.select(*stored_keys(online)))
+    with pytest.raises(O2OSpecError, match=r"take n_step.* of these too, or set 'steps_to_next_obs' to ones"):
+        n_step_buffer(n_step_rows(20)).extend(random_transitions(10, 3, 1))
+
+
+def test_multisteps_terminals_are_refused_and_the_rest_of_it_is_taken() -> None:
+    data = random_transitions(9, 3, 1)
+    for name in ("terminated", "truncated", "done"):
+        data["next", name] = torch.zeros(9, 1, dtype=torch.bool)
+    buffer = n_step_buffer(n_step_rows(20))
+    rows = MultiStep(gamma=0.9, n_steps=3)(data.unsqueeze(0))[0]
+    with pytest.raises(O2OSpecError, match=r"'gamma' is not stored.*data.select\(\*stored_keys\(data\)\)"):
+        buffer.extend(rows)
+    buffer.extend(rows.select(*stored_keys(rows)))
+    assert torch.equal(buffer.storage[20:29]["steps_to_next_obs"], rows["steps_to_next_obs"])
+    data["next", "terminated"][4] = data["next", "done"][4] = True
+    rows = MultiStep(gamma=0.9, n_steps=3)(data.unsqueeze(0))[0]
+    with pytest.raises(O2OSpecError, match="row 2 goes over several steps to the terminal of row 4"):
+        buffer.extend(rows.select(*stored_keys(rows)))
+    assert buffer._writer.total_written == 9

@@ -16,7 +16,7 @@ from torchrl.objectives import SoftUpdate, TD3BCLoss
 
 from tests import golden_vectors as golden
 from torchrl_o2o.checkpoint import Checkpointer, load_objects
-from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.data import TRANSITION, n_step
 from torchrl_o2o.data.transforms import add_mc_return, episode_returns
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.soft import tanh_normal_log_prob
@@ -290,6 +290,11 @@ class TestData:
             assert torch.equal(buffer.storage[:29]["observation"], data["observation"]) == intact, kind
             if not intact:
                 assert torch.equal(buffer.storage[:3]["observation"], online["observation"][10:]), "oldest first"
+
+    def test_steps_of_rows_over_several_steps_are_kept(self) -> None:
+        rows = n_step(toy_dataset(), n=2, gamma=0.9)
+        buffer = starting_buffer(rows, 10, data="all")
+        assert torch.equal(buffer.storage[:]["steps_to_next_obs"], rows["steps_to_next_obs"])
 
     def test_top_buffer_is_filled_best_last_and_symmetric_keeps_its_fraction(self) -> None:
         data = toy_dataset()

@@ -9,15 +9,17 @@ from __future__ import annotations
 from torchrl_o2o.data.audit import AuditReport, Finding, audit
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.datasets.local import make_local_dataset
-from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.samplers import BalancedReplaySampler, BalancedSampler, PoolSampler, PrioritizedReplaySampler
 from torchrl_o2o.data.storage import offline_online_storage
+from torchrl_o2o.data.transforms import n_step
 from torchrl_o2o.data.writers import OnlineWriter
 
 __all__ = [
     "CONVENTIONS",
     "EPISODE",
+    "STEPS",
     "TRANSITION",
     "AuditReport",
     "BalancedReplaySampler",
@@ -35,5 +37,7 @@ __all__ = [
     "get_convention",
     "load_offline",
     "make_local_dataset",
+    "n_step",
     "offline_online_storage",
+    "stored_keys",
 ]

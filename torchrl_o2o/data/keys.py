@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
 
-__all__ = ["EPISODE", "TRANSITION"]
+__all__ = ["EPISODE", "STEPS", "TRANSITION", "has_steps", "stored_keys"]
 
 #: What a loss reads and a replay buffer stores. ``done`` is always ``terminated | truncated``.
 TRANSITION: tuple[NestedKey, ...] = (
@@ -23,3 +23,35 @@ TRANSITION: tuple[NestedKey, ...] = (
 
 #: The number of a row's episode in an offline data set, int64, contiguous from 0; not part of a replayed transition.
 EPISODE: NestedKey = "episode"
+
+#: How many steps lie between a row's two observations, int64, shape [N]; TorchRL's name. Without it, one.
+STEPS: NestedKey = "steps_to_next_obs"
+
+
+def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:
+    """What of some transitions a replay buffer has to store for a loss to be right.
+
+    Args:
+        data: transitions, possibly with :data:`STEPS`.
+
+    Returns:
+        :data:`TRANSITION`, and :data:`STEPS` where the data have it: the loss discounts by it.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> stored_keys(random_transitions(4, 3, 1)) == TRANSITION
+        True
+    """
+    return (*TRANSITION, STEPS) if has_steps(data) else TRANSITION
+
+
+def has_steps(data: TensorDictBase) -> bool:
+    """Whether transitions go over several steps.
+
+    Args:
+        data: transitions.
+
+    Returns:
+        Whether :data:`STEPS` is among their entries.
+    """
+    return data.get(STEPS, None) is not None

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage
 
-from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.keys import TRANSITION, stored_keys
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["offline_online_storage"]
@@ -32,8 +32,9 @@ def offline_online_storage(
     networks' device and brings one number per row back; samplers with stored priorities keep those in host memory.
 
     Args:
-        offline: transitions, shape [N], with at least the entries of :data:`~torchrl_o2o.data.TRANSITION`; other
-            entries are dropped, since the environment will not deliver them.
+        offline: transitions, shape [N], with at least the entries of :data:`~torchrl_o2o.data.TRANSITION`. The steps of
+            :func:`~torchrl_o2o.data.n_step` are kept; other entries are dropped, since the environment will not deliver
+            them.
         online_capacity: number of slots for online transitions, at least 1.
         device: where the storage lives. Defaults to ``"cpu"``.
 
@@ -66,5 +67,5 @@ def offline_online_storage(
         )
     size = len(offline)
     storage = LazyTensorStorage(size + online_capacity, device=device)
-    storage.set(torch.arange(size), offline.select(*TRANSITION).to(device))
+    storage.set(torch.arange(size), offline.select(*stored_keys(offline)).to(device))
     return storage

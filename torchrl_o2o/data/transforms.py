@@ -6,6 +6,7 @@
 
 Each is a pure function of transitions in TED; the same numbers go to the environment through the matching TorchRL
 transform, so that offline and online data never differ. Scale rewards first: returns are those of the scaled reward.
+Sums over n steps come last.
 
 Shapes: N transitions, o observation dimensions.
 """
@@ -20,10 +21,18 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
-from torchrl_o2o.data.keys import EPISODE
+from torchrl_o2o.data.keys import EPISODE, STEPS, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
-__all__ = ["AffineReward", "ObservationStats", "add_mc_return", "episode_returns", "locomotion_reward", "mc_return"]
+__all__ = [
+    "AffineReward",
+    "ObservationStats",
+    "add_mc_return",
+    "episode_returns",
+    "locomotion_reward",
+    "mc_return",
+    "n_step",
+]
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,13 @@ class AffineReward:
     shift: float = 0.0
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the data with transformed rewards; the input keeps its own."""
+        """Return the data with transformed rewards; the input keeps its own.
+
+        Raises:
+            O2ODataError: if rewards are sums over several steps and something would be added to them.
+        """
+        if self.shift:
+            _one_step(data, "a shift of the reward")
         reward = data.get(("next", "reward")) * self.scale + self.shift
         return data.copy().set(("next", "reward"), reward)
 
@@ -89,6 +104,7 @@ def episode_returns(data: TensorDictBase) -> Tensor:
         >>> episode_returns(data)
         tensor([2., 1.], dtype=torch.float64)
     """
+    _one_step(data, "an episode's return")
     episode = _episodes(data)
     reward = data.get(("next", "reward")).squeeze(-1).double()
     return reward.new_zeros(int(episode[-1]) + 1).index_add_(0, episode, reward)
@@ -195,8 +211,9 @@ def add_mc_return(
         raise O2OSpecError(
             f"gamma={gamma} with failure_reward={failure_reward}; expected [0, 1), or 1 without the latter."
         )
+    _one_step(data, "a Monte-Carlo return")
     reward = data.get(("next", "reward")).squeeze(-1)
-    segment = _segments(data)
+    segment = _segments(data, _episodes(data))
     value = mc_return(reward, segment, gamma)
     if failure_reward is not None:
         failed = _failed(reward == failure_reward, segment, failure_rule)
@@ -204,8 +221,83 @@ def add_mc_return(
     return data.copy().set(key, value.unsqueeze(-1))
 
 
-def _segments(data: TensorDictBase) -> Tensor:
-    episode, done = _episodes(data), data.get(("next", "done")).squeeze(-1)
+def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
+    r"""Turn one-step transitions into n-step transitions, which end where their episode ends.
+
+    .. math::
+        R_t = \sum_{i<m}\gamma^i r_{t+i},\qquad s'_t = s_{t+m},\qquad m = \min(n, \text{steps left in the episode})
+
+    Everything under ``"next"`` is that of the m-th step, ``terminated`` included, and m is put under
+    ``"steps_to_next_obs"``, by which TorchRL's value estimators, and so all losses of this package, discount:
+    :math:`y = R_t + \gamma^m (1-d) V(s_{t+m})`. Give the losses the same gamma.
+
+    It serves an offline data set as a whole, and whole batches of a collector,
+    ``Collector(..., postproc=functools.partial(n_step, n=3, gamma=0.99))``, where rows at the end of a batch have fewer
+    steps. Store both with their steps (:func:`~torchrl_o2o.data.offline_online_storage` does). There is no correction
+    for actions that the policy would not take.
+
+    Difference from :class:`torchrl.data.MultiStep`: that one leaves ``terminated`` and ``done`` as they were after the
+    first step, so that rows up to n - 1 steps before a terminal bootstrap from it.
+
+    Source: Sutton 1988; n-step returns in SAC and DQN as in Hessel et al. 2018 (Rainbow), section 3.
+
+    Args:
+        data: one-step transitions [N], in order, with ``episode`` or a collector's ``("collector", "traj_ids")``,
+            rewards already transformed.
+
+    Keyword Args:
+        n: number of steps, at least 1.
+        gamma: discount in [0, 1].
+
+    Returns:
+        The data with new entries under ``"next"`` and ``"steps_to_next_obs"``, int64, shape [N]; the input keeps its
+        own. Rewards are in their dtype, sums are formed in float64.
+
+    Raises:
+        O2ODataError: if the data are not flat, do not say which rows are an episode, or are n-step rows already.
+        O2OSpecError: if an argument is out of range.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.data import n_step
+        >>> from torchrl_o2o.testing import DelayedRewardEnv, probe_transitions
+        >>> data = probe_transitions(DelayedRewardEnv(), 4).set("episode", torch.tensor([0, 0, 1, 1]))
+        >>> rows = n_step(data, n=2, gamma=0.5)
+        >>> rows["next", "reward"].squeeze(-1), rows["next", "terminated"].squeeze(-1)
+        (tensor([0.5000, 1.0000, 0.5000, 1.0000]), tensor([True, True, True, True]))
+        >>> rows["steps_to_next_obs"]
+        tensor([2, 1, 2, 1])
+    """
+    if n < 1 or not 0 <= gamma <= 1:
+        raise O2OSpecError(f"got n={n} and gamma={gamma}, expected at least one step and a discount in [0, 1]")
+    if data.ndim != 1:
+        raise O2ODataError(f"got data of batch size {list(data.batch_size)}, expected [N]; flatten with reshape(-1)")
+    _one_step(data, "a sum over n steps")
+    trajectory = data.get(("collector", "traj_ids"), None)
+    segment = _segments(data, _episodes(data) if trajectory is None else trajectory.reshape(-1))
+    row = torch.arange(len(data), device=segment.device)
+    last = (torch.bincount(segment).cumsum(0) - 1)[segment].minimum(row + n - 1)
+    reward = data.get(("next", "reward"))
+    total, wide = torch.zeros_like(reward, dtype=torch.float64), reward.double()
+    for step in range(n):
+        inside = (row + step <= last).reshape(-1, *(1,) * (reward.ndim - 1))
+        total += torch.where(inside, gamma**step * wide[(row + step).minimum(last)], 0.0)
+    following = data.get("next")[last].set("reward", total.to(reward.dtype))
+    return data.copy().set("next", following).set(STEPS, last - row + 1)
+
+
+def _one_step(data: TensorDictBase, what: str) -> None:
+    """Refuse rows whose rewards are sums over several steps already."""
+    if has_steps(data):
+        raise O2ODataError(
+            f"the transitions have {STEPS!r}, so their rewards are sums over n steps, of which {what} cannot be "
+            f"formed; take n_step last"
+        )
+
+
+def _segments(data: TensorDictBase, episode: Tensor) -> Tensor:
+    """Numbers of the runs of rows that belong together, from 0, shape [N]."""
+    done = data.get(("next", "done")).squeeze(-1)
     begins = torch.ones_like(done)
     begins[1:] = done[:-1] | (episode[1:] != episode[:-1])
     return begins.long().cumsum(0) - 1

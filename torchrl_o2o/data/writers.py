@@ -15,9 +15,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage, Writer
 
+from torchrl_o2o.data.keys import STEPS, has_steps
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["OnlineWriter", "check_offline_rows"]
+
+_OUTCOME = ("reward", "original_reward", "done", "terminated", "truncated")
 
 
 class OnlineWriter(Writer):
@@ -31,8 +34,8 @@ class OnlineWriter(Writer):
 
     Raises:
         O2OSpecError: if ``num_offline`` is negative or leaves no online slot, a batch is larger than the online region,
-            or the first rows written do not have the entries, shapes and dtypes of those in the storage (which torch
-            would fill with zeros or broadcast).
+            the first rows written do not have the entries, shapes and dtypes of those in the storage (which torch would
+            fill with zeros or broadcast), or rows over several steps reach a terminal that they are not marked with.
 
     Examples:
         >>> import torch
@@ -90,6 +93,7 @@ class OnlineWriter(Writer):
     def extend(self, data: TensorDictBase) -> Tensor:
         """Write a batch of transitions, shape [n], and return their slots, shape [n]."""
         self._compare(data, 1)
+        _check_terminals(data)
         index = self._slots(len(data))
         self._storage.set(index, data)
         self._mark(index)
@@ -108,8 +112,7 @@ class OnlineWriter(Writer):
         own = {getattr(buffer, "priority_key", None) for buffer in self._storage._attached_entities_iter()} | {"index"}
         if isinstance(stored, TensorDictBase) and (found := _differences(data, stored, batch_dims, own)):
             raise O2OSpecError(
-                f"the transitions do not fit the rows in the storage: {'; '.join(found)}. Select the storage's entries "
-                f"with data.select(*TRANSITION), or fill it with rows that have the same entries from the start"
+                f"the transitions do not fit the rows in the storage: {'; '.join(found)}. {_advice(data, stored)}"
             )
         self._compared = True
 
@@ -207,6 +210,45 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
                     f"the replay buffer's {type(writer).__name__} has overwritten offline rows; build the buffer with "
                     f"writer=OnlineWriter({num_offline})"
                 )
+
+
+def _advice(data: TensorDictBase, stored: TensorDictBase) -> str:
+    """How to make rows fit."""
+    if has_steps(data) and not has_steps(stored):
+        return (
+            f"These are sums over several steps, which the losses discount by {STEPS!r}, so it has to be stored: take "
+            f"n_step(...) of the offline data too, or store one-step rows"
+        )
+    if has_steps(stored) and not has_steps(data):
+        return f"The stored rows are sums over several steps; take n_step(...) of these too, or set {STEPS!r} to ones"
+    return (
+        "Select the storage's entries with data.select(*stored_keys(data)), or fill it with rows that have the same "
+        "entries from the start"
+    )
+
+
+def _check_terminals(data: TensorDictBase) -> None:
+    """Refuse rows over several steps whose last step is terminal without their saying so, as MultiStep leaves them.
+
+    The m-th step of row i is row i + m - 1 of the batch, if that has the same next observation.
+    """
+    steps = data.get(STEPS, None) if isinstance(data, TensorDictBase) else None
+    if steps is None:
+        return
+    following, row = data.get("next"), torch.arange(len(data), device=steps.device)
+    last = row + steps.reshape(-1) - 1
+    row, last = (part[(last > row) & (last < len(data))] for part in (row, last))
+    keys = [key for key in following.keys(True, True) if key not in _OUTCOME]
+    same = torch.ones_like(row, dtype=torch.bool)
+    for value in map(following.get, keys):
+        same &= (value[row] == value[last]).reshape(len(row), -1).all(-1)
+    ends = following.get("terminated").reshape(-1)
+    if (wrong := same & (ends[row] != ends[last])).any():
+        raise O2OSpecError(
+            f"row {int(row[wrong][0])} goes over several steps to the terminal of row {int(last[wrong][0])}, and its "
+            f"own 'terminated' is False, so it would bootstrap; torchrl's MultiStep leaves the first step's flags. "
+            f"Make rows over several steps with torchrl_o2o.data.n_step"
+        )
 
 
 def _differences(data: TensorDictBase, stored: TensorDictBase, batch_dims: int, free: set[Any]) -> list[str]:

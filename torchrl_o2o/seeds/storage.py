@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorStorage
 
-from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.keys import stored_keys
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.errors import O2OSpecError
 
@@ -85,7 +85,7 @@ class AgentStorage(TensorStorage):
 
     def __init__(self, rows: TensorDictBase, num_offline: int, online_capacity: int, agent: int) -> None:
         super().__init__(None, num_offline + online_capacity, device=rows.device or "cpu")
-        self._storage, self.initialized = rows.select(*TRANSITION), True
+        self._storage, self.initialized = rows.select(*stored_keys(rows)), True
         self._num_offline, self._shift = num_offline, agent * online_capacity
         self._len = num_offline
 

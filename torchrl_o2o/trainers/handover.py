@@ -25,7 +25,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler
 from torchrl.objectives.common import LossModule
 
-from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter
+from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, stored_keys
 from torchrl_o2o.data.keys import EPISODE
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.errors import O2OSpecError, check_option
@@ -339,7 +339,8 @@ def starting_buffer(
         raise O2OSpecError(f"the offline data lack {missing}; add them before the hand-over")
     storage = LazyTensorStorage(len(rows) + online_capacity)
     if len(rows):
-        storage.set(torch.arange(len(rows)), rows.select(*keys))
+        steps = set(stored_keys(rows)) - set(TRANSITION)  # the losses discount by them
+        storage.set(torch.arange(len(rows)), rows.select(*keys, *steps))
     fixed = len(rows) if data == "symmetric" else 0
     writer = OnlineWriter(fixed)
     if not fixed:

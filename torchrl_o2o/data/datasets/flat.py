@@ -17,7 +17,7 @@ from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.hdf5 import open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
-from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.keys import STEPS, TRANSITION, has_steps
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["read_arrays", "read_d4rl", "read_npz"]
@@ -92,6 +92,11 @@ def read_arrays(
 
 def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
     keys = data.keys(include_nested=True)
+    if has_steps(data):
+        raise O2ODataError(
+            f"the TensorDict has {STEPS!r}: rows over several steps cannot be audited; load the one-step rows, then "
+            f"take torchrl_o2o.data.n_step of them"
+        )
     missing = [key for key in TRANSITION if key not in keys and key != ("next", "done")]
     if missing or data.ndim != 1:
         raise O2ODataError(f"the TensorDict has the batch size {tuple(data.shape)} and lacks {missing}; expected [N].")
