@@ -28,7 +28,7 @@ from torchrl_o2o.checkpoint.rng import rng_state
 from torchrl_o2o.collectors import FastActor, StepCollector
 from torchrl_o2o.data.conventions import FittedConvention
 from torchrl_o2o.data.transforms import AffineReward, ObservationStats
-from torchrl_o2o.deploy import export_policy, load_policy, read_policy, save_policy
+from torchrl_o2o.deploy import export_policy, load_policy, policy_saver, read_policy, save_policy
 from torchrl_o2o.envs import make_gym_env
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules import average_actors, make_actor, make_deterministic_actor, make_gaussian_actor
@@ -237,6 +237,23 @@ def test_saving_and_loading_draw_nothing(tmp_path: Path) -> None:
     assert dump("rng", rng_state()) == before
 
 
+def test_a_saver_writes_what_the_actor_is_then(tmp_path: Path) -> None:
+    """As a run saves at every checkpoint; what does not fit is found when it is made."""
+    actor, observation = trained("gaussian"), torch.randn(4, 3)
+    save = policy_saver(actor, convention=CONVENTION, env={"env_id": "Somewhere-v0"}, action_box=NATIVE)
+    save(tmp_path)
+    first = act(load_policy(tmp_path), observation, ExplorationType.DETERMINISTIC)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.mul_(0.5)
+    save(tmp_path)
+    second = load_policy(tmp_path)
+    assert not torch.equal(act(second, observation, ExplorationType.DETERMINISTIC), first)
+    assert read_policy(tmp_path).env == {"env_id": "Somewhere-v0"}, "not built where the box is given"
+    with pytest.raises(O2OSpecError, match="Somewhere-v0"):
+        policy_saver(actor, env="Somewhere-v0")
+
+
 def test_a_training_actor_is_not_touched(tmp_path: Path) -> None:
     actor = trained("tanh")
     save_policy(tmp_path, actor, action_box=NATIVE)
@@ -256,10 +273,8 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     odd = Actor(nn.Sequential(nn.Linear(3, 2), nn.Softsign()), in_keys=["observation"], spec=spec)
     with pytest.raises(O2OSpecError, match="a network with a Softsign, expected layers among Sequential, Linear"):
         save_policy(tmp_path, odd, action_box=NATIVE)
-    with pytest.raises(O2OSpecError, match="expected one of them: which actions"):
+    with pytest.raises(O2OSpecError, match="got neither env nor action_box, expected one of them: which actions"):
         save_policy(tmp_path, actor)
-    with pytest.raises(O2OSpecError, match="expected one of them"):
-        save_policy(tmp_path, actor, env="Pendulum-v1", action_box=NATIVE)
     with pytest.raises(O2OSpecError, match="the actor has 2 action dimensions, the environment 1"):
         save_policy(tmp_path, actor, env="Pendulum-v1")
     four = FittedConvention(AffineReward(), ObservationStats(torch.zeros(4), torch.ones(4)))
@@ -283,7 +298,7 @@ def test_a_full_disk_keeps_the_old_policy(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(O2OCheckpointError, match=r"No space left.*make room on the disk"):
         save_policy(tmp_path, trained("gaussian"), action_box=NATIVE)
     assert (tmp_path / "policy.pt").read_bytes() == before
 

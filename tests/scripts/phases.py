@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from tests.scripts.running import ROOT, compose
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import load
+from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.record.recorder import read_metrics
 from torchrl_o2o.trainers.launch import load_script
@@ -120,8 +121,11 @@ class PhasesContract:
             assert all("evaluation/return" in row for row in (offline[0], offline[-1]))
         assert [row["step"] for row in online if "evaluation/return" in row] == [0, 12, 24]
         assert any(key.startswith("train/loss_") for row in online for key in row)
-        policy = load((run / "policy.pt").read_bytes())
-        assert sorted(policy) == ["actor", "convention"]
+        for folder in (run, *(run / folder for folder in self.offline)):
+            policy = read_policy(folder)
+            assert policy.env is not None
+            assert policy.convention is not None
+            assert torch.equal(policy.actor().spec["action"].space.high, policy.high), "native"
         start = self.start(run)
         moved = [
             name

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from tests.scripts.phases import SHORT, PhasesContract, Stop, assert_equal, dying, newest, rows
 from tests.scripts.running import ROOT, compose
 from torchrl_o2o.checkpoint.manifest import load
+from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.confidence import ConstantConfidence
 from torchrl_o2o.testing import random_transitions
@@ -242,7 +243,9 @@ def test_pretraining_of_the_bases_own_script(tmp_path: Path, trained: Run) -> No
     with pytest.raises(O2OSpecError, match="convention"):
         load_script("samg").train(make("refused", standard))
     load_script("samg").train(make("taken", standard, "convention={normalize_observations: true}"))
-    assert load((tmp_path / "taken" / "policy.pt").read_bytes())["convention"]["observation"] is not None
+    convention = read_policy(tmp_path / "taken").convention
+    assert convention is not None
+    assert convention.observation is not None
 
 
 def test_offline_data_online_are_refused(tmp_path: Path) -> None:

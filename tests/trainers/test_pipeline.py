@@ -18,11 +18,12 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.data.conventions import Convention, FittedConvention
 from torchrl_o2o.data.transforms import AffineReward
+from torchrl_o2o.deploy import load_policy, read_policy
 from torchrl_o2o.envs.guard import EnvFaultError
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
@@ -69,7 +70,8 @@ def problem(monkeypatch: pytest.MonkeyPatch) -> Problem:
         assert env_id == ENV
         return gymnasium.wrappers.TimeLimit(ContextualTargetEnv(), 5)
 
-    monkeypatch.setattr("torchrl_o2o.trainers.pipeline.make_gym_env", make_probe)
+    for module in ("trainers.pipeline", "deploy.policy"):
+        monkeypatch.setattr(f"torchrl_o2o.{module}.make_gym_env", make_probe)
     data = probe_transitions(ContextualTargetEnv(), 500)
     data["episode"] = torch.arange(500)
     fitted = Convention(reward_shift=-1.0).fit(data)
@@ -99,10 +101,13 @@ def test_learns_offline_hands_over_and_keeps_what_was_learned(tmp_path: Path, pr
     after = returns(tmp_path / "run")
     assert after[0] == scores[-1]
     assert min(after) > -0.05
-    policy = load((tmp_path / "run" / "policy.pt").read_bytes())
-    assert FittedConvention.from_state_dict(policy["convention"]).reward == AffineReward(1.0, -1.0)
-    again = AWAC()
-    again.actor.load_state_dict(policy["actor"])
+    policy = read_policy(tmp_path / "run")
+    assert policy.convention is not None
+    assert policy.convention.reward == AffineReward(1.0, -1.0)
+    loaded, rows = load_policy(tmp_path / "run"), problem.offline[:5].select("observation")
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert torch.equal(loaded(rows.copy())["action"], online.actor.eval()(rows.copy())["action"])
+    assert read_policy(tmp_path / "offline").env == problem.env
 
 
 def test_warm_up_trains_nothing(tmp_path: Path, problem: Problem) -> None:

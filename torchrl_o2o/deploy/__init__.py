@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 from torchrl_o2o.deploy.export import export_policy
-from torchrl_o2o.deploy.policy import PolicyFile, load_policy, read_policy, save_policy
+from torchrl_o2o.deploy.policy import PolicyFile, load_policy, policy_saver, read_policy, save_policy
 
 __all__ = [
     "PolicyFile",
     "export_policy",
     "load_policy",
+    "policy_saver",
     "read_policy",
     "save_policy",
 ]

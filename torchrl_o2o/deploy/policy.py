@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.units import Standardize, ToBox
 from torchrl_o2o.provenance import package_versions, plain_config
 
-__all__ = ["POLICY_FILE", "PolicyFile", "load_policy", "read_policy", "save_policy"]
+__all__ = ["POLICY_FILE", "PolicyFile", "load_policy", "policy_saver", "read_policy", "save_policy"]
 
 #: The policy's name in a run folder.
 POLICY_FILE = "policy.pt"
@@ -104,18 +104,18 @@ def save_policy(
     Keyword Args:
         convention: what was done to rewards and observations in training. Defaults to ``None``: nothing.
         env: the environment's id, or arguments of :func:`~torchrl_o2o.envs.make_gym_env`, on which the actor was
-            trained, so in [-1, 1]; it is built once, for its native action box.
-        action_box: the native action box, lower and upper edge, each [A], where there is no such environment.
+            trained, so in [-1, 1]. ``None`` (default): it is none of this package.
+        action_box: the environment's native action box, lower and upper edge, each [A]. ``None`` (default) builds
+            ``env`` once to read it.
         metadata: plain values to keep, such as ``{"algorithm": "rlpd", "seed": 0}``. Defaults to none.
 
     Returns:
         The file.
 
     Raises:
-        O2OSpecError: if the actor is none of those, neither or both of ``env`` and ``action_box`` are given, or sizes
-            or boxes do not fit.
-        O2OCheckpointError: if a folder does not exist, or ``metadata`` holds other than plain values.
-        OSError: if the disk is full or the folder cannot be written.
+        O2OSpecError: if the actor is none of those, neither ``env`` nor ``action_box`` is given, or sizes or boxes do
+            not fit.
+        O2OCheckpointError: if the file cannot be written, or ``metadata`` holds other than plain values.
 
     Examples:
         >>> import tempfile
@@ -127,28 +127,76 @@ def save_policy(
         >>> FastActor(load_policy(folder))(np.ones(3)).shape
         (1,)
     """
-    parts = take_apart(actor)
-    low, high = _native_box(parts, env, action_box)
+    return policy_saver(actor, convention=convention, env=env, action_box=action_box, metadata=metadata)(path)
+
+
+def policy_saver(
+    actor: TensorDictModuleBase,
+    *,
+    convention: FittedConvention | None = None,
+    env: str | Mapping[str, Any] | None = None,
+    action_box: tuple[Edge, Edge] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Callable[[str | Path], Path]:
+    """:func:`save_policy` for a run that saves again and again: ``on_save`` of :class:`~torchrl_o2o.trainers.Session`.
+
+    What does not fit is found here, before the run begins, and the environment is built once.
+
+    Args:
+        actor: as in :func:`save_policy`; every call writes the parameters that it has then.
+
+    Keyword Args:
+        convention: as there.
+        env: as there.
+        action_box: as there.
+        metadata: as there.
+
+    Returns:
+        A function of a run folder or a file's name that writes the policy and returns the file.
+
+    Raises:
+        O2OSpecError: as :func:`save_policy`.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.modules import make_actor
+        >>> save = policy_saver(make_actor(3, 1, hidden_sizes=(8,)), env="Pendulum-v1")
+        >>> save(tempfile.mkdtemp()).name
+        'policy.pt'
+    """
+    parts, arguments = take_apart(actor), _env_arguments(env)
+    low, high = _native_box(arguments, action_box, parts.low.dtype)
     stats = None if convention is None else convention.observation
     _check_sizes(parts, low, high, None if stats is None else stats.mean)
-    state = {
+    fixed = {
         "format": _FORMAT,
         "edition": _EDITION,
         "versions": package_versions(),
         "network": describe_network(parts.net),
-        "parameters": {name: value.detach().cpu() for name, value in parts.net.state_dict().items()},
         "distribution": parts.distribution,
-        "settings": {name: _on_cpu(value) for name, value in parts.settings.items()},
         "keys": (parts.observation_key, parts.action_key),
         "actor_box": (parts.low, parts.high),
         "action_box": (low, high),
         "convention": None if convention is None else convention.state_dict(),
-        "env": _env_arguments(env),
+        "env": arguments,
         "metadata": dict(metadata or {}),
     }
-    file = _file_to_write(Path(path))
-    replace_durably(file, dump("policy", state))
-    return file
+
+    def save(path: str | Path) -> Path:
+        now = take_apart(actor)  # the actor may have moved to another device
+        parameters = {name: value.detach().cpu() for name, value in now.net.state_dict().items()}
+        settings = {name: _on_cpu(value) for name, value in now.settings.items()}
+        data = dump("policy", {**fixed, "parameters": parameters, "settings": settings})
+        file = _file_to_write(Path(path))
+        try:
+            replace_durably(file, data)
+        except OSError as error:
+            raise O2OCheckpointError(
+                f"the policy cannot be written to {file} ({error}); make room on the disk"
+            ) from error
+        return file
+
+    return save
 
 
 def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
@@ -280,26 +328,23 @@ def _env_arguments(env: str | Mapping[str, Any] | None) -> dict[str, Any] | None
 
 
 def _native_box(
-    parts: ActorParts, env: str | Mapping[str, Any] | None, action_box: tuple[Edge, Edge] | None
+    env: Mapping[str, Any] | None, action_box: tuple[Edge, Edge] | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The environment's own action box, in the type of the actor's."""
-    arguments = _env_arguments(env)
-    if (arguments is None) == (action_box is None):
-        raise O2OSpecError(
-            f"got env={env!r} and action_box={action_box!r}, expected one of them: which actions the environment takes "
-            "is a part of the policy"
-        )
     if action_box is not None:
         low, high = action_box
+    elif env is None:
+        raise O2OSpecError(
+            "got neither env nor action_box, expected one of them: which actions the environment takes is a "
+            "part of the policy"
+        )
     else:
-        assert arguments is not None
         random_state = rng_state()  # some environments draw while they are built, and a run must not notice
-        built = make_gym_env(**arguments)
+        built = make_gym_env(**env)
         space = native_action_space(built)
         built.close()
         restore_rng_state(random_state)
         low, high = space.low, space.high
-    dtype = parts.low.dtype
     return torch.as_tensor(low, dtype=dtype).cpu().clone(), torch.as_tensor(high, dtype=dtype).cpu().clone()
 
 

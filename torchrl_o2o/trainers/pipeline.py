@@ -27,12 +27,11 @@ from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
 
-from torchrl_o2o.checkpoint.manifest import dump
+from torchrl_o2o import deploy
 from torchrl_o2o.checkpoint.reading import newest_valid, read_state
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.data.conventions import Convention, FittedConvention
-from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import find_reference
@@ -246,8 +245,9 @@ class RunOptions:
             reference, seed = find_reference(problem.env["env_id"]), self.seed + 10_000
             return evaluate(learner.actor, problem.make_env, seed=seed, reference=reference, **self.evaluation)
 
+        save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
         recorder = {"progress_total": total, **self.recorder}
-        return Session(self.folder, self.config, objects, buffer, score, self.schedule, self.resume, recorder)
+        return Session(self.folder, self.config, objects, buffer, score, self.schedule, self.resume, recorder, save)
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def finetune(
 ) -> None:
     """Train online: one transition into the buffer, then one update, as soon as the hand-over allows.
 
-    The policy and its convention end up in ``policy.pt``.
+    The policy is written to ``policy.pt`` at every checkpoint; :func:`~torchrl_o2o.deploy.load_policy` reads it.
 
     Args:
         problem: environment and data; the latter are used only as ``handover.data`` says.
@@ -445,6 +445,5 @@ def make_collector(
 
 
 def save_policy(learner: Learner, problem: Problem, options: RunOptions) -> None:
-    """Write ``policy.pt``: the policy's parameters and the convention, without which they mean nothing."""
-    state = {"actor": learner.actor.state_dict(), "convention": problem.convention.state_dict()}
-    replace_durably(Path(options.folder) / "policy.pt", dump("policy", state))
+    """Write ``policy.pt``, as sessions of :meth:`RunOptions.session` do at every checkpoint by themselves."""
+    deploy.save_policy(options.folder, learner.actor, convention=problem.convention, env=problem.env)
