@@ -230,9 +230,10 @@ def test_rebuilt_environments_are_seeded_and_differ_from_the_first():
 
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_counters_are_part_of_the_environments_state_and_limits_are_not():
-    env = guarded(lambda episode, step: BAD["reward"](None) if step == 2 else None)
+    fault = lambda episode, step: BAD["reward"](None) if step == 2 else None  # noqa: E731
+    env = guarded(fault)
     list(collect(env, frames=3))
-    other = guarded(max_rejected=99)
+    other = guarded(fault, max_rejected=99)
     other.reset()
     restore_env_state(other, env_state(env))
     assert (other.num_rejected, other.max_rejected) == (env.num_rejected, 99)

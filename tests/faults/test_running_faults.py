@@ -31,6 +31,7 @@ from torchrl_o2o.data.env_match import match_environment
 from torchrl_o2o.data.samplers import PrioritizedReplaySampler
 from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import effective_sample_size
 from torchrl_o2o.modules import make_actor
@@ -190,6 +191,49 @@ def test_case_a01_an_environments_own_arrays(collector: str) -> None:
     assert rows["observation"].flatten().tolist() == [0, 1, 2, 3, 4] * 2 + [0, 1]
     assert rows["next", "observation"].flatten().tolist() == [1, 2, 3, 4, 5] * 2 + [1, 2]
     assert (rows["next", "reward"] == 1).all()
+
+
+class Hidden(gymnasium.Env):
+    """Keeps a view of its own array, a list under two names, a closure, and slots."""
+
+    __slots__ = ("_slot",)
+    observation_space, action_space = Own.observation_space, Own.action_space
+
+    def __init__(self):
+        self.both, self.log, self.state = np.zeros(4), [], np.zeros(1, np.float32)
+        self.half, self.same = self.both[:2], self.log
+        total = 0.0
+
+        def add(push):
+            nonlocal total
+            total += push
+            return total
+
+        self.add, self._slot = add, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.both[:] = self.np_random.normal(size=4)
+        return self.state, {}
+
+    def step(self, action):
+        self.both[0] += action[0]
+        self.log.append(self.half[0])
+        self._slot += 1
+        self.state[:] = self.add(sum(self.same)) + self._slot
+        return self.state, 0.0, False, False, {}
+
+
+def test_case_a02_state_that_only_looks_captured() -> None:
+    push = np.ones(1, np.float32)
+    env, fresh = Hidden(), Hidden()
+    env.reset(seed=0)
+    env.step(push)
+    restore_env_state(fresh, env_state(env))
+    pairs = [(env.step(push)[0].item(), fresh.step(push)[0].item()) for _ in range(5)]
+    assert all(mine == other for mine, other in pairs), pairs
+    with pytest.warns(UserWarning, match=r"cannot be captured: the class attribute Own\.steps is assigned"):
+        assert env_state(Own()) is None
 
 
 HARMS = {

@@ -296,15 +296,15 @@ def _box_action(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     unit = spaces.Box(-1.0, 1.0, space.shape, np.float32)
     if space == unit:
         return TransformAction(env, partial(np.clip, a_min=-1.0, a_max=1.0), unit)
-    return TransformAction(env, partial(_native_action, space=space), unit)
+    return TransformAction(env, partial(_native_action, low=space.low, high=space.high), unit)
 
 
-def _native_action(action: np.ndarray, *, space: spaces.Box) -> np.ndarray:
-    """From [-1, 1] onto the space, in float64 so that -1 and 1 are its bounds."""
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    scaled = (low / 2 + high / 2) + (high / 2 - low / 2) * np.clip(action, -1.0, 1.0)
-    if space.dtype.kind != "f":
+def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """From [-1, 1] onto the bounds and into their type, by float64 so that -1 and 1 are the bounds."""
+    ends = low.astype(np.float64) / 2.0, high.astype(np.float64) / 2.0
+    scaled = (ends[0] + ends[1]) + (ends[1] - ends[0]) * np.clip(action, -1.0, 1.0)
+    if low.dtype.kind != "f":
         if np.isnan(scaled).any():
             raise O2OSpecError(f"got the action {action}, expected numbers in [-1, 1]")
         scaled = np.rint(scaled)
-    return np.clip(scaled.astype(space.dtype), space.low, space.high)
+    return np.clip(scaled.astype(low.dtype), low, high)
