@@ -179,7 +179,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
 
     Raises:
         O2OSpecError: if a replay buffer of this storage has an :class:`OnlineWriter` of another number of offline rows,
-            or torchrl's default writer that has begun at the offline rows.
+            or torchrl's default writer that has begun at the offline rows; or the storage was emptied.
 
     Examples:
         >>> import torch
@@ -195,8 +195,11 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
         torchrl_o2o.errors.O2OSpecError: the replay buffer's TensorDictRoundRobinWriter has overwritten offline rows;
         build the buffer with writer=OnlineWriter(3)
     """
+    expected = 0
     for buffer in storage._attached_entities_iter():
         writer = getattr(buffer, "_writer", None)
+        if isinstance(writer, OnlineWriter):
+            expected = max(expected, min(num_offline + writer.total_written, getattr(storage, "max_size", 0)))
         if isinstance(writer, OnlineWriter) and writer.num_offline != num_offline:
             raise O2OSpecError(
                 f"the sampler takes {num_offline} rows for offline, the writer leaves {writer.num_offline} alone; pass "
@@ -210,6 +213,11 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
                     f"the replay buffer's {type(writer).__name__} has overwritten offline rows; build the buffer with "
                     f"writer=OnlineWriter({num_offline})"
                 )
+    if len(storage) < expected:
+        raise O2OSpecError(
+            f"the storage holds {len(storage)} rows, expected {num_offline} offline ones and those written since; "
+            f"buffer.empty() takes the data set away too. Build the storage and its buffers anew"
+        )
 
 
 def _advice(data: TensorDictBase, stored: TensorDictBase) -> str:

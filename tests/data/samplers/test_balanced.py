@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
@@ -103,3 +104,17 @@ def test_nothing_to_draw_from() -> None:
     sampler = BalancedSampler(0, 0.0)
     with pytest.raises(O2OSpecError, match="empty storage"):
         sampler.sample(counting_storage(0, 1, 4).__class__(4), 2)
+
+
+@pytest.mark.parametrize("written", [0, 2, 14])
+def test_a_data_set_that_was_emptied_away_is_missed(written: int) -> None:
+    writer = OnlineWriter(10)
+    replay = TensorDictReplayBuffer(
+        storage=counting_storage(10, 0, 20), sampler=BalancedSampler(10), writer=writer, batch_size=4
+    )
+    replay.sample()
+    replay.empty()
+    for _ in range(written // 2):
+        replay.extend(TensorDict({"x": torch.arange(2)}, [2]))
+    with pytest.raises(O2OSpecError, match=r"expected 10 offline ones .* takes the data set away too"):
+        replay.sample()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o.checkpoint.buffer import BufferArchive
 from torchrl_o2o.data import (
@@ -69,3 +69,19 @@ def test_resume_is_exact(make: Make, tmp_path: Path) -> None:
     for got, batch in zip(train(second, range(5, 9)), expected, strict=True):
         assert (got == batch).all()
     assert torch.equal(second.sampler.values, whole.sampler.values)
+
+
+def test_rows_that_another_buffer_emptied_are_not_drawn() -> None:
+    """Two buffers share a storage; one empties and refills it, the other draws what is there, at its priority."""
+    storage = LazyTensorStorage(10)
+    first, second = (PrioritizedReplaySampler(10, 1.0, 1.0, eps=0.0) for _ in range(2))
+    writing, reading = (
+        TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(0), batch_size=6)
+        for sampler in (first, second)
+    )
+    writing.extend(TensorDict({"x": torch.arange(8)}, [8]))
+    reading.update_priority(torch.arange(8), torch.tensor([0.0] * 7 + [5.0]))
+    writing.empty()
+    writing.extend(TensorDict({"x": torch.arange(3)}, [3]))
+    assert second.values.tolist() == [5.0] * 3 + [0.0] * 7
+    assert reading.sample()["x"].sort().values.tolist() == [0, 0, 1, 1, 2, 2]

@@ -147,7 +147,9 @@ class StoredPrioritySampler(DrawingSampler):
             raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
         if size > self._num_known:
             self._initialize(self._num_known, size)
-            self._num_known = size
+        else:  # emptied through another buffer
+            self._tree.fill(size, self._num_known, 0.0)
+        self._num_known = size
 
     def _pairs(self, index: int | Tensor, priority: float | Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
