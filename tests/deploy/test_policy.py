@@ -181,8 +181,9 @@ def test_evaluation_reads_what_the_run_read(pendulum: Path) -> None:
     assert native.mean() > -250
     unit = evaluate(load_policy(pendulum, native_actions=False), "Pendulum-v1", seed=0).returns
     np.testing.assert_allclose(unit, native, rtol=1e-3)
-    plain = evaluate(load_policy(pendulum), lambda: gymnasium.make("Pendulum-v1"), seed=0).returns
-    np.testing.assert_allclose(plain, native, rtol=1e-3)
+    for policy in (load_policy(pendulum), load_policy(pendulum, native_actions=False)):
+        plain = evaluate(policy, lambda: gymnasium.make("Pendulum-v1"), seed=0).returns
+        np.testing.assert_allclose(plain, native, rtol=1e-3)
     bare = read_policy(pendulum).parts.assemble()
     assert evaluate(bare, "Pendulum-v1", seed=0).returns.mean() < -1000, "the statistics matter"
 
@@ -190,7 +191,7 @@ def test_evaluation_reads_what_the_run_read(pendulum: Path) -> None:
 def test_boxes_that_do_not_fit_are_refused(pendulum: Path) -> None:
     unit, native = load_policy(pendulum, native_actions=False), load_policy(pendulum)
     with pytest.raises(O2OSpecError, match=r"acts in \[-1.0\]..\[1.0\], the environment takes \[-2.0\]..\[2.0\]"):
-        evaluate(unit, lambda: gymnasium.make("Pendulum-v1"), seed=0)
+        StepCollector(gymnasium.make("Pendulum-v1"), unit, total_frames=1)
     with pytest.raises(O2OSpecError, match=r"acts in \[-2.0\]..\[2.0\], the environment takes \[-1.0\]..\[1.0\]"):
         StepCollector(make_gym_env("Pendulum-v1"), native, total_frames=1)
     assert StepCollector(make_gym_env("Pendulum-v1"), unit, total_frames=1).frames == 0

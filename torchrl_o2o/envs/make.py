@@ -169,7 +169,7 @@ def make_gym_env(
             f"{env_id} needs a package that is not installed ({error}); try pip install torchrl_o2o[mujoco] or "
             "torchrl_o2o[robotics]."
         ) from error
-    env = _box_action(_flat_observation(env, env_id, observation_keys), env_id)
+    env = unit_actions(_flat_observation(env, env_id, observation_keys), env_id)
     if seed is not None:
         env.reset(seed=check_seed(seed))
         env.action_space.seed(check_seed(seed))
@@ -286,7 +286,20 @@ def _vector_size(env_id: str, name: str, space: spaces.Space) -> int:
     return space.shape[0]
 
 
-def _box_action(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
+def unit_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
+    """Make an environment take actions in [-1, 1], as :func:`make_gym_env` does.
+
+    Args:
+        env: the environment.
+        env_id: its name, for messages.
+
+    Raises:
+        O2OSpecError: if its actions are discrete or no bounded vector.
+
+    Examples:
+        >>> unit_actions(gymnasium.make("Pendulum-v1"), "Pendulum-v1").action_space
+        Box(-1.0, 1.0, (1,), float32)
+    """
     space = env.action_space
     if not (isinstance(space, spaces.Box) and space.dtype.kind in "iu"):
         check_continuous(space, env_id)

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import TransformAction
 from numpy.typing import ArrayLike
 
+from torchrl_o2o.envs.make import unit_actions
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["check_actions", "match_actions", "native_action_space"]
@@ -57,7 +58,7 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
 
     Returns:
         The environment itself if its box is the policy's; an environment of ``make_gym_env`` with its native actions
-        if those are the policy's.
+        if those are the policy's; for a policy that acts in [-1, 1], any other as ``make_gym_env`` scales it.
 
     Raises:
         O2OSpecError: if neither box is the policy's.
@@ -79,6 +80,8 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
         return TransformAction(
             env, partial(_to_unit, low=edges[0].astype(np.float64), high=edges[1].astype(np.float64)), box
         )
+    if _takes(native, own.low, own.high) and (edges[0] == -1.0).all() and (edges[1] == 1.0).all():
+        return unit_actions(env, env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
     raise O2OSpecError(_mismatch(own, *edges, native))
 
 
