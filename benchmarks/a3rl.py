@@ -37,7 +37,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, load_offline, offline_online_storage
 from torchrl_o2o.functional import centered_rank
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, join_sources
 from torchrl_o2o.objectives.networks import call_ensemble, flat_parameters, take_members
 from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore
 from torchrl_o2o.testing import random_transitions
@@ -89,12 +89,14 @@ class Agent:
             self.updater.step()
         value, info = self.loss.actor_loss(minibatch)
         descend(self.actor, value)
-        descend(self.alpha, self.loss.alpha_loss(info["log_prob"])[0])
+        descend(self.alpha, self.loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
 
     def update_ratio(self, batch: TensorDictBase) -> None:
         """One density step on every minibatch of interleaved rows."""
         for minibatch in batch.split(BATCH):
-            descend(self.ratio_optim, self.ratio_loss.density_ratio_loss(minibatch[0::2], minibatch[1::2])[0])
+            descend(
+                self.ratio_optim, self.ratio_loss.density_ratio_loss(join_sources(minibatch[0::2], minibatch[1::2]))[0]
+            )
 
 
 @torch.no_grad()
@@ -229,7 +231,7 @@ def trained(steps: int, dataset: str) -> tuple[Agent, TensorDict]:
         if step % 4 == 0:
             value, info = agent.loss.actor_loss(minibatch)
             descend(agent.actor, value)
-            descend(agent.alpha, agent.loss.alpha_loss(info["log_prob"])[0])
+            descend(agent.alpha, agent.loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
     return agent, data
 
 

@@ -33,7 +33,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data import OnlineWriter, PoolSampler, offline_online_storage
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, join_sources
 from torchrl_o2o.objectives.noise import GeneratorNoise
 from torchrl_o2o.priorities import Advantage, DensityRatioScore
 from torchrl_o2o.seeds import StackedDensityRatio, StackedLearner, StackedOptimizer
@@ -61,7 +61,7 @@ class Learner:
             updater.step()
         value, info = self.loss.actor_loss(minibatch)
         descend(self.actor_optim, value)
-        descend(self.alpha_optim, self.loss.alpha_loss(info["log_prob"])[0])
+        descend(self.alpha_optim, self.loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
 
 
 def descend(optim: torch.optim.Optimizer, value: torch.Tensor) -> None:
@@ -166,7 +166,7 @@ def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
         "update, N single": table["single"],
         "update, stacked": table["stacked"],
         "density ratio, N single": lambda: [
-            descend(alone_optim, alone.density_ratio_loss(rows, rows)[0]) for _ in range(agents)
+            descend(alone_optim, alone.density_ratio_loss(join_sources(rows, rows))[0]) for _ in range(agents)
         ],
         "density ratio, stacked": lambda: optim.descend(stacked.density_ratio_loss(many, many)[0], "density"),
         "scored pools, N single": lambda: [buffer.sample() for _ in range(agents)],

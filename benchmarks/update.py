@@ -79,7 +79,7 @@ def ours(compiled: bool) -> Update:
             updater.step()
         loss_actor, info = loss.actor_loss(minibatch)
         descend(actor, loss_actor)
-        descend(alpha, loss.alpha_loss(info["log_prob"])[0])
+        descend(alpha, loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
 
     return update
 

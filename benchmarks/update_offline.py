@@ -130,8 +130,7 @@ def eager(kind: str) -> Update:
 
     def update(batch: TensorDict) -> None:
         for name in names:
-            argument = loss.sample_log_prob(batch) if name == "alpha" else batch
-            value = getattr(loss, f"{name}_loss")(argument)[0]
+            value = getattr(loss, f"{name}_loss")(batch)[0]
             optims[name].zero_grad()
             value.backward()
             optims[name].step()

@@ -86,8 +86,9 @@ def main(cfg: Config) -> EnsembleSACLoss:
     for step, data in enumerate(collector):
         buffer.extend(data.select(*TRANSITION))
         if step >= cfg.init_random_frames:
-            rows = storage.get(uniform.sample(storage, cfg.batch_size)[0])  # even rows are offline, odd ones online
-            loss_ratio, _ = ratio_loss.density_ratio_loss(rows[0::2], rows[1::2])  # Algorithm 1: first the ratio, ...
+            index, _ = uniform.sample(storage, cfg.batch_size)
+            rows = storage.get(index).set("is_offline", index < len(offline))
+            loss_ratio, _ = ratio_loss.density_ratio_loss(rows)  # Algorithm 1: first the ratio, ...
             ratio_optim.zero_grad()
             loss_ratio.backward()
             ratio_optim.step()
@@ -102,7 +103,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
             actor_optim.zero_grad()
             loss_actor.backward()
             actor_optim.step()
-            loss_alpha, _ = loss.alpha_loss(actor_info["log_prob"])
+            loss_alpha, _ = loss.alpha_loss(minibatch, log_prob=actor_info["log_prob"])
             alpha_optim.zero_grad()
             loss_alpha.backward()
             alpha_optim.step()

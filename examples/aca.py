@@ -84,7 +84,7 @@ def main(cfg: Config) -> ACALoss:
     buffer = starting_buffer(offline, 1, data="all")
     for step in range(-cfg.offline_steps, 0):
         batch = buffer.sample(cfg.batch_size)
-        descend(optims["alpha"], sac_ml.alpha_loss(sac_ml.sample_log_prob(batch))[0])
+        descend(optims["alpha"], sac_ml.alpha_loss(batch)[0])
         descend(optims["qvalue"], sac_ml.qvalue_loss(batch)[0])
         descend(optims["baseline"], sac_ml.baseline_loss(batch)[0])
         descend(optims["actor"], sac_ml.actor_loss(batch)[0])
@@ -106,7 +106,7 @@ def main(cfg: Config) -> ACALoss:
             weight = interpolation_weight(step, horizon=cfg.horizon, floor=cfg.floor)
             loss.interpolation = weight if cfg.align_critic else 0.0
             batch = buffer.sample(cfg.batch_size)
-            descend(optims["alpha"], loss.alpha_loss(loss.sample_log_prob(batch))[0])
+            descend(optims["alpha"], loss.alpha_loss(batch)[0])
             descend(optims["qvalue"], loss.qvalue_loss(batch)[0])
             descend(optims["actor"], loss.actor_loss(batch)[0], cfg.max_grad_norm)
             target_updater.step()

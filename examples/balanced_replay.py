@@ -20,7 +20,7 @@ from torchrl_o2o.envs import make_env, seed_everything
 from torchrl_o2o.functional import off2on_priority
 from torchrl_o2o.modules import DensityRatio, Temperature, average_actors, make_actor, make_qvalue_ensemble
 from torchrl_o2o.modules.conservative import ConservativePenalty
-from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
+from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss, join_sources
 from torchrl_o2o.trainers import evaluate
 
 
@@ -102,7 +102,7 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
         for _ in range(len(data) * (cfg.first_epoch_factor if epoch == 0 else 1)):
             batch, rows = buffer.sample(), halves.sample()
             offline_rows, online_rows = rows[::2], rows[1::2]
-            loss_ratio, _ = density.density_ratio_loss(offline_rows, online_rows)
+            loss_ratio, _ = density.density_ratio_loss(join_sources(offline_rows, online_rows))
             with torch.no_grad():
                 ratios = density.log_ratio(batch), density.log_ratio(offline_rows)
             step(loss, batch, optim, target_updater)

@@ -96,7 +96,8 @@ def main(cfg: Config) -> EnsembleSACLoss:
             actor_optim.zero_grad()
             loss_actor.backward()
             actor_optim.step()
-            loss_alpha, _ = loss.alpha_loss(actor_info["log_prob"])  # ... and one of the temperature
+            log_prob = actor_info["log_prob"]  # ... and one of the temperature
+            loss_alpha, _ = loss.alpha_loss(minibatch, log_prob=log_prob)
             alpha_optim.zero_grad()
             loss_alpha.backward()
             alpha_optim.step()

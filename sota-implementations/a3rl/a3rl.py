@@ -37,7 +37,7 @@ from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.envs import GuardedEnv, make_gym_env, seed_everything
 from torchrl_o2o.functional import annealed_beta
 from torchrl_o2o.modules import DensityRatio
-from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, join_sources
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
 from torchrl_o2o.record import Recorder
 from torchrl_o2o.trainers import load_script
@@ -61,7 +61,7 @@ class Density:
             return info
         for _ in range(updates):
             rows = self.draw(buffer, batch_size)
-            value, info = self.loss.density_ratio_loss(rows[0::2], rows[1::2])  # even rows are offline
+            value, info = self.loss.density_ratio_loss(join_sources(rows[0::2], rows[1::2]))  # even rows are offline
             rlpd.step(self.optim, value, "loss_density_ratio")
             info = {**info, "loss_density_ratio": value.detach()}
         return info

@@ -90,8 +90,7 @@ class Soft(Learner):
         """Temperature, critics, baselines where there are any, and actor, one after the other; then the targets."""
         metrics: dict[str, Tensor] = {}
         for name, optim in self.optims.items():
-            argument = self.loss.sample_log_prob(batch) if name == "alpha" else batch
-            value, info = getattr(self.loss, f"{name}_loss")(argument)
+            value, info = getattr(self.loss, f"{name}_loss")(batch)
             descend(optim, value, f"loss_{name}", max_grad_norm=self.max_grad_norm if name == "actor" else None)
             metrics |= {f"loss_{name}": value, **info}
         self.target_updater.step()

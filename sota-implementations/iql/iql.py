@@ -97,7 +97,7 @@ class IQL(Learner):
         target = self.loss.target_value(batch)
         loss_value, info = self.loss.value_loss(batch)
         descend(self.optims["value"], loss_value, "loss_value")
-        loss_qvalue, critic_info = self.loss.qvalue_loss(batch, target)
+        loss_qvalue, critic_info = self.loss.qvalue_loss(batch, target_value=target)
         descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
         self.target_updater.step()
         loss_actor, actor_info = self.step_actor(batch, info["advantage"])
@@ -107,7 +107,7 @@ class IQL(Learner):
     def step_actor(self, batch: TensorDictBase, advantage: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The actor, with dropout if it has any."""
         self.actor.train()
-        loss_actor, info = self.loss.actor_loss(batch, advantage)
+        loss_actor, info = self.loss.actor_loss(batch, old_advantage=advantage)
         self.actor.eval()
         descend(self.optims["actor"], loss_actor, "loss_actor")
         return loss_actor, info

@@ -38,7 +38,7 @@ from torchrl_o2o.modules import (
     make_actor,
     make_qvalue_ensemble,
 )
-from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
+from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss, join_sources
 from torchrl_o2o.trainers import (
     ONLINE_ONLY,
     Learner,
@@ -166,7 +166,7 @@ class Density:
 
     def update(self, offline: TensorDictBase, online: TensorDictBase) -> dict[str, Tensor]:
         """One step."""
-        value, info = self.loss.density_ratio_loss(offline, online)
+        value, info = self.loss.density_ratio_loss(join_sources(offline, online))
         descend(self.optim, value, "loss_density_ratio")
         return {"loss_density_ratio": value.detach(), **info}
 

@@ -88,7 +88,7 @@ class Learner:
             self.target_updater.step()
         loss_actor, actor_info = self.loss.actor_loss(minibatch)
         step(self.actor_optim, loss_actor, "loss_actor")
-        loss_alpha, alpha_info = self.loss.alpha_loss(actor_info["log_prob"])
+        loss_alpha, alpha_info = self.loss.alpha_loss(minibatch, log_prob=actor_info["log_prob"])
         step(self.alpha_optim, loss_alpha, "loss_alpha")
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": loss_actor, "loss_alpha": loss_alpha}
         spread = info["qvalue"].std(0).mean() if len(info["qvalue"]) > 1 else torch.zeros(())

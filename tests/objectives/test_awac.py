@@ -96,8 +96,8 @@ def test_more_samples_average_the_value() -> None:
     qvalues = torch.zeros(3, 2, 6)
     for k in range(3):
         single = batch.clone().set("action", dist.rsample(noise=noise[k]).detach())
-        qvalues[k] = loss.qvalue_loss(single, torch.zeros(6))[1]["qvalue"]
-    data = loss.qvalue_loss(batch, torch.zeros(6))[1]["qvalue"].amin(0)
+        qvalues[k] = loss.qvalue_loss(single, target_value=torch.zeros(6))[1]["qvalue"]
+    data = loss.qvalue_loss(batch, target_value=torch.zeros(6))[1]["qvalue"].amin(0)
     torch.testing.assert_close(loss.advantage(batch), data - qvalues.mean(0).amin(0))
 
 
@@ -126,8 +126,10 @@ def test_clipped_weights_are_counted() -> None:
 def test_importance_weights_multiply_the_critics_errors() -> None:
     loss, batch, weights = build(reduction="none"), random_transitions(12, 5, 3), torch.rand(12)
     target = loss.target_value(batch)
-    rows = loss.qvalue_loss(batch, target)[0]
-    torch.testing.assert_close(loss.qvalue_loss(batch.set("priority_weight", weights), target)[0], weights * rows)
+    rows = loss.qvalue_loss(batch, target_value=target)[0]
+    torch.testing.assert_close(
+        loss.qvalue_loss(batch.set("priority_weight", weights), target_value=target)[0], weights * rows
+    )
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import DensityRatio, Parametrization
-from torchrl_o2o.objectives import DensityRatioLoss
+from torchrl_o2o.objectives import DensityRatioLoss, join_sources
 from torchrl_o2o.testing import LossContract
 
 
@@ -53,7 +53,7 @@ def rows(mean: float, count: int, dim: int = 17) -> TensorDict:
 def test_both_ways_in_agree() -> None:
     loss = DensityRatioLoss(DensityRatio(15, 2, hidden_sizes=(16,)))
     offline, online = rows(0.0, 6), rows(1.0, 3)  # uneven on purpose
-    expected, info = loss.density_ratio_loss(offline, online)
+    expected, info = loss.density_ratio_loss(join_sources(offline, online))
     both = torch.cat([offline, online]).set("is_offline", torch.arange(9) < 6)
     out = loss(both)
     torch.testing.assert_close(out["loss_density_ratio"], expected)
@@ -74,7 +74,7 @@ def test_one_source_alone() -> None:
 def test_outputs_and_gradients_are_finite(parametrization: Parametrization, output: float) -> None:
     ratio = DensityRatio(3, 2, hidden_sizes=(8,), parametrization=parametrization, output_bias=output)
     loss = DensityRatioLoss(ratio)
-    value, _ = loss.density_ratio_loss(rows(0.0, 4, 5), rows(0.0, 4, 5))
+    value, _ = loss.density_ratio_loss(join_sources(rows(0.0, 4, 5), rows(0.0, 4, 5)))
     value.backward()
     assert value.isfinite()
     assert all(p.grad.isfinite().all() for p in loss.parameters())
@@ -103,9 +103,9 @@ def test_compiled_equals_eager() -> None:
     torch.manual_seed(0)
     loss = DensityRatioLoss(DensityRatio(15, 2, hidden_sizes=(16,)))
     offline, online = rows(0.0, 8), rows(1.0, 8)
-    expected, _ = loss.density_ratio_loss(offline, online)
+    expected, _ = loss.density_ratio_loss(join_sources(offline, online))
     loss.compile()
-    torch.testing.assert_close(loss.density_ratio_loss(offline, online)[0], expected)
+    torch.testing.assert_close(loss.density_ratio_loss(join_sources(offline, online))[0], expected)
 
 
 @pytest.mark.parametrize("parametrization", ["logit", "softplus"])
@@ -116,7 +116,7 @@ def test_recovers_the_ratio_of_two_gaussians(parametrization: Parametrization) -
     loss = DensityRatioLoss(ratio)
     optim = torch.optim.Adam(loss.parameters(), lr=1e-3)
     for _ in range(800):
-        value, _ = loss.density_ratio_loss(rows(0.0, 256), rows(0.3, 256))
+        value, _ = loss.density_ratio_loss(join_sources(rows(0.0, 256), rows(0.3, 256)))
         optim.zero_grad()
         value.backward()
         optim.step()
@@ -133,8 +133,15 @@ def test_equal_sources_give_ratio_one() -> None:
     loss = DensityRatioLoss(DensityRatio(3, 2, hidden_sizes=(32,)))
     optim = torch.optim.Adam(loss.parameters(), lr=1e-3)
     for _ in range(500):
-        value, _ = loss.density_ratio_loss(rows(0.0, 256, 5), rows(0.0, 256, 5))
+        value, _ = loss.density_ratio_loss(join_sources(rows(0.0, 256, 5), rows(0.0, 256, 5)))
         optim.zero_grad()
         value.backward()
         optim.step()
     assert loss.log_ratio(rows(0.0, 1000, 5)).abs().mean() < 0.1
+
+
+def test_nested_rows_of_either_source_are_a_batch() -> None:
+    loss, offline, online = DensityRatioLoss(DensityRatio(15, 2, hidden_sizes=(16,))), rows(0.0, 8), rows(0.3, 8)
+    nested = TensorDict({"offline": offline, "online": online}, [8])
+    expected, _ = loss.density_ratio_loss(join_sources(offline, online))
+    torch.testing.assert_close(loss.density_ratio_loss(nested)[0], expected)

@@ -137,11 +137,19 @@ def test_weight_actor_weights_actor_and_entropy() -> None:
     loss, batch = build(weight_actor=True), random_transitions(12, 5, 3)
     weighted = batch.clone().set("priority_weight", torch.full((12,), 3.0))
     torch.manual_seed(0)
-    plain, info = loss.actor_loss(batch)
+    plain, info = loss.actor_loss(batch.clone().set("priority_weight", torch.ones(12)))
     torch.manual_seed(0)
     torch.testing.assert_close(loss.actor_loss(weighted)[0], 3.0 * plain)
-    _, alpha_info = loss.alpha_loss(info["log_prob"], torch.full((12,), 3.0))
+    _, alpha_info = loss.alpha_loss(weighted, log_prob=info["log_prob"])
     torch.testing.assert_close(alpha_info["entropy"], -3.0 * info["log_prob"].mean())
+    for method in (loss.actor_loss, loss.alpha_loss):
+        with pytest.raises(O2OSpecError, match="no 'priority_weight'"):
+            method(batch)
+
+
+def test_calls_of_the_old_form_name_the_new_one() -> None:
+    with pytest.raises(O2OSpecError, match="log_prob=log_prob"):
+        build().alpha_loss(torch.zeros(6))  # type: ignore[arg-type]
 
 
 def test_fixed_temperature() -> None:
@@ -199,7 +207,7 @@ def test_two_critics_with_the_minimum_are_torchrls_sac() -> None:
     torch.manual_seed(3)
     got = {"loss_qvalue": ours.qvalue_loss(batch)[0]}
     got["loss_actor"], info = ours.actor_loss(batch)
-    got["loss_alpha"], _ = ours.alpha_loss(info["log_prob"])
+    got["loss_alpha"], _ = ours.alpha_loss(batch, log_prob=info["log_prob"])
     torch.manual_seed(3)
     qvalue = theirs.qvalue_v2_loss(batch.clone())[0]
     actor_loss, metadata = theirs.actor_loss(batch.clone())

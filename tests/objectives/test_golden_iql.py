@@ -112,9 +112,9 @@ def test_two_updates_in_corls_order(case: str) -> None:
         target = loss.target_value(batch)
         value_loss, info = loss.value_loss(batch)
         last = {"value_loss": step(optims["value"], value_loss)}
-        last["q_loss"] = step(optims["critic"], loss.qvalue_loss(batch, target)[0])
+        last["q_loss"] = step(optims["critic"], loss.qvalue_loss(batch, target_value=target)[0])
         updater.step()
-        last["actor_loss"] = step(optims["actor"], loss.actor_loss(batch, info["advantage"])[0])
+        last["actor_loss"] = step(optims["actor"], loss.actor_loss(batch, old_advantage=info["advantage"])[0])
         optims["schedule"].step()
     for name, value in last.items():
         golden.assert_close(value, tree[f"out/train2/{name}"], name)

@@ -120,10 +120,10 @@ def test_deterministic_error_is_the_squared_distance() -> None:
 def test_given_advantage_and_target_replace_their_own() -> None:
     loss, batch = build(), random_transitions(12, 5, 3)
     advantage, target = torch.linspace(-1, 3, 12), torch.randn(12)
-    info = loss.actor_loss(batch, advantage)[1]
+    info = loss.actor_loss(batch, old_advantage=advantage)[1]
     torch.testing.assert_close(info["weight"], (3 * advantage).exp().clamp(max=100))
     assert torch.equal(info["clipped"], (3 * advantage > torch.tensor(100.0).log()).float())
-    assert torch.equal(loss.qvalue_loss(batch, target)[1]["target_value"], target)
+    assert torch.equal(loss.qvalue_loss(batch, target_value=target)[1]["target_value"], target)
 
 
 def test_the_target_is_the_value_of_the_next_state() -> None:

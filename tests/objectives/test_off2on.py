@@ -18,7 +18,13 @@ from tests import golden_vectors as golden
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.off2on import off2on_priority
 from torchrl_o2o.modules import DensityRatio, Temperature, average_actors, make_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, PessimisticEnsembleLoss, RecordedNoise
+from torchrl_o2o.objectives import (
+    DensityRatioLoss,
+    EnsembleSACLoss,
+    PessimisticEnsembleLoss,
+    RecordedNoise,
+    join_sources,
+)
 from torchrl_o2o.testing import LossContract, random_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -188,7 +194,7 @@ class TestGolden:
         gradient = self.flat(loss.actor_network_params, grad=True)
         golden.assert_params(gradient, actor, golden.sub(tree, "out/actor_grad"), ACTOR_PREFIX)
 
-        value, _ = loss.alpha_loss(info["log_prob"])
+        value, _ = loss.alpha_loss(batch, log_prob=info["log_prob"])
         golden.assert_close(value, tree["out/alpha_loss"], "alpha loss")
         value.backward()
         golden.assert_close(loss.temperature.log_alpha.grad, tree["out/log_alpha_grad"], "alpha gradient")
@@ -246,7 +252,7 @@ class TestGolden:
             for name, params in groups.items()
         ]
         rows = {name: rows_of(golden.sub(tree, name)) for name in ("offline", "online")}
-        ratio_loss, _ = density.density_ratio_loss(rows["offline"], rows["online"])
+        ratio_loss, _ = density.density_ratio_loss(join_sources(rows["offline"], rows["online"]))
         golden.assert_close(ratio_loss, tree["out/weight_loss"], "density-ratio loss")
         out = loss(golden.transitions(tree))
         (ratio_loss + out["loss_qvalue"] + out["loss_actor"] + out["loss_alpha"]).backward()

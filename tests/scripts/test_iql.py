@@ -52,13 +52,13 @@ def test_which_value_function_the_actor_and_the_critics_see(order: str, monkeypa
     old = iql.loss.target_value(batch), iql.loss.advantage(batch)
     actor_loss, qvalue_loss = iql.loss.actor_loss, iql.loss.qvalue_loss
 
-    def spy_actor(batch: Any, advantage: Any = None) -> Any:
-        seen.append(("actor", iql.loss.advantage(batch) if advantage is None else advantage))
-        return actor_loss(batch, advantage)
+    def spy_actor(batch: Any, *, old_advantage: Any = None) -> Any:
+        seen.append(("actor", iql.loss.advantage(batch) if old_advantage is None else old_advantage))
+        return actor_loss(batch, old_advantage=old_advantage)
 
-    def spy_critics(batch: Any, target: Any = None) -> Any:
-        seen.append(("qvalue", iql.loss.target_value(batch) if target is None else target))
-        return qvalue_loss(batch, target)
+    def spy_critics(batch: Any, *, target_value: Any = None) -> Any:
+        seen.append(("qvalue", iql.loss.target_value(batch) if target_value is None else target_value))
+        return qvalue_loss(batch, target_value=target_value)
 
     monkeypatch.setattr(iql.loss, "actor_loss", spy_actor)
     monkeypatch.setattr(iql.loss, "qvalue_loss", spy_critics)

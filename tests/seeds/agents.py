@@ -41,7 +41,7 @@ class Agent:
             self.updater.step()
         loss_actor, actor_info = self.loss.actor_loss(minibatch)
         descend(self.actor_optim, loss_actor)
-        loss_alpha, alpha_info = self.loss.alpha_loss(actor_info["log_prob"])
+        loss_alpha, alpha_info = self.loss.alpha_loss(minibatch, log_prob=actor_info["log_prob"])
         descend(self.alpha_optim, loss_alpha)
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": loss_actor, "loss_alpha": loss_alpha}
         means = {"qvalue": info["qvalue"].mean(), "target_value": info["target_value"].mean()}

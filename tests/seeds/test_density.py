@@ -12,7 +12,7 @@ from tensordict import TensorDict
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import DensityRatio
-from torchrl_o2o.objectives import DensityRatioLoss
+from torchrl_o2o.objectives import DensityRatioLoss, join_sources
 from torchrl_o2o.seeds import StackedDensityRatio, StackedOptimizer
 
 
@@ -43,7 +43,7 @@ def test_equals_the_single_losses(settings: dict) -> None:
         losses, info = stack.density_ratio_loss(offline, online)
         optim.descend(losses, "loss_density_ratio")
         for position, (loss, each) in enumerate(zip(single, alone, strict=True)):
-            value, alone_info = loss.density_ratio_loss(offline[position], online[position])
+            value, alone_info = loss.density_ratio_loss(join_sources(offline[position], online[position]))
             each.zero_grad()
             value.backward()
             each.step()

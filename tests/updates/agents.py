@@ -144,7 +144,7 @@ def loop(kind: str, agent: Agent, batch: TensorDict) -> None:
             agent.updater.step()
         value, info = loss.actor_loss(minibatch)
         agent.descend("actor", value)
-        agent.descend("alpha", loss.alpha_loss(info["log_prob"])[0])
+        agent.descend("alpha", loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
         return
     if kind in JOINT:
         out = loss(batch.clone())
@@ -155,6 +155,5 @@ def loop(kind: str, agent: Agent, batch: TensorDict) -> None:
             agent.optims[name].step()
     else:
         for name in ORDERS[kind]:
-            argument = loss.sample_log_prob(batch) if name == "alpha" else batch
-            agent.descend(name, getattr(loss, f"{name}_loss")(argument)[0])
+            agent.descend(name, getattr(loss, f"{name}_loss")(batch)[0])
     agent.updater.step()

@@ -12,7 +12,7 @@ from torchrl_o2o.objectives.baseline import BaselineLoss
 from torchrl_o2o.objectives.bc import BCLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
-from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
+from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic
 from torchrl_o2o.objectives.iql import IQLLoss
@@ -48,4 +48,5 @@ __all__ = [
     "SPOTLoss",
     "TD3BCLoss",
     "VAELoss",
+    "join_sources",
 ]

@@ -98,7 +98,7 @@ class ACALoss(SoftLoss):
     log-density everywhere; let it fall with :func:`~torchrl_o2o.functional.interpolation_weight` through
     :attr:`interpolation`. At k = 0 this is SAC with the critics R.
 
-    The authors step in the order temperature (``alpha_loss(sample_log_prob(batch))``), critic, actor (gradient norm
+    The authors step in the order temperature (``alpha_loss(batch)``), critic, actor (gradient norm
     clipped at 0.25), targets, k. Build it with :func:`torchrl_o2o.trainers.align`.
 
     Source: Yu & Zhang 2023 (ACA, "Actor-Critic Alignment for Offline-to-Online Reinforcement Learning", ICML),
@@ -229,7 +229,7 @@ class ACALoss(SoftLoss):
         """
         loss_qvalue, info = self.qvalue_loss(tensordict)
         loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(actor_info["log_prob"])
+        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **alpha_info, "interpolation": self.interpolation.clone()})
 

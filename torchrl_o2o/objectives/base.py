@@ -182,6 +182,25 @@ class TransitionLoss(LossModule):
         weights = tensordict.get(self.tensor_keys.priority_weight, None)
         return None if weights is None else weights.reshape(tensordict.batch_size)
 
+    def _check_batch(self, tensordict: TensorDictBase, call: str) -> None:
+        """Refuse the first release's calls, which handed tensors where the batch stands now."""
+        if isinstance(tensordict, Tensor):
+            raise O2OSpecError(
+                f"got a tensor of shape {list(tensordict.shape)} for the batch, expected {type(self).__name__}.{call}: "
+                f"the batch comes first, and what an earlier step returned goes by name"
+            )
+
+    def _required_weights(self, tensordict: TensorDictBase) -> Tensor:
+        """Importance weights of a loss that is configured to use them, shape [*B]."""
+        weights = self._weights(tensordict)
+        if weights is None:
+            key = self.tensor_keys.priority_weight
+            raise O2OSpecError(
+                f"{type(self).__name__} is to weight its losses, but the batch has no {key!r}; sample by a sampler "
+                f"that writes importance weights, or name them by loss.set_keys(priority_weight=...)"
+            )
+        return weights
+
     def _reduce(self, loss: Tensor, weights: Tensor | None = None) -> Tensor:
         loss = loss if weights is None else loss * weights
         if self.reduction == "none":

@@ -197,6 +197,28 @@ class BaselineLoss(TransitionLoss):
         self.clip_min = clip_min
         self.make_value_estimator()
 
+    def baseline_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one minibatch; no gradient reaches the policy.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and ``td_error`` (absolute, shape [*B]), ``baseline`` and ``target_value``, detached.
+        """
+        target = self.target_value(tensordict)
+        error, values = self._fit(
+            self._networks,
+            flat_parameters(self.actor_network_params, detach=True),
+            flat_parameters(self.baseline_network_params),
+            self._inputs(tensordict, "actor_network", "baseline_network"),
+            self._action(tensordict),
+            target,
+            self.clip_min,
+        )
+        info = {"td_error": error.detach().sqrt(), "baseline": values.detach(), "target_value": target}
+        return self._reduce(error, self._weights(tensordict)), info
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss, and unless ``reduction="none"`` the batch means of baseline and target.
@@ -207,24 +229,11 @@ class BaselineLoss(TransitionLoss):
         Returns:
             ``loss_baseline``, ``baseline``, ``target_value``.
         """
-        keys, names = self.tensor_keys, ("actor_network", "baseline_network")
-        target = self.target_value(tensordict)
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        error, values = self._fit(
-            self._networks,
-            actor,
-            flat_parameters(self.baseline_network_params),
-            self._inputs(tensordict, *names),
-            self._action(tensordict),
-            target,
-            self.clip_min,
-        )
-        tensordict.set(keys.priority, error.detach().sqrt())
-        loss = self._reduce(error, self._weights(tensordict))
+        loss, info = self.baseline_loss(tensordict)
+        tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
         if self.reduction == "none":
             return TensorDict({"loss_baseline": loss}, tensordict.batch_size)
-        means = {"baseline": values.detach().mean(), "target_value": target.mean()}
-        return TensorDict({"loss_baseline": loss, **means}, [])
+        return TensorDict({"loss_baseline": loss, **{name: value.mean() for name, value in info.items()}}, [])
 
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:

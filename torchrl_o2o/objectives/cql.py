@@ -243,16 +243,23 @@ class CQLLoss(SoftLoss):
             penalty = penalty * factor.reshape(penalty.shape)
         return self._reduce(error + penalty, self._weights(tensordict)), info
 
-    def alpha_prime_loss(self, gap: Tensor) -> Tensor:
+    def alpha_prime_loss(
+        self, tensordict: TensorDictBase, *, gap: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the Lagrange multiplier; zero where none is trained.
 
         Args:
-            gap: what :meth:`qvalue_loss` returned, shape [E, *B].
+            tensordict: transitions, shape [*B]; not modified.
+
+        Keyword Args:
+            gap: what :meth:`qvalue_loss` returned, shape [E, *B]; ``None`` (default) calls it.
 
         Returns:
-            The loss.
+            The loss, and nothing beside it.
         """
-        return self._reduce(self.penalty.objective(gap))
+        self._check_batch(tensordict, "alpha_prime_loss(batch, gap=gap)")
+        gap = self.qvalue_loss(tensordict)[1]["gap"] if gap is None else gap
+        return self._reduce(self.penalty.objective(gap)), {}
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics or the temperature.
@@ -285,9 +292,9 @@ class CQLLoss(SoftLoss):
         """
         loss_qvalue, info = self.qvalue_loss(tensordict)
         loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(actor_info["log_prob"])
+        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
-        losses["loss_alpha_prime"] = self.alpha_prime_loss(info["gap"])
+        losses["loss_alpha_prime"], _ = self.alpha_prime_loss(tensordict, gap=info["gap"])
         return self._collect(tensordict, losses, {**info, **alpha_info})
 
     @torch.no_grad()

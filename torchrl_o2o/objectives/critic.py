@@ -84,12 +84,14 @@ class CriticLoss(ActorCriticLoss):
         """
 
     def qvalue_loss(
-        self, tensordict: TensorDictBase, target_value: Tensor | None = None
+        self, tensordict: TensorDictBase, *, target_value: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one minibatch.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
+
+        Keyword Args:
             target_value: y, shape [*B], if it was computed before; ``None`` (default) calls :meth:`target_value`.
 
         Returns:

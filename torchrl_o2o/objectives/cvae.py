@@ -192,27 +192,31 @@ class InverseDynamicsLoss(TransitionLoss):
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
 
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """The loss of one minibatch.
+    def inverse_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one minibatch.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
 
         Returns:
-            ``loss_inverse`` and, unless ``reduction="none"``, ``explained_variance``: 1 if the embedding tells the
-            actions exactly, 0 if no better than their mean.
+            The loss, and ``explained_variance``, a scalar: 1 if the embedding tells the actions exactly, 0 if no better
+            than their mean.
         """
         observation, following, action = (tensordict.get(key) for key in self.in_keys)
         params = flat_parameters(self.inverse_network_params)
         predicted = self._predict(self.inverse_network, params, observation, following)
         error = (predicted - action).square().mean(-1)
-        loss = self._reduce(error, self._weights(tensordict))
-        if self.reduction == "none":
-            return TensorDict({"loss_inverse": loss}, tensordict.batch_size)
         variance = action.flatten(0, -2).var(0, correction=0).mean()
         explained = 1.0 - error.detach().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
-        return TensorDict({"loss_inverse": loss, "explained_variance": explained}, [])
+        return self._reduce(error, self._weights(tensordict)), {"explained_variance": explained}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss and, unless ``reduction="none"``, the explained variance; see :meth:`inverse_loss`."""
+        loss, info = self.inverse_loss(tensordict)
+        if self.reduction == "none":
+            return TensorDict({"loss_inverse": loss}, tensordict.batch_size)
+        return TensorDict({"loss_inverse": loss, **info}, [])
 
 
 def _next(key: NestedKey) -> NestedKey:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
@@ -17,7 +18,7 @@ from torchrl_o2o.functional.replay import js_conjugate, js_derivative
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, call_ensemble, flat_parameters
 
-__all__ = ["DensityRatioLoss"]
+__all__ = ["DensityRatioLoss", "join_sources"]
 
 
 def _log_ratio(network: TensorDictModuleBase, params: Parameters, inputs: Inputs) -> Tensor:
@@ -38,10 +39,10 @@ class DensityRatioLoss(TransitionLoss):
     and :math:`-2` JS at its minimum, so at least :math:`-2\log 2`: where it gets near that, the sources are told apart
     without error and the ratio says little more than which source a row is from.
 
-    There are two ways in. :meth:`density_ratio_loss` takes an offline and an online batch, of any two sizes.
-    :meth:`forward` takes one batch with a bool entry ``is_offline`` of shape [*B], as
-    :class:`~torchrl_o2o.data.BalancedSampler` mixes it (``batch["index"] < num_offline``); its rows are weighted so
-    that their mean is L, whatever the share of either source. A source without rows contributes nothing.
+    A batch holds rows of both sources and says by a bool entry ``is_offline`` of shape [*B] which is which, as
+    :class:`~torchrl_o2o.data.BalancedSampler` mixes them (``batch["index"] < num_offline``); :func:`join_sources` makes
+    one of two. The rows are weighted so that their mean is L, whatever the share of either source. A source without
+    rows contributes nothing.
 
     Differences from the references: log w instead of w behind a ReLU, and no epsilon inside the logarithms. To repeat
     them exactly, use ``DensityRatio(..., parametrization="relu")`` and ``eps=1e-10``.
@@ -57,10 +58,11 @@ class DensityRatioLoss(TransitionLoss):
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_o2o.modules import DensityRatio
+        >>> from torchrl_o2o.objectives import join_sources
         >>> loss = DensityRatioLoss(DensityRatio(17, 6, hidden_sizes=(32, 32)))
         >>> def rows():
         ...     return TensorDict({"observation": torch.randn(8, 17), "action": torch.rand(8, 6)}, [8])
-        >>> value, info = loss.density_ratio_loss(rows(), rows())
+        >>> value, info = loss.density_ratio_loss(join_sources(rows(), rows()))
         >>> value.shape, sorted(info)
         (torch.Size([]), ['log_ratio_offline', 'log_ratio_online'])
     """
@@ -102,48 +104,44 @@ class DensityRatioLoss(TransitionLoss):
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
 
-    def density_ratio_loss(self, offline: TensorDictBase, online: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one offline and one online batch; both are reduced by themselves, so their sizes are free.
-
-        Args:
-            offline: offline rows with the network's ``in_keys``, shape [B]; not modified.
-            online: online rows, shape [C] (the same shape if ``reduction="none"``).
-
-        Returns:
-            The loss, and the means ``log_ratio_offline`` and ``log_ratio_online`` of log w, detached.
-        """
-        log_ratio_offline, log_ratio_online = self.log_ratio(offline), self.log_ratio(online)
-        loss = self._reduce(js_conjugate(log_ratio_offline, self.eps)) - self._reduce(
-            js_derivative(log_ratio_online, self.eps)
-        )
-        info = {"log_ratio_offline": log_ratio_offline, "log_ratio_online": log_ratio_online}
-        return loss, {name: value.detach().mean() for name, value in info.items()}
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def density_ratio_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch that holds both sources.
 
         Args:
-            tensordict: rows with the network's ``in_keys`` and ``is_offline``, shape [*B]; not modified.
+            tensordict: rows with the network's ``in_keys`` and ``is_offline``, shape [*B]; or as many rows of either
+                source nested under ``"offline"`` and ``"online"``. It is not modified.
 
         Returns:
-            ``loss_density_ratio`` and, unless ``reduction="none"``, the means ``log_ratio_offline`` and
-            ``log_ratio_online`` of log w.
+            The loss, and the means ``log_ratio_offline`` and ``log_ratio_online`` of log w, detached.
+
+        Raises:
+            O2OSpecError: if the batch does not say which rows are offline.
         """
+        if {"offline", "online"} <= set(tensordict.keys()):
+            tensordict = join_sources(tensordict.get("offline"), tensordict.get("online"))
         log_ratio = self.log_ratio(tensordict)
-        offline = tensordict.get(self.tensor_keys.is_offline).reshape(log_ratio.shape).to(log_ratio.dtype)
+        offline = self._entry(tensordict, self.tensor_keys.is_offline).reshape(log_ratio.shape).to(log_ratio.dtype)
         online = 1.0 - offline
-        share_offline, share_online = offline / offline.mean().clamp_min(1e-12), online / online.mean().clamp_min(1e-12)
-        rows = share_offline * js_conjugate(log_ratio, self.eps) - share_online * js_derivative(log_ratio, self.eps)
-        losses = {"loss_density_ratio": self._reduce(rows)}
-        if self.reduction == "none":
-            return TensorDict(losses, tensordict.batch_size)
+        of_offline, of_online = offline / offline.mean().clamp_min(1e-12), online / online.mean().clamp_min(1e-12)
+        rows = of_offline * js_conjugate(log_ratio, self.eps) - of_online * js_derivative(log_ratio, self.eps)
         log_ratio = log_ratio.detach()
-        means = {
-            "log_ratio_offline": (share_offline * log_ratio).mean(),
-            "log_ratio_online": (share_online * log_ratio).mean(),
-        }
-        return TensorDict({**losses, **means}, [])
+        means = {"offline": (of_offline * log_ratio).mean(), "online": (of_online * log_ratio).mean()}
+        return self._reduce(rows), {f"log_ratio_{source}": mean for source, mean in means.items()}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The loss of one batch; see :meth:`density_ratio_loss`.
+
+        Args:
+            tensordict: as there.
+
+        Returns:
+            ``loss_density_ratio`` and, unless ``reduction="none"``, the means of log w.
+        """
+        loss, info = self.density_ratio_loss(tensordict)
+        if self.reduction == "none":
+            return TensorDict({"loss_density_ratio": loss}, tensordict.batch_size)
+        return TensorDict({"loss_density_ratio": loss, **info}, [])
 
     def log_ratio(self, tensordict: TensorDictBase) -> Tensor:
         """log w(s, a) with gradient.
@@ -157,3 +155,24 @@ class DensityRatioLoss(TransitionLoss):
         network = self.density_ratio_network
         inputs = {key: tensordict.get(key) for key in network.in_keys}
         return self._log_ratio(network, flat_parameters(self.density_ratio_network_params), inputs)
+
+
+def join_sources(offline: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
+    """One batch of offline and of online rows that says by ``is_offline`` which is which.
+
+    Args:
+        offline: offline rows, shape [B].
+        online: online rows with the same entries, shape [C].
+
+    Returns:
+        Rows of shape [B + C], offline ones first; a copy.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> rows = TensorDict({"action": torch.zeros(2, 1)}, [2])
+        >>> join_sources(rows, rows[:1])["is_offline"]
+        tensor([ True,  True, False])
+    """
+    joined = torch.cat([offline, online])
+    return joined.set("is_offline", torch.arange(len(joined), device=joined.device) < len(offline))

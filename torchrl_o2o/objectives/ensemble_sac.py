@@ -123,7 +123,7 @@ class EnsembleSACLoss(SoftLoss):
         ... )
         >>> loss_qvalue, info = loss.qvalue_loss(batch)
         >>> loss_actor, actor_info = loss.actor_loss(batch)
-        >>> loss_alpha, _ = loss.alpha_loss(actor_info["log_prob"])
+        >>> loss_alpha, _ = loss.alpha_loss(batch, log_prob=actor_info["log_prob"])
         >>> sorted(key for key in loss(batch).keys() if key.startswith("loss_"))
         ['loss_actor', 'loss_alpha', 'loss_qvalue']
     """
@@ -198,26 +198,33 @@ class EnsembleSACLoss(SoftLoss):
         critics = flat_parameters(self.qvalue_network_params, detach=True)
         alpha, inputs = self.temperature.alpha, self._inputs(tensordict, *_BOTH)
         objective, log_prob = self._climb(self._networks, actor, critics, inputs, noise, alpha, self.actor_q)
-        weights = self._weights(tensordict) if self.weight_actor else None
+        weights = self._required_weights(tensordict) if self.weight_actor else None
         return self._reduce(objective, weights), {"log_prob": log_prob.detach()}
 
-    def alpha_loss(self, log_prob: Tensor, weights: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def alpha_loss(
+        self, tensordict: TensorDictBase, *, log_prob: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Temperature loss from the actor pass's log-densities.
 
         Args:
-            log_prob: what :meth:`actor_loss` returned, shape [*B].
-            weights: importance weights, shape [*B]; used if ``weight_actor``. Defaults to ``None``.
+            tensordict: transitions, shape [*B]; not modified. With ``weight_actor`` its importance weights are read.
+
+        Keyword Args:
+            log_prob: what :meth:`actor_loss` returned, shape [*B]; ``None`` (default) draws fresh actions.
 
         Returns:
             The loss, and the scalars ``alpha`` and ``entropy``.
+
+        Raises:
+            O2OSpecError: if ``weight_actor`` is on and the batch has no importance weights.
         """
-        weights = weights if self.weight_actor else None
-        if weights is None:
-            objective, entropy = self.temperature.objective(log_prob), -log_prob.mean()
-        else:
-            # A3RL's code puts the weighted sum of -log pi in the entropy's place, so the target itself is not weighted.
-            entropy = -(weights * log_prob).mean()
-            objective = self.temperature.objective(-entropy).expand_as(log_prob)
+        if not self.weight_actor:
+            return super().alpha_loss(tensordict, log_prob=log_prob)
+        self._check_batch(tensordict, "alpha_loss(batch, log_prob=log_prob)")
+        log_prob = self.sample_log_prob(tensordict) if log_prob is None else log_prob
+        # A3RL's code puts the weighted sum of -log pi in the entropy's place, so the target itself is not weighted.
+        entropy = -(self._required_weights(tensordict) * log_prob).mean()
+        objective = self.temperature.objective(-entropy).expand_as(log_prob)
         return self._reduce(objective), {"alpha": self.temperature.alpha, "entropy": entropy.detach()}
 
     @dispatch
@@ -233,8 +240,7 @@ class EnsembleSACLoss(SoftLoss):
         """
         loss_qvalue, info = self.qvalue_loss(tensordict)
         loss_actor, actor_info = self.actor_loss(tensordict)
-        weights = self._weights(tensordict) if self.weight_actor else None
-        loss_alpha, alpha_info = self.alpha_loss(actor_info["log_prob"], weights)
+        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **alpha_info})
 

@@ -54,9 +54,9 @@ class IQLLoss(CriticLoss):
     - authors (recommended): step V with :meth:`value_loss`; step the actor with :meth:`actor_loss` and the critics with
       :meth:`qvalue_loss`, both of which see the *new* V; move the targets;
     - CORL and PEX: first ``target = loss.target_value(batch)`` and ``value_loss(batch)``, whose info has
-      ``advantage``; step V; step the critics with ``qvalue_loss(batch, target)``; move the targets; step the actor with
-      ``actor_loss(batch, advantage)``: both come from the *old* V. They also average over critics
-      (``ensemble_reduction="mean"``).
+      ``advantage``; step V; step the critics with ``qvalue_loss(batch, target_value=target)``; move the targets; step
+      the actor with ``actor_loss(batch, old_advantage=advantage)``: both come from the *old* V. They also average over
+      critics (``ensemble_reduction="mean"``).
 
     :meth:`forward` computes all from one set of parameters.
 
@@ -182,19 +182,22 @@ class IQLLoss(CriticLoss):
         return self._reduce(objective, self._weights(tensordict)), info
 
     def actor_loss(
-        self, tensordict: TensorDictBase, advantage: Tensor | None = None
+        self, tensordict: TensorDictBase, *, old_advantage: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics or V.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
-            advantage: A, shape [*B], if it was computed before; ``None`` (default) calls :meth:`advantage`.
+
+        Keyword Args:
+            old_advantage: A of an earlier V, shape [*B], which CORL's order uses; ``None`` (default) calls
+                :meth:`advantage`.
 
         Returns:
             The loss, and per row, detached: ``weight``, ``imitation_error`` (negative log-density or squared distance
             of the recorded action) and ``clipped``, 1 where the weight is at its bound.
         """
-        advantage = self.advantage(tensordict) if advantage is None else advantage
+        advantage = self.advantage(tensordict) if old_advantage is None else old_advantage
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
         params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
         action, key = self._action(tensordict), self.tensor_keys.action
@@ -210,7 +213,7 @@ class IQLLoss(CriticLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """All three losses from one set of parameters, and their statistics; writes the priority to the batch."""
         loss_value, value_info = self.value_loss(tensordict)
-        loss_actor, actor_info = self.actor_loss(tensordict, value_info["advantage"])
+        loss_actor, actor_info = self.actor_loss(tensordict, old_advantage=value_info["advantage"])
         loss_qvalue, info = self.qvalue_loss(tensordict)
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_value": loss_value}
         return self._collect(tensordict, losses, {**value_info, **actor_info, **info})

@@ -171,7 +171,7 @@ class PessimisticEnsembleLoss(SoftLoss):
         """
         loss_qvalue, info = self.qvalue_loss(tensordict)
         loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(actor_info["log_prob"])
+        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **alpha_info})
 

@@ -12,11 +12,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, dispatch
 from tensordict.utils import NestedKey
+from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.samg import perturbed_pairs
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
+from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
 
 __all__ = ["PerturbationRatioLoss"]
 
@@ -108,6 +109,18 @@ class PerturbationRatioLoss(DensityRatioLoss):
         )
         return TensorDict(dict(zip(keys, moved)), tensordict.batch_size)
 
+    def density_ratio_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one batch of the data against its perturbed rows.
+
+        Args:
+            tensordict: rows with the network's ``in_keys``, shape [B]; not modified.
+
+        Returns:
+            The loss, and the means ``log_ratio_offline`` (of the data) and ``log_ratio_online`` (of the reference).
+        """
+        rows = tensordict.select(*self.density_ratio_network.in_keys)
+        return super().density_ratio_loss(join_sources(rows, self.reference(tensordict)))
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Loss of one batch of the data.
@@ -119,7 +132,7 @@ class PerturbationRatioLoss(DensityRatioLoss):
             ``loss_density_ratio`` and, unless ``reduction="none"``, the means ``log_ratio_offline`` (of the data) and
             ``log_ratio_online`` (of the reference) of log w.
         """
-        loss, info = self.density_ratio_loss(tensordict, self.reference(tensordict))
+        loss, info = self.density_ratio_loss(tensordict)
         if self.reduction == "none":
             return TensorDict({"loss_density_ratio": loss}, tensordict.batch_size)
         return TensorDict({"loss_density_ratio": loss, **info}, [])

@@ -89,7 +89,7 @@ class SACMLLoss(SoftLoss):
         L_Z = \frac1B\sum_b\sum_i(\log\pi(a|s)+Z_i(s)-y_Z)^2
 
     The authors step in the order temperature, critic, baseline, actor, targets, each with the parameters the last step
-    left: ``alpha_loss(sample_log_prob(batch))``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``,
+    left: ``alpha_loss(batch)``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``,
     ``actor_loss(batch)``.
 
     Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9 for the baseline. Difference from the paper, following the authors' code:
@@ -119,7 +119,7 @@ class SACMLLoss(SoftLoss):
         >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=2, hidden_sizes=(16,), layer_norm=False)
         >>> loss = SACMLLoss(make_actor(5, 2, hidden_sizes=(16,)), critics, make_baselines(5, hidden_sizes=(16,)))
         >>> batch = random_transitions(8, 5, 2)
-        >>> loss_alpha, _ = loss.alpha_loss(loss.sample_log_prob(batch))
+        >>> loss_alpha, _ = loss.alpha_loss(batch)
         >>> sorted(key for key in loss(batch).keys() if key.startswith("loss_"))
         ['loss_actor', 'loss_alpha', 'loss_baseline', 'loss_qvalue']
     """
@@ -234,7 +234,7 @@ class SACMLLoss(SoftLoss):
         loss_qvalue, info = self.qvalue_loss(tensordict)
         loss_baseline, baseline_info = self.baseline_loss(tensordict)
         loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(actor_info.pop("log_prob"))
+        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info.pop("log_prob"))
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         losses["loss_baseline"] = loss_baseline
         return self._collect(tensordict, losses, {**info, **baseline_info, **actor_info, **alpha_info})

@@ -75,17 +75,25 @@ class SoftLoss(ActorCriticLoss):
         actor = flat_parameters(self.actor_network_params, detach=True)
         return self._sample_log_prob(self._networks, actor, self._inputs(tensordict, "actor_network"), noise)
 
-    def alpha_loss(self, log_prob: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def alpha_loss(
+        self, tensordict: TensorDictBase, *, log_prob: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Temperature loss from log-densities of sampled actions.
 
         Args:
-            log_prob: from :meth:`actor_loss` or :meth:`sample_log_prob`, shape [*B].
+            tensordict: transitions, shape [*B]; not modified.
+
+        Keyword Args:
+            log_prob: what :meth:`actor_loss` returned, shape [*B]; ``None`` (default) draws fresh actions by
+                :meth:`sample_log_prob`, for a temperature step before the actor's.
 
         Returns:
             The loss, and the scalars ``alpha`` and ``entropy``.
         """
-        info = {"alpha": self.temperature.alpha, "entropy": -log_prob.detach().mean()}
-        return self._reduce(self.temperature.objective(log_prob)), info
+        self._check_batch(tensordict, "alpha_loss(batch, log_prob=log_prob)")
+        drawn: Tensor = self.sample_log_prob(tensordict) if log_prob is None else log_prob
+        info = {"alpha": self.temperature.alpha, "entropy": -drawn.detach().mean()}
+        return self._reduce(self.temperature.objective(drawn)), info
 
 
 def action_box(actor: ProbabilisticTensorDictSequential) -> tuple[Tensor, Tensor]:

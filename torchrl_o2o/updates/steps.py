@@ -8,9 +8,9 @@ tensors."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -63,7 +63,7 @@ def call_loss(
         The loss, a scalar, and what was returned beside it.
 
     Raises:
-        O2OSpecError: if there is no such loss, it needs something unknown, or it is not a scalar.
+        O2OSpecError: if there is no such loss, or it is not a scalar.
     """
     method = getattr(loss, f"{name}_loss", None)
     if method is None:
@@ -74,9 +74,7 @@ def call_loss(
             )
         value, info = out[f"loss_{name}"], {}
     else:
-        parameters = inspect.signature(method).parameters.values()
-        needed = [parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty]
-        result = method(*[_argument(loss, name, needs, minibatch, known) for needs in needed])
+        result = method(minibatch, **_handed_on(method, known))
         value, info = result if isinstance(result, tuple) else (result, {})
     if value.ndim:
         raise O2OSpecError(
@@ -85,16 +83,10 @@ def call_loss(
     return value, {key: entry.detach() for key, entry in info.items()}
 
 
-def _argument(
-    loss: LossModule, name: str, needs: str, minibatch: TensorDictBase, known: Mapping[str, Tensor]
-) -> TensorDictBase | Tensor:
-    if needs == "tensordict":
-        return minibatch
-    if needs in known:
-        return known[needs]
-    if needs == "log_prob" and hasattr(loss, "sample_log_prob"):
-        return loss.sample_log_prob(minibatch)
-    raise O2OSpecError(f"{name}_loss needs {needs!r}, which no loss before it returns; put the one that does before it")
+def _handed_on(method: Callable[..., Any], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The keyword-only arguments of a loss method that are known."""
+    parameters = inspect.signature(method).parameters.values()
+    return {p.name: known[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in known}
 
 
 def trained(learning: Learning, name: str) -> dict[str, tuple[Tensor, int]]:

@@ -25,7 +25,7 @@ from torchrl_o2o.functional.replay import (
     resampling_log_prob,
 )
 from torchrl_o2o.modules import DensityRatio
-from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, RecordedNoise
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, RecordedNoise, join_sources
 from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, TDError
 
 CASES = ["A", "B", "update_A"]
@@ -132,7 +132,9 @@ class TestScores:
         for source in ("offline", "online"):
             got = loss.log_ratio(golden.transitions(tree, source)).exp() - 1e-10
             golden.assert_close(got, tree[f"out/density_{source}"], source)
-        value, _ = loss.density_ratio_loss(golden.transitions(tree, "offline"), golden.transitions(tree, "online"))
+        value, _ = loss.density_ratio_loss(
+            join_sources(golden.transitions(tree, "offline"), golden.transitions(tree, "online"))
+        )
         golden.assert_close(value, tree["out/density_loss"], "loss")
         golden.assert_close(loss(pool_rows(tree))["loss_density_ratio"], tree["out/density_loss"], "loss, one batch")
         value.backward()
@@ -198,7 +200,7 @@ def test_weighted_losses(case: str) -> None:
     golden.assert_params(
         flat(loss.actor_network_params, grad=True), net, golden.sub(tree, "out/actor_grad"), ACTOR_PREFIX
     )
-    alpha_loss, alpha_info = loss.alpha_loss(info["log_prob"], batch["priority_weight"])
+    alpha_loss, alpha_info = loss.alpha_loss(batch, log_prob=info["log_prob"])
     golden.assert_close(alpha_loss, tree["out/temp_loss"], "temperature loss")
     golden.assert_close(alpha_info["entropy"], tree["out/entropy_weighted_sum"], "weighted entropy")
     value, info = loss.qvalue_loss(batch)
@@ -246,7 +248,7 @@ def test_whole_update(variant: str) -> None:
     others.zero_grad()
     actor_loss, info = loss.actor_loss(minibatch)
     actor_loss.backward()
-    alpha_loss, alpha_info = loss.alpha_loss(info["log_prob"], minibatch["priority_weight"])
+    alpha_loss, alpha_info = loss.alpha_loss(minibatch, log_prob=info["log_prob"])
     alpha_loss.backward()
     golden.assert_close(actor_loss, out["actor_loss"], "actor loss")
     golden.assert_close(alpha_info["entropy"], out["entropy"], "entropy")
@@ -268,7 +270,7 @@ def test_density_updates() -> None:
     ratio, loss, optim = density(tree)
     offline, online = golden.transitions(tree, "offline"), golden.transitions(tree, "online")
     for first, second in zip(offline.split(4), online.split(4), strict=True):
-        value, _ = loss.density_ratio_loss(first, second)
+        value, _ = loss.density_ratio_loss(join_sources(first, second))
         optim.zero_grad()
         value.backward()
         optim.step()
