@@ -109,7 +109,7 @@ class DensityRatioLoss(TransitionLoss):
 
         Args:
             tensordict: rows with the network's ``in_keys`` and ``is_offline``, shape [*B]; or as many rows of either
-                source nested under ``"offline"`` and ``"online"``. It is not modified.
+                source under ``"offline"`` and ``"online"``, both of shape [*B]. It is not modified.
 
         Returns:
             The loss, and the means ``log_ratio_offline`` and ``log_ratio_online`` of log w, detached.
@@ -118,7 +118,7 @@ class DensityRatioLoss(TransitionLoss):
             O2OSpecError: if the batch does not say which rows are offline.
         """
         if {"offline", "online"} <= set(tensordict.keys()):
-            tensordict = join_sources(tensordict.get("offline"), tensordict.get("online"))
+            return self._two_sources(tensordict.get("offline"), tensordict.get("online"))
         log_ratio = self.log_ratio(tensordict)
         offline = self._entry(tensordict, self.tensor_keys.is_offline).reshape(log_ratio.shape).to(log_ratio.dtype)
         online = 1.0 - offline
@@ -127,6 +127,12 @@ class DensityRatioLoss(TransitionLoss):
         log_ratio = log_ratio.detach()
         means = {"offline": (of_offline * log_ratio).mean(), "online": (of_online * log_ratio).mean()}
         return self._reduce(rows), {f"log_ratio_{source}": mean for source, mean in means.items()}
+
+    def _two_sources(self, offline: TensorDictBase, online: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        of_offline, of_online = self.log_ratio(offline), self.log_ratio(online)
+        loss = self._reduce(js_conjugate(of_offline, self.eps)) - self._reduce(js_derivative(of_online, self.eps))
+        info = {"log_ratio_offline": of_offline, "log_ratio_online": of_online}
+        return loss, {name: value.detach().mean() for name, value in info.items()}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.samg import perturbed_pairs
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
+from torchrl_o2o.objectives.density_ratio import DensityRatioLoss
 
 __all__ = ["PerturbationRatioLoss"]
 
@@ -118,8 +118,8 @@ class PerturbationRatioLoss(DensityRatioLoss):
         Returns:
             The loss, and the means ``log_ratio_offline`` (of the data) and ``log_ratio_online`` (of the reference).
         """
-        rows = tensordict.select(*self.density_ratio_network.in_keys)
-        return super().density_ratio_loss(join_sources(rows, self.reference(tensordict)))
+        sources = {"offline": tensordict, "online": self.reference(tensordict)}
+        return super().density_ratio_loss(TensorDict(sources, tensordict.batch_size))
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
