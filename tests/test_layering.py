@@ -63,6 +63,8 @@ def test_layers(path: Path) -> None:
     assert not top & LAZY, "optional libraries are imported where they are used"
     if room(path) in ("commands", "errors", "_moved", "__init__"):
         assert not top & {"torch", "torchrl", "tensordict", "numpy", "gymnasium"}, "`o2o --help` has to be quick"
+    if room(path) in GROUND:
+        assert not top & {"torch", "torchrl", "tensordict", "gymnasium"}, "the ground is small"
 
 
 def imported_here(node: ast.stmt) -> set[str]:

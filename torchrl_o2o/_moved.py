@@ -53,6 +53,7 @@ MOVED = {
     "report": "record.report",
     "runs": "record.runs",
     "scores": "envs.scores",
+    "seeds.resuming": "checkpoint.together",
     "session": "trainers.session",
     "sinks": "record.sinks",
 }

@@ -24,9 +24,20 @@ from typing import BinaryIO
 
 from torchrl_o2o.errors import O2OCheckpointError
 
-__all__ = ["FolderLock", "identity", "open_file", "refuse_link", "replace_durably", "sync_folder", "write_durably"]
+__all__ = [
+    "FolderLock",
+    "identity",
+    "open_file",
+    "refuse_link",
+    "refuse_other",
+    "replace_durably",
+    "reserve",
+    "sync_folder",
+    "write_durably",
+]
 
 _LOCK_FILE = ".lock"
+_ZEROS = 2**20
 
 
 def open_file(path: Path, *, append: bool = False) -> BinaryIO:
@@ -97,6 +108,28 @@ def identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def refuse_other(folder: Path, expected: tuple[int, int]) -> None:
+    """See that a folder is still the one that had its name, so that nothing is written into another one.
+
+    Args:
+        folder: its path.
+        expected: its :func:`identity` at first.
+
+    Raises:
+        O2OCheckpointError: if it was moved or removed, and perhaps another one has taken its name.
+
+    Examples:
+        >>> refuse_other(Path("."), identity(Path(".")))
+    """
+    with suppress(OSError):
+        if identity(folder) == expected:
+            return
+    raise O2OCheckpointError(
+        f"{folder} is not the folder this run began in: it was moved or removed while the run went on; move it back, "
+        "or resume the run where it is now"
+    )
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write a new file and return only when its bytes are on the disk.
 
@@ -159,6 +192,30 @@ def replace_durably(path: Path, data: bytes) -> None:
     write_durably(staged, data)
     os.replace(staged, path)
     sync_folder(path.parent)
+
+
+def reserve(path: Path) -> None:
+    """Take the blocks of a new file of zeros on the disk, so that a mapped write into it cannot end in ``SIGBUS``.
+
+    Args:
+        path: a file that is still all zeros, of its full size.
+
+    Raises:
+        OSError: if the disk has no room for it.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a"
+        >>> _ = path.write_bytes(bytes(10)); reserve(path); path.read_bytes() == bytes(10)
+        True
+    """
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
+            return
+        for start in range(0, size, _ZEROS):  # macOS has no such call
+            file.write(bytes(min(_ZEROS, size - start)))
 
 
 class FolderLock:

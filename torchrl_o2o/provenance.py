@@ -4,7 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """What a run was: its configuration in plain JSON values, its command, the versions and the commit it ran on.
 
-Environment variables are never recorded, not even where a configuration asks for one: they hold secrets.
+Environment variables are never recorded, not even where a configuration asks for one: they hold secrets. Nothing here
+imports torch before a run is described.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +24,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 
 from torchrl_o2o.errors import O2OSpecError
@@ -31,6 +32,10 @@ __all__ = ["describe_run", "git_commit", "package_versions", "plain_config", "pl
 
 _PACKAGES = ("torchrl_o2o", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
 _GIT_TIMEOUT_SECONDS = 10
+# What a checkout's own configuration could make git run.
+_GIT_HARMLESS = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "status.submoduleSummary=false")
+_REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[A-Za-z_0-9][\w\-]*(?:\.[\w\-]+|\[[\w\-]+\])*)\s*\}")
+_DEPTH = 20
 
 
 def plain_number(value: float) -> float | int | str:
@@ -52,7 +57,8 @@ def plain_config(config: Any) -> dict[str, Any]:
     Args:
         config: a mapping (a hydra config too) or a dataclass instance of numbers, strings, paths, dtypes, devices and
             sequences and mappings of them. Sequences become lists, non-finite floats strings (:func:`plain_number`).
-            Interpolations are resolved, except those of environment variables, which stay as they are written.
+            References to other keys, such as ``${seed}`` and ``${env.id}``, are replaced by what stands there. No
+            resolver is called: ``${oc.env:HOME}`` and whatever else stays as it is written.
 
     Returns:
         A dict with string keys.
@@ -67,33 +73,15 @@ def plain_config(config: Any) -> dict[str, Any]:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: config value optim.class is a object, ...
     """
-    plain = _plain(_resolved(config), "config")
+    plain = _plain(config, "config")
     if not isinstance(plain, dict):
         raise O2OSpecError(f"config is a {type(config).__name__}, expected a mapping or a dataclass instance")
     return plain
 
 
-def _resolved(config: Any) -> Any:
-    """Resolve a hydra config, with interpolations of environment variables turned into the text they are."""
-    if not OmegaConf.is_config(config):
-        return config
-    raw = OmegaConf.to_container(config, resolve=False, structured_config_mode="dict")
-    if "${oc.env:" not in str(raw):
-        return config
-    if config._get_parent() is not None:
-        raise O2OSpecError("config is a part of one with ${oc.env:...} in it; pass the whole configuration")
-    return OmegaConf.to_container(OmegaConf.create(_escaped(raw)), resolve=True)
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return value.replace("${oc.env:", "\\${oc.env:") if isinstance(value, str) else value
-
-
 def _plain(value: Any, key: str) -> Any:
+    if OmegaConf.is_config(value):
+        value = _referenced(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, np.generic):
@@ -102,7 +90,7 @@ def _plain(value: Any, key: str) -> Any:
         return value
     if isinstance(value, (int, float)):
         return plain_number(value)
-    if isinstance(value, (PurePath, torch.dtype, torch.device)):
+    if isinstance(value, PurePath) or _is_of_torch(value):
         return str(value)
     if isinstance(value, Mapping):
         return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
@@ -112,6 +100,63 @@ def _plain(value: Any, key: str) -> Any:
         f"config value {key.removeprefix('config.')} is a {type(value).__name__}, "
         "expected a number, string, path, list or mapping; store what it is made from instead"
     )
+
+
+def _is_of_torch(value: Any) -> bool:
+    """Whether it is a dtype or device; a process that has none has not imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, (torch.dtype, torch.device))
+
+
+def _referenced(config: Any) -> Any:
+    """A hydra config as plain values, in which references to other keys are replaced and nothing else is.
+
+    Resolvers (``${name:...}``) can read environment variables and files, so none of them is ever called: what is not
+    ``${key}`` or ``${a.b.c}`` stays the text it is.
+    """
+    raw, root = (
+        OmegaConf.to_container(node, resolve=False, structured_config_mode="dict")
+        for node in (config, config._get_root())
+    )
+    here = [] if config._get_parent() is None else str(config._get_full_key(None)).replace("]", "").split(".")
+    return _replaced(raw, [part for word in here for part in word.split("[")], root, depth=0)
+
+
+def _replaced(value: Any, place: list[str], root: Any, depth: int) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(item, [*place, str(key)], root, depth) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, [*place, str(index)], root, depth) for index, item in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value or depth > _DEPTH:
+        return value
+    whole = _REFERENCE.fullmatch(value)
+    if whole:
+        found, where = _look_up(whole[1], place, root)
+        return value if where is None else _replaced(found, where, root, depth + 1)
+    return _REFERENCE.sub(lambda match: _word(match, place, root, depth), value)
+
+
+def _word(match: re.Match[str], place: list[str], root: Any, depth: int) -> str:
+    """A reference within a longer text."""
+    found, where = _look_up(match[1], place, root)
+    if where is None or isinstance(found, (dict, list)):
+        return match[0]
+    return str(_replaced(found, where, root, depth + 1))
+
+
+def _look_up(key: str, place: list[str], root: Any) -> tuple[Any, list[str] | None]:
+    """The value of a key and where it stands; ``None`` if there is none. Leading dots count from the value's place."""
+    dots = len(key) - len(key.lstrip("."))
+    words = [word for word in re.split(r"[.\[\]]+", key) if word]
+    where = [*(place[: len(place) - dots] if dots else []), *words]
+    for word in where:
+        if isinstance(root, list) and word.isdecimal() and int(word) < len(root):
+            root = root[int(word)]
+        elif isinstance(root, dict) and any(str(name) == word for name in root):
+            root = next(value for name, value in root.items() if str(name) == word)
+        else:
+            return None, None
+    return root, where
 
 
 def package_versions() -> dict[str, str | None]:
@@ -150,14 +195,22 @@ def git_commit(folder: Path) -> dict[str, Any] | None:
     head = _git(folder, "rev-parse", "HEAD")
     if head is None:
         return None
-    return {"hash": head, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    words = ["status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all"]
+    return {"hash": head, "dirty": bool(_git(folder, *words, without=_filters(folder)))}
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _filters(folder: Path) -> list[str]:
+    """Settings that switch off the commands through which a checkout would have its files read."""
+    named = _git(folder, "config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process|required)$")
+    return [f"{name}={'false' if name.endswith('.required') else ''}" for name in (named or "").splitlines()]
+
+
+def _git(folder: Path, *words: str, without: Sequence[str] = ()) -> str | None:
+    """Ask git without letting the folder's configuration run anything: no monitor, hook, filter or index update."""
+    settings = [word for setting in (*_GIT_HARMLESS, *without) for word in ("-c", setting)]
+    command = ["git", "--no-optional-locks", "--no-pager", *settings, "-C", str(folder), *words]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=_GIT_TIMEOUT_SECONDS
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_SECONDS)
     except (OSError, subprocess.TimeoutExpired):  # no git here: a run needs none
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
@@ -177,6 +230,8 @@ def describe_run(config: Mapping[str, Any]) -> dict[str, Any]:
         >>> sorted(describe_run({"seed": 1}))
         ['command', 'commit', 'config', 'started', 'threads', 'versions']
     """
+    import torch  # here: the ground is imported by what must start quickly
+
     script_folder = Path(sys.argv[0]).resolve().parent
     return {
         "config": dict(config),

@@ -148,7 +148,7 @@ def test_segments_of_overwritten_rows_are_removed(tmp_path):
     named = {
         entry["file"] for step in (116, 120) for entry in read_manifest(root / f"step-{step}")["buffer"]["segments"]
     }
-    assert set(names(root / "segments")) == named
+    assert set(names(root / "segments")) == named | {f"{name}.copy" for name in named}
     online = [entry for entry in segments_of(root, 120) if entry["region"] == "online"]
     assert online[0]["stop"] > run.buffer.writer.total_written - ONLINE
     assert len(online) <= ONLINE
@@ -341,27 +341,53 @@ def test_damaged_new_segment_falls_back(tmp_path, harm):
     Run(tmp_path).train(4).save().train(4).save().close()
     root = tmp_path / "checkpoints"
     newest = segments_of(root, 8)[-1]["file"]
-    harm(root / "segments" / newest)
+    for name in (newest, f"{newest}.copy"):
+        harm(root / "segments" / name)
     with pytest.warns(UserWarning, match=f"STEP 8 IS DAMAGED: .*{newest}"):
         assert Run(tmp_path, resume=True).restored == 4
+
+
+@pytest.mark.parametrize("harm", [flip, cut, remove])
+@pytest.mark.parametrize("position", [0, -1])
+def test_a_damaged_segment_is_taken_from_its_copy_and_mended(tmp_path, harm, position):
+    Run(tmp_path / "run").train(4).save().train(4).save().close()
+    root = tmp_path / "run" / "checkpoints"
+    segment = root / "segments" / segments_of(root, 8)[position]["file"]
+    content = segment.read_bytes()
+    harm(segment)
+    with pytest.warns(UserWarning, match=rf"DAMAGED: .*{segment.name}.*its copy is taken"):
+        run = Run(tmp_path / "run", resume=True)
+    assert run.restored == 8
+    assert segment.read_bytes() == content
+    assert_identical(run.train(4).everything(), uninterrupted(tmp_path / "whole", 12))
+
+
+def test_a_copy_that_is_missing_is_made_again(tmp_path):
+    Run(tmp_path, copies=False).train(4).save().close()
+    segments = tmp_path / "checkpoints" / "segments"
+    assert not list(segments.glob("*.copy"))
+    Run(tmp_path, resume=True).close()
+    assert {path.read_bytes() for path in segments.glob("*.copy")} == {p.read_bytes() for p in segments.glob("*.pt")}
 
 
 def test_nothing_is_lost_or_restarted_if_all_are_damaged(tmp_path):
     Run(tmp_path).train(4).save().train(4).save().close()
     root = tmp_path / "checkpoints"
     shared = segments_of(root, 8)[0]["file"]
-    flip(root / "segments" / shared)
+    for name in (shared, f"{shared}.copy"):
+        flip(root / "segments" / name)
     for _ in range(2):
         with pytest.raises(O2OCheckpointError, match=r"steps \[8, 4\]"), pytest.warns(UserWarning, match="DAMAGED"):
             Checkpointer(root, objects={}).restore()
-    flip(root / "segments" / shared)
+    for name in (shared, f"{shared}.copy"):
+        flip(root / "segments" / name)
     assert Run(tmp_path, resume=True).restored == 8
 
 
 # Disk
 
 
-@pytest.mark.parametrize("flushed", range(10))
+@pytest.mark.parametrize("flushed", range(12))
 def test_full_disk_is_an_error_and_the_run_goes_on(tmp_path, monkeypatch, flushed):
     run = Run(tmp_path / "run").train(4).save().train(4)
     root = tmp_path / "run" / "checkpoints"
@@ -372,7 +398,8 @@ def test_full_disk_is_an_error_and_the_run_goes_on(tmp_path, monkeypatch, flushe
         with pytest.raises(O2OCheckpointError, match=r"step 8 cannot be written .*No space left.*make room"):
             run.save()
     assert names(root) == ["latest", "segments", "step-4"]
-    assert names(root / "segments") == sorted(entry["file"] for entry in segments_of(root, 4))
+    segments = [entry["file"] for entry in segments_of(root, 4)]
+    assert names(root / "segments") == sorted([*segments, *(f"{name}.copy" for name in segments)])
     run.train(2).save().close()
     run = Run(tmp_path / "run", resume=True)
     assert run.restored == 10

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchrl_o2o.checkpoint.manifest import digest, dump, load, read_manifest, verify_file, write_manifest
+from torchrl_o2o.checkpoint.manifest import DamagedError, digest, dump, load, read_manifest, verify_file, write_manifest
 from torchrl_o2o.errors import O2OCheckpointError
 
 
@@ -72,5 +72,5 @@ def test_files_are_checked_by_size_and_hash(tmp_path):
     with pytest.raises(O2OCheckpointError, match="has 2 bytes, expected 3: it was cut short"):
         verify_file(path, entry)
     path.unlink()
-    with pytest.raises(O2OCheckpointError, match="cannot be read"):
+    with pytest.raises(DamagedError, match="is missing"):
         verify_file(path, entry)

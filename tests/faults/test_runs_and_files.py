@@ -9,11 +9,14 @@ The letters are those of the list: A wrong numbers, B runs that end, C intruders
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,17 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from tests.record.test_sinks import FakeWandb
-from torchrl_o2o.checkpoint import folders
+from torchrl_o2o import durable
+from torchrl_o2o.checkpoint import Checkpointer, folders, load_objects
+from torchrl_o2o.checkpoint.manifest import read_manifest, write_manifest
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
+from torchrl_o2o.data import OnlineWriter, offline_online_storage
+from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.modules import make_actor
 from torchrl_o2o.record.recorder import Recorder, read_metrics
 from torchrl_o2o.record.sinks import ProgressSink, TensorBoardSink
@@ -274,3 +283,365 @@ def test_case_a14_the_bar_shows_the_evaluations_return_and_counts_up(capsys: pyt
     assert "return=71" in shown
     assert "return=42" not in shown
     assert "-" not in shown.replace("--", "")
+
+
+# Checkpoints
+
+
+def new_buffer(offline: int = 6, online: int = 8, value: float = 0.0) -> TensorDictReplayBuffer:
+    storage = offline_online_storage(rows_of(range(offline), value), online)
+    return TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(offline), batch_size=4)
+
+
+def rows_of(numbers: Iterable[int], value: float = 0.0) -> TensorDict:
+    reward = torch.tensor([[float(number) + value] for number in numbers])
+    flags = torch.zeros(len(reward), 1, dtype=torch.bool)
+    following = {"observation": reward, "reward": reward, "done": flags, "terminated": flags, "truncated": flags}
+    return TensorDict({"observation": reward, "action": reward, "next": following}, [len(reward)])
+
+
+def refilled(buffer: TensorDictReplayBuffer, count: int, times: int = 1) -> None:
+    for _ in range(times):
+        buffer._writer._empty()
+        buffer.extend(rows_of(range(100, 100 + min(count, 8))))
+        for number in range(8, count):
+            buffer.extend(rows_of([100 + number]))
+
+
+REWRITES: dict[str, Callable[[TensorDictReplayBuffer], Any]] = {
+    "emptied and refilled to the same count": lambda buffer: refilled(buffer, 5),
+    "to a larger count": lambda buffer: refilled(buffer, 7),
+    "to a smaller count": lambda buffer: refilled(buffer, 3),
+    "emptied twice": lambda buffer: refilled(buffer, 5, times=2),
+    "emptied and filled over the end of the ring": lambda buffer: refilled(buffer, 12),
+    "one online row set": lambda buffer: buffer.storage.set(torch.tensor([8]), rows_of([55]), set_cursor=False),
+    "one offline row set": lambda buffer: buffer.storage.set(torch.tensor([2]), rows_of([55]), set_cursor=False),
+    "one bit": lambda buffer: buffer.storage._storage["next", "done"][7].logical_not_(),
+    "rows exchanged": lambda buffer: buffer.storage.set(torch.tensor([7, 8]), rows_of([12, 11]), set_cursor=False),
+}
+
+
+@pytest.mark.parametrize("rewrite", REWRITES)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_case_a03_rows_that_were_changed_between_two_checkpoints(tmp_path: Path, rewrite: str, resumed: bool) -> None:
+    buffer = new_buffer()
+    checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
+    buffer.extend(rows_of(range(10, 15)))
+    checkpoint.save(1)
+    if resumed:
+        buffer = new_buffer()
+        checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
+        checkpoint.restore()
+    REWRITES[rewrite](buffer)
+    checkpoint.save(2)
+    other = new_buffer()
+    assert Checkpointer(tmp_path, objects={}, buffer=other).restore() == 2
+    alive = 6 + min(buffer.writer.total_written, 8)
+    assert (other.storage[:alive] == buffer.storage[:alive]).all()
+
+
+@pytest.mark.parametrize("counts", [[5], [7], [3], [8], [12], [5, 5], [12, 5], [9, 9, 9]])
+def test_case_a03_a_buffer_emptied_and_refilled(tmp_path: Path, counts: list[int]) -> None:
+    def make() -> TensorDictReplayBuffer:
+        return TensorDictReplayBuffer(storage=LazyTensorStorage(8), batch_size=4)
+
+    buffer, number = make(), 100
+    checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
+    buffer.extend(rows_of(range(5)))
+    checkpoint.save(1)
+    for count in counts:
+        buffer.empty()
+        for _ in range(count):
+            buffer.add(rows_of([number])[0])
+            number += 1
+    checkpoint.save(2)
+    other = make()
+    assert Checkpointer(tmp_path, objects={}, buffer=other).restore() == 2
+    assert len(other) == len(buffer) == min(counts[-1], 8)
+    assert sorted(other[:]["action"].flatten().tolist()) == [*range(number - len(other), number)]
+
+
+def test_case_a03_a_row_that_was_not_changed_is_not_written_again(tmp_path: Path) -> None:
+    buffer = new_buffer()
+    checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
+    for step in range(1, 5):
+        buffer.extend(rows_of(range(10 * step, 10 * step + 3)))
+        checkpoint.save(step)
+    entries = read_manifest(tmp_path / "step-4")["buffer"]["segments"]
+    assert [(entry["start"], entry["stop"]) for entry in entries] == [(0, 6), (3, 6), (6, 8), (8, 9), (9, 12)]
+
+
+def test_case_a13_other_data_of_the_same_size_are_refused(tmp_path: Path) -> None:
+    Checkpointer(tmp_path, objects={}, buffer=new_buffer()).save(1)
+    with pytest.raises(O2OCheckpointError, match=r"as many as .* but not the same: other data of the same name"):
+        Checkpointer(tmp_path, objects={}, buffer=new_buffer(value=1e-6)).restore()
+    assert Checkpointer(tmp_path, objects={}, buffer=new_buffer()).restore() == 1
+
+
+def saved_twice(folder: Path, **options: Any) -> dict[str, int]:
+    counters = {"updates": 4}
+    checkpoint = Checkpointer(folder, objects={"counters": counters}, **options)
+    checkpoint.save(4)
+    counters["updates"] = 8
+    checkpoint.save(8)
+    return counters
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOMEM])
+@pytest.mark.parametrize("name", ["manifest.json", "counters.pt"])
+def test_case_b18_a_file_that_cannot_be_read_for_a_moment_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    saved_twice(tmp_path)
+    real = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == name and path.parent.name == "step-8":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(O2OCheckpointError, match=rf"step-8/{name} cannot be read at the moment"):
+            Checkpointer(tmp_path, objects={"counters": {}}).restore()
+    counters: dict[str, int] = {}
+    assert Checkpointer(tmp_path, objects={"counters": counters}).restore() == 8
+    assert counters == {"updates": 8}
+
+
+def test_case_b18_a_run_folder_that_was_moved(tmp_path: Path) -> None:
+    first = TwoPhases(tmp_path / "run")
+
+    def move_after_the_offline_phase() -> None:
+        with first.session as session:
+            for _ in session.offline(6):
+                first.update()
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+            TwoPhases(tmp_path / "run").run()
+            for _ in session.online(first.collector):
+                first.update()
+
+    with pytest.raises(O2OCheckpointError, match="it was moved or removed while the run went on; move it back"):
+        move_after_the_offline_phase()
+    assert folders.steps(tmp_path / "run" / "checkpoints") == [15, 14], "the run that took the name is whole"
+    whole = TwoPhases(tmp_path / "elsewhere", resume=True).run()
+    assert whole.session.counters == {"offline": 6, "online": 9}
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut", "altered"])
+def test_case_b18_one_damaged_segment_that_all_checkpoints_share(tmp_path: Path, harm: str) -> None:
+    buffer = new_buffer()
+    checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
+    buffer.extend(rows_of(range(10, 15)))
+    checkpoint.save(1)
+    checkpoint.save(2)
+    for segment in list((tmp_path / "segments").glob("*.pt")):
+        content = segment.read_bytes()
+        if harm == "removed":
+            segment.unlink()
+        else:
+            segment.write_bytes(content[:-1] if harm == "cut" else b"x" + content[1:])
+        other = new_buffer()
+        with pytest.warns(UserWarning, match=rf"DAMAGED: .*{segment.name}.*its copy is taken"):
+            assert Checkpointer(tmp_path, objects={}, buffer=other).restore() == 2
+        assert (other.storage[:11] == buffer.storage[:11]).all()
+        assert segment.read_bytes() == content
+
+
+def drop(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda body: body.pop(key)
+
+
+HARMS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no files": drop("files"),
+    "no buffer": drop("buffer"),
+    "no step": drop("step"),
+    "no config": drop("config"),
+    "no versions": drop("versions"),
+    "another step": lambda body: body.update(step=3),
+    "no generators": lambda body: body["files"].pop("rng.pt"),
+    "no state of the buffer": lambda body: body["files"].pop("buffer.pt"),
+    "no hash": lambda body: body["files"]["counters.pt"].pop("blake2b"),
+    "no region": lambda body: body["buffer"]["regions"].pop(),
+    "a segment less": lambda body: body["buffer"]["segments"].pop(),
+    "first segment less": lambda body: body["buffer"]["segments"].pop(0),
+    "segment of no region": lambda body: body["buffer"]["segments"][0].update(region="other"),
+    "segments out of turn": lambda body: body["buffer"]["segments"].reverse(),
+    "other rows": lambda body: body["buffer"]["segments"][-1].update(start=0, stop=4),
+    "no start": lambda body: body["buffer"]["segments"][0].pop("start"),
+    "fewer rows": lambda body: body["buffer"]["regions"][-1].update(total=4),
+    "no list": lambda body: body["buffer"].update(segments=None),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_case_b18_a_manifest_whose_entries_do_not_fit_together(tmp_path: Path, harm: str) -> None:
+    buffer, counters = new_buffer(), {"updates": 1}
+    checkpoint = Checkpointer(tmp_path, objects={"counters": counters}, buffer=buffer)
+    for step in (1, 2):
+        buffer.extend(rows_of(range(10 * step, 10 * step + 5)))
+        counters["updates"] = step
+        checkpoint.save(step)
+    body = read_manifest(tmp_path / "step-2")
+    HARMS[harm](body)
+    write_manifest(tmp_path / "step-2", body)
+    other = new_buffer()
+    with pytest.warns(UserWarning, match=r"STEP 2 IS DAMAGED: .*(does not|do not) fit together"):
+        assert Checkpointer(tmp_path, objects={"counters": counters}, buffer=other).restore() == 1
+    assert counters == {"updates": 1}
+    assert other.storage[6:11]["action"].flatten().tolist() == [10, 11, 12, 13, 14]
+
+
+@pytest.mark.parametrize("where", ["first newline", "last newline", "a brace", "a digit"])
+def test_case_b18_metrics_with_one_changed_byte(tmp_path: Path, where: str) -> None:
+    with Recorder(tmp_path, config={}) as recorder:
+        for step in (1, 2, 3):
+            recorder.log(step, {"train/x": 0.5})
+        state = recorder.state_dict()
+        recorder.log(4, {"train/x": 0.5})
+    path = tmp_path / "metrics.jsonl"
+    content = bytearray(path.read_bytes())
+    ends = [index for index, byte in enumerate(content) if byte == 10]
+    position = {"first newline": ends[0], "last newline": ends[2], "a brace": ends[0] + 1, "a digit": ends[0] - 2}[
+        where
+    ]
+    content[position] = ord("7")
+    path.write_bytes(content)
+    with Recorder(tmp_path, config={}, resume=True) as recorder:
+        with pytest.warns(UserWarning, match=r"metrics\.jsonl WAS ALTERED since the checkpoint"):
+            recorder.load_state_dict(state)
+        recorder.log(4, {"train/x": 0.5})
+    left = {"first newline": [3, 4], "last newline": [1, 2, 4], "a brace": [1, 3, 4], "a digit": [1, 2, 3, 4]}[where]
+    assert [row["step"] for row in read_metrics(tmp_path)] == left
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == bytes(content)
+
+
+def test_case_b19_objects_are_read_beside_a_run_that_saves_and_removes(tmp_path: Path) -> None:
+    counters = {"updates": 0}
+    checkpoint = Checkpointer(tmp_path, objects={"counters": counters}, keep=1)
+    checkpoint.save(1)
+    stop = threading.Event()
+
+    def save() -> None:
+        while not stop.is_set():
+            counters["updates"] += 1
+            checkpoint.save(counters["updates"] + 1)
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(50):
+                load_objects(tmp_path, {"counters": {}})
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_case_b20_a_disk_that_is_full_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*words: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.os, "fsync", full)
+        with pytest.raises(O2OCheckpointError, match="No space left"):
+            Recorder(tmp_path / "run", config={})
+    Recorder(tmp_path / "run", config={}).close()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**20 + 1])
+def test_case_b21_a_system_without_posix_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(size)
+    durable.reserve(path)
+    assert path.read_bytes() == bytes(size)
+    assert path.stat().st_blocks * 512 >= size
+
+
+# Links
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Iterator[Path]:
+    """A folder of somebody else with a file in it, which must be there unchanged in the end."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name in ("precious", "precious.pt", "precious.tmp"):
+        (folder / name).write_text("precious")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    yield folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+FILES = (
+    ".lock",
+    "metrics.jsonl",
+    "run.json.tmp",
+    "offending-batch.pt",
+    "offending-batch.pt.tmp",
+    "metrics.jsonl.damaged",
+)
+INNER = ("latest", "latest.tmp", ".lock", "step-4.tmp", "step-4.tmp/counters.pt", "segments/x.tmp", "segments/x.pt")
+
+
+def attempt(act: Callable[[], Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(O2OCheckpointError):
+            act()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_case_c24_a_link_in_the_place_of_a_file(tmp_path: Path, theirs: Path, name: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).symlink_to(theirs / "precious")
+
+    def work() -> None:
+        with Recorder(run, config={}, resume=True) as recorder:
+            recorder.log(1, {"train/x": 1.0})
+            state = recorder.state_dict()
+            recorder.dump("offending-batch", TensorDict({"x": torch.ones(1)}, [1]))
+            recorder.load_state_dict(state | {"blake2b": "other"})
+
+    attempt(work)
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_case_c24_a_link_among_the_checkpoints(tmp_path: Path, theirs: Path, name: str) -> None:
+    root = tmp_path / "run"
+    for parent in (root / "segments", (root / name).parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    (root / name).symlink_to(theirs / "precious")
+    attempt(lambda: saved_twice(root))
+
+
+@pytest.mark.parametrize("name", ["", "segments", "step-4.tmp", "step-2", "step-2.broken", "step-9.broken"])
+def test_case_c24_a_link_in_the_place_of_a_folder(tmp_path: Path, theirs: Path, name: str) -> None:
+    root = tmp_path / "run"
+    if name:
+        root.mkdir()
+    (root / name if name else root).symlink_to(theirs, target_is_directory=True)
+    attempt(lambda: saved_twice(root, keep=1))
+    attempt(lambda: Checkpointer(root, objects={"counters": {}}).restore())
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/segments"])
+def test_case_c24_linked_folders_are_refused_by_name(tmp_path: Path, theirs: Path, name: str) -> None:
+    link = tmp_path / "run" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(theirs, target_is_directory=True)
+    with pytest.raises(O2OCheckpointError, match=rf"{name} is a symbolic link to .*theirs"):
+        Checkpointer(tmp_path / "run" / "checkpoints", objects={})
+
+
+@pytest.mark.parametrize("options", [{"tensorboard": True}, {"wandb": {}}])
+def test_case_c24_linked_folders_of_sinks(tmp_path: Path, theirs: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / next(iter(options))).symlink_to(theirs, target_is_directory=True)
+    with pytest.raises(O2OCheckpointError, match="is a symbolic link"):
+        Recorder(tmp_path / "run", config={}, **options)
+    Recorder(tmp_path / "run", config={}).close()

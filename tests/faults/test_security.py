@@ -11,6 +11,8 @@ import io
 import json
 import os
 import pickle
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from torchrl_o2o.checkpoint.manifest import digest, read_manifest, write_manifes
 from torchrl_o2o.data import load_offline
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
+from torchrl_o2o.provenance import git_commit
 from torchrl_o2o.record.recorder import Recorder, read_run
 
 PACKAGE = ROOT / "torchrl_o2o"
@@ -230,11 +233,104 @@ def test_environment_variables_in_a_configuration_stay_names(tmp_path: Path, mon
     assert stored["twice"] == stored["key"] == "${oc.env:O2O_TEST_SECRET}"
     assert stored["path"] == stored["nested"][0]["path"] == "3/${oc.env:O2O_TEST_SECRET,x}"
     assert "hunter2" not in (tmp_path / "run.json").read_text()
-    with pytest.raises(O2OSpecError, match="pass the whole configuration"):
-        Recorder(tmp_path / "part", config=config.nested[0])
+    Recorder(tmp_path / "part", config=config.nested[0]).close()
+    assert read_run(tmp_path / "part")["config"] == stored["nested"][0]
     script = load_script("sota-implementations/rlpd/rlpd.py")
     cfg = compose("rlpd", "task_name=${oc.env:O2O_TEST_SECRET}")
     assert "hunter2" not in json.dumps(script.compared(cfg))
+
+
+LEAKS = {
+    "plain": "${oc.env:O2O_TEST_SECRET}",
+    "spaces": "${ oc.env : O2O_TEST_SECRET }",
+    "default": "${oc.env:O2O_TEST_SECRET,none}",
+    "within a text": "key-${oc.env:O2O_TEST_SECRET}-",
+    "nested name": "${oc.env:${name}}",
+    "nested resolver": "${${resolver}:O2O_TEST_SECRET}",
+    "decoded": "${oc.decode:'\\${oc.env:O2O_TEST_SECRET}'}",
+    "decoded variable": "${oc.decode:${oc.env:O2O_TEST_SECRET}}",
+    "created": "${oc.create:{a:${oc.env:O2O_TEST_SECRET}}}",
+    "selected": "${oc.select:secret}",
+    "values": "${oc.dict.values:section}",
+    "reference": "${secret}",
+    "escaped": "\\${oc.env:O2O_TEST_SECRET}",
+    "own resolver": "${leak:}",
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("place", ["top", "nested", "list", "key", "in a plain dict", "part"])
+def test_case_c25_no_resolver_is_called_for_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leak: str, place: str
+) -> None:
+    monkeypatch.setenv("O2O_TEST_SECRET", "hunter2")
+    OmegaConf.register_new_resolver("leak", lambda: os.environ["O2O_TEST_SECRET"], replace=True)
+    text, words = LEAKS[leak], {"name": "O2O_TEST_SECRET", "resolver": "oc.env", "secret": "${oc.env:O2O_TEST_SECRET}"}
+    own = {
+        "nested": {"a": {"b": text}},
+        "list": [[text]],
+        "key": {text: 1},
+        "part": {"a": {"b": text}},
+    }.get(place, text)
+    config: Any = OmegaConf.create({**words, "section": {"s": "${secret}"}, "own": own})
+    if place == "in a plain dict":
+        config = {"outer": [config]}
+    elif place == "part":
+        config = config.own
+    Recorder(tmp_path / "run", config=config).close()
+    Checkpointer(tmp_path / "c", objects={}, config=config).save(1)
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"hunter2" not in written
+
+
+def test_case_c25_references_to_keys_are_replaced(tmp_path: Path) -> None:
+    words = {
+        "a": {"b": [1, {"c": 2.5}]},
+        "x": "${a.b[1].c}",
+        "y": "${a.b.0}",
+        "z": "n-${x}",
+        "w": "${a.b}",
+        "v": "${no}",
+    }
+    relative = {"near": {"p": 7, "q": "${.p}", "r": "${..x}", "s": {"t": "${..p}"}}}
+    cycle = {"left": "${right}", "right": "${left}"}
+    Recorder(tmp_path, config=OmegaConf.create({**words, **relative, **cycle})).close()
+    stored = read_run(tmp_path)["config"]
+    assert [stored[key] for key in "xyzwv"] == [2.5, 1, "n-2.5", [1, {"c": 2.5}], "${no}"]
+    assert stored["near"] == {"p": 7, "q": 7, "r": 2.5, "s": {"t": 7}}
+    assert stored["left"] in ("${left}", "${right}")
+
+
+GIT_HARMS = {
+    "core.fsmonitor": [],
+    "core.hooksPath": [],
+    "filter.evil.clean": [],
+    "filter.evil.process": [],
+    "core.pager": [],
+    "diff.external": [],
+}
+
+
+@pytest.mark.parametrize("setting", GIT_HARMS)
+def test_case_c27_a_checkouts_configuration_runs_nothing(tmp_path: Path, mark: Path, setting: str) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    script = tmp_path / "evil"
+    script.write_text(f"#!/bin/sh\ntouch {mark}\ncat\n")
+    script.chmod(0o755)
+    (tmp_path / "train.py").write_text("1")
+    for words in (["init", "-q"], ["add", "train.py"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "hooks").mkdir()
+    for name in ("post-index-change", "pre-commit"):
+        shutil.copy(script, tmp_path / "hooks" / name)
+    (tmp_path / ".gitattributes").write_text("* filter=evil\n")
+    value = str(tmp_path / "hooks") if setting == "core.hooksPath" else str(script)
+    subprocess.run([*git, "config", setting, value], check=True)
+    (tmp_path / "train.py").write_text("2")
+    assert git_commit(tmp_path)["dirty"]
+    (tmp_path / "train.py").write_text("1")
+    assert not git_commit(tmp_path)["dirty"]
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "torch.hub.load", "torch.nn.Linear"])

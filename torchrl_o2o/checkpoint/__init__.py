@@ -16,5 +16,13 @@ from __future__ import annotations
 from torchrl_o2o.checkpoint.checkpointer import Checkpointer
 from torchrl_o2o.checkpoint.reading import load_objects
 from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
+from torchrl_o2o.checkpoint.together import AgentCheckpointer, restore_together
 
-__all__ = ["Checkpointer", "load_objects", "restore_rng_state", "rng_state"]
+__all__ = [
+    "AgentCheckpointer",
+    "Checkpointer",
+    "load_objects",
+    "restore_rng_state",
+    "restore_together",
+    "rng_state",
+]

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchrl.data import ReplayBuffer
 
+from torchrl_o2o.checkpoint.manifest import digest
+from torchrl_o2o.checkpoint.marks import row_marks
 from torchrl_o2o.checkpoint.segments import Region, buffer_regions, read_segment, write_segments
 from torchrl_o2o.errors import O2OCheckpointError
 
@@ -28,6 +31,7 @@ class BufferArchive:
         buffer: see :func:`~torchrl_o2o.checkpoint.segments.buffer_regions` for what it must be. Draws that a
             prefetching buffer has made ahead are not saved; a warning says so.
         folder: the folder of the segments.
+        copies: write every segment twice. Defaults to ``True``.
 
     Raises:
         O2OSpecError: if the buffer's rows are not in an order that can be saved.
@@ -46,7 +50,7 @@ class BufferArchive:
         3
     """
 
-    def __init__(self, buffer: ReplayBuffer, folder: Path) -> None:
+    def __init__(self, buffer: ReplayBuffer, folder: Path, copies: bool = True) -> None:
         if getattr(buffer, "_prefetch", False):
             warnings.warn(
                 "the buffer prefetches: batches drawn ahead are not part of a checkpoint, so a resumed run sees other "
@@ -56,19 +60,51 @@ class BufferArchive:
         buffer_regions(buffer)  # refuses a buffer that cannot be saved, before the run begins
         self._buffer = buffer
         self._folder = folder
+        self._copies = copies
         self._known: list[dict[str, Any]] = []
+        self._marks: dict[str, Tensor] = {}
+        self._new_marks: dict[str, Tensor] = {}
+        self._given = self._fingerprint()
 
     def save_rows(self) -> dict[str, Any]:
-        """Write the rows that are new and return the manifest's part: ``regions`` and ``segments``, JSON values."""
+        """Write the rows that are new or changed and return the manifest's part, JSON values.
+
+        Returns:
+            ``regions``, ``segments``, and ``given``: a fingerprint of the offline data the run was given, or ``None``.
+        """
         regions = buffer_regions(self._buffer)
-        changed = getattr(self._buffer.writer, "changed_from", None)
+        self._new_marks = {region.name: self._mark(region) for region in regions}
         segments = []
         for region in regions:
             known = [entry for entry in self._known if entry["region"] == region.name]
-            if changed is not None and region.name == "online":
-                known = [entry for entry in known if entry["stop"] <= changed]
-            segments += write_segments(self._folder, self._buffer.storage, region, known)
-        return {"regions": [asdict(region) for region in regions], "segments": segments}
+            changed = self._first_changed(region, known)
+            known = [entry for entry in known if entry["stop"] <= changed]
+            segments += write_segments(self._folder, self._buffer.storage, region, known, copies=self._copies)
+        return {"regions": [asdict(region) for region in regions], "segments": segments, "given": self._given}
+
+    def _mark(self, region: Region) -> Tensor:
+        """Marks of the living rows, by slot."""
+        filled = min(region.total, region.capacity)
+        if not filled:
+            return torch.zeros(0, dtype=torch.int64)
+        return row_marks(self._buffer.storage.get(slice(region.first, region.first + filled)))
+
+    def _first_changed(self, region: Region, known: list[dict[str, Any]]) -> int:
+        """The number of the first living row that is not what its segment holds."""
+        written = known[-1]["stop"] if known else 0
+        if not region.oldest < written <= region.total:  # none of them lives, or they are counted anew
+            return written
+        rows = torch.arange(region.oldest, written)
+        slots = rows % region.capacity
+        changed = rows[self._marks[region.name][slots] != self._new_marks[region.name][slots]]
+        return int(changed[0]) if len(changed) else written
+
+    def _fingerprint(self) -> str | None:
+        """Of the offline rows as they are before the run; ``None`` if there are none yet."""
+        region = buffer_regions(self._buffer)[0]
+        if region.name != "offline" or len(self._buffer.storage) < region.capacity:
+            return None
+        return digest(self._mark(region).numpy().tobytes())[:32]
 
     def adopt(self, saved: Mapping[str, Any]) -> None:
         """Take segments as known, so that later saves share them; a checkpoint that is in place must name them.
@@ -76,9 +112,7 @@ class BufferArchive:
         Args:
             saved: from :meth:`save_rows`.
         """
-        self._known = list(saved["segments"])
-        if hasattr(self._buffer.writer, "changed_from"):
-            self._buffer.writer.changed_from = None
+        self._known, self._marks = list(saved["segments"]), self._new_marks
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the sampler, the writer, the transforms and the generator."""
@@ -106,12 +140,20 @@ class BufferArchive:
         self._check_regions(regions)
         for entry in saved["segments"]:
             read_segment(read(entry), entry, buffer.storage, regions[entry["region"]])
+        self._check_given(saved.get("given"))
         # The storage's own state_dict would hold the rows; its length is all that is left of it.
         buffer.storage._len = sum(min(region.total, region.capacity) for region in regions.values())
         buffer.sampler.load_state_dict(state["sampler"])
         buffer.writer.load_state_dict(state["writer"])
         buffer._transform.load_state_dict(state["transform"])
         self._restore_generator(state["generator"])
+        present = buffer_regions(buffer)
+        if {region.name: region for region in present} != regions:
+            raise O2OCheckpointError(
+                f"the checkpoint's rows are {list(regions.values())}, its writer counts {present}: they are not of one "
+                "save; move this checkpoint away to go on with the one before it"
+            )
+        self._new_marks = {region.name: self._mark(region) for region in present}
         self.adopt(saved)
 
     def _check_regions(self, saved: Mapping[str, Region]) -> None:
@@ -123,6 +165,14 @@ class BufferArchive:
                     f"the {name} region of the checkpoint's buffer has (first slot, capacity) {sizes[0]}, "
                     f"this buffer's {sizes[1]}; build the buffer with the same offline data and capacity"
                 )
+
+    def _check_given(self, given: str | None) -> None:
+        if given is not None and self._given is not None and given != self._given:
+            raise O2OCheckpointError(
+                "the buffer's offline rows are as many as those that the checkpoint's run was given, but not the same: "
+                "other data of the same name, or a convention that was fitted anew; resume with the data and the "
+                "convention of that run, or start anew in another folder"
+            )
 
     def _restore_generator(self, state: list[Any] | None) -> None:
         if state is None:

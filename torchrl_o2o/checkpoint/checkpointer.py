@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,9 +18,8 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.checkpoint import folders
 from torchrl_o2o.checkpoint.buffer import BufferArchive
-from torchrl_o2o.checkpoint.manifest import digest, dump, verify_file, write_manifest
+from torchrl_o2o.checkpoint.manifest import FORMAT, DamagedError, digest, dump, write_manifest
 from torchrl_o2o.checkpoint.reading import (
-    FORMAT,
     check_config,
     checked_objects,
     newest_valid,
@@ -28,7 +28,7 @@ from torchrl_o2o.checkpoint.reading import (
     warn_of_versions,
 )
 from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
-from torchrl_o2o.durable import FolderLock, write_durably
+from torchrl_o2o.durable import FolderLock, identity, refuse_link, refuse_other, replace_durably, write_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.provenance import package_versions, plain_config
 
@@ -36,7 +36,7 @@ __all__ = ["Checkpointer"]
 
 _LOG = logging.getLogger(__name__)
 
-_NO_ROWS: dict[str, Any] = {"regions": [], "segments": []}
+_NO_ROWS: dict[str, Any] = {"regions": [], "segments": [], "given": None}
 
 
 class Checkpointer:
@@ -52,15 +52,18 @@ class Checkpointer:
         objects: by name, what the run consists of: anything with ``state_dict()`` and ``load_state_dict()`` (modules,
             optimizers, a :class:`~torchrl_o2o.record.Recorder`), or a dict, which is restored in place. Their states
             are tensors and plain values, nothing that needs code to be read.
-        buffer: a replay buffer with an :class:`~torchrl_o2o.data.OnlineWriter` or a round-robin writer; its rows must
-            not be changed after they are written. Defaults to ``None``.
+        buffer: a replay buffer with an :class:`~torchrl_o2o.data.OnlineWriter` or a round-robin writer. Rows that are
+            changed after they were saved are found and saved again, with all rows written after them. Defaults to
+            ``None``.
         keep: how many checkpoints to keep. Defaults to ``2``, so that there is one to fall back to.
+        copies: keep the buffer's rows twice on the disk, since the checkpoints share their files and one damaged file
+            would void them all. Defaults to ``True``.
         config: what must be equal between the run that saves and the one that restores, a mapping or dataclass of plain
             values, the algorithm's name among them. Defaults to ``None``: nothing.
 
     Raises:
         O2OSpecError: if an object has no state, a name is not a word, or the buffer's rows are in no known order.
-        O2OCheckpointError: if the folder cannot be written.
+        O2OCheckpointError: if the folder cannot be written, or is a symbolic link.
 
     Examples:
         >>> import tempfile
@@ -84,6 +87,7 @@ class Checkpointer:
         objects: Mapping[str, Any],
         buffer: ReplayBuffer | None = None,
         keep: int = 2,
+        copies: bool = True,
         config: Any = None,
     ) -> None:
         if keep < 1:
@@ -93,13 +97,17 @@ class Checkpointer:
         self._keep = keep
         self._config = {} if config is None else plain_config(config)
         self._last_step: int | None = None
+        for own in (self.folder, self.folder / folders.SEGMENTS):
+            refuse_link(own)
         try:
             (self.folder / folders.SEGMENTS).mkdir(parents=True, exist_ok=True)
             with FolderLock(self.folder):
                 folders.sweep(self.folder)
+            self._identity = identity(self.folder)
         except OSError as error:
             raise O2OCheckpointError(f"cannot write to {self.folder} ({error}); choose a writable folder") from error
-        self._archive = None if buffer is None else BufferArchive(buffer, self.folder / folders.SEGMENTS)
+        self._copies = copies
+        self._archive = None if buffer is None else BufferArchive(buffer, self.folder / folders.SEGMENTS, copies)
 
     def save(self, step: int) -> None:
         """Write a checkpoint; when this returns it is on the disk, and the oldest beyond ``keep`` is gone.
@@ -109,18 +117,20 @@ class Checkpointer:
                 does nothing.
 
         Raises:
-            O2OCheckpointError: if it cannot be written (disk full, an object whose state is not plain), or its step is
-                not above those in the folder. The checkpoints before it are intact and the run may go on.
+            O2OCheckpointError: if it cannot be written (disk full, an object whose state is not plain, a folder that
+                was moved), or its step is not above those in the folder. The checkpoints before it are intact and the
+                run may go on.
         """
         if step == self._last_step:
             return
-        newest = max(folders.steps(self.folder), default=-1)
-        if step <= newest:
-            raise O2OCheckpointError(
-                f"{self.folder} holds a checkpoint of step {newest}, so step {step} cannot be saved: restore() first, "
-                "or choose another folder for a new run"
-            )
+        refuse_other(self.folder, self._identity)
         try:
+            newest = max(folders.steps(self.folder), default=-1)
+            if step <= newest:
+                raise O2OCheckpointError(
+                    f"{self.folder} holds a checkpoint of step {newest}, so step {step} cannot be saved: restore() "
+                    "first, or choose another folder for a new run"
+                )
             with FolderLock(self.folder):
                 self._write(step)
                 folders.prune(self.folder, self._keep)
@@ -164,14 +174,15 @@ class Checkpointer:
     def restore(self) -> int | None:
         """Bring everything back from the newest checkpoint that is complete and unaltered.
 
-        A damaged one is named in a warning and set aside, and the one before it is taken.
+        A damaged one is named in a warning and set aside, and the one before it is taken. One that cannot be read at
+        the moment is not a damaged one.
 
         Returns:
             The checkpoint's step, or None if there is no checkpoint yet.
 
         Raises:
-            O2OCheckpointError: if all checkpoints are damaged, or the checkpoint is of another configuration, set of
-                objects, or shape.
+            O2OCheckpointError: if all checkpoints are damaged or one cannot be read now, or the checkpoint is of
+                another configuration, set of objects, or shape.
         """
         manifest, damaged = newest_valid(self.folder)
         if manifest is None:
@@ -191,7 +202,17 @@ class Checkpointer:
         return self._last_step
 
     def _read_segment(self, entry: Mapping[str, Any]) -> bytes:
-        return verify_file(self.folder / folders.SEGMENTS / entry["file"], entry)
+        """Read a segment, and see that there are two copies of it again."""
+        data, error = folders.verify_segment(self.folder, entry)
+        path = self.folder / folders.SEGMENTS / entry["file"]
+        if error is not None:
+            warnings.warn(f"A FILE OF THE BUFFER IS DAMAGED: {error}; its copy is taken", stacklevel=5)
+        with suppress(OSError):  # a full disk can wait for the next save to say so
+            if isinstance(error, DamagedError):
+                replace_durably(path, data)
+            elif self._copies and not folders.copy_of(path).exists():
+                replace_durably(folders.copy_of(path), data)
+        return data
 
     def _check_objects(self, manifest: Mapping[str, Any]) -> None:
         saved = {name.removesuffix(".pt") for name in manifest["files"]} - {"rng"}

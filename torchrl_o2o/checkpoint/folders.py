@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchrl_o2o.checkpoint.manifest import read_manifest, verify_file
+from torchrl_o2o.checkpoint.manifest import FORMAT, DamagedError, check_manifest, read_manifest, verify_file
 from torchrl_o2o.durable import replace_durably, sync_folder
 from torchrl_o2o.errors import O2OCheckpointError
 
-__all__ = ["SEGMENTS", "commit", "prune", "retire", "step_folder", "steps", "sweep", "verify"]
+__all__ = [
+    "SEGMENTS",
+    "commit",
+    "copy_of",
+    "prune",
+    "retire",
+    "step_folder",
+    "steps",
+    "sweep",
+    "verify",
+    "verify_segment",
+]
 
 #: The folder of the buffer's segments within the folder of checkpoints.
 SEGMENTS = "segments"
@@ -66,26 +78,74 @@ def verify(root: Path, step: int) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        O2OCheckpointError: naming the first file that is missing or altered.
+        DamagedError: naming the first file that is missing or altered, and has no copy.
+        O2OCheckpointError: if a file cannot be read at the moment.
 
     Examples:
         >>> verify(Path("nowhere"), 3)
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OCheckpointError: nowhere/step-3/manifest.json cannot be read ...
+        torchrl_o2o.checkpoint.manifest.DamagedError: nowhere/step-3/manifest.json is missing ...
     """
     folder = step_folder(root, step)
     manifest = read_manifest(folder)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return manifest  # another version's: nothing is known of it
+    for name in _names(manifest):
+        _refuse_foreign(name, folder)
+    check_manifest(manifest, step)
     for name, entry in manifest["files"].items():
-        verify_file(folder / _own(name, folder), entry)
+        verify_file(folder / name, entry)
     for entry in manifest["buffer"]["segments"]:
-        verify_file(root / SEGMENTS / _own(entry["file"], folder), entry)
+        verify_segment(root, entry)
     return manifest
 
 
-def _own(name: str, folder: Path) -> str:
+def _names(manifest: Mapping[str, Any]) -> list[str]:
+    try:
+        return [*manifest["files"], *(entry["file"] for entry in manifest["buffer"]["segments"])]
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"a manifest does not fit together: no {error}") from error
+
+
+def copy_of(segment: Path) -> Path:
+    """Where the second copy of a segment lies. Checkpoints share segments, so one damaged file would void them all.
+
+    Args:
+        segment: the file.
+
+    Examples:
+        >>> copy_of(Path("segments/online-0-9-abc.pt")).name
+        'online-0-9-abc.pt.copy'
+    """
+    return segment.with_name(f"{segment.name}.copy")
+
+
+def verify_segment(root: Path, entry: Mapping[str, Any]) -> tuple[bytes, O2OCheckpointError | None]:
+    """Read a segment, or its copy if the segment is damaged.
+
+    Args:
+        root: the folder of checkpoints.
+        entry: the segment's manifest entry.
+
+    Returns:
+        The content; and what is wrong with the segment, if it is the copy's.
+
+    Raises:
+        O2OCheckpointError: what is wrong with the segment, if there is no good copy.
+    """
+    path = root / SEGMENTS / entry["file"]
+    try:
+        return verify_file(path, entry), None
+    except O2OCheckpointError as error:
+        try:
+            return verify_file(copy_of(path), entry), error
+        except O2OCheckpointError:
+            raise error from None
+
+
+def _refuse_foreign(name: str, folder: Path) -> None:
     if Path(name).name != name:
-        raise O2OCheckpointError(f"the manifest of {folder} names {name!r}, expected a file of the checkpoint's folder")
-    return name
+        raise DamagedError(f"the manifest of {folder} names {name!r}, expected a file of the checkpoint's folder")
 
 
 def commit(staged: Path, root: Path, step: int) -> None:
@@ -130,7 +190,8 @@ def retire(root: Path, step: int) -> None:
     """
     folder = step_folder(root, step)
     aside = folder.with_name(f"{folder.name}.broken")
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists() or aside.is_symlink():
+        _remove(aside)
     folder.rename(aside)
 
 
@@ -180,15 +241,15 @@ def sweep(root: Path) -> None:
     for folder in root.glob("step-*"):
         try:
             named.update(entry["file"] for entry in read_manifest(folder)["buffer"]["segments"])
-        except O2OCheckpointError:
+        except (O2OCheckpointError, KeyError, TypeError):
             return  # which segments it needs is unknown, so none is removed
-    for path in root.glob(f"{SEGMENTS}/*.pt"):
-        if path.name not in named:
+    for path in [*root.glob(f"{SEGMENTS}/*.pt"), *root.glob(f"{SEGMENTS}/*.copy")]:
+        if path.name.removesuffix(".copy") not in named:
             _remove(path)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,45 @@ import torch
 from torchrl_o2o.durable import write_durably
 from torchrl_o2o.errors import O2OCheckpointError
 
-__all__ = ["MANIFEST", "digest", "dump", "load", "read_manifest", "verify_file", "write_manifest"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "DamagedError",
+    "check_manifest",
+    "digest",
+    "dump",
+    "load",
+    "read_manifest",
+    "verify_file",
+    "write_manifest",
+]
 
 #: The manifest's name within a checkpoint's folder.
 MANIFEST = "manifest.json"
+#: The layout of a checkpoint; it grows when older readers could not make sense of a newer checkpoint.
+FORMAT = 1
 _DIGEST_BYTES = 32
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+class DamagedError(O2OCheckpointError):
+    """A file of a checkpoint is missing, cut short, altered or contradicts another: that will not pass.
+
+    A file that cannot be read at the moment (permissions, too many open files, a disk that is away) is another matter:
+    nothing is known about its checkpoint, which is neither passed over nor removed.
+    """
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in _MISSING:
+            raise DamagedError(f"{path} is missing ({error})") from error
+        raise O2OCheckpointError(
+            f"{path} cannot be read at the moment ({error}), so nothing is known of its checkpoint; mend that and "
+            "resume again, or move the checkpoint away to do without it"
+        ) from error
 
 
 def digest(data: bytes) -> str:
@@ -122,7 +157,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         folder: the checkpoint's folder.
 
     Raises:
-        O2OCheckpointError: if it is absent, damaged, or not a manifest.
+        DamagedError: if it is absent, damaged, or not a manifest.
+        O2OCheckpointError: if it cannot be read at the moment.
 
     Examples:
         >>> import tempfile
@@ -132,19 +168,67 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         >>> _ = (folder / MANIFEST).write_text("{}")
         >>> read_manifest(folder)
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OCheckpointError: ...manifest.json is damaged ...
+        torchrl_o2o.checkpoint.manifest.DamagedError: ...manifest.json is damaged ...
     """
     path = folder / MANIFEST
     try:
-        envelope = json.loads(path.read_bytes())
+        envelope = json.loads(_read(path))
         text = envelope["manifest"]
         if digest(text.encode()) != envelope["blake2b"]:
             raise ValueError("its hash does not match")
         return json.loads(text)
-    except OSError as error:
-        raise O2OCheckpointError(f"{path} cannot be read ({error})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise O2OCheckpointError(f"{path} is damaged ({error})") from error
+        raise DamagedError(f"{path} is damaged ({error})") from error
+
+
+def check_manifest(manifest: Mapping[str, Any], step: int) -> None:
+    """See that a manifest's entries fit together, so that no row is missing after a resume.
+
+    Args:
+        manifest: of this version's :data:`FORMAT`.
+        step: the step of the folder it lies in.
+
+    Raises:
+        DamagedError: naming what does not fit.
+
+    Examples:
+        >>> check_manifest({"step": 3}, 4)
+        Traceback (most recent call last):
+        torchrl_o2o.checkpoint.manifest.DamagedError: the manifest of step 4 does not fit together: it says step 3
+    """
+    try:
+        if manifest["step"] != step:
+            raise ValueError(f"it says step {manifest['step']}")
+        needed = {"rng.pt"} | ({"buffer.pt"} if manifest["buffer"]["regions"] else set())
+        if absent := needed - manifest["files"].keys():
+            raise ValueError(f"it names no {sorted(absent)}")
+        entries = [*manifest["files"].values(), *manifest["buffer"]["segments"]]
+        if not all(isinstance(entry["bytes"], int) and isinstance(entry["blake2b"], str) for entry in entries):
+            raise ValueError("a size or hash is missing")
+        _check_rows(manifest["buffer"]["regions"], manifest["buffer"]["segments"])
+        _ = manifest["config"].keys(), manifest["versions"].keys()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedError(
+            f"the manifest of step {step} does not fit together: {f'no {error}' if type(error) is KeyError else error}"
+        ) from error
+
+
+def _check_rows(regions: Sequence[Mapping[str, Any]], segments: Sequence[Mapping[str, Any]]) -> None:
+    """Each region's segments hold its living rows without a gap, and none crosses the end of the ring."""
+    names = [region["name"] for region in regions]
+    if strange := {entry["region"] for entry in segments} - set(names):
+        raise ValueError(f"segments of no region: {sorted(strange)}")
+    for region in regions:
+        total, capacity = region["total"], region["capacity"]
+        position, first = None, max(0, total - capacity)
+        for entry in [entry for entry in segments if entry["region"] == region["name"]]:
+            start, stop = entry["start"], entry["stop"]
+            begins = start <= first if position is None else start == position
+            if not (begins and 0 <= start < stop <= total and start // capacity == (stop - 1) // capacity):
+                raise ValueError(f"{region['name']} rows {start} to {stop} of {total} are out of turn")
+            position = stop
+        if (first if position is None else position) != total:
+            raise ValueError(f"{region['name']} rows from {first if position is None else position} on are missing")
 
 
 def verify_file(path: Path, entry: Mapping[str, Any]) -> bytes:
@@ -158,7 +242,8 @@ def verify_file(path: Path, entry: Mapping[str, Any]) -> bytes:
         The content.
 
     Raises:
-        O2OCheckpointError: if the file is missing, cut short or altered.
+        DamagedError: if the file is missing, cut short or altered.
+        O2OCheckpointError: if it cannot be read at the moment.
 
     Examples:
         >>> import tempfile
@@ -166,14 +251,11 @@ def verify_file(path: Path, entry: Mapping[str, Any]) -> bytes:
         >>> _ = path.write_bytes(b"ab")
         >>> verify_file(path, {"bytes": 3, "blake2b": digest(b"abc")})
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OCheckpointError: ...a has 2 bytes, expected 3...
+        torchrl_o2o.checkpoint.manifest.DamagedError: ...a has 2 bytes, expected 3...
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise O2OCheckpointError(f"{path} cannot be read ({error})") from error
+    data = _read(path)
     if len(data) != entry["bytes"]:
-        raise O2OCheckpointError(f"{path} has {len(data)} bytes, expected {entry['bytes']}: it was cut short")
+        raise DamagedError(f"{path} has {len(data)} bytes, expected {entry['bytes']}: it was cut short")
     if digest(data) != entry["blake2b"]:
-        raise O2OCheckpointError(f"{path} does not match its hash: its content was altered")
+        raise DamagedError(f"{path} does not match its hash: its content was altered")
     return data

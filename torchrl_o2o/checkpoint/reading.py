@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torchrl_o2o.checkpoint.folders import step_folder, steps, verify
-from torchrl_o2o.checkpoint.manifest import load, verify_file
+from torchrl_o2o.checkpoint.manifest import FORMAT, DamagedError, load, verify_file
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
 
@@ -28,10 +29,10 @@ __all__ = [
     "warn_of_versions",
 ]
 
-#: The layout of a checkpoint; it grows when older readers could not make sense of a newer checkpoint.
-FORMAT = 1
 #: Files of a checkpoint that are not objects of the run.
 _OWN_STATES = ("rng", "buffer")
+# How often to look again if the run that writes here removes checkpoints while they are read.
+_TRIES = 5
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -78,25 +79,44 @@ def newest_valid(root: Path) -> tuple[dict[str, Any] | None, list[int]]:
         (None, [])
     """
     damaged: list[int] = []
-    for step in steps(root):
-        try:
-            manifest = verify(root, step)
-        except O2OCheckpointError as error:
-            damaged.append(step)
-            warnings.warn(f"THE CHECKPOINT OF STEP {step} IS DAMAGED: {error}", stacklevel=4)
-            continue
-        if manifest["format"] != FORMAT:
-            raise O2OCheckpointError(
-                f"the checkpoint of step {step} in {root} has format {manifest['format']}, this version of torchrl_o2o "
-                f"reads {FORMAT}; resume with torchrl_o2o {manifest['versions']['torchrl_o2o']}"
-            )
-        return manifest, damaged
+    for _ in range(_TRIES):
+        damaged, vanished = [], False
+        for step in _steps(root):
+            try:
+                manifest = verify(root, step)
+            except DamagedError as error:
+                if not step_folder(root, step).exists():  # the run that writes here has removed it meanwhile
+                    vanished = True
+                    continue
+                damaged.append(step)
+                warnings.warn(f"THE CHECKPOINT OF STEP {step} IS DAMAGED: {error}", stacklevel=4)
+                continue
+            _check_format(manifest, root, step)
+            return manifest, damaged
+        if not vanished:
+            break
     if damaged:
         raise O2OCheckpointError(
             f"every checkpoint in {root} is damaged (steps {damaged}, see the warnings); "
             "restore the files from a copy, or start anew in another folder"
         )
     return None, []
+
+
+def _steps(root: Path) -> list[int]:
+    try:
+        return steps(root)
+    except OSError as error:
+        raise O2OCheckpointError(f"{root} cannot be read at the moment ({error}); mend that and try again") from error
+
+
+def _check_format(manifest: Any, root: Path, step: int) -> None:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        known = manifest if isinstance(manifest, dict) else {}
+        raise O2OCheckpointError(
+            f"the checkpoint of step {step} in {root} has format {known.get('format')}, this version of torchrl_o2o "
+            f"reads {FORMAT}; resume with torchrl_o2o {known.get('versions', {}).get('torchrl_o2o')}"
+        )
 
 
 def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
@@ -191,17 +211,20 @@ def restore_objects(root: Path, manifest: Mapping[str, Any], objects: Mapping[st
         >>> counters
         {'updates': 3}
     """
+    _load_states(manifest["step"], {name: read_state(root, manifest, name) for name in objects}, objects)
+
+
+def _load_states(step: int, states: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
     for name, item in objects.items():
-        state = read_state(root, manifest, name)
         if isinstance(item, dict):
             item.clear()
-            item.update(state)
+            item.update(states[name])
             continue
         try:
-            item.load_state_dict(state)
+            item.load_state_dict(states[name])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise O2OCheckpointError(
-                f"the state of {name!r} in the checkpoint of step {manifest['step']} does not fit this run's "
+                f"the state of {name!r} in the checkpoint of step {step} does not fit this run's "
                 f"{type(item).__name__}: {error}"
             ) from error
 
@@ -227,15 +250,23 @@ def load_objects(folder: str | Path, objects: Mapping[str, Any]) -> int:
         >>> load_objects(folder, {"counters": counters}), counters
         (3, {'updates': 3})
     """
-    manifest, _ = newest_valid(Path(folder))
+    root, objects = Path(folder), checked_objects(objects)
+    for _ in range(_TRIES - 1):
+        with suppress(DamagedError):  # removed meanwhile by the run that writes here
+            return _load_newest(root, objects)
+    return _load_newest(root, objects)
+
+
+def _load_newest(root: Path, objects: Mapping[str, Any]) -> int:
+    manifest, _ = newest_valid(root)
     if manifest is None:
-        raise O2OCheckpointError(f"{folder} holds no checkpoint; expected a folder with step-N folders in it")
+        raise O2OCheckpointError(f"{root} holds no checkpoint; expected a folder with step-N folders in it")
     missing = sorted(name for name in objects if f"{name}.pt" not in manifest["files"])
     if missing:
         raise O2OCheckpointError(
-            f"the checkpoint of step {manifest['step']} in {folder} holds {sorted(manifest['files'])}, not {missing}; "
+            f"the checkpoint of step {manifest['step']} in {root} holds {sorted(manifest['files'])}, not {missing}; "
             "ask for objects that it holds"
         )
     warn_of_versions(manifest["versions"])
-    restore_objects(Path(folder), manifest, checked_objects(objects))
+    restore_objects(root, manifest, objects)
     return manifest["step"]

@@ -22,6 +22,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import ReplayBuffer, Storage, TensorStorage
 from torchrl.data.replay_buffers.writers import RoundRobinWriter
 
+from torchrl_o2o.checkpoint.folders import copy_of
 from torchrl_o2o.checkpoint.manifest import digest, dump, load
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
@@ -110,7 +111,9 @@ def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
     return [Region("offline", 0, num_offline, num_offline), online]
 
 
-def write_segments(folder: Path, storage: Storage, region: Region, known: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def write_segments(
+    folder: Path, storage: Storage, region: Region, known: list[dict[str, Any]], *, copies: bool = False
+) -> list[dict[str, Any]]:
     """Write the living rows of a region that no known segment holds.
 
     Args:
@@ -118,6 +121,9 @@ def write_segments(folder: Path, storage: Storage, region: Region, known: list[d
         storage: the buffer's storage.
         region: the region to write.
         known: the manifest entries of the region's segments that were written or read by this run, in order.
+
+    Keyword Args:
+        copies: write each segment twice. Defaults to ``False``.
 
     Returns:
         The entries of all segments that hold a living row, in order: ``file``, ``region``, ``start``, ``stop``,
@@ -142,16 +148,19 @@ def write_segments(folder: Path, storage: Storage, region: Region, known: list[d
     living = [entry for entry in known if entry["stop"] > region.oldest]
     for start, stop in region.runs(max(written, region.oldest), region.total):
         rows = storage.get(slice(region.slot(start), region.slot(start) + stop - start))
-        living.append(_write_segment(folder, rows, region.name, start, stop))
+        living.append(_write_segment(folder, rows, region.name, start, stop, copies))
     return living
 
 
-def _write_segment(folder: Path, rows: TensorDictBase, region: str, start: int, stop: int) -> dict[str, Any]:
+def _write_segment(
+    folder: Path, rows: TensorDictBase, region: str, start: int, stop: int, copies: bool
+) -> dict[str, Any]:
     # Cloned: torch.save writes the whole memory that a view looks at.
     leaves = {key: value.cpu().clone() for key, value in rows.items(include_nested=True, leaves_only=True)}
     data = dump(f"{region} rows {start} to {stop}", leaves)
     name = f"{region}-{start}-{stop}-{digest(data)[:16]}.pt"
-    replace_durably(folder / name, data)
+    for path in (folder / name, *([copy_of(folder / name)] if copies else [])):
+        replace_durably(path, data)
     span = {"region": region, "start": start, "stop": stop}
     return {"file": name} | span | {"bytes": len(data), "blake2b": digest(data)}
 

@@ -29,7 +29,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.durable import FolderLock, identity, open_file, refuse_link, replace_durably
+from torchrl_o2o.durable import FolderLock, identity, open_file, refuse_link, refuse_other, replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import describe_run, plain_config, plain_number
@@ -192,15 +192,7 @@ class Recorder:
         Raises:
             O2OCheckpointError: if it was moved or removed, and perhaps another folder has taken its name.
         """
-        try:
-            same = identity(self.folder) == self._identity
-        except OSError:
-            same = False
-        if not same:
-            raise O2OCheckpointError(
-                f"{self.folder} is not the folder this run began in: it was moved or removed while the run went on; "
-                "move it back, or resume the run where it is now"
-            )
+        refuse_other(self.folder, self._identity)
 
     @contextmanager
     def dump_if_not_finite(self, batch: TensorDictBase) -> Iterator[None]:

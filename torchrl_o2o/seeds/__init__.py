@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.checkpoint import AgentCheckpointer, restore_together
 from torchrl_o2o.seeds.acting import StackedActor, StackedCollector
 from torchrl_o2o.seeds.density import StackedDensityRatio
 from torchrl_o2o.seeds.learner import StackedLearner
-from torchrl_o2o.seeds.resuming import AgentCheckpointer, restore_together
 from torchrl_o2o.seeds.sac import StackedSAC, stack_losses
 from torchrl_o2o.seeds.stacking import StackedNonFiniteError, StackedOptimizer, stack_leaves
 from torchrl_o2o.seeds.storage import AgentStorage, SharedRows

@@ -19,7 +19,7 @@ from tensordict import TensorDict
 
 from torchrl_o2o.data.datasets.staging import discard_directory, staged_directory
 from torchrl_o2o.data.findings import Finding
-from torchrl_o2o.durable import write_durably
+from torchrl_o2o.durable import reserve, write_durably
 
 __all__ = ["RawDataset", "SourceMeta", "cached", "dataset_root", "default_cache_dir"]
 
@@ -127,8 +127,7 @@ def _memmap(data: TensorDict, folder: Path) -> None:
     """Write memory-mapped files whose blocks are reserved first: on a full disk a mapped write ends in SIGBUS."""
     mapped = data.memmap_like(folder)
     for path in folder.rglob("*.memmap"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
+        reserve(path)
     mapped.update_(data)
 
 

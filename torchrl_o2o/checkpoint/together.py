@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
-from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.checkpoint.checkpointer import Checkpointer
 from torchrl_o2o.checkpoint.folders import retire, steps, verify
+from torchrl_o2o.checkpoint.manifest import DamagedError
 from torchrl_o2o.errors import O2OCheckpointError
-from torchrl_o2o.seeds.streams import RandomStream
 
 __all__ = ["AgentCheckpointer", "restore_together"]
 
@@ -22,17 +23,21 @@ class AgentCheckpointer:
 
     Args:
         checkpoint: the agent's own.
-        stream: its random numbers.
+        stream: a context in which the global random generators are the agent's, such as
+            :class:`~torchrl_o2o.seeds.RandomStream`.
         before_save: called first, for example to :meth:`~torchrl_o2o.seeds.StackedOptimizer.share` the states.
 
     Examples:
         >>> import tempfile
+        >>> from contextlib import nullcontext
         >>> counters = {"updates": 3}
         >>> checkpoint = Checkpointer(tempfile.mkdtemp(), objects={"counters": counters})
-        >>> AgentCheckpointer(checkpoint, RandomStream(), lambda: None).save(3)
+        >>> AgentCheckpointer(checkpoint, nullcontext(), lambda: None).save(3)
     """
 
-    def __init__(self, checkpoint: Checkpointer, stream: RandomStream, before_save: Callable[[], object]) -> None:
+    def __init__(
+        self, checkpoint: Checkpointer, stream: AbstractContextManager[object], before_save: Callable[[], object]
+    ) -> None:
         self.checkpoint = checkpoint
         self.stream = stream
         self.before_save = before_save
@@ -47,22 +52,24 @@ class AgentCheckpointer:
 def restore_together(agents: Sequence[AgentCheckpointer]) -> int | None:
     """Restore all agents from the newest step of which every one has a valid checkpoint.
 
-    A process killed while it saves leaves some agents one checkpoint ahead; that one is set aside, with a warning.
+    A process killed while it saves leaves some agents one checkpoint ahead; that one is set aside, with a warning. If
+    that was the first round of saves, some agents have none yet, and all of them start afresh.
 
     Args:
         agents: one per agent.
 
     Returns:
-        The step, or ``None`` if no agent has a checkpoint.
+        The step, or ``None`` if the agents start afresh.
 
     Raises:
-        O2OCheckpointError: if some agents have checkpoints, but no step in common.
+        O2OCheckpointError: if some agents have checkpoints, but no step in common; or one cannot be read at the moment.
 
     Examples:
         >>> import tempfile
+        >>> from contextlib import nullcontext
         >>> counters = [{"updates": 0}, {"updates": 0}]
         >>> checkpoints = [Checkpointer(tempfile.mkdtemp(), objects={"counters": counter}) for counter in counters]
-        >>> agents = [AgentCheckpointer(each, RandomStream(), lambda: None) for each in checkpoints]
+        >>> agents = [AgentCheckpointer(each, nullcontext(), lambda: None) for each in checkpoints]
         >>> print(restore_together(agents))
         None
         >>> for agent in agents:
@@ -75,21 +82,31 @@ def restore_together(agents: Sequence[AgentCheckpointer]) -> int | None:
     found = {str(agent.checkpoint.folder): steps(agent.checkpoint.folder) for agent in agents}
     if not any(found.values()):
         return None
-    common = set.intersection(*(_valid(agent) for agent in agents))
-    if not common:
+    if _first_round(list(found.values())):
+        step = None
+    elif common := set.intersection(*(_valid(agent) for agent in agents)):
+        step = max(common)
+    else:
         raise O2OCheckpointError(
             f"the agents have no valid checkpoint of one step; they have {found}. Resume together those that stand at "
             "one step, and start the others anew"
         )
-    step = max(common)
     for agent in agents:
         folder = agent.checkpoint.folder
-        for newer in [other for other in steps(folder) if other > step]:
-            warnings.warn(f"{folder} goes back from step {newer} to {step}, where all agents stand", stacklevel=2)
+        for newer in [other for other in steps(folder) if step is None or other > step]:
+            whither = "the start" if step is None else f"{step}"
+            warnings.warn(f"{folder} goes back from step {newer} to {whither}, where all agents stand", stacklevel=2)
             retire(folder, newer)
-        with agent.stream:
-            agent.checkpoint.restore()
+        if step is not None:
+            with agent.stream:
+                agent.checkpoint.restore()
     return step
+
+
+def _first_round(found: Sequence[Sequence[int]]) -> bool:
+    """Whether some agents have saved once, at the same step, and the others never."""
+    saved = [tuple(own) for own in found if own]
+    return len(saved) < len(found) and len(set(saved)) == 1 and len(saved[0]) == 1
 
 
 def _valid(agent: AgentCheckpointer) -> set[int]:
@@ -98,6 +115,6 @@ def _valid(agent: AgentCheckpointer) -> set[int]:
         try:
             verify(agent.checkpoint.folder, step)
             valid.add(step)
-        except O2OCheckpointError as error:
+        except DamagedError as error:
             warnings.warn(f"{error}; it is set aside", stacklevel=3)
     return valid

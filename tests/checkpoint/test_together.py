@@ -81,3 +81,14 @@ def test_before_save_comes_first(tmp_path: Path) -> None:
     counter["step"] = 0
     Checkpointer(tmp_path, objects={"counter": counter}).restore()
     assert counter["step"] == 7
+
+
+@pytest.mark.parametrize("saved", [[[4], [], []], [[4], [4], []]])
+def test_killed_in_the_first_round_of_saves_all_start_afresh(tmp_path: Path, saved: list[list[int]]) -> None:
+    made, counters = agents(tmp_path, saved)
+    with pytest.warns(UserWarning, match="goes back from step 4 to the start"):
+        assert restore_together(made) is None
+    assert counters == [{"step": -1}] * 3
+    for agent in made:
+        agent.save(4)
+    assert restore_together(agents(tmp_path, [[], [], []])[0]) == 4
