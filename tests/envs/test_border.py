@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,11 @@ def test_finite_means_finite_in_float32(value: float) -> None:
 
 def test_the_largest_float32_and_whole_numbers_are_finite() -> None:
     largest = float(np.finfo(np.float32).max)
-    assert find_fault(np.array([largest, -largest]), largest) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_fault(np.array([largest, -largest]), largest) is None
+        assert find_fault(np.array([[largest, -largest]], np.float32)) is None
+        assert find_fault(np.zeros((0,), np.float32)) is None
     assert find_fault(np.array([255], np.uint8), -largest) is None
 
 

@@ -26,13 +26,20 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
-from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, PoolSampler, offline_online_storage
+from torchrl_o2o.data import (
+    TRANSITION,
+    BalancedSampler,
+    OnlineWriter,
+    PoolSampler,
+    load_offline,
+    offline_online_storage,
+)
 from torchrl_o2o.data.env_match import match_environment
 from torchrl_o2o.data.samplers import PrioritizedReplaySampler
 from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import effective_sample_size
 from torchrl_o2o.modules import make_actor
 from torchrl_o2o.testing import counting_storage, random_transitions
@@ -313,6 +320,11 @@ def test_case_a11_discrete_actions_get_one_sentence_everywhere() -> None:
     for call in calls:
         with pytest.raises(O2OSpecError, match=r"CartPole-v1 has discrete actions.*for continuous actions only"):
             call()
+    log = {"observations": np.zeros((9, 4)), "next_observations": np.ones((9, 4)), "rewards": np.zeros(9)}
+    for actions in (np.arange(9) % 2, np.arange(9) % 2 == 0):
+        rows = {**log, "actions": actions, "terminals": np.arange(9) % 3 == 2, "timeouts": np.zeros(9, bool)}
+        with pytest.raises(O2ODataError, match=r"whole numbers .*a discrete choice.*for continuous actions only"):
+            load_offline(rows)
 
 
 def test_case_a12_the_callers_mistakes_are_the_callers() -> None:

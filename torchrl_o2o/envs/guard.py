@@ -175,7 +175,7 @@ class GuardedEnv(gymnasium.Wrapper):
 
     def _own_action(self, action: Any) -> np.ndarray:
         own = np.array(action)  # an environment may scale its argument in place
-        if own.shape != self._action_shape or own.dtype.kind not in "biuf" or not np.isfinite(own).all():
+        if own.shape != self._action_shape or own.dtype.kind not in "biuf" or find_fault(own) is not None:
             raise O2OSpecError(
                 f"got the action {action!r} of shape {own.shape}, expected finite numbers of shape "
                 f"{self._action_shape}; this is the caller's mistake, not the environment's"

@@ -12,6 +12,8 @@ import gymnasium
 import numpy as np
 
 from torchrl_o2o.data.datasets.actors import Act, EpisodeActors
+from torchrl_o2o.envs.border import box_of_observations, checked_reset, checked_step
+from torchrl_o2o.errors import check_seed
 
 __all__ = ["Trajectory", "roll_out"]
 
@@ -44,6 +46,7 @@ def roll_out(env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed:
         >>> [len(part.rewards) for part in roll_out(env, uniform_policy(env.action_space), num_steps=300, seed=0)]
         [200, 100]
     """
+    seed = check_seed(seed)
     rng = np.random.default_rng((seed, 1))  # not the environment's own stream, which default_rng(seed) would repeat
     limit = env.spec.max_episode_steps if env.spec is not None else None
     # The wrappers check every step, which costs as much as the step itself; the time limit is kept here instead.
@@ -57,12 +60,13 @@ def roll_out(env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed:
 
 
 def _episode(env: gymnasium.Env, act: Act, limit: int) -> Trajectory:
-    observation, _ = env.reset()
+    space = box_of_observations(env)
+    observation, _ = checked_reset(env, space)
     observations, actions, rewards = [observation], [], []
     terminated = truncated = False
     while not (terminated or truncated):
         action = act(observation).astype(env.action_space.dtype)
-        observation, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, _ = checked_step(env, action.copy(), space)
         truncated = truncated or len(rewards) + 1 == limit
         observations.append(observation)
         actions.append(action)

@@ -132,7 +132,7 @@ def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dic
         )
     columns = {
         "observation": observation[:kept],
-        "action": _vectors(arrays["actions"], f"actions of {origin}")[:kept],
+        "action": _real_actions(arrays["actions"], f"actions of {origin}")[:kept],
         "next_observation": successor,
         "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1)[:kept],
         "terminated": _flags(arrays, "terminals", steps)[:kept],
@@ -163,7 +163,7 @@ def rows_from_flat(arrays: Mapping[str, np.ndarray], *, max_episode_steps: int |
     steps = len(arrays["actions"])
     columns = {
         "observation": _vectors(arrays["observations"], f"observations of {origin}"),
-        "action": _vectors(arrays["actions"], f"actions of {origin}"),
+        "action": _real_actions(arrays["actions"], f"actions of {origin}"),
         "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1),
         "terminated": _flags(arrays, "terminals", steps),
         "truncated": _time_limits(arrays, steps, max_episode_steps, origin),
@@ -241,6 +241,16 @@ def _vectors(values: np.ndarray, name: str) -> np.ndarray:
     """Cast observations or actions; single numbers become vectors of one entry."""
     values = cast_column(values, name)
     return values[:, None] if values.ndim == 1 else values
+
+
+def _real_actions(values: np.ndarray, name: str) -> np.ndarray:
+    kind = np.asarray(values).dtype
+    if kind.kind in "biu":
+        raise O2ODataError(
+            f"the {name} are whole numbers ({kind}), a discrete choice; the methods of this package are for continuous "
+            "actions only. Cast them to float32 if they are steps of a real number, as of an integer Box."
+        )
+    return _vectors(values, name)
 
 
 def _same_length(columns: Mapping[str, np.ndarray], origin: str) -> None:
