@@ -81,6 +81,7 @@ def collect(env, frames=30, seed=0, **options):
 
 
 def online_buffer(capacity=50):
+    torch.manual_seed(0)  # a resumed run has to have the same data
     offline = torch.cat(list(collect(Failing(), frames=5))).select(*TRANSITION)
     writer = OnlineWriter(5)
     return TensorDictReplayBuffer(storage=offline_online_storage(offline, capacity), writer=writer, batch_size=4)
