@@ -2,54 +2,60 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Finding and starting the scripts of `sota-implementations/`, which live beside the package in a source checkout."""
+"""Finding and starting the training scripts: `sota-implementations/` of a checkout, or the copy in a wheel.
+
+A script is given settings files by Hydra's ``--config-dir``. Those may come from anywhere, so what configures Hydra
+itself is refused in them: its callbacks, launchers and loggers are classes that Hydra imports and calls.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["find_script", "script_command"]
+__all__ = ["check_config_dirs", "find_script", "script_command"]
 
-_SCRIPTS = Path(__file__).resolve().parents[1] / "sota-implementations"
+_PACKAGE = Path(__file__).resolve().parent
+#: In a wheel, beside the modules; in a checkout, beside the package.
+_FOLDERS = (_PACKAGE / "_scripts", _PACKAGE.parent / "sota-implementations")
+_FOLDER_OPTION = re.compile(r"-cd|-cp|--config-(d|di|dir|p|pa|pat|path)")  # Hydra takes shortened words
+_SEARCH_PATH = re.compile(r"file://([^\],'\"\s]+)")
+_PACKAGE_LINE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 
 
 def find_script(name: str) -> Path:
     """Locate the script of an algorithm.
 
     Args:
-        name: a folder of ``sota-implementations``, for example ``"rlpd"``, or one of its other scripts, for example
-            ``"rlpd/rlpd_seeds"``.
+        name: a script, for example ``"rlpd"`` or ``"rlpd_seeds"``, with or without its folder
+            (``"rlpd/rlpd_seeds"``).
 
     Returns:
         The script's path.
 
     Raises:
-        O2OSpecError: if the package does not run from a source checkout, or there is no such script.
+        O2OSpecError: if there is no such script.
 
     Examples:
         >>> from torchrl_o2o.scripts import find_script
-        >>> find_script("rlpd").name
-        'rlpd.py'
+        >>> find_script("rlpd").name, find_script("rlpd_seeds").parent.name
+        ('rlpd.py', 'rlpd')
     """
-    if not _SCRIPTS.is_dir():
-        raise O2OSpecError(
-            f"the training scripts are not part of the installed package (looked in {_SCRIPTS}); clone the "
-            "repository and install it with pip install -e ."
-        )
-    scripts = {f"{path.parent.name}/{path.stem}": path for path in sorted(_SCRIPTS.glob("*/*.py"))}
-    if name in scripts:
-        return scripts[name]
-    known = [path.stem for path in scripts.values() if path.stem == path.parent.name]
-    if name not in known:
-        close = difflib.get_close_matches(name, known)
-        hint = f" ({close[0]}?)" if close else ""
-        raise O2OSpecError(f"no script is called {name!r}; there are {', '.join(known)}{hint}")
-    return _SCRIPTS / name / f"{name}.py"
+    scripts = {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*/*.py"))}
+    path = scripts.get(name.rpartition("/")[2])
+    if path is not None and name in (path.stem, f"{path.parent.name}/{path.stem}"):
+        return path
+    if not scripts:
+        raise O2OSpecError(f"no training script is installed (looked in {' and '.join(map(str, _FOLDERS))}); reinstall")
+    close = difflib.get_close_matches(name, scripts)
+    hint = f" ({close[0]}?)" if close else ""
+    raise O2OSpecError(f"no script is called {name!r}; there are {', '.join(scripts)}{hint}")
 
 
 def script_command(name: str, overrides: Sequence[str]) -> list[str]:
@@ -57,14 +63,89 @@ def script_command(name: str, overrides: Sequence[str]) -> list[str]:
 
     Args:
         name: as in :func:`find_script`.
-        overrides: Hydra overrides, for example ``["task=halfcheetah-linear-mix-cpu", "seed=1"]``.
+        overrides: Hydra overrides and options, for example ``["task=halfcheetah-linear-mix-cpu", "seed=1"]``.
 
     Returns:
         The words of the command.
+
+    Raises:
+        O2OSpecError: if there is no such script, or as :func:`check_config_dirs`.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_command
         >>> script_command("rlpd", ["seed=1"])[2:]
         ['seed=1']
     """
+    check_config_dirs(overrides)
     return [sys.executable, str(find_script(name)), *overrides]
+
+
+def check_config_dirs(words: Sequence[str]) -> None:
+    """Refuse settings files that configure Hydra itself, in the folders that a command line adds to Hydra's own.
+
+    Those are of ``--config-dir``, ``--config-path`` and ``hydra.searchpath``.
+
+    Args:
+        words: of a script's command line.
+
+    Raises:
+        O2OSpecError: naming the file and what in it is refused, or that a file cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "mine.yaml").write_text("hydra: {callbacks: {mine: {_target_: os.getcwd}}}")
+        >>> check_config_dirs(["--config-dir", str(folder), "task=mine"])
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: ...mine.yaml configures Hydra itself (hydra), ...
+    """
+    for folder in _config_dirs(words):
+        for file in sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml")):
+            found = next(_hydra_parts(file, folder), None)
+            if found is not None:
+                raise O2OSpecError(
+                    f"{file} configures Hydra itself ({found}), through which a settings file can run any code; take "
+                    "that out, and give Hydra's options on the command line"
+                )
+
+
+def _config_dirs(words: Sequence[str]) -> Iterator[Path]:
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if _FOLDER_OPTION.fullmatch(option):
+            yield Path(value if equals else next(iter(words[position + 1 :]), ""))
+        if "hydra.searchpath" in option:
+            yield from map(Path, _SEARCH_PATH.findall(value))
+
+
+def _hydra_parts(file: Path, folder: Path) -> Iterator[str]:
+    """What a file says to Hydra: by its own name, its package, its keys, or its list of defaults."""
+    import yaml
+
+    name = str(file.relative_to(folder).with_suffix(""))
+    if "hydra" in name:
+        yield name
+    try:
+        text = file.read_text()
+        documents = list(yaml.safe_load_all(text))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise O2OSpecError(f"{file} cannot be read as YAML ({reason}); mend it or take it out of {folder}") from error
+    yield from (package for package in _PACKAGE_LINE.findall(text) if "hydra" in package)
+    for document in documents:
+        if isinstance(document, dict):
+            yield from (str(key) for key in document if "hydra" in str(key))
+            yield from (str(entry) for entry in _words(document.get("defaults", [])) if "hydra" in str(entry))
+
+
+def _words(value: Any) -> Iterator[Any]:
+    """All keys and values within lists and mappings."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _words(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _words(inner)
+    else:
+        yield value

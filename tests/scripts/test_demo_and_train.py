@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from torchrl_o2o.commands.cli import main
+from torchrl_o2o.durable import FolderLock
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.recorder import read_run
 from torchrl_o2o.scripts import find_script, script_command
@@ -54,11 +57,71 @@ def test_help_is_quick() -> None:
     assert time.perf_counter() - began < 2.0, "it takes a tenth of a second; torch must have been imported"
 
 
+def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """`o2o` in a process and a session of its own."""
+    command = [sys.executable, "-m", "torchrl_o2o.commands.cli", *words]
+    root = str(Path(__file__).parents[2])
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=os.environ | {"PYTHONPATH": root}, start_new_session=True, **output)
+
+
 def test_train_runs_a_script(tmp_path: Path) -> None:
     words = [f"{key}={value}" for key, value in TINY.items()]
-    words += ["task=halfcheetah-linear-mix-cpu", f"run_dir={tmp_path / 'run'}"]
-    assert main(["train", "rlpd", *words]) == 0
+    process = start("train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, "run_dir=run", cwd=tmp_path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     assert (tmp_path / "run" / "policy.pt").exists()
+
+
+LONG = {**TINY, "collector.total_frames": "100000", "eval_every": "100000", "log_every": "5"}
+
+
+def wait_for_training(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until a row of training metrics is there."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until and process.poll() is None:
+        if (folder / "metrics.jsonl").exists() and "train/loss" in (folder / "metrics.jsonl").read_text():
+            return
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate()[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_train_is_a_signal_to_the_training(number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C killed the child after a quarter of a second, SIGTERM left it running: now either ends in a checkpoint."""
+    words = [f"{key}={value}" for key, value in LONG.items()]
+    process = start("train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, "run_dir=run", cwd=tmp_path)
+    wait_for_training(tmp_path / "run", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json"))
+    assert "resume=true" in output
+
+
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGHUP, False)], ids=str
+)
+def test_a_signal_to_the_demo_reaches_both_runs_once(number: signal.Signals, group: bool, tmp_path: Path) -> None:
+    """Sent to the parent alone, or to the terminal's whole group as Ctrl-C is: both runs save, none is left behind."""
+    settings = [word for key, value in LONG.items() for word in ("--set", f"{key}={value}")]
+    process = start("demo", "--out", str(tmp_path), *settings, cwd=tmp_path)
+    folder = tmp_path / "halfcheetah"
+    wait_for_training(folder / "rlpd", process)
+    wait_for_training(folder / "sac", process)
+    if group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    sent = signal.SIGTERM if number == signal.SIGHUP else number
+    assert process.returncode == 128 + sent, output
+    for name in ("rlpd", "sac"):
+        assert list((folder / name / "checkpoints").glob("step-*/manifest.json")), name
+        FolderLock(folder / name).release()
+    assert f"stopped by {sent.name}; both runs are saved" in output
+    assert "resume=true" in (folder / "sac.log").read_text()
 
 
 def test_unknown_script() -> None:

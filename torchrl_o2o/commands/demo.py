@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -48,20 +47,20 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _train_both(out: Path, words: list[str]) -> int:
     """Train the two runs in two processes of one thread each; RLPD shows its progress, SAC writes a log."""
+    from torchrl_o2o.commands.children import Children
     from torchrl_o2o.scripts import script_command
 
-    with (out / "sac.log").open("w") as log:
+    with (out / "sac.log").open("w") as log, Children() as children:
         command = script_command("rlpd", [*words, "algorithm=sac", f"run_dir={out / 'sac'}"])
-        baseline = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            command = script_command("rlpd", [*words, "algorithm=rlpd", f"run_dir={out / 'rlpd'}"])
-            status = subprocess.run(command, check=False).returncode
-            if status == 0:
-                print("waiting for SAC", flush=True)
-                status = baseline.wait()
-                if status:
-                    print(f"SAC failed; see {out / 'sac.log'}", file=sys.stderr)
-            return status
-        finally:
-            baseline.terminate()
-            baseline.wait()
+        sac = children.start(command, log=log)
+        command = script_command("rlpd", [*words, "algorithm=rlpd", f"run_dir={out / 'rlpd'}"])
+        status = children.wait(children.start(command))
+        if status == 0:
+            print("waiting for SAC", flush=True)
+        if status == 0 or children.received is not None:
+            status = children.wait(sac) or status
+        if children.received is not None:
+            print(f"stopped by {children.received.name}; both runs are saved in {out}", file=sys.stderr)
+        elif sac.returncode:
+            print(f"SAC failed; see {out / 'sac.log'}", file=sys.stderr)
+        return status

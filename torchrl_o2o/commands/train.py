@@ -2,12 +2,13 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""`o2o train`: run a script of `sota-implementations/` with Hydra overrides."""
+"""`o2o train`: become a training script, with Hydra overrides."""
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import os
+import sys
 
 __all__ = ["register"]
 
@@ -19,14 +20,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         subparsers: of the `o2o` parser.
     """
     usage = "o2o train [-h] SCRIPT [KEY=VALUE ...] [HYDRA OPTIONS]"
-    parser = subparsers.add_parser("train", usage=usage, help="train by a script of sota-implementations/")
-    parser.add_argument("script", metavar="SCRIPT", help="its folder, such as rlpd")
+    parser = subparsers.add_parser("train", usage=usage, help="train by one of the papers' scripts")
+    parser.add_argument("script", metavar="SCRIPT", help="such as rlpd or rlpd_seeds")
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="KEY=VALUE",
-        help="such as task=halfcheetah-linear-mix seed=1; and Hydra's own options, such as --cfg job, which prints the "
-        "settings",
+        help="such as task=halfcheetah-linear-mix seed=1, for a script of many seeds 'seeds=[0,1,2]' in quotes; and "
+        "Hydra's own options, such as --cfg job, which prints the settings",
     )
     parser.set_defaults(run=_train)
 
@@ -34,4 +35,8 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def _train(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.scripts import script_command
 
-    return subprocess.run(script_command(arguments.script, arguments.overrides), check=False).returncode
+    command = script_command(arguments.script, arguments.overrides)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # In the place of this process, and not below it: whoever sends a signal to `o2o train` sends it to the training.
+    os.execv(command[0], command)

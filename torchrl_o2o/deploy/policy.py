@@ -71,6 +71,12 @@ class PolicyFile:
     metadata: Mapping[str, Any]
     versions: Mapping[str, Any]
 
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Number of observation entries and of action dimensions."""
+        layers = (layer for layer in self.parts.net.modules() if isinstance(layer, nn.Linear))
+        return next(layers).in_features, len(self.low)
+
     def actor(self, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
         """The actor, in evaluation mode; it reads observations as the environment gives them.
 

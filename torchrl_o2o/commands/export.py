@@ -1,0 +1,46 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""`o2o export`: write a trained policy for programs that have nothing of this package."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["register"]
+
+_ENDINGS = {"torch_export": ".pt2", "onnx": ".onnx"}
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `o2o export`.
+
+    Args:
+        subparsers: of the `o2o` parser.
+    """
+    from torchrl_o2o.commands.policies import add_arguments
+
+    parser = subparsers.add_parser("export", help="write a trained policy for torch.export or ONNX runtimes")
+    add_arguments(parser, env=False)
+    parser.add_argument("--format", choices=sorted(_ENDINGS), default="torch_export", help="(default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: policy.pt2 or policy.onnx beside the policy)"
+    )
+    parser.add_argument(
+        "--unit-actions", action="store_true", help="actions in [-1, 1] instead of the environment's own units"
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.deploy import export_policy, read_policy
+
+    policy = read_policy(arguments.policy)
+    actor = policy.actor(native_actions=not arguments.unit_actions)
+    out = arguments.out or policy.path.with_suffix(_ENDINGS[arguments.format])
+    export_policy(actor, out, format=arguments.format)
+    low, high = (edge.tolist() for edge in (actor.spec["action"].space.low, actor.spec["action"].space.high))
+    print(f"written to {out}: observations as the environment gives them, actions in {low} to {high}")
+    return 0

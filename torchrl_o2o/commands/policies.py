@@ -1,0 +1,77 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the commands on policies share: which policy, and in which environment."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from torchrl_o2o.errors import O2OSpecError
+
+if TYPE_CHECKING:
+    from torchrl_o2o.deploy import PolicyFile
+
+__all__ = ["add_arguments", "env_arguments"]
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, env: bool = True) -> None:
+    """Add the arguments that say which policy, and where.
+
+    Args:
+        parser: of the command.
+
+    Keyword Args:
+        env: whether the command needs an environment. Defaults to ``True``.
+    """
+    parser.add_argument("policy", metavar="RUN", help="a run folder, or the policy file of one")
+    if env:
+        parser.add_argument(
+            "--env", metavar="ID", help="another environment than the one that the policy was trained in"
+        )
+        parser.add_argument(
+            "--allow-modules",
+            nargs="+",
+            default=[],
+            metavar="MODULE",
+            help="modules whose environments may be built, besides this package's; a policy file may not name any",
+        )
+        parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: %(default)s)")
+
+
+def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of :func:`~torchrl_o2o.envs.make_gym_env` for a policy's environment.
+
+    Args:
+        policy: the policy.
+        arguments: of :func:`add_arguments`.
+
+    Raises:
+        O2OSpecError: if neither the policy's file nor the command line names an environment, or that one cannot be
+            built or is of other sizes.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.deploy import read_policy, save_policy
+        >>> from torchrl_o2o.modules import make_actor
+        >>> policy = read_policy(save_policy(tempfile.mkdtemp(), make_actor(3, 1), env="Pendulum-v1"))
+        >>> env_arguments(policy, argparse.Namespace(env=None, allow_modules=[]))
+        {'env_id': 'Pendulum-v1', 'allow_modules': []}
+    """
+    from torchrl_o2o.envs import make_gym_env
+
+    if arguments.env is None and policy.env is None:
+        raise O2OSpecError(f"{policy.path} does not say which environment it is for; name one with --env")
+    known = dict(policy.env or {}) if arguments.env is None else {"env_id": arguments.env}
+    known["allow_modules"] = arguments.allow_modules
+    env = make_gym_env(**known)
+    dims = env.observation_space.shape + env.action_space.shape
+    env.close()
+    if dims != policy.dims:
+        raise O2OSpecError(
+            f"{policy.path} reads {policy.dims[0]} observation entries and gives {policy.dims[1]} action dimensions, "
+            f"{known['env_id']} has {' and '.join(map(str, dims))}; name another environment with --env"
+        )
+    return known
