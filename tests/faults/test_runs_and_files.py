@@ -10,10 +10,12 @@ The letters are those of the list: A wrong numbers, B runs that end, C intruders
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -33,10 +35,15 @@ from torchrl_o2o.checkpoint import Checkpointer, folders, load_objects
 from torchrl_o2o.checkpoint.manifest import read_manifest, write_manifest
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
+from torchrl_o2o.commands import data
 from torchrl_o2o.data import OnlineWriter, offline_online_storage
-from torchrl_o2o.errors import O2OCheckpointError
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules import make_actor
+from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
+from torchrl_o2o.record.figures import Curve, Panel, draw_panels
 from torchrl_o2o.record.recorder import Recorder, read_metrics
+from torchrl_o2o.record.report import write_report
+from torchrl_o2o.record.runs import find_runs, group_runs, load_run
 from torchrl_o2o.record.sinks import ProgressSink, TensorBoardSink
 from torchrl_o2o.testing import DelayedRewardEnv
 from torchrl_o2o.trainers.evaluation import EvaluationResult
@@ -645,3 +652,135 @@ def test_case_c24_linked_folders_of_sinks(tmp_path: Path, theirs: Path, options:
     with pytest.raises(O2OCheckpointError, match="is a symbolic link"):
         Recorder(tmp_path / "run", config={}, **options)
     Recorder(tmp_path / "run", config={}).close()
+
+
+# Curves and reports
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
+def test_case_a06_a_diverged_seed_is_not_cut_off(position: int) -> None:
+    scores = np.insert([60.0, 70.0, 80.0], position, NAN)
+    assert np.isnan(iqm(scores))
+    assert np.isnan(iqm([scores, [1.0, 2.0, 3.0, 4.0]], axis=1)).tolist() == [True, False]
+    low, high = stratified_bootstrap_interval(scores, generator=np.random.default_rng(0))
+    assert np.isnan(low)
+    assert np.isnan(high)
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_case_a06_a_curve_with_a_nan(position: int) -> None:
+    steps, scores = np.array([-10.0, 0.0, 5.0, 50.0]), np.array([1.0, 40.0, 30.0, 60.0])
+    scores[position] = NAN
+    assert np.isnan(dip(steps, scores)) == (position in (1, 2))
+    assert np.isnan(gain(steps, scores)) == (position in (1, 3))
+    assert np.isnan(regret(steps, scores)) == (position > 0)
+    assert np.isnan(handover_score(steps, scores)) == (position == 1)
+
+
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+def test_case_a06_steps_that_are_none(bad: float) -> None:
+    with pytest.raises(O2OSpecError, match="steps are not all finite"):
+        dip([0.0, 1.0, bad], [1.0, 2.0, 3.0])
+
+
+def write_run(folder: Path, scores: Iterable[float], seed: int = 0, **config: Any) -> None:
+    with Recorder(folder, config={"algorithm": "rlpd", "task": "door", **config}, seed=seed) as recorder:
+        for step, score_ in enumerate(scores):
+            recorder.log(100 * step, {"evaluation/return": score_})
+
+
+def report(folder: Path) -> str:
+    pytest.importorskip("matplotlib")
+    return write_report([folder], folder / "out").read_text()
+
+
+def test_case_a06_a_report_says_nan_where_a_seed_diverged(tmp_path: Path) -> None:
+    for seed, last in enumerate((60.0, 70.0, 80.0, NAN)):
+        write_run(tmp_path / str(seed), [10.0, 20.0, last], seed)
+    text = report(tmp_path)
+    assert "| door | rlpd | 4 | 200 | nan [nan, nan] | 0 | – | nan |" in text
+    assert f"{tmp_path / '3'} measured NaN at step 200" in text
+
+
+def test_case_b19_a_report_beside_a_run_that_saves(tmp_path: Path) -> None:
+    write_run(tmp_path / "done", [1.0, 2.0])
+    recorder = Recorder(tmp_path / "going", config={"algorithm": "rlpd", "task": "door"}, seed=1)
+    checkpoint = Checkpointer(tmp_path / "going" / "checkpoints", objects={"recorder": recorder}, keep=1)
+    stop = threading.Event()
+
+    def run() -> None:
+        step = 0
+        while not stop.is_set():
+            recorder.log(step, {"evaluation/return": 1.0})
+            checkpoint.save(step)
+            step += 100
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert len(find_runs([tmp_path])) == 2
+        time.sleep(0.2)
+        load_run(tmp_path / "going")
+    finally:
+        stop.set()
+        thread.join()
+        recorder.close()
+
+
+def test_case_d_runs_that_have_nothing_to_report_yet_do_not_keep_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [10.0, 20.0, 30.0], 0)
+    write_run(tmp_path / "b", [10.0, 20.0, 32.0], 1)
+    write_run(tmp_path / "c", [10.0], 2)
+    write_run(tmp_path / "d", [], 3)
+    write_run(tmp_path / "e", [10.0], 0, algorithm="iql")
+    with pytest.warns(UserWarning, match="left out"):
+        text = report(tmp_path)
+    assert "| door | rlpd | 2 (+1 unfinished) | 200 | 31 [30, 32] |" in text
+    assert f"{tmp_path / 'c'} is unfinished, at step 0: left out" in text
+    assert "iql has one evaluation so far, at step 0: no curve" in text
+
+
+def test_case_d_one_seed_has_no_interval_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("torchrl_o2o.record.report.draw_panels", lambda panels, path: drawn.extend(panels))
+    write_run(tmp_path / "a", [10.0, 20.0, 30.0])
+    text = report(tmp_path)
+    assert "| door | rlpd | 1 | 200 | 30 | 0 | – | 20 |" in text
+    assert "95 %" not in text
+    assert drawn[0].curves[0].low is None
+
+
+def test_case_d_labels_name_nothing_cosmetic(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        own = {"run_dir": f"runs/{seed}", "num_threads": seed, "recorder": {"tensorboard": bool(seed)}}
+        write_run(tmp_path / f"a{seed}", [1.0, 2.0], seed, utd_ratio=20, **own)
+        write_run(tmp_path / f"b{seed}", [1.0, 2.0], seed, utd_ratio=1, schedule={"log_every": seed}, **own)
+    groups = group_runs([load_run(folder) for folder in find_runs([tmp_path])])
+    assert [(group.label, len(group.runs)) for group in groups] == [("rlpd utd_ratio=20", 2), ("rlpd utd_ratio=1", 2)]
+
+
+def test_case_d_figures_show_whole_labels_and_plain_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    kept: list[Any] = []
+    real = figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (kept.append(self), real(self, *a, **k)))
+    labels = [f"rlpd {number} with_a_long_key=and a long value that goes on" for number in range(5)]
+    curves = [Curve(label, np.arange(3), 1000 + np.arange(3) / 1e3) for label in labels]
+    draw_panels([Panel("door", "return", curves)], tmp_path / "a.png")
+    (drawn,) = kept
+    (legend,) = drawn.legends
+    box, frame = legend.get_window_extent(), drawn.bbox
+    assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+    assert frame.y0 <= box.y0 < box.y1 <= frame.y1
+    assert legend.get_title().get_text() == "", "no interval is claimed where none is drawn"
+    drawn.canvas.draw()
+    assert drawn.axes[0].yaxis.get_offset_text().get_text() == ""
+
+
+@pytest.mark.parametrize("number", [NAN, float("inf"), -float("inf")])
+def test_case_d_json_knows_no_nan(number: float) -> None:
+    text = data._json({"a": {"b": (number, 1.0)}, "c": np.float32(number)})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": {"b": [str(number), 1.0]}, "c": str(number)}

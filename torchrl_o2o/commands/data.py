@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def _show(arguments: argparse.Namespace) -> int:
     info = describe_offline(arguments.source, max_episode_steps=arguments.max_episode_steps)
     values = asdict(info)
     if arguments.json:
-        print(json.dumps(values, indent=2))
+        print(_json(values))
     else:
         for key, value in values.items():
             print(f"{key:18} {_shown(value)}")
@@ -122,7 +123,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import check_offline
 
     report = check_offline(arguments.source, env=arguments.env, max_episode_steps=arguments.max_episode_steps)
-    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
+    print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else 1
 
 
@@ -133,7 +134,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     data = {source: load_offline(source) for source in arguments.sources}
     found = coverage(data, num_clusters=arguments.clusters, rows_per_source=arguments.rows, seed=arguments.seed)
     if arguments.json:
-        print(json.dumps(found.covered, indent=2))
+        print(_json(found.covered))
     else:
         print(f"Of {arguments.clusters} clusters of the union, by {arguments.rows} rows of each:")
         for source, share in found.covered.items():
@@ -141,3 +142,10 @@ def _coverage(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         print(f"drawn to {plot_coverage(found, arguments.plot)}")
     return 0
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    """JSON, which knows no NaN and no infinity: they become the words."""
+    from torchrl_o2o.provenance import plain_config
+
+    return json.dumps(plain_config(values), indent=2, allow_nan=False)

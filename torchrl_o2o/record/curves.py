@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Statistics of scores over seeds, and what an offline-to-online learning curve says about the switch. Numpy only.
 
+A NaN among the scores (a run that diverged) makes the result NaN: it is not cut off as if it were an outlier.
+
 A learning curve is a pair of vectors: ``steps``, rising, negative while the agent trains offline, 0 at the hand-over
 and positive online, and ``scores``, one evaluation each. Its *hand-over score* is the last evaluation at a step <= 0.
 """
@@ -29,6 +31,9 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
         scores: any shape, at least one value.
         axis: the axis to reduce; ``None`` takes all values together.
 
+    Returns:
+        The means; NaN where one of the scores is NaN.
+
     Raises:
         O2OSpecError: if there are no scores.
 
@@ -36,13 +41,16 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
         >>> from torchrl_o2o.record import iqm
         >>> float(iqm([0.0, 1.0, 2.0, 100.0]))
         1.5
+        >>> float(iqm([60.0, 70.0, 80.0, float("nan")]))
+        nan
     """
     array = np.asarray(scores, dtype=np.float64)
     array = array.ravel() if axis is None else np.moveaxis(array, axis, -1)
     if array.size == 0:
         raise O2OSpecError("iqm() got no scores; expected at least one.")
     cut = array.shape[-1] // 4
-    return np.sort(array, axis=-1)[..., cut : array.shape[-1] - cut].mean(axis=-1)
+    means = np.sort(array, axis=-1)[..., cut : array.shape[-1] - cut].mean(axis=-1)
+    return np.where(np.isnan(array).any(axis=-1), np.nan, means)  # sorted, a NaN would be in the quarter cut off
 
 
 def stratified_bootstrap_interval(
@@ -66,7 +74,7 @@ def stratified_bootstrap_interval(
         num_resamples: number of resamples.
 
     Returns:
-        The lower and the upper end.
+        The lower and the upper end; NaN if one of the scores is.
 
     Raises:
         O2OSpecError: if the scores are empty or not one- or two-dimensional, or the level is outside (0, 1).
@@ -83,6 +91,8 @@ def stratified_bootstrap_interval(
         raise O2OSpecError(f"scores have shape {array.shape}; expected [seeds] or [seeds, tasks], not empty.")
     if not 0.0 < level < 1.0:
         raise O2OSpecError(f"level is {level}; expected a coverage in (0, 1), such as 0.95.")
+    if np.isnan(array).any():
+        return float("nan"), float("nan")
     array = array.reshape(len(array), -1)
     rows = generator.integers(len(array), size=(num_resamples, *array.shape))
     resamples = np.take_along_axis(array[None], rows, axis=1).reshape(num_resamples, -1)
@@ -125,7 +135,7 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
         window: part of the online steps, in (0, 1].
 
     Returns:
-        The fall in units of the score; 0 if it never falls below the hand-over score.
+        The fall in units of the score; 0 if it never falls below the hand-over score, NaN if one of these is NaN.
 
     Raises:
         O2OSpecError: as :func:`handover_score`, or if there is no online evaluation.
@@ -138,7 +148,7 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
     before = handover_score(steps, scores)
     step, score = _online(steps, scores)
     early = step <= max(window * step[-1], step[0])
-    return max(0.0, before - float(score[early].min()))
+    return float(np.maximum(0.0, before - score[early].min()))  # unlike max(), NaN if one is NaN
 
 
 def gain(steps: ArrayLike, scores: ArrayLike) -> float:
@@ -201,6 +211,10 @@ def _curve(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]
     step, score = np.asarray(steps, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if step.ndim != 1 or step.shape != score.shape or step.size == 0:
         raise O2OSpecError(f"steps have shape {step.shape}, scores {score.shape}; expected two equally long vectors.")
+    if not np.isfinite(step).all():
+        raise O2OSpecError(
+            f"steps are not all finite: {step[~np.isfinite(step)][0]}; drop the evaluations without one."
+        )
     if np.any(np.diff(step) <= 0):
         raise O2OSpecError("steps do not rise; sort the evaluations and keep one a step.")
     return step, score

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["Curve", "Panel", "draw_panels"]
 
 _COLUMNS = 3
+_INCHES_PER_LETTER, _INCHES_PER_LINE = 0.09, 0.2
 _STATISTIC = "interquartile mean over seeds, 95 % bootstrap interval"
 
 
@@ -88,7 +92,8 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         raise O2OSpecError("drawing needs matplotlib; pip install torchrl_o2o[plot]") from error
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(1.2 + 4.4 * columns, 0.9 + 3.2 * rows), dpi=150, layout="constrained")
+    width = 1.2 + 4.4 * columns
+    figure = Figure(figsize=(width, 0.9 + 3.2 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     labels = dict.fromkeys(curve.label for panel in panels for curve in panel.curves)
     palette = colormaps["tab10" if len(labels) <= 10 else "tab20"]
@@ -97,21 +102,30 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         _draw_panel(ax, panel, colors)
     for ax in list(axes):
         ax.set_visible(False)
-    _draw_legend(figure)
-    figure.savefig(path)
+    banded = any(curve.low is not None for panel in panels for curve in panel.curves)
+    _draw_legend(figure, width, _STATISTIC if banded else None)
+    image = io.BytesIO()
+    figure.savefig(image, bbox_inches="tight", format="png")
+    replace_durably(Path(path), image.getvalue())
 
 
-def _draw_legend(figure: Any) -> None:
+def _draw_legend(figure: Any, width: float, title: str | None) -> None:
+    """As many columns as the longest label leaves room for; the figure grows by the legend's rows."""
     handles: dict[str, Any] = {}
     for ax in figure.axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    labels = [textwrap.fill(label, int(width / _INCHES_PER_LETTER) - 8) for label in handles]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    columns = max(1, min(len(labels), int(width / (_INCHES_PER_LETTER * (longest + 6)))))
+    lines = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns) + (title is not None)
+    figure.set_figheight(figure.get_figheight() + _INCHES_PER_LINE * max(0, lines - 2))
     figure.legend(
         handles.values(),
-        handles.keys(),
+        labels,
         loc="outside lower center",
-        ncols=min(2 * figure.axes[0].get_gridspec().ncols, len(handles)),
+        ncols=columns,
         frameon=False,
-        title=_STATISTIC,
+        title=title,
         title_fontsize="small",
     )
 
@@ -130,6 +144,7 @@ def _draw_panel(ax: Any, panel: Panel, colors: dict[str, Any]) -> None:
     xlabel = "steps (negative: offline training)" if first < 0 else "environment steps"
     ax.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.ticklabel_format(axis="y", useOffset=False)  # no "+1e3" above the axis
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="0.9", lw=0.8)
     ax.set_axisbelow(True)

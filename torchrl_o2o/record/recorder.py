@@ -35,7 +35,7 @@ from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import describe_run, plain_config, plain_number
 from torchrl_o2o.record.sinks import ProgressSink, Sink, TensorBoardSink, WandbSink
 
-__all__ = ["Recorder", "read_metrics", "read_run"]
+__all__ = ["Recorder", "read_metrics", "read_rows", "read_run"]
 
 _RUN_FILE = "run.json"
 _METRICS_FILE = "metrics.jsonl"
@@ -467,9 +467,21 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
         >>> [(row["step"], row["eval/return"]) for row in read_metrics(folder)]
         [(5, inf)]
     """
+    return read_rows(folder)[0]
+
+
+def read_rows(folder: str | Path) -> tuple[list[dict[str, Any]], bool]:
+    """:func:`read_metrics`, and whether a last line was left out; from one look at the file, which may be growing.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        O2OCheckpointError: as :func:`read_metrics`.
+    """
     path = Path(folder) / _METRICS_FILE
-    lines = _read_bytes(path).split(b"\n")[:-1]
-    return [_parse_row(path, number, line) for number, line in enumerate(lines, start=1)]
+    *lines, rest = _read_bytes(path).split(b"\n")
+    return [_parse_row(path, number, line) for number, line in enumerate(lines, start=1)], rest != b""
 
 
 def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:

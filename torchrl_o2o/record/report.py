@@ -9,6 +9,7 @@ Figures over seeds are interquartile means with 95 % stratified bootstrap interv
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.record.curves import dip, gain, iqm, regret, stratified_bootstrap_interval
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
-from torchrl_o2o.record.runs import Group, find_runs, group_runs, load_run
+from torchrl_o2o.record.runs import Group, Run, find_runs, group_runs, load_run
 
 __all__ = ["load_peers", "write_report"]
 
@@ -29,10 +31,11 @@ _PEER_STEPS = 1_000_000
 _BOOTSTRAP_SEED = 0
 # The score without regret, by metric.
 _OPTIMA = {"evaluation/normalized_score": 100.0, "evaluation/success": 1.0}
+_INTERVALS = "Interquartile means over seeds; in brackets the 95 % stratified bootstrap interval."
+_NO_INTERVALS = "One seed a group: there is no interval, and no conclusion about the algorithm."
 _LEGEND = """\
-Interquartile means over seeds; in brackets the 95 % stratified bootstrap interval. Dip: fall below the hand-over score
-in the first tenth of the online steps. Regret: time average of 1 - score / optimum while online, where the metric has
-an optimum. Gain: last score minus hand-over score."""
+Dip: fall below the hand-over score in the first tenth of the online steps. Regret: time average of 1 - score / optimum
+while online, where the metric has an optimum. Gain: last score minus hand-over score."""
 
 
 def load_peers(path: str | Path, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -117,21 +120,40 @@ def write_report(
     """
     if peers is not None and metric != "evaluation/normalized_score":
         raise O2OSpecError(f"peers' curves are normalized scores, not {metric}; report evaluation/normalized_score.")
-    groups = group_runs([load_run(folder, metric) for folder in find_runs(folders)], ignore=ignore)
+    groups = group_runs(_load_runs(find_runs(folders), metric), ignore=ignore)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
     panels = {group.task: Panel(group.task, metric.rpartition("/")[2].replace("_", " "), []) for group in groups}
     for group in groups:
         panels[group.task].curves.append(_curve(group.label, group.steps, group.scores, generator))
+    for panel in panels.values():
+        panel.curves[:] = [curve for curve in panel.curves if len(curve.steps) > 1] or panel.curves
     if peers is not None:
         _add_peers(panels, peers, peers_task)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     draw_panels(list(panels.values()), out / "curves.png")
-    (out / "report.md").write_text(_markdown(groups, metric, generator), encoding="utf-8")
+    replace_durably(out / "report.md", _markdown(groups, metric, generator).encode())
     return out / "report.md"
 
 
+def _load_runs(folders: Sequence[Path], metric: str) -> list[Run]:
+    """Load what can be reported; a run that has nothing to report yet must not keep the others from being."""
+    runs, failed = [], []
+    for folder in folders:
+        try:
+            runs.append(load_run(folder, metric))
+        except O2ODataError as error:
+            failed.append(error)
+    if not runs:
+        raise failed[0]
+    for error in failed:
+        warnings.warn(f"a run is left out: {error}", stacklevel=3)
+    return runs
+
+
 def _curve(label: str, steps: np.ndarray, scores: np.ndarray, generator: np.random.Generator) -> Curve:
+    if len(scores) == 1:  # one seed has no interval
+        return Curve(label, steps, scores[0])
     ends = [stratified_bootstrap_interval(column, generator=generator) for column in scores.T]
     low, high = np.array(ends).T
     return Curve(label, steps, iqm(scores, axis=0), low, high)
@@ -153,8 +175,9 @@ def _markdown(groups: Sequence[Group], metric: str, generator: np.random.Generat
     lines = [
         f"# {metric}",
         "",
-        _LEGEND,
+        f"{_INTERVALS if any(len(group.runs) > 1 for group in groups) else _NO_INTERVALS} {_LEGEND}",
         "",
+        *(f"**{line}**\n" for line in _remarks(groups)),
         "![learning curves](curves.png)",
         "",
         *_table(("task", "group", "seeds", "steps", "final score", "dip", "regret", "gain"), results),
@@ -165,6 +188,20 @@ def _markdown(groups: Sequence[Group], metric: str, generator: np.random.Generat
     return "\n".join(lines)
 
 
+def _remarks(groups: Sequence[Group]) -> list[str]:
+    """What the figures alone would not tell."""
+    remarks = []
+    for group in groups:
+        remarks += [f"{run.folder} is unfinished, at step {run.steps[-1]:,}: left out." for run in group.unfinished]
+        if len(group.steps) == 1:
+            remarks.append(f"{group.label} has one evaluation so far, at step {group.steps[0]:,}: no curve.")
+        for run in group.runs:
+            lost = run.steps[np.isnan(run.scores)]
+            if len(lost):
+                remarks.append(f"{run.folder} measured NaN at step {lost[0]:,}: what it enters is NaN.")
+    return remarks
+
+
 def _result_row(group: Group, optimum: float | None, generator: np.random.Generator) -> list[str]:
     final, interval = group.scores[:, -1], ""
     if len(final) > 1:  # one seed has no interval
@@ -172,7 +209,8 @@ def _result_row(group: Group, optimum: float | None, generator: np.random.Genera
         interval = f" [{low:.4g}, {high:.4g}]"
     switch = [f"{value:.3g}" if value is not None else "–" for value in _switch_figures(group, optimum)]
     score = f"{iqm(final):.4g}{interval}"
-    return [group.task, group.label, str(len(group.runs)), f"{group.steps[-1]:,}", score, *switch]
+    seeds = f"{len(group.runs)}{f' (+{len(group.unfinished)} unfinished)' if group.unfinished else ''}"
+    return [group.task, group.label, seeds, f"{group.steps[-1]:,}", score, *switch]
 
 
 def _switch_figures(group: Group, optimum: float | None) -> list[float | None]:

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,19 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.errors import O2ODataError
-from torchrl_o2o.record.recorder import read_metrics, read_run
+from torchrl_o2o.record.recorder import read_metrics, read_rows, read_run
 
 __all__ = ["Group", "Run", "find_runs", "group_runs", "load_run"]
 
 # Configuration entries that name what is plotted together, and what a curve is called; the first present counts.
 _TASK_KEYS = ("task", "task_name", "env_id", "env", "env_name", "dataset")
 _NAME_KEYS = ("algorithm", "algo", "method")
+# Entries, or sections of entries, without influence on the numbers: they neither split groups nor stand in labels.
+_COSMETIC = {
+    *("run_dir", "out", "folder", "resume", "recorder", "num_threads", "schedule", "env_guard", "hydra"),
+    *("log_every", "eval_every", "checkpoint_every", "tensorboard", "wandb", "progress", "matmul_route"),
+}
+_NOT_RUNS = ("checkpoints", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,7 @@ class Group:
         runs: the runs.
         steps: ``[n]``, the common steps.
         scores: ``[seeds, n]``.
+        unfinished: runs left out, since they have not come half as far as the longest.
     """
 
     label: str
@@ -77,6 +85,7 @@ class Group:
     runs: Sequence[Run]
     steps: np.ndarray
     scores: np.ndarray
+    unfinished: Sequence[Run] = field(default=())
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
@@ -105,12 +114,20 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for folder in map(Path, folders):
-        runs = sorted(path.parent for path in folder.rglob("run.json"))
+        runs = sorted(_run_folders(folder))
         if not runs:
             raise O2ODataError(f"{folder} holds no run: expected a run.json in it or below it.")
         inner = {run for run in runs if any(above in runs for above in run.parents)}  # phases of a run, read with it
         found.update(dict.fromkeys(run.resolve() for run in runs if run not in inner))
     return list(found)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Folders that hold a run.json; those that come and go while a run saves are not looked into."""
+    for where, inner, files in os.walk(folder):  # passes over what has vanished meanwhile
+        inner[:] = [name for name in inner if name not in _NOT_RUNS]
+        if "run.json" in files:
+            yield Path(where)
 
 
 def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
@@ -145,9 +162,8 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
     config = _flatten(record.get("config", {}))
     if "seed" not in config:
         raise O2ODataError(f"{folder / 'run.json'} has no config.seed; a report is over seeds, record one.")
-    rows = read_metrics(folder)
-    content = (folder / "metrics.jsonl").read_bytes()
-    if content and not content.endswith(b"\n"):
+    rows, torn = read_rows(folder)
+    if torn:
         warnings.warn(f"{folder / 'metrics.jsonl'} ends in the middle of a line, which is left out.", stacklevel=2)
     config.pop("pretrained", None)
     if (folder / "offline" / "run.json").exists():
@@ -193,20 +209,40 @@ def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group
     """
     by_config: dict[str, list[Run]] = {}
     for run in runs:
-        config = {key: value for key, value in run.config.items() if key not in ignore}
+        config = {key: value for key, value in run.config.items() if _tells(key, ignore)}
         by_config.setdefault(json.dumps([run.name, config], sort_keys=True), []).append(run)
     heads = [members[0] for members in by_config.values()]
     return [_group(members, _label(members[0], heads, ignore)) for members in by_config.values()]
 
 
+def _tells(key: str, ignore: Sequence[str]) -> bool:
+    """Whether an entry can make one group two."""
+    return key not in ignore and key.partition(".")[0] not in _COSMETIC
+
+
 def _label(run: Run, heads: Sequence[Run], ignore: Sequence[str]) -> str:
     rivals = [head.config for head in heads if (head.name, head.task) == (run.name, run.task)]
-    keys = dict.fromkeys(key for config in rivals for key in config if key not in ignore)
-    values = {key: {json.dumps(config.get(key), sort_keys=True) for config in rivals} for key in keys}
-    telling = [key for key in keys if len(values[key]) > 1]
-    alone = sorted((key.count("."), len(key), key) for key in telling if len(values[key]) == len(rivals))
-    telling = [alone[0][2]] if alone else telling  # one entry that tells all apart says enough
-    return " ".join([run.name, *(f"{key}={run.config.get(key)}" for key in telling)])
+    keys = dict.fromkeys(key for config in rivals for key in config if _tells(key, ignore))
+    values = {key: [json.dumps(config.get(key), sort_keys=True) for config in rivals] for key in keys}
+
+    def rank(key: str) -> tuple[Any, ...]:  # what all have comes first, then what is short
+        return any(key not in config for config in rivals), key.count("."), len(key), key
+
+    telling = sorted((key for key in keys if len(set(values[key])) > 1), key=rank)
+    alone = [key for key in telling if len(set(values[key])) == len(rivals)]  # one entry that tells all apart
+    shown = [key for key in alone[:1] or _enough(telling, values) if key in run.config]
+    return " ".join([run.name, *(f"{key}={run.config[key]}" for key in shown)])
+
+
+def _enough(telling: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[str]:
+    """The first entries that together tell the rivals apart."""
+    chosen: list[str] = []
+    apart = 1
+    for key in telling:
+        distinct = len(set(zip(*(values[name] for name in (*chosen, key)), strict=True)))
+        if distinct > apart:
+            chosen, apart = [*chosen, key], distinct
+    return chosen
 
 
 def _group(runs: Sequence[Run], label: str) -> Group:
@@ -216,6 +252,7 @@ def _group(runs: Sequence[Run], label: str) -> Group:
             raise O2ODataError(
                 f"{run.folder} and {following.folder} are both {label} with seed {run.seed}; leave one out."
             )
+    runs, unfinished = _finished(runs)
     common = set.intersection(*(set(run.steps.tolist()) for run in runs))
     if not common:
         raise O2ODataError(f"the runs of {label} have no evaluation step in common; report them apart.")
@@ -223,4 +260,15 @@ def _group(runs: Sequence[Run], label: str) -> Group:
         if run.steps[-1] > max(common):
             warnings.warn(f"{run.folder} is cut at step {max(common)}, the last one all its seeds have.", stacklevel=3)
     scores = np.stack([run.scores[np.isin(run.steps, list(common))] for run in runs])
-    return Group(label, runs[0].task, runs, np.array(sorted(common)), scores)
+    return Group(label, runs[0].task, runs, np.array(sorted(common)), scores, unfinished)
+
+
+def _finished(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Set those aside that have not come half as far as the longest: they would cut all others short."""
+    spans = [run.steps[-1] - run.steps[0] for run in runs]
+    far = [span >= max(spans) / 2 for span in spans]
+    finished = [run for run, enough in zip(runs, far, strict=True) if enough]
+    unfinished = [run for run, enough in zip(runs, far, strict=True) if not enough]
+    for run in unfinished:
+        warnings.warn(f"{run.folder} stands at step {run.steps[-1]} and is left out: unfinished.", stacklevel=4)
+    return finished, unfinished
