@@ -104,7 +104,7 @@ def test_a_native_policy_is_an_actor_like_others(name: str, tmp_path: Path) -> N
     again = load_policy(save_policy(tmp_path / "again.pt", native, action_box=NATIVE))
     mode = act(native, observation, ExplorationType.DETERMINISTIC)
     assert torch.equal(act(again, observation, ExplorationType.DETERMINISTIC), mode)
-    program = torch.export.load(export_policy(native, tmp_path / "policy.pt2")).module()
+    program = torch.export.load(export_policy(tmp_path, tmp_path / "policy.pt2")).module()
     torch.testing.assert_close(program(observation), mode, rtol=0.0, atol=2e-6)
     if name != "deterministic":
         unit = load_policy(tmp_path, native_actions=False)

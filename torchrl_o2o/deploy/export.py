@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from torchrl_o2o.collectors.numpy_actor import policy_parts
 from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.deploy.policy import load_policy
 from torchrl_o2o.errors import O2OSpecError, check_option
 
 __all__ = ["export_policy"]
@@ -48,7 +49,7 @@ class _Policy(nn.Module):
 
 
 def export_policy(
-    actor: TensorDictModuleBase,
+    actor: TensorDictModuleBase | str | Path,
     path: str | Path,
     *,
     format: Literal["torch_export", "onnx"] = "torch_export",
@@ -61,8 +62,10 @@ def export_policy(
     are.
 
     Args:
-        actor: of :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor` or
-            :func:`~torchrl_o2o.modules.make_deterministic_actor`, on any device; it is left as it is.
+        actor: a run folder or policy file, read by :func:`~torchrl_o2o.deploy.load_policy`; or an actor of
+            :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor`,
+            :func:`~torchrl_o2o.modules.make_deterministic_actor` or ``load_policy``, on any device, which is left as it
+            is.
         path: file to write.
 
     Keyword Args:
@@ -75,6 +78,7 @@ def export_policy(
 
     Raises:
         O2OSpecError: if the actor is none of those, the format is unknown, or ONNX is not installed.
+        O2OCheckpointError: if the policy file cannot be read.
 
     Examples:
         >>> import tempfile
@@ -86,6 +90,8 @@ def export_policy(
         torch.Size([5, 1])
     """
     check_option("format", format, ("torch_export", "onnx"))
+    if isinstance(actor, str | Path):
+        actor = load_policy(actor)
     policy = copy.deepcopy(_Policy(actor, stats)).cpu().eval()
     first = next(policy.parameters())
     example = torch.zeros(2, first.shape[-1], dtype=first.dtype)
