@@ -14,6 +14,7 @@ __all__ = [
     "O2ODataError",
     "O2OError",
     "O2OSpecError",
+    "check_count",
     "check_option",
     "check_order",
     "check_seed",
@@ -76,6 +77,39 @@ def check_order(name: str, bounds: tuple[float, float]) -> None:
     low, high = bounds
     if not low < high:
         raise O2OSpecError(f"got {name}=({low}, {high}), expected (lo, hi) with lo below hi, for example (-5, 2)")
+
+
+def check_count(name: str, value: Any, *, least: int = 0) -> int:
+    """Read a number of things: an integer of Python or numpy, not below the least.
+
+    Args:
+        name: the argument's name.
+        value: what was given.
+
+    Keyword Args:
+        least: the smallest that is accepted. Defaults to 0.
+
+    Returns:
+        The number as Python's ``int``, which files can hold.
+
+    Raises:
+        O2OSpecError: if it is no integer or too small; ``True`` is none.
+
+    Examples:
+        >>> check_count("pool_size", 1024, least=1)
+        1024
+        >>> check_count("pool_size", 0, least=1)
+        Traceback (most recent call last):
+        ...
+        torchrl_o2o.errors.O2OSpecError: got pool_size=0, expected a whole number of at least 1
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise O2OSpecError(f"got {name}={value!r}, expected a whole number of at least {least}")
+    return number
 
 
 def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage, Writer
 
 from torchrl_o2o.data.keys import STEPS, has_steps
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 
 __all__ = ["OnlineWriter", "check_offline_rows"]
 
@@ -54,9 +54,7 @@ class OnlineWriter(Writer):
 
     def __init__(self, num_offline: int) -> None:
         super().__init__()
-        if num_offline < 0:
-            raise O2OSpecError(f"got num_offline={num_offline}, expected 0 or more")
-        self.num_offline = num_offline
+        self.num_offline = check_count("num_offline", num_offline)
         self.total_written = 0
         #: The first row, counted as in ``total_written``, that was changed since a checkpoint last looked.
         self.changed_from: int | None = None

@@ -6,6 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torchrl.data import TensorDictReplayBuffer
@@ -69,3 +74,28 @@ def test_rows_that_are_not_there_are_refused() -> None:
     sampler.noise = RecordedNoise({"offline_rows": OFFLINE, "online_rows": torch.tensor([9, 12])})
     with pytest.raises(O2OSpecError, match=r"'online_rows' are in 9\.\.12, the draw is from 6 to 9"):
         buffer(sampler).sample()
+
+
+NUMBER = np.int64(40)
+BUILDS: dict[str, Callable[[], Any]] = {
+    "balanced": lambda: BalancedSampler(NUMBER, np.float32(0.5)),  # type: ignore[arg-type]
+    "pool": lambda: PoolSampler(lambda rows: rows["x"], NUMBER, pool_size=NUMBER, alpha=np.float32(0.3)),  # type: ignore[arg-type]
+    "balanced replay": lambda: BalancedReplaySampler(NUMBER, NUMBER, init_online_fraction=np.float64(0.5)),  # type: ignore[arg-type]
+    "prioritized": lambda: PrioritizedReplaySampler(NUMBER, np.float64(0.6), np.float32(0.4)),  # type: ignore[arg-type]
+    "writer": lambda: OnlineWriter(NUMBER),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", list(BUILDS))
+def test_numbers_of_numpy_are_numbers_and_can_be_saved(name: str, tmp_path: Path) -> None:
+    saved, other = BUILDS[name](), BUILDS[name]()
+    saved.dumps(tmp_path)
+    other.loads(tmp_path)
+    assert str(other.state_dict()) == str(saved.state_dict())
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, "40", None, True])
+def test_what_is_no_number_of_rows_is_refused(bad: Any) -> None:
+    for build in (BalancedSampler, OnlineWriter, lambda number: BalancedReplaySampler(number, 10)):
+        with pytest.raises(O2OSpecError, match="got num_offline="):
+            build(bad)

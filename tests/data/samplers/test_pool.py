@@ -77,13 +77,14 @@ def test_alpha_zero_gives_rlpds_updates() -> None:
     for sampler in (BalancedSampler(40, 0.5), PoolSampler(by_row, 40, alpha=0.0)):
         torch.manual_seed(0)
         replay = buffer(sampler, batch_size=32)
-        loss = EnsembleSACLoss(make_actor(5, 3), make_qvalue_ensemble(5, 3, num_qvalue_nets=3), weight_actor=True)
+        critics, weighted = make_qvalue_ensemble(5, 3, num_qvalue_nets=3), isinstance(sampler, PoolSampler)
+        loss = EnsembleSACLoss(make_actor(5, 3), critics, weight_actor=weighted)
         updater = SoftUpdate(loss, tau=0.1)
         optim = torch.optim.Adam(loss.parameters(), lr=1e-3)
         for _ in range(3):
             drawn = replay.sample()
             batch = data[drawn["index"]]
-            if isinstance(sampler, PoolSampler):
+            if weighted:
                 batch["priority_weight"] = drawn["priority_weight"]
             out = loss(batch)
             optim.zero_grad()

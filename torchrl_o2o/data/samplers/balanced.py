@@ -18,7 +18,7 @@ from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.data.writers import check_offline_rows
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 
 __all__ = ["BalancedSampler"]
 
@@ -61,9 +61,7 @@ class BalancedSampler(DrawingSampler):
     """
 
     def __init__(self, num_offline: int, offline_fraction: float = 0.5) -> None:
-        if num_offline < 0:
-            raise O2OSpecError(f"got num_offline={num_offline}, expected 0 or more")
-        self.num_offline = num_offline
+        self.num_offline = check_count("num_offline", num_offline)
         self.offline_fraction = offline_fraction
         self.num_offline_only_batches = 0
         self._pattern: tuple[int, float, Tensor] | None = None

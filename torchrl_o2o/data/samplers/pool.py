@@ -19,7 +19,7 @@ from torchrl.data import Storage
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.data.samplers.balanced import BalancedSampler
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.diagnostics import effective_sample_size, offline_share
 from torchrl_o2o.functional.replay import (
     finite_scores,
@@ -118,18 +118,16 @@ class PoolSampler(DrawingSampler):
         minibatch_size: int | None = None,
         misaligned_weights: bool = False,
     ) -> None:
-        if pool_size is not None and pool_size < 1:
-            raise O2OSpecError(f"got pool_size={pool_size}, expected at least 1, or None for the batch's size")
         if normalize not in ("batch", "pool", "max", "none"):
             raise O2OSpecError(f"got normalize={normalize!r}, expected 'batch', 'pool', 'max' or 'none'")
         if misaligned_weights and pool_size is not None:
             raise O2OSpecError("misaligned_weights pairs the j-th drawn row with pool row j; it needs pool_size=None")
         self.log_priority = log_priority
         self.uniform = BalancedSampler(num_offline, offline_fraction)
-        self.pool_size = pool_size
+        self.pool_size = None if pool_size is None else check_count("pool_size", pool_size, least=1)
         self.alpha, self.beta = alpha, beta
         self.normalize: Literal["batch", "pool", "max", "none"] = normalize
-        self.minibatch_size = minibatch_size
+        self.minibatch_size = None if minibatch_size is None else check_count("minibatch_size", minibatch_size, least=1)
         self.misaligned_weights = misaligned_weights
         self.num_clamped = self.num_pools = 0
         self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None

@@ -94,10 +94,10 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
             raise O2OSpecError(f"got eps={eps}, expected 0 or more")
         check_option("reduction", reduction, ("max", "min", "median", "mean"))
         check_option("normalization", normalization, ("max", "mean", "none"))
-        self._priority = torch.zeros(max_capacity, dtype=dtype)
+        self._priority = torch.zeros(self.capacity, dtype=dtype)
         self._alpha = _not_negative("alpha", alpha)
         self.beta = beta
-        self.eps = eps
+        self.eps = float(eps)
         self.reduction = reduction
         self.normalization: _Normalization = normalization
         self.max_priority = 1.0

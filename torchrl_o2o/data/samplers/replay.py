@@ -17,7 +17,7 @@ from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
 from torchrl_o2o.data.writers import check_offline_rows
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.off2on import initial_online_priority
 
 __all__ = ["BalancedReplaySampler"]
@@ -90,17 +90,16 @@ class BalancedReplaySampler(StoredPrioritySampler):
         refresh_with: Callable[[TensorDictBase], Tensor] | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        if online_capacity < 1:
-            raise O2OSpecError(f"got online_capacity={online_capacity}, expected at least 1")
+        online_capacity = check_count("online_capacity", online_capacity, least=1)
         if (refresh_every is None) != (refresh_with is None) or (refresh_every is not None and refresh_every < 1):
             raise O2OSpecError(
                 f"got refresh_every={refresh_every} and refresh_with={refresh_with}; give both, the first at least 1, "
                 f"or neither"
             )
-        self._initial_online = initial_online_priority(num_offline, init_online_fraction, first_epoch_frames)
-        super().__init__(num_offline + online_capacity, dtype=dtype)
-        self.num_offline = num_offline
-        self.refresh_every = refresh_every
+        self.num_offline = check_count("num_offline", num_offline, least=1)
+        self._initial_online = float(initial_online_priority(num_offline, init_online_fraction, first_epoch_frames))
+        super().__init__(self.num_offline + online_capacity, dtype=dtype)
+        self.refresh_every = None if refresh_every is None else check_count("refresh_every", refresh_every, least=1)
         self.refresh_with = refresh_with
         self.max_priority = self._initial_online
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 
 __all__ = ["SumTree", "last_of_each"]
 
@@ -52,8 +52,7 @@ class SumTree:
     """
 
     def __init__(self, capacity: int, *, dtype: torch.dtype = torch.float64) -> None:
-        if capacity < 1:
-            raise O2OSpecError(f"got capacity={capacity}, expected at least one slot")
+        capacity = check_count("capacity", capacity, least=1)
         if not dtype.is_floating_point:
             raise O2OSpecError(f"got dtype={dtype}, expected a floating point type such as torch.float64")
         self.capacity = capacity
