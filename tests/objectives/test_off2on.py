@@ -223,7 +223,7 @@ class TestGolden:
         golden.fill(network, golden.sub(tree, "weight_net"))
         density = DensityRatioLoss(network, eps=1e-10)
         rows = {name: rows_of(golden.sub(tree, name)) for name in ("offline", "online", "batch")}
-        value, _ = density.density_ratio_loss(rows["offline"], rows["online"])
+        value, _ = density.density_ratio_loss(join_sources(rows["offline"], rows["online"]))
         golden.assert_close(value, tree["out/weight_loss"], "density-ratio loss")
         settings = {"temperature": golden.hp(tree, "temperature"), "mean_eps": golden.hp(tree, "mean_eps")}
         log_ratio = [density.log_ratio(rows[name]) for name in ("batch", "offline")]
