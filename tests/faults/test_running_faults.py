@@ -325,6 +325,10 @@ def test_case_a11_discrete_actions_get_one_sentence_everywhere() -> None:
         rows = {**log, "actions": actions, "terminals": np.arange(9) % 3 == 2, "timeouts": np.zeros(9, bool)}
         with pytest.raises(O2ODataError, match=r"whole numbers .*a discrete choice.*for continuous actions only"):
             load_offline(rows)
+    rows["actions"] = np.arange(9) % 3
+    loaded = load_offline(rows, action_bounds=(0, 2))["action"].flatten()
+    assert loaded.tolist() == [-1, 0, 1] * 3
+    assert load_offline({**rows, "actions": np.full(9, 3.0)}, action_bounds=(3, 3))["action"].eq(0).all()
 
 
 def test_case_a12_the_callers_mistakes_are_the_callers() -> None:

@@ -22,7 +22,7 @@ from torchrl_o2o.data.datasets.sources import ReadOptions, Source, read_source
 from torchrl_o2o.data.env_match import EnvLike
 from torchrl_o2o.data.findings import AuditReport, Finding
 from torchrl_o2o.data.transforms import episode_returns
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["DatasetInfo", "Stats", "check_offline", "describe_offline", "load_offline"]
 
@@ -254,10 +254,14 @@ def _stats(values: Tensor) -> Stats:
 
 def _boxed(raw: RawDataset, bounds: Bounds | None, policy: str) -> tuple[TensorDict, list[Finding]]:
     """Map the actions to [-1, 1] and apply the policy for those that are outside."""
+    whole = next((note for note in raw.notes if note.code == "whole_actions"), None)
+    if whole is not None and bounds is None and raw.meta.action_low is None:
+        raise O2ODataError(whole.message)
     low, high = _bounds(raw, bounds)
     action, found = raw.data["action"], []
     if not (bool((low == -1).all()) and bool((high == 1).all())):
-        action = (action - (high + low) / 2) / ((high - low) / 2)
+        # A dimension with one value is 0, in the middle of [-1, 1], as any action of an environment means that value.
+        action = (action - (high + low) / 2) / torch.where(high > low, (high - low) / 2, 1.0)
         message = f"actions were mapped from [{low.min():g}, {high.max():g}] to [-1, 1]."
         found.append(Finding("mapped_actions", "note", message, count=len(action), key="action"))
     finite = action.isfinite()  # the rest is for the audit to find, not for clipping to hide
@@ -281,6 +285,6 @@ def _bounds(raw: RawDataset, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
         raise O2OSpecError(
             f"action bounds of the shapes {tuple(low.shape)}, {tuple(high.shape)} for actions {list(shape)}."
         )
-    if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
+    if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
         raise O2OSpecError(f"the action box is [{low.tolist()}, {high.tolist()}]; pass finite action_bounds.")
     return low.expand(shape), high.expand(shape)

@@ -10,7 +10,7 @@ Shapes: N transitions, E episodes, o observation and a action dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -97,18 +97,19 @@ def rows_from_episodes(episodes: Iterable[Mapping[str, np.ndarray]], *, origin: 
         O2ODataError: if an episode's arrays do not fit together; the message names the episode.
     """
     parts: list[dict[str, np.ndarray]] = []
-    cut = 0
+    cut, whole = 0, ()
     for number, episode in enumerate(episodes):
         part, was_cut = _episode_columns(episode, f"{origin}, episode {number}")
         parts.append(part)
         cut += was_cut
+        whole = whole or _whole_note(_canonical(episode, origin)["actions"], origin)
     if not parts:
         raise O2ODataError(f"{origin} holds no episodes; expected at least one.")
     _same_shapes(parts, origin)
     lengths = np.array([len(part["reward"]) for part in parts], dtype=np.int64)
     # Popped, so that no more than one column is held twice.
     columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
-    notes = () if not cut else (_no_successor_note(cut),)
+    notes = whole if not cut else (*whole, _no_successor_note(cut))
     return Rows(**columns, lengths=lengths, notes=notes)
 
 
@@ -132,7 +133,7 @@ def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dic
         )
     columns = {
         "observation": observation[:kept],
-        "action": _real_actions(arrays["actions"], f"actions of {origin}")[:kept],
+        "action": _vectors(arrays["actions"], f"actions of {origin}")[:kept],
         "next_observation": successor,
         "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1)[:kept],
         "terminated": _flags(arrays, "terminals", steps)[:kept],
@@ -163,7 +164,7 @@ def rows_from_flat(arrays: Mapping[str, np.ndarray], *, max_episode_steps: int |
     steps = len(arrays["actions"])
     columns = {
         "observation": _vectors(arrays["observations"], f"observations of {origin}"),
-        "action": _real_actions(arrays["actions"], f"actions of {origin}"),
+        "action": _vectors(arrays["actions"], f"actions of {origin}"),
         "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1),
         "terminated": _flags(arrays, "terminals", steps),
         "truncated": _time_limits(arrays, steps, max_episode_steps, origin),
@@ -173,8 +174,10 @@ def rows_from_flat(arrays: Mapping[str, np.ndarray], *, max_episode_steps: int |
     _same_length(columns, origin)
     ends = _ends(columns, arrays.get("episode"))
     if "next_observation" in columns:
-        return Rows(**columns, lengths=np.diff(ends, prepend=-1).astype(np.int64))
-    return _with_next_rows(columns, ends)
+        rows = Rows(**columns, lengths=np.diff(ends, prepend=-1).astype(np.int64))
+    else:
+        rows = _with_next_rows(columns, ends)
+    return replace(rows, notes=(*rows.notes, *_whole_note(arrays["actions"], origin)))
 
 
 def _ends(columns: Mapping[str, np.ndarray], episode: np.ndarray | None) -> np.ndarray:
@@ -243,14 +246,16 @@ def _vectors(values: np.ndarray, name: str) -> np.ndarray:
     return values[:, None] if values.ndim == 1 else values
 
 
-def _real_actions(values: np.ndarray, name: str) -> np.ndarray:
-    kind = np.asarray(values).dtype
-    if kind.kind in "biu":
-        raise O2ODataError(
-            f"the {name} are whole numbers ({kind}), a discrete choice; the methods of this package are for continuous "
-            "actions only. Cast them to float32 if they are steps of a real number, as of an integer Box."
-        )
-    return _vectors(values, name)
+def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:
+    """Tell that actions are whole numbers: without a box that they are steps of, they are a discrete choice."""
+    dtype = np.asarray(values).dtype
+    if dtype.kind not in "biu":
+        return ()
+    message = (
+        f"the actions of {origin} are whole numbers ({dtype}), a discrete choice; the methods of this package are for "
+        "continuous actions only. If they are steps of a real number, say in which box: action_bounds=(low, high)."
+    )
+    return (Finding("whole_actions", "note", message, key="action"),)
 
 
 def _same_length(columns: Mapping[str, np.ndarray], origin: str) -> None:
