@@ -373,3 +373,8 @@ def test_every_case_has_a_test() -> None:
     ]
     numbers = {int(match[1]) for name in names if (match := re.match(r"test_case_(\d\d)_", name))}
     assert numbers == set(range(1, 33))
+    lettered = {
+        each for name in names if name.startswith("test_case_") for each in re.findall(r"_([abc]\d\d)(?=_)", name)
+    }
+    required = "a01 a02 a03 a06 a07 a11 a12 a13 a14 a17 b18 b19 b20 b21 c24 c25 c27"
+    assert lettered >= set(required.split())
