@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
 from tests import golden_vectors as golden
@@ -41,8 +40,10 @@ def build(case: str) -> tuple[golden.Tree, AWACLoss, SoftUpdate]:
         exponential = case == "awac/rlkit_B"
         settings = {"awac_lambda": golden.hp(tree, "beta"), "weight": "exp" if exponential else "softmax"}
         # The authors multiply both forms by the batch size: the softmax then has mean 1, "exp" is a sum.
-        settings["reduction"] = "sum" if exponential else "mean"
+        settings["actor_reduction"] = "sum" if exponential else "mean"
         settings["advantage_q"] = "min" if golden_flag(tree, "awr_min_q") else "first"
+        if "hp/data_action_clip" in tree:
+            settings["action_clip"] = golden.hp(tree, "data_action_clip")
     loss = AWACLoss(actor, critics(tree), **settings)
     loss.make_value_estimator(gamma=golden.hp(tree, "discount"))
     noise = tree["noise/action"].reshape(1, 8, 3)
@@ -54,20 +55,11 @@ def golden_flag(tree: golden.Tree, name: str) -> bool:
     return bool(tree[f"hp/{name}"]) if f"hp/{name}" in tree else True
 
 
-def batch_of(tree: golden.Tree, *, actor: bool = False) -> TensorDict:
-    """Golden transitions; in the actor's loss jaxrl keeps recorded actions off the edge."""
-    batch = golden.transitions(tree)
-    if actor and "hp/data_action_clip" in tree:
-        edge = golden.hp(tree, "data_action_clip")
-        batch["action"] = batch["action"].clamp(-edge, edge)
-    return batch
-
-
 @pytest.mark.parametrize("case", [*CORL, "awac/jaxrl_A"])
 class TestSeparateLosses:
     def test_critic(self, case: str) -> None:
         tree, loss, _ = build(case)
-        value, info = loss.qvalue_loss(batch_of(tree))
+        value, info = loss.qvalue_loss(golden.transitions(tree))
         golden.assert_close(info["target_value"], tree["out/target"], "target")
         golden.assert_close(value, tree["out/critic_loss"], "critic loss")
         value.backward()
@@ -75,7 +67,7 @@ class TestSeparateLosses:
 
     def test_actor(self, case: str) -> None:
         tree, loss, _ = build(case)
-        value, info = loss.actor_loss(batch_of(tree, actor=True))
+        value, info = loss.actor_loss(golden.transitions(tree))
         golden.assert_close(info["advantage"], tree["out/adv"], "advantage")
         golden.assert_close(info["log_prob"], tree["out/log_prob_data"], "log prob")
         weight = info["weight"] if case in CORL else info["weight"] / 8
@@ -87,7 +79,7 @@ class TestSeparateLosses:
     def test_update(self, case: str) -> None:
         """CORL: critics, actor with the new critics, targets; jaxrl moves the targets first (the actor sees none)."""
         tree, loss, updater = build(case)
-        batch, corl = batch_of(tree), case in CORL
+        batch, corl = golden.transitions(tree), case in CORL
         critic_optim = adam(loss.qvalue_network_params, golden.hp(tree, "lr" if corl else "critic_lr"))
         if corl:
             actor_optim = adam(loss.actor_network_params, golden.hp(tree, "lr"))
@@ -96,7 +88,7 @@ class TestSeparateLosses:
             actor_lr = golden.hp(tree, "actor_lr")
             actor_optim = adam(loss.actor_network_params, actor_lr, torch.optim.AdamW, weight_decay=decay)
         critic_loss = step(critic_optim, loss.qvalue_loss(batch)[0])
-        actor_loss = step(actor_optim, loss.actor_loss(batch_of(tree, actor=True))[0])
+        actor_loss = step(actor_optim, loss.actor_loss(golden.transitions(tree))[0])
         updater.step()
         golden.assert_close(actor_loss, tree["out/update/actor_loss"], "actor loss")
         if corl:
@@ -111,10 +103,10 @@ class TestAuthors:
     def test_losses(self, case: str) -> None:
         tree, loss, _ = build(case)
         loss.reduction = "none"
-        error, info = loss.qvalue_loss(batch_of(tree))
+        error, info = loss.qvalue_loss(golden.transitions(tree))
         golden.assert_close(info["target_value"], tree["out/target"], "target")
         golden.assert_close(error.mean(), tree["out/critic_losses"].sum(), "critic losses")
-        _, info = loss.actor_loss(batch_of(tree, actor=True))
+        _, info = loss.actor_loss(golden.transitions(tree))
         golden.assert_close(info["advantage"], tree["out/adv"], "advantage")
         golden.assert_close(info["log_prob"], tree["out/log_prob_data"], "log prob")
         times_batch = info["weight"] * (8 if loss.weight == "exp" else 1)
@@ -123,11 +115,10 @@ class TestAuthors:
     def test_update(self, case: str) -> None:
         """All losses from one set of parameters, the actor's Adam with classic L2 decay."""
         tree, loss, updater = build(case)
-        decay, batch = golden.hp(tree, "actor_l2_weight_decay"), batch_of(tree)
+        decay, batch = golden.hp(tree, "actor_l2_weight_decay"), golden.transitions(tree)
         actor_optim = adam(loss.actor_network_params, golden.hp(tree, "actor_lr"), weight_decay=decay)
         critic_optim = adam(loss.qvalue_network_params, golden.hp(tree, "critic_lr"))
-        actor_loss, _ = loss.actor_loss(batch_of(tree, actor=True))
-        loss.reduction = "mean"
+        actor_loss, _ = loss.actor_loss(batch)
         critic_loss, _ = loss.qvalue_loss(batch)
         golden.assert_close(actor_loss, tree["out/actor_loss"], "actor loss")
         step(critic_optim, critic_loss)

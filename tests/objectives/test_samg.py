@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, ValueOperator
 from torchrl.modules import TanhNormal as UpstreamTanhNormal
+from torchrl.objectives import CQLLoss as UpstreamCQLLoss
+from torchrl.objectives import DDPGLoss, REDQLoss, SACLoss, SoftUpdate, TD3Loss
 from torchrl.objectives import IQLLoss as UpstreamIQLLoss
-from torchrl.objectives import REDQLoss, SACLoss, SoftUpdate
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.modules import (
     ConservativePenalty,
     make_actor,
+    make_deterministic_actor,
     make_gaussian_actor,
     make_qvalue_ensemble,
     make_value_network,
@@ -530,3 +532,17 @@ def test_theorems_speak_of_the_estimator() -> None:
     table, offline = mdp.optimal + torch.randn_like(mdp.optimal), torch.randn_like(mdp.optimal)
     greedy = table.argmax(-1)
     torch.testing.assert_close(mdp.backup(table, p, offline), policy_value(mdp, table, p, offline, greedy))
+
+
+def test_upstream_losses_of_unknown_targets_are_refused_by_name() -> None:
+    policy, qvalue, value = upstream_networks()
+    deterministic = make_deterministic_actor(5, 3, hidden_sizes=(16,))
+    unknown: dict[str, LossModule] = {
+        "CQLLoss.*another action": UpstreamCQLLoss(policy, qvalue),
+        "version 1": SACLoss(policy, qvalue, value),
+        "TD3Loss.*smoothed": TD3Loss(deterministic, qvalue, bounds=(-1.0, 1.0)),
+        "DDPGLoss": DDPGLoss(deterministic, qvalue),
+    }
+    for message, loss in unknown.items():
+        with pytest.raises(O2OSpecError, match=message):
+            SAMGEstimator.from_loss(loss)

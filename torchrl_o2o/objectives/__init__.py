@@ -18,6 +18,7 @@ from torchrl_o2o.objectives.frozen import FrozenCritic
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
+from torchrl_o2o.objectives.parameters import load_parameters
 from torchrl_o2o.objectives.perturbation import PerturbationRatioLoss
 from torchrl_o2o.objectives.sac_ml import SACMLLoss
 from torchrl_o2o.objectives.samg import SAMGEstimator
@@ -49,4 +50,5 @@ __all__ = [
     "TD3BCLoss",
     "VAELoss",
     "join_sources",
+    "load_parameters",
 ]

@@ -91,8 +91,8 @@ class AWACLoss(CriticLoss):
     compute all losses from one set of parameters (:meth:`forward`); jaxrl moves the targets before the actor.
 
     Differences from the paper: the weight is exp-clipped by default (CORL; the authors' code normalizes by a softmax
-    over the batch, with which the gradient's scale does not depend on the rewards' scale). The authors' ``"exp"`` is
-    multiplied by the batch size as well: take ``reduction="sum"`` for that.
+    over the batch, with which the gradient's scale does not depend on the rewards' scale). The authors' ``"exp"``,
+    ``"whiten"`` and ``"sign"`` are multiplied by the batch size: take ``actor_reduction="sum"`` for that.
 
     Args:
         actor_network: a probabilistic actor, for example :func:`~torchrl_o2o.modules.make_gaussian_actor`.
@@ -107,10 +107,15 @@ class AWACLoss(CriticLoss):
         value_samples: actions K that V(s) averages over; 0 takes the mean action. Defaults to 1.
         advantage_q: the recorded action's value is the ``"min"`` (default) of the critics or the ``"first"``.
         q_max: upper bound on all Q values (authors, hand: 0), or ``None`` (default).
+        action_clip: the actor's loss clamps recorded actions to plus and minus this (jaxrl: 1 - 1e-5), or ``None``
+            (default). The critics see them as they are.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+        actor_reduction: ``"mean"`` or ``"sum"`` for the actor's loss alone; ``None`` (default) is ``reduction``.
+            ``reduction="none"`` keeps the rows of both.
 
     Raises:
-        O2OSpecError: if an option is unknown, ``awac_lambda`` is not positive or ``value_samples`` negative.
+        O2OSpecError: if an option is unknown, ``awac_lambda`` or ``action_clip`` is not positive or ``value_samples``
+            negative.
 
     Examples:
         >>> from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
@@ -147,18 +152,25 @@ class AWACLoss(CriticLoss):
         value_samples: int = 1,
         advantage_q: Literal["min", "first"] = "min",
         q_max: float | None = None,
+        action_clip: float | None = None,
         reduction: Reduction = "mean",
+        actor_reduction: Literal["mean", "sum"] | None = None,
     ) -> None:
         super().__init__(actor_network, qvalue_network, q_max=q_max, reduction=reduction)
         check_option("weight", weight, ("exp_clip", "exp", "softmax", "whiten", "sign"))
         check_option("advantage_q", advantage_q, ("min", "first"))
+        if actor_reduction is not None:
+            check_option("actor_reduction", actor_reduction, ("mean", "sum"))
+        if action_clip is not None and not action_clip > 0.0:
+            raise O2OSpecError(f"got action_clip={action_clip}, expected a positive bound, e.g. 1 - 1e-5, or None")
         if not awac_lambda > 0.0:
             raise O2OSpecError(f"got awac_lambda={awac_lambda}, expected a positive temperature")
         if value_samples < 0:
             raise O2OSpecError(f"got value_samples={value_samples}, expected K >= 1, or 0 for the mean action")
         self.awac_lambda, self.weight_clip, self.score_clip = awac_lambda, weight_clip, score_clip
         self.weight: AdvantageWeight = weight
-        self.value_samples = value_samples
+        self.value_samples, self.action_clip = value_samples, action_clip
+        self.actor_reduction: Literal["mean", "sum"] | None = actor_reduction
         self.advantage_q: Literal["min", "first"] = advantage_q
         self.make_value_estimator()
 
@@ -201,13 +213,17 @@ class AWACLoss(CriticLoss):
             The loss, and per row, detached: ``advantage``, ``weight``, ``log_prob`` of the recorded action, and
             ``clipped``, 1 where the weight is at its bound (rewards on a large scale saturate it quickly).
         """
+        if self.action_clip is not None:
+            clamped = self._action(tensordict).clamp(-self.action_clip, self.action_clip)
+            tensordict = tensordict.copy().set(self.tensor_keys.action, clamped)
         advantage = self.advantage(tensordict)
         weight = awac_weight(clip_score(advantage, self.score_clip), self.awac_lambda, self.weight, self.weight_clip)
         params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
         log_prob = self._log_prob(self._networks, params, inputs, self._action(tensordict))
         clipped = (weight >= self.weight_clip) & (self.weight == "exp_clip")
         info = {"advantage": advantage, "weight": weight, "log_prob": log_prob.detach()}
-        return self._reduce(-weight * log_prob), {**info, "clipped": clipped.to(weight.dtype)}
+        loss = self._reduce(-weight * log_prob, reduction=self.actor_reduction)
+        return loss, {**info, "clipped": clipped.to(weight.dtype)}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -112,7 +112,9 @@ class TransitionLoss(LossModule):
             LossModule.make_value_estimator(self, value_type)
         else:
             supported = self.SUPPORTED_VALUE_ESTIMATORS
-            dispatch_value_estimator(self, value_type, supported=supported, **hyperparams)
+            estimator = dispatch_value_estimator(self, value_type, supported=supported, **hyperparams)
+            # Losses hand over the next value; a network kept here would go its own way in deep copies and casts.
+            estimator.value_network = None
         self._forward_value_estimator_keys()
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
@@ -201,11 +203,14 @@ class TransitionLoss(LossModule):
             )
         return weights
 
-    def _reduce(self, loss: Tensor, weights: Tensor | None = None) -> Tensor:
+    def _reduce(
+        self, loss: Tensor, weights: Tensor | None = None, reduction: Literal["mean", "sum"] | None = None
+    ) -> Tensor:
+        """Over the batch; ``reduction`` takes the place of the loss's own unless that keeps the rows."""
         loss = loss if weights is None else loss * weights
         if self.reduction == "none":
             return loss
-        return loss.mean() if self.reduction == "mean" else loss.sum()
+        return loss.mean() if (reduction or self.reduction) == "mean" else loss.sum()
 
     def _estimate(self, tensordict: TensorDictBase, columns: dict[NestedKey, Tensor], action: Tensor | None) -> Tensor:
         """Hand the value estimator what it may need under ``"next"``, without touching the batch; returns y, shape

@@ -14,6 +14,8 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torchrl.objectives import IQLLoss as UpstreamIQLLoss
+from torchrl.objectives import REDQLoss, SACLoss
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.value import TD0Estimator
 
@@ -27,6 +29,32 @@ from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
 __all__ = ["SAMGEstimator"]
 
 NextAction = Callable[[TensorDictBase], tuple[TensorDictBase, Tensor]]
+
+
+_REASONS = {
+    "CQLLoss": "it subtracts its entropy term at another action; take this package's CQLLoss or CalQLLoss",
+    "TD3Loss": "it keeps its smoothed next action to itself; take this package's TD3BCLoss",
+    "TD3BCLoss": "it keeps its smoothed next action to itself; take this package's TD3BCLoss",
+    "DDPGLoss": "it keeps its next action to itself; take this package's TD3BCLoss",
+}
+
+
+def _check_known(loss: LossModule) -> None:
+    """Let through the losses whose target is known to come out as the class says, refuse others by name."""
+    if isinstance(loss, TransitionLoss) or type(loss) in (REDQLoss, UpstreamIQLLoss):
+        return
+    if type(loss) is SACLoss:
+        if loss._version == 1:
+            raise O2OSpecError(
+                "got TorchRL's SACLoss with a value network (version 1), whose target has no next action; leave the "
+                "value network out (version 2)"
+            )
+        return
+    reason = _REASONS.get(type(loss).__name__, "how it forms its target is unknown")
+    raise O2OSpecError(
+        f"got {type(loss).__module__}.{type(loss).__name__}, expected a loss of this package, or TorchRL's SACLoss, "
+        f"REDQLoss or IQLLoss: {reason}"
+    )
 
 
 class _PolicyOf:
@@ -155,8 +183,9 @@ class SAMGEstimator(TD0Estimator):
             The estimator.
 
         Raises:
-            O2OSpecError: if the loss has no critic.
+            O2OSpecError: if the loss is none of those named, or has no critic.
         """
+        _check_known(loss)
         critic = FrozenCritic.from_loss(loss, source=source)
         ours = isinstance(loss, TransitionLoss)
         asks = critic.kind == "value" and not ours

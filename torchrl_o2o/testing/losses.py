@@ -249,6 +249,25 @@ class LossContract:
                 f"training the copy moved the original's {key}"
             )
 
+    def test_moved_copies_compute_with_their_own_state(self) -> None:
+        """A deep copy whose every parameter and buffer is moved equals a fresh loss that loads its state."""
+        loss, batch = self._seeded(), self.make_batch()
+        before = self._run(loss, batch)
+        other, twin = copy.deepcopy(loss), self.make_loss()
+        for value in other.state_dict().values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value.add_(0.01)
+        twin.load_state_dict(other.state_dict())
+        moved = self._run(other, batch)
+        for key, value in self._run(twin, batch).items():
+            assert torch.equal(moved[key], value), f"the copy's {key} is not what its state says"
+        for key, value in self._run(loss, batch).items():
+            assert torch.equal(before[key], value), f"moving the copy moved the original's {key}"
+        double = batch.apply(lambda x: x.double() if x.is_floating_point() else x)
+        moved = self._run(other.double(), double)
+        for key, value in self._run(twin.double(), double).items():
+            assert torch.equal(moved[key], value), f"after .double() the copy's {key} is not what its state says"
+
     def _step(self, loss: LossModule, batch: TensorDict) -> None:
         optim = torch.optim.SGD([value for value in loss.parameters() if value.requires_grad], lr=0.05)
         out = self._run(loss, batch)
