@@ -12,55 +12,17 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.offline import AdvantageWeight, awac_weight, clip_score
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, policy_distribution
+from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters, policy_distribution, sample_policy
 
 __all__ = ["AWACLoss"]
 
 _BOTH = ("actor_network", "qvalue_network")
-
-
-def _capped(qvalue: Tensor, q_max: float | None) -> Tensor:
-    return qvalue if q_max is None else qvalue.clamp(max=q_max)
-
-
-def _next_value(
-    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor, q_max: float | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a', log pi(a'|s') and min_j Q'_j(s', a')."""
-    action, log_prob = networks.sample(actor, inputs, noise)
-    return action, log_prob, _capped(networks.qvalues(target, inputs, action), q_max).amin(0)
-
-
-def _advantage(
-    networks: ActorCritic,
-    actor: Parameters,
-    qvalue: Parameters,
-    inputs: Inputs,
-    action: Tensor,
-    noise: Tensor | None,
-    advantage_q: str,
-    q_max: float | None,
-) -> Tensor:
-    """Q(s, a) - V(s), shape [*B], with V from the mean action or from the samples that ``noise`` [K, *B, A] makes."""
-    dist = policy_distribution(networks.actor, actor, inputs)
-    if noise is None:
-        value = _capped(networks.qvalues(qvalue, inputs, dist.deterministic_sample), q_max)
-    else:
-        samples, _ = networks.sample(actor, inputs, noise, noise.shape[:1])
-        repeated = {key: entry.expand(len(samples), *entry.shape) for key, entry in inputs.items()}
-        value = _capped(networks.qvalues(qvalue, repeated, samples), q_max).mean(1)
-    data = _capped(networks.qvalues(qvalue, inputs, action), q_max)
-    return (data.amin(0) if advantage_q == "min" else data[0]) - value.amin(0)
-
-
-def _log_prob(networks: ActorCritic, actor: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
-    """log pi(a|s) of recorded actions, shape [*B]."""
-    return policy_distribution(networks.actor, actor, inputs).log_prob(action)
 
 
 class AWACLoss(CriticLoss):
@@ -135,10 +97,7 @@ class AWACLoss(CriticLoss):
     actor_network: ProbabilisticTensorDictSequential
 
     _networks_read = (_BOTH, _BOTH)
-    _cores = ("_next_value", "_regress", "_advantage", "_log_prob")
-    _next_value = staticmethod(_next_value)
-    _advantage = staticmethod(_advantage)
-    _log_prob = staticmethod(_log_prob)
+    _cores = ("_regress",)
 
     def __init__(
         self,
@@ -177,12 +136,11 @@ class AWACLoss(CriticLoss):
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`CriticLoss.target_value`."""
-        keys = self.tensor_keys
+        keys, following = self.tensor_keys, self._following(tensordict)
         noise = self.noise.normal("next_action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params, detach=True)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
         target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(self._following(tensordict), *_BOTH)
-        action, log_prob, value = self._next_value(self._networks, actor, target, inputs, noise, self.q_max)
+        value = self._qvalues(target, self._inputs(following, *_BOTH), action).amin(0)  # min_j Q'_j(s', a')
         columns = {keys.log_prob: log_prob, keys.state_action_value: value, keys.value: value}
         return self._estimate(tensordict, columns, action)
 
@@ -196,12 +154,22 @@ class AWACLoss(CriticLoss):
         Returns:
             A before any clipping, shape [*B], without gradient.
         """
-        action = self._action(tensordict)
-        noise = self.noise.normal("action", action, (self.value_samples,)) if self.value_samples else None
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        qvalue = flat_parameters(self.qvalue_network_params, detach=True)
-        inputs = self._inputs(tensordict, *_BOTH)
-        return self._advantage(self._networks, actor, qvalue, inputs, action, noise, self.advantage_q, self.q_max)
+        return self._advantage(tensordict, self._policy(tensordict))
+
+    @torch.no_grad()
+    def _advantage(self, tensordict: TensorDictBase, policy: Distribution) -> Tensor:
+        """Q(s, a) - V(s), shape [*B], with V(s) of the mean action or of K samples."""
+        action, inputs = self._action(tensordict), self._inputs(tensordict, *_BOTH)
+        params = flat_parameters(self.qvalue_network_params, detach=True)
+        if self.value_samples:
+            shape = (self.value_samples,)
+            samples, _ = sample_policy(policy, self.noise.normal("action", action, shape), shape)
+            repeated = {key: entry.expand(*shape, *entry.shape) for key, entry in inputs.items()}
+            values = self._qvalues(params, repeated, samples).mean(1)
+        else:
+            values = self._qvalues(params, inputs, policy.deterministic_sample)
+        data = self._qvalues(params, inputs, action)
+        return (data.amin(0) if self.advantage_q == "min" else data[0]) - values.amin(0)
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics or the weights.
@@ -216,10 +184,10 @@ class AWACLoss(CriticLoss):
         if self.action_clip is not None:
             clamped = self._action(tensordict).clamp(-self.action_clip, self.action_clip)
             tensordict = tensordict.copy().set(self.tensor_keys.action, clamped)
-        advantage = self.advantage(tensordict)
+        policy = self._policy(tensordict)
+        advantage = self._advantage(tensordict, policy)
         weight = awac_weight(clip_score(advantage, self.score_clip), self.awac_lambda, self.weight, self.weight_clip)
-        params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
-        log_prob = self._log_prob(self._networks, params, inputs, self._action(tensordict))
+        log_prob = policy.log_prob(self._action(tensordict))
         clipped = (weight >= self.weight_clip) & (self.weight == "exp_clip")
         info = {"advantage": advantage, "weight": weight, "log_prob": log_prob.detach()}
         loss = self._reduce(-weight * log_prob, reduction=self.actor_reduction)
@@ -232,3 +200,13 @@ class AWACLoss(CriticLoss):
         loss_actor, actor_info = self.actor_loss(tensordict)
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
         return self._collect(tensordict, losses, {**actor_info, **info})
+
+    def _policy(self, tensordict: TensorDictBase) -> Distribution:
+        """pi(.|s)."""
+        params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
+        return policy_distribution(self.actor_network, params, inputs)
+
+    def _qvalues(self, params: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
+        """Q_j(s, a), shape [E, *B], at most ``q_max``."""
+        qvalue = self._networks.qvalues(params, inputs, action)
+        return qvalue if self.q_max is None else qvalue.clamp(max=self.q_max)

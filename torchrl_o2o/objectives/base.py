@@ -16,7 +16,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
-from torchrl.objectives.value import ValueEstimatorBase
+from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
@@ -81,6 +81,7 @@ class TransitionLoss(LossModule):
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         self._in_keys: list[NestedKey] | None = None
+        self._reads: dict[tuple[str, ...], list[NestedKey]] = {}
         super().__init__()
         check_option("reduction", reduction, ("mean", "sum", "none"))
         self.reduction: Reduction = reduction
@@ -118,7 +119,7 @@ class TransitionLoss(LossModule):
         self._forward_value_estimator_keys()
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        self._in_keys = None
+        self._in_keys, self._reads = None, {}
         if self._value_estimator is not None:
             keys = self.tensor_keys
             self._value_estimator.set_keys(
@@ -142,9 +143,11 @@ class TransitionLoss(LossModule):
 
     def _inputs_of(self, networks: tuple[str, ...]) -> list[NestedKey]:
         """Entries the named networks read, without the action."""
-        modules: list[TensorDictModuleBase] = [getattr(self, name) for name in networks]
-        keys = dict.fromkeys(key for module in modules for key in module.in_keys)
-        return [key for key in keys if key != self.tensor_keys.action]
+        if networks not in self._reads:
+            modules: list[TensorDictModuleBase] = [getattr(self, name) for name in networks]
+            keys = dict.fromkeys(key for module in modules for key in module.in_keys)
+            self._reads[networks] = [key for key in keys if key != self.tensor_keys.action]
+        return self._reads[networks]
 
     def _inputs(self, tensordict: TensorDictBase, *networks: str) -> dict[NestedKey, Tensor]:
         """The tensors the named networks read, without the action."""
@@ -215,13 +218,17 @@ class TransitionLoss(LossModule):
     def _estimate(self, tensordict: TensorDictBase, columns: dict[NestedKey, Tensor], action: Tensor | None) -> Tensor:
         """Hand the value estimator what it may need under ``"next"``, without touching the batch; returns y, shape
         [*B]."""
-        following = self._following(tensordict).copy()
+        following, estimator = self._following(tensordict), self.value_estimator
         self._check_outcome(following, next(iter(columns.values())).shape)
+        if type(estimator) is TD0Estimator and estimator.value_network is None and not estimator.average_rewards:
+            next_value = columns[self.tensor_keys.value].unsqueeze(-1)  # it reads nothing else that is put there
+            return estimator.value_estimate(tensordict, next_value=next_value).squeeze(-1)
+        following = following.copy()
         for key, column in columns.items():
             following.set(key, column.unsqueeze(-1))
         if action is not None:
             following.set(self.tensor_keys.action, action)
-        return self.value_estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
+        return estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
 
     def compile(self, *, mode: str | None = None) -> None:
         """Compile the pure cores of this loss in place; everything around them stays plain.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import (
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
@@ -22,10 +22,12 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.objectives.feed_forward import evaluate, layers_of
 
 __all__ = [
     "ActorCritic",
@@ -54,8 +56,11 @@ def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str
     Returns:
         The same tensors under ``"module.0.weight"``-like names; nothing is copied.
     """
-    flat = params.flatten_keys(".").items()
-    return {name: value.detach() for name, value in flat} if detach else dict(flat)
+    if isinstance(params, TensorDictParams):  # it keeps them flat itself, the ones without gradient apart
+        flat: dict[str, Tensor] = {**params._parameters, **params._buffers}  # type: ignore[dict-item]
+    else:
+        flat = dict(params.flatten_keys(".").items())
+    return {name: value.detach() for name, value in flat.items()} if detach else flat
 
 
 def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -74,8 +79,8 @@ def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tenso
 def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate a deterministic network, for example a state value or a deterministic actor.
 
-    The plain module inside a :class:`~tensordict.nn.TensorDictModule` is called directly on tensors, which
-    ``torch.compile`` traces; any other module gets a TensorDict.
+    The plain module inside a :class:`~tensordict.nn.TensorDictModule` is evaluated directly on tensors; any other
+    module gets a TensorDict.
 
     Args:
         network: the template.
@@ -95,6 +100,9 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
         torch.Size([4, 1])
     """
     plain = _plain_module(network)
+    layers = None if _is_captured() else layers_of(plain)
+    if layers is not None:
+        return evaluate(layers, params, _joined([inputs[key] for key in network.in_keys]))
     if plain is not None:
         stripped = {name.removeprefix("module."): value for name, value in params.items()}
         return functional_call(plain, stripped, tuple(inputs[key] for key in network.in_keys))
@@ -103,8 +111,10 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
 
 
 def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
-    """Evaluate all members of an ensemble on the same inputs in one batched call, without a Python loop.
+    """Evaluate all members of an ensemble on the same inputs.
 
+    Feed-forward networks of this package are evaluated layer by layer, member after member: on a CPU that takes less
+    time than batched products do. Others, and all where operations are recorded to be compiled, go through
     :func:`call_network`, vectorized over the leading dimension of the parameters.
 
     Args:
@@ -116,6 +126,13 @@ def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inp
     Returns:
         The outputs without their last (singleton) dimension, shape [E, *B].
     """
+
+    layers = None if _is_captured() else layers_of(_plain_module(network))
+    if layers is not None:
+        features = _joined([inputs[key] for key in network.in_keys])
+        members = zip(*(value.unbind() for value in params.values()), strict=True)
+        outputs = [evaluate(layers, dict(zip(params, member, strict=True)), features) for member in members]
+        return torch.stack(outputs).squeeze(-1)
 
     def member(member_params: dict[str, Tensor]) -> Tensor:
         return call_network(network, member_params, inputs, out_key)
@@ -211,6 +228,15 @@ class ActorCritic(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """a ~ pi(.|s), shape [*sample_shape, *B, A], and log pi(a|s), shape [*sample_shape, *B]."""
         return sample_policy(policy_distribution(self.actor, params, inputs), noise, sample_shape)
+
+
+def _joined(inputs: list[Tensor]) -> Tensor:
+    return inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+
+
+def _is_captured() -> bool:
+    """Whether operations are being recorded, by ``make_fx`` or ``torch.compile``."""
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 def _plain_module(network: nn.Module) -> nn.Module | None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from tensordict import TensorDictParams
@@ -59,23 +60,22 @@ def load_parameters(loss: LossModule, networks: Mapping[str, Parameters | Sequen
 
 def _tensors_of(loss: LossModule, name: str) -> dict[str, Tensor]:
     """The loss's own tensors of a network, by dotted names."""
-    params = getattr(loss, f"{name}_params", None)
-    if isinstance(params, TensorDictParams):
-        return flat_parameters(params, detach=True)
-    module = getattr(loss, name, None)
-    known = sorted(key.removesuffix("_params") for key, _ in loss.named_children() if not key.startswith("_"))
-    if name not in known or not isinstance(module, nn.Module):
-        raise O2OSpecError(f"{type(loss).__name__} has no {name!r} with parameters of its own, expected one of {known}")
-    return dict(module.state_dict())
+    held = {key.removesuffix("_params"): child for key, child in loss.named_children() if not key.startswith("_")}
+    if name not in held:
+        raise O2OSpecError(
+            f"{type(loss).__name__} has no {name!r} with parameters of its own, expected one of {sorted(held)}"
+        )
+    module = held[name]
+    return flat_parameters(module, detach=True) if isinstance(module, TensorDictParams) else dict(module.state_dict())
 
 
 def _stacked(given: Parameters | Sequence[Parameters]) -> dict[str, Tensor]:
     """Names and tensors; those of several members stacked."""
-    if isinstance(given, nn.Module):
-        return dict(given.state_dict())
     if isinstance(given, Mapping):
         return {name: torch.as_tensor(value) for name, value in given.items()}
-    members = [_stacked(member) for member in given]
+    if isinstance(given, nn.Module):
+        return dict(given.state_dict())
+    members = [_stacked(member) for member in cast(Sequence[Parameters], given)]
     if len({tuple(sorted(member)) for member in members}) != 1:
         raise O2OSpecError("got members with parameters of different names, expected networks of one structure")
     return {name: torch.stack([member[name] for member in members]) for name in members[0]}

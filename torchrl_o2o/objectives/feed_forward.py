@@ -1,0 +1,118 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Known feed-forward networks as lists of operations on named parameters, without the cost of calling modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchrl.modules import MLP
+
+from torchrl_o2o.modules.critics import QValueNet
+from torchrl_o2o.modules.trunk import ReLU, UnitNorm
+
+__all__ = ["Layers", "evaluate", "layers_of"]
+
+_CONTAINERS = (QValueNet, nn.Sequential, MLP)
+
+
+class _Linear(NamedTuple):
+    weight: str
+    bias: str
+
+    def __call__(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        return functional.linear(features, params[self.weight], params.get(self.bias))
+
+
+class _LayerNorm(NamedTuple):
+    weight: str
+    bias: str
+    shape: tuple[int, ...]
+    eps: float
+
+    def __call__(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        return functional.layer_norm(features, self.shape, params.get(self.weight), params.get(self.bias), self.eps)
+
+
+class _Plain(NamedTuple):
+    """A layer without parameters."""
+
+    module: nn.Module
+
+    def __call__(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        return self.module(features)
+
+
+def _relu(params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    return torch.relu(features)
+
+
+Layers = tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
+
+
+def layers_of(network: nn.Module | None) -> Layers | None:
+    """The layers of a network, if they are linear ones, LayerNorm, ReLU, Tanh and unit norm in a row.
+
+    Args:
+        network: any module, as it stands inside a TensorDictModule.
+
+    Returns:
+        Its layers, which name parameters as that TensorDictModule does; ``None`` for any other network.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_qvalue_ensemble
+        >>> critic = make_qvalue_ensemble(3, 1, num_qvalue_nets=1, hidden_sizes=(8,), layer_norm=False)[0]
+        >>> len(layers_of(critic.module))
+        3
+    """
+    if type(network) not in _CONTAINERS:
+        return None
+    assert network is not None
+    if "_layers" not in network.__dict__:  # kept with the network: what it is made of does not change
+        network.__dict__["_layers"] = _find(network)
+    return network.__dict__["_layers"]
+
+
+def _find(network: nn.Module) -> Layers | None:
+    layers = []
+    for name, module in network.named_modules(prefix="module", remove_duplicate=False):
+        if type(module) is nn.Linear:
+            layers.append(_Linear(f"{name}.weight", f"{name}.bias"))
+        elif type(module) is nn.LayerNorm:
+            layers.append(_LayerNorm(f"{name}.weight", f"{name}.bias", tuple(module.normalized_shape), module.eps))
+        elif type(module) in (ReLU, nn.ReLU):
+            layers.append(_relu)
+        elif type(module) in (nn.Tanh, UnitNorm):
+            layers.append(_Plain(module))
+        elif type(module) not in _CONTAINERS:
+            return None
+    return tuple(layers)
+
+
+def evaluate(layers: Layers, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    """Apply layers one after the other.
+
+    Args:
+        layers: from :func:`layers_of`.
+        params: the network's parameters by the names the layers use.
+        features: all inputs in one, shape [*B, n].
+
+    Returns:
+        The output, shape [*B, m].
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_qvalue_ensemble
+        >>> critic = make_qvalue_ensemble(3, 1, num_qvalue_nets=1, hidden_sizes=(8,))[0]
+        >>> evaluate(layers_of(critic.module), critic.state_dict(), torch.zeros(4, 4)).shape
+        torch.Size([4, 1])
+    """
+    for layer in layers:
+        features = layer(params, features)
+    return features
