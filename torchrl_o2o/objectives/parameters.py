@@ -74,7 +74,7 @@ def _stacked(given: Parameters | Sequence[Parameters]) -> dict[str, Tensor]:
     if isinstance(given, Mapping):
         return {name: torch.as_tensor(value) for name, value in given.items()}
     if isinstance(given, nn.Module):
-        return dict(given.state_dict())
+        return dict(cast(nn.Module, given).state_dict())
     members = [_stacked(member) for member in cast(Sequence[Parameters], given)]
     if len({tuple(sorted(member)) for member in members}) != 1:
         raise O2OSpecError("got members with parameters of different names, expected networks of one structure")
