@@ -186,6 +186,17 @@ def test_compiled_equals_eager(build: Any) -> None:
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("build", [Advantage, TDError])
+def test_compiled_scores_take_pools_of_many_sizes(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than torch's limit of eight, and of several scores. Traced, but without the time of generating code."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compile_(function, backend="eager", **how))
+    for _ in range(2):
+        score = build(make_loss())
+        score.compile()
+        assert all(len(score(make_rows()[:size])) == size for size in range(3, 13))
+
+
 @pytest.mark.parametrize(
     ("build", "settings", "message"),
     [

@@ -10,8 +10,8 @@ Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, ParamSpec
 
 import torch
 from tensordict import TensorDictBase
@@ -42,6 +42,9 @@ from torchrl_o2o.priorities.base import LogPriority
 __all__ = ["Advantage", "TDError"]
 
 ScoredLoss = ActorCriticLoss | SACLoss | REDQLoss
+P = ParamSpec("P")
+
+_MAX_SHAPES = 256  # sizes of chunks that one compiled score may meet; torch's limit is 8, for all scores together
 
 
 class _Networks(NamedTuple):
@@ -241,7 +244,7 @@ class Advantage(_CriticScore):
 
     def compile(self) -> None:
         """Compile the equation; pools of one size compile once."""
-        self._advantage = torch.compile(self._advantage, dynamic=False, fullgraph=True)
+        self._advantage = _compiled(self._advantage)
 
     def score(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`LogPriority.score`."""
@@ -344,7 +347,7 @@ class TDError(_CriticScore):
 
     def compile(self) -> None:
         """Compile the next states' value; pools of one size compile once."""
-        self._mean_value = torch.compile(self._mean_value, dynamic=False, fullgraph=True)
+        self._mean_value = _compiled(self._mean_value)
 
     def score(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`LogPriority.score`."""
@@ -415,6 +418,11 @@ def _alpha(loss: ScoredLoss) -> Tensor | None:
 
 def _num_members(loss: ScoredLoss) -> int:
     return len(next(iter(flat_parameters(loss.qvalue_network_params).values())))
+
+
+def _compiled(equation: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """An equation compiled once for every size of its chunks, apart from other scores."""
+    return torch.compile(equation, dynamic=False, fullgraph=True, recompile_limit=_MAX_SHAPES, isolate_recompiles=True)
 
 
 def _slice(inputs: Inputs, rows: slice) -> Inputs:
