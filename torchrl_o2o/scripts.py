@@ -13,13 +13,13 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_config_dirs", "find_script", "script_command"]
+__all__ = ["check_config_dirs", "find_script", "script_command", "start"]
 
 _PACKAGE = Path(__file__).resolve().parent
 #: In a wheel, beside the modules; in a checkout, beside the package.
@@ -78,6 +78,28 @@ def script_command(name: str, overrides: Sequence[str]) -> list[str]:
     """
     check_config_dirs(overrides)
     return [sys.executable, str(find_script(name)), *overrides]
+
+
+def start(main: Callable[[], object]) -> None:
+    """Start a script's main function, unless a settings file of its command line is refused.
+
+    Hydra runs what such a file says before it calls the function itself, so that it is looked at here.
+
+    Args:
+        main: decorated by ``hydra.main``.
+
+    Raises:
+        SystemExit: if a file is refused, with the sentence of :func:`check_config_dirs`.
+
+    Examples:
+        >>> start(lambda: print("trains"))
+        trains
+    """
+    try:
+        check_config_dirs(sys.argv[1:])
+    except O2OSpecError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    main()
 
 
 def check_config_dirs(words: Sequence[str]) -> None:
