@@ -33,7 +33,8 @@ ALLOWED |= {
 ALLOWED["trainers"] = set(ALLOWED) - GROUND
 ALLOWED["seeds"] = {*ALLOWED["trainers"], "trainers"}
 ALLOWED["testing"] = {"data", "envs", "objectives"}
-ALLOWED["commands"] = {*ALLOWED["trainers"], "trainers"}
+ALLOWED["reproduce"] = {"record"}
+ALLOWED["commands"] = {*ALLOWED["trainers"], "trainers", "reproduce"}
 # Third parties that must not be imported when a module of the package is: they are optional or slow.
 LAZY = {"hydra", "wandb", "minari", "h5py", "mujoco", "gymnasium_robotics", "matplotlib", "tensorboard", "sklearn"}
 FILES = sorted(PACKAGE.rglob("*.py"))

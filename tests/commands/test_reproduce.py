@@ -1,0 +1,59 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrl_o2o.commands.cli import main
+from torchrl_o2o.reproduce import Result, find_claims, load_claim, write_results
+
+
+def folders(tmp_path):
+    return ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+
+
+def test_list_names_every_claim(tmp_path, capsys):
+    assert main(["reproduce", "list", *folders(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in find_claims())
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_writes_the_page_and_the_figure(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    claim = load_claim("rlpd-sparse")
+    curve = np.array([0.0, 100.0])
+    results = [
+        Result(job.group, job.task, job.seed, job.key, "finished", 0.5, "", "", "", curve, curve / 100 * ahead)
+        for job in claim.jobs()
+        for ahead in [1.0 if job.group == "rlpd" else 0.1]
+    ]
+    write_results(tmp_path / "results" / "rlpd-sparse.csv", results)
+    words = ["--figures", str(tmp_path), "--page", str(tmp_path / "results.md")]
+    assert main(["reproduce", "show", "rlpd-sparse", *words, *folders(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "## rlpd-sparse: holds" in printed
+    assert "| rlpd - sacfd | final | 0.9 [0.9, 0.9] | > 0, >= 0.1 | 10 of 10 | holds |" in printed
+    assert (tmp_path / "rlpd-sparse.png").read_bytes()[1:4] == b"PNG"
+    assert "| [rlpd-sparse](#rlpd-sparse) | holds | 15 of 15 | 7.50 |" in (tmp_path / "results.md").read_text()
+
+
+def test_parts_divide_the_missing_runs(tmp_path, capsys):
+    lines = []
+    for part in (["--part", "1/2"], ["--part", "2/2"], []):
+        main(["reproduce", "run", "rlpd-sparse", "--dry-run", *part, *folders(tmp_path)])
+        lines.append(capsys.readouterr().out.splitlines())
+    assert sorted(lines[0] + lines[1]) == sorted(lines[2])
+    assert len(lines[2]) == 15
+    assert min(map(len, lines)) > 0
+
+
+def test_wrong_input_is_told(tmp_path, capsys):
+    assert main(["reproduce", "run", "rlpd-sparse", "--part", "3/2", "--dry-run", *folders(tmp_path)]) == 2
+    assert main(["reproduce", "show", "nothing", *folders(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert "expected K/N" in printed
+    assert "there is no claim 'nothing'" in printed

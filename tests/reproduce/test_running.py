@@ -1,0 +1,119 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.reproduce import Claim, Comparison, Job, Result, read_results, write_results
+from torchrl_o2o.reproduce.results import OUTCOME, collect
+from torchrl_o2o.reproduce.running import missing_jobs, run_jobs
+
+# Stands in for a training: writes a run's files, or fails if told so.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+words = dict(word.split("=", 1) for word in sys.argv[1:])
+if words.get("x") == "bad":
+    sys.exit("broken")
+folder = Path(words["run_dir"])
+(folder / "run.json").write_text(json.dumps({"config": {"seed": int(words["seed"])}, "commit": {"hash": "abc"}}))
+(folder / "metrics.jsonl").write_text('{"step": 0, "m": 1.0}\\n{"step": 5, "m": ' + words["seed"] + '.5}\\n')
+"""
+
+
+def jobs(*overrides: str) -> list[Job]:
+    return [Job("a", "t", seed, "rlpd", overrides) for seed in range(3)]
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    script = tmp_path / "training.py"
+    script.write_text(SCRIPT)
+    started: list[list[str]] = []
+
+    def begin(words, log):
+        started.append(list(words[2:]))
+        return subprocess.Popen([sys.executable, str(script), *words[2:]], stdout=log, stderr=subprocess.STDOUT)
+
+    begin.started = started
+    return begin
+
+
+def claim() -> Claim:
+    part = Comparison("a", None, "gain", "more", 1.0)
+    return Claim("c", "p", "w", "s", "m", (0, 1, 2), "", "rlpd", (), {"t": ()}, {"a": ()}, (part,))
+
+
+def test_finished_runs_are_not_repeated(tmp_path: Path, start) -> None:
+    runs = tmp_path / "runs"
+    ended = list(run_jobs(jobs(), runs, start=start, workers=2))
+    assert sorted((job.seed, status) for job, status, _ in ended) == [(0, "finished"), (1, "finished"), (2, "finished")]
+    assert str(ended[-1][2]).startswith("3 of 3 finished, about 0.0 h left")
+    assert missing_jobs(jobs(), runs) == []
+    assert {"resume=true", "num_threads=1"} < set(start.started[0])
+    assert json.loads((runs / jobs()[0].key / OUTCOME).read_text())["status"] == "finished"
+
+
+def test_one_failure_does_not_stop_the_others_and_is_tried_again(tmp_path: Path, start) -> None:
+    mixed = [*jobs("x=bad")[:1], *jobs("x=good")]
+    statuses = [status for _, status, _ in run_jobs(mixed, tmp_path, start=start)]
+    assert sorted(statuses) == ["failed", "finished", "finished", "finished"]
+    assert missing_jobs(mixed, tmp_path) == mixed[:1]
+    assert "broken" in (tmp_path / mixed[0].key / "output.log").read_text()
+
+
+def test_nothing_starts_once_asked_to_stop(tmp_path: Path, start) -> None:
+    assert list(run_jobs(jobs(), tmp_path, start=start, stopping=lambda: True)) == []
+    assert start.started == []
+
+
+def test_a_run_that_two_claims_share_is_done_once(tmp_path: Path) -> None:
+    shared = [*jobs(), *(Job("other", "u", job.seed, job.script, job.overrides) for job in jobs())]
+    assert missing_jobs(shared, tmp_path) == jobs()
+    assert missing_jobs(shared, tmp_path, finished=[jobs()[1].key]) == [jobs()[0], jobs()[2]]
+
+
+def test_results_come_from_folders_and_stay_when_those_are_gone(tmp_path: Path, start) -> None:
+    list(run_jobs(jobs(), tmp_path / "runs", start=start))
+    results = collect(claim(), tmp_path / "runs", [])
+    assert [(run.seed, run.status, run.commit, run.scores[-1]) for run in results] == [
+        (seed, "finished", "abc", seed + 0.5) for seed in range(3)
+    ]
+    write_results(tmp_path / "c.csv", results)
+    kept = collect(claim(), tmp_path / "gone", read_results(tmp_path / "c.csv"))
+    assert [run.scores.tolist() for run in kept] == [run.scores.tolist() for run in results]
+    assert kept[0].command == "rlpd seed=0"
+
+
+def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
+    stale = Result("a", "t", 0, "rlpd-000", "finished", 1.0, "", "", "", np.zeros(1), np.zeros(1))
+    assert collect(claim(), tmp_path, [stale]) == []
+
+
+def test_nan_survives_the_file(tmp_path: Path) -> None:
+    curve = (np.array([-5.0, 0.0, 1e6]), np.array([1.25, np.nan, -np.inf]))
+    write_results(tmp_path / "c.csv", [Result("a", "t", 0, "k", "finished", 0.5, "x, y", "", 'a="b,c"', *curve)])
+    (back,) = read_results(tmp_path / "c.csv")
+    np.testing.assert_array_equal(back.steps, curve[0])
+    np.testing.assert_array_equal(back.scores, curve[1])
+    assert (back.machine, back.command) == ("x, y", 'a="b,c"')
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(O2ODataError, match=r"c\.csv has the columns"):
+        read_results(path)
+    write_results(path, [Result("a", "t", 0, "k", "finished", 0.5, "", "", "", np.zeros(1), np.zeros(1))])
+    path.write_text(path.read_text().replace("0:0", "0;x"))
+    with pytest.raises(O2ODataError, match="damaged row"):
+        read_results(path)

@@ -1,0 +1,196 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Claims as they are declared: one YAML file each, with the runs that answer it and the rule that decides."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torchrl_o2o.errors import O2OSpecError, check_option
+
+__all__ = ["RULES", "STATISTICS", "Claim", "Comparison", "Job", "find_claims", "load_claim"]
+
+CLAIMS = Path(__file__).with_name("claims")
+#: What a run is scored by, from its learning curve; more is better in all of them.
+STATISTICS = ("final", "gain", "kept", "mean")
+#: ``more``: better by the smallest difference of interest; ``no_less``: not worse by that much.
+RULES = ("more", "no_less")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One part of a claim: a group against another one, or against zero.
+
+    Args:
+        group: the group that the claim speaks of.
+        than: the group it is compared with; ``None`` compares with zero, as for a gain.
+        statistic: ``final``, the last evaluation; ``gain``, that minus the hand-over score; ``kept``, minus the fall in
+            the first tenth of the online steps (0: no dip); ``mean``, the time average while online.
+        rule: ``more`` or ``no_less``.
+        margin: smallest difference of interest, in units of the metric, positive.
+    """
+
+    group: str
+    than: str | None
+    statistic: str
+    rule: str
+    margin: float
+
+    def __post_init__(self) -> None:
+        check_option("statistic", self.statistic, STATISTICS)
+        check_option("rule", self.rule, RULES)
+        if not self.margin > 0:
+            raise O2OSpecError(f"margin={self.margin}; expected a smallest difference of interest above 0.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what :func:`~torchrl_o2o.scripts.script_command` is given, and whom it counts for.
+
+    Args:
+        group: the claim's name of what is compared.
+        task: the claim's name of the task.
+        seed: of the run.
+        script: the training script.
+        overrides: Hydra overrides without the seed and the run's folder.
+    """
+
+    group: str
+    task: str
+    seed: int
+    script: str
+    overrides: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Names the run by what determines its numbers, so that claims share their runs."""
+        words = json.dumps([self.script, self.overrides, self.seed])
+        return f"{self.script}-{hashlib.blake2b(words.encode(), digest_size=6).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and how it is put to the test.
+
+    Args:
+        name: the file's name.
+        paper: authors, year, arXiv number.
+        where: figure, table or section.
+        statement: the claim in one sentence.
+        metric: of the evaluations, such as ``evaluation/normalized_score``.
+        seeds: one run of every group and task for each.
+        settings: how they were chosen and where they differ from the paper's.
+        script: the training script of groups that name none.
+        overrides: for all runs.
+        tasks: overrides by task.
+        groups: overrides by group; a first entry ``script=NAME`` takes another script.
+        comparisons: what is compared; the claim holds if all of them do.
+    """
+
+    name: str
+    paper: str
+    where: str
+    statement: str
+    metric: str
+    seeds: tuple[int, ...]
+    settings: str
+    script: str
+    overrides: tuple[str, ...]
+    tasks: Mapping[str, tuple[str, ...]]
+    groups: Mapping[str, tuple[str, ...]]
+    comparisons: tuple[Comparison, ...]
+
+    def __post_init__(self) -> None:
+        named = {name for part in self.comparisons for name in (part.group, part.than) if name is not None}
+        if unknown := sorted(named - set(self.groups)):
+            raise O2OSpecError(f"{self.name}: comparisons name {unknown}; the groups are {sorted(self.groups)}.")
+        if not (self.tasks and self.groups and self.comparisons and self.seeds):
+            raise O2OSpecError(f"{self.name}: expected at least one task, group, comparison and seed.")
+
+    def jobs(self) -> Iterator[Job]:
+        """All runs, ordered so that the first task is answered first, seed by seed.
+
+        Examples:
+            >>> from torchrl_o2o.reproduce import find_claims, load_claim
+            >>> next(load_claim(find_claims()[0]).jobs()).seed
+            0
+        """
+        for task, where in self.tasks.items():
+            for seed in self.seeds:
+                for group, how in self.groups.items():
+                    script, how = self._script(how)
+                    yield Job(group, task, seed, script, (*where, *self.overrides, *how))
+
+    def _script(self, overrides: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+        if overrides and overrides[0].startswith("script="):
+            return overrides[0].removeprefix("script="), overrides[1:]
+        return self.script, overrides
+
+
+def find_claims() -> list[str]:
+    """Name the claims that the package declares, in alphabetic order.
+
+    Examples:
+        >>> from torchrl_o2o.reproduce import find_claims
+        >>> "rlpd-layer-norm" in find_claims()
+        True
+    """
+    return sorted(path.stem for path in CLAIMS.glob("*.yaml"))
+
+
+def load_claim(name: str | Path) -> Claim:
+    """Read a claim.
+
+    Args:
+        name: one of :func:`find_claims`, or the path of a YAML file of your own (it ends in ``.yaml``).
+
+    Raises:
+        O2OSpecError: if there is no such claim, or the file lacks a key, has an unknown one, or contradicts itself.
+
+    Examples:
+        >>> from torchrl_o2o.reproduce import load_claim
+        >>> load_claim("rlpd-layer-norm").script
+        'rlpd'
+    """
+    path = Path(name) if str(name).endswith(".yaml") else CLAIMS / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        close = difflib.get_close_matches(str(name), find_claims()) or find_claims()
+        raise O2OSpecError(f"there is no claim {str(name)!r}; there are {', '.join(close)}.") from error
+    return _claim(path, text)
+
+
+def _claim(path: Path, text: str) -> Claim:
+    import yaml
+
+    expected = {field.name for field in fields(Claim)} - {"name"}
+    try:
+        data: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise O2OSpecError(f"{path} cannot be read as YAML ({error}).") from error
+    if not isinstance(data, dict) or set(data) != expected:
+        have = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise O2OSpecError(f"{path} has {have}; expected exactly {sorted(expected)}.")
+    try:
+        parts = tuple(Comparison(**part) for part in data["comparisons"])
+    except TypeError as error:
+        wanted = [field.name for field in fields(Comparison)]
+        raise O2OSpecError(f"{path}: a comparison is off ({error}); expected {wanted}.") from error
+    data |= {"comparisons": parts, "seeds": tuple(data["seeds"]), "overrides": tuple(data["overrides"])}
+    data |= {key: _overrides(path, key, data[key]) for key in ("tasks", "groups")}
+    return Claim(name=path.stem, **data)
+
+
+def _overrides(path: Path, key: str, section: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(section, dict) or not all(isinstance(words, Sequence) for words in section.values()):
+        raise O2OSpecError(f"{path}: {key} is {section!r}; expected a list of overrides by name.")
+    return {str(name): tuple(map(str, words)) for name, words in section.items()}

@@ -1,0 +1,156 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Results of a claim's runs: collected from run folders, kept as CSV with the command, commit, machine and hours."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.record.runs import load_run
+from torchrl_o2o.reproduce.claims import Claim, Job
+
+__all__ = ["OUTCOME", "Result", "collect", "read_results", "write_results"]
+
+#: Written into a run's folder when it ended: {"status": "finished", "hours": h, "machine": text}; or failed, stopped.
+OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One run's outcome.
+
+    Args:
+        group: as in :class:`~torchrl_o2o.reproduce.claims.Job`.
+        task: likewise.
+        seed: likewise.
+        key: of the job; a result of another key is of other settings.
+        status: ``finished`` or ``failed``.
+        hours: of its process, in all its parts.
+        machine: processor and number of cores.
+        commit: of the checkout it ran from; empty outside one.
+        command: words of the training script.
+        steps: ``[n]``, rising, negative offline.
+        scores: ``[n]``, evaluations; NaN stays NaN.
+    """
+
+    group: str
+    task: str
+    seed: int
+    key: str
+    status: str
+    hours: float
+    machine: str
+    commit: str
+    command: str
+    steps: np.ndarray
+    scores: np.ndarray
+
+
+_COLUMNS = [field.name for field in fields(Result) if field.name not in ("steps", "scores")] + ["curve"]
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read a claim's CSV file.
+
+    Args:
+        path: the file; one that does not exist yet holds no results.
+
+    Raises:
+        O2ODataError: if it is no such file.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from torchrl_o2o.reproduce import read_results
+        >>> read_results(Path("/nowhere/claim.csv"))
+        []
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != _COLUMNS:
+            raise O2ODataError(f"{path} has the columns {reader.fieldnames}; expected {_COLUMNS}.")
+        return [_result(row, path) for row in reader]
+
+
+def _result(row: Mapping[str, str], path: Path) -> Result:
+    try:
+        points = [point.split(":") for point in row["curve"].split(";") if point]
+        steps, scores = (np.array([float(point[at]) for point in points]) for at in (0, 1))
+        texts = {name: row[name] for name in ("group", "task", "key", "status", "machine", "commit", "command")}
+        return Result(**texts, seed=int(row["seed"]), hours=float(row["hours"]), steps=steps, scores=scores)
+    except (ValueError, IndexError, AttributeError) as error:
+        raise O2ODataError(f"{path} has a damaged row ({error}): {dict(row)}.") from error
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Write a claim's CSV file, replacing it at once.
+
+    Args:
+        path: the file; its folder is made.
+        results: one row each; the curve in one column, as ``step:score`` joined by semicolons.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from torchrl_o2o.reproduce import Result, read_results, write_results
+        >>> path = Path(tempfile.mkdtemp()) / "claim.csv"
+        >>> curve = {"steps": np.array([0.0, 10.0]), "scores": np.array([1.0, float("nan")])}
+        >>> write_results(path, [Result("rlpd", "maze", 0, "k", "finished", 0.1, "cpu", "", "rlpd.py", **curve)])
+        >>> read_results(path)[0].scores
+        array([ 1., nan])
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        row = {name: getattr(result, name) for name in _COLUMNS[:-1]}
+        points = zip(result.steps.tolist(), result.scores.tolist(), strict=True)
+        writer.writerow(row | {"curve": ";".join(f"{step:g}:{score:.6g}" for step, score in points)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_durably(path, text.getvalue().encode())
+
+
+def collect(claim: Claim, runs: Path, known: Iterable[Result]) -> list[Result]:
+    """Join what is known with what run folders say; results of other settings than the claim's are left out.
+
+    Args:
+        claim: whose runs.
+        runs: folder of run folders, each called as its job's key.
+        known: results read before; a finished one is never replaced.
+
+    Returns:
+        Results in the order of the claim's jobs.
+    """
+    before = {result.key: result for result in known}
+    found = (_latest(job, claim, runs / job.key, before.get(job.key)) for job in claim.jobs())
+    return [result for result in found if result is not None]
+
+
+def _latest(job: Job, claim: Claim, folder: Path, before: Result | None) -> Result | None:
+    if (before is not None and before.status == "finished") or not (folder / OUTCOME).exists():
+        return before
+    outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+    if outcome["status"] not in ("finished", "failed"):  # stopped: it goes on some other time
+        return None
+    steps, scores, record = np.zeros(0), np.zeros(0), {}
+    if outcome["status"] == "finished":
+        run = load_run(folder, claim.metric)
+        steps, scores, record = run.steps, run.scores, run.record
+    commit = (record.get("commit") or {}).get("hash", "")
+    dirty = " with changes" if (record.get("commit") or {}).get("dirty") else ""
+    command = " ".join([job.script, *job.overrides, f"seed={job.seed}"])
+    place = (outcome["hours"], outcome["machine"], commit + dirty, command)
+    return Result(job.group, job.task, job.seed, job.key, outcome["status"], *place, steps, scores)

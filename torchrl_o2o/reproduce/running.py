@@ -1,0 +1,143 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Run what is missing: jobs in worker processes, finished ones never again, one failure without harm to the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.errors import check_count
+from torchrl_o2o.reproduce.claims import Job
+from torchrl_o2o.reproduce.results import OUTCOME
+from torchrl_o2o.scripts import script_command
+
+__all__ = ["Progress", "missing_jobs", "run_jobs"]
+
+_LOG = "output.log"
+_POLL_SECONDS = 0.2
+Start = Callable[[Sequence[str], IO[str]], subprocess.Popen]
+
+
+@dataclass
+class Progress:
+    """How far the jobs have come.
+
+    Args:
+        total: number of jobs.
+        workers: how many run at once.
+    """
+
+    total: int
+    workers: int
+    finished: int = 0
+    failed: int = 0
+    hours: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Such as ``3 of 40 finished, 1 failed, about 2.1 h left``; the time is unknown until a run has ended."""
+        left = self.total - self.finished - self.failed
+        failed = f", {self.failed} failed" if self.failed else ""
+        mean = sum(self.hours) / len(self.hours) if self.hours else float("nan")
+        time_left = f", about {mean * left / self.workers:.1f} h left" if self.hours else ""
+        return f"{self.finished} of {self.total} finished{failed}{time_left}"
+
+
+def missing_jobs(jobs: Iterable[Job], runs: Path, *, finished: Iterable[str] = ()) -> list[Job]:
+    """Choose the jobs that have not finished, each once; failed ones are tried again.
+
+    Args:
+        jobs: of one or many claims.
+        runs: folder of the run folders.
+        finished: keys of jobs whose results are kept elsewhere.
+    """
+    known = set(finished)
+    once: dict[str, Job] = {}
+    for job in jobs:
+        once.setdefault(job.key, job)
+    return [job for key, job in once.items() if key not in known and _status(runs / key) != "finished"]
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    runs: Path,
+    *,
+    start: Start,
+    workers: int = 1,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Job, str, Progress]]:
+    """Run jobs, some at a time, and yield each with its outcome when it ends.
+
+    Every job goes on from its newest checkpoint if it was begun before. What a run prints goes to ``output.log`` in its
+    folder.
+
+    Args:
+        jobs: what to run, in this order.
+        runs: folder of the run folders.
+        start: starts a command with a file for its output.
+        workers: how many processes at once, each with one thread.
+        stopping: asked before every start; once true, nothing new is started.
+
+    Yields:
+        The job, ``finished``, ``failed`` or ``stopped``, and how far all have come.
+    """
+    workers = check_count("workers", workers, least=1)
+    waiting, running = list(jobs), {}
+    progress = Progress(len(waiting), workers)
+    while running or (waiting and not stopping()):
+        while waiting and len(running) < workers and not stopping():
+            job = waiting.pop(0)
+            running[job] = _begin(job, runs / job.key, start)
+        time.sleep(_POLL_SECONDS)
+        for job, (child, log, began) in list(running.items()):
+            if child.poll() is not None:
+                del running[job]
+                log.close()
+                hours = (time.monotonic() - began) / 3600
+                yield job, _end(runs / job.key, child.returncode, hours, progress, stopping()), progress
+
+
+def _begin(job: Job, folder: Path, start: Start) -> tuple[subprocess.Popen, IO[str], float]:
+    folder.mkdir(parents=True, exist_ok=True)
+    own = [f"seed={job.seed}", f"run_dir={folder}", "resume=true", "num_threads=1"]
+    log = (folder / _LOG).open("a", encoding="utf-8")
+    return start(script_command(job.script, [*job.overrides, *own]), log), log, time.monotonic()
+
+
+def _end(folder: Path, code: int, hours: float, progress: Progress, stopping: bool) -> str:
+    """Write down how a run ended; one that was asked to stop has only its time counted."""
+    status = "finished" if code == 0 else "stopped" if stopping else "failed"
+    before = _read(folder)
+    total = before.get("hours", 0.0) + hours
+    replace_durably(
+        folder / OUTCOME, json.dumps({"status": status, "hours": round(total, 5), "machine": _machine()}).encode()
+    )
+    progress.finished += status == "finished"
+    progress.failed += status == "failed"
+    if status == "finished":
+        progress.hours.append(total)
+    return status
+
+
+def _read(folder: Path) -> dict:
+    path = folder / OUTCOME
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _status(folder: Path) -> str | None:
+    return _read(folder).get("status")
+
+
+def _machine() -> str:
+    """Processor and cores; no host name, which is nobody's business in a published file."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,161 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What results say about a claim: differences of interquartile means, their bootstrap intervals, and a verdict.
+
+The interval is that of Agarwal et al. (2021), section 4.1: seeds are drawn with replacement within each task, in both
+groups independently, and the interquartile mean runs over all tasks and seeds together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchrl_o2o.record.curves import dip, gain, iqm, regret
+from torchrl_o2o.reproduce.claims import Claim, Comparison
+from torchrl_o2o.reproduce.results import Result
+
+__all__ = ["Finding", "judge", "score_of", "verdict_of"]
+
+_RESAMPLES = 2000
+_BOOTSTRAP_SEED = 0  # the same results give the same verdict
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say about one comparison.
+
+    Args:
+        comparison: which.
+        verdict: ``holds``, ``does not hold`` or ``undecided``.
+        difference: of the interquartile means of both groups' scores, so far; NaN without runs or if one diverged.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        finished: number of finished runs of both groups.
+        wanted: number of runs that the claim declares for them.
+        remarks: what a reader has to know: runs that failed or diverged.
+    """
+
+    comparison: Comparison
+    verdict: str
+    difference: float
+    low: float
+    high: float
+    finished: int
+    wanted: int
+    remarks: tuple[str, ...] = ()
+
+
+def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray) -> float:
+    """Score one run; see :class:`~torchrl_o2o.reproduce.claims.Comparison` for what the statistics mean.
+
+    Args:
+        statistic: ``final``, ``gain``, ``kept`` or ``mean``.
+        steps: ``[n]``.
+        scores: ``[n]``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.reproduce import score_of
+        >>> steps, scores = np.array([0.0, 10.0, 100.0]), np.array([40.0, 30.0, 90.0])
+        >>> [score_of(name, steps, scores) for name in ("final", "gain", "kept", "mean")]
+        [90.0, 50.0, -10.0, 57.5]
+    """
+    if statistic == "final":
+        return float(scores[-1])
+    if statistic == "gain":
+        return gain(steps, scores)
+    if statistic == "kept":
+        return 0.0 - dip(steps, scores)
+    return 1.0 - regret(steps, scores, optimum=1.0)
+
+
+def judge(claim: Claim, results: Sequence[Result]) -> list[Finding]:
+    """Judge every comparison of a claim.
+
+    A comparison stays undecided until all its declared runs are finished, so that no verdict depends on when somebody
+    looked, and as long as one of them failed or has a NaN score. Then ``more`` holds if the interval lies above 0 and
+    the difference is at least the margin, and does not hold if the whole interval lies below the margin; ``no_less``
+    holds if the interval lies above minus the margin, and does not hold if it lies below.
+
+    Args:
+        claim: the claim.
+        results: of its runs.
+    """
+    return [_judge(claim, part, results) for part in claim.comparisons]
+
+
+def verdict_of(findings: Sequence[Finding]) -> str:
+    """A claim holds if all its comparisons do, and does not hold if one does not.
+
+    Args:
+        findings: from :func:`judge`.
+
+    Examples:
+        >>> from torchrl_o2o.reproduce import verdict_of
+        >>> verdict_of([])
+        'undecided'
+    """
+    verdicts = {finding.verdict for finding in findings}
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "holds" if verdicts == {"holds"} else "undecided"
+
+
+def _judge(claim: Claim, part: Comparison, results: Sequence[Result]) -> Finding:
+    names = [part.group] if part.than is None else [part.group, part.than]
+    own = [result for result in results if result.group in names]
+    finished = [result for result in own if result.status == "finished"]
+    wanted = len(names) * len(claim.tasks) * len(claim.seeds)
+    scores = {name: _scores(claim, part.statistic, name, finished) for name in names}
+    remarks = tuple(f"{_name(result)} failed" for result in own if result.status == "failed")
+    remarks += tuple(
+        f"{_name(result)} diverged (a score is NaN)"
+        for result in finished
+        if np.isnan(score_of(part.statistic, result.steps, result.scores))
+    )
+    difference, low, high = _difference([scores[name] for name in names])
+    verdict = "undecided" if len(finished) < wanted else _decide(part, difference, low, high)
+    return Finding(part, verdict, difference, low, high, len(finished), wanted, remarks)
+
+
+def _name(result: Result) -> str:
+    return f"{result.group} on {result.task}, seed {result.seed},"
+
+
+def _scores(claim: Claim, statistic: str, group: str, finished: Sequence[Result]) -> list[np.ndarray]:
+    """One array of seeds for each task that has any."""
+    by_task = (
+        [score_of(statistic, run.steps, run.scores) for run in finished if (run.group, run.task) == (group, task)]
+        for task in claim.tasks
+    )
+    return [np.array(scores) for scores in by_task if scores]
+
+
+def _difference(groups: Sequence[list[np.ndarray]]) -> tuple[float, float, float]:
+    if not all(groups) or any(np.isnan(task).any() for tasks in groups for task in tasks):
+        return float("nan"), float("nan"), float("nan")
+    generator = np.random.default_rng(_BOOTSTRAP_SEED)
+    values = [float(iqm(np.concatenate(tasks))) for tasks in groups]
+    draws = [iqm(_resampled(tasks, generator), axis=1) for tasks in groups]
+    sign = [1.0, -1.0]
+    difference = sum(s * value for s, value in zip(sign, values))
+    low, high = np.percentile(sum(s * draw for s, draw in zip(sign, draws)), [2.5, 97.5])
+    return difference, float(low), float(high)
+
+
+def _resampled(tasks: Sequence[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    rows = [task[generator.integers(len(task), size=(_RESAMPLES, len(task)))] for task in tasks]
+    return np.concatenate(rows, axis=1)
+
+
+def _decide(part: Comparison, difference: float, low: float, high: float) -> str:
+    if part.rule == "more":
+        holds, fails = low > 0 and difference >= part.margin, high < part.margin
+    else:
+        holds, fails = low > -part.margin, high < -part.margin
+    return "holds" if holds else "does not hold" if fails else "undecided"  # a NaN decides nothing
