@@ -368,6 +368,23 @@ def test_case_a03_a_buffer_emptied_and_refilled(tmp_path: Path, counts: list[int
     assert sorted(other[:]["action"].flatten().tolist()) == [*range(number - len(other), number)]
 
 
+@pytest.mark.parametrize("count", [0, 3, 5, 9])
+def test_case_a03_offline_and_online_rows_emptied(tmp_path: Path, count: int) -> None:
+    buffer = new_buffer()
+    checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
+    buffer.extend(rows_of(range(10, 15)))
+    checkpoint.save(1)
+    buffer.empty()
+    for number in range(count):
+        buffer.extend(rows_of([100 + number]))
+    checkpoint.save(2)
+    other = new_buffer()
+    assert Checkpointer(tmp_path, objects={}, buffer=other).restore() == 2
+    assert len(other) == len(buffer)
+    alive = 6 + min(count, 8)
+    assert (other.storage._storage[:alive] == buffer.storage._storage[:alive]).all()
+
+
 def test_case_a03_a_row_that_was_not_changed_is_not_written_again(tmp_path: Path) -> None:
     buffer = new_buffer()
     checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
@@ -414,6 +431,26 @@ def test_case_b18_a_file_that_cannot_be_read_for_a_moment_is_not_damaged(
     counters: dict[str, int] = {}
     assert Checkpointer(tmp_path, objects={"counters": counters}).restore() == 8
     assert counters == {"updates": 8}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_case_b18_a_folder_that_cannot_be_listed_for_a_moment_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    buffer = new_buffer()
+    Checkpointer(tmp_path, objects={}, buffer=buffer).save(1)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+
+    def refuse(path: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "scandir"):
+            patch.setattr(os, name, refuse)
+        with pytest.raises(O2OCheckpointError, match=r"cannot (write|be read)"):
+            Checkpointer(tmp_path, objects={}, buffer=new_buffer()).restore()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    assert Checkpointer(tmp_path, objects={}, buffer=new_buffer()).restore() == 1
 
 
 def test_case_b18_a_run_folder_that_was_moved(tmp_path: Path) -> None:

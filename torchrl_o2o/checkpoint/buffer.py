@@ -18,7 +18,7 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.checkpoint.manifest import digest
 from torchrl_o2o.checkpoint.marks import row_marks
-from torchrl_o2o.checkpoint.segments import Region, buffer_regions, read_segment, write_segments
+from torchrl_o2o.checkpoint.segments import Region, buffer_regions, read_segment, stored_rows, write_segments
 from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["BufferArchive"]
@@ -70,7 +70,8 @@ class BufferArchive:
         """Write the rows that are new or changed and return the manifest's part, JSON values.
 
         Returns:
-            ``regions``, ``segments``, and ``given``: a fingerprint of the offline data the run was given, or ``None``.
+            ``regions``, ``segments``, the storage's ``length``, and ``given``: a fingerprint of the offline data that
+            the run was given, or ``None``.
         """
         regions = buffer_regions(self._buffer)
         self._new_marks = {region.name: self._mark(region) for region in regions}
@@ -80,14 +81,19 @@ class BufferArchive:
             changed = self._first_changed(region, known)
             known = [entry for entry in known if entry["stop"] <= changed]
             segments += write_segments(self._folder, self._buffer.storage, region, known, copies=self._copies)
-        return {"regions": [asdict(region) for region in regions], "segments": segments, "given": self._given}
+        return {
+            "regions": [asdict(region) for region in regions],
+            "segments": segments,
+            "length": len(self._buffer.storage),
+            "given": self._given,
+        }
 
     def _mark(self, region: Region) -> Tensor:
         """Marks of the living rows, by slot."""
         filled = min(region.total, region.capacity)
         if not filled:
             return torch.zeros(0, dtype=torch.int64)
-        return row_marks(self._buffer.storage.get(slice(region.first, region.first + filled)))
+        return row_marks(stored_rows(self._buffer.storage, region.first, region.first + filled))
 
     def _first_changed(self, region: Region, known: list[dict[str, Any]]) -> int:
         """The number of the first living row that is not what its segment holds."""
@@ -142,7 +148,8 @@ class BufferArchive:
             read_segment(read(entry), entry, buffer.storage, regions[entry["region"]])
         self._check_given(saved.get("given"))
         # The storage's own state_dict would hold the rows; its length is all that is left of it.
-        buffer.storage._len = sum(min(region.total, region.capacity) for region in regions.values())
+        filled = sum(min(region.total, region.capacity) for region in regions.values())
+        buffer.storage._len = saved.get("length", filled)
         buffer.sampler.load_state_dict(state["sampler"])
         buffer.writer.load_state_dict(state["writer"])
         buffer._transform.load_state_dict(state["transform"])

@@ -215,8 +215,9 @@ def prune(root: Path, keep: int) -> None:
         folder = step_folder(root, step)
         # Renamed first: killed halfway, it must not look like a checkpoint.
         _remove(folder.rename(folder.with_name(f"{folder.name}.tmp")))
-    for path in root.glob("step-*.broken"):
-        _remove(path)
+    for path in _entries(root):
+        if path.name.startswith("step-") and path.suffix == ".broken":
+            _remove(path)
     sweep(root)
 
 
@@ -235,17 +236,24 @@ def sweep(root: Path) -> None:
         >>> [path.name for path in root.rglob("*")]
         ['segments']
     """
-    for path in [*root.glob("*.tmp"), *root.glob(f"{SEGMENTS}/*.tmp")]:
-        _remove(path)
+    segments = _entries(root / SEGMENTS)
+    for path in [*_entries(root), *segments]:
+        if path.suffix == ".tmp":
+            _remove(path)
     named: set[str] = set()
-    for folder in root.glob("step-*"):
+    for folder in [path for path in _entries(root) if path.name.startswith("step-")]:
         try:
             named.update(entry["file"] for entry in read_manifest(folder)["buffer"]["segments"])
         except (O2OCheckpointError, KeyError, TypeError):
             return  # which segments it needs is unknown, so none is removed
-    for path in [*root.glob(f"{SEGMENTS}/*.pt"), *root.glob(f"{SEGMENTS}/*.copy")]:
-        if path.name.removesuffix(".copy") not in named:
+    for path in segments:
+        if path.suffix in (".pt", ".copy") and path.name.removesuffix(".copy") not in named:
             _remove(path)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; unlike glob(), an error if that cannot be read: what is not seen is not to be removed."""
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _remove(path: Path) -> None:

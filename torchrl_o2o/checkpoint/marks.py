@@ -52,9 +52,9 @@ def _leaf_marks(leaf: Tensor, generator: torch.Generator) -> Tensor:
     flat = leaf.reshape(len(leaf), -1)
     width = flat.shape[1] * flat.element_size()
     words = flat.contiguous().view(torch.uint8).view(_word(width))
-    weights = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=generator).mul_(2).add_(1).to(leaf.device)
+    weights = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=generator).mul_(2).add_(1)
     rows = max(1, _BYTES_AT_ONCE // width)
-    return torch.cat([(part.long() * weights).sum(1).cpu() for part in words.split(rows)])
+    return torch.cat([part.cpu().long().mv(weights) for part in words.split(rows)])
 
 
 def _word(width: int) -> torch.dtype:

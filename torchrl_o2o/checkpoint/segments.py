@@ -27,7 +27,7 @@ from torchrl_o2o.checkpoint.manifest import digest, dump, load
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 
-__all__ = ["Region", "buffer_regions", "read_segment", "write_segments"]
+__all__ = ["Region", "buffer_regions", "read_segment", "stored_rows", "write_segments"]
 
 _ROWS_PER_SEGMENT = 2**17
 
@@ -111,6 +111,24 @@ def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
     return [Region("offline", 0, num_offline, num_offline), online]
 
 
+def stored_rows(storage: Storage, start: int, stop: int) -> TensorDictBase:
+    """Rows by slot, those beyond the storage's length too: after ``buffer.empty()`` it counts from 0 again.
+
+    Args:
+        storage: a tensor storage.
+        start: first slot.
+        stop: the slot after the last one.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage
+        >>> storage = LazyTensorStorage(4)
+        >>> storage.set(torch.arange(4), TensorDict({"reward": torch.arange(4)}, [4]))
+        >>> storage._empty(); len(storage), stored_rows(storage, 1, 3)["reward"]
+        (0, tensor([1, 2]))
+    """
+    return storage.get(slice(start, stop)) if stop <= len(storage) else storage._storage[start:stop]
+
+
 def write_segments(
     folder: Path, storage: Storage, region: Region, known: list[dict[str, Any]], *, copies: bool = False
 ) -> list[dict[str, Any]]:
@@ -147,7 +165,7 @@ def write_segments(
         known, written = [], 0
     living = [entry for entry in known if entry["stop"] > region.oldest]
     for start, stop in region.runs(max(written, region.oldest), region.total):
-        rows = storage.get(slice(region.slot(start), region.slot(start) + stop - start))
+        rows = stored_rows(storage, region.slot(start), region.slot(start) + stop - start)
         living.append(_write_segment(folder, rows, region.name, start, stop, copies))
     return living
 
