@@ -30,13 +30,13 @@ from tensordict import TensorDict
 from torch.optim import AdamW
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
+from torchrl_o2o.seeds import StackedDensityRatio, StackedLearner, StackedOptimizer
 
 from torchrl_o2o.data import OnlineWriter, PoolSampler, offline_online_storage
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, join_sources
 from torchrl_o2o.objectives.noise import GeneratorNoise
 from torchrl_o2o.priorities import Advantage, DensityRatioScore
-from torchrl_o2o.seeds import StackedDensityRatio, StackedLearner, StackedOptimizer
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import compile_update
 

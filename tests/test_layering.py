@@ -31,7 +31,6 @@ ALLOWED |= {
     "deploy": {"functional", "envs", "checkpoint", "modules", "data", "collectors"},
 }
 ALLOWED["trainers"] = set(ALLOWED) - GROUND
-ALLOWED["seeds"] = {*ALLOWED["trainers"], "trainers"}
 ALLOWED["testing"] = {"data", "envs", "objectives"}
 ALLOWED["reproduce"] = {"record"}
 ALLOWED["commands"] = {*ALLOWED["trainers"], "trainers", "reproduce"}

@@ -53,7 +53,6 @@ MOVED = {
     "report": "record.report",
     "runs": "record.runs",
     "scores": "envs.scores",
-    "seeds.resuming": "checkpoint.together",
     "session": "trainers.session",
     "sinks": "record.sinks",
 }

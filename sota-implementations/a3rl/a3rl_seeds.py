@@ -4,80 +4,80 @@
 # LICENSE file in the root directory of this source tree.
 """A3RL and its ablations, many seeds in one process: N agents, one update, N run folders.
 
-    python sota-implementations/a3rl/a3rl_seeds.py task=halfcheetah-linear-mix seeds=[0,1,2,3,4]
+    python sota-implementations/a3rl/a3rl_seeds.py task=halfcheetah-linear-mix 'seeds=[0,1,2,3,4]'
+    o2o report runs/a3rl-advantage_density/halfcheetah-linear-mix
 
-Configuration, random numbers and run folders are those of a3rl.py with each of the seeds. Actors, critics and density
-ratios of all seeds are stacked (../rlpd/rlpd_seeds.py, docs/seeds.md); each seed scores its own pool.
+Configuration, networks, random numbers and run folders are those of a3rl.py with each of the seeds; networks and
+density ratios of all seeds are stacked and learn in one update each, pools are scored one by one (docs/seeds.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import hydra
-import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
-from torchrl_o2o.seeds import StackedDensityRatio, StackedOptimizer
-from torchrl_o2o.trainers import load_script
+from torchrl_o2o.data.shared_rows import SharedRows
+from torchrl_o2o.trainers import (
+    Finetuning,
+    Problem,
+    Seeds,
+    accept_seeds,
+    launch,
+    load_problem,
+    online_phase,
+    seed_configs,
+)
+from torchrl_o2o.trainers.algorithms import anneal_pool, density_rows, make_a3rl, make_pool, pool_metrics
+from torchrl_o2o.updates import StackedUpdate
 
-rlpd_seeds = load_script("rlpd/rlpd_seeds")
-Metrics = rlpd_seeds.Metrics
+
+def learn_densities(cfg: DictConfig, seeds: Seeds, problem: Problem, update: StackedUpdate) -> dict[str, Tensor]:
+    """`learn_density` of a3rl.py, all seeds at once."""
+    info: dict[str, Tensor] = {}
+    number = len(problem.offline)
+    for _ in range(cfg.density_updates):
+        rows = seeds.draw(lambda run: density_rows(run.buffer, number, cfg.online.batch_size))
+        info = seeds.learn(update, rows)
+    return {name: value for name, value in info.items() if name != "finite"}
 
 
-@dataclass
-class SeedRuns(rlpd_seeds.SeedRuns):
-    """RLPD's seeds with density ratios and scored pools."""
+def train(cfg: DictConfig) -> None:
+    """The loop of a3rl.py, in rounds of one step of every seed."""
+    problem, configs = load_problem(cfg, "a3rl"), seed_configs(cfg)
 
-    density: StackedDensityRatio = field(init=False)
-    density_optim: StackedOptimizer = field(init=False)
+    shared = SharedRows(len(configs))  # the data are there once
 
-    def __post_init__(self) -> None:
-        """Stack the density ratios as well."""
-        parts: list[Any] = [run.density for run in self.runs]
-        self.density = StackedDensityRatio([part.loss for part in parts])
-        self.density_optim = StackedOptimizer([part.optim for part in parts], self.density.leaves)
-        if self.cfg.compile:
-            self.density.compile()
+    def make(own: DictConfig) -> Finetuning:
+        pool = partial(make_pool, own, problem, make_storage=shared)
+        return online_phase(own, problem, None, make_a3rl, make_buffer=pool)
 
-    @property
-    def optimizers(self) -> list[StackedOptimizer]:
-        """Those of the learner and of the density ratio."""
-        return [*super().optimizers, self.density_optim]
-
-    def update_density(self) -> Metrics:
-        """Density.update of a3rl.py, all agents at once."""
-        info: Metrics = {}
-        if len(self.runs[0].buffer) == self.runs[0].num_offline:
-            return info
-        size = self.cfg.training.batch_size
-        for _ in range(self.cfg.density_updates):
-            rows = torch.stack(self.sample(lambda agent: self.runs[agent].density.draw(self.runs[agent].buffer, size)))
-            losses, info = self.density.density_ratio_loss(rows[:, 0::2], rows[:, 1::2])  # even rows are offline
-            self.density_optim.descend(losses, "loss_density_ratio")
-            info = {**info, "loss_density_ratio": losses.detach()}
-        return info
-
-    def replay(self, at: int) -> list[Metrics]:
-        """Run.replay of a3rl.py, all agents at once but for the scores of their pools."""
-        for run in self.runs:
-            run.anneal(at)
-        info = self.update_density() if self.cfg.density_update == "before" else {}
-        batches = self.sample(lambda agent: self.runs[agent].buffer.sample())
-        metrics = self.update(batches)
-        if self.cfg.density_update == "after":
-            info = self.update_density()
-        each = self.each(at, metrics | info)
-        return [own | run.sampled(at, batch) for run, own, batch in zip(self.runs, each, batches, strict=True)]
+    with Seeds(make, configs) as seeds:
+        update, density = seeds.stacked(), seeds.stacked("density_ratio")
+        for step, rows in seeds.steps():
+            for run, data in zip(seeds.runs, rows, strict=True):
+                run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
+            if seeds.runs[0].may_update(step):
+                for run in seeds.runs:
+                    anneal_pool(cfg, run.buffer, step)
+                before = cfg.density_update == "before"  # the paper; after: the authors' code
+                ratio = learn_densities(cfg, seeds, problem, density) if before else {}
+                batches = seeds.draw(lambda run: run.sample())
+                metrics = seeds.learn(update, batches)
+                if not before:
+                    ratio = learn_densities(cfg, seeds, problem, density)
+                pools = [pool_metrics(cfg, *pair, step) for pair in zip(seeds.runs, batches, strict=True)]
+                seeds.log(metrics | ratio, pools)
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train all seeds into their run folders."""
-    rlpd_seeds.launch(cfg, load_script("a3rl"), SeedRuns)
+    launch(cfg, train)
 
 
 if __name__ == "__main__":
-    rlpd_seeds.accept_seeds()
+    accept_seeds()
     main()

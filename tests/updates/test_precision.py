@@ -16,14 +16,14 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.updates import CompiledUpdate, compile_update
+from torchrl_o2o.updates import Update, compile_update
 from torchrl_o2o.updates.graph import capture
 from torchrl_o2o.updates.precision import lower_products
 
 ROWS, UTD = 64, 2
 
 
-def make(dtype: torch.dtype | None, **options: Any) -> tuple[EnsembleSACLoss, CompiledUpdate]:
+def make(dtype: torch.dtype | None, **options: Any) -> tuple[EnsembleSACLoss, Update]:
     torch.manual_seed(0)
     critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=3, hidden_sizes=(64, 64))
     loss = EnsembleSACLoss(make_actor(5, 2, hidden_sizes=(64, 64)), critics, sub_sample_len=2)

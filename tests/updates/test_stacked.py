@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.noise import GeneratorNoise
-from torchrl_o2o.updates import CompiledUpdate, StackedUpdate, compile_update, stack_updates
+from torchrl_o2o.updates import StackedUpdate, Update, compile_update, stack_updates
 
 AGENTS = 3
 
@@ -36,7 +36,7 @@ def make_batches(step: int, dtype: torch.dtype = torch.float64) -> TensorDict:
     return batches
 
 
-def update_of(kind: str, agent: Agent, **options: Any) -> CompiledUpdate:
+def update_of(kind: str, agent: Agent, **options: Any) -> Update:
     ratio = UTD if kind in REPEATED else None
     return compile_update(agent.loss, agent.optims, agent.updater, utd_ratio=ratio, joint=kind in JOINT, **options)
 

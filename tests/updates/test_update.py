@@ -22,10 +22,10 @@ from torchrl.objectives import HardUpdate, SoftUpdate
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, loop, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
-from torchrl_o2o.updates import CompiledUpdate, compile_update
+from torchrl_o2o.updates import Update, compile_update
 
 
-def make_update(kind: str, agent: Agent, **options: Any) -> CompiledUpdate:
+def make_update(kind: str, agent: Agent, **options: Any) -> Update:
     ratio = UTD if kind in REPEATED else None
     return compile_update(agent.loss, agent.optims, agent.updater, utd_ratio=ratio, joint=kind in JOINT, **options)
 

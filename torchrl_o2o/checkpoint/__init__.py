@@ -16,13 +16,14 @@ from __future__ import annotations
 from torchrl_o2o.checkpoint.checkpointer import Checkpointer
 from torchrl_o2o.checkpoint.reading import load_objects
 from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
-from torchrl_o2o.checkpoint.together import AgentCheckpointer, restore_together
+from torchrl_o2o.checkpoint.streams import RandomStream
+from torchrl_o2o.checkpoint.together import common_step
 
 __all__ = [
-    "AgentCheckpointer",
+    "RandomStream",
     "Checkpointer",
     "load_objects",
     "restore_rng_state",
-    "restore_together",
+    "common_step",
     "rng_state",
 ]

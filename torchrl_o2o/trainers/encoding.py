@@ -18,9 +18,9 @@ from torchrl_o2o.checkpoint.reading import check_config, newest_valid, read_stat
 from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss
 from torchrl_o2o.trainers.handover import starting_buffer
-from torchrl_o2o.trainers.optim import descend
 from torchrl_o2o.trainers.pipeline import RunOptions
 from torchrl_o2o.trainers.session import Session
+from torchrl_o2o.updates import Descend, Update
 
 __all__ = ["read_encoder", "train_encoder"]
 
@@ -91,15 +91,14 @@ def train_encoder(
     session = Session(
         options.folder, options.config, objects, None, lambda: probe, options.schedule, options.resume, recorder
     )
+    update = Update(loss, Descend(str(loss.out_keys[0]).removeprefix("loss_"), optim))
     with session:
         for step in session.offline(num_steps):
             if anneal and isinstance(loss, ConditionalVAELoss):
                 loss.set_progress((step - 1) / num_steps + 1.0)
             batch = buffer.sample()
             with session.record.dump_if_not_finite(batch):
-                out = loss(batch)
-                descend(optim, out[loss.out_keys[0]], str(loss.out_keys[0]))
-            session.metrics = {str(name): value.detach() for name, value in out.items()}
+                session.metrics = update(batch)
 
 
 def read_encoder(folder: str | Path, loss: EncoderLoss, config: Mapping[str, Any], *, num_steps: int) -> None:

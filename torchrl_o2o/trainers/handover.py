@@ -12,7 +12,7 @@ refused with the reason, never skipped.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler
 from torchrl.objectives.common import LossModule
 
@@ -40,6 +40,8 @@ _PARTS = ("temperature", "penalty")
 
 Source = LossModule | Mapping[str, Tensor]
 StartingData = Literal["none", "all", "top", "symmetric"]
+#: Makes a storage from offline rows and a number of online slots, as ``offline_online_storage`` does.
+MakeStorage = Callable[[TensorDictBase, int], Storage]
 
 
 def carry_over(
@@ -292,6 +294,7 @@ def starting_buffer(
     num_top_episodes: int = 0,
     offline_fraction: float = 0.5,
     keys: Sequence[NestedKey] = TRANSITION,
+    make_storage: MakeStorage | None = None,
 ) -> TensorDictReplayBuffer:
     """The replay buffer that online training starts from.
 
@@ -315,6 +318,9 @@ def starting_buffer(
         offline_fraction: of ``"symmetric"`` batches. Defaults to 0.5.
         keys: entries of a transition; Cal-QL adds ``"mc_return"``. Defaults to
             :data:`~torchrl_o2o.data.TRANSITION`.
+        make_storage: makes the storage from the offline rows and the number of online slots, for example
+            :class:`~torchrl_o2o.data.shared_rows.SharedRows` for several agents; ``None`` (default) makes a
+            :class:`~torchrl.data.LazyTensorStorage`.
 
     Returns:
         The buffer. Except under ``"symmetric"``, the oldest rows are overwritten first, offline ones included.
@@ -338,14 +344,21 @@ def starting_buffer(
     if missing:
         raise O2OSpecError(f"the offline data lack {missing}; add them before the hand-over")
     storage = LazyTensorStorage(len(rows) + online_capacity)
-    if len(rows):
+    if make_storage is not None:
+        if len(rows) != len(offline):
+            raise O2OSpecError(f"got data={data!r} and make_storage, which keeps all offline rows; leave one out")
+        storage = make_storage(offline, online_capacity)
+    elif len(rows):
         steps = set(stored_keys(rows)) - set(TRANSITION)  # the losses discount by them
         storage.set(torch.arange(len(rows)), rows.select(*keys, *steps))
     fixed = len(rows) if data == "symmetric" else 0
     writer = OnlineWriter(fixed)
     if not fixed:
         writer.total_written = len(rows)  # online rows follow the offline ones, and in the end overwrite them
-    sampler = BalancedSampler(fixed, offline_fraction) if data == "symmetric" else RandomSampler()
+    sampler = RandomSampler()
+    if data == "symmetric":
+        sampler = BalancedSampler(fixed, offline_fraction)
+        sampler.check_capacity(storage, batch_size)
     return TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
 
 
@@ -438,6 +451,7 @@ class HandOver:
         *,
         batch_size: int = 256,
         keys: Sequence[NestedKey] = TRANSITION,
+        make_storage: MakeStorage | None = None,
     ) -> TensorDictReplayBuffer:
         """The buffer online training starts from, see :func:`starting_buffer`."""
         return starting_buffer(
@@ -448,6 +462,7 @@ class HandOver:
             num_top_episodes=self.num_top_episodes,
             offline_fraction=self.offline_fraction,
             keys=keys,
+            make_storage=make_storage,
         )
 
     def may_update(self, step: int) -> bool:

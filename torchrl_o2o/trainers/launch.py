@@ -12,38 +12,40 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.data.conventions import Convention, get_convention
 from torchrl_o2o.envs.guard import EnvFaultError
 from torchrl_o2o.envs.make import seed_everything
-from torchrl_o2o.errors import O2OError, O2OSpecError, check_option
+from torchrl_o2o.errors import O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.scripts import find_script
-from torchrl_o2o.trainers.handover import HandOver
+from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
-from torchrl_o2o.trainers.pipeline import Learner, Pretrained, Problem, RunOptions, finetune, hand_over, pretrain
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.pipeline import Finetuning, Pretrained, Pretraining, Problem, RunOptions, hand_over
 from torchrl_o2o.trainers.session import Schedule
-from torchrl_o2o.updates.matmul import choose_matmul_route, set_matmul_route
+from torchrl_o2o.trainers.settings import choose_route, plain, product_dtype
 
 __all__ = [
     "ONLINE_ONLY",
-    "choose_route",
-    "finetune_stage",
+    "GivenPretraining",
+    "accept_seeds",
     "launch",
     "load_problem",
     "load_script",
-    "plain",
-    "pretrain_stage",
-    "product_dtype",
+    "offline_phase",
+    "online_phase",
     "run_options",
 ]
 
@@ -53,16 +55,6 @@ NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
 MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
-
-
-def plain(section: DictConfig) -> dict[str, Any]:
-    """A section as keyword arguments.
-
-    Examples:
-        >>> plain(OmegaConf.create({"lr": 3e-4}))
-        {'lr': 0.0003}
-    """
-    return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
 
 
 def load_script(name: str) -> ModuleType:
@@ -125,9 +117,43 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
     )
 
 
-def pretrain_stage(
+class GivenPretraining:
+    """Stands for the offline phase of a run that starts from a pre-training made before: it has no step left.
+
+    Args:
+        pretrained: that pre-training.
+    """
+
+    def __init__(self, pretrained: Pretrained) -> None:
+        self.folder = pretrained.folder
+
+    def __enter__(self) -> Self:
+        """Nothing is opened."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is closed."""
+
+    @property
+    def learner(self) -> Learner:
+        """There is nothing to train."""
+        raise O2OSpecError(f"the pre-training in {self.folder} is finished; it has no step left")
+
+    def steps(self) -> Iterator[int]:
+        """None."""
+        return iter(())
+
+    def sample(self) -> TensorDictBase:
+        """There is nothing to learn from."""
+        return self.learner.sample()  # type: ignore[attr-defined]
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """There is nothing to log."""
+
+
+def offline_phase(
     cfg: DictConfig, problem: Problem, make_learner: MakeLearner, *, online_only: tuple[str, ...] = ()
-) -> Pretrained:
+) -> Pretraining | GivenPretraining:
     """The offline phase in ``run_dir/offline`` (section ``offline``), or the one that ``pretrained`` names.
 
     Args:
@@ -138,91 +164,65 @@ def pretrain_stage(
     Keyword Args:
         online_only: further entries of the configuration that this phase does not read.
 
+    Returns:
+        A context whose ``steps()`` are the updates that are left, and whose ``folder`` is where the result is.
+
     Raises:
         O2OSpecError: if the pre-training named is of another environment or convention.
     """
     if cfg.pretrained is not None:
         pretrained = Pretrained.read(cfg.pretrained)
         pretrained.check(problem)
-        return pretrained
+        return GivenPretraining(pretrained)
     seed_everything(cfg.seed)
     options = run_options(cfg, Path(cfg.run_dir) / "offline", without=(*ONLINE_ONLY, *online_only))
-    return pretrain(problem, make_learner(cfg, problem.dims), options, **plain(cfg.offline))
+    return Pretraining(problem, make_learner(cfg, problem.dims), options, **plain(cfg.offline))
 
 
-def finetune_stage(
+def online_phase(
     cfg: DictConfig,
     problem: Problem,
-    pretrained: Pretrained,
+    pretrained: str | Path | None,
     make_learner: MakeLearner,
     *,
-    insert: Callable[[TensorDictBase], TensorDictBase] | None = None,
-) -> None:
-    """Hand over (section ``handover``) and fine-tune in ``run_dir`` (section ``online``).
+    make_buffer: Callable[[Learner], TensorDictReplayBuffer] | None = None,
+    make_storage: MakeStorage | None = None,
+    objects: Mapping[str, Any] | None = None,
+) -> Finetuning:
+    """Hand over (section ``handover``), and the online phase in ``run_dir`` (section ``online``).
 
     The seed is set anew, so that fine-tuning right after pre-training equals fine-tuning from its folder.
 
     Args:
         cfg: the configuration.
         problem: environment and data.
-        pretrained: where to start from.
+        pretrained: folder of the pre-training to start from; ``None`` starts from scratch.
         make_learner: builds the online learner from configuration and dimensions.
 
     Keyword Args:
-        insert: see :func:`~torchrl_o2o.trainers.finetune`.
-    """
-    seed_everything(cfg.seed)
-    learner, how = make_learner(cfg, problem.dims), HandOver(**plain(cfg.handover))
-    fresh = hand_over(pretrained, learner, how)
-    logging.getLogger(__name__).info("from %s; starting afresh: %s", pretrained.folder, fresh)
-    options = run_options(cfg, cfg.run_dir)
-    finetune(problem, learner, options, handover=how, insert=insert, **plain(cfg.online))
-
-
-def choose_route(name: str) -> None:
-    """Pick the library that multiplies matrices on the CPU, see :mod:`torchrl_o2o.updates`.
-
-    Args:
-        name: ``"default"`` (torch's choice), ``"onednn"``, or ``"auto"``, which probes rate and error and says in the
-            log what it took. A run that is to be resumed bit for bit names its route, since a probe may end otherwise
-            the next time.
-
-    Raises:
-        O2OSpecError: if the name is unknown.
-
-    Examples:
-        >>> choose_route("default")
-    """
-    check_option("matmul_route", name, ("default", "onednn", "auto"))
-    if name == "auto":
-        choose_matmul_route()
-    else:
-        set_matmul_route("onednn" if name == "onednn" else "default")
-
-
-def product_dtype(name: str, *, compiled: bool = True) -> torch.dtype | None:
-    """What :func:`~torchrl_o2o.updates.compile_update` takes as ``matmul_dtype``.
-
-    Args:
-        name: ``"float32"`` or ``"bfloat16"``.
-        compiled: whether the update is compiled at all. Defaults to ``True``.
+        make_buffer: builds the buffer in the place of the hand-over's. Defaults to ``None``.
+        make_storage: makes the storage of the hand-over's buffer, see
+            :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to ``None``.
+        objects: further objects that change while training, by name. Defaults to none.
 
     Returns:
-        ``torch.bfloat16``, or ``None`` for float32.
-
-    Raises:
-        O2OSpecError: if the type is unknown, or bfloat16 is asked of an update that is not compiled.
-
-    Examples:
-        >>> product_dtype("bfloat16")
-        torch.bfloat16
+        A context whose ``steps()`` are the environment steps that are left.
     """
-    check_option("matmul_dtype", name, ("float32", "bfloat16"))
-    if name == "float32":
-        return None
-    if not compiled:
-        raise O2OSpecError("matmul_dtype=bfloat16 is for compiled updates; set compile=true or matmul_dtype=float32")
-    return torch.bfloat16
+    source = None if pretrained is None else Pretrained.read(pretrained)
+    seed_everything(cfg.seed)
+    learner, how = make_learner(cfg, problem.dims), HandOver(**plain(cfg.handover))
+    if source is not None:
+        fresh = hand_over(source, learner, how)
+        logging.getLogger(__name__).info("from %s; starting afresh: %s", source.folder, fresh)
+    buffer = None if make_buffer is None else make_buffer(learner)
+    options = run_options(cfg, cfg.run_dir)
+    parts = {"handover": how, "buffer": buffer, "make_storage": make_storage, "objects": objects}
+    return Finetuning(problem, learner, options, **parts, **plain(cfg.online))
+
+
+def accept_seeds() -> None:
+    """Let the command line say ``seeds=...``, which the configuration of the single runs does not have."""
+    sys.argv[1:] = [f"+{word}" if word.startswith("seeds=") else word for word in sys.argv[1:]]
 
 
 def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:

@@ -2,170 +2,54 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Pre-train, hand over, fine-tune: the pipeline that the offline learners' scripts share.
+"""Pre-train, hand over, fine-tune: the pipeline that the scripts share around their loops.
 
 The two phases are two runs with a folder each, so that one pre-training serves many fine-tunings. A
-:class:`Problem` is loaded once for both; a :class:`Learner` is a method's networks, loss, optimizers and update.
+:class:`Problem` is loaded once for both; a :class:`~torchrl_o2o.trainers.Learner` is what is trained.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from types import TracebackType
+from typing import Any, Self
 
 import gymnasium
-import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import NestedKey
 from torch import Tensor
-from torch.optim import Optimizer
-from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
-from torchrl.objectives import SoftUpdate
-from torchrl.objectives.common import LossModule
+from torchrl.data import ImmutableDatasetWriter, ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
 from torchrl_o2o.checkpoint.reading import newest_valid, read_state
 from torchrl_o2o.collectors.single import StepCollector
-from torchrl_o2o.data import TRANSITION, load_offline
+from torchrl_o2o.data import BalancedSampler, load_offline
 from torchrl_o2o.data.conventions import Convention, FittedConvention
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import find_reference
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
-from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
+from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
-from torchrl_o2o.trainers.handover import HandOver
+from torchrl_o2o.trainers.handover import HandOver, MakeStorage
+from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.session import Schedule, Session
-from torchrl_o2o.updates import CompiledUpdate, compile_update
+from torchrl_o2o.updates import Update
 
 __all__ = [
+    "Finetuning",
     "Learner",
+    "Phase",
     "Pretrained",
+    "Pretraining",
     "Problem",
     "RunOptions",
     "finetune",
     "hand_over",
     "make_collector",
     "pretrain",
-    "save_policy",
 ]
-
-
-class Learner(ABC):
-    """A method's networks, loss, optimizers and update; a script derives one class for each of its learners.
-
-    Attributes:
-        actor: the policy that is evaluated, and collects unless :attr:`explorer` is another one.
-        loss: the loss module.
-        optims: optimizers by the name of what they train.
-        target_updater: moves the targets, if there are any.
-        keys: entries of a transition that the loss reads.
-
-    Examples:
-        >>> import torch
-        >>> from torchrl_o2o.modules import make_gaussian_actor
-        >>> from torchrl_o2o.objectives import BCLoss
-        >>> class Imitator(Learner):
-        ...     def __init__(self):
-        ...         self.actor = make_gaussian_actor(3, 2)
-        ...         self.loss = BCLoss(self.actor)
-        ...         self.optims = {"actor": torch.optim.Adam(self.loss.parameters())}
-        ...     def update(self, batch):
-        ...         value, _ = self.loss.actor_loss(batch)
-        ...         self.optims["actor"].zero_grad()
-        ...         value.backward()
-        ...         self.optims["actor"].step()
-        ...         return {"loss_actor": value.detach()}
-        >>> sorted(Imitator().objects())
-        ['actor_optim', 'loss']
-    """
-
-    actor: TensorDictModuleBase
-    loss: LossModule
-    optims: dict[str, Optimizer]
-    target_updater: SoftUpdate | None = None
-    keys: ClassVar[tuple[NestedKey, ...]] = TRANSITION
-    _compiled: CompiledUpdate | None = None
-
-    @property
-    def explorer(self) -> TensorDictModuleBase:
-        """The policy that collects; a learner whose actor is deterministic puts noise behind it here."""
-        return self.actor
-
-    @abstractmethod
-    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """One update from one batch, in the order of the method's authors.
-
-        Args:
-            batch: transitions [B].
-
-        Returns:
-            Scalars to log.
-        """
-
-    @property
-    def compiled(self) -> CompiledUpdate | None:
-        """What :meth:`step` calls next in the place of :meth:`update`; ``None``: nothing was compiled.
-
-        A learner whose updates are not all alike (TD3's delayed actor) chooses here.
-        """
-        return self._compiled
-
-    def compile(
-        self,
-        *,
-        joint: bool = False,
-        max_grad_norm: Mapping[str, float] | None = None,
-        matmul_dtype: torch.dtype | None = None,
-    ) -> None:
-        """From now on :meth:`step` computes :meth:`update`'s numbers by :func:`~torchrl_o2o.updates.compile_update`.
-
-        To be called at the end of a constructor whose ``optims`` stand in the order of the update. A learner whose
-        update does more than step its losses and move its targets overrides :attr:`compiled` or :meth:`step`.
-
-        Args:
-            joint: all losses are taken at the parameters before the first step. Defaults to ``False``.
-            max_grad_norm: by loss, clip the norm of its gradient. Defaults to none.
-            matmul_dtype: type of the products of wide matrices. Defaults to that of the parameters.
-        """
-        self._compiled = compile_update(
-            self.loss,
-            self.optims,
-            self.target_updater,
-            joint=joint,
-            max_grad_norm=max_grad_norm,
-            matmul_dtype=matmul_dtype,
-        )
-
-    def step(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """:meth:`update`, compiled if :meth:`compile` was called; what the pipeline calls.
-
-        Args:
-            batch: transitions [B].
-
-        Returns:
-            Scalars to log.
-
-        Raises:
-            NonFiniteError: if a loss or a gradient is NaN or infinite; the parameters are those before that step.
-        """
-        compiled = self.compiled
-        if compiled is None:
-            return self.update(batch)
-        metrics = compiled(batch)
-        if not metrics.pop("finite"):
-            losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
-            finite_or_raise(losses)
-            raise NonFiniteError(f"not finite: a gradient, of {', '.join(losses)}; lower the learning rate or clip it")
-        return metrics
-
-    def objects(self) -> dict[str, Any]:
-        """What a checkpoint has to hold; a learner with further state adds to it."""
-        return {"loss": self.loss, **{f"{name}_optim": optim for name, optim in self.optims.items()}}
 
 
 @dataclass(frozen=True)
@@ -257,7 +141,7 @@ class Pretrained:
 
     Args:
         folder: the run's folder.
-        states: of the loss and the optimizers, by the names of :meth:`Learner.objects`.
+        states: of the loss and the optimizers, by the names of :meth:`~torchrl_o2o.trainers.Learner.objects`.
         convention: what its data and observations went through.
         config: its configuration.
         updates: how many updates it made.
@@ -334,10 +218,162 @@ class _Plan:
         """A run that goes on may be planned longer than it was."""
 
 
-def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int) -> Pretrained:
-    """Train on the data alone and keep the result as a checkpoint that any compatible fine-tuning can start from.
+class Phase:
+    """A phase of a run that is under way, as a context: what the loop of a script needs.
 
-    Steps count up to 0. A run that is complete already is read and not repeated if ``options.resume`` is on.
+    Leaving it closes the run folder. A batch that makes a loss or a gradient NaN or infinite is kept in the folder.
+
+    Args:
+        problem: environment and data.
+        learner: what is trained.
+        buffer: where batches come from.
+        session: the run folder.
+    """
+
+    def __init__(self, problem: Problem, learner: Learner, buffer: TensorDictReplayBuffer, session: Session) -> None:
+        self.problem, self.learner, self.buffer, self.session = problem, learner, buffer, session
+        self._batch: TensorDictBase | None = None
+
+    def __enter__(self) -> Self:
+        """Go on where the run stands."""
+        self.session.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep what is not finite, and close the folder."""
+        try:
+            if isinstance(error, NonFiniteError) and self._batch is not None:
+                with self.session.record.dump_if_not_finite(self._batch):
+                    raise error
+        finally:
+            self.session.__exit__(kind, error, trace)
+
+    def sample(self) -> TensorDictBase:
+        """Draw the next batch."""
+        self._batch = self.buffer.sample()
+        return self._batch
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Hand over what the update measured; every ``log_every`` steps it is written."""
+        self.session.log(metrics)
+
+
+class Pretraining(Phase):
+    """Learning from the data alone. What it ends with is a checkpoint that any compatible fine-tuning can start from.
+
+    Args:
+        problem: environment and data.
+        learner: what is trained.
+        options: where and how.
+
+    Keyword Args:
+        num_steps: updates. Steps count up to 0.
+        batch_size: rows drawn uniformly per update.
+    """
+
+    def __init__(
+        self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
+    ) -> None:
+        buffer = HandOver(data="all").buffer(problem.offline, 1, batch_size=batch_size, keys=learner.keys)
+        objects = {
+            **learner.objects(),
+            "convention": problem.convention.state_dict(),
+            "pretraining": _Plan(num_steps),
+        }
+        self.num_steps, self.folder = num_steps, Path(options.folder)
+        super().__init__(problem, learner, buffer, options.session(problem, learner, None, objects, 0))
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, from ``1 - num_steps`` to 0; each is one update."""
+        return self.session.offline(self.num_steps)
+
+
+class Finetuning(Phase):
+    """Learning online, from a learner that was handed over already. The policy is written to
+    ``policy.pt`` at every checkpoint; :func:`~torchrl_o2o.deploy.load_policy` reads it.
+
+    Args:
+        problem: environment and data; the latter are used only as ``handover.data`` says.
+        learner: what is trained.
+        options: where and how.
+
+    Keyword Args:
+        handover: starting buffer and warm-up.
+        total_frames: environment steps.
+        batch_size: rows per minibatch; a learner whose update repeats on G minibatches gets G times as many.
+        online_capacity: slots for online rows; ``None`` (default) keeps all.
+        init_random_frames: environment steps with uniform actions and without updates. Defaults to 0.
+        buffer: replaces the starting buffer of the hand-over. Defaults to ``None``.
+        make_storage: makes the storage of that buffer, see :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to
+            ``None``.
+        objects: further objects that change while training, by name. Defaults to none.
+
+    Raises:
+        EnvFaultError: if the environment keeps failing.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        learner: Learner,
+        options: RunOptions,
+        *,
+        handover: HandOver,
+        total_frames: int,
+        batch_size: int,
+        online_capacity: int | None = None,
+        init_random_frames: int = 0,
+        buffer: TensorDictReplayBuffer | None = None,
+        make_storage: MakeStorage | None = None,
+        objects: Mapping[str, Any] | None = None,
+    ) -> None:
+        capacity = total_frames if online_capacity is None else online_capacity
+        rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
+        if buffer is None:
+            buffer = handover.buffer(
+                problem.offline, capacity, batch_size=rows, keys=learner.keys, make_storage=make_storage
+            )
+        self.handover, self.options, self.rows, self.init_random_frames = handover, options, rows, init_random_frames
+        self.collector = make_collector(problem, learner, options, buffer, total_frames, init_random_frames)
+        self._offline: TensorDictReplayBuffer | None = None
+        objects = {**learner.objects(), **(objects or {}), "collector": self.collector}
+        super().__init__(problem, learner, buffer, options.session(problem, learner, buffer, objects, total_frames))
+
+    def steps(self) -> Iterator[tuple[int, TensorDictBase]]:
+        """The steps that are left, each with its transition [1] as the environment gave it."""
+        return self.session.online(self.collector)
+
+    def may_update(self, step: int) -> bool:
+        """Whether random steps and warm-up are over and the buffer holds a batch."""
+        warm = step > self.init_random_frames and self.handover.may_update(step)
+        return warm and len(self.buffer) >= self.rows
+
+    def offline_steps(self, num_steps: int) -> Iterator[int]:
+        """Updates on the data alone before the first environment step, in the same run, up to step 0.
+
+        Args:
+            num_steps: how many; with 0 nothing is done.
+        """
+        return self.session.offline(num_steps) if num_steps else iter(())
+
+    def sample_offline(self) -> TensorDictBase:
+        """Draw the next batch from the offline rows alone."""
+        offline = self._offline or TensorDictReplayBuffer(
+            storage=self.buffer.storage,
+            sampler=BalancedSampler(len(self.problem.offline), 1.0),
+            writer=ImmutableDatasetWriter(),
+            batch_size=self.rows,
+        )
+        self._offline, self._batch = offline, offline.sample()
+        return self._batch
+
+
+def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int) -> Pretrained:
+    """The loop of a script's offline phase, as a function; see :class:`Pretraining`.
+
+    A run that is complete already is read and not repeated if ``options.resume`` is on.
 
     Args:
         problem: environment and data.
@@ -355,17 +391,9 @@ def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_ste
         NonFiniteError: if a loss becomes NaN or infinite; the batch is kept in the folder.
         SystemExit: if a signal asked to stop; the checkpoint is written.
     """
-    buffer = HandOver(data="all").buffer(problem.offline, 1, batch_size=batch_size, keys=learner.keys)
-    objects = {
-        **learner.objects(),
-        "convention": problem.convention.state_dict(),
-        "pretraining": _Plan(num_steps),
-    }
-    with options.session(problem, learner, None, objects, 0) as session:
-        for _ in session.offline(num_steps):
-            batch = buffer.sample()
-            with session.record.dump_if_not_finite(batch):
-                session.metrics = learner.step(batch)
+    with Pretraining(problem, learner, options, num_steps=num_steps, batch_size=batch_size) as phase:
+        for _ in phase.steps():
+            phase.log(learner.update(phase.sample()))
     return Pretrained.read(options.folder)
 
 
@@ -399,9 +427,10 @@ def finetune(
     online_capacity: int | None = None,
     insert: Callable[[TensorDictBase], TensorDictBase] | None = None,
 ) -> None:
-    """Train online: one transition into the buffer, then one update, as soon as the hand-over allows.
+    """The loop of a script's online phase, as a function: one transition into the buffer, then one update.
 
-    The policy is written to ``policy.pt`` at every checkpoint; :func:`~torchrl_o2o.deploy.load_policy` reads it.
+    See :class:`Finetuning`. The policy is written to ``policy.pt`` at every checkpoint;
+    :func:`~torchrl_o2o.deploy.load_policy` reads it.
 
     Args:
         problem: environment and data; the latter are used only as ``handover.data`` says.
@@ -420,31 +449,39 @@ def finetune(
         EnvFaultError: if the environment keeps failing.
         SystemExit: if a signal asked to stop; the checkpoint is written.
     """
-    capacity = total_frames if online_capacity is None else online_capacity
-    buffer = handover.buffer(problem.offline, capacity, batch_size=batch_size, keys=learner.keys)
-    collector = make_collector(problem, learner, options, buffer, total_frames)
-    with options.session(
-        problem, learner, buffer, {**learner.objects(), "collector": collector}, total_frames
-    ) as session:
-        for step, data in session.online(collector):
+    phase = Finetuning(
+        problem,
+        learner,
+        options,
+        handover=handover,
+        total_frames=total_frames,
+        batch_size=batch_size,
+        online_capacity=online_capacity,
+    )
+    with phase:
+        for step, data in phase.steps():
             row = problem.convention.online(data)
-            buffer.extend((row if insert is None else insert(row)).select(*learner.keys))
-            if handover.may_update(step) and len(buffer) >= batch_size:
-                batch = buffer.sample()
-                with session.record.dump_if_not_finite(batch):
-                    session.metrics = learner.step(batch)
-    save_policy(learner, problem, options)
+            phase.buffer.extend((row if insert is None else insert(row)).select(*learner.keys))
+            if phase.may_update(step):
+                phase.log(learner.update(phase.sample()))
 
 
 def make_collector(
-    problem: Problem, learner: Learner, options: RunOptions, buffer: TensorDictReplayBuffer, total_frames: int
+    problem: Problem,
+    learner: Learner,
+    options: RunOptions,
+    buffer: TensorDictReplayBuffer,
+    total_frames: int,
+    init_random_frames: int = 0,
 ) -> StepCollector:
     """A guarded environment stepped by the learner's explorer; a failed step truncates the row before it."""
     env = GuardedEnv(problem.make_env, **options.env_guard)
     cut = buffer.writer.truncate_last  # pyright: ignore[reportAttributeAccessIssue]
-    return StepCollector(env, learner.explorer, total_frames=total_frames, seed=options.seed, on_cut=cut)
-
-
-def save_policy(learner: Learner, problem: Problem, options: RunOptions) -> None:
-    """Write ``policy.pt``, as sessions of :meth:`RunOptions.session` do at every checkpoint by themselves."""
-    deploy.save_policy(options.folder, learner.actor, convention=problem.convention, env=problem.env)
+    return StepCollector(
+        env,
+        learner.explorer,
+        total_frames=total_frames,
+        init_random_frames=init_random_frames,
+        seed=options.seed,
+        on_cut=cut,
+    )

@@ -14,14 +14,21 @@ from torchrl_o2o.updates.matmul import (
     probe_matmul_routes,
     set_matmul_route,
 )
-from torchrl_o2o.updates.stacked import StackedUpdate, stack_updates
-from torchrl_o2o.updates.update import CompiledUpdate, compile_update
+from torchrl_o2o.updates.steps import Descend, Every, Joint, MoveTargets, Repeat, Step
+from torchrl_o2o.updates.update import StackedNonFiniteError, StackedUpdate, Update, compile_update, stack_updates
 
 __all__ = [
-    "CompiledUpdate",
+    "Descend",
+    "Every",
+    "Joint",
     "MatmulReport",
     "Measured",
+    "MoveTargets",
+    "Repeat",
+    "StackedNonFiniteError",
     "StackedUpdate",
+    "Step",
+    "Update",
     "choose_matmul_route",
     "compile_update",
     "matmul_route",

@@ -2,54 +2,69 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One update for batches of one shape: what is drawn and prepared outside, and the graphs that compute."""
+"""One call of an update for batches of one shape: what is drawn and prepared outside, and the graphs that compute."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps, moments_of, step_scalars
+from torchrl_o2o.updates.calling import call_loss
 from torchrl_o2o.updates.draws import Draw, DrawFinder
 from torchrl_o2o.updates.graph import Graph, Named, capture, hoist, over_leading_dim
 from torchrl_o2o.updates.precision import lower_products
+from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
+from torchrl_o2o.updates.replay import CudaGraphProgram
 from torchrl_o2o.updates.state import state_of
-from torchrl_o2o.updates.steps import Learning, Part, call_loss, minibatch_of, run_part, trained
+from torchrl_o2o.updates.steps import Descend, Plan, Primitive, descends_of
 
-__all__ = ["Program"]
+__all__ = ["Mode", "Program", "Runner", "columns_of", "compiled_runner"]
 
 _LOG = logging.getLogger(__name__)
+Mode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 Execute = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 #: A graph and example inputs.
 Captured = tuple[Graph, dict[str, Tensor]]
 
 
+class Runner(Protocol):
+    """What computes one call."""
+
+    def inputs(self, columns: Named, noise: NoiseSource | None = None) -> dict[str, Tensor]:
+        """See :meth:`Program.inputs`."""
+        ...
+
+    def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See :meth:`Program.run`."""
+        ...
+
+
 class Program:
-    """An update for batches of one shape.
+    """One call of an update, for batches of one shape.
 
     Args:
-        learning: what is trained.
-        parts: the part done on each minibatch, then perhaps one done once on the last minibatch.
-        rounds: number of minibatches G.
-        columns: a batch, ``batch:<key>`` -> [G * B, ...].
+        learning: what is moved.
+        plan: what is done.
+        columns: a batch, ``batch:<key>`` -> [number of minibatches * B, ...].
     """
 
-    def __init__(self, learning: Learning, parts: tuple[Part, ...], rounds: int, columns: Named) -> None:
-        self.learning, self.parts, self.rounds = learning, parts, rounds
+    def __init__(self, learning: Learning, plan: Plan, columns: Named) -> None:
+        self.learning, self.plan = learning, plan
         self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
-        self._trained = {name: trained(learning, name) for part in parts for name in part.losses}
-        minibatch = {name: value[: len(value) // rounds] for name, value in columns.items()}
-        self._draws = [self._find_draws(part, minibatch) for part in parts]
+        minibatch = {name: value[: len(value) // plan.minibatches] for name, value in columns.items()}
+        self._draws = [self._find_draws(part, minibatch) for part in plan.parts]
         self._before: Execute | None = None
-        self._parts: list[Execute] = [self._eager(part) for part in parts]
+        self._parts: list[Execute] = []
 
     @torch.no_grad()
     def compile(self, columns: Named, options: dict[str, Any], matmul_dtype: torch.dtype | None = None) -> None:
@@ -83,19 +98,20 @@ class Program:
 
         Args:
             columns: an example batch.
-            decompose: see :func:`~torchrl_o2o.updates.capture`.
+            decompose: see :func:`~torchrl_o2o.updates.graph.capture`.
 
         Returns:
             What is done beforehand, if there is anything, and the parts, each with example inputs.
         """
         values, inputs = self._values(), self.inputs(columns, DrawFinder())
+        first = {part: turn for turn, (part, _) in reversed([*enumerate(self.plan.sequence)])}
         parts: list[Captured] = []
-        for index, part in enumerate(self.parts):
-            example = values | self._round(index, 0, inputs)
+        for index, part in enumerate(self.plan.parts):
+            example = values | self._round(first[index], inputs)
             graph = capture(lambda now, part=part: run_part(self.learning, part, now), example, decompose=decompose)
             self._check_constants(graph)
             parts.append((graph, example))
-        if self.rounds == 1:
+        if not self._hoists:
             return None, parts
         graph, example = parts[0]
         outside = [name for name in graph.inputs if name.startswith("scalars:") or name == "ok"]
@@ -105,11 +121,18 @@ class Program:
         results = before.executable(lambda module, _: module, example)(example)
         return (before, example), [(rest, example | results), *parts[1:]]
 
+    @property
+    def _hoists(self) -> bool:
+        """Whether the first part is all that is done on several minibatches."""
+        rounds = self.plan.minibatches
+        return rounds > 1 and [part for part, _ in self.plan.sequence[:rounds]] == [0] * rounds
+
     def _all_rounds(self, before: Captured) -> Captured:
         """What is done beforehand, for all rounds in one pass."""
         graph, example = before
         mapped = _per_round(graph)
-        stacked = {name: value.expand(self.rounds, *value.shape).clone() for name, value in example.items()}
+        rounds = self.plan.minibatches
+        stacked = {name: value.expand(rounds, *value.shape).clone() for name, value in example.items()}
         example = example | {name: stacked[name] for name in mapped}
         return over_leading_dim(graph, example, mapped), example
 
@@ -121,41 +144,30 @@ class Program:
             if name is not None:
                 raise O2OSpecError(
                     f"{type(self.learning.loss).__name__} reads {name!r} past its registered modules, where a compiled "
-                    "update cannot follow; register the object that holds it, or use compile=False"
+                    "update cannot follow; register the object that holds it, or leave the update uncompiled"
                 )
 
-    def _eager(self, part: Part) -> Execute:
-        def execute(values: dict[str, Tensor]) -> dict[str, Tensor]:
-            outputs, changed = run_part(self.learning, part, values)
-            for name, value in changed.items():
-                values[name].copy_(value)
-            return outputs
-
-        return execute
-
-    def _find_draws(self, part: Part, columns: Named) -> list[Draw]:
+    @torch.no_grad()
+    def _find_draws(self, part: tuple[Primitive, ...], columns: Named) -> list[Draw]:
         """Which random numbers a part asks for, in order."""
         loss, finder, known = self.learning.loss, DrawFinder(), {}
         noise, loss.noise = loss.noise, finder
         try:
-            for name in part.losses:
-                known |= call_loss(loss, name, minibatch_of(columns), known)[1]
+            for step in descends_of(part):
+                known |= call_loss(loss, step.name, minibatch_of(columns), known)[1]
         finally:
             loss.noise = noise
         return finder.draws
 
-    def _count(self, name: str, steps: Tensor) -> None:
-        count_steps(self.learning.optims[name], steps)
-
-    def _repeats(self, index: int) -> int:
-        return 1 if index else self.rounds
+    def _count(self, position: int, steps: Tensor) -> None:
+        count_steps(self.learning.descends[position].optim, steps)
 
     def tensors(self) -> dict[str, Tensor]:
         """The loss's tensors and the optimizers' moments by name, themselves."""
         values = dict(self._state)
-        for name, params in self._trained.items():
+        for step, params in zip(self.learning.descends, self.learning.trained, strict=True):
             for key, (param, _) in params.items():
-                state = moments_of(self.learning.optims[name], param)
+                state = moments_of(step.optim, param)
                 values[f"exp_avg:{key}"], values[f"exp_avg_sq:{key}"] = state["exp_avg"], state["exp_avg_sq"]
         return values
 
@@ -170,35 +182,45 @@ class Program:
         return values | {"ok": torch.ones((), dtype=torch.bool, device=device)}
 
     def inputs(self, columns: Named, noise: NoiseSource | None = None) -> dict[str, Tensor]:
-        """What is made outside the graphs: all random numbers, drawn minibatch by minibatch, and the step sizes.
+        """What is made outside the graphs: all random numbers, drawn in the order of use, and the step sizes.
 
         Args:
             columns: a batch.
             noise: where the numbers come from; ``None`` (default) is the loss's own source.
 
         Returns:
-            ``batch:<key>``, ``noise:<part>:<i>`` and ``scalars:<loss>:<group>`` with one leading entry per round.
+            ``batch:<key>`` with one leading entry per minibatch, ``noise:<part>:<i>`` with one per use of the part,
+            ``scalars:<position>:<group>`` with one per use of the step.
         """
         noise = self.learning.loss.noise if noise is None else noise
-        inputs = {name: value.unflatten(0, (self.rounds, -1)) for name, value in columns.items()}
-        for index, (part, draws) in enumerate(zip(self.parts, self._draws, strict=True)):
-            drawn = [[draw.take(noise) for draw in draws] for _ in range(self._repeats(index))]
-            inputs |= {f"noise:{index}:{i}": torch.stack(each) for i, each in enumerate(zip(*drawn, strict=True))}
-            for name in part.losses:
-                optim = self.learning.optims[name]
-                for i, group in enumerate(optim.param_groups):
-                    inputs[f"scalars:{name}:{i}"] = step_scalars(optim, group, self._repeats(index))
+        inputs = {name: value.unflatten(0, (self.plan.minibatches, -1)) for name, value in columns.items()}
+        drawn: dict[str, list[Tensor]] = {}
+        for part, _ in self.plan.sequence:
+            for i, draw in enumerate(self._draws[part]):
+                drawn.setdefault(f"noise:{part}:{i}", []).append(draw.take(noise))
+        inputs |= {name: torch.stack(each) for name, each in drawn.items()}
+        for position, step in enumerate(self.learning.descends):
+            uses = sum(step in descends_of(self.plan.parts[part]) for part, _ in self.plan.sequence)
+            for i, group in enumerate(step.optim.param_groups):
+                inputs[f"scalars:{position}:{i}"] = step_scalars(step.optim, group, uses)
         return inputs
 
-    def _round(self, index: int, at: int, inputs: Named) -> dict[str, Tensor]:
-        """One round's share of the inputs, by the names the graphs have for them."""
-        now = {name: value[-1 if index else at] for name, value in inputs.items() if name.startswith("batch:")}
-        prefix = f"noise:{index}:"
+    def _steps_of(self, part: int) -> Iterator[tuple[int, Descend]]:
+        own = descends_of(self.plan.parts[part])
+        return ((position, step) for position, step in enumerate(self.learning.descends) if step in own)
+
+    def _round(self, turn: int, inputs: Named) -> dict[str, Tensor]:
+        """One turn's share of the inputs, by the names the graphs have for them."""
+        part, minibatch = self.plan.sequence[turn]
+        before = [earlier for earlier, _ in self.plan.sequence[:turn]]
+        now = {name: value[minibatch] for name, value in inputs.items() if name.startswith("batch:")}
+        prefix = f"noise:{part}:"
         drawn = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
-        now |= {f"noise:{name}": value[at] for name, value in drawn.items()}
-        for loss in self.parts[index].losses:
-            for i in range(len(self.learning.optims[loss].param_groups)):
-                now[f"scalars:{loss}:{i}"] = inputs[f"scalars:{loss}:{i}"][at]
+        now |= {f"noise:{name}": value[before.count(part)] for name, value in drawn.items()}
+        for position, step in self._steps_of(part):
+            use = sum(step in descends_of(self.plan.parts[earlier]) for earlier in before)
+            for i in range(len(step.optim.param_groups)):
+                now[f"scalars:{position}:{i}"] = inputs[f"scalars:{position}:{i}"][use]
         return now
 
     def _repeated(self, inputs: Named) -> dict[str, Tensor]:
@@ -214,22 +236,21 @@ class Program:
             inputs: from :meth:`inputs`.
 
         Returns:
-            Metrics of the last round, rows of all rounds, and ``finite``.
+            Metrics of the last minibatch, rows of all minibatches, and ``finite``.
         """
         values = self._values()
         hoisted = {} if self._before is None else self._before(values | self._repeated(inputs))
-        metrics: dict[str, Tensor] = {}
-        for index, execute in enumerate(self._parts):
-            done, outputs = torch.zeros_like(values["ok"], dtype=torch.float32), []
-            for at in range(self._repeats(index)):
-                now = values | self._round(index, at, inputs)
-                now |= {name: value[at] for name, value in hoisted.items()} if index == 0 else {}
-                outputs.append(execute(now))
-                done += values["ok"]
-            metrics |= _merged(outputs)
-            for name in self.parts[index].losses:
-                self._count(name, done)
-        return metrics | {"finite": values["ok"]}
+        done = [torch.zeros_like(values["ok"], dtype=torch.float32) for _ in self.learning.descends]
+        outputs: list[dict[str, Tensor]] = []
+        for turn, (part, minibatch) in enumerate(self.plan.sequence):
+            now = values | self._round(turn, inputs)
+            now |= {name: value[minibatch] for name, value in hoisted.items()} if part == 0 else {}
+            outputs.append(self._parts[part](now))
+            for position, _ in self._steps_of(part):
+                done[position] += values["ok"]
+        for position, count in enumerate(done):
+            self._count(position, count)
+        return _merged(outputs, self.plan.minibatches, self.learning.rows) | {"finite": values["ok"]}
 
 
 def _per_round(graph: Graph) -> list[str]:
@@ -237,6 +258,52 @@ def _per_round(graph: Graph) -> list[str]:
     return [name for name in graph.inputs if name.startswith(("batch:", "noise:"))]
 
 
-def _merged(rounds: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    rows = {name: torch.cat([each[name] for each in rounds], -1) for name in rounds[-1] if name.startswith("rows:")}
-    return {name.removeprefix("rows:"): value for name, value in (rounds[-1] | rows).items()}
+def _merged(outputs: list[dict[str, Tensor]], minibatches: int, rows: tuple[str, ...]) -> dict[str, Tensor]:
+    """Scalars of the last minibatch, and rows of all of them."""
+    last = outputs[minibatches - 1] | outputs[-1]
+    metrics = {name: value for name, value in last.items() if not name.startswith("rows:")}
+    for name in rows:
+        if f"rows:{name}" not in outputs[0]:
+            raise O2OSpecError(f"got rows={name!r}, expected an entry that the losses return: {sorted(metrics)}")
+        metrics[name] = torch.cat([each[f"rows:{name}"] for each in outputs[:minibatches]], -1)
+    return metrics
+
+
+def columns_of(batch: TensorDictBase) -> tuple[dict[str, Tensor], Any]:
+    """A batch as its columns, and what a compiled function of them depends on.
+
+    Args:
+        batch: transitions.
+
+    Returns:
+        ``batch:<key>`` -> column, and the columns' names, shapes, types and devices.
+    """
+    columns = {f"batch:{_joined(key)}": value for key, value in batch.items(True, True) if isinstance(value, Tensor)}
+    return columns, tuple((name, value.shape, value.dtype, value.device) for name, value in columns.items())
+
+
+def _joined(key: str | tuple[str, ...]) -> str:
+    return key if isinstance(key, str) else "/".join(key)
+
+
+def compiled_runner(program: Program, columns: dict[str, Tensor], options: tuple[Mode, torch.dtype | None]) -> Runner:
+    """Compile a program as asked.
+
+    Args:
+        program: not compiled yet.
+        columns: an example batch.
+        options: mode and ``matmul_dtype`` of :meth:`~torchrl_o2o.updates.Update.compile`.
+
+    Returns:
+        What runs.
+
+    Raises:
+        O2OSpecError: if a CUDA graph is asked for on another device.
+    """
+    mode, matmul_dtype = options
+    device = next(iter(columns.values())).device
+    if mode == "reduce-overhead" and device.type != "cuda":
+        raise O2OSpecError(f"mode='reduce-overhead' records a CUDA graph, but the batch is on {device}; leave mode out")
+    search = {"max_autotune": True} if mode == "max-autotune-no-cudagraphs" else {}
+    program.compile(columns, search, matmul_dtype)
+    return CudaGraphProgram(program) if mode == "reduce-overhead" else program

@@ -6,14 +6,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from torchrl_o2o.updates.program import Program
+from torchrl_o2o.objectives.noise import NoiseSource
 
-__all__ = ["CudaGraphProgram"]
+__all__ = ["CudaGraphProgram", "Replayed"]
 
 _WARM_UP = 2
+
+
+class Replayed(Protocol):
+    """What can be recorded; see :class:`~torchrl_o2o.updates.program.Program`."""
+
+    def inputs(self, columns: Mapping[str, Tensor], noise: NoiseSource | None = None) -> dict[str, Tensor]:
+        """What is made outside the graph."""
+        ...
+
+    def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute one update in place."""
+        ...
+
+    def pointers(self) -> tuple[int, ...]:
+        """Where all tensors lie that the update reads or writes besides its inputs."""
+        ...
 
 
 class CudaGraphProgram:
@@ -25,13 +44,22 @@ class CudaGraphProgram:
         program: with all tensors on one CUDA device.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Replayed) -> None:
         self._program = program
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._bound: tuple[int, ...] = ()
+
+    def inputs(self, columns: Mapping[str, Tensor], noise: NoiseSource | None = None) -> dict[str, Tensor]:
+        """See :meth:`Program.inputs`.
+
+        Args:
+            columns: a batch.
+            noise: where the numbers come from; ``None`` (default) is the loss's own source.
+        """
+        return self._program.inputs(columns, noise)
 
     def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`Program.run`.

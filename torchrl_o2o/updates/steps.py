@@ -2,214 +2,223 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What one part of an update computes: gradients of named losses, Adam, target averaging, all as functions of
-tensors."""
+"""The steps that an update is written in. They hold no algorithm: :class:`~torchrl_o2o.updates.Update` does them."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
-from torch.nn.utils import get_total_norm
-from torchrl.objectives.common import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.updates.adam import Moments, adam_step
-from torchrl_o2o.updates.draws import HandedNoise
-from torchrl_o2o.updates.state import replaced, state_of
 
-__all__ = ["Learning", "Part", "call_loss", "minibatch_of", "run_part", "trained"]
-
-Optimizers = Mapping[str, torch.optim.Optimizer]
-
-
-class Learning(NamedTuple):
-    """A loss, who trains it, how its targets follow (target name -> source name, moved by the share tau), and bounds on
-    the gradient norms of losses by name."""
-
-    loss: LossModule
-    optims: Optimizers
-    pairs: dict[str, str]
-    tau: float
-    max_grad_norm: Mapping[str, float] = MappingProxyType({})
+__all__ = [
+    "Descend",
+    "Every",
+    "Joint",
+    "MoveTargets",
+    "Plan",
+    "Primitive",
+    "Repeat",
+    "Step",
+    "descends_of",
+    "plan",
+    "walk",
+]
 
 
-class Part(NamedTuple):
-    """One gradient step on each of some losses, then perhaps the targets."""
-
-    losses: tuple[str, ...]
-    move_targets: bool
-    joint: bool = False
-    rows: tuple[str, ...] = ()
-
-
-def call_loss(
-    loss: LossModule, name: str, minibatch: TensorDictBase, known: Mapping[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Call one loss by name, with what earlier losses have returned where it asks for that.
+@dataclass(frozen=True, eq=False)
+class Descend:
+    """One step of gradient descent on one loss.
 
     Args:
-        loss: has a method ``<name>_loss``, or returns ``loss_<name>`` from its ``forward``.
-        name: for example ``"qvalue"``.
-        minibatch: transitions.
-        known: what earlier calls returned beside their losses; ``log_prob`` for ``alpha_loss``, for example.
-
-    Returns:
-        The loss, a scalar, and what was returned beside it.
+        name: ``"qvalue"`` stands for ``loss.qvalue_loss(batch)``, and so on.
+        optim: holds the parameters that are trained; no other parameter gets a gradient.
+        clip_grad_norm: largest norm of the gradient over all parameters of ``optim``; ``None`` (default) does not clip.
 
     Raises:
-        O2OSpecError: if there is no such loss, or it is not a scalar.
+        O2OSpecError: if ``clip_grad_norm`` is not positive.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> Descend("actor", torch.optim.Adam([weight]), clip_grad_norm=1.0).name
+        'actor'
     """
-    method = getattr(loss, f"{name}_loss", None)
-    if method is None:
-        out = loss(minibatch)
-        if out.get(f"loss_{name}", None) is None:
-            raise O2OSpecError(
-                f"{type(loss).__name__} has neither {name}_loss() nor loss_{name}; name one of its losses"
-            )
-        value, info = out[f"loss_{name}"], {}
-    else:
-        result = method(minibatch, **_handed_on(method, known))
-        value, info = result if isinstance(result, tuple) else (result, {})
-    if value.ndim:
-        raise O2OSpecError(
-            f"{name}_loss has shape {list(value.shape)}, expected a scalar; take reduction='mean' or 'sum'"
-        )
-    return value, {key: entry.detach() for key, entry in info.items()}
+
+    name: str
+    optim: torch.optim.Optimizer
+    clip_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the bound."""
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0.0:
+            raise O2OSpecError(f"got clip_grad_norm={self.clip_grad_norm}, expected a positive number, or None")
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What is trained."""
+        return [param for group in self.optim.param_groups for param in group["params"]]
 
 
-def _handed_on(method: Callable[..., Any], known: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The keyword-only arguments of a loss method that are known."""
-    parameters = inspect.signature(method).parameters.values()
-    return {p.name: known[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in known}
-
-
-def trained(learning: Learning, name: str) -> dict[str, tuple[Tensor, int]]:
-    """The parameters an optimizer trains, by their names in the loss, with the number of their group.
+@dataclass(frozen=True, eq=False)
+class MoveTargets:
+    """Move the target networks.
 
     Args:
-        learning: what is trained.
-        name: of the loss.
+        updater: for example :class:`torchrl.objectives.SoftUpdate` of the update's loss.
+    """
 
-    Returns:
-        Name -> parameter and group.
+    updater: TargetNetUpdater
+
+
+class Joint:
+    """Several steps of gradient descent whose gradients are all taken at the parameters before the first of them.
+
+    CQL, Cal-QL and CORL's IQL update so.
+
+    Args:
+        steps: two or more :class:`Descend`.
 
     Raises:
-        O2OSpecError: if the optimizer holds a tensor that is not the loss's.
+        O2OSpecError: if there is another kind of step among them.
     """
-    names = {id(value): key for key, value in state_of(learning.loss).items()}
-    out: dict[str, tuple[Tensor, int]] = {}
-    for index, group in enumerate(learning.optims[name].param_groups):
-        for param in group["params"]:
-            if id(param) not in names:
-                raise O2OSpecError(
-                    f"the optimizer of {name!r} holds a tensor of shape {list(param.shape)} that is not one of "
-                    f"{type(learning.loss).__name__}; build it from the loss's parameters, after any cast or copy"
-                )
-            out[names[id(param)]] = (param, index)
-    return out
+
+    def __init__(self, *steps: Descend) -> None:
+        if not steps or not all(isinstance(step, Descend) for step in steps):
+            raise O2OSpecError(f"got Joint of {[type(step).__name__ for step in steps]}, expected Descend(...) steps")
+        self.steps = steps
 
 
-def run_part(
-    learning: Learning, part: Part, values: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Compute one part of an update as a function: nothing is overwritten.
+class Every:
+    """Steps that are done each ``interval``-th time that it is their turn, and left out at the others.
+
+    With ``Every(2, ...)`` they are done at the second, fourth, ... turn, as TD3's delayed actor is. The count is part
+    of the update's ``state_dict()``.
 
     Args:
-        learning: what is trained.
-        part: which part of it.
-        values: ``state:<name>`` of all tensors of the loss, ``exp_avg:<name>`` and ``exp_avg_sq:<name>`` of what is
-            trained, ``batch:<key>``, ``noise:<i>``, ``scalars:<loss>:<group>``, and ``ok``, whether all was finite so
-            far.
+        interval: at least 1.
+        steps: what is done then.
 
-    Returns:
-        Metrics, and the new value of everything that changes.
+    Raises:
+        O2OSpecError: if ``interval`` is below 1, or there is no step.
     """
-    loss, new = learning.loss, dict(values)
-    minibatch = minibatch_of(values)
-    noise, loss.noise = loss.noise, HandedNoise(_numbered(values, "noise:"))
-    try:
-        metrics: dict[str, Tensor] = {}
-        for names in [part.losses] if part.joint else [(name,) for name in part.losses]:
-            gradients = [(name, _differentiate(learning, name, new, minibatch, metrics)) for name in names]
-            for name, gradient in gradients:
-                _step(learning, name, _clipped(gradient, learning.max_grad_norm.get(name)), new)
-    finally:
-        loss.noise = noise
-    if part.move_targets:
-        for target, source in learning.pairs.items():
-            now = new[f"state:{target}"]
-            moved = now.lerp(new[f"state:{source}"], learning.tau)
-            new[f"state:{target}"] = torch.where(new["ok"], moved, now)
-    changed = {name: value for name, value in new.items() if value is not values[name]}
-    return _summary(metrics, part.rows), changed
+
+    def __init__(self, interval: int, *steps: Descend | Joint | MoveTargets) -> None:
+        _check_steps(f"Every({interval})", interval, steps, (Descend, Joint, MoveTargets))
+        self.interval, self.steps = interval, steps
 
 
-def _numbered(values: Mapping[str, Tensor], prefix: str) -> Sequence[Tensor]:
-    count = sum(name.startswith(prefix) for name in values)
-    return [values[f"{prefix}{i}"] for i in range(count)]
+class Repeat:
+    """Steps that are done once on each of ``times`` minibatches, one after the other.
 
-
-def minibatch_of(values: Mapping[str, Tensor]) -> TensorDict:
-    """Transitions from their columns.
+    The batch of the update holds the minibatches in a row. What stands behind a ``Repeat`` is done once, on the last
+    minibatch: RLPD's Algorithm 1. An update has at most one, and it stands first.
 
     Args:
-        values: ``batch:<key>`` -> [B, ...], nested keys joined by a slash; anything else is left out.
+        times: number of minibatches, the update-to-data ratio.
+        steps: what is done on each.
+
+    Raises:
+        O2OSpecError: if ``times`` is below 1, or there is no step.
+    """
+
+    def __init__(self, times: int, *steps: Descend | Joint | MoveTargets | Every) -> None:
+        _check_steps(f"Repeat({times})", times, steps, (Descend, Joint, MoveTargets, Every))
+        self.times, self.steps = times, steps
+
+
+Primitive = Descend | Joint | MoveTargets
+Step = Primitive | Every | Repeat
+
+
+def _check_steps(name: str, count: int, steps: tuple[object, ...], kinds: tuple[type, ...]) -> None:
+    if not isinstance(count, int) or count < 1:
+        raise O2OSpecError(f"got {name}, expected a whole number of at least 1")
+    if not steps or not all(isinstance(step, kinds) for step in steps):
+        expected = ", ".join(kind.__name__ for kind in kinds)
+        raise O2OSpecError(f"got {name} of {[type(step).__name__ for step in steps]}, expected steps among {expected}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call of an update does, in order.
+
+    Args:
+        parts: different sequences of steps, each done on one minibatch.
+        sequence: which part is done on which minibatch.
+        minibatches: how many there are.
+    """
+
+    parts: tuple[tuple[Primitive, ...], ...]
+    sequence: tuple[tuple[int, int], ...]
+    minibatches: int
+
+
+def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
+    """Lay out the next call of an update, and count the turns of its :class:`Every`.
+
+    Args:
+        steps: of the update.
+        counts: turns so far, by the position of the :class:`Every` in the update; changed in place.
 
     Returns:
-        A new TensorDict of shape [B].
+        The plan.
+
+    Examples:
+        >>> optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+        >>> critic, actor = Descend("qvalue", optim), Descend("actor", optim)
+        >>> plan((Repeat(3, critic), actor), {}).sequence
+        ((0, 0), (0, 1), (0, 2), (1, 2))
+        >>> counts = {}
+        >>> [len(plan((critic, Every(2, actor)), counts).parts[0]) for _ in range(4)]
+        [1, 2, 1, 2]
     """
-    columns = {name.removeprefix("batch:"): value for name, value in values.items() if name.startswith("batch:")}
-    return TensorDict(columns, [len(next(iter(columns.values())))]).unflatten_keys("/")
+    positions = {id(step): index for index, step in enumerate(walk(steps)) if isinstance(step, Every)}
+
+    def due(steps: tuple[Step, ...]) -> tuple[Primitive, ...]:
+        out: list[Primitive] = []
+        for step in steps:
+            if isinstance(step, Every):
+                turn = counts[positions[id(step)]] = counts.get(positions[id(step)], 0) + 1
+                out += step.steps if turn % step.interval == 0 else ()
+            elif not isinstance(step, Repeat):
+                out.append(step)
+        return tuple(out)
+
+    repeat = steps[0] if steps and isinstance(steps[0], Repeat) else None
+    rounds = [due(repeat.steps) for _ in range(repeat.times)] if repeat is not None else []
+    once = due(steps)
+    sequence = [*enumerate(rounds), (max(len(rounds) - 1, 0), once)]
+    sequence = [(minibatch, part) for minibatch, part in sequence if part]
+    parts = tuple(dict.fromkeys(part for _, part in sequence))
+    return Plan(parts, tuple((parts.index(part), minibatch) for minibatch, part in sequence), max(len(rounds), 1))
 
 
-def _differentiate(
-    learning: Learning, name: str, values: dict[str, Tensor], minibatch: TensorDict, metrics: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Gradients by parameter; adds the loss and what came with it to the metrics."""
-    state = {key.removeprefix("state:"): value for key, value in values.items() if key.startswith("state:")}
-    leaves = {key: state[key].detach().requires_grad_() for key in trained(learning, name)}
-    with torch.enable_grad(), replaced(learning.loss, state | leaves):
-        value, info = call_loss(learning.loss, name, minibatch.copy(), metrics)
-    unused = (None,) * len(leaves)
-    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True) if value.requires_grad else unused
-    metrics |= info | {f"loss_{name}": value.detach()}
-    named = dict(zip(leaves, gradients, strict=True))
-    missing = [key for key, gradient in named.items() if gradient is None]
-    if missing:
-        raise O2OSpecError(f"{name}_loss gives {missing} no gradient; leave them out of the optimizer of {name!r}")
-    total = value.detach() + sum(gradient.abs().sum() for gradient in named.values() if gradient is not None)
-    values["ok"] = values["ok"] & total.isfinite()
-    return named  # type: ignore[return-value]
+def walk(steps: tuple[Step, ...]) -> Iterator[Primitive | Every]:
+    """Go through an update's steps from top to bottom, those inside of others too.
+
+    Args:
+        steps: of the update.
+
+    Yields:
+        Every step but :class:`Repeat`; a :class:`Joint` before the steps in it.
+    """
+    for step in steps:
+        if not isinstance(step, Repeat):
+            yield step
+        if not isinstance(step, Descend | MoveTargets):
+            yield from walk(step.steps)
 
 
-def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, Tensor]:
-    """What ``torch.nn.utils.clip_grad_norm_`` would leave, as a function."""
-    if max_norm is None:
-        return gradients
-    share = (max_norm / (get_total_norm(gradients.values()) + 1e-6)).clamp(max=1.0)
-    return {name: gradient * share for name, gradient in gradients.items()}
+def descends_of(steps: tuple[Step, ...]) -> list[Descend]:
+    """All steps of gradient descent in an update, in the order in which they stand.
 
+    Args:
+        steps: of the update.
 
-def _step(learning: Learning, name: str, gradients: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Adam on all parameters of a loss, unless something was not finite; replaces their values."""
-    groups = learning.optims[name].param_groups
-    for key, (_, index) in trained(learning, name).items():
-        keys = (f"state:{key}", f"exp_avg:{key}", f"exp_avg_sq:{key}")
-        now = Moments(*[values[each] for each in keys])
-        after = adam_step(now, gradients[key], values[f"scalars:{name}:{index}"], groups[index])
-        for each, old, fresh in zip(keys, now, after, strict=True):
-            values[each] = torch.where(values["ok"], fresh, old)
-
-
-def _summary(metrics: Mapping[str, Tensor], rows: Sequence[str]) -> dict[str, Tensor]:
-    """Means of everything measured, the spread between critics, and the rows asked for as they are."""
-    out = {key: value.mean() if value.is_floating_point() else value.double().mean() for key, value in metrics.items()}
-    if "qvalue" in metrics and len(metrics["qvalue"]) > 1:
-        out["qvalue_std"] = metrics["qvalue"].std(0).mean()
-    return out | {f"rows:{name}": metrics[name] for name in rows}
+    Returns:
+        The steps, those inside of others too.
+    """
+    return [step for step in walk(steps) if isinstance(step, Descend)]

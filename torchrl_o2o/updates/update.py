@@ -2,12 +2,12 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A whole update of an agent as a few compiled functions; the loss modules stay as they are."""
+"""One update of an agent as a value: read downwards, run eagerly, compiled, or stacked over agents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -16,16 +16,481 @@ from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.updates.adam import check_optimizer
-from torchrl_o2o.updates.program import Program
-from torchrl_o2o.updates.replay import CudaGraphProgram
-from torchrl_o2o.updates.state import target_pairs
-from torchrl_o2o.updates.steps import Learning, Part
+from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
+from torchrl_o2o.updates.calling import call_loss, summary
+from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
+from torchrl_o2o.updates.pure import learning_of
+from torchrl_o2o.updates.stacked import StackedProgram
+from torchrl_o2o.updates.steps import (
+    Descend,
+    Every,
+    Joint,
+    MoveTargets,
+    Plan,
+    Primitive,
+    Repeat,
+    Step,
+    descends_of,
+    plan,
+    walk,
+)
 
-__all__ = ["CompiledUpdate", "Mode", "Runner", "build", "columns_of", "compile_update"]
+__all__ = ["StackedNonFiniteError", "StackedUpdate", "Update", "compile_update", "stack_updates"]
 
-Mode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]
-Runner = Program | CudaGraphProgram
+_MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead")
+
+
+class Update:
+    r"""One update of an agent: steps on a loss, done from top to bottom on each batch.
+
+    RLPD (Ball et al. 2023, Algorithm 1): on each of 20 minibatches a step of the critics and of their targets, then
+    once, on the last minibatch, a step of the actor and of the temperature::
+
+        update = Update(
+            loss,
+            Repeat(20, Descend("qvalue", critic_optim), MoveTargets(target_updater)),
+            Descend("actor", actor_optim),
+            Descend("alpha", alpha_optim),
+        )
+        metrics = update(buffer.sample())
+
+    ``Descend("qvalue", optim)`` is ``loss.qvalue_loss(batch)``, its gradient at the parameters that ``optim`` holds,
+    and ``optim.step()``. What a loss returns beside its value is handed by name to later losses on the same minibatch
+    that ask for it: ``log_prob`` goes from ``actor_loss`` to ``alpha_loss``, ``gap`` to ``alpha_prime_loss``.
+    :class:`Joint` takes several gradients at the same parameters, :class:`Every` delays steps as TD3 does.
+
+    The update runs eagerly, with the loss's methods, autograd and the optimizers' own steps, until :meth:`compile` is
+    called. Compiled, it gives the same numbers up to rounding with the same random draws in the same order: each part
+    is one graph in which everything between the matrix products is fused, and products that depend on nothing a critic
+    step changes (next actions of a frozen actor) are computed for all minibatches in one pass. Parameters, targets and
+    the optimizers' states are changed in place either way, so that checkpoints, actors, schedulers and collectors see
+    every step. :meth:`stack` does the updates of N agents as one.
+
+    Args:
+        loss: a loss module whose losses are scalars (``reduction="mean"`` or ``"sum"``).
+        steps: what is done, see above.
+
+    Keyword Args:
+        rows: entries that the losses return to be handed back row by row, shape [number of minibatches * B], for
+            example ``("td_error",)`` for priorities. Defaults to none.
+        check_finite: raise if a loss or a gradient is NaN or infinite, before its parameters change. With ``False``
+            that step and the rest of the call are left out and ``finite`` in the result says so; a compiled update then
+            never waits for the device. Defaults to ``True``.
+
+    Raises:
+        O2OSpecError: if there is no gradient step, a :class:`Repeat` does not stand first, or a step moves another
+            loss's targets.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl.objectives import SoftUpdate
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import EnsembleSACLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=3, hidden_sizes=(16,))
+        >>> loss = EnsembleSACLoss(make_actor(5, 2, hidden_sizes=(16,)), critics, sub_sample_len=2)
+        >>> critic_optim = torch.optim.Adam(loss.qvalue_network_params.parameters())
+        >>> actor_optim = torch.optim.Adam(loss.actor_network_params.parameters())
+        >>> update = Update(
+        ...     loss,
+        ...     Repeat(4, Descend("qvalue", critic_optim), MoveTargets(SoftUpdate(loss, tau=0.005))),
+        ...     Descend("actor", actor_optim),
+        ... )
+        >>> metrics = update(random_transitions(4 * 8, 5, 2))
+        >>> sorted(name for name in metrics if name.startswith("loss_"))
+        ['loss_actor', 'loss_qvalue']
+        >>> critic_optim.state_dict()["state"][0]["step"]
+        tensor(4.)
+    """
+
+    def __init__(self, loss: LossModule, *steps: Step, rows: Sequence[str] = (), check_finite: bool = True) -> None:
+        self.loss, self.steps = loss, steps
+        self.rows, self.check_finite = tuple(rows), check_finite
+        self._counts: dict[int, int] = {}
+        self._calls = 0
+        self._options: tuple[Mode, torch.dtype | None] | None = None
+        self._programs: dict[Any, Runner] = {}
+        if not descends_of(steps):
+            raise O2OSpecError("got an update without a gradient step, expected Descend(...) among its steps")
+        for position, step in enumerate(steps):
+            if isinstance(step, Repeat) and position:
+                raise O2OSpecError("got Repeat behind another step; it stands first, what follows is done once")
+        for updater in (step.updater for step in walk(steps) if isinstance(step, MoveTargets)):
+            if getattr(updater, "loss_module", loss) is not loss:
+                raise O2OSpecError(
+                    f"got a {type(updater).__name__} of another loss, expected one of this {type(loss).__name__}"
+                )
+
+    def __repr__(self) -> str:
+        """The steps, a line each."""
+        return "\n".join([f"Update of {type(self.loss).__name__}", *_described(self.steps, "  ")])
+
+    @property
+    def compiled(self) -> bool:
+        """Whether :meth:`compile` was called."""
+        return self._options is not None
+
+    @property
+    def calls(self) -> int:
+        """How often the update was done, resumed runs included; what a schedule goes by."""
+        return self._calls
+
+    @property
+    def options(self) -> tuple[Mode, torch.dtype | None] | None:
+        """Mode and ``matmul_dtype`` of the compiled update, ``None`` of an eager one."""
+        return self._options
+
+    @property
+    def optims(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers by the names of their losses."""
+        return {step.name: step.optim for step in descends_of(self.steps)}
+
+    @property
+    def num_minibatches(self) -> int:
+        """Minibatches per call: the update-to-data ratio."""
+        return self.steps[0].times if isinstance(self.steps[0], Repeat) else 1
+
+    def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> Update:
+        """From now on compute the same numbers as compiled graphs. The *next* call compiles, and says so in the log.
+
+        What was compiled is kept on disk, in ``TORCHINDUCTOR_CACHE_DIR`` if that is set. Settings that are not tensors
+        (betas, ``loss.calibrate``) are read then: after changing one, call :meth:`recompile`.
+
+        Args:
+            mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"``
+                records the whole update as one CUDA graph. Defaults to ``"default"``.
+            matmul_dtype: ``torch.bfloat16`` multiplies wide float32 matrices (no dimension below 64: the hidden layers)
+                in bfloat16, twice as fast where the hardware has it, at a relative error of some 1e-3 per product.
+                ``None`` (default) keeps float32.
+
+        Returns:
+            This update.
+
+        Raises:
+            O2OSpecError: if an option is unknown, an optimizer is not Adam or AdamW, holds something the loss has not,
+                or serves two steps, or targets do not move by a :class:`~torchrl.objectives.SoftUpdate`.
+        """
+        check_option("mode", mode, _MODES)
+        if matmul_dtype not in (None, torch.bfloat16):
+            raise O2OSpecError(f"got matmul_dtype={matmul_dtype}, expected torch.bfloat16, or None for float32")
+        self._options = (mode, matmul_dtype)
+        self.recompile()
+        return self
+
+    def recompile(self) -> None:
+        """Forget what was compiled, after a change of something that is not a tensor."""
+        self._programs.clear()
+
+    @staticmethod
+    def stack(updates: Sequence[Update]) -> StackedUpdate:
+        """The updates of N agents as one.
+
+        Args:
+            updates: one per agent, that differ in nothing but their numbers.
+
+        Returns:
+            The :class:`StackedUpdate`.
+        """
+        return StackedUpdate(updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Calls, and how often the turn of each :class:`Every` has come; the rest is in loss and optimizers."""
+        return {"calls": self._calls, "counts": dict(self._counts)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._calls, self._counts = state_dict["calls"], dict(state_dict["counts"])
+
+    def plan(self) -> Plan:
+        """What the next call does; counts it."""
+        self._calls += 1
+        return plan(self.steps, self._counts)
+
+    def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Do one update.
+
+        Args:
+            batch: transitions, shape [number of minibatches * B]; not modified. A compiled update compiles anew for a
+                new shape.
+
+        Returns:
+            Scalars, detached: ``loss_<name>``, the mean of everything the losses return beside their value,
+            ``qvalue_std`` between critics, of the last minibatch; ``finite``; and the rows asked for.
+
+        Raises:
+            O2OSpecError: if the batch cannot be split into equal minibatches.
+            NonFiniteError: see ``check_finite``.
+        """
+        metrics, error = self.attempt(batch)
+        if self.check_finite and not metrics["finite"]:
+            raise error or _not_finite(metrics)
+        return metrics
+
+    def attempt(self, batch: TensorDictBase) -> tuple[dict[str, Tensor], NonFiniteError | None]:
+        """Do one update and raise nothing if it is not finite.
+
+        Args:
+            batch: see :meth:`__call__`.
+
+        Returns:
+            What :meth:`__call__` returns, and what was not finite, where that is known by name.
+        """
+        self._check_batch(batch)
+        return self._run(batch) if self._options is None else (self._run_compiled(batch), None)
+
+    def _check_batch(self, batch: TensorDictBase) -> None:
+        if batch.ndim != 1 or not len(batch) or len(batch) % self.num_minibatches:
+            raise O2OSpecError(
+                f"got a batch of shape {list(batch.shape)}, expected [n], n a multiple of {self.num_minibatches}"
+            )
+
+    def _run(self, batch: TensorDictBase) -> tuple[dict[str, Tensor], NonFiniteError | None]:
+        """All steps, eagerly; the first that is not finite is the last."""
+        now = self.plan()
+        minibatches = batch.split(len(batch) // now.minibatches) if now.minibatches > 1 else [batch]
+        measured: list[dict[str, Tensor]] = []
+        try:
+            for part, minibatch in now.sequence:
+                measured.append({})
+                for step in now.parts[part]:
+                    self._do(step, minibatches[minibatch], measured[-1])
+        except NonFiniteError as error:
+            return summary(measured[-1], ()) | {"finite": torch.tensor(False)}, error
+        metrics = summary(measured[now.minibatches - 1] | measured[-1], ())
+        for name in self.rows:
+            metrics[name] = torch.cat([_row(each, name) for each in measured[: now.minibatches]], -1)
+        return metrics | {"finite": torch.tensor(True)}, None
+
+    def _do(self, step: Primitive, minibatch: TensorDictBase, known: dict[str, Tensor]) -> None:
+        """One step; what its losses return is added to ``known``."""
+        if isinstance(step, MoveTargets):
+            step.updater.step()
+            return
+        descends = step.steps if isinstance(step, Joint) else (step,)
+        gradients = [_gradients(self.loss, each, minibatch, known) for each in descends]
+        seen = {f"loss_{each.name}": known[f"loss_{each.name}"] for each in descends}
+        for each, found in zip(descends, gradients, strict=True):
+            seen |= {f"loss_{each.name}.gradient{index}": gradient for index, gradient in enumerate(found)}
+        finite_or_raise(seen)
+        for each, found in zip(descends, gradients, strict=True):
+            for param, gradient in zip(each.parameters, found, strict=True):
+                param.grad = gradient
+            if each.clip_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(each.parameters, each.clip_grad_norm)
+            each.optim.step()
+
+    def _run_compiled(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        assert self._options is not None
+        (columns, signature), now = columns_of(batch), self.plan()
+        if (signature, now) not in self._programs:
+            program = Program(learning_of(self.loss, now, self.rows), now, columns)
+            self._programs[signature, now] = compiled_runner(program, columns, self._options)
+        runner = self._programs[signature, now]
+        return runner.run(runner.inputs(columns))
+
+
+def _gradients(
+    loss: LossModule, step: Descend, minibatch: TensorDictBase, known: dict[str, Tensor]
+) -> tuple[Tensor, ...]:
+    """The loss's gradient at what the step trains; adds the loss and what came with it to ``known``."""
+    value, info = call_loss(loss, step.name, minibatch, known)
+    known |= info | {f"loss_{step.name}": value.detach()}
+    params = step.parameters
+    found = torch.autograd.grad(value, params, allow_unused=True) if value.requires_grad else (None,) * len(params)
+    if any(gradient is None for gradient in found):
+        names = {id(param): name for name, param in loss.named_parameters()}
+        without = [names.get(id(param), list(param.shape)) for param, got in zip(params, found) if got is None]
+        raise O2OSpecError(
+            f"{step.name}_loss gives {without} no gradient; leave them out of the optimizer of {step.name!r}"
+        )
+    return found
+
+
+def _row(measured: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in measured:
+        raise O2OSpecError(f"got rows={name!r}, expected an entry that the losses return: {sorted(measured)}")
+    return measured[name]
+
+
+def _not_finite(metrics: Mapping[str, Tensor]) -> NonFiniteError:
+    """Which losses of a compiled update are not finite."""
+    losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
+    bad = [name for name, value in losses.items() if not value.isfinite().all()]
+    culprits = ", ".join(bad) or f"a gradient, or a loss of an earlier minibatch, of {', '.join(losses)}"
+    return NonFiniteError(
+        f"not finite: {culprits}. Expected finite losses and gradients; look at the batch, lower the learning rate or "
+        "clip the gradient, and resume from the last checkpoint"
+    )
+
+
+def _described(steps: Sequence[Step], indent: str) -> list[str]:
+    out: list[str] = []
+    for step in steps:
+        if isinstance(step, Descend):
+            clip = "" if step.clip_grad_norm is None else f", clip_grad_norm={step.clip_grad_norm}"
+            out.append(f"{indent}Descend({step.name!r}, {type(step.optim).__name__}{clip})")
+        elif isinstance(step, MoveTargets):
+            out.append(f"{indent}MoveTargets({type(step.updater).__name__})")
+        else:
+            count = "" if isinstance(step, Joint) else step.interval if isinstance(step, Every) else step.times
+            out += [f"{indent}{type(step).__name__}({count})", *_described(step.steps, indent + "  ")]
+    return out
+
+
+class StackedNonFiniteError(NonFiniteError):
+    """A loss or gradient of some of the agents is not finite.
+
+    Args:
+        message: what was found.
+        agents: the positions of those agents.
+
+    Examples:
+        >>> StackedNonFiniteError("not finite", [1]).agents
+        [1]
+    """
+
+    def __init__(self, message: str, agents: list[int]) -> None:
+        super().__init__(message)
+        self.agents = agents
+
+
+class StackedUpdate:
+    """One update of each of N agents that differ in nothing but their numbers.
+
+    Eagerly it does one agent's update after the other. If the updates are compiled, it is one compiled update: the
+    graphs that one agent's update is captured as are vectorized over the agents (``torch.func.vmap``), so every loss
+    that compiles can be stacked. Parameters, targets and the optimizers' moments of the agents then become slices of
+    common tensors at the first call; each agent's loss, actor, optimizers and ``state_dict()`` stay usable, and what is
+    loaded into them is followed. Never replace a parameter's ``.data`` afterwards.
+
+    Each agent draws from its own ``loss.noise``, in the order of its own update. Give the losses generators of their
+    own (:class:`~torchrl_o2o.objectives.noise.GeneratorNoise`) and every agent's numbers are those of its single run up
+    to rounding.
+
+    Args:
+        updates: one per agent, with the same settings.
+
+    Raises:
+        O2OSpecError: if there is none, or they have different settings.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_gaussian_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.updates import Descend
+        >>> losses = [BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,))) for _ in range(3)]
+        >>> optims = [torch.optim.Adam(loss.parameters()) for loss in losses]
+        >>> updates = [Update(loss, Descend("actor", optim)) for loss, optim in zip(losses, optims)]
+        >>> stacked = Update.stack(updates)
+        >>> stacked(torch.stack([random_transitions(16, 3, 2) for _ in range(3)]))["loss_actor"].shape
+        torch.Size([3])
+    """
+
+    def __init__(self, updates: Sequence[Update]) -> None:
+        if not updates:
+            raise O2OSpecError("got no updates to stack, expected one per agent")
+        settings = [_settings(update) for update in updates]
+        differing = sorted({name for one in settings for name in one if one[name] != settings[0][name]})
+        if differing:
+            raise O2OSpecError(f"got updates that differ in {', '.join(differing)}, expected one configuration")
+        self.updates = list(updates)
+        self._programs: dict[Any, Runner] = {}
+
+    @property
+    def num_agents(self) -> int:
+        """N."""
+        return len(self.updates)
+
+    @property
+    def num_minibatches(self) -> int:
+        """Minibatches per call and agent."""
+        return self.updates[0].num_minibatches
+
+    def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> StackedUpdate:
+        """From now on compute the same numbers as compiled graphs; see :meth:`Update.compile`.
+
+        Args:
+            mode: see there.
+            matmul_dtype: see there.
+
+        Returns:
+            This update.
+        """
+        for update in self.updates:
+            update.compile(mode=mode, matmul_dtype=matmul_dtype)
+        self.recompile()
+        return self
+
+    def recompile(self) -> None:
+        """Forget what was compiled, after a change of something that is not a tensor."""
+        self._programs.clear()
+
+    def __call__(self, batches: TensorDictBase) -> dict[str, Tensor]:
+        """Do one update of every agent.
+
+        Args:
+            batches: transitions, shape [N, number of minibatches * B]; row i is agent i's. Not modified. A compiled
+                update compiles anew for a new shape.
+
+        Returns:
+            What :class:`Update` returns, each entry with a leading dimension N. An agent whose ``finite`` is false
+            stays as it was before that step; the others are not touched by it.
+
+        Raises:
+            O2OSpecError: if the batches have another shape, or the agents' tensors differ in shape or type.
+            StackedNonFiniteError: naming the agents, unless the updates have ``check_finite=False``.
+        """
+        rounds = self.num_minibatches
+        if batches.ndim != 2 or len(batches) != self.num_agents or not batches.shape[1] or batches.shape[1] % rounds:
+            raise O2OSpecError(
+                f"got batches of shape {list(batches.shape)}, expected [{self.num_agents}, n], n a multiple of {rounds}"
+            )
+        options = self.updates[0].options
+        metrics = self._one_by_one(batches) if options is None else self._compiled(batches, options)
+        if self.updates[0].check_finite and not metrics["finite"].all():
+            agents = (~metrics["finite"]).nonzero().flatten().tolist()
+            raise StackedNonFiniteError(f"not finite: a loss or a gradient of the agents {agents}", agents)
+        return metrics
+
+    def _one_by_one(self, batches: TensorDictBase) -> dict[str, Tensor]:
+        each = [update.attempt(batch)[0] for update, batch in zip(self.updates, batches.unbind(0), strict=True)]
+        shared = set.intersection(*(set(metrics) for metrics in each))  # an agent that stopped early measured less
+        return {name: torch.stack([metrics[name] for metrics in each]) for name in each[0] if name in shared}
+
+    def _compiled(self, batches: TensorDictBase, options: tuple[Mode, torch.dtype | None]) -> dict[str, Tensor]:
+        columns, signature = columns_of(batches)
+        plans = [update.plan() for update in self.updates]
+        if (signature, plans[0]) not in self._programs:
+            programs = [
+                Program(
+                    learning_of(update.loss, plan, update.rows),
+                    plan,
+                    {name: value[i] for name, value in columns.items()},
+                )
+                for i, (update, plan) in enumerate(zip(self.updates, plans, strict=True))
+            ]
+            self._programs[signature, plans[0]] = compiled_runner(StackedProgram(programs), columns, options)
+        runner = self._programs[signature, plans[0]]
+        return runner.run(runner.inputs(columns))
+
+
+def _settings(update: Update) -> dict[str, Any]:
+    optims = [
+        (type(step.optim), [{k: v for k, v in group.items() if k != "params"} for group in step.optim.param_groups])
+        for step in descends_of(update.steps)
+    ]
+    moving = [step.updater for step in walk(update.steps) if isinstance(step, MoveTargets)]
+    updaters = [(type(each), getattr(each, "eps", None)) for each in moving]
+    return {
+        "their losses": type(update.loss),
+        "optimizers": optims,
+        "target updates": updaters,
+        "order or clip_grad_norm": repr(update),
+        "rows": update.rows,
+        "check_finite": update.check_finite,
+        "mode or matmul_dtype": update.options,
+    }
 
 
 def compile_update(
@@ -40,206 +505,59 @@ def compile_update(
     compile: bool = True,
     mode: Mode = "default",
     matmul_dtype: torch.dtype | None = None,
-) -> CompiledUpdate:
-    r"""Make one fast function of a whole update: losses, gradients, Adam and target averaging.
+) -> Update:
+    """The first edition's way to an :class:`Update`: the losses by name, in the order in which they are stepped.
 
-    ``optims`` names the losses in the order they are stepped; ``"qvalue"`` stands for ``loss.qvalue_loss`` and so on.
-    What a loss returns beside its value is handed to later ones that ask for it by name (``log_prob`` to
-    ``alpha_loss``, ``gap`` to ``alpha_prime_loss``). One call computes, for a batch of utd_ratio * B rows,
-
-    - with ``utd_ratio``, RLPD's Algorithm 1: on each minibatch of B consecutive rows one step on the *first* loss and
-      then the target average; afterwards, on the last minibatch, one step on each of the other losses;
-    - without, the offline learners' update: one step on each loss with the whole batch, each with the parameters the
-      last step left, then the target average;
-    - with ``joint``, the same, but all losses are taken at the parameters before the first step (CQL, Cal-QL, CORL's
-      IQL).
-
-    Those are the numbers of the loop written out with the loss's methods and the same optimizers, up to rounding, with
-    the same random numbers drawn from ``loss.noise`` in the same order. It is faster because each part is one graph
-    in which everything between the matrix products is fused, and because products that depend on nothing a critic step
-    changes (next actions of a frozen actor) are computed for all minibatches in one pass.
-
-    The parameters, targets and the optimizers' states (``state_dict`` included) are updated in place, so checkpoints,
-    actors, schedulers of the learning rate and collectors see every step; there is no state beside them. The *first*
-    call compiles and says so in the log; what it compiled is kept on disk, in ``TORCHINDUCTOR_CACHE_DIR`` if that is
-    set. Settings that are not tensors (betas, ``loss.calibrate``) are read then: after changing one, call
-    :meth:`CompiledUpdate.recompile`.
-
-    A step whose loss or gradient is not finite and all later ones of the call change nothing; ``finite`` in the result
-    says so, on the device. Nothing waits for a device.
-
-    Every second step of TD3+BC: one update of ``{"qvalue": critic}`` without a target updater and one of both losses
-    with it, in turns; they share optimizers and loss.
+    With ``utd_ratio`` the first loss and the targets are repeated on as many minibatches and the others follow once;
+    without it all losses are stepped on the whole batch (with ``joint`` from one set of gradients), then the targets.
+    New code writes the steps down itself.
 
     Args:
-        loss: a loss module of this package, not compiled itself.
-        optims: name of the loss -> :class:`torch.optim.Adam` or :class:`~torch.optim.AdamW` of what it trains.
+        loss: a loss module.
+        optims: name of the loss -> optimizer of what it trains.
         target_updater: moves the targets; ``None`` (default) leaves them.
-        utd_ratio: minibatches per call, see above. Defaults to ``None``.
+        utd_ratio: see above. Defaults to ``None``.
         joint: see above. Defaults to ``False``.
-        rows: entries beside the first loss to return row by row, for example ``("td_error",)`` for priorities, shape
-            [utd_ratio * B]. Defaults to none.
-        max_grad_norm: by loss, clip the norm of its gradient over all its parameters, as
-            ``torch.nn.utils.clip_grad_norm_`` does. Defaults to none.
-        compile: ``False`` computes the same eagerly, to look inside.  Defaults to ``True``.
-        mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"`` records
-            the whole update as one CUDA graph. Defaults to ``"default"``.
-        matmul_dtype: ``torch.bfloat16`` multiplies wide float32 matrices (no dimension below 64: the hidden layers) in
-            bfloat16, twice as fast where the hardware has it, at a relative error of some 1e-3 per product. ``None``
-            (default) keeps float32. It has no effect with ``compile=False``.
+        rows: see :class:`Update`.
+        max_grad_norm: by loss, ``clip_grad_norm`` of its :class:`Descend`. Defaults to none.
+        compile: whether to compile it. Defaults to ``True``.
+        mode: see :meth:`Update.compile`.
+        matmul_dtype: see :meth:`Update.compile`.
 
     Returns:
-        A function of a batch. It returns scalars, detached: ``loss_<name>``, the mean of everything the losses return
-        beside their value, ``qvalue_std`` between critics, of the last minibatch; ``finite``; and the rows asked for.
+        The update, with ``check_finite=False``.
 
     Raises:
-        O2OSpecError: if an optimizer is not Adam or AdamW or holds something the loss has not, if the updater is not a
-            :class:`~torchrl.objectives.SoftUpdate` of this loss, or an option is unknown.
+        O2OSpecError: as :class:`Update` and :meth:`Update.compile`, or if the options do not fit together.
 
     Examples:
-        >>> import torch
-        >>> from torchrl.objectives import SoftUpdate
-        >>> from torchrl_o2o.updates import compile_update
-        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
-        >>> from torchrl_o2o.objectives import EnsembleSACLoss
-        >>> from torchrl_o2o.testing import random_transitions
-        >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=3, hidden_sizes=(16,))
-        >>> loss = EnsembleSACLoss(make_actor(5, 2, hidden_sizes=(16,)), critics, sub_sample_len=2)
-        >>> optims = {
-        ...     "qvalue": torch.optim.Adam(loss.qvalue_network_params.parameters()),
-        ...     "actor": torch.optim.Adam(loss.actor_network_params.parameters()),
-        ...     "alpha": torch.optim.Adam(loss.temperature.parameters()),
-        ... }
-        >>> update = compile_update(loss, optims, SoftUpdate(loss, tau=0.005), utd_ratio=4, compile=False)
-        >>> metrics = update(random_transitions(4 * 8, 5, 2))
-        >>> metrics["finite"], optims["qvalue"].state_dict()["state"][0]["step"]
-        (tensor(True), tensor(4.))
+        >>> from torchrl_o2o.modules import make_gaussian_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
+        >>> compile_update(loss, {"actor": torch.optim.Adam(loss.parameters())}, compile=False)
+        Update of BCLoss
+          Descend('actor', Adam)
     """
-    check_option("mode", mode, ("default", "max-autotune-no-cudagraphs", "reduce-overhead"))
-    if matmul_dtype not in (None, torch.bfloat16):
-        raise O2OSpecError(f"got matmul_dtype={matmul_dtype}, expected torch.bfloat16, or None for float32")
     if not optims or (utd_ratio is not None and (utd_ratio < 1 or joint)):
         raise O2OSpecError(
             f"got {len(optims)} losses, {utd_ratio=}, {joint=}; expected a loss, and no joint steps at a ratio"
         )
-    for name, optim in optims.items():
-        check_optimizer(name, optim)
-    compiled = [name for name in getattr(loss, "_cores", ()) if name in loss.__dict__]
-    if compiled:
-        raise O2OSpecError(f"{compiled} of {type(loss).__name__} are compiled already; leave loss.compile() out")
     bounds = dict(max_grad_norm or {})
     if unknown := sorted(set(bounds) - set(optims)):
         raise O2OSpecError(f"got max_grad_norm for {unknown}, expected losses among {list(optims)}")
-    learning = Learning(loss, dict(optims), *_averaging(loss, target_updater), bounds)
-    moves, names, kept = target_updater is not None, tuple(optims), tuple(rows)
-    if utd_ratio is None:
-        parts: tuple[Part, ...] = (Part(names, moves, joint, kept),)
-    else:
-        once = (Part(names[1:], False),) if names[1:] else ()
-        parts = (Part(names[:1], moves, False, kept), *once)
-    return CompiledUpdate(learning, parts, utd_ratio or 1, mode if compile else None, matmul_dtype)
+    descends = [Descend(name, optim, bounds.get(name)) for name, optim in optims.items()]
+    targets = () if target_updater is None else (MoveTargets(target_updater),)
+    steps: tuple[Step, ...] = (Joint(*descends), *targets) if joint else (*descends, *targets)
+    if utd_ratio is not None:
+        steps = (Repeat(utd_ratio, descends[0], *targets), *descends[1:])
+    update = Update(loss, *steps, rows=rows, check_finite=False)
+    return update.compile(mode=mode, matmul_dtype=matmul_dtype) if compile else update
 
 
-def _averaging(loss: LossModule, updater: SoftUpdate | None) -> tuple[dict[str, str], float]:
-    """Which targets follow what, and by which share."""
-    if updater is None:
-        return {}, 0.0
-    if not isinstance(updater, SoftUpdate) or updater.loss_module is not loss:
-        raise O2OSpecError(
-            f"got {type(updater).__name__} as target_updater, expected a SoftUpdate of this very {type(loss).__name__}"
-        )
-    return target_pairs(loss), 1.0 - updater.eps
-
-
-class CompiledUpdate:
-    """What :func:`compile_update` returns: call it on batches.
+def stack_updates(updates: Sequence[Update]) -> StackedUpdate:
+    """The first edition's name of :class:`StackedUpdate`.
 
     Args:
-        learning: what is trained.
-        parts: the part done on each minibatch, then perhaps one done once on the last minibatch.
-        rounds: number of minibatches.
-        mode: see :func:`compile_update`; ``None`` computes eagerly.
-        matmul_dtype: see :func:`compile_update`.
+        updates: one per agent.
     """
-
-    def __init__(
-        self,
-        learning: Learning,
-        parts: tuple[Part, ...],
-        rounds: int,
-        mode: Mode | None,
-        matmul_dtype: torch.dtype | None = None,
-    ) -> None:
-        self.learning, self.parts, self.rounds = learning, parts, rounds
-        self.mode: Mode | None = mode
-        self.matmul_dtype = matmul_dtype
-        self._programs: dict[Any, tuple[Program, Runner]] = {}
-
-    def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Do one update.
-
-        Args:
-            batch: transitions, shape [utd_ratio * B]; not modified. A new shape compiles anew.
-
-        Returns:
-            See :func:`compile_update`.
-
-        Raises:
-            O2OSpecError: if the batch cannot be split into ``utd_ratio`` equal minibatches.
-        """
-        if batch.ndim != 1 or not len(batch) or len(batch) % self.rounds:
-            raise O2OSpecError(f"got a batch of shape {list(batch.shape)}, expected [n], n a multiple of {self.rounds}")
-        columns, signature = columns_of(batch)
-        if signature not in self._programs:
-            program = Program(self.learning, self.parts, self.rounds, columns)
-            self._programs[signature] = build(program, columns, self.mode, self.matmul_dtype)
-        program, runner = self._programs[signature]
-        return runner.run(program.inputs(columns))
-
-    def recompile(self) -> None:
-        """Forget what was compiled, after a change of something that is not a tensor."""
-        self._programs.clear()
-
-
-def columns_of(batch: TensorDictBase) -> tuple[dict[str, Tensor], Any]:
-    """A batch as its columns, and what a compiled function of them depends on.
-
-    Args:
-        batch: transitions.
-
-    Returns:
-        ``batch:<key>`` -> column, and the columns' names, shapes, types and devices.
-    """
-    columns = {f"batch:{_joined(key)}": value for key, value in batch.items(True, True) if isinstance(value, Tensor)}
-    return columns, tuple((name, value.shape, value.dtype, value.device) for name, value in columns.items())
-
-
-def build(
-    program: Program, columns: dict[str, Tensor], mode: Mode | None, matmul_dtype: torch.dtype | None
-) -> tuple[Program, Runner]:
-    """Compile a program as asked.
-
-    Args:
-        program: not compiled yet.
-        columns: an example batch.
-        mode: see :func:`compile_update`; ``None`` leaves the program as it is.
-        matmul_dtype: see :func:`compile_update`.
-
-    Returns:
-        The program, which makes the inputs, and what runs on them.
-
-    Raises:
-        O2OSpecError: if a CUDA graph is asked for on another device.
-    """
-    if mode is None:
-        return program, program
-    device = next(iter(columns.values())).device
-    if mode == "reduce-overhead" and device.type != "cuda":
-        raise O2OSpecError(f"mode='reduce-overhead' records a CUDA graph, but the batch is on {device}; leave mode out")
-    search = {"max_autotune": True} if mode == "max-autotune-no-cudagraphs" else {}
-    program.compile(columns, search, matmul_dtype)
-    return program, CudaGraphProgram(program) if mode == "reduce-overhead" else program
-
-
-def _joined(key: str | tuple[str, ...]) -> str:
-    return key if isinstance(key, str) else "/".join(key)
+    return StackedUpdate(updates)

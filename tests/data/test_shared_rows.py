@@ -15,8 +15,8 @@ from torchrl.data import Storage, TensorDictReplayBuffer
 
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, offline_online_storage
+from torchrl_o2o.data.shared_rows import SharedRows
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.seeds import SharedRows
 from torchrl_o2o.testing import random_transitions
 
 OFFLINE, ONLINE = 12, 8

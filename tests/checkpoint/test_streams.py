@@ -11,8 +11,8 @@ import random
 import numpy as np
 import torch
 
+from torchrl_o2o.checkpoint.streams import RandomStream
 from torchrl_o2o.envs.make import seed_everything
-from torchrl_o2o.seeds import RandomStream
 
 
 def draw() -> list[float]:

@@ -1,0 +1,72 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Learners of the papers' methods, built from sections of a configuration; the scripts share them."""
+
+from __future__ import annotations
+
+from torchrl_o2o.trainers.algorithms.a3rl import (
+    anneal_pool,
+    density_rows,
+    learn_density,
+    make_a3rl,
+    make_pool,
+    pool_metrics,
+)
+from torchrl_o2o.trainers.algorithms.aca import (
+    fade_alignment,
+    make_aca,
+    make_baseline_learner,
+    make_sac_after_sac_ml,
+    make_sac_ml,
+)
+from torchrl_o2o.trainers.algorithms.awac import make_awac
+from torchrl_o2o.trainers.algorithms.bc import make_bc, make_sac_of_clone
+from torchrl_o2o.trainers.algorithms.cql import make_cal_ql, make_cql, make_sac_after_cql
+from torchrl_o2o.trainers.algorithms.iql import decay_actor_lr, make_iql
+from torchrl_o2o.trainers.algorithms.off2on import (
+    balanced_replay_buffer,
+    make_off2on_agent,
+    make_off2on_ensemble,
+    replay_priority,
+)
+from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
+from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
+from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, make_spot, make_td3_bc
+
+__all__ = [
+    "BASES",
+    "Guide",
+    "anneal_pool",
+    "balanced_replay_buffer",
+    "cool_constraint",
+    "decay_actor_lr",
+    "density_rows",
+    "ensemble_sac",
+    "fade_alignment",
+    "learn_density",
+    "make_a3rl",
+    "make_aca",
+    "make_awac",
+    "make_base",
+    "make_baseline_learner",
+    "make_bc",
+    "make_cal_ql",
+    "make_confidence",
+    "make_cql",
+    "make_iql",
+    "make_off2on_agent",
+    "make_off2on_ensemble",
+    "make_pool",
+    "make_rlpd",
+    "make_sac_after_cql",
+    "make_sac_after_sac_ml",
+    "make_sac_ml",
+    "make_sac_of_clone",
+    "make_spot",
+    "make_td3_bc",
+    "pool_metrics",
+    "raw_convention",
+    "replay_priority",
+]

@@ -1,0 +1,152 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What A3RL (Liu et al. 2025) adds to RLPD: a density ratio, a score of transitions, and a pool replayed by it."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.optim import Adam
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, offline_online_storage
+from torchrl_o2o.functional import annealed_beta, offline_share
+from torchrl_o2o.modules import DensityRatio, make_actor
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
+from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
+from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
+from torchrl_o2o.trainers.handover import MakeStorage
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.pipeline import Finetuning, Problem
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, Update
+
+__all__ = ["anneal_pool", "density_rows", "learn_density", "make_a3rl", "make_pool", "pool_metrics"]
+
+
+def make_a3rl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """RLPD's learner and the density ratio beside it.
+
+    Args:
+        cfg: sections of :func:`~torchrl_o2o.trainers.algorithms.make_rlpd`, and ``density_ratio``, ``density_loss``,
+            ``density_optim``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner; ``further["density_ratio"]`` is the update of the ratio.
+    """
+    actor = make_actor(*dims, **plain(cfg.actor))
+    loss, update = ensemble_sac(actor, dims, cfg, utd_ratio=cfg.utd_ratio)
+    ratio = DensityRatioLoss(DensityRatio(*dims, **plain(cfg.density_ratio)), **plain(cfg.density_loss))
+    optim = Adam(ratio.parameters(), **plain(cfg.density_optim))
+    further = {"density_ratio": compiled(Update(ratio, Descend("density_ratio", optim)), cfg)}
+    return Learner(actor, loss, compiled(update, cfg), further=further)
+
+
+def make_pool(
+    cfg: DictConfig, problem: Problem, learner: Learner, make_storage: MakeStorage = offline_online_storage
+) -> TensorDictReplayBuffer:
+    """One storage for both sources, replayed by score (Liu et al. 2025, Eq. 5).
+
+    Args:
+        cfg: sections ``pool``, ``terms``, ``advantage``, ``td_error``, ``density_score``, ``adv_temp``,
+            ``pool_multiplier`` and ``online``.
+        problem: whose data come first.
+        learner: of :func:`make_a3rl`.
+        make_storage: makes the storage from the offline rows and the number of online slots. Defaults to
+            :func:`~torchrl_o2o.data.offline_online_storage`.
+
+    Returns:
+        The buffer; its sampler is a :class:`~torchrl_o2o.data.PoolSampler`.
+    """
+    storage = make_storage(problem.offline, cfg.online.total_frames)
+    batch_size, number = cfg.utd_ratio * cfg.online.batch_size, len(problem.offline)
+    pool_size = None if cfg.pool_multiplier is None else cfg.pool_multiplier * cfg.online.batch_size
+    sampler = PoolSampler(_score(cfg, learner), number, pool_size=pool_size, **plain(cfg.pool))
+    sampler.check_capacity(storage, batch_size)
+    return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(number), batch_size=batch_size)
+
+
+def _score(cfg: DictConfig, learner: Learner) -> LogPriority:
+    """The sum of the terms that the configuration names; adv_temp multiplies what stands beside the density ratio."""
+    assert isinstance(learner.loss, EnsembleSACLoss)
+    ratio = learner.further["density_ratio"].loss
+    assert isinstance(ratio, DensityRatioLoss)
+    advantage = Advantage(learner.loss, **plain(cfg.advantage))
+    td_error = TDError(learner.loss, **plain(cfg.td_error))
+    if cfg.compile:
+        advantage.compile()
+        td_error.compile()
+    density = DensityRatioScore(ratio.density_ratio_network, **plain(cfg.density_score))
+    known: dict[str, LogPriority] = {"density": density, "advantage": advantage, "td_error": td_error}
+    factors = tuple(1.0 if name == "density" else cfg.adv_temp for name in cfg.terms)
+    return Sum(*(known[name] for name in cfg.terms), factors=factors)
+
+
+def anneal_pool(cfg: DictConfig, buffer: TensorDictReplayBuffer, step: int) -> None:
+    """Set the sampler's exponents for a step.
+
+    Args:
+        cfg: ``pool.alpha``, ``priority_from``, ``beta_start`` and ``online.total_frames``.
+        buffer: of :func:`make_pool`.
+        step: the environment step.
+    """
+    sampler = buffer.sampler
+    assert isinstance(sampler, PoolSampler)
+    sampler.alpha = cfg.pool.alpha if step > cfg.priority_from else 0.0
+    sampler.beta = annealed_beta(cfg.beta_start, (step - 1) / cfg.online.total_frames)
+
+
+def density_rows(buffer: TensorDictReplayBuffer, num_offline: int, batch_size: int) -> TensorDictBase:
+    """Uniform rows, by turns offline and online, that say which is which.
+
+    Args:
+        buffer: one storage for both sources.
+        num_offline: number of offline rows.
+        batch_size: how many rows.
+
+    Returns:
+        Rows [batch_size] with ``is_offline``.
+    """
+    index, _ = BalancedSampler(num_offline).sample(buffer.storage, batch_size)
+    return buffer.storage.get(index).set("is_offline", index < num_offline)
+
+
+def learn_density(cfg: DictConfig, run: Finetuning) -> dict[str, Tensor]:
+    """Steps of the density ratio on uniform rows, half of either source.
+
+    Args:
+        cfg: ``density_updates`` and ``online.batch_size``.
+        run: the online phase of a learner of :func:`make_a3rl`.
+
+    Returns:
+        What the last step measured; nothing while there are no online rows, or no steps are wanted.
+    """
+    info: dict[str, Tensor] = {}
+    number = len(run.problem.offline)
+    if len(run.buffer) > number:
+        for _ in range(cfg.density_updates):
+            rows = density_rows(run.buffer, number, cfg.online.batch_size)
+            info = run.learner.further["density_ratio"](rows)
+    return {name: value for name, value in info.items() if name != "finite"}
+
+
+def pool_metrics(cfg: DictConfig, run: Finetuning, batch: TensorDictBase, step: int) -> dict[str, Tensor]:
+    """What the batch looked like, and at steps that are logged what the pool looked like.
+
+    Args:
+        cfg: ``schedule.log_every``.
+        run: the online phase.
+        batch: drawn from the pool.
+        step: the environment step.
+
+    Returns:
+        ``offline_share`` and the sampler's metrics.
+    """
+    share = {"offline_share": offline_share(batch["index"], len(run.problem.offline))}
+    sampler = run.buffer.sampler
+    assert isinstance(sampler, PoolSampler)
+    return share | (sampler.metrics() if step % cfg.schedule.log_every == 0 else {})

@@ -1,0 +1,145 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Learners of Yu & Zhang 2023: SAC+ML, baselines on another policy, ACA, and SAC for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omegaconf import DictConfig
+from tensordict.nn import ProbabilisticTensorDictSequential
+from torch import Tensor
+from torch.optim import Adam
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.errors import check_option
+from torchrl_o2o.functional import interpolation_weight
+from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import ACALoss, BaselineLoss, EnsembleSACLoss, SACMLLoss
+from torchrl_o2o.trainers.handover import align
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, MoveTargets, Update
+
+__all__ = ["fade_alignment", "make_aca", "make_baseline_learner", "make_sac_after_sac_ml", "make_sac_ml"]
+
+_FAMILIES = {"tanh": make_actor, "gaussian": make_gaussian_actor}
+_Soft = SACMLLoss | ACALoss | EnsembleSACLoss
+
+
+def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Offline: soft actor-critic with a likelihood term, and the baseline that the alignment needs.
+
+    The order is the authors': temperature, critics, baselines, actor, then the targets.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``baseline``, ``sac_ml``, ``value_estimator``, ``target``, ``optim``, and
+            ``policy_family``, ``target_entropy_per_dim``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner.
+    """
+    actor, qvalues = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+    baselines, temperature = make_baselines(dims[0], **plain(cfg.baseline)), _temperature(cfg, dims)
+    loss = SACMLLoss(actor, qvalues, baselines, temperature=temperature, **plain(cfg.sac_ml))
+    return Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "baseline", "actor")))
+
+
+def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Mapping[str, Tensor]) -> Learner:
+    """Offline, for the policy of another learner: baselines on top of it; the policy stays as it is.
+
+    Args:
+        cfg: sections ``actor``, ``baseline``, ``policy_baseline``, ``value_estimator``, ``optim`` and
+            ``policy_family``.
+        dims: observation and action dimension.
+
+    Keyword Args:
+        policy: the actor's state.
+
+    Returns:
+        The learner.
+    """
+    actor, baselines = _policy(cfg, dims), make_baselines(dims[0], **plain(cfg.baseline))
+    actor.load_state_dict(policy)
+    loss = BaselineLoss(actor, baselines, **plain(cfg.policy_baseline))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    optim = Adam(loss.baseline_network_params.parameters(), **plain(cfg.optim))
+    return Learner(actor, loss, compiled(Update(loss, Descend("baseline", optim)), cfg))
+
+
+def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
+    """Online: the critic is k log pi_0 + R, where R starts as the baseline; k falls by :func:`fade_alignment`.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``alignment``, ``interpolation``, ``value_estimator``, ``target``,
+            ``optim``, and ``policy_family``, ``target_entropy_per_dim``, ``max_grad_norm``.
+        dims: observation and action dimension.
+        source: state of the offline loss, with baselines.
+
+    Returns:
+        The learner.
+    """
+    actor, residuals = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+    loss = align(source, actor, residuals, temperature=_temperature(cfg, dims), **plain(cfg.alignment))
+    learner = Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "actor"), cfg.max_grad_norm))
+    fade_alignment(cfg, learner)
+    return learner
+
+
+def fade_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
+    """Set k for the next update, from the number of updates made.
+
+    Args:
+        cfg: section ``interpolation``.
+        learner: of :func:`make_aca`; any other is left alone.
+
+    Returns:
+        ``interpolation``, the k of the update before, for the log.
+    """
+    if not isinstance(learner.loss, ACALoss):
+        return {}
+    assert isinstance(learner.update, Update)
+    before = learner.loss.interpolation.clone()
+    learner.loss.interpolation = interpolation_weight(learner.update.calls, **plain(cfg.interpolation))
+    return {"interpolation": before}
+
+
+def make_sac_after_sac_ml(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
+    """The paper's comparison: plain soft actor-critic on the offline critics.
+
+    Args:
+        cfg: as in :func:`make_aca`.
+        dims: observation and action dimension.
+        source: not read; the networks are carried over at the hand-over.
+
+    Returns:
+        The learner.
+    """
+    actor, qvalues = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+    loss = EnsembleSACLoss(actor, qvalues, temperature=_temperature(cfg, dims), actor_q="min")
+    return Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "actor"), cfg.max_grad_norm))
+
+
+def _policy(cfg: DictConfig, dims: tuple[int, int]) -> ProbabilisticTensorDictSequential:
+    """The stochastic policy: squashed, or on AntMaze not."""
+    check_option("policy_family", cfg.policy_family, tuple(_FAMILIES))
+    return _FAMILIES[cfg.policy_family](*dims, **plain(cfg.actor))
+
+
+def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
+    """Starting at one."""
+    return Temperature(cfg.target_entropy_per_dim * dims[1], form="log_alpha")
+
+
+def _in_turn(cfg: DictConfig, loss: _Soft, networks: tuple[str, ...], max_grad_norm: float | None = None) -> Update:
+    """Temperature first, then the networks one after the other, then the targets."""
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    parts = {"alpha": loss.temperature} | {name: getattr(loss, f"{name}_network_params") for name in networks}
+    steps = [
+        Descend(name, Adam(part.parameters(), **plain(cfg.optim)), max_grad_norm if name == "actor" else None)
+        for name, part in parts.items()
+    ]
+    return compiled(Update(loss, *steps, MoveTargets(SoftUpdate(loss, **plain(cfg.target)))), cfg)

@@ -1,0 +1,47 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""AWAC's learner (Nair et al. 2020)."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from torch.optim import Adam
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import AWACLoss
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, MoveTargets, Update
+
+__all__ = ["make_awac"]
+
+
+def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Critics on one-step targets without entropy, then the actor by weighted likelihood, then the targets.
+
+    The order is CORL's.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``loss``, ``value_estimator``, ``target``, ``optim`` and
+            ``actor_weight_decay``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner.
+    """
+    actor = make_gaussian_actor(*dims, **plain(cfg.actor))
+    loss = AWACLoss(actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))
+    actor_params = loss.actor_network_params.parameters()
+    actor_optim = Adam(actor_params, weight_decay=cfg.actor_weight_decay, **plain(cfg.optim))
+    update = Update(
+        loss,
+        Descend("qvalue", critic_optim),
+        Descend("actor", actor_optim),
+        MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
+    )
+    return Learner(actor, loss, compiled(update, cfg))

@@ -1,0 +1,66 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Behavior cloning, and SAC from a cloned policy."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch.optim import Adam
+
+from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
+from torchrl_o2o.objectives import BCLoss
+from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, Update
+
+__all__ = ["make_bc", "make_sac_of_clone"]
+
+_POLICIES = {"deterministic": make_deterministic_actor, "gaussian": make_gaussian_actor, "tanh_gaussian": make_actor}
+
+
+def _make_policy(cfg: DictConfig, dims: tuple[int, int]) -> ProbabilisticTensorDictSequential | TensorDictModule:
+    check_option("policy", cfg.policy, tuple(_POLICIES))
+    return _POLICIES[cfg.policy](*dims, **plain(cfg.actor))
+
+
+def make_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Squared error of a deterministic policy, negative log-likelihood of a stochastic one.
+
+    Args:
+        cfg: sections ``actor``, ``optim`` and ``policy``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner.
+    """
+    actor = _make_policy(cfg, dims)
+    loss = BCLoss(actor)
+    optim = Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))
+    return Learner(actor, loss, compiled(Update(loss, Descend("actor", optim)), cfg))
+
+
+def make_sac_of_clone(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """SAC from the cloned policy, with critics and temperature of its own.
+
+    Args:
+        cfg: sections ``actor``, ``policy`` and ``sac``; the latter as in
+            :func:`~torchrl_o2o.trainers.algorithms.make_rlpd`, with ``utd_ratio``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner.
+
+    Raises:
+        O2OSpecError: if the policy is deterministic.
+    """
+    if cfg.policy == "deterministic":
+        raise O2OSpecError("learner=sac needs a stochastic policy; clone policy=tanh_gaussian or policy=gaussian")
+    actor = _make_policy(cfg, dims)
+    assert isinstance(actor, ProbabilisticTensorDictSequential)
+    loss, update = ensemble_sac(actor, dims, cfg.sac, utd_ratio=cfg.sac.utd_ratio)
+    return Learner(actor, loss, compiled(update, cfg))

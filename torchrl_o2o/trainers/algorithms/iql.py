@@ -1,0 +1,71 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""IQL's learner (Kostrikov et al. 2022)."""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.errors import check_option
+from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
+from torchrl_o2o.objectives import IQLLoss
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
+
+__all__ = ["decay_actor_lr", "make_iql"]
+
+
+def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = None) -> Learner:
+    """V by expectile regression, the actor by weighted likelihood, critics on V.
+
+    ``order="authors"`` steps V, then the actor and the critics on the new V. ``order="corl"`` (CORL, PEX) takes all
+    gradients at the old parameters.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``value``, ``loss``, ``value_estimator``, ``target``, ``optim`` and
+            ``order``.
+        dims: observation and action dimension.
+        decay_steps: length of the cosine by which the actor's learning rate falls to 0, see :func:`decay_actor_lr`;
+            ``None`` (default) keeps it.
+
+    Returns:
+        The learner.
+    """
+    check_option("order", cfg.order, ("authors", "corl"))
+    actor = make_gaussian_actor(*dims, **plain(cfg.actor))
+    qvalues, value = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), make_value_network(dims[0], **plain(cfg.value))
+    loss = IQLLoss(actor, qvalues, value, **plain(cfg.loss))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    actor.eval()  # it acts without dropout; the loss's own copy stays in training mode
+    value_optim = Adam(loss.value_network_params.parameters(), **plain(cfg.optim))
+    actor_optim = Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))
+    critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))
+    targets = MoveTargets(SoftUpdate(loss, **plain(cfg.target)))
+    steps = Descend("value", value_optim), Descend("actor", actor_optim), Descend("qvalue", critic_optim)
+    update = Update(loss, *steps, targets) if cfg.order == "authors" else Update(loss, Joint(*steps), targets)
+    schedule = None if decay_steps is None else CosineAnnealingLR(actor_optim, max(decay_steps, 1))
+    if not cfg.actor.get("dropout"):  # its random numbers are not the loss's, so a compiled update cannot draw them
+        compiled(update, cfg)
+    return Learner(actor, loss, update, state={} if schedule is None else {"actor_schedule": schedule})
+
+
+def decay_actor_lr(learner: Learner) -> dict[str, Tensor]:
+    """Move the actor's learning rate on, if the learner has a schedule for it.
+
+    Args:
+        learner: of :func:`make_iql`.
+
+    Returns:
+        ``lr_actor``, the next step's learning rate, for the log.
+    """
+    if "actor_schedule" in learner.state:
+        learner.state["actor_schedule"].step()
+    return {"lr_actor": torch.tensor(learner.optims["actor"].param_groups[0]["lr"])}

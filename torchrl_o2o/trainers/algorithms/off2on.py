@@ -1,0 +1,151 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Off2On's learners (Lee et al. 2021): CQL agents offline, their ensemble and balanced replay online."""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor
+from torch.optim import Adam
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.data import BalancedReplaySampler, OnlineWriter, offline_online_storage
+from torchrl_o2o.functional import off2on_priority
+from torchrl_o2o.modules import (
+    ConservativePenalty,
+    DensityRatio,
+    Temperature,
+    average_actors,
+    make_actor,
+    make_qvalue_ensemble,
+)
+from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.pipeline import Problem
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
+
+__all__ = ["balanced_replay_buffer", "make_off2on_agent", "make_off2on_ensemble", "replay_priority"]
+
+
+def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Offline: CQL, all losses taken at the same parameters, then all optimizers step, then the targets.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``temperature``, ``penalty``, ``loss``, ``value_estimator``, ``target``,
+            ``optim``, and ``actor_lr``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner of one agent.
+    """
+    actor, critics = _networks(cfg, dims)
+    penalty = ConservativePenalty(**plain(cfg.penalty))
+    loss = CQLLoss(actor, critics, temperature=_temperature(cfg, dims), penalty=penalty, **plain(cfg.loss))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    critic, slow = plain(cfg.optim), {**plain(cfg.optim), "lr": cfg.actor_lr}
+    steps = [
+        Descend("actor", Adam(loss.actor_network_params.parameters(), **slow)),
+        Descend("alpha", Adam(loss.temperature.parameters(), **slow)),
+        Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **critic)),
+    ]
+    if cfg.penalty.target_gap is not None:
+        steps.append(Descend("alpha_prime", Adam(loss.penalty.parameters(), **critic)))
+    update = Update(loss, Joint(*steps), MoveTargets(SoftUpdate(loss, **plain(cfg.target))))
+    return Learner(actor, loss, compiled(update, cfg))
+
+
+def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Online: the averaged policy and all pairs of critics as one learner, and the density ratio beside it.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``temperature``, ``value_estimator``, ``target``, ``online_optim``,
+            ``density_ratio``, ``density_loss``, ``density_optim``, and ``num_agents``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner; ``further["density_ratio"]`` is the update of the ratio.
+    """
+    agents = [_networks(cfg, dims) for _ in range(cfg.num_agents)]
+    actor = average_actors([own for own, _ in agents])
+    critics = [critic for _, pair in agents for critic in pair]
+    loss = PessimisticEnsembleLoss(actor, critics, temperature=_temperature(cfg, dims))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    steps = [
+        Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.online_optim))),
+        Descend("alpha", Adam(loss.temperature.parameters(), **plain(cfg.online_optim))),
+        Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **plain(cfg.online_optim))),
+    ]
+    update = Update(loss, Joint(*steps), MoveTargets(SoftUpdate(loss, **plain(cfg.target))))
+    ratio = DensityRatioLoss(DensityRatio(*dims, **plain(cfg.density_ratio)), **plain(cfg.density_loss))
+    ratio_optim = Adam(ratio.parameters(), **plain(cfg.density_optim))
+    further = {"density_ratio": compiled(Update(ratio, Descend("density_ratio", ratio_optim)), cfg)}
+    return Learner(actor, loss, compiled(update, cfg), further=further)
+
+
+def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) -> TensorDictReplayBuffer:
+    """One storage for recorded and new rows, drawn from by stored priorities.
+
+    Args:
+        cfg: sections ``sampler``, ``priority`` and ``online``.
+        problem: whose data come first.
+        learner: of :func:`make_off2on_ensemble`.
+
+    Returns:
+        The buffer; its sampler is a :class:`~torchrl_o2o.data.BalancedReplaySampler`.
+    """
+    ratio = _ratio(learner)
+
+    @torch.no_grad()
+    def refresh(rows: TensorDictBase) -> Tensor:
+        log_ratio = torch.cat([ratio.log_ratio(part) for part in rows.split(65_536)])
+        return off2on_priority(log_ratio, log_ratio, **plain(cfg.priority))
+
+    capacity, number = cfg.online.capacity or cfg.online.total_frames, len(problem.offline)
+    settings = {**plain(cfg.sampler), "first_epoch_frames": cfg.online.frames_per_epoch}
+    refresh_with = refresh if cfg.sampler.refresh_every else None
+    sampler = BalancedReplaySampler(number, capacity, refresh_with=refresh_with, **settings)
+    storage, writer = offline_online_storage(problem.offline, capacity), OnlineWriter(number)
+    return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=cfg.online.batch_size)
+
+
+@torch.no_grad()
+def replay_priority(cfg: DictConfig, learner: Learner, rows: TensorDictBase, offline: TensorDictBase) -> Tensor:
+    """How much rows look like the policy's own, in units of the mean recorded row.
+
+    Args:
+        cfg: section ``priority``.
+        learner: of :func:`make_off2on_ensemble`.
+        rows: to be scored, shape [B].
+        offline: recorded rows, uniformly drawn.
+
+    Returns:
+        Priorities, shape [B]; see :func:`~torchrl_o2o.functional.off2on_priority`.
+    """
+    ratio = _ratio(learner)
+    return off2on_priority(ratio.log_ratio(rows), ratio.log_ratio(offline), **plain(cfg.priority))
+
+
+def _ratio(learner: Learner) -> DensityRatioLoss:
+    loss = learner.further["density_ratio"].loss
+    assert isinstance(loss, DensityRatioLoss)
+    return loss
+
+
+def _networks(
+    cfg: DictConfig, dims: tuple[int, int]
+) -> tuple[ProbabilisticTensorDictSequential, list[TensorDictModule]]:
+    """One agent's policy and pair of critics."""
+    critics = make_qvalue_ensemble(*dims, num_qvalue_nets=2, **plain(cfg.qvalue))
+    return make_actor(*dims, **plain(cfg.actor)), list(critics)
+
+
+def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
+    """Each agent's, and afresh the ensemble's."""
+    return Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))

@@ -1,0 +1,191 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What SAMG (Zhang et al. 2024) adds to another method's learner: a confidence, and the target that it mixes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.data import Convention, get_convention
+from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.modules import DensityRatio, make_conditional_vae, make_inverse_dynamics
+from torchrl_o2o.modules.confidence import (
+    Confidence,
+    ConstantConfidence,
+    DensityRatioConfidence,
+    OfflineConfidence,
+    RandomConfidence,
+)
+from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss, SAMGEstimator
+from torchrl_o2o.trainers.algorithms.awac import make_awac
+from torchrl_o2o.trainers.algorithms.cql import make_cal_ql, make_cql
+from torchrl_o2o.trainers.algorithms.iql import make_iql
+from torchrl_o2o.trainers.algorithms.sac import make_rlpd
+from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
+from torchrl_o2o.trainers.launch import run_options
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.pipeline import Problem
+from torchrl_o2o.trainers.settings import plain
+
+__all__ = ["BASES", "Guide", "make_base", "make_confidence", "raw_convention"]
+
+MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
+#: Base algorithm -> its offline and its online learner. Cal-QL goes online as CQL, since it keeps no returns.
+BASES: Mapping[str, tuple[MakeLearner, MakeLearner]] = {
+    "awac": (make_awac, make_awac),
+    "iql": (make_iql, make_iql),
+    "cql": (make_cql, make_cql),
+    "cal_ql": (make_cal_ql, make_cql),
+    "rlpd": (make_rlpd, make_rlpd),
+}
+_VAE, _EMBEDDING = (make_conditional_vae, ConditionalVAELoss), (make_inverse_dynamics, InverseDynamicsLoss)
+_ENCODERS = {"vae": _VAE, "embedding": _EMBEDDING, "density_ratio": (DensityRatio, PerturbationRatioLoss)}
+
+
+def make_base(cfg: DictConfig, *, online: bool) -> MakeLearner:
+    """The constructor of the base algorithm's learner of a phase.
+
+    Args:
+        cfg: ``learner.label``, a key of :data:`BASES`, and for IQL offline ``learner.decay_steps``.
+
+    Keyword Args:
+        online: of which phase.
+
+    Returns:
+        A function of configuration and dimensions.
+    """
+    check_option("learner.label", cfg.learner.label, tuple(BASES))
+    make = BASES[cfg.learner.label][int(online)]
+    if make is make_iql and not online:
+        return partial(make_iql, decay_steps=cfg.learner.decay_steps)
+    return make
+
+
+def raw_convention(cfg: DictConfig) -> Convention:
+    """The base's row of the table without standardized observations, or the configuration's own convention.
+
+    Args:
+        cfg: ``convention``, ``learner.convention`` and ``domain``.
+    """
+    if cfg.convention is not None:
+        return Convention(**plain(cfg.convention))
+    return replace(get_convention(cfg.learner.convention, cfg.domain), normalize_observations=False)
+
+
+class Guide:
+    """The mixed target of a learner, and the confidence p that is stored with each transition.
+
+    Making one freezes the learner's critic as it is.
+
+    Args:
+        learner: changed in place: its targets are mixed from now on, and its rows hold ``p_off``.
+        confidence: of a transition.
+        settings: arguments of :meth:`~torchrl_o2o.objectives.SAMGEstimator.from_loss`.
+
+    Keyword Args:
+        weigh_penalty: the conservative penalty of a row weighs 1 - p (CQL, Cal-QL).
+
+    Raises:
+        O2OSpecError: if there is no penalty to weigh.
+    """
+
+    def __init__(
+        self, learner: Learner, confidence: Confidence, settings: Mapping[str, Any], *, weigh_penalty: bool
+    ) -> None:
+        loss = learner.loss
+        if weigh_penalty and not hasattr(loss.tensor_keys, "penalty_weight"):
+            raise O2OSpecError(f"{type(loss).__name__} has no penalty to weigh; set weigh_penalty=false")
+        self.confidence, self.weigh_penalty, self.steps = confidence, weigh_penalty, {"online": 0}
+        self.estimator = SAMGEstimator.from_loss(loss, gamma=float(loss.value_estimator.gamma), **settings)  # type: ignore[arg-type]
+        loss.make_value_estimator(self.estimator)
+        learner.keys = (*learner.keys, "p_off")
+
+    def insert(self, row: TensorDictBase) -> TensorDictBase:
+        """Store p with a transition, and let the guidance fade.
+
+        Args:
+            row: a transition [1].
+
+        Returns:
+            The transition with ``p_off``.
+        """
+        self.steps["online"] += 1
+        self.estimator.set_step(self.steps["online"])
+        return self.confidence(row)
+
+    def weigh(self, batch: TensorDictBase) -> dict[str, Tensor]:
+        """Weigh the penalties of a batch, if that is asked for.
+
+        Args:
+            batch: transitions [B]; gets ``penalty_weight``.
+
+        Returns:
+            ``p_mean`` and ``p_passing``, the share of rows above the threshold, for the log.
+        """
+        if self.weigh_penalty:
+            batch.set("penalty_weight", 1.0 - self.estimator.confidence(batch))
+        p = batch["p_off"]
+        return {"p_mean": p.mean(), "p_passing": (p > 0.0).to(p.dtype).mean()}
+
+    def objects(self) -> dict[str, Any]:
+        """What a checkpoint has to hold; the frozen critic is part of the loss."""
+        return {"confidence": self.confidence, "steps": self.steps}
+
+
+def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | None = None) -> Confidence | None:
+    """The confidence, trained and fitted if there are data, else to be filled from a file; none for the base alone.
+
+    Args:
+        cfg: section ``confidence``, and what a run consists of.
+        dims: observation and action dimension.
+        problem: environment and data; ``None`` (default) trains nothing.
+
+    Returns:
+        The confidence.
+    """
+    own = cfg.confidence
+    check_option("confidence.kind", own.kind, ("none", "constant", "random", *_ENCODERS))
+    if own.kind in ("none", "constant"):
+        return ConstantConfidence(own.value) if own.kind == "constant" else None
+    if own.kind == "random":
+        return RandomConfidence(**plain(own.fit))
+    make_network, make_loss = _ENCODERS[own.kind]
+    seed_everything(cfg.seed)
+    network = make_network(*dims, **plain(own.network))
+    wrap = DensityRatioConfidence if isinstance(network, DensityRatio) else OfflineConfidence
+    if problem is None:
+        return wrap(network, **plain(own.fit))
+    if isinstance(network, DensityRatio):
+        network.fit_scale(problem.offline)
+    loss = make_loss(network, **plain(own.loss))
+    if own.pretrained is not None:
+        read_encoder(own.pretrained, loss, _encoder_config(cfg), num_steps=own.num_steps)
+    else:
+        optim = torch.optim.Adam(loss.parameters(), **plain(own.optim))
+        options = replace(run_options(cfg, Path(cfg.run_dir) / "confidence"), config=_encoder_config(cfg))
+        run = {"num_steps": own.num_steps, "batch_size": own.batch_size, "anneal": own.anneal}
+        train_encoder(problem.offline, loss, optim, options, **run)
+    confidence = wrap(network, **plain(own.fit))
+    look = confidence.fit if isinstance(confidence, OfflineConfidence) else confidence.check
+    logging.getLogger(__name__).info("threshold %g: %s", confidence.threshold, look(problem.offline))
+    return confidence
+
+
+def _encoder_config(cfg: DictConfig) -> dict[str, Any]:
+    """What an encoder depends on, so that it can serve other bases, thresholds and aggregators."""
+    own = {key: value for key, value in plain(cfg.confidence).items() if key not in ("fit", "pretrained", "name")}
+    kept = {"env": plain(cfg.env), "dataset": plain(cfg.dataset), "encoder": own, "seed": cfg.seed}
+    return kept | {"raw_observations": not raw_convention(cfg).normalize_observations}

@@ -1,0 +1,90 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a method learns with: a policy, a loss and the update that trains both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torch.optim import Optimizer
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.updates import Update
+
+__all__ = ["Learner"]
+
+
+class Learner:
+    """A policy, its loss and its update, as the phases of a run take them.
+
+    The constructors in :mod:`torchrl_o2o.trainers.algorithms` build learners of the papers' methods.
+
+    Args:
+        actor: the policy that is evaluated and saved.
+        loss: the loss module.
+        update: one update from one batch.
+
+    Keyword Args:
+        explorer: the policy that collects; ``None`` (default) is ``actor``. A deterministic actor has noise behind it
+            here.
+        keys: entries of a transition that the loss reads. Defaults to :data:`~torchrl_o2o.data.TRANSITION`.
+        further: updates of other losses that the method trains, by name, for example of SPOT's VAE. Defaults to none.
+        state: further objects that change while training, by name, for the checkpoint. Defaults to none.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_gaussian_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> from torchrl_o2o.updates import Descend
+        >>> actor = make_gaussian_actor(3, 2)
+        >>> loss = BCLoss(actor)
+        >>> learner = Learner(actor, loss, Update(loss, Descend("actor", torch.optim.Adam(loss.parameters()))))
+        >>> sorted(learner.objects())
+        ['actor_optim', 'loss', 'update']
+    """
+
+    actor: TensorDictModuleBase
+    loss: LossModule
+    update: Callable[[TensorDictBase], dict[str, Tensor]]
+    optims: Mapping[str, Optimizer]
+    keys: tuple[NestedKey, ...] = TRANSITION
+    further: Mapping[str, Update] = {}
+    state: Mapping[str, Any] = {}
+    _explorer: TensorDictModuleBase | None = None
+
+    def __init__(
+        self,
+        actor: TensorDictModuleBase,
+        loss: LossModule,
+        update: Update,
+        *,
+        explorer: TensorDictModuleBase | None = None,
+        keys: tuple[NestedKey, ...] = TRANSITION,
+        further: Mapping[str, Update] | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.actor, self.loss, self.update = actor, loss, update
+        self.optims = update.optims
+        self.keys, self._explorer = keys, explorer
+        self.further, self.state = further or {}, {"update": update, **(state or {})}
+
+    @property
+    def explorer(self) -> TensorDictModuleBase:
+        """The policy that collects."""
+        return self.actor if self._explorer is None else self._explorer
+
+    def objects(self) -> dict[str, Any]:
+        """What a checkpoint has to hold."""
+        objects = {"loss": self.loss, **{f"{name}_optim": optim for name, optim in self.optims.items()}, **self.state}
+        for name, update in self.further.items():
+            objects |= {f"{name}_loss": update.loss, f"{name}_update": update}
+            objects |= {f"{of}_optim": optim for of, optim in update.optims.items()}
+        return objects

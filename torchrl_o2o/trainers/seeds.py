@@ -1,0 +1,217 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Many seeds of one configuration in one process: N runs in lockstep, each in its own folder and random state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.checkpoint.streams import RandomStream
+from torchrl_o2o.checkpoint.together import common_step
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.objectives.noise import GeneratorNoise
+from torchrl_o2o.trainers.interrupt import graceful_exit
+from torchrl_o2o.trainers.pipeline import Finetuning
+from torchrl_o2o.updates import StackedNonFiniteError, StackedUpdate, Update
+
+__all__ = ["Seeds", "seed_configs"]
+
+
+class Seeds:
+    """The online phases of N seeds, in rounds of one environment step each, as a context.
+
+    A seed draws all its random numbers in a state of its own, so that it is the run that its script makes alone, up to
+    the rounding of the stacked update. What was killed while saving goes back to the newest step that all seeds have.
+
+    Args:
+        make: builds one seed's phase; called once per configuration, after which the seed's random state is kept.
+        configs: one per seed.
+
+    Examples:
+        See ``sota-implementations/rlpd/rlpd_seeds.py``.
+    """
+
+    def __init__(self, make: Callable[[DictConfig], Finetuning], configs: Sequence[DictConfig]) -> None:
+        self.runs: list[Finetuning] = []
+        self.streams: list[RandomStream] = []
+        for config in configs:
+            self.runs.append(make(config))
+            self.streams.append(RandomStream())
+            for loss in (self.runs[-1].learner.loss, *(own.loss for own in self.runs[-1].learner.further.values())):
+                loss.noise = GeneratorNoise(self.streams[-1].generator)
+        self._signals, self._stack = _SharedSignals(), ExitStack()
+        for run in self.runs:
+            run.session.interrupt = self._signals
+
+    def stacked(self, name: str | None = None) -> StackedUpdate:
+        """The seeds' updates as one.
+
+        Args:
+            name: of one of the learner's ``further`` updates; ``None`` (default) is the learner's own.
+
+        Returns:
+            A function of batches [N, B], compiled if the single updates are to be.
+        """
+        own = [run.learner.update if name is None else run.learner.further[name] for run in self.runs]
+        updates = [update for update in own if isinstance(update, Update)]
+        return Update.stack(updates)
+
+    def __enter__(self) -> Self:
+        """Go on where all runs stand."""
+        self._signals.begin()
+        if self.runs[0].session.resume:
+            common_step([Path(run.session.checkpoint.folder) for run in self.runs])
+        for run, stream in zip(self.runs, self.streams, strict=True):
+            with stream:
+                self._stack.enter_context(run)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all folders."""
+        try:
+            self._stack.__exit__(kind, error, trace)
+        finally:
+            self._signals.end()
+
+    def offline_steps(self, num_steps: int) -> Iterator[int]:
+        """Updates on the data alone, of all seeds at once; see :meth:`Finetuning.offline_steps`.
+
+        Args:
+            num_steps: how many.
+        """
+        for each in self._rounds([run.offline_steps(num_steps) for run in self.runs]):
+            yield each[0]
+
+    def steps(self) -> Iterator[tuple[int, list[TensorDictBase]]]:
+        """Rounds of environment steps: the step's number, and each seed's transition [1]."""
+        for each in self._rounds([run.steps() for run in self.runs]):
+            yield each[0][0], [data for _, data in each]
+
+    def _rounds(self, runs: list[Iterator[Any]]) -> Iterator[list[Any]]:
+        """Move all on by one, each in its own random state; they stop together."""
+        while True:
+            self._signals.look()  # once a round, so that no seed stops a step before another
+            each: list[Any] = []
+            for run, stream in zip(runs, self.streams, strict=True):
+                with stream:
+                    each.append(next(run, None))
+            if any(one is None for one in each):
+                return
+            yield each
+
+    def draw(self, sample: Callable[[Finetuning], TensorDictBase]) -> TensorDictBase:
+        """One batch of each seed, drawn in its own random state.
+
+        Args:
+            sample: draws from one seed's run, for example ``lambda run: run.sample()``.
+
+        Returns:
+            Batches, shape [N, B].
+        """
+        batches = []
+        for run, stream in zip(self.runs, self.streams, strict=True):
+            with stream.torch_only():
+                batches.append(sample(run))
+        return torch.stack(batches)
+
+    def learn(self, update: StackedUpdate, batches: TensorDictBase) -> dict[str, Tensor]:
+        """Do one update of all seeds; a batch that makes a loss or a gradient not finite is kept in its folder.
+
+        Args:
+            update: of :meth:`stacked`.
+            batches: shape [N, B].
+
+        Returns:
+            Metrics, shape [N].
+
+        Raises:
+            NonFiniteError: naming the seeds and where their batches are.
+        """
+        try:
+            return update(batches)
+        except StackedNonFiniteError as error:
+            paths = [self.runs[agent].session.record.dump("offending-batch", batches[agent]) for agent in error.agents]
+            seeds = [self.runs[agent].options.seed for agent in error.agents]
+            raise NonFiniteError(f"{error}. Seeds {seeds}; the batches are in {', '.join(map(str, paths))}") from error
+
+    def log(self, metrics: dict[str, Tensor], own: Sequence[dict[str, Tensor]] | None = None) -> None:
+        """Hand over what an update of all seeds measured.
+
+        Args:
+            metrics: entries of shape [N].
+            own: further scalars of each seed. Defaults to none.
+        """
+        for position, run in enumerate(self.runs):
+            run.log({name: value[position] for name, value in metrics.items()} | (own[position] if own else {}))
+
+
+class _SharedSignals(graceful_exit):
+    """One pair of signal handlers for all runs, and one answer for a whole round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen = False
+
+    def begin(self) -> None:
+        super().__enter__()
+
+    def end(self) -> None:
+        super().__exit__(None, None, None)
+
+    def look(self) -> None:
+        self._seen = self._received is not None
+
+    @property
+    def requested(self) -> bool:
+        return self._seen
+
+    def __enter__(self) -> graceful_exit:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The handlers stay until all runs are closed."""
+
+
+def seed_configs(cfg: DictConfig) -> list[DictConfig]:
+    """The configurations of the single runs.
+
+    Args:
+        cfg: ``seeds``, ``run_dir`` with ``${seed}`` in it, ``resume``.
+
+    Returns:
+        One per seed, with ``seed`` in the place of ``seeds``.
+
+    Raises:
+        O2OSpecError: if several seeds have one folder, or a folder holds a run and ``resume`` is off.
+    """
+    configs = []
+    for seed in cfg.get("seeds", range(5)):
+        own = copy.deepcopy(cfg)
+        with open_dict(own):
+            own.pop("seeds", None)
+            own.seed = seed
+        configs.append(own)
+    folders = [Path(own.run_dir) for own in configs]
+    if len(set(folders)) < len(folders):
+        raise O2OSpecError(f"got run_dir={folders[0]} for several seeds, expected one each; put ${{seed}} into it")
+    taken = [str(folder) for folder in folders if (folder / "run.json").exists()]
+    if taken and not cfg.resume:
+        raise O2OSpecError(f"{', '.join(taken)} hold runs; go on with resume=true, or choose other seeds or a run_dir")
+    return configs

@@ -1,0 +1,88 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Learning from whole trajectories, whose returns are known when they are over: Cal-QL's online phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.data.transforms import add_mc_return
+from torchrl_o2o.trainers.pipeline import Problem
+
+__all__ = ["Trajectory", "returns_of"]
+
+
+class Trajectory:
+    """The running trajectory, and what the last update measured; a checkpoint holds both.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> trajectory = Trajectory()
+        >>> trajectory.rows += random_transitions(3, 2, 1).split(1)
+        >>> trajectory.truncate()
+        >>> trajectory.over, trajectory.take().shape, trajectory.over
+        (True, torch.Size([3]), False)
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[TensorDictBase] = []
+        self.metrics: Mapping[str, Tensor] = {}
+
+    def truncate(self) -> None:
+        """The environment failed after the last row, which so becomes the trajectory's last."""
+        if self.rows:
+            for key in ("truncated", "done"):
+                self.rows[-1]["next", key] = torch.ones(1, 1, dtype=torch.bool)
+
+    @property
+    def over(self) -> bool:
+        """Whether its last row ends it."""
+        return bool(self.rows) and bool(self.rows[-1]["next", "done"])
+
+    def take(self) -> TensorDictBase:
+        """Its rows [T] as one episode; a new trajectory begins."""
+        rows = torch.cat(self.rows)
+        self.rows = []
+        return rows.set("episode", torch.zeros(len(rows), dtype=torch.long))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows' entries, nested as they are, and the metrics."""
+        return {"rows": torch.cat(self.rows).to_dict() if self.rows else None, "metrics": dict(self.metrics)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state_dict: of another trajectory.
+        """
+        rows = state_dict["rows"]
+        self.rows = [] if rows is None else list(TensorDict(rows, [len(rows["action"])]).split(1))
+        self.metrics = state_dict["metrics"]
+
+
+def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], TensorDictBase]:
+    """What adds each row's Monte-Carlo return under the transformed reward.
+
+    Args:
+        cfg: ``value_estimator.gamma``, and ``failure_reward``, what the environment pays for a step without success in
+            a sparse task; ``None`` in a dense one.
+        problem: whose reward convention holds.
+
+    Returns:
+        A function of rows with ``episode``, which sets ``mc_return``; see
+        :func:`~torchrl_o2o.data.transforms.add_mc_return`.
+    """
+    failure = cfg.failure_reward
+    if failure is not None:  # by the same arithmetic as the rows', since they are compared for equality
+        row = TensorDict({"next": {"reward": torch.tensor([[float(failure)]])}}, [1])
+        failure = problem.convention.online(row)["next", "reward"].item()
+    return partial(add_mc_return, gamma=cfg.value_estimator.gamma, failure_reward=failure)

@@ -1,0 +1,94 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""How an update calls the methods of a loss, and what it reports of them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["call_loss", "summary"]
+
+
+def call_loss(
+    loss: LossModule, name: str, minibatch: TensorDictBase, known: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Call one loss by name, with what earlier losses have returned where it asks for that.
+
+    Args:
+        loss: has a method ``<name>_loss(tensordict, *, ...)``, or returns ``loss_<name>`` from its ``forward``.
+        name: for example ``"qvalue"``.
+        minibatch: transitions [B].
+        known: what earlier calls on this minibatch returned beside their losses; ``log_prob`` for ``alpha_loss``.
+
+    Returns:
+        The loss, a scalar, and what was returned beside it, detached.
+
+    Raises:
+        O2OSpecError: if there is no such loss, it needs something unknown, or it is not a scalar.
+    """
+    method = getattr(loss, f"{name}_loss", None)
+    if method is None:
+        value, info = _from_forward(loss, name, minibatch), {}
+    else:
+        wanted, needed = _extras(getattr(method, "__func__", method))
+        missing = [extra for extra in needed if extra not in known]
+        if missing:
+            raise O2OSpecError(
+                f"{name}_loss needs {missing[0]!r}, which no loss before it returns; put the one that does before it"
+            )
+        result = method(minibatch, **{extra: known[extra] for extra in wanted if extra in known})
+        value, info = result if isinstance(result, tuple) else (result, {})
+    if value.ndim:
+        raise O2OSpecError(
+            f"{name}_loss has shape {list(value.shape)}, expected a scalar; take reduction='mean' or 'sum'"
+        )
+    return value, {key: entry.detach() for key, entry in info.items()}
+
+
+def _from_forward(loss: LossModule, name: str, minibatch: TensorDictBase) -> Tensor:
+    out = loss(minibatch)
+    value = out.get(f"loss_{name}", None)
+    if value is None:
+        raise O2OSpecError(f"{type(loss).__name__} has neither {name}_loss() nor loss_{name}; name one of its losses")
+    return value
+
+
+@functools.cache
+def _extras(method: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the keyword-only arguments of a method, all and those without a default."""
+    parameters = inspect.signature(method).parameters.values()
+    extras = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    needed = [parameter.name for parameter in extras if parameter.default is inspect.Parameter.empty]
+    return tuple(parameter.name for parameter in extras), tuple(needed)
+
+
+def summary(measured: Mapping[str, Tensor], rows: Sequence[str]) -> dict[str, Tensor]:
+    """Means of everything measured, the spread between critics, and the rows asked for as they are.
+
+    Args:
+        measured: what the losses of one minibatch returned.
+        rows: entries to keep row by row, under ``rows:<name>``; those not there are left out.
+
+    Returns:
+        Scalars and rows.
+
+    Examples:
+        >>> import torch
+        >>> summary({"qvalue": torch.tensor([[1.0, 1.0], [3.0, 3.0]])}, ())
+        {'qvalue': tensor(2.), 'qvalue_std': tensor(1.4142)}
+    """
+    out = {key: value.mean() if value.is_floating_point() else value.double().mean() for key, value in measured.items()}
+    if "qvalue" in measured and len(measured["qvalue"]) > 1:
+        out["qvalue_std"] = measured["qvalue"].std(0).mean()
+    return out | {f"rows:{name}": measured[name] for name in rows if name in measured}

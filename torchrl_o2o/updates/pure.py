@@ -1,0 +1,196 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One part of an update as a function of named tensors that overwrites nothing: what compiled updates are graphs of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torchrl.objectives import SoftUpdate
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
+from torchrl_o2o.updates.calling import call_loss, summary
+from torchrl_o2o.updates.draws import HandedNoise
+from torchrl_o2o.updates.state import replaced, state_of, target_pairs
+from torchrl_o2o.updates.steps import Descend, Joint, MoveTargets, Plan, Primitive, descends_of
+
+__all__ = ["Learning", "learning_of", "minibatch_of", "run_part"]
+
+
+class Learning(NamedTuple):
+    """What an update moves, and by which names.
+
+    Args:
+        loss: the loss module.
+        descends: the steps of gradient descent; ``scalars:<position>:<group>`` are theirs.
+        trained: of each, the parameters by their names in the loss, with the number of their group.
+        moves: of each step that moves targets, target name -> source name, and the share tau.
+        rows: entries to hand back row by row.
+    """
+
+    loss: LossModule
+    descends: tuple[Descend, ...]
+    trained: tuple[dict[str, tuple[Tensor, int]], ...]
+    moves: dict[MoveTargets, tuple[dict[str, str], float]]
+    rows: tuple[str, ...]
+
+
+def learning_of(loss: LossModule, plan: Plan, rows: tuple[str, ...]) -> Learning:
+    """Look up and check what a plan moves.
+
+    Args:
+        loss: the loss module.
+        plan: of the update.
+        rows: entries to hand back row by row.
+
+    Raises:
+        O2OSpecError: if an optimizer is not Adam or AdamW, holds a tensor that is not the loss's or one that another
+            step trains, or targets move otherwise than by a ``SoftUpdate``.
+    """
+    descends = tuple(dict.fromkeys(step for part in plan.parts for step in descends_of(part)))
+    names = {id(value): key for key, value in state_of(loss).items()}
+    taken: dict[str, str] = {}
+    trained = tuple(_trained(step, names, taken, type(loss).__name__) for step in descends)
+    moving = [step for part in plan.parts for step in part if isinstance(step, MoveTargets)]
+    return Learning(loss, descends, trained, {step: _averaging(loss, step) for step in moving}, rows)
+
+
+def _trained(
+    step: Descend, names: Mapping[int, str], taken: dict[str, str], owner: str
+) -> dict[str, tuple[Tensor, int]]:
+    check_optimizer(step.name, step.optim)
+    out: dict[str, tuple[Tensor, int]] = {}
+    for index, group in enumerate(step.optim.param_groups):
+        for param in group["params"]:
+            if id(param) not in names:
+                raise O2OSpecError(
+                    f"the optimizer of {step.name!r} holds a tensor of shape {list(param.shape)} that is not one of "
+                    f"{owner}; build it from the loss's parameters, after any cast or copy"
+                )
+            name = names[id(param)]
+            if name in taken:
+                raise O2OSpecError(
+                    f"{name} is trained by the steps {taken[name]!r} and {step.name!r}; a compiled update takes one "
+                    "step per parameter"
+                )
+            taken[name] = step.name
+            out[name] = (param, index)
+    return out
+
+
+def _averaging(loss: LossModule, step: MoveTargets) -> tuple[dict[str, str], float]:
+    """Which targets follow what, and by which share."""
+    updater = step.updater
+    if not isinstance(updater, SoftUpdate):
+        raise O2OSpecError(f"got {type(updater).__name__}, expected a SoftUpdate in a compiled update")
+    return target_pairs(loss), 1.0 - updater.eps
+
+
+def run_part(
+    learning: Learning, part: tuple[Primitive, ...], values: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Compute one part of an update as a function: nothing is overwritten.
+
+    Args:
+        learning: what is moved.
+        part: its steps.
+        values: ``state:<name>`` of all tensors of the loss, ``exp_avg:<name>`` and ``exp_avg_sq:<name>`` of what is
+            trained, ``batch:<key>``, ``noise:<i>``, ``scalars:<position>:<group>``, and ``ok``, whether all was finite
+            so far.
+
+    Returns:
+        Metrics, and the new value of everything that changes.
+    """
+    loss, new = learning.loss, dict(values)
+    minibatch = minibatch_of(values)
+    noise, loss.noise = loss.noise, HandedNoise(_numbered(values, "noise:"))
+    try:
+        known: dict[str, Tensor] = {}
+        for step in part:
+            if isinstance(step, MoveTargets):
+                _average(*learning.moves[step], new)
+                continue
+            descends = step.steps if isinstance(step, Joint) else (step,)
+            gradients = [_differentiate(learning, each, new, minibatch, known) for each in descends]
+            for each, gradient in zip(descends, gradients, strict=True):
+                _step(learning, each, _clipped(gradient, each.clip_grad_norm), new)
+    finally:
+        loss.noise = noise
+    changed = {name: value for name, value in new.items() if value is not values[name]}
+    return summary(known, learning.rows), changed
+
+
+def _numbered(values: Mapping[str, Tensor], prefix: str) -> Sequence[Tensor]:
+    count = sum(name.startswith(prefix) for name in values)
+    return [values[f"{prefix}{i}"] for i in range(count)]
+
+
+def minibatch_of(values: Mapping[str, Tensor]) -> TensorDict:
+    """Transitions from their columns.
+
+    Args:
+        values: ``batch:<key>`` -> [B, ...], nested keys joined by a slash; anything else is left out.
+
+    Returns:
+        A new TensorDict of shape [B].
+    """
+    columns = {name.removeprefix("batch:"): value for name, value in values.items() if name.startswith("batch:")}
+    return TensorDict(columns, [len(next(iter(columns.values())))]).unflatten_keys("/")
+
+
+def _average(pairs: Mapping[str, str], tau: float, values: dict[str, Tensor]) -> None:
+    for target, source in pairs.items():
+        now = values[f"state:{target}"]
+        moved = now.lerp(values[f"state:{source}"], tau)
+        values[f"state:{target}"] = torch.where(values["ok"], moved, now)
+
+
+def _differentiate(
+    learning: Learning, step: Descend, values: dict[str, Tensor], minibatch: TensorDict, known: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients by parameter; adds the loss and what came with it to ``known``."""
+    state = {key.removeprefix("state:"): value for key, value in values.items() if key.startswith("state:")}
+    trained = learning.trained[learning.descends.index(step)]
+    leaves = {key: state[key].detach().requires_grad_() for key in trained}
+    with torch.enable_grad(), replaced(learning.loss, state | leaves):
+        value, info = call_loss(learning.loss, step.name, minibatch.copy(), known)
+    unused = (None,) * len(leaves)
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True) if value.requires_grad else unused
+    known |= info | {f"loss_{step.name}": value.detach()}
+    named = dict(zip(leaves, gradients, strict=True))
+    missing = [key for key, gradient in named.items() if gradient is None]
+    if missing:
+        raise O2OSpecError(
+            f"{step.name}_loss gives {missing} no gradient; leave them out of the optimizer of {step.name!r}"
+        )
+    total = value.detach() + sum(gradient.abs().sum() for gradient in named.values() if gradient is not None)
+    values["ok"] = values["ok"] & total.isfinite()
+    return named  # type: ignore[return-value]
+
+
+def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, Tensor]:
+    """What ``torch.nn.utils.clip_grad_norm_`` would leave, as a function."""
+    if max_norm is None:
+        return gradients
+    share = (max_norm / (get_total_norm(gradients.values()) + 1e-6)).clamp(max=1.0)
+    return {name: gradient * share for name, gradient in gradients.items()}
+
+
+def _step(learning: Learning, step: Descend, gradients: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Adam on all parameters of a loss, unless something was not finite; replaces their values."""
+    position, groups = learning.descends.index(step), step.optim.param_groups
+    for key, (_, index) in learning.trained[position].items():
+        keys = (f"state:{key}", f"exp_avg:{key}", f"exp_avg_sq:{key}")
+        now = Moments(*[values[each] for each in keys])
+        after = adam_step(now, gradients[key], values[f"scalars:{position}:{index}"], groups[index])
+        for each, old, fresh in zip(keys, now, after, strict=True):
+            values[each] = torch.where(values["ok"], fresh, old)
