@@ -26,7 +26,7 @@ def trained(make: MakeLearner, compiled: bool, batch: TensorDictBase, updates: i
     """Everything that some updates leave behind."""
     torch.manual_seed(0)
     learner = make(compiled)
-    metrics = [learner.step(batch) for _ in range(updates)]
+    metrics = [learner.update(batch) for _ in range(updates)]
     return {"metrics": metrics, "states": states(learner), "rng": torch.get_rng_state()}
 
 
@@ -59,7 +59,7 @@ def assert_resumed_is_bit_for_bit(make: MakeLearner, batch: TensorDictBase, stop
     first, resumed = make(True), make(True)
     torch.manual_seed(0)
     for _ in range(stop):
-        first.step(batch)
+        first.update(batch)
     saved, rng = copy.deepcopy(states(first)), torch.get_rng_state()
     ends = []
     for learner in (first, resumed):
@@ -67,7 +67,7 @@ def assert_resumed_is_bit_for_bit(make: MakeLearner, batch: TensorDictBase, stop
             for name, entry in learner.objects().items():
                 entry.update(saved[name]) if isinstance(entry, dict) else entry.load_state_dict(saved[name])
         torch.set_rng_state(rng)
-        metrics = [learner.step(batch) for _ in range(updates - stop)]
+        metrics = [learner.update(batch) for _ in range(updates - stop)]
         ends.append({"metrics": metrics, "states": states(learner)})
     assert_equal(ends[0], ends[1], "resumed")
 
@@ -79,5 +79,5 @@ def assert_what_is_not_finite_is_refused(make: MakeLearner, batch: TensorDictBas
     learner = make(True)
     before = {name: value.clone() for name, value in learner.loss.state_dict().items()}
     with pytest.raises(NonFiniteError, match="loss_"):
-        learner.step(broken)
+        learner.update(broken)
     assert_equal(dict(learner.loss.state_dict()), before, "loss")

@@ -16,13 +16,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.scripts.running import ROOT, compose
+from tests.scripts.running import ROOT, compose, script_of
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.record.recorder import read_metrics
-from torchrl_o2o.trainers.launch import load_script
 from torchrl_o2o.trainers.pipeline import Pretrained
 
 SHORT = (
@@ -104,7 +103,7 @@ class PhasesContract:
         return compose(self.script, *SHORT, *self.words, f"run_dir={folder}", *words)
 
     def train(self, folder: Path, *words: str) -> None:
-        load_script(self.script).train(self.config(folder, *words))
+        script_of(self.script).train(self.config(folder, *words))
 
     def start(self, run: Path) -> Any:
         """The state that the online loss starts from."""

@@ -28,6 +28,16 @@ def load_script(path: str) -> ModuleType:
     return module
 
 
+def script_of(name: str) -> ModuleType:
+    """A script of `sota-implementations`, imported once: its folder, or folder and file."""
+    path = name if "/" in name else f"{name}/{name}"
+    key = f"script_{path.replace('/', '_')}"
+    if key not in sys.modules:
+        module = load_script(f"sota-implementations/{path}.py")
+        sys.modules[key] = module
+    return sys.modules[key]
+
+
 def compose(folder: str, *overrides: str) -> DictConfig:
     """Compose `config.yaml` of a folder below `sota-implementations`."""
     from hydra import compose as hydra_compose

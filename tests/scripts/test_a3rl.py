@@ -6,16 +6,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from tests.scripts.running import ROOT, compose, load_script
-from tests.scripts.test_rlpd import Stop, stop_at, train, without_times
+from tests.scripts.phases import assert_equal, dying, newest
+from tests.scripts.running import ROOT, compose, load_script, script_of
+from tests.scripts.test_rlpd import assert_read, without_times
+from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.trainers.algorithms import make_a3rl, make_rlpd
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -27,23 +32,22 @@ PRIORITIES = sorted(path.stem for path in (FOLDER / "priority").glob("*.yaml"))
 TASKS = sorted(path.stem for path in (FOLDER / "task").glob("*.yaml"))
 SHORT = (
     "task=halfcheetah-linear-mix-cpu",
-    "training.batch_size=16",
+    "online.batch_size=16",
     "actor.hidden_sizes=[16]",
     "qvalue.hidden_sizes=[16]",
-    "collector.total_frames=60",
-    "collector.init_random_frames=20",
+    "online.total_frames=60",
+    "online.init_random_frames=20",
     "evaluation.num_episodes=1",
-    "eval_every=60",
-    "log_every=10",
-    "checkpoint_every=1000",
+    "schedule.eval_every=60",
+    "schedule.log_every=10",
+    "schedule.checkpoint_every=1000",
     "advantage.num_samples=2",
     "priority_from=0",
 )
 
 
-def sota(tmp_path: Path, *words: str) -> tuple[Any, Any]:
-    script = load_script("sota-implementations/a3rl/a3rl.py")
-    return script, script.make_run(compose("a3rl", *SHORT, f"run_dir={tmp_path}", *words))
+def train(folder: Path, *words: str) -> None:
+    script_of("a3rl").train(compose("a3rl", *SHORT, f"run_dir={folder}", *words))
 
 
 def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
@@ -60,19 +64,22 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
             eval_episodes=1,
         )
     )
-    script, run = sota(tmp_path, "loss.ensemble_reduction=sum", "density_optim.lr=1e-3")
-    train(script, run)
-    theirs = run.learner.loss.state_dict()
+    train(tmp_path / "run", "loss.ensemble_reduction=sum", "density_optim.lr=1e-3")
+    theirs = newest(tmp_path / "run", "loss")
     for name, value in loss.state_dict().items():
         assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
 def test_every_priority_trains(tmp_path: Path, priority: str) -> None:
-    script, run = sota(tmp_path, f"priority={priority}", "collector.total_frames=70", "eval_every=70")
-    before = {name: value.clone() for name, value in run.learner.loss.named_parameters()}
-    train(script, run)
-    assert all(not torch.equal(value, before[name]) for name, value in run.learner.loss.named_parameters())
+    words = (f"priority={priority}", "online.total_frames=70", "schedule.eval_every=70")
+    train(tmp_path, *words)
+    seed_everything(0)
+    before = make_a3rl(compose("a3rl", *SHORT, *words), (17, 6)).loss
+    after, state = newest(tmp_path, "loss"), before.state_dict()
+    trained = [name for name, value in before.named_parameters() if value.requires_grad]
+    assert trained
+    assert all(not torch.equal(state[name], after[name]) for name in trained)
     rows = [row for row in read_metrics(tmp_path) if "train/offline_share" in row]
     assert rows
     if priority == "online_only":
@@ -84,33 +91,39 @@ def test_every_priority_trains(tmp_path: Path, priority: str) -> None:
 
 
 def test_uniform_is_rlpd(tmp_path: Path) -> None:
-    """priority=uniform without density updates ends in RLPD's parameters, bit for bit."""
-    script, run = sota(tmp_path / "a3rl", "priority=uniform", "density_updates=0", "+pool.misaligned_weights=false")
-    rlpd = load_script("sota-implementations/rlpd/rlpd.py")
+    """priority=uniform without density updates ends in RLPD's parameters, up to the rounding of weights of one."""
     short = [word for word in SHORT if not word.startswith(("advantage", "priority"))]
-    other = rlpd.make_run(compose("rlpd", *short, f"run_dir={tmp_path / 'rlpd'}"))
-    other.learner.loss.load_state_dict(run.learner.loss.state_dict())
-    for each in (run, other):
+    ends = []
+    for name, make in (("a3rl", make_a3rl), ("rlpd", make_rlpd)):
+        words = ("priority=uniform", "density_updates=0") if name == "a3rl" else ()
+        with patch.object(script_of(name), f"make_{name}", seeded_again(make)):
+            cfg = compose(name, *(SHORT if name == "a3rl" else short), f"run_dir={tmp_path / name}", *words)
+            script_of(name).train(cfg)
+        ends.append(newest(tmp_path / name, "loss"))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def seeded_again(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The density ratio's initialization takes random numbers; both runs go on from the same state."""
+
+    def made(*arguments: Any) -> Any:
+        learner = make(*arguments)
         torch.manual_seed(3)
-        train(script if each is run else rlpd, each)
-    for name, value in run.learner.loss.state_dict().items():
-        torch.testing.assert_close(value, other.learner.loss.state_dict()[name], rtol=1e-6, atol=1e-7, msg=name)
+        return learner
+
+    return made
 
 
 @pytest.mark.parametrize("stop", [45])
 def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
-    words = (f"checkpoint_every={stop}", "log_every=1")
-    script, whole = sota(tmp_path / "whole", *words)
-    train(script, whole)
-    script, first = sota(tmp_path / "parts", *words)
-    with pytest.raises(Stop):
-        train(script, first, on_save=lambda step: stop_at(step, stop))
-    script, second = sota(tmp_path / "parts", *words, "resume=true")
-    train(script, second)
-    for part in ("learner", "density"):
-        state = getattr(second, part).loss.state_dict()
-        for name, value in getattr(whole, part).loss.state_dict().items():
-            assert torch.equal(value, state[name]), name
+    words = (f"schedule.checkpoint_every={stop}", "schedule.log_every=1")
+    train(tmp_path / "whole", *words)
+    with dying("online", stop):
+        train(tmp_path / "parts", *words)
+    train(tmp_path / "parts", *words, "resume=true")
+    for name in ("loss", "density_ratio_loss", "density_ratio_optim", "rng"):
+        assert_equal(newest(tmp_path / "whole", name), newest(tmp_path / "parts", name), name)
     volatile = {"train/pool_clamped"}
     rows = [without_times(tmp_path / name) for name in ("whole", "parts")]
     for first_row, second_row in zip(*rows, strict=True):
@@ -127,21 +140,14 @@ def test_configurations_are_read_to_the_last_leaf(task: str, priority: str) -> N
     cfg = compose("a3rl", f"task={task}", f"priority={priority}")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert cfg.algorithm == f"a3rl-{priority}", "what a report calls it"
-    text = (FOLDER / "a3rl.py").read_text() + (ROOT / "sota-implementations/rlpd/rlpd.py").read_text()
-    for key, value in cfg.items():
-        if key in ("task_name", "algorithm", "priority", "num_threads", "matmul_route"):  # the last two: launch()
-            continue
-        assert f"cfg.{key}" in text, key
-        whole = any(form in text for form in (f"plain(cfg.{key})", f"plain(self.cfg.{key})"))
-        if isinstance(value, DictConfig) and not whole:
-            assert all(f"cfg.{key}.{leaf}" in text for leaf in value), key
+    assert_read(cfg, "a3rl")
 
 
 def test_paper_settings() -> None:
     cfg = compose("a3rl")
-    assert (cfg.qvalue.num_qvalue_nets, cfg.loss.sub_sample_len, cfg.training.utd_ratio) == (10, 2, 20)
+    assert (cfg.qvalue.num_qvalue_nets, cfg.loss.sub_sample_len, cfg.utd_ratio) == (10, 2, 20)
     assert (cfg.pool.alpha, cfg.beta_start, cfg.adv_temp, cfg.pool_multiplier) == (0.3, 0.4, 1.0, 4)
-    assert cfg.collector.total_frames == 300_000
+    assert cfg.online.total_frames == 300_000
     code = compose("a3rl", "priority=authors_code")
     assert (code.advantage.num_samples, code.pool_multiplier, code.density_ratio.parametrization) == (100, None, "relu")
     assert code.density_updates == 20
@@ -153,6 +159,6 @@ def test_mazes_and_hands_have_the_papers_one_setting() -> None:
     assert len(tasks) == 9
     for task in tasks:
         cfg, rlpd = compose("a3rl", f"task={task}"), compose("rlpd", f"task={task}")
-        assert (cfg.task_name, cfg.env, cfg.dataset, cfg.reward) == (task, rlpd.env, rlpd.dataset, rlpd.reward)
+        assert (cfg.task_name, cfg.env, cfg.dataset, cfg.convention) == (task, rlpd.env, rlpd.dataset, rlpd.convention)
         assert (list(cfg.qvalue.hidden_sizes), cfg.loss.sub_sample_len, cfg.loss.entropy_backup) == ([256] * 2, 2, True)
-        assert (cfg.collector.total_frames, cfg.evaluation.num_episodes) == (300_000, 100)
+        assert (cfg.online.total_frames, cfg.evaluation.num_episodes) == (300_000, 100)

@@ -14,14 +14,15 @@ import torch
 from tensordict import TensorDict
 
 from tests.scripts.phases import SHORT, PhasesContract, assert_equal, dying, newest, rows
-from tests.scripts.running import compose
+from tests.scripts.running import compose, script_of
 from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.alignment import interpolation_weight
 from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import TD3BCLoss
-from torchrl_o2o.trainers.launch import load_problem, load_script, pretrain_stage
-from torchrl_o2o.trainers.pipeline import Learner, Pretrained
+from torchrl_o2o.trainers import HandOver, Learner, Pretrained, offline_phase, plain
+from torchrl_o2o.trainers.algorithms import make_aca, make_sac_after_sac_ml, make_sac_ml
+from torchrl_o2o.trainers.launch import load_problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 SMALL = ("qvalue.hidden_sizes=[16]", "compile=false", "++env.max_episode_steps=20")
@@ -29,7 +30,7 @@ SMALL = ("qvalue.hidden_sizes=[16]", "compile=false", "++env.max_episode_steps=2
 
 def train(script: str, folder: Path, *words: str) -> None:
     """Train a script on the contract's small settings."""
-    load_script(script).train(compose(script, *SHORT, *SMALL, f"run_dir={folder}", *words))
+    script_of(script).train(compose(script, *SHORT, *SMALL, f"run_dir={folder}", *words))
 
 
 class TestACA(PhasesContract):
@@ -67,13 +68,12 @@ def test_the_default_folder_names_the_learner() -> None:
 
 def test_sac_carries_actor_critics_and_temperature() -> None:
     cfg = compose("aca", *SHORT, *SMALL, "learner=sac")
-    script = load_script("aca")
     seed_everything(1)
-    offline = script.SACML(cfg, (17, 6))
+    offline = make_sac_ml(cfg, (17, 6))
     with torch.no_grad():
         offline.loss.temperature.log_alpha.fill_(-2.0)
-    online = script.SAC(cfg, (17, 6), offline.loss.state_dict())
-    fresh = script.HandOver(**script.plain(cfg.handover)).apply(offline.loss, online.loss)
+    online = make_sac_after_sac_ml(cfg, (17, 6), offline.loss.state_dict())
+    fresh = HandOver(**plain(cfg.handover)).apply(offline.loss, online.loss)
     assert fresh == []
     assert online.loss.temperature.alpha.item() == pytest.approx(torch.tensor(-2.0).exp().item())
     source, target = offline.loss.state_dict(), online.loss.state_dict()
@@ -83,11 +83,10 @@ def test_sac_carries_actor_critics_and_temperature() -> None:
 
 def test_alignment_throws_the_critics_away_and_starts_the_temperature_at_one() -> None:
     cfg = compose("aca", *SHORT, *SMALL)
-    script = load_script("aca")
-    offline = script.SACML(cfg, (17, 6))
+    offline = make_sac_ml(cfg, (17, 6))
     with torch.no_grad():
         offline.loss.temperature.log_alpha.fill_(-2.0)
-    online = script.ACA(cfg, (17, 6), offline.loss.state_dict())
+    online = make_aca(cfg, (17, 6), offline.loss.state_dict())
     assert (online.loss.temperature.alpha.item(), online.loss.interpolation.item()) == (1.0, 1.0)
     source, target = offline.loss.state_dict(), online.loss.state_dict()
     first = next(key for key in target if key.startswith("qvalue_network_params") and target[key].shape[-1] == 23)
@@ -109,7 +108,7 @@ def test_k_falls_with_the_updates_in_a_resumed_run_too(tmp_path: Path) -> None:
         # The buffer holds a batch at step 16, and k falls after an update.
         expected = [interpolation_weight(count, horizon=0.01, floor=0.5) for count in range(9)]
         assert logged == pytest.approx(expected)
-        assert newest(tmp_path / run, "counter") == {"updates": 9}
+        assert newest(tmp_path / run, "update")["calls"] == 9
 
 
 @pytest.mark.parametrize(
@@ -155,7 +154,9 @@ class Deterministic(Learner):
 def test_a_deterministic_policy_is_refused_with_the_reason(tmp_path: Path) -> None:
     cfg = compose("aca", *SHORT, *SMALL, f"run_dir={tmp_path / 'td3_bc'}")
     cfg.algorithm = "td3_bc"
-    pretrain_stage(cfg, load_problem(cfg, "aca"), Deterministic)
+    with offline_phase(cfg, load_problem(cfg, "aca"), Deterministic) as offline:
+        for _ in offline.steps():
+            offline.log(offline.learner.update(offline.sample()))
     with pytest.raises(O2OSpecError, match=r"\(td3_bc\) is deterministic: it has no log-density"):
         train("aca", tmp_path / "run", f"policy={tmp_path / 'td3_bc' / 'offline'}")
     assert not (tmp_path / "run").exists()
@@ -181,6 +182,6 @@ def test_published_settings() -> None:
     maze = compose("aca", "task=antmaze")
     assert (maze.level, maze.alignment.beta, maze.interpolation.horizon) == ("antmaze", 3.0, 200.0)
     assert (maze.policy_family, maze.actor.std, maze.target_entropy_per_dim) == ("gaussian", "sigmoid", -0.5)
-    assert load_script("aca").make_policy(maze, (29, 8))(TensorDict({"observation": torch.zeros(1, 29)}, [1]))[
-        "scale"
-    ].tolist() == [[pytest.approx(math.exp(-2.5))] * 8]
+    actor = make_sac_ml(maze, (29, 8)).actor
+    scale = actor(TensorDict({"observation": torch.zeros(1, 29)}, [1]))["scale"]
+    assert scale.tolist() == [[pytest.approx(math.exp(-2.5))] * 8]

@@ -19,7 +19,7 @@ import torch
 from tests.scripts.phases import SHORT, PhasesContract
 from tests.scripts.running import ROOT, compose
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.algorithms import make_awac
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -53,13 +53,13 @@ def test_published_settings() -> None:
 @pytest.mark.compiler
 def test_compiled_equals_eager(tmp_path: Path) -> None:
     """The script's update as it is written, and the compiled one: the same numbers to rounding."""
-    script, losses = load_script("awac"), []
+    losses = []
     batch = random_transitions(32, 17, 6)
     for compiled in ("false", "true"):
         torch.manual_seed(0)
         sizes = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]")
-        learner = script.AWAC(compose("awac", "task=locomotion-cpu", f"compile={compiled}", *sizes), (17, 6))
-        metrics = [learner.step(batch) for _ in range(5)][-1]
+        learner = make_awac(compose("awac", "task=locomotion-cpu", f"compile={compiled}", *sizes), (17, 6))
+        metrics = [learner.update(batch) for _ in range(5)][-1]
         losses.append(learner.loss.state_dict() | {name: metrics[name] for name in ("loss_qvalue", "loss_actor")})
     eager, fast = losses
     for name, value in eager.items():

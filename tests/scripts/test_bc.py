@@ -21,12 +21,12 @@ from tests.scripts.compiling import (
     assert_what_is_not_finite_is_refused,
 )
 from tests.scripts.phases import SHORT, PhasesContract, newest
-from tests.scripts.running import compose
+from tests.scripts.running import compose, script_of
 from torchrl_o2o.data.conventions import FittedConvention
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.algorithms import make_bc, make_sac_of_clone
 from torchrl_o2o.trainers.pipeline import Problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -40,7 +40,13 @@ class TestBC(PhasesContract):
 
 class TestSACWithBCStart(PhasesContract):
     script = "bc"
-    words = ("policy=tanh_gaussian", "learner=sac", "sac.qvalue.hidden_sizes=[16]", "sac.batch_size=8")
+    words = (
+        "policy=tanh_gaussian",
+        "learner=sac",
+        "sac.qvalue.hidden_sizes=[16]",
+        "online.batch_size=8",
+        "sac.utd_ratio=2",
+    )
     optims = ("actor", "qvalue", "alpha")
 
     test_one_pretraining_serves_many_fine_tunings = None  # pyright: ignore[reportAssignmentType]
@@ -76,27 +82,27 @@ class Case:
 
 @pytest.mark.parametrize(("share", "kept"), [(1.0, [0, 1, 2]), (0.7, [1, 2]), (0.34, [1]), (0.01, [1])])
 def test_ten_percent_bc_keeps_the_best_episodes(share: float, kept: list[int]) -> None:
-    best = load_script("bc").best_only(Case((1.0, 1.0, 1.0)).problem(), share)
+    best = script_of("bc").best_only(Case((1.0, 1.0, 1.0)).problem(), share)
     assert best.offline["episode"].unique().tolist() == kept
 
 
 def test_best_is_by_what_the_environment_paid() -> None:
     """A shift of the reward punishes long episodes: under r - 1 the longest, best one would come last."""
     problem = Case((0.1, 0.1, 0.1), scale=2.0, shift=-1.0).problem()
-    assert load_script("bc").best_only(problem, 0.34).offline["episode"].unique().tolist() == [1]
+    assert script_of("bc").best_only(problem, 0.34).offline["episode"].unique().tolist() == [1]
     with pytest.raises(O2OSpecError, match="best_episodes"):
-        load_script("bc").best_only(problem, 0.0)
+        script_of("bc").best_only(problem, 0.0)
 
 
 def train(folder: Path, *words: str) -> None:
-    load_script("bc").train(compose("bc", *SHORT, f"run_dir={folder}", *words))
+    script_of("bc").train(compose("bc", *SHORT, f"run_dir={folder}", *words))
 
 
 def learner(kind: str, *words: str, compiled: bool = False) -> Any:
     torch.manual_seed(0)
-    small = ("actor.hidden_sizes=[16]", "sac.qvalue.hidden_sizes=[16]", "sac.batch_size=8")
+    small = ("actor.hidden_sizes=[16]", "sac.qvalue.hidden_sizes=[16]", "sac.utd_ratio=2")
     cfg = compose("bc", "task=locomotion-cpu", *small, f"compile={compiled}", *words)
-    return getattr(load_script("bc"), kind)(cfg, (3, 2))
+    return {"BC": make_bc, "SAC": make_sac_of_clone}[kind](cfg, (3, 2))
 
 
 @pytest.mark.parametrize("policy", ["deterministic", "gaussian", "tanh_gaussian"])

@@ -15,18 +15,21 @@ import pytest
 import torch
 
 from tests.scripts.phases import SHORT, PhasesContract, assert_equal, dying, newest, rows
-from tests.scripts.running import compose
+from tests.scripts.running import compose, script_of
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.data.conventions import Convention, get_convention
 from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.objectives import CQLLoss
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.algorithms import make_cal_ql, make_sac_after_cql
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.handover import HandOver
-from torchrl_o2o.trainers.launch import load_problem, load_script
-from torchrl_o2o.trainers.pipeline import Pretrained, Problem
+from torchrl_o2o.trainers.launch import load_problem
+from torchrl_o2o.trainers.pipeline import Pretrained, Problem, hand_over
+from torchrl_o2o.trainers.settings import plain
+from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
+from torchrl_o2o.updates import MoveTargets, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 SMALL = ("qvalue.hidden_sizes=[16]", "penalty.num_actions=2", "compile=false", "++env.max_episode_steps=20")
@@ -39,7 +42,7 @@ def config(*words: str) -> Any:
 
 def train(folder: Path, *words: str) -> None:
     """Train on them."""
-    load_script("cql").train(config(f"run_dir={folder}", *words))
+    script_of("cql").train(config(f"run_dir={folder}", *words))
 
 
 class TestCalQL(PhasesContract):
@@ -78,15 +81,15 @@ def test_step_by_step_resumed_equals_uninterrupted(tmp_path: Path, base: str) ->
 
 
 def test_a_trajectory_is_learned_from_when_it_is_over(tmp_path: Path) -> None:
-    script, kept = load_script("cql"), []
-    update = script.CQL.update
+    kept = []
+    update = Update.__call__
 
     def keep(self: Any, batch: Any) -> Any:
         kept.append(batch)
         return update(self, batch)
 
     train(tmp_path / "offline", "online.total_frames=1")
-    with patch.object(script.CQL, "update", keep):
+    with patch.object(Update, "__call__", keep):
         train(tmp_path / "run", "utd_ratio=2", f"pretrained={tmp_path / 'offline' / 'offline'}")
     assert len(kept) == 2 * 20
     number = len(load_problem(config(), "cal_ql").offline)
@@ -140,7 +143,7 @@ def test_a_failure_of_the_environment_ends_the_trajectory(tmp_path: Path) -> Non
 
 
 def test_trajectory() -> None:
-    trajectory = load_script("cql").Trajectory()
+    trajectory = Trajectory()
     trajectory.truncate()
     assert not trajectory.over
     assert trajectory.state_dict() == {"rows": None, "metrics": {}}
@@ -149,7 +152,7 @@ def test_trajectory() -> None:
         batch["next", key] = torch.zeros(4, 1, dtype=torch.bool)
     trajectory.rows = list(batch.split(1))
     assert not trajectory.over
-    other = load_script("cql").Trajectory()
+    other = Trajectory()
     other.load_state_dict(trajectory.state_dict())
     other.truncate()
     assert other.over
@@ -161,13 +164,13 @@ def test_trajectory() -> None:
 
 def test_one_update_takes_all_gradients_at_the_same_parameters() -> None:
     """The authors': one backward pass of the sum, then every step, then the targets."""
-    cfg, script = config("penalty.target_gap=0.8"), load_script("cql")
+    cfg = config("penalty.target_gap=0.8")
     batch = random_transitions(16, 5, 2)
     batch["mc_return"] = batch["next", "reward"]
     learners = []
     for _ in range(2):
         seed_everything(3)
-        learners.append(script.CalQL(cfg, (5, 2)))
+        learners.append(make_cal_ql(cfg, (5, 2)))
     one, other = learners
     seed_everything(4)
     one.update(batch.clone())
@@ -176,14 +179,15 @@ def test_one_update_takes_all_gradients_at_the_same_parameters() -> None:
     torch.stack([out[f"loss_{name}"] for name in other.optims]).sum().backward()
     for optim in other.optims.values():
         optim.step()
-    other.target_updater.step()
+    moving = other.update.steps[-1]
+    assert isinstance(moving, MoveTargets)
+    moving.updater.step()
     assert sorted(one.optims) == ["actor", "alpha", "alpha_prime", "qvalue"]
     assert_equal(one.loss.state_dict(), other.loss.state_dict(), "loss")
 
 
 def test_failing_for_ever() -> None:
     """A trajectory without success has the return of failing for ever, on rewards as a task's convention makes them."""
-    script = load_script("cql")
     for task, paid in (("adroit", -0.1), ("pointmaze-medium-cpu", 0.0)):
         cfg = compose("cql", f"task={task}", "algorithm=cal_ql")
         data = random_transitions(6, 3, 2).set("episode", torch.tensor([0, 0, 0, 1, 1, 1]))
@@ -192,9 +196,9 @@ def test_failing_for_ever() -> None:
         data["next", "reward"] = torch.full((6, 1), paid)
         data["next", "reward"][5] = 10.0 if task == "adroit" else 1.0
         own = cfg.get("convention")
-        convention = get_convention("cal_ql", cfg.domain) if own is None else Convention(**script.plain(own))
+        convention = get_convention("cal_ql", cfg.domain) if own is None else Convention(**plain(own))
         problem = Problem({}, data, convention.fit(data))
-        returns = script.make_add_return(cfg, problem)(problem.convention.data(data))["mc_return"].squeeze(-1)
+        returns = returns_of(cfg, problem)(problem.convention.data(data))["mc_return"].squeeze(-1)
         assert returns[:3].tolist() == pytest.approx([-500.0] * 3, rel=1e-5)
         assert returns[3:].tolist() == pytest.approx([-5 + 0.99 * (-5 + 0.99 * 5), -5 + 0.99 * 5, 5.0], rel=1e-5)
 
@@ -202,19 +206,19 @@ def test_failing_for_ever() -> None:
 def test_sac_goes_on_with_actor_critics_and_temperature(tmp_path: Path) -> None:
     train(tmp_path / "cql", "algorithm=cql", "online.total_frames=1")
     pretrained = Pretrained.read(tmp_path / "cql" / "offline")
-    cfg, script = config("algorithm=cql", "learner=sac"), load_script("cql")
-    learner = script.SAC(cfg, (17, 6))
-    assert script.hand_over(pretrained, learner, HandOver(**script.plain(cfg.handover))) == []
+    cfg = config("algorithm=cql", "learner=sac")
+    learner = make_sac_after_cql(cfg, (17, 6))
+    assert hand_over(pretrained, learner, HandOver(**plain(cfg.handover))) == []
     assert all(torch.equal(value, pretrained.states["loss"][key]) for key, value in learner.loss.state_dict().items())
     assert cfg.run_dir == "runs/cql-sac/halfcheetah-linear-medium-cpu/seed0"
 
 
 def test_the_multiplier_goes_on_where_it_was() -> None:
-    cfg, script = config("penalty.target_gap=0.8"), load_script("cql")
-    offline, online = script.CalQL(cfg, (5, 2)), script.CalQL(cfg, (5, 2))
+    cfg = config("penalty.target_gap=0.8")
+    offline, online = make_cal_ql(cfg, (5, 2)), make_cal_ql(cfg, (5, 2))
     with torch.no_grad():
         offline.loss.penalty.log_multiplier.fill_(2.5)
-    HandOver(**script.plain(cfg.handover)).apply(
+    HandOver(**plain(cfg.handover)).apply(
         offline.loss, online.loss, [(offline.optims["actor"], online.optims["actor"])]
     )
     assert online.loss.penalty.log_multiplier.item() == 2.5
@@ -224,7 +228,6 @@ def test_calibration_needs_trajectories(tmp_path: Path) -> None:
     with pytest.raises(O2OSpecError, match="collect=trajectory, or learner=cql"):
         train(tmp_path / "run", "collect=step")
     assert not (tmp_path / "run").exists()
-    assert issubclass(load_script("cql").LEARNERS["cql"].kind, CQLLoss)
 
 
 def test_published_settings() -> None:

@@ -15,8 +15,8 @@ import torch
 from tests.scripts.phases import PhasesContract, assert_equal, dying, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.trainers.algorithms import make_off2on_agent, make_off2on_ensemble
 from torchrl_o2o.trainers.handover import stack_agents
-from torchrl_o2o.trainers.launch import load_script
 from torchrl_o2o.trainers.pipeline import Pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -30,7 +30,7 @@ class TestOff2On(PhasesContract):
         "online.frames_per_epoch=8",
         "online.first_epoch_factor=2",
     )
-    optims = ("alpha", "actor", "qvalue", "density")
+    optims = ("alpha", "actor", "qvalue", "density_ratio")
     offline = ("offline/agent0", "offline/agent1")
 
     def start(self, run: Path) -> Any:
@@ -59,7 +59,11 @@ class TestOff2On(PhasesContract):
         sampler = newest(tmp_path / "parts", "buffer")["sampler"]
         assert (sampler["num_updates"], sampler["max_priority"]) == (24, 100_000 / 8)
         self.train(tmp_path / "parts", every, "resume=true")
-        assert_equal(newest(tmp_path / "whole", "density"), newest(tmp_path / "parts", "density"), "density")
+        assert_equal(
+            newest(tmp_path / "whole", "density_ratio_loss"),
+            newest(tmp_path / "parts", "density_ratio_loss"),
+            "density",
+        )
 
     def test_agents_may_be_named_one_by_one_and_be_more_than_needed(self, tmp_path: Path) -> None:
         self.train(tmp_path / "one")
@@ -76,17 +80,17 @@ class TestOff2On(PhasesContract):
 
 def test_one_agent_hands_over_its_own_policy_and_critics(tmp_path: Path) -> None:
     """Before the first update the ensemble of one is the agent, targets included."""
-    script, case = load_script("off2on"), TestOff2On()
+    case = TestOff2On()
     case.train(tmp_path, "num_agents=1", "online.total_frames=1")
     agent = Pretrained.read(tmp_path / "offline" / "agent0").states["loss"]
     state = newest(tmp_path, "loss")
     for key in ("qvalue_network_params", "target_qvalue_network_params"):
         head = f"{key}.module.head.weight"
         assert torch.equal(state[head], agent["qvalue_network_params.module.head.weight"])
-    learner = script.Ensemble(case.config(tmp_path, "num_agents=1"), (17, 6))
+    learner = make_off2on_ensemble(case.config(tmp_path, "num_agents=1"), (17, 6))
     learner.loss.load_state_dict(state)
     cfg = case.config(tmp_path)
-    single = script.Agent(cfg, (17, 6))
+    single = make_off2on_agent(cfg, (17, 6))
     single.loss.load_state_dict(agent)
     observation = torch.randn(5, 17)
     got, expected = learner.actor[0].module(observation), single.actor[0].module(observation)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from tests.scripts.running import ROOT, compose, load_script, run_script
+from tests.scripts.phases import assert_equal, dying, newest
+from tests.scripts.running import ROOT, compose, load_script, run_script, script_of
+from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.record.recorder import read_metrics
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers.interrupt import graceful_exit
+from torchrl_o2o.trainers.algorithms import make_rlpd
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -37,44 +39,20 @@ TASKS = sorted(path.stem for path in (ROOT / "sota-implementations/rlpd/task").g
 ALGORITHMS = sorted(path.stem for path in (ROOT / "sota-implementations/rlpd/algorithm").glob("*.yaml"))
 SHORT = (
     "task=halfcheetah-linear-mix-cpu",
-    "training.batch_size=16",
+    "online.batch_size=16",
     "actor.hidden_sizes=[16]",
     "qvalue.hidden_sizes=[16]",
-    "collector.total_frames=60",
-    "collector.init_random_frames=20",
+    "online.total_frames=60",
+    "online.init_random_frames=20",
     "evaluation.num_episodes=1",
-    "eval_every=30",
-    "log_every=10",
-    "checkpoint_every=1000",
+    "schedule.eval_every=30",
+    "schedule.log_every=10",
+    "schedule.checkpoint_every=1000",
 )
 
 
-def sota(tmp_path: Path, *words: str) -> tuple[Any, Any]:
-    script = load_script("sota-implementations/rlpd/rlpd.py")
-    run = script.make_run(compose("rlpd", *SHORT, f"run_dir={tmp_path}", *words))
-    return script, run
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(step: int, stop: int) -> None:
-    if step == stop:
-        raise Stop
-
-
-def train(script: Any, run: Any, on_save: Callable[[int], None] | None = None) -> None:
-    with graceful_exit() as interrupt, run.recorder:
-        checkpoint = script.make_checkpointer(run)
-        if on_save is not None:
-            save = checkpoint.save
-            checkpoint.save = lambda step: (save(step), on_save(step))
-        if not (run.cfg.resume and checkpoint.restore() is not None):
-            run.evaluate(-run.cfg.training.pretrain_steps)
-        run.pretrain(interrupt, checkpoint)
-        run.finetune(interrupt, checkpoint)
-    run.collector.shutdown()
+def train(folder: Path, *words: str) -> None:
+    script_of("rlpd").train(compose("rlpd", *SHORT, f"run_dir={folder}", *words))
 
 
 def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
@@ -85,20 +63,23 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
             total_frames=60, init_random_frames=20, batch_size=16, hidden_sizes=(16,), eval_every=30, eval_episodes=1
         )
     )
-    script, run = sota(tmp_path, "loss.ensemble_reduction=sum")
-    train(script, run)
-    theirs = run.learner.loss.state_dict()
+    train(tmp_path / "run", "loss.ensemble_reduction=sum")
+    theirs = newest(tmp_path / "run", "loss")
     for name, value in loss.state_dict().items():
         assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_trains(tmp_path: Path, algorithm: str) -> None:
-    script, run = sota(tmp_path, f"algorithm={algorithm}", "training.pretrain_steps=10", "log_every=5")
-    before = {name: value.clone() for name, value in run.learner.loss.named_parameters()}
-    train(script, run)
-    assert all(not torch.equal(value, before[name]) for name, value in run.learner.loss.named_parameters())
-    rows = read_metrics(tmp_path)
+    words = (f"algorithm={algorithm}", "offline.num_steps=10", "schedule.log_every=5")
+    train(tmp_path / "run", *words)
+    seed_everything(0)
+    before = make_rlpd(compose("rlpd", *SHORT, *words), (17, 6)).loss
+    after = newest(tmp_path / "run", "loss")
+    trained = [name for name, value in before.named_parameters() if value.requires_grad]
+    assert trained
+    assert all(not torch.equal(value, after[name]) for name, value in before.state_dict().items() if name in trained)
+    rows = read_metrics(tmp_path / "run")
     assert rows[0]["step"] == -10
     assert rows[-1]["step"] == 60
     shares = {row["train/offline_share"] for row in rows if "train/offline_share" in row}
@@ -112,12 +93,18 @@ def test_configurations_are_read_to_the_last_leaf(task: str, algorithm: str) -> 
     """Every section is the keyword arguments of its constructor, and every other leaf stands in the script."""
     cfg = compose("rlpd", f"task={task}", f"algorithm={algorithm}")
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    text = (ROOT / "sota-implementations/rlpd/rlpd.py").read_text()
+    assert_read(cfg, "rlpd")
+
+
+def assert_read(cfg: DictConfig, script: str) -> None:
+    """Every section is handed to a constructor, or each of its leaves is named."""
+    files = [ROOT / f"sota-implementations/{script}/{script}.py", *(ROOT / "torchrl_o2o/trainers").rglob("*.py")]
+    text = "".join(path.read_text() for path in files)
     for key, value in cfg.items():
-        if key in ("task_name", "algorithm", "num_threads", "matmul_route"):  # the last two: launch()
+        if key in ("task_name", "algorithm", "priority"):
             continue
-        assert f"cfg.{key}" in text, key
-        whole = any(form in text for form in (f"plain(cfg.{key})", f"plain(self.cfg.{key})"))
+        assert re.search(rf"(cfg|section)\.{key}\b", text) or f'get("{key}")' in text, key
+        whole = re.search(rf"plain\((cfg|section)\.{key}\)", text)
         if isinstance(value, DictConfig) and not whole:
             assert all(f"cfg.{key}.{leaf}" in text for leaf in value), key
 
@@ -125,26 +112,26 @@ def test_configurations_are_read_to_the_last_leaf(task: str, algorithm: str) -> 
 def test_paper_settings() -> None:
     """RLPD's Table 1 and the domains' switches (SPEC of the paper: locomotion, AntMaze, Adroit)."""
     cfg = compose("rlpd")
-    assert (cfg.qvalue.num_qvalue_nets, cfg.loss.sub_sample_len, cfg.training.utd_ratio) == (10, 2, 20)
-    assert (cfg.training.batch_size, cfg.optim.lr, cfg.target.tau, cfg.value_estimator.gamma) == (
+    assert (cfg.qvalue.num_qvalue_nets, cfg.loss.sub_sample_len, cfg.utd_ratio) == (10, 2, 20)
+    assert (cfg.online.batch_size, cfg.optim.lr, cfg.target.tau, cfg.value_estimator.gamma) == (
         256,
         3e-4,
         0.005,
         0.99,
     )
-    assert (cfg.collector.init_random_frames, cfg.offline_fraction, cfg.temperature.init) == (5000, 0.5, 1.0)
+    assert (cfg.online.init_random_frames, cfg.handover.offline_fraction, cfg.temperature.init) == (5000, 0.5, 1.0)
     maze = compose("rlpd", "task=antmaze-large-play")
-    assert (maze.loss.sub_sample_len, maze.loss.entropy_backup, maze.reward.shift) == (1, False, -1.0)
+    assert (maze.loss.sub_sample_len, maze.loss.entropy_backup, maze.convention.reward_shift) == (1, False, -1.0)
     assert list(maze.qvalue.hidden_sizes) == [256, 256, 256]
     hand = compose("rlpd", "task=adroit-door")
-    assert (hand.loss.sub_sample_len, hand.loss.entropy_backup, hand.collector.total_frames) == (2, False, 1_000_000)
+    assert (hand.loss.sub_sample_len, hand.loss.entropy_backup, hand.online.total_frames) == (2, False, 1_000_000)
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     result = run_script("sota-implementations/rlpd/rlpd.py", "task=halfcheeta", cwd=tmp_path)
     assert result.returncode != 0
     assert "halfcheetah-linear-mix" in result.stderr, "the message lists what there is"
-    result = run_script("sota-implementations/rlpd/rlpd.py", "trainig.utd_ratio=3", cwd=tmp_path)
+    result = run_script("sota-implementations/rlpd/rlpd.py", "trainig=3", cwd=tmp_path)
     assert result.returncode != 0
     assert "trainig" in result.stderr
 
@@ -152,13 +139,13 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 def test_data_of_another_environment_are_refused_and_nothing_is_left(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with pytest.raises((O2OSpecError, O2ODataError), match="17"):
-        sota(folder, "env.env_id=Hopper-v5")
+        train(folder, "env.env_id=Hopper-v5")
     assert not folder.exists()
 
 
 def test_capacity_below_the_batch_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(O2OSpecError, match="online slots"):
-        sota(tmp_path / "run", "training.batch_size=256")
+        train(tmp_path / "run", "online.batch_size=256")
     assert not (tmp_path / "run").exists()
 
 
@@ -166,29 +153,22 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in read_metrics(folder)]
 
 
-@pytest.mark.parametrize(("every", "stop"), [(3, 3), (5, 5), (8, 13), (40, 45)])
+@pytest.mark.parametrize(("every", "stop"), [(3, 3), (5, 5), (8, 16), (40, 40)])
 def test_resumed_equals_uninterrupted(tmp_path: Path, every: int, stop: int) -> None:
-    """Stopped offline (3), at the hand-over (5), before the first update (13) and in mid-episode (45): bit for bit."""
-    words = ("training.pretrain_steps=5", f"checkpoint_every={every}", "log_every=1")
-    script, whole = sota(tmp_path / "whole", *words)
-    train(script, whole)
-
-    script, first = sota(tmp_path / "parts", *words)
-    with pytest.raises(Stop):
-        train(script, first, on_save=lambda step: stop_at(step, stop))
-
-    script, second = sota(tmp_path / "parts", *words, "resume=true")
-    train(script, second)
-    for name, value in whole.learner.loss.state_dict().items():
-        assert torch.equal(value, second.learner.loss.state_dict()[name]), name
-    for key in whole.buffer.storage[:].keys(True, True):
-        assert torch.equal(whole.buffer.storage[:][key], second.buffer.storage[:][key]), key
+    """Stopped offline (3), at the hand-over (5), before the first update (16) and in mid-episode (40): bit for bit."""
+    words = ("offline.num_steps=5", f"schedule.checkpoint_every={every}", "schedule.log_every=1")
+    train(tmp_path / "whole", *words)
+    with dying("online", stop):
+        train(tmp_path / "parts", *words)
+    train(tmp_path / "parts", *words, "resume=true")
+    for name in ("loss", "buffer", "rng", "qvalue_optim", "actor_optim", "alpha_optim"):
+        assert_equal(newest(tmp_path / "whole", name), newest(tmp_path / "parts", name), name)
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
 
 
 def test_sigterm_saves_and_prints_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = [*SHORT, "collector.total_frames=100000", "checkpoint_every=100000", f"run_dir={folder}"]
+    words = [*SHORT, "online.total_frames=100000", "schedule.checkpoint_every=100000", f"run_dir={folder}"]
     command = [sys.executable, str(ROOT / "sota-implementations/rlpd/rlpd.py"), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 120
@@ -197,9 +177,9 @@ def test_sigterm_saves_and_prints_how_to_go_on(tmp_path: Path) -> None:
     ):
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
-    assert "resume=true" in out
+    assert "resume=true" in err
     assert any(path.name.startswith("step-") for path in (folder / "checkpoints").iterdir())
     config = json.loads((folder / "run.json").read_text())["config"]
     assert config["seed"] == 0
@@ -215,15 +195,15 @@ def test_override_grammar_of_the_readme() -> None:
 @pytest.mark.compiler
 def test_compiled_equals_written_out() -> None:
     """Algorithm 1 as it stands in the script, and compiled: the same numbers to rounding, importance weights too."""
-    script, ends = load_script("sota-implementations/rlpd/rlpd.py"), []
-    batch = random_transitions(4 * 16, 17, 6).set("priority_weight", torch.linspace(0.5, 1.5, 64))
+    ends = []
+    batch = random_transitions(2 * 32, 17, 6).set("priority_weight", torch.linspace(0.5, 1.5, 64))
     for compiled in ("false", "true"):
         torch.manual_seed(0)
-        _, learner = script.make_learner(compose("rlpd", *SHORT, f"compile={compiled}"), 17, 6)
-        metrics = [learner.update(batch, 16) for _ in range(5)][-1]
+        learner = make_rlpd(compose("rlpd", *SHORT, f"compile={compiled}", "+loss.weight_actor=true"), (17, 6))
+        metrics = [learner.update(batch) for _ in range(5)][-1]
         ends.append(learner.loss.state_dict() | metrics)
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
     batch["next", "reward"][40] = float("nan")
     with pytest.raises(NonFiniteError, match="loss_qvalue"):
-        learner.update(batch, 16)
+        learner.update(batch)

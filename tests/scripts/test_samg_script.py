@@ -16,13 +16,13 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.scripts.phases import SHORT, PhasesContract, Stop, assert_equal, dying, newest, rows
-from tests.scripts.running import ROOT, compose
+from tests.scripts.running import ROOT, compose, script_of
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.confidence import ConstantConfidence
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.algorithms import Guide, make_base
 from torchrl_o2o.trainers.pipeline import Pretrained
 
 pytestmark = [
@@ -57,7 +57,7 @@ class Run:
         return TestSAMG().config(self.folder, "base=awac", *self.words, *words)
 
     def train(self, *words: str) -> Run:
-        load_script("samg").train(self.config(*words))
+        script_of("samg").train(self.config(*words))
         return self
 
     def state(self, name: str = "loss") -> Any:
@@ -101,8 +101,8 @@ def test_online_needs_no_data_set(
     """Its files are deleted while the run is down, and nothing is loaded: before the first online step, and later."""
     every = "schedule.checkpoint_every=11"
     parts = Run(tmp_path / "run", every, *start)
-    script = load_script("samg")
-    with patch.object(script, "finetune", side_effect=Stop), pytest.raises(Stop):
+    script = script_of("samg")
+    with patch.object(script, "online_run", side_effect=Stop), pytest.raises(Stop):
         parts.train()
     gone = tmp_path / "nowhere"
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(gone))
@@ -126,27 +126,27 @@ def test_frozen_critic_and_confidence_are_in_the_checkpoint(trained: Run) -> Non
 
 
 def test_p_is_stored_once_and_no_offline_row_is_drawn(tmp_path: Path, start: tuple[str, ...]) -> None:
-    script, learner = load_script("samg"), []
+    script, guides = script_of("samg"), []
     batches: list[Any] = []
-    make = script.guided
+    make = script.online_run
 
-    def watched(base: Any) -> Any:
-        class Watched(make(base)):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                learner.append(self)
+    def watched(*args: Any) -> Any:
+        online, guide = make(*args)
+        update = online.learner.update
 
-            def step(self, batch: Any) -> Any:
-                batches.append(batch.clone())
-                return super().step(batch)
+        def spy(batch: Any) -> Any:
+            batches.append(batch.clone())
+            return update(batch)
 
-        return Watched
+        online.learner.update = spy
+        guides.append(guide)
+        return online, guide
 
-    with patch.object(script, "guided", watched):
+    with patch.object(script, "online_run", watched):
         run = Run(tmp_path / "run", *start).train()
     assert len(batches) == 24 - 15  # updates begin when there is a batch of 16, the warm-up of 8 steps being over
     drawn = torch.cat(batches)
-    torch.testing.assert_close(drawn["p_off"], learner[0].confidence(drawn.clone())["p_off"])
+    torch.testing.assert_close(drawn["p_off"], guides[0].confidence(drawn.clone())["p_off"])
     assert len(set(map(tuple, drawn["observation"].tolist()))) <= 24
     assert run.online("train/p_mean")[-1] == pytest.approx(batches[-1]["p_off"].mean().item())
     assert run.online("train/p_passing")[-1] == pytest.approx((batches[-1]["p_off"] > 0).float().mean().item())
@@ -233,16 +233,16 @@ def test_pretraining_of_the_bases_own_script(tmp_path: Path, trained: Run) -> No
     words = ("qvalue.hidden_sizes=[16]", "online.total_frames=1", "compile=false")
     make: Callable[..., Any] = lambda folder, *more: TestSAMG().config(tmp_path / folder, *more)  # noqa: E731
     own = compose("awac", *SHORT, *words, f"run_dir={tmp_path / 'raw'}", "convention={normalize_observations: false}")
-    load_script("awac").train(own)
+    script_of("awac").train(own)
     theirs, ours = (Pretrained.read(folder / "offline") for folder in (tmp_path / "raw", trained.folder))
     assert_equal(theirs.states["loss"], ours.states["loss"], "loss")
-    load_script("samg").train(make("from_raw", f"pretrained={tmp_path / 'raw' / 'offline'}"))
+    script_of("samg").train(make("from_raw", f"pretrained={tmp_path / 'raw' / 'offline'}"))
     assert_equal(newest(tmp_path / "from_raw", "loss"), trained.state(), "loss")
-    load_script("awac").train(compose("awac", *SHORT, *words, f"run_dir={tmp_path / 'standard'}"))
+    script_of("awac").train(compose("awac", *SHORT, *words, f"run_dir={tmp_path / 'standard'}"))
     standard = f"pretrained={tmp_path / 'standard' / 'offline'}"
     with pytest.raises(O2OSpecError, match="convention"):
-        load_script("samg").train(make("refused", standard))
-    load_script("samg").train(make("taken", standard, "convention={normalize_observations: true}"))
+        script_of("samg").train(make("refused", standard))
+    script_of("samg").train(make("taken", standard, "convention={normalize_observations: true}"))
     convention = read_policy(tmp_path / "taken").convention
     assert convention is not None
     assert convention.observation is not None
@@ -299,16 +299,17 @@ def test_every_base_has_every_task_with_and_without_guidance(base: str) -> None:
 @pytest.mark.parametrize("base", ["awac", "cql"])
 def test_compiled_equals_eager(base: str) -> None:
     """With the frozen critic, and with a guidance that fades and ends between two calls of the compiled update."""
-    script, states = load_script("samg"), []
+    states = []
     words = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "guidance.guidance=linear", "guidance.cutoff=4")
     for compiled in ("false", "true"):
         torch.manual_seed(0)
         cfg = compose("samg", f"base={base}", "task=locomotion-cpu", f"compile={compiled}", *words)
-        learner = script.guided(script.base_class(cfg, "online"))(cfg, (5, 2))
-        learner.guide(ConstantConfidence(0.5), dict(cfg.guidance), weigh_penalty=base == "cql")
+        learner = make_base(cfg, online=True)(cfg, (5, 2))
+        guide = Guide(learner, ConstantConfidence(0.5), dict(cfg.guidance), weigh_penalty=base == "cql")
         for _ in range(6):
-            batch = learner.insert(random_transitions(16, 5, 2))
-            metrics = learner.step(batch)
+            batch = guide.insert(random_transitions(16, 5, 2))
+            metrics = guide.weigh(batch)
+            learner.update(batch)
         assert metrics["p_mean"] == 0.5
         states.append(learner.loss.state_dict())
     eager, fast = states

@@ -12,18 +12,21 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from tests.scripts import test_a3rl, test_rlpd
-from tests.scripts.running import compose, load_script, run_script
+from tests.scripts.phases import assert_equal, dying, newest
+from tests.scripts.running import compose, run_script, script_of
 from tests.scripts.test_rlpd import without_times
 from torchrl_o2o.checkpoint.folders import step_folder
+from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.recorder import read_metrics
 from torchrl_o2o.record.runs import find_runs, group_runs, load_run
-from torchrl_o2o.trainers.launch import load_script as load_shared
+from torchrl_o2o.trainers import Seeds
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -34,9 +37,9 @@ pytestmark = [
 MAZE = (
     "task=pointmaze-medium-cpu",
     "compile=false",
-    "training.utd_ratio=2",
-    "eval_every=60",
-    "log_every=1",
+    "utd_ratio=2",
+    "schedule.eval_every=60",
+    "schedule.log_every=1",
     "+env.max_episode_steps=40",
 )
 SHORT = {
@@ -50,77 +53,66 @@ def words(algorithm: str, folder: Path, *more: str) -> list[str]:
     return [*SHORT[algorithm], f"run_dir={folder}/seed${{seed}}", *more]
 
 
-def many(algorithm: str, folder: Path, *more: str, stop: int | None = None) -> Any:
+def many(algorithm: str, folder: Path, *more: str, stop: int | None = None) -> None:
     """Train all seeds; with ``stop``, be told to at that environment step."""
-    script = load_script(f"sota-implementations/{algorithm}/{algorithm}_seeds.py")
-    shared = getattr(script, "rlpd_seeds", script)
-    single = load_shared(algorithm)
-
-    class Stopped(script.SeedRuns):
-        def update(self, batches: list) -> dict:
-            if stop is not None and self.collector.frames == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().update(batches)
-
+    script = script_of(f"{algorithm}/{algorithm}_seeds")
     cfg = compose(algorithm, *words(algorithm, folder, f"+seeds={list(SEEDS)}", *more))
-    seeds = shared.make_runs(cfg, single, Stopped)
+    learn = Seeds.learn
+
+    def stopping(self: Seeds, update: Any, batches: Any) -> Any:
+        if self.runs[0].collector.frames == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(self, update, batches)
+
     if stop is None:
-        shared.train(seeds, single)
-        return seeds
-    with pytest.raises(SystemExit) as ended:
-        shared.train(seeds, single)
+        script.train(cfg)
+        return
+    with patch.object(Seeds, "learn", stopping), pytest.raises(SystemExit) as ended:
+        script.train(cfg)
     assert ended.value.code == 143
-    return seeds
 
 
-def alone(algorithm: str, folder: Path, seed: int, *more: str) -> Any:
-    script = load_script(f"sota-implementations/{algorithm}/{algorithm}.py")
-    run = script.make_run(compose(algorithm, *words(algorithm, folder, f"seed={seed}", *more)))
-    test_rlpd.train(script, run)
-    return run
+def alone(algorithm: str, folder: Path, seed: int, *more: str) -> None:
+    script_of(algorithm).train(compose(algorithm, *words(algorithm, folder, f"seed={seed}", *more)))
 
 
-def close(first: Any, second: Any, tolerance: float) -> None:
-    """Parameters and rows of two runs."""
-    ours, theirs = first.learner.loss.state_dict(), second.learner.loss.state_dict()
+def close(first: Path, second: Path, tolerance: float) -> None:
+    """Parameters of two runs."""
+    ours, theirs = newest(first, "loss"), newest(second, "loss")
     for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, rtol=tolerance, atol=tolerance, msg=name)
-    ours, theirs = first.buffer.storage[:], second.buffer.storage[:]
-    for key in ours.keys(True, True):
-        torch.testing.assert_close(ours[key], theirs[key], rtol=tolerance, atol=tolerance, msg=str(key))
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(theirs[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("algorithm", SHORT)
 def test_every_seed_is_its_single_run(tmp_path: Path, algorithm: str) -> None:
-    more = ("training.pretrain_steps=3",) if algorithm == "rlpd" else ()
-    seeds = many(algorithm, tmp_path / "many", *more)
-    for position, seed in enumerate(SEEDS[:2] if algorithm == "a3rl" else SEEDS):
-        single = alone(algorithm, tmp_path / "single", seed, *more)
-        close(single, seeds.runs[position], 1e-4)
+    more = ("offline.num_steps=3",) if algorithm == "rlpd" else ()
+    many(algorithm, tmp_path / "many", *more)
+    for seed in SEEDS[:2] if algorithm == "a3rl" else SEEDS:
+        alone(algorithm, tmp_path / "single", seed, *more)
         folders = [tmp_path / name / f"seed{seed}" for name in ("single", "many")]
+        close(*folders, 1e-4)
         for ours, theirs in zip(*map(without_times, folders), strict=True):
             assert ours.keys() == theirs.keys()
             for name, value in ours.items():
                 assert value == pytest.approx(theirs[name], rel=1e-2, abs=1e-2), (name, ours["step"])
         configs = [json.loads((folder / "run.json").read_text())["config"] for folder in folders]
         assert configs[0] == configs[1], "so that a report groups them"
-        policy = torch.load(folders[1] / "policy.pt", weights_only=True)
-        for name, value in single.actor.state_dict().items():
-            torch.testing.assert_close(policy[name], value, rtol=1e-4, atol=1e-4)
+        actors = [load_policy(folder) for folder in folders]
+        for ours, theirs in zip(*(actor.state_dict().values() for actor in actors), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     (group,) = group_runs([load_run(folder) for folder in find_runs([tmp_path / "many"])])
     assert [run.seed for run in group.runs] == list(SEEDS)
     assert group.label == {"a3rl": "a3rl-advantage_density"}.get(algorithm, algorithm), "not the script's name"
 
 
-def equal(first: Any, second: Any, folders: list[Path]) -> None:
-    for ours, theirs in zip(first.runs, second.runs, strict=True):
-        for name, value in ours.learner.loss.state_dict().items():
-            assert torch.equal(value, theirs.learner.loss.state_dict()[name]), name
-        rows = ours.buffer.storage[:] == theirs.buffer.storage[:]
-        assert bool(rows.all())
+def equal(whole: Path, parts: Path) -> None:
+    """Parameters, rows, random numbers and logs of all seeds, bit for bit."""
     for seed in SEEDS:
-        whole, parts = (without_times(folder / f"seed{seed}") for folder in folders)
-        for one, other in zip(whole, parts, strict=True):
+        folders = [whole / f"seed{seed}", parts / f"seed{seed}"]
+        for name in ("loss", "buffer", "rng"):
+            assert_equal(newest(folders[0], name), newest(folders[1], name), name)
+        for one, other in zip(*map(without_times, folders), strict=True):
             assert {**one, "train/pool_clamped": 0} == {**other, "train/pool_clamped": 0}
 
 
@@ -129,36 +121,53 @@ def equal(first: Any, second: Any, folders: list[Path]) -> None:
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, algorithm: str, stop: int) -> None:
     """Told to stop in mid-episode or while training offline: bit for bit, for every seed."""
-    folders = [tmp_path / "whole", tmp_path / "parts"]
-    more = ("training.pretrain_steps=4",) if stop == 0 else ()
-    whole = many(algorithm, folders[0], *more)
-    many(algorithm, folders[1], *more, stop=stop)
-    equal(whole, many(algorithm, folders[1], *more, "resume=true"), folders)
+    more = ("offline.num_steps=4",) if stop == 0 else ()
+    many(algorithm, tmp_path / "whole", *more)
+    many(algorithm, tmp_path / "parts", *more, stop=stop)
+    many(algorithm, tmp_path / "parts", *more, "resume=true")
+    equal(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_compiled_each_is_its_single_run_and_resumes_bit_for_bit(tmp_path: Path, captured: list[Any]) -> None:
-    folders = [tmp_path / "whole", tmp_path / "parts"]
-    whole = many("rlpd", folders[0], "compile=true")
-    many("rlpd", folders[1], "compile=true", stop=45)
-    equal(whole, many("rlpd", folders[1], "compile=true", "resume=true"), folders)
-    close(alone("rlpd", tmp_path / "single", SEEDS[1]), whole.runs[1], 1e-4)
+    many("rlpd", tmp_path / "whole", "compile=true")
+    many("rlpd", tmp_path / "parts", "compile=true", stop=45)
+    many("rlpd", tmp_path / "parts", "compile=true", "resume=true")
+    equal(tmp_path / "whole", tmp_path / "parts")
+    alone("rlpd", tmp_path / "single", SEEDS[1])
+    close(tmp_path / "single" / "seed1", tmp_path / "whole" / "seed1", 1e-4)
 
 
 def test_killed_while_saving_goes_back_to_the_common_step(tmp_path: Path) -> None:
-    folders = [tmp_path / "whole", tmp_path / "parts"]
-    whole = many("rlpd", folders[0], "checkpoint_every=20")
-    many("rlpd", folders[1], "checkpoint_every=20")
-    shutil.rmtree(step_folder(folders[1] / "seed1" / "checkpoints", 60))
+    every = "schedule.checkpoint_every=20"
+    many("rlpd", tmp_path / "whole", every)
+    many("rlpd", tmp_path / "parts", every)
+    shutil.rmtree(step_folder(tmp_path / "parts" / "seed1" / "checkpoints", 60))
     with pytest.warns(UserWarning, match="goes back from step 60 to 40"):
-        second = many("rlpd", folders[1], "checkpoint_every=20", "resume=true")
-    equal(whole, second, folders)
+        many("rlpd", tmp_path / "parts", every, "resume=true")
+    equal(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_in_the_first_round_of_saves_begins_anew(tmp_path: Path) -> None:
+    every = "schedule.checkpoint_every=40"
+    many("rlpd", tmp_path / "whole", every)
+    with dying("online", 40):
+        many("rlpd", tmp_path / "parts", every)
+    assert [bool(list((tmp_path / f"parts/seed{seed}/checkpoints").glob("step-*"))) for seed in SEEDS] == [
+        True,
+        False,
+        False,
+    ]
+    with pytest.warns(UserWarning, match="begin anew"):
+        many("rlpd", tmp_path / "parts", every, "resume=true")
+    equal(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_one_of_many_goes_on_alone(tmp_path: Path) -> None:
     """The folders are single runs': rlpd.py resumes one of them."""
     many("rlpd", tmp_path / "many", stop=45)
-    resumed = alone("rlpd", tmp_path / "many", 1, "resume=true")
-    close(alone("rlpd", tmp_path / "single", 1), resumed, 1e-4)
+    alone("rlpd", tmp_path / "many", 1, "resume=true")
+    alone("rlpd", tmp_path / "single", 1)
+    close(tmp_path / "single" / "seed1", tmp_path / "many" / "seed1", 1e-4)
 
 
 def test_folders_are_checked_before_anything_is_made(tmp_path: Path) -> None:
@@ -174,7 +183,7 @@ def test_folders_are_checked_before_anything_is_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["rlpd", pytest.param("a3rl", marks=pytest.mark.slow)])
 def test_from_the_command_line(tmp_path: Path, algorithm: str) -> None:
-    arguments = [*words(algorithm, tmp_path), "seeds=[3,4]", "collector.total_frames=40"]
+    arguments = [*words(algorithm, tmp_path), "seeds=[3,4]", "online.total_frames=40"]
     result = run_script(f"sota-implementations/{algorithm}/{algorithm}_seeds.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for seed in (3, 4):

@@ -23,7 +23,7 @@ from tests.scripts.compiling import (
 from tests.scripts.phases import PhasesContract, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers.launch import load_script
+from torchrl_o2o.trainers.algorithms import make_td3_bc
 
 SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]")
 
@@ -35,8 +35,8 @@ class TestTD3BC(PhasesContract):
     def test_the_delay_goes_on_where_the_run_stopped(self, tmp_path: Path) -> None:
         """The contract's odd stops are resumed bit for bit; here is what the count says."""
         self.train(tmp_path, "policy_delay=4")
-        assert newest(tmp_path / "offline", "update_counters") == {"updates": 6}
-        assert newest(tmp_path, "update_counters") == {"updates": 24}
+        assert newest(tmp_path / "offline", "update") == {"calls": 6, "counts": {1: 6}}
+        assert newest(tmp_path, "update") == {"calls": 24, "counts": {1: 24}}
         steps = [row["step"] for row in rows(tmp_path) if "train/loss_actor" in row]
         assert steps == [4, 8, 12, 16, 20, 24]
 
@@ -48,7 +48,7 @@ class Compiled(TestTD3BC):
 def learner(*words: str, compiled: bool = False) -> Any:
     torch.manual_seed(0)
     cfg = compose("td3_bc", "task=locomotion-cpu", *SMALL, f"compile={compiled}", *words)
-    return load_script("td3_bc").TD3BC(cfg, (3, 2))
+    return make_td3_bc(cfg, (3, 2))
 
 
 def parameters(learner: Any, name: str) -> torch.Tensor:
@@ -63,7 +63,7 @@ def test_actor_and_targets_move_at_every_second_update() -> None:
     moved = []
     for _ in range(4):
         before = [parameters(td3, name).clone() for name in watched]
-        td3.step(batch)
+        td3.update(batch)
         moved.append([not torch.equal(was, parameters(td3, name)) for was, name in zip(before, watched)])
     assert moved == [[True, False, False, False], [True] * 4] * 2
 

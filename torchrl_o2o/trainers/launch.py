@@ -9,12 +9,10 @@ A configuration has the sections that are named beside each use here, each the k
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -29,7 +27,6 @@ from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.errors import O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import plain_config
-from torchrl_o2o.scripts import find_script
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner
@@ -43,7 +40,6 @@ __all__ = [
     "accept_seeds",
     "launch",
     "load_problem",
-    "load_script",
     "offline_phase",
     "online_phase",
     "run_options",
@@ -55,30 +51,6 @@ NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
 MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
-
-
-def load_script(name: str) -> ModuleType:
-    """Import the script of another algorithm, to reuse its learner.
-
-    Args:
-        name: as in :func:`~torchrl_o2o.scripts.find_script`.
-
-    Raises:
-        O2OSpecError: if there is no such script.
-
-    Examples:
-        >>> load_script("rlpd").Learner.__name__
-        'Learner'
-    """
-    key = f"o2o_sota_{name.replace('/', '_')}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, find_script(name))
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[key] = module  # dataclasses look their own module up
-        spec.loader.exec_module(module)
-    return sys.modules[key]
 
 
 def load_problem(cfg: DictConfig, method: str) -> Problem:

@@ -81,6 +81,11 @@ class Learner:
         """The policy that collects."""
         return self.actor if self._explorer is None else self._explorer
 
+    @property
+    def calls(self) -> int:
+        """How many updates were made, resumed runs included; what a schedule goes by."""
+        return self.state["update"].calls
+
     def objects(self) -> dict[str, Any]:
         """What a checkpoint has to hold."""
         objects = {"loss": self.loss, **{f"{name}_optim": optim for name, optim in self.optims.items()}, **self.state}

@@ -101,9 +101,8 @@ def fade_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
     """
     if not isinstance(learner.loss, ACALoss):
         return {}
-    assert isinstance(learner.update, Update)
     before = learner.loss.interpolation.clone()
-    learner.loss.interpolation = interpolation_weight(learner.update.calls, **plain(cfg.interpolation))
+    learner.loss.interpolation = interpolation_weight(learner.calls, **plain(cfg.interpolation))
     return {"interpolation": before}
 
 

@@ -76,9 +76,7 @@ def cool_constraint(cfg: DictConfig, learner: Learner) -> None:
         learner: of :func:`make_spot`.
     """
     assert isinstance(learner.loss, SPOTLoss)
-    assert isinstance(learner.update, Update)
-    step = learner.update.calls + 1
-    weight = spot_cooling(cfg.loss.density_weight, step, cfg.online.total_frames, cfg.cooling_floor)
+    weight = spot_cooling(cfg.loss.density_weight, learner.calls + 1, cfg.online.total_frames, cfg.cooling_floor)
     learner.loss.density_weight.fill_(weight)
 
 
