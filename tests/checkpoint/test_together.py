@@ -10,8 +10,8 @@ import pytest
 
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.folders import steps
-from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.checkpoint.together import common_step
+from torchrl_o2o.errors import O2OCheckpointError
 
 
 def folders(tmp_path: Path, saved: list[list[int]]) -> list[Path]:

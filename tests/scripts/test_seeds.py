@@ -157,7 +157,7 @@ def test_killed_in_the_first_round_of_saves_begins_anew(tmp_path: Path) -> None:
         False,
         False,
     ]
-    with pytest.warns(UserWarning, match="begin anew"):
+    with pytest.warns(UserWarning, match="goes back from step 40 to the start"):
         many("rlpd", tmp_path / "parts", every, "resume=true")
     equal(tmp_path / "whole", tmp_path / "parts")
 

@@ -20,10 +20,10 @@ from torchrl_o2o.checkpoint.streams import RandomStream
 from torchrl_o2o.checkpoint.together import common_step
 
 __all__ = [
-    "RandomStream",
     "Checkpointer",
+    "RandomStream",
+    "common_step",
     "load_objects",
     "restore_rng_state",
-    "common_step",
     "rng_state",
 ]
