@@ -37,10 +37,11 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, load_offline, offline_online_storage
 from torchrl_o2o.functional import centered_rank
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, join_sources
+from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.objectives.networks import call_ensemble, flat_parameters, take_members
 from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
 
 OBSERVATION, ACTION, MEMBERS, SUBSET, BATCH, UTD = 17, 6, 10, 2, 256, 20
 POOL, SAMPLES = 4 * BATCH, 10
@@ -66,14 +67,20 @@ class Agent:
         self.loss = EnsembleSACLoss(make_actor(observation, action), critics, sub_sample_len=SUBSET)
         self.ratio = DensityRatio(observation, action)
         self.ratio_loss = DensityRatioLoss(self.ratio)
-        if compiled:
-            self.loss.compile()
-            self.ratio_loss.compile()
         self.compiled = compiled
-        self.updater = SoftUpdate(self.loss, tau=0.005)
+        updater = MoveTargets(SoftUpdate(self.loss, tau=0.005))
         parts = (self.loss.qvalue_network_params, self.loss.actor_network_params, self.loss.temperature)
-        self.critic, self.actor, self.alpha = (adam(list(part.parameters())) for part in parts)
-        self.ratio_optim = adam(list(self.ratio_loss.parameters()))
+        critic, actor, alpha = (adam(list(part.parameters())) for part in parts)
+        steps = Descend("actor", actor), Descend("alpha", alpha)
+        self.update = Update(self.loss, Repeat(UTD, Descend("qvalue", critic), updater), *steps)
+        self.critics_alone = Update(self.loss, Descend("qvalue", critic), updater)
+        self.actor_alone = Update(self.loss, *steps)
+        self.update_ratio = Update(
+            self.ratio_loss, Repeat(UTD, Descend("density_ratio", adam(list(self.ratio_loss.parameters()))))
+        )
+        if compiled:
+            for update in (self.update, self.critics_alone, self.actor_alone, self.update_ratio):
+                update.compile()
 
     def advantage(self, **settings: int | bool) -> Advantage:
         """An advantage, compiled if the agent is."""
@@ -81,22 +88,6 @@ class Agent:
         if self.compiled:
             advantage.compile()
         return advantage
-
-    def update(self, batch: TensorDictBase) -> None:
-        """utd_ratio critic steps, one of the actor, one of the temperature."""
-        for minibatch in batch.split(BATCH):
-            descend(self.critic, self.loss.qvalue_loss(minibatch)[0])
-            self.updater.step()
-        value, info = self.loss.actor_loss(minibatch)
-        descend(self.actor, value)
-        descend(self.alpha, self.loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
-
-    def update_ratio(self, batch: TensorDictBase) -> None:
-        """One density step on every minibatch of interleaved rows."""
-        for minibatch in batch.split(BATCH):
-            descend(
-                self.ratio_optim, self.ratio_loss.density_ratio_loss(join_sources(minibatch[0::2], minibatch[1::2]))[0]
-            )
 
 
 @torch.no_grad()
@@ -226,12 +217,9 @@ def trained(steps: int, dataset: str) -> tuple[Agent, TensorDict]:
     agent = Agent(True, data["observation"].shape[-1], data["action"].shape[-1])
     for step in range(steps):
         minibatch = data[torch.randint(len(data), (BATCH,))]
-        descend(agent.critic, agent.loss.qvalue_loss(minibatch)[0])
-        agent.updater.step()
+        agent.critics_alone(minibatch)
         if step % 4 == 0:
-            value, info = agent.loss.actor_loss(minibatch)
-            descend(agent.actor, value)
-            descend(agent.alpha, agent.loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
+            agent.actor_alone(minibatch)
     return agent, data
 
 

@@ -26,7 +26,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -36,7 +35,8 @@ import torch
 import torchrl
 from hydra import compose, initialize_config_dir
 
-from torchrl_o2o.trainers import load_script
+from torchrl_o2o.trainers import Finetuning, load_problem, online_phase
+from torchrl_o2o.trainers.algorithms import make_rlpd
 
 FOLDER = Path(__file__).parents[1] / "sota-implementations" / "rlpd"
 PARTS = ("environment", "guards", "acting", "collecting", "buffer", "sampling", "update", "logging", "rest")
@@ -87,46 +87,42 @@ class Stopwatch:
         self.begin_step()
 
 
-def instrument(watch: Stopwatch, script: ModuleType, run: Any) -> None:
+def instrument(watch: Stopwatch, run: Finetuning) -> None:
     """Replace the run's parts by timed ones."""
-    watch.wrap(run.collector.env.env, "step", "environment")
-    watch.wrap(run.collector.env.env, "reset", "environment")
-    watch.wrap(run.collector.env, "step", "guards")
-    watch.wrap(run.collector.env, "reset", "guards")
+    env: Any = run.collector.env
+    watch.wrap(env.env, "step", "environment")
+    watch.wrap(env.env, "reset", "environment")
+    watch.wrap(env, "step", "guards")
+    watch.wrap(env, "reset", "guards")
     watch.wrap(run.collector, "_act", "acting")
     watch.wrap(run.collector, "_step", "collecting")
     watch.wrap(run.buffer, "extend", "buffer")
     watch.wrap(run.buffer, "sample", "sampling")
     watch.wrap(run.learner, "update", "update")
-    watch.wrap(run, "update", "guards")  # what keeps a bad batch, around the learner's
-    watch.wrap(run.recorder, "log", "logging")
-    if hasattr(script, "finite_or_raise"):
-        watch.wrap(script, "finite_or_raise", "guards")
+    watch.wrap(run.session.record, "log", "logging")
 
 
-def measure(script: ModuleType, cfg: Any, steps: int) -> tuple[Stopwatch, float, float]:
-    """Fine-tune for some steps; also seconds for one checkpoint and one evaluation."""
-    run = script.make_run(cfg)
-    checkpoint = script.make_checkpointer(run)
-    watch, interrupt = Stopwatch(), SimpleNamespace(requested=False)
-    instrument(watch, script, run)
-    first = cfg.collector.init_random_frames + WARM_UP
-    after_step = run.after_step
-
-    def count(at: int, *args: Any) -> None:
-        interrupt.requested = at == first + steps
-        after_step(at, *args[:-1], SimpleNamespace(save=lambda step: None))
-        (watch.end_step if at > first else watch.begin_step)()
-
-    run.after_step = count
-    run.finetune(interrupt, checkpoint)
-    began = time.perf_counter()
-    checkpoint.save(run.collector.frames)
-    saved = time.perf_counter()
-    run.evaluate(run.collector.frames)
-    seconds = saved - began, time.perf_counter() - saved
+def measure(cfg: Any, steps: int) -> tuple[Stopwatch, float, float]:
+    """The loop of rlpd.py for some steps; also seconds for one checkpoint and one evaluation."""
+    problem, watch = load_problem(cfg, "rlpd"), Stopwatch()
+    run = online_phase(cfg, problem, None, make_rlpd)
+    instrument(watch, run)
+    first = cfg.online.init_random_frames + WARM_UP
+    with run:
+        for step, data in run.steps():
+            if step > 1:
+                (watch.end_step if step - 1 > first else watch.begin_step)()
+            if step > first + steps:
+                break
+            run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
+            if run.may_update(step):
+                run.log(run.learner.update(run.sample()))
+        began = time.perf_counter()
+        run.session.checkpoint.save(run.collector.frames)
+        saved = time.perf_counter()
+        run.session.evaluate()
+        seconds = saved - began, time.perf_counter() - saved
     run.collector.shutdown()
-    run.recorder.close()
     return watch, *seconds
 
 
@@ -135,7 +131,7 @@ def report(watch: Stopwatch, cfg: Any, checkpoint: float, evaluation: float) -> 
     wall = {part: sum(watch.wall[part]) for part in PARTS}
     cpu = {part: sum(watch.cpu[part]) for part in PARTS}
     count = len(watch.wall["update"])
-    every = {"checkpoint": cfg.checkpoint_every, "evaluation": cfg.eval_every}
+    every = {"checkpoint": cfg.schedule.checkpoint_every, "evaluation": cfg.schedule.eval_every}
     spread = {"checkpoint": checkpoint / every["checkpoint"], "evaluation": evaluation / every["evaluation"]}
     total, total_cpu = sum(wall.values()) / count + sum(spread.values()), sum(cpu.values()) / count
     columns = f"{'wall, median':>13s}{'mean':>9s}{'share':>8s}{'CPU, median':>13s}{'share':>8s}"
@@ -165,7 +161,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(FOLDER), version_base="1.3"):
-        fixed = [f"run_dir={folder}/run", "collector.init_random_frames=50", "collector.total_frames=5000"]
+        fixed = [
+            f"run_dir={folder}/run",
+            "schedule.eval_every=100000",
+            "schedule.checkpoint_every=100000",
+            "online.init_random_frames=50",
+            "online.total_frames=5000",
+        ]
         cfg = compose("config", overrides=[*fixed, *arguments.overrides])
         torch.set_num_threads(cfg.num_threads)
         print(f"torch {torch.__version__}, torchrl {torchrl.__version__}, tensordict {tensordict.__version__}")
@@ -173,11 +175,11 @@ def main() -> None:
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         print(
             f"{cfg.num_threads} thread(s) (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}), {cfg.task_name}, "
-            f"utd_ratio {cfg.training.utd_ratio}, {cfg.qvalue.num_qvalue_nets} critics of {cfg.qvalue.hidden_sizes}, "
+            f"utd_ratio {cfg.utd_ratio}, {cfg.qvalue.num_qvalue_nets} critics of {cfg.qvalue.hidden_sizes}, "
             f"compile {cfg.compile}",
             flush=True,
         )
-        watch, checkpoint, evaluation = measure(load_script("rlpd"), cfg, 30 if arguments.short else arguments.steps)
+        watch, checkpoint, evaluation = measure(cfg, 30 if arguments.short else arguments.steps)
         report(watch, cfg, checkpoint, evaluation)
 
 

@@ -23,14 +23,11 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict
 from torch.optim import AdamW
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
-from torchrl_o2o.seeds import StackedDensityRatio, StackedLearner, StackedOptimizer
 
 from torchrl_o2o.data import OnlineWriter, PoolSampler, offline_online_storage
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
@@ -38,73 +35,44 @@ from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, join_sourc
 from torchrl_o2o.objectives.noise import GeneratorNoise
 from torchrl_o2o.priorities import Advantage, DensityRatioScore
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.updates import compile_update
+from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
 
 OBSERVATION, ACTION, BATCH = 17, 6, 256
 # Widths, critics and utd_ratio of the CPU presets and of the paper.
 SIZES = {"small": ((64, 64), 2, 2), "paper": ((256, 256), 10, 20)}
 
 
-@dataclass
-class Learner:
-    """One agent's loss and optimizers, as the scripts have them."""
-
-    loss: EnsembleSACLoss
-    critic_optim: AdamW
-    actor_optim: AdamW
-    alpha_optim: AdamW
-
-    def update(self, batch: TensorDict, updater: SoftUpdate) -> None:
-        """The single agent's update."""
-        for minibatch in batch.split(BATCH):
-            descend(self.critic_optim, self.loss.qvalue_loss(minibatch)[0])
-            updater.step()
-        value, info = self.loss.actor_loss(minibatch)
-        descend(self.actor_optim, value)
-        descend(self.alpha_optim, self.loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
-
-
-def descend(optim: torch.optim.Optimizer, value: torch.Tensor) -> None:
-    """One step of gradient descent."""
-    optim.zero_grad()
-    value.backward()
-    optim.step()
-
-
-def make_learner(size: str, device: str, seed: int) -> Learner:
-    """One agent."""
+def make_agent(size: str, device: str, seed: int) -> tuple[EnsembleSACLoss, Update]:
+    """One agent's loss and update, as the scripts have them."""
     torch.manual_seed(seed)
-    hidden, members, _ = SIZES[size]
+    hidden, members, ratio = SIZES[size]
     critics = make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=members, hidden_sizes=hidden)
     actor = make_actor(OBSERVATION, ACTION, hidden_sizes=hidden)
     loss = EnsembleSACLoss(actor, critics, sub_sample_len=2).to(device)
     loss.noise = GeneratorNoise(torch.Generator(device).manual_seed(seed))
     parts = loss.qvalue_network_params, loss.actor_network_params, loss.temperature
-    return Learner(loss, *(AdamW(part.parameters(), lr=3e-4, weight_decay=0.0, fused=True) for part in parts))
+    critic, actor_, alpha = (AdamW(part.parameters(), lr=3e-4, weight_decay=0.0, fused=True) for part in parts)
+    targets = MoveTargets(SoftUpdate(loss, tau=0.005))
+    repeated = Repeat(ratio, Descend("qvalue", critic), targets)
+    return loss, Update(loss, repeated, Descend("actor", actor_), Descend("alpha", alpha))
 
 
 def contenders(size: str, agents: int, device: str, mode: str) -> dict[str, Callable[[], object]]:
-    """N single updates and one stacked one, of agents of their own."""
+    """N single updates and one stacked one, of agents of their own; eagerly both do one agent after the other."""
     batch = random_transitions(SIZES[size][2] * BATCH, OBSERVATION, ACTION).to(device)
     batches = torch.stack([batch] * agents)
-    learner = make_learner(size, device, 0)
-    updater = SoftUpdate(learner.loss, tau=0.005)
-    others = [make_learner(size, device, seed) for seed in range(agents)]
-    for other in others:
-        SoftUpdate(other.loss, tau=0.005)
-    stacked = StackedLearner(others)
-    update: Callable[[TensorDict], object] = lambda batch: learner.update(batch, updater)  # noqa: E731
+    _, update = make_agent(size, device, 0)
+    stacked = Update.stack([make_agent(size, device, seed)[1] for seed in range(agents)])
     if mode != "eager":
         how = "reduce-overhead" if mode == "graphs" else "default"
-        optims = {"qvalue": learner.critic_optim, "actor": learner.actor_optim, "alpha": learner.alpha_optim}
-        update = compile_update(learner.loss, optims, updater, utd_ratio=SIZES[size][2], mode=how)  # type: ignore[arg-type]
-        stacked.compile(mode=how)  # type: ignore[arg-type]
+        update.compile(mode=how)
+        stacked.compile(mode=how)
 
     def single() -> None:
         for _ in range(agents):  # the same agent N times: the work of N, and no other caches than N would have
             update(batch)
 
-    return {"single": single, "stacked": lambda: stacked.update(batches, BATCH)}
+    return {"single": single, "stacked": lambda: stacked(batches)}
 
 
 def timed(table: dict[str, Callable[[], object]], rounds: int, device: str) -> list[dict[str, list[float]]]:
@@ -141,18 +109,18 @@ def updates(size: str, mode: str, arguments: argparse.Namespace) -> None:
 
 def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
     """Print what the parts of one A3RL step of N agents cost: only the scored pools are not stacked."""
-    table = contenders(size, agents, "cpu", "eager")
+    table = contenders(size, agents, "cpu", "compiled")
     hidden = SIZES[size][0]
-    densities = [DensityRatioLoss(DensityRatio(OBSERVATION, ACTION, hidden_sizes=hidden)) for _ in range(agents)]
-    optims = [torch.optim.Adam(loss.parameters(), lr=3e-4, fused=True) for loss in densities]
+    densities = [DensityRatioLoss(DensityRatio(OBSERVATION, ACTION, hidden_sizes=hidden)) for _ in range(agents + 1)]
+    updates = [
+        Update(loss, Descend("density_ratio", torch.optim.Adam(loss.parameters(), lr=3e-4, fused=True))).compile()
+        for loss in densities
+    ]
     rows = random_transitions(BATCH // 2, OBSERVATION, ACTION)
-    many = torch.stack([rows] * agents)
-    stacked = StackedDensityRatio(densities)
-    optim = StackedOptimizer(optims, stacked.leaves)
-    alone = DensityRatioLoss(DensityRatio(OBSERVATION, ACTION, hidden_sizes=hidden))
-    alone_optim = torch.optim.Adam(alone.parameters(), lr=3e-4, fused=True)
-    learner = make_learner(size, "cpu", 0)
-    score = Advantage(learner.loss) + DensityRatioScore(alone.density_ratio_network)
+    both = join_sources(rows, rows)
+    many, stacked, alone = torch.stack([both] * agents), Update.stack(updates[:-1]), updates[-1]
+    loss, _ = make_agent(size, "cpu", 0)
+    score = Advantage(loss) + DensityRatioScore(densities[-1].density_ratio_network)
     offline = random_transitions(5_000, OBSERVATION, ACTION)
     batch_size = SIZES[size][2] * BATCH
     buffer = TensorDictReplayBuffer(
@@ -165,14 +133,12 @@ def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
     parts = {
         "update, N single": table["single"],
         "update, stacked": table["stacked"],
-        "density ratio, N single": lambda: [
-            descend(alone_optim, alone.density_ratio_loss(join_sources(rows, rows))[0]) for _ in range(agents)
-        ],
-        "density ratio, stacked": lambda: optim.descend(stacked.density_ratio_loss(many, many)[0], "density"),
+        "density ratio, N single": lambda: [alone(both) for _ in range(agents)],
+        "density ratio, stacked": lambda: stacked(many),
         "scored pools, N single": lambda: [buffer.sample() for _ in range(agents)],
     }
     times = {name: statistics.median(values) for name, values in timed(parts, arguments.rounds, "cpu")[1].items()}
-    print(f"\nA3RL, {size} networks, N = {agents}, eager: CPU ms per environment step of all agents")
+    print(f"\nA3RL, {size} networks, N = {agents}, compiled: CPU ms per environment step of all agents")
     for name, value in times.items():
         print(f"  {name:26s}{value:10.1f}", flush=True)
     pools = times["scored pools, N single"]
@@ -184,10 +150,10 @@ def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="N = 1, 5, small networks, eager, 5 rounds")
+    parser.add_argument("--short", action="store_true", help="N = 1, 5, small networks, compiled, 5 rounds")
     parser.add_argument("--agents", type=int, nargs="+", default=[1, 5, 10])
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled", "graphs"], default=["eager", "compiled"])
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled", "graphs"], default=["compiled"])
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -195,12 +161,11 @@ def main() -> None:
     parser.add_argument("--no-a3rl", action="store_true", help="leave out the parts of A3RL")
     arguments = parser.parse_args()
     if arguments.short:
-        arguments.agents, arguments.sizes, arguments.modes, arguments.rounds = [1, 5], ["small"], ["eager"], 5
+        arguments.agents, arguments.sizes, arguments.modes, arguments.rounds = [1, 5], ["small"], ["compiled"], 5
     warnings.filterwarnings("ignore")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     torch.set_num_threads(arguments.threads)
     torch.backends.mkldnn.matmul.fp32_precision = "bf16" if arguments.onednn else "none"  # type: ignore[attr-defined]
-    torch._dynamo.config.recompile_limit = 64  # one graph per N and size
     print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"{arguments.device}, {arguments.threads} thread(s), batch {BATCH}, {arguments.rounds} rounds")
     for size in arguments.sizes:

@@ -64,11 +64,9 @@ def descend(optim: torch.optim.Optimizer, value: torch.Tensor) -> None:
     optim.step()
 
 
-def ours(compiled: bool) -> Update:
+def ours() -> Update:
     """EnsembleSACLoss, its three losses stepped separately."""
     loss = EnsembleSACLoss(*networks(), sub_sample_len=SUBSET)
-    if compiled:
-        loss.compile()
     updater = SoftUpdate(loss, tau=0.005)
     critic, actor = adam(group(loss, "qvalue")), adam(group(loss, "actor"))
     alpha = adam(group(loss, "temperature"))
@@ -134,8 +132,7 @@ def sac() -> Update:
 CONTENDERS: dict[str, Callable[[], Update]] = {
     "REDQLoss (TorchRL), joint": redq,
     "SACLoss x10 (TorchRL), separate": sac,
-    "EnsembleSACLoss, eager": lambda: ours(False),
-    "EnsembleSACLoss, its cores compiled": lambda: ours(True),
+    "EnsembleSACLoss, eager": lambda: ours(),
     "EnsembleSACLoss, compile_update": lambda: whole("default"),
     "EnsembleSACLoss, compile_update, bf16": lambda: whole("default", torch.bfloat16),
 }

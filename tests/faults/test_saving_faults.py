@@ -25,7 +25,8 @@ from tests.checkpoint.test_crash import PROCESSES, ROWS, check_kills, in_process
 from tests.checkpoint.test_whole_run import OFFLINE_UPDATES, Training
 from tests.checkpoint.tiny_run import Run, assert_identical, uninterrupted
 from tests.record.test_sinks import FakeWandb
-from tests.scripts.running import ROOT, compose, load_script
+from tests.scripts.phases import newest
+from tests.scripts.running import ROOT, compose, script_of
 from torchrl_o2o import durable
 from torchrl_o2o.checkpoint import Checkpointer, folders
 from torchrl_o2o.checkpoint.manifest import read_manifest, write_manifest
@@ -34,7 +35,9 @@ from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.record.recorder import Recorder, read_metrics
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers import pipeline
 from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
+from torchrl_o2o.updates import Update
 
 KINDS = ("agent", *ROWS)
 
@@ -208,17 +211,11 @@ def test_case_22_resumed_offline_at_the_switch_and_twice_in_mid_episode(tmp_path
     torch.testing.assert_close(parts.everything(), expected, rtol=0, atol=0)
 
 
-def small_script_run(folder: Path, *words: str):
-    script = load_script("sota-implementations/rlpd/rlpd.py")
-    words += ("task=halfcheetah-linear-mix-cpu", "compile=false", f"run_dir={folder}", "training.batch_size=8")
-    words += ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "training.pretrain_steps=6", "eval_every=100")
-    words += (
-        "collector.total_frames=100",
-        "collector.init_random_frames=5",
-        "evaluation.num_episodes=1",
-        "log_every=1",
-    )
-    return script, script.make_run(compose("rlpd", *words))
+def small_script_run(folder: Path, *words: str) -> None:
+    words += ("task=halfcheetah-linear-mix-cpu", "compile=false", f"run_dir={folder}", "online.batch_size=8")
+    words += ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "offline.num_steps=6", "schedule.eval_every=100")
+    words += ("online.total_frames=100", "online.init_random_frames=5", "evaluation.num_episodes=1")
+    script_of("rlpd").train(compose("rlpd", *words, "schedule.log_every=1"))
 
 
 @pytest.mark.parametrize("stop", [0, 3, 6, 9])
@@ -226,25 +223,27 @@ def test_case_22_the_script_asked_to_stop_by_a_signal(
     tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     """During the first evaluation (0), offline (3), at the last offline update (6) and online (9)."""
-    script, whole = small_script_run(tmp_path / "whole")
-    script.train(whole, script.make_checkpointer(whole))
-    script, first = small_script_run(tmp_path / "parts")
-    update, evaluate, count = first.update, first.evaluate, iter(range(1, 10**6))
+    small_script_run(tmp_path / "whole")
+    update, evaluate, count = Update.__call__, pipeline.evaluate, iter(range(1, 10**6))
 
-    def asked(batch):
+    def asked(self, batch):
         if next(count) == stop:
             os.kill(os.getpid(), signal.SIGTERM)
-        return update(batch)
+        return update(self, batch)
 
-    first.update = asked
-    if stop == 0:
-        first.evaluate = lambda at: os.kill(os.getpid(), signal.SIGTERM) or evaluate(at)
-    with pytest.raises(SystemExit) as caught:
-        script.train(first, script.make_checkpointer(first))
+    def asked_at_first(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Update, "__call__", asked)
+        if stop == 0:
+            patched.setattr(pipeline, "evaluate", asked_at_first)
+        with pytest.raises(SystemExit) as caught:
+            small_script_run(tmp_path / "parts")
     assert caught.value.code == 143
-    script, second = small_script_run(tmp_path / "parts", "resume=true")
-    script.train(second, script.make_checkpointer(second))
-    assert_identical(dict(second.learner.loss.state_dict()), dict(whole.learner.loss.state_dict()))
+    small_script_run(tmp_path / "parts", "resume=true")
+    assert_identical(newest(tmp_path / "parts", "loss"), newest(tmp_path / "whole", "loss"))
     rows = [[row | {"time": 0} for row in read_metrics(tmp_path / name)] for name in ("parts", "whole")]
     assert rows[0] == rows[1]
 
@@ -288,9 +287,18 @@ def test_case_27_an_update_that_is_not_finite(tmp_path: Path) -> None:
 
 
 def test_case_27_the_script_keeps_the_batch_and_says_how_to_go_on(tmp_path: Path, small_data: Path) -> None:
-    words = ["task=halfcheetah-linear-mix-cpu", "compile=false", f"run_dir={tmp_path / 'run'}", "checkpoint_every=3"]
-    words += ["training.batch_size=8", "collector.init_random_frames=10", "reward.scale=1e30"]  # its square overflows
-    words += ["collector.total_frames=400", "evaluation.num_episodes=1", "evaluation.num_envs=1"]
+    words = [
+        "task=halfcheetah-linear-mix-cpu",
+        "compile=false",
+        f"run_dir={tmp_path / 'run'}",
+        "schedule.checkpoint_every=3",
+    ]
+    words += [
+        "online.batch_size=8",
+        "online.init_random_frames=10",
+        "convention.reward_scale=1e30",
+    ]  # its square overflows
+    words += ["online.total_frames=400", "evaluation.num_episodes=1", "evaluation.num_envs=1"]
     command = [sys.executable, str(ROOT / "sota-implementations/rlpd/rlpd.py"), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

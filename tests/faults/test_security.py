@@ -23,7 +23,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.scripts.running import ROOT, compose, load_script
+from tests.scripts.running import ROOT, compose, script_of
 from torchrl_o2o.checkpoint import Checkpointer, load_objects
 from torchrl_o2o.checkpoint.manifest import digest, read_manifest, write_manifest
 from torchrl_o2o.data import load_offline
@@ -31,6 +31,7 @@ from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.provenance import git_commit
 from torchrl_o2o.record.recorder import Recorder, read_run
+from torchrl_o2o.trainers import run_options
 
 PACKAGE = ROOT / "torchrl_o2o"
 SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "sota-implementations").rglob("*.py"), *(ROOT / "examples").glob("*.py")]
@@ -235,9 +236,8 @@ def test_environment_variables_in_a_configuration_stay_names(tmp_path: Path, mon
     assert "hunter2" not in (tmp_path / "run.json").read_text()
     Recorder(tmp_path / "part", config=config.nested[0]).close()
     assert read_run(tmp_path / "part")["config"] == stored["nested"][0]
-    script = load_script("sota-implementations/rlpd/rlpd.py")
     cfg = compose("rlpd", "task_name=${oc.env:O2O_TEST_SECRET}")
-    assert "hunter2" not in json.dumps(script.compared(cfg))
+    assert "hunter2" not in json.dumps(run_options(cfg, tmp_path).config)
 
 
 LEAKS = {
@@ -336,10 +336,9 @@ def test_case_c27_a_checkouts_configuration_runs_nothing(tmp_path: Path, mark: P
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "torch.hub.load", "torch.nn.Linear"])
 def test_case_29_targets_in_a_configuration_are_not_called(tmp_path: Path, mark: Path, target: str) -> None:
     """The script builds from its own names; a `_target_` is an argument that no constructor takes."""
-    script = load_script("sota-implementations/rlpd/rlpd.py")
     cfg = compose("rlpd", f"+actor._target_={target}", f"+actor.command='touch {mark}'", f"run_dir={tmp_path / 'run'}")
     with pytest.raises(TypeError, match="_target_"):
-        script.make_run(cfg)
+        script_of("rlpd").train(cfg)
     assert not mark.exists()
     assert not (tmp_path / "run").exists()
 

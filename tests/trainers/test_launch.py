@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.trainers.launch import choose_route, launch, load_script, product_dtype, run_options
+from torchrl_o2o.trainers.launch import choose_route, launch, product_dtype, run_options
 from torchrl_o2o.updates.matmul import matmul_route
 
 CONFIG = {
@@ -41,12 +41,6 @@ def test_what_has_no_influence_is_not_compared(tmp_path: Path) -> None:
     assert options.config == {key: CONFIG[key] for key in kept}
     assert (options.seed, options.schedule.eval_every, options.evaluation) == (3, 7, {"num_episodes": 2})
     assert "online" not in run_options(cfg, tmp_path, without=("online",)).config
-
-
-def test_scripts_are_loaded_once() -> None:
-    assert load_script("awac") is load_script("awac")
-    with pytest.raises(O2OSpecError, match="awac"):
-        load_script("awca")
 
 
 @pytest.mark.parametrize("name", ["onednn", "auto"])
