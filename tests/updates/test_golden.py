@@ -1,0 +1,359 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Whole updates of the authors' codes through `Update`: eagerly, as captured graphs, and stacked over two agents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.optim import Adam
+
+from tests import golden_vectors as golden
+from tests.data.samplers import test_golden_a3rl as a3rl
+from tests.kernels import without_kernels
+from tests.objectives import golden_offline as offline
+from tests.objectives import test_golden_aca as aca
+from tests.objectives import test_golden_awac as awac
+from tests.objectives import test_golden_cql as cql
+from tests.objectives import test_golden_iql as iql
+from tests.objectives import test_golden_rlpd as rlpd
+from tests.objectives import test_golden_spot as spot
+from tests.objectives import test_golden_td3_bc as td3_bc
+from tests.objectives import test_off2on as off2on
+from torchrl_o2o.updates import Descend, Every, Joint, MoveTargets, Repeat, Update
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.fixture
+def float64() -> Any:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+class Recorded:
+    """Recorded numbers, each used once, in the order of the draws of their name."""
+
+    def __init__(self, values: Mapping[str, Sequence[Tensor]]) -> None:
+        self.values = {name: list(each) for name, each in values.items()}
+
+    def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
+        value = self.values[name].pop(0)
+        assert tuple(value.shape) == (*sample_shape, *like.shape), name
+        return value
+
+    uniform = normal
+
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+        return self.values[name].pop(0).long() if name in self.values else torch.arange(num_members)
+
+
+@dataclass
+class Whole:
+    """An agent, the batches of its updates with their noise, and what it must end in."""
+
+    loss: Any
+    update: Update
+    batches: list[TensorDictBase]
+    noise: list[Mapping[str, Sequence[Tensor]]]
+    check: Callable[[Mapping[str, Tensor]], None]
+    after: Callable[[], None] = lambda: None
+
+
+def rlpd_update(case: str) -> Whole:
+    tree = golden.load(f"rlpd/{case}")
+    loss, updater = rlpd.build(tree)
+    optims = rlpd.optimizers(loss, tree)
+    steps = [golden.sub(tree, f"step{t}") for t in range(int(golden.hp(tree, "n_updates")))]
+    batches = [golden.transitions(step) for step in steps]
+    noise = [
+        {
+            "next_action": list(step["noise/next_action"]),
+            "target": list(step["subset"]),
+            "action": [step["noise/action"]],
+        }
+        for step in steps
+    ]
+    repeat = Repeat(len(batches[0]) // 8, Descend("qvalue", optims["critic"]), MoveTargets(updater))
+    update = Update(loss, repeat, Descend("actor", optims["actor"]), Descend("alpha", optims["alpha"]))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_qvalue"], steps[-1]["out/critic_loss"], "critic loss")
+        golden.assert_close(metrics["loss_actor"], steps[-1]["out/actor_loss"], "actor loss")
+        golden.assert_close(metrics["entropy"], steps[-1]["out/entropy"], "entropy")
+        golden.assert_close(metrics["loss_alpha"], steps[-1]["out/temperature_loss"], "temperature loss")
+        net, actor = loss.qvalue_network.module, loss.actor_network[0].module
+        after = golden.sub(tree, "out/critic_after")
+        golden.assert_params(rlpd.flat(loss.qvalue_network_params), net, after, "module.")
+        after = golden.sub(tree, "out/target_critic_after")
+        golden.assert_params(rlpd.flat(loss.target_qvalue_network_params), net, after, "module.")
+        after = golden.sub(tree, "out/actor_after")
+        golden.assert_params(rlpd.flat(loss.actor_network_params), actor, after, rlpd.ACTOR_PREFIX)
+        golden.assert_close(loss.temperature.log_alpha, tree["out/log_alpha_after"], "log alpha")
+
+    return Whole(loss, update, batches, noise, check)
+
+
+def a3rl_update(variant: str) -> Whole:
+    """The authors' weights multiply the actor's and the temperature's loss too."""
+    tree = golden.load("a3rl/update_A")
+    loss, critic, others, updater = a3rl.learner(tree)
+    batch, _ = a3rl.draw(tree, loss, variant == "official")
+    out = golden.sub(tree, f"out/{variant}")
+    actor, alpha = (
+        Adam(group["params"], lr=group["lr"], betas=group["betas"], eps=group["eps"]) for group in others.param_groups
+    )
+    noise = {
+        "next_action": list(tree["noise/next_action"]),
+        "target": list(tree["subset"]),
+        "action": [tree["noise/action"]],
+    }
+    repeat = Repeat(len(batch) // 8, Descend("qvalue", critic), MoveTargets(updater))  # type: ignore[arg-type]
+    update = Update(loss, repeat, Descend("actor", actor), Descend("alpha", alpha))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_qvalue"], out["critic_loss"], "critic loss")
+        golden.assert_close(metrics["loss_actor"], out["actor_loss"], "actor loss")
+        golden.assert_close(metrics["entropy"], out["entropy"], "entropy")
+        golden.assert_close(metrics["loss_alpha"], out["temperature_loss"], "temperature loss")
+        net, module = loss.qvalue_network.module, loss.actor_network[0].module
+        golden.assert_params(a3rl.flat(loss.qvalue_network_params), net, golden.sub(out, "critic_after"), "module.")
+        after = golden.sub(out, "actor_after")
+        golden.assert_params(a3rl.flat(loss.actor_network_params), module, after, a3rl.ACTOR_PREFIX)
+        golden.assert_close(loss.temperature.log_alpha, out["log_alpha_after"], "log alpha")
+
+    return Whole(loss, update, [batch.select(*KEPT)], [noise], check)
+
+
+#: What the losses read of a batch.
+KEPT = ("observation", "action", "next", "priority_weight")
+
+
+def aca_update(case: str) -> Whole:
+    tree = golden.load(case)
+    online = case in aca.ONLINE
+    loss, updater = (aca.aca if online else aca.sacml)(tree)
+    recorded = loss.noise
+    parts = {"alpha": (loss.temperature, "temp"), "qvalue": (loss.qvalue_network_params, "critic")}
+    if not online:
+        parts["baseline"] = (loss.baseline_network_params, "baseline")
+    parts["actor"] = (loss.actor_network_params, "actor")
+    clip = golden.hp(tree, "actor_grad_clip_norm") if online else None
+    steps = [
+        Descend(name, aca.adam(part, tree, key), clip if name == "actor" else None)
+        for name, (part, key) in parts.items()
+    ]
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        step = golden.sub(tree, "out/update")
+        golden.assert_close(metrics["loss_actor"], step["actor_loss"], "actor loss")
+        golden.assert_close(loss.temperature.log_alpha, step["log_alpha_after"], "log alpha")
+        aca.assert_critics(loss, tree, "out/update/critic_after")
+        aca.assert_critics(loss, tree, "out/update/target_critic_after", target=True)
+        aca.assert_actor(loss, tree, "out/update/actor_after", grad=False)
+
+    noise = {name: [value] for name, value in recorded.values.items()}  # type: ignore[attr-defined]
+    return Whole(loss, Update(loss, *steps, MoveTargets(updater)), [golden.transitions(tree)], [noise], check)
+
+
+def cql_update(case: str) -> Whole:
+    tree = golden.load(case)
+    loss, updater = cql.build(case, tree)
+    steps = [
+        Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), lr=golden.hp(tree, "qf_lr"))),
+        Descend("actor", Adam(loss.actor_network_params.parameters(), lr=golden.hp(tree, "policy_lr"))),
+        Descend("alpha", Adam(loss.temperature.parameters(), lr=golden.hp(tree, "policy_lr"))),
+    ]
+    if loss.penalty.target_gap is not None:
+        steps.append(Descend("alpha_prime", Adam(loss.penalty.parameters(), lr=golden.hp(tree, "qf_lr"))))
+
+    def check(_: Mapping[str, Tensor]) -> None:
+        net = loss.qvalue_network.module
+        after = golden.sub(tree, "out/train/critic_after")
+        golden.assert_params(cql.values(loss.qvalue_network_params), net, after, "module.")
+        after = golden.sub(tree, "out/train/target_critic_after")
+        golden.assert_params(cql.values(loss.target_qvalue_network_params), net, after, "module.")
+        cql.assert_actor(loss, tree, "out/train/actor_after", False)
+
+    noise = {name: [value] for name, value in cql.recorded(tree).values.items()}
+    update = Update(loss, Joint(*steps), MoveTargets(updater))
+    return Whole(loss, update, [cql.batch_of(tree)], [noise], check)
+
+
+def iql_update(case: str) -> Whole:
+    tree, loss, updater = iql.build(case)
+    optims = iql.optimizers(loss, tree)
+    names = [("value", "value"), ("actor", "actor"), ("qvalue", "critic")]
+    steps = [Descend(name, optims[theirs]) for name, theirs in names]
+    authors = case == iql.AUTHORS
+    update = Update(loss, *(steps if authors else [Joint(*steps)]), MoveTargets(updater))
+    where = "out/update1" if authors else "out/train2"
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_actor"], tree[f"{where}/actor_loss"], "actor loss")
+        golden.assert_close(metrics["loss_value"], tree[f"{where}/value_loss"], "value loss")
+        offline.same_actor(loss, tree, f"{where}/actor_after")
+        offline.same_critic(loss, tree, f"{where}/critic_after")
+        offline.same_critic(loss, tree, f"{where}/target_critic_after", target=True)
+        iql.same_value(loss, tree, f"{where}/value_after")
+
+    batches = [golden.transitions(tree)] * 2
+    return Whole(loss, update, batches, [{}, {}], check, optims["schedule"].step)
+
+
+def spot_update(case: str) -> Whole:
+    tree, loss, updater = spot.build(case)
+    recorded: Any = loss.noise
+    critic = offline.adam(loss.qvalue_network_params, golden.hp(tree, "critic_lr"))
+    actor = offline.adam(loss.actor_network_params, golden.hp(tree, "actor_lr"))
+    update = Update(loss, Descend("qvalue", critic), Descend("actor", actor), MoveTargets(updater))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_actor"], tree["out/step/actor_loss"], "actor loss")
+        offline.same_actor(loss, tree, "out/step/actor_after")
+        offline.same_actor(loss, tree, "out/step/target_actor_after", target=True)
+        offline.same_critic(loss, tree, "out/step/critic_after")
+        offline.same_critic(loss, tree, "out/step/target_critic_after", target=True)
+
+    noise = {name: [value] for name, value in recorded.values.items()}
+    return Whole(loss, update, [golden.transitions(tree)], [noise], check)
+
+
+def td3_update(case: str) -> Whole:
+    """The critics twice, the actor and the targets every second time."""
+    tree, loss, updater = td3_bc.build(case)
+    lr = golden.hp(tree, "lr")
+    critic, actor = offline.adam(loss.qvalue_network_params, lr), offline.adam(loss.actor_network_params, lr)
+    update = Update(loss, Descend("qvalue", critic), Every(2, Descend("actor", actor), MoveTargets(updater)))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_qvalue"], tree["out/step2/critic_loss"], "critic loss")
+        golden.assert_close(metrics["loss_actor"], tree["out/step2/actor_loss"], "actor loss")
+        offline.same_actor(loss, tree, "out/step2/actor_after")
+        offline.same_actor(loss, tree, "out/step2/target_actor_after", target=True)
+        offline.same_critic(loss, tree, "out/step2/critic_after")
+        offline.same_critic(loss, tree, "out/step2/target_critic_after", target=True)
+
+    noise = [{"target_smoothing": [tree["noise/target_smoothing"][index]]} for index in range(2)]
+    return Whole(loss, update, [golden.transitions(tree)] * 2, noise, check)
+
+
+def off2on_update(case: str) -> Whole:
+    tree = golden.load(f"off2on/{case}")
+    test = off2on.TestGolden()
+    loss, updater = test.build(tree)
+    recorded: Any = loss.noise
+    betas = (golden.hp(tree, "adam_b1"), golden.hp(tree, "adam_b2"))
+    parts = {
+        "alpha": (loss.temperature, "alpha"),
+        "actor": (loss.actor_network_params, "actor"),
+        "qvalue": (loss.qvalue_network_params, "critic"),
+    }
+    optims = {
+        name: Adam(part.parameters(), lr=golden.hp(tree, f"{key}_lr"), betas=betas, eps=golden.hp(tree, "adam_eps"))
+        for name, (part, key) in parts.items()
+    }
+    steps = [Descend(name, optims[name]) for name in ("actor", "alpha", "qvalue")]
+
+    def check(_: Mapping[str, Tensor]) -> None:
+        golden.assert_close(loss.temperature.log_alpha, tree["out/step/log_alpha_after"], "log alpha")
+        members, after = loss.actor_network[0].module.members, golden.sub(tree, "out/step/actor_after")
+        golden.assert_params(test.flat(loss.actor_network_params), members, after, off2on.ACTOR_PREFIX)
+        net, after = loss.qvalue_network.module, golden.sub(tree, "out/step/target_critic1_after")
+        first = {name: value[::2] for name, value in test.flat(loss.target_qvalue_network_params).items()}
+        golden.assert_params(first, net, after, "module.")
+
+    noise = {name: [value] for name, value in recorded.values.items()}
+    update = Update(loss, Joint(*steps), MoveTargets(updater))
+    return Whole(loss, update, [golden.transitions(tree)], [noise], check)
+
+
+def awac_update(case: str) -> Whole:
+    tree, loss, updater = awac.build(case)
+    recorded: Any = loss.noise
+    critic = offline.adam(loss.qvalue_network_params, golden.hp(tree, "lr"))
+    actor = offline.adam(loss.actor_network_params, golden.hp(tree, "lr"))
+    update = Update(loss, Descend("qvalue", critic), Descend("actor", actor), MoveTargets(updater))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_actor"], tree["out/update/actor_loss"], "actor loss")
+        golden.assert_close(metrics["loss_qvalue"], tree["out/update/critic_loss"], "critic loss")
+        offline.same_critic(loss, tree, "out/update/critic_after")
+        offline.same_critic(loss, tree, "out/update/target_critic_after", target=True)
+        offline.same_actor(loss, tree, "out/update/actor_after")
+
+    noise = {name: [value] for name, value in recorded.values.items()}
+    return Whole(loss, update, [golden.transitions(tree)], [noise], check)
+
+
+CASES: dict[str, Callable[[], Whole]] = {
+    **{f"rlpd/{case}": lambda case=case: rlpd_update(case) for case in rlpd.UPDATES},
+    **{f"a3rl/update_A/{variant}": lambda variant=variant: a3rl_update(variant) for variant in a3rl.ALIGNMENTS},
+    **{case: lambda case=case: aca_update(case) for case in (*aca.ONLINE, *aca.OFFLINE)},
+    **{case: lambda case=case: cql_update(case) for case in (*cql.CORL, cql.OFFICIAL)},
+    **{case: lambda case=case: iql_update(case) for case in (*iql.CORL, iql.AUTHORS)},
+    **{f"spot/{case}": lambda case=case: spot_update(f"spot/{case}") for case in "AB"},
+    **{f"td3_bc/{case}": lambda case=case: td3_update(f"td3_bc/{case}") for case in "AB"},
+    **{f"off2on/{case}": lambda case=case: off2on_update(case) for case in "AB"},
+    **{case: lambda case=case: awac_update(case) for case in awac.CORL},
+}
+
+
+def run(whole: Whole) -> None:
+    metrics: dict[str, Tensor] = {}
+    for batch, noise in zip(whole.batches, whole.noise, strict=True):
+        whole.loss.noise = Recorded(noise)
+        metrics = whole.update(batch)
+        assert metrics["finite"]
+        assert not any(left for left in whole.loss.noise.values.values()), "every recorded number was used"
+        whole.after()
+    whole.check(metrics)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eager(case: str) -> None:
+    run(CASES[case]())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_captured(case: str) -> None:
+    """The graphs that are compiled, run as they are."""
+    whole = CASES[case]()
+    whole.update.compile()
+    with without_kernels():
+        run(whole)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("case", ["a3rl/update_A/official", "td3_bc/A"])
+def test_kernels(case: str) -> None:
+    """The generated code itself."""
+    whole = CASES[case]()
+    whole.update.compile()
+    run(whole)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stacked(case: str) -> None:
+    agents = [CASES[case]() for _ in range(2)]
+    update = Update.stack([agent.update for agent in agents]).compile()
+    metrics: dict[str, Tensor] = {}
+    with without_kernels():
+        for turn, batch in enumerate(agents[0].batches):
+            for agent in agents:
+                agent.loss.noise = Recorded(agent.noise[turn])
+            metrics = update(torch.stack([batch, batch]))
+            for agent in agents:
+                agent.after()
+    for position, agent in enumerate(agents):
+        agent.check({name: value[position] for name, value in metrics.items()})
