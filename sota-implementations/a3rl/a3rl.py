@@ -18,6 +18,7 @@ from functools import partial
 import hydra
 from omegaconf import DictConfig
 
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, online_phase
 from torchrl_o2o.trainers.algorithms import anneal_pool, learn_density, make_a3rl, make_pool, pool_metrics
 
@@ -45,4 +46,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from torchrl_o2o.data.shared_rows import SharedRows
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import (
     Finetuning,
     Problem,
@@ -80,4 +81,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     accept_seeds()
-    main()
+    start(main)

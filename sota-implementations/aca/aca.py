@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import Pretrained, Problem, launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import (
     fade_alignment,
@@ -78,4 +79,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from torchrl_o2o.data.transforms import AffineReward, episode_returns
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import Problem, launch, load_problem, offline_phase, online_phase, top_episodes
 from torchrl_o2o.trainers.algorithms import make_bc, make_sac_of_clone
 
@@ -63,4 +64,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

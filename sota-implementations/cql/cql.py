@@ -22,6 +22,7 @@ from tensordict import TensorDictBase
 
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import Finetuning, Trajectory, launch, load_problem, offline_phase, online_phase, returns_of
 from torchrl_o2o.trainers.algorithms import make_cal_ql, make_cql, make_sac_after_cql
 
@@ -100,4 +101,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

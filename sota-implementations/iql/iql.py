@@ -18,6 +18,7 @@ from functools import partial
 import hydra
 from omegaconf import DictConfig
 
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import decay_actor_lr, make_iql
 
@@ -44,4 +45,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -25,6 +25,7 @@ from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional import offline_share
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import (
     ONLINE_ONLY,
     Finetuning,
@@ -127,4 +128,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

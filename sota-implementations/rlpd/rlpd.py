@@ -17,6 +17,7 @@ import hydra
 from omegaconf import DictConfig
 
 from torchrl_o2o.functional import offline_share
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, online_phase
 from torchrl_o2o.trainers.algorithms import make_rlpd
 
@@ -42,4 +43,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

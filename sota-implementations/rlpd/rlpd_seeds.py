@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from torchrl_o2o.data.shared_rows import SharedRows
 from torchrl_o2o.functional import offline_share
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import Finetuning, Seeds, accept_seeds, launch, load_problem, online_phase, seed_configs
 from torchrl_o2o.trainers.algorithms import make_rlpd
 
@@ -52,4 +53,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     accept_seeds()
-    main()
+    start(main)

@@ -27,6 +27,7 @@ from torchrl_o2o.checkpoint.reading import check_config
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import (
     Finetuning,
     HandOver,
@@ -111,4 +112,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,6 +19,7 @@ import hydra
 from omegaconf import DictConfig
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import cool_constraint, make_spot
 
@@ -51,4 +52,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

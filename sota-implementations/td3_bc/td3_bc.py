@@ -15,6 +15,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
+from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import make_td3_bc
 
@@ -39,4 +40,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -14,18 +14,19 @@ from pathlib import Path
 import pytest
 
 from torchrl_o2o.commands.cli import main
+from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.durable import FolderLock
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.recorder import read_run
 from torchrl_o2o.scripts import find_script, script_command
 
 TINY = {
-    "collector.total_frames": "40",
-    "collector.init_random_frames": "20",
-    "training.batch_size": "16",
-    "training.utd_ratio": "1",
+    "online.total_frames": "40",
+    "online.init_random_frames": "20",
+    "online.batch_size": "16",
+    "utd_ratio": "1",
     "evaluation.num_episodes": "1",
-    "eval_every": "20",
+    "schedule.eval_every": "20",
 }
 
 
@@ -38,10 +39,10 @@ def test_demo_trains_both_and_summarizes(task: str, tmp_path: Path, capfd: pytes
         assert row in out
     folder = tmp_path / task
     assert (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (folder / "rlpd" / "policy.pt").exists()
+    assert read_policy(folder / "rlpd").env == read_run(folder / "rlpd")["config"]["env"]
     settings_of = {name: read_run(folder / name)["config"] for name in ("rlpd", "sac")}
-    assert settings_of["sac"]["offline_fraction"] == 0.0
-    assert settings_of["rlpd"]["collector"] == settings_of["sac"]["collector"], "the same environment steps"
+    assert settings_of["sac"]["handover"]["offline_fraction"] == 0.0
+    assert settings_of["rlpd"]["online"] == settings_of["sac"]["online"], "the same environment steps"
 
 
 def test_demo_reports_a_failed_run(tmp_path: Path) -> None:
@@ -70,10 +71,10 @@ def test_train_runs_a_script(tmp_path: Path) -> None:
     process = start("train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, "run_dir=run", cwd=tmp_path)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert (tmp_path / "run" / "policy.pt").exists()
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
 
 
-LONG = {**TINY, "collector.total_frames": "100000", "eval_every": "100000", "log_every": "5"}
+LONG = {**TINY, "online.total_frames": "100000", "schedule.eval_every": "100000", "schedule.log_every": "5"}
 
 
 def wait_for_training(folder: Path, process: subprocess.Popen[str]) -> None:
@@ -88,7 +89,7 @@ def wait_for_training(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_train_is_a_signal_to_the_training(number: signal.Signals, tmp_path: Path) -> None:
+def test_case_b15_a_signal_to_train_is_a_signal_to_the_training(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C killed the child after a quarter of a second, SIGTERM left it running: now either ends in a checkpoint."""
     words = [f"{key}={value}" for key, value in LONG.items()]
     process = start("train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, "run_dir=run", cwd=tmp_path)
@@ -103,7 +104,7 @@ def test_a_signal_to_train_is_a_signal_to_the_training(number: signal.Signals, t
 @pytest.mark.parametrize(
     ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGHUP, False)], ids=str
 )
-def test_a_signal_to_the_demo_reaches_both_runs_once(number: signal.Signals, group: bool, tmp_path: Path) -> None:
+def test_case_b15_a_signal_to_the_demo_reaches_both_once(number: signal.Signals, group: bool, tmp_path: Path) -> None:
     """Sent to the parent alone, or to the terminal's whole group as Ctrl-C is: both runs save, none is left behind."""
     settings = [word for key, value in LONG.items() for word in ("--set", f"{key}={value}")]
     process = start("demo", "--out", str(tmp_path), *settings, cwd=tmp_path)
@@ -122,6 +123,19 @@ def test_a_signal_to_the_demo_reaches_both_runs_once(number: signal.Signals, gro
         FolderLock(folder / name).release()
     assert f"stopped by {sent.name}; both runs are saved" in output
     assert "resume=true" in (folder / "sac.log").read_text()
+
+
+def test_case_c27_a_script_that_is_started_by_itself_looks_at_settings_files_too(tmp_path: Path) -> None:
+    """The callback would run before the script's own function."""
+    (tmp_path / "task").mkdir()
+    text = "# @package _global_\nhydra: {callbacks: {x: {_target_: os.mkdir, path: here}}}"
+    (tmp_path / "task" / "mine.yaml").write_text(text)
+    command = [sys.executable, str(find_script("bc")), "--config-dir", str(tmp_path), "task=mine"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("O2OSpecError: ")
+    assert "mine.yaml configures Hydra itself (hydra)" in result.stderr
+    assert not (tmp_path / "here").exists()
 
 
 def test_unknown_script() -> None:

@@ -56,13 +56,13 @@ def test_what_is_in_it(installed: Path) -> None:
 
 def test_scripts_are_trained_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     """Settings, tasks and run folder are found without a checkout, and nothing but the run folder is left."""
-    words = ["collector.total_frames=40", "collector.init_random_frames=20", "training.batch_size=16", "compile=false"]
-    words += ["training.utd_ratio=1", "evaluation.num_episodes=1", "eval_every=20"]
+    words = ["online.total_frames=40", "online.init_random_frames=20", "online.batch_size=16", "compile=false"]
+    words += ["utd_ratio=1", "evaluation.num_episodes=1", "schedule.eval_every=20"]
     result = o2o(installed, "train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs"]
     (run,) = (path.parent for path in (tmp_path / "runs").rglob("run.json"))
-    assert (run / "policy.pt").exists()
+    assert o2o(installed, "evaluate", str(run), "--episodes", "1", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "sota-implementations").glob("*/*.py")))
@@ -84,12 +84,12 @@ def test_settings_of_a_relative_folder(installed: Path, tmp_path: Path) -> None:
 
 def test_the_demo_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     tiny = {
-        "collector.total_frames": "40",
-        "collector.init_random_frames": "20",
-        "training.batch_size": "16",
-        "training.utd_ratio": "1",
+        "online.total_frames": "40",
+        "online.init_random_frames": "20",
+        "online.batch_size": "16",
+        "utd_ratio": "1",
         "evaluation.num_episodes": "1",
-        "eval_every": "20",
+        "schedule.eval_every": "20",
     }
     settings = [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
     result = o2o(installed, "demo", *settings, cwd=tmp_path)
