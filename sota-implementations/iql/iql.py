@@ -35,7 +35,8 @@ def train(cfg: DictConfig) -> None:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))
             if online.may_update(step):
-                online.log(online.learner.update(online.sample()))
+                metrics = online.learner.update(online.sample())
+                online.log(metrics | decay_actor_lr(online.learner))
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")

@@ -32,7 +32,8 @@ def buffer(storage: Storage, seed: int) -> TensorDictReplayBuffer:
 
 def pairs() -> tuple[list[TensorDictReplayBuffer], list[TensorDictReplayBuffer]]:
     """Three agents' buffers on shared rows, and on storages of their own."""
-    offline, shared = random_transitions(OFFLINE, 3, 2), SharedRows(3)
+    offline = random_transitions(OFFLINE, 3, 2, generator=torch.Generator().manual_seed(0))
+    shared = SharedRows(3)
     ours = [buffer(shared(offline, ONLINE), seed) for seed in range(3)]
     return ours, [buffer(offline_online_storage(offline, ONLINE), seed) for seed in range(3)]
 

@@ -11,27 +11,13 @@ import math
 import pytest
 import torch
 
-from torchrl_o2o.errors import O2OError, O2OSpecError
+from torchrl_o2o.errors import O2OError
 from torchrl_o2o.functional.diagnostics import (
     NonFiniteError,
     effective_sample_size,
     finite_or_raise,
     offline_share,
-    policy_drift,
-    q_bias,
 )
-
-
-def test_q_bias_is_the_mean_difference():
-    # Rewards 1, 1, 1 with gamma 0.5: returns 1.75, 1.5, 1; a critic that says 2 is 1.75/3 too high.
-    returns = torch.tensor([[1.75], [1.5], [1.0]])
-    torch.testing.assert_close(q_bias(torch.full((3, 1), 2.0), returns), torch.tensor(1.75 / 3))
-    assert q_bias(returns, returns) == 0
-
-
-def test_q_bias_refuses_shapes_that_would_broadcast():
-    with pytest.raises(O2OSpecError, match=r"qvalue has shape \(3, 1\) and discounted_return \(3,\)"):
-        q_bias(torch.zeros(3, 1), torch.zeros(3))
 
 
 @pytest.mark.parametrize(
@@ -60,27 +46,6 @@ def test_effective_sample_size_ignores_scale_and_passes_nan_on():
     torch.testing.assert_close(effective_sample_size(weight), effective_sample_size(weight * 123))
     assert effective_sample_size(torch.tensor([1.0, math.nan])).isnan()
     assert effective_sample_size(torch.zeros(3)).isnan()
-
-
-def test_policy_drift_by_hand():
-    # KL(N(0,1) || N(1,2)) = ln 2 + (1 + 1) / 8 - 1/2
-    frozen = torch.zeros(5, 3), torch.ones(5, 3)
-    current = torch.ones(5, 3), torch.full((5, 3), 2.0)
-    torch.testing.assert_close(policy_drift(frozen, current), torch.tensor(3 * (math.log(2) + 0.25 - 0.5)))
-    assert policy_drift(current, current) == 0
-
-
-def test_policy_drift_is_that_of_the_squashed_policies():
-    loc, scale = torch.tensor([0.3]), torch.tensor([0.6])
-    generator = torch.Generator().manual_seed(0)
-    samples = 0.1 + 0.5 * torch.randn(200_000, 1, generator=generator)
-
-    def squashed_log_prob(mean, deviation):
-        return torch.distributions.Normal(mean, deviation).log_prob(samples) - (1 - samples.tanh().square()).log()
-
-    estimate = (squashed_log_prob(0.1, 0.5) - squashed_log_prob(loc, scale)).mean()
-    drift = policy_drift((torch.tensor([0.1]), torch.tensor([0.5])), (loc, scale))
-    torch.testing.assert_close(drift, estimate, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -6,10 +6,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from unittest import mock
-
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -17,8 +13,6 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
-
-from torchrl_o2o.testing import random_transitions
 
 
 def total(out: TensorDict) -> Tensor:
@@ -52,29 +46,3 @@ def act(loss: LossModule, observation: Tensor) -> Tensor:
         torch.no_grad(),
     ):
         return loss.actor_network(data)["action"]
-
-
-def assert_compiled_equals_eager(build: Callable[[], LossModule], updates: int = 5, backend: str = "inductor") -> None:
-    """Whole updates from the same noise, in float64: the compiled cores change nothing but rounding.
-
-    ``backend="aot_eager"`` traces forward and backward without generating kernels, at a tenth of the time.
-    """
-    batch = random_transitions(12, 5, 3).apply(lambda x: x.double() if x.is_floating_point() else x)
-    results = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        loss = build().double()
-        if compiled:
-            with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend=backend)):
-                loss.compile()
-        updater = SoftUpdate(loss, tau=0.1) if has_targets(loss) else None
-        optim = torch.optim.Adam(loss.parameters(), lr=1e-2)
-        for _ in range(updates):
-            optim.zero_grad()
-            total(loss(batch.clone())).backward()
-            optim.step()
-            if updater is not None:
-                updater.step()
-        results.append(loss.state_dict())
-    for key, value in results[0].items():
-        torch.testing.assert_close(results[1][key], value, rtol=1e-9, atol=1e-9)

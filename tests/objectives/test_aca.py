@@ -257,24 +257,3 @@ def test_probe_critic_discounts_a_delayed_reward() -> None:
     qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
     torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
     torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)
-
-
-@pytest.mark.slow  # a minute each, nearly all of it inductor compiling
-@pytest.mark.parametrize("make", [aca, sacml])
-@pytest.mark.compiler
-def test_compiled_equals_eager_over_updates(make: Any) -> None:
-    batch = random_transitions(12, 5, 3).apply(lambda x: x.double() if x.is_floating_point() else x)
-    results = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        loss = make().double()
-        if compiled:
-            loss.compile()
-        updater = SoftUpdate(loss, tau=0.1)
-        optim = torch.optim.Adam([value for value in loss.parameters() if value.requires_grad], lr=1e-2)
-        for _ in range(5):
-            out = loss(batch.clone())
-            minimize(sum(value for key, value in out.items() if key.startswith("loss_")), optim, updater)
-        results.append(loss.state_dict())
-    for key, value in results[0].items():
-        torch.testing.assert_close(results[1][key], value, rtol=1e-9, atol=1e-9)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.objectives.offline_losses import act, assert_compiled_equals_eager, train
+from tests.objectives.offline_losses import act, train
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import AWACLoss, RecordedNoise
@@ -130,12 +130,6 @@ def test_importance_weights_multiply_the_critics_errors() -> None:
     torch.testing.assert_close(
         loss.qvalue_loss(batch.set("priority_weight", weights), target_value=target)[0], weights * rows
     )
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    assert_compiled_equals_eager(lambda: build(value_samples=2))
 
 
 def test_probe_actor_finds_the_contextual_optimum() -> None:

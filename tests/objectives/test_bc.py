@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.objectives import BCLoss as UpstreamBCLoss
 
-from tests.objectives.offline_losses import act, assert_compiled_equals_eager, train
+from tests.objectives.offline_losses import act, train
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
 from torchrl_o2o.objectives import BCLoss, RecordedNoise
 from torchrl_o2o.testing import LossContract, random_transitions
@@ -85,9 +85,3 @@ def test_it_clones_a_policy(kind: str) -> None:
         with loss.actor_network_params.to_module(loss.actor_network):
             scale = loss.actor_network.get_dist(TensorDict({"observation": probe}, [7])).scale
         assert scale.mean().item() == pytest.approx(0.05, abs=0.03)
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    assert_compiled_equals_eager(build, backend="aot_eager")

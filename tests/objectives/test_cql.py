@@ -213,26 +213,6 @@ def test_default_target_entropy_is_minus_the_action_dimensions() -> None:
     assert build(temperature=None).temperature.target_entropy == -3.0
 
 
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager_over_updates() -> None:
-    batch = random_transitions(12, 5, 3).set("mc_return", torch.randn(12, 1))
-    batch = batch.apply(lambda x: x.double() if x.is_floating_point() else x)
-    results = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        loss = build(CalQLLoss, penalty={"target_gap": 0.8}, hidden=(16,), max_target_backup=True).double()
-        if compiled:
-            loss.compile()
-        updater = SoftUpdate(loss, tau=0.1)
-        optim = torch.optim.Adam(loss.parameters(), lr=1e-2)
-        for _ in range(5):
-            train_step(loss, batch.clone(), optim, updater)
-        results.append(loss.state_dict())
-    for key, value in results[0].items():
-        torch.testing.assert_close(results[1][key], value, rtol=1e-9, atol=1e-9)
-
-
 def train_step(loss: CQLLoss, batch: TensorDict, optim: torch.optim.Optimizer, updater: SoftUpdate) -> None:
     out = loss(batch)
     optim.zero_grad()

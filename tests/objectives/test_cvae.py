@@ -11,7 +11,6 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import nn
 
-from tests.objectives.offline_losses import assert_compiled_equals_eager
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_conditional_vae, make_inverse_dynamics
 from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, RecordedNoise
@@ -129,9 +128,3 @@ def test_what_is_no_such_network_is_refused() -> None:
         build(beta=-1.0)
     with pytest.raises(O2OSpecError, match="got decoder='half'"):
         make_conditional_vae(5, 3, decoder="half")  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    assert_compiled_equals_eager(build)

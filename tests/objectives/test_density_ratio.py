@@ -97,17 +97,6 @@ def test_unknown_parametrization() -> None:
         DensityRatio(3, 2, parametrization="exp")  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    torch.manual_seed(0)
-    loss = DensityRatioLoss(DensityRatio(15, 2, hidden_sizes=(16,)))
-    offline, online = rows(0.0, 8), rows(1.0, 8)
-    expected, _ = loss.density_ratio_loss(join_sources(offline, online))
-    loss.compile()
-    torch.testing.assert_close(loss.density_ratio_loss(join_sources(offline, online))[0], expected)
-
-
 @pytest.mark.parametrize("parametrization", ["logit", "softplus"])
 def test_recovers_the_ratio_of_two_gaussians(parametrization: Parametrization) -> None:
     """N(0, I) offline, N(0.3, I) online, 17 dimensions: log w = 0.3 sum(x) - 17 * 0.045; correlation at least 0.97."""

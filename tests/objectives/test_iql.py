@@ -11,7 +11,7 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.objectives import IQLLoss as UpstreamIQLLoss
 
-from tests.objectives.offline_losses import act, assert_compiled_equals_eager, train
+from tests.objectives.offline_losses import act, train
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
     make_deterministic_actor,
@@ -145,18 +145,6 @@ def test_it_is_torchrls_iql() -> None:
     torch.testing.assert_close(ours.value_loss(batch)[0], theirs.value_loss(batch.clone())[0])
     torch.testing.assert_close(ours.actor_loss(batch)[0], theirs.actor_loss(batch.clone())[0])
     torch.testing.assert_close(ours.qvalue_loss(batch)[0], theirs.qvalue_loss(batch.clone())[0])
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    assert_compiled_equals_eager(build)
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager_with_a_deterministic_actor() -> None:
-    assert_compiled_equals_eager(lambda: build(deterministic=True), backend="aot_eager")
 
 
 def test_probe_actor_finds_the_contextual_optimum() -> None:

@@ -111,18 +111,6 @@ def test_critics_come_in_pairs(number: int) -> None:
         PessimisticEnsembleLoss(make_actor(5, 3), make_qvalue_ensemble(5, 3, num_qvalue_nets=number))
 
 
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    torch.manual_seed(0)
-    loss, batch = build(), random_transitions(12, 5, 3)
-    loss.noise = RecordedNoise({"next_action": torch.randn(12, 3), "action": torch.randn(12, 3)})
-    expected = loss(batch.clone())
-    loss.compile()
-    for key, value in loss(batch.clone()).items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6)
-
-
 class TestGolden:
     """Off2OnRL@6f298fa, ``OursTrainer`` with ``ParallelMlp`` and ``ParallelTanhGaussianPolicy``."""
 

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded
 
-from tests.objectives.offline_losses import act, assert_compiled_equals_eager, train
+from tests.objectives.offline_losses import act, train
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import spot_cooling
 from torchrl_o2o.modules import ActionVAE, make_action_vae, make_deterministic_actor, make_qvalue_ensemble
@@ -166,18 +166,6 @@ def test_zero_weight_leaves_td3_alone() -> None:
     value, info = loss.actor_loss(batch)
     qvalue = info["qvalue_policy"]
     torch.testing.assert_close(value.detach(), -qvalue.mean() / qvalue.abs().mean())
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    assert_compiled_equals_eager(lambda: build(num_samples=2, iwae=True))
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_vae_equals_eager() -> None:
-    assert_compiled_equals_eager(lambda: VAELoss(make_vae(5, 3)), backend="aot_eager")
 
 
 def test_probe_actor_finds_the_contextual_optimum() -> None:

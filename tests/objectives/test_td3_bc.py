@@ -13,7 +13,7 @@ from torch import nn
 from torchrl.data import Bounded
 from torchrl.objectives import TD3BCLoss as UpstreamTD3BCLoss
 
-from tests.objectives.offline_losses import act, assert_compiled_equals_eager, train
+from tests.objectives.offline_losses import act, train
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import BCLoss, RecordedNoise, TD3BCLoss
@@ -127,12 +127,6 @@ def test_it_is_torchrls_td3_bc() -> None:
     # Theirs defaults to the smooth l1 distance; with l2 it is the sum over both critics.
     theirs.loss_function = "l2"
     torch.testing.assert_close(ours.qvalue_loss(batch)[0], theirs.qvalue_loss(batch.clone())[0])
-
-
-@pytest.mark.slow
-@pytest.mark.compiler
-def test_compiled_equals_eager() -> None:
-    assert_compiled_equals_eager(build, backend="aot_eager")
 
 
 def test_probe_actor_finds_the_contextual_optimum() -> None:

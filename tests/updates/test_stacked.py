@@ -125,8 +125,6 @@ def test_refusals(captured: list[Any]) -> None:
     agents = make_agents("awac")
     with pytest.raises(O2OSpecError, match="no updates"):
         stack_updates([])
-    with pytest.raises(O2OSpecError, match="compile=False"):
-        stacked("awac", agents, compile=False)
     other = make_agent("awac")
     other.optims["actor"] = torch.optim.AdamW(other.loss.actor_network_params.parameters(), lr=1e-2)
     with pytest.raises(O2OSpecError, match="differ in optimizers"):

@@ -28,8 +28,6 @@ from torchrl_o2o.functional.diagnostics import (
     effective_sample_size,
     finite_or_raise,
     offline_share,
-    policy_drift,
-    q_bias,
 )
 from torchrl_o2o.functional.off2on import initial_online_priority, merge_gaussians, off2on_priority, pair_minimum
 from torchrl_o2o.functional.offline import (
@@ -126,8 +124,6 @@ __all__ = [
     "offline_share",
     "pair_minimum",
     "perturbed_pairs",
-    "policy_drift",
-    "q_bias",
     "q_normalization",
     "resampling_log_prob",
     "sac_actor_objective",

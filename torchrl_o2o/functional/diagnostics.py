@@ -10,18 +10,15 @@ import math
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.distributions import Normal, kl_divergence
 from torch.nn.utils import get_total_norm
 
-from torchrl_o2o.errors import O2OError, O2OSpecError
+from torchrl_o2o.errors import O2OError
 
 __all__ = [
     "NonFiniteError",
     "effective_sample_size",
     "finite_or_raise",
     "offline_share",
-    "policy_drift",
-    "q_bias",
 ]
 
 
@@ -32,36 +29,6 @@ class NonFiniteError(O2OError, FloatingPointError):
         >>> issubclass(NonFiniteError, FloatingPointError)
         True
     """
-
-
-def q_bias(qvalue: Tensor, discounted_return: Tensor) -> Tensor:
-    r"""Mean of :math:`Q(s,a) - \sum_k \gamma^k r_{t+k}`, over rows whose actions the evaluated policy took.
-
-    Above zero the critic promises more than the policy earns; after the switch to online data that is what makes it
-    seek actions the data do not have. Far below zero the policy unlearns while the critic corrects its scale (Cal-QL,
-    Nakamoto et al. 2023, sec. 4). Returns that a time limit cuts off are too low: leave out rows near the limit.
-
-    Args:
-        qvalue: the critic's values, any shape; for an ensemble, its minimum or mean.
-        discounted_return: the Monte-Carlo returns of the same rows, the same shape and the same reward scale.
-
-    Returns:
-        A scalar, in units of return.
-
-    Raises:
-        O2OSpecError: if the shapes differ; [N, 1] against [N] would pair every row with every other.
-
-    Examples:
-        >>> import torch
-        >>> q_bias(torch.tensor([3.0, 5.0]), torch.tensor([1.0, 4.0]))
-        tensor(1.5000)
-    """
-    if qvalue.shape != discounted_return.shape:
-        raise O2OSpecError(
-            f"qvalue has shape {tuple(qvalue.shape)} and discounted_return {tuple(discounted_return.shape)}, "
-            "expected the same; squeeze or unsqueeze one of them"
-        )
-    return (qvalue - discounted_return).mean()
 
 
 def offline_share(index: Tensor, num_offline: int) -> Tensor:
@@ -103,28 +70,6 @@ def effective_sample_size(weight: Tensor) -> Tensor:
     """
     scaled = weight / weight.max()  # so that squares neither overflow nor vanish
     return scaled.sum().square() / (scaled.square().sum() * weight.numel())
-
-
-def policy_drift(frozen: tuple[Tensor, Tensor], current: tuple[Tensor, Tensor]) -> Tensor:
-    r"""Mean :math:`\mathrm{KL}(\pi_\mathrm{frozen}(\cdot|s) \| \pi(\cdot|s))` of two tanh-Gaussian policies, in nats.
-
-    How far the policy has moved since a moment (usually the end of offline training) where the data lie. The tanh is a
-    bijection and leaves the divergence as it is, so the Gaussians before it are compared.
-
-    Args:
-        frozen: location and scale of the frozen policy's Gaussian, each of shape [..., action].
-        current: the same for the current policy, on the same observations.
-
-    Returns:
-        A scalar: summed over action dimensions, averaged over the rest.
-
-    Examples:
-        >>> import torch
-        >>> one = torch.ones(4, 2)
-        >>> policy_drift((0 * one, one), (one, one))  # two dimensions, half a nat each
-        tensor(1.)
-    """
-    return kl_divergence(Normal(*frozen, validate_args=False), Normal(*current, validate_args=False)).sum(-1).mean()
 
 
 def finite_or_raise(tensors: Mapping[str, Tensor | None]) -> None:

@@ -141,7 +141,6 @@ class ACALoss(SoftLoss):
     target_reference_network_params: TensorDictParams
 
     _networks_read = (_ALL, _ALL)
-    _cores = ("_next_value", "_regress", "_climb", "_sample_log_prob")
     _next_value = staticmethod(_next_value)
     _regress = staticmethod(_regress)
     _climb = staticmethod(_climb)

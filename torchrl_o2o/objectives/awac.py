@@ -97,7 +97,6 @@ class AWACLoss(CriticLoss):
     actor_network: ProbabilisticTensorDictSequential
 
     _networks_read = (_BOTH, _BOTH)
-    _cores = ("_regress",)
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The plumbing all losses share: keys, weights, reduction, value estimator, compilation. No equation is here."""
+"""The plumbing all losses share: keys, weights, reduction, value estimator. No equation is here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TransitionLoss(LossModule):
     Importance weights under ``tensor_keys.priority_weight`` multiply the rows' losses and are *not* renormalized
     (:math:`\frac1B\sum_b w_b\ell_b`): the sampler decides their scale. TorchRL's own losses divide by their sum.
 
-    Subclasses set ``_networks_read`` and ``_cores`` and end their ``__init__`` with :meth:`make_value_estimator`.
+    Subclasses set ``_networks_read`` and end their ``__init__`` with :meth:`make_value_estimator`.
 
     Args:
         reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch.
@@ -76,8 +76,6 @@ class TransitionLoss(LossModule):
     _networks_read: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
     #: Whether rewards and ends are read; behavior cloning and density models do not.
     _bootstraps: ClassVar[bool] = True
-    #: Names of the static pure functions that :meth:`compile` replaces by compiled ones.
-    _cores: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         self._in_keys: list[NestedKey] | None = None
@@ -229,15 +227,3 @@ class TransitionLoss(LossModule):
         if action is not None:
             following.set(self.tensor_keys.action, action)
         return estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
-
-    def compile(self, *, mode: str | None = None) -> None:
-        """Compile the pure cores of this loss in place; everything around them stays plain.
-
-        The cores are functions of tensors and dictionaries of tensors, without random draws, so that compiled and eager
-        losses agree to rounding. Batches of one shape compile once.
-
-        Args:
-            mode: ``torch.compile``'s mode. Defaults to its own default.
-        """
-        for name in self._cores:
-            self.__dict__[name] = torch.compile(getattr(type(self), name), mode=mode, dynamic=False, fullgraph=True)

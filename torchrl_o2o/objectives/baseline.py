@@ -170,7 +170,6 @@ class BaselineLoss(TransitionLoss):
     target_baseline_network_params: TensorDictParams
 
     _networks_read = (("actor_network", "baseline_network"), ("actor_network", "baseline_network"))
-    _cores = ("_next_value", "_fit")
     _next_value = staticmethod(baseline_next_value)
     _fit = staticmethod(fit_baseline)
 

@@ -63,7 +63,6 @@ class BCLoss(TransitionLoss):
 
     _networks_read = (("actor_network",), ())
     _bootstraps = False
-    _cores = ("_clone",)
     _clone = staticmethod(_clone)
 
     def __init__(

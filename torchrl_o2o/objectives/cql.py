@@ -180,7 +180,6 @@ class CQLLoss(SoftLoss):
     action_low: Tensor
     action_high: Tensor
 
-    _cores = ("_next_value", "_propose", "_penalize", "_climb")
     _next_value = staticmethod(_next_value)
     _propose = staticmethod(_propose)
     _penalize = staticmethod(_penalize)

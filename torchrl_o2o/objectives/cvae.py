@@ -88,7 +88,6 @@ class ConditionalVAELoss(TransitionLoss):
     kl_weight: Tensor
 
     _bootstraps = False
-    _cores = ("_evidence",)
     _evidence = staticmethod(_evidence)
 
     def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
@@ -174,7 +173,6 @@ class InverseDynamicsLoss(TransitionLoss):
     target_inverse_network_params: TensorDictParams
 
     _bootstraps = False
-    _cores = ("_predict",)
     _predict = staticmethod(_predict)
 
     def __init__(self, inverse_network: TensorDictModule, *, reduction: Reduction = "mean") -> None:

@@ -85,7 +85,6 @@ class DensityRatioLoss(TransitionLoss):
     density_ratio_network_params: TensorDictParams
     target_density_ratio_network_params: TensorDictParams
 
-    _cores = ("_log_ratio",)
     _log_ratio = staticmethod(_log_ratio)
 
     def __init__(

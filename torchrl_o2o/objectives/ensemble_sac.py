@@ -130,7 +130,6 @@ class EnsembleSACLoss(SoftLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "target_value"]
 
-    _cores = ("_next_value", "_regress", "_climb")
     _next_value = staticmethod(_next_value)
     _regress = staticmethod(_regress)
     _climb = staticmethod(climb)

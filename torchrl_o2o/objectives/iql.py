@@ -121,7 +121,6 @@ class IQLLoss(CriticLoss):
 
     _networks_read = (("actor_network", "qvalue_network", "value_network"), ("value_network",))
     _stochastic = False
-    _cores = ("_min_q", "_value", "_regress", "_imitation_error")
     _min_q = staticmethod(_min_q)
     _value = staticmethod(_value)
     _imitation_error = staticmethod(imitation_error)
@@ -201,7 +200,12 @@ class IQLLoss(CriticLoss):
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
         params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
         action, key = self._action(tensordict), self.tensor_keys.action
+        acts = not self.actor_network.training
+        if acts:  # an actor in evaluation mode acts without dropout, and is trained with it
+            self.actor_network.train()
         error = self._imitation_error(self.actor_network, params, inputs, action, key)
+        if acts:
+            self.actor_network.eval()
         clipped = (weight >= self.weight_clip).to(weight.dtype)
         return self._reduce(weight * error), {
             "weight": weight,

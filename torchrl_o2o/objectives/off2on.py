@@ -101,7 +101,6 @@ class PessimisticEnsembleLoss(SoftLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "qvalue_std", "target_value"]
 
-    _cores = ("_next_value", "_regress", "_climb", "_sample_log_prob")
     _next_value = staticmethod(_next_value)
     _regress = staticmethod(_regress)
     _climb = staticmethod(_climb)

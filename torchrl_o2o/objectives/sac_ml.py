@@ -132,7 +132,6 @@ class SACMLLoss(SoftLoss):
     target_baseline_network_params: TensorDictParams
 
     _networks_read = ((*_ACTOR_CRITIC, "baseline_network"), (*_ACTOR_CRITIC, "baseline_network"))
-    _cores = ("_next_value", "_regress", "_imitate", "_baseline_value", "_fit_baseline", "_sample_log_prob")
     _next_value = staticmethod(_next_value)
     _regress = staticmethod(_regress)
     _imitate = staticmethod(_imitate)

@@ -118,7 +118,6 @@ class SPOTLoss(SmoothedTargetLoss):
     density_weight: Tensor
 
     _networks_read = ((*_BOTH, "vae_network"), _BOTH)
-    _cores = ("_smoothed_value", "_regress", "_climb_supported", "_penalty")
     _climb_supported = staticmethod(_climb_supported)
     _penalty = staticmethod(_penalty)
 

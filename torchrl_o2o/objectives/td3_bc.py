@@ -83,7 +83,6 @@ class TD3BCLoss(SmoothedTargetLoss):
     out_keys = ["loss_actor", "loss_qvalue", "bc_error", "q_weight", "qvalue_policy", "qvalue", "target_value"]
 
     _networks_read = (_BOTH, _BOTH)
-    _cores = ("_smoothed_value", "_regress", "_climb_and_clone")
     _climb_and_clone = staticmethod(_climb_and_clone)
 
     def __init__(

@@ -113,7 +113,6 @@ class VAELoss(TransitionLoss):
 
     _networks_read = (("vae_network",), ())
     _bootstraps = False
-    _cores = ("_bound",)
     _bound = staticmethod(_bound)
 
     def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:

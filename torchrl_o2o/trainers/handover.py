@@ -358,7 +358,6 @@ def starting_buffer(
     sampler = RandomSampler()
     if data == "symmetric":
         sampler = BalancedSampler(fixed, offline_fraction)
-        sampler.check_capacity(storage, batch_size)
     return TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
 
 

@@ -257,7 +257,7 @@ class Phase:
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         """Hand over what the update measured; every ``log_every`` steps it is written."""
-        self.session.log(metrics)
+        self.session.log({name: value for name, value in metrics.items() if name != "finite"})
 
 
 class Pretraining(Phase):
@@ -335,6 +335,8 @@ class Finetuning(Phase):
             buffer = handover.buffer(
                 problem.offline, capacity, batch_size=rows, keys=learner.keys, make_storage=make_storage
             )
+        if init_random_frames and isinstance(buffer.sampler, BalancedSampler):
+            buffer.sampler.check_capacity(buffer.storage, rows)  # before anything is written
         self.handover, self.options, self.rows, self.init_random_frames = handover, options, rows, init_random_frames
         self.collector = make_collector(problem, learner, options, buffer, total_frames, init_random_frames)
         self._offline: TensorDictReplayBuffer | None = None

@@ -243,6 +243,7 @@ class Session:
             self.counters["offline"] += 1
             stop = self._after(step, step - 1, last=step == 0, count=self.counters["offline"])
         self._save()
+        self.metrics = {}  # what an offline update measured is not logged at online steps
 
     def online(self, collector: Collector) -> Iterator[tuple[int, TensorDict]]:
         """Collect to the end, from wherever the run stands.

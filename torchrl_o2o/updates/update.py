@@ -274,7 +274,7 @@ class Update:
         finite_or_raise(seen)
         for each, found in zip(descends, gradients, strict=True):
             for param, gradient in zip(each.parameters, found, strict=True):
-                param.grad = gradient
+                param.grad = _laid_out_as(param, gradient)
             if each.clip_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(each.parameters, each.clip_grad_norm)
             each.optim.step()
@@ -304,6 +304,13 @@ def _gradients(
             f"{step.name}_loss gives {without} no gradient; leave them out of the optimizer of {step.name!r}"
         )
     return found
+
+
+def _laid_out_as(param: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient in its parameter's own layout, which fused optimizers take for granted."""
+    if gradient.stride() == param.stride():
+        return gradient
+    return torch.empty_like(param, memory_format=torch.preserve_format).copy_(gradient)
 
 
 def _row(measured: Mapping[str, Tensor], name: str) -> Tensor:
