@@ -19,7 +19,7 @@ from typing import Any, Self
 import gymnasium
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import ImmutableDatasetWriter, ReplayBuffer, TensorDictReplayBuffer
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
 from torchrl_o2o.checkpoint.reading import newest_valid, read_state
@@ -335,8 +335,9 @@ class Finetuning(Phase):
             buffer = handover.buffer(
                 problem.offline, capacity, batch_size=rows, keys=learner.keys, make_storage=make_storage
             )
-        if init_random_frames and isinstance(buffer.sampler, BalancedSampler):
-            buffer.sampler.check_capacity(buffer.storage, rows)  # before anything is written
+        sampler = buffer.sampler
+        if init_random_frames and isinstance(sampler, BalancedSampler):
+            sampler.check_capacity(buffer.storage, rows)  # before anything is written
         self.handover, self.options, self.rows, self.init_random_frames = handover, options, rows, init_random_frames
         self.collector = make_collector(problem, learner, options, buffer, total_frames, init_random_frames)
         self._offline: TensorDictReplayBuffer | None = None
@@ -362,11 +363,8 @@ class Finetuning(Phase):
 
     def sample_offline(self) -> TensorDictBase:
         """Draw the next batch from the offline rows alone."""
-        offline = self._offline or TensorDictReplayBuffer(
-            storage=self.buffer.storage,
-            sampler=BalancedSampler(len(self.problem.offline), 1.0),
-            writer=ImmutableDatasetWriter(),
-            batch_size=self.rows,
+        offline = self._offline or HandOver(data="all").buffer(
+            self.problem.offline, 1, batch_size=self.rows, keys=self.learner.keys
         )
         self._offline, self._batch = offline, offline.sample()
         return self._batch
