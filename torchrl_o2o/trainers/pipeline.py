@@ -331,18 +331,20 @@ class Finetuning(Phase):
     ) -> None:
         capacity = total_frames if online_capacity is None else online_capacity
         rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
-        if buffer is None:
-            buffer = handover.buffer(
+        drawn_from = buffer
+        if drawn_from is None:  # an empty buffer is false
+            drawn_from = handover.buffer(
                 problem.offline, capacity, batch_size=rows, keys=learner.keys, make_storage=make_storage
             )
-        sampler = buffer.sampler
+        sampler = drawn_from.sampler
         if init_random_frames and isinstance(sampler, BalancedSampler):
-            sampler.check_capacity(buffer.storage, rows)  # before anything is written
+            sampler.check_capacity(drawn_from.storage, rows)  # before anything is written
         self.handover, self.options, self.rows, self.init_random_frames = handover, options, rows, init_random_frames
-        self.collector = make_collector(problem, learner, options, buffer, total_frames, init_random_frames)
+        self.collector = make_collector(problem, learner, options, drawn_from, total_frames, init_random_frames)
         self._offline: TensorDictReplayBuffer | None = None
         objects = {**learner.objects(), **(objects or {}), "collector": self.collector}
-        super().__init__(problem, learner, buffer, options.session(problem, learner, buffer, objects, total_frames))
+        session = options.session(problem, learner, drawn_from, objects, total_frames)
+        super().__init__(problem, learner, drawn_from, session)
 
     def steps(self) -> Iterator[tuple[int, TensorDictBase]]:
         """The steps that are left, each with its transition [1] as the environment gave it."""
