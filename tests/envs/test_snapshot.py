@@ -187,3 +187,15 @@ def test_generator_of_an_unknown_kind_is_refused():
     found(state, "generator", "PendulumEnv._np_random")["bit_generator"] = "default_rng"
     with pytest.raises(O2OCheckpointError, match="draws from 'default_rng'"):
         restore_env_state(make_gym_env("Pendulum-v1", seed=1), state)
+
+
+def test_what_a_caller_holds_is_not_written_into():
+    """Gymnasium's checker remembers the last observation it gave out."""
+    env = gymnasium.make("Pendulum-v1")
+    env.reset(seed=1)
+    state = env_state(env)
+    given = env.step(np.ones(1, np.float32))[0]
+    kept = given.copy()
+    restore_env_state(env, state)
+    np.testing.assert_array_equal(given, kept)
+    np.testing.assert_array_equal(env.step(np.ones(1, np.float32))[0], kept)

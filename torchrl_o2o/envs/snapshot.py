@@ -29,6 +29,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import PassiveEnvChecker
 
 from torchrl_o2o.envs.border import CheckedEnv
 from torchrl_o2o.envs.guard import GuardedEnv
@@ -574,7 +575,9 @@ def _children(kind: str, contents: Any, present: Any) -> Iterator[tuple[Any, Any
     elif kind == "data":
         yield contents["model"], present.model
     elif kind == "object":
-        current = _attributes(present)
+        # What a checker remembers is what the caller was given: it is made anew, unless the environment keeps it too.
+        given = {"_previous_data"} if isinstance(present, PassiveEnvChecker) else set()
+        current = {name: value for name, value in _attributes(present).items() if name not in given}
         yield from ((item, current[name]) for name, item in contents["attributes"].items() if name in current)
 
 

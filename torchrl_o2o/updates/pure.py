@@ -181,7 +181,7 @@ def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, 
     """What ``torch.nn.utils.clip_grad_norm_`` would leave, as a function."""
     if max_norm is None:
         return gradients
-    share = (max_norm / (get_total_norm(gradients.values()) + 1e-6)).clamp(max=1.0)
+    share = (max_norm / (get_total_norm(list(gradients.values()), foreach=False) + 1e-6)).clamp(max=1.0)
     return {name: gradient * share for name, gradient in gradients.items()}
 
 
