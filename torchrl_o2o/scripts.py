@@ -63,7 +63,7 @@ def script_command(name: str, overrides: Sequence[str]) -> list[str]:
 
     Args:
         name: as in :func:`find_script`.
-        overrides: Hydra overrides and options, for example ``["task=halfcheetah-linear-mix-cpu", "seed=1"]``.
+        overrides: Hydra overrides and options, for example ``["task=hopper", "preset=cpu", "seed=1"]``.
 
     Returns:
         The words of the command.

@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """A3RL (Liu et al. 2025) and its ablations, with the paper's settings, logs and resume.
 
-    python sota-implementations/a3rl/a3rl.py task=halfcheetah-linear-mix seed=0
+    python sota-implementations/a3rl/a3rl.py task=halfcheetah data=linear-mix-v0 seed=0
     python sota-implementations/a3rl/a3rl.py -m priority=advantage_density,td,uniform seed=0,1,2
 
 The learner and its update are RLPD's; what is A3RL's own is in `torchrl_o2o.trainers.algorithms.a3rl`. A test runs this

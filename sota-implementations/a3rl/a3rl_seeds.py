@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """A3RL and its ablations, many seeds in one process: N agents, one update, N run folders.
 
-    python sota-implementations/a3rl/a3rl_seeds.py task=halfcheetah-linear-mix 'seeds=[0,1,2,3,4]'
-    o2o report runs/a3rl-advantage_density/halfcheetah-linear-mix
+    python sota-implementations/a3rl/a3rl_seeds.py task=halfcheetah data=linear-mix-v0 'seeds=[0,1,2,3,4]'
+    o2o report runs/a3rl-advantage_density/halfcheetah-linear-mix-v0-paper
 
 Configuration, networks, random numbers and run folders are those of a3rl.py with each of the seeds; networks and
 density ratios of all seeds are stacked and learn in one update each, pools are scored one by one (docs/seeds.md).

@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """ACA (Yu & Zhang 2023): pre-train by SAC+ML, align the critic with the policy, fine-tune; or fine-tune by plain SAC.
 
-    python sota-implementations/aca/aca.py task=locomotion-cpu seed=0
-    python sota-implementations/aca/aca.py task=locomotion-cpu seed=0 learner=sac pretrained=runs/aca-aca/.../offline
-    python sota-implementations/aca/aca.py task=locomotion level=random policy=runs/cql/.../seed0/offline
+    python sota-implementations/aca/aca.py task=halfcheetah preset=cpu seed=0
+    python sota-implementations/aca/aca.py preset=cpu seed=0 learner=sac pretrained=runs/aca-aca/.../offline
+    python sota-implementations/aca/aca.py level=random policy=runs/cql/.../seed0/offline
 
 The updates are those of examples/aca.py, in the same order.
 """

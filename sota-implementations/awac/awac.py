@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """AWAC (Nair et al. 2020): pre-train, hand over, fine-tune, with one update for both phases.
 
-    python sota-implementations/awac/awac.py task=locomotion-cpu seed=0
-    python sota-implementations/awac/awac.py task=locomotion-cpu seed=0 pretrained=runs/awac/.../seed0/offline
-    python sota-implementations/awac/awac.py task=adroit reference=authors_hand
+    python sota-implementations/awac/awac.py task=halfcheetah preset=cpu seed=0
+    python sota-implementations/awac/awac.py task=halfcheetah preset=cpu seed=0 pretrained=runs/awac/.../seed0/offline
+    python sota-implementations/awac/awac.py task=adroit-pen reference=authors_hand
 
 The update is that of examples/awac.py, in the same order.
 """

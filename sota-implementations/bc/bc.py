@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """Behavior cloning, of all episodes or of the best, and what may follow it: nothing, more cloning, or SAC.
 
-python sota-implementations/bc/bc.py task=locomotion-cpu seed=0
-python sota-implementations/bc/bc.py task=locomotion-cpu learner=none best_episodes=0.1       # 10 % BC, offline only
-python sota-implementations/bc/bc.py task=locomotion-cpu policy=tanh_gaussian learner=sac     # SAC with a BC start
+python sota-implementations/bc/bc.py task=halfcheetah preset=cpu seed=0
+python sota-implementations/bc/bc.py preset=cpu learner=none best_episodes=0.1  # 10 % BC, offline only
+python sota-implementations/bc/bc.py task=halfcheetah preset=cpu policy=tanh_gaussian learner=sac  # SAC with a BC start
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """CQL (Kumar et al. 2020) and Cal-QL (Nakamoto et al. 2023): conservative values offline, fine-tuned online.
 
-    python sota-implementations/cql/cql.py algorithm=cal_ql task=antmaze seed=0
-    python sota-implementations/cql/cql.py algorithm=cql task=locomotion-cpu seed=0
-    python sota-implementations/cql/cql.py algorithm=cql learner=sac task=locomotion-cpu pretrained=runs/cql/.../offline
+    python sota-implementations/cql/cql.py algorithm=cal_ql task=antmaze-medium seed=0
+    python sota-implementations/cql/cql.py algorithm=cql task=halfcheetah preset=cpu seed=0
+    python sota-implementations/cql/cql.py algorithm=cql learner=sac preset=cpu pretrained=runs/cql/.../offline
 
 The update is that of examples/cal_ql.py: all gradients at the same parameters, then all steps, then the targets.
 """

@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """IQL (Kostrikov et al. 2022): pre-train, hand over, fine-tune, with one update for both phases.
 
-    python sota-implementations/iql/iql.py task=locomotion-cpu seed=0
-    python sota-implementations/iql/iql.py task=locomotion-cpu seed=0 pretrained=runs/iql/.../seed0/offline
-    python sota-implementations/iql/iql.py task=antmaze reference=corl
+    python sota-implementations/iql/iql.py task=halfcheetah preset=cpu seed=0
+    python sota-implementations/iql/iql.py task=halfcheetah preset=cpu seed=0 pretrained=runs/iql/.../seed0/offline
+    python sota-implementations/iql/iql.py task=antmaze-medium reference=corl
 
 The authors' update is that of examples/iql.py, in the same order.
 """

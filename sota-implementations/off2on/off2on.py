@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Off2On (Lee et al. 2021): agents trained offline by CQL go online as one pessimistic ensemble on balanced replay.
 
-    python sota-implementations/off2on/off2on.py task=locomotion-cpu seed=0
-    python sota-implementations/off2on/off2on.py task=locomotion-cpu seed=1 pretrained=runs/off2on/.../seed0/offline
+    python sota-implementations/off2on/off2on.py task=halfcheetah preset=cpu seed=0
+    python sota-implementations/off2on/off2on.py preset=cpu seed=1 pretrained=runs/off2on/.../seed0/offline
 
 The agents are trained one after the other, each in a folder of its own, `run_dir/offline/agent<k>`. `pretrained` names
 such a folder of folders, or a list of pre-trainings of any script whose learner is CQL with the same networks. The

@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """RLPD (Ball et al. 2023) and its relatives SACfD, REDQ and SAC, with the papers' settings, logs and resume.
 
-    python sota-implementations/rlpd/rlpd.py task=halfcheetah-linear-mix seed=0
-    python sota-implementations/rlpd/rlpd.py -m algorithm=rlpd,sac seed=0,1,2 task=halfcheetah-linear-mix-cpu
+    python sota-implementations/rlpd/rlpd.py task=halfcheetah data=linear-mix-v0 seed=0
+    python sota-implementations/rlpd/rlpd.py -m algorithm=rlpd,sac seed=0,1,2 data=linear-mix-v0 preset=cpu
 
 The update is the paper's Algorithm 1 as in examples/rlpd.py; a test runs both and compares every parameter. The order
 of its steps is in `torchrl_o2o.trainers.algorithms.ensemble_sac`.

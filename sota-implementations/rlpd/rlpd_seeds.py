@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """RLPD and its relatives, many seeds in one process: N agents, one update, N run folders.
 
-    python sota-implementations/rlpd/rlpd_seeds.py task=halfcheetah-linear-mix 'seeds=[0,1,2,3,4]'
-    o2o report runs/rlpd/halfcheetah-linear-mix
+    python sota-implementations/rlpd/rlpd_seeds.py task=halfcheetah data=linear-mix-v0 'seeds=[0,1,2,3,4]'
+    o2o report runs/rlpd/halfcheetah-linear-mix-v0-paper
 
 Configuration, networks, random numbers and run folders are those of rlpd.py with each of the seeds; the networks of all
 seeds are stacked and learn in one update (docs/seeds.md). A test compares the runs of both scripts.

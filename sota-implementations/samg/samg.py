@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """SAMG (Zhang et al. 2024): any base algorithm, online without the data set, guided by its frozen offline critic.
 
-    python sota-implementations/samg/samg.py base=awac task=locomotion-cpu seed=0
-    python sota-implementations/samg/samg.py base=awac task=locomotion-cpu seed=0 confidence=none
-    python sota-implementations/samg/samg.py base=awac task=locomotion-cpu seed=0 pretrained=runs/samg/.../offline
+    python sota-implementations/samg/samg.py base=awac task=halfcheetah preset=cpu seed=0
+    python sota-implementations/samg/samg.py base=awac task=halfcheetah preset=cpu seed=0 confidence=none
+    python sota-implementations/samg/samg.py base=awac preset=cpu seed=0 pretrained=runs/samg/.../offline
 
 The base's learner trains offline; then the confidence is fitted; then the data set is let go. `confidence=none` is
 the base algorithm under the same online protocol.

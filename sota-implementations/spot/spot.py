@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """SPOT (Wu et al. 2022): fit a VAE to the data, pre-train inside its support, hand over, loosen the constraint online.
 
-    python sota-implementations/spot/spot.py task=locomotion-cpu seed=0
-    python sota-implementations/spot/spot.py task=locomotion-cpu pretrained=runs/spot/.../seed0/offline
+    python sota-implementations/spot/spot.py task=halfcheetah preset=cpu seed=0
+    python sota-implementations/spot/spot.py task=halfcheetah preset=cpu pretrained=runs/spot/.../seed0/offline
 
 The first `vae_steps` updates of the offline phase are the VAE's, the others are those of examples/spot.py: TD3's, as in
 ../td3_bc/td3_bc.py, on SPOT's loss.

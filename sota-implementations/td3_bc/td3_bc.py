@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """TD3+BC (Fujimoto & Gu 2021): pre-train, hand over, go on online with the same loss and exploration noise.
 
-    python sota-implementations/td3_bc/td3_bc.py task=locomotion-cpu seed=0
-    python sota-implementations/td3_bc/td3_bc.py task=locomotion-cpu pretrained=runs/td3_bc/.../seed0/offline
+    python sota-implementations/td3_bc/td3_bc.py task=halfcheetah preset=cpu seed=0
+    python sota-implementations/td3_bc/td3_bc.py task=halfcheetah preset=cpu pretrained=runs/td3_bc/.../seed0/offline
 
 The update is that of examples/td3_bc.py, in the same order. The paper is offline only; this is the usual baseline.
 """

@@ -212,7 +212,14 @@ def test_case_22_resumed_offline_at_the_switch_and_twice_in_mid_episode(tmp_path
 
 
 def small_script_run(folder: Path, *words: str) -> None:
-    words += ("task=halfcheetah-linear-mix-cpu", "compile=false", f"run_dir={folder}", "online.batch_size=8")
+    words += (
+        "task=halfcheetah",
+        "data=linear-mix-v0",
+        "preset=cpu",
+        "compile=false",
+        f"run_dir={folder}",
+        "online.batch_size=8",
+    )
     words += ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "offline.num_steps=6", "schedule.eval_every=100")
     words += ("online.total_frames=100", "online.init_random_frames=5", "evaluation.num_episodes=1")
     script_of("rlpd").train(compose("rlpd", *words, "schedule.log_every=1"))
@@ -288,7 +295,9 @@ def test_case_27_an_update_that_is_not_finite(tmp_path: Path) -> None:
 
 def test_case_27_the_script_keeps_the_batch_and_says_how_to_go_on(tmp_path: Path, small_data: Path) -> None:
     words = [
-        "task=halfcheetah-linear-mix-cpu",
+        "task=halfcheetah",
+        "data=linear-mix-v0",
+        "preset=cpu",
         "compile=false",
         f"run_dir={tmp_path / 'run'}",
         "schedule.checkpoint_every=3",

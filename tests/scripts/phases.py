@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +17,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.scripts.running import ROOT, compose, script_of
+from tests.scripts.running import TASKS, compose, script_of
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.deploy import read_policy
@@ -25,7 +26,8 @@ from torchrl_o2o.record.recorder import read_metrics
 from torchrl_o2o.trainers.pipeline import Pretrained
 
 SHORT = (
-    "task=locomotion-cpu",
+    "task=halfcheetah",
+    "preset=cpu",
     "actor.hidden_sizes=[16]",
     "compile=false",
     "offline.num_steps=6",
@@ -165,7 +167,7 @@ class PhasesContract:
         assert not (tmp_path / "other").exists()
 
     def test_every_task_composes(self) -> None:
-        tasks = sorted(path.stem for path in (ROOT / "sota-implementations" / self.script / "task").glob("*.yaml"))
-        assert tasks
-        for task in tasks:
-            OmegaConf.to_container(compose(self.script, f"task={task}"), resolve=True, throw_on_missing=True)
+        for task, preset in product(TASKS, ("paper", "cpu")):
+            cfg = compose(self.script, f"task={task}", f"preset={preset}")
+            OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+            assert cfg.preset == preset

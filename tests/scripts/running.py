@@ -15,6 +15,8 @@ from types import ModuleType
 from omegaconf import DictConfig
 
 ROOT = Path(__file__).parents[2]
+#: Tasks of the package; `custom` needs words of its own.
+TASKS = sorted(path.stem for path in (ROOT / "torchrl_o2o/conf/task").glob("*.yaml") if path.stem != "custom")
 
 
 def load_script(path: str) -> ModuleType:

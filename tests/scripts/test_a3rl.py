@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.scripts.phases import assert_equal, dying, newest
-from tests.scripts.running import ROOT, compose, load_script, script_of
+from tests.scripts.running import ROOT, TASKS, compose, load_script, script_of
 from tests.scripts.test_rlpd import assert_read, without_times
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.record.recorder import read_metrics
@@ -29,9 +29,10 @@ pytestmark = [
 
 FOLDER = ROOT / "sota-implementations/a3rl"
 PRIORITIES = sorted(path.stem for path in (FOLDER / "priority").glob("*.yaml"))
-TASKS = sorted(path.stem for path in (FOLDER / "task").glob("*.yaml"))
 SHORT = (
-    "task=halfcheetah-linear-mix-cpu",
+    "task=halfcheetah",
+    "data=linear-mix-v0",
+    "preset=cpu",
     "online.batch_size=16",
     "actor.hidden_sizes=[16]",
     "qvalue.hidden_sizes=[16]",
@@ -134,7 +135,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
 
 @pytest.mark.parametrize(
     ("task", "priority"),
-    [(task, "advantage_density") for task in TASKS] + [("halfcheetah-medium", priority) for priority in PRIORITIES],
+    [(task, "advantage_density") for task in TASKS] + [("halfcheetah", priority) for priority in PRIORITIES],
 )
 def test_configurations_are_read_to_the_last_leaf(task: str, priority: str) -> None:
     cfg = compose("a3rl", f"task={task}", f"priority={priority}")
@@ -156,9 +157,12 @@ def test_paper_settings() -> None:
 def test_mazes_and_hands_have_the_papers_one_setting() -> None:
     """Table 2: two layers, two members, entropy backup everywhere; rewards are shifted once."""
     tasks = [task for task in TASKS if task.startswith(("antmaze", "adroit"))]
-    assert len(tasks) == 9
+    assert len(tasks) == 7
     for task in tasks:
         cfg, rlpd = compose("a3rl", f"task={task}"), compose("rlpd", f"task={task}")
-        assert (cfg.task_name, cfg.env, cfg.dataset, cfg.convention) == (task, rlpd.env, rlpd.dataset, rlpd.convention)
+        assert (cfg.task_name, cfg.env, cfg.dataset) == (rlpd.task_name, rlpd.env, rlpd.dataset)
+        if task == "adroit-pen-dense":  # where RLPD has no settings
+            continue
+        assert cfg.convention == rlpd.convention
         assert (list(cfg.qvalue.hidden_sizes), cfg.loss.sub_sample_len, cfg.loss.entropy_backup) == ([256] * 2, 2, True)
         assert (cfg.online.total_frames, cfg.evaluation.num_episodes) == (300_000, 100)

@@ -62,8 +62,8 @@ def test_both_learners_start_from_one_pretraining_where_it_ended(tmp_path: Path)
 
 def test_the_default_folder_names_the_learner() -> None:
     for learner in ("aca", "sac"):
-        cfg = compose("aca", f"learner={learner}", "task=locomotion-cpu")
-        assert cfg.run_dir == f"runs/aca-{learner}/halfcheetah-linear-medium-cpu/seed0"
+        cfg = compose("aca", f"learner={learner}", "task=halfcheetah", "preset=cpu")
+        assert cfg.run_dir == f"runs/aca-{learner}/halfcheetah-linear-medium-v0-cpu/seed0"
 
 
 def test_sac_carries_actor_critics_and_temperature() -> None:
@@ -179,7 +179,7 @@ def test_published_settings() -> None:
     assert (cfg.offline.num_steps, cfg.online.total_frames, cfg.optim.lr) == (500_000, 100_000, 3e-4)
     assert (cfg.sac_ml.ml_weight, cfg.target_entropy_per_dim) == (30.0, -1.0)
     assert (cfg.max_grad_norm, sac.max_grad_norm) == (0.25, None)
-    maze = compose("aca", "task=antmaze")
+    maze = compose("aca", "task=antmaze-medium")
     assert (maze.level, maze.alignment.beta, maze.interpolation.horizon) == ("antmaze", 3.0, 200.0)
     assert (maze.policy_family, maze.actor.std, maze.target_entropy_per_dim) == ("gaussian", "sigmoid", -0.5)
     actor = make_sac_ml(maze, (29, 8)).actor

@@ -38,9 +38,9 @@ def test_published_settings() -> None:
         1_000_000,
         1_000_000,
     )
-    maze = compose("awac", "task=antmaze")
+    maze = compose("awac", "task=antmaze-medium")
     assert (maze.domain, maze.loss.awac_lambda, maze.evaluation.num_episodes) == ("antmaze", 0.1, 100)
-    hand = compose("awac", "task=adroit", "reference=authors_hand")
+    hand = compose("awac", "task=adroit-pen", "reference=authors_hand")
     assert (hand.loss.weight, hand.loss.q_max, hand.loss.score_clip, hand.online.batch_size) == (
         "softmax",
         0.0,
@@ -58,7 +58,7 @@ def test_compiled_equals_eager(tmp_path: Path) -> None:
     for compiled in ("false", "true"):
         torch.manual_seed(0)
         sizes = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]")
-        learner = make_awac(compose("awac", "task=locomotion-cpu", f"compile={compiled}", *sizes), (17, 6))
+        learner = make_awac(compose("awac", "task=halfcheetah", "preset=cpu", f"compile={compiled}", *sizes), (17, 6))
         metrics = [learner.update(batch) for _ in range(5)][-1]
         losses.append(learner.loss.state_dict() | {name: metrics[name] for name in ("loss_qvalue", "loss_actor")})
     eager, fast = losses

@@ -101,7 +101,7 @@ def train(folder: Path, *words: str) -> None:
 def learner(kind: str, *words: str, compiled: bool = False) -> Any:
     torch.manual_seed(0)
     small = ("actor.hidden_sizes=[16]", "sac.qvalue.hidden_sizes=[16]", "sac.utd_ratio=2")
-    cfg = compose("bc", "task=locomotion-cpu", *small, f"compile={compiled}", *words)
+    cfg = compose("bc", "task=halfcheetah", "preset=cpu", *small, f"compile={compiled}", *words)
     return {"BC": make_bc, "SAC": make_sac_of_clone}[kind](cfg, (3, 2))
 
 

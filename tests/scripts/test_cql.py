@@ -188,13 +188,13 @@ def test_one_update_takes_all_gradients_at_the_same_parameters() -> None:
 
 def test_failing_for_ever() -> None:
     """A trajectory without success has the return of failing for ever, on rewards as a task's convention makes them."""
-    for task, paid in (("adroit", -0.1), ("pointmaze-medium-cpu", 0.0)):
+    for task, paid in (("adroit-pen", -0.1), ("pointmaze-medium", 0.0)):
         cfg = compose("cql", f"task={task}", "algorithm=cal_ql")
         data = random_transitions(6, 3, 2).set("episode", torch.tensor([0, 0, 0, 1, 1, 1]))
         for key in ("terminated", "truncated", "done"):
             data["next", key] = torch.tensor([[False], [False], [True]] * 2)
         data["next", "reward"] = torch.full((6, 1), paid)
-        data["next", "reward"][5] = 10.0 if task == "adroit" else 1.0
+        data["next", "reward"][5] = 10.0 if task == "adroit-pen" else 1.0
         own = cfg.get("convention")
         convention = get_convention("cal_ql", cfg.domain) if own is None else Convention(**plain(own))
         problem = Problem({}, data, convention.fit(data))
@@ -210,7 +210,7 @@ def test_sac_goes_on_with_actor_critics_and_temperature(tmp_path: Path) -> None:
     learner = make_sac_after_cql(cfg, (17, 6))
     assert hand_over(pretrained, learner, HandOver(**plain(cfg.handover))) == []
     assert all(torch.equal(value, pretrained.states["loss"][key]) for key, value in learner.loss.state_dict().items())
-    assert cfg.run_dir == "runs/cql-sac/halfcheetah-linear-medium-cpu/seed0"
+    assert cfg.run_dir == "runs/cql-sac/halfcheetah-linear-medium-v0-cpu/seed0"
 
 
 def test_the_multiplier_goes_on_where_it_was() -> None:
@@ -232,7 +232,7 @@ def test_calibration_needs_trajectories(tmp_path: Path) -> None:
 
 def test_published_settings() -> None:
     """Cal-QL's authors' on mazes and hands, CORL's on locomotion."""
-    maze, hand, run = (compose("cql", f"task={task}") for task in ("antmaze", "adroit", "locomotion"))
+    maze, hand, run = (compose("cql", f"task={task}") for task in ("antmaze-medium", "adroit-pen", "hopper"))
     found = [(cfg.penalty.weight, cfg.penalty.target_gap, cfg.loss.max_target_backup) for cfg in (maze, hand, run)]
     assert found == [(5.0, 0.8, True), (1.0, None, True), (10.0, None, False)]
     assert (maze.actor.hidden_sizes, maze.qvalue.hidden_sizes) == ([256] * 2, [256] * 4)
@@ -247,4 +247,7 @@ def test_published_settings() -> None:
     )
     plain = compose("cql", "algorithm=cql")
     assert (plain.collect, plain.handover.data, plain.penalty.num_actions) == ("step", "all", 10)
-    assert list(compose("cql", "task=antmaze-corl").penalty.gap_bounds) == [-200.0, float("inf")]
+    assert list(compose("cql", "task=antmaze-medium", "domain=antmaze_corl").penalty.gap_bounds) == [
+        -200.0,
+        float("inf"),
+    ]

@@ -68,7 +68,9 @@ def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
 
 def test_train_runs_a_script(tmp_path: Path) -> None:
     words = [f"{key}={value}" for key, value in TINY.items()]
-    process = start("train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, "run_dir=run", cwd=tmp_path)
+    process = start(
+        "train", "rlpd", "task=halfcheetah", "data=linear-mix-v0", "preset=cpu", *words, "run_dir=run", cwd=tmp_path
+    )
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
@@ -92,7 +94,9 @@ def wait_for_training(folder: Path, process: subprocess.Popen[str]) -> None:
 def test_case_b15_a_signal_to_train_is_a_signal_to_the_training(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C killed the child after a quarter of a second, SIGTERM left it running: now either ends in a checkpoint."""
     words = [f"{key}={value}" for key, value in LONG.items()]
-    process = start("train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, "run_dir=run", cwd=tmp_path)
+    process = start(
+        "train", "rlpd", "task=halfcheetah", "data=linear-mix-v0", "preset=cpu", *words, "run_dir=run", cwd=tmp_path
+    )
     wait_for_training(tmp_path / "run", process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)

@@ -41,7 +41,7 @@ class TestIQL(PhasesContract):
 
 def learner(*words: str) -> Any:
     torch.manual_seed(0)
-    cfg = compose("iql", "task=locomotion-cpu", "compile=false", *SMALL, *words)
+    cfg = compose("iql", "task=halfcheetah", "preset=cpu", "compile=false", *SMALL, *words)
     return make_iql(cfg, (3, 2))
 
 
@@ -87,7 +87,7 @@ def test_it_acts_without_dropout_and_trains_with_it() -> None:
 
 def test_published_settings() -> None:
     """Kostrikov et al. 2022 and its authors' code; CORL's by ``reference``."""
-    cfg, maze, hand = compose("iql"), compose("iql", "task=antmaze"), compose("iql", "task=adroit")
+    cfg, maze, hand = compose("iql"), compose("iql", "task=antmaze-medium"), compose("iql", "task=adroit-pen")
     assert [(c.loss.expectile, c.loss.beta, c.actor.dropout) for c in (cfg, maze, hand)] == [
         (0.7, 3.0, None),
         (0.9, 10.0, None),
@@ -95,6 +95,6 @@ def test_published_settings() -> None:
     ]
     assert (cfg.decay_actor_lr, maze.decay_actor_lr) == (True, False)
     assert (cfg.optim.lr, cfg.offline.num_steps, cfg.online.total_frames, cfg.target.tau) == (3e-4, 10**6, 10**6, 0.005)
-    corl = compose("iql", "task=antmaze", "reference=corl")
+    corl = compose("iql", "task=antmaze-medium", "reference=corl")
     assert (corl.order, corl.decay_actor_lr, corl.actor.initialization, corl.loss.beta) == ("corl", True, "torch", 10.0)
     assert (corl.convention_of, corl.loss.ensemble_reduction) == ("iql_corl", "mean")

@@ -109,7 +109,7 @@ def test_published_settings() -> None:
         256,
     )
     assert (cfg.sampler.init_online_fraction, cfg.priority.temperature, cfg.temperature.init) == (0.5, 5.0, 1.0)
-    maze = compose("off2on", "task=antmaze")
+    maze = compose("off2on", "task=antmaze-medium")
     assert (maze.penalty.target_gap, maze.penalty.weight, maze.loss.max_target_backup) == (0.8, 5.0, True)
 
 

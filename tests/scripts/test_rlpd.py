@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from tests.scripts.phases import assert_equal, dying, newest
-from tests.scripts.running import ROOT, compose, load_script, run_script, script_of
+from tests.scripts.running import ROOT, TASKS, compose, load_script, run_script, script_of
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
@@ -35,10 +35,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gamma.*"),
 ]
 
-TASKS = sorted(path.stem for path in (ROOT / "sota-implementations/rlpd/task").glob("*.yaml"))
 ALGORITHMS = sorted(path.stem for path in (ROOT / "sota-implementations/rlpd/algorithm").glob("*.yaml"))
 SHORT = (
-    "task=halfcheetah-linear-mix-cpu",
+    "task=halfcheetah",
+    "data=linear-mix-v0",
+    "preset=cpu",
     "online.batch_size=16",
     "actor.hidden_sizes=[16]",
     "qvalue.hidden_sizes=[16]",
@@ -101,7 +102,7 @@ def assert_read(cfg: DictConfig, script: str) -> None:
     files = [ROOT / f"sota-implementations/{script}/{script}.py", *(ROOT / "torchrl_o2o/trainers").rglob("*.py")]
     text = "".join(path.read_text() for path in files)
     for key, value in cfg.items():
-        if key in ("task_name", "algorithm", "priority"):
+        if key in ("task_name", "algorithm", "priority", "preset", "data", "collection"):
             continue
         assert re.search(rf"(cfg|section)\.{key}\b", text) or f'get("{key}")' in text, key
         whole = re.search(rf"plain\((cfg|section)\.{key}\)", text)
@@ -120,7 +121,7 @@ def test_paper_settings() -> None:
         0.99,
     )
     assert (cfg.online.init_random_frames, cfg.handover.offline_fraction, cfg.temperature.init) == (5000, 0.5, 1.0)
-    maze = compose("rlpd", "task=antmaze-large-play")
+    maze = compose("rlpd", "task=antmaze-large")
     assert (maze.loss.sub_sample_len, maze.loss.entropy_backup, maze.convention.reward_shift) == (1, False, -1.0)
     assert list(maze.qvalue.hidden_sizes) == [256, 256, 256]
     hand = compose("rlpd", "task=adroit-door")
@@ -130,7 +131,7 @@ def test_paper_settings() -> None:
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     result = run_script("sota-implementations/rlpd/rlpd.py", "task=halfcheeta", cwd=tmp_path)
     assert result.returncode != 0
-    assert "halfcheetah-linear-mix" in result.stderr, "the message lists what there is"
+    assert "halfcheetah" in result.stderr, "the message lists what there is"
     result = run_script("sota-implementations/rlpd/rlpd.py", "trainig=3", cwd=tmp_path)
     assert result.returncode != 0
     assert "trainig" in result.stderr
@@ -188,7 +189,7 @@ def test_sigterm_saves_and_prints_how_to_go_on(tmp_path: Path) -> None:
 def test_override_grammar_of_the_readme() -> None:
     """The words that README and docstrings give are valid Hydra overrides."""
     parser = OverridesParser.create()
-    parser.parse_overrides(["task=halfcheetah-linear-mix", "seed=0,1,2", "algorithm=rlpd,sac"])
+    parser.parse_overrides(["task=halfcheetah", "data=linear-mix-v0", "seed=0,1,2", "algorithm=rlpd,sac"])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.scripts.phases import SHORT, PhasesContract, Stop, assert_equal, dying, newest, rows
-from tests.scripts.running import ROOT, compose, script_of
+from tests.scripts.running import TASKS, compose, script_of
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
@@ -262,11 +262,14 @@ def test_settings_are_the_bases_own(base: str) -> None:
         "iql": ("iql", ["reference=corl"]),
         "cql": ("cql", ["algorithm=cql"]),
         "cal_ql": ("cql", ["algorithm=cal_ql"]),
-        "rlpd": ("rlpd", ["task=halfcheetah-medium"]),
+        "rlpd": ("rlpd", ["task=halfcheetah", "collection=mujoco", "data=medium-v0"]),
     }[base]
     if script != "rlpd":
-        words.append("task=locomotion")
-    ours, theirs = compose("samg", f"base={base}", "task=halfcheetah-medium"), compose(script, *words)
+        words += ["task=halfcheetah", "collection=mujoco", "data=medium-v0"]
+    ours, theirs = (
+        compose("samg", f"base={base}", "task=halfcheetah", "collection=mujoco", "data=medium-v0"),
+        compose(script, *words),
+    )
     sections = ("actor", "qvalue", "value", "penalty", "temperature", "loss", "value_estimator", "target", "optim")
     for name in (*sections, "actor_lr", "qvalue_lr", "actor_weight_decay", "order", "target_entropy_per_dim"):
         assert ours.get(name) == theirs.get(name), name
@@ -278,20 +281,18 @@ def test_settings_are_the_bases_own(base: str) -> None:
 def test_settings_of_mazes_and_hoppers() -> None:
     assert compose("samg", "base=cal_ql", "task=antmaze-umaze").threshold == 0.4
     assert compose("samg", "base=cql", "task=antmaze-umaze").penalty.weight == 2.5
-    assert compose("samg", "base=iql", "task=antmaze-large-play").loss.beta == 10.0
-    assert compose("samg", "base=awac", "task=antmaze-large-play").loss.awac_lambda == 0.1
-    assert compose("samg", "task=hopper-medium").encoder.decoder == "latent"
-    assert compose("samg", "task=halfcheetah-medium").encoder.decoder == "full"
+    assert compose("samg", "base=iql", "task=antmaze-large").loss.beta == 10.0
+    assert compose("samg", "base=awac", "task=antmaze-large").loss.awac_lambda == 0.1
+    assert compose("samg", "task=hopper", "collection=mujoco", "data=medium-v0").encoder.decoder == "latent"
+    assert compose("samg", "task=halfcheetah", "collection=mujoco", "data=medium-v0").encoder.decoder == "full"
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_has_every_task_with_and_without_guidance(base: str) -> None:
-    tasks = sorted(path.stem for path in (ROOT / "sota-implementations/samg/task").glob("*.yaml"))
-    assert len(tasks) == 17
-    for task in tasks:
+    for task in TASKS:
         cfg = compose("samg", f"base={base}", f"task={task}", "confidence=none")
         whole = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-        assert whole["run_dir"] == f"runs/samg/{cfg.task_name}/{base}-none/seed0"
+        assert whole["run_dir"] == f"runs/samg/{cfg.task_name}-paper/{base}-none/seed0"
 
 
 @pytest.mark.slow
@@ -303,7 +304,7 @@ def test_compiled_equals_eager(base: str) -> None:
     words = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "guidance.guidance=linear", "guidance.cutoff=4")
     for compiled in ("false", "true"):
         torch.manual_seed(0)
-        cfg = compose("samg", f"base={base}", "task=locomotion-cpu", f"compile={compiled}", *words)
+        cfg = compose("samg", f"base={base}", "task=halfcheetah", "preset=cpu", f"compile={compiled}", *words)
         learner = make_base(cfg, online=True)(cfg, (5, 2))
         guide = Guide(learner, ConstantConfidence(0.5), dict(cfg.guidance), weigh_penalty=base == "cql")
         for _ in range(6):

@@ -35,7 +35,8 @@ pytestmark = [
 
 # A point in a maze, whose path does not multiply rounding differences as a cheetah's does.
 MAZE = (
-    "task=pointmaze-medium-cpu",
+    "task=pointmaze-medium",
+    "preset=cpu",
     "compile=false",
     "utd_ratio=2",
     "schedule.eval_every=60",
@@ -43,8 +44,8 @@ MAZE = (
     "+env.max_episode_steps=40",
 )
 SHORT = {
-    "rlpd": (*(word for word in test_rlpd.SHORT if not word.startswith("task")), *MAZE),
-    "a3rl": (*(word for word in test_a3rl.SHORT if not word.startswith("task")), *MAZE),
+    "rlpd": (*(word for word in test_rlpd.SHORT if not word.startswith(("task", "data", "preset"))), *MAZE),
+    "a3rl": (*(word for word in test_a3rl.SHORT if not word.startswith(("task", "data", "preset"))), *MAZE),
 }
 SEEDS = (0, 1, 2)
 

@@ -65,7 +65,7 @@ class TestSPOT(PhasesContract):
 
 def learner(*words: str, online: bool = False, compiled: bool = False) -> Any:
     torch.manual_seed(0)
-    cfg = compose("spot", "task=locomotion-cpu", *SMALL, f"compile={compiled}", *words)
+    cfg = compose("spot", "task=halfcheetah", "preset=cpu", *SMALL, f"compile={compiled}", *words)
     made = make_spot(cfg, (3, 2), online=online)
     if online:
         inner = made.update
@@ -139,7 +139,9 @@ def test_gamma_is_another_one_online() -> None:
 
 
 def test_more_vae_steps_than_offline_ones_are_refused(tmp_path: Path) -> None:
-    cfg = compose("spot", "task=locomotion-cpu", "vae_steps=7", "offline.num_steps=6", f"run_dir={tmp_path / 'run'}")
+    cfg = compose(
+        "spot", "task=halfcheetah", "preset=cpu", "vae_steps=7", "offline.num_steps=6", f"run_dir={tmp_path / 'run'}"
+    )
     with pytest.raises(O2OSpecError, match="vae_steps"):
         script_of("spot").train(cfg)
     assert not (tmp_path / "run").exists()
@@ -147,7 +149,7 @@ def test_more_vae_steps_than_offline_ones_are_refused(tmp_path: Path) -> None:
 
 def test_published_settings() -> None:
     """The authors' configurations for fine-tuning, as in CORL."""
-    maze, hand = compose("spot", "task=antmaze"), compose("spot", "task=adroit")
+    maze, hand = compose("spot", "task=antmaze-medium"), compose("spot", "task=adroit-pen")
     assert (maze.loss.density_weight, maze.cooling_floor, maze.gamma_online) == (0.05, 0.2, 0.995)
     assert (hand.loss.density_weight, hand.cooling_floor, hand.gamma_online) == (1.0, 0.5, 0.99)
     assert (maze.vae_steps, list(maze.vae.hidden_sizes), maze.vae_optim.lr, maze.loss.vae_beta) == (

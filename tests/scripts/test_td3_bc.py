@@ -47,7 +47,7 @@ class Compiled(TestTD3BC):
 
 def learner(*words: str, compiled: bool = False) -> Any:
     torch.manual_seed(0)
-    cfg = compose("td3_bc", "task=locomotion-cpu", *SMALL, f"compile={compiled}", *words)
+    cfg = compose("td3_bc", "task=halfcheetah", "preset=cpu", *SMALL, f"compile={compiled}", *words)
     return make_td3_bc(cfg, (3, 2))
 
 
@@ -117,5 +117,5 @@ def test_published_settings() -> None:
         [256, 256],
         False,
     )
-    assert compose("td3_bc", "task=antmaze").evaluation.num_episodes == 100
-    assert compose("td3_bc", "task=adroit").convention.normalize_observations
+    assert compose("td3_bc", "task=antmaze-medium").evaluation.num_episodes == 100
+    assert compose("td3_bc", "task=adroit-pen").convention.normalize_observations

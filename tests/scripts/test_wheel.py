@@ -58,7 +58,9 @@ def test_scripts_are_trained_from_an_empty_folder(installed: Path, tmp_path: Pat
     """Settings, tasks and run folder are found without a checkout, and nothing but the run folder is left."""
     words = ["online.total_frames=40", "online.init_random_frames=20", "online.batch_size=16", "compile=false"]
     words += ["utd_ratio=1", "evaluation.num_episodes=1", "schedule.eval_every=20"]
-    result = o2o(installed, "train", "rlpd", "task=halfcheetah-linear-mix-cpu", *words, cwd=tmp_path)
+    result = o2o(
+        installed, "train", "rlpd", "task=halfcheetah", "data=linear-mix-v0", "preset=cpu", *words, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["runs"]
     (run,) = (path.parent for path in (tmp_path / "runs").rglob("run.json"))
@@ -75,7 +77,7 @@ def test_every_script_starts(name: str, installed: Path, tmp_path: Path) -> None
 
 def test_settings_of_a_relative_folder(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "task").mkdir(parents=True)
-    task = next((installed / "torchrl_o2o").rglob("task/halfcheetah-linear-mix-cpu.yaml")).read_text()
+    task = next((installed / "torchrl_o2o").rglob("task/halfcheetah.yaml")).read_text()
     (tmp_path / "mine" / "task" / "own.yaml").write_text(task.replace("HalfCheetah-v5", "Hopper-v5"))
     result = o2o(installed, "train", "rlpd", "--config-dir", "mine", "task=own", "--cfg", "job", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

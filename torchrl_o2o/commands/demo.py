@@ -12,7 +12,17 @@ from pathlib import Path
 
 __all__ = ["register"]
 
-_TASKS = {"halfcheetah": "halfcheetah-linear-mix-cpu", "pointmaze": "pointmaze-medium-cpu"}
+_SETTINGS = {
+    "halfcheetah": ("task=halfcheetah", "data=linear-mix-v0"),
+    "pointmaze": (
+        "task=pointmaze-medium",
+        "utd_ratio=5",
+        "online.total_frames=7_500",
+        "schedule.eval_every=1_500",
+        "evaluation.num_episodes=20",
+        "evaluation.num_envs=20",
+    ),
+}
 _DATASETS = {"halfcheetah": "o2o/halfcheetah/linear-mix-v0", "pointmaze": "o2o/pointmaze/medium-play-v0"}
 
 
@@ -23,7 +33,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         subparsers: of the `o2o` parser.
     """
     parser = subparsers.add_parser("demo", help="RLPD beside SAC from scratch on a local data set, in a few minutes")
-    parser.add_argument("task", nargs="?", default="halfcheetah", choices=sorted(_TASKS), help="(default: %(default)s)")
+    parser.add_argument(
+        "task", nargs="?", default="halfcheetah", choices=sorted(_SETTINGS), help="(default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Hydra override for both runs")
@@ -38,7 +50,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     print(f"data: {_DATASETS[arguments.task]} (made here if absent)", flush=True)
     data = load_offline(_DATASETS[arguments.task])
     print(f"      {len(data)} transitions; training RLPD, and SAC without data beside it, into {out}", flush=True)
-    words = [f"task={_TASKS[arguments.task]}", f"seed={arguments.seed}", *arguments.set]
+    words = [*_SETTINGS[arguments.task], "preset=cpu", f"seed={arguments.seed}", *arguments.set]
     status = _train_both(out, words)
     if status == 0:
         print(summarize(out, _DATASETS[arguments.task]))

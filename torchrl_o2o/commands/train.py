@@ -26,7 +26,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="KEY=VALUE",
-        help="such as task=halfcheetah-linear-mix seed=1, for a script of many seeds 'seeds=[0,1,2]' in quotes; and "
+        help="such as task=hopper seed=1, for a script of many seeds 'seeds=[0,1,2]' in quotes; and "
         "Hydra's own options, such as --cfg job, which prints the settings",
     )
     parser.set_defaults(run=_train)
