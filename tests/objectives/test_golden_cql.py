@@ -145,11 +145,11 @@ def test_critic_pieces(case: str) -> None:
     batch = batch_of(tree)
     golden.assert_close(loss.target_value(batch), tree["out/target"], "target")
     count = loss.penalty.num_actions
-    proposals = loss._proposals(batch)
+    action, log_density = loss._proposals(batch)
     for index, name in ((1, "next"), (2, "current")):
         block = slice(index * count, (index + 1) * count)
-        golden.assert_close(proposals.action[block].transpose(0, 1), tree[f"out/cql_{name}_action"], name)
-        golden.assert_close(proposals.log_density[block].transpose(0, 1), tree[f"out/cql_{name}_log_prob"], name)
+        golden.assert_close(action[block].transpose(0, 1), tree[f"out/cql_{name}_action"], name)
+        golden.assert_close(log_density[block].transpose(0, 1), tree[f"out/cql_{name}_log_prob"], name)
     _, info = loss.qvalue_loss(batch)
     golden.assert_close(info["qvalue"], tree["out/q"], "q")
     for member in range(2):

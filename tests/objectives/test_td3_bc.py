@@ -75,7 +75,7 @@ def test_actors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(O2OSpecError, match="got a stochastic actor"):
         TD3BCLoss(make_gaussian_actor(5, 3), critics)
     plain = TensorDictModule(nn.Linear(5, 3), in_keys=["observation"], out_keys=["action"])
-    with pytest.raises(O2OSpecError, match="expected a bounded box"):
+    with pytest.raises(O2OSpecError, match="expected one bounded action"):
         TD3BCLoss(plain, critics)
 
 

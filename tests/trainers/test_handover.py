@@ -171,9 +171,8 @@ class TestAlign:
         loss = align(offline, actor(), critics())
         batch = random_transitions(6, 5, 3)
         action = (torch.rand(6, 3) - 0.5).requires_grad_()
-        aligned = loss._aligned
         residual = dict(loss.qvalue_network_params.data.flatten_keys(".").items())
-        value, _ = aligned.qvalues(residual, {"observation": batch["observation"]}, action, None)
+        value, _ = loss._aligned({"observation": batch["observation"]}, action, residual)
         (gradient,) = torch.autograd.grad(value[0].sum(), action)
         with offline.actor_network_params.to_module(offline.actor_network):
             dist = offline.actor_network.get_dist(batch)

@@ -12,7 +12,7 @@ from torchrl.data import Bounded, TensorSpec
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["BoxTanh", "action_box", "is_unit_box"]
+__all__ = ["BoxTanh", "action_box", "action_spec", "actor_box", "is_unit_box"]
 
 
 class BoxTanh(nn.Module):
@@ -67,6 +67,55 @@ def action_box(action: TensorSpec | int) -> Bounded:
             f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
         )
     return action
+
+
+def action_spec(actor: nn.Module) -> TensorSpec:
+    """What an actor's actions are, from the spec it was built with.
+
+    Args:
+        actor: an actor, stochastic or deterministic.
+
+    Returns:
+        The spec of its one action.
+
+    Raises:
+        O2OSpecError: if the actor states no action, or several.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> action_spec(make_actor(3, 2, hidden_sizes=(8,))).shape
+        torch.Size([2])
+    """
+    spec = getattr(actor, "spec", None)
+    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if leaf is not None]
+    if len(leaves) != 1:
+        raise O2OSpecError(
+            f"the actor's spec is {spec!r}, expected one bounded action; build the actor with make_actor(...), "
+            f"make_deterministic_actor(...) or ProbabilisticActor(..., spec=...). Where only the default target "
+            f"entropy is to be known, pass temperature=Temperature(target_entropy=...)"
+        )
+    return leaves[0]
+
+
+def actor_box(actor: nn.Module) -> tuple[Tensor, Tensor]:
+    """Lower and upper edges of an actor's actions.
+
+    Args:
+        actor: an actor, stochastic or deterministic, with a bounded action spec.
+
+    Returns:
+        Two vectors of shape [A].
+
+    Raises:
+        O2OSpecError: if the actor states no bounded action.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> actor_box(make_actor(3, 2, hidden_sizes=(8,)))
+        (tensor([-1., -1.]), tensor([1., 1.]))
+    """
+    box = action_box(action_spec(actor))
+    return box.space.low, box.space.high
 
 
 def is_unit_box(action: Bounded) -> bool:

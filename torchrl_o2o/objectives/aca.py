@@ -10,75 +10,25 @@ Shapes: E critics, B any batch shape, A action dimensions.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.alignment import aligned_value
-from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional.soft import sac_actor_objective
 from torchrl_o2o.modules.aligned import check_alignable, clipped_log_density, own_distribution
-from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.gaussian_policies import BoxNormal
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, policy_distribution
+from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters, policy_distribution
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["ACALoss"]
 
 _ALL = ("actor_network", "qvalue_network", "reference_network")
-
-
-class _Aligned(NamedTuple):
-    """Templates of actor, residual and offline policy, with the offline policy's parameters, beta and k."""
-
-    networks: ActorCritic
-    template: ProbabilisticTensorDictSequential
-    reference: Parameters
-    beta: float
-    interpolation: Tensor
-
-    def qvalues(
-        self, residual: Parameters, inputs: Inputs, action: Tensor, policy: TanhNormal | BoxNormal | None
-    ) -> tuple[Tensor, Tensor]:
-        """Q_i(s, a), shape [E, *B], and log pi_0(a|s) before clipping, shape [*B]."""
-        dist = own_distribution(policy_distribution(self.template, self.reference, inputs))
-        clipped, plain = clipped_log_density(dist, action, self.beta, policy)
-        return aligned_value(self.networks.qvalues(residual, inputs, action), clipped, self.interpolation), plain
-
-    def draw(self, actor: Parameters, inputs: Inputs, noise: Tensor) -> tuple[TanhNormal | BoxNormal, Tensor, Tensor]:
-        """The policy's distribution, which keeps its pre-tanh sample, with the sample and its log-density."""
-        dist = own_distribution(policy_distribution(self.networks.actor, actor, inputs))
-        return dist, *dist.rsample_and_log_prob(noise=noise)
-
-
-def _next_value(
-    aligned: _Aligned, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a', log pi(a'|s') and min_i Q'_i(s', a')."""
-    dist, action, log_prob = aligned.draw(actor, inputs, noise)
-    return action, log_prob, aligned.qvalues(target, inputs, action, dist)[0].amin(0)
-
-
-def _regress(
-    aligned: _Aligned, residual: Parameters, inputs: Inputs, action: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared error per row, Q_i(s, a), shape [E, *B], and log pi_0(a|s)."""
-    values, density = aligned.qvalues(residual, inputs, action, None)
-    return ensemble_squared_error(values, target), values, density
-
-
-def _climb(
-    aligned: _Aligned, actor: Parameters, residual: Parameters, inputs: Inputs, noise: Tensor, alpha: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Actor objective per row and log pi(a|s), both of shape [*B]."""
-    dist, action, log_prob = aligned.draw(actor, inputs, noise)
-    values, _ = aligned.qvalues(residual, inputs, action, dist)
-    return sac_actor_objective(log_prob, values.amin(0), alpha), log_prob
 
 
 class ACALoss(SoftLoss):
@@ -141,9 +91,6 @@ class ACALoss(SoftLoss):
     target_reference_network_params: TensorDictParams
 
     _networks_read = (_ALL, _ALL)
-    _next_value = staticmethod(_next_value)
-    _regress = staticmethod(_regress)
-    _climb = staticmethod(_climb)
 
     def __init__(
         self,
@@ -189,11 +136,9 @@ class ACALoss(SoftLoss):
             The loss, and, detached, ``td_error`` and ``reference_log_prob`` (unclipped log pi_0 of the recorded
             actions, shape [*B]), ``qvalue`` (aligned, shape [E, *B]) and ``target_value`` (shape [*B]).
         """
-        target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
-        error, qvalue, density = self._regress(self._aligned, params, self._inputs(tensordict, *_ALL), action, target)
-        qvalue = qvalue.detach()
-        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        target, params = self.target_value(tensordict), flat_parameters(self.qvalue_network_params)  # y
+        qvalue, density = self._aligned(self._state(tensordict), self._action(tensordict), params)  # Q_i(s, a)
+        error, info = self._bellman_error(qvalue, target)
         return self._reduce(error, self._weights(tensordict)), {**info, "reference_log_prob": density.detach()}
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -205,14 +150,11 @@ class ACALoss(SoftLoss):
         Returns:
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached.
         """
-        objective, log_prob = self._climb(
-            self._aligned,
-            flat_parameters(self.actor_network_params),
-            flat_parameters(self.qvalue_network_params, detach=True),
-            self._inputs(tensordict, *_ALL),
-            self.noise.normal("action", self._action(tensordict)),
-            self.temperature.alpha,
-        )
+        noise, state = self.noise.normal("action", self._action(tensordict)), self._state(tensordict)
+        policy = own_distribution(self._policy(state))
+        action, log_prob = policy.rsample_and_log_prob(noise=noise)  # a ~ pi(.|s)
+        qvalue = self._aligned(state, action, self._frozen_critics, policy)[0].amin(0)  # min_i Q_i(s, a)
+        objective = sac_actor_objective(log_prob, qvalue, self.temperature.alpha)  # alpha log pi - min_i Q_i
         return self._reduce(objective), {"log_prob": log_prob.detach()}
 
     @dispatch
@@ -242,17 +184,17 @@ class ACALoss(SoftLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        keys = self.tensor_keys
-        noise = self.noise.normal("next_action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(self._following(tensordict), *_ALL)
-        action, log_prob, qvalue = self._next_value(self._aligned, actor, target, inputs, noise)
-        value = soft_value(qvalue, log_prob, self.temperature.alpha)
-        columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
-        return self._estimate(tensordict, columns, action)
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        policy = own_distribution(self._policy(following))
+        action, log_prob = policy.rsample_and_log_prob(noise=noise)  # a' ~ pi(.|s')
+        qvalue = self._aligned(following, action, self._target_critics, policy)[0].amin(0)  # min_i Q'_i(s', a')
+        return self._soft_target(tensordict, action, log_prob, qvalue)
 
-    @property
-    def _aligned(self) -> _Aligned:
+    def _aligned(
+        self, state: Inputs, action: Tensor, residuals: Parameters, policy: Distribution | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Q_i(s, a), shape [E, *B], and log pi_0(a|s) before clipping, shape [*B]; ``policy`` has just drawn a."""
         reference = flat_parameters(self.reference_network_params, detach=True)
-        return _Aligned(self._networks, self.reference_network, reference, self.beta, self.interpolation)
+        offline = own_distribution(policy_distribution(self.reference_network, reference, state))  # pi_0(.|s)
+        clipped, density = clipped_log_density(offline, action, self.beta, policy)  # CLIP_beta(log pi_0(a|s))
+        return aligned_value(self._qvalues(state, action, residuals), clipped, self.interpolation), density

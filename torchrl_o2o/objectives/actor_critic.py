@@ -6,46 +6,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
 from torch import Tensor
+from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional.soft import sac_actor_objective
+from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters
+from torchrl_o2o.objectives.networks import (
+    Inputs,
+    Parameters,
+    call_ensemble,
+    flat_parameters,
+    policy_distribution,
+)
 
-__all__ = ["ActorCriticLoss", "climb"]
-
-
-def climb(
-    networks: ActorCritic,
-    actor: Parameters,
-    qvalue: Parameters,
-    inputs: Inputs,
-    noise: Tensor,
-    alpha: Tensor,
-    over: str,
-) -> tuple[Tensor, Tensor]:
-    """The soft actor-critic's actor core: objective per row and log pi(a|s), both of shape [*B].
-
-    Args:
-        networks: templates of actor and critic.
-        actor: the actor's parameters.
-        qvalue: the critics' parameters, without gradient.
-        inputs: what both read at s.
-        noise: standard-normal numbers for the action, shape [*B, A].
-        alpha: entropy temperature, a scalar.
-        over: ``"mean"`` or ``"min"`` of the critics.
-
-    Returns:
-        ``alpha log pi - Q`` and ``log pi``.
-    """
-    action, log_prob = networks.sample(actor, inputs, noise)
-    values = networks.qvalues(qvalue, inputs, action)
-    return sac_actor_objective(log_prob, values.mean(0) if over == "mean" else values.amin(0), alpha), log_prob
+__all__ = ["ActorCriticLoss"]
 
 
 class ActorCriticLoss(TransitionLoss):
@@ -72,6 +51,8 @@ class ActorCriticLoss(TransitionLoss):
     _networks_read = (("actor_network", "qvalue_network"), ("actor_network", "qvalue_network"))
     #: Whether actions are drawn from the actor or scored by its density.
     _stochastic: ClassVar[bool] = True
+    #: Upper bound on all Q values, if a loss has one.
+    q_max: float | None = None
 
     def __init__(
         self,
@@ -92,24 +73,39 @@ class ActorCriticLoss(TransitionLoss):
         self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
         self.num_qvalue_nets = len(members)
 
-    def _collect(
-        self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
-    ) -> TensorDictBase:
-        """The output of ``forward``: losses and the batch means of what was measured; writes the priority."""
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
-        if self.reduction == "none":
-            return TensorDict(losses, tensordict.batch_size)
-        return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
+    def _policy(self, state: Inputs) -> Distribution:
+        """pi(.|s), with gradient."""
+        return policy_distribution(self.actor_network, flat_parameters(self.actor_network_params), state)
+
+    def _qvalues(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
+        """Q_i(s, a), shape [E, *B], of the critics that are trained or of other ``params``."""
+        keys, network = self.tensor_keys, self.qvalue_network
+        if keys.action not in network.in_keys:
+            raise O2OSpecError(
+                f"the critics read {network.in_keys}, expected the action {keys.action!r} among them; build them with "
+                f"in_keys=[..., {keys.action!r}], or name theirs with loss.set_keys(action=...)"
+            )
+        params = flat_parameters(self.qvalue_network_params) if params is None else params
+        qvalue = call_ensemble(network, params, {**state, keys.action: action}, keys.state_action_value)
+        return qvalue if self.q_max is None else qvalue.clamp(max=self.q_max)
 
     @property
-    def _networks(self) -> ActorCritic:
-        keys = self.tensor_keys
-        if keys.action not in self.qvalue_network.in_keys:
-            raise O2OSpecError(
-                f"the critics read {self.qvalue_network.in_keys}, expected the action {keys.action!r} among them; "
-                f"build them with in_keys=[..., {keys.action!r}], or name theirs with loss.set_keys(action=...)"
-            )
-        return ActorCritic(self.actor_network, self.qvalue_network, keys.action, keys.state_action_value)
+    def _frozen_critics(self) -> Parameters:
+        """Parameters of the critics as they are, without gradient: what an actor is trained on."""
+        return flat_parameters(self.qvalue_network_params, detach=True)
+
+    @property
+    def _target_critics(self) -> Parameters:
+        """Parameters of the target critics."""
+        return flat_parameters(self.target_qvalue_network_params, detach=True)
+
+    def _bellman_error(
+        self, qvalue: Tensor, target: Tensor, over_members: Literal["sum", "mean"] = "sum"
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """sum_i (Q_i(s, a) - y)^2 of each row, shape [*B], and what there is to say of it, detached."""
+        error = ensemble_squared_error(qvalue, target, over_members)
+        qvalue = qvalue.detach()
+        return error, {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
 
 
 def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:

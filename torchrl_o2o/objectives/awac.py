@@ -18,11 +18,9 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.offline import AdvantageWeight, awac_weight, clip_score
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
-from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters, policy_distribution, sample_policy
+from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy
 
 __all__ = ["AWACLoss"]
-
-_BOTH = ("actor_network", "qvalue_network")
 
 
 class AWACLoss(CriticLoss):
@@ -96,8 +94,6 @@ class AWACLoss(CriticLoss):
 
     actor_network: ProbabilisticTensorDictSequential
 
-    _networks_read = (_BOTH, _BOTH)
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -135,13 +131,10 @@ class AWACLoss(CriticLoss):
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`CriticLoss.target_value`."""
-        keys, following = self.tensor_keys, self._following(tensordict)
-        noise = self.noise.normal("next_action", self._action(tensordict))
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
         action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
-        target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        value = self._qvalues(target, self._inputs(following, *_BOTH), action).amin(0)  # min_j Q'_j(s', a')
-        columns = {keys.log_prob: log_prob, keys.state_action_value: value, keys.value: value}
-        return self._estimate(tensordict, columns, action)
+        value = self._qvalues(following, action, self._target_critics).amin(0)  # min_j Q'_j(s', a')
+        return self._estimate(tensordict, value, qvalue=value, log_prob=log_prob, action=action)
 
     @torch.no_grad()
     def advantage(self, tensordict: TensorDictBase) -> Tensor:
@@ -153,21 +146,19 @@ class AWACLoss(CriticLoss):
         Returns:
             A before any clipping, shape [*B], without gradient.
         """
-        return self._advantage(tensordict, self._policy(tensordict))
+        state = self._state(tensordict)
+        return self._advantage(state, self._action(tensordict), self._policy(state))
 
     @torch.no_grad()
-    def _advantage(self, tensordict: TensorDictBase, policy: Distribution) -> Tensor:
+    def _advantage(self, state: Inputs, action: Tensor, policy: Distribution) -> Tensor:
         """Q(s, a) - V(s), shape [*B], with V(s) of the mean action or of K samples."""
-        action, inputs = self._action(tensordict), self._inputs(tensordict, *_BOTH)
-        params = flat_parameters(self.qvalue_network_params, detach=True)
         if self.value_samples:
-            shape = (self.value_samples,)
-            samples, _ = sample_policy(policy, self.noise.normal("action", action, shape), shape)
-            repeated = {key: entry.expand(*shape, *entry.shape) for key, entry in inputs.items()}
-            values = self._qvalues(params, repeated, samples).mean(1)
+            count = (self.value_samples,)
+            samples, _ = sample_policy(policy, self.noise.normal("action", action, count), count)
+            values = self._qvalues(repeated(state, *count), samples).mean(1)
         else:
-            values = self._qvalues(params, inputs, policy.deterministic_sample)
-        data = self._qvalues(params, inputs, action)
+            values = self._qvalues(state, policy.deterministic_sample)
+        data = self._qvalues(state, action)
         return (data.amin(0) if self.advantage_q == "min" else data[0]) - values.amin(0)
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -180,13 +171,13 @@ class AWACLoss(CriticLoss):
             The loss, and per row, detached: ``advantage``, ``weight``, ``log_prob`` of the recorded action, and
             ``clipped``, 1 where the weight is at its bound (rewards on a large scale saturate it quickly).
         """
+        state, action = self._state(tensordict), self._action(tensordict)
         if self.action_clip is not None:
-            clamped = self._action(tensordict).clamp(-self.action_clip, self.action_clip)
-            tensordict = tensordict.copy().set(self.tensor_keys.action, clamped)
-        policy = self._policy(tensordict)
-        advantage = self._advantage(tensordict, policy)
+            action = action.clamp(-self.action_clip, self.action_clip)
+        policy = self._policy(state)
+        advantage = self._advantage(state, action, policy)
         weight = awac_weight(clip_score(advantage, self.score_clip), self.awac_lambda, self.weight, self.weight_clip)
-        log_prob = policy.log_prob(self._action(tensordict))
+        log_prob = policy.log_prob(action)
         clipped = (weight >= self.weight_clip) & (self.weight == "exp_clip")
         info = {"advantage": advantage, "weight": weight, "log_prob": log_prob.detach()}
         loss = self._reduce(-weight * log_prob, reduction=self.actor_reduction)
@@ -199,13 +190,3 @@ class AWACLoss(CriticLoss):
         loss_actor, actor_info = self.actor_loss(tensordict)
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
         return self._collect(tensordict, losses, {**actor_info, **info})
-
-    def _policy(self, tensordict: TensorDictBase) -> Distribution:
-        """pi(.|s)."""
-        params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
-        return policy_distribution(self.actor_network, params, inputs)
-
-    def _qvalues(self, params: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
-        """Q_j(s, a), shape [E, *B], at most ``q_max``."""
-        qvalue = self._networks.qvalues(params, inputs, action)
-        return qvalue if self.q_max is None else qvalue.clamp(max=self.q_max)

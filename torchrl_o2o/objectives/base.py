@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -19,9 +19,10 @@ from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.objectives.networks import Inputs
 from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
 
-__all__ = ["Reduction", "TransitionLoss", "check_option"]
+__all__ = ["Reduction", "TransitionLoss"]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -151,6 +152,15 @@ class TransitionLoss(LossModule):
         """The tensors the named networks read, without the action."""
         return {key: self._entry(tensordict, key) for key in self._inputs_of(networks)}
 
+    def _state(self, tensordict: TensorDictBase) -> Inputs:
+        """s: what the networks read of a transition besides the action."""
+        return {key: self._entry(tensordict, key) for key in self._inputs_of(self._networks_read[0])}
+
+    def _next_state(self, tensordict: TensorDictBase) -> Inputs:
+        """s': what they read of what came after the action."""
+        following = self._following(tensordict)
+        return {key: self._entry(following, key) for key in self._inputs_of(self._networks_read[1])}
+
     def _entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         """An entry that must be there."""
         value = tensordict.get(key, None)
@@ -213,17 +223,39 @@ class TransitionLoss(LossModule):
             return loss
         return loss.mean() if (reduction or self.reduction) == "mean" else loss.sum()
 
-    def _estimate(self, tensordict: TensorDictBase, columns: dict[NestedKey, Tensor], action: Tensor | None) -> Tensor:
-        """Hand the value estimator what it may need under ``"next"``, without touching the batch; returns y, shape
-        [*B]."""
-        following, estimator = self._following(tensordict), self.value_estimator
-        self._check_outcome(following, next(iter(columns.values())).shape)
+    def _estimate(
+        self,
+        tensordict: TensorDictBase,
+        value: Tensor,
+        *,
+        qvalue: Tensor | None = None,
+        log_prob: Tensor | None = None,
+        action: Tensor | None = None,
+    ) -> Tensor:
+        """y = r + gamma (1 - d) V(s'), or what the value estimator makes of it, shape [*B].
+
+        The estimator finds V(s') under ``"next"``, with the a', Q'(s', a') and log pi(a'|s') it comes from where there
+        are any; the batch itself stays as it is.
+        """
+        keys, following, estimator = self.tensor_keys, self._following(tensordict), self.value_estimator
+        self._check_outcome(following, value.shape)
         if type(estimator) is TD0Estimator and estimator.value_network is None and not estimator.average_rewards:
-            next_value = columns[self.tensor_keys.value].unsqueeze(-1)  # it reads nothing else that is put there
-            return estimator.value_estimate(tensordict, next_value=next_value).squeeze(-1)
-        following = following.copy()
-        for key, column in columns.items():
-            following.set(key, column.unsqueeze(-1))
+            # It reads nothing else that is put there.
+            return estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
+        following = following.copy().set(keys.value, value.unsqueeze(-1))
+        for key, column in ((keys.state_action_value, qvalue), (keys.log_prob, log_prob)):
+            if column is not None:
+                following.set(key, column.unsqueeze(-1))
         if action is not None:
-            following.set(self.tensor_keys.action, action)
+            following.set(keys.action, action)
         return estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
+
+    def _collect(
+        self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
+    ) -> TensorDictBase:
+        """The output of ``forward``: losses and the batch means of what was measured; writes the priority, if any."""
+        if "td_error" in info:
+            tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
+        if self.reduction == "none":
+            return TensorDict(losses, tensordict.batch_size)
+        return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])

@@ -7,121 +7,21 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase, dispatch
-from tensordict.utils import NestedKey
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.alignment import baseline_value
 from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
-from torchrl_o2o.objectives.networks import (
-    Inputs,
-    Parameters,
-    call_ensemble,
-    flat_parameters,
-    policy_distribution,
-    sample_policy,
-)
+from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, policy_distribution, sample_policy
 
-__all__ = ["BaselineLoss", "PolicyBaseline", "baseline_next_value", "fit_baseline"]
-
-
-class PolicyBaseline(NamedTuple):
-    """Templates of a policy and of one baseline, evaluated under explicit parameters."""
-
-    actor: ProbabilisticTensorDictSequential
-    baseline: TensorDictModuleBase
-    out_key: NestedKey
-
-
-def baseline_next_value(
-    networks: PolicyBaseline,
-    actor: Parameters,
-    baseline: Parameters,
-    inputs: Inputs,
-    noise: Tensor,
-    alpha: Tensor,
-    entropy: bool,
-    clip_min: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""a', log pi(a'|s') and the value :math:`\log\pi+\min_k Z_k-\alpha\log\pi` at s', pure.
-
-    Args:
-        networks: templates.
-        actor: the policy's parameters.
-        baseline: the baselines' parameters, stacked.
-        inputs: what both read at s'.
-        noise: standard-normal numbers, shape [*B, A].
-        alpha: entropy temperature.
-        entropy: whether the entropy term is subtracted.
-        clip_min: lower bound of the log-density in its role as critic, or ``None``.
-
-    Returns:
-        Action, shape [*B, A], log-density and value, shape [*B].
-
-    Examples:
-        >>> import torch
-        >>> from torchrl_o2o.modules import make_actor, make_baselines
-        >>> actor, members = make_actor(3, 2, hidden_sizes=(8,)), make_baselines(3, hidden_sizes=(8,))
-        >>> stacked = {key: torch.stack([m.state_dict()[key] for m in members]) for key in members[0].state_dict()}
-        >>> networks, inputs = PolicyBaseline(actor, members[0], "state_value"), {"observation": torch.zeros(4, 3)}
-        >>> action, log_prob, value = baseline_next_value(
-        ...     networks, actor.state_dict(), stacked, inputs, torch.zeros(4, 2), torch.tensor(1.0), True, None
-        ... )
-        >>> action.shape, value.shape
-        (torch.Size([4, 2]), torch.Size([4]))
-    """
-    action, log_prob = sample_policy(policy_distribution(networks.actor, actor, inputs), noise)
-    values = call_ensemble(networks.baseline, baseline, inputs, networks.out_key).amin(0)
-    density = log_prob if clip_min is None else log_prob.clamp(min=clip_min)
-    return action, log_prob, baseline_value(density, values, alpha, log_prob if entropy else None)
-
-
-def fit_baseline(
-    networks: PolicyBaseline,
-    actor: Parameters,
-    baseline: Parameters,
-    inputs: Inputs,
-    action: Tensor,
-    target: Tensor,
-    clip_min: float | None,
-) -> tuple[Tensor, Tensor]:
-    r"""Squared error of :math:`\log\pi(a|s)+Z_i(s)` against a target, summed over members, pure.
-
-    Args:
-        networks: templates.
-        actor: the policy's parameters, detached.
-        baseline: the baselines' parameters, stacked.
-        inputs: what both read at s.
-        action: recorded actions, shape [*B, A].
-        target: y, shape [*B].
-        clip_min: lower bound of the log-density, or ``None``.
-
-    Returns:
-        Error per row, shape [*B], and Z_i(s), shape [E, *B].
-
-    Examples:
-        >>> import torch
-        >>> from torchrl_o2o.modules import make_actor, make_baselines
-        >>> actor, members = make_actor(3, 2, hidden_sizes=(8,)), make_baselines(3, hidden_sizes=(8,))
-        >>> stacked = {key: torch.stack([m.state_dict()[key] for m in members]) for key in members[0].state_dict()}
-        >>> networks, inputs = PolicyBaseline(actor, members[0], "state_value"), {"observation": torch.zeros(4, 3)}
-        >>> error, values = fit_baseline(
-        ...     networks, actor.state_dict(), stacked, inputs, torch.zeros(4, 2), torch.zeros(4), None
-        ... )
-        >>> error.shape, values.shape
-        (torch.Size([4]), torch.Size([2, 4]))
-    """
-    density = policy_distribution(networks.actor, actor, inputs).log_prob(action)
-    density = density if clip_min is None else density.clamp(min=clip_min)
-    values = call_ensemble(networks.baseline, baseline, inputs, networks.out_key)
-    return ensemble_squared_error(density + values, target), values
+__all__ = ["BaselineLoss"]
 
 
 class BaselineLoss(TransitionLoss):
@@ -170,8 +70,6 @@ class BaselineLoss(TransitionLoss):
     target_baseline_network_params: TensorDictParams
 
     _networks_read = (("actor_network", "baseline_network"), ("actor_network", "baseline_network"))
-    _next_value = staticmethod(baseline_next_value)
-    _fit = staticmethod(fit_baseline)
 
     def __init__(
         self,
@@ -205,17 +103,12 @@ class BaselineLoss(TransitionLoss):
         Returns:
             The loss, and ``td_error`` (absolute, shape [*B]), ``baseline`` and ``target_value``, detached.
         """
-        target = self.target_value(tensordict)
-        error, values = self._fit(
-            self._networks,
-            flat_parameters(self.actor_network_params, detach=True),
-            flat_parameters(self.baseline_network_params),
-            self._inputs(tensordict, "actor_network", "baseline_network"),
-            self._action(tensordict),
-            target,
-            self.clip_min,
-        )
-        info = {"td_error": error.detach().sqrt(), "baseline": values.detach(), "target_value": target}
+        target, state = self.target_value(tensordict), self._state(tensordict)  # y
+        with torch.no_grad():
+            density = self._clipped(self._policy(state).log_prob(self._action(tensordict)))  # log pi_0(a|s)
+        baseline = self._baselines(state)  # Z_i(s)
+        error = ensemble_squared_error(density + baseline, target)
+        info = {"td_error": error.detach().sqrt(), "baseline": baseline.detach(), "target_value": target}
         return self._reduce(error, self._weights(tensordict)), info
 
     @dispatch
@@ -229,10 +122,7 @@ class BaselineLoss(TransitionLoss):
             ``loss_baseline``, ``baseline``, ``target_value``.
         """
         loss, info = self.baseline_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
-        if self.reduction == "none":
-            return TensorDict({"loss_baseline": loss}, tensordict.batch_size)
-        return TensorDict({"loss_baseline": loss, **{name: value.mean() for name, value in info.items()}}, [])
+        return self._collect(tensordict, {"loss_baseline": loss}, info)
 
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
@@ -244,20 +134,22 @@ class BaselineLoss(TransitionLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        keys, following = self.tensor_keys, self._following(tensordict)
         noise = self.noise.normal("baseline_next_action", self._action(tensordict))
-        action, log_prob, value = self._next_value(
-            self._networks,
-            flat_parameters(self.actor_network_params, detach=True),
-            flat_parameters(self.baseline_network_params, detach=True),
-            self._inputs(following, "actor_network", "baseline_network"),
-            noise,
-            self.alpha,
-            self.baseline_entropy,
-            self.clip_min,
-        )
-        return self._estimate(tensordict, {keys.log_prob: log_prob, keys.value: value}, action)
+        following = self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi_0(.|s')
+        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
+        value = baseline_value(self._clipped(log_prob), baseline, self.alpha, entropy)
+        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
 
-    @property
-    def _networks(self) -> PolicyBaseline:
-        return PolicyBaseline(self.actor_network, self.baseline_network, self.tensor_keys.value)
+    def _policy(self, state: Inputs) -> Distribution:
+        """pi_0(.|s)."""
+        return policy_distribution(self.actor_network, flat_parameters(self.actor_network_params), state)
+
+    def _baselines(self, state: Inputs) -> Tensor:
+        """Z_i(s), shape [E, *B]."""
+        params = flat_parameters(self.baseline_network_params)
+        return call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)
+
+    def _clipped(self, log_prob: Tensor) -> Tensor:
+        """The log-density in its role as critic."""
+        return log_prob if self.clip_min is None else log_prob.clamp(min=self.clip_min)

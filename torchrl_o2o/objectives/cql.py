@@ -10,7 +10,7 @@ Shapes: E critics, B any batch shape, n actions per proposal, A action dimension
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -20,89 +20,15 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2ODataError, check_option
 from torchrl_o2o.functional.conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
-from torchrl_o2o.functional.soft import ensemble_squared_error, soft_value
+from torchrl_o2o.functional.soft import sac_actor_objective
+from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.actor_critic import climb
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
-from torchrl_o2o.objectives.soft import SoftLoss, action_box
+from torchrl_o2o.objectives.networks import repeated, sample_policy
+from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["CQLLoss", "CalQLLoss"]
-
-_BOTH = ("actor_network", "qvalue_network")
-
-
-class _Proposals(NamedTuple):
-    """Actions to push down and what divides their values: [3n, *B, A] and [3n, *B], in the order uniform, next,
-    current."""
-
-    action: Tensor
-    log_density: Tensor
-
-
-class _Penalized(NamedTuple):
-    """What the critic core returns: squared error [*B], Q [E, *B], gap [E, *B], share of values under the bound."""
-
-    error: Tensor
-    qvalue: Tensor
-    gap: Tensor
-    bound_rate: Tensor
-
-
-def _next_value(
-    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a', log pi(a'|s') and min_i Q'_i(s', a') of the best of the drawn actions; noise is [n, *B, A]."""
-    action, log_prob = networks.sample(actor, inputs, noise, (noise.shape[0],))
-    qvalue = networks.qvalues(target, _repeat(inputs, noise.shape[0]), action).amin(0)
-    value, best_log_prob, best_action = max_backup(qvalue, log_prob, action)
-    return best_action, best_log_prob, value
-
-
-def _propose(networks: ActorCritic, actor: Parameters, inputs: Inputs, noise: Tensor, uniform: Tensor) -> _Proposals:
-    """Uniform actions, and policy actions at s' and s from one pass; inputs are [2, *B, ...], noise [n, 2, *B, A]."""
-    action, log_prob = networks.sample(actor, inputs, noise, (noise.shape[0],))
-    uniform_action, uniform_log_density = uniform[..., :-1], uniform[..., -1]
-    return _Proposals(
-        torch.cat([uniform_action, action[:, 1], action[:, 0]]),
-        torch.cat([uniform_log_density, log_prob[:, 1], log_prob[:, 0]]),
-    )
-
-
-def _penalize(
-    networks: ActorCritic,
-    qvalue: Parameters,
-    inputs: Inputs,
-    action: Tensor,
-    proposals: _Proposals,
-    target: Tensor,
-    bound: Tensor | None,
-    temperature: float,
-    gap_bounds: tuple[float, float],
-    importance_sampling: bool,
-) -> _Penalized:
-    """Bellman error and conservative gap from one pass of all critics over 3n + 1 actions per row."""
-    actions = torch.cat([proposals.action, action.unsqueeze(0)])
-    values = networks.qvalues(qvalue, _repeat(inputs, actions.shape[0]), actions)
-    recorded, others = values[:, -1], values[:, :-1]
-    bound_rate = recorded.new_zeros(())
-    if bound is not None:
-        uniform, policy = others.tensor_split([others.shape[1] // 3], 1)
-        bound_rate = (policy.detach() < bound).to(bound.dtype).mean()
-        others = torch.cat([uniform, calibrated(policy, bound)], 1)
-    if importance_sampling:
-        candidates = others - proposals.log_density
-    else:
-        candidates = torch.cat([others, recorded.unsqueeze(1)], 1)
-    soft_maximum = scaled_logsumexp(candidates.transpose(0, 1), temperature)
-    gap = conservative_gap(soft_maximum, recorded, gap_bounds)
-    return _Penalized(ensemble_squared_error(recorded, target), recorded, gap, bound_rate)
-
-
-def _repeat(inputs: Inputs, count: int) -> dict[NestedKey, Tensor]:
-    """The same inputs for ``count`` actions per row: [count, *B, ...], without copying."""
-    return {key: value.expand(count, *value.shape) for key, value in inputs.items()}
 
 
 class CQLLoss(SoftLoss):
@@ -180,11 +106,6 @@ class CQLLoss(SoftLoss):
     action_low: Tensor
     action_high: Tensor
 
-    _next_value = staticmethod(_next_value)
-    _propose = staticmethod(_propose)
-    _penalize = staticmethod(_penalize)
-    _climb = staticmethod(climb)
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -203,7 +124,7 @@ class CQLLoss(SoftLoss):
         self.max_target_backup = max_target_backup
         self.entropy_backup = entropy_backup
         self.actor_q: Literal["min", "mean"] = actor_q
-        low, high = action_box(actor_network)
+        low, high = actor_box(actor_network)
         dtype = torch.get_default_dtype()
         self.register_buffer("action_low", low.to(dtype).clone(), persistent=False)
         self.register_buffer("action_high", high.to(dtype).clone(), persistent=False)
@@ -220,22 +141,19 @@ class CQLLoss(SoftLoss):
             ``target_value`` (shape [*B]) and the scalars ``alpha_prime`` and ``bound_rate`` (share of policy-action
             values under Cal-QL's bound).
         """
-        target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
-        error, qvalue, gap, bound_rate = self._penalize(
-            self._networks,
-            params,
-            self._inputs(tensordict, *_BOTH),
-            action,
-            self._proposals(tensordict),
-            target,
-            self._lower_bound(tensordict),
-            self.penalty.softmax_temperature,
-            self.penalty.gap_bounds,
-            self.penalty.importance_sampling,
-        )
-        qvalue = qvalue.detach()
-        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        target, state, action = self.target_value(tensordict), self._state(tensordict), self._action(tensordict)
+        proposals, log_density = self._proposals(tensordict)  # a_m, log mu_m(a_m)
+        actions = torch.cat([proposals, action.unsqueeze(0)])
+        values = self._qvalues(repeated(state, len(actions)), actions)
+        others, qvalue = values[:, :-1], values[:, -1]  # Q_i(s, a_m), Q_i(s, a)
+        error, info = self._bellman_error(qvalue, target)
+        others, bound_rate = self._calibrate(others, tensordict)
+        if self.penalty.importance_sampling:
+            candidates = others - log_density
+        else:
+            candidates = torch.cat([others, qvalue.unsqueeze(1)], 1)
+        soft_maximum = scaled_logsumexp(candidates.transpose(0, 1), self.penalty.softmax_temperature)
+        gap = conservative_gap(soft_maximum, qvalue, self.penalty.gap_bounds)
         info |= {"gap": gap.detach(), "alpha_prime": self.penalty.multiplier, "bound_rate": bound_rate}
         penalty, factor = self.penalty.apply_to(gap), tensordict.get(self.tensor_keys.penalty_weight, None)
         if factor is not None:
@@ -269,13 +187,11 @@ class CQLLoss(SoftLoss):
         Returns:
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
-        noise = self.noise.normal("action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params)
-        critics = flat_parameters(self.qvalue_network_params, detach=True)
-        inputs = self._inputs(tensordict, *_BOTH)
-        objective, log_prob = self._climb(
-            self._networks, actor, critics, inputs, noise, self.temperature.alpha, self.actor_q
-        )
+        noise, state = self.noise.normal("action", self._action(tensordict)), self._state(tensordict)
+        action, log_prob = sample_policy(self._policy(state), noise)  # a ~ pi(.|s)
+        qvalues = self._qvalues(state, action, self._frozen_critics)
+        qvalue = qvalues.mean(0) if self.actor_q == "mean" else qvalues.amin(0)
+        objective = sac_actor_objective(log_prob, qvalue, self.temperature.alpha)  # alpha log pi - Q
         return self._reduce(objective), {"log_prob": log_prob.detach()}
 
     @dispatch
@@ -306,32 +222,41 @@ class CQLLoss(SoftLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        keys = self.tensor_keys
-        count = self.penalty.num_actions if self.max_target_backup else 1
-        noise = self.noise.normal("next_action", self._action(tensordict), (count,))
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(self._following(tensordict), *_BOTH)
-        action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
-        value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
-        columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
-        return self._estimate(tensordict, columns, action)
+        count = (self.penalty.num_actions if self.max_target_backup else 1,)
+        noise, following = (
+            self.noise.normal("next_action", self._action(tensordict), count),
+            self._next_state(tensordict),
+        )
+        actions, log_probs = sample_policy(self._policy(following), noise, count)  # a'_1 .. a'_n ~ pi(.|s')
+        values = self._qvalues(repeated(following, *count), actions, self._target_critics).amin(0)  # min_i Q'_i
+        qvalue, log_prob, action = max_backup(values, log_probs, actions)
+        return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
 
     @torch.no_grad()
-    def _proposals(self, tensordict: TensorDictBase) -> _Proposals:
+    def _proposals(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Actions a_m and log mu_m(a_m), [3n, *B, A] and [3n, *B]: uniform ones, then the policy's at s', then at s."""
         like, count = self._action(tensordict), (self.penalty.num_actions,)
         width = self.action_high - self.action_low
         uniform = self.action_low + 0.5 * width * (self.noise.uniform("uniform_action", like, count) + 1.0)
-        log_density = -width.log().sum().expand(*uniform.shape[:-1], 1)
         noise = [self.noise.normal(name, like, count) for name in ("penalty_action", "penalty_next_action")]
-        current = self._inputs(tensordict, "actor_network")
-        following = self._inputs(self._following(tensordict), "actor_network")
-        inputs = {key: torch.stack([current[key], following[key]]) for key in current}
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        uniform = torch.cat([uniform, log_density], -1)
-        return self._propose(self._networks, actor, inputs, torch.stack(noise, 1), uniform)
+        states = self._state(tensordict), self._next_state(tensordict)
+        both = {key: torch.stack([state[key] for state in states]) for key in self.actor_network.in_keys}
+        action, log_prob = sample_policy(self._policy(both), torch.stack(noise, 1), count)  # [n, 2, *B, A], of one pass
+        density = -width.log().sum().expand_as(log_prob[:, 0])
+        actions = torch.cat([uniform, action[:, 1], action[:, 0]])
+        return actions, torch.cat([density, log_prob[:, 1], log_prob[:, 0]])
+
+    def _calibrate(self, qvalue: Tensor, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Q_i(s, a_m), shape [E, 3n, *B], after calibration, and the share of policy actions that it raises."""
+        bound = self._lower_bound(tensordict)
+        if bound is None:
+            return qvalue, qvalue.new_zeros(())
+        uniform, policy = qvalue.tensor_split([self.penalty.num_actions], 1)
+        raised = (policy.detach() < bound).to(bound.dtype).mean()
+        return torch.cat([uniform, calibrated(policy, bound)], 1), raised
 
     def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
+        """G, which no policy action's value is pushed below, shape [*B]; there is none in CQL."""
         return None
 
 

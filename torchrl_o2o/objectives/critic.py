@@ -14,27 +14,10 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 
 from torchrl_o2o.errors import check_option
-from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
 
 __all__ = ["CriticLoss"]
-
-
-def _regress(
-    networks: ActorCritic,
-    qvalue: Parameters,
-    inputs: Inputs,
-    action: Tensor,
-    target: Tensor,
-    reduction: Literal["sum", "mean"],
-    q_max: float | None,
-) -> tuple[Tensor, Tensor]:
-    """Squared error per row, shape [*B], and Q_i(s, a), shape [E, *B]."""
-    values = networks.qvalues(qvalue, inputs, action)
-    values = values if q_max is None else values.clamp(max=q_max)
-    return ensemble_squared_error(values, target, reduction), values
 
 
 class CriticLoss(ActorCriticLoss):
@@ -54,8 +37,6 @@ class CriticLoss(ActorCriticLoss):
     Raises:
         O2OSpecError: if no critic is given or an option is unknown.
     """
-
-    _regress = staticmethod(_regress)
 
     def __init__(
         self,
@@ -98,12 +79,7 @@ class CriticLoss(ActorCriticLoss):
             The loss, and ``td_error`` (mean over members of the absolute error, shape [*B]), ``qvalue`` (shape [E, *B])
             and ``target_value`` (shape [*B]), all detached.
         """
-        target = self.target_value(tensordict) if target_value is None else target_value
-        action, inputs = self._action(tensordict), self._inputs(tensordict, "qvalue_network")
-        params = flat_parameters(self.qvalue_network_params)
-        error, qvalue = self._regress(
-            self._networks, params, inputs, action, target, self.ensemble_reduction, self.q_max
-        )
-        qvalue = qvalue.detach()
-        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        target = self.target_value(tensordict) if target_value is None else target_value  # y
+        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_i(s, a)
+        error, info = self._bellman_error(qvalue, target, self.ensemble_reduction)
         return self._reduce(error, self._weights(tensordict)), info

@@ -13,35 +13,17 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional.soft import ensemble_squared_error, soft_value
+from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.functional.soft import sac_actor_objective
+from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.actor_critic import climb
-from torchrl_o2o.objectives.base import Reduction, check_option
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters, take_members
+from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.networks import Inputs, sample_policy, take_members
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["EnsembleSACLoss"]
 
-_BOTH = ("actor_network", "qvalue_network")
 _Ensemble = Literal["sum", "mean"]
-
-
-def _next_value(
-    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor, members: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a', log pi(a'|s') and the minimum of Q'_i(s', a') over the given members, or over ``members`` row by row."""
-    action, log_prob = networks.sample(actor, inputs, noise)
-    qvalue = networks.qvalues(target, inputs, action)
-    return action, log_prob, (qvalue if members is None else qvalue.gather(0, members)).amin(0)
-
-
-def _regress(
-    networks: ActorCritic, qvalue: Parameters, inputs: Inputs, action: Tensor, target: Tensor, reduction: _Ensemble
-) -> tuple[Tensor, Tensor]:
-    """Squared error per row, shape [*B], and Q_i(s, a), shape [E, *B]."""
-    values = networks.qvalues(qvalue, inputs, action)
-    return ensemble_squared_error(values, target, reduction), values
 
 
 class EnsembleSACLoss(SoftLoss):
@@ -130,10 +112,6 @@ class EnsembleSACLoss(SoftLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "target_value"]
 
-    _next_value = staticmethod(_next_value)
-    _regress = staticmethod(_regress)
-    _climb = staticmethod(climb)
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -148,7 +126,7 @@ class EnsembleSACLoss(SoftLoss):
         weight_actor: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        temperature = temperature or Temperature(-0.5 * _action_dim(actor_network))
+        temperature = temperature or Temperature(-0.5 * action_spec(actor_network).shape[-1])
         super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
         size = self.num_qvalue_nets if sub_sample_len is None else sub_sample_len
         if not 1 <= size <= self.num_qvalue_nets:
@@ -174,13 +152,9 @@ class EnsembleSACLoss(SoftLoss):
             The loss, and ``td_error`` (mean over members of the absolute error, shape [*B]), ``qvalue`` (shape [E, *B])
             and ``target_value`` (shape [*B]), all detached.
         """
-        target = self.target_value(tensordict)
-        params = flat_parameters(self.qvalue_network_params)
-        action = self._action(tensordict)
-        inputs = self._inputs(tensordict, *_BOTH)
-        error, qvalue = self._regress(self._networks, params, inputs, action, target, self.ensemble_reduction)
-        qvalue = qvalue.detach()
-        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        target = self.target_value(tensordict)  # y
+        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_i(s, a)
+        error, info = self._bellman_error(qvalue, target, self.ensemble_reduction)
         return self._reduce(error, self._weights(tensordict)), info
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -193,10 +167,11 @@ class EnsembleSACLoss(SoftLoss):
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
         noise = self.noise.normal("action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params)
-        critics = flat_parameters(self.qvalue_network_params, detach=True)
-        alpha, inputs = self.temperature.alpha, self._inputs(tensordict, *_BOTH)
-        objective, log_prob = self._climb(self._networks, actor, critics, inputs, noise, alpha, self.actor_q)
+        state = self._state(tensordict)
+        action, log_prob = sample_policy(self._policy(state), noise)  # a ~ pi(.|s)
+        qvalues = self._qvalues(state, action, self._frozen_critics)
+        qvalue = qvalues.mean(0) if self.actor_q == "mean" else qvalues.amin(0)
+        objective = sac_actor_objective(log_prob, qvalue, self.temperature.alpha)  # alpha log pi - Q
         weights = self._required_weights(tensordict) if self.weight_actor else None
         return self._reduce(objective, weights), {"log_prob": log_prob.detach()}
 
@@ -256,35 +231,18 @@ class EnsembleSACLoss(SoftLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        keys = self.tensor_keys
-        noise = self.noise.normal("next_action", self._action(tensordict))
-        target, rows = self._target_members(noise[..., 0])
-        actor, inputs = (
-            flat_parameters(self.actor_network_params, detach=True),
-            self._inputs(self._following(tensordict), *_BOTH),
-        )
-        action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise, rows)
-        value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
-        columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
-        return self._estimate(tensordict, columns, action)
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
+        qvalue = self._subset_minimum(following, action)
+        return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
 
-    def _target_members(self, like: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Target parameters to evaluate, and per row the members to keep, shape [Z, *B], or ``None`` for all
-        evaluated."""
-        params = flat_parameters(self.target_qvalue_network_params, detach=True)
-        if self.sub_sample_len == self.num_qvalue_nets:
-            return params, None
+    def _subset_minimum(self, state: Inputs, action: Tensor) -> Tensor:
+        """The minimum of Q'_i(s, a) over the members of Z, drawn once or for each row, shape [*B]."""
+        size, drawn, targets = self.num_qvalue_nets, self.sub_sample_len, self._target_critics
+        if drawn == size:
+            return self._qvalues(state, action, targets).amin(0)
         per_row = self.subset_per == "sample"
-        index = self.noise.subset("target", self.num_qvalue_nets, self.sub_sample_len, like, per_row=per_row)
-        return (params, index) if per_row else (take_members(params, index), None)
-
-
-def _action_dim(actor: ProbabilisticTensorDictSequential) -> int:
-    spec = getattr(actor, "spec", None)
-    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if leaf is not None]
-    if len(leaves) != 1:
-        raise O2OSpecError(
-            "the actor has no action spec, so the default target entropy -A/2 is unknown; pass "
-            "temperature=Temperature(target_entropy=...) or build the actor with a spec"
-        )
-    return int(leaves[0].shape[-1])
+        members = self.noise.subset("target", size, drawn, action[..., 0], per_row=per_row)
+        if per_row:
+            return self._qvalues(state, action, targets).gather(0, members).amin(0)
+        return self._qvalues(state, action, take_members(targets, members)).amin(0)

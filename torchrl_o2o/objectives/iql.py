@@ -10,8 +10,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase, dispatch
-from tensordict.utils import NestedKey
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
@@ -19,19 +18,9 @@ from torchrl_o2o.functional.offline import advantage_weight, expectile_objective
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.imitation import imitation_error
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
+from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters
 
 __all__ = ["IQLLoss"]
-
-
-def _min_q(networks: ActorCritic, target: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
-    """min_j Q'_j(s, a), shape [*B]."""
-    return networks.qvalues(target, inputs, action).amin(0)
-
-
-def _value(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, key: NestedKey) -> Tensor:
-    """V(s), shape [*B]."""
-    return call_network(network, params, inputs, key).squeeze(-1)
 
 
 class IQLLoss(CriticLoss):
@@ -121,9 +110,6 @@ class IQLLoss(CriticLoss):
 
     _networks_read = (("actor_network", "qvalue_network", "value_network"), ("value_network",))
     _stochastic = False
-    _min_q = staticmethod(_min_q)
-    _value = staticmethod(_value)
-    _imitation_error = staticmethod(imitation_error)
 
     def __init__(
         self,
@@ -149,8 +135,7 @@ class IQLLoss(CriticLoss):
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`CriticLoss.target_value`; uses V as it stands."""
-        value = self._state_value(self._following(tensordict), flat_parameters(self.value_network_params, detach=True))
-        return self._estimate(tensordict, {self.tensor_keys.value: value}, None)
+        return self._estimate(tensordict, self._value(self._next_state(tensordict)))  # V(s')
 
     @torch.no_grad()
     def advantage(self, tensordict: TensorDictBase) -> Tensor:
@@ -162,8 +147,8 @@ class IQLLoss(CriticLoss):
         Returns:
             A, shape [*B], without gradient.
         """
-        value = self._state_value(tensordict, flat_parameters(self.value_network_params, detach=True))
-        return self._data_q(tensordict) - value
+        state = self._state(tensordict)
+        return self._data_q(state, self._action(tensordict)) - self._value(state)
 
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Expectile loss of V; no gradient reaches the critics.
@@ -174,8 +159,9 @@ class IQLLoss(CriticLoss):
         Returns:
             The loss, and ``value`` and ``advantage`` before the step, each of shape [*B], detached.
         """
-        value = self._state_value(tensordict, flat_parameters(self.value_network_params))
-        advantage = self._data_q(tensordict) - value
+        state = self._state(tensordict)
+        value = self._value(state)  # V(s)
+        advantage = self._data_q(state, self._action(tensordict)) - value  # A
         objective = expectile_objective(advantage, self.expectile)
         info = {"value": value.detach(), "advantage": advantage.detach()}
         return self._reduce(objective, self._weights(tensordict)), info
@@ -198,20 +184,16 @@ class IQLLoss(CriticLoss):
         """
         advantage = self.advantage(tensordict) if old_advantage is None else old_advantage
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
-        params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
-        action, key = self._action(tensordict), self.tensor_keys.action
+        params, key = flat_parameters(self.actor_network_params), self.tensor_keys.action
         acts = not self.actor_network.training
         if acts:  # an actor in evaluation mode acts without dropout, and is trained with it
             self.actor_network.train()
-        error = self._imitation_error(self.actor_network, params, inputs, action, key)
+        error = imitation_error(self.actor_network, params, self._state(tensordict), self._action(tensordict), key)
         if acts:
             self.actor_network.eval()
         clipped = (weight >= self.weight_clip).to(weight.dtype)
-        return self._reduce(weight * error), {
-            "weight": weight,
-            "imitation_error": error.detach(),
-            "clipped": clipped,
-        }
+        info = {"weight": weight, "imitation_error": error.detach(), "clipped": clipped}
+        return self._reduce(weight * error), info
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -222,13 +204,12 @@ class IQLLoss(CriticLoss):
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_value": loss_value}
         return self._collect(tensordict, losses, {**value_info, **actor_info, **info})
 
-    def _state_value(self, tensordict: TensorDictBase, params: Parameters) -> Tensor:
-        inputs = self._inputs(tensordict, "value_network")
-        return self._value(self.value_network, params, inputs, self.tensor_keys.value)
+    def _value(self, state: Inputs) -> Tensor:
+        """V(s), shape [*B]."""
+        params = flat_parameters(self.value_network_params)
+        return call_network(self.value_network, params, state, self.tensor_keys.value).squeeze(-1)
 
     @torch.no_grad()
-    def _data_q(self, tensordict: TensorDictBase) -> Tensor:
-        """min_j Q'_j of the recorded actions, shape [*B]."""
-        target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        action, inputs = self._action(tensordict), self._inputs(tensordict, "qvalue_network")
-        return self._min_q(self._networks, target, inputs, action)
+    def _data_q(self, state: Inputs, action: Tensor) -> Tensor:
+        """min_j Q'_j(s, a) of the recorded actions, shape [*B]."""
+        return self._qvalues(state, action, self._target_critics).amin(0)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -30,13 +29,13 @@ from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.objectives.feed_forward import evaluate, layers_of
 
 __all__ = [
-    "ActorCritic",
     "Inputs",
     "Parameters",
     "call_ensemble",
     "call_network",
     "flat_parameters",
     "policy_distribution",
+    "repeated",
     "sample_policy",
     "take_members",
 ]
@@ -74,6 +73,24 @@ def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tenso
         Their parameters, each of shape [Z, ...].
     """
     return {name: value.index_select(0, index) for name, value in params.items()}
+
+
+def repeated(inputs: Inputs, count: int) -> Inputs:
+    """The same inputs for several actions per row, without copying.
+
+    Args:
+        inputs: entries of shape [*B, ...].
+        count: actions per row.
+
+    Returns:
+        The entries, each of shape [count, *B, ...].
+
+    Examples:
+        >>> import torch
+        >>> repeated({"observation": torch.zeros(4, 3)}, 10)["observation"].shape
+        torch.Size([10, 4, 3])
+    """
+    return {key: value.expand(count, *value.shape) for key, value in inputs.items()}
 
 
 def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
@@ -140,9 +157,7 @@ def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inp
     return vmap(member, randomness="different")(dict(params)).squeeze(-1)
 
 
-def policy_distribution(
-    actor_network: ProbabilisticTensorDictSequential, params: Parameters, inputs: Inputs
-) -> Distribution:
+def policy_distribution(actor_network: TensorDictModuleBase, params: Parameters, inputs: Inputs) -> Distribution:
     """The actor's distribution under given parameters.
 
     Args:
@@ -209,25 +224,6 @@ def sample_policy(
         )
     action = dist.rsample(torch.Size(sample_shape))
     return action, dist.log_prob(action)
-
-
-class ActorCritic(NamedTuple):
-    """Templates of an actor and of one critic, evaluated under explicit parameters by the losses' pure cores."""
-
-    actor: ProbabilisticTensorDictSequential
-    qvalue: TensorDictModuleBase
-    action_key: NestedKey
-    out_key: NestedKey
-
-    def qvalues(self, params: Parameters, inputs: Inputs, action: Tensor) -> Tensor:
-        """Q_i(s, a) of all members in ``params``, shape [E, *B]."""
-        return call_ensemble(self.qvalue, params, {**inputs, self.action_key: action}, self.out_key)
-
-    def sample(
-        self, params: Parameters, inputs: Inputs, noise: Tensor, sample_shape: tuple[int, ...] = ()
-    ) -> tuple[Tensor, Tensor]:
-        """a ~ pi(.|s), shape [*sample_shape, *B, A], and log pi(a|s), shape [*sample_shape, *B]."""
-        return sample_policy(policy_distribution(self.actor, params, inputs), noise, sample_shape)
 
 
 def _joined(inputs: list[Tensor]) -> Tensor:

@@ -16,40 +16,13 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.off2on import pair_minimum
-from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional.soft import sac_actor_objective
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, flat_parameters
+from torchrl_o2o.objectives.networks import sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["PessimisticEnsembleLoss"]
-
-_BOTH = ("actor_network", "qvalue_network")
-
-
-def _next_value(
-    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a' and log pi(a'|s'), of shape [*B], and the minimum of each pair of target critics, shape [K, *B]."""
-    action, log_prob = networks.sample(actor, inputs, noise)
-    return action, log_prob, pair_minimum(networks.qvalues(target, inputs, action))
-
-
-def _regress(
-    networks: ActorCritic, qvalue: Parameters, inputs: Inputs, action: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Squared error per row, shape [*B], of both critics of each pair against their pair's target, and Q [2K, *B]."""
-    values = networks.qvalues(qvalue, inputs, action)
-    return ensemble_squared_error(values, target.repeat_interleave(2, 0)), values
-
-
-def _climb(
-    networks: ActorCritic, actor: Parameters, qvalue: Parameters, inputs: Inputs, noise: Tensor, alpha: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Actor objective per row and log pi(a|s), both of shape [*B]."""
-    action, log_prob = networks.sample(actor, inputs, noise)
-    values = pair_minimum(networks.qvalues(qvalue, inputs, action)).mean(0)
-    return sac_actor_objective(log_prob, values, alpha), log_prob
 
 
 class PessimisticEnsembleLoss(SoftLoss):
@@ -101,10 +74,6 @@ class PessimisticEnsembleLoss(SoftLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "qvalue_std", "target_value"]
 
-    _next_value = staticmethod(_next_value)
-    _regress = staticmethod(_regress)
-    _climb = staticmethod(_climb)
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -132,13 +101,10 @@ class PessimisticEnsembleLoss(SoftLoss):
             (shape [2K, *B]), ``qvalue_std`` (deviation of the pairs' minima, shape [*B]) and ``target_value`` (shape
             [K, *B]).
         """
-        target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
-        error, qvalue = self._regress(self._networks, params, self._inputs(tensordict, *_BOTH), action, target)
-        qvalue = qvalue.detach()
-        info = {"qvalue": qvalue, "target_value": target}
-        info["td_error"] = (qvalue - target.repeat_interleave(2, 0)).abs().mean(0)
-        info["qvalue_std"] = pair_minimum(qvalue).std(0, correction=0)
+        target = self.target_value(tensordict)  # y_k
+        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_kj(s, a)
+        error, info = self._bellman_error(qvalue, target.repeat_interleave(2, 0))
+        info |= {"target_value": target, "qvalue_std": pair_minimum(info["qvalue"]).std(0, correction=0)}
         return self._reduce(error, self._weights(tensordict)), info
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -150,11 +116,10 @@ class PessimisticEnsembleLoss(SoftLoss):
         Returns:
             The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
         """
-        noise = self.noise.normal("action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params)
-        critics = flat_parameters(self.qvalue_network_params, detach=True)
-        inputs, alpha = self._inputs(tensordict, *_BOTH), self.temperature.alpha
-        objective, log_prob = self._climb(self._networks, actor, critics, inputs, noise, alpha)
+        noise, state = self.noise.normal("action", self._action(tensordict)), self._state(tensordict)
+        action, log_prob = sample_policy(self._policy(state), noise)  # a ~ pi(.|s)
+        minima = pair_minimum(self._qvalues(state, action, self._frozen_critics))  # min(Q_k1, Q_k2)(s, a)
+        objective = sac_actor_objective(log_prob, minima.mean(0), self.temperature.alpha)  # alpha log pi - mean_k
         return self._reduce(objective), {"log_prob": log_prob.detach()}
 
     @dispatch
@@ -184,13 +149,9 @@ class PessimisticEnsembleLoss(SoftLoss):
         Returns:
             Shape [K, *B], without gradient.
         """
-        keys = self.tensor_keys
-        noise = self.noise.normal("next_action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(self._following(tensordict), *_BOTH)
-        action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
-        value = soft_value(qvalue, log_prob, self.temperature.alpha)
-        columns = {keys.log_prob: log_prob.expand_as(value), keys.state_action_value: qvalue, keys.value: value}
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s'), shared by all pairs
+        qvalue = pair_minimum(self._qvalues(following, action, self._target_critics))  # min(Q'_k1, Q'_k2)(s', a')
         layers = tensordict.expand(self.num_pairs, *tensordict.batch_size)
-        return self._estimate(layers, columns, action.expand(self.num_pairs, *action.shape))
+        action = action.expand(self.num_pairs, *action.shape)
+        return self._soft_target(layers, action, log_prob.expand_as(qvalue), qvalue)

@@ -15,63 +15,18 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional.alignment import ml_actor_objective
+from torchrl_o2o.functional.alignment import baseline_value, ml_actor_objective
 from torchrl_o2o.functional.offline import q_normalization
-from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective, soft_value
+from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.baseline import PolicyBaseline, baseline_next_value, fit_baseline
-from torchrl_o2o.objectives.networks import (
-    ActorCritic,
-    Inputs,
-    Parameters,
-    flat_parameters,
-    policy_distribution,
-    sample_policy,
-)
+from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["SACMLLoss"]
 
-_ACTOR_CRITIC = ("actor_network", "qvalue_network")
-_ACTOR_BASELINE = ("actor_network", "baseline_network")
-
-
-def _next_value(
-    networks: ActorCritic, actor: Parameters, target: Parameters, inputs: Inputs, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a', log pi(a'|s') and min_i Q'_i(s', a')."""
-    action, log_prob = networks.sample(actor, inputs, noise)
-    return action, log_prob, networks.qvalues(target, inputs, action).amin(0)
-
-
-def _regress(
-    networks: ActorCritic, qvalue: Parameters, inputs: Inputs, action: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Squared error per row, shape [*B], and Q_i(s, a), shape [E, *B]."""
-    values = networks.qvalues(qvalue, inputs, action)
-    return ensemble_squared_error(values, target), values
-
-
-def _imitate(
-    networks: ActorCritic,
-    actor: Parameters,
-    qvalue: Parameters,
-    inputs: Inputs,
-    recorded: Tensor,
-    noise: Tensor,
-    alpha: Tensor,
-    ml_weight: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Actor objective, log pi(a|s) and log pi(a_data|s) per row, and lambda."""
-    dist = policy_distribution(networks.actor, actor, inputs)
-    data_log_prob = dist.log_prob(recorded)
-    action, log_prob = sample_policy(dist, noise)
-    minimum = networks.qvalues(qvalue, inputs, action).amin(0)
-    coefficient = q_normalization(minimum, ml_weight)
-    objective = ml_actor_objective(sac_actor_objective(log_prob, minimum, alpha), data_log_prob, coefficient)
-    return objective, log_prob, data_log_prob, coefficient
+_ALL = ("actor_network", "qvalue_network", "baseline_network")
 
 
 class SACMLLoss(SoftLoss):
@@ -89,12 +44,10 @@ class SACMLLoss(SoftLoss):
         L_Z = \frac1B\sum_b\sum_i(\log\pi(a|s)+Z_i(s)-y_Z)^2
 
     The authors step in the order temperature, critic, baseline, actor, targets, each with the parameters the last step
-    left: ``alpha_loss(batch)``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``,
-    ``actor_loss(batch)``.
+    left: ``alpha_loss(batch)``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``, ``actor_loss(batch)``.
 
     Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9 for the baseline. Difference from the paper, following the authors' code:
-        the
-    baseline's target has an entropy term (``baseline_entropy``).
+    the baseline's target has an entropy term (``baseline_entropy``).
 
     Args:
         actor_network: a stochastic actor with a log-density, squashed or not.
@@ -131,12 +84,7 @@ class SACMLLoss(SoftLoss):
     baseline_network_params: TensorDictParams
     target_baseline_network_params: TensorDictParams
 
-    _networks_read = ((*_ACTOR_CRITIC, "baseline_network"), (*_ACTOR_CRITIC, "baseline_network"))
-    _next_value = staticmethod(_next_value)
-    _regress = staticmethod(_regress)
-    _imitate = staticmethod(_imitate)
-    _baseline_value = staticmethod(baseline_next_value)
-    _fit_baseline = staticmethod(fit_baseline)
+    _networks_read = (_ALL, _ALL)
 
     def __init__(
         self,
@@ -168,11 +116,9 @@ class SACMLLoss(SoftLoss):
         Returns:
             The loss, and, detached, ``td_error`` (shape [*B]), ``qvalue`` ([E, *B]) and ``target_value`` ([*B]).
         """
-        target = self.target_value(tensordict)
-        params, action = flat_parameters(self.qvalue_network_params), self._action(tensordict)
-        error, qvalue = self._regress(self._networks, params, self._inputs(tensordict, *_ACTOR_CRITIC), action, target)
-        qvalue = qvalue.detach()
-        info = {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+        target = self.target_value(tensordict)  # y
+        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_i(s, a)
+        error, info = self._bellman_error(qvalue, target)
         return self._reduce(error, self._weights(tensordict)), info
 
     def baseline_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -184,16 +130,12 @@ class SACMLLoss(SoftLoss):
         Returns:
             The loss, and, detached, ``baseline`` (shape [E, *B]).
         """
-        error, values = self._fit_baseline(
-            self._policy_baseline,
-            flat_parameters(self.actor_network_params, detach=True),
-            flat_parameters(self.baseline_network_params),
-            self._inputs(tensordict, *_ACTOR_BASELINE),
-            self._action(tensordict),
-            self.baseline_target(tensordict),
-            None,
-        )
-        return self._reduce(error, self._weights(tensordict)), {"baseline": values.detach()}
+        target, state = self.baseline_target(tensordict), self._state(tensordict)  # y_Z
+        with torch.no_grad():
+            log_prob = self._policy(state).log_prob(self._action(tensordict))  # log pi(a|s)
+        baseline = self._baselines(state)  # Z_i(s)
+        error = ensemble_squared_error(log_prob + baseline, target)
+        return self._reduce(error, self._weights(tensordict)), {"baseline": baseline.detach()}
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches critics, baselines or temperature.
@@ -205,17 +147,14 @@ class SACMLLoss(SoftLoss):
             The loss, and, detached, ``log_prob`` of sampled and ``data_log_prob`` of recorded actions, shape [*B], and
             the scalar ``ml_coefficient`` (lambda).
         """
-        action = self._action(tensordict)
-        objective, log_prob, data_log_prob, coefficient = self._imitate(
-            self._networks,
-            flat_parameters(self.actor_network_params),
-            flat_parameters(self.qvalue_network_params, detach=True),
-            self._inputs(tensordict, *_ACTOR_CRITIC),
-            action,
-            self.noise.normal("action", action),
-            self.temperature.alpha,
-            self.ml_weight,
-        )
+        state, recorded = self._state(tensordict), self._action(tensordict)
+        policy = self._policy(state)
+        data_log_prob = policy.log_prob(recorded)  # log pi(a_data|s)
+        action, log_prob = sample_policy(policy, self.noise.normal("action", recorded))  # a ~ pi(.|s)
+        qvalue = self._qvalues(state, action, self._frozen_critics).amin(0)  # min_i Q_i(s, a)
+        coefficient = q_normalization(qvalue, self.ml_weight)  # lambda
+        soft_objective = sac_actor_objective(log_prob, qvalue, self.temperature.alpha)  # alpha log pi - min_i Q_i
+        objective = ml_actor_objective(soft_objective, data_log_prob, coefficient)
         info = {"log_prob": log_prob.detach(), "data_log_prob": data_log_prob.detach()}
         return self._reduce(objective), {**info, "ml_coefficient": coefficient}
 
@@ -248,15 +187,10 @@ class SACMLLoss(SoftLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        keys = self.tensor_keys
-        noise = self.noise.normal("next_action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs = self._inputs(self._following(tensordict), *_ACTOR_CRITIC)
-        action, log_prob, qvalue = self._next_value(self._networks, actor, target, inputs, noise)
-        value = soft_value(qvalue, log_prob, self.temperature.alpha)
-        columns = {keys.log_prob: log_prob, keys.state_action_value: qvalue, keys.value: value}
-        return self._estimate(tensordict, columns, action)
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
+        qvalue = self._qvalues(following, action, self._target_critics).amin(0)  # min_i Q'_i(s', a')
+        return self._soft_target(tensordict, action, log_prob, qvalue)
 
     @torch.no_grad()
     def baseline_target(self, tensordict: TensorDictBase) -> Tensor:
@@ -268,19 +202,14 @@ class SACMLLoss(SoftLoss):
         Returns:
             y_Z, shape [*B], without gradient.
         """
-        keys = self.tensor_keys
-        action, log_prob, value = self._baseline_value(
-            self._policy_baseline,
-            flat_parameters(self.actor_network_params, detach=True),
-            flat_parameters(self.baseline_network_params, detach=True),
-            self._inputs(self._following(tensordict), *_ACTOR_BASELINE),
-            self.noise.normal("baseline_next_action", self._action(tensordict)),
-            self.temperature.alpha,
-            self.baseline_entropy,
-            None,
-        )
-        return self._estimate(tensordict, {keys.log_prob: log_prob, keys.value: value}, action)
+        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
+        following = self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
+        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
+        value = baseline_value(log_prob, baseline, self.temperature.alpha, entropy)  # log pi + min_k Z_k - alpha log pi
+        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
 
-    @property
-    def _policy_baseline(self) -> PolicyBaseline:
-        return PolicyBaseline(self.actor_network, self.baseline_network, self.tensor_keys.value)
+    def _baselines(self, state: Inputs) -> Tensor:
+        """Z_i(s), shape [E, *B]."""
+        params = flat_parameters(self.baseline_network_params)
+        return call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)

@@ -10,25 +10,15 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
-from torchrl.data import Bounded
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.soft import soft_value
+from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import (
-    ActorCritic,
-    Inputs,
-    Parameters,
-    flat_parameters,
-)
+from torchrl_o2o.objectives.networks import sample_policy
 
-__all__ = ["SoftLoss", "action_box"]
-
-
-def _sample_log_prob(networks: ActorCritic, actor: Parameters, inputs: Inputs, noise: Tensor) -> Tensor:
-    """log pi(a|s) of one fresh action per row, shape [*B]."""
-    return networks.sample(actor, inputs, noise)[1]
+__all__ = ["SoftLoss"]
 
 
 class SoftLoss(ActorCriticLoss):
@@ -46,8 +36,6 @@ class SoftLoss(ActorCriticLoss):
 
     actor_network: ProbabilisticTensorDictSequential
 
-    _sample_log_prob = staticmethod(_sample_log_prob)
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -58,7 +46,7 @@ class SoftLoss(ActorCriticLoss):
     ) -> None:
         super().__init__(actor_network, qvalue_network, reduction=reduction)
         if temperature is None:
-            temperature = Temperature(-float(action_box(actor_network)[0].numel()), form="log_alpha")
+            temperature = Temperature(-float(action_spec(actor_network).shape[-1]), form="log_alpha")
         self.temperature = temperature
 
     @torch.no_grad()
@@ -72,8 +60,14 @@ class SoftLoss(ActorCriticLoss):
             Log-densities, shape [*B], without gradient.
         """
         noise = self.noise.normal("temperature_action", self._action(tensordict))
-        actor = flat_parameters(self.actor_network_params, detach=True)
-        return self._sample_log_prob(self._networks, actor, self._inputs(tensordict, "actor_network"), noise)
+        return sample_policy(self._policy(self._state(tensordict)), noise)[1]
+
+    def _soft_target(
+        self, tensordict: TensorDictBase, action: Tensor, log_prob: Tensor, qvalue: Tensor, *, entropy: bool = True
+    ) -> Tensor:
+        """y = r + gamma (1 - d) [Q'(s', a') - alpha log pi(a'|s')], shape [*B]; ``entropy`` keeps the last term."""
+        value = soft_value(qvalue, log_prob, self.temperature.alpha) if entropy else qvalue
+        return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
 
     def alpha_loss(
         self, tensordict: TensorDictBase, *, log_prob: Tensor | None = None
@@ -94,30 +88,3 @@ class SoftLoss(ActorCriticLoss):
         drawn: Tensor = self.sample_log_prob(tensordict) if log_prob is None else log_prob
         info = {"alpha": self.temperature.alpha, "entropy": -drawn.detach().mean()}
         return self._reduce(self.temperature.objective(drawn)), info
-
-
-def action_box(actor: ProbabilisticTensorDictSequential) -> tuple[Tensor, Tensor]:
-    """Lower and upper edges of the actions, from the actor's spec.
-
-    Args:
-        actor: a probabilistic actor with a bounded spec.
-
-    Returns:
-        Two vectors of shape [A].
-
-    Raises:
-        O2OSpecError: if the actor states no bounded action spec.
-
-    Examples:
-        >>> from torchrl_o2o.modules import make_actor
-        >>> action_box(make_actor(3, 2, hidden_sizes=(8,)))
-        (tensor([-1., -1.]), tensor([1., 1.]))
-    """
-    spec = getattr(actor, "spec", None)
-    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if isinstance(leaf, Bounded)]
-    if len(leaves) != 1:
-        raise O2OSpecError(
-            f"the actor's spec is {spec!r}, expected one bounded action; build the actor with make_actor or "
-            f"ProbabilisticActor(..., spec=...)"
-        )
-    return leaves[0].space.low, leaves[0].space.high

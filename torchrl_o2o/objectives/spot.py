@@ -14,41 +14,13 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import elbo_penalty, iwae_penalty, q_normalization
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
-from torchrl_o2o.objectives.td3 import SmoothedTargetLoss, first_member
+from torchrl_o2o.objectives.networks import Inputs, flat_parameters
+from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
 from torchrl_o2o.objectives.vae import call_vae, latent_dim
 
 __all__ = ["SPOTLoss"]
 
 _BOTH = ("actor_network", "qvalue_network")
-
-
-def _penalty(
-    vae: TensorDictModule, params: Parameters, inputs: Inputs, action: Tensor, noise: Tensor, beta: float, iwae: bool
-) -> Tensor:
-    """How far actions are from the data's support, an estimate of -log beta(a|s), shape [*B]."""
-    reconstruction, mean, std, latent = call_vae(vae, params, inputs, noise)
-    if iwae:
-        return iwae_penalty(reconstruction, action, latent, mean, std, beta)
-    return elbo_penalty(reconstruction, action, mean, std, beta)
-
-
-def _climb_supported(
-    networks: ActorCritic,
-    vae: TensorDictModule,
-    parameters: tuple[Parameters, Parameters, Parameters],
-    inputs: Inputs,
-    noise: Tensor,
-    weight: Tensor,
-    beta: float,
-    iwae: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Objective, Q_1(s, pi(s)) and penalty per row; ``parameters`` are of actor, first critic and VAE."""
-    actor, critic, density = parameters
-    action = call_network(networks.actor, actor, inputs, networks.action_key)
-    qvalue = networks.qvalues(critic, inputs, action)[0]
-    penalty = _penalty(vae, density, {**inputs, networks.action_key: action}, action, noise, beta, iwae)
-    return weight * penalty - q_normalization(qvalue) * qvalue, qvalue, penalty
 
 
 class SPOTLoss(SmoothedTargetLoss):
@@ -118,8 +90,6 @@ class SPOTLoss(SmoothedTargetLoss):
     density_weight: Tensor
 
     _networks_read = ((*_BOTH, "vae_network"), _BOTH)
-    _climb_supported = staticmethod(_climb_supported)
-    _penalty = staticmethod(_penalty)
 
     def __init__(
         self,
@@ -159,15 +129,11 @@ class SPOTLoss(SmoothedTargetLoss):
             The loss, and detached: ``penalty`` and ``qvalue_policy`` per row, shape [*B], and the scalar
             ``density_weight``.
         """
-        parameters = (
-            flat_parameters(self.actor_network_params),
-            first_member(flat_parameters(self.qvalue_network_params, detach=True)),
-            flat_parameters(self.vae_network_params, detach=True),
-        )
-        inputs, noise = self._inputs(tensordict, *_BOTH, "vae_network"), self._latent_noise(tensordict)
-        objective, qvalue, penalty = self._climb_supported(
-            self._networks, self.vae_network, parameters, inputs, noise, self.density_weight, self.vae_beta, self.iwae
-        )
+        state = self._state(tensordict)
+        action = self._act(state, self.actor_network_params)  # pi(s)
+        qvalue = self._first_qvalue(state, action)  # Q_1(s, pi(s))
+        penalty = self._penalty(state, action)  # l(s, pi(s))
+        objective = self.density_weight * penalty - q_normalization(qvalue) * qvalue
         info = {"penalty": penalty.detach(), "qvalue_policy": qvalue.detach()}
         return self._reduce(objective), {**info, "density_weight": self.density_weight.clone()}
 
@@ -181,10 +147,7 @@ class SPOTLoss(SmoothedTargetLoss):
         Returns:
             Penalty, shape [*B], without gradient.
         """
-        key, noise = self.tensor_keys.action, self._latent_noise(tensordict)
-        action, params = self._entry(tensordict, key), flat_parameters(self.vae_network_params, detach=True)
-        inputs = {**self._inputs(tensordict, "vae_network"), key: action}
-        return self._penalty(self.vae_network, params, inputs, action, noise, self.vae_beta, self.iwae)
+        return self._penalty(self._state(tensordict), self._action(tensordict))
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -194,7 +157,12 @@ class SPOTLoss(SmoothedTargetLoss):
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
         return self._collect(tensordict, losses, {**actor_info, **info})
 
-    def _latent_noise(self, tensordict: TensorDictBase) -> Tensor:
-        action = self._action(tensordict)
-        like = action.new_empty((*tensordict.batch_size, self.latent_dim))
-        return self.noise.normal("density", like, (self.num_samples,))
+    def _penalty(self, state: Inputs, action: Tensor) -> Tensor:
+        """An estimate of -log beta(a|s), shape [*B]: how far actions are from the data's support."""
+        like = action.new_empty((*action.shape[:-1], self.latent_dim))
+        noise, params = self.noise.normal("density", like, (self.num_samples,)), self.vae_network_params
+        inputs = {**state, self.tensor_keys.action: action}
+        decoded, mean, std, latent = call_vae(self.vae_network, flat_parameters(params, detach=True), inputs, noise)
+        if self.iwae:
+            return iwae_penalty(decoded, action, latent, mean, std, self.vae_beta)
+        return elbo_penalty(decoded, action, mean, std, self.vae_beta)

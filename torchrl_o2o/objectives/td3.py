@@ -9,53 +9,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
-from torchrl.data import Bounded, TensorSpec
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import smoothed_action
+from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
+from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters
 
-__all__ = ["SmoothedTargetLoss", "first_member"]
-
-_BOTH = ("actor_network", "qvalue_network")
-
-
-def first_member(params: Parameters) -> dict[str, Tensor]:
-    """Parameters of the first critic alone, still stacked.
-
-    Args:
-        params: stacked parameters, each of shape [E, ...].
-
-    Returns:
-        Those of member 0, each of shape [1, ...].
-
-    Examples:
-        >>> import torch
-        >>> first_member({"weight": torch.zeros(2, 3)})["weight"].shape
-        torch.Size([1, 3])
-    """
-    return {name: value[:1] for name, value in params.items()}
-
-
-def _smoothed_value(
-    networks: ActorCritic,
-    actor: Parameters,
-    target: Parameters,
-    inputs: Inputs,
-    noise: Tensor,
-    box: tuple[Tensor, Tensor],
-    policy_noise: float,
-    noise_clip: float,
-) -> tuple[Tensor, Tensor]:
-    """The smoothed target action and min_j Q'_j of it."""
-    action = call_network(networks.actor, actor, inputs, networks.action_key)
-    action = smoothed_action(action, noise, policy_noise, noise_clip, *box)
-    return action, networks.qvalues(target, inputs, action).amin(0)
+__all__ = ["SmoothedTargetLoss"]
 
 
 class SmoothedTargetLoss(CriticLoss):
@@ -79,7 +44,6 @@ class SmoothedTargetLoss(CriticLoss):
     action_high: Tensor
 
     _stochastic = False
-    _smoothed_value = staticmethod(_smoothed_value)
 
     def __init__(
         self,
@@ -91,7 +55,10 @@ class SmoothedTargetLoss(CriticLoss):
         ensemble_reduction: Literal["sum", "mean"] = "sum",
         reduction: Reduction = "mean",
     ) -> None:
-        low, high = _deterministic_box(actor_network)
+        if isinstance(actor_network, ProbabilisticTensorDictSequential):
+            raise O2OSpecError(
+                "got a stochastic actor, expected a deterministic one; build it with make_deterministic_actor(...)"
+            )
         if policy_noise < 0.0 or noise_clip < 0.0:
             raise O2OSpecError(
                 f"got policy_noise={policy_noise} and noise_clip={noise_clip}, expected 0 (no smoothing) or more"
@@ -99,35 +66,26 @@ class SmoothedTargetLoss(CriticLoss):
         super().__init__(
             actor_network, qvalue_network, target_actor=True, ensemble_reduction=ensemble_reduction, reduction=reduction
         )
-        self.register_buffer("action_low", low)
-        self.register_buffer("action_high", high)
+        low, high = actor_box(actor_network)
+        self.register_buffer("action_low", low.clone())
+        self.register_buffer("action_high", high.clone())
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
 
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`CriticLoss.target_value`."""
-        keys = self.tensor_keys
-        noise = self.noise.normal("target_smoothing", self._action(tensordict))
-        actor = flat_parameters(self.target_actor_network_params, detach=True)
-        target = flat_parameters(self.target_qvalue_network_params, detach=True)
-        inputs, box = self._inputs(self._following(tensordict), *_BOTH), (self.action_low, self.action_high)
-        action, value = self._smoothed_value(
-            self._networks, actor, target, inputs, noise, box, self.policy_noise, self.noise_clip
-        )
-        return self._estimate(tensordict, {keys.state_action_value: value, keys.value: value}, action)
+        noise, following = self.noise.normal("target_smoothing", self._action(tensordict)), self._next_state(tensordict)
+        box = self.action_low, self.action_high
+        action = self._act(following, self.target_actor_network_params)  # pi'(s')
+        action = smoothed_action(action, noise, self.policy_noise, self.noise_clip, *box)  # a~'
+        value = self._qvalues(following, action, self._target_critics).amin(0)  # min_j Q'_j(s', a~')
+        return self._estimate(tensordict, value, qvalue=value, action=action)
 
+    def _act(self, state: Inputs, params: TensorDictParams) -> Tensor:
+        """pi(s), shape [*B, A]."""
+        return call_network(self.actor_network, flat_parameters(params), state, self.tensor_keys.action)
 
-def _deterministic_box(actor: TensorDictModuleBase) -> tuple[Tensor, Tensor]:
-    """Edges of the box a deterministic actor acts in."""
-    if isinstance(actor, ProbabilisticTensorDictSequential):
-        raise O2OSpecError(
-            "got a stochastic actor, expected a deterministic one; build it with make_deterministic_actor(...)"
-        )
-    specs = getattr(actor, "spec", None)
-    spec: TensorSpec | None = None if specs is None else specs.get(actor.out_keys[-1], None)
-    if spec is None or not isinstance(spec, Bounded):
-        raise O2OSpecError(
-            f"got an actor with action spec {spec!r}, expected a bounded box to smooth target actions in; "
-            f"build the actor with make_deterministic_actor(...) or torchrl's Actor(..., spec=...)"
-        )
-    return spec.low.clone(), spec.high.clone()
+    def _first_qvalue(self, state: Inputs, action: Tensor) -> Tensor:
+        """Q_1(s, a), shape [*B], with gradient for the action alone."""
+        first = {name: value[:1] for name, value in self._frozen_critics.items()}
+        return self._qvalues(state, action, first)[0]

@@ -15,23 +15,9 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import ActorCritic, Inputs, Parameters, call_network, flat_parameters
-from torchrl_o2o.objectives.td3 import SmoothedTargetLoss, first_member
+from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
 
 __all__ = ["TD3BCLoss"]
-
-_BOTH = ("actor_network", "qvalue_network")
-
-
-def _climb_and_clone(
-    networks: ActorCritic, actor: Parameters, critic: Parameters, inputs: Inputs, action: Tensor, alpha: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Objective, Q_1(s, pi(s)) and squared distance to the recorded action per row, and lambda."""
-    chosen = call_network(networks.actor, actor, inputs, networks.action_key)
-    qvalue = networks.qvalues(critic, inputs, chosen)[0]
-    distance = (chosen - action).square().mean(-1)
-    weight = q_normalization(qvalue, alpha)
-    return distance - weight * qvalue, qvalue, distance, weight
 
 
 class TD3BCLoss(SmoothedTargetLoss):
@@ -82,9 +68,6 @@ class TD3BCLoss(SmoothedTargetLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "bc_error", "q_weight", "qvalue_policy", "qvalue", "target_value"]
 
-    _networks_read = (_BOTH, _BOTH)
-    _climb_and_clone = staticmethod(_climb_and_clone)
-
     def __init__(
         self,
         actor_network: TensorDictModule,
@@ -119,14 +102,13 @@ class TD3BCLoss(SmoothedTargetLoss):
             The loss, and detached: ``bc_error`` and ``qvalue_policy`` per row, shape [*B], and the scalar ``q_weight``
             (lambda).
         """
-        actor = flat_parameters(self.actor_network_params)
-        critic = first_member(flat_parameters(self.qvalue_network_params, detach=True))
-        action, inputs = self._action(tensordict), self._inputs(tensordict, *_BOTH)
-        objective, qvalue, distance, weight = self._climb_and_clone(
-            self._networks, actor, critic, inputs, action, self.alpha
-        )
+        state = self._state(tensordict)
+        action = self._act(state, self.actor_network_params)  # pi(s)
+        qvalue = self._first_qvalue(state, action)  # Q_1(s, pi(s))
+        distance = (action - self._action(tensordict)).square().mean(-1)  # |pi(s) - a|^2 / A
+        weight = q_normalization(qvalue, self.alpha)  # lambda
         info = {"bc_error": distance.detach(), "qvalue_policy": qvalue.detach(), "q_weight": weight}
-        return self._reduce(objective), info
+        return self._reduce(distance - weight * qvalue), info
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
