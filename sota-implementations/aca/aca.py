@@ -60,7 +60,8 @@ def train(cfg: DictConfig) -> None:
     if cfg.policy is not None:
         cfg, policy = policy_of(cfg, problem)
         make_offline = partial(make_baseline_learner, policy=policy)
-    with offline_phase(cfg, problem, make_offline, online_only=ONLINE_ONLY) as offline:
+    then = partial(LEARNERS[cfg.learner], source=make_offline(cfg, problem.dims).loss.state_dict())
+    with offline_phase(cfg, problem, make_offline, then=then, online_only=ONLINE_ONLY) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
     make_online = partial(LEARNERS[cfg.learner], source=Pretrained.read(offline.folder).states["loss"])

@@ -45,7 +45,8 @@ def train(cfg: DictConfig) -> None:
     if cfg.learner == "sac" and cfg.policy == "deterministic":
         raise O2OSpecError("learner=sac needs a stochastic policy; clone policy=tanh_gaussian or policy=gaussian")
     problem = load_problem(cfg, "bc")
-    with offline_phase(cfg, best_only(problem, cfg.best_episodes), make_bc) as offline:
+    best, then = best_only(problem, cfg.best_episodes), LEARNERS.get(cfg.learner)
+    with offline_phase(cfg, best, make_bc, then=then) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
     if cfg.learner == "none":

@@ -82,7 +82,9 @@ def train(cfg: DictConfig) -> None:
     add_return = returns_of(cfg, problem)
     if "cal_ql" in (cfg.algorithm, cfg.learner):
         problem = replace(problem, offline=add_return(problem.offline))
-    with offline_phase(cfg, problem, LEARNERS[cfg.algorithm], online_only=ONLINE_ONLY) as offline:
+    with offline_phase(
+        cfg, problem, LEARNERS[cfg.algorithm], then=LEARNERS[cfg.learner], online_only=ONLINE_ONLY
+    ) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
     trajectory = Trajectory()

@@ -27,7 +27,8 @@ def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune; the learning rate decays offline only."""
     problem = load_problem(cfg, cfg.convention_of)
     decay_steps = cfg.offline.num_steps if cfg.decay_actor_lr else None
-    with offline_phase(cfg, problem, partial(make_iql, decay_steps=decay_steps)) as offline:
+    make_offline = partial(make_iql, decay_steps=decay_steps)
+    with offline_phase(cfg, problem, make_offline, then=make_iql) as offline:
         for _ in offline.steps():
             metrics = offline.learner.update(offline.sample())
             offline.log(metrics | decay_actor_lr(offline.learner))

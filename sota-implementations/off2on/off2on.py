@@ -60,6 +60,7 @@ def pretrain_agents(cfg: DictConfig, problem: Problem) -> list[Path]:
     if cfg.pretrained is not None:
         return agent_folders(cfg, problem)
     options = run_options(cfg, Path(cfg.run_dir) / "offline", without=NOT_OF_AGENTS)
+    rehearse(cfg, problem)
     folders = [Path(options.folder) / f"agent{position}" for position in range(cfg.num_agents)]
     for position, folder in enumerate(folders):
         seed_everything(cfg.seed + 1000 * position)
@@ -68,6 +69,12 @@ def pretrain_agents(cfg: DictConfig, problem: Problem) -> list[Path]:
             for _ in agent.steps():
                 agent.log(learner.update(agent.sample()))
     return folders
+
+
+def rehearse(cfg: DictConfig, problem: Problem) -> None:
+    """Build agent and ensemble once, so that what does not fit is known before the training."""
+    agent = make_off2on_agent(cfg, problem.dims).loss.state_dict()
+    carry_over(stack_agents([agent] * cfg.num_agents), make_off2on_ensemble(cfg, problem.dims).loss)
 
 
 def agent_folders(cfg: DictConfig, problem: Problem) -> list[Path]:

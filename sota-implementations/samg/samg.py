@@ -53,7 +53,7 @@ def prepare(cfg: DictConfig, start: Path) -> None:
     base = OmegaConf.create({key: value for key, value in config.items() if key not in SAMG_ONLY})
     if cfg.learner.label == "cal_ql":
         problem = replace(problem, offline=returns_of(cfg, problem)(problem.offline))
-    with offline_phase(base, problem, make_base(cfg, online=False)) as offline:
+    with offline_phase(base, problem, make_base(cfg, online=False), then=make_base(cfg, online=True)) as offline:
         for _ in offline.steps():
             metrics = offline.learner.update(offline.sample())
             offline.log(metrics | (decay_actor_lr(offline.learner) if cfg.learner.label == "iql" else {}))

@@ -32,12 +32,13 @@ def train(cfg: DictConfig) -> None:
             f"expected at least as many"
         )
     problem = load_problem(cfg, "spot")
-    with offline_phase(cfg, problem, make_spot) as offline:
+    make_online = partial(make_spot, online=True)
+    with offline_phase(cfg, problem, make_spot, then=make_online) as offline:
         for step in offline.steps():
             fits_vae = step + cfg.offline.num_steps <= cfg.vae_steps  # the first vae_steps of them
             update = offline.learner.further["vae"] if fits_vae else offline.learner.update
             offline.log(update(offline.sample()))
-    with online_phase(cfg, problem, offline.folder, partial(make_spot, online=True)) as online:
+    with online_phase(cfg, problem, offline.folder, make_online) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))
             if online.may_update(step):

@@ -23,7 +23,7 @@ from torchrl_o2o.trainers.algorithms import make_td3_bc
 def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune."""
     problem = load_problem(cfg, "td3_bc")
-    with offline_phase(cfg, problem, make_td3_bc) as offline:
+    with offline_phase(cfg, problem, make_td3_bc, then=make_td3_bc) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
     with online_phase(cfg, problem, offline.folder, make_td3_bc) as online:

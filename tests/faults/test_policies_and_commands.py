@@ -4,7 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Numbered cases of the second list: policies that are more than parameters (A7), settings that run code (C27).
 
-B15, signals to `o2o train` and `o2o demo`, is in `tests/scripts/test_demo_and_train.py`.
+B15, signals to `o2o train` and `o2o demo`, is in `tests/scripts/test_demo_and_train.py`; B16, settings of later
+phases, in `tests/scripts/phases.py` for every script.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.trainers.launch import launch
 from torchrl_o2o.trainers.pipeline import Pretrained
 
 SHORT = (
@@ -98,6 +99,11 @@ class PhasesContract:
     words: tuple[str, ...] = ()
     #: Objects of the online run that are compared besides the loss.
     optims: tuple[str, ...] = ("actor", "qvalue")
+    #: Values that do not fit the online phase, with a word of what is said; none where the hand-over has no settings.
+    misfits: tuple[tuple[str, str], ...] = (
+        ("handover.data=foo", "data"),
+        ("handover.carry=[value_of_nothing]", "value_of_nothing"),
+    )
     #: Runs of the offline phase.
     offline: tuple[str, ...] = ("offline",)
 
@@ -171,3 +177,16 @@ class PhasesContract:
             cfg = compose(self.script, f"task={task}", f"preset={preset}")
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             assert cfg.preset == preset
+
+    @pytest.mark.parametrize("word", ["online.total_frames=-5", "online.batch_size=abc", "seed=abc", "num_threads=0"])
+    def test_settings_of_all_phases_are_checked_before_the_first(self, tmp_path: Path, word: str) -> None:
+        name, _, value = word.partition("=")
+        with pytest.raises(SystemExit, match=f"got {name}={value}, expected a whole number of at least"):
+            launch(self.config(tmp_path / "run", word), script_of(self.script).train)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_hand_over_that_does_not_fit_is_known_before_the_training(self, tmp_path: Path) -> None:
+        for word, said in self.misfits:
+            with pytest.raises(SystemExit, match=said):
+                launch(self.config(tmp_path / "run", word), script_of(self.script).train)
+        assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
 
 class TestOff2On(PhasesContract):
+    misfits = ()
     script = "off2on"
     words = (
         "qvalue.hidden_sizes=[16]",

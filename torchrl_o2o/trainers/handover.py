@@ -410,6 +410,11 @@ class HandOver:
                 f"got warmup_steps={self.warmup_steps}, init_alpha={self.init_alpha}, expected 0 or more steps and a "
                 f"positive temperature"
             )
+        if self.num_top_episodes < 0 or not 0.0 <= self.offline_fraction <= 1.0:
+            raise O2OSpecError(
+                f"got num_top_episodes={self.num_top_episodes}, offline_fraction={self.offline_fraction}, expected "
+                "0 or more episodes and a share in [0, 1]"
+            )
 
     def apply(
         self,

@@ -32,7 +32,7 @@ from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.pipeline import Finetuning, Pretrained, Pretraining, Problem, RunOptions, hand_over
 from torchrl_o2o.trainers.session import Schedule
-from torchrl_o2o.trainers.settings import choose_route, plain, product_dtype
+from torchrl_o2o.trainers.settings import check_settings, choose_route, plain, product_dtype
 
 __all__ = [
     "ONLINE_ONLY",
@@ -124,7 +124,12 @@ class GivenPretraining:
 
 
 def offline_phase(
-    cfg: DictConfig, problem: Problem, make_learner: MakeLearner, *, online_only: tuple[str, ...] = ()
+    cfg: DictConfig,
+    problem: Problem,
+    make_learner: MakeLearner,
+    *,
+    then: MakeLearner | None = None,
+    online_only: tuple[str, ...] = (),
 ) -> Pretraining | GivenPretraining:
     """The offline phase in ``run_dir/offline`` (section ``offline``), or the one that ``pretrained`` names.
 
@@ -134,21 +139,31 @@ def offline_phase(
         make_learner: builds the offline learner from configuration and dimensions.
 
     Keyword Args:
+        then: builds the online learner. It is built once, and handed over to, before the phase begins, so that what
+            does not fit is known before the training and not after it. Defaults to ``None``: no such rehearsal.
         online_only: further entries of the configuration that this phase does not read.
 
     Returns:
         A context whose ``steps()`` are the updates that are left, and whose ``folder`` is where the result is.
 
     Raises:
-        O2OSpecError: if the pre-training named is of another environment or convention.
+        O2OSpecError: if the pre-training named is of another environment or convention, or the rehearsal fails.
     """
     if cfg.pretrained is not None:
         pretrained = Pretrained.read(cfg.pretrained)
         pretrained.check(problem)
         return GivenPretraining(pretrained)
+    if then is not None:
+        _hand_over(make_learner(cfg, problem.dims), then(cfg, problem.dims), HandOver(**plain(cfg.handover)))
     seed_everything(cfg.seed)
     options = run_options(cfg, Path(cfg.run_dir) / "offline", without=(*ONLINE_ONLY, *online_only))
     return Pretraining(problem, make_learner(cfg, problem.dims), options, **plain(cfg.offline))
+
+
+def _hand_over(offline: Learner, online: Learner, how: HandOver) -> None:
+    """From a learner that was just built, to see whether it fits."""
+    pairs = [(optim, online.optims[name]) for name, optim in offline.optims.items() if name in online.optims]
+    how.apply(offline.loss, online.loss, pairs)
 
 
 def online_phase(
@@ -210,9 +225,10 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
     Raises:
         SystemExit: with that sentence.
     """
-    torch.set_num_threads(cfg.num_threads)
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
+        check_settings(cfg)
+        torch.set_num_threads(cfg.num_threads)
         choose_route(cfg.matmul_route)
         product_dtype(cfg.matmul_dtype, compiled=cfg.compile)
         train(cfg)

@@ -6,15 +6,44 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.updates import Update, choose_matmul_route, set_matmul_route
 
-__all__ = ["choose_route", "compiled", "plain", "product_dtype"]
+__all__ = ["check_settings", "choose_route", "compiled", "plain", "product_dtype"]
+
+#: The smallest whole number that a setting may be, where a configuration has it.
+_LEAST = {
+    "seed": 0,
+    "num_threads": 1,
+    "utd_ratio": 1,
+    "num_agents": 1,
+    "schedule.eval_every": 1,
+    "schedule.log_every": 1,
+    "schedule.checkpoint_every": 1,
+    "evaluation.num_episodes": 1,
+    "evaluation.num_envs": 1,
+    "env_guard.max_rebuilds": 0,
+    "env_guard.max_rejected": 0,
+    "offline.num_steps": 0,
+    "offline.batch_size": 1,
+    "online.total_frames": 1,
+    "online.batch_size": 1,
+    "online.init_random_frames": 0,
+    "online.online_capacity": 1,
+    "online.capacity": 1,
+    "online.frames_per_epoch": 1,
+    "online.first_epoch_factor": 1,
+}
+#: Settings of the above that may be ``null``.
+_MAY_BE_NULL = ("online.online_capacity",)
+_SWITCHES = ("resume", "compile")
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
@@ -25,6 +54,45 @@ def plain(section: DictConfig) -> dict[str, Any]:
         {'lr': 0.0003}
     """
     return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Refuse what no phase of a run could use, before the first phase begins.
+
+    Args:
+        cfg: the configuration of a script.
+
+    Raises:
+        O2OSpecError: naming the setting, what it is and what was expected.
+
+    Examples:
+        >>> check_settings(OmegaConf.create({"seed": 0, "online": {"total_frames": -5}}))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got online.total_frames=-5, expected a whole number of at least 1
+    """
+    for name, least in _LEAST.items():
+        value = OmegaConf.select(cfg, name, default=least)
+        if value is None and name in _MAY_BE_NULL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise O2OSpecError(f"got {name}={value}, expected a whole number of at least {least}")
+    for name in _SWITCHES:
+        if not isinstance(OmegaConf.select(cfg, name, default=True), bool):
+            raise O2OSpecError(f"got {name}={cfg[name]}, expected true or false")
+    timeout = OmegaConf.select(cfg, "env_guard.timeout")
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise O2OSpecError(f"got env_guard.timeout={timeout}, expected seconds, or null for none")
+    if "handover" in cfg:
+        check_handover(plain(cfg.handover))
+
+
+def check_handover(settings: dict[str, Any]) -> None:
+    """Refuse arguments that :class:`~torchrl_o2o.trainers.HandOver` does not take."""
+    known = [each.name for each in fields(HandOver)]
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise O2OSpecError(f"got handover.{unknown[0]}, expected one of {known}")
+    HandOver(**settings)
 
 
 def choose_route(name: str) -> None:
