@@ -129,16 +129,20 @@ class TransitionLoss(LossModule):
     def in_keys(self) -> list[NestedKey]:
         """Entries that ``forward`` reads, in the order of its positional arguments."""
         if self._in_keys is None:
-            keys, (current, following) = self.tensor_keys, self._networks_read
-            names: list[NestedKey] = [keys.action]
-            outcome = (keys.reward, keys.done, keys.terminated) if self._bootstraps else ()
-            names += [("next", key) for key in (*self._inputs_of(following), *outcome)]
-            self._in_keys = list(dict.fromkeys([*names, *self._inputs_of(current)]))
+            self._in_keys = self._keys_read()
         return self._in_keys
 
     @in_keys.setter
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
+
+    def _keys_read(self) -> list[NestedKey]:
+        """The entries of :attr:`in_keys`, where nobody has set others."""
+        keys, (current, following) = self.tensor_keys, self._networks_read
+        names: list[NestedKey] = [keys.action]
+        outcome = (keys.reward, keys.done, keys.terminated) if self._bootstraps else ()
+        names += [("next", key) for key in (*self._inputs_of(following), *outcome)]
+        return list(dict.fromkeys([*names, *self._inputs_of(current)]))
 
     def _inputs_of(self, networks: tuple[str, ...]) -> list[NestedKey]:
         """Entries the named networks read, without the action."""
@@ -147,10 +151,6 @@ class TransitionLoss(LossModule):
             keys = dict.fromkeys(key for module in modules for key in module.in_keys)
             self._reads[networks] = [key for key in keys if key != self.tensor_keys.action]
         return self._reads[networks]
-
-    def _inputs(self, tensordict: TensorDictBase, *networks: str) -> dict[NestedKey, Tensor]:
-        """The tensors the named networks read, without the action."""
-        return {key: self._entry(tensordict, key) for key in self._inputs_of(networks)}
 
     def _state(self, tensordict: TensorDictBase) -> Inputs:
         """s: what the networks read of a transition besides the action."""

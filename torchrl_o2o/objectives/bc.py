@@ -6,22 +6,15 @@
 
 from __future__ import annotations
 
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase, dispatch
-from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.imitation import imitation_error
-from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters
+from torchrl_o2o.objectives.networks import flat_parameters
 
 __all__ = ["BCLoss"]
-
-
-def _clone(
-    actor_network: TensorDictModuleBase, params: Parameters, inputs: Inputs, action: Tensor, action_key: NestedKey
-) -> Tensor:
-    return imitation_error(actor_network, params, inputs, action, action_key, over_dimensions="mean")
 
 
 class BCLoss(TransitionLoss):
@@ -63,7 +56,6 @@ class BCLoss(TransitionLoss):
 
     _networks_read = (("actor_network",), ())
     _bootstraps = False
-    _clone = staticmethod(_clone)
 
     def __init__(
         self,
@@ -83,15 +75,13 @@ class BCLoss(TransitionLoss):
         Returns:
             The loss, and ``imitation_error`` per row, shape [*B], detached.
         """
-        params, inputs = flat_parameters(self.actor_network_params), self._inputs(tensordict, "actor_network")
-        key = self.tensor_keys.action
-        error = self._clone(self.actor_network, params, inputs, self._entry(tensordict, key), key)
+        params, state = flat_parameters(self.actor_network_params), self._state(tensordict)
+        action, key = self._action(tensordict), self.tensor_keys.action
+        error = imitation_error(self.actor_network, params, state, action, key, over_dimensions="mean")
         return self._reduce(error, self._weights(tensordict)), {"imitation_error": error.detach()}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss, and the error before importance weights."""
         loss, info = self.actor_loss(tensordict)
-        if self.reduction == "none":
-            return TensorDict({"loss_actor": loss}, tensordict.batch_size)
-        return TensorDict({"loss_actor": loss, "imitation_error": info["imitation_error"].mean()}, [])
+        return self._collect(tensordict, {"loss_actor": loss}, info)

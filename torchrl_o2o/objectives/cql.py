@@ -311,14 +311,8 @@ class CalQLLoss(CQLLoss):
     #: Whether the bound is applied; CORL turns it off online.
     calibrate: bool = True
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that ``forward`` reads, the Monte-Carlo return last."""
-        return [*super().in_keys, self.tensor_keys.mc_return]
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
+    def _keys_read(self) -> list[NestedKey]:
+        return [*super()._keys_read(), self.tensor_keys.mc_return]
 
     def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
         if not self.calibrate:

@@ -7,40 +7,19 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torch.func import functional_call
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.functional.samg import kl_weight
 from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
-from torchrl_o2o.objectives.networks import Parameters, flat_parameters
+from torchrl_o2o.objectives.networks import call_module, flat_parameters
 
 __all__ = ["ConditionalVAELoss", "InverseDynamicsLoss"]
-
-
-def _evidence(
-    network: TensorDictModule,
-    params: Parameters,
-    observation: Tensor,
-    action: Tensor,
-    following: Tensor,
-    noise: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Mean squared error of s' and divergence per row, both of shape [*B]."""
-    stripped = {name.removeprefix("module."): value for name, value in params.items()}
-    reconstruction, mean, std, _ = functional_call(network.module, stripped, (observation, action, noise))
-    return (reconstruction - following).square().mean(-1), gaussian_kl(mean, std)
-
-
-def _predict(network: TensorDictModule, params: Parameters, observation: Tensor, following: Tensor) -> Tensor:
-    """The action between two observations, shape [*B, A]."""
-    stripped = {name.removeprefix("module."): value for name, value in params.items()}
-    return functional_call(network.module, stripped, (observation, following))
 
 
 class ConditionalVAELoss(TransitionLoss):
@@ -88,7 +67,6 @@ class ConditionalVAELoss(TransitionLoss):
     kl_weight: Tensor
 
     _bootstraps = False
-    _evidence = staticmethod(_evidence)
 
     def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
@@ -100,14 +78,8 @@ class ConditionalVAELoss(TransitionLoss):
         self.beta = beta
         self.register_buffer("kl_weight", torch.tensor(beta, dtype=torch.get_default_dtype()))
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that ``forward`` reads, in the order of its positional arguments."""
+    def _keys_read(self) -> list[NestedKey]:
         return [*self.vae_network.in_keys, _next(self.vae_network.in_keys[0])]
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
 
     def set_progress(self, progress: float) -> None:
         """Set the weight of the divergence for this moment of the training.
@@ -130,17 +102,16 @@ class ConditionalVAELoss(TransitionLoss):
         latent = self.vae_network.module.latent_dim
         noise = self.noise.normal("latent", action.new_empty((*tensordict.batch_size, latent)))
         params = flat_parameters(self.vae_network_params)
-        error, divergence = self._evidence(self.vae_network, params, observation, action, following, noise)
-        info = {"reconstruction_error": error.detach(), "kl": divergence.detach()}
-        return self._reduce(error + self.kl_weight * divergence, self._weights(tensordict)), info
+        predicted, mean, std, _ = call_module(self.vae_network.module, params, observation, action, noise)
+        error, kl = (predicted - following).square().mean(-1), gaussian_kl(mean, std)  # |s^' - s'|^2 / o, KL
+        info = {"reconstruction_error": error.detach(), "kl": kl.detach()}
+        return self._reduce(error + self.kl_weight * kl, self._weights(tensordict)), info
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss and its two parts."""
         loss, info = self.vae_loss(tensordict)
-        if self.reduction == "none":
-            return TensorDict({"loss_vae": loss}, tensordict.batch_size)
-        return TensorDict({"loss_vae": loss, **{key: value.mean() for key, value in info.items()}}, [])
+        return self._collect(tensordict, {"loss_vae": loss}, info)
 
 
 class InverseDynamicsLoss(TransitionLoss):
@@ -173,7 +144,6 @@ class InverseDynamicsLoss(TransitionLoss):
     target_inverse_network_params: TensorDictParams
 
     _bootstraps = False
-    _predict = staticmethod(_predict)
 
     def __init__(self, inverse_network: TensorDictModule, *, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
@@ -181,14 +151,8 @@ class InverseDynamicsLoss(TransitionLoss):
             raise O2OSpecError(f"got {inverse_network!r}, expected the network that make_inverse_dynamics(...) builds")
         self.convert_to_functional(inverse_network, "inverse_network", create_target_params=False)
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that ``forward`` reads, in the order of its positional arguments."""
+    def _keys_read(self) -> list[NestedKey]:
         return [*self.inverse_network.in_keys, self.tensor_keys.action]
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
 
     def inverse_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one minibatch.
@@ -202,7 +166,7 @@ class InverseDynamicsLoss(TransitionLoss):
         """
         observation, following, action = (tensordict.get(key) for key in self.in_keys)
         params = flat_parameters(self.inverse_network_params)
-        predicted = self._predict(self.inverse_network, params, observation, following)
+        predicted: Tensor = call_module(self.inverse_network.module, params, observation, following)
         error = (predicted - action).square().mean(-1)
         variance = action.flatten(0, -2).var(0, correction=0).mean()
         explained = 1.0 - error.detach().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
@@ -212,9 +176,7 @@ class InverseDynamicsLoss(TransitionLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss and, unless ``reduction="none"``, the explained variance; see :meth:`inverse_loss`."""
         loss, info = self.inverse_loss(tensordict)
-        if self.reduction == "none":
-            return TensorDict({"loss_inverse": loss}, tensordict.batch_size)
-        return TensorDict({"loss_inverse": loss, **info}, [])
+        return self._collect(tensordict, {"loss_inverse": loss}, info)
 
 
 def _next(key: NestedKey) -> NestedKey:

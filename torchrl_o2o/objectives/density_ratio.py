@@ -9,22 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict import TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.functional.replay import js_conjugate, js_derivative
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
-from torchrl_o2o.objectives.networks import Inputs, Parameters, call_ensemble, flat_parameters
+from torchrl_o2o.objectives.networks import call_network, flat_parameters
 
 __all__ = ["DensityRatioLoss", "join_sources"]
-
-
-def _log_ratio(network: TensorDictModuleBase, params: Parameters, inputs: Inputs) -> Tensor:
-    """log w(s, a), shape [*B]; an ensemble of one."""
-    stacked = {name: value.unsqueeze(0) for name, value in params.items()}
-    return call_ensemble(network, stacked, inputs, network.out_keys[0]).squeeze(0)
 
 
 class DensityRatioLoss(TransitionLoss):
@@ -85,8 +79,6 @@ class DensityRatioLoss(TransitionLoss):
     density_ratio_network_params: TensorDictParams
     target_density_ratio_network_params: TensorDictParams
 
-    _log_ratio = staticmethod(_log_ratio)
-
     def __init__(
         self, density_ratio_network: TensorDictModule, *, eps: float = 0.0, reduction: Reduction = "mean"
     ) -> None:
@@ -94,14 +86,8 @@ class DensityRatioLoss(TransitionLoss):
         self.convert_to_functional(density_ratio_network, "density_ratio_network", create_target_params=False)
         self.eps = eps
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that ``forward`` reads, in the order of its positional arguments."""
+    def _keys_read(self) -> list[NestedKey]:
         return [*self.density_ratio_network.in_keys, self.tensor_keys.is_offline]
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
 
     def density_ratio_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch that holds both sources.
@@ -144,9 +130,7 @@ class DensityRatioLoss(TransitionLoss):
             ``loss_density_ratio`` and, unless ``reduction="none"``, the means of log w.
         """
         loss, info = self.density_ratio_loss(tensordict)
-        if self.reduction == "none":
-            return TensorDict({"loss_density_ratio": loss}, tensordict.batch_size)
-        return TensorDict({"loss_density_ratio": loss, **info}, [])
+        return self._collect(tensordict, {"loss_density_ratio": loss}, info)
 
     def log_ratio(self, tensordict: TensorDictBase) -> Tensor:
         """log w(s, a) with gradient.
@@ -157,9 +141,9 @@ class DensityRatioLoss(TransitionLoss):
         Returns:
             Shape [*B].
         """
-        network = self.density_ratio_network
+        network, params = self.density_ratio_network, flat_parameters(self.density_ratio_network_params)
         inputs = {key: tensordict.get(key) for key in network.in_keys}
-        return self._log_ratio(network, flat_parameters(self.density_ratio_network_params), inputs)
+        return call_network(network, params, inputs, network.out_keys[0]).squeeze(-1)
 
 
 def join_sources(offline: TensorDictBase, online: TensorDictBase) -> TensorDictBase:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -32,6 +33,7 @@ __all__ = [
     "Inputs",
     "Parameters",
     "call_ensemble",
+    "call_module",
     "call_network",
     "flat_parameters",
     "policy_distribution",
@@ -121,10 +123,31 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
     if layers is not None:
         return evaluate(layers, params, _joined([inputs[key] for key in network.in_keys]))
     if plain is not None:
-        stripped = {name.removeprefix("module."): value for name, value in params.items()}
-        return functional_call(plain, stripped, tuple(inputs[key] for key in network.in_keys))
+        return call_module(plain, params, *(inputs[key] for key in network.in_keys))
     data = TensorDict({key: inputs[key] for key in network.in_keys}, _batch_shape(inputs))
     return functional_call(network, dict(params), (data,)).get(out_key)
+
+
+def call_module(module: nn.Module, params: Parameters, *arguments: Tensor) -> Any:
+    """Evaluate the plain module inside a :class:`~tensordict.nn.TensorDictModule` on tensors.
+
+    Args:
+        module: for example ``vae_network.module``.
+        params: its parameters by the names that the TensorDictModule gives them.
+        arguments: what it takes.
+
+    Returns:
+        What it returns.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_action_vae
+        >>> vae = make_action_vae(3, 2, hidden_sizes=(8,))
+        >>> inputs = torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(5, 4, 4)
+        >>> call_module(vae.module, dict(vae.named_parameters()), *inputs)[0].shape
+        torch.Size([5, 4, 2])
+    """
+    return functional_call(module, {name.removeprefix("module."): value for name, value in params.items()}, arguments)
 
 
 def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:

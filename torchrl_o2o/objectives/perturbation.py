@@ -10,7 +10,7 @@ import math
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
@@ -76,14 +76,8 @@ class PerturbationRatioLoss(DensityRatioLoss):
             )
         self.uniform_share, self.noise_sizes = uniform_share, (smallest, largest)
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that ``forward`` reads, in the order of its positional arguments."""
+    def _keys_read(self) -> list[NestedKey]:
         return list(self.density_ratio_network.in_keys)
-
-    @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
 
     def reference(self, tensordict: TensorDictBase) -> TensorDictBase:
         """A row of the reference for each row of the data.
@@ -120,19 +114,3 @@ class PerturbationRatioLoss(DensityRatioLoss):
         """
         sources = {"offline": tensordict, "online": self.reference(tensordict)}
         return super().density_ratio_loss(TensorDict(sources, tensordict.batch_size))
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Loss of one batch of the data.
-
-        Args:
-            tensordict: rows with the network's ``in_keys``, shape [*B]; not modified.
-
-        Returns:
-            ``loss_density_ratio`` and, unless ``reduction="none"``, the means ``log_ratio_offline`` (of the data) and
-            ``log_ratio_online`` (of the reference) of log w.
-        """
-        loss, info = self.density_ratio_loss(tensordict)
-        if self.reduction == "none":
-            return TensorDict({"loss_density_ratio": loss}, tensordict.batch_size)
-        return TensorDict({"loss_density_ratio": loss, **info}, [])

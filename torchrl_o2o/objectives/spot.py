@@ -14,9 +14,9 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import elbo_penalty, iwae_penalty, q_normalization
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import Inputs, flat_parameters
+from torchrl_o2o.objectives.networks import Inputs, call_module, flat_parameters
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
-from torchrl_o2o.objectives.vae import call_vae, latent_dim
+from torchrl_o2o.objectives.vae import latent_dim
 
 __all__ = ["SPOTLoss"]
 
@@ -160,9 +160,13 @@ class SPOTLoss(SmoothedTargetLoss):
     def _penalty(self, state: Inputs, action: Tensor) -> Tensor:
         """An estimate of -log beta(a|s), shape [*B]: how far actions are from the data's support."""
         like = action.new_empty((*action.shape[:-1], self.latent_dim))
-        noise, params = self.noise.normal("density", like, (self.num_samples,)), self.vae_network_params
-        inputs = {**state, self.tensor_keys.action: action}
-        decoded, mean, std, latent = call_vae(self.vae_network, flat_parameters(params, detach=True), inputs, noise)
+        noise = self.noise.normal("density", like, (self.num_samples,))
+        known, params = (
+            {**state, self.tensor_keys.action: action},
+            flat_parameters(self.vae_network_params, detach=True),
+        )
+        inputs = (known[key] for key in self.vae_network.in_keys)
+        decoded, mean, std, latent = call_module(self.vae_network.module, params, *inputs, noise)
         if self.iwae:
             return iwae_penalty(decoded, action, latent, mean, std, self.vae_beta)
         return elbo_penalty(decoded, action, mean, std, self.vae_beta)

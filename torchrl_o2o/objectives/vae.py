@@ -6,44 +6,17 @@
 
 from __future__ import annotations
 
-from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
-from torch.func import functional_call
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional.offline import elbo_penalty, gaussian_kl
+from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.modules.vae import ActionVAE
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
-from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters
+from torchrl_o2o.objectives.networks import call_module, flat_parameters
 
-__all__ = ["VAELoss", "call_vae", "latent_dim"]
-
-
-def call_vae(
-    network: TensorDictModule, params: Parameters, inputs: Inputs, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Evaluate a VAE under given parameters and noise.
-
-    Args:
-        network: of :func:`~torchrl_o2o.modules.make_action_vae`.
-        params: its parameters with dotted names.
-        inputs: the entries it reads, the action included, each of shape [*B, ...].
-        noise: standard-normal numbers, shape [*S, *B, Z].
-
-    Returns:
-        What :meth:`~torchrl_o2o.modules.vae.ActionVAE.forward` returns.
-
-    Examples:
-        >>> import torch
-        >>> from torchrl_o2o.modules import make_action_vae
-        >>> vae = make_action_vae(3, 2, hidden_sizes=(8,))
-        >>> inputs = {"observation": torch.zeros(4, 3), "action": torch.zeros(4, 2)}
-        >>> call_vae(vae, dict(vae.named_parameters()), inputs, torch.zeros(5, 4, 4))[0].shape
-        torch.Size([5, 4, 2])
-    """
-    stripped = {name.removeprefix("module."): value for name, value in params.items()}
-    return functional_call(network.module, stripped, (*(inputs[key] for key in network.in_keys), noise))
+__all__ = ["VAELoss", "latent_dim"]
 
 
 def latent_dim(network: TensorDictModule) -> int:
@@ -66,14 +39,6 @@ def latent_dim(network: TensorDictModule) -> int:
     if not isinstance(getattr(network, "module", None), ActionVAE):
         raise O2OSpecError(f"got {type(network).__name__}, expected the VAE that make_action_vae(...) builds")
     return network.module.latent_dim
-
-
-def _bound(
-    network: TensorDictModule, params: Parameters, inputs: Inputs, action: Tensor, noise: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """Negative evidence bound and divergence per row, both of shape [*B]."""
-    reconstruction, mean, std, _ = call_vae(network, params, inputs, noise)
-    return elbo_penalty(reconstruction.unsqueeze(0), action, mean, std, beta), gaussian_kl(mean, std)
 
 
 class VAELoss(TransitionLoss):
@@ -113,7 +78,6 @@ class VAELoss(TransitionLoss):
 
     _networks_read = (("vae_network",), ())
     _bootstraps = False
-    _bound = staticmethod(_bound)
 
     def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
@@ -132,20 +96,18 @@ class VAELoss(TransitionLoss):
         Returns:
             The loss, and ``reconstruction_error`` and ``kl`` per row, shape [*B], detached.
         """
-        key = self.tensor_keys.action
-        action = self._entry(tensordict, key)
-        inputs = {**self._inputs(tensordict, "vae_network"), key: action}
+        network, action = self.vae_network, self._action(tensordict)
         noise = self.noise.normal("latent", action.new_empty((*tensordict.batch_size, self.latent_dim)))
-        params = flat_parameters(self.vae_network_params)
-        bound, divergence = self._bound(self.vae_network, params, inputs, action, noise, self.beta)
-        kl = divergence.detach()
-        info = {"kl": kl, "reconstruction_error": bound.detach() - self.beta * kl}
-        return self._reduce(bound, self._weights(tensordict)), info
+        inputs = (self._entry(tensordict, key) for key in network.in_keys)
+        reconstruction, mean, std, _ = call_module(
+            network.module, flat_parameters(self.vae_network_params), *inputs, noise
+        )
+        error, kl = (reconstruction - action).square().mean(-1), gaussian_kl(mean, std)  # |a^ - a|^2 / A, KL
+        info = {"kl": kl.detach(), "reconstruction_error": error.detach()}
+        return self._reduce(error + self.beta * kl, self._weights(tensordict)), info
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The loss and its two parts."""
         loss, info = self.vae_loss(tensordict)
-        if self.reduction == "none":
-            return TensorDict({"loss_vae": loss}, tensordict.batch_size)
-        return TensorDict({"loss_vae": loss, **{key: value.mean() for key, value in info.items()}}, [])
+        return self._collect(tensordict, {"loss_vae": loss}, info)
