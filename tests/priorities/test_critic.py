@@ -42,7 +42,7 @@ from torchrl_o2o.objectives import (
     RecordedNoise,
     TD3BCLoss,
 )
-from torchrl_o2o.objectives.networks import call_ensemble, flat_parameters
+from torchrl_o2o.objectives.networks import call_network, flat_parameters
 from torchrl_o2o.priorities import Advantage, AdvantageAligned, Sum, TDError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -101,7 +101,11 @@ def test_members_one_by_one_are_the_batched_product() -> None:
     loss, rows = make_loss().double(), make_rows().apply(lambda x: x.double() if x.is_floating_point() else x)
     got = Advantage(loss)._networks("online", None).qvalues({"observation": rows["observation"]}, rows["action"])
     params, inputs = flat_parameters(loss.qvalue_network_params.data), rows.select("observation", "action")
-    expected = call_ensemble(loss.qvalue_network, params, dict(inputs.items()), "state_action_value")
+
+    def member(each: dict[str, Tensor]) -> Tensor:
+        return call_network(loss.qvalue_network, each, dict(inputs.items()), "state_action_value").squeeze(-1)
+
+    expected = torch.vmap(member)(params)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
 
 

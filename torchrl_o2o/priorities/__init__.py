@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.priorities.advantage import Advantage
 from torchrl_o2o.priorities.aligned import AdvantageAligned
 from torchrl_o2o.priorities.base import LogPriority, Sum
-from torchrl_o2o.priorities.critic import Advantage, TDError
 from torchrl_o2o.priorities.density_ratio import DensityRatioScore
+from torchrl_o2o.priorities.td_error import TDError
 
 __all__ = [
     "Advantage",

@@ -1,0 +1,125 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""How surprising a transition is to a loss's critics.
+
+Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemble members, ``Z`` members of a subset.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.errors import check_option
+from torchrl_o2o.functional.soft import td_target
+from torchrl_o2o.objectives.networks import Inputs
+from torchrl_o2o.priorities.critic import CriticScore, Networks, ScoredLoss, compiled
+
+__all__ = ["TDError"]
+
+
+class TDError(CriticScore):
+    r"""How surprising a transition is to the critics: prioritized replay by the TD error, scored when drawn.
+
+    .. math::
+        \delta = r + \gamma(1-d)\frac1M\sum_{j\le M}\left[\min_{i\in Z}Q'_i(s',\tilde a'_j)
+                 - \alpha\log\pi(\tilde a'_j|s')\right] - \frac1E\sum_i Q_i(s,a)
+
+    ``"absolute"``: :math:`\log p=\log(|\delta|+\epsilon)`, so that :math:`P\propto(|\delta|+\epsilon)^\alpha` as in
+    prioritized experience replay. ``"signed"``: :math:`\log p=\delta`, as A3RL's authors use it in the advantage's
+    place: exponential, and large only for rows that turned out *better* than expected.
+
+    Source: Schaul et al. 2016 (PER) section 3.3; A3RL's code ``SACLearnerPriority.get_td``, there with M = 100.
+
+    Args:
+        loss: as in :class:`Advantage`; its discount and keys are used as well. Rows with
+            ``"steps_to_next_obs"`` (n-step returns) are discounted by :math:`\gamma^n`.
+
+    Keyword Args:
+        form: ``"absolute"`` (default) or ``"signed"``.
+        num_samples: M. Defaults to 10.
+        sub_sample_len: Z; ``None`` (default) takes the loss's.
+        entropy: subtract the entropy term. Defaults to ``False``, as the authors' code.
+        eps: epsilon of ``"absolute"``, in units of return. Defaults to 1e-6.
+        shared_noise: the same M noise vectors for all rows. Defaults to ``True``.
+        antithetic: noise in pairs of opposite sign. Defaults to ``True``.
+        chunk_size: critic inputs evaluated at once. Defaults to 4096.
+
+    Raises:
+        O2OSpecError: if a number or an option is out of range.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import EnsembleSACLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))
+        >>> error = TDError(EnsembleSACLoss(make_actor(3, 2), critics), num_samples=1)
+        >>> error(random_transitions(6, 3, 2)).shape
+        torch.Size([6])
+    """
+
+    name = "td_error"
+    _draw = "td"
+
+    def __init__(
+        self,
+        loss: ScoredLoss,
+        *,
+        form: Literal["absolute", "signed"] = "absolute",
+        num_samples: int = 10,
+        sub_sample_len: int | None = None,
+        entropy: bool = False,
+        eps: float = 1e-6,
+        shared_noise: bool = True,
+        antithetic: bool = True,
+        chunk_size: int = 4096,
+    ) -> None:
+        super().__init__(loss, num_samples, sub_sample_len, entropy, shared_noise, antithetic, chunk_size)
+        check_option("form", form, ("absolute", "signed"))
+        self.form = form
+        self.eps = eps
+
+    def compile(self) -> None:
+        """Compile the next states' value; pools of one size compile once."""
+        self._value = compiled(self._value)
+
+    def score(self, tensordict: TensorDictBase) -> Tensor:
+        """See :meth:`LogPriority.score`."""
+        error = self._watch(self.td_error(tensordict))
+        return error if self.form == "signed" else (error.abs() + self.eps).log()
+
+    @torch.no_grad()
+    def td_error(self, tensordict: TensorDictBase) -> Tensor:
+        """The signed TD error, not made finite.
+
+        Args:
+            tensordict: transitions, shape [N]; not modified.
+
+        Returns:
+            Shape [N], on the loss's device.
+        """
+        keys, device, following = self.loss.tensor_keys, self._device(), tensordict.get("next")
+        inputs, action = self._inputs(following), tensordict.get(keys.action).to(device)
+        target = self._networks("target", self._members(action))
+        value = torch.cat([self._value(target, *chunk) for chunk in self._chunks(inputs, action)])
+        reward, terminated = (following.get(key).squeeze(-1).to(device) for key in (keys.reward, keys.terminated))
+        expected = td_target(reward, terminated, value, self._discount(tensordict))
+        qvalue = self._networks("online", None).qvalues(self._inputs(tensordict), action)
+        return expected - qvalue.mean(0)
+
+    def _value(self, networks: Networks, inputs: Inputs, action: Tensor, noise: Tensor) -> Tensor:
+        """V(s') of one chunk, shape [n]; what was done before s' plays no part."""
+        sampled, log_prob = networks.sample(inputs, noise)
+        return networks.mean_value(networks.min_qvalue(inputs, sampled), log_prob)
+
+    def _discount(self, tensordict: TensorDictBase) -> Tensor:
+        """gamma, a scalar, or gamma^n of rows that are n steps from their next observation, shape [N]."""
+        estimator = self.loss.value_estimator
+        gamma = estimator.gamma.to(self._device())
+        steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
+        return gamma if steps is None else gamma ** steps.reshape(tensordict.batch_size).to(gamma.device)
