@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["register"]
 
-_SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .pickle, or a Minari folder)"
+_SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .csv, .pickle, or a Minari folder)"
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -35,6 +35,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     show.set_defaults(run=_show)
     check = actions.add_parser("check", help="audit a data set; exits with 1 if it has errors")
     _add_source(check)
+    _add_actions(check)
     check.add_argument("--env", metavar="ID", help="an environment that the data should fit")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check)
@@ -52,6 +53,8 @@ def _register_make(parser: argparse.ArgumentParser) -> None:
 
 def _register_coverage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=f"two or more, each {_SOURCE}")
+    _add_reading(parser)
+    _add_actions(parser)
     parser.add_argument("--clusters", type=int, default=50, metavar="K", help="(default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1_000, metavar="N", help="drawn from each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -62,7 +65,54 @@ def _register_coverage(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
-    parser.add_argument("--max-episode-steps", type=int, metavar="T", help="for files without timeouts")
+    _add_reading(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that reads data, named as the arguments of `load_offline`."""
+    parser.add_argument("--max-episode-steps", type=int, metavar="T", help="the time limit, for files without timeouts")
+    parser.add_argument("--min-episode-length", type=int, default=2, metavar="T", help="(default: %(default)s)")
+    parser.add_argument("--obs-keys", nargs="+", metavar="KEY", help="entries of a dictionary observation, in order")
+    parser.add_argument(
+        "--names",
+        nargs="+",
+        type=_name,
+        metavar="ARRAY=WHAT",
+        help="what arrays of other names are: terminals, timeouts, dones, ends, masks, ..., ignore",
+    )
+
+
+def _add_actions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--action-bounds", nargs=2, type=_bound, metavar=("LOW", "HIGH"), help="each a number, or one per entry: -1,0"
+    )
+    parser.add_argument("--actions", choices=("error", "clip", "rescale"), default="error", help="if outside the box")
+
+
+def _name(text: str) -> tuple[str, str]:
+    array, separator, what = text.rpartition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected ARRAY=WHAT, such as dones=terminals")
+    return array, what
+
+
+def _bound(text: str) -> float | list[float]:
+    values = [float(part) for part in text.split(",")]
+    return values[0] if len(values) == 1 else values
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "max_episode_steps": arguments.max_episode_steps,
+        "min_episode_length": arguments.min_episode_length,
+        "obs_keys": arguments.obs_keys,
+        "names": dict(arguments.names or ()),
+    }
+
+
+def _actions(arguments: argparse.Namespace) -> dict[str, Any]:
+    bounds = arguments.action_bounds
+    return {"action_bounds": None if bounds is None else tuple(bounds), "actions": arguments.actions}
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -95,7 +145,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     from torchrl_o2o.data import describe_offline
 
-    info = describe_offline(arguments.source, max_episode_steps=arguments.max_episode_steps)
+    info = describe_offline(arguments.source, **_reading(arguments))
     values = asdict(info)
     if arguments.json:
         print(_json(values))
@@ -105,7 +155,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         from torchrl_o2o.data.figure import plot_offline
 
-        path = plot_offline(arguments.source, arguments.plot, max_episode_steps=arguments.max_episode_steps)
+        path = plot_offline(arguments.source, arguments.plot, **_reading(arguments))
         print(f"drawn to {path}")
     return 0
 
@@ -122,7 +172,7 @@ def _shown(value: Any) -> str:
 def _check(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import check_offline
 
-    report = check_offline(arguments.source, env=arguments.env, max_episode_steps=arguments.max_episode_steps)
+    report = check_offline(arguments.source, env=arguments.env, **_reading(arguments), **_actions(arguments))
     print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else 1
 
@@ -131,7 +181,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import load_offline
     from torchrl_o2o.data.coverage import coverage, plot_coverage
 
-    data = {source: load_offline(source) for source in arguments.sources}
+    data = {source: load_offline(source, **_reading(arguments), **_actions(arguments)) for source in arguments.sources}
     found = coverage(data, num_clusters=arguments.clusters, rows_per_source=arguments.rows, seed=arguments.seed)
     if arguments.json:
         print(_json(found.covered))

@@ -9,6 +9,7 @@ Everything is vectorized: a million transitions take a second or two. Shapes: N 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,14 +18,20 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.data.env_match import EnvLike, match_environment
+from torchrl_o2o.data.env_match import EnvFacts, EnvLike, match_environment
 from torchrl_o2o.data.findings import AuditReport, Finding
 from torchrl_o2o.data.keys import EPISODE, TRANSITION
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["AuditReport", "Finding", "audit", "drop_non_finite"]
+__all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
 
 _LARGE_REWARD = 1e6
+#: Fewer cases than this can be chance; with this many rows, statistics are none.
+_FEW, _MANY, _SAMPLE = 2, 100, 10_000
+#: Terminal states after fewer steps than this, always the same number, are a short task.
+_SUSPICIOUS_LENGTH = 20
+#: How much larger a jump over a reset is than a usual step. Steps in units of the distance of any two rows.
+_JUMP, _UNORDERED = 1.3, 0.9
 #: Slack at the action bounds for float32 rounding, relative to the box's width.
 _ROUNDING = 1e-6
 _FLOAT_KEYS: tuple[NestedKey, ...] = ("observation", "action", ("next", "observation"), ("next", "reward"))
@@ -58,24 +65,29 @@ def audit(
     *,
     action_low: float | Sequence[float] | Tensor = -1.0,
     action_high: float | Sequence[float] | Tensor = 1.0,
-    env: EnvLike | None = None,
+    env: EnvLike | EnvFacts | None = None,
     on_bad: Literal["error", "drop", "report"] = "error",
     name: str = "data",
+    max_episode_steps: int | None = None,
 ) -> AuditReport:
     """Examine transitions in TED.
 
     Errors: missing or misshapen entries, no rows, NaN or infinite values, actions outside the box, dimensions or bounds
-    that differ from the environment's. Warnings: columns without variation, rewards that are all equal or beyond 1e6,
-    next observations that do not continue in the next row, an episode that goes on after its end.
+    that differ from the environment's, episodes beyond the time limit, terminal states that are all exactly at it, most
+    rows not continuing in the next row, next observations that are the next episode's first. Warnings: columns without
+    variation, rewards that are all equal or beyond 1e6, some next observations that do not continue in the next row,
+    rows without any order, an episode that goes on after its end.
 
     Args:
         data: transitions [N] with the entries of :data:`~torchrl_o2o.data.TRANSITION` and ``episode``. Not modified.
         action_low: lower bound of the actions, one for all or [a].
         action_high: upper bound.
-        env: an environment (gymnasium or TorchRL) or the id of one, to compare dimensions and action bounds with.
+        env: an environment (gymnasium or TorchRL), the id of one, or what is known of one, to compare dimensions and
+            action bounds with.
         on_bad: ``"error"`` raises if there are errors, ``"report"`` never does, ``"drop"`` reports rows that are not
             finite as a warning, for a caller who then applies :func:`drop_non_finite`, and raises the other errors.
         name: what to call the data.
+        max_episode_steps: the time limit that the episodes must keep; ``None`` checks none.
 
     Returns:
         The report, errors included where they are not raised.
@@ -111,6 +123,7 @@ def audit(
     if len(subject.data):
         findings += _check_actions(subject, low, high)
         findings += [finding for check in _CHECKS for finding in check(subject)]
+        findings += check_limit(subject.data, max_episode_steps, "error")
     else:
         findings.append(Finding("empty", "error", "no finite transition is left.", count=0))
     if env is not None:
@@ -249,16 +262,120 @@ def _check_flags(subject: _Subject) -> list[Finding]:
     return findings
 
 
+def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["error", "warning"]) -> list[Finding]:
+    """Compare episodes with a time limit.
+
+    Args:
+        data: transitions [N] with ``episode``.
+        limit: the time limit; ``None`` finds only terminal states that all come after the same number of steps.
+        severity: of episodes that are longer. Terminal states that are all exactly at the limit are always an error.
+
+    Returns:
+        What was found.
+    """
+    subject = _subject(data)
+    terminated, truncated = (data.get(("next", key)).squeeze(-1) for key in ("terminated", "truncated"))
+    findings = []
+    if limit is not None:
+        remedy = "Pass max_episode_steps if it is another; else an array that ends episodes was not read."
+        findings += subject.finding(
+            "beyond_limit", severity, subject.step == limit, ("next", "done"),
+            f"{{count}} episodes are longer than the time limit of {limit} steps, {{place}}. {remedy}",
+        )  # fmt: skip
+    steps = subject.step[terminated]
+    if (
+        len(steps) < _FEW
+        or not bool((steps == steps[0]).all())
+        or bool((truncated & (subject.step >= steps[0] - 1)).any())
+    ):
+        return findings
+    length = int(steps[0]) + 1
+    if limit is not None and length == limit:
+        return findings + subject.finding(
+            "terminals_at_limit", "error", terminated, ("next", "terminated"),
+            f"all {{count}} terminal states are exactly at the time limit of {limit} steps, {{place}}: they look like "
+            "time limits stored as terminals. Pass names={{'terminals': 'timeouts'}} with the array's name, or "
+            "names={{'terminals': 'terminals'}} if they are terminal indeed.",
+        )  # fmt: skip
+    if limit is None and length >= _SUSPICIOUS_LENGTH:
+        return findings + subject.finding(
+            "terminals_alike", "warning", terminated, ("next", "terminated"),
+            f"all {{count}} terminal states come after exactly {length} steps, {{place}}: are they time limits? Pass "
+            "env or max_episode_steps to compare.",
+        )  # fmt: skip
+    return findings
+
+
+def _distances(first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
+    """Distances of rows, per column in units of its spread, [N]."""
+    return ((first.flatten(1).float() - second.flatten(1).float()) / scale).square().mean(1).sqrt()
+
+
 def _check_alignment(subject: _Subject) -> list[Finding]:
-    same_episode = (subject.episode[1:] == subject.episode[:-1]) & (subject.step[1:] == subject.step[:-1] + 1)
+    """Do rows continue in the next row, and not in the next episode?"""
     observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
-    differ = (following[:-1] != observation[1:]).flatten(1).any(1) & same_episode
-    broken = torch.cat([differ, differ.new_zeros(1)])
-    return subject.finding(
+    if len(observation) < 2 or observation.shape != following.shape:
+        return []
+    same = (subject.episode[1:] == subject.episode[:-1]) & (subject.step[1:] == subject.step[:-1] + 1)
+    differ = (following[:-1] != observation[1:]).flatten(1).any(1)
+    broken = torch.cat([differ & same, differ.new_zeros(1)])
+    if int(broken.sum()) > int(same.sum()) // 2 and _come_elsewhere(observation, following, broken):
+        return subject.finding(
+            "shuffled", "error", broken, ("next", "observation"),
+            f"{{count}} of {int(same.sum())} transitions go on in another row than the next, {{place}}: the rows are "
+            "shuffled. Put them in order; or, if they are single transitions, give each row an episode of its own (an "
+            "array episode = 0, 1, 2, ...) and pass min_episode_length=1.",
+        )  # fmt: skip
+    findings = subject.finding(
         "misaligned", "warning", broken, ("next", "observation"),
         "{count} transitions do not continue in the next row of their episode, {place}: rows are shuffled, missing or "
         "shifted against each other. Temporal-difference targets may be sound, returns are not.",
     )  # fmt: skip
+    return findings + _check_jumps(subject, same, ~differ & ~same)
+
+
+def _come_elsewhere(observation: Tensor, following: Tensor, broken: Tensor) -> bool:
+    """Whether the next observations are observations of other rows, in no order."""
+    place = {row.tobytes(): number for number, row in enumerate(observation.flatten(1).numpy())}
+    rows = broken.nonzero().squeeze(-1)
+    rows = rows[:: max(1, len(rows) // _SAMPLE)]
+    found = [place.get(row.tobytes()) for row in following[rows].flatten(1).numpy()]
+    offsets = Counter(there - here for here, there in zip(rows.tolist(), found) if there is not None)
+    return 2 * offsets.total() > len(rows) and 2 * max(offsets.values()) < len(rows)
+
+
+def _check_jumps(subject: _Subject, same: Tensor, meets: Tensor) -> list[Finding]:
+    """Last rows whose next observation is the next episode's first, though an episode does not begin where one ends."""
+    observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
+    ends, inside = (~same).sum(), same.nonzero().squeeze(-1)
+    inside = inside[:: max(1, len(inside) // _SAMPLE)]
+    if not len(inside):
+        return []
+    spread = observation[inside].flatten(1).float().std(0, correction=0)
+    scale = torch.where(spread > 0, spread, 1.0)
+    usual = _distances(observation[inside], following[inside], scale).median()
+    findings = []
+    if int(meets.sum()) >= _FEW and 2 * int(meets.sum()) >= int(ends):
+        rows = torch.cat([meets, meets.new_zeros(1)])
+        jumps = _distances(observation[rows], following[rows], scale).median()
+        if jumps > max(_JUMP, 1 + 3 / int(meets.sum()) ** 0.5) * usual:  # a few ends are far from usual by chance
+            findings += subject.finding(
+                "next_of_next", "error", rows, ("next", "observation"),
+                f"{{count}} episodes end with a next observation that is the next episode's first, {{place}}, "
+                f"{float(jumps / usual):.1f} times as far away as usual: they were taken after the reset. Record them "
+                "before it, or leave them out (those rows are then dropped).",
+            )  # fmt: skip
+    others = torch.linspace(0, len(inside) - 1, len(inside)).long().flip(0)
+    if (
+        len(inside) >= _MANY
+        and usual > _UNORDERED * _distances(observation[inside], observation[inside[others]], scale).median()
+    ):
+        message = (
+            "consecutive observations are as far apart as any two: the rows look shuffled, from row 0 on. Transitions "
+            "are only sound if each next observation was recorded with its row."
+        )
+        findings.append(Finding("unordered", "warning", message, key="observation"))
+    return findings
 
 
 def _check_variation(subject: _Subject) -> list[Finding]:

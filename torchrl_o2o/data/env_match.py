@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any
+
 import gymnasium
 import numpy as np
 import torch
@@ -19,18 +22,45 @@ from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["EnvLike", "match_environment"]
+__all__ = ["EnvFacts", "EnvLike", "env_facts", "match_environment", "match_units"]
 
 #: An environment, or the id of one for :func:`torchrl_o2o.envs.make_gym_env`.
 EnvLike = str | gymnasium.Env | EnvBase
 
 
-def match_environment(data: TensorDictBase, env: EnvLike, action_low: Tensor, action_high: Tensor) -> list[Finding]:
+@dataclass(frozen=True)
+class EnvFacts:
+    """What of an environment its data are compared with.
+
+    Args:
+        name: its id, or its class.
+        observation: shape of an observation.
+        action: shape of an action.
+        low: lower bounds of the actions that it takes.
+        high: upper bounds.
+        own_low: lower bounds of the environment inside, before its actions are mapped to [-1, 1].
+        own_high: upper bounds.
+        max_episode_steps: its time limit.
+    """
+
+    name: str
+    observation: tuple[int, ...]
+    action: tuple[int, ...]
+    low: Tensor
+    high: Tensor
+    own_low: Tensor
+    own_high: Tensor
+    max_episode_steps: int | None
+
+
+def match_environment(
+    data: TensorDictBase, env: EnvLike | EnvFacts, action_low: Tensor, action_high: Tensor
+) -> list[Finding]:
     """Compare transitions with an environment.
 
     Args:
         data: transitions [N].
-        env: a gymnasium or TorchRL environment, or an environment id.
+        env: a gymnasium or TorchRL environment, an environment id, or what is known of one.
         action_low: lower bound of the data's actions, one for all or [a].
         action_high: upper bound.
 
@@ -45,7 +75,8 @@ def match_environment(data: TensorDictBase, env: EnvLike, action_low: Tensor, ac
         >>> print(*match_environment(data, "Pendulum-v1", torch.tensor(-1.0), torch.tensor(1.0)))
         error [observation_shape] the data's observation has the shape [5], Pendulum-v1's [3]...
     """
-    name, observation, action, low, high = _facts(env)
+    facts = env if isinstance(env, EnvFacts) else env_facts(env)
+    name, observation, action, low, high = facts.name, facts.observation, facts.action, facts.low, facts.high
     findings = []
     if tuple(data.get("observation").shape[1:]) != observation:
         message = (
@@ -65,13 +96,46 @@ def match_environment(data: TensorDictBase, env: EnvLike, action_low: Tensor, ac
     return findings
 
 
-def _facts(env: EnvLike) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor, Tensor]:
+def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
+    """Compare actions in [-1, 1] whose source states no box with the environment's own box.
+
+    Args:
+        data: transitions [N], actions as stored.
+        env: what is known of the environment.
+
+    Returns:
+        A warning if the own box is another one: the actions may well be in the environment's units.
+    """
+    mapped = _close(env.low, torch.tensor(-1.0)) and _close(env.high, torch.tensor(1.0))
+    action = data.get("action")
+    if not mapped or tuple(action.shape[1:]) != env.action or bool((action.abs() > 1 + 2e-6).any()):
+        return []
+    if _close(env.own_low, env.low) and _close(env.own_high, env.high):
+        return []
+    span, own = f"[{action.min():.4g}, {action.max():.4g}]", f"[{_text(env.own_low)}, {_text(env.own_high)}]"
+    message = (
+        f"the actions span {span} from row 0 on and {env.name}'s own box is {own}: the data do not say in which units "
+        "they are, and are taken for shares of the box. If they are the environment's units, pass action_bounds=(low, "
+        "high) of that box; if they are shares, action_bounds=(-1, 1) says so."
+    )
+    return [Finding("action_units", "warning", message, count=len(action), key="action")]
+
+
+def env_facts(env: EnvLike) -> EnvFacts:
+    """Look at an environment without a step.
+
+    Args:
+        env: a gymnasium or TorchRL environment, or an environment id.
+
+    Raises:
+        O2OSpecError: if it is none, or its actions are discrete.
+    """
     if isinstance(env, str):
         from torchrl_o2o.envs.make import make_gym_env  # late: environments read the task table of this package
 
         built = make_gym_env(env)
         try:
-            return (env, *_gym_facts(built)[1:])
+            return replace(_gym_facts(built), name=env)
         finally:
             built.close()
     if isinstance(env, EnvBase):
@@ -81,7 +145,7 @@ def _facts(env: EnvLike) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor,
     raise O2OSpecError(f"env is a {type(env).__name__}; expected a gymnasium or TorchRL environment or an id.")
 
 
-def _gym_facts(env: gymnasium.Env) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor, Tensor]:
+def _gym_facts(env: gymnasium.Env) -> EnvFacts:
     name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
     box = env.action_space
     check_continuous(box, name)
@@ -92,25 +156,39 @@ def _gym_facts(env: gymnasium.Env) -> tuple[str, tuple[int, ...], tuple[int, ...
         observation: tuple[int, ...] = (sum(int(np.prod(entry.shape or ())) for entry in entries),)
     else:
         observation = tuple(space.shape or ())
-    return name, observation, tuple(box.shape), torch.as_tensor(box.low), torch.as_tensor(box.high)
+    low, high = torch.as_tensor(box.low), torch.as_tensor(box.high)
+    own_low, own_high = _own_box(env, low, high)
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    return EnvFacts(name, observation, tuple(box.shape), low, high, own_low, own_high, limit)
 
 
-def _torchrl_facts(env: EnvBase) -> tuple[str, tuple[int, ...], tuple[int, ...], Tensor, Tensor]:
-    name, batch = _name(env), len(env.batch_size)
+def _own_box(env: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The box of the environment inside its wrappers, where it has one of the same shape."""
+    own = env.unwrapped.action_space
+    if not isinstance(own, spaces.Box) or own.shape != tuple(low.shape):
+        return low, high
+    return torch.as_tensor(own.low), torch.as_tensor(own.high)
+
+
+def _torchrl_facts(env: EnvBase) -> EnvFacts:
+    inner, batch = _inner(env), len(env.batch_size)
+    spec = inner._env.spec if isinstance(inner, GymWrapper) else None
+    name = type(inner).__name__ if spec is None else spec.id
     if "observation" not in env.observation_spec.keys():  # noqa: SIM118  # a spec is no mapping
         raise O2OSpecError(f"{name} observes {sorted(map(str, env.observation_spec.keys()))}; expected 'observation'.")
     observation = tuple(env.observation_spec["observation"].shape[batch:])
     space = env.action_spec.space
-    return name, observation, tuple(env.action_spec.shape[batch:]), space.low.cpu(), space.high.cpu()
+    low, high = space.low.cpu(), space.high.cpu()
+    own_low, own_high = _own_box(inner._env, low, high) if isinstance(inner, GymWrapper) else (low, high)
+    limit = None if spec is None else spec.max_episode_steps
+    return EnvFacts(name, observation, tuple(env.action_spec.shape[batch:]), low, high, own_low, own_high, limit)
 
 
-def _name(env: EnvBase) -> str:
-    """The id of the gymnasium environment inside, or the class's name."""
-    inner = env
-    while isinstance(inner, TransformedEnv):
-        inner = inner.base_env
-    spec = inner._env.spec if isinstance(inner, GymWrapper) else None
-    return type(inner).__name__ if spec is None else spec.id
+def _inner(env: EnvBase) -> EnvBase:
+    """The environment inside TorchRL's transforms."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
 
 
 def _close(first: Tensor, second: Tensor) -> bool:

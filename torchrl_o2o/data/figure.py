@@ -6,24 +6,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.optional import require
-from torchrl_o2o.data.datasets.sources import ReadOptions, Source, read_source
-from torchrl_o2o.data.transforms import episode_returns
+from torchrl_o2o.data.datasets.sources import Source, read_source
 
 __all__ = ["plot_offline"]
 
 
-def plot_offline(source: Source, path: str | Path, *, max_episode_steps: int | None = None) -> Path:
+def plot_offline(
+    source: Source,
+    path: str | Path,
+    *,
+    max_episode_steps: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    min_episode_length: int = 2,
+) -> Path:
     """Draw histograms of the episodes' returns and lengths and of the rewards.
 
     Args:
         source: as in :func:`~torchrl_o2o.data.load_offline`.
         path: the picture's file; its suffix chooses the format.
         max_episode_steps: as in :func:`~torchrl_o2o.data.load_offline`.
+        obs_keys: as in :func:`~torchrl_o2o.data.load_offline`.
+        names: as in :func:`~torchrl_o2o.data.load_offline`.
+        min_episode_length: as in :func:`~torchrl_o2o.data.load_offline`.
 
     Returns:
         The file.
@@ -41,9 +53,10 @@ def plot_offline(source: Source, path: str | Path, *, max_episode_steps: int | N
         True
     """
     figure_module = require("matplotlib.figure", "plot")
-    raw = read_source(source, ReadOptions(max_episode_steps=max_episode_steps))
+    keys = None if obs_keys is None else tuple(obs_keys)
+    raw = read_source(source, ReadOptions(max_episode_steps, keys, min_episode_length, names=dict(names or {})))
     panels = {
-        "return of an episode": episode_returns(raw.data),
+        "return of an episode": raw.episode_returns(),
         "length of an episode": torch.bincount(raw.data["episode"]),
         "reward of a step": raw.data["next", "reward"].squeeze(-1),
     }

@@ -16,16 +16,17 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from torchrl_o2o.data.audit import audit, drop_non_finite
-from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.sources import ReadOptions, Source, read_source
-from torchrl_o2o.data.env_match import EnvLike
+from torchrl_o2o.data.audit import audit, check_limit, drop_non_finite
+from torchrl_o2o.data.datasets.cache import RawDataset
+from torchrl_o2o.data.datasets.columns import ReadOptions
+from torchrl_o2o.data.datasets.sources import Source, read_source
+from torchrl_o2o.data.env_match import EnvFacts, EnvLike, env_facts, match_units
 from torchrl_o2o.data.findings import AuditReport, Finding
-from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["DatasetInfo", "Stats", "check_offline", "describe_offline", "load_offline"]
 
+OnBad = Literal["error", "drop", "report"]
 Bounds = tuple[float | Sequence[float], float | Sequence[float]]
 
 
@@ -52,7 +53,7 @@ class DatasetInfo:
         action_dim: a.
         action_low: [a] lower bounds of the actions as stored; ``None`` where the source does not say.
         action_high: [a] upper bounds.
-        returns: undiscounted sums of the stored rewards.
+        returns: undiscounted sums of the stored rewards, those of rows without a next observation included.
         lengths: transitions per episode.
         terminated: how many episodes end in a terminal state.
         max_episode_steps: the recorded environment's time limit.
@@ -89,6 +90,7 @@ def load_offline(
     action_bounds: Bounds | None = None,
     max_episode_steps: int | None = None,
     obs_keys: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
     min_episode_length: int = 2,
     cache: bool = True,
     cache_dir: Path | None = None,
@@ -108,8 +110,8 @@ def load_offline(
 
             - a name: a Minari id (``"D4RL/door/human-v2"``), downloaded if absent, or a local data set
               (``"o2o/halfcheetah/linear-mix-v0"``), made if absent;
-            - a file as :class:`~pathlib.Path` or ``"path:FILE"``: D4RL's HDF5, npz, a pickle of demonstrations, or the
-              folder of a Minari data set;
+            - a file as :class:`~pathlib.Path` or ``"path:FILE"``: HDF5 (D4RL's flat arrays, robomimic's
+              ``data/demo_0``), npz, csv, a pickle of demonstrations, or the folder of a Minari data set;
             - a dictionary of flat arrays with the same names as in D4RL, and ``episode`` or ``timeouts``;
             - a list of episodes (dictionaries) with T+1 ``observations`` for T ``actions`` and ``rewards``;
             - transitions in TED.
@@ -120,9 +122,14 @@ def load_offline(
         on_bad: what to do with transitions that are not finite: ``"error"``, or ``"drop"`` them, end the episode there
             and warn with a count.
         action_bounds: (low, high) of the actions as stored; ``None`` takes what the source states, else (-1, 1).
-        max_episode_steps: where an episode is cut in files that do not say it.
+        max_episode_steps: the time limit: where an episode is cut in sources that do not say it. Episodes that are
+            longer are an error, and so are terminal states that are all exactly there; ``None`` takes the limit of
+            ``env``, or the one that the source states, and only warns of longer episodes.
         obs_keys: entries of a dictionary observation to concatenate, in order; ``None`` takes ``observation``,
             ``achieved_goal``, ``desired_goal``, those that are there (PointMaze without ``achieved_goal``).
+        names: array -> what it is, for arrays of other names than those in
+            :data:`~torchrl_o2o.data.datasets.columns.NAMES`, or of another meaning: a key of that table, ``"dones"``
+            (terminals, but time limits at ``max_episode_steps``) or ``"ignore"``.
         min_episode_length: shorter episodes are skipped with a warning.
         cache: keep the converted form of Minari sets and pickles, memory-mapped and keyed by the files' state.
         cache_dir: where; ``None`` is a hidden folder beside Minari's data sets.
@@ -151,35 +158,76 @@ def load_offline(
         raise O2OSpecError(
             f"actions={actions!r}, on_bad={on_bad!r}; expected error, clip or rescale, and error or drop."
         )
-    keys = None if obs_keys is None else tuple(obs_keys)
-    raw = read_source(source, ReadOptions(max_episode_steps, keys, min_episode_length, cache, cache_dir))
-    data, found = _boxed(raw, action_bounds, actions)
-    report = audit(data, env=env, on_bad="report" if on_bad == "error" else on_bad, name=raw.meta.id)
-    for finding in (*raw.notes, *found, *report.warnings):
-        if finding.severity == "warning":
-            warnings.warn(f"{raw.meta.id}: {finding.message}", stacklevel=2)
+    options = _options(max_episode_steps, obs_keys, names, min_episode_length, cache=cache, cache_dir=cache_dir)
+    data, report = _examine(source, options, env, action_bounds, actions, "report" if on_bad == "error" else on_bad)
+    for finding in report.warnings:
+        warnings.warn(f"{report.name}: {finding.message}", stacklevel=2)
     report.raise_if_bad()
     if any(finding.code == "non_finite" for finding in report.findings):
         data = drop_non_finite(data)
     return data
 
 
+def _options(
+    max_episode_steps: int | None,
+    obs_keys: Sequence[str] | None,
+    names: Mapping[str, str] | None,
+    min_episode_length: int,
+    **cache: Any,
+) -> ReadOptions:
+    if isinstance(obs_keys, str):
+        raise O2OSpecError(f"obs_keys={obs_keys!r}; expected a list of keys, such as [{obs_keys!r}].")
+    keys = None if obs_keys is None else tuple(obs_keys)
+    return ReadOptions(max_episode_steps, keys, min_episode_length, names=dict(names or {}), **cache)
+
+
+def _examine(
+    source: Source, options: ReadOptions, env: EnvLike | None, bounds: Bounds | None, actions: str, on_bad: OnBad
+) -> tuple[TensorDict, AuditReport]:
+    """Read a source, map its actions and look it over."""
+    raw = read_source(source, options)
+    facts = None if env is None else env_facts(env)
+    data, found = _boxed(raw, bounds, actions)
+    if facts is not None and bounds is None and raw.meta.action_low is None:
+        found += match_units(raw.data, facts)
+    limit = options.max_episode_steps
+    if limit is None and any(note.code == "no_timeouts" for note in raw.notes):
+        limit = _known_limit(raw, facts)
+    report = audit(data, env=facts, on_bad=on_bad, name=raw.meta.id, max_episode_steps=limit)
+    if limit is None:
+        found += check_limit(data, _known_limit(raw, facts), "warning")
+    findings = (*raw.notes, *found, *report.findings)
+    if "terminals" in options.names.values():  # the caller said what they are
+        findings = tuple(finding for finding in findings if finding.code != "terminals_at_limit")
+    return data, replace(report, findings=findings)
+
+
+def _known_limit(raw: RawDataset, facts: EnvFacts | None) -> int | None:
+    return raw.meta.max_episode_steps if facts is None or facts.max_episode_steps is None else facts.max_episode_steps
+
+
 def check_offline(
     source: Source,
     *,
     env: EnvLike | None = None,
+    actions: Literal["error", "clip", "rescale"] = "error",
     action_bounds: Bounds | None = None,
     max_episode_steps: int | None = None,
     obs_keys: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    min_episode_length: int = 2,
 ) -> AuditReport:
     """Audit a source as :func:`load_offline` does, and report everything instead of raising at the first errors.
 
     Args:
         source: as in :func:`load_offline`.
         env: as in :func:`load_offline`.
+        actions: as in :func:`load_offline`.
         action_bounds: as in :func:`load_offline`.
         max_episode_steps: as in :func:`load_offline`.
         obs_keys: as in :func:`load_offline`.
+        names: as in :func:`load_offline`.
+        min_episode_length: as in :func:`load_offline`.
 
     Raises:
         O2ODataError: if the source cannot be read at all.
@@ -193,15 +241,17 @@ def check_offline(
         (False, ('no_next_observation', 'action_out_of_bounds', 'constant_columns', 'constant_columns',
          'constant_reward'))
     """
-    keys = None if obs_keys is None else tuple(obs_keys)
-    raw = read_source(source, ReadOptions(max_episode_steps, keys))
-    data, found = _boxed(raw, action_bounds, "error")
-    report = audit(data, env=env, on_bad="report", name=raw.meta.id)
-    return replace(report, findings=(*raw.notes, *found, *report.findings))
+    options = _options(max_episode_steps, obs_keys, names, min_episode_length)
+    return _examine(source, options, env, action_bounds, actions, "report")[1]
 
 
 def describe_offline(
-    source: Source, *, max_episode_steps: int | None = None, obs_keys: Sequence[str] | None = None
+    source: Source,
+    *,
+    max_episode_steps: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    min_episode_length: int = 2,
 ) -> DatasetInfo:
     """Summarize a data set, without judging it.
 
@@ -209,6 +259,8 @@ def describe_offline(
         source: as in :func:`load_offline`.
         max_episode_steps: as in :func:`load_offline`.
         obs_keys: as in :func:`load_offline`.
+        names: as in :func:`load_offline`.
+        min_episode_length: as in :func:`load_offline`.
 
     Raises:
         O2ODataError: if the source cannot be read.
@@ -219,14 +271,10 @@ def describe_offline(
         >>> info = describe_offline({"observations": np.zeros((6, 2)), "actions": np.zeros((6, 1)),
         ...                          "rewards": np.arange(6.0), "episode": np.array([0, 0, 0, 1, 1, 1])})
         >>> info.transitions, info.episodes, info.returns
-        (4, 2, Stats(mean=4.0, std=3.0, min=1.0, max=7.0))
+        (4, 2, Stats(mean=7.5, std=4.5, min=3.0, max=12.0))
     """
-    keys = None if obs_keys is None else tuple(obs_keys)
-    raw = read_source(source, ReadOptions(max_episode_steps, keys))
-    return _describe(raw.data, raw.meta, raw.notes)
-
-
-def _describe(data: TensorDict, meta: SourceMeta, notes: tuple[Finding, ...]) -> DatasetInfo:
+    raw = read_source(source, _options(max_episode_steps, obs_keys, names, min_episode_length))
+    data, meta = raw.data, raw.meta
     lengths = torch.bincount(data["episode"])
     return DatasetInfo(
         id=meta.id,
@@ -237,14 +285,14 @@ def _describe(data: TensorDict, meta: SourceMeta, notes: tuple[Finding, ...]) ->
         action_dim=data["action"].shape[-1],
         action_low=meta.action_low,
         action_high=meta.action_high,
-        returns=_stats(episode_returns(data)),
+        returns=_stats(raw.episode_returns()),
         lengths=_stats(lengths.double()),
         terminated=int(data["next", "terminated"].sum()),
         max_episode_steps=meta.max_episode_steps,
         ref_min_score=meta.ref_min_score,
         ref_max_score=meta.ref_max_score,
         provenance=meta.provenance,
-        notes=notes,
+        notes=raw.notes,
     )
 
 

@@ -75,9 +75,9 @@ def test_files_are_never_guessed(tmp_path: Path, flat: dict[str, np.ndarray], mo
 def test_files_of_no_known_kind(tmp_path: Path) -> None:
     with pytest.raises(O2ODataError, match=r"absent\.npz does not exist; expected a file or a Minari"):
         load_offline(tmp_path / "absent.npz")
-    (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(O2ODataError, match=r"ends in '\.csv'; expected \.hdf5 or \.h5 \(D4RL\), \.npz"):
-        load_offline(tmp_path / "a.csv")
+    (tmp_path / "a.txt").write_text("1,2")
+    with pytest.raises(O2ODataError, match=r"ends in '\.txt'; expected \.hdf5 or \.h5 \(D4RL\), \.npz"):
+        load_offline(tmp_path / "a.txt")
     with pytest.raises(O2ODataError, match=r"metadata\.json is missing; expected a Minari data set"):
         load_offline(tmp_path)
 

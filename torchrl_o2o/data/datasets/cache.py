@@ -15,15 +15,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tensordict import TensorDict
+from torch import Tensor
 
 from torchrl_o2o.data.datasets.staging import discard_directory, staged_directory
 from torchrl_o2o.data.findings import Finding
+from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.durable import reserve, write_durably
 
 __all__ = ["RawDataset", "SourceMeta", "cached", "dataset_root", "default_cache_dir"]
 
-_FORMAT = 1
+_FORMAT = 2
 _MANIFEST = "manifest.json"
 _HIDDEN_FOLDER = ".torchrl_o2o"
 
@@ -55,11 +58,21 @@ class SourceMeta:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """Transitions [N] in TED as the source has them, what it says about itself, and what the reader changed."""
+    """Transitions [N] in TED as the source has them, what it says about itself, and what the reader changed.
+
+    ``returns`` are the sums of all of each episode's rewards, those of dropped rows included; ``None`` where none was.
+    """
 
     data: TensorDict
     meta: SourceMeta
     notes: tuple[Finding, ...] = ()
+    returns: tuple[float, ...] | None = None
+
+    def episode_returns(self) -> Tensor:
+        """Return the sum of the stored rewards of each episode, [E] float64."""
+        if self.returns is None:
+            return episode_returns(self.data)
+        return torch.tensor(self.returns, dtype=torch.float64)
 
 
 def dataset_root() -> Path:
@@ -119,6 +132,7 @@ def _write(entry: Path, raw: RawDataset) -> None:
             "files": _hashes(folder),
             "meta": asdict(raw.meta),
             "notes": [asdict(note) for note in raw.notes],
+            "returns": raw.returns,
         }
         write_durably(folder / _MANIFEST, json.dumps(manifest).encode())
 
@@ -157,4 +171,5 @@ def _read(entry: Path) -> RawDataset | None:
     bounds = {
         name: None if (value := getattr(meta, name)) is None else tuple(value) for name in ("action_low", "action_high")
     }
-    return RawDataset(data, replace(meta, **bounds), notes)
+    returns = manifest["returns"]
+    return RawDataset(data, replace(meta, **bounds), notes, None if returns is None else tuple(returns))

@@ -2,81 +2,265 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Demonstration pickles in hand_dapg's form, read by an unpickler that can build numpy arrays and nothing else."""
+"""Demonstration pickles in hand_dapg's form, read by a machine that knows values, containers and plain arrays.
+
+Python's own unpickler is not used: what it builds runs on the file's word (a forged dtype, a memo index of 2**31, a
+tuple of a million levels as a key end the interpreter). Here an array is a shape, a code of numbers and bytes.
+"""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Sequence
+import pickletools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.rows import rows_from_episodes
-from torchrl_o2o.data.datasets.ted import to_transitions
+from torchrl_o2o.data.datasets.cache import RawDataset
+from torchrl_o2o.data.datasets.columns import ReadOptions, StoredArray
+from torchrl_o2o.data.datasets.flat import read_episodes
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["load_pickled_episodes", "read_demos"]
 
-_RECONSTRUCT = np.zeros(0).__reduce__()[0]
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+_CODE = re.compile(r"b1|[iuf][1248]")
+_PLAIN_KEYS = (str, bytes, int, float, type(None))
+#: A file may refer to one array several times, and pack small numbers; beyond this many times its size it is a bomb.
+_LARGEST_RATIO = 64
+#: Levels of dictionaries and lists below an episode that are looked into.
+_DEPTH = 4
+
+
+class _Code:
+    """Stands in for `numpy.dtype`: a code, of which nothing is believed but that it names plain numbers."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
+        self.code, self.order = code, "="
+
+    def build(self, state: Any) -> None:
+        self.order = state[1]
+
+    def dtype(self) -> np.dtype:
+        code = self.code[1:] if isinstance(self.code, str) and self.code[:1] in ("<", ">", "|", "=") else self.code
+        if not isinstance(code, str) or not _CODE.fullmatch(code) or self.order not in ("<", ">", "|", "="):
+            raise O2ODataError("it holds an array of another type than plain numbers")
+        return np.dtype(self.order + code)
+
+
+class _Array:
+    """Stands in for `numpy.ndarray`."""
+
+    def __init__(self, raw: Any = b"", code: Any = None, shape: Any = (0,), fortran: Any = False) -> None:
+        self.raw, self.code, self.shape, self.fortran = raw, code, shape, fortran
+
+    def build(self, state: Any) -> None:
+        _, self.shape, self.code, self.fortran, self.raw = state
+
+    def array(self) -> np.ndarray:
+        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
+        if not isinstance(self.code, _Code) or not isinstance(raw, bytes | bytearray):
+            raise O2ODataError("it holds an array of another type than plain numbers")
+        try:
+            return np.frombuffer(raw, self.code.dtype()).reshape(tuple(self.shape), order="F" if self.fortran else "C")
+        except (ValueError, TypeError, OverflowError) as error:
+            raise O2ODataError(f"it holds an array that does not fit its shape ({error})") from error
+
+
+#: What a file may ask for -> what it gets.
+_CALLS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Code,
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
 }
+for _core in ("numpy.core", "numpy._core"):
+    _CALLS |= {
+        (f"{_core}.multiarray", "_reconstruct"): lambda kind, shape, code: _Array(),
+        (f"{_core}.multiarray", "scalar"): lambda code, raw: _Array(raw, code, ()),
+        (f"{_core}.numeric", "_frombuffer"): lambda raw, code, shape, order: _Array(raw, code, shape, order == "F"),
+    }
+_MARK = object()
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_TUPLE": tuple,
+    "MARK": lambda: _MARK,
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_LITERAL = re.compile(
+    r"INT|BININT[12]?|LONG[14]?|(BIN)?FLOAT|(SHORT_)?(BIN)?STRING|(SHORT_)?(BIN)?UNICODE8?|(SHORT_)?BINBYTES8?|BYTEARRAY8"
+)
+_VALUES = {opcode.name for opcode in pickletools.opcodes if _LITERAL.fullmatch(opcode.name)}
 
 
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
+class _Machine:
+    """Pickle's stack machine, without anything that could run code."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, data: bytes) -> Any:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in _EMPTY:
+                self.stack.append(_EMPTY[opcode.name]())
+            elif opcode.name in _VALUES:
+                self.stack.append(argument)
+            elif opcode.name not in ("PROTO", "FRAME", "STOP"):
+                self.step(opcode.name, argument)
+        return self.stack.pop()
+
+    def step(self, name: str, argument: Any) -> None:
+        stack, memo = self.stack, self.memo
+        match name:
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.replace(tuple(stack[-_TUPLES[name] :]), _TUPLES[name])
+            case "TUPLE":
+                stack.append(tuple(self.marked()))
+            case "LIST":
+                stack.append(self.marked())
+            case "APPEND" | "APPENDS":
+                items = [stack.pop()] if name == "APPEND" else self.marked()
+                self.top(list).extend(items)
+            case "DICT" | "SETITEM" | "SETITEMS":
+                items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else self.marked()
+                if name == "DICT":
+                    stack.append({})
+                self.set(items)
+            case "POP":
+                stack.pop()
+            case "GLOBAL":
+                self.find(*argument.split(" ", 1))
+            case "STACK_GLOBAL":
+                module, found = stack[-2:]
+                del stack[-2:]
+                self.find(module, found)
+            case "REDUCE":
+                arguments, call = stack.pop(), self.stack.pop()
+                stack.append(_CALLS[call](*arguments))
+            case "BUILD":
+                state = stack.pop()
+                self.top(_Array, _Code).build(state)
+            case _:
+                raise O2ODataError(f"it has the instruction {name}, which no list of arrays needs")
+
+    def find(self, module: Any, name: Any) -> None:
+        if (module, name) not in _CALLS:
             raise O2ODataError(
                 f"it asks for {module}.{name}, but only numpy arrays are allowed in a data file; if it is your own, "
-                "save it as npz, or with pickle protocol 3 or 4"
+                "save it as npz"
             )
-        return _ALLOWED[module, name]
+        self.stack.append((module, name))
+
+    def top(self, *kinds: type) -> Any:
+        if not isinstance(self.stack[-1], kinds):
+            raise O2ODataError("its instructions do not fit its values")
+        return self.stack[-1]
+
+    def replace(self, value: Any, count: int) -> None:
+        del self.stack[-count:]
+        self.stack.append(value)
+
+    def marked(self) -> list[Any]:
+        items = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def set(self, items: list[Any]) -> None:
+        target = self.top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, _PLAIN_KEYS):
+                raise O2ODataError("it has a key that is no name")
+            target[key] = value
+
+
+class _Reader:
+    """Turns what the machine built into arrays, within a budget of bytes."""
+
+    def __init__(self, budget: int) -> None:
+        self.left = budget
+
+    def spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise O2ODataError("it repeats its content until it is many times its size")
+
+    def value(self, item: Any, depth: int = _DEPTH) -> Any:
+        """An array, a dictionary of such, or None for what is neither."""
+        self.spend(1)
+        if isinstance(item, _Array):
+            try:
+                array = item.array()
+            except O2ODataError as error:
+                return StoredArray((), np.dtype(object), _raiser(error))  # who does not need it need not know
+            self.spend(array.nbytes)
+            return array
+        if isinstance(item, bool | int | float):
+            return np.asarray(item)
+        if not depth:
+            return None
+        if isinstance(item, Mapping):
+            found = {key: self.value(value, depth - 1) for key, value in item.items() if isinstance(key, str)}
+            return {key: value for key, value in found.items() if value is not None}
+        if isinstance(item, list | tuple):
+            parts = [self.value(part, depth - 1) for part in item]
+            same = all(isinstance(part, np.ndarray) for part in parts) and len({part.shape for part in parts}) == 1
+            return np.array(parts) if same else None
+        return None
+
+
+def _raiser(error: O2ODataError) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        raise error
+
+    return read
 
 
 def load_pickled_episodes(path: Path) -> Sequence[dict[str, Any]]:
-    """Unpickle a list of episodes without running anything that the file names.
+    """Read a pickled list of episodes without running anything that the file names.
 
     Args:
-        path: a pickled list of dictionaries of numpy arrays.
+        path: a pickled list of dictionaries of numpy arrays, or of lists of numbers.
 
     Raises:
-        O2ODataError: if the file is damaged, asks for anything besides numpy's array constructor, or holds something
-            else.
+        O2ODataError: if the file is damaged, asks for anything besides numpy's arrays, or holds something else.
     """
     try:
-        with path.open("rb") as file:
-            # bytes of Python 2, in which hand_dapg's files were written
-            episodes = _ArraysOnly(file, encoding="latin1").load()
+        data = path.read_bytes()
+        episodes = _Machine().run(data)
+        if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
+            raise TypeError(f"it holds a {type(episodes).__name__}; expected a list of episodes (dictionaries)")
+        reader = _Reader(_LARGEST_RATIO * len(data))
+        return [reader.value(episode) for episode in episodes]
     except O2ODataError as error:
         raise O2ODataError(f"{path} is refused: {error}.") from error
     except Exception as error:  # a damaged pickle can fail in any way
-        raise O2ODataError(f"{path} is not a readable pickle of episodes ({error!r}).") from error
-    if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
-        raise O2ODataError(f"{path} holds a {type(episodes).__name__}; expected a list of episodes (dictionaries).")
-    return episodes
+        raise O2ODataError(f"{path} is not a readable pickle of episodes ({error}).") from error
 
 
-def read_demos(path: Path, *, min_episode_length: int) -> RawDataset:
+def read_demos(path: Path, options: ReadOptions) -> RawDataset:
     """Read demonstrations: per episode ``observations`` [T, o], ``actions`` [T, a], ``rewards`` [T].
 
-    There are as many observations as actions, so the last transition of each episode has no successor: it is dropped
-    and counted. Nothing is terminal; each episode ends by truncation.
+    Where there are as many observations as actions, the last transition of each episode has no successor: it is dropped
+    and counted. Flags are read as from a list of episodes in memory; without any, nothing is terminal and each episode
+    ends by truncation.
 
     Args:
         path: the pickle.
-        min_episode_length: shorter episodes are skipped.
+        options: how.
 
     Raises:
         O2ODataError: as :func:`load_pickled_episodes`, or if an episode's arrays do not fit together.
     """
-    wanted = ("observations", "actions", "rewards", "next_observations", "terminals", "terminated", "timeouts")
-    episodes = [{key: demo[key] for key in wanted if key in demo} for demo in load_pickled_episodes(path)]
-    rows = rows_from_episodes(episodes, origin=str(path))
-    data, notes = to_transitions(rows, min_episode_length=min_episode_length, origin=str(path))
-    return RawDataset(data, SourceMeta(str(path)), notes)
+    return read_episodes(load_pickled_episodes(path), str(path), options)

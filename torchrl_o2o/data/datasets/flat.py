@@ -2,11 +2,15 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Legacy D4RL HDF5 files and the project's other flat sources: npz files, dictionaries, lists of episodes, TED."""
+"""HDF5 files in D4RL's or robomimic's layout, and the other flat sources: npz files, dictionaries, episodes, TED."""
 
 from __future__ import annotations
 
+import math
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +18,139 @@ import numpy as np
 from tensordict import TensorDictBase
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.hdf5 import open_hdf5, read_array
-from torchrl_o2o.data.datasets.rows import rows_from_episodes, rows_from_flat
+from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray, check_size
+from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5
+from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.data.keys import STEPS, TRANSITION, has_steps
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["read_arrays", "read_d4rl", "read_npz"]
+__all__ = ["pack_rows", "read_arrays", "read_episodes", "read_flat", "read_hdf5", "read_npz"]
 
-_D4RL_KEYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+_DEMO = re.compile(r"demo_\d+")
+_MOST_MEMBERS = 10_000
 
 
-def read_d4rl(path: Path, *, max_episode_steps: int | None, min_episode_length: int) -> RawDataset:
-    """Read a D4RL HDF5 file: ``observations``, ``actions``, ``rewards``, ``terminals``, ``timeouts``.
+def read_hdf5(path: Path, options: ReadOptions) -> RawDataset:
+    """Read an HDF5 file of flat arrays (D4RL), or of demonstrations ``data/demo_0``, ``data/demo_1``, ... (robomimic).
 
     ``next_observations`` are kept where they are stored (D4RL's gym-mujoco v2). Where they are not, the successor of a
     timeout row is unknown and the row is dropped, as ``d4rl.qlearning_dataset`` does.
 
     Args:
         path: the file.
-        max_episode_steps: needed where the file has no ``timeouts`` (maze2d).
-        min_episode_length: shorter episodes are skipped.
+        options: how; ``max_episode_steps`` is needed where the file has no ``timeouts`` (maze2d).
+
+    Raises:
+        O2ODataError: if the file is damaged, lacks arrays, keeps them elsewhere, or does not say where episodes end.
+    """
+    with open_hdf5(path) as file:
+        demos = _demos(file)
+        if demos is None:
+            return read_flat(file, str(path), options)
+        return read_episodes(demos, f"{path} (data/demo_0, ...)", options)
+
+
+def _demos(file: StoredGroup) -> list[Any] | None:
+    """The demonstrations of a file in robomimic's layout, or None."""
+    data = file.get("data")
+    if not isinstance(data, StoredGroup):
+        return None
+    names = sorted(filter(_DEMO.fullmatch, data), key=lambda name: int(name[5:]))
+    return [data[name] for name in names] or None
+
+
+def read_npz(path: Path, options: ReadOptions) -> RawDataset:
+    """Read an npz file of flat arrays, named as in D4RL, in Minari or in TED, with an optional ``episode`` array.
+
+    Arrays that are not needed are not decompressed.
+
+    Args:
+        path: the file; pickled objects in it are not read.
+        options: how; ``max_episode_steps`` is needed where nothing says where episodes end.
 
     Raises:
         O2ODataError: if the file is damaged, lacks arrays, or does not say where episodes end.
     """
-    with open_hdf5(path) as file:
-        arrays = {key: read_array(file, key) for key in _D4RL_KEYS if key in file}
-    return _from_flat(arrays, str(path), max_episode_steps, min_episode_length)
-
-
-def read_npz(path: Path, *, max_episode_steps: int | None, min_episode_length: int) -> RawDataset:
-    """Read an npz file of flat arrays, named as in D4RL, in Minari or in TED, with an optional ``episode`` array.
-
-    Args:
-        path: the file; pickled objects in it are refused.
-        max_episode_steps: needed where neither ``timeouts`` nor ``episode`` is there.
-        min_episode_length: shorter episodes are skipped.
-
-    Raises:
-        O2ODataError: if the file is damaged, holds objects, lacks arrays, or does not say where episodes end.
-    """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with zipfile.ZipFile(path) as archive:
+            return read_flat(_members(archive), str(path), options)
+    except O2ODataError:
+        raise
     except Exception as error:  # zip, zlib and numpy each have their own errors for damaged files
         raise O2ODataError(f"{path} is not a readable npz file of plain arrays ({error}).") from error
-    return _from_flat(arrays, str(path), max_episode_steps, min_episode_length)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, StoredArray]:
+    members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    if len(members) > _MOST_MEMBERS:
+        raise ValueError(f"it holds {len(members)} arrays, more than {_MOST_MEMBERS}")
+    arrays = {info.filename.removesuffix(".npy"): _member(archive, info) for info in members}
+    needed = {alias for aliases in NAMES.values() for alias in aliases}
+    objects = [name for name, stored in arrays.items() if name in needed and stored.dtype.hasobject]
+    if objects:
+        raise ValueError(f"Object arrays cannot be loaded: {', '.join(objects)}")
+    return arrays
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:
+    """What an array's header says; only that much is decompressed."""
+    with archive.open(info) as member:
+        major, _ = np.lib.format.read_magic(member)
+        header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(member)
+    return StoredArray(shape, dtype, partial(_read_member, archive, info, math.prod(shape) * dtype.itemsize))
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+    origin = f"{archive.filename}: {info.filename}"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise O2ODataError(f"{origin} is not packed as numpy does; store it again with numpy.savez_compressed.")
+    if size > info.file_size:
+        raise O2ODataError(f"{origin} is damaged: it claims {size} bytes and holds {info.file_size}.")
+    check_size(size, info.compress_size, origin)
+    with archive.open(info) as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def read_arrays(
-    source: Mapping[str, Any] | Sequence[Mapping[str, Any]] | TensorDictBase,
-    *,
-    max_episode_steps: int | None,
-    min_episode_length: int,
+    source: Mapping[str, Any] | Sequence[Mapping[str, Any]] | TensorDictBase, options: ReadOptions
 ) -> RawDataset:
     """Read arrays in memory: a dictionary of flat arrays, a list of episodes, or transitions in TED.
 
     Args:
         source: see :func:`~torchrl_o2o.data.load_offline`.
-        max_episode_steps: as in :func:`read_npz`.
-        min_episode_length: shorter episodes are skipped.
+        options: how.
 
     Raises:
         O2ODataError: if the arrays do not fit together.
     """
-    # Copies: the caller's arrays must not change with the transitions.
     if isinstance(source, TensorDictBase):
-        return _from_flat(_ted_arrays(source), "the TensorDict", max_episode_steps, min_episode_length)
+        return read_flat(_ted_arrays(source), "the TensorDict", options)
     if isinstance(source, Mapping):
-        arrays = {key: np.array(values) for key, values in source.items() if not isinstance(values, Mapping)}
-        return _from_flat(arrays, "the dictionary", max_episode_steps, min_episode_length)
-    rows = rows_from_episodes(source, origin="the list of episodes")
-    data, notes = to_transitions(rows, min_episode_length=min_episode_length, origin="the list of episodes")
-    return RawDataset(data, SourceMeta("the list of episodes"), notes)
+        return read_flat(source, "the dictionary", options)
+    return read_episodes(source, "the list of episodes", options)
+
+
+def read_episodes(episodes: Sequence[Mapping[str, Any]], origin: str, options: ReadOptions) -> RawDataset:
+    """Read a list of episodes.
+
+    Args:
+        episodes: see :func:`~torchrl_o2o.data.datasets.rows.rows_from_episodes`.
+        origin: what to call the source.
+        options: how.
+
+    Raises:
+        O2ODataError: if an episode's arrays do not fit together.
+    """
+    rows = rows_from_episodes(
+        episodes,
+        origin=origin,
+        max_episode_steps=options.max_episode_steps,
+        names=options.names,
+        obs_keys=options.obs_keys,
+    )
+    return pack_rows(rows, origin, options)
 
 
 def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
@@ -112,7 +175,35 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
     return {name: data.get(key).cpu().clone().numpy() for name, key in named.items() if key in keys}
 
 
-def _from_flat(arrays: Mapping[str, np.ndarray], origin: str, limit: int | None, min_length: int) -> RawDataset:
-    rows = rows_from_flat(arrays, max_episode_steps=limit, origin=origin)
-    data, notes = to_transitions(rows, min_episode_length=min_length, origin=origin)
-    return RawDataset(data, SourceMeta(origin, max_episode_steps=limit), notes)
+def read_flat(arrays: Mapping[str, Any], origin: str, options: ReadOptions) -> RawDataset:
+    """Read flat arrays.
+
+    Args:
+        arrays: see :func:`~torchrl_o2o.data.datasets.rows.rows_from_flat`.
+        origin: what to call the source.
+        options: how.
+
+    Raises:
+        O2ODataError: if the arrays do not fit together.
+    """
+    rows = rows_from_flat(
+        arrays,
+        max_episode_steps=options.max_episode_steps,
+        origin=origin,
+        names=options.names,
+        obs_keys=options.obs_keys,
+    )
+    return pack_rows(rows, origin, options)
+
+
+def pack_rows(rows: Rows, origin: str, options: ReadOptions) -> RawDataset:
+    """Pack the rows of a source that says nothing about itself.
+
+    Args:
+        rows: its rows.
+        origin: what to call it.
+        options: how.
+    """
+    data, notes = to_transitions(rows, min_episode_length=options.min_episode_length, origin=origin)
+    meta = SourceMeta(origin, max_episode_steps=options.max_episode_steps)
+    return RawDataset(data, meta, notes, rows.kept_returns(options.min_episode_length))

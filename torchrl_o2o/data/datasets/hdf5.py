@@ -2,66 +2,168 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Arrays out of HDF5 files that may be damaged."""
+"""Arrays out of HDF5 files that may be damaged, may be open elsewhere, or may mean to show other files as data."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.data.datasets.columns import StoredArray, check_size
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["open_hdf5", "read_array"]
+__all__ = ["StoredGroup", "open_hdf5", "read_array"]
 
-#: No filter of HDF5 packs better than deflate's 1032 : 1; an array that claims more has a damaged size.
-_LARGEST_RATIO = 1100
+#: Links that may be followed one after another.
+_MOST_LINKS = 8
+#: What image observations may be, and how large: Minari writes JPEG, others PNG.
+_IMAGE_FORMATS, _IMAGE_MODES, _MOST_PIXELS = ("JPEG", "PNG"), ("L", "RGB", "RGBA"), 1 << 22
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[Any]:
+def open_hdf5(path: Path) -> Iterator[StoredGroup]:
     """Open a file to read from, and name it in whatever goes wrong inside the block.
 
     Args:
         path: the file.
 
     Raises:
-        O2ODataError: if the file, or anything read from it in the block, is damaged or missing.
+        O2ODataError: if the file, or anything read from it in the block, is damaged, missing or cannot be read now.
         O2OSpecError: if h5py is not installed.
     """
     h5py = require("h5py", "minari")
     try:
         with h5py.File(path, "r") as file:
-            yield file
+            yield StoredGroup(file, "")
     except O2ODataError:
         raise
     except Exception as error:  # a damaged file makes HDF5 and h5py fail in any way
+        if "unable to lock file" in str(error):
+            raise O2ODataError(
+                f"{path} is locked: another process has it open to write. Close it there, or read a copy."
+            ) from error
+        if isinstance(error, PermissionError | MemoryError):
+            raise O2ODataError(f"{path} cannot be read ({error!r}).") from error
         raise O2ODataError(f"{path} is damaged or not HDF5 ({error}); download or record it again.") from error
 
 
-def read_array(file: Any, name: str) -> np.ndarray:
-    """Read a whole array; encoded images (Minari's JPEG) are decoded to [N, height, width, channel] uint8.
+class StoredGroup(Mapping[str, Any]):
+    """A group of an HDF5 file, as a mapping of names to arrays and groups, which are read when they are asked for.
 
-    This is h5py's low-level interface: with short episodes its objects take ten times as long as the reading.
+    Nothing outside the file is reached: links to other files, external storage and virtual arrays are refused.
 
     Args:
         file: an open file.
-        name: path of the array in it.
+        path: of the group in it; empty for the file itself.
     """
-    h5d, h5s = require("h5py.h5d", "minari"), require("h5py.h5s", "minari")
-    stored = h5d.open(file.id, name.encode())
-    if stored.dtype.kind == "O":
-        image = require("PIL.Image", "minari")
-        return np.stack([np.asarray(image.open(io.BytesIO(encoded)), dtype=np.uint8) for encoded in file[name][()]])
-    size = math.prod(stored.shape) * stored.dtype.itemsize
-    if size > _LARGEST_RATIO * stored.get_storage_size():
-        raise O2ODataError(f"{file.filename} is damaged: {name} claims {size} bytes; download or record it again.")
-    values = np.empty(stored.shape, stored.dtype)
+
+    def __init__(self, file: Any, path: str) -> None:
+        self.file, self.path = file, path
+
+    def __getitem__(self, name: str) -> StoredArray | StoredGroup:
+        """Look up an entry; see the class."""
+        h5d, h5g, h5o = (require(f"h5py.{name}", "minari") for name in ("h5d", "h5g", "h5o"))
+        path = f"{self.path}/{name}"
+        _stay_inside(self.file, path)
+        found = h5o.open(self.file.id, path.encode())
+        if isinstance(found, h5g.GroupID):
+            return StoredGroup(self.file, path)
+        if not isinstance(found, h5d.DatasetID):
+            raise O2ODataError(f"{self.file.filename}: {path} is neither an array nor a group.")
+        return StoredArray(found.shape, found.dtype, lambda: _read(self.file, found, path))
+
+    def __iter__(self) -> Iterator[str]:
+        """Go over the names."""
+        return iter(self.file[self.path or "/"])
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self.file[self.path or "/"])
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an entry of this name, wherever it may lead."""
+        return isinstance(name, str) and self.file.id.links.exists(f"{self.path}/{name}".encode())
+
+
+def _stay_inside(file: Any, path: str, followed: int = 0) -> None:
+    """Refuse a path that leads out of the file."""
+    h5l = require("h5py.h5l", "minari")
+    walked = ""
+    for part in filter(None, path.split("/")):
+        where = f"{walked}/{part}"
+        if not file.id.links.exists(where.encode()):
+            raise KeyError(where)
+        kind = file.id.links.get_info(where.encode()).type
+        if kind == h5l.TYPE_SOFT and followed < _MOST_LINKS:
+            target = file.id.links.get_val(where.encode()).decode()
+            _stay_inside(file, target if target.startswith("/") else f"{walked}/{target}", followed + 1)
+        elif kind != h5l.TYPE_HARD:
+            raise O2ODataError(
+                f"{file.filename}: {where} is a link that leads out of the file, which is refused; copy what it links "
+                "to into the file."
+            )
+        walked = where
+
+
+def read_array(group: StoredGroup, name: str) -> np.ndarray:
+    """Read a whole array; encoded images (Minari's JPEG) are decoded to [N, height, width, channel] uint8.
+
+    Args:
+        group: where it is.
+        name: its path from there.
+
+    Raises:
+        O2ODataError: if there is no such array, or it claims more than the file can hold.
+    """
+    found = group[name]
+    if not isinstance(found, StoredArray):
+        raise O2ODataError(f"{group.file.filename}: {group.path}/{name} is a group; expected an array.")
+    return np.asarray(found)
+
+
+def _read(file: Any, stored: Any, path: str) -> np.ndarray:
+    """Read an array by h5py's low-level interface: with short episodes its objects take ten times as long."""
+    h5py, h5d, h5s = (require(name, "minari") for name in ("h5py", "h5py.h5d", "h5py.h5s"))
+    origin, settings, dtype = f"{file.filename}: {path}", stored.get_create_plist(), stored.dtype
+    if settings.get_layout() == h5d.VIRTUAL or settings.get_external_count():
+        raise O2ODataError(f"{origin} keeps its values in other files, which is refused; copy them into the file.")
+    if dtype.kind == "O" and (h5py.check_string_dtype(dtype) or h5py.check_vlen_dtype(dtype) == np.uint8):
+        return _images(h5py.Dataset(stored)[()], origin)
+    if dtype.kind not in "fiubS":
+        raise O2ODataError(f"{origin} holds {dtype}; expected real numbers.")
+    size, packed = math.prod(stored.shape) * dtype.itemsize, stored.get_storage_size()
+    # An array that was never written takes no place and holds its fill value.
+    check_size(size, packed or Path(file.filename).stat().st_size, origin)
+    values = np.empty(stored.shape, dtype)
     stored.read(h5s.ALL, h5s.ALL, values)
     return values
+
+
+def _images(encoded: Any, origin: str) -> np.ndarray:
+    image = require("PIL.Image", "minari")
+    decoded, size, packed = [], 0, 0
+    for number, content in enumerate(encoded):
+        content = bytes(content)
+        try:
+            picture = image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
+        except OSError as error:
+            raise O2ODataError(f"{origin}: image {number} is no {' or '.join(_IMAGE_FORMATS)} ({error}).") from error
+        width, height = picture.size
+        if picture.mode not in _IMAGE_MODES or width * height > _MOST_PIXELS:
+            raise O2ODataError(
+                f"{origin}: image {number} has {width} x {height} pixels of the kind {picture.mode}; expected at most "
+                f"{_MOST_PIXELS} of {', '.join(_IMAGE_MODES)}."
+            )
+        size, packed = size + width * height * len(picture.mode), packed + len(content)
+        check_size(size, packed, origin)
+        decoded.append(np.asarray(picture, dtype=np.uint8))
+    if len({picture.shape for picture in decoded}) > 1:
+        raise O2ODataError(f"{origin}: its images differ in shape; expected one.")
+    return np.stack(decoded)

@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.hdf5 import open_hdf5, read_array
-from torchrl_o2o.data.datasets.rows import Rows, cast_column, rows_from_episodes
+from torchrl_o2o.data.datasets.columns import StoredArray, joined
+from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
+from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes
 from torchrl_o2o.data.datasets.ted import to_transitions
+from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["check_dataset_id", "minari_files", "read_metadata", "read_minari"]
 
 _ID = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*-v\d+")
+_EPISODE = re.compile(r"episode_\d+")
+_ARRAYS = ("observations", "actions", "rewards", "terminations", "truncations")
 _PROVENANCE = ("algorithm_name", "author", "code_permalink", "minari_version", "description", "o2o")
 
 
@@ -86,10 +91,9 @@ def read_minari(folder: Path, *, obs_keys: Sequence[str] | None, min_episode_len
     """
     metadata_file, data_file = minari_files(folder)
     metadata = read_metadata(metadata_file)
-    keys = tuple(obs_keys) if obs_keys is not None else observation_keys(str(metadata["env_spec"].get("id")))
-    rows = _read_rows(data_file, metadata["total_episodes"], keys, stated=obs_keys is not None)
+    rows = _read_rows(data_file, metadata, obs_keys)
     data, notes = to_transitions(rows, min_episode_length=min_episode_length, origin=str(data_file))
-    return RawDataset(data, _meta(metadata, metadata_file), notes)
+    return RawDataset(data, _meta(metadata, metadata_file), notes, rows.kept_returns(min_episode_length))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -139,35 +143,32 @@ def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | N
     return tuple(map(float, described["low"])), tuple(map(float, described["high"]))
 
 
-def _read_rows(path: Path, episodes: int, keys: tuple[str, ...], *, stated: bool) -> Rows:
+def _read_rows(path: Path, metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> Rows:
+    usual = observation_keys(str(metadata["env_spec"].get("id")))
     with open_hdf5(path) as file:
-        entries = _observation_entries(file["episode_0/observations"], keys, stated) if episodes else []
-        read = (_read_episode(file, f"episode_{number}/", entries) for number in range(episodes))
-        return rows_from_episodes(read, origin=str(path))
+        stored = sum(_EPISODE.fullmatch(name) is not None for name in file)
+        if stored > metadata["total_episodes"]:
+            raise O2ODataError(
+                f"{path} holds {stored} episodes and its metadata speak of {metadata['total_episodes']}: from "
+                f"episode_{metadata['total_episodes']} on they would be left out. Set total_episodes to {stored} in "
+                "metadata.json, or remove them."
+            )
+        read = (_read_episode(file, number, obs_keys, usual) for number in range(metadata["total_episodes"]))
+        rows = rows_from_episodes(read, origin=str(path))
+        first = file["episode_0"]
+        assert isinstance(first, StoredGroup)
+        others = [name for name in first if name not in _ARRAYS and isinstance(first[name], StoredArray)]
+    message = f"{', '.join(others)}: arrays of each episode that are not read."
+    notes = (Finding("unread_arrays", "warning", message, count=len(others)),) if others else ()
+    return replace(rows, notes=(*rows.notes, *notes))
 
 
-def _observation_entries(node: Any, keys: tuple[str, ...], stated: bool) -> list[str]:
-    """Name the arrays, below an episode's group, that make up an observation, in order."""
-    if not hasattr(node, "keys"):
-        return ["observations"]
-    wanted = keys if stated else [key for key in keys if key in node]
-    if not wanted or any(key not in node for key in wanted):
-        raise O2ODataError(
-            f"{node.file.filename} observes {sorted(node)}, not {list(keys)}; pass obs_keys with entries that it has."
-        )
-    return [entry for key in wanted for entry in _leaves(node[key], f"observations/{key}")]
-
-
-def _leaves(node: Any, name: str) -> list[str]:
-    if not hasattr(node, "keys"):
-        return [name]
-    return [entry for key in sorted(node) for entry in _leaves(node[key], f"{name}/{key}")]
-
-
-def _read_episode(file: Any, group: str, entries: list[str]) -> dict[str, np.ndarray]:
-    parts = [cast_column(read_array(file, group + entry), group + entry) for entry in entries]
-    if len(parts) > 1 and any(part.ndim != 2 for part in parts):
-        raise O2ODataError(f"{file.filename}: only vectors can be joined, got {entries}; pass obs_keys with one entry.")
-    names = ("actions", "rewards", "terminations", "truncations")
-    episode = {name: read_array(file, group + name) for name in names}
-    return episode | {"observations": parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)}
+def _read_episode(
+    file: StoredGroup, number: int, keys: Sequence[str] | None, usual: Sequence[str]
+) -> dict[str, np.ndarray]:
+    group = f"episode_{number}"
+    episode = {name: read_array(file, f"{group}/{name}") for name in _ARRAYS[1:]}
+    observations = file[f"{group}/observations"]
+    if isinstance(observations, StoredGroup):
+        return episode | {"observations": joined(observations, keys, f"{file.file.filename}, {group}", usual=usual)}
+    return episode | {"observations": np.asarray(observations)}

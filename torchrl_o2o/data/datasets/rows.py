@@ -9,25 +9,27 @@ Shapes: N transitions, E episodes, o observation and a action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.data.datasets.columns import (
+    Columns,
+    cast_column,
+    cast_episode,
+    cast_flags,
+    find_columns,
+    unread_notes,
+)
 from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["Rows", "cast_column", "rows_from_episodes", "rows_from_flat"]
+__all__ = ["Rows", "rows_from_episodes", "rows_from_flat"]
 
-_ALIASES = {
-    "observations": ("observations", "observation", "obs"),
-    "actions": ("actions", "action"),
-    "rewards": ("rewards", "reward"),
-    "next_observations": ("next_observations", "next_observation", "next_obs"),
-    "terminals": ("terminals", "terminations", "terminated"),
-    "timeouts": ("timeouts", "truncations", "truncated"),
-    "episode": ("episode", "episodes", "episode_ids"),
-}
+#: Rows of one episode that lie in runs shorter than this, on average, are spread over the file.
+_SHORT_RUN = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Rows:
         terminated: [N] bool, true terminals.
         truncated: [N] bool, time limits.
         lengths: [E] int64, transitions per episode; they sum to N.
+        returns: [E] float64, sums of all rewards in the source, those of rows that had to be dropped included.
         notes: what the reader had to change.
     """
 
@@ -52,37 +55,22 @@ class Rows:
     terminated: np.ndarray
     truncated: np.ndarray
     lengths: np.ndarray
+    returns: np.ndarray
     notes: tuple[Finding, ...] = ()
 
-
-def cast_column(values: np.ndarray, name: str) -> np.ndarray:
-    """Cast one array to what batches are made of: float32, or uint8 where the rows are images.
-
-    Args:
-        values: [N, ...] numbers of any kind.
-        name: what to call it in an error.
-
-    Raises:
-        O2ODataError: if the values are not real numbers.
-
-    Examples:
-        >>> import numpy as np
-        >>> from torchrl_o2o.data.datasets.rows import cast_column
-        >>> cast_column(np.zeros((3, 2)), "observations").dtype
-        dtype('float32')
-        >>> cast_column(np.zeros((3, 8, 8, 3), np.uint8), "observations").dtype
-        dtype('uint8')
-    """
-    values = np.asarray(values)
-    if values.dtype.kind not in "fiub":
-        raise O2ODataError(f"{name} holds {values.dtype}; expected real numbers in one array.")
-    if values.dtype == np.uint8 and values.ndim >= 3:
-        return values
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which the audit reports with its place
-        return values.astype(np.float32, copy=False)
+    def kept_returns(self, min_episode_length: int) -> tuple[float, ...]:
+        """Returns of the episodes that are long enough to be kept."""
+        return tuple(self.returns[self.lengths >= min_episode_length].tolist())
 
 
-def rows_from_episodes(episodes: Iterable[Mapping[str, np.ndarray]], *, origin: str) -> Rows:
+def rows_from_episodes(
+    episodes: Iterable[Mapping[str, Any]],
+    *,
+    origin: str,
+    max_episode_steps: int | None = None,
+    names: Mapping[str, str] | None = None,
+    obs_keys: Sequence[str] | None = None,
+) -> Rows:
     """Join episodes that hold T+1 observations for T actions, or T and their ``next_observations``.
 
     Where an episode has as many observations as actions and no next observations, its last transition has no
@@ -90,33 +78,44 @@ def rows_from_episodes(episodes: Iterable[Mapping[str, np.ndarray]], *, origin: 
 
     Args:
         episodes: dictionaries with ``observations``, ``actions``, ``rewards`` and, if known, ``terminals`` and
-            ``timeouts`` (or Minari's and gymnasium's names for them).
+            ``timeouts``, or any of their names in :data:`~torchrl_o2o.data.datasets.columns.NAMES`. A flag may be one
+            value for the whole episode.
         origin: what to call the source in an error.
+        max_episode_steps: the time limit, for an array that was said to be ``"dones"``.
+        names: see :func:`~torchrl_o2o.data.datasets.columns.find_columns`.
+        obs_keys: entries of dictionary observations to join.
 
     Raises:
         O2ODataError: if an episode's arrays do not fit together; the message names the episode.
     """
     parts: list[dict[str, np.ndarray]] = []
-    cut, whole = 0, ()
+    returns: list[float] = []
+    cut, notes = 0, ()
     for number, episode in enumerate(episodes):
-        part, was_cut = _episode_columns(episode, f"{origin}, episode {number}")
+        where = f"{origin}, episode {number}"
+        if not isinstance(episode, Mapping):
+            raise O2ODataError(f"{where} is a {type(episode).__name__}; expected a dictionary of arrays.")
+        found = find_columns(episode, names=names, obs_keys=obs_keys, single=True, origin=where)
+        part, total, unread = _episode_columns(found, max_episode_steps, where)
+        notes = notes or (*_whole_note(found.arrays["actions"], origin), *unread)
+        cut += len(found.arrays["actions"]) - len(part["reward"])
         parts.append(part)
-        cut += was_cut
-        whole = whole or _whole_note(_canonical(episode, origin)["actions"], origin)
+        returns.append(total)
     if not parts:
         raise O2ODataError(f"{origin} holds no episodes; expected at least one.")
     _same_shapes(parts, origin)
     lengths = np.array([len(part["reward"]) for part in parts], dtype=np.int64)
     # Popped, so that no more than one column is held twice.
     columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
-    notes = whole if not cut else (*whole, _no_successor_note(cut))
-    return Rows(**columns, lengths=lengths, notes=notes)
+    notes = notes if not cut else (*notes, _no_successor_note(cut))
+    return Rows(**columns, lengths=lengths, returns=np.array(returns), notes=notes)
 
 
-def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dict[str, np.ndarray], bool]:
-    if not isinstance(arrays, Mapping):
-        raise O2ODataError(f"{origin} is a {type(arrays).__name__}; expected a dictionary of arrays.")
-    arrays = _canonical(arrays, origin)
+def _episode_columns(
+    found: Columns, limit: int | None, origin: str
+) -> tuple[dict[str, np.ndarray], float, tuple[Finding, ...]]:
+    """The rows of one episode, the sum of all its rewards, and what was not read."""
+    arrays = found.arrays
     observation = _vectors(arrays["observations"], f"observations of {origin}")
     steps = len(arrays["actions"])
     following = arrays.get("next_observations")
@@ -131,19 +130,41 @@ def _episode_columns(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[dic
             f"{origin} has {len(observation)} observations for {steps} actions; expected {steps + 1} (or {steps} "
             "with next_observations)."
         )
+    arrays = {role: _per_step(values, role, steps) for role, values in arrays.items()}
+    reward = cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1)
+    terminated, truncated = _flags(replace(found, arrays=arrays), steps, limit, origin)
     columns = {
         "observation": observation[:kept],
         "action": _vectors(arrays["actions"], f"actions of {origin}")[:kept],
         "next_observation": successor,
-        "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1)[:kept],
-        "terminated": _flags(arrays, "terminals", steps)[:kept],
-        "truncated": _flags(arrays, "timeouts", steps)[:kept],
+        "reward": reward[:kept],
+        "terminated": terminated[:kept],
+        "truncated": truncated[:kept],
     }
-    _same_length(columns, origin)
-    return columns, kept < steps
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1 or len(reward) != steps or len(terminated) != steps:
+        raise O2ODataError(f"the arrays of {origin} differ in length: {lengths}; expected one row per step in each.")
+    last = np.arange(steps) == steps - 1
+    return columns, float(reward.sum(dtype=np.float64)), unread_notes(found, terminated, last, origin)
 
 
-def rows_from_flat(arrays: Mapping[str, np.ndarray], *, max_episode_steps: int | None, origin: str) -> Rows:
+def _per_step(values: np.ndarray, role: str, steps: int) -> np.ndarray:
+    """One value of a flag speaks of an episode's last step; anything else has one row per step already."""
+    if values.size != 1 or role not in ("terminals", "timeouts", "dones", "ends", "masks"):
+        return values
+    spread = np.full(steps, role == "masks", dtype=values.dtype)
+    spread[-1:] = values.reshape(-1)
+    return spread
+
+
+def rows_from_flat(
+    arrays: Mapping[str, Any],
+    *,
+    max_episode_steps: int | None,
+    origin: str,
+    names: Mapping[str, str] | None = None,
+    obs_keys: Sequence[str] | None = None,
+) -> Rows:
     """Split flat arrays in the manner of D4RL into episodes.
 
     With ``next_observations`` every row is kept. Without them the successor of a row is the next row; that of a row
@@ -151,46 +172,142 @@ def rows_from_flat(arrays: Mapping[str, np.ndarray], *, max_episode_steps: int |
     one before it ends the episode, truncated. A terminal row stays: nothing bootstraps from its successor, for which
     its own observation stands in.
 
+    Rows of an episode that are spread over the file, as several environments at once record them, are brought together.
+
     Args:
         arrays: ``observations`` [N, o], ``actions`` [N, a], ``rewards`` [N] or [N, 1], ``terminals`` [N], and where
-            known ``timeouts`` [N], ``next_observations`` [N, o], ``episode`` [N].
-        max_episode_steps: cuts episodes where neither ``timeouts`` nor ``episode`` says where they end.
+            known ``timeouts`` [N], ``next_observations`` [N, o], ``episode`` [N], or any of their names in
+            :data:`~torchrl_o2o.data.datasets.columns.NAMES`.
+        max_episode_steps: cuts episodes where nothing else says where they end.
         origin: what to call the source in an error.
+        names: see :func:`~torchrl_o2o.data.datasets.columns.find_columns`.
+        obs_keys: entries of a dictionary observation to join.
 
     Raises:
         O2ODataError: if arrays are missing or differ in length, or if nothing says where episodes end.
     """
-    arrays = _canonical(arrays, origin)
-    steps = len(arrays["actions"])
+    found = find_columns(arrays, names=names, obs_keys=obs_keys, origin=origin)
+    steps = len(found.arrays["actions"])
+    terminated, truncated = _flags(found, steps, max_episode_steps, origin)
+    truncated, notes = _time_limits(found, terminated, truncated, max_episode_steps, origin)
+    notes += _whole_note(found.arrays["actions"], origin)
     columns = {
-        "observation": _vectors(arrays["observations"], f"observations of {origin}"),
-        "action": _vectors(arrays["actions"], f"actions of {origin}"),
-        "reward": cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1),
-        "terminated": _flags(arrays, "terminals", steps),
-        "truncated": _time_limits(arrays, steps, max_episode_steps, origin),
+        "observation": _vectors(found.arrays["observations"], f"observations of {origin}"),
+        "action": _vectors(found.arrays["actions"], f"actions of {origin}"),
+        "reward": cast_column(found.arrays["rewards"], f"rewards of {origin}").reshape(-1),
+        "terminated": terminated,
+        "truncated": truncated,
     }
-    if "next_observations" in arrays:
-        columns["next_observation"] = _vectors(arrays["next_observations"], f"next_observations of {origin}")
-    _same_length(columns, origin)
-    ends = _ends(columns, arrays.get("episode"))
+    if "next_observations" in found.arrays:
+        columns["next_observation"] = _vectors(found.arrays["next_observations"], f"next_observations of {origin}")
+    done = terminated | truncated
+    episode = None
+    if "episode" in found.arrays:
+        episode = cast_episode(found.arrays["episode"], f"episode of {origin}")
+        order = _spread_rows(episode, columns, origin)
+        if order is not None:
+            columns = {key: values[order] for key, values in columns.items()}
+            found = replace(found, doubtful={name: marks[order] for name, marks in found.doubtful.items()})
+            done, episode = _numbered(done, episode, order)
+            message = f"{len(order)} rows were spread over the file and were brought together by their episode."
+            notes += (Finding("grouped", "note", message, count=len(order)),)
+    last = _ends(done, episode)
+    ends = np.flatnonzero(last)
+    notes += unread_notes(found, columns["terminated"], last, origin)
+    firsts = np.append(0, ends[:-1] + 1) if steps else ends
+    returns = np.add.reduceat(columns["reward"], firsts, dtype=np.float64)
     if "next_observation" in columns:
-        rows = Rows(**columns, lengths=np.diff(ends, prepend=-1).astype(np.int64))
+        rows = Rows(**columns, lengths=np.diff(ends, prepend=-1).astype(np.int64), returns=returns)
     else:
-        rows = _with_next_rows(columns, ends)
-    return replace(rows, notes=(*rows.notes, *_whole_note(arrays["actions"], origin)))
+        rows = _with_next_rows(columns, ends, returns)
+    return replace(rows, notes=(*notes, *rows.notes))
 
 
-def _ends(columns: Mapping[str, np.ndarray], episode: np.ndarray | None) -> np.ndarray:
+def _spread_rows(episode: np.ndarray, columns: Mapping[str, np.ndarray], origin: str) -> np.ndarray | None:
+    """The order that brings the rows of each episode together, or None where they are.
+
+    A number that comes again after a row that ended its episode is another episode's.
+    """
+    if not len(episode):
+        return None
+    firsts = np.flatnonzero(np.append(True, episode[1:] != episode[:-1]))
+    lasts = np.append(firsts[1:], len(episode)) - 1
+    ids, of_run = np.unique(episode[firsts], return_inverse=True)
+    by_id = np.argsort(of_run, kind="stable")
+    again = by_id[1:][of_run[by_id][1:] == of_run[by_id][:-1]]
+    before = by_id[:-1][of_run[by_id][1:] == of_run[by_id][:-1]]
     done = columns["terminated"] | columns["truncated"]
-    if episode is not None:
-        episode = np.asarray(episode).reshape(-1)
-        done = np.append(episode[1:] != episode[:-1], True) if len(episode) else done
-    elif len(done):
-        done = np.append(done[:-1], True)
-    return np.flatnonzero(done)
+    ended = done[lasts[before]]
+    if ended.all():
+        return None
+    flagged = np.flatnonzero(done)
+    of_row, last = np.repeat(of_run, lasts - firsts + 1), np.zeros(len(ids), dtype=int)
+    np.maximum.at(last, of_run, lasts)
+    early = flagged[flagged != last[of_row[flagged]]]
+    if len(early) and np.bincount(of_row[flagged]).max() == 1:
+        raise O2ODataError(
+            f"{origin}: row {early[0]} ends episode {episode[early[0]]}, which has rows after it: the rows are "
+            "shuffled. Put them in the order in which they were recorded."
+        )
+    here, there = lasts[before[~ended]], firsts[again[~ended]]
+    if "next_observation" in columns:
+        goes_on = (columns["next_observation"][here] == columns["observation"][there]).reshape(len(here), -1).all(1)
+    else:
+        goes_on = np.full(len(here), bool(ended.any()) or len(episode) < _SHORT_RUN * len(firsts))
+    if not goes_on.all():
+        row = int(there[~goes_on][0])
+        raise O2ODataError(
+            f"{origin}: episode {episode[row]} comes again in row {row}, and nothing says that its rows before went on "
+            "there; expected a number of its own for each episode, or rows that continue."
+        )
+    first_run = np.full(len(ids), len(firsts))
+    np.minimum.at(first_run, of_run, np.arange(len(firsts)))
+    return np.argsort(first_run[of_row], kind="stable")
 
 
-def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray) -> Rows:
+def _numbered(done: np.ndarray, episode: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flags and new episode numbers of rows brought together: a flag before a gap in the file ends an episode."""
+    done, episode, gap = done[order], episode[order], np.append(True, np.diff(order) != 1)
+    begins = np.append(True, episode[1:] != episode[:-1]) | (gap & np.append(False, done[:-1]))
+    return done, np.cumsum(begins)
+
+
+def _ends(done: np.ndarray, episode: np.ndarray | None) -> np.ndarray:
+    """Which rows are the last of their episode; the file's last row is."""
+    inner = done[:-1] if episode is None else episode[1:] != episode[:-1]
+    return np.append(inner, True)[: len(done)]
+
+
+def _time_limits(
+    found: Columns, terminated: np.ndarray, truncated: np.ndarray, limit: int | None, origin: str
+) -> tuple[np.ndarray, tuple[Finding, ...]]:
+    """Time limits, from ``limit`` where the source does not say them."""
+    told = {"timeouts", "episode", "starts", "ends", "dones"} & set(found.arrays)
+    if told - {"timeouts"} or truncated.any():
+        return truncated, ()
+    if limit is not None:
+        return truncated | (_index_in_run(terminated) % limit == limit - 1), ()
+    if not told:
+        raise O2ODataError(
+            f"{origin} has no timeouts, so nothing says where an episode ended by its time limit; expected a "
+            "'timeouts' or an 'episode' array. Pass max_episode_steps to cut episodes at that length."
+        )
+    if "next_observations" in found.arrays:
+        return truncated, ()
+    message = (
+        "no row is at a time limit: timeouts are all False. If the environment has one, transitions lead over resets; "
+        "pass max_episode_steps."
+    )
+    return truncated, (Finding("no_timeouts", "warning", message),)
+
+
+def _index_in_run(ends: np.ndarray) -> np.ndarray:
+    """Each row's place in its run of rows up to an end."""
+    starts = np.flatnonzero(np.append(True, ends[:-1])) if len(ends) else np.zeros(0, dtype=int)
+    return np.arange(len(ends)) - np.repeat(starts, np.diff(starts, append=len(ends)))
+
+
+def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: np.ndarray) -> Rows:
     observation = columns["observation"]
     successor = np.concatenate([observation[1:], observation[-1:]])
     successor[ends] = observation[ends]
@@ -204,40 +321,32 @@ def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray) -> Rows:
     lengths[np.searchsorted(ends, lost)] -= 1
     kept = {key: values[keep] for key, values in columns.items()}
     notes = () if not len(lost) else (_no_successor_note(len(lost)),)
-    return Rows(**kept, next_observation=successor[keep], lengths=lengths, notes=notes)
+    return Rows(**kept, next_observation=successor[keep], lengths=lengths, returns=returns, notes=notes)
 
 
-def _time_limits(arrays: Mapping[str, np.ndarray], steps: int, limit: int | None, origin: str) -> np.ndarray:
-    if "timeouts" in arrays or "episode" in arrays:
-        return _flags(arrays, "timeouts", steps)
-    if limit is None:
-        raise O2ODataError(
-            f"{origin} has no timeouts, so nothing says where an episode ended by its time limit; expected a "
-            "'timeouts' or an 'episode' array. Pass max_episode_steps to cut episodes at that length."
-        )
-    # The row's index within its run of rows between two terminals; the limit falls on every multiple of it.
-    starts = np.flatnonzero(np.append(True, _flags(arrays, "terminals", steps)[:-1])) if steps else np.zeros(0, int)
-    index = np.arange(steps) - np.repeat(starts, np.diff(starts, append=steps))
-    return index % limit == limit - 1
-
-
-def _canonical(arrays: Mapping[str, np.ndarray], origin: str) -> dict[str, np.ndarray]:
-    known = {name: next((alias for alias in aliases if alias in arrays), None) for name, aliases in _ALIASES.items()}
-    missing = [name for name in ("observations", "actions", "rewards") if known[name] is None]
-    if missing:
-        raise O2ODataError(f"{origin} has no {', '.join(missing)}; it holds {sorted(arrays)}.")
-    found = {name: np.asarray(arrays[alias]) for name, alias in known.items() if alias is not None}
-    single = [name for name, values in found.items() if values.ndim == 0]
-    if single:
-        raise O2ODataError(
-            f"{', '.join(single)} of {origin}: one value instead of one row per step; record them again."
-        )
-    return found
-
-
-def _flags(arrays: Mapping[str, np.ndarray], name: str, steps: int) -> np.ndarray:
-    values = arrays.get(name)
-    return np.zeros(steps, dtype=bool) if values is None else np.array(values, dtype=bool).reshape(-1)
+def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[np.ndarray, np.ndarray]:
+    """What each row is: terminal, at a time limit."""
+    flags = {
+        role: cast_flags(found.arrays[role], f"{role} of {origin}")
+        for role in ("terminals", "timeouts", "masks", "starts", "ends", "dones")
+        if role in found.arrays
+    }
+    nothing = np.zeros(steps, dtype=bool)
+    terminated = flags.get("terminals", ~flags["masks"] if "masks" in flags else nothing)
+    truncated = flags.get("timeouts", nothing)
+    if "dones" in flags:
+        if limit is None:
+            raise O2ODataError(
+                f"{origin}: an array was said to be 'dones', terminals and time limits in one; pass max_episode_steps, "
+                "at which a row counts as a time limit."
+            )
+        at_limit = _index_in_run(flags["dones"]) % limit == limit - 1
+        terminated, truncated = terminated | (flags["dones"] & ~at_limit), truncated | (flags["dones"] & at_limit)
+    if "starts" in flags:
+        flags["ends"] = flags.get("ends", nothing) | np.append(flags["starts"][1:], False)[:steps]
+    if "ends" in flags:
+        truncated = truncated | (flags["ends"] & ~terminated)
+    return terminated, truncated
 
 
 def _vectors(values: np.ndarray, name: str) -> np.ndarray:
@@ -256,12 +365,6 @@ def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:
         "continuous actions only. If they are steps of a real number, say in which box: action_bounds=(low, high)."
     )
     return (Finding("whole_actions", "note", message, key="action"),)
-
-
-def _same_length(columns: Mapping[str, np.ndarray], origin: str) -> None:
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise O2ODataError(f"the arrays of {origin} differ in length: {lengths}; expected one row per step in each.")
 
 
 def _same_shapes(parts: list[dict[str, np.ndarray]], origin: str) -> None:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tensordict import TensorDictBase
 
 from torchrl_o2o.data.datasets.cache import RawDataset, cached, dataset_root, default_cache_dir
+from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.demos import read_demos
-from torchrl_o2o.data.datasets.flat import read_arrays, read_d4rl, read_npz
+from torchrl_o2o.data.datasets.flat import read_arrays, read_flat, read_hdf5, read_npz
 from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.datasets.minari import check_dataset_id, minari_files, read_minari
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS
+from torchrl_o2o.data.datasets.tables import csv_arrays
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
-__all__ = ["ReadOptions", "Source", "known_names", "local_minari_ids", "read_source"]
+__all__ = ["Source", "known_names", "local_minari_ids", "read_source"]
 
 #: A Minari id or local data set's name, a file (``Path`` or ``"path:FILE"``), arrays, episodes, or transitions in TED.
 Source = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | TensorDictBase
@@ -40,17 +41,6 @@ _REMOTE = (
     *(f"D4RL/antmaze/{m}-v1" for m in ("umaze", "umaze-diverse", "medium-play", "medium-diverse")),
     *(f"D4RL/antmaze/{m}-v1" for m in ("large-play", "large-diverse")),
 )
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How to read a source; each option is explained at :func:`~torchrl_o2o.data.load_offline`."""
-
-    max_episode_steps: int | None = None
-    obs_keys: tuple[str, ...] | None = None
-    min_episode_length: int = 2
-    cache: bool = True
-    cache_dir: Path | None = None
 
 
 def read_source(source: Source, options: ReadOptions) -> RawDataset:
@@ -73,8 +63,7 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
     if isinstance(source, str | Path):
         return _read_path(Path(str(source).removeprefix(_PATH_PREFIX)), options)
     if isinstance(source, Mapping | Sequence | TensorDictBase):
-        limit = options.max_episode_steps
-        return read_arrays(source, max_episode_steps=limit, min_episode_length=options.min_episode_length)
+        return read_arrays(source, options)
     raise O2ODataError(
         f"a {type(source).__name__} is not a source; expected a name, a pathlib.Path, a dictionary of arrays, "
         "a list of episodes or a TensorDict."
@@ -105,7 +94,8 @@ def _download(dataset_id: str) -> Path:
 
 
 def _hint(dataset_id: str) -> str:
-    close = difflib.get_close_matches(dataset_id, known_names(), n=3)
+    others = [name for name in known_names() if name != dataset_id]
+    close = difflib.get_close_matches(dataset_id, others, n=3)
     return f"Close matches: {', '.join(close)}." if close else "See `o2o data list` for names."
 
 
@@ -127,14 +117,15 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
     if path.is_dir():
         return _read_minari(path.parent if path.name == "data" else path, options)
     suffix = path.suffix.lower()
-    limit, shortest = options.max_episode_steps, options.min_episode_length
     if suffix in (".hdf5", ".h5"):
-        return read_d4rl(path, max_episode_steps=limit, min_episode_length=shortest)
+        return read_hdf5(path, options)
     if suffix == ".npz":
-        return read_npz(path, max_episode_steps=limit, min_episode_length=shortest)
+        return read_npz(path, options)
+    if suffix == ".csv":
+        return read_flat(csv_arrays(path), str(path), options)
     if suffix in (".pickle", ".pkl"):
-        return _cached([path], options, lambda: read_demos(path, min_episode_length=shortest))
-    raise O2ODataError(f"{path} ends in {suffix!r}; expected .hdf5 or .h5 (D4RL), .npz, .pickle or .pkl.")
+        return _cached([path], options, lambda: read_demos(path, options))
+    raise O2ODataError(f"{path} ends in {suffix!r}; expected .hdf5 or .h5 (D4RL), .npz, .csv, .pickle or .pkl.")
 
 
 def _read_minari(folder: Path, options: ReadOptions) -> RawDataset:
@@ -148,5 +139,5 @@ def _read_minari(folder: Path, options: ReadOptions) -> RawDataset:
 def _cached(files: list[Path], options: ReadOptions, convert: Any) -> RawDataset:
     if not options.cache:
         return convert()
-    key = {"obs_keys": options.obs_keys, "min_episode_length": options.min_episode_length}
+    key = {name: getattr(options, name) for name in ("obs_keys", "min_episode_length", "max_episode_steps", "names")}
     return cached(options.cache_dir or default_cache_dir(), files, key, convert)

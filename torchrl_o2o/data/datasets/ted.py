@@ -21,6 +21,9 @@ from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["to_transitions"]
 
+#: Skipping episodes that are shorter than this default is a repair; shorter than what the caller chose is a wish.
+_DEFAULT_SHORTEST = 2
+
 
 def to_transitions(rows: Rows, *, min_episode_length: int, origin: str) -> tuple[TensorDict, tuple[Finding, ...]]:
     """Apply the rules of TED and pack the rows.
@@ -40,6 +43,7 @@ def to_transitions(rows: Rows, *, min_episode_length: int, origin: str) -> tuple
         O2ODataError: if nothing is left.
     """
     notes = list(rows.notes)
+    before = len(rows.reward)
     rows, skipped = _skip_short(rows, min_episode_length)
     if skipped:
         notes.append(
@@ -51,6 +55,7 @@ def to_transitions(rows: Rows, *, min_episode_length: int, origin: str) -> tuple
                 count=skipped,
             )
         )
+    notes += _loss(notes, before - len(rows.reward) if min_episode_length <= _DEFAULT_SHORTEST else 0, len(rows.reward))
     if not len(rows.reward):
         if skipped:
             raise O2ODataError(
@@ -61,6 +66,18 @@ def to_transitions(rows: Rows, *, min_episode_length: int, origin: str) -> tuple
         raise O2ODataError(f"{origin} is empty: no transitions; expected at least one.")
     truncated, flag_notes = _episode_flags(rows)
     return _pack(replace(rows, truncated=truncated)), (*notes, *flag_notes)
+
+
+def _loss(notes: list[Finding], skipped: int, kept: int) -> list[Finding]:
+    """Losing most of the rows is no repair: the source was misread or is broken."""
+    lost = skipped + sum(note.count for note in notes if note.code == "no_next_observation")
+    if lost <= kept or not kept:
+        return []
+    message = (
+        f"{lost} of {lost + kept} rows are lost, as their episodes are too short or end without a next observation: "
+        "look at the array that says where episodes end. Pass min_episode_length=1 if single steps are meant."
+    )
+    return [Finding("rows_lost", "error", message, count=lost)]
 
 
 def _skip_short(rows: Rows, min_episode_length: int) -> tuple[Rows, int]:

@@ -1,0 +1,439 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the arrays of a source are: one table of names for every reader, and the casts of what is read.
+
+Nothing is read that is not needed, and nothing that could say where an episode ends is passed over in silence.
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_o2o.data.findings import Finding
+from torchrl_o2o.envs.tasks import observation_keys
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+
+__all__ = [
+    "NAMES",
+    "Columns",
+    "ReadOptions",
+    "StoredArray",
+    "cast_column",
+    "cast_episode",
+    "cast_flags",
+    "check_size",
+    "find_columns",
+    "joined",
+    "unread_notes",
+]
+
+#: What an array is -> what other projects call it. The first name that is there is read.
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "observations": ("observations", "observation", "obs"),
+    "actions": ("actions", "action", "acts"),
+    "rewards": ("rewards", "reward", "rews"),
+    "next_observations": ("next_observations", "next_observation", "next_obs"),
+    "terminals": ("terminals", "terminations", "terminated", "terminal", "is_terminal"),
+    "timeouts": ("timeouts", "truncations", "truncated", "timeout"),
+    "episode": ("episode", "episodes", "episode_ids", "episode_id", "traj_ids", "traj_id"),
+    "masks": ("masks",),  # 1 - terminal, as in jaxrl
+    "starts": ("episode_starts", "is_first"),  # the first row of each episode, as in Stable-Baselines and RLDS
+    "ends": ("dones_float",),  # the last row of each episode, whatever the reason, as in jaxrl
+}
+#: What else an array can be said to be.
+_SAID = ("dones", "ignore")
+#: These are read where none of those says the same; beside them they are compared with what is read.
+_STAND_INS = {
+    "masks": ("terminals",),
+    "starts": ("timeouts", "episode"),
+    "ends": ("timeouts", "episode", "starts"),
+}
+_NEEDED = ("observations", "actions", "rewards")
+_OBSERVATIONS = ("observations", "next_observations")
+_COULD_BE_ENDS = re.compile(
+    r"done|termin|trunc|time_?limit|timeout|mask|discount|reset|episode|traj"
+    r"|(^|[_/.])(is_)?(first|last|starts?|ends?|final)($|_)",
+    re.IGNORECASE,
+)
+_COULD_BE_TERMINALS = re.compile(r"done|termin|mask|discount", re.IGNORECASE)
+#: No packing of HDF5 or npz does better than deflate's 1032 : 1; an array that claims more has a damaged size.
+_LARGEST_RATIO = 1100
+#: Arrays beyond this size are numbers, and numbers do not pack to a hundredth.
+_LARGE, _LARGE_RATIO = 1 << 30, 100
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read a source; each option is explained at :func:`~torchrl_o2o.data.load_offline`."""
+
+    max_episode_steps: int | None = None
+    obs_keys: tuple[str, ...] | None = None
+    min_episode_length: int = 2
+    cache: bool = True
+    cache_dir: Path | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array that lies in a file and is read when numpy asks for it.
+
+    Args:
+        shape: its shape.
+        dtype: its type.
+        read: reads it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read the array."""
+        values = self.read()
+        return values if dtype is None else values.astype(dtype)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a source holds for transitions.
+
+    Args:
+        arrays: by the keys of :data:`NAMES`, and ``"dones"`` where an array was said to be that.
+        said: those of its keys that the caller named.
+        unread: names of other arrays with one row per step.
+        doubtful: those of them that could say where episodes end, by name, [N].
+    """
+
+    arrays: dict[str, np.ndarray]
+    said: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
+    doubtful: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def check_size(size: int, stored: int, origin: str) -> None:
+    """Refuse an array that claims more than its file can hold, before anything is allocated for it.
+
+    Args:
+        size: bytes that it claims.
+        stored: bytes that it takes in the file.
+        origin: what to call it in an error.
+
+    Raises:
+        O2ODataError: if the claim is impossible, or not plausible for numbers.
+    """
+    if size > _LARGEST_RATIO * stored:
+        raise O2ODataError(f"{origin} is damaged: it claims {size} bytes in {stored}; download or record it again.")
+    if size > _LARGE and size > _LARGE_RATIO * stored:
+        raise O2ODataError(
+            f"{origin} would be {size} bytes out of {stored} in the file: numbers do not pack like that, it is "
+            "refused. If it is sound, store it without compression."
+        )
+
+
+def find_columns(
+    source: Mapping[str, Any],
+    *,
+    names: Mapping[str, str] | None = None,
+    obs_keys: Sequence[str] | None = None,
+    single: bool = False,
+    origin: str,
+) -> Columns:
+    """Tell what each array of a source is, and read those that are needed.
+
+    Args:
+        source: name -> array, list of numbers, or for observations a dictionary of them.
+        names: array -> what it is, for arrays that :data:`NAMES` does not know or that mean something else here.
+        obs_keys: entries of a dictionary observation to join; see :func:`joined`.
+        single: whether the source is one episode, whose flags may be one value and whose rows need not be counted.
+        origin: what to call the source in an error.
+
+    Raises:
+        O2ODataError: if arrays are missing, are not one row per step, or do not fit together.
+        O2OSpecError: if ``names`` are not understood.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data.datasets.columns import find_columns
+        >>> source = {"obs": np.zeros((4, 2)), "acts": np.zeros((4, 1)), "rews": np.zeros(4), "qpos": np.zeros((4, 9))}
+        >>> found = find_columns(source, origin="toy")
+        >>> sorted(found.arrays), found.unread
+        (['actions', 'observations', 'rewards'], ('qpos',))
+    """
+    names = dict(names or {})
+    roles = _roles(source, names, origin)
+    values = {role: source[name] for role, name in roles.items()}
+    for role in _OBSERVATIONS:
+        if hasattr(values.get(role), "keys"):
+            values[role] = joined(values[role], obs_keys, f"{origin}, {roles[role]}")
+    values = {role: _shaped(value, f"{roles[role]} of {origin}") for role, value in values.items()}
+    flags = set(values) - {*_NEEDED, *_OBSERVATIONS} if single else set()
+    lone = [role for role, value in values.items() if not value.shape and role not in flags]
+    if lone:
+        raise O2ODataError(f"{', '.join(lone)} of {origin}: one value instead of one row per step; record them again.")
+    steps = values["actions"].shape[0]
+    if not single:
+        _same_length(values, origin)
+    taken = {*roles.values(), *names}
+    others = [name for name in _others(source) if not taken & {name, name.partition("/")[0]}]
+    lengths = {name: _shape(_at(source, name)) for name in others}
+    doubtful = [name for name in others if _could_be_ends(name, _at(source, name), steps)]
+    unread = [name for name in others if "/" not in name and lengths[name][:1] == (steps,) and name not in doubtful]
+    arrays = {role: _owned(value, f"{roles[role]} of {origin}") for role, value in values.items()}
+    said = frozenset(role for role, name in roles.items() if name in names)
+    marks = {name: _owned(_at(source, name), f"{name} of {origin}").reshape(-1) for name in doubtful}
+    return Columns(arrays, said, tuple(unread), marks)
+
+
+def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> dict[str, str]:
+    """What each array that is to be read is -> its name."""
+    wrong = {name: role for name, role in names.items() if role not in (*NAMES, *_SAID)}
+    if wrong:
+        raise O2OSpecError(f"got names={wrong}, expected each to be one of {', '.join((*NAMES, *_SAID))}")
+    absent = [name for name in names if _at(source, name) is None]
+    if absent:
+        raise O2ODataError(
+            f"{origin} has no {', '.join(absent)}, which names speaks of; it holds {sorted(map(str, source))}."
+        )
+    roles = {role: name for name, role in names.items() if role != "ignore"}
+    for role, aliases in NAMES.items():
+        found = next((alias for alias in aliases if alias in source and alias not in names), None)
+        if found is not None and role not in roles and not any(other in roles for other in _STAND_INS.get(role, ())):
+            roles[role] = found
+    if "dones" in roles:
+        roles = {role: name for role, name in roles.items() if role not in ("masks", "ends") or name in names}
+    missing = [role for role in _NEEDED if role not in roles]
+    if missing:
+        raise O2ODataError(f"{origin} has no {', '.join(missing)}; it holds {sorted(map(str, source))}.")
+    return roles
+
+
+def _others(source: Mapping[str, Any]) -> list[str]:
+    """Names of the arrays of a source and of its sub-dictionaries, which a slash tells from their entries."""
+    found = []
+    for name in source:
+        value = source[name]
+        found += [f"{name}/{entry}" for entry in value] if hasattr(value, "keys") else [name]
+    return [name for name in found if isinstance(name, str)]
+
+
+def _at(source: Mapping[str, Any], name: str) -> Any:
+    if name in source:
+        return source[name]
+    group, _, entry = name.partition("/")
+    return source[group].get(entry) if hasattr(source.get(group), "keys") else None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """The shape of an array, without reading it; that of anything else, as far as it is told without a copy."""
+    shape = getattr(value, "shape", None)
+    return tuple(shape) if shape is not None else (len(value),) if isinstance(value, list | tuple) else ()
+
+
+def _could_be_ends(name: str, value: Any, steps: int) -> bool:
+    """Whether an array has one number per step and a name that speaks of ends."""
+    shape, dtype = _shape(value), getattr(value, "dtype", np.dtype(float))
+    numbers = getattr(dtype, "kind", "f") in "fiub" and len(shape) > 0 and math.prod(shape) == steps
+    return numbers and _COULD_BE_ENDS.search(name) is not None
+
+
+def _shaped(value: Any, origin: str) -> Any:
+    return value if hasattr(value, "shape") and hasattr(value, "dtype") else _owned(value, origin)
+
+
+def _owned(value: Any, origin: str) -> np.ndarray:
+    """An array that shares nothing with the caller's."""
+    try:
+        return np.array(value) if isinstance(value, np.ndarray) else np.asarray(value)
+    except O2ODataError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign objects
+        raise O2ODataError(f"{origin} is not an array ({error}); expected real numbers, one row per step.") from error
+
+
+def _same_length(values: Mapping[str, Any], origin: str) -> None:
+    rows = (*_OBSERVATIONS, "actions")
+    lengths = {
+        role.removesuffix("s") if role in (*rows, "rewards") else role: value.shape[0]
+        if role in rows
+        else math.prod(value.shape)
+        for role, value in values.items()
+    }
+    if len(set(lengths.values())) > 1:
+        raise O2ODataError(f"the arrays of {origin} differ in length: {lengths}; expected one row per step in each.")
+
+
+def joined(
+    node: Mapping[str, Any], keys: Sequence[str] | None, origin: str, *, usual: Sequence[str] = observation_keys("")
+) -> np.ndarray:
+    """Join the entries of a dictionary observation, nested ones in alphabetical order.
+
+    Args:
+        node: name -> [N, ...] or a dictionary of them.
+        keys: which, in order; ``None`` takes the usual ones, those that are there.
+        origin: what to call the observation in an error.
+        usual: the usual keys; ``observation``, ``achieved_goal``, ``desired_goal`` by default.
+
+    Raises:
+        O2ODataError: if entries are missing, or several are to be joined that are no vectors.
+    """
+    wanted = list(keys) if keys is not None else [key for key in usual if key in node]
+    if not wanted or any(key not in node for key in wanted):
+        expected = wanted or list(usual)
+        raise O2ODataError(
+            f"{origin} observes {sorted(map(str, node))}, not {expected}; pass obs_keys with entries that it has."
+        )
+    parts = [part for key in wanted for part in _leaves(node[key], key, origin)]
+    if len(parts) == 1:
+        return parts[0]
+    parts = [part[:, None] if part.ndim == 1 else part for part in parts]
+    if any(part.ndim != 2 for part in parts) or len({len(part) for part in parts}) > 1:
+        shapes = [part.shape for part in parts]
+        raise O2ODataError(
+            f"{origin}: only vectors with one row per step can be joined, got the shapes {shapes}; pass obs_keys."
+        )
+    return np.concatenate(parts, axis=-1)
+
+
+def _leaves(node: Any, name: str, origin: str) -> list[np.ndarray]:
+    if not hasattr(node, "keys"):
+        return [cast_column(_owned(node, f"{name} of {origin}"), f"{name} of {origin}")]
+    return [leaf for key in sorted(node) for leaf in _leaves(node[key], f"{name}/{key}", origin)]
+
+
+def cast_column(values: Any, name: str) -> np.ndarray:
+    """Cast one array to what batches are made of: float32, or uint8 where the rows are images.
+
+    Args:
+        values: [N, ...] numbers of any kind.
+        name: what to call it in an error.
+
+    Raises:
+        O2ODataError: if the values are not real numbers.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data.datasets.columns import cast_column
+        >>> cast_column(np.zeros((3, 2)), "observations").dtype
+        dtype('float32')
+        >>> cast_column(np.zeros((3, 8, 8, 3), np.uint8), "observations").dtype
+        dtype('uint8')
+    """
+    values = _owned(values, name)
+    if values.dtype.kind not in "fiub":
+        raise O2ODataError(f"{name} holds {values.dtype}; expected real numbers in one array.")
+    if values.dtype == np.uint8 and values.ndim >= 3:
+        return values
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which the audit reports with its place
+        return values.astype(np.float32, copy=False)
+
+
+def cast_flags(values: Any, name: str) -> np.ndarray:
+    """Cast flags to bool [N].
+
+    Args:
+        values: N numbers, each 0 or 1.
+        name: what to call them in an error.
+
+    Raises:
+        O2ODataError: if a value is something else, NaN included; the message names the first such row.
+
+    Examples:
+        >>> from torchrl_o2o.data.datasets.columns import cast_flags
+        >>> cast_flags([0.0, 1.0], "terminals")
+        array([False,  True])
+        >>> cast_flags([0, 2], "terminals")
+        Traceback (most recent call last):
+        ...
+        torchrl_o2o.errors.O2ODataError: terminals holds 2 in row 1; expected 0 or 1 in every row.
+    """
+    values = _owned(values, name).reshape(-1)
+    if values.dtype.kind not in "fiub":
+        raise O2ODataError(f"{name} holds {values.dtype}; expected 0 or 1 in every row.")
+    if values.dtype.kind == "b":
+        return values.view(np.uint8) != 0  # a damaged bool can be any byte
+    bad = (values != 0) & (values != 1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise O2ODataError(f"{name} holds {values[row]} in row {row}; expected 0 or 1 in every row.")
+    return values != 0
+
+
+def cast_episode(values: Any, name: str) -> np.ndarray:
+    """Check the numbers, or names, of each row's episode, [N].
+
+    Args:
+        values: N integers, finite numbers or short texts.
+        name: what to call them in an error.
+
+    Raises:
+        O2ODataError: if a value is something else; the message names the first such row.
+    """
+    values = _owned(values, name).reshape(-1)
+    if values.dtype.kind not in "fiubUS":
+        raise O2ODataError(f"{name} holds {values.dtype}; expected the number of each row's episode.")
+    bad = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
+    if bad.any():
+        row = int(bad.argmax())
+        raise O2ODataError(f"{name} holds {values[row]} in row {row}; expected the number of each row's episode.")
+    return values
+
+
+def unread_notes(columns: Columns, terminals: np.ndarray, ends: np.ndarray, origin: str) -> tuple[Finding, ...]:
+    """Refuse arrays that could say where episodes end and were not read; name the others that were not.
+
+    An array that says the same as those that were read is passed over.
+
+    Args:
+        columns: of the source.
+        terminals: what was read, [N].
+        ends: the last row of each episode, [N].
+        origin: what to call the source in an error.
+
+    Raises:
+        O2ODataError: if such an array says something else.
+    """
+    known = bool({"terminals", "masks", "dones"} & set(columns.arrays))
+    for name, values in columns.doubtful.items():
+        row = _says_something_new(values, name, terminals, ends, known)
+        if row is not None:
+            raise O2ODataError(
+                f"{origin}: {name} is not read, but it could say where episodes end, and differs in row {row} from "
+                f"what is read. Say what it is by names={{{name!r}: ...}}: 'terminals' (true terminals only), 'ends' "
+                "(the last row of each episode, whatever the reason), 'dones' (terminals, but time limits at "
+                "max_episode_steps), 'masks' (1 - terminal), 'starts', 'timeouts', 'episode' or 'ignore'."
+            )
+    if not columns.unread:
+        return ()
+    message = f"{', '.join(columns.unread)}: arrays with one row per step that are not read."
+    return (Finding("unread_arrays", "warning", message, count=len(columns.unread)),)
+
+
+def _says_something_new(
+    values: np.ndarray, name: str, terminals: np.ndarray, ends: np.ndarray, known: bool
+) -> int | None:
+    """The first row in which marks differ from what is known, or None where they say the same."""
+    if values.dtype.kind not in "fiub" or not len(values):
+        return None
+    starts = np.append(True, ends[:-1])
+    inner = slice(None, -1)  # whether the last row ends an episode, nothing has to say
+    if np.isin(values, (0, 1)).all():
+        marks = [(terminals, slice(None))]
+        if known or not _COULD_BE_TERMINALS.search(name):
+            marks += [(ends, inner), (ends & ~terminals, inner), (starts, slice(None))]
+        claims = [difference[part] for mark, part in marks for difference in (values != mark, values == mark)]
+    else:
+        claims = [after != ends[:-1] for after in (values[1:] != values[:-1], values[1:] <= values[:-1])]
+    if any(not claim.any() for claim in claims):
+        return None
+    return int(claims[0].argmax())

@@ -1,0 +1,79 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Tables of text (CSV): one row per step, one column per number."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = ["csv_arrays"]
+
+_NUMBERED = re.compile(r"(.+?)[_.\[ ]?(\d+)\]?")
+_WORDS = {"true": "1", "false": "0", "": "nan"}
+
+
+def csv_arrays(path: Path) -> dict[str, np.ndarray]:
+    r"""Read a CSV file with a line of names, and join columns that are numbered from 0 or 1 to one array.
+
+    Args:
+        path: the file; its columns are, for example, ``observations_0, observations_1, actions_0, rewards, terminals``.
+
+    Returns:
+        Name -> [N] or, for numbered columns, [N, columns].
+
+    Raises:
+        O2ODataError: if it is no such table; the message names the first line that is not.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from torchrl_o2o.data.datasets.tables import csv_arrays
+        >>> path = Path(tempfile.mkdtemp()) / "log.csv"
+        >>> _ = path.write_text("obs_0,obs_1,done\n1,2,False\n3,4,True\n")
+        >>> csv_arrays(path)["obs"].tolist(), csv_arrays(path)["done"].tolist()
+        ([[1.0, 2.0], [3.0, 4.0]], [0.0, 1.0])
+    """
+    names, values = _table(path)
+    groups: dict[str, dict[int, int]] = {}
+    for column, name in enumerate(names):
+        parts = _NUMBERED.fullmatch(name)
+        base, number = (parts[1], int(parts[2])) if parts else (name, -1)
+        group = groups.setdefault(base, {})
+        if number in group or -1 in group or (number < 0 and group):
+            raise O2ODataError(f"{path} has two columns that are {name!r}; expected names that differ.")
+        group[number] = column
+    for base, columns in groups.items():
+        numbers = sorted(columns)
+        if numbers[0] > 1 or numbers[-1] - numbers[0] + 1 != len(numbers):
+            raise O2ODataError(f"{path}: the columns of {base!r} have the numbers {numbers}; expected 0, 1, 2, ...")
+    return {
+        base: values[:, columns[-1]] if -1 in columns else values[:, [columns[number] for number in sorted(columns)]]
+        for base, columns in groups.items()
+    }
+
+
+def _table(path: Path) -> tuple[list[str], np.ndarray]:
+    rows: list[list[float]] = []
+    line = 1
+    try:
+        with path.open(newline="") as file:
+            reader = csv.reader(file)
+            names = [name.strip() for name in next(reader)]
+            for cells in reader:
+                line += 1
+                if len(cells) != len(names):
+                    raise ValueError(f"{len(cells)} cells for {len(names)} names")
+                rows.append([float(_WORDS.get(cell.strip().lower(), cell)) for cell in cells])
+    except (OSError, ValueError, StopIteration, csv.Error) as error:
+        raise O2ODataError(
+            f"{path}, line {line}: {error or 'it is empty'}; expected a line of names, then numbers."
+        ) from error
+    return names, np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
