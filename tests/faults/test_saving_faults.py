@@ -31,7 +31,7 @@ from torchrl_o2o import durable
 from torchrl_o2o.checkpoint import Checkpointer, folders
 from torchrl_o2o.checkpoint.manifest import read_manifest, write_manifest
 from torchrl_o2o.data import make_local_dataset
-from torchrl_o2o.errors import O2OCheckpointError
+from torchrl_o2o.errors import O2OCheckpointError, O2ODataError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.record.recorder import Recorder, read_metrics
 from torchrl_o2o.testing import random_transitions
@@ -122,6 +122,22 @@ def test_case_18_six_megabytes_of_disk(tmp_path: Path) -> None:
             checkpoint.save(2)
         assert checkpoint.restore() == 1
         assert in_process(convert_more_than_fits, tmp_path) == 0, "a mapped write would end in SIGBUS"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def make_more_than_fits(folder: Path) -> None:
+    with pytest.raises(O2ODataError, match=r"no room for the data set's .* MB \(No space left on device\); make room"):
+        make_local_dataset("o2o/hopper/random-v0", root=folder)
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_case_b20_making_a_data_set_on_a_full_disk(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system can only be mounted by root")
+    try:
+        assert in_process(make_more_than_fits, tmp_path) == 0, "HDF5 would end the interpreter"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 

@@ -30,6 +30,7 @@ from torchrl_o2o.data.datasets.pointmaze import wander
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
 from torchrl_o2o.data.datasets.rollout import Trajectory, roll_out
 from torchrl_o2o.data.datasets.staging import staged_directory
+from torchrl_o2o.durable import reserve
 from torchrl_o2o.envs.make import mujoco_warnings
 from torchrl_o2o.envs.scores import find_reference
 from torchrl_o2o.envs.tasks import TASKS
@@ -40,6 +41,10 @@ __all__ = ["make_local_dataset"]
 
 _POLICIES = Path(__file__).with_name("policies")
 _ACTION_NOISE = 0.1
+_BYTES_PER_EPISODE, _BYTES_PER_FILE = (
+    30_000,
+    1_000_000,
+)  # of HDF5's groups and headers: at most 26 kB and 0.8 MB in what was made
 _CLONED_NOISE = 0.5
 Policy = str | Path | Callable[[np.ndarray], np.ndarray]
 
@@ -97,6 +102,7 @@ def make_local_dataset(
     env = _make_env(recipe.env_id)
     trajectories = _collect(env, recipe, policy, num_steps, seed)
     with staged_directory(target) as folder:
+        _check_room(folder, trajectories)
         _store(folder / "data", name, recipe, env, trajectories, made)
     env.close()
     return target
@@ -184,6 +190,29 @@ def _linear_actors(recipe: Recipe) -> EpisodeActors:
         return lambda rng: policies[len(policies) // 2 - 1]
     size = float(np.sqrt(np.mean(np.square(weights[-1]))))
     return lambda rng: linear_policy(rng.normal(scale=size, size=weights[0].shape), means[0], scales[0])
+
+
+def _check_room(folder: Path, trajectories: Sequence[Trajectory]) -> None:
+    """HDF5 ends the interpreter when the disk becomes full under it, so the room is asked for first."""
+    size = int(1.1 * sum(map(_bytes_of, trajectories))) + _BYTES_PER_EPISODE * len(trajectories) + _BYTES_PER_FILE
+    room = folder / "room"
+    try:
+        with room.open("wb") as file:
+            file.truncate(size)
+        reserve(room)
+    except OSError as error:
+        raise O2ODataError(
+            f"{folder.parent} has no room for the data set's {size / 1e6:.0f} MB ({error.strerror}); make room, or "
+            "give another folder"
+        ) from error
+    finally:
+        room.unlink(missing_ok=True)
+
+
+def _bytes_of(run: Trajectory) -> int:
+    observations = run.observations
+    arrays = [*(observations.values() if isinstance(observations, dict) else [observations])]
+    return sum(each.nbytes for each in (*arrays, run.actions, run.rewards, run.terminations, run.truncations))
 
 
 def _store(
