@@ -1,0 +1,139 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The buffer that online training starts from: which offline rows stay, and how they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers.samplers import RandomSampler
+
+from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.samplers import BalancedSampler
+from torchrl_o2o.data.storage import stored_keys
+from torchrl_o2o.data.transforms import episode_returns
+from torchrl_o2o.data.writers import OnlineWriter
+from torchrl_o2o.errors import O2OSpecError, check_option
+
+__all__ = ["MakeStorage", "StartingData", "starting_buffer", "top_episodes"]
+
+StartingData = Literal["none", "all", "top", "symmetric"]
+#: Makes a storage from offline rows and a number of online slots, as ``offline_online_storage`` does.
+MakeStorage = Callable[[TensorDictBase, int], Storage]
+
+
+def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
+    """The episodes of highest return, best last, so that a full first-in-first-out buffer keeps the best longest.
+
+    Difference from ACA's code: the last reward of an episode that ends by timeout counts (its library drops that
+    transition, and its ranking misses the reward).
+
+    Args:
+        data: transitions [N] with ``episode``.
+        number: how many episodes; all if there are fewer.
+
+    Returns:
+        Their transitions, in order.
+
+    Raises:
+        O2OSpecError: if ``number`` is negative or the data have no episode numbers.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> reward = torch.tensor([[5.0], [1.0], [1.0], [9.0]])
+        >>> data = TensorDict({"episode": torch.tensor([0, 1, 1, 2]), "next": {"reward": reward}}, [4])
+        >>> top_episodes(data, 2)["episode"]
+        tensor([0, 2])
+    """
+    if number < 0:
+        raise O2OSpecError(f"got number={number}, expected 0 or more episodes")
+    if data.get(EPISODE, None) is None:
+        raise O2OSpecError("the data have no 'episode' entry; load them with torchrl_o2o.data.load_offline")
+    returns = episode_returns(data)
+    best = returns.argsort(stable=True)[max(len(returns) - number, 0) :]
+    episode = data.get(EPISODE)
+    return data[torch.cat([torch.where(episode == index)[0] for index in best] or [episode[:0]])]
+
+
+def starting_buffer(
+    offline: TensorDictBase,
+    online_capacity: int,
+    *,
+    data: StartingData = "all",
+    batch_size: int = 256,
+    num_top_episodes: int = 0,
+    offline_fraction: float = 0.5,
+    keys: Sequence[NestedKey] = TRANSITION,
+    make_storage: MakeStorage | None = None,
+) -> TensorDictReplayBuffer:
+    """The replay buffer that online training starts from.
+
+    =================  =======================================================================  =====================
+    ``data``           content and sampling                                                     used by
+    =================  =======================================================================  =====================
+    ``"none"``         empty; uniform                                                           WSRL, SAMG
+    ``"all"``          the data set, then online rows; uniform over both                        AWAC, IQL, CORL's CQL
+    ``"top"``          the best episodes, overwritten in the end; uniform                       ACA
+    ``"symmetric"``    the data set, never overwritten; an exact ``offline_fraction`` of it     Cal-QL, RLPD
+    =================  =======================================================================  =====================
+
+    Args:
+        offline: transitions [N] with ``episode``.
+        online_capacity: slots beside those of the offline rows, usually the number of online steps.
+
+    Keyword Args:
+        data: which offline rows stay. Defaults to ``"all"``.
+        batch_size: rows per sample. Defaults to 256.
+        num_top_episodes: how many episodes ``"top"`` keeps. Defaults to 0.
+        offline_fraction: of ``"symmetric"`` batches. Defaults to 0.5.
+        keys: entries of a transition; Cal-QL adds ``"mc_return"``. Defaults to
+            :data:`~torchrl_o2o.data.TRANSITION`.
+        make_storage: makes the storage from the offline rows and the number of online slots, for example
+            :class:`~torchrl_o2o.data.shared_rows.SharedRows` for several agents; ``None`` (default) makes a
+            :class:`~torchrl.data.LazyTensorStorage`.
+
+    Returns:
+        The buffer. Except under ``"symmetric"``, the oldest rows are overwritten first, offline ones included.
+
+    Raises:
+        O2OSpecError: if an option is unknown or does not fit.
+
+    Examples:
+        >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
+        >>> offline = probe_transitions(ContextualTargetEnv(), 20)
+        >>> len(starting_buffer(offline, 100)), len(starting_buffer(offline, 100, data="none"))
+        (20, 0)
+    """
+    check_option("data", data, ("none", "all", "top", "symmetric"))
+    if online_capacity < 1:
+        raise O2OSpecError(f"got online_capacity={online_capacity}, expected at least 1")
+    if data == "top":
+        offline = top_episodes(offline, num_top_episodes)
+    rows = offline[:0] if data == "none" else offline
+    missing = [key for key in keys if key not in offline.keys(include_nested=True)]
+    if missing:
+        raise O2OSpecError(f"the offline data lack {missing}; add them before the hand-over")
+    storage = LazyTensorStorage(len(rows) + online_capacity)
+    if make_storage is not None:
+        if len(rows) != len(offline):
+            raise O2OSpecError(f"got data={data!r} and make_storage, which keeps all offline rows; leave one out")
+        storage = make_storage(offline, online_capacity)
+    elif len(rows):
+        steps = set(stored_keys(rows)) - set(TRANSITION)  # the losses discount by them
+        storage.set(torch.arange(len(rows)), rows.select(*keys, *steps))
+    fixed = len(rows) if data == "symmetric" else 0
+    writer = OnlineWriter(fixed)
+    if not fixed:
+        writer.total_written = len(rows)  # online rows follow the offline ones, and in the end overwrite them
+    sampler = RandomSampler()
+    if data == "symmetric":
+        sampler = BalancedSampler(fixed, offline_fraction)
+    return TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)

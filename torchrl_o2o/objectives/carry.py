@@ -1,0 +1,288 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Carrying networks and optimizers of an offline loss into an online one.
+
+The offline side may be a loss module or its ``state_dict()`` read from a checkpoint
+(:func:`torchrl_o2o.checkpoint.load_objects`), so that one pre-training serves many fine-tunings. What does not fit is
+refused with the reason, never skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.aligned import check_alignable, residual_parameters
+from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.objectives.aca import ACALoss
+
+__all__ = ["Source", "align", "carry_optimizer", "carry_over", "stack_agents"]
+
+#: What a loss has besides networks.
+_PARTS = ("temperature", "penalty")
+
+Source = LossModule | Mapping[str, Tensor]
+
+
+def carry_over(
+    source: Source, destination: LossModule, names: Sequence[str] = ("actor_network", "qvalue_network")
+) -> list[str]:
+    """Copy networks of an offline loss into an online one; everything else of the latter stays as it was initialized.
+
+    Target networks go along with their networks: they are copied where the source has them, else they start equal to
+    the network. ``"temperature"`` and CQL's ``"penalty"`` (its Lagrange multiplier) may be among the names.
+
+    Args:
+        source: the offline loss, or its state.
+        destination: the online loss, changed in place.
+        names: attributes to copy. Defaults to ``("actor_network", "qvalue_network")``; a method whose critic starts
+            afresh carries ``("actor_network",)`` only.
+
+    Returns:
+        The networks of ``destination`` that were *not* carried over and so start afresh, for the log.
+
+    Raises:
+        O2OSpecError: if a network is missing on either side, or the two have other parameters (a deterministic and a
+            stochastic actor, other widths, another number of critics).
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import CQLLoss, EnsembleSACLoss
+        >>> def networks():
+        ...     return make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, num_qvalue_nets=2)
+        >>> offline, online = CQLLoss(*networks()), EnsembleSACLoss(*networks())
+        >>> carry_over(offline, online)
+        ['temperature']
+        >>> torch.equal(offline.qvalue_network_params["module", "head", "weight"],
+        ...             online.qvalue_network_params["module", "head", "weight"])
+        True
+    """
+    state = _state(source)
+    available = _networks(destination)
+    for name in names:
+        if name not in available:
+            raise O2OSpecError(f"the online loss has no {name!r}, it has {available}; carry over what it has")
+        group = name if name in _PARTS else f"{name}_params"
+        _copy(state, group, destination, group)
+        target = f"target_{group}"
+        if hasattr(destination, target) and getattr(destination, target) is not None and _below(destination, target):
+            _copy(state, target if _select(state, target) else group, destination, target)
+    return [name for name in available if name not in names]
+
+
+def carry_optimizer(
+    state: Mapping[str, Any] | torch.optim.Optimizer, destination: torch.optim.Optimizer
+) -> torch.optim.Optimizer:
+    """Go on with an offline optimizer's moments and step counts; the online learning rate and settings stay.
+
+    The references differ: Cal-QL, IQL and ACA's code keep them, starting afresh is the recommendation for ACA.
+
+    Args:
+        state: the offline optimizer or its ``state_dict()``.
+        destination: the online optimizer of the same parameters, changed in place.
+
+    Returns:
+        ``destination``.
+
+    Raises:
+        O2OSpecError: if the two do not steer the same parameters.
+
+    Examples:
+        >>> import torch
+        >>> first, second = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> offline = torch.optim.Adam(first.parameters(), lr=1e-3)
+        >>> first(torch.ones(1, 2)).sum().backward()
+        >>> offline.step()
+        >>> online = carry_optimizer(offline, torch.optim.Adam(second.parameters(), lr=1e-4))
+        >>> online.param_groups[0]["lr"], int(online.state[second.weight]["step"])
+        (0.0001, 1)
+    """
+    saved = dict(state) if isinstance(state, Mapping) else state.state_dict()
+    params = [value for group in destination.param_groups for value in group["params"]]
+    moments = [saved["state"].get(index) for group in saved["param_groups"] for index in group["params"]]
+    if len(params) != len(moments) or any(
+        tensor.shape != param.shape
+        for param, entries in zip(params, moments, strict=True)
+        for name, tensor in (entries or {}).items()
+        if isinstance(tensor, Tensor) and name != "step"
+    ):
+        raise O2OSpecError(
+            f"the offline optimizer steers {len(moments)} parameters, the online one {len(params)}, or their shapes "
+            f"differ; start the online optimizer afresh, or carry it only together with the same networks"
+        )
+    groups = [
+        {**{key: value for key, value in new.items() if key != "params"}, "params": old["params"]}
+        for old, new in zip(saved["param_groups"], destination.param_groups, strict=True)
+    ]
+    # Copied, since torch keeps the tensors it is given and both optimizers would move the same moments.
+    destination.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
+    return destination
+
+
+def stack_agents(sources: Sequence[Source]) -> dict[str, Tensor]:
+    """K agents' actors and critics as the state of one pessimistic ensemble, for :func:`carry_over`.
+
+    The members of the averaged actor are the agents' actors, agent k's critics are at its place among all critics.
+    Targets are left out, so that they start equal to the critics, as in the authors' code.
+
+    Source: Lee et al. 2021 (Off2On).
+
+    Args:
+        sources: the agents' offline losses, or their states, with stochastic actors from
+            :func:`~torchrl_o2o.modules.make_actor`.
+
+    Returns:
+        Actor and critics under the names of :class:`~torchrl_o2o.objectives.PessimisticEnsembleLoss` with
+        :func:`~torchrl_o2o.modules.average_actors`.
+
+    Raises:
+        O2OSpecError: if there is no agent, or the agents differ in their networks.
+
+    Examples:
+        >>> from torchrl_o2o.modules import average_actors, make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import CQLLoss, PessimisticEnsembleLoss
+        >>> def networks():
+        ...     return make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, num_qvalue_nets=2)
+        >>> agents = [CQLLoss(*networks()) for _ in range(3)]
+        >>> fresh = [networks() for _ in agents]
+        >>> actor = average_actors([actor for actor, _ in fresh])
+        >>> online = PessimisticEnsembleLoss(actor, [critic for _, pair in fresh for critic in pair])
+        >>> carry_over(stack_agents(agents), online)
+        ['temperature']
+    """
+    states = [_state(source) for source in sources]
+    if not states:
+        raise O2OSpecError("got no agent to stack; pass a list of losses or of their states")
+    groups = {"actor_network_params.module.0.module.": torch.stack, "qvalue_network_params.": torch.cat}
+    stacked: dict[str, Tensor] = {}
+    for (group, join), member in zip(groups.items(), ("members.", ""), strict=True):
+        shapes = [{key: value.shape for key, value in state.items() if key.startswith(group)} for state in states]
+        for position, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                different = sorted({key for key, _ in set(shape.items()) ^ set(shapes[0].items())})
+                raise O2OSpecError(f"agent {position} has other networks than agent 0; they differ in {different[:4]}")
+        for key in shapes[0]:
+            stacked[group + member + key.removeprefix(group)] = join([state[key] for state in states])
+    return stacked
+
+
+def align(
+    source: Source,
+    actor: ProbabilisticTensorDictSequential,
+    residuals: list[TensorDictModule],
+    *,
+    temperature: Temperature | None = None,
+    beta: float = 7.0,
+    interpolation: float = 1.0,
+) -> ACALoss:
+    r"""Actor-critic alignment: start the online critic at :math:`\log\pi_0(a|s)+Z(s)` and throw the offline one away.
+
+    The offline policy is copied into ``actor`` and, frozen, into the critic; the residuals and their targets become the
+    baselines with zero action columns; the temperature starts afresh. Works from any stochastic Gaussian policy: train
+    the baselines along with it (:class:`~torchrl_o2o.objectives.SACMLLoss`) or afterwards on the frozen policy of
+    another learner (:class:`~torchrl_o2o.objectives.BaselineLoss`).
+
+    Source: Yu & Zhang 2023 (ACA).
+
+    Args:
+        source: ``SACMLLoss``, ``BaselineLoss`` or the state of one.
+        actor: the online policy, built like the offline one; changed in place.
+        residuals: critics R_i(s, a), as many as baselines and of the same hidden layers, without LayerNorm.
+
+    Keyword Args:
+        temperature: see :class:`~torchrl_o2o.objectives.ACALoss`; alpha starts at 1 by default.
+        beta: see :class:`~torchrl_o2o.objectives.ACALoss`.
+        interpolation: initial k. Defaults to 1.
+
+    Returns:
+        The online loss.
+
+    Raises:
+        O2OSpecError: if the policy is deterministic, there are no baselines, or the networks differ.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_baselines, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import BaselineLoss
+        >>> policy = make_actor(3, 2, hidden_sizes=(8,))
+        >>> offline = BaselineLoss(policy, make_baselines(3, hidden_sizes=(8,)))
+        >>> residuals = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,), layer_norm=False)
+        >>> align(offline, make_actor(3, 2, hidden_sizes=(8,)), residuals).interpolation
+        tensor(1.)
+    """
+    for policy in (getattr(source, "actor_network", None), actor):
+        if policy is not None:
+            check_alignable(policy)
+    state = _state(source)
+    baseline = _select(state, "baseline_network_params")
+    if not baseline:
+        raise O2OSpecError(
+            f"the offline loss has {sorted({key.split('.')[0] for key in state})} but no baseline Z(s); train one on "
+            f"its policy with BaselineLoss(policy, make_baselines(...)) and align from that"
+        )
+    policy_state = _select(state, "actor_network_params")
+    _check_same("actor_network", policy_state, dict(actor.state_dict()))
+    actor.load_state_dict(policy_state)
+    loss = ACALoss(actor, residuals, actor, temperature=temperature, beta=beta, interpolation=interpolation)
+    params = _select(loss.state_dict(), "qvalue_network_params")
+    for key, value in residual_parameters(baseline, params).items():
+        for group in ("qvalue_network_params", "target_qvalue_network_params"):
+            _below(loss, group)[key].data.copy_(value)
+    return loss
+
+
+def _state(source: Source) -> dict[str, Tensor]:
+    state = source if isinstance(source, Mapping) else source.state_dict()
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _select(state: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    return {key.removeprefix(group + "."): value for key, value in state.items() if key.startswith(group + ".")}
+
+
+def _below(loss: LossModule, group: str) -> dict[str, Tensor]:
+    """The live tensors of one group of a loss, under dotted names."""
+    return _select({**dict(loss.named_parameters()), **dict(loss.named_buffers())}, group)
+
+
+def _networks(loss: LossModule) -> list[str]:
+    groups = dict.fromkeys(name.split(".")[0] for name in loss.state_dict())
+    names = [name.removesuffix("_params") for name in groups if name.endswith("_params")]
+    names = [name for name in names if not name.startswith("target_")]
+    return [*names, *(name for name in _PARTS if name in groups)]
+
+
+def _copy(state: Mapping[str, Tensor], source: str, loss: LossModule, group: str) -> None:
+    given, live = _select(state, source), _below(loss, group)
+    if not given:
+        groups = sorted({key.split(".")[0].removesuffix("_params") for key in state} - {"_value_estimator"})
+        raise O2OSpecError(
+            f"the offline loss has no {source.removesuffix('_params')!r}, it has {groups}; leave the name out of the "
+            f"hand-over to start that network afresh"
+        )
+    _check_same(source.removesuffix("_params"), given, live)
+    for key, value in given.items():
+        live[key].data.copy_(value)
+
+
+def _check_same(name: str, given: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
+    if {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in live.items()}:
+        return
+    wrong = [
+        key for key in [*given, *live] if key not in given or key not in live or given[key].shape != live[key].shape
+    ]
+    shapes = [tuple(side[wrong[0]].shape) if wrong[0] in side else "nothing" for side in (given, live)]
+    raise O2OSpecError(
+        f"the offline {name} does not fit the online one: at {wrong[0]!r} the former has {shapes[0]}, the latter "
+        f"{shapes[1]} ({len(set(wrong))} such entries); build both with the same function and sizes (policy family, "
+        f"hidden_sizes, number of critics, LayerNorm)"
+    )
