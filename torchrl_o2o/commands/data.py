@@ -84,7 +84,11 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 def _add_actions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--action-bounds", nargs=2, type=_bound, metavar=("LOW", "HIGH"), help="each a number, or one per entry: -1,0"
+        "--action-bounds",
+        nargs=2,
+        type=_bound,
+        metavar=("LOW", "HIGH"),
+        help="each a number, or one per entry: '[-1, 0]'",
     )
     parser.add_argument("--actions", choices=("error", "clip", "rescale"), default="error", help="if outside the box")
 
@@ -97,8 +101,8 @@ def _name(text: str) -> tuple[str, str]:
 
 
 def _bound(text: str) -> float | list[float]:
-    values = [float(part) for part in text.split(",")]
-    return values[0] if len(values) == 1 else values
+    values = json.loads(text)
+    return [float(value) for value in values] if isinstance(values, list) else float(values)
 
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ tuple of a million levels as a key end the interpreter). Here an array is a shap
 
 from __future__ import annotations
 
+import math
 import pickletools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -62,10 +63,11 @@ class _Array:
         raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
         if not isinstance(self.code, _Code) or not isinstance(raw, bytes | bytearray):
             raise O2ODataError("it holds an array of another type than plain numbers")
-        try:
-            return np.frombuffer(raw, self.code.dtype()).reshape(tuple(self.shape), order="F" if self.fortran else "C")
-        except (ValueError, TypeError, OverflowError) as error:
-            raise O2ODataError(f"it holds an array that does not fit its shape ({error})") from error
+        values = np.frombuffer(raw, self.code.dtype()) if len(raw) % self.code.dtype().itemsize == 0 else np.zeros(0)
+        lengths = isinstance(self.shape, tuple) and all(isinstance(part, int) and part >= 0 for part in self.shape)
+        if not lengths or math.prod(self.shape) != len(values):
+            raise O2ODataError("it holds an array that does not fit its shape")
+        return values.reshape(self.shape, order="F" if self.fortran else "C")
 
 
 #: What a file may ask for -> what it gets.

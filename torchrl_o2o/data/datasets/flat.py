@@ -99,15 +99,16 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:
         major, _ = np.lib.format.read_magic(member)
         header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(member)
-    return StoredArray(shape, dtype, partial(_read_member, archive, info, math.prod(shape) * dtype.itemsize))
+        size, stored = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+    return StoredArray(shape, dtype, partial(_read_member, archive, info, size, stored))
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, stored: int) -> np.ndarray:
     origin = f"{archive.filename}: {info.filename}"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise O2ODataError(f"{origin} is not packed as numpy does; store it again with numpy.savez_compressed.")
-    if size > info.file_size:
-        raise O2ODataError(f"{origin} is damaged: it claims {size} bytes and holds {info.file_size}.")
+    if size > stored:
+        raise O2ODataError(f"{origin} is damaged: it claims {size} bytes and holds {stored}.")
     check_size(size, info.compress_size, origin)
     with archive.open(info) as member:
         return np.lib.format.read_array(member, allow_pickle=False)

@@ -352,6 +352,8 @@ def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[
 def _vectors(values: np.ndarray, name: str) -> np.ndarray:
     """Cast observations or actions; single numbers become vectors of one entry."""
     values = cast_column(values, name)
+    if values.ndim > 1 and not values[:1].size and len(values):
+        raise O2ODataError(f"{name} have the shape {list(values.shape)}; expected at least one number per row.")
     return values[:, None] if values.ndim == 1 else values
 
 

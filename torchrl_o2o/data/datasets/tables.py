@@ -74,6 +74,6 @@ def _table(path: Path) -> tuple[list[str], np.ndarray]:
                 rows.append([float(_WORDS.get(cell.strip().lower(), cell)) for cell in cells])
     except (OSError, ValueError, StopIteration, csv.Error) as error:
         raise O2ODataError(
-            f"{path}, line {line}: {error or 'it is empty'}; expected a line of names, then numbers."
+            f"{path}, line {line}: {str(error) or 'it is empty'}; expected a line of names, then numbers."
         ) from error
     return names, np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
