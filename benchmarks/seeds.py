@@ -30,9 +30,9 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data import OnlineWriter, PoolSampler, offline_online_storage
+from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.modules import DensityRatio, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, join_sources
-from torchrl_o2o.objectives.noise import GeneratorNoise
 from torchrl_o2o.priorities import Advantage, DensityRatioScore
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update

@@ -48,6 +48,7 @@ MOVED = {
     "interrupt": "trainers.interrupt",
     "launch": "trainers.launch",
     "matmul": "updates.matmul",
+    "objectives.noise": "functional.noise",
     "optim": "trainers.optim",
     "pipeline": "trainers.pipeline",
     "report": "record.report",

@@ -35,12 +35,6 @@ def test_tanh_normal_is_exact_where_tanh_saturates() -> None:
     assert got.item() == pytest.approx(-0.9189385332046727 - (2 * math.log(2.0) - 60.0), rel=1e-12)
 
 
-def test_rsample_uses_the_given_noise() -> None:
-    action, log_prob = F.tanh_normal_rsample(tensor([1.0]), tensor([0.5]), tensor([-1.0]))
-    assert action.item() == pytest.approx(math.tanh(0.5))
-    assert log_prob.item() == pytest.approx(F.tanh_normal_log_prob(tensor([0.5]), tensor([1.0]), tensor([0.5])).item())
-
-
 def test_inverse_tanh_clips_by_the_margin() -> None:
     assert F.inverse_tanh(tensor(1.0, dtype=torch.float64), 1e-3).item() == pytest.approx(math.atanh(1 - 1e-3))
     assert F.inverse_tanh(tensor(0.5, dtype=torch.float64)).item() == pytest.approx(math.atanh(0.5))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.objectives.noise import GeneratorNoise
+from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.updates import StackedUpdate, Update, compile_update, stack_updates
 
 AGENTS = 3

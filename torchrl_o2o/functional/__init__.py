@@ -73,7 +73,6 @@ from torchrl_o2o.functional.soft import (
     sac_actor_objective,
     soft_value,
     tanh_normal_log_prob,
-    tanh_normal_rsample,
     td_target,
     temperature_objective,
 )
@@ -134,7 +133,6 @@ __all__ = [
     "spot_cooling",
     "standardized",
     "tanh_normal_log_prob",
-    "tanh_normal_rsample",
     "td_target",
     "temperature_objective",
     "two_sided_tail",

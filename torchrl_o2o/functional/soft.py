@@ -24,7 +24,6 @@ __all__ = [
     "sac_actor_objective",
     "soft_value",
     "tanh_normal_log_prob",
-    "tanh_normal_rsample",
     "td_target",
     "temperature_objective",
 ]
@@ -59,29 +58,6 @@ def tanh_normal_log_prob(pre_tanh: Tensor, loc: Tensor, scale: Tensor) -> Tensor
     log_normal = -0.5 * standardized.square() - scale.log() - _LOG_SQRT_2PI
     log_slope = 2.0 * (math.log(2.0) - pre_tanh - softplus(-2.0 * pre_tanh))
     return (log_normal - log_slope).sum(-1)
-
-
-def tanh_normal_rsample(loc: Tensor, scale: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Reparametrized sample :math:`a=\tanh(\mu+\sigma\varepsilon)` and its log-density.
-
-    Source: Haarnoja et al. 2018 (SAC), Eq. 11 and appendix C.
-
-    Args:
-        loc: mean before tanh, shape [*B, A].
-        scale: standard deviation before tanh, shape [*B, A].
-        noise: standard-normal numbers, broadcastable to [*B, A].
-
-    Returns:
-        The action in [-1, 1], shape [*B, A], and its log-density, shape [*B].
-
-    Examples:
-        >>> import torch
-        >>> action, log_prob = tanh_normal_rsample(torch.zeros(4, 2), torch.ones(4, 2), torch.zeros(4, 2))
-        >>> action.shape, log_prob.shape
-        (torch.Size([4, 2]), torch.Size([4]))
-    """
-    pre_tanh = loc + scale * noise
-    return pre_tanh.tanh(), tanh_normal_log_prob(pre_tanh, loc, scale)
 
 
 def inverse_tanh(action: Tensor, margin: float = 1e-6) -> Tensor:

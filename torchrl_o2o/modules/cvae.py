@@ -19,15 +19,16 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
-from torchrl_o2o.errors import check_option, check_order
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
+from torchrl_o2o.modules.vae import GaussianEncoder
 
 __all__ = ["ConditionalVAE", "InverseDynamics", "make_conditional_vae", "make_inverse_dynamics"]
 
 Decoder = Literal["full", "latent"]
 
 
-class ConditionalVAE(nn.Module):
+class ConditionalVAE(GaussianEncoder):
     r"""Encoder :math:`q(z|s,a)=N(\mu,\sigma)` and decoder :math:`\hat s'=f(z,s,a)` or :math:`f(z)`.
 
     Args:
@@ -54,21 +55,11 @@ class ConditionalVAE(nn.Module):
         decoder: Decoder = "full",
         log_std_bounds: tuple[float, float] = (-4.0, 15.0),
     ) -> None:
-        super().__init__()
+        super().__init__(observation_dim, action_dim, latent_dim, hidden_sizes, log_std_bounds)
         check_option("decoder", decoder, ("full", "latent"))
-        self.encoder = make_trunk(observation_dim + action_dim, hidden_sizes)
-        self.mean = nn.Linear(hidden_sizes[-1], latent_dim)
-        self.log_std = nn.Linear(hidden_sizes[-1], latent_dim)
         width = latent_dim + (observation_dim + action_dim if decoder == "full" else 0)
         self.decoder = nn.Sequential(make_trunk(width, hidden_sizes), nn.Linear(hidden_sizes[-1], observation_dim))
-        check_order("log_std_bounds", log_std_bounds)
-        self.latent_dim, self.log_std_bounds = latent_dim, log_std_bounds
         self.decoder_reads: Decoder = decoder
-
-    def encode(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observation [*B, o] and action [*B, A] to the latent's mean and standard deviation, each [*B, Z]."""
-        features = self.encoder(torch.cat([observation, action], -1))
-        return self.mean(features), self.log_std(features).clamp(*self.log_std_bounds).exp()
 
     def forward(
         self, observation: Tensor, action: Tensor, noise: Tensor | None = None
@@ -83,8 +74,7 @@ class ConditionalVAE(nn.Module):
         Returns:
             Predicted next observation [*B, o], mean, standard deviation and latent, each [*B, Z].
         """
-        mean, std = self.encode(observation, action)
-        latent = mean + std * (torch.randn_like(std) if noise is None else noise)
+        mean, std, latent = self.draw(observation, action, noise)
         read = (latent, observation, action) if self.decoder_reads == "full" else (latent,)
         return self.decoder(torch.cat(read, -1)), mean, std, latent
 

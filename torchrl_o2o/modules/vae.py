@@ -18,10 +18,47 @@ from torchrl_o2o.errors import check_order
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
-__all__ = ["ActionVAE", "make_action_vae"]
+__all__ = ["ActionVAE", "GaussianEncoder", "make_action_vae"]
 
 
-class ActionVAE(nn.Module):
+class GaussianEncoder(nn.Module):
+    r"""Abstract base of the VAEs: :math:`q(z|s,a)=N(\mu,\sigma)`, and a latent drawn from it.
+
+    Args:
+        observation_dim: width o of the observation.
+        action_dim: width A of the action.
+        latent_dim: width Z of the latent.
+        hidden_sizes: widths of the hidden layers.
+        log_std_bounds: clip of the log standard deviation.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        latent_dim: int,
+        hidden_sizes: Sequence[int],
+        log_std_bounds: tuple[float, float],
+    ) -> None:
+        super().__init__()
+        check_order("log_std_bounds", log_std_bounds)
+        self.encoder = make_trunk(observation_dim + action_dim, hidden_sizes)
+        self.mean = nn.Linear(hidden_sizes[-1], latent_dim)
+        self.log_std = nn.Linear(hidden_sizes[-1], latent_dim)
+        self.latent_dim, self.log_std_bounds = latent_dim, log_std_bounds
+
+    def encode(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observation [*B, o] and action [*B, A] to the latent's mean and standard deviation, each [*B, Z]."""
+        features = self.encoder(torch.cat([observation, action], -1))
+        return self.mean(features), self.log_std(features).clamp(*self.log_std_bounds).exp()
+
+    def draw(self, observation: Tensor, action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation, each [*B, Z], and z of the given noise [*S, *B, Z] or of fresh numbers."""
+        mean, std = self.encode(observation, action)
+        return mean, std, mean + std * (torch.randn_like(std) if noise is None else noise)
+
+
+class ActionVAE(GaussianEncoder):
     r"""Encoder :math:`q(z|s,a)=N(\mu,\sigma)` and decoder :math:`\hat a=\tanh f(s,z)` of actions given observations.
 
     Args:
@@ -48,20 +85,10 @@ class ActionVAE(nn.Module):
         squash: nn.Module | None = None,
         log_std_bounds: tuple[float, float] = (-4.0, 15.0),
     ) -> None:
-        super().__init__()
-        self.encoder = make_trunk(observation_dim + action_dim, hidden_sizes)
-        self.mean = nn.Linear(hidden_sizes[-1], latent_dim)
-        self.log_std = nn.Linear(hidden_sizes[-1], latent_dim)
+        super().__init__(observation_dim, action_dim, latent_dim, hidden_sizes, log_std_bounds)
         decoder = make_trunk(observation_dim + latent_dim, hidden_sizes)
         output = nn.Linear(hidden_sizes[-1], action_dim)
         self.decoder = nn.Sequential(decoder, output, nn.Tanh() if squash is None else squash)
-        check_order("log_std_bounds", log_std_bounds)
-        self.latent_dim, self.log_std_bounds = latent_dim, log_std_bounds
-
-    def encode(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observation [*B, o] and action [*B, A] to the latent's mean and standard deviation, each [*B, Z]."""
-        features = self.encoder(torch.cat([observation, action], -1))
-        return self.mean(features), self.log_std(features).clamp(*self.log_std_bounds).exp()
 
     def decode(self, observation: Tensor, latent: Tensor) -> Tensor:
         """Map observation [*B, o] and latent [*S, *B, Z] to actions [*S, *B, A]."""
@@ -81,8 +108,7 @@ class ActionVAE(nn.Module):
         Returns:
             Decoded action [*S, *B, A], mean and standard deviation [*B, Z], and the latent [*S, *B, Z].
         """
-        mean, std = self.encode(observation, action)
-        latent = mean + std * (torch.randn_like(std) if noise is None else noise)
+        mean, std, latent = self.draw(observation, action, noise)
         return self.decode(observation, latent), mean, std, latent
 
 

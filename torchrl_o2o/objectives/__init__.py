@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource, RecordedNoise
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.awac import AWACLoss
 from torchrl_o2o.objectives.baseline import BaselineLoss
@@ -16,7 +17,6 @@ from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic
 from torchrl_o2o.objectives.iql import IQLLoss
-from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource, RecordedNoise
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 from torchrl_o2o.objectives.parameters import load_parameters
 from torchrl_o2o.objectives.perturbation import PerturbationRatioLoss

@@ -97,7 +97,7 @@ class ActorCriticLoss(TransitionLoss):
     @property
     def _target_critics(self) -> Parameters:
         """Parameters of the target critics."""
-        return flat_parameters(self.target_qvalue_network_params, detach=True)
+        return flat_parameters(self.target_qvalue_network_params)
 
     def _bellman_error(
         self, qvalue: Tensor, target: Tensor, over_members: Literal["sum", "mean"] = "sum"

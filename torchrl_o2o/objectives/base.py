@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -19,8 +19,8 @@ from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.objectives.networks import Inputs
-from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
 
 __all__ = ["Reduction", "TransitionLoss"]
 
@@ -178,8 +178,7 @@ class TransitionLoss(LossModule):
 
     def _following(self, tensordict: TensorDictBase) -> TensorDictBase:
         """What came after the action: the entries under ``"next"``."""
-        self._entry(tensordict, "next")
-        return tensordict.get("next")
+        return cast(TensorDictBase, self._entry(tensordict, "next"))
 
     def _check_outcome(self, following: TensorDictBase, rows: torch.Size) -> None:
         """Refuse reward and ends that do not fit the values, shape [*rows]; the estimator would not say which."""

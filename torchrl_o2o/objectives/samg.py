@@ -20,11 +20,11 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.samg import Guidance, guidance_factor, samg_value
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic, Source
 from torchrl_o2o.objectives.networks import flat_parameters, policy_distribution, sample_policy
-from torchrl_o2o.objectives.noise import GeneratorNoise, NoiseSource
 
 __all__ = ["SAMGEstimator"]
 

@@ -22,7 +22,7 @@ from torchrl_o2o.checkpoint.streams import RandomStream
 from torchrl_o2o.checkpoint.together import common_step
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.objectives.noise import GeneratorNoise
+from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.trainers.interrupt import graceful_exit
 from torchrl_o2o.trainers.pipeline import Finetuning
 from torchrl_o2o.updates import StackedNonFiniteError, StackedUpdate, Update

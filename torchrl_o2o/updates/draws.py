@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_o2o.objectives.noise import NoiseSource
+from torchrl_o2o.functional.noise import NoiseSource
 
 __all__ = ["Draw", "DrawFinder", "HandedNoise"]
 
@@ -63,15 +63,15 @@ class DrawFinder:
         return template.new_zeros((*sample_shape, *like.shape))
 
     def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._note("normal", name, like, sample_shape)
 
     def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._note("uniform", name, like, sample_shape)
 
     def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
-        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         template = torch.empty(like.shape, dtype=like.dtype, device=like.device)
         self.draws.append(Draw("subset", name, template, (), num_members, size, per_row))
         index = torch.arange(size, device=like.device)
@@ -89,13 +89,13 @@ class HandedNoise:
         self._left = list(values)
 
     def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._left.pop(0)
 
     def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._left.pop(0)
 
     def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
-        """See :class:`~torchrl_o2o.objectives.noise.NoiseSource`."""
+        """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._left.pop(0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.objectives.noise import NoiseSource
+from torchrl_o2o.functional.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps, moments_of, step_scalars
 from torchrl_o2o.updates.calling import call_loss
 from torchrl_o2o.updates.draws import Draw, DrawFinder

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from torchrl_o2o.objectives.noise import NoiseSource
+from torchrl_o2o.functional.noise import NoiseSource
 
 __all__ = ["CudaGraphProgram", "Replayed"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.objectives.noise import NoiseSource
+from torchrl_o2o.functional.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps
 from torchrl_o2o.updates.graph import Named, over_leading_dim
 from torchrl_o2o.updates.program import Captured, Program

@@ -371,7 +371,7 @@ class StackedUpdate:
     loaded into them is followed. Never replace a parameter's ``.data`` afterwards.
 
     Each agent draws from its own ``loss.noise``, in the order of its own update. Give the losses generators of their
-    own (:class:`~torchrl_o2o.objectives.noise.GeneratorNoise`) and every agent's numbers are those of its single run up
+    own (:class:`~torchrl_o2o.functional.noise.GeneratorNoise`) and every agent's numbers are those of its single run up
     to rounding.
 
     Args:
