@@ -126,6 +126,22 @@ class ACALoss(SoftLoss):
             raise O2OSpecError(f"got interpolation={value}, expected a weight in [0, 1]")
         self._interpolation.fill_(value)
 
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        r"""The target :math:`y=r+\gamma(1-d)[\min_i Q'_i(s',a')-\alpha\log\pi(a'|s')]` with the same k and clip.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        policy = own_distribution(self._policy(following))
+        action, log_prob = policy.rsample_and_log_prob(noise=noise)  # a' ~ pi(.|s')
+        qvalue = self._aligned(following, action, self._target_critics, policy)[0].amin(0)  # min_i Q'_i(s', a')
+        return self._soft_target(tensordict, action, log_prob, qvalue)
+
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one minibatch; only the residuals are trained.
 
@@ -173,22 +189,6 @@ class ACALoss(SoftLoss):
         loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **alpha_info, "interpolation": self.interpolation.clone()})
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        r"""The target :math:`y=r+\gamma(1-d)[\min_i Q'_i(s',a')-\alpha\log\pi(a'|s')]` with the same k and clip.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            y, shape [*B], without gradient.
-        """
-        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
-        policy = own_distribution(self._policy(following))
-        action, log_prob = policy.rsample_and_log_prob(noise=noise)  # a' ~ pi(.|s')
-        qvalue = self._aligned(following, action, self._target_critics, policy)[0].amin(0)  # min_i Q'_i(s', a')
-        return self._soft_target(tensordict, action, log_prob, qvalue)
 
     def _aligned(
         self, state: Inputs, action: Tensor, residuals: Parameters, policy: Distribution | None = None

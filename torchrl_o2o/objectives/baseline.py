@@ -94,6 +94,23 @@ class BaselineLoss(TransitionLoss):
         self.clip_min = clip_min
         self.make_value_estimator()
 
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """The target y of the class docstring.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
+        following = self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi_0(.|s')
+        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
+        value = baseline_value(self._clipped(log_prob), baseline, self.alpha, entropy)
+        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
+
     def baseline_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one minibatch; no gradient reaches the policy.
 
@@ -123,23 +140,6 @@ class BaselineLoss(TransitionLoss):
         """
         loss, info = self.baseline_loss(tensordict)
         return self._collect(tensordict, {"loss_baseline": loss}, info)
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        """The target y of the class docstring.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            y, shape [*B], without gradient.
-        """
-        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
-        following = self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi_0(.|s')
-        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
-        value = baseline_value(self._clipped(log_prob), baseline, self.alpha, entropy)
-        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
 
     def _policy(self, state: Inputs) -> Distribution:
         """pi_0(.|s)."""

@@ -130,6 +130,26 @@ class CQLLoss(SoftLoss):
         self.register_buffer("action_high", high.to(dtype).clone(), persistent=False)
         self.make_value_estimator()
 
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        r"""The Bellman target y of the class docstring.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        count = (self.penalty.num_actions if self.max_target_backup else 1,)
+        noise, following = (
+            self.noise.normal("next_action", self._action(tensordict), count),
+            self._next_state(tensordict),
+        )
+        actions, log_probs = sample_policy(self._policy(following), noise, count)  # a'_1 .. a'_n ~ pi(.|s')
+        values = self._qvalues(repeated(following, *count), actions, self._target_critics).amin(0)  # min_i Q'_i
+        qvalue, log_prob, action = max_backup(values, log_probs, actions)
+        return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
+
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Bellman error plus conservative penalty of one minibatch.
 
@@ -211,26 +231,6 @@ class CQLLoss(SoftLoss):
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         losses["loss_alpha_prime"], _ = self.alpha_prime_loss(tensordict, gap=info["gap"])
         return self._collect(tensordict, losses, {**info, **alpha_info})
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        r"""The Bellman target y of the class docstring.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            y, shape [*B], without gradient.
-        """
-        count = (self.penalty.num_actions if self.max_target_backup else 1,)
-        noise, following = (
-            self.noise.normal("next_action", self._action(tensordict), count),
-            self._next_state(tensordict),
-        )
-        actions, log_probs = sample_policy(self._policy(following), noise, count)  # a'_1 .. a'_n ~ pi(.|s')
-        values = self._qvalues(repeated(following, *count), actions, self._target_critics).amin(0)  # min_i Q'_i
-        qvalue, log_prob, action = max_backup(values, log_probs, actions)
-        return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
 
     @torch.no_grad()
     def _proposals(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:

@@ -142,6 +142,24 @@ class EnsembleSACLoss(SoftLoss):
         self.weight_actor = weight_actor
         self.make_value_estimator()
 
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        r"""The Bellman target y of the class docstring.
+
+        The value estimator is handed, under ``"next"``, the sampled action, its log-density, the minimum over the drawn
+        target members and the soft value, so that estimators which mix in other critics need no second pass.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
+        qvalue = self._subset_minimum(following, action)
+        return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
+
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one minibatch.
 
@@ -217,24 +235,6 @@ class EnsembleSACLoss(SoftLoss):
         loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **alpha_info})
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        r"""The Bellman target y of the class docstring.
-
-        The value estimator is handed, under ``"next"``, the sampled action, its log-density, the minimum over the drawn
-        target members and the soft value, so that estimators which mix in other critics need no second pass.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            y, shape [*B], without gradient.
-        """
-        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
-        qvalue = self._subset_minimum(following, action)
-        return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
 
     def _subset_minimum(self, state: Inputs, action: Tensor) -> Tensor:
         """The minimum of Q'_i(s, a) over the members of Z, drawn once or for each row, shape [*B]."""

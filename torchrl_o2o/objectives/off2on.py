@@ -90,6 +90,23 @@ class PessimisticEnsembleLoss(SoftLoss):
         self.num_pairs = self.num_qvalue_nets // 2
         self.make_value_estimator()
 
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        r"""The Bellman targets y_k of the class docstring.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            Shape [K, *B], without gradient.
+        """
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s'), shared by all pairs
+        qvalue = pair_minimum(self._qvalues(following, action, self._target_critics))  # min(Q'_k1, Q'_k2)(s', a')
+        layers = tensordict.expand(self.num_pairs, *tensordict.batch_size)
+        action = action.expand(self.num_pairs, *action.shape)
+        return self._soft_target(layers, action, log_prob.expand_as(qvalue), qvalue)
+
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one minibatch.
 
@@ -138,20 +155,3 @@ class PessimisticEnsembleLoss(SoftLoss):
         loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **alpha_info})
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        r"""The Bellman targets y_k of the class docstring.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            Shape [K, *B], without gradient.
-        """
-        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s'), shared by all pairs
-        qvalue = pair_minimum(self._qvalues(following, action, self._target_critics))  # min(Q'_k1, Q'_k2)(s', a')
-        layers = tensordict.expand(self.num_pairs, *tensordict.batch_size)
-        action = action.expand(self.num_pairs, *action.shape)
-        return self._soft_target(layers, action, log_prob.expand_as(qvalue), qvalue)

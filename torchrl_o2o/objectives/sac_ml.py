@@ -107,6 +107,21 @@ class SACMLLoss(SoftLoss):
         self.baseline_entropy = baseline_entropy
         self.make_value_estimator()
 
+    @torch.no_grad()
+    def target_value(self, tensordict: TensorDictBase) -> Tensor:
+        """SAC's Bellman target.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y, shape [*B], without gradient.
+        """
+        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
+        qvalue = self._qvalues(following, action, self._target_critics).amin(0)  # min_i Q'_i(s', a')
+        return self._soft_target(tensordict, action, log_prob, qvalue)
+
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """SAC's critic loss of one minibatch.
 
@@ -176,21 +191,6 @@ class SACMLLoss(SoftLoss):
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         losses["loss_baseline"] = loss_baseline
         return self._collect(tensordict, losses, {**info, **baseline_info, **actor_info, **alpha_info})
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        """SAC's Bellman target.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            y, shape [*B], without gradient.
-        """
-        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
-        qvalue = self._qvalues(following, action, self._target_critics).amin(0)  # min_i Q'_i(s', a')
-        return self._soft_target(tensordict, action, log_prob, qvalue)
 
     @torch.no_grad()
     def baseline_target(self, tensordict: TensorDictBase) -> Tensor:
