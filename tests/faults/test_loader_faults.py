@@ -235,11 +235,24 @@ def test_case_a05_next_observations_of_the_next_episode() -> None:
     arrays = walk()
     arrays["next_observations"][:-1] = arrays["observations"][1:]
     with pytest.raises(O2ODataError, match=r"11 episodes end with a next observation that is the next episode's first, "
-                       "first at episode 0, step 19, .* after the reset"):  # fmt: skip
+                       "first at episode 0, step 19: .* after a reset"):  # fmt: skip
         load(arrays)
+    arrays["terminals"], arrays["timeouts"] = arrays["timeouts"], arrays["terminals"]
+    assert len(load(arrays)) == 240, "nothing bootstraps from what follows a terminal row"
     continuing = walk(1, 240)  # a log that is cut but never reset may well say the same
     continuing["timeouts"] = np.arange(240) % LIMIT == LIMIT - 1
     assert len(load(continuing)) == 240
+
+
+def test_case_a05_next_observations_of_resets_that_are_alike() -> None:
+    arrays = walk(5, 100)
+    path = np.random.default_rng(2).standard_normal((5, 101, 3)).astype(np.float32)  # as wild as any jump
+    path[:, 0] = 0.01 * path[:, 0]
+    arrays["observations"], arrays["next_observations"] = path[:, :-1].reshape(-1, 3), path[:, 1:].reshape(-1, 3)
+    assert len(load(arrays)) == 500
+    arrays["next_observations"][:-1] = arrays["observations"][1:]
+    with pytest.raises(O2ODataError, match="4 episodes end with a next observation that is the next episode's first"):
+        load(arrays)
 
 
 def test_case_a05_shuffled_rows() -> None:
@@ -261,8 +274,10 @@ def test_case_a05_shuffled_rows() -> None:
 
 def test_case_a05_rows_without_any_order_are_told() -> None:
     arrays = {name: values[np.random.default_rng(1).permutation(240)] for name, values in walk(following=False).items()}
-    assert "unordered" in check_offline(arrays, min_episode_length=1).codes
-    assert "unordered" not in check_offline(walk(following=False)).codes
+    with pytest.raises(O2ODataError, match=r"look shuffled: .* time limits come after .* \(in rows \d+, \d+, "):
+        load(arrays, min_episode_length=1)
+    assert "unordered" in check_offline(arrays | {"timeouts": np.arange(240) % LIMIT == LIMIT - 1}).codes
+    assert not {"unordered", "shuffled"} & set(check_offline(walk(following=False)).codes)
 
 
 @pytest.mark.parametrize("following", [True, False])

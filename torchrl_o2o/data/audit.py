@@ -26,12 +26,13 @@ from torchrl_o2o.errors import O2ODataError
 __all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
 
 _LARGE_REWARD = 1e6
-#: Fewer cases than this can be chance; with this many rows, statistics are none.
-_FEW, _MANY, _SAMPLE = 2, 100, 10_000
+#: Fewer cases than this can be chance. Distances are measured on so many rows, of at most so many numbers.
+_FEW, _SAMPLE, _NUMBERS = 2, 10_000, 10_000_000
 #: Terminal states after fewer steps than this, always the same number, are a short task.
 _SUSPICIOUS_LENGTH = 20
-#: How much larger a jump over a reset is than a usual step. Steps in units of the distance of any two rows.
-_JUMP, _UNORDERED = 1.3, 0.9
+#: A jump over a reset is larger than a usual step by this, which chance can do too where ends are few; first
+#: observations are closer to each other than any two by this.
+_JUMP, _ALIKE = 1.3, 1 / 3
 #: Slack at the action bounds for float32 rounding, relative to the box's width.
 _ROUNDING = 1e-6
 _FLOAT_KEYS: tuple[NestedKey, ...] = ("observation", "action", ("next", "observation"), ("next", "reward"))
@@ -75,8 +76,8 @@ def audit(
     Errors: missing or misshapen entries, no rows, NaN or infinite values, actions outside the box, dimensions or bounds
     that differ from the environment's, episodes beyond the time limit, terminal states that are all exactly at it, most
     rows not continuing in the next row, next observations that are the next episode's first. Warnings: columns without
-    variation, rewards that are all equal or beyond 1e6, some next observations that do not continue in the next row,
-    rows without any order, an episode that goes on after its end.
+    variation, rewards that are all equal or beyond 1e6, some next observations that do not continue in the next row, an
+    episode that goes on after its end.
 
     Args:
         data: transitions [N] with the entries of :data:`~torchrl_o2o.data.TRANSITION` and ``episode``. Not modified.
@@ -336,46 +337,41 @@ def _check_alignment(subject: _Subject) -> list[Finding]:
 
 def _come_elsewhere(observation: Tensor, following: Tensor, broken: Tensor) -> bool:
     """Whether the next observations are observations of other rows, in no order."""
-    place = {row.tobytes(): number for number, row in enumerate(observation.flatten(1).numpy())}
+    place = {row.tobytes(): number for number, row in enumerate(observation.flatten(1).cpu().numpy())}
     rows = broken.nonzero().squeeze(-1)
     rows = rows[:: max(1, len(rows) // _SAMPLE)]
-    found = [place.get(row.tobytes()) for row in following[rows].flatten(1).numpy()]
+    found = [place.get(row.tobytes()) for row in following[rows].flatten(1).cpu().numpy()]
     offsets = Counter(there - here for here, there in zip(rows.tolist(), found) if there is not None)
     return 2 * offsets.total() > len(rows) and 2 * max(offsets.values()) < len(rows)
 
 
 def _check_jumps(subject: _Subject, same: Tensor, meets: Tensor) -> list[Finding]:
-    """Last rows whose next observation is the next episode's first, though an episode does not begin where one ends."""
+    """Cut episodes whose last next observation is the next episode's first: taken after a reset, unless there was none.
+
+    A reset shows by its jump, or by first observations that are all alike. After a terminal row it does no harm.
+    """
     observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
-    ends, inside = (~same).sum(), same.nonzero().squeeze(-1)
-    inside = inside[:: max(1, len(inside) // _SAMPLE)]
-    if not len(inside):
+    cut = ~same & subject.data.get(("next", "truncated")).squeeze(-1)[:-1]
+    ends, inside = (cut & meets).nonzero().squeeze(-1), same.nonzero().squeeze(-1)
+    if len(ends) < _FEW or 2 * len(ends) < int(cut.sum()) or not len(inside):
         return []
+    rows = min(_SAMPLE, 1 + _NUMBERS // max(1, observation[0].numel()))
+    inside = inside[:: max(1, len(inside) // rows)]
     spread = observation[inside].flatten(1).float().std(0, correction=0)
     scale = torch.where(spread > 0, spread, 1.0)
     usual = _distances(observation[inside], following[inside], scale).median()
-    findings = []
-    if int(meets.sum()) >= _FEW and 2 * int(meets.sum()) >= int(ends):
-        rows = torch.cat([meets, meets.new_zeros(1)])
-        jumps = _distances(observation[rows], following[rows], scale).median()
-        if jumps > max(_JUMP, 1 + 3 / int(meets.sum()) ** 0.5) * usual:  # a few ends are far from usual by chance
-            findings += subject.finding(
-                "next_of_next", "error", rows, ("next", "observation"),
-                f"{{count}} episodes end with a next observation that is the next episode's first, {{place}}, "
-                f"{float(jumps / usual):.1f} times as far away as usual: they were taken after the reset. Record them "
-                "before it, or leave them out (those rows are then dropped).",
-            )  # fmt: skip
-    others = torch.linspace(0, len(inside) - 1, len(inside)).long().flip(0)
-    if (
-        len(inside) >= _MANY
-        and usual > _UNORDERED * _distances(observation[inside], observation[inside[others]], scale).median()
-    ):
-        message = (
-            "consecutive observations are as far apart as any two: the rows look shuffled, from row 0 on. Transitions "
-            "are only sound if each next observation was recorded with its row."
-        )
-        findings.append(Finding("unordered", "warning", message, key="observation"))
-    return findings
+    any_two = _distances(observation[inside], observation[inside.flip(0)], scale).median()
+    jump = _distances(observation[ends], following[ends], scale).median() / usual
+    alike = _distances(following[ends], following[ends.flip(0)], scale).median() < _ALIKE * any_two
+    if not (jump > _JUMP or alike):
+        return []
+    certain = bool(jump > 1 + 3 / len(ends) ** 0.5) or (bool(alike) and len(ends) > _FEW)
+    return subject.finding(
+        "next_of_next", "error" if certain else "warning",
+        torch.zeros(len(observation), dtype=torch.bool).index_fill_(0, ends, True), ("next", "observation"),
+        "{count} episodes end with a next observation that is the next episode's first, {place}: they look as if they "
+        "were taken after a reset. Record them before it, or leave next observations out (those rows are then dropped).",
+    )  # fmt: skip
 
 
 def _check_variation(subject: _Subject) -> list[Finding]:

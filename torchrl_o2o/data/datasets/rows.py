@@ -30,6 +30,10 @@ __all__ = ["Rows", "rows_from_episodes", "rows_from_flat"]
 
 #: Rows of one episode that lie in runs shorter than this, on average, are spread over the file.
 _SHORT_RUN = 4
+#: Fewer rows, or time limits, than these say nothing of their order; so many numbers are compared at most.
+_MANY, _FEW, _MOST_COMPARED = 100, 3, 1_000_000
+#: Squared steps in units of the squared distance of any two rows, from which on there is no order.
+_UNORDERED = 0.8
 
 
 @dataclass(frozen=True)
@@ -216,6 +220,8 @@ def rows_from_flat(
     notes += unread_notes(found, columns["terminated"], last, origin)
     firsts = np.append(0, ends[:-1] + 1) if steps else ends
     returns = np.add.reduceat(columns["reward"], firsts, dtype=np.float64)
+    if "next_observation" not in columns:
+        notes += _order_notes(columns["observation"], last, columns["truncated"])
     if "next_observation" in columns:
         rows = Rows(**columns, lengths=np.diff(ends, prepend=-1).astype(np.int64), returns=returns)
     else:
@@ -305,6 +311,31 @@ def _index_in_run(ends: np.ndarray) -> np.ndarray:
     """Each row's place in its run of rows up to an end."""
     starts = np.flatnonzero(np.append(True, ends[:-1])) if len(ends) else np.zeros(0, dtype=int)
     return np.arange(len(ends)) - np.repeat(starts, np.diff(starts, append=len(ends)))
+
+
+def _order_notes(observation: np.ndarray, last: np.ndarray, truncated: np.ndarray) -> tuple[Finding, ...]:
+    """Do rows without next observations follow each other? Those of a shuffled log are as far apart as any two."""
+    inside = np.flatnonzero(~last[:-1])
+    inside = inside[:: max(1, len(inside) * observation[:1].size // _MOST_COMPARED)]
+    if len(inside) < _MANY:
+        return ()
+    here, there = (observation[rows].reshape(len(inside), -1).astype(np.float32) for rows in (inside, inside + 1))
+    spread = here.std(0)
+    scale = np.where(spread > 0, spread, 1)
+    step, any_two = (np.median(np.square((here - other) / scale).mean(1)) for other in (there, here[::-1]))
+    if not step > _UNORDERED * any_two:
+        return ()
+    message = "the rows look shuffled: consecutive observations are as far apart as any two"
+    lengths = np.diff(np.flatnonzero(last), prepend=-1)[truncated[last]]
+    if len(lengths) >= _FEW and 2 * len(np.unique(lengths)) > len(lengths):
+        first, second = np.flatnonzero(last & truncated)[:2]
+        message += (
+            f", and time limits come after {', '.join(map(str, lengths[:3]))}, ... rows (in rows {first}, {second}, "
+            "...). Put the rows in the order in which they were recorded, or record next observations with them."
+        )
+        return (Finding("shuffled", "error", message, count=len(last), key="observation"),)
+    message += "; without next observations of their own, transitions are only sound in the order of recording."
+    return (Finding("unordered", "warning", message, count=len(last), key="observation"),)
 
 
 def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: np.ndarray) -> Rows:
