@@ -24,6 +24,7 @@ from tests.objectives import test_golden_aca as aca
 from tests.objectives import test_golden_awac as awac
 from tests.objectives import test_golden_cql as cql
 from tests.objectives import test_golden_iql as iql
+from tests.objectives import test_golden_rebrac as rebrac
 from tests.objectives import test_golden_rlpd as rlpd
 from tests.objectives import test_golden_spot as spot
 from tests.objectives import test_golden_td3_bc as td3_bc
@@ -229,6 +230,19 @@ def spot_update(case: str) -> Whole:
     return Whole(loss, update, [golden.transitions(tree)], [noise], check)
 
 
+def rebrac_update(case: str) -> Whole:
+    """Three updates, the actor in the first and the third."""
+    tree, loss, update = rebrac.whole_update(case)
+    steps = range(int(golden.hp(tree, "n_updates")))
+    noise = [{"target_smoothing": [tree[f"step{index}/noise/target_smoothing"]]} for index in steps]
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_actor"], tree[f"step{steps[-1]}/out/actor_loss"], "actor loss")
+        rebrac.check_end(tree, loss)
+
+    return Whole(loss, update, [rebrac.batch_of(tree, index) for index in steps], noise, check)
+
+
 def td3_update(case: str) -> Whole:
     """The critics twice, the actor and the targets every second time."""
     tree, loss, updater = td3_bc.build(case)
@@ -303,6 +317,7 @@ CASES: dict[str, Callable[[], Whole]] = {
     **{case: lambda case=case: cql_update(case) for case in (*cql.CORL, cql.OFFICIAL)},
     **{case: lambda case=case: iql_update(case) for case in (*iql.CORL, iql.AUTHORS)},
     **{f"spot/{case}": lambda case=case: spot_update(f"spot/{case}") for case in "AB"},
+    **{case: lambda case=case: rebrac_update(case) for case in rebrac.CASES},
     **{f"td3_bc/{case}": lambda case=case: td3_update(f"td3_bc/{case}") for case in "AB"},
     **{f"off2on/{case}": lambda case=case: off2on_update(case) for case in "AB"},
     **{case: lambda case=case: awac_update(case) for case in awac.CORL},

@@ -23,10 +23,12 @@ from torchrl.objectives import HardUpdate, SoftUpdate
 from tests.kernels import without_kernels
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, loop, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_gaussian_actor
-from torchrl_o2o.objectives import BCLoss
+from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import BCLoss, TD3BCLoss
+from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
-from torchrl_o2o.updates import Descend, Update, compile_update
+from torchrl_o2o.updates import Descend, Every, MoveTargets, Update, compile_update
+from torchrl_o2o.updates.steps import plan
 
 
 def make_update(kind: str, agent: Agent, **options: Any) -> Update:
@@ -340,3 +342,26 @@ def test_clipped_gradients_equal_the_loops(captured: list[Any]) -> None:
 def test_a_bound_on_no_loss_is_refused() -> None:
     with pytest.raises(O2OSpecError, match="critic"):
         make_update("awac", make_agent("awac"), max_grad_norm={"critic": 1.0})
+
+
+def test_every_may_begin_with_the_first_turn() -> None:
+    optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    critic, actor = Descend("qvalue", optim), Descend("actor", optim)
+    counts: dict[int, int] = {}
+    steps = (critic, Every(3, actor, first=True))
+    assert [len(plan(steps, counts).parts[0]) for _ in range(7)] == [2, 1, 1, 2, 1, 1, 2]
+
+
+def test_targets_of_some_networks_are_moved() -> None:
+    actor = make_deterministic_actor(3, 2, hidden_sizes=(8,))
+    loss = TD3BCLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+    targets, batch = SoftUpdate(loss, tau=0.5), random_transitions(8, 3, 2)
+    optim = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=0.1)
+    before = {name: value.clone() for name, value in loss.target_qvalue_network_params.flatten_keys(".").items()}
+    Update(loss, Descend("qvalue", optim), MoveTargets(targets, ("actor_network",)))(batch)
+    after = dict(loss.target_qvalue_network_params.flatten_keys(".").items())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    Update(loss, Descend("qvalue", optim), MoveTargets(targets, ("qvalue_network",)))(batch)
+    assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
+    with pytest.raises(O2OSpecError, match="no target of 'value_network'"):
+        Update(loss, Descend("qvalue", optim), MoveTargets(targets, ("value_network",)))

@@ -13,7 +13,7 @@ from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.samplers import BalancedReplaySampler, BalancedSampler, PoolSampler, PrioritizedReplaySampler
 from torchrl_o2o.data.storage import offline_online_storage
-from torchrl_o2o.data.transforms import n_step
+from torchrl_o2o.data.transforms import add_next_action, n_step
 from torchrl_o2o.data.writers import OnlineWriter
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "OnlineWriter",
     "PoolSampler",
     "PrioritizedReplaySampler",
+    "add_next_action",
     "audit",
     "check_offline",
     "describe_offline",

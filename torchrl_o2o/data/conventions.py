@@ -164,6 +164,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         ),  # CORL, all but hopper's scaled rewards
         "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
+        "rebrac": _row(_PLAIN, Convention(reward_scale=100.0), _PLAIN),  # its authors' code
         "spot": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # CORL
         "cql": _row(_STANDARDIZED, _MAZE_TEN, _HAND_TEN),  # CORL offline; its authors on mazes and hands
         "cal_ql": _row(_PLAIN, _MAZE_TEN, _HAND_TEN),  # its authors' code

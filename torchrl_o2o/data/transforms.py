@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
@@ -28,6 +29,7 @@ __all__ = [
     "AffineReward",
     "ObservationStats",
     "add_mc_return",
+    "add_next_action",
     "episode_returns",
     "locomotion_reward",
     "mc_return",
@@ -284,6 +286,39 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
         total += torch.where(inside, gamma**step * wide[(row + step).minimum(last)], 0.0)
     following = data.get("next")[last].set("reward", total.to(reward.dtype))
     return data.copy().set("next", following).set(STEPS, last - row + 1)
+
+
+def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")) -> TensorDictBase:
+    """Add the action recorded in the next step, as ReBRAC needs it (Tarasov et al. 2023), under ``("next", "action")``.
+
+    Rows without a next step in their episode are left out: those cut by a time limit, and the very last row. A terminal
+    row stays; it bootstraps nothing, and gets whatever action the next row has.
+
+    Args:
+        data: transitions [N] with ``episode``, in the order of recording.
+        key: where to put the actions, [N, A]. Defaults to ``("next", "action")``.
+
+    Returns:
+        New data with at most N - 1 rows; the input keeps its own entries.
+
+    Raises:
+        O2ODataError: if ``episode`` is missing, or rows span several steps.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.data.transforms import add_next_action
+        >>> ends = torch.tensor([[False], [True], [False], [False]])
+        >>> data = TensorDict({"episode": torch.tensor([0, 0, 1, 2]), "action": torch.arange(4.0).unsqueeze(-1),
+        ...                    "next": {"terminated": ends}}, [4])
+        >>> add_next_action(data)["next", "action"].squeeze(-1)
+        tensor([1., 2.])
+    """
+    _one_step(data, "the action of the next step")
+    episode = _episodes(data)
+    goes_on = (episode[1:] == episode[:-1]) | data["next", "terminated"].squeeze(-1)[:-1]
+    rows = goes_on.nonzero().squeeze(-1)
+    return data[rows].set(key, data["action"][rows + 1])
 
 
 def _one_step(data: TensorDictBase, what: str) -> None:

@@ -305,7 +305,8 @@ def iwae_penalty(
 def spot_cooling(density_weight: float, step: int, total_steps: int, floor: float = 0.2) -> float:
     r"""SPOT's online schedule of its density constraint, :math:`\lambda\max(\lambda_{end}, 1-t/T)`.
 
-    Source: Wu et al. 2022 (SPOT), section 4.3.
+    Source: Wu et al. 2022 (SPOT), section 4.3. CORL's fine-tuning of ReBRAC lets its actor's penalty fall so, with a
+    floor of one half.
 
     Args:
         density_weight: :math:`\lambda` of the offline phase.

@@ -17,7 +17,7 @@ from torchrl.modules import ValueOperator
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.initialization import Initialization, initialize_
-from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_trunk
+from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
 
 __all__ = ["QValueNet", "make_qvalue_ensemble"]
 
@@ -53,7 +53,7 @@ def make_qvalue_ensemble(
     *,
     num_qvalue_nets: int = 10,
     hidden_sizes: Sequence[int] = (256, 256),
-    layer_norm: bool = True,
+    layer_norm: LayerNorm = True,
     layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
     initialization: Initialization = "xavier_uniform",
     dropout: float | None = None,
@@ -73,7 +73,8 @@ def make_qvalue_ensemble(
         num_qvalue_nets: number of members E. Defaults to 10.
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256); RLPD uses (256, 256, 256) on AntMaze and
             Adroit.
-        layer_norm: Linear -> LayerNorm -> ReLU in hidden layers. Defaults to ``True``.
+        layer_norm: Linear -> LayerNorm -> ReLU in hidden layers; ``"after_activation"``: Linear -> ReLU -> LayerNorm
+            (ReBRAC). Defaults to ``True``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's (torch's own is 1e-5).
         initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
         dropout: drop probability before LayerNorm, or ``None`` (default).

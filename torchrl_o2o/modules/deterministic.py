@@ -16,7 +16,7 @@ from torchrl.modules import Actor
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
 from torchrl_o2o.modules.initialization import Initialization, initialize_
-from torchrl_o2o.modules.trunk import feature_dim, make_trunk
+from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
 
 __all__ = ["make_deterministic_actor"]
 
@@ -28,6 +28,8 @@ def make_deterministic_actor(
     *,
     hidden_sizes: Sequence[int] = (256, 256),
     initialization: Initialization = "torch",
+    layer_norm: LayerNorm = False,
+    layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
     dropout: float | None = None,
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
@@ -44,6 +46,8 @@ def make_deterministic_actor(
         action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
         initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`. Defaults to ``"torch"``.
+        layer_norm: as in :func:`~torchrl_o2o.modules.make_trunk`. Defaults to ``False``.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
         dropout: drop probability in hidden layers, or ``None`` (default).
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
@@ -63,7 +67,8 @@ def make_deterministic_actor(
     """
     spec = action_box(action)
     squash = nn.Tanh() if is_unit_box(spec) else BoxTanh(spec.space.low, spec.space.high)
-    trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout)
+    norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
+    trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout, **norm)
     output = nn.Linear(hidden_sizes[-1], feature_dim(spec, "action"))
     net = initialize_(nn.Sequential(trunk, output), initialization, last_bound=1e-3)
     return Actor(

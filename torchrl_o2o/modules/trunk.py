@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from torchrl.modules import MLP
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["FLAX_LAYER_NORM_EPS", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
+__all__ = ["FLAX_LAYER_NORM_EPS", "LayerNorm", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
 
 FLAX_LAYER_NORM_EPS = 1e-6  # torch's own default is 1e-5; the papers' numbers come from flax
+#: Whether and where hidden layers are normalized: before the ReLU or behind it.
+LayerNorm = bool | Literal["after_activation"]
 
 
 class ReLU(nn.Module):
@@ -63,7 +66,7 @@ def make_trunk(
     in_features: int,
     hidden_sizes: Sequence[int],
     *,
-    layer_norm: bool = False,
+    layer_norm: LayerNorm = False,
     layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
     dropout: float | None = None,
     unit_norm: bool = False,
@@ -75,7 +78,8 @@ def make_trunk(
     Args:
         in_features: width of the input; several inputs are concatenated along their last dimension.
         hidden_sizes: widths of the hidden layers, at least one.
-        layer_norm: whether each hidden layer is normalized. Defaults to ``False``.
+        layer_norm: whether each hidden layer is normalized; ``"after_activation"``: behind its ReLU, not before
+            it (ReBRAC). Defaults to ``False``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
         dropout: drop probability, or ``None`` for no dropout (default).
         unit_norm: whether the last features are scaled to length one. Defaults to ``False``.
@@ -84,7 +88,7 @@ def make_trunk(
         A module mapping [*B, in_features] to [*B, hidden_sizes[-1]].
 
     Raises:
-        O2OSpecError: if there is no hidden layer.
+        O2OSpecError: if there is no hidden layer, or ``layer_norm`` is unknown.
 
     Examples:
         >>> import torch
@@ -94,6 +98,11 @@ def make_trunk(
     """
     if not hidden_sizes:
         raise O2OSpecError(f"got hidden_sizes={tuple(hidden_sizes)}, expected at least one width, e.g. (256, 256)")
+    if layer_norm not in (True, False, "after_activation"):
+        raise O2OSpecError(f"got layer_norm={layer_norm!r}, expected True, False or 'after_activation'")
+    if layer_norm == "after_activation":
+        trunk = _normalized_after(in_features, hidden_sizes, layer_norm_eps, dropout)
+        return nn.Sequential(trunk, UnitNorm()) if unit_norm else trunk
     norms = [{"normalized_shape": width, "eps": layer_norm_eps} for width in hidden_sizes] if layer_norm else None
     trunk = MLP(
         in_features=in_features,
@@ -106,6 +115,17 @@ def make_trunk(
         activate_last_layer=True,
     )
     return nn.Sequential(trunk, UnitNorm()) if unit_norm else nn.Sequential(trunk)
+
+
+def _normalized_after(
+    in_features: int, hidden_sizes: Sequence[int], eps: float, dropout: float | None
+) -> nn.Sequential:
+    """Linear, dropout, ReLU, LayerNorm per layer."""
+    layers: list[nn.Module] = []
+    for before, width in zip((in_features, *hidden_sizes), hidden_sizes):
+        dropped = [] if dropout is None else [nn.Dropout(dropout)]
+        layers += [nn.Linear(before, width), *dropped, ReLU(), nn.LayerNorm(width, eps=eps)]
+    return nn.Sequential(*layers)
 
 
 def feature_dim(spec: object, role: str) -> int:

@@ -20,6 +20,7 @@ from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 from torchrl_o2o.objectives.parameters import load_parameters
 from torchrl_o2o.objectives.perturbation import PerturbationRatioLoss
+from torchrl_o2o.objectives.rebrac import ReBRACLoss
 from torchrl_o2o.objectives.sac_ml import SACMLLoss
 from torchrl_o2o.objectives.samg import SAMGEstimator
 from torchrl_o2o.objectives.spot import SPOTLoss
@@ -43,6 +44,7 @@ __all__ = [
     "NoiseSource",
     "PerturbationRatioLoss",
     "PessimisticEnsembleLoss",
+    "ReBRACLoss",
     "RecordedNoise",
     "SACMLLoss",
     "SAMGEstimator",

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What TD3+BC and SPOT share: deterministic actors with targets, and smoothed target actions."""
+"""What TD3+BC, ReBRAC and SPOT share: deterministic actors with targets, and smoothed target actions."""
 
 from __future__ import annotations
 
@@ -79,7 +79,12 @@ class SmoothedTargetLoss(CriticLoss):
         action = self._act(following, self.target_actor_network_params)  # pi'(s')
         action = smoothed_action(action, noise, self.policy_noise, self.noise_clip, *box)  # a~'
         value = self._qvalues(following, action, self._target_critics).amin(0)  # min_j Q'_j(s', a~')
+        value = value - self._next_penalty(tensordict, action)
         return self._estimate(tensordict, value, qvalue=value, action=action)
+
+    def _next_penalty(self, tensordict: TensorDictBase, action: Tensor) -> Tensor | float:
+        """What a target action pays, shape [*B]; nothing in TD3."""
+        return 0.0
 
     def _act(self, state: Inputs, params: TensorDictParams) -> Tensor:
         """pi(s), shape [*B, A]."""

@@ -92,7 +92,7 @@ def _averaging(loss: LossModule, step: MoveTargets) -> tuple[dict[str, str], flo
     updater = step.updater
     if not isinstance(updater, SoftUpdate):
         raise O2OSpecError(f"got {type(updater).__name__}, expected a SoftUpdate in a compiled update")
-    return target_pairs(loss), 1.0 - updater.eps
+    return target_pairs(loss, step.names), 1.0 - updater.eps
 
 
 def run_part(

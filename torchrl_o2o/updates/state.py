@@ -106,11 +106,12 @@ def _overlaid(own: Any, values: Mapping[str, Any]) -> Iterator[None]:
         own.update(before)
 
 
-def target_pairs(loss: nn.Module) -> dict[str, str]:
+def target_pairs(loss: nn.Module, names: tuple[str, ...] | None = None) -> dict[str, str]:
     """Which tensor of a loss is averaged into which target, by the names of :func:`state_of`.
 
     Args:
         loss: a loss module whose target networks are registered as ``target_<network>_params``.
+        names: of those networks; ``None`` (default) takes all.
 
     Returns:
         Name of the target -> name of its source.
@@ -125,6 +126,9 @@ def target_pairs(loss: nn.Module) -> dict[str, str]:
     """
     state = state_of(loss)
     sources = {name: name.removeprefix("target_") for name in state if name.startswith("target_")}
+    if names is not None:
+        groups = tuple(f"{name}_params." for name in names)
+        sources = {target: source for target, source in sources.items() if source.startswith(groups)}
     return {
         target: source
         for target, source in sources.items()

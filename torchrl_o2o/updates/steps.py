@@ -68,9 +68,12 @@ class MoveTargets:
 
     Args:
         updater: for example :class:`torchrl.objectives.SoftUpdate` of the update's loss.
+        names: networks whose targets are moved, such as ``("actor_network",)``, by a ``SoftUpdate``; ``None`` (default)
+            moves all targets of the loss.
     """
 
     updater: TargetNetUpdater
+    names: tuple[str, ...] | None = None
 
 
 class Joint:
@@ -94,20 +97,23 @@ class Joint:
 class Every:
     """Steps that are done each ``interval``-th time that it is their turn, and left out at the others.
 
-    With ``Every(2, ...)`` they are done at the second, fourth, ... turn, as TD3's delayed actor is. The count is part
-    of the update's ``state_dict()``.
+    With ``Every(2, ...)`` they are done at the second, fourth, ... turn, as TD3's delayed actor is; with
+    ``Every(2, ..., first=True)`` at the first, third, ... turn. The count is part of the update's ``state_dict()``.
 
     Args:
         interval: at least 1.
         steps: what is done then.
 
+    Keyword Args:
+        first: begin with the first turn. Defaults to ``False``: with the ``interval``-th.
+
     Raises:
         O2OSpecError: if ``interval`` is below 1, or there is no step.
     """
 
-    def __init__(self, interval: int, *steps: Descend | Joint | MoveTargets) -> None:
+    def __init__(self, interval: int, *steps: Descend | Joint | MoveTargets, first: bool = False) -> None:
         _check_steps(f"Every({interval})", interval, steps, (Descend, Joint, MoveTargets))
-        self.interval, self.steps = interval, steps
+        self.interval, self.steps, self.first = interval, steps, first
 
 
 class Repeat:
@@ -182,7 +188,7 @@ def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
         for step in steps:
             if isinstance(step, Every):
                 turn = counts[positions[id(step)]] = counts.get(positions[id(step)], 0) + 1
-                out += step.steps if turn % step.interval == 0 else ()
+                out += step.steps if (turn - step.first) % step.interval == 0 else ()
             elif not isinstance(step, Repeat):
                 out.append(step)
         return tuple(out)

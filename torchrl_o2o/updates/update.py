@@ -21,6 +21,7 @@ from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.stacked import StackedProgram
+from torchrl_o2o.updates.state import state_of, target_pairs
 from torchrl_o2o.updates.steps import (
     Descend,
     Every,
@@ -115,11 +116,9 @@ class Update:
         for position, step in enumerate(steps):
             if isinstance(step, Repeat) and position:
                 raise O2OSpecError("got Repeat behind another step; it stands first, what follows is done once")
-        for updater in (step.updater for step in walk(steps) if isinstance(step, MoveTargets)):
-            if getattr(updater, "loss_module", loss) is not loss:
-                raise O2OSpecError(
-                    f"got a {type(updater).__name__} of another loss, expected one of this {type(loss).__name__}"
-                )
+        for step in walk(steps):
+            if isinstance(step, MoveTargets):
+                _check_move(loss, step)
 
     def __repr__(self) -> str:
         """The steps, a line each."""
@@ -264,7 +263,7 @@ class Update:
     def _do(self, step: Primitive, minibatch: TensorDictBase, known: dict[str, Tensor]) -> None:
         """One step; what its losses return is added to ``known``."""
         if isinstance(step, MoveTargets):
-            step.updater.step()
+            _move(self.loss, step)
             return
         descends = step.steps if isinstance(step, Joint) else (step,)
         gradients = [_gradients(self.loss, each, minibatch, known) for each in descends]
@@ -287,6 +286,30 @@ class Update:
             self._programs[signature, now] = compiled_runner(program, columns, self._options)
         runner = self._programs[signature, now]
         return runner.run(runner.inputs(columns))
+
+
+def _check_move(loss: LossModule, step: MoveTargets) -> None:
+    updater = step.updater
+    if getattr(updater, "loss_module", loss) is not loss:
+        raise O2OSpecError(
+            f"got a {type(updater).__name__} of another loss, expected one of this {type(loss).__name__}"
+        )
+    if step.names is not None and not isinstance(updater, SoftUpdate):
+        raise O2OSpecError(f"got names={step.names} beside a {type(updater).__name__}, expected a SoftUpdate")
+    missing = [name for name in step.names or () if not target_pairs(loss, (name,))]
+    if missing:
+        raise O2OSpecError(f"got names={step.names}, but {type(loss).__name__} has no target of {missing[0]!r}")
+
+
+def _move(loss: LossModule, step: MoveTargets) -> None:
+    """All targets by their updater's own step, or those of some networks."""
+    if step.names is None:
+        step.updater.step()
+        return
+    state = state_of(loss)
+    with torch.no_grad():
+        for target, source in target_pairs(loss, step.names).items():
+            state[target].lerp_(state[source], 1.0 - step.updater.eps)  # type: ignore[union-attr]
 
 
 def _gradients(
@@ -337,7 +360,8 @@ def _described(steps: Sequence[Step], indent: str) -> list[str]:
             clip = "" if step.clip_grad_norm is None else f", clip_grad_norm={step.clip_grad_norm}"
             out.append(f"{indent}Descend({step.name!r}, {type(step.optim).__name__}{clip})")
         elif isinstance(step, MoveTargets):
-            out.append(f"{indent}MoveTargets({type(step.updater).__name__})")
+            some = "" if step.names is None else f", {step.names}"
+            out.append(f"{indent}MoveTargets({type(step.updater).__name__}{some})")
         else:
             count = "" if isinstance(step, Joint) else step.interval if isinstance(step, Every) else step.times
             out += [f"{indent}{type(step).__name__}({count})", *_described(step.steps, indent + "  ")]

@@ -33,7 +33,7 @@ from torchrl_o2o.trainers.algorithms.off2on import (
 )
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
-from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, make_spot, make_td3_bc
+from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, cool_penalty, make_rebrac, make_spot, make_td3_bc
 
 __all__ = [
     "BASES",
@@ -41,6 +41,7 @@ __all__ = [
     "anneal_pool",
     "balanced_replay_buffer",
     "cool_constraint",
+    "cool_penalty",
     "decay_actor_lr",
     "density_rows",
     "ensemble_sac",
@@ -59,6 +60,7 @@ __all__ = [
     "make_off2on_agent",
     "make_off2on_ensemble",
     "make_pool",
+    "make_rebrac",
     "make_rlpd",
     "make_sac_after_cql",
     "make_sac_after_sac_ml",

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learners on TD3's critics: TD3+BC (Fujimoto & Gu 2021) and SPOT (Wu et al. 2022)."""
+"""Learners on TD3's critics: TD3+BC (Fujimoto & Gu 2021), ReBRAC (Tarasov et al. 2023) and SPOT (Wu et al. 2022)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch.optim import Adam, Optimizer
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
+from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.functional import spot_cooling
 from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import SPOTLoss, TD3BCLoss, VAELoss
+from torchrl_o2o.objectives import ReBRACLoss, SPOTLoss, TD3BCLoss, VAELoss
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Every, MoveTargets, Update
 
-__all__ = ["cool_constraint", "make_spot", "make_td3_bc"]
+__all__ = ["cool_constraint", "cool_penalty", "make_rebrac", "make_spot", "make_td3_bc"]
 
 
 def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
@@ -39,6 +40,59 @@ def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))
     actor_optim = Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))
     return _td3(cfg, actor, loss, critic_optim, actor_optim)
+
+
+def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
+    """TD3 held to the data in the actor and in the critics.
+
+    Critics with every update; with every ``policy_delay``-th, from the first on, the target actor follows the actor,
+    then the actor moves on the new critics, then the target critics follow: the authors' order.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``loss``, ``value_estimator``, ``target``, ``actor_optim``,
+            ``qvalue_optim`` and ``policy_delay``.
+        dims: observation and action dimension.
+
+    Keyword Args:
+        online: leave the critics' penalty out. Defaults to ``False``.
+
+    Returns:
+        The learner, which reads the action of the next step offline; it collects without noise.
+    """
+    actor = make_deterministic_actor(*dims, **plain(cfg.actor))
+    settings = plain(cfg.loss)
+    if online:
+        settings["critic_bc_coef"] = 0.0
+    loss = ReBRACLoss(actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **settings)
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))
+    actor_optim = Adam(loss.actor_network_params.parameters(), **plain(cfg.actor_optim))
+    targets = SoftUpdate(loss, **plain(cfg.target))
+    update = Update(
+        loss,
+        Descend("qvalue", critic_optim),
+        Every(
+            cfg.policy_delay,
+            MoveTargets(targets, ("actor_network",)),
+            Descend("actor", actor_optim),
+            MoveTargets(targets, ("qvalue_network",)),
+            first=True,
+        ),
+    )
+    keys = (*TRANSITION, ("next", "action")) if loss.critic_bc_coef else TRANSITION
+    return Learner(actor, loss, compiled(update, cfg), keys=keys)
+
+
+def cool_penalty(cfg: DictConfig, learner: Learner) -> None:
+    """Set the weight of ReBRAC's penalty on the actor for the next online update.
+
+    Args:
+        cfg: section ``loss``, ``online.total_frames`` and ``cooling_floor``.
+        learner: of :func:`make_rebrac`.
+    """
+    assert isinstance(learner.loss, ReBRACLoss)
+    weight = spot_cooling(cfg.loss.actor_bc_coef, learner.calls, cfg.online.total_frames, cfg.cooling_floor)
+    learner.loss.actor_bc_coef.fill_(weight)
 
 
 def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:

@@ -1,0 +1,165 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""ReBRAC: TD3 held to the data in the actor and in the critics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.offline import q_normalization
+from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
+
+__all__ = ["ReBRACLoss"]
+
+
+class ReBRACLoss(SmoothedTargetLoss):
+    r"""TD3 whose actor *and* whose target actions pay for their distance to the recorded actions.
+
+    .. math::
+        \tilde a' = \mathrm{clip}\big(\pi'(s')+\mathrm{clip}(N(0,0.2),\pm0.5)\big),\qquad
+        y = r+\gamma(1-d)\big[\min_j Q'_j(s',\tilde a') - c_Q\lVert\tilde a'-a'\rVert^2\big],\qquad
+        L_Q = \frac1B\sum_b\sum_j(Q_j(s,a)-y)^2
+
+        L_\pi = \frac1B\sum_b\big[c_\pi\lVert\pi(s)-a\rVert^2 - \lambda\min_j Q_j(s,\pi(s))\big],\qquad
+        \lambda = 1\Big/\frac1B\sum_b|\min_j Q_j(s,\pi(s))|
+
+    where a' is the action recorded in the next step (:func:`~torchrl_o2o.data.add_next_action`). Squared distances are
+    sums over action dimensions. The actor moves with every second critic step, from the first on; the target actor
+    follows the actor from before its step, the target critics the new critics (the caller's order, see
+    :func:`~torchrl_o2o.trainers.algorithms.make_rebrac`).
+
+    Source: Tarasov et al. 2023, arXiv:2305.09836, Eq. 3-4, and the authors' code. Fine-tuning as in CORL's
+    ``finetune/rebrac.py``: the critics' penalty is left out at once, the actor's falls linearly
+    (:func:`~torchrl_o2o.functional.spot_cooling` with a floor of one half).
+
+    Differences from the paper: none in the equations. The code always divides by the mean of |Q|, as here.
+
+    Args:
+        actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
+        qvalue_network: two critics, in the paper with LayerNorm behind each ReLU.
+
+    Keyword Args:
+        actor_bc_coef: :math:`c_\pi`, kept as the buffer ``actor_bc_coef`` so that a schedule may fill it. Defaults to
+            0.01.
+        critic_bc_coef: :math:`c_Q`; 0 (online) reads no next action. Defaults to 0.01.
+        policy_noise: standard deviation of the smoothing noise, as a share of the action box's half-width. Defaults to
+            0.2.
+        noise_clip: its bound, likewise. Defaults to 0.5.
+        ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if the actor is stochastic or has no bounded action spec, or a setting is negative or unknown.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import ReBRACLoss
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> actor = make_deterministic_actor(17, 6, hidden_sizes=(32, 32))
+        >>> critics = make_qvalue_ensemble(
+        ...     17, 6, num_qvalue_nets=2, layer_norm="after_activation", hidden_sizes=(32, 32)
+        ... )
+        >>> loss, batch = ReBRACLoss(actor, critics, actor_bc_coef=0.1), random_transitions(8, 17, 6)
+        >>> batch["next", "action"] = batch["action"].roll(-1, 0)  # add_next_action does so within episodes
+        >>> loss_qvalue, _ = loss.qvalue_loss(batch)
+        >>> loss_actor, info = loss.actor_loss(batch)
+        >>> sorted(info)
+        ['bc_error', 'q_weight', 'qvalue_policy']
+    """
+
+    @dataclass
+    class _AcceptedKeys(SmoothedTargetLoss._AcceptedKeys):
+        """Tensordict keys that can be renamed with ``set_keys``.
+
+        Attributes:
+            next_action: the action recorded in the next step. Defaults to ``("next", "action")``.
+        """
+
+        next_action: NestedKey = ("next", "action")
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleVariableOverride]
+    out_keys = ["loss_actor", "loss_qvalue", "bc_error", "q_weight", "qvalue_policy", "qvalue", "target_value"]
+
+    actor_bc_coef: Tensor
+
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        qvalue_network: list[TensorDictModule],
+        *,
+        actor_bc_coef: float = 0.01,
+        critic_bc_coef: float = 0.01,
+        policy_noise: float = 0.2,
+        noise_clip: float = 0.5,
+        ensemble_reduction: Literal["sum", "mean"] = "sum",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            policy_noise=policy_noise,
+            noise_clip=noise_clip,
+            ensemble_reduction=ensemble_reduction,
+            reduction=reduction,
+        )
+        if actor_bc_coef < 0.0 or critic_bc_coef < 0.0:
+            raise O2OSpecError(
+                f"got actor_bc_coef={actor_bc_coef} and critic_bc_coef={critic_bc_coef}, expected 0 or more"
+            )
+        self.register_buffer("actor_bc_coef", torch.tensor(actor_bc_coef, dtype=torch.get_default_dtype()))
+        self.critic_bc_coef = critic_bc_coef
+        self.make_value_estimator()
+
+    def _keys_read(self) -> list[NestedKey]:
+        keys = super()._keys_read()
+        return [*keys, self.tensor_keys.next_action] if self.critic_bc_coef else keys
+
+    def _next_penalty(self, tensordict: TensorDictBase, action: Tensor) -> Tensor | float:
+        """c_Q |a~' - a'|^2."""
+        if self.critic_bc_coef == 0.0:
+            return 0.0
+        recorded = tensordict.get(self.tensor_keys.next_action, None)
+        if recorded is None:
+            raise O2OSpecError(
+                f"the batch has no {self.tensor_keys.next_action!r}, the action of the next step; pass the data "
+                "through add_next_action(...), or take critic_bc_coef=0"
+            )
+        return self.critic_bc_coef * (action - recorded).square().sum(-1)
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss of one minibatch; no gradient reaches the critics.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            The loss, and detached: ``bc_error`` and ``qvalue_policy`` per row, shape [*B], and the scalar ``q_weight``
+            (lambda).
+        """
+        state = self._state(tensordict)
+        action = self._act(state, self.actor_network_params)  # pi(s)
+        qvalue = self._qvalues(state, action, self._frozen_critics).amin(0)  # min_j Q_j(s, pi(s))
+        distance = (action - self._action(tensordict)).square().sum(-1)  # |pi(s) - a|^2
+        weight = q_normalization(qvalue, 1.0)  # lambda
+        info = {"bc_error": distance.detach(), "qvalue_policy": qvalue.detach(), "q_weight": weight}
+        return self._reduce(self.actor_bc_coef * distance - weight * qvalue), info
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Both losses from one set of parameters, and their statistics; writes the priority to the batch."""
+        loss_qvalue, info = self.qvalue_loss(tensordict)
+        loss_actor, actor_info = self.actor_loss(tensordict)
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
+        return self._collect(tensordict, losses, {**actor_info, **info})
