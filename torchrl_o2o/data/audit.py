@@ -369,8 +369,8 @@ def _check_jumps(subject: _Subject, same: Tensor, meets: Tensor) -> list[Finding
     return subject.finding(
         "next_of_next", "error" if certain else "warning",
         torch.zeros(len(observation), dtype=torch.bool).index_fill_(0, ends, True), ("next", "observation"),
-        "{count} episodes end with a next observation that is the next episode's first, {place}: they look as if they "
-        "were taken after a reset. Record them before it, or leave next observations out (those rows are then dropped).",
+        "{count} episodes end with a next observation that is the next episode's first, {place}: they look "
+        "as if taken after a reset. Record them before it, or leave next observations out.",
     )  # fmt: skip
 
 

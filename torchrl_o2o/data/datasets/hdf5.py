@@ -41,7 +41,7 @@ def open_hdf5(path: Path) -> Iterator[StoredGroup]:
     h5py = require("h5py", "minari")
     try:
         with h5py.File(path, "r") as file:
-            yield StoredGroup(file, "")
+            yield StoredGroup(h5py, file.id, "", str(path))
     except O2ODataError:
         raise
     except Exception as error:  # a damaged file makes HDF5 and h5py fail in any way
@@ -60,56 +60,79 @@ class StoredGroup(Mapping[str, Any]):
     Nothing outside the file is reached: links to other files, external storage and virtual arrays are refused.
 
     Args:
-        file: an open file.
-        path: of the group in it; empty for the file itself.
+        h5py: the library.
+        group: h5py's identifier of the group.
+        path: of the group in its file; empty for the file itself.
+        filename: of the file.
     """
 
-    def __init__(self, file: Any, path: str) -> None:
-        self.file, self.path = file, path
+    def __init__(self, h5py: Any, group: Any, path: str, filename: str) -> None:
+        self.h5py, self.group, self.path, self.filename = h5py, group, path, filename
 
     def __getitem__(self, name: str) -> StoredArray | StoredGroup:
         """Look up an entry; see the class."""
-        h5d, h5g, h5o = (require(f"h5py.{name}", "minari") for name in ("h5d", "h5g", "h5o"))
-        path = f"{self.path}/{name}"
-        _stay_inside(self.file, path)
-        found = h5o.open(self.file.id, path.encode())
-        if isinstance(found, h5g.GroupID):
-            return StoredGroup(self.file, path)
-        if not isinstance(found, h5d.DatasetID):
-            raise O2ODataError(f"{self.file.filename}: {path} is neither an array nor a group.")
-        return StoredArray(found.shape, found.dtype, lambda: _read(self.file, found, path))
+        self._stay_inside(self.group, name)
+        found, path = self.h5py.h5o.open(self.group, name.encode()), f"{self.path}/{name}"
+        if isinstance(found, self.h5py.h5g.GroupID):
+            return StoredGroup(self.h5py, found, path, self.filename)
+        if not isinstance(found, self.h5py.h5d.DatasetID):
+            raise O2ODataError(f"{self.filename}: {path} is neither an array nor a group.")
+        shape, dtype = found.shape, found.dtype
+        return StoredArray(shape, dtype, lambda: self._read(found, shape, dtype, f"{self.filename}: {path}"))
 
     def __iter__(self) -> Iterator[str]:
         """Go over the names."""
-        return iter(self.file[self.path or "/"])
+        return (name.decode() for name in self.group)
 
     def __len__(self) -> int:
         """Count the entries."""
-        return len(self.file[self.path or "/"])
+        return self.group.get_num_objs()
 
     def __contains__(self, name: object) -> bool:
         """Whether there is an entry of this name, wherever it may lead."""
-        return isinstance(name, str) and self.file.id.links.exists(f"{self.path}/{name}".encode())
+        return isinstance(name, str) and self.group.links.exists(name.encode())
+
+    def _stay_inside(self, group: Any, path: str, followed: int = 0) -> None:
+        """Refuse a path that leads out of the file."""
+        links, walked = group.links, ""
+        for part in filter(None, path.split("/")):
+            where = f"{walked}/{part}" if walked else part
+            if not links.exists(where.encode()):
+                raise KeyError(where)
+            kind = links.get_info(where.encode()).type
+            if kind == self.h5py.h5l.TYPE_SOFT and followed < _MOST_LINKS:
+                target = links.get_val(where.encode()).decode()
+                if target.startswith("/"):
+                    root = self.h5py.h5i.get_file_id(group)
+                    self._stay_inside(self.h5py.h5o.open(root, b"/"), target, followed + 1)
+                else:
+                    self._stay_inside(group, f"{walked}/{target}", followed + 1)
+            elif kind != self.h5py.h5l.TYPE_HARD:
+                raise O2ODataError(
+                    f"{self.filename}: {self.path}/{where} is a link that leads out of the file, which is "
+                    "refused; copy what it links to into the file."
+                )
+            walked = where
+
+    def _read(self, stored: Any, shape: tuple[int, ...], dtype: np.dtype, origin: str) -> np.ndarray:
+        """Read an array by h5py's low-level interface: with short episodes its objects take ten times as long."""
+        h5py = self.h5py
+        if stored.get_offset() is None and _lies_elsewhere(h5py, stored.get_create_plist()):
+            raise O2ODataError(f"{origin} keeps its values in other files, which is refused; copy them into the file.")
+        if dtype.kind == "O" and (h5py.check_string_dtype(dtype) or h5py.check_vlen_dtype(dtype) == np.uint8):
+            return _images(h5py.Dataset(stored)[()], origin)
+        if dtype.kind not in "fiubS":
+            raise O2ODataError(f"{origin} holds {dtype}; expected real numbers.")
+        size, packed = math.prod(shape) * dtype.itemsize, stored.get_storage_size()
+        # An array that was never written takes no place and holds its fill value.
+        check_size(size, packed or Path(self.filename).stat().st_size, origin)
+        values = np.empty(shape, dtype)
+        stored.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        return values
 
 
-def _stay_inside(file: Any, path: str, followed: int = 0) -> None:
-    """Refuse a path that leads out of the file."""
-    h5l = require("h5py.h5l", "minari")
-    walked = ""
-    for part in filter(None, path.split("/")):
-        where = f"{walked}/{part}"
-        if not file.id.links.exists(where.encode()):
-            raise KeyError(where)
-        kind = file.id.links.get_info(where.encode()).type
-        if kind == h5l.TYPE_SOFT and followed < _MOST_LINKS:
-            target = file.id.links.get_val(where.encode()).decode()
-            _stay_inside(file, target if target.startswith("/") else f"{walked}/{target}", followed + 1)
-        elif kind != h5l.TYPE_HARD:
-            raise O2ODataError(
-                f"{file.filename}: {where} is a link that leads out of the file, which is refused; copy what it links "
-                "to into the file."
-            )
-        walked = where
+def _lies_elsewhere(h5py: Any, settings: Any) -> bool:
+    return settings.get_layout() == h5py.h5d.VIRTUAL or settings.get_external_count() > 0
 
 
 def read_array(group: StoredGroup, name: str) -> np.ndarray:
@@ -124,26 +147,8 @@ def read_array(group: StoredGroup, name: str) -> np.ndarray:
     """
     found = group[name]
     if not isinstance(found, StoredArray):
-        raise O2ODataError(f"{group.file.filename}: {group.path}/{name} is a group; expected an array.")
+        raise O2ODataError(f"{group.filename}: {group.path}/{name} is a group; expected an array.")
     return np.asarray(found)
-
-
-def _read(file: Any, stored: Any, path: str) -> np.ndarray:
-    """Read an array by h5py's low-level interface: with short episodes its objects take ten times as long."""
-    h5py, h5d, h5s = (require(name, "minari") for name in ("h5py", "h5py.h5d", "h5py.h5s"))
-    origin, settings, dtype = f"{file.filename}: {path}", stored.get_create_plist(), stored.dtype
-    if settings.get_layout() == h5d.VIRTUAL or settings.get_external_count():
-        raise O2ODataError(f"{origin} keeps its values in other files, which is refused; copy them into the file.")
-    if dtype.kind == "O" and (h5py.check_string_dtype(dtype) or h5py.check_vlen_dtype(dtype) == np.uint8):
-        return _images(h5py.Dataset(stored)[()], origin)
-    if dtype.kind not in "fiubS":
-        raise O2ODataError(f"{origin} holds {dtype}; expected real numbers.")
-    size, packed = math.prod(stored.shape) * dtype.itemsize, stored.get_storage_size()
-    # An array that was never written takes no place and holds its fill value.
-    check_size(size, packed or Path(file.filename).stat().st_size, origin)
-    values = np.empty(stored.shape, dtype)
-    stored.read(h5s.ALL, h5s.ALL, values)
-    return values
 
 
 def _images(encoded: Any, origin: str) -> np.ndarray:

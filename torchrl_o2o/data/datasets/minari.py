@@ -166,9 +166,10 @@ def _read_rows(path: Path, metadata: Mapping[str, Any], obs_keys: Sequence[str] 
 def _read_episode(
     file: StoredGroup, number: int, keys: Sequence[str] | None, usual: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    group = f"episode_{number}"
-    episode = {name: read_array(file, f"{group}/{name}") for name in _ARRAYS[1:]}
-    observations = file[f"{group}/observations"]
+    group = file[f"episode_{number}"]
+    assert isinstance(group, StoredGroup)
+    episode = {name: read_array(group, name) for name in _ARRAYS[1:]}
+    observations = group["observations"]
     if isinstance(observations, StoredGroup):
-        return episode | {"observations": joined(observations, keys, f"{file.file.filename}, {group}", usual=usual)}
+        return episode | {"observations": joined(observations, keys, f"{file.filename}, {group.path[1:]}", usual=usual)}
     return episode | {"observations": np.asarray(observations)}
