@@ -1,0 +1,185 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Which family of methods suits a data set and, if there is one, a pre-trained policy: what to keep online.
+
+Source of the three regimes: Li et al. 2025, arXiv:2510.01460. Whichever of policy and data set is better holds the
+knowledge that must not be lost. The rest of the advice is this package's reading of the papers it implements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from torchrl_o2o.envs.scores import Reference
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["Comparison", "Regime", "advise", "compare"]
+
+#: The policy is ``better`` than the data, ``worse``, about ``equal``, or the episodes do not decide.
+Regime = Literal["better", "equal", "worse", "undecided"]
+
+#: Differences below this share of the scale count as none.
+_MARGIN = 0.05
+_RESAMPLES = 4000
+_KEEP: dict[Regime, tuple[str, str]] = {
+    "better": (
+        "keep the policy: let it collect before the first update, and do not dilute its experience with the data.",
+        "handover.data=none handover.warmup_steps=5000 (cql, samg), or Off2On, ACA, which hold on to it otherwise.",
+    ),
+    "equal": (
+        "keep both: go on from the policy, and draw half of each batch from the data.",
+        "cql algorithm=cal_ql (half offline), awac, iql (one buffer that starts with the data).",
+    ),
+    "worse": (
+        "keep the data: the policy has lost some of what is in them. Start afresh, half of each batch from the data.",
+        "rlpd, a3rl; they need no pre-training.",
+    ),
+    "undecided": (
+        "more episodes are needed to say which is better; until then keep both.",
+        "cql algorithm=cal_ql, awac or iql; or ask again with --episodes 50.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A policy's returns against those of a data set.
+
+    Args:
+        regime: see :data:`Regime`.
+        difference: of the means, policy minus data.
+        low: lower end of its 95 % bootstrap interval.
+        high: upper end.
+        margin: what counts as no difference.
+    """
+
+    regime: Regime
+    difference: float
+    low: float
+    high: float
+    margin: float
+
+
+def compare(policy_returns: ArrayLike, data_returns: ArrayLike, *, scale: float, seed: int = 0) -> Comparison:
+    """Decide which regime a policy and a data set are in.
+
+    The policy is better if the whole interval of the difference of means lies above 0 and the difference is at least
+    the margin; worse likewise; equal if the interval lies within the margin on both sides.
+
+    Args:
+        policy_returns: undiscounted returns of the policy's episodes, [n].
+        data_returns: of the recorded episodes, [m].
+
+    Keyword Args:
+        scale: returns' scale, such as expert minus random; the margin is a twentieth of it.
+        seed: of the bootstrap. Defaults to 0.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        O2OSpecError: if there are fewer than two episodes of either, a return is not finite, or the scale is not
+            positive.
+
+    Examples:
+        >>> compare([100.0, 110.0, 90.0], [20.0, 30.0, 25.0], scale=100.0).regime
+        'better'
+    """
+    policy, data = (np.asarray(values, dtype=np.float64) for values in (policy_returns, data_returns))
+    if min(policy.size, data.size) < 2 or not (np.isfinite(policy).all() and np.isfinite(data).all()):
+        raise O2OSpecError(
+            f"got {policy.size} episodes of the policy and {data.size} of the data, expected at least 2 finite returns "
+            "of each"
+        )
+    if not scale > 0:
+        raise O2OSpecError(f"got scale={scale}, expected a positive one")
+    generator, margin = np.random.default_rng(seed), _MARGIN * scale
+    draws = [each[generator.integers(each.size, size=(_RESAMPLES, each.size))].mean(1) for each in (policy, data)]
+    low, high = np.percentile(draws[0] - draws[1], [2.5, 97.5])
+    difference = float(policy.mean() - data.mean())
+    regime: Regime = "undecided"
+    if low > 0 and difference >= margin:
+        regime = "better"
+    elif high < 0 and difference <= -margin:
+        regime = "worse"
+    elif -margin < low and high < margin:
+        regime = "equal"
+    return Comparison(regime, difference, float(low), float(high), margin)
+
+
+def advise(
+    data_returns: ArrayLike, *, policy_returns: ArrayLike | None = None, reference: Reference | None = None
+) -> list[str]:
+    """Say in a few lines what to use, and why.
+
+    Args:
+        data_returns: undiscounted returns of the recorded episodes, [m].
+
+    Keyword Args:
+        policy_returns: of a pre-trained policy's episodes, [n]; ``None`` (default): there is none.
+        reference: random and expert return of the task, if known.
+
+    Returns:
+        Sentences.
+
+    Raises:
+        O2OSpecError: as :func:`compare`.
+
+    Examples:
+        >>> for line in advise([0.0, 0.0, 1.0, 0.0])[:2]:
+        ...     print(line)
+        Best recorded return 1, mean 0.25: a few episodes are much better than the rest.
+        No reference returns are known for this task, so that "good" is said relative to the data.
+    """
+    data = np.asarray(data_returns, dtype=np.float64)
+    lines = [_quality(data, reference)]
+    if reference is None:
+        lines.append('No reference returns are known for this task, so that "good" is said relative to the data.')
+    if policy_returns is None:
+        return [*lines, *_without_policy(data, reference)]
+    found = compare(policy_returns, data, scale=_scale(data, reference))
+    interval = f"{found.difference:.4g} [{found.low:.4g}, {found.high:.4g}], of which {found.margin:.3g} counts as none"
+    lines.append(f"The policy's mean return minus the data's: {interval}: {found.regime}.")
+    keep, use = _KEEP[found.regime]
+    return [*lines, f"So {keep}", f"Use {use}"]
+
+
+def _scale(data: np.ndarray, reference: Reference | None) -> float:
+    if reference is not None:
+        return abs(reference.expert - reference.random)
+    spread = float(data.max() - data.min())
+    return spread if spread > 0 else max(1.0, abs(float(data.mean())))
+
+
+def _quality(data: np.ndarray, reference: Reference | None) -> str:
+    """Mean and best, and whether the best are far above the rest."""
+    mean, best = float(data.mean()), float(data.max())
+    far = best - mean > 0.2 * _scale(data, reference)
+    scores = "" if reference is None else f" (scores {_score(best, reference):.0f} and {_score(mean, reference):.0f})"
+    text = "a few episodes are much better than the rest" if far else "the episodes are about equally good"
+    return f"Best recorded return {best:.4g}, mean {mean:.4g}{scores}: {text}."
+
+
+def _score(value: float, reference: Reference) -> float:
+    return 100.0 * (value - reference.random) / (reference.expert - reference.random)
+
+
+def _without_policy(data: np.ndarray, reference: Reference | None) -> list[str]:
+    """From the returns alone."""
+    mixed = float(data.max() - data.mean()) > 0.2 * _scale(data, reference)
+    score = None if reference is None else _score(float(data.mean()), reference)
+    if score is not None and score < 10.0 and not mixed:
+        use = (
+            "rlpd or a3rl, online from the first step: such data hold little that a policy could be trained on."
+        )
+    elif mixed:
+        use = "rlpd or a3rl without pre-training, or iql, awac, cql, which weigh good actions above the others."
+    else:
+        use = "bc, td3_bc or rebrac first: cloning such data is hard to beat offline; then ask again with --policy RUN."
+    return [f"Use {use}", "With a pre-trained policy (--policy RUN) the advice is about what to keep online."]
