@@ -175,9 +175,7 @@ def _without_policy(data: np.ndarray, reference: Reference | None) -> list[str]:
     mixed = float(data.max() - data.mean()) > 0.2 * _scale(data, reference)
     score = None if reference is None else _score(float(data.mean()), reference)
     if score is not None and score < 10.0 and not mixed:
-        use = (
-            "rlpd or a3rl, online from the first step: such data hold little that a policy could be trained on."
-        )
+        use = "rlpd or a3rl, online from the first step: such data hold little that a policy could be trained on."
     elif mixed:
         use = "rlpd or a3rl without pre-training, or iql, awac, cql, which weigh good actions above the others."
     else:

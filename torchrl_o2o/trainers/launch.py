@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from omegaconf import DictConfig
@@ -216,7 +216,8 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
     """Run a script's training; what a user can mend ends with a sentence and not with a trace.
 
     That is data, settings, networks and checkpoints that do not fit, values that are not finite, and failing
-    environments.
+    environments. In a sweep (``-m``) the sentence is printed and the error raised, so that Hydra's launcher goes on
+    with the other runs and reports the failure at the end.
 
     Args:
         cfg: the configuration, of which ``num_threads``, ``matmul_route``, ``matmul_dtype`` and ``compile`` are read.
@@ -224,6 +225,7 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
 
     Raises:
         SystemExit: with that sentence.
+        O2OError: in a sweep, or a ``NonFiniteError`` or ``EnvFaultError``.
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
@@ -233,6 +235,18 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
         product_dtype(cfg.matmul_dtype, compiled=cfg.compile)
         train(cfg)
     except (NonFiniteError, EnvFaultError) as error:
-        sys.exit(f"{type(error).__name__}: {error}\nOnce that is mended, go on with:\n  {resume_command()}")
+        _leave(error, f"\nOnce that is mended, go on with:\n  {resume_command()}")
     except O2OError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        _leave(error)
+
+
+def _leave(error: Exception, advice: str = "") -> NoReturn:
+    """End the process with a sentence; in a sweep only this run."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    sentence = f"{type(error).__name__}: {error}{advice}"
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        sys.stderr.write(f"{sentence}\n")
+        raise error
+    sys.exit(sentence)
