@@ -173,6 +173,16 @@ def test_case_a04_other_arrays_are_named_in_a_warning() -> None:
         load_offline(walk() | extra)
 
 
+def test_case_a04_nothing_says_what_is_terminal() -> None:
+    arrays = without(walk(), "terminals")
+    assert "no_terminals" not in check_offline(arrays).codes, "all are cut at the same step"
+    arrays["timeouts"] = np.isin(np.arange(240), [19, 25, 60, 90, 239])
+    with pytest.warns(UserWarning, match="no array says which rows are terminal: all 5 episodes count as cut"):
+        load_offline(arrays)
+    episodes = [{name: values[: 9 + number] for name, values in arrays.items()} for number in range(3)]
+    assert "no_terminals" in check_offline(episodes).codes
+
+
 def test_case_a04_names_that_are_not_understood() -> None:
     with pytest.raises(O2OSpecError, match=r"names=\{'dones': 'end'\}, expected each to be one of observations, "):
         load(walk(), names={"dones": "end"})
@@ -330,6 +340,24 @@ def test_case_a05_minari_metadata_that_count_too_few(tmp_path: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps({"data_format": "hdf5", "total_episodes": 3}))
     with pytest.warns(UserWarning, match="weights: arrays of each episode that are not read"):
         load_offline(tmp_path / "walk-v0", cache=False)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        '{"data_format": "hdf5", "total_episodes": Infinity}',
+        '{"data_format": "hdf5", "total_episodes": 1, "env_spec": {"max_episode_steps": "x"}}',
+        '{"data_format": "hdf5", "total_episodes": 1, "env_spec": "{\\"max_episode_steps\\": -3}"}',
+        '{"data_format": "hdf5", "total_episodes": 1, "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"data_format": "hdf5", "total_episodes": 1000000000000}',
+    ],
+    ids=["infinite", "no limit", "negative limit", "deep", "too many"],
+)
+def test_case_a05_minari_metadata_that_are_none(tmp_path: Path, harm: str) -> None:
+    folder = encoded_images(tmp_path, [b"", b""]) / "data"
+    (folder / "metadata.json").write_text(harm)
+    with pytest.raises(O2ODataError, match=r"is damaged|image 0 is no JPEG"):
+        load(tmp_path / "x-v0", cache=False)
 
 
 def test_case_a05_a_large_loss_of_rows() -> None:

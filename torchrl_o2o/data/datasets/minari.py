@@ -110,15 +110,22 @@ def read_metadata(path: Path) -> dict[str, Any]:
         form = metadata["data_format"]
         metadata["total_episodes"] = int(metadata["total_episodes"])
         metadata["env_spec"] = dict(json.loads(metadata.get("env_spec") or "{}"))
+        metadata["env_spec"]["max_episode_steps"] = _limit(metadata["env_spec"].get("max_episode_steps"))
         metadata["o2o"] = dict(metadata.get("o2o") or {})
         metadata["action_low"], metadata["action_high"] = _action_bounds(metadata.get("action_space"), path)
     except O2ODataError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise O2ODataError(f"{path} is damaged ({error!r}); expected Minari's metadata. Download it again.") from error
     if form != "hdf5":
         raise O2ODataError(f"{path} describes data in the form {form!r}; only 'hdf5' is read. Convert it with Minari.")
     return metadata
+
+
+def _limit(steps: Any) -> int | None:
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"max_episode_steps is {steps!r}")
+    return steps
 
 
 def _meta(metadata: dict[str, Any], path: Path) -> SourceMeta:

@@ -94,7 +94,7 @@ def rows_from_episodes(
     """
     parts: list[dict[str, np.ndarray]] = []
     returns: list[float] = []
-    cut, notes = 0, ()
+    cut, notes, found = 0, (), Columns({})
     for number, episode in enumerate(episodes):
         where = f"{origin}, episode {number}"
         if not isinstance(episode, Mapping):
@@ -111,7 +111,7 @@ def rows_from_episodes(
     lengths = np.array([len(part["reward"]) for part in parts], dtype=np.int64)
     # Popped, so that no more than one column is held twice.
     columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
-    notes = notes if not cut else (*notes, _no_successor_note(cut))
+    notes = (*notes, *_terminal_note(found, lengths), *((_no_successor_note(cut),) if cut else ()))
     return Rows(**columns, lengths=lengths, returns=np.array(returns), notes=notes)
 
 
@@ -217,7 +217,10 @@ def rows_from_flat(
             notes += (Finding("grouped", "note", message, count=len(order)),)
     last = _ends(done, episode)
     ends = np.flatnonzero(last)
-    notes += unread_notes(found, columns["terminated"], last, origin)
+    notes += (
+        *unread_notes(found, columns["terminated"], last, origin),
+        *_terminal_note(found, np.diff(ends, prepend=-1)),
+    )
     firsts = np.append(0, ends[:-1] + 1) if steps else ends
     returns = np.add.reduceat(columns["reward"], firsts, dtype=np.float64)
     if "next_observation" not in columns:
@@ -398,6 +401,17 @@ def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:
         "continuous actions only. If they are steps of a real number, say in which box: action_bounds=(low, high)."
     )
     return (Finding("whole_actions", "note", message, key="action"),)
+
+
+def _terminal_note(found: Columns, lengths: np.ndarray) -> tuple[Finding, ...]:
+    """Tell that nothing says what is terminal, where episodes do not all end after the same number of steps."""
+    if {"terminals", "masks", "dones"} & set(found.arrays) or len(np.unique(lengths[:-1])) < 2:
+        return ()
+    message = (
+        f"no array says which rows are terminal: all {len(lengths)} episodes count as cut by a time limit, though they "
+        f"have {lengths.min()} to {lengths.max()} rows. Name the array that does by names={{...: 'terminals'}}."
+    )
+    return (Finding("no_terminals", "warning", message, count=len(lengths), key="next.terminated"),)
 
 
 def _same_shapes(parts: list[dict[str, np.ndarray]], origin: str) -> None:
