@@ -129,6 +129,8 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
 
 
 def _read_minari(folder: Path, options: ReadOptions) -> RawDataset:
+    if options.names:
+        raise O2OSpecError(f"names={dict(options.names)} for {folder}: a Minari data set's arrays have fixed meanings.")
     return _cached(
         minari_files(folder),
         options,

@@ -1,0 +1,102 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrl_o2o.data.datasets.columns import (
+    NAMES,
+    StoredArray,
+    cast_episode,
+    cast_flags,
+    check_size,
+    find_columns,
+    joined,
+)
+from torchrl_o2o.errors import O2ODataError
+
+BASE = {"observations": np.zeros((6, 2)), "actions": np.zeros((6, 1)), "rewards": np.zeros(6)}
+
+
+def test_no_name_means_two_things() -> None:
+    aliases = [alias for names in NAMES.values() for alias in names]
+    assert len(aliases) == len(set(aliases))
+
+
+@pytest.mark.parametrize(("role", "alias"), [(role, alias) for role, aliases in NAMES.items() for alias in aliases])
+def test_every_name_is_read(role: str, alias: str) -> None:
+    values = np.arange(12.0).reshape(6, 2) if role in ("observations", "next_observations") else np.arange(6.0)
+    source = {name: array for name, array in BASE.items() if name != role} | {alias: values}
+    np.testing.assert_array_equal(find_columns(source, origin="toy").arrays[role], values)
+
+
+def test_stand_ins_are_read_where_nothing_else_says_the_same() -> None:
+    source = BASE | {
+        "masks": np.ones(6),
+        "terminals": np.zeros(6),
+        "episode_starts": np.zeros(6),
+        "timeouts": np.ones(6),
+    }
+    found = find_columns(source, origin="toy")
+    assert set(found.arrays) == {*BASE, "terminals", "timeouts"}
+    assert set(found.doubtful) == {"masks", "episode_starts"}
+
+
+def test_only_what_is_needed_is_read() -> None:
+    def read() -> np.ndarray:
+        raise AssertionError("it was read")
+
+    extra = StoredArray((6, 1000), np.dtype("f4"), read)
+    objects = StoredArray((6,), np.dtype(object), read)
+    found = find_columns(BASE | {"pixels": extra, "episode_infos": objects}, origin="toy")
+    assert found.unread == ("pixels", "episode_infos")
+
+
+def test_lengths_are_compared_before_anything_is_read() -> None:
+    def read() -> np.ndarray:
+        raise AssertionError("it was read")
+
+    with pytest.raises(O2ODataError, match=r"differ in length: \{'observation': 9, 'action': 6"):
+        find_columns(BASE | {"observations": StoredArray((9, 2), np.dtype("f4"), read)}, origin="toy")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16, np.float64])
+def test_flags_of_any_number(dtype: type) -> None:
+    assert cast_flags(np.array([[0], [1]], dtype), "x").tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("value", "said"), [(np.nan, "nan"), (0.3, "0.3"), (-1.0, "-1.0")])
+def test_flags_that_are_none(value: float, said: str) -> None:
+    with pytest.raises(O2ODataError, match=rf"x holds {said} in row 2; expected 0 or 1"):
+        cast_flags([0.0, 1.0, value, value], "x")
+
+
+def test_bools_of_damaged_bytes_are_bools() -> None:
+    assert cast_flags(np.array([0, 1, 7], np.uint8).view(bool), "x").tolist() == [False, True, True]
+
+
+def test_episode_numbers_and_names() -> None:
+    assert cast_episode([[1], [2]], "x").tolist() == [1, 2]
+    assert cast_episode(["a", "b"], "x").tolist() == ["a", "b"]
+    with pytest.raises(O2ODataError, match="x holds inf in row 1"):
+        cast_episode([0.0, np.inf], "x")
+
+
+def test_sizes() -> None:
+    check_size(1 << 20, 1 << 10, "x")
+    check_size(2 << 30, 1 << 30, "x")
+    with pytest.raises(O2ODataError, match="x is damaged: it claims 2000000 bytes in 1000"):
+        check_size(2_000_000, 1_000, "x")
+    with pytest.raises(O2ODataError, match="numbers do not pack like that"):
+        check_size(2 << 30, 4 << 20, "x")
+
+
+def test_observations_are_joined_in_the_stated_order() -> None:
+    node = {"b": np.ones((2, 1)), "a": {"y": np.full(2, 3.0), "x": np.full((2, 1), 2.0)}}
+    assert joined(node, ("b", "a"), "toy").tolist() == [[1, 2, 3]] * 2
+    assert joined(node, None, "toy", usual=("c", "b")).tolist() == [[1]] * 2
+    with pytest.raises(O2ODataError, match=r"only vectors with one row per step can be joined"):
+        joined({"a": np.zeros((2, 1)), "b": np.zeros((3, 1))}, ("a", "b"), "toy")

@@ -1,0 +1,58 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchrl_o2o.data.datasets.columns import StoredArray
+from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
+from torchrl_o2o.errors import O2ODataError
+
+h5py = pytest.importorskip("h5py")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["group/x"] = np.arange(3.0)
+        file["y"] = np.arange(4)
+        file.create_dataset("fill", (2,), "f4", fillvalue=7.0)
+        file["type"] = np.dtype("f4")
+    return tmp_path / "a.hdf5"
+
+
+def test_a_file_is_a_mapping(path: Path) -> None:
+    with open_hdf5(path) as file:
+        assert (sorted(file), len(file), "y" in file, "z" in file, 3 in file) == (
+            ["fill", "group", "type", "y"], 4, True, False, False,
+        )  # fmt: skip
+        group = file["group"]
+        assert isinstance(group, StoredGroup)
+        assert isinstance(group["x"], StoredArray)
+        np.testing.assert_array_equal(group["x"], np.arange(3.0))
+        np.testing.assert_array_equal(read_array(file, "group/x"), np.arange(3.0))
+        assert np.asarray(file["fill"]).tolist() == [7, 7]
+        assert file.get("z") is None
+        with pytest.raises(O2ODataError, match="/group is a group; expected an array"):
+            read_array(file, "group")
+        with pytest.raises(O2ODataError, match="/type is neither an array nor a group"):
+            file["type"]
+
+
+def test_a_file_that_is_locked_or_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(error: Exception) -> None:
+        monkeypatch.setattr(h5py, "File", lambda *args: (_ for _ in ()).throw(error))
+        with open_hdf5(path):
+            pass
+
+    with pytest.raises(O2ODataError, match="is locked: another process"):
+        opened(BlockingIOError(11, "unable to lock file"))
+    with pytest.raises(O2ODataError, match="cannot be read"):
+        opened(PermissionError(13, "Permission denied"))
+    with pytest.raises(O2ODataError, match="is damaged or not HDF5"):
+        opened(OSError("file signature not found"))

@@ -1,0 +1,28 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from torchrl_o2o.data.datasets.tables import csv_arrays
+
+
+@pytest.mark.parametrize("form", ["obs_{}", "obs.{}", "obs[{}]", "obs{}"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbered_columns_are_one_array_in_order(tmp_path: Path, form: str, first: int) -> None:
+    names = [form.format(number) for number in (first + 1, first, first + 2)]
+    path = tmp_path / "log.csv"
+    path.write_text(",".join([*names, "reward"]) + "\n1,2,3,0.5\n4,5,6,\n")
+    arrays = csv_arrays(path)
+    assert arrays["obs"].tolist() == [[2, 1, 3], [5, 4, 6]]
+    assert arrays["reward"][0] == 0.5
+    assert arrays["reward"][1] != arrays["reward"][1], "an empty cell is NaN"
+
+
+def test_words_are_flags(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("done\nTrue\nfalse\n")
+    assert csv_arrays(tmp_path / "log.csv")["done"].tolist() == [1, 0]
