@@ -18,8 +18,11 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     Args:
         subparsers: of the `o2o` parser.
     """
+    from torchrl_o2o.commands.data import add_reading
+
     parser = subparsers.add_parser("advise", help="say which methods suit a data set, and a policy pre-trained on it")
     parser.add_argument("source", metavar="SOURCE", help="as in `o2o data show`")
+    add_reading(parser)
     parser.add_argument("--policy", metavar="RUN", help="run folder or policy file of a pre-training")
     parser.add_argument("--episodes", type=int, default=20, metavar="N", help="of the policy (default: %(default)s)")
     parser.add_argument("--env", metavar="ID", help="the task, where neither data nor policy name it")
@@ -29,15 +32,16 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _advise(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.commands.data import reading
     from torchrl_o2o.data import describe_offline, load_offline
     from torchrl_o2o.data.transforms import episode_returns
     from torchrl_o2o.envs import find_reference
     from torchrl_o2o.trainers.advice import advise
 
-    info = describe_offline(arguments.source)
+    info = describe_offline(arguments.source, **reading(arguments))
     task = arguments.env or info.env_id
     reference = None if task is None else find_reference(task)
-    returns = episode_returns(load_offline(arguments.source)).numpy()
+    returns = episode_returns(load_offline(arguments.source, **reading(arguments))).numpy()
     ends = f"{info.terminated} of them end by themselves" if info.terminated else "all of them end by a time limit"
     print(f"{arguments.source}: {info.transitions} transitions in {info.episodes} episodes; {ends}.")
     acted = None

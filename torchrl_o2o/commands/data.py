@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["register"]
+__all__ = ["add_reading", "reading", "register"]
 
 _SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .csv, .pickle, or a Minari folder)"
 
@@ -53,7 +53,7 @@ def _register_make(parser: argparse.ArgumentParser) -> None:
 
 def _register_coverage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=f"two or more, each {_SOURCE}")
-    _add_reading(parser)
+    add_reading(parser)
     _add_actions(parser)
     parser.add_argument("--clusters", type=int, default=50, metavar="K", help="(default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1_000, metavar="N", help="drawn from each (default: %(default)s)")
@@ -65,11 +65,15 @@ def _register_coverage(parser: argparse.ArgumentParser) -> None:
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=_SOURCE)
-    _add_reading(parser)
+    add_reading(parser)
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """Options of every command that reads data, named as the arguments of `load_offline`."""
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that reads data, named as the arguments of `load_offline`.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("--max-episode-steps", type=int, metavar="T", help="the time limit, for files without timeouts")
     parser.add_argument("--min-episode-length", type=int, default=2, metavar="T", help="(default: %(default)s)")
     parser.add_argument("--obs-keys", nargs="+", metavar="KEY", help="entries of a dictionary observation, in order")
@@ -105,7 +109,12 @@ def _bound(text: str) -> float | list[float]:
     return [float(value) for value in values] if isinstance(values, list) else float(values)
 
 
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `load_offline` from the options of :func:`add_reading`.
+
+    Args:
+        arguments: as parsed.
+    """
     return {
         "max_episode_steps": arguments.max_episode_steps,
         "min_episode_length": arguments.min_episode_length,
@@ -149,7 +158,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     from torchrl_o2o.data import describe_offline
 
-    info = describe_offline(arguments.source, **_reading(arguments))
+    info = describe_offline(arguments.source, **reading(arguments))
     values = asdict(info)
     if arguments.json:
         print(_json(values))
@@ -159,7 +168,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         from torchrl_o2o.data.figure import plot_offline
 
-        path = plot_offline(arguments.source, arguments.plot, **_reading(arguments))
+        path = plot_offline(arguments.source, arguments.plot, **reading(arguments))
         print(f"drawn to {path}")
     return 0
 
@@ -176,7 +185,7 @@ def _shown(value: Any) -> str:
 def _check(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import check_offline
 
-    report = check_offline(arguments.source, env=arguments.env, **_reading(arguments), **_actions(arguments))
+    report = check_offline(arguments.source, env=arguments.env, **reading(arguments), **_actions(arguments))
     print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else 1
 
@@ -185,7 +194,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import load_offline
     from torchrl_o2o.data.coverage import coverage, plot_coverage
 
-    data = {source: load_offline(source, **_reading(arguments), **_actions(arguments)) for source in arguments.sources}
+    data = {source: load_offline(source, **reading(arguments), **_actions(arguments)) for source in arguments.sources}
     found = coverage(data, num_clusters=arguments.clusters, rows_per_source=arguments.rows, seed=arguments.seed)
     if arguments.json:
         print(_json(found.covered))

@@ -16,7 +16,7 @@ from torchrl_o2o.data.datasets.columns import (
     find_columns,
     joined,
 )
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 BASE = {"observations": np.zeros((6, 2)), "actions": np.zeros((6, 1)), "rewards": np.zeros(6)}
 
@@ -100,3 +100,9 @@ def test_observations_are_joined_in_the_stated_order() -> None:
     assert joined(node, None, "toy", usual=("c", "b")).tolist() == [[1]] * 2
     with pytest.raises(O2ODataError, match=r"only vectors with one row per step can be joined"):
         joined({"a": np.zeros((2, 1)), "b": np.zeros((3, 1))}, ("a", "b"), "toy")
+
+
+def test_keys_of_an_observation_without_keys_are_refused() -> None:
+    source = {"observations": np.zeros((4, 2)), "actions": np.zeros((4, 1)), "rewards": np.zeros(4)}
+    with pytest.raises(O2OSpecError, match=r"got obs_keys=\['state'\], but observations of toy is one array"):
+        find_columns(source, obs_keys=("state",), origin="toy")

@@ -34,6 +34,7 @@ __all__ = [
     "check_size",
     "find_columns",
     "joined",
+    "refuse_keys",
     "unread_notes",
 ]
 
@@ -176,6 +177,8 @@ def find_columns(
     for role in _OBSERVATIONS:
         if hasattr(values.get(role), "keys"):
             values[role] = joined(values[role], obs_keys, f"{origin}, {roles[role]}")
+        elif role in values:
+            refuse_keys(obs_keys, f"{roles[role]} of {origin}")
     values = {role: _shaped(value, f"{roles[role]} of {origin}") for role, value in values.items()}
     flags = set(values) - {*_NEEDED, *_OBSERVATIONS} if single else set()
     lone = [role for role, value in values.items() if not value.shape and role not in flags]
@@ -271,6 +274,20 @@ def _same_length(values: Mapping[str, Any], origin: str) -> None:
     }
     if len(set(lengths.values())) > 1:
         raise O2ODataError(f"the arrays of {origin} differ in length: {lengths}; expected one row per step in each.")
+
+
+def refuse_keys(keys: Sequence[str] | None, origin: str) -> None:
+    """Refuse keys of a dictionary observation where there is none.
+
+    Args:
+        keys: ``obs_keys``, or ``None``.
+        origin: what to call the observation in an error.
+
+    Raises:
+        O2OSpecError: if keys are given.
+    """
+    if keys is not None:
+        raise O2OSpecError(f"got obs_keys={list(keys)}, but {origin} is one array without keys; leave obs_keys out")
 
 
 def joined(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.columns import StoredArray, joined
+from torchrl_o2o.data.datasets.columns import StoredArray, joined, refuse_keys
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes
 from torchrl_o2o.data.datasets.ted import to_transitions
@@ -179,4 +179,5 @@ def _read_episode(
     observations = group["observations"]
     if isinstance(observations, StoredGroup):
         return episode | {"observations": joined(observations, keys, f"{file.filename}, {group.path[1:]}", usual=usual)}
+    refuse_keys(keys, f"the observation of {file.filename}")
     return episode | {"observations": np.asarray(observations)}
