@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -172,8 +171,9 @@ class PhasesContract:
             self.train(tmp_path / "other", f"pretrained={tmp_path / 'one'}")
         assert not (tmp_path / "other").exists()
 
-    def test_every_task_composes(self) -> None:
-        for task, preset in product(TASKS, ("paper", "cpu")):
+    @pytest.mark.parametrize("preset", ["paper", pytest.param("cpu", marks=pytest.mark.slow)])
+    def test_every_task_composes(self, preset: str) -> None:
+        for task in TASKS:
             cfg = compose(self.script, f"task={task}", f"preset={preset}")
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             assert cfg.preset == preset

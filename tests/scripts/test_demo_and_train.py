@@ -106,7 +106,13 @@ def test_case_b15_a_signal_to_train_is_a_signal_to_the_training(number: signal.S
 
 
 @pytest.mark.parametrize(
-    ("number", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGHUP, False)], ids=str
+    ("number", "group"),
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGINT, True),
+        pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_case_b15_a_signal_to_the_demo_reaches_both_once(number: signal.Signals, group: bool, tmp_path: Path) -> None:
     """Sent to the parent alone, or to the terminal's whole group as Ctrl-C is: both runs save, none is left behind."""

@@ -350,7 +350,7 @@ def test_captured(case: str) -> None:
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("case", ["a3rl/update_A/official", "td3_bc/A"])
+@pytest.mark.parametrize("case", [pytest.param("a3rl/update_A/official", marks=pytest.mark.slow), "td3_bc/A"])
 def test_kernels(case: str) -> None:
     """The generated code itself."""
     whole = CASES[case]()

@@ -71,6 +71,7 @@ def test_equals_the_written_out_loop_over_ten_updates(kind: str, captured: list[
     assert len(captured) == {"rlpd": 3, "per_sample": 3}.get(kind, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_kernels_equal_the_loop_over_ten_updates() -> None:
     """The generated code itself, for RLPD, in both precisions."""
