@@ -1,0 +1,80 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Numbered cases of the second list: copies and foreign losses (A8, A10), late settings (B16), batch sizes (B22).
+
+A9, rows over several steps, is in `tests/data/test_storage_and_writers.py`; B17, evaluations whose environment fails,
+in `tests/trainers/test_evaluation.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torchrl.objectives import DDPGLoss
+
+from tests.kernels import without_kernels
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import (
+    make_deterministic_actor,
+    make_gaussian_actor,
+    make_qvalue_ensemble,
+    make_value_network,
+)
+from torchrl_o2o.objectives import AWACLoss, IQLLoss, SAMGEstimator
+from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.settings import check_settings
+from torchrl_o2o.updates import Descend, Update
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
+
+
+def iql() -> IQLLoss:
+    sizes = {"hidden_sizes": (8,)}
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, **sizes)
+    return IQLLoss(make_gaussian_actor(3, 2, **sizes), critics, make_value_network(3, **sizes))
+
+
+def test_case_a08_a_copy_of_iql_targets_its_own_v() -> None:
+    loss, batch = iql(), random_transitions(8, 3, 2)
+    other = copy.deepcopy(loss)
+    with torch.no_grad():
+        for value in other.value_network_params.parameters():
+            value.add_(1.0)
+    twin = iql()
+    twin.load_state_dict(other.state_dict())
+    assert torch.equal(other.qvalue_loss(batch)[0], twin.qvalue_loss(batch)[0])
+    assert not torch.equal(other.qvalue_loss(batch)[0], loss.qvalue_loss(batch)[0])
+    wide = batch.apply(lambda each: each.double() if each.is_floating_point() else each)
+    assert other.double().qvalue_loss(wide)[0].dtype == torch.float64
+
+
+def test_case_a10_samg_refuses_losses_that_only_seem_to_fit() -> None:
+    critic = make_qvalue_ensemble(3, 2, num_qvalue_nets=1, hidden_sizes=(8,))[0]
+    loss = DDPGLoss(make_deterministic_actor(3, 2, hidden_sizes=(8,)), critic)
+    with pytest.raises(O2OSpecError, match="DDPGLoss"):
+        SAMGEstimator.from_loss(loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", "abc"), ("num_threads", 0), ("online.total_frames", -5), ("online.batch_size", "abc"), ("seed", True)],
+)
+def test_case_b16_settings_are_checked_before_the_first_step(name: str, value: object) -> None:
+    cfg = OmegaConf.create({"seed": 0, "num_threads": 1, "online": {"total_frames": 1, "batch_size": 1}})
+    OmegaConf.update(cfg, name, value)
+    with pytest.raises(O2OSpecError, match=f"got {name}={value}, expected a whole number"):
+        check_settings(cfg)
+
+
+def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
+    actor = make_gaussian_actor(3, 2, hidden_sizes=(8,))
+    loss = AWACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+    update = Update(loss, Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters()))).compile()
+    with without_kernels():
+        for rows in range(4, 16):
+            assert update(random_transitions(rows, 3, 2))["finite"]
