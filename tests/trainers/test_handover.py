@@ -6,40 +6,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from tests.data.test_starting import toy_dataset
+from tests.objectives.test_carry import actor, critics, sac, sacml
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_qvalue_ensemble
-from torchrl_o2o.objectives import EnsembleSACLoss, SACMLLoss
+from torchrl_o2o.modules import Temperature
+from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.handover import HandOver
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
-
-
-def actor(**settings: Any) -> Any:
-    return make_actor(5, 3, hidden_sizes=(16, 16), **settings)
-
-
-def critics(number: int = 2) -> Any:
-    return make_qvalue_ensemble(5, 3, num_qvalue_nets=number, hidden_sizes=(16, 16), layer_norm=False)
-
-
-def sacml(policy: Any = None) -> SACMLLoss:
-    return SACMLLoss(policy or actor(), critics(), make_baselines(5, hidden_sizes=(16, 16)))
-
-
-def sac(**settings: Any) -> EnsembleSACLoss:
-    return EnsembleSACLoss(actor(**settings), critics(), actor_q="min")
-
-
-def equal(first: Any, second: Any) -> bool:
-    pairs = zip(first.flatten_keys(".").values(), second.flatten_keys(".").values(), strict=True)
-    return all(torch.equal(one, two) for one, two in pairs)
 
 
 class TestHandOver:

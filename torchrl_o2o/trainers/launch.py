@@ -154,16 +154,10 @@ def offline_phase(
         pretrained.check(problem)
         return GivenPretraining(pretrained)
     if then is not None:
-        _hand_over(make_learner(cfg, problem.dims), then(cfg, problem.dims), HandOver(**plain(cfg.handover)))
+        hand_over(make_learner(cfg, problem.dims), then(cfg, problem.dims), HandOver(**plain(cfg.handover)))
     seed_everything(cfg.seed)
     options = run_options(cfg, Path(cfg.run_dir) / "offline", without=(*ONLINE_ONLY, *online_only))
     return Pretraining(problem, make_learner(cfg, problem.dims), options, **plain(cfg.offline))
-
-
-def _hand_over(offline: Learner, online: Learner, how: HandOver) -> None:
-    """From a learner that was just built, to see whether it fits."""
-    pairs = [(optim, online.optims[name]) for name, optim in offline.optims.items() if name in online.optims]
-    how.apply(offline.loss, online.loss, pairs)
 
 
 def online_phase(

@@ -399,11 +399,11 @@ def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_ste
     return Pretrained.read(options.folder)
 
 
-def hand_over(pretrained: Pretrained, learner: Learner, how: HandOver) -> list[str]:
+def hand_over(source: Pretrained | Learner, learner: Learner, how: HandOver) -> list[str]:
     """Carry a pre-training into an online learner, as its :class:`~torchrl_o2o.trainers.HandOver` says.
 
     Args:
-        pretrained: where to start from.
+        source: where to start from: a finished pre-training, or the offline learner itself.
         learner: changed in place; its optimizers continue those of the same name if ``how.keep_optimizers``.
         how: the decisions.
 
@@ -413,7 +413,7 @@ def hand_over(pretrained: Pretrained, learner: Learner, how: HandOver) -> list[s
     Raises:
         O2OSpecError: if something does not fit.
     """
-    offline = pretrained.states
+    offline = source.states if isinstance(source, Pretrained) else source.objects()
     pairs = [(offline[f"{name}_optim"], optim) for name, optim in learner.optims.items() if f"{name}_optim" in offline]
     return how.apply(offline["loss"], learner.loss, pairs)
 
