@@ -7,6 +7,7 @@
     python benchmarks/update_offline.py             11 rounds, one thread
     python benchmarks/update_offline.py --short     3 rounds
     python benchmarks/update_offline.py --only awac iql
+    python benchmarks/update_offline.py --bfloat16      bfloat16 products too: slow on many CPUs
 
 Batch 256, 2x256, two critics, observation 17, action 6. Contenders take turns within every round; only ratios of one
 run may be quoted. Products of the critics' size take a turn too: the last column is the share of their rate.
@@ -43,6 +44,7 @@ from torchrl_o2o.modules import (
 from torchrl_o2o.objectives import ACALoss, AWACLoss, CalQLLoss, CQLLoss, IQLLoss, SACMLLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import compile_update
+from torchrl_o2o.updates.calling import call_loss
 
 OBSERVATION, ACTION, BATCH = plain.OBSERVATION, plain.ACTION, 256
 SIZE = (OBSERVATION, ACTION)
@@ -121,7 +123,7 @@ def joint_update(loss: Any) -> Update:
 
 
 def eager(kind: str) -> Update:
-    """Our loss, its methods called one after the other."""
+    """Our loss, its methods called one after the other, each with what earlier ones returned."""
     make, names = LOSSES[kind]
     loss = make()
     if kind in JOINT:
@@ -129,8 +131,10 @@ def eager(kind: str) -> Update:
     optims, updater = optimizers(loss, names), SoftUpdate(loss, tau=plain.TAU)
 
     def update(batch: TensorDict) -> None:
+        known: dict[str, Any] = {}
         for name in names:
-            value = getattr(loss, f"{name}_loss")(batch)[0]
+            value, info = call_loss(loss, name, batch, known)
+            known |= info
             optims[name].zero_grad()
             value.backward()
             optims[name].step()
@@ -147,19 +151,20 @@ def compiled(kind: str, matmul_dtype: torch.dtype | None = None) -> Update:
     return compile_update(loss, optimizers(loss, names), updater, joint=kind in JOINT, matmul_dtype=matmul_dtype)
 
 
-def contenders(kind: str) -> dict[str, Update]:
+def contenders(kind: str, bfloat16: bool = False) -> dict[str, Update]:
     """All forms of one learner."""
     forms = {"plain eager torch": PLAIN[kind](), "ours, eager": eager(kind), "ours, compile_update": compiled(kind)}
-    forms["ours, compile_update, bf16"] = compiled(kind, torch.bfloat16)
+    if bfloat16:
+        forms["ours, compile_update, bf16"] = compiled(kind, torch.bfloat16)
     return forms | ({"TorchRL's loss": joint_update(UPSTREAM[kind]())} if kind in UPSTREAM else {})
 
 
-def run(kind: str, rounds: int, calls: int = 10) -> None:
+def run(kind: str, rounds: int, *, bfloat16: bool = False, calls: int = 10) -> None:
     """Time all forms of one learner and print a table."""
     torch.manual_seed(0)
     batch = random_transitions(BATCH, *SIZE)
     batch["mc_return"] = batch["next", "reward"].clone()
-    updates = contenders(kind)
+    updates = contenders(kind, bfloat16)
     for update in updates.values():
         update(batch)
     gflop = count_gflop(lambda: updates["ours, eager"](batch))
@@ -181,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="3 rounds")
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--bfloat16", action="store_true", help="compiled with bfloat16 products too")
     parser.add_argument("--only", nargs="+", choices=list(LOSSES), default=list(LOSSES))
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -189,7 +195,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), load {os.getloadavg()[0]:.1f}")
     for kind in arguments.only:
-        run(kind, 3 if arguments.short else arguments.rounds)
+        run(kind, 3 if arguments.short else arguments.rounds, bfloat16=arguments.bfloat16)
 
 
 if __name__ == "__main__":

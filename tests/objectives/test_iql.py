@@ -126,6 +126,17 @@ def test_given_advantage_and_target_replace_their_own() -> None:
     assert torch.equal(loss.qvalue_loss(batch, target_value=target)[1]["target_value"], target)
 
 
+def test_the_actor_takes_the_target_critics_of_the_value_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, batch = build(), random_transitions(12, 5, 3)
+    target_qvalue = loss.value_loss(batch)[1]["target_qvalue"]
+    with torch.no_grad():
+        for parameter in loss.value_network_params.values(True, True):
+            parameter.mul_(1.1)  # V's step
+    expected = loss.actor_loss(batch)[0]
+    monkeypatch.setattr(loss, "_data_q", None)  # not asked a second time
+    assert torch.equal(loss.actor_loss(batch, target_qvalue=target_qvalue)[0], expected)
+
+
 def test_the_target_is_the_value_of_the_next_state() -> None:
     loss, batch = build(), random_transitions(12, 5, 3)
     following = batch["next"].clone().set("next", batch["next"]).set("action", batch["action"])

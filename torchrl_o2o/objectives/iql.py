@@ -101,6 +101,7 @@ class IQLLoss(CriticLoss):
         "imitation_error",
         "value",
         "qvalue",
+        "target_qvalue",
         "target_value",
     ]
 
@@ -138,17 +139,21 @@ class IQLLoss(CriticLoss):
         return self._estimate(tensordict, self._value(self._next_state(tensordict)))  # V(s')
 
     @torch.no_grad()
-    def advantage(self, tensordict: TensorDictBase) -> Tensor:
+    def advantage(self, tensordict: TensorDictBase, target_qvalue: Tensor | None = None) -> Tensor:
         r"""A(s, a) of the recorded actions under target critics and the current V.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
+            target_qvalue: what the target critics say of them, as :meth:`value_loss` returns it, shape [*B]; ``None``
+                (default) asks them.
 
         Returns:
             A, shape [*B], without gradient.
         """
         state = self._state(tensordict)
-        return self._data_q(state, self._action(tensordict)) - self._value(state)
+        if target_qvalue is None:
+            target_qvalue = self._data_q(state, self._action(tensordict))
+        return target_qvalue - self._value(state)
 
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Expectile loss of V; no gradient reaches the critics.
@@ -157,32 +162,37 @@ class IQLLoss(CriticLoss):
             tensordict: transitions, shape [*B]; not modified.
 
         Returns:
-            The loss, and ``value`` and ``advantage`` before the step, each of shape [*B], detached.
+            The loss; ``value`` and ``advantage`` before the step, and ``target_qvalue``, each of shape [*B], detached.
         """
         state = self._state(tensordict)
-        value = self._value(state)  # V(s)
-        advantage = self._data_q(state, self._action(tensordict)) - value  # A
+        value, target_qvalue = (
+            self._value(state),
+            self._data_q(state, self._action(tensordict)),
+        )  # V(s), min_j Q'_j(s, a)
+        advantage = target_qvalue - value  # A
         objective = expectile_objective(advantage, self.expectile)
-        info = {"value": value.detach(), "advantage": advantage.detach()}
+        info = {"value": value.detach(), "advantage": advantage.detach(), "target_qvalue": target_qvalue}
         return self._reduce(objective, self._weights(tensordict)), info
 
     def actor_loss(
-        self, tensordict: TensorDictBase, *, old_advantage: Tensor | None = None
+        self, tensordict: TensorDictBase, *, old_advantage: Tensor | None = None, target_qvalue: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Actor loss of one minibatch; no gradient reaches the critics or V.
+        r"""Actor loss of one minibatch; no gradient reaches the critics or V.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
 
         Keyword Args:
-            old_advantage: A of an earlier V, shape [*B], which CORL's order uses; ``None`` (default) calls
-                :meth:`advantage`.
+            old_advantage: A of an earlier V, shape [*B], as in CORL's order; ``None`` (default) takes the current V.
+            target_qvalue: :math:`\min_j Q'_j(s, a)` of :meth:`value_loss` on this batch, shape [*B], for as long as
+                the targets have not moved; ``None`` (default) evaluates the target critics. Not read beside
+                ``old_advantage``.
 
         Returns:
             The loss, and per row, detached: ``weight``, ``imitation_error`` (negative log-density or squared distance
             of the recorded action) and ``clipped``, 1 where the weight is at its bound.
         """
-        advantage = self.advantage(tensordict) if old_advantage is None else old_advantage
+        advantage = self.advantage(tensordict, target_qvalue) if old_advantage is None else old_advantage
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
         params, key = flat_parameters(self.actor_network_params), self.tensor_keys.action
         acts = not self.actor_network.training
