@@ -60,7 +60,12 @@ def test_sac_actor_objective() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "value", "slope"), [("alpha", 2.0 * 1.5, 2.0 * 1.5), ("log_alpha", math.log(2) * 1.5, 1.5)]
+    ("form", "value", "slope"),
+    [
+        ("alpha", 2.0 * 1.5, 2.0 * 1.5),
+        ("log_alpha", math.log(2) * 1.5, 1.5),
+        ("softplus", math.log(3) * 1.5, 2 / 3 * 1.5),  # softplus(log 2) = log 3, its slope 2/3
+    ],
 )
 def test_temperature_objective_and_its_gradient(form: str, value: float, slope: float) -> None:
     # alpha = 2, entropy = 0.5, target = -1: both push alpha down, by different slopes.

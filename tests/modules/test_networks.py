@@ -198,10 +198,19 @@ class TestInitialization:
 
 class TestTemperature:
     def test_entropy_below_its_target_raises_alpha(self) -> None:
-        for form in ("alpha", "log_alpha"):
+        for form in ("alpha", "log_alpha", "softplus"):
             temperature = Temperature(-1.0, init=2.0, form=form)  # type: ignore[arg-type]
             temperature.objective(torch.tensor([5.0])).mean().backward()  # entropy -5, target -1
-            assert temperature.log_alpha.grad.item() < 0  # type: ignore[union-attr]
+            (parameter,) = temperature.parameters()
+            assert parameter.grad.item() < 0  # type: ignore[union-attr]
+
+    def test_softplus_keeps_its_own_parameter(self) -> None:
+        temperature = Temperature(-1.0, form="softplus")
+        assert [name for name, _ in temperature.named_parameters()] == ["raw_alpha"]
+        assert temperature.raw_alpha.item() == pytest.approx(math.log(math.e - 1.0))
+        for alpha in (1e-3, 1.0, 50.0):
+            temperature.fill_(alpha)
+            assert temperature.alpha.item() == pytest.approx(alpha, rel=1e-5)
 
     def test_fixed(self) -> None:
         temperature = Temperature(None, init=0.3)

@@ -37,13 +37,14 @@ def build(
     num_qvalue_nets: int = 4,
     keys: tuple[Any, Any] = ("observation", "action"),
     layer_norm: bool = True,
+    shared_head: bool = False,
+    form: Any = "alpha",
     **settings: Any,
 ) -> EnsembleSACLoss:
     actor = make_actor(observation, action, hidden_sizes=(16, 16), observation_key=keys[0], action_key=keys[1])
-    critics = make_qvalue_ensemble(
-        observation, action, num_qvalue_nets=num_qvalue_nets, hidden_sizes=(16, 16), in_keys=keys, layer_norm=layer_norm
-    )
-    settings.setdefault("temperature", Temperature(-action / 2))
+    shape = {"num_qvalue_nets": num_qvalue_nets, "hidden_sizes": (16, 16), "in_keys": keys}
+    critics = make_qvalue_ensemble(observation, action, **shape, layer_norm=layer_norm, shared_head=shared_head)
+    settings.setdefault("temperature", Temperature(-action / 2, form=form))
     return EnsembleSACLoss(actor, critics, **settings)
 
 
@@ -68,9 +69,24 @@ class TestContractPerSample(TestContractRLPD):
     settings = {"sub_sample_len": 1, "subset_per": "sample", "entropy_backup": False, "ensemble_reduction": "mean"}
 
 
+class TestContractWSRL(TestContractRLPD):
+    settings = {
+        "sub_sample_len": 2,
+        "subset_replacement": True,
+        "num_target_actions": 3,
+        "entropy_at": "next_state",
+        "actor_q": "min",
+        "ensemble_reduction": "mean",
+        "shared_head": True,
+        "form": "softplus",
+    }
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"num_target_actions": 0}, "num_target_actions"),
+        ({"entropy_at": "here"}, "got entropy_at='here'"),
         ({"sub_sample_len": 5}, r"got sub_sample_len=5, expected 1\.\.4"),
         ({"sub_sample_len": 0}, r"got sub_sample_len=0, expected 1\.\.4"),
         ({"actor_q": "max"}, "got actor_q='max', expected one of 'mean', 'min'"),
@@ -270,3 +286,68 @@ def test_probe_critic_discounts_a_delayed_reward() -> None:
     qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
     torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
     torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)
+
+
+def test_a_shared_output_layer_stays_one_under_adam_and_gets_the_sum_of_the_gradients() -> None:
+    loss, batch = build(shared_head=True, sub_sample_len=2), random_transitions(12, 5, 3)
+    head = loss.qvalue_network_params["module", "head", "weight"]
+    own = loss.qvalue_network_params["module", "trunk", "0", "0", "weight"]
+    optim = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=0.1)
+    for _ in range(3):
+        optim.zero_grad()
+        loss.qvalue_loss(batch)[0].backward()
+        optim.step()
+    assert all(torch.equal(head[0], member) for member in head)
+    assert not torch.equal(own[0], own[1])
+    one = head.detach()[0].clone().requires_grad_()
+    trunk, inputs = loss.qvalue_network.module.trunk, torch.cat([batch["observation"], batch["action"]], -1)
+    params = {k.removeprefix("module.trunk."): v for k, v in loss.qvalue_network_params.flatten_keys(".").items()}
+    values = [
+        torch.func.functional_call(trunk, {k: v[i] for k, v in params.items() if "head" not in k}, inputs) @ one.T
+        for i in range(4)
+    ]
+    bias = loss.qvalue_network_params["module", "head", "bias"].detach()[0]
+    loss.noise = RecordedNoise({"next_action": torch.zeros(12, 3), "target": torch.tensor([0, 2])})
+    target = loss.target_value(batch)
+    (torch.stack(values).squeeze(-1) + bias - target).square().sum(0).mean().backward()
+    optim.zero_grad()
+    loss.qvalue_loss(batch)[0].backward()
+    torch.testing.assert_close(head.grad[2], one.grad)
+
+
+def test_unequal_copies_of_a_shared_output_layer_are_refused() -> None:
+    critics = make_qvalue_ensemble(5, 3, num_qvalue_nets=2, shared_head=True)
+    critics[1].module.head.weight.data += 1.0
+    with pytest.raises(O2OSpecError, match="output layer"):
+        EnsembleSACLoss(make_actor(5, 3), critics)
+
+
+def test_the_target_takes_the_best_of_several_actions() -> None:
+    """With an entropy term it is the soft value that is compared, each action with its own."""
+    loss, batch = build(num_target_actions=5, sub_sample_len=2, subset_replacement=True), random_transitions(12, 5, 3)
+    noise, members = torch.randn(5, 12, 3), torch.tensor([3, 3])
+    loss.noise = RecordedNoise({"next_action": noise, "target": members})
+    single = build(sub_sample_len=2, subset_replacement=True)
+    single.load_state_dict(loss.state_dict())
+    each = []
+    for one in noise:
+        single.noise = RecordedNoise({"next_action": one, "target": members})
+        each.append(single.target_value(batch))
+    torch.testing.assert_close(loss.target_value(batch), torch.stack(each).amax(0))
+
+
+def test_a_subset_with_replacement_repeats_members() -> None:
+    noise = GeneratorNoise(torch.Generator().manual_seed(0))
+    draws = torch.stack([noise.subset("target", 4, 2, torch.zeros(3), replacement=True) for _ in range(200)])
+    assert 0.15 < (draws[:, 0] == draws[:, 1]).float().mean() < 0.35
+    assert noise.subset("target", 4, 2, torch.zeros(3), per_row=True, replacement=True).shape == (2, 3)
+
+
+def test_the_temperature_at_the_next_state_draws_its_own_actions() -> None:
+    loss, batch = build(entropy_at="next_state"), random_transitions(12, 5, 3)
+    loss.noise = RecordedNoise({"temperature_next_action": torch.zeros(1, 12, 3)})
+    here = loss.alpha_loss(batch, log_prob=torch.full((12,), 100.0))[1]["entropy"]
+    assert here == loss.alpha_loss(batch)[1]["entropy"]
+    moved = batch.clone()
+    moved["next", "observation"] += 1.0
+    assert here != loss.alpha_loss(moved)[1]["entropy"]

@@ -28,6 +28,7 @@ from tests.objectives import test_golden_rebrac as rebrac
 from tests.objectives import test_golden_rlpd as rlpd
 from tests.objectives import test_golden_spot as spot
 from tests.objectives import test_golden_td3_bc as td3_bc
+from tests.objectives import test_golden_wsrl as wsrl
 from tests.objectives import test_off2on as off2on
 from torchrl_o2o.updates import Descend, Every, Joint, MoveTargets, Repeat, Update
 
@@ -55,7 +56,7 @@ class Recorded:
 
     uniform = normal
 
-    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+    def subset(self, name: str, num_members: int, size: int, like: Tensor, **_: bool) -> Tensor:
         return self.values[name].pop(0).long() if name in self.values else torch.arange(num_members)
 
 
@@ -243,6 +244,23 @@ def rebrac_update(case: str) -> Whole:
     return Whole(loss, update, [rebrac.batch_of(tree, index) for index in steps], noise, check)
 
 
+def wsrl_update() -> Whole:
+    tree = golden.load("wsrl/update_A")
+    loss, update = wsrl.whole_update(tree)
+    steps = [golden.sub(tree, f"step{index}") for index in range(int(golden.hp(tree, "n_updates")))]
+    checked = iter(steps)
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        wsrl.check_step(steps[-1], loss, metrics)
+        wsrl.same_critics(loss, tree, "out/target_critic_after", target=True)
+
+    def after() -> None:
+        wsrl.same_actor(loss, next(checked), "out/actor_after")
+
+    batches = [golden.transitions(step) for step in steps]
+    return Whole(loss, update, batches, [wsrl.noise_of(step) for step in steps], check, after)
+
+
 def td3_update(case: str) -> Whole:
     """The critics twice, the actor and the targets every second time."""
     tree, loss, updater = td3_bc.build(case)
@@ -318,6 +336,7 @@ CASES: dict[str, Callable[[], Whole]] = {
     **{case: lambda case=case: iql_update(case) for case in (*iql.CORL, iql.AUTHORS)},
     **{f"spot/{case}": lambda case=case: spot_update(f"spot/{case}") for case in "AB"},
     **{case: lambda case=case: rebrac_update(case) for case in rebrac.CASES},
+    "wsrl/update_A": wsrl_update,
     **{f"td3_bc/{case}": lambda case=case: td3_update(f"td3_bc/{case}") for case in "AB"},
     **{f"off2on/{case}": lambda case=case: off2on_update(case) for case in "AB"},
     **{case: lambda case=case: awac_update(case) for case in awac.CORL},

@@ -27,8 +27,8 @@ from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, m
 from torchrl_o2o.objectives import BCLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
-from torchrl_o2o.updates import Descend, Every, MoveTargets, Update, compile_update
-from torchrl_o2o.updates.steps import plan
+from torchrl_o2o.updates import Descend, Every, Ghost, MoveTargets, Repeat, Update, Whole, compile_update
+from torchrl_o2o.updates.steps import WHOLE, plan
 
 
 def make_update(kind: str, agent: Agent, **options: Any) -> Update:
@@ -366,3 +366,34 @@ def test_targets_of_some_networks_are_moved() -> None:
     assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
     with pytest.raises(O2OSpecError, match="no target of 'value_network'"):
         Update(loss, Descend("qvalue", optim), MoveTargets(targets, ("value_network",)))
+
+
+def test_steps_on_the_whole_batch_stand_last() -> None:
+    optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+    critic, actor = Descend("qvalue", optim), Descend("actor", optim)
+    assert plan((Repeat(2, critic), Whole(actor)), {}).sequence == ((0, 0), (0, 1), (1, WHOLE))
+    assert plan((Repeat(2, critic), Whole(critic)), {}).sequence == ((0, 0), (0, 1), (1, WHOLE))
+    loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
+    with pytest.raises(O2OSpecError, match="Whole before another step"):
+        Update(loss, Whole(actor), actor)
+
+
+def test_a_ghost_step_is_one_of_a_zero_gradient() -> None:
+    """The momentum carries on; from fresh moments nothing moves. The long-run step is that of a larger rate."""
+    ends = {}
+    for ghosts in (False, True):
+        torch.manual_seed(0)
+        loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
+        batch = random_transitions(8, 3, 2)
+        actor = Descend("actor", torch.optim.Adam(loss.actor_network_params.parameters(), lr=0.1))
+        update = Update(loss, actor, *([Ghost(actor)] if ghosts else []))
+        before = loss.actor_network_params.clone()
+        update(batch)
+        ends[ghosts] = (loss.actor_network_params - before).flatten_keys(".")
+        counts = {int(state["step"]) for state in actor.optim.state_dict()["state"].values()}
+        assert counts == {2 if ghosts else 1}
+    moved = {name: (ends[True][name] / value)[value.abs() > 1e-3] for name, value in ends[False].items()}
+    beta1, beta2 = 0.9, 0.999
+    expected = 1 + (beta1 * (1 - beta1) / (1 - beta1**2)) / (beta2 * (1 - beta2) / (1 - beta2**2)) ** 0.5
+    for ratio in moved.values():
+        torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-3, atol=1e-3)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "best_of",
     "calibrated",
     "conservative_gap",
     "lagrange_coefficient",
@@ -117,9 +118,30 @@ def max_backup(qvalue: Tensor, log_prob: Tensor, action: Tensor) -> tuple[Tensor
         >>> value, log_prob, action
         (tensor([5.]), tensor([-2.]), tensor([[0.2000]]))
     """
-    value, index = qvalue.max(0, keepdim=True)
+    return best_of(qvalue, qvalue, log_prob, action)
+
+
+def best_of(score: Tensor, qvalue: Tensor, log_prob: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The action of the largest score among M, with its value and log-density.
+
+    Args:
+        score: what is compared, shape [M, *B]; in WSRL with an entropy term it is the soft value.
+        qvalue: values of the actions, shape [M, *B].
+        log_prob: their log-densities, shape [M, *B].
+        action: the actions, shape [M, *B, A].
+
+    Returns:
+        Value, shape [*B], log-density, shape [*B], and action, shape [*B, A].
+
+    Examples:
+        >>> import torch
+        >>> two = torch.tensor([[1.0], [5.0]])
+        >>> best_of(-two, two, two, two.unsqueeze(-1))[0]
+        tensor([1.])
+    """
+    index = score.argmax(0, keepdim=True)
     rows = index.unsqueeze(-1).expand(1, *action.shape[1:])
-    return value.squeeze(0), log_prob.gather(0, index).squeeze(0), action.gather(0, rows).squeeze(0)
+    return qvalue.gather(0, index).squeeze(0), log_prob.gather(0, index).squeeze(0), action.gather(0, rows).squeeze(0)
 
 
 def lagrange_coefficient(log_multiplier: Tensor, bounds: tuple[float, float] = (0.0, 1e6)) -> Tensor:

@@ -28,8 +28,19 @@ class NoiseSource(Protocol):
         """Uniform numbers in [-1, 1) of shape [*sample_shape, *like.shape], in ``like``'s dtype and device."""
         ...
 
-    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
-        """``size`` of ``num_members`` indices without replacement: shape [size], or [size, *like.shape] if per row."""
+    def subset(
+        self,
+        name: str,
+        num_members: int,
+        size: int,
+        like: Tensor,
+        *,
+        per_row: bool = False,
+        replacement: bool = False,
+    ) -> Tensor:
+        """``size`` of ``num_members`` indices: shape [size], or [size, *like.shape] if per row. Losses ask for
+        ``replacement`` only where repeats may occur, as in WSRL.
+        """
         ...
 
 
@@ -78,8 +89,20 @@ class GeneratorNoise:
         shape = (*sample_shape, *like.shape)
         return torch.rand(shape, dtype=like.dtype, device=like.device, generator=self.generator) * 2.0 - 1.0
 
-    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+    def subset(
+        self,
+        name: str,
+        num_members: int,
+        size: int,
+        like: Tensor,
+        *,
+        per_row: bool = False,
+        replacement: bool = False,
+    ) -> Tensor:
         """See :class:`NoiseSource`."""
+        if replacement:
+            shape = (size, *like.shape) if per_row else (size,)
+            return torch.randint(num_members, shape, device=like.device, generator=self.generator)
         if size == num_members:
             return _all_members(num_members, like, per_row)
         # The order of random keys is a uniform permutation; unlike randperm it has a batch dimension and never
@@ -138,9 +161,18 @@ class RecordedNoise:
         """See :class:`NoiseSource`."""
         return self.normal(name, like, sample_shape)
 
-    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+    def subset(
+        self,
+        name: str,
+        num_members: int,
+        size: int,
+        like: Tensor,
+        *,
+        per_row: bool = False,
+        replacement: bool = False,
+    ) -> Tensor:
         """See :class:`NoiseSource`."""
-        if size == num_members and name not in self.values:
+        if size == num_members and not replacement and name not in self.values:
             return _all_members(num_members, like, per_row)
         shape = (size, *like.shape) if per_row else (size,)
         return self._recorded(name, shape).to(device=like.device, dtype=torch.long)

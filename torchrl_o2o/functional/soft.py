@@ -171,19 +171,23 @@ def sac_actor_objective(log_prob: Tensor, qvalue: Tensor, alpha: Tensor | float)
 
 
 def temperature_objective(
-    log_alpha: Tensor, log_prob: Tensor, target_entropy: float | Tensor, form: Literal["alpha", "log_alpha"] = "alpha"
+    log_alpha: Tensor,
+    log_prob: Tensor,
+    target_entropy: float | Tensor,
+    form: Literal["alpha", "log_alpha", "softplus"] = "alpha",
 ) -> Tensor:
     r"""Temperature objective to minimize; raises :math:`\alpha` where the entropy is below its target.
 
     ``"alpha"``: :math:`e^{\log\alpha}(-\log\pi-\bar H)` (RLPD, A3RL, jaxrl; its gradient carries a factor alpha).
-    ``"log_alpha"``: :math:`\log\alpha\,(-\log\pi-\bar H)` (rlkit, CORL, d3rlpy, REDQ, TorchRL). The two have the same
-    stationary point and different optimizer dynamics.
+    ``"log_alpha"``: :math:`\log\alpha\,(-\log\pi-\bar H)` (rlkit, CORL, d3rlpy, REDQ, TorchRL).
+    ``"softplus"``: :math:`\mathrm{softplus}(p)(-\log\pi-\bar H)` (WSRL). All have one stationary point and different
+    optimizer dynamics.
 
     Args:
-        log_alpha: the parameter, a scalar.
+        log_alpha: the parameter, a scalar; with ``"softplus"`` it is p.
         log_prob: log pi(a|s) of the actor pass, shape [*B]; no gradient flows into it.
         target_entropy: :math:`\bar H` in nats.
-        form: which of the two; defaults to ``"alpha"``.
+        form: which of the three; defaults to ``"alpha"``.
 
     Returns:
         Objective per row, shape [*B].
@@ -193,5 +197,7 @@ def temperature_objective(
         >>> temperature_objective(torch.tensor(0.0), torch.tensor([1.0]), -3.0)  # entropy -1, target -3: alpha falls
         tensor([2.])
     """
-    coefficient = log_alpha.exp() if form == "alpha" else log_alpha
+    coefficient = log_alpha
+    if form != "log_alpha":
+        coefficient = log_alpha.exp() if form == "alpha" else softplus(log_alpha)
     return coefficient * (-log_prob.detach() - target_entropy)

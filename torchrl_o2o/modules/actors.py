@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -16,11 +17,12 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o._moved import renamed_arguments
-from torchrl_o2o.errors import check_order
+from torchrl_o2o.errors import O2OSpecError, check_option, check_order
 from torchrl_o2o.modules.boxes import action_box, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.gaussian_policies import GaussianVectorHead
 from torchrl_o2o.modules.initialization import Initialization, initialize_
-from torchrl_o2o.modules.trunk import feature_dim, make_trunk
+from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
 
 __all__ = ["GaussianHead", "make_actor"]
 
@@ -77,13 +79,17 @@ def make_actor(
     initialization: Initialization = "xavier_uniform",
     log_std_bounds: tuple[float, float] = (-20.0, 2.0),
     affine_log_std: bool = False,
+    std: Literal["head", "vector"] = "head",
+    layer_norm: LayerNorm = False,
+    layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
     unit_norm: bool = False,
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
 ) -> ProbabilisticActor:
-    r"""Tanh-Gaussian policy with state-dependent, hard-clipped log-std, as SAC, REDQ, RLPD, A3RL and ACA use.
+    r"""Tanh-Gaussian policy with hard-clipped log-std, as SAC, REDQ, RLPD, A3RL, ACA and WSRL use.
 
     Source: RLPD's code (state tasks): ReLU trunk without LayerNorm, two linear heads, xavier uniform, biases 0.
+    WSRL's clips the standard deviation to [1e-5, 10], which is the log's clip to (-11.513, 2.303).
 
     Args:
         observation: spec of the observation, shape [o], or o.
@@ -93,6 +99,10 @@ def make_actor(
         log_std_bounds: clip of the log standard deviation. Defaults to (-20, 2).
         affine_log_std: train a common factor and offset of the log standard deviation, as CQL and Cal-QL do. Defaults
             to ``False``.
+        std: ``"head"`` (default) makes it of the features, ``"vector"`` is one parameter an action dimension, 1 at
+            first (WSRL on AntMaze).
+        layer_norm: as in :func:`~torchrl_o2o.modules.make_trunk` (WSRL, SOPE). Defaults to ``False``.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
         unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
@@ -102,7 +112,7 @@ def make_actor(
         ``ExplorationType.RANDOM``, the squashed mean under ``DETERMINISTIC``.
 
     Raises:
-        O2OSpecError: if a spec is not a flat vector or the action has no finite box.
+        O2OSpecError: if a spec is not a flat vector, the action has no finite box, or options exclude each other.
 
     Examples:
         >>> import torch
@@ -114,11 +124,13 @@ def make_actor(
     """
     action_spec = action_box(action)
     action_dim = feature_dim(action_spec, "action")
-    trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, unit_norm=unit_norm)
-    head = GaussianHead(hidden_sizes[-1], action_dim, log_std_bounds, affine_log_std)
+    norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
+    trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, unit_norm=unit_norm, **norm)
+    head = _head(std, hidden_sizes[-1], action_dim, log_std_bounds, affine_log_std)
     initialize_(trunk, initialization, has_output=False)
     for layer in (head.mean, head.log_std):
-        initialize_(layer, initialization, last_bound=1e-3)
+        if isinstance(layer, nn.Linear):
+            initialize_(layer, initialization, last_bound=1e-3)
     module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
     low, high = action_spec.space.low, action_spec.space.high
     unit_box = is_unit_box(action_spec)
@@ -130,3 +142,14 @@ def make_actor(
         distribution_class=TanhNormal,
         distribution_kwargs={"low": -1.0, "high": 1.0} if unit_box else {"low": low, "high": high},
     )
+
+
+def _head(
+    std: str, features: int, action_dim: int, log_std_bounds: tuple[float, float], affine_log_std: bool
+) -> GaussianHead | GaussianVectorHead:
+    check_option("std", std, ("head", "vector"))
+    if std == "head":
+        return GaussianHead(features, action_dim, log_std_bounds, affine_log_std)
+    if affine_log_std:
+        raise O2OSpecError("got affine_log_std=True with std='vector', which is trained itself; leave one of them out")
+    return GaussianVectorHead(features, action_dim, nn.Identity(), "clip", log_std_bounds)

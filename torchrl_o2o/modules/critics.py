@@ -28,6 +28,8 @@ class QValueNet(nn.Module):
     Args:
         trunk: maps [*B, o + A] to [*B, F].
         features: F.
+        shared_head: that all members of an ensemble have one output layer in common: losses keep a copy a member, give
+            every copy the sum of all members' gradients, and so keep them equal. Defaults to ``False``.
 
     Examples:
         >>> import torch
@@ -36,9 +38,9 @@ class QValueNet(nn.Module):
         torch.Size([4, 1])
     """
 
-    def __init__(self, trunk: nn.Module, features: int) -> None:
+    def __init__(self, trunk: nn.Module, features: int, shared_head: bool = False) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.shared_head = trunk, shared_head
         self.head = nn.Linear(features, 1)
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -58,6 +60,7 @@ def make_qvalue_ensemble(
     initialization: Initialization = "xavier_uniform",
     dropout: float | None = None,
     unit_norm: bool = False,
+    shared_head: bool = False,
     in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
 ) -> list[ValueOperator]:
     """Independently initialized critics with LayerNorm in every hidden layer.
@@ -79,6 +82,7 @@ def make_qvalue_ensemble(
         initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
         dropout: drop probability before LayerNorm, or ``None`` (default).
         unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
+        shared_head: one output layer for all members (WSRL), see :class:`QValueNet`. Defaults to ``False``.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
 
     Returns:
@@ -106,7 +110,11 @@ def make_qvalue_ensemble(
             dropout=dropout,
             unit_norm=unit_norm,
         )
-        net = initialize_(QValueNet(trunk, hidden_sizes[-1]), initialization)
+        net = initialize_(QValueNet(trunk, hidden_sizes[-1], shared_head), initialization)
         return ValueOperator(net, in_keys=list(in_keys))
 
-    return [member() for _ in range(num_qvalue_nets)]
+    members = [member() for _ in range(num_qvalue_nets)]
+    if shared_head:
+        for other in members[1:]:
+            other.module.head.load_state_dict(members[0].module.head.state_dict())
+    return members

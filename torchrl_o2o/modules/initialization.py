@@ -16,7 +16,13 @@ from torchrl_o2o.errors import O2OSpecError
 __all__ = ["Initialization", "initialize_"]
 
 Initialization = Literal[
-    "xavier_uniform", "torch", "orthogonal", "orthogonal_small_last", "fanin", "uniform_small_last"
+    "xavier_uniform",
+    "torch",
+    "orthogonal",
+    "orthogonal_small_last",
+    "orthogonal_small_hidden",
+    "fanin",
+    "uniform_small_last",
 ]
 
 
@@ -25,17 +31,18 @@ def initialize_(
 ) -> nn.Module:
     r"""Re-draw every linear layer of ``module`` in place by a named recipe.
 
-    ===========================  ==========================================  ==========================================
-    recipe                       hidden layers                               output layer
-    ===========================  ==========================================  ==========================================
-    ``"xavier_uniform"``         xavier uniform, bias 0                      same (RLPD, A3RL, REDQ, jaxrl)
-    ``"torch"``                  left as torch drew it                       same (d3rlpy, ACA, CORL's AWAC and TD3+BC)
-    ``"orthogonal"``             orthogonal, gain sqrt(2), bias 0            same (IQL official, CORL's finetune CQL)
-    ``"orthogonal_small_last"``  orthogonal, gain sqrt(2), bias 0            orthogonal, gain 1e-2 (CQL and Cal-QL)
-    ``"fanin"``                  U(+-1/sqrt(out_features)), bias 0           U(+-last_bound) (rlkit; its fan-in is the
-                                                                             number of outputs)
-    ``"uniform_small_last"``     left as torch drew it, bias 0.1             U(+-last_bound) (SPOT, ReBRAC)
-    ===========================  ==========================================  ==========================================
+    =============================  ==========================================  ========================================
+    recipe                         hidden layers                               output layer
+    =============================  ==========================================  ========================================
+    ``"xavier_uniform"``           xavier uniform, bias 0                      same (RLPD, A3RL, REDQ, jaxrl)
+    ``"torch"``                    left as torch drew it                       same (d3rlpy, ACA, CORL's AWAC, TD3+BC)
+    ``"orthogonal"``               orthogonal, gain sqrt(2), bias 0            same (IQL official, CORL's finetune CQL)
+    ``"orthogonal_small_last"``    orthogonal, gain sqrt(2), bias 0            orthogonal, gain 1e-2 (CQL and Cal-QL)
+    ``"orthogonal_small_hidden"``  same, the last of them gain 1e-2            xavier uniform, bias 0 (WSRL)
+    ``"fanin"``                    U(+-1/sqrt(out_features)), bias 0           U(+-last_bound) (rlkit; its fan-in is the
+                                                                               number of outputs)
+    ``"uniform_small_last"``       left as torch drew it, bias 0.1             U(+-last_bound) (SPOT, ReBRAC)
+    =============================  ==========================================  ========================================
 
     Args:
         module: any module that contains :class:`torch.nn.Linear` layers, in order from input to output.
@@ -62,6 +69,8 @@ def initialize_(
     hidden, output = (layers[:-1], layers[-1:]) if has_output else (layers, [])
     for layer in hidden:
         _initialize_hidden_(layer, recipe)
+    if recipe == "orthogonal_small_hidden" and hidden:
+        nn.init.orthogonal_(hidden[-1].weight, 1e-2)
     for layer in output:
         _initialize_last_(layer, recipe, last_bound)
     return module
@@ -72,7 +81,7 @@ def _initialize_hidden_(layer: nn.Linear, recipe: Initialization) -> None:
         return
     if recipe == "xavier_uniform":
         nn.init.xavier_uniform_(layer.weight)
-    elif recipe in ("orthogonal", "orthogonal_small_last"):
+    elif recipe.startswith("orthogonal"):
         nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
     elif recipe == "fanin":
         bound = 1.0 / math.sqrt(layer.out_features)
@@ -87,5 +96,7 @@ def _initialize_last_(layer: nn.Linear, recipe: Initialization, bound: float) ->
     elif recipe == "orthogonal_small_last":
         nn.init.orthogonal_(layer.weight, 1e-2)
         nn.init.zeros_(layer.bias)
+    elif recipe == "orthogonal_small_hidden":
+        _initialize_hidden_(layer, "xavier_uniform")
     else:
         _initialize_hidden_(layer, recipe)

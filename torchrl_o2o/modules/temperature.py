@@ -11,8 +11,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.soft import temperature_objective
 
 __all__ = ["Temperature"]
@@ -29,7 +30,8 @@ class Temperature(nn.Module):
     Keyword Args:
         init: initial :math:`\alpha`, positive. Defaults to 1.
         form: ``"alpha"`` (RLPD, A3RL, jaxrl) or ``"log_alpha"`` (rlkit, CORL, d3rlpy, REDQ, TorchRL); see
-            :func:`~torchrl_o2o.functional.temperature_objective`. Defaults to ``"alpha"``.
+            :func:`~torchrl_o2o.functional.temperature_objective`. ``"softplus"`` (WSRL) keeps p of
+            :math:`\alpha=\mathrm{softplus}(p)` as ``raw_alpha`` in the place of ``log_alpha``. Defaults to ``"alpha"``.
 
     Raises:
         O2OSpecError: if ``init`` is not positive or the form unknown.
@@ -44,31 +46,48 @@ class Temperature(nn.Module):
     """
 
     log_alpha: Tensor
+    raw_alpha: Tensor
 
     def __init__(
         self,
         target_entropy: float | None,
         *,
         init: float = 1.0,
-        form: Literal["alpha", "log_alpha"] = "alpha",
+        form: Literal["alpha", "log_alpha", "softplus"] = "alpha",
     ) -> None:
         super().__init__()
         if not init > 0.0:
             raise O2OSpecError(f"got init={init}, expected a positive initial temperature")
-        if form not in ("alpha", "log_alpha"):
-            raise O2OSpecError(f"got form={form!r}, expected 'alpha' or 'log_alpha'")
-        self.form: Literal["alpha", "log_alpha"] = form
+        check_option("form", form, ("alpha", "log_alpha", "softplus"))
+        self.form: Literal["alpha", "log_alpha", "softplus"] = form
         self.target_entropy = target_entropy
-        log_alpha = torch.tensor(math.log(init), dtype=torch.get_default_dtype())
+        start = torch.tensor(self._inverse(init), dtype=torch.get_default_dtype())
         if target_entropy is None:
-            self.register_buffer("log_alpha", log_alpha)
+            self.register_buffer(self._name, start)
         else:
-            self.log_alpha = nn.Parameter(log_alpha)
+            self.register_parameter(self._name, nn.Parameter(start))
+
+    @property
+    def _name(self) -> str:
+        return "raw_alpha" if self.form == "softplus" else "log_alpha"
+
+    def _inverse(self, alpha: float) -> float:
+        """Where alpha is this: log alpha, or log(exp(alpha) - 1)."""
+        return alpha + math.log(-math.expm1(-alpha)) if self.form == "softplus" else math.log(alpha)
 
     @property
     def alpha(self) -> Tensor:
         """The temperature, a detached scalar."""
-        return self.log_alpha.detach().exp()
+        value: Tensor = getattr(self, self._name).detach()
+        return softplus(value) if self.form == "softplus" else value.exp()
+
+    def fill_(self, alpha: float) -> None:
+        """Set the temperature, as a hand-over does.
+
+        Args:
+            alpha: positive.
+        """
+        getattr(self, self._name).data.fill_(self._inverse(alpha))
 
     def objective(self, log_prob: Tensor) -> Tensor:
         """Temperature objective per row; zero where the temperature is fixed.
@@ -81,7 +100,7 @@ class Temperature(nn.Module):
         """
         if self.target_entropy is None:
             return torch.zeros_like(log_prob)
-        return temperature_objective(self.log_alpha, log_prob, self.target_entropy, self.form)
+        return temperature_objective(getattr(self, self._name), log_prob, self.target_entropy, self.form)
 
     def extra_repr(self) -> str:
         """Show the settings in ``repr``."""

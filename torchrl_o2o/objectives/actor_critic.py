@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from tensordict import TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.soft import ensemble_squared_error
+from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import (
     Inputs,
@@ -22,6 +24,7 @@ from torchrl_o2o.objectives.networks import (
     call_ensemble,
     flat_parameters,
     policy_distribution,
+    tied,
 )
 
 __all__ = ["ActorCriticLoss"]
@@ -72,6 +75,7 @@ class ActorCriticLoss(TransitionLoss):
         self.convert_to_functional(actor_network, "actor_network", create_target_params=target_actor)
         self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
         self.num_qvalue_nets = len(members)
+        self._shared_head = _shares_head(members)
 
     def _policy(self, state: Inputs) -> Distribution:
         """pi(.|s), with gradient."""
@@ -85,9 +89,14 @@ class ActorCriticLoss(TransitionLoss):
                 f"the critics read {network.in_keys}, expected the action {keys.action!r} among them; build them with "
                 f"in_keys=[..., {keys.action!r}], or name theirs with loss.set_keys(action=...)"
             )
-        params = flat_parameters(self.qvalue_network_params) if params is None else params
+        params = self._trained_critics() if params is None else params
         qvalue = call_ensemble(network, params, {**state, keys.action: action}, keys.state_action_value)
         return qvalue if self.q_max is None else qvalue.clamp(max=self.q_max)
+
+    def _trained_critics(self) -> Parameters:
+        """Parameters of the critics with gradient; the copies of a shared output layer get one gradient."""
+        params = flat_parameters(self.qvalue_network_params)
+        return tied(params, "module.head.") if self._shared_head else params
 
     @property
     def _frozen_critics(self) -> Parameters:
@@ -124,3 +133,19 @@ def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:
             "equal for ever. Build each anew, for example by make_qvalue_ensemble(...)"
         )
     return members
+
+
+def _shares_head(members: list[TensorDictModule]) -> bool:
+    """Whether the critics have one output layer in common; refuses some that do beside others, and unequal copies."""
+    nets = [getattr(member, "module", None) for member in members]
+    shared = [isinstance(net, QValueNet) and net.shared_head for net in nets]
+    if not any(shared):
+        return False
+    heads = [net.head.state_dict() for net in nets if isinstance(net, QValueNet)]
+    equal = all(torch.equal(head[name], heads[0][name]) for head in heads for name in head)
+    if not all(shared) or not equal:
+        raise O2OSpecError(
+            "got critics of which some have an output layer of their own, expected one for all or one for each; build "
+            "them by make_qvalue_ensemble(..., shared_head=True)"
+        )
+    return True

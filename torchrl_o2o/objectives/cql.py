@@ -69,6 +69,10 @@ class CQLLoss(SoftLoss):
             ``True`` on AntMaze and Adroit.
         entropy_backup: subtract the entropy term from the target. Defaults to ``False``.
         actor_q: the actor climbs the ``"min"`` (default) or the ``"mean"`` of the critics.
+        sub_sample_len: critics in the target's minimum, drawn once per minibatch; ``None`` (default) takes all. 2 of 10
+            before WSRL.
+        subset_replacement: draw them with replacement, as WSRL does. Defaults to ``False``.
+        entropy_at: see :class:`~torchrl_o2o.objectives.EnsembleSACLoss`. Defaults to ``"state"``.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
@@ -116,12 +120,18 @@ class CQLLoss(SoftLoss):
         max_target_backup: bool = False,
         entropy_backup: bool = False,
         actor_q: Literal["min", "mean"] = "min",
+        sub_sample_len: int | None = None,
+        subset_replacement: bool = False,
+        entropy_at: Literal["state", "next_state"] = "state",
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
+        self._set_subset(sub_sample_len, "batch", subset_replacement)
+        self._set_entropy(entropy_at)
         check_option("actor_q", actor_q, ("min", "mean"))
         self.penalty = penalty or ConservativePenalty()
         self.max_target_backup = max_target_backup
+        self.num_target_actions = self.penalty.num_actions if max_target_backup else 1
         self.entropy_backup = entropy_backup
         self.actor_q: Literal["min", "mean"] = actor_q
         low, high = actor_box(actor_network)
@@ -140,13 +150,13 @@ class CQLLoss(SoftLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        count = (self.penalty.num_actions if self.max_target_backup else 1,)
+        count = (self.num_target_actions,)
         noise, following = (
             self.noise.normal("next_action", self._action(tensordict), count),
             self._next_state(tensordict),
         )
         actions, log_probs = sample_policy(self._policy(following), noise, count)  # a'_1 .. a'_n ~ pi(.|s')
-        values = self._qvalues(repeated(following, *count), actions, self._target_critics).amin(0)  # min_i Q'_i
+        values = self._subset_minimum(repeated(following, *count), actions)  # min_i Q'_i
         qvalue, log_prob, action = max_backup(values, log_probs, actions)
         return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
 
@@ -281,6 +291,9 @@ class CalQLLoss(CQLLoss):
         max_target_backup: see :class:`CQLLoss`.
         entropy_backup: see :class:`CQLLoss`.
         actor_q: see :class:`CQLLoss`.
+        sub_sample_len: see :class:`CQLLoss`.
+        subset_replacement: see :class:`CQLLoss`.
+        entropy_at: see :class:`CQLLoss`.
         reduction: see :class:`CQLLoss`.
 
     Examples:

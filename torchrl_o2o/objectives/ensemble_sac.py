@@ -13,12 +13,13 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.functional.soft import sac_actor_objective
+from torchrl_o2o.errors import check_count, check_option
+from torchrl_o2o.functional.conservative import best_of
+from torchrl_o2o.functional.soft import sac_actor_objective, soft_value
 from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import Inputs, sample_policy, take_members
+from torchrl_o2o.objectives.networks import repeated, sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["EnsembleSACLoss"]
@@ -47,7 +48,14 @@ class EnsembleSACLoss(SoftLoss):
     RLPD, A3RL            10   2    ``"mean"``   yes      ``Temperature(-A / 2)``
     REDQ                  10   2    ``"mean"``   no       ``Temperature(table, form="log_alpha")``
     SAC, SACfD            2    2    ``"min"``    no       ``Temperature(-A, form="log_alpha")``
+    WSRL                  10   2    ``"min"``    yes      ``Temperature(-A, form="softplus")``
     ====================  ===  ===  ===========  =======  =========================================
+
+    WSRL also draws the Z members with replacement, averages over members, measures the temperature's entropy at s',
+    takes neither entropy nor, but for AntMaze, more than one action into the target, and its critics share one output
+    layer (:func:`~torchrl_o2o.modules.make_qvalue_ensemble`). With n = ``num_target_actions`` the bracket of the target
+    is the largest of n actions':
+    :math:`\max_{m\le n}[\min_{i\in Z} Q'_i(s',a'_m) - \alpha\log\pi(a'_m|s')]`.
 
     The three losses are separate because the algorithms step them separately: ``utd_ratio`` critic steps, then one
     actor and one temperature step. :meth:`forward` returns all of them from one set of parameters.
@@ -70,6 +78,11 @@ class EnsembleSACLoss(SoftLoss):
         temperature: the entropy temperature. Defaults to ``Temperature(-A / 2)``, RLPD's.
         sub_sample_len: members Z in the target's minimum; ``None`` (default) takes all.
         subset_per: draw the members once per ``"batch"`` (default, RLPD and REDQ) or per ``"sample"``.
+        subset_replacement: draw them with replacement, so that one may stand for all (WSRL). Defaults to ``False``.
+        num_target_actions: actions a' per next state, of which the target takes the best (WSRL on AntMaze: 10).
+            Defaults to 1.
+        entropy_at: the temperature is steered by the entropy of the actor step's actions at the ``"state"`` (default),
+            or of fresh ones at the ``"next_state"`` (WSRL).
         entropy_backup: subtract the entropy term from the target. Defaults to ``True``; RLPD turns it off on AntMaze
             and Adroit.
         actor_q: the actor climbs the ``"mean"`` (default) or the ``"min"`` of the members.
@@ -79,8 +92,8 @@ class EnsembleSACLoss(SoftLoss):
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if ``sub_sample_len`` is not in 1..E, an option is unknown, or the action dimension is needed but
-            unknown.
+        O2OSpecError: if ``sub_sample_len`` is not in 1..E, ``num_target_actions`` is below 1, an option is unknown, or
+            the action dimension is needed but unknown.
 
     Examples:
         >>> import torch
@@ -120,6 +133,9 @@ class EnsembleSACLoss(SoftLoss):
         temperature: Temperature | None = None,
         sub_sample_len: int | None = None,
         subset_per: Literal["batch", "sample"] = "batch",
+        subset_replacement: bool = False,
+        num_target_actions: int = 1,
+        entropy_at: Literal["state", "next_state"] = "state",
         entropy_backup: bool = True,
         actor_q: Literal["mean", "min"] = "mean",
         ensemble_reduction: _Ensemble = "sum",
@@ -128,14 +144,11 @@ class EnsembleSACLoss(SoftLoss):
     ) -> None:
         temperature = temperature or Temperature(-0.5 * action_spec(actor_network).shape[-1])
         super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
-        size = self.num_qvalue_nets if sub_sample_len is None else sub_sample_len
-        if not 1 <= size <= self.num_qvalue_nets:
-            raise O2OSpecError(f"got sub_sample_len={size}, expected 1..{self.num_qvalue_nets}, the number of critics")
-        check_option("subset_per", subset_per, ("batch", "sample"))
+        self._set_subset(sub_sample_len, subset_per, subset_replacement)
+        self._set_entropy(entropy_at)
+        self.num_target_actions = check_count("num_target_actions", num_target_actions, least=1)
         check_option("actor_q", actor_q, ("mean", "min"))
         check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
-        self.sub_sample_len = size
-        self.subset_per: Literal["batch", "sample"] = subset_per
         self.entropy_backup = entropy_backup
         self.actor_q: Literal["mean", "min"] = actor_q
         self.ensemble_reduction: _Ensemble = ensemble_reduction
@@ -155,9 +168,14 @@ class EnsembleSACLoss(SoftLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
-        qvalue = self._subset_minimum(following, action)
+        following, n = self._next_state(tensordict), self.num_target_actions
+        count = (n,) if n > 1 else ()
+        noise = self.noise.normal("next_action", self._action(tensordict), count)
+        action, log_prob = sample_policy(self._policy(following), noise, count)  # a' ~ pi(.|s')
+        qvalue = self._subset_minimum(repeated(following, n) if n > 1 else following, action)
+        if n > 1:
+            value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
+            qvalue, log_prob, action = best_of(value, qvalue, log_prob, action)
         return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
 
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -213,7 +231,7 @@ class EnsembleSACLoss(SoftLoss):
         if not self.weight_actor:
             return super().alpha_loss(tensordict, log_prob=log_prob)
         self._check_batch(tensordict, "alpha_loss(batch, log_prob=log_prob)")
-        log_prob = self.sample_log_prob(tensordict) if log_prob is None else log_prob
+        log_prob = self._temperature_log_prob(tensordict, log_prob)
         # A3RL's code puts the weighted sum of -log pi in the entropy's place, so the target itself is not weighted.
         entropy = -(self._required_weights(tensordict) * log_prob).mean()
         objective = self.temperature.objective(-entropy).expand_as(log_prob)
@@ -235,14 +253,3 @@ class EnsembleSACLoss(SoftLoss):
         loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **alpha_info})
-
-    def _subset_minimum(self, state: Inputs, action: Tensor) -> Tensor:
-        """The minimum of Q'_i(s, a) over the members of Z, drawn once or for each row, shape [*B]."""
-        size, drawn, targets = self.num_qvalue_nets, self.sub_sample_len, self._target_critics
-        if drawn == size:
-            return self._qvalues(state, action, targets).amin(0)
-        per_row = self.subset_per == "sample"
-        members = self.noise.subset("target", size, drawn, action[..., 0], per_row=per_row)
-        if per_row:
-            return self._qvalues(state, action, targets).gather(0, members).amin(0)
-        return self._qvalues(state, action, take_members(targets, members)).amin(0)

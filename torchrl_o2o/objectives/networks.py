@@ -40,6 +40,7 @@ __all__ = [
     "repeated",
     "sample_policy",
     "take_members",
+    "tied",
 ]
 
 Inputs = Mapping[NestedKey, Tensor]
@@ -75,6 +76,33 @@ def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tenso
         Their parameters, each of shape [Z, ...].
     """
     return {name: value.index_select(0, index) for name, value in params.items()}
+
+
+def tied(params: Parameters, prefix: str) -> dict[str, Tensor]:
+    """Parameters whose members below ``prefix`` are one: each copy gets the sum of all members' gradients.
+
+    Copies that begin equal then stay equal, bit for bit, under any optimizer that treats them alike.
+
+    Args:
+        params: stacked parameters, each of shape [E, ...].
+        prefix: of the names that are tied, for example ``"module.head."``.
+
+    Returns:
+        The same values; those that are tied share their gradient.
+
+    Examples:
+        >>> import torch
+        >>> weight = torch.ones(2, 3, requires_grad=True)
+        >>> (tied({"head": weight}, "head")["head"] * torch.tensor([[1.0], [10.0]])).sum().backward()
+        >>> weight.grad[:, 0]
+        tensor([11., 11.])
+    """
+    out = dict(params)
+    for name, value in params.items():
+        if name.startswith(prefix):
+            total = value.sum(0)
+            out[name] = value.detach() + (total - total.detach())  # the bracket is zero, and only its gradient counts
+    return out
 
 
 def repeated(inputs: Inputs, count: int) -> Inputs:

@@ -6,17 +6,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
+from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.soft import soft_value
 from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
 from torchrl_o2o.objectives.base import Reduction
-from torchrl_o2o.objectives.networks import sample_policy
+from torchrl_o2o.objectives.networks import Inputs, Parameters, sample_policy, take_members
 
 __all__ = ["SoftLoss"]
 
@@ -36,6 +39,14 @@ class SoftLoss(ActorCriticLoss):
 
     actor_network: ProbabilisticTensorDictSequential
 
+    sub_sample_len: int
+    subset_per: Literal["batch", "sample"] = "batch"
+    subset_replacement: bool = False
+    #: Where the temperature's entropy is measured when no log-densities are handed on, or always at ``"next_state"``.
+    entropy_at: Literal["state", "next_state"] = "state"
+    #: Actions per next state, of which the target takes the best.
+    num_target_actions: int = 1
+
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -48,10 +59,40 @@ class SoftLoss(ActorCriticLoss):
         if temperature is None:
             temperature = Temperature(-float(action_spec(actor_network).shape[-1]), form="log_alpha")
         self.temperature = temperature
+        self.sub_sample_len = self.num_qvalue_nets
+
+    def _set_subset(
+        self, sub_sample_len: int | None, subset_per: Literal["batch", "sample"], subset_replacement: bool
+    ) -> None:
+        """Which target members the minimum is taken of."""
+        size = self.num_qvalue_nets if sub_sample_len is None else sub_sample_len
+        if not 1 <= size <= self.num_qvalue_nets:
+            raise O2OSpecError(f"got sub_sample_len={size}, expected 1..{self.num_qvalue_nets}, the number of critics")
+        check_option("subset_per", subset_per, ("batch", "sample"))
+        self.sub_sample_len, self.subset_per, self.subset_replacement = size, subset_per, subset_replacement
+
+    def _set_entropy(self, entropy_at: Literal["state", "next_state"]) -> None:
+        check_option("entropy_at", entropy_at, ("state", "next_state"))
+        self.entropy_at = entropy_at
+
+    def _subset_minimum(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
+        """The minimum of Q'_i(s, a) over the members of Z, drawn once or for each row, shape of ``action[..., 0]``."""
+        size, drawn = self.num_qvalue_nets, self.sub_sample_len
+        targets = self._target_critics if params is None else params
+        if drawn == size and not self.subset_replacement:
+            return self._qvalues(state, action, targets).amin(0)
+        per_row = self.subset_per == "sample"
+        options = {"replacement": True} if self.subset_replacement else {}
+        members = self.noise.subset("target", size, drawn, action[..., 0], per_row=per_row, **options)
+        if per_row:
+            return self._qvalues(state, action, targets).gather(0, members).amin(0)
+        return self._qvalues(state, action, take_members(targets, members)).amin(0)
 
     @torch.no_grad()
     def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:
         r"""log pi(a|s) of fresh actions, for a temperature step before the actor's (SAC+ML, ACA, SAC after them).
+
+        With ``entropy_at="next_state"`` it is log pi(a'|s'), a mean over ``num_target_actions`` (WSRL).
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
@@ -59,8 +100,12 @@ class SoftLoss(ActorCriticLoss):
         Returns:
             Log-densities, shape [*B], without gradient.
         """
-        noise = self.noise.normal("temperature_action", self._action(tensordict))
-        return sample_policy(self._policy(self._state(tensordict)), noise)[1]
+        if self.entropy_at == "state":
+            noise = self.noise.normal("temperature_action", self._action(tensordict))
+            return sample_policy(self._policy(self._state(tensordict)), noise)[1]
+        count = (self.num_target_actions,)
+        noise = self.noise.normal("temperature_next_action", self._action(tensordict), count)
+        return sample_policy(self._policy(self._next_state(tensordict)), noise, count)[1].mean(0)
 
     def _soft_target(
         self, tensordict: TensorDictBase, action: Tensor, log_prob: Tensor, qvalue: Tensor, *, entropy: bool = True
@@ -68,6 +113,11 @@ class SoftLoss(ActorCriticLoss):
         """y = r + gamma (1 - d) [Q'(s', a') - alpha log pi(a'|s')], shape [*B]; ``entropy`` keeps the last term."""
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if entropy else qvalue
         return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
+
+    def _temperature_log_prob(self, tensordict: TensorDictBase, log_prob: Tensor | None) -> Tensor:
+        """The log-densities that the temperature is steered by, shape [*B]."""
+        fresh = log_prob is None or self.entropy_at == "next_state"
+        return self.sample_log_prob(tensordict) if fresh else log_prob
 
     def alpha_loss(
         self, tensordict: TensorDictBase, *, log_prob: Tensor | None = None
@@ -79,12 +129,13 @@ class SoftLoss(ActorCriticLoss):
 
         Keyword Args:
             log_prob: what :meth:`actor_loss` returned, shape [*B]; ``None`` (default) draws fresh actions by
-                :meth:`sample_log_prob`, for a temperature step before the actor's.
+                :meth:`sample_log_prob`, for a temperature step before the actor's. With ``entropy_at="next_state"``
+                fresh actions are always drawn, since the actor's are of another state.
 
         Returns:
             The loss, and the scalars ``alpha`` and ``entropy``.
         """
         self._check_batch(tensordict, "alpha_loss(batch, log_prob=log_prob)")
-        drawn: Tensor = self.sample_log_prob(tensordict) if log_prob is None else log_prob
+        drawn = self._temperature_log_prob(tensordict, log_prob)
         info = {"alpha": self.temperature.alpha, "entropy": -drawn.detach().mean()}
         return self._reduce(self.temperature.objective(drawn)), info

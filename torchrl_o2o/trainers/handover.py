@@ -45,7 +45,7 @@ class HandOver:
     ACA             see :func:`align`                         fresh           top           none, alpha = 1
     SAC+ML -> SAC   actor, critics                            fresh           none or top   none
     SAC, BC start   actor                                     fresh           none or all   none
-    WSRL            actor, critics                            fresh           none          5000 steps
+    WSRL            actor, critics, temperature               kept            none          5000 steps
     ==============  ========================================  ==============  ============  ========================
 
     Args:
@@ -112,7 +112,7 @@ class HandOver:
             temperature = getattr(destination, "temperature", None)
             if temperature is None:
                 raise O2OSpecError("init_alpha is given, but the online loss has no temperature; leave it out")
-            temperature.log_alpha.data.fill_(self.init_alpha).log_()
+            temperature.fill_(self.init_alpha)
         if self.keep_optimizers:
             if not optimizers:
                 raise O2OSpecError("keep_optimizers is on, but no optimizers were given; pass (offline, online) pairs")

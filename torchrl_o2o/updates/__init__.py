@@ -14,12 +14,13 @@ from torchrl_o2o.updates.matmul import (
     probe_matmul_routes,
     set_matmul_route,
 )
-from torchrl_o2o.updates.steps import Descend, Every, Joint, MoveTargets, Repeat, Step
+from torchrl_o2o.updates.steps import Descend, Every, Ghost, Joint, MoveTargets, Repeat, Step, Whole
 from torchrl_o2o.updates.update import StackedNonFiniteError, StackedUpdate, Update, compile_update, stack_updates
 
 __all__ = [
     "Descend",
     "Every",
+    "Ghost",
     "Joint",
     "MatmulReport",
     "Measured",
@@ -29,6 +30,7 @@ __all__ = [
     "StackedUpdate",
     "Step",
     "Update",
+    "Whole",
     "choose_matmul_route",
     "compile_update",
     "matmul_route",

@@ -27,6 +27,7 @@ class Draw(NamedTuple):
     num_members: int = 0
     size: int = 0
     per_row: bool = False
+    replacement: bool = False
 
     def take(self, noise: NoiseSource) -> Tensor:
         """Make the draw.
@@ -38,7 +39,8 @@ class Draw(NamedTuple):
             The numbers.
         """
         if self.kind == "subset":
-            return noise.subset(self.name, self.num_members, self.size, self.like, per_row=self.per_row)
+            options = {"replacement": True} if self.replacement else {}
+            return noise.subset(self.name, self.num_members, self.size, self.like, per_row=self.per_row, **options)
         draw = noise.normal if self.kind == "normal" else noise.uniform
         return draw(self.name, self.like, self.sample_shape)
 
@@ -70,10 +72,19 @@ class DrawFinder:
         """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._note("uniform", name, like, sample_shape)
 
-    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+    def subset(
+        self,
+        name: str,
+        num_members: int,
+        size: int,
+        like: Tensor,
+        *,
+        per_row: bool = False,
+        replacement: bool = False,
+    ) -> Tensor:
         """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         template = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        self.draws.append(Draw("subset", name, template, (), num_members, size, per_row))
+        self.draws.append(Draw("subset", name, template, (), num_members, size, per_row, replacement))
         index = torch.arange(size, device=like.device)
         return index.reshape(-1, *(1,) * like.ndim).expand(size, *like.shape).contiguous() if per_row else index
 
@@ -96,6 +107,15 @@ class HandedNoise:
         """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._left.pop(0)
 
-    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+    def subset(
+        self,
+        name: str,
+        num_members: int,
+        size: int,
+        like: Tensor,
+        *,
+        per_row: bool = False,
+        replacement: bool = False,
+    ) -> Tensor:
         """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._left.pop(0)

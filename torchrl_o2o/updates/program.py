@@ -26,7 +26,7 @@ from torchrl_o2o.updates.precision import lower_products
 from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
 from torchrl_o2o.updates.replay import CudaGraphProgram
 from torchrl_o2o.updates.state import state_of
-from torchrl_o2o.updates.steps import Descend, Plan, Primitive, descends_of
+from torchrl_o2o.updates.steps import WHOLE, Descend, Plan, Primitive, descends_of, stepped
 
 __all__ = ["Mode", "Program", "Runner", "columns_of", "compiled_runner"]
 
@@ -62,7 +62,10 @@ class Program:
         self.learning, self.plan = learning, plan
         self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
         minibatch = {name: value[: len(value) // plan.minibatches] for name, value in columns.items()}
-        self._draws = [self._find_draws(part, minibatch) for part in plan.parts]
+        self._draws = [
+            self._find_draws(part, columns if index in plan.whole else minibatch)
+            for index, part in enumerate(plan.parts)
+        ]
         self._before: Execute | None = None
         self._parts: list[Execute] = []
 
@@ -200,28 +203,36 @@ class Program:
                 drawn.setdefault(f"noise:{part}:{i}", []).append(draw.take(noise))
         inputs |= {name: torch.stack(each) for name, each in drawn.items()}
         for position, step in enumerate(self.learning.descends):
-            uses = sum(step in descends_of(self.plan.parts[part]) for part, _ in self.plan.sequence)
+            uses = sum(step in stepped(self.plan.parts[part]) for part, _ in self.plan.sequence)
             for i, group in enumerate(step.optim.param_groups):
                 inputs[f"scalars:{position}:{i}"] = step_scalars(step.optim, group, uses)
         return inputs
 
     def _steps_of(self, part: int) -> Iterator[tuple[int, Descend]]:
-        own = descends_of(self.plan.parts[part])
+        own = stepped(self.plan.parts[part])
         return ((position, step) for position, step in enumerate(self.learning.descends) if step in own)
 
     def _round(self, turn: int, inputs: Named) -> dict[str, Tensor]:
         """One turn's share of the inputs, by the names the graphs have for them."""
         part, minibatch = self.plan.sequence[turn]
         before = [earlier for earlier, _ in self.plan.sequence[:turn]]
-        now = {name: value[minibatch] for name, value in inputs.items() if name.startswith("batch:")}
+        batch = {name: value for name, value in inputs.items() if name.startswith("batch:")}
+        now = {
+            name: self._joined_rounds(value) if minibatch == WHOLE else value[minibatch]
+            for name, value in batch.items()
+        }
         prefix = f"noise:{part}:"
         drawn = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
         now |= {f"noise:{name}": value[before.count(part)] for name, value in drawn.items()}
         for position, step in self._steps_of(part):
-            use = sum(step in descends_of(self.plan.parts[earlier]) for earlier in before)
+            use = sum(step in stepped(self.plan.parts[earlier]) for earlier in before)
             for i in range(len(step.optim.param_groups)):
                 now[f"scalars:{position}:{i}"] = inputs[f"scalars:{position}:{i}"][use]
         return now
+
+    def _joined_rounds(self, value: Tensor) -> Tensor:
+        """A column of all minibatches together, from [rounds, B, ...]."""
+        return value.flatten(0, 1)
 
     def _repeated(self, inputs: Named) -> dict[str, Tensor]:
         """The repeated part's batch columns and noise for all rounds."""

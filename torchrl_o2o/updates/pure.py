@@ -21,7 +21,7 @@ from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
 from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.draws import HandedNoise
 from torchrl_o2o.updates.state import replaced, state_of, target_pairs
-from torchrl_o2o.updates.steps import Descend, Joint, MoveTargets, Plan, Primitive, descends_of
+from torchrl_o2o.updates.steps import Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped
 
 __all__ = ["Learning", "learning_of", "minibatch_of", "run_part"]
 
@@ -56,7 +56,10 @@ def learning_of(loss: LossModule, plan: Plan, rows: tuple[str, ...]) -> Learning
         O2OSpecError: if an optimizer is not Adam or AdamW, holds a tensor that is not the loss's or one that another
             step trains, or targets move otherwise than by a ``SoftUpdate``.
     """
-    descends = tuple(dict.fromkeys(step for part in plan.parts for step in descends_of(part)))
+    for part in plan.parts:
+        if len(set(stepped(part))) < len(stepped(part)):
+            raise O2OSpecError("got a Ghost beside its own step on one minibatch; a compiled update takes one of them")
+    descends = tuple(dict.fromkeys(step for part in plan.parts for step in stepped(part)))
     names = {id(value): key for key, value in state_of(loss).items()}
     taken: dict[str, str] = {}
     trained = tuple(_trained(step, names, taken, type(loss).__name__) for step in descends)
@@ -118,6 +121,10 @@ def run_part(
         for step in part:
             if isinstance(step, MoveTargets):
                 _average(*learning.moves[step], new)
+                continue
+            if isinstance(step, Ghost):
+                trained = learning.trained[learning.descends.index(step.step)]
+                _step(learning, step.step, {key: torch.zeros_like(new[f"state:{key}"]) for key in trained}, new)
                 continue
             descends = step.steps if isinstance(step, Joint) else (step,)
             gradients = [_differentiate(learning, each, new, minibatch, known) for each in descends]

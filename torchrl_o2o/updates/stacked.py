@@ -62,6 +62,10 @@ class StackedProgram(Program):
         ]
         return {name: torch.stack([one[name] for one in each], 1) for name in each[0]}
 
+    def _joined_rounds(self, value: Tensor) -> Tensor:
+        """See :meth:`Program._joined_rounds`: from [rounds, N, B, ...]."""
+        return value.transpose(0, 1).flatten(1, 2)
+
     def _values(self) -> dict[str, Tensor]:
         """See :meth:`Program._values`; tensors that are no slices of one are made so."""
         agents = [program.tensors() for program in self.programs]

@@ -15,18 +15,25 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = [
+    "WHOLE",
     "Descend",
     "Every",
+    "Ghost",
     "Joint",
     "MoveTargets",
     "Plan",
     "Primitive",
     "Repeat",
     "Step",
+    "Whole",
     "descends_of",
     "plan",
+    "stepped",
     "walk",
 ]
+
+#: In a plan, the place of all minibatches together.
+WHOLE = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +83,25 @@ class MoveTargets:
     names: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Ghost:
+    """A step of an optimizer with a gradient of zero: what it remembers carries the parameters on and decays.
+
+    WSRL's code makes one of every optimizer whose loss a call does not ask for. For parity with it only; without them
+    the learning rate that does the same is larger by the root of (steps + ghosts) / steps.
+
+    Args:
+        step: the step that trains these parameters, elsewhere in the update.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> Ghost(Descend("actor", torch.optim.Adam([weight]))).step.name
+        'actor'
+    """
+
+    step: Descend
+
+
 class Joint:
     """Several steps of gradient descent whose gradients are all taken at the parameters before the first of them.
 
@@ -111,8 +137,8 @@ class Every:
         O2OSpecError: if ``interval`` is below 1, or there is no step.
     """
 
-    def __init__(self, interval: int, *steps: Descend | Joint | MoveTargets, first: bool = False) -> None:
-        _check_steps(f"Every({interval})", interval, steps, (Descend, Joint, MoveTargets))
+    def __init__(self, interval: int, *steps: Descend | Joint | MoveTargets | Ghost, first: bool = False) -> None:
+        _check_steps(f"Every({interval})", interval, steps, (Descend, Joint, MoveTargets, Ghost))
         self.interval, self.steps, self.first = interval, steps, first
 
 
@@ -120,7 +146,7 @@ class Repeat:
     """Steps that are done once on each of ``times`` minibatches, one after the other.
 
     The batch of the update holds the minibatches in a row. What stands behind a ``Repeat`` is done once, on the last
-    minibatch: RLPD's Algorithm 1. An update has at most one, and it stands first.
+    minibatch (RLPD's Algorithm 1), unless it is a :class:`Whole`. An update has at most one, and it stands first.
 
     Args:
         times: number of minibatches, the update-to-data ratio.
@@ -130,13 +156,28 @@ class Repeat:
         O2OSpecError: if ``times`` is below 1, or there is no step.
     """
 
-    def __init__(self, times: int, *steps: Descend | Joint | MoveTargets | Every) -> None:
-        _check_steps(f"Repeat({times})", times, steps, (Descend, Joint, MoveTargets, Every))
+    def __init__(self, times: int, *steps: Descend | Joint | MoveTargets | Ghost | Every) -> None:
+        _check_steps(f"Repeat({times})", times, steps, (Descend, Joint, MoveTargets, Ghost, Every))
         self.times, self.steps = times, steps
 
 
-Primitive = Descend | Joint | MoveTargets
-Step = Primitive | Every | Repeat
+class Whole:
+    """Steps that are done once on all minibatches of the batch together, as WSRL's actor is. It stands last.
+
+    Args:
+        steps: what is done.
+
+    Raises:
+        O2OSpecError: if there is no step.
+    """
+
+    def __init__(self, *steps: Descend | Joint | MoveTargets | Ghost | Every) -> None:
+        _check_steps("Whole", 1, steps, (Descend, Joint, MoveTargets, Ghost, Every))
+        self.steps = steps
+
+
+Primitive = Descend | Joint | MoveTargets | Ghost
+Step = Primitive | Every | Repeat | Whole
 
 
 def _check_steps(name: str, count: int, steps: tuple[object, ...], kinds: tuple[type, ...]) -> None:
@@ -153,13 +194,18 @@ class Plan:
 
     Args:
         parts: different sequences of steps, each done on one minibatch.
-        sequence: which part is done on which minibatch.
+        sequence: which part is done on which minibatch, or on all together (:data:`WHOLE`).
         minibatches: how many there are.
     """
 
     parts: tuple[tuple[Primitive, ...], ...]
     sequence: tuple[tuple[int, int], ...]
     minibatches: int
+
+    @property
+    def whole(self) -> frozenset[int]:
+        """The parts that are done on all minibatches together."""
+        return frozenset(part for part, minibatch in self.sequence if minibatch == WHOLE)
 
 
 def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
@@ -189,17 +235,21 @@ def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
             if isinstance(step, Every):
                 turn = counts[positions[id(step)]] = counts.get(positions[id(step)], 0) + 1
                 out += step.steps if (turn - step.first) % step.interval == 0 else ()
-            elif not isinstance(step, Repeat):
+            elif not isinstance(step, Repeat | Whole):
                 out.append(step)
         return tuple(out)
 
     repeat = steps[0] if steps and isinstance(steps[0], Repeat) else None
     rounds = [due(repeat.steps) for _ in range(repeat.times)] if repeat is not None else []
-    once = due(steps)
+    once, last = due(steps), steps[-1] if steps else None
     sequence = [*enumerate(rounds), (max(len(rounds) - 1, 0), once)]
+    if isinstance(last, Whole):
+        sequence.append((WHOLE, due(last.steps)))
     sequence = [(minibatch, part) for minibatch, part in sequence if part]
-    parts = tuple(dict.fromkeys(part for _, part in sequence))
-    return Plan(parts, tuple((parts.index(part), minibatch) for minibatch, part in sequence), max(len(rounds), 1))
+    kinds = [(minibatch == WHOLE, part) for minibatch, part in sequence]
+    parts = list(dict.fromkeys(kinds))
+    turns = tuple((parts.index(kind), minibatch) for kind, (minibatch, _) in zip(kinds, sequence, strict=True))
+    return Plan(tuple(part for _, part in parts), turns, max(len(rounds), 1))
 
 
 def walk(steps: tuple[Step, ...]) -> Iterator[Primitive | Every]:
@@ -209,12 +259,12 @@ def walk(steps: tuple[Step, ...]) -> Iterator[Primitive | Every]:
         steps: of the update.
 
     Yields:
-        Every step but :class:`Repeat`; a :class:`Joint` before the steps in it.
+        Every step but :class:`Repeat` and :class:`Whole`; a :class:`Joint` before the steps in it.
     """
     for step in steps:
-        if not isinstance(step, Repeat):
+        if not isinstance(step, Repeat | Whole):
             yield step
-        if not isinstance(step, Descend | MoveTargets):
+        if not isinstance(step, Descend | MoveTargets | Ghost):
             yield from walk(step.steps)
 
 
@@ -228,3 +278,16 @@ def descends_of(steps: tuple[Step, ...]) -> list[Descend]:
         The steps, those inside of others too.
     """
     return [step for step in walk(steps) if isinstance(step, Descend)]
+
+
+def stepped(steps: tuple[Step, ...]) -> list[Descend]:
+    """The steps whose optimizers move, those that a :class:`Ghost` moves too.
+
+    Args:
+        steps: of an update, or of a part of it.
+
+    Returns:
+        The steps, in the order in which they stand.
+    """
+    moving = (step for step in walk(steps) if isinstance(step, Descend | Ghost))
+    return [step.step if isinstance(step, Ghost) else step for step in moving]

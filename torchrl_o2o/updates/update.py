@@ -23,14 +23,17 @@ from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.stacked import StackedProgram
 from torchrl_o2o.updates.state import state_of, target_pairs
 from torchrl_o2o.updates.steps import (
+    WHOLE,
     Descend,
     Every,
+    Ghost,
     Joint,
     MoveTargets,
     Plan,
     Primitive,
     Repeat,
     Step,
+    Whole,
     descends_of,
     plan,
     walk,
@@ -58,7 +61,8 @@ class Update:
     ``Descend("qvalue", optim)`` is ``loss.qvalue_loss(batch)``, its gradient at the parameters that ``optim`` holds,
     and ``optim.step()``. What a loss returns beside its value is handed by name to later losses on the same minibatch
     that ask for it: ``log_prob`` goes from ``actor_loss`` to ``alpha_loss``, ``gap`` to ``alpha_prime_loss``.
-    :class:`Joint` takes several gradients at the same parameters, :class:`Every` delays steps as TD3 does.
+    :class:`Joint` takes several gradients at the same parameters, :class:`Every` delays steps as TD3 does,
+    :class:`Whole` takes all minibatches together.
 
     The update runs eagerly, with the loss's methods, autograd and the optimizers' own steps, until :meth:`compile` is
     called. Compiled, it gives the same numbers up to rounding with the same random draws in the same order: each part
@@ -116,6 +120,8 @@ class Update:
         for position, step in enumerate(steps):
             if isinstance(step, Repeat) and position:
                 raise O2OSpecError("got Repeat behind another step; it stands first, what follows is done once")
+            if isinstance(step, Whole) and position < len(steps) - 1:
+                raise O2OSpecError("got Whole before another step; it stands last, put what follows into it")
         for step in walk(steps):
             if isinstance(step, MoveTargets):
                 _check_move(loss, step)
@@ -252,7 +258,7 @@ class Update:
             for part, minibatch in now.sequence:
                 measured.append({})
                 for step in now.parts[part]:
-                    self._do(step, minibatches[minibatch], measured[-1])
+                    self._do(step, batch if minibatch == WHOLE else minibatches[minibatch], measured[-1])
         except NonFiniteError as error:
             return summary(measured[-1], ()) | {"finite": torch.tensor(False)}, error
         metrics = summary(measured[now.minibatches - 1] | measured[-1], ())
@@ -264,6 +270,9 @@ class Update:
         """One step; what its losses return is added to ``known``."""
         if isinstance(step, MoveTargets):
             _move(self.loss, step)
+            return
+        if isinstance(step, Ghost):
+            _coast(step.step)
             return
         descends = step.steps if isinstance(step, Joint) else (step,)
         gradients = [_gradients(self.loss, each, minibatch, known) for each in descends]
@@ -310,6 +319,12 @@ def _move(loss: LossModule, step: MoveTargets) -> None:
     with torch.no_grad():
         for target, source in target_pairs(loss, step.names).items():
             state[target].lerp_(state[source], 1.0 - step.updater.eps)  # type: ignore[union-attr]
+
+
+def _coast(step: Descend) -> None:
+    for param in step.parameters:
+        param.grad = torch.zeros_like(param)
+    step.optim.step()
 
 
 def _gradients(
@@ -362,8 +377,10 @@ def _described(steps: Sequence[Step], indent: str) -> list[str]:
         elif isinstance(step, MoveTargets):
             some = "" if step.names is None else f", {step.names}"
             out.append(f"{indent}MoveTargets({type(step.updater).__name__}{some})")
+        elif isinstance(step, Ghost):
+            out.append(f"{indent}Ghost({step.step.name!r})")
         else:
-            count = "" if isinstance(step, Joint) else step.interval if isinstance(step, Every) else step.times
+            count = "" if isinstance(step, Joint | Whole) else step.interval if isinstance(step, Every) else step.times
             out += [f"{indent}{type(step).__name__}({count})", *_described(step.steps, indent + "  ")]
     return out
 

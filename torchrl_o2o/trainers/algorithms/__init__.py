@@ -34,6 +34,7 @@ from torchrl_o2o.trainers.algorithms.off2on import (
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
 from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, cool_penalty, make_rebrac, make_spot, make_td3_bc
+from torchrl_o2o.trainers.algorithms.wsrl import ghostless_lr, make_wsrl, warm_start_update
 
 __all__ = [
     "BASES",
@@ -46,6 +47,7 @@ __all__ = [
     "density_rows",
     "ensemble_sac",
     "fade_alignment",
+    "ghostless_lr",
     "learn_density",
     "make_a3rl",
     "make_aca",
@@ -68,7 +70,9 @@ __all__ = [
     "make_sac_of_clone",
     "make_spot",
     "make_td3_bc",
+    "make_wsrl",
     "pool_metrics",
     "raw_convention",
     "replay_priority",
+    "warm_start_update",
 ]

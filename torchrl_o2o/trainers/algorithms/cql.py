@@ -73,7 +73,7 @@ def make_sac_after_cql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
     """Steered toward an entropy of -A."""
-    return Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))
+    return Temperature(-float(dims[1]), **{"form": "log_alpha", **plain(cfg.temperature)})
 
 
 def _steps(cfg: DictConfig, loss: CQLLoss | EnsembleSACLoss) -> tuple[Descend, ...]:

@@ -1,0 +1,104 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The online learner of WSRL (Zhou et al. 2024): soft actor-critic that goes on where a conservative one ended."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from torch.optim import Adam
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, Ghost, Joint, MoveTargets, Repeat, Update, Whole
+
+__all__ = ["ghostless_lr", "make_wsrl", "warm_start_update"]
+
+
+def ghostless_lr(lr: float, steps: int, ghosts: int) -> float:
+    r"""The learning rate that does without ghost steps what ``lr`` does with them in the long run.
+
+    A ghost step decays Adam's second moment without feeding it, so that its mean is smaller by steps / (steps +
+    ghosts), and momentum carries the whole of each real step on: :math:`lr\sqrt{(steps+ghosts)/steps}`.
+
+    Args:
+        lr: with ghost steps.
+        steps: real steps per update.
+        ghosts: steps with a gradient of zero per update.
+
+    Returns:
+        The learning rate.
+
+    Examples:
+        >>> round(ghostless_lr(1e-4, steps=1, ghosts=4), 6)  # WSRL's actor
+        0.000224
+    """
+    return lr * ((steps + ghosts) / steps) ** 0.5
+
+
+def make_wsrl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """WSRL's networks, loss and update, of the same shapes as the offline learner's.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``temperature``, ``online_loss``, ``value_estimator``, ``target``,
+            ``optim``, and ``qvalue_lr``, ``actor_lr``, ``utd_ratio``, ``ghost_steps``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner.
+    """
+    actor, qvalues = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+    temperature = Temperature(-float(dims[1]), **plain(cfg.temperature))
+    loss = EnsembleSACLoss(actor, qvalues, temperature=temperature, **plain(cfg.online_loss))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    targets = SoftUpdate(loss, **plain(cfg.target))
+    rates = {"qvalue_lr": cfg.qvalue_lr, "actor_lr": cfg.actor_lr, **plain(cfg.optim)}
+    update = warm_start_update(loss, targets, utd_ratio=cfg.utd_ratio, ghost_steps=cfg.ghost_steps, **rates)
+    return Learner(actor, loss, compiled(update, cfg))
+
+
+def warm_start_update(
+    loss: EnsembleSACLoss,
+    targets: SoftUpdate,
+    *,
+    utd_ratio: int = 4,
+    qvalue_lr: float = 3e-4,
+    actor_lr: float = 1e-4,
+    ghost_steps: bool = False,
+    fused: bool = True,
+) -> Update:
+    """A step of the critics on each minibatch, then one of actor and temperature on all of them together.
+
+    The authors' code moves all three Adams in each of these calls, with a gradient of zero where a network is not asked
+    for. With ``ghost_steps`` so does this; without, the learning rates are the larger ones of :func:`ghostless_lr`.
+
+    Args:
+        loss: of the agent.
+        targets: of the same loss.
+
+    Keyword Args:
+        utd_ratio: minibatches. Defaults to 4.
+        qvalue_lr: the authors' learning rate of the critics. Defaults to 3e-4.
+        actor_lr: of actor and temperature. Defaults to 1e-4.
+        ghost_steps: for parity with the authors' code. Defaults to ``False``.
+        fused: of Adam. Defaults to ``True``.
+
+    Returns:
+        The update, not compiled.
+    """
+    if not ghost_steps:
+        qvalue_lr = ghostless_lr(qvalue_lr, steps=utd_ratio, ghosts=1)
+        actor_lr = ghostless_lr(actor_lr, steps=1, ghosts=utd_ratio)
+    qvalue = Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), lr=qvalue_lr, fused=fused))
+    actor = Descend("actor", Adam(loss.actor_network_params.parameters(), lr=actor_lr, fused=fused))
+    alpha = Descend("alpha", Adam(loss.temperature.parameters(), lr=actor_lr, fused=fused))
+    between, last = ((Ghost(actor), Ghost(alpha)), (Ghost(qvalue),)) if ghost_steps else ((), ())
+    return Update(
+        loss,
+        Repeat(utd_ratio, qvalue, *between, MoveTargets(targets)),
+        Whole(Joint(actor, alpha), *last),
+    )
