@@ -37,7 +37,7 @@ def test_recipes_name_tasks_that_exist() -> None:
     gymnasium = pytest.importorskip("gymnasium")
     for name, recipe in LOCAL_DATASETS.items():
         assert name.startswith("o2o/")
-        assert name.endswith("-v0")
+        assert name.endswith(("-v0", "-v1"))
         if recipe.env_id.startswith("o2o/"):
             assert recipe.env_id in TASKS
         elif not recipe.env_id.startswith("Adroit"):
@@ -52,6 +52,9 @@ def test_every_promised_name_is_there() -> None:
         assert {f"o2o/{env}/linear-{kind}-v0" for kind in ("random", "medium", "mix")} <= names
     for env in ("halfcheetah", "hopper", "walker2d", "ant"):
         assert {f"o2o/{env}/{kind}-v0" for kind in ("random", "medium", "expert", "medium-expert")} <= names
+        assert f"o2o/{env}/random-v1" in names
+    for level in ("medium", "medium-replay", "medium-expert", "expert"):
+        assert f"o2o/halfcheetah/{level}-v1" in names
     for env in ("door", "pen", "hammer", "relocate"):
         assert {f"o2o/adroit/{env}/{kind}-v0" for kind in ("expert", "cloned")} <= names
 

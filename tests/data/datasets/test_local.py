@@ -20,6 +20,8 @@ import torch
 
 from tests.shared_data import shared_file
 from torchrl_o2o.data import describe_offline, load_offline, make_local_dataset
+from torchrl_o2o.data.datasets.local import _POLICIES, teacher_groups
+from torchrl_o2o.data.datasets.recipes import _TAUGHT, LOCAL_DATASETS, Recipe
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 minari = pytest.importorskip("minari")
@@ -171,3 +173,51 @@ def test_linear_mix_has_the_stated_quality(tmp_path: Path) -> None:
     assert 1400 < info.returns.mean < 1800
     assert info.returns.max > 5000
     assert info.returns.min < 0
+
+
+def test_levels_are_chosen_by_the_measured_returns(tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    np.savez(path, **{"Hopper/returns": np.array([0.0, 150.0, 310.0, 900.0, 300.0])})
+    groups = {
+        kind: teacher_groups(path, Recipe("Hopper-v5", kind, 10, ("t.npz",)))
+        for kind in ("teacher-medium", "teacher-replay", "teacher-medium-expert", "teacher-expert")
+    }
+    assert groups == {
+        "teacher-medium": ["Hopper/02/"],
+        "teacher-replay": ["Hopper/00/", "Hopper/01/", "Hopper/02/"],
+        "teacher-medium-expert": ["Hopper/02/", "Hopper/03/"],
+        "teacher-expert": ["Hopper/03/"],
+    }
+
+
+def test_the_packaged_teachers_are_small_and_recorded() -> None:
+    path = _POLICIES / "teachers_f32.npz"
+    assert path.stat().st_size <= 1_000_000
+    record = json.loads((_POLICIES / "teachers.json").read_text())
+    with np.load(path) as file:
+        assert set(record) == {key.partition("/")[0] for key in file.files} == set(_TAUGHT)
+        assert {file[key].dtype for key in file.files if "/w" in key} == {np.dtype(np.float32)}
+        for env, entry in record.items():
+            steps = [snapshot["step"] for snapshot in entry["snapshots"]]
+            assert steps == file[f"{env}/steps"].tolist() == sorted(steps)
+            np.testing.assert_allclose(
+                [snapshot["with_noise"] for snapshot in entry["snapshots"]], file[f"{env}/returns"], atol=0.06
+            )
+
+
+def test_a_teachers_data_have_the_recorded_quality(tmp_path: Path) -> None:
+    """Half an episode budget each: the first episode is the medium snapshot's, the second the expert's."""
+    folder = make_local_dataset("o2o/halfcheetah/medium-expert-v1", num_steps=2000, root=tmp_path)
+    rewards = load_offline(folder, cache=False)["next", "reward"].reshape(2, 1000).sum(1).numpy()
+    path = _POLICIES / "teachers_f32.npz"
+    numbers = [
+        int(group.split("/")[1]) for group in teacher_groups(path, LOCAL_DATASETS["o2o/halfcheetah/medium-expert-v1"])
+    ]
+    with np.load(path) as file:
+        expected = file["HalfCheetah/returns"][numbers]
+    np.testing.assert_allclose(rewards, expected, rtol=0.25)
+    assert rewards[0] < rewards[1] / 2
+    metadata = json.loads((folder / "data" / "metadata.json").read_text())
+    assert metadata["o2o"]["policy"].startswith("teachers_f32.npz blake2b:")
+    with pytest.raises(O2OSpecError, match="takes no policy"):
+        make_local_dataset("o2o/halfcheetah/expert-v1", root=tmp_path, policy=path)

@@ -37,7 +37,7 @@ from torchrl_o2o.envs.tasks import TASKS
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
 
-__all__ = ["make_local_dataset"]
+__all__ = ["make_local_dataset", "teacher_groups"]
 
 _POLICIES = Path(__file__).with_name("policies")
 _ACTION_NOISE = 0.1
@@ -125,7 +125,7 @@ def _recipe(name: str, policy: Policy | None) -> Recipe:
 def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
     if callable(policy):
         return f"function {getattr(policy, '__qualname__', type(policy).__qualname__)}"
-    if policy is None and not recipe.kind.startswith("linear"):
+    if policy is None and not recipe.kind.startswith(("linear", "teacher")):
         return None
     path = Path(policy) if policy is not None else _POLICIES / recipe.actors[0]
     try:
@@ -171,6 +171,9 @@ def _actors(recipe: Recipe, policy: Policy | None, box: Any) -> list[EpisodeActo
         return [uniform_policy(box)]
     if recipe.kind.startswith("linear"):
         return [gaussian_noise(_linear_actors(recipe), box, low=_ACTION_NOISE)]
+    if recipe.kind.startswith("teacher"):
+        path = _POLICIES / recipe.actors[0]
+        return [load_actor(path, group, box) for group in teacher_groups(path, recipe)]
     if callable(policy):
         shares: list[EpisodeActors] = [lambda rng: policy]
     else:
@@ -178,6 +181,32 @@ def _actors(recipe: Recipe, policy: Policy | None, box: Any) -> list[EpisodeActo
     if recipe.kind == "cloned":
         return [gaussian_noise(actors, box, low=0.0, high=_CLONED_NOISE) for actors in shares]
     return shares
+
+
+def teacher_groups(path: Path, recipe: Recipe) -> list[str]:
+    """Choose the snapshots of a packaged teacher that act in a data set, by the returns they were measured at.
+
+    Medium is the snapshot whose return is nearest to a third of the best; replay is every snapshot up to it.
+
+    Args:
+        path: npz file with the groups ``ENVIRONMENT/NUMBER/``, from the first snapshot on, and ``ENVIRONMENT/returns``.
+        recipe: of a teacher's data set.
+
+    Returns:
+        Groups of arrays in the file, in the order they act.
+    """
+    env = recipe.env_id.partition("-")[0]
+    with np.load(path, allow_pickle=False) as file:
+        returns = file[f"{env}/returns"]
+    expert = int(np.argmax(returns))
+    medium = int(np.argmin(np.abs(returns[: expert + 1] - returns[expert] / 3)))
+    chosen = {
+        "teacher-medium": [medium],
+        "teacher-replay": list(range(medium + 1)),
+        "teacher-medium-expert": [medium, expert],
+        "teacher-expert": [expert],
+    }[recipe.kind]
+    return [f"{env}/{number:02}/" for number in chosen]
 
 
 def _linear_actors(recipe: Recipe) -> EpisodeActors:

@@ -14,7 +14,19 @@ from typing import Literal
 __all__ = ["LOCAL_DATASETS", "Recipe"]
 
 Kind = Literal[
-    "maze", "uniform", "linear-random", "linear-medium", "linear-mix", "medium", "expert", "medium-expert", "cloned"
+    "maze",
+    "uniform",
+    "linear-random",
+    "linear-medium",
+    "linear-mix",
+    "medium",
+    "expert",
+    "medium-expert",
+    "cloned",
+    "teacher-medium",
+    "teacher-replay",
+    "teacher-medium-expert",
+    "teacher-expert",
 ]
 
 
@@ -27,7 +39,7 @@ class Recipe:
         kind: what acts in it.
         num_steps: environment steps simulated by default.
         actors: groups of arrays in the policy file, each acting for an equal share of the steps; for linear policies
-            the name of the packaged file.
+            and teachers the name of the packaged file.
     """
 
     env_id: str
@@ -56,9 +68,21 @@ _HOW: Mapping[str, str] = {
     "expert": "a given expert actor",
     "medium-expert": "a given half-trained actor, then a given expert",
     "cloned": "a given expert actor, action noise between 0 and 0.5 drawn anew each episode",
+    "teacher-medium": "the packaged teacher at about a third of its best return",
+    "teacher-replay": "the packaged teacher's snapshots up to medium, in the order of training",
+    "teacher-medium-expert": "the packaged teacher, half at about a third of its best return, half at its best",
+    "teacher-expert": "the packaged teacher at its best return",
 }
 
 _LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
+#: Environments with a packaged teacher, and what their data sets are made by.
+_TAUGHT = ("HalfCheetah",)
+_TEACHERS: Mapping[str, Kind] = {
+    "medium": "teacher-medium",
+    "medium-replay": "teacher-replay",
+    "medium-expert": "teacher-medium-expert",
+    "expert": "teacher-expert",
+}
 
 
 def _recipes() -> dict[str, Recipe]:
@@ -81,6 +105,10 @@ def _recipes() -> dict[str, Recipe]:
         }
         for kind, actors in shares.items():
             recipes[f"o2o/{env.lower()}/{kind}-v0"] = Recipe(f"{env}-v5", kind, 100_000, actors)
+        recipes[f"o2o/{env.lower()}/random-v1"] = Recipe(f"{env}-v5", "uniform", 200_000)
+    for env in _TAUGHT:
+        for level, kind in _TEACHERS.items():
+            recipes[f"o2o/{env.lower()}/{level}-v1"] = Recipe(f"{env}-v5", kind, 200_000, ("teachers_f32.npz",))
     for name in ("door", "pen", "hammer", "relocate"):
         for kind in ("expert", "cloned"):
             recipes[f"o2o/adroit/{name}/{kind}-v0"] = Recipe(
