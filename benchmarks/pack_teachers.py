@@ -6,9 +6,9 @@
 
     python benchmarks/pack_teachers.py HalfCheetah=runs/teachers/HalfCheetah Hopper=runs/teachers/Hopper
 
-Every environment of the file has to be given. Of each, up to a dozen snapshots from weak to strong are kept: those whose
-returns are nearest to evenly spaced levels between the first and the best. They are measured again here, with the noise of
-training, in plain gymnasium environments. `_TAUGHT` in `torchrl_o2o/data/datasets/recipes.py` names the environments.
+Every environment of the file has to be given. Of each, up to a dozen snapshots from weak to strong are kept: those
+whose returns are nearest to evenly spaced levels between the first and the best. They are measured again here, with
+the noise of training, in plain gymnasium environments. `_TAUGHT` in `torchrl_o2o/data/datasets/recipes.py` names them.
 """
 
 from __future__ import annotations

@@ -166,6 +166,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "rebrac": _row(_PLAIN, Convention(reward_scale=100.0), _PLAIN),  # its authors' code
         "spot": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # CORL
+        "brac": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # BEAR and AWR as well; mazes as the others
         "cql": _row(_STANDARDIZED, _MAZE_TEN, _HAND_TEN),  # CORL offline; its authors on mazes and hands
         "cal_ql": _row(_PLAIN, _MAZE_TEN, _HAND_TEN),  # its authors' code
     }

@@ -15,6 +15,7 @@ from torchrl_o2o.functional.alignment import (
     interpolation_weight,
     ml_actor_objective,
 )
+from torchrl_o2o.functional.behavior import Kernel, soft_minimum, squared_mmd
 from torchrl_o2o.functional.conservative import (
     calibrated,
     conservative_gap,
@@ -81,6 +82,7 @@ __all__ = [
     "AdvantageWeight",
     "Aggregator",
     "Guidance",
+    "Kernel",
     "NonFiniteError",
     "advantage_aligned_log_priority",
     "advantage_weight",
@@ -129,8 +131,10 @@ __all__ = [
     "samg_value",
     "scaled_logsumexp",
     "smoothed_action",
+    "soft_minimum",
     "soft_value",
     "spot_cooling",
+    "squared_mmd",
     "standardized",
     "tanh_normal_log_prob",
     "td_target",

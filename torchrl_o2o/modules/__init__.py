@@ -25,6 +25,7 @@ from torchrl_o2o.modules.deterministic import make_deterministic_actor
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead, make_gaussian_actor
 from torchrl_o2o.modules.initialization import Initialization, initialize_
+from torchrl_o2o.modules.multiplier import Multiplier
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble, average_actors
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
@@ -46,6 +47,7 @@ __all__ = [
     "GaussianVectorHead",
     "Initialization",
     "InverseDynamics",
+    "Multiplier",
     "OfflineConfidence",
     "Parametrization",
     "PolicyEnsemble",

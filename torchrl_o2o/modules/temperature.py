@@ -28,13 +28,13 @@ class Temperature(nn.Module):
         target_entropy: :math:`\bar H` in nats; ``None`` keeps :math:`\alpha` fixed.
 
     Keyword Args:
-        init: initial :math:`\alpha`, positive. Defaults to 1.
+        init: initial :math:`\alpha`, positive; a fixed one may be 0. Defaults to 1.
         form: ``"alpha"`` (RLPD, A3RL, jaxrl) or ``"log_alpha"`` (rlkit, CORL, d3rlpy, REDQ, TorchRL); see
             :func:`~torchrl_o2o.functional.temperature_objective`. ``"softplus"`` (WSRL) keeps p of
             :math:`\alpha=\mathrm{softplus}(p)` as ``raw_alpha`` in the place of ``log_alpha``. Defaults to ``"alpha"``.
 
     Raises:
-        O2OSpecError: if ``init`` is not positive or the form unknown.
+        O2OSpecError: if ``init`` is negative, or 0 and trained, or the form unknown.
 
     Examples:
         >>> import torch
@@ -56,7 +56,7 @@ class Temperature(nn.Module):
         form: Literal["alpha", "log_alpha", "softplus"] = "alpha",
     ) -> None:
         super().__init__()
-        if not init > 0.0:
+        if not init > 0.0 and not (init == 0.0 and target_entropy is None):
             raise O2OSpecError(f"got init={init}, expected a positive initial temperature")
         check_option("form", form, ("alpha", "log_alpha", "softplus"))
         self.form: Literal["alpha", "log_alpha", "softplus"] = form
@@ -73,6 +73,8 @@ class Temperature(nn.Module):
 
     def _inverse(self, alpha: float) -> float:
         """Where alpha is this: log alpha, or log(exp(alpha) - 1)."""
+        if alpha == 0.0:
+            return -math.inf
         return alpha + math.log(-math.expm1(-alpha)) if self.form == "softplus" else math.log(alpha)
 
     @property

@@ -11,6 +11,8 @@ from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.awac import AWACLoss
 from torchrl_o2o.objectives.baseline import BaselineLoss
 from torchrl_o2o.objectives.bc import BCLoss
+from torchrl_o2o.objectives.best_action import BestAction
+from torchrl_o2o.objectives.brac import BRACLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
@@ -31,7 +33,9 @@ __all__ = [
     "ACALoss",
     "AWACLoss",
     "BCLoss",
+    "BRACLoss",
     "BaselineLoss",
+    "BestAction",
     "CQLLoss",
     "CalQLLoss",
     "ConditionalVAELoss",

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.imitation import imitation_error
 from torchrl_o2o.objectives.networks import flat_parameters
@@ -35,7 +36,12 @@ class BCLoss(TransitionLoss):
         actor_network: the actor, stochastic or deterministic.
 
     Keyword Args:
+        action_clip: clamps recorded actions to plus and minus this, or ``None`` (default). A squashed Gaussian that
+            clones actions at the edge of the box needs it (BRAC: 1 - 1e-3), or it explains nothing else.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
+
+    Raises:
+        O2OSpecError: if ``action_clip`` is not positive.
 
     Examples:
         >>> import torch
@@ -61,9 +67,13 @@ class BCLoss(TransitionLoss):
         self,
         actor_network: ProbabilisticTensorDictSequential | TensorDictModule,
         *,
+        action_clip: float | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
+        if action_clip is not None and not action_clip > 0.0:
+            raise O2OSpecError(f"got action_clip={action_clip}, expected a positive bound, e.g. 1 - 1e-3, or None")
+        self.action_clip = action_clip
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,6 +87,8 @@ class BCLoss(TransitionLoss):
         """
         params, state = flat_parameters(self.actor_network_params), self._state(tensordict)
         action, key = self._action(tensordict), self.tensor_keys.action
+        if self.action_clip is not None:
+            action = action.clamp(-self.action_clip, self.action_clip)
         error = imitation_error(self.actor_network, params, state, action, key, over_dimensions="mean")
         return self._reduce(error, self._weights(tensordict)), {"imitation_error": error.detach()}
 

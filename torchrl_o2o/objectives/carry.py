@@ -28,7 +28,7 @@ from torchrl_o2o.objectives.aca import ACALoss
 __all__ = ["Source", "align", "carry_optimizer", "carry_over", "stack_agents"]
 
 #: What a loss has besides networks.
-_PARTS = ("temperature", "penalty")
+_PARTS = ("temperature", "penalty", "multiplier")
 
 Source = LossModule | Mapping[str, Tensor]
 
@@ -39,7 +39,8 @@ def carry_over(
     """Copy networks of an offline loss into an online one; everything else of the latter stays as it was initialized.
 
     Target networks go along with their networks: they are copied where the source has them, else they start equal to
-    the network. ``"temperature"`` and CQL's ``"penalty"`` (its Lagrange multiplier) may be among the names.
+    the network. ``"temperature"``, CQL's ``"penalty"`` (its Lagrange multiplier) and the ``"multiplier"`` of BRAC and
+    BEAR may be among the names.
 
     Args:
         source: the offline loss, or its state.

@@ -28,11 +28,12 @@ class Learner:
     The constructors in :mod:`torchrl_o2o.trainers.algorithms` build learners of the papers' methods.
 
     Args:
-        actor: the policy that is evaluated and saved.
+        actor: the policy that is saved.
         loss: the loss module.
         update: one update from one batch.
 
     Keyword Args:
+        tester: the policy that is evaluated; ``None`` (default) is ``actor``.
         explorer: the policy that collects; ``None`` (default) is ``actor``. A deterministic actor has noise behind it
             here.
         keys: entries of a transition that the loss reads. Defaults to :data:`~torchrl_o2o.data.TRANSITION`.
@@ -59,6 +60,7 @@ class Learner:
     further: Mapping[str, Update] = {}
     state: Mapping[str, Any] = {}
     _explorer: TensorDictModuleBase | None = None
+    _tester: TensorDictModuleBase | None = None
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Learner:
         loss: LossModule,
         update: Update,
         *,
+        tester: TensorDictModuleBase | None = None,
         explorer: TensorDictModuleBase | None = None,
         keys: tuple[NestedKey, ...] = TRANSITION,
         further: Mapping[str, Update] | None = None,
@@ -73,13 +76,18 @@ class Learner:
     ) -> None:
         self.actor, self.loss, self.update = actor, loss, update
         self.optims = update.optims
-        self.keys, self._explorer = keys, explorer
+        self.keys, self._explorer, self._tester = keys, explorer, tester
         self.further, self.state = further or {}, {"update": update, **(state or {})}
 
     @property
     def explorer(self) -> TensorDictModuleBase:
         """The policy that collects."""
         return self.actor if self._explorer is None else self._explorer
+
+    @property
+    def tester(self) -> TensorDictModuleBase:
+        """The policy that is evaluated."""
+        return self.actor if self._tester is None else self._tester
 
     @property
     def calls(self) -> int:
@@ -91,5 +99,6 @@ class Learner:
         objects = {"loss": self.loss, **{f"{name}_optim": optim for name, optim in self.optims.items()}, **self.state}
         for name, update in self.further.items():
             objects |= {f"{name}_loss": update.loss, f"{name}_update": update}
-            objects |= {f"{of}_optim": optim for of, optim in update.optims.items()}
+            for of, optim in update.optims.items():
+                objects[f"{name}_optim" if of in self.optims else f"{of}_optim"] = optim
         return objects

@@ -128,7 +128,7 @@ class RunOptions:
         def score() -> EvaluationResult:
             reference, seed = find_reference(problem.env["env_id"]), self.seed + 10_000
             settings = {"timeout": self.env_guard.get("timeout"), **self.evaluation}
-            return evaluate(learner.actor, problem.make_env, seed=seed, reference=reference, **settings)
+            return evaluate(learner.tester, problem.make_env, seed=seed, reference=reference, **settings)
 
         save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
         recorder = {"progress_total": total, **self.recorder}

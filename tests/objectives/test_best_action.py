@@ -1,0 +1,47 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import AWACLoss, BestAction, RecordedNoise
+
+
+def build() -> AWACLoss:
+    torch.manual_seed(0)
+    actor = make_actor(3, 2, hidden_sizes=(8,))
+    return AWACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+
+
+def test_it_is_the_action_that_the_first_critic_values_most() -> None:
+    loss, state, noise = build(), {"observation": torch.randn(6, 3)}, torch.randn(5, 6, 2)
+    loss.noise = RecordedNoise({"best_action": noise})
+    best = BestAction(loss, 5)(TensorDict(state, [6]))["action"]
+    actions = loss._policy(state).rsample_and_log_prob((5,), noise=noise)[0]
+    values = torch.stack([loss._qvalues(state, action)[0] for action in actions])
+    expected = torch.stack([actions[values[:, row].argmax(), row] for row in range(6)])
+    torch.testing.assert_close(best, expected)
+    assert not best.requires_grad
+
+
+def test_it_follows_the_loss_and_draws_when_evaluated() -> None:
+    loss = build()
+    policy, data = BestAction(loss), TensorDict({"observation": torch.zeros(3)}, [])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert not policy(data)["action"].clone().equal(policy(data)["action"])
+    for value in loss.actor_network_params.parameters():
+        value.data.zero_()
+    loss.noise = RecordedNoise({"best_action": torch.zeros(10, 2)})
+    assert policy(data)["action"].tolist() == [0.0, 0.0]
+
+
+def test_no_action_is_refused() -> None:
+    with pytest.raises(O2OSpecError, match="num_actions=0"):
+        BestAction(build(), 0)

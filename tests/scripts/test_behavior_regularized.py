@@ -1,0 +1,100 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""sota-implementations/behavior_regularized/behavior_regularized.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.kernels import without_kernels
+from tests.scripts.compiling import assert_compiled_equals_written_out, assert_resumed_is_bit_for_bit
+from tests.scripts.phases import PhasesContract, rows
+from tests.scripts.running import compose
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives import BestAction
+from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.algorithms import BEHAVIOR_REGULARIZED, start_on_penalty
+
+SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]")
+LEARNT = ("multiplier.target=0.0", "temperature.target_entropy=-2.0", "temperature.init=0.1")
+
+
+class TestBRAC(PhasesContract):
+    """With learnt weights, which have optimizers of their own."""
+
+    script = "behavior_regularized"
+    words = (*SMALL[1:], *LEARNT, "clone_steps=2", "warm_start=2", "best_of=3")
+    optims = ("actor", "qvalue", "alpha", "multiplier")
+
+    def test_the_clone_comes_first_and_then_the_divergence_alone(self, tmp_path: Path) -> None:
+        self.train(tmp_path, "online.total_frames=1")
+        logged = [row for row in rows(tmp_path / "offline") if any(key.startswith("train/loss_") for key in row)]
+        assert ["train/loss_qvalue" in row for row in logged] == [False] * 2 + [True] * 4
+        for row, warm in zip(logged[2:], (True, True, False, False), strict=True):
+            weighted = row["train/multiplier"] * row["train/divergence"] + row["train/alpha"] * -row["train/entropy"]
+            assert (abs(row["train/loss_actor"] - weighted) < 0.05) == warm
+
+
+def learner(method: str, *words: str, compiled: bool = False) -> Any:
+    torch.manual_seed(0)
+    cfg = compose("behavior_regularized", f"method={method}", "preset=cpu", *SMALL, f"compile={compiled}", *words)
+    made = BEHAVIOR_REGULARIZED[method](cfg, (3, 2))
+    inner = made.update
+
+    def warmed(batch: Any) -> Any:
+        start_on_penalty(cfg, made)
+        return inner(batch)
+
+    made.update = warmed
+    return made
+
+
+@pytest.mark.parametrize("method", BEHAVIOR_REGULARIZED)
+def test_compiled_equals_written_out(method: str) -> None:
+    make = lambda compiled: learner(method, "warm_start=2", *LEARNT, compiled=compiled)  # noqa: E731
+    with without_kernels():
+        assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 4)
+
+
+def test_compiled_is_resumed_in_the_warm_start() -> None:
+    make = lambda compiled: learner("brac_v", "warm_start=4", compiled=compiled)  # noqa: E731
+    with without_kernels():
+        assert_resumed_is_bit_for_bit(make, random_transitions(16, 3, 2), 2, 6)
+
+
+def test_the_clone_that_is_trained_is_the_one_that_is_read() -> None:
+    brac, batch = learner("brac_v"), random_transitions(64, 3, 2)
+    before = brac.loss.estimate_divergence(batch).mean()
+    for _ in range(20):
+        assert "loss_actor" in brac.further["behavior"](batch)
+    assert brac.loss.estimate_divergence(batch).mean() != before
+    assert {"behavior_optim", "actor_optim"} <= set(brac.objects())
+
+
+def test_the_best_of_several_actions_is_evaluated() -> None:
+    brac = learner("brac_v", "best_of=5")
+    assert isinstance(brac.tester, BestAction)
+    assert brac.explorer is brac.actor
+    mean = learner("brac_v")
+    assert mean.tester is mean.actor
+
+
+def test_more_clone_steps_than_offline_ones_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(O2OSpecError, match="clone_steps"):
+        TestBRAC().train(tmp_path / "run", "clone_steps=7")
+    assert not (tmp_path / "run").exists()
+
+
+def test_published_settings() -> None:
+    """The authors' example; the paper tunes the weight and the actor's learning rate."""
+    value, policy = compose("behavior_regularized"), compose("behavior_regularized", "method=brac_p")
+    assert (value.loss.value_penalty, policy.loss.value_penalty) == (True, False)
+    assert (value.loss.divergence_samples, value.multiplier.init, value.warm_start) == (4, 0.1, 20_000)
+    assert (list(policy.actor.hidden_sizes), list(policy.qvalue.hidden_sizes)) == ([200, 200], [300, 300])
+    assert (value.actor_optim.lr, value.qvalue_optim.lr, value.clone_steps) == (3e-4, 1e-3, 300_000)

@@ -1,0 +1,81 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Equations of the methods that hold a policy to a model of the data's behavior: BRAC and BEAR.
+
+Shapes: ``E`` critics, ``B`` any batch shape, ``A`` action dimensions, ``N`` and ``M`` samples.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torchrl_o2o.errors import check_option
+
+__all__ = ["Kernel", "soft_minimum", "squared_mmd"]
+
+Kernel = Literal["gaussian", "laplacian"]
+
+
+def soft_minimum(qvalue: Tensor, weight: float) -> Tensor:
+    r"""Between the least and the greatest of the critics, :math:`\lambda\min_i Q_i+(1-\lambda)\max_i Q_i`.
+
+    Source: Fujimoto et al. 2019 (BCQ), Eq. 13; BEAR (0.75) and BRAC (1) take it over.
+
+    Args:
+        qvalue: :math:`Q_i`, shape [E, *B].
+        weight: :math:`\lambda` in [0, 1].
+
+    Returns:
+        Value, shape [*B].
+
+    Examples:
+        >>> import torch
+        >>> soft_minimum(torch.tensor([[1.0, 5.0], [3.0, 1.0]]), 0.75)
+        tensor([1.5000, 2.0000])
+    """
+    least = qvalue.amin(0)
+    return least if weight == 1.0 else weight * least + (1.0 - weight) * qvalue.amax(0)
+
+
+def squared_mmd(first: Tensor, second: Tensor, width: float, kernel: Kernel = "laplacian") -> Tensor:
+    r"""Squared maximum mean discrepancy between two samples, each pair of a sample with itself included.
+
+    .. math:: \frac1{N^2}\sum_{ij}k(x_i,x_j)+\frac1{M^2}\sum_{ij}k(y_i,y_j)-\frac2{NM}\sum_{ij}k(x_i,y_j),\qquad
+        k(x,y)=e^{-d(x,y)/w}
+
+    with d the squared Euclidean distance (``"gaussian"``) or the sum of absolute differences (``"laplacian"``). BRAC's
+    width is :math:`\sigma`; BEAR's is :math:`2\sigma`, and it takes the square root.
+
+    Source: Kumar et al. 2019 (BEAR), Eq. 4, after Gretton et al. 2012.
+
+    Args:
+        first: x, shape [N, *B, A].
+        second: y, shape [M, *B, A].
+        width: w, positive.
+        kernel: Defaults to ``"laplacian"``.
+
+    Returns:
+        Discrepancy, shape [*B]; never below 0 but for rounding.
+
+    Raises:
+        O2OSpecError: if the kernel is unknown.
+
+    Examples:
+        >>> import torch
+        >>> zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+        >>> squared_mmd(zero, one, 1.0)  # 2 - 2 exp(-1)
+        tensor(1.2642)
+    """
+    check_option("kernel", kernel, ("gaussian", "laplacian"))
+
+    def mean(left: Tensor, right: Tensor) -> Tensor:
+        difference = left.unsqueeze(1) - right.unsqueeze(0)  # [N, M, *B, A]
+        distance = difference.square() if kernel == "gaussian" else difference.abs()
+        return torch.exp(-distance.sum(-1) / width).mean((0, 1))
+
+    return mean(first, first) + mean(second, second) - 2.0 * mean(first, second)

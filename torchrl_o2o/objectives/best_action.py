@@ -1,0 +1,84 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Acting by the best of several actions of a policy, as a critic sees them: the test policy of BEAR and BRAC."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import TensorSpec
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.boxes import action_spec
+from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
+from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy
+
+__all__ = ["BestAction"]
+
+
+class BestAction(TensorDictModuleBase):
+    r"""Draw N actions of a loss's actor and act by the one that its first critic values most.
+
+    .. math:: a=\arg\max_{a_k}Q_1(s,a_k),\qquad a_1\dots a_N\sim\pi(\cdot|s)
+
+    It follows the loss's networks as they are trained. It draws under every exploration type.
+
+    Source: Kumar et al. 2019 (BEAR), section 5; Wu et al. 2019 (BRAC) evaluate so, too.
+
+    Args:
+        loss: has a stochastic actor and critics.
+        num_actions: N. Defaults to 10.
+
+    Raises:
+        O2OSpecError: if ``num_actions`` is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import AWACLoss, BestAction
+        >>> actor, critics = make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, num_qvalue_nets=2)
+        >>> policy = BestAction(AWACLoss(actor, critics))
+        >>> policy(TensorDict({"observation": torch.zeros(4, 3)}, [4]))["action"].shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, loss: ActorCriticLoss, num_actions: int = 10) -> None:
+        super().__init__()
+        if num_actions < 1:
+            raise O2OSpecError(f"got num_actions={num_actions}, expected at least 1")
+        self.loss, self.num_actions = loss, num_actions
+        self.in_keys, self.out_keys = list(loss.actor_network.in_keys), [loss.tensor_keys.action]
+
+    @property
+    def spec(self) -> TensorSpec:
+        """What the actor states of its actions."""
+        return self.loss.actor_network.spec  # pyright: ignore[reportReturnType]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the best action.
+
+        Args:
+            tensordict: what actor and critics read, shape [*B]; changed in place.
+
+        Returns:
+            The same.
+        """
+        state = {key: tensordict.get(key) for key in self.in_keys}
+        return tensordict.set(self.out_keys[0], self._best(state))
+
+    def _best(self, state: Inputs) -> Tensor:
+        """The best of N actions, shape [*B, A]."""
+        loss, count = self.loss, (self.num_actions,)
+        policy = loss._policy(state)
+        like = next(iter(state.values()))
+        like = like.new_empty((*like.shape[:-1], action_spec(loss.actor_network).shape[-1]))
+        action, _ = sample_policy(policy, loss.noise.normal("best_action", like, count), count)  # [N, *B, A]
+        qvalue = loss._qvalues(repeated(state, *count), action)[0]  # Q_1, [N, *B]
+        best = qvalue.argmax(0, keepdim=True).unsqueeze(-1).expand(1, *action.shape[1:])
+        return action.gather(0, best).squeeze(0)

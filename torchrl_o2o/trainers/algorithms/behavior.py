@@ -1,0 +1,94 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Learners that hold the policy to a model of the data's behavior: BRAC (Wu et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from omegaconf import DictConfig
+from torch.optim import Adam
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.errors import check_option
+from torchrl_o2o.modules import Multiplier, Temperature, make_actor, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import BCLoss, BestAction, BRACLoss
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, MoveTargets, Update
+
+__all__ = ["BEHAVIOR_REGULARIZED", "make_brac", "start_on_penalty"]
+
+_FAMILIES = {"tanh": make_actor, "gaussian": make_gaussian_actor}
+
+
+def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Soft actor-critic that pays for its divergence from a clone of the data.
+
+    The order is the authors': targets, critics, actor, then the weights where they are learnt.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``multiplier``, ``temperature``, ``loss``, ``value_estimator``, ``target``,
+            ``actor_optim``, ``qvalue_optim``, ``weight_optim``, ``behavior_optim``, and ``policy_family``, ``best_of``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner. ``further["behavior"]`` is the update that clones the data; it comes first.
+    """
+    check_option("policy_family", cfg.policy_family, tuple(_FAMILIES))
+    actor, behavior = (_FAMILIES[cfg.policy_family](*dims, **plain(cfg.actor)) for _ in range(2))
+    loss = BRACLoss(
+        actor,
+        make_qvalue_ensemble(*dims, **plain(cfg.qvalue)),
+        behavior,
+        multiplier=Multiplier(**plain(cfg.multiplier)),
+        temperature=Temperature(**plain(cfg.temperature)),
+        **plain(cfg.loss),
+    )
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    clone = BCLoss(behavior, action_clip=1.0 - loss.action_margin)  # of the module that the loss reads
+    clone_optim = Adam(clone.actor_network_params.parameters(), **plain(cfg.behavior_optim))
+    update = Update(
+        loss,
+        MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
+        Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))),
+        Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.actor_optim))),
+        *_learnt_weights(cfg, loss),
+    )
+    further = {"behavior": compiled(Update(clone, Descend("actor", clone_optim)), cfg)}
+    return Learner(actor, loss, compiled(update, cfg), tester=_tester(cfg, loss), further=further)
+
+
+def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
+    """Leave the values out of the actor's loss in the first ``warm_start`` offline updates.
+
+    Args:
+        cfg: of which ``warm_start`` is read.
+        learner: of :func:`make_brac`.
+    """
+    assert isinstance(learner.loss, BRACLoss)
+    learner.loss.q_weight.fill_(float(learner.calls >= cfg.warm_start))
+
+
+#: By the setting ``method`` of the script.
+BEHAVIOR_REGULARIZED: Mapping[str, Callable[[DictConfig, tuple[int, int]], Learner]] = {
+    "brac_p": make_brac,
+    "brac_v": make_brac,
+}
+
+
+def _learnt_weights(cfg: DictConfig, loss: BRACLoss) -> list[Descend]:
+    """Steps of the temperature and of the penalty's weight, where they have something to train."""
+    weights = {"alpha": loss.temperature, "multiplier": loss.multiplier}
+    return [
+        Descend(name, Adam(part.parameters(), **plain(cfg.weight_optim)))
+        for name, part in weights.items()
+        if any(True for _ in part.parameters())
+    ]
+
+
+def _tester(cfg: DictConfig, loss: BRACLoss) -> BestAction | None:
+    """The best of ``best_of`` actions; the mean policy where that is 0."""
+    return BestAction(loss, cfg.best_of) if cfg.best_of else None
