@@ -23,9 +23,11 @@ from tests.objectives import golden_offline as offline
 from tests.objectives import test_golden_aca as aca
 from tests.objectives import test_golden_awac as awac
 from tests.objectives import test_golden_cql as cql
+from tests.objectives import test_golden_drqv2 as drqv2
 from tests.objectives import test_golden_iql as iql
 from tests.objectives import test_golden_rebrac as rebrac
 from tests.objectives import test_golden_rlpd as rlpd
+from tests.objectives import test_golden_rlpd_pixels as rlpd_pixels
 from tests.objectives import test_golden_spot as spot
 from tests.objectives import test_golden_td3_bc as td3_bc
 from tests.objectives import test_golden_wsrl as wsrl
@@ -261,6 +263,35 @@ def wsrl_update() -> Whole:
     return Whole(loss, update, batches, [wsrl.noise_of(step) for step in steps], check, after)
 
 
+def rlpd_pixels_update(case: str) -> Whole:
+    """The actor's convolutions are those of the critics before the call."""
+    tree, loss, update = rlpd_pixels.build(case)
+    steps = [golden.sub(tree, f"step{index}") for index in range(int(golden.hp(tree, "n_updates")))]
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_actor"], steps[-1]["out/actor_loss"], "actor loss")
+        rlpd_pixels.check(loss, tree, f"step{len(steps) - 1}/out/")
+
+    batches = [rlpd_pixels.batch_of(tree, step) for step in steps]
+    return Whole(loss, update, batches, [rlpd_pixels.noise_of(step) for step in steps], check)
+
+
+def drqv2_update(case: str) -> Whole:
+    """The actor sees the encoding from before the encoder's step."""
+    tree, loss, update = drqv2.build(case)
+    steps = drqv2.steps_of(tree)
+    stds = iter([*(float(step["out/std"]) for step in steps), 0.0])
+    loss.std.fill_(next(stds))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        drqv2.check_metrics(dict(metrics), steps[-1])
+        drqv2.check(loss, tree, f"step{int(steps[-1]['index'])}/out/")
+
+    noise = [{name: [value] for name, value in drqv2.noise_of(step).items()} for step in steps]
+    batches = [drqv2.batch_of(tree, step) for step in steps]
+    return Whole(loss, update, batches, noise, check, lambda: loss.std.fill_(next(stds)))
+
+
 def td3_update(case: str) -> Whole:
     """The critics twice, the actor and the targets every second time."""
     tree, loss, updater = td3_bc.build(case)
@@ -337,6 +368,8 @@ CASES: dict[str, Callable[[], Whole]] = {
     **{f"spot/{case}": lambda case=case: spot_update(f"spot/{case}") for case in "AB"},
     **{case: lambda case=case: rebrac_update(case) for case in rebrac.CASES},
     "wsrl/update_A": wsrl_update,
+    **{f"rlpd_pixels/{case}": lambda case=case: rlpd_pixels_update(case) for case in rlpd_pixels.UPDATES},
+    **{f"drqv2/{case}": lambda case=case: drqv2_update(case) for case in drqv2.UPDATES},
     **{f"td3_bc/{case}": lambda case=case: td3_update(f"td3_bc/{case}") for case in "AB"},
     **{f"off2on/{case}": lambda case=case: off2on_update(case) for case in "AB"},
     **{case: lambda case=case: awac_update(case) for case in awac.CORL},

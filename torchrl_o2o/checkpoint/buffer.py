@@ -18,7 +18,7 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.checkpoint.manifest import digest
 from torchrl_o2o.checkpoint.marks import row_marks
-from torchrl_o2o.checkpoint.segments import Region, buffer_regions, read_segment, stored_rows, write_segments
+from torchrl_o2o.checkpoint.segments import Region, buffer_regions, part_of, read_segment, stored_rows, write_segments
 from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["BufferArchive"]
@@ -91,14 +91,15 @@ class BufferArchive:
     def _mark(self, region: Region) -> Tensor:
         """Marks of the living rows, by slot."""
         filled = min(region.total, region.capacity)
-        if not filled:
-            return torch.zeros(0, dtype=torch.int64)
+        if not filled or part_of(self._buffer.storage, region) is not self._buffer.storage:
+            return torch.zeros(0, dtype=torch.int64)  # frames never change
         return row_marks(stored_rows(self._buffer.storage, region.first, region.first + filled))
 
     def _first_changed(self, region: Region, known: list[dict[str, Any]]) -> int:
         """The number of the first living row that is not what its segment holds."""
         written = known[-1]["stop"] if known else 0
-        if not region.oldest < written <= region.total:  # none of them lives, or they are counted anew
+        frames = part_of(self._buffer.storage, region) is not self._buffer.storage
+        if frames or not region.oldest < written <= region.total:  # none of them lives, or they are counted anew
             return written
         rows = torch.arange(region.oldest, written)
         slots = rows % region.capacity
@@ -127,6 +128,7 @@ class BufferArchive:
             "sampler": buffer.sampler.state_dict(),
             "writer": buffer.writer.state_dict(),
             "transform": buffer._transform.state_dict(),
+            "frames": buffer.storage.frame_state() if hasattr(buffer.storage, "frame_state") else None,
             "generator": None if buffer._rng is None else [str(buffer._rng.device), buffer._rng.get_state()],
         }
 
@@ -142,6 +144,8 @@ class BufferArchive:
             O2OCheckpointError: if the buffer is not laid out as the saved one.
         """
         buffer = self._buffer
+        if state.get("frames") is not None and hasattr(buffer.storage, "load_frame_state"):
+            buffer.storage.load_frame_state(state["frames"])
         regions = {region["name"]: Region(**region) for region in saved["regions"]}
         self._check_regions(regions)
         for entry in saved["segments"]:

@@ -13,7 +13,7 @@ the start, hence written once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from torchrl_o2o.checkpoint.manifest import digest, dump, load
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 
-__all__ = ["Region", "buffer_regions", "read_segment", "stored_rows", "write_segments"]
+__all__ = ["Region", "buffer_regions", "part_of", "read_segment", "stored_rows", "write_segments"]
 
 _ROWS_PER_SEGMENT = 2**17
+_FRAMES_PER_SEGMENT = 2**13
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Region:
         first: its first slot.
         capacity: its number of slots.
         total: the rows ever written to it.
+        rows_per_file: the most rows of one segment.
 
     Examples:
         >>> region = Region("online", first=10, capacity=4, total=6)
@@ -54,6 +56,7 @@ class Region:
     first: int
     capacity: int
     total: int
+    rows_per_file: int = field(default=_ROWS_PER_SEGMENT, repr=False)
 
     @property
     def oldest(self) -> int:
@@ -68,13 +71,15 @@ class Region:
         """Split the rows ``start <= k < stop`` into runs of neighboring slots, none too long for one file."""
         while start < stop:
             wrap = (start // self.capacity + 1) * self.capacity
-            end = min(stop, wrap, start + _ROWS_PER_SEGMENT)
+            end = min(stop, wrap, start + self.rows_per_file)
             yield start, end
             start = end
 
 
 def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
     """Divide a buffer's storage into the offline region, if its writer keeps one, and the ring that is written.
+
+    A storage that keeps frames beside its rows, such as :class:`~torchrl_o2o.data.FrameStorage`, adds regions of them.
 
     Args:
         buffer: with a tensor storage of one dimension, and TorchRL's round-robin writer or one that has the attributes
@@ -106,12 +111,35 @@ def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
             f"{total} rows were written to {online.capacity} slots but the next slot is {writer._cursor}: "
             "rows were written out of turn (write_at), which cannot be saved; use add and extend"
         )
+    parts = _frame_parts(storage).items()
+    frames = [Region(name, first, size, total, _FRAMES_PER_SEGMENT) for name, (_, first, size, total) in parts]
     if not num_offline:
-        return [online]
-    return [Region("offline", 0, num_offline, num_offline), online]
+        return [online, *frames]
+    return [Region("offline", 0, num_offline, num_offline), online, *frames]
 
 
-def stored_rows(storage: Storage, start: int, stop: int) -> TensorDictBase:
+def _frame_parts(storage: Storage) -> Mapping[str, Any]:
+    return storage.frame_parts() if hasattr(storage, "frame_parts") else {}
+
+
+def part_of(storage: Storage, region: Region) -> Any:
+    """Where the rows of a region are: the storage itself, or what it keeps frames in.
+
+    Args:
+        storage: the buffer's storage.
+        region: one of its regions.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage
+        >>> storage = LazyTensorStorage(4)
+        >>> part_of(storage, Region("online", 0, 4, 0)) is storage
+        True
+    """
+    parts = _frame_parts(storage)
+    return parts[region.name][0] if region.name in parts else storage
+
+
+def stored_rows(storage: Any, start: int, stop: int) -> TensorDictBase:
     """Rows by slot, those beyond the storage's length too: after ``buffer.empty()`` it counts from 0 again.
 
     Args:
@@ -126,7 +154,10 @@ def stored_rows(storage: Storage, start: int, stop: int) -> TensorDictBase:
         >>> storage._empty(); len(storage), stored_rows(storage, 1, 3)["reward"]
         (0, tensor([1, 2]))
     """
-    return storage.get(slice(start, stop)) if stop <= len(storage) else storage._storage[start:stop]
+    get = (
+        storage.get_rows if hasattr(storage, "get_rows") else storage.get
+    )  # of a storage of frames, rows as they are kept
+    return get(slice(start, stop)) if stop <= len(storage) else storage._storage[start:stop]
 
 
 def write_segments(
@@ -165,7 +196,7 @@ def write_segments(
         known, written = [], 0
     living = [entry for entry in known if entry["stop"] > region.oldest]
     for start, stop in region.runs(max(written, region.oldest), region.total):
-        rows = stored_rows(storage, region.slot(start), region.slot(start) + stop - start)
+        rows = stored_rows(part_of(storage, region), region.slot(start), region.slot(start) + stop - start)
         living.append(_write_segment(folder, rows, region.name, start, stop, copies))
     return living
 
@@ -203,14 +234,14 @@ def read_segment(data: bytes, entry: Mapping[str, Any], storage: TensorStorage, 
         >>> storage._storage["reward"][1:]
         tensor([11., 12., 13.])
     """
-    rows = TensorDict(load(data), [entry["stop"] - entry["start"]])
-    if storage.initialized:
-        _check_layout(_layout(rows), _layout(storage.get(slice(0, 1))))
+    rows, part = TensorDict(load(data), [entry["stop"] - entry["start"]]), part_of(storage, region)
+    if part.initialized:
+        _check_layout(_layout(rows), _layout(stored_rows(part, 0, 1)))
     skipped = max(0, region.oldest - entry["start"])
     slot = region.slot(entry["start"] + skipped)
     slots = torch.arange(slot, slot + len(rows) - skipped)
     device = None if storage.device == "auto" else storage.device
-    storage.set(slots, rows[skipped:].to(device), set_cursor=False)
+    (part.set_rows if hasattr(part, "set_rows") else part.set)(slots, rows[skipped:].to(device), set_cursor=False)
 
 
 def _layout(rows: TensorDictBase) -> dict[Any, tuple[torch.Size, torch.dtype]]:

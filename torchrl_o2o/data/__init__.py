@@ -9,9 +9,11 @@ from __future__ import annotations
 from torchrl_o2o.data.audit import AuditReport, Finding, audit
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.datasets.local import make_local_dataset
+from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data
 from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.samplers import BalancedReplaySampler, BalancedSampler, PoolSampler, PrioritizedReplaySampler
+from torchrl_o2o.data.shift import RandomShift
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.data.transforms import add_next_action, n_step
 from torchrl_o2o.data.writers import OnlineWriter
@@ -28,9 +30,12 @@ __all__ = [
     "DatasetInfo",
     "Finding",
     "FittedConvention",
+    "FrameStorage",
     "OnlineWriter",
+    "PixelData",
     "PoolSampler",
     "PrioritizedReplaySampler",
+    "RandomShift",
     "add_next_action",
     "audit",
     "check_offline",
@@ -40,5 +45,6 @@ __all__ = [
     "make_local_dataset",
     "n_step",
     "offline_online_storage",
+    "pixel_data",
     "stored_keys",
 ]

@@ -45,6 +45,7 @@ from torchrl_o2o.functional.offline import (
     smoothed_action,
     spot_cooling,
 )
+from torchrl_o2o.functional.pixels import clipped_exploration, linear_schedule, shift_frames
 from torchrl_o2o.functional.replay import (
     advantage_aligned_log_priority,
     annealed_beta,
@@ -95,6 +96,7 @@ __all__ = [
     "centered_rank",
     "clip_level",
     "clip_score",
+    "clipped_exploration",
     "conservative_gap",
     "effective_sample_size",
     "elbo_penalty",
@@ -116,6 +118,7 @@ __all__ = [
     "lagrange_coefficient",
     "lagrange_objective",
     "latent_confidence",
+    "linear_schedule",
     "max_backup",
     "mean_one_log_ratio",
     "merge_gaussians",
@@ -130,6 +133,7 @@ __all__ = [
     "sac_actor_objective",
     "samg_value",
     "scaled_logsumexp",
+    "shift_frames",
     "smoothed_action",
     "soft_minimum",
     "soft_value",

@@ -26,6 +26,16 @@ from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead, make_gaussian_actor
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.multiplier import Multiplier
+from torchrl_o2o.modules.pixels import (
+    Bottleneck,
+    ConvStack,
+    PixelEncoder,
+    PixelPolicy,
+    make_bottleneck,
+    make_latent_actor,
+    make_pixel_actor,
+    make_pixel_encoder,
+)
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble, average_actors
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
@@ -34,12 +44,14 @@ from torchrl_o2o.modules.values import make_value_network
 
 __all__ = [
     "ActionVAE",
+    "Bottleneck",
     "BoxNormal",
     "ConditionalVAE",
     "Confidence",
     "ConfidenceReport",
     "ConservativePenalty",
     "ConstantConfidence",
+    "ConvStack",
     "DensityRatio",
     "DensityRatioConfidence",
     "DensityRatioNet",
@@ -50,6 +62,8 @@ __all__ = [
     "Multiplier",
     "OfflineConfidence",
     "Parametrization",
+    "PixelEncoder",
+    "PixelPolicy",
     "PolicyEnsemble",
     "QValueNet",
     "RandomConfidence",
@@ -61,10 +75,14 @@ __all__ = [
     "make_action_vae",
     "make_actor",
     "make_baselines",
+    "make_bottleneck",
     "make_conditional_vae",
     "make_deterministic_actor",
     "make_gaussian_actor",
     "make_inverse_dynamics",
+    "make_latent_actor",
+    "make_pixel_actor",
+    "make_pixel_encoder",
     "make_qvalue_ensemble",
     "make_trunk",
     "make_value_network",

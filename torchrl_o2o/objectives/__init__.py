@@ -16,12 +16,14 @@ from torchrl_o2o.objectives.brac import BRACLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
+from torchrl_o2o.objectives.drqv2 import DrQV2BCLoss, DrQV2Loss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 from torchrl_o2o.objectives.parameters import load_parameters
 from torchrl_o2o.objectives.perturbation import PerturbationRatioLoss
+from torchrl_o2o.objectives.pixel_sac import PixelSACLoss
 from torchrl_o2o.objectives.rebrac import ReBRACLoss
 from torchrl_o2o.objectives.sac_ml import SACMLLoss
 from torchrl_o2o.objectives.samg import SAMGEstimator
@@ -40,6 +42,8 @@ __all__ = [
     "CalQLLoss",
     "ConditionalVAELoss",
     "DensityRatioLoss",
+    "DrQV2BCLoss",
+    "DrQV2Loss",
     "EnsembleSACLoss",
     "FrozenCritic",
     "GeneratorNoise",
@@ -48,6 +52,7 @@ __all__ = [
     "NoiseSource",
     "PerturbationRatioLoss",
     "PessimisticEnsembleLoss",
+    "PixelSACLoss",
     "ReBRACLoss",
     "RecordedNoise",
     "SACMLLoss",

@@ -177,7 +177,8 @@ class LossContract:
         loss.reduction = "none"
         terminated = batch["next", "terminated"].squeeze(-1)
         other = batch.clone()
-        other["next", "observation"] = other["next", "observation"] + 10.0
+        following = other["next", "observation"]
+        other["next", "observation"] = following + (10.0 if following.is_floating_point() else 10)
         first, second = self.bootstrapped(loss, batch), self.bootstrapped(loss, other)
         if first is None or second is None:
             return

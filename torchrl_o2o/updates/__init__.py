@@ -14,10 +14,11 @@ from torchrl_o2o.updates.matmul import (
     probe_matmul_routes,
     set_matmul_route,
 )
-from torchrl_o2o.updates.steps import Descend, Every, Ghost, Joint, MoveTargets, Repeat, Step, Whole
+from torchrl_o2o.updates.steps import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Step, Whole
 from torchrl_o2o.updates.update import StackedNonFiniteError, StackedUpdate, Update, compile_update, stack_updates
 
 __all__ = [
+    "Copy",
     "Descend",
     "Every",
     "Ghost",

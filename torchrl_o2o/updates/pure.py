@@ -20,8 +20,8 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
 from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.draws import HandedNoise
-from torchrl_o2o.updates.state import replaced, state_of, target_pairs
-from torchrl_o2o.updates.steps import Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped
+from torchrl_o2o.updates.state import copied_pairs, replaced, state_of, target_pairs
+from torchrl_o2o.updates.steps import Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped
 
 __all__ = ["Learning", "learning_of", "minibatch_of", "run_part"]
 
@@ -126,6 +126,9 @@ def run_part(
                 trained = learning.trained[learning.descends.index(step.step)]
                 _step(learning, step.step, {key: torch.zeros_like(new[f"state:{key}"]) for key in trained}, new)
                 continue
+            if isinstance(step, Copy):
+                _copy(copied_pairs(loss, step.source, step.target), new)
+                continue
             descends = step.steps if isinstance(step, Joint) else (step,)
             gradients = [_differentiate(learning, each, new, minibatch, known) for each in descends]
             for each, gradient in zip(descends, gradients, strict=True):
@@ -159,6 +162,12 @@ def _average(pairs: Mapping[str, str], tau: float, values: dict[str, Tensor]) ->
         now = values[f"state:{target}"]
         moved = now.lerp(values[f"state:{source}"], tau)
         values[f"state:{target}"] = torch.where(values["ok"], moved, now)
+
+
+def _copy(pairs: Mapping[str, str], values: dict[str, Tensor]) -> None:
+    for target, source in pairs.items():
+        value = values[f"state:{source}"]
+        values[f"state:{target}"] = torch.where(values["ok"], value, values[f"state:{target}"])
 
 
 def _differentiate(

@@ -13,9 +13,10 @@ from typing import Any
 from tensordict import TensorDict, TensorDictParams
 from torch import Tensor, nn
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.networks import flat_parameters
 
-__all__ = ["replaced", "state_of", "target_pairs"]
+__all__ = ["copied_pairs", "replaced", "state_of", "target_pairs"]
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -104,6 +105,35 @@ def _overlaid(own: Any, values: Mapping[str, Any]) -> Iterator[None]:
         for name in values:
             own.pop(name)
         own.update(before)
+
+
+def copied_pairs(loss: nn.Module, source: str, target: str) -> dict[str, str]:
+    """Which tensor of a loss is overwritten by which, by the names of :func:`state_of`.
+
+    Args:
+        loss: a loss module.
+        source: how the names of the tensors that are copied begin, without the last dot.
+        target: how the names of the tensors that are overwritten begin; they go on as those of the source.
+
+    Returns:
+        Name of the target -> name of its source.
+
+    Raises:
+        O2OSpecError: if there are no such tensors, or their names or shapes do not fit.
+
+    Examples:
+        >>> copied_pairs(nn.ModuleDict({"a": nn.Linear(2, 1), "b": nn.Linear(2, 1)}), "a", "b")
+        {'b.weight': 'a.weight', 'b.bias': 'a.bias'}
+    """
+    state = state_of(loss)
+    pairs = {target + name.removeprefix(source): name for name in state if name.startswith(f"{source}.")}
+    bad = [name for name, other in pairs.items() if name not in state or state[name].shape != state[other].shape]
+    if not pairs or bad:
+        raise O2OSpecError(
+            f"got Copy({source!r}, {target!r}), but {type(loss).__name__} has no tensors {bad or source!r} of that "
+            f"name and shape; names are those of state_of(loss)"
+        )
+    return pairs
 
 
 def target_pairs(loss: nn.Module, names: tuple[str, ...] | None = None) -> dict[str, str]:

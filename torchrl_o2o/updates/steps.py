@@ -16,6 +16,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = [
     "WHOLE",
+    "Copy",
     "Descend",
     "Every",
     "Ghost",
@@ -28,6 +29,7 @@ __all__ = [
     "Whole",
     "descends_of",
     "plan",
+    "repeat_of",
     "stepped",
     "walk",
 ]
@@ -102,6 +104,25 @@ class Ghost:
     step: Descend
 
 
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """Overwrite some tensors of the loss by others, once a call, before everything else.
+
+    RLPD from pixels acts by the critics' convolutions as they were when the last call began.
+
+    Args:
+        source: names of the tensors that are copied start so, see :func:`~torchrl_o2o.updates.state.state_of`.
+        target: names of the tensors that are overwritten start so, and go on as those of the source do.
+
+    Examples:
+        >>> Copy("encoder_network_params.module.conv", "actor_network_params.module.0.module.encoder.conv").source
+        'encoder_network_params.module.conv'
+    """
+
+    source: str
+    target: str
+
+
 class Joint:
     """Several steps of gradient descent whose gradients are all taken at the parameters before the first of them.
 
@@ -146,7 +167,8 @@ class Repeat:
     """Steps that are done once on each of ``times`` minibatches, one after the other.
 
     The batch of the update holds the minibatches in a row. What stands behind a ``Repeat`` is done once, on the last
-    minibatch (RLPD's Algorithm 1), unless it is a :class:`Whole`. An update has at most one, and it stands first.
+    minibatch (RLPD's Algorithm 1), unless it is a :class:`Whole`. An update has at most one, and nothing but a
+    :class:`Copy` stands before it.
 
     Args:
         times: number of minibatches, the update-to-data ratio.
@@ -176,7 +198,7 @@ class Whole:
         self.steps = steps
 
 
-Primitive = Descend | Joint | MoveTargets | Ghost
+Primitive = Copy | Descend | Joint | MoveTargets | Ghost
 Step = Primitive | Every | Repeat | Whole
 
 
@@ -239,9 +261,12 @@ def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
                 out.append(step)
         return tuple(out)
 
-    repeat = steps[0] if steps and isinstance(steps[0], Repeat) else None
+    repeat = repeat_of(steps)
     rounds = [due(repeat.steps) for _ in range(repeat.times)] if repeat is not None else []
     once, last = due(steps), steps[-1] if steps else None
+    if rounds:  # copies are made before the first minibatch
+        rounds[0] = (*(step for step in once if isinstance(step, Copy)), *rounds[0])
+        once = tuple(step for step in once if not isinstance(step, Copy))
     sequence = [*enumerate(rounds), (max(len(rounds) - 1, 0), once)]
     if isinstance(last, Whole):
         sequence.append((WHOLE, due(last.steps)))
@@ -250,6 +275,23 @@ def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
     parts = list(dict.fromkeys(kinds))
     turns = tuple((parts.index(kind), minibatch) for kind, (minibatch, _) in zip(kinds, sequence, strict=True))
     return Plan(tuple(part for _, part in parts), turns, max(len(rounds), 1))
+
+
+def repeat_of(steps: tuple[Step, ...]) -> Repeat | None:
+    """The steps that are done on each minibatch.
+
+    Args:
+        steps: of the update.
+
+    Returns:
+        The :class:`Repeat`, if there is one.
+
+    Examples:
+        >>> optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+        >>> repeat_of((Copy("a", "b"), Repeat(3, Descend("qvalue", optim)))).times
+        3
+    """
+    return next((step for step in steps if isinstance(step, Repeat)), None)
 
 
 def walk(steps: tuple[Step, ...]) -> Iterator[Primitive | Every]:
@@ -264,7 +306,7 @@ def walk(steps: tuple[Step, ...]) -> Iterator[Primitive | Every]:
     for step in steps:
         if not isinstance(step, Repeat | Whole):
             yield step
-        if not isinstance(step, Descend | MoveTargets | Ghost):
+        if not isinstance(step, Copy | Descend | MoveTargets | Ghost):
             yield from walk(step.steps)
 
 

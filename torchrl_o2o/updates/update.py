@@ -21,9 +21,10 @@ from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.stacked import StackedProgram
-from torchrl_o2o.updates.state import state_of, target_pairs
+from torchrl_o2o.updates.state import copied_pairs, state_of, target_pairs
 from torchrl_o2o.updates.steps import (
     WHOLE,
+    Copy,
     Descend,
     Every,
     Ghost,
@@ -36,6 +37,7 @@ from torchrl_o2o.updates.steps import (
     Whole,
     descends_of,
     plan,
+    repeat_of,
     walk,
 )
 
@@ -83,8 +85,8 @@ class Update:
             never waits for the device. Defaults to ``True``.
 
     Raises:
-        O2OSpecError: if there is no gradient step, a :class:`Repeat` does not stand first, or a step moves another
-            loss's targets.
+        O2OSpecError: if there is no gradient step, something but a :class:`Copy` stands before a :class:`Repeat`, or a
+            step moves another loss's targets.
 
     Examples:
         >>> import torch
@@ -118,13 +120,15 @@ class Update:
         if not descends_of(steps):
             raise O2OSpecError("got an update without a gradient step, expected Descend(...) among its steps")
         for position, step in enumerate(steps):
-            if isinstance(step, Repeat) and position:
+            if isinstance(step, Repeat) and not all(isinstance(before, Copy) for before in steps[:position]):
                 raise O2OSpecError("got Repeat behind another step; it stands first, what follows is done once")
             if isinstance(step, Whole) and position < len(steps) - 1:
                 raise O2OSpecError("got Whole before another step; it stands last, put what follows into it")
         for step in walk(steps):
             if isinstance(step, MoveTargets):
                 _check_move(loss, step)
+            elif isinstance(step, Copy):
+                copied_pairs(loss, step.source, step.target)
 
     def __repr__(self) -> str:
         """The steps, a line each."""
@@ -153,7 +157,8 @@ class Update:
     @property
     def num_minibatches(self) -> int:
         """Minibatches per call: the update-to-data ratio."""
-        return self.steps[0].times if isinstance(self.steps[0], Repeat) else 1
+        repeat = repeat_of(self.steps)
+        return 1 if repeat is None else repeat.times
 
     def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> Update:
         """From now on compute the same numbers as compiled graphs. The *next* call compiles, and says so in the log.
@@ -268,8 +273,8 @@ class Update:
 
     def _do(self, step: Primitive, minibatch: TensorDictBase, known: dict[str, Tensor]) -> None:
         """One step; what its losses return is added to ``known``."""
-        if isinstance(step, MoveTargets):
-            _move(self.loss, step)
+        if isinstance(step, Copy | MoveTargets):
+            _copy(self.loss, step) if isinstance(step, Copy) else _move(self.loss, step)
             return
         if isinstance(step, Ghost):
             _coast(step.step)
@@ -327,6 +332,13 @@ def _coast(step: Descend) -> None:
     step.optim.step()
 
 
+def _copy(loss: LossModule, step: Copy) -> None:
+    state = state_of(loss)
+    with torch.no_grad():
+        for target, source in copied_pairs(loss, step.source, step.target).items():
+            state[target].copy_(state[source])
+
+
 def _gradients(
     loss: LossModule, step: Descend, minibatch: TensorDictBase, known: dict[str, Tensor]
 ) -> tuple[Tensor, ...]:
@@ -374,6 +386,8 @@ def _described(steps: Sequence[Step], indent: str) -> list[str]:
         if isinstance(step, Descend):
             clip = "" if step.clip_grad_norm is None else f", clip_grad_norm={step.clip_grad_norm}"
             out.append(f"{indent}Descend({step.name!r}, {type(step.optim).__name__}{clip})")
+        elif isinstance(step, Copy):
+            out.append(f"{indent}Copy({step.source!r}, {step.target!r})")
         elif isinstance(step, MoveTargets):
             some = "" if step.names is None else f", {step.names}"
             out.append(f"{indent}MoveTargets({type(step.updater).__name__}{some})")

@@ -1,0 +1,106 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch.optim import Adam
+
+from tests.objectives.test_pixel_sac import with_frames
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import (
+    make_bottleneck,
+    make_latent_actor,
+    make_pixel_encoder,
+    make_qvalue_ensemble,
+)
+from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, RecordedNoise
+from torchrl_o2o.objectives.networks import flat_parameters
+from torchrl_o2o.testing import LossContract
+from torchrl_o2o.updates import Descend, Update
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
+
+
+def networks(key: Any = "observation", action_key: Any = "action") -> Any:
+    settings: Any = {"features": (8, 8), "strides": (2, 1), "offset": 0.5, "initialization": "orthogonal"}
+    encoder = make_pixel_encoder({key: (9, 16, 16)}, latent_dim=None, out_key="features", **settings)
+    width = encoder.module.out_features
+    actor = make_latent_actor(width, 3, latent_dim=10, hidden_sizes=(16,), action_key=action_key)
+    sizes: Any = {"num_qvalue_nets": 2, "hidden_sizes": (16,), "layer_norm": False}
+    return (
+        encoder,
+        actor,
+        make_bottleneck(width, 10),
+        make_qvalue_ensemble(10, 3, in_keys=("latent", action_key), **sizes),
+    )
+
+
+class TestContract(LossContract):
+    trains = {
+        "loss_qvalue": ("qvalue_network_params", "latent_network_params", "encoder_network_params"),
+        "loss_actor": ("actor_network_params",),
+    }
+
+    def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> DrQV2Loss:
+        return DrQV2Loss(*networks(observation_key, action_key), std=0.2)
+
+    def make_batch(self, **keys: Any) -> TensorDict:
+        return with_frames(super().make_batch(**keys), keys.get("observation_key", "observation"))
+
+
+class TestContractBC(TestContract):
+    def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> DrQV2Loss:
+        return DrQV2BCLoss(*networks(observation_key, action_key), std=0.2)
+
+
+def test_cloning_trains_actor_and_encoder() -> None:
+    torch.manual_seed(0)
+    loss, batch = DrQV2BCLoss(*networks(), std=0.0), TestContract().make_batch()
+    params = [*loss.actor_network_params.parameters(), *loss.encoder_network_params.parameters()]
+    before = flat_parameters(loss.encoder_network_params)["module.conv.0.layers.0.weight"].clone()
+    update = Update(loss, Descend("clone", Adam(params, lr=1e-3)))
+    errors = [float(update(batch)["bc_error"]) for _ in range(40)]
+    assert errors[-1] < 0.5 * errors[0]
+    assert not torch.equal(before, flat_parameters(loss.encoder_network_params)["module.conv.0.layers.0.weight"])
+
+
+def test_the_noise_is_clipped_and_not_the_normal_numbers() -> None:
+    loss, batch = DrQV2Loss(*networks(), std=0.1, noise_clip=0.3), TestContract().make_batch()
+    features = loss._features(loss._state(batch))
+    action, mean = loss._act(features, torch.full((12, 3), 2.0))
+    torch.testing.assert_close(action, (mean + 0.2).clamp(-1 + 1e-6, 1 - 1e-6))
+    action, mean = loss._act(features, torch.full((12, 3), 5.0))
+    torch.testing.assert_close(action, (mean + 0.3).clamp(-1 + 1e-6, 1 - 1e-6))
+
+
+def test_steps_and_discounts_of_the_batch_enter_the_target() -> None:
+    loss, batch = DrQV2Loss(*networks(), std=0.0), TestContract().make_batch()
+    loss.noise = RecordedNoise({"next_action": torch.zeros(12, 3)})
+    loss.make_value_estimator(gamma=0.9)
+    one = loss.target_value(batch)
+    reward, goes_on = batch["next", "reward"].squeeze(-1), ~batch["next", "terminated"].squeeze(-1)
+    value = (one - reward) / 0.9
+    assert (value[~goes_on] == 0).all()
+    three = loss.target_value(batch.clone().set("steps_to_next_obs", torch.full((12,), 3)))
+    torch.testing.assert_close(three[goes_on], (reward + 0.9**3 * value)[goes_on])
+    factor = batch.clone()
+    factor["next", "discount"] = torch.full((12, 1), 0.5)
+    torch.testing.assert_close(loss.target_value(factor)[goes_on], (reward + 0.5 * value)[goes_on])
+
+
+@pytest.mark.parametrize("settings", [{"std": -1.0}, {"noise_clip": -0.1}, {"bc_weight": -1.0}])
+def test_negative_settings_are_refused(settings: Any) -> None:
+    with pytest.raises(O2OSpecError, match="expected 0"):
+        DrQV2BCLoss(*networks(), **settings)
+
+
+def test_networks_that_do_not_fit_are_refused() -> None:
+    encoder, actor, latent, critics = networks()
+    with pytest.raises(O2OSpecError, match="the next reads"):
+        DrQV2Loss(encoder, actor, make_bottleneck(latent.module[0].in_features, 10, out_key="z"), critics)

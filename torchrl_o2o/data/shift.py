@@ -1,0 +1,82 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Random shifts of sampled frames: the augmentation that learning from pixels needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, unravel_key
+from torchrl.envs.transforms import Transform
+
+from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
+from torchrl_o2o.functional.pixels import shift_frames
+
+__all__ = ["RandomShift"]
+
+
+class RandomShift(Transform):
+    """Shift each sampled stack of frames by a few pixels, the edge repeated; a transform of a replay buffer.
+
+    One shift a row, for all frames and channels of a stack; s and s' are shifted independently. Frames stay uint8. All
+    losses of one update see the same shifts, since they are drawn where the batch is.
+
+    The draws are called after their entry, ``"observation_shift"`` and ``"next/observation_shift"``: row and column of
+    the crop, one row after the other, integers in 0..2 pad; see :class:`~torchrl_o2o.functional.noise.RowSource`. They
+    are made on the CPU, from torch's global generator, and moved to the frames.
+
+    Source: Kostrikov et al. 2020 (DrQ), section 3.1, with pad 4; the same in RLPD and DrQ-v2.
+
+    Args:
+        pad: pixels that are added on each side. Defaults to 4.
+        keys: entries of stacked frames [B, C, H, W]. Defaults to ``"observation"``, at s and s'.
+
+    Keyword Args:
+        noise: where the draws come from; ``None`` (default) takes torch's global generator.
+
+    Raises:
+        O2OSpecError: if ``pad`` is negative, or an entry holds no frames.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(8), batch_size=4)
+        >>> buffer.append_transform(RandomShift(4, keys=["pixels", ("next", "pixels")]))
+        TensorDictReplayBuffer(...
+        >>> frames = torch.zeros(8, 9, 32, 32, dtype=torch.uint8)
+        >>> _ = buffer.extend(TensorDict({"pixels": frames, "next": {"pixels": frames}}, [8]))
+        >>> buffer.sample()["next", "pixels"].shape
+        torch.Size([4, 9, 32, 32])
+    """
+
+    def __init__(
+        self,
+        pad: int = 4,
+        keys: Sequence[NestedKey] = ("observation", ("next", "observation")),
+        *,
+        noise: RowSource | None = None,
+    ) -> None:
+        super().__init__(in_keys=list(keys))
+        self.pad = check_count("pad", pad)
+        self.noise: RowSource = GeneratorNoise() if noise is None else noise
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Shift the frames of a batch [B]; returns a batch with the same other entries."""
+        out = tensordict.copy()
+        for key in self.in_keys:
+            frames = tensordict.get(key, None)
+            if frames is None or frames.ndim != 4:
+                found = "nothing" if frames is None else f"shape {list(frames.shape)}"
+                raise O2OSpecError(
+                    f"got {found} under {key!r}, expected stacked frames [B, C, H, W]; name them by keys="
+                )
+            name = unravel_key(key)
+            name = f"{name if isinstance(name, str) else '/'.join(name)}_shift"
+            offset = self.noise.integers(name, 0, 2 * self.pad + 1, 2 * len(frames))
+            out.set(key, shift_frames(frames, offset.reshape(-1, 2).to(frames.device), self.pad))
+        return out
