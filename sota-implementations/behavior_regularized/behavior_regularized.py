@@ -6,8 +6,10 @@
 
     python sota-implementations/behavior_regularized/behavior_regularized.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/behavior_regularized/behavior_regularized.py method=brac_p task=hopper
+    python sota-implementations/behavior_regularized/behavior_regularized.py method=bear
 
-BRAC's first `clone_steps` updates of the offline phase clone the data. The update is that of examples/brac.py.
+BRAC's first `clone_steps` updates of the offline phase clone the data; BEAR's model of the data learns with every
+update. The updates are those of examples/brac.py and examples/bear.py.
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune."""
     check_option("method", cfg.method, tuple(BEHAVIOR_REGULARIZED))
     make = BEHAVIOR_REGULARIZED[cfg.method]
-    if cfg.offline.num_steps < cfg.clone_steps:
+    clone_steps = 0 if cfg.method == "bear" else cfg.clone_steps
+    if cfg.offline.num_steps < clone_steps:
         raise O2OSpecError(
-            f"got offline.num_steps={cfg.offline.num_steps}, which counts the {cfg.clone_steps} of clone_steps, too; "
+            f"got offline.num_steps={cfg.offline.num_steps}, which counts the {clone_steps} of clone_steps, too; "
             f"expected at least as many"
         )
     problem = load_problem(cfg, "brac")
     with offline_phase(cfg, problem, make, then=make) as offline:
         for step in offline.steps():
-            if step + cfg.offline.num_steps <= cfg.clone_steps:  # the first clone_steps of them
+            if step + cfg.offline.num_steps <= clone_steps:  # the first of them
                 offline.log(offline.learner.further["behavior"](offline.sample()))
                 continue
             start_on_penalty(cfg, offline.learner)

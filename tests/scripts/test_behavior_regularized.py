@@ -21,7 +21,7 @@ from torchrl_o2o.objectives import BestAction
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.algorithms import BEHAVIOR_REGULARIZED, start_on_penalty
 
-SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]")
+SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "vae.hidden_sizes=[16]")
 LEARNT = ("multiplier.target=0.0", "temperature.target_entropy=-2.0", "temperature.init=0.1")
 
 
@@ -39,6 +39,12 @@ class TestBRAC(PhasesContract):
         for row, warm in zip(logged[2:], (True, True, False, False), strict=True):
             weighted = row["train/multiplier"] * row["train/divergence"] + row["train/alpha"] * -row["train/entropy"]
             assert (abs(row["train/loss_actor"] - weighted) < 0.05) == warm
+
+
+class TestBEAR(PhasesContract):
+    script = "behavior_regularized"
+    words = (*SMALL[1:], "method=bear", "warm_start=2")
+    optims = ("actor", "qvalue", "vae", "multiplier")
 
 
 def learner(method: str, *words: str, compiled: bool = False) -> Any:
@@ -97,4 +103,11 @@ def test_published_settings() -> None:
     assert (value.loss.value_penalty, policy.loss.value_penalty) == (True, False)
     assert (value.loss.divergence_samples, value.multiplier.init, value.warm_start) == (4, 0.1, 20_000)
     assert (list(policy.actor.hidden_sizes), list(policy.qvalue.hidden_sizes)) == ([200, 200], [300, 300])
+    bear = compose("behavior_regularized", "method=bear")
+    assert (list(bear.actor.hidden_sizes), list(bear.vae.hidden_sizes), bear.offline.batch_size) == (
+        [400, 300],
+        [750, 750],
+        100,
+    )
+    assert (bear.multiplier.target, list(bear.multiplier.bounds), bear.best_of) == (0.05, [-5.0, 10.0], 10)
     assert (value.actor_optim.lr, value.qvalue_optim.lr, value.clone_steps) == (3e-4, 1e-3, 300_000)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""examples/{awac,iql,td3_bc,rebrac,spot,brac}.py: a few steps of both phases, evaluated at the hand-over."""
+"""examples/{awac,iql,td3_bc,rebrac,spot,brac,bear}.py: a few steps of both phases, evaluated at the hand-over."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHORT: dict[str, Any] = {
     "eval_episodes": 1,
 }
 EXAMPLES = {"awac": {}, "iql": {"reward_shift": -1.0}, "td3_bc": {}, "spot": {"vae_steps": 3}, "rebrac": {}}
-EXAMPLES |= {"brac": {"clone_steps": 3, "warm_start": 5, "learn_alpha": True}}
+EXAMPLES |= {"brac": {"clone_steps": 3, "warm_start": 5, "learn_alpha": True}, "bear": {"warm_start": 5}}
 
 
 def run(name: str, **settings: Any) -> Any:

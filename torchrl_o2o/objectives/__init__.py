@@ -11,6 +11,7 @@ from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.awac import AWACLoss
 from torchrl_o2o.objectives.baseline import BaselineLoss
 from torchrl_o2o.objectives.bc import BCLoss
+from torchrl_o2o.objectives.bear import BEARLoss
 from torchrl_o2o.objectives.best_action import BestAction
 from torchrl_o2o.objectives.brac import BRACLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
@@ -35,6 +36,7 @@ __all__ = [
     "ACALoss",
     "AWACLoss",
     "BCLoss",
+    "BEARLoss",
     "BRACLoss",
     "BaselineLoss",
     "BestAction",

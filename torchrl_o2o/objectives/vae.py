@@ -14,9 +14,9 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.modules.vae import ActionVAE
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
-from torchrl_o2o.objectives.networks import call_module, flat_parameters
+from torchrl_o2o.objectives.networks import Parameters, call_module, flat_parameters
 
-__all__ = ["VAELoss", "latent_dim"]
+__all__ = ["VAELoss", "latent_dim", "vae_terms"]
 
 
 def latent_dim(network: TensorDictModule) -> int:
@@ -39,6 +39,37 @@ def latent_dim(network: TensorDictModule) -> int:
     if not isinstance(getattr(network, "module", None), ActionVAE):
         raise O2OSpecError(f"got {type(network).__name__}, expected the VAE that make_action_vae(...) builds")
     return network.module.latent_dim
+
+
+def vae_terms(
+    loss: TransitionLoss, network: TensorDictModule, params: Parameters, tensordict: TensorDictBase
+) -> tuple[Tensor, Tensor]:
+    """What fitting a VAE weighs against each other, of recorded actions.
+
+    Args:
+        loss: whose keys and noise are used; the draw's name is ``"latent"``.
+        network: of :func:`~torchrl_o2o.modules.make_action_vae`.
+        params: its parameters with dotted names.
+        tensordict: observations and actions, shape [*B]; not modified.
+
+    Returns:
+        Squared error and divergence per row, averaged over dimensions, shape [*B].
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_action_vae
+        >>> from torchrl_o2o.objectives.networks import flat_parameters
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> loss = VAELoss(make_action_vae(17, 6, hidden_sizes=(32, 32)))
+        >>> params = flat_parameters(loss.vae_network_params)
+        >>> error, kl = vae_terms(loss, loss.vae_network, params, random_transitions(8, 17, 6))
+        >>> error.shape, kl.shape
+        (torch.Size([8]), torch.Size([8]))
+    """
+    action = loss._action(tensordict)
+    noise = loss.noise.normal("latent", action.new_empty((*action.shape[:-1], latent_dim(network))))
+    inputs = (loss._entry(tensordict, key) for key in network.in_keys)
+    reconstruction, mean, std, _ = call_module(network.module, params, *inputs, noise)
+    return (reconstruction - action).square().mean(-1), gaussian_kl(mean, std)
 
 
 class VAELoss(TransitionLoss):
@@ -96,13 +127,8 @@ class VAELoss(TransitionLoss):
         Returns:
             The loss, and ``reconstruction_error`` and ``kl`` per row, shape [*B], detached.
         """
-        network, action = self.vae_network, self._action(tensordict)
-        noise = self.noise.normal("latent", action.new_empty((*tensordict.batch_size, self.latent_dim)))
-        inputs = (self._entry(tensordict, key) for key in network.in_keys)
-        reconstruction, mean, std, _ = call_module(
-            network.module, flat_parameters(self.vae_network_params), *inputs, noise
-        )
-        error, kl = (reconstruction - action).square().mean(-1), gaussian_kl(mean, std)  # |a^ - a|^2 / A, KL
+        params = flat_parameters(self.vae_network_params)
+        error, kl = vae_terms(self, self.vae_network, params, tensordict)  # |a^ - a|^2 / A, KL
         info = {"kl": kl.detach(), "reconstruction_error": error.detach()}
         return self._reduce(error + self.beta * kl, self._weights(tensordict)), info
 

@@ -2,24 +2,32 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learners that hold the policy to a model of the data's behavior: BRAC (Wu et al. 2019)."""
+"""Learners that hold the policy to a model of the data's behavior: BRAC (Wu et al. 2019), BEAR (Kumar et al. 2019)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from omegaconf import DictConfig
+from torch import nn
 from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import check_option
-from torchrl_o2o.modules import Multiplier, Temperature, make_actor, make_gaussian_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import BCLoss, BestAction, BRACLoss
+from torchrl_o2o.modules import (
+    Multiplier,
+    Temperature,
+    make_action_vae,
+    make_actor,
+    make_gaussian_actor,
+    make_qvalue_ensemble,
+)
+from torchrl_o2o.objectives import BCLoss, BEARLoss, BestAction, BRACLoss
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, MoveTargets, Update
 
-__all__ = ["BEHAVIOR_REGULARIZED", "make_brac", "start_on_penalty"]
+__all__ = ["BEHAVIOR_REGULARIZED", "make_bear", "make_brac", "start_on_penalty"]
 
 _FAMILIES = {"tanh": make_actor, "gaussian": make_gaussian_actor}
 
@@ -55,10 +63,38 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
         Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))),
         Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.actor_optim))),
-        *_learnt_weights(cfg, loss),
+        *_learnt_weights(cfg, {"alpha": loss.temperature, "multiplier": loss.multiplier}),
     )
     further = {"behavior": compiled(Update(clone, Descend("actor", clone_optim)), cfg)}
     return Learner(actor, loss, compiled(update, cfg), tester=_tester(cfg, loss), further=further)
+
+
+def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Actor-critic held to the support of the data, with a VAE of it that learns along.
+
+    The order is the authors': VAE, critics, actor, its weight, targets.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``vae``, ``multiplier``, ``loss``, ``value_estimator``, ``target``,
+            ``actor_optim``, ``qvalue_optim``, ``weight_optim``, ``behavior_optim``, and ``best_of``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner.
+    """
+    actor, vae = make_actor(*dims, **plain(cfg.actor)), make_action_vae(*dims, **plain(cfg.vae))
+    qvalues, multiplier = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), Multiplier(**plain(cfg.multiplier))
+    loss = BEARLoss(actor, qvalues, vae, multiplier=multiplier, **plain(cfg.loss))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    update = Update(
+        loss,
+        Descend("vae", Adam(loss.vae_network_params.parameters(), **plain(cfg.behavior_optim))),
+        Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))),
+        Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.actor_optim))),
+        *_learnt_weights(cfg, {"multiplier": loss.multiplier}),
+        MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
+    )
+    return Learner(actor, loss, compiled(update, cfg), tester=_tester(cfg, loss))
 
 
 def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
@@ -66,9 +102,9 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
 
     Args:
         cfg: of which ``warm_start`` is read.
-        learner: of :func:`make_brac`.
+        learner: of :func:`make_brac` or :func:`make_bear`.
     """
-    assert isinstance(learner.loss, BRACLoss)
+    assert isinstance(learner.loss, BRACLoss | BEARLoss)
     learner.loss.q_weight.fill_(float(learner.calls >= cfg.warm_start))
 
 
@@ -76,12 +112,12 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
 BEHAVIOR_REGULARIZED: Mapping[str, Callable[[DictConfig, tuple[int, int]], Learner]] = {
     "brac_p": make_brac,
     "brac_v": make_brac,
+    "bear": make_bear,
 }
 
 
-def _learnt_weights(cfg: DictConfig, loss: BRACLoss) -> list[Descend]:
-    """Steps of the temperature and of the penalty's weight, where they have something to train."""
-    weights = {"alpha": loss.temperature, "multiplier": loss.multiplier}
+def _learnt_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[Descend]:
+    """Steps of those weights that have something to train."""
     return [
         Descend(name, Adam(part.parameters(), **plain(cfg.weight_optim)))
         for name, part in weights.items()
@@ -89,6 +125,6 @@ def _learnt_weights(cfg: DictConfig, loss: BRACLoss) -> list[Descend]:
     ]
 
 
-def _tester(cfg: DictConfig, loss: BRACLoss) -> BestAction | None:
+def _tester(cfg: DictConfig, loss: BRACLoss | BEARLoss) -> BestAction | None:
     """The best of ``best_of`` actions; the mean policy where that is 0."""
     return BestAction(loss, cfg.best_of) if cfg.best_of else None
