@@ -24,7 +24,9 @@ from tests.objectives import test_golden_aca as aca
 from tests.objectives import test_golden_awac as awac
 from tests.objectives import test_golden_cql as cql
 from tests.objectives import test_golden_drqv2 as drqv2
+from tests.objectives import test_golden_fql as fql
 from tests.objectives import test_golden_iql as iql
+from tests.objectives import test_golden_qc as qc
 from tests.objectives import test_golden_rebrac as rebrac
 from tests.objectives import test_golden_rlpd as rlpd
 from tests.objectives import test_golden_rlpd_pixels as rlpd_pixels
@@ -292,6 +294,30 @@ def drqv2_update(case: str) -> Whole:
     return Whole(loss, update, batches, noise, check, lambda: loss.std.fill_(next(stds)))
 
 
+def flow_update(case: str) -> Whole:
+    tree, loss, update = fql.whole_update(case)
+    steps = range(int(golden.hp(tree, "n_updates")))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        fql.check_metrics(tree, steps[-1], metrics)
+        fql.check_end(tree, loss)
+
+    noise = [{name: [value] for name, value in fql.noise_of(tree, index).items()} for index in steps]
+    return Whole(loss, update, [fql.batch_of(tree, index) for index in steps], noise, check)
+
+
+def chunked_rlpd_update(case: str) -> Whole:
+    tree, loss, update = qc.build(case)
+    steps = range(int(golden.hp(tree, "n_updates")))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        qc.check_metrics(tree, steps[-1], metrics)
+        qc.check_end(tree, loss)
+
+    noise = [{name: [value] for name, value in qc.noise_of(tree, index).items()} for index in steps]
+    return Whole(loss, update, [qc.batch_of(tree, index) for index in steps], noise, check)
+
+
 def td3_update(case: str) -> Whole:
     """The critics twice, the actor and the targets every second time."""
     tree, loss, updater = td3_bc.build(case)
@@ -370,6 +396,8 @@ CASES: dict[str, Callable[[], Whole]] = {
     "wsrl/update_A": wsrl_update,
     **{f"rlpd_pixels/{case}": lambda case=case: rlpd_pixels_update(case) for case in rlpd_pixels.UPDATES},
     **{f"drqv2/{case}": lambda case=case: drqv2_update(case) for case in drqv2.UPDATES},
+    **{case: lambda case=case: flow_update(case) for case in fql.CASES},
+    **{case: lambda case=case: chunked_rlpd_update(case) for case in qc.CASES},
     **{f"td3_bc/{case}": lambda case=case: td3_update(f"td3_bc/{case}") for case in "AB"},
     **{f"off2on/{case}": lambda case=case: off2on_update(case) for case in "AB"},
     **{case: lambda case=case: awac_update(case) for case in awac.CORL},

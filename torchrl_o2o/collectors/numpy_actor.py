@@ -12,6 +12,7 @@ Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +28,9 @@ from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
 from torchrl_o2o.modules.boxes import BoxTanh
+from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
@@ -39,10 +42,10 @@ _Operation = Callable[[np.ndarray], np.ndarray]
 #: From a tensor to the numbers that an operation works on; those of one member where several are stacked.
 _Read = Callable[[Tensor], np.ndarray]
 _Moments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
-_FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor or average_actors"
+_FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors"
 
 _LAYERS = (
-    *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh),
+    *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, AppendNoise, ClipToBox),
     *(ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
 )
 _DTYPES = frozenset({torch.float32, torch.float64})
@@ -184,14 +187,18 @@ class FastActor:
     It acts as in evaluation: dropout is off whatever the actor's training mode. One call with the standard actor takes
     about 10 us on one CPU core (``benchmarks/collect.py``).
 
+    An actor that decides several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is asked when its last
+    chunk has been taken. Call :meth:`reset` where an episode ends: what is left of a chunk is for the one before.
+
     It acts in the actor's own units. An actor of :func:`~torchrl_o2o.deploy.load_policy` takes observations and gives
     actions as the environment has them; an actor that trains on :func:`~torchrl_o2o.envs.make_gym_env` gives actions in
     [-1, 1], which another environment has to be told.
 
     Args:
         actor: of :func:`~torchrl_o2o.deploy.load_policy`, :func:`~torchrl_o2o.modules.make_actor`,
-            :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor` or
-            :func:`~torchrl_o2o.modules.average_actors`, in float32 or float64.
+            :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor`,
+            :func:`~torchrl_o2o.modules.make_one_step_actor` or :func:`~torchrl_o2o.modules.average_actors`, in float32
+            or float64.
 
     Keyword Args:
         deterministic: the actor under ``ExplorationType.DETERMINISTIC``; ``False`` samples. Defaults to ``True``.
@@ -218,6 +225,7 @@ class FastActor:
         generator: torch.Generator | None = None,
     ) -> None:
         self.actor, self.deterministic, self.generator = actor, deterministic, generator
+        self._left: np.ndarray | None = None  # actions left of each row's chunk
         self._stats = None if stats is None else (stats.mean.cpu().numpy(), stats.scale.cpu().numpy())
         self.refresh()
 
@@ -227,6 +235,15 @@ class FastActor:
         layers = _flat(parts.net)
         first = _check_layers(parts.net, layers)
         self._width, self._dtype = first.in_features, _array(first.weight).dtype
+        drawing = next((i for i, layer in enumerate(layers) if isinstance(layer, AppendNoise)), None)
+        self._before: list[_Operation] = []
+        self._noise_size = 0
+        if drawing is not None:
+            noise = layers[drawing]
+            assert isinstance(noise, AppendNoise)
+            self._before, self._noise_size = _operations(layers[:drawing], _array), noise.size
+            self._width -= noise.size
+            layers = layers[drawing + 1 :]
         self._moments = _moments(layers)
         self._finish = _finish(parts, self._dtype, self.deterministic)
 
@@ -235,10 +252,53 @@ class FastActor:
 
         Args:
             observation: [o] or [B, o].
-            noise: standard-normal numbers to use instead of fresh ones, [A] or [B, A]; only read when sampling.
+            noise: standard-normal numbers to use instead of fresh ones, [A] or [B, A]; only read when sampling. Of an
+                actor that decides h actions at once [h A] or [B, h A].
 
         Returns:
             Actions, [A] or [B, A].
+
+        Raises:
+            O2OSpecError: if the observation is of another shape.
+        """
+        horizon = chunk_length(self.actor)
+        return self.decide(observation, noise) if horizon == 1 else self._next(horizon, np.asarray(observation), noise)
+
+    def reset(self, mask: np.ndarray | None = None) -> None:
+        """Drop what is left of chunks, where episodes have ended.
+
+        Args:
+            mask: in which rows, bool [B]; ``None`` (default) in all.
+        """
+        if mask is None or self._left is None:
+            self._left = None
+        else:
+            self._left[np.asarray(mask, bool)] = 0
+
+    def _next(self, horizon: int, observation: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+        """The next action of each row's chunk; rows without one decide first."""
+        rows = np.atleast_2d(observation)
+        if self._left is None or len(self._left) != len(rows):
+            self._left, self._chunks = np.zeros(len(rows), np.int64), np.zeros((len(rows), horizon, 0))
+        if (empty := self._left == 0).any():
+            fresh = self.decide(rows[empty], None if noise is None else np.atleast_2d(noise)[empty])
+            fresh = fresh.reshape(len(fresh), horizon, -1)
+            if not self._chunks.shape[-1]:
+                self._chunks = np.zeros((len(rows), *fresh.shape[1:]), fresh.dtype)
+            self._chunks[empty], self._left[empty] = fresh, horizon
+        action = self._chunks[np.arange(len(rows)), horizon - self._left]
+        self._left -= 1
+        return action[0] if observation.ndim == 1 else action
+
+    def decide(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        """What the actor says to an observation: an action, or a whole chunk.
+
+        Args:
+            observation: [o] or [B, o].
+            noise: as in :meth:`__call__`.
+
+        Returns:
+            [A] or [B, A], of an actor of chunks [h A] or [B, h A].
 
         Raises:
             O2OSpecError: if the observation is of another shape.
@@ -250,6 +310,12 @@ class FastActor:
             )
         if self._stats is not None:
             features = (features - self._stats[0]) / self._stats[1]
+        if self._noise_size:
+            for operation in self._before:
+                features = operation(features)
+            shape = (*features.shape[:-1], self._noise_size)
+            start = self._draw(shape) if noise is None else np.asarray(noise, self._dtype)
+            features = np.concatenate([features, start], -1)
         action, scale = self._moments(features, not self.deterministic)
         if scale is not None:
             action = action + scale * (self._draw(action.shape) if noise is None else noise)
@@ -265,7 +331,8 @@ def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
     leaves = [leaf for layer in layers for leaf in (layer, *_members(layer))]
     unknown = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _LAYERS)})
     dtypes = {parameter.dtype for parameter in net.parameters()}
-    first = next((leaf for leaf in leaves if not isinstance(leaf, Standardize | PolicyEnsemble)), None)
+    leading = Standardize | PolicyEnsemble | AppendNoise
+    first = next((leaf for leaf in leaves if not isinstance(leaf, leading)), None)
     if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
         raise O2OSpecError(
             f"got an actor of {', '.join(unknown) or ', '.join(map(str, dtypes))}, expected one of {_FACTORIES} in "
@@ -283,7 +350,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:
-    if type(module) in (nn.Sequential, MLP):
+    if type(module) in (nn.Sequential, MLP, Joined):
         return [leaf for child in module.children() for leaf in _flat(child)]
     return [module]
 
@@ -368,6 +435,11 @@ def _operation(module: nn.Module, read: _Read) -> _Operation:
         return np.tanh
     if isinstance(module, nn.LayerNorm):
         return _layer_norm(module, read)
+    if isinstance(module, nn.GELU):
+        return _gelu(module)
+    if isinstance(module, ClipToBox):
+        low, high = read(module.low), read(module.high)
+        return lambda features: np.minimum(np.maximum(features, low), high)
     if isinstance(module, UnitNorm):
         return lambda features: features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), module.eps)
     if isinstance(module, Standardize):
@@ -392,6 +464,13 @@ def _linear(module: nn.Linear, read: _Read) -> _Operation:
         return product
 
     return apply
+
+
+def _gelu(module: nn.GELU) -> _Operation:
+    if module.approximate != "tanh":
+        raise O2OSpecError("got an actor with an exact GELU, expected the approximation by tanh of this package's")
+    factor = math.sqrt(2.0 / math.pi)
+    return lambda x: 0.5 * x * (1.0 + np.tanh(factor * (x + 0.044715 * (x * x * x))))
 
 
 def _layer_norm(module: nn.LayerNorm, read: _Read) -> _Operation:

@@ -23,6 +23,7 @@ from torchrl_o2o.envs.border import box_of_observations, check_continuous, check
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_seed
+from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["StepCollector"]
@@ -67,6 +68,9 @@ class StepCollector:
 
     Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
     and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
+
+    An actor that decides several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is asked when its last
+    chunk has been taken, and when an episode begins.
 
     An actor of this package is called without its tensordict plumbing, which gives the same bits in a fraction of the
     time; any other TorchRL actor is called as it is. The actor may live on any device.
@@ -123,6 +127,7 @@ class StepCollector:
         self._fast = FastActor(actor, deterministic=False) if fast_act else None
         self.total_frames, self.init_random_frames = total_frames, init_random_frames
         self.frames = 0
+        self._queue: list[torch.Tensor] = []
         self.on_cut = on_cut
         self._space = box_of_observations(env)
         self._low, self._high = action_bounds(env.action_space, env_name(env), random=init_random_frames > 0)
@@ -150,14 +155,23 @@ class StepCollector:
         observation, _ = checked_reset(self.env, self._space)
         self._observation = torch.from_numpy(observation).float()
         self._episode_reward, self._step_count = 0.0, 0
+        self._queue = []
 
     def _act(self) -> torch.Tensor:
         if self.frames < self.init_random_frames:
             return torch.rand(self._low.shape) * (self._high - self._low) + self._low
+        horizon = chunk_length(self.actor)
+        if horizon == 1:
+            return self._decide()
+        if not self._queue:
+            self._queue = list(self._decide().reshape(horizon, -1))
+        return self._queue.pop(0)
+
+    def _decide(self) -> torch.Tensor:
         if self._fast is not None:
             if self._actor_device.type != "cpu":  # then it holds a copy
                 self._fast.refresh()
-            return torch.from_numpy(self._fast(self._observation.numpy()))
+            return torch.from_numpy(self._fast.decide(self._observation.numpy()))
         observation = self._observation.to(self._actor_device)
         if self._parts is not None:
             with torch.no_grad():
@@ -199,8 +213,13 @@ class StepCollector:
         return data if self.device is None else data.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, the current observation and the environment's own state (``None`` if it cannot be captured)."""
+        """Counters, the current observation and the environment's own state (``None`` if it cannot be captured).
+
+        With what is left of a chunk, if there is anything.
+        """
+        queue = {"queue": torch.stack(self._queue)} if self._queue else {}
         return {
+            **queue,
             "frames": self.frames,
             "observation": self._observation.clone(),
             "episode_reward": self._episode_reward,
@@ -221,6 +240,7 @@ class StepCollector:
         restore_env_state(self.env, state_dict["env"])
         self._observation = state_dict["observation"].clone()
         self._episode_reward, self._step_count = state_dict["episode_reward"], state_dict["step_count"]
+        self._queue = list(state_dict.get("queue", ()))
 
     #: Whether the last :meth:`load_state_dict` had to start a new episode.
     restarted: bool = False

@@ -32,6 +32,7 @@ from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_seed
+from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["VectorCollector", "make_vector_env"]
@@ -167,6 +168,8 @@ class VectorCollector:
             numbers = [check_seed(seed, "seeds") for seed in seeds]
             self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]
             envs.reset(seed=numbers)  # as StepCollector does, whose first episode begins with a reset of its own
+        #: Per environment what is left of its last chunk, for an actor that decides several actions at once.
+        self._queues: list[list[Tensor]] = [[] for _ in range(envs.num_envs)]
         self._start_all()
 
     @property
@@ -194,25 +197,39 @@ class VectorCollector:
 
     def random_action(self) -> Tensor:
         """Uniformly random actions, each environment's from its own generator, shape [N, A]."""
-        return self._draw(torch.rand) * (self._high - self._low) + self._low
+        return self._draw(torch.rand, self._low.shape) * (self._high - self._low) + self._low
 
     def exploration_noise(self) -> Tensor:
         """Standard-normal numbers, each environment's from its own generator, shape [N, A]."""
-        return self._draw(torch.randn)
+        return self._draw(torch.randn, self._low.shape)
 
-    def _draw(self, draw: Callable[..., Tensor]) -> Tensor:
+    def _draw(self, draw: Callable[..., Tensor], shape: torch.Size, rows: Sequence[int] | None = None) -> Tensor:
+        rows = range(self.num_envs) if rows is None else rows
         if self.generators is None:
-            return draw(self.num_envs, *self._low.shape)
-        return torch.stack([draw(self._low.shape, generator=generator) for generator in self.generators])
+            return draw(len(rows), *shape)
+        return torch.stack([draw(shape, generator=self.generators[row]) for row in rows])
 
     def _act(self, parts: PolicyParts | None) -> Tensor:
         assert self.actor is not None
+        horizon = chunk_length(self.actor)
+        if horizon == 1:
+            return self._decide(parts, range(self.num_envs), self._low.shape)
+        rows = [row for row, queue in enumerate(self._queues) if not queue]
+        if rows:
+            chunks = self._decide(parts, rows, torch.Size([horizon * self._low.numel()]))
+            for row, chunk in zip(rows, chunks, strict=True):
+                self._queues[row] = list(chunk.reshape(horizon, -1))
+        return torch.stack([queue.pop(0) for queue in self._queues])
+
+    def _decide(self, parts: PolicyParts | None, rows: Sequence[int], shape: torch.Size) -> Tensor:
+        """What the actor says in some of the environments, shape [len(rows), *shape]."""
+        assert self.actor is not None
         device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
-        observation = self.observation.to(device)
+        observation = self.observation[list(rows)].to(device)
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             if parts is None:
-                return self.actor(TensorDict({"observation": observation}, [self.num_envs]))["action"].cpu()
-            noise = None if parts.distribution is None else self.exploration_noise().to(device)
+                return self.actor(TensorDict({"observation": observation}, [len(rows)]))["action"].cpu()
+            noise = None if parts.distribution is None else self._draw(torch.randn, shape, rows).to(device)
             return parts.act(observation, noise=noise).cpu()
 
     def step(self, action: Tensor | np.ndarray) -> TensorDict:
@@ -287,15 +304,19 @@ class VectorCollector:
                 self.on_cut(int(i))
         self._episode_reward[done] = 0.0
         self._step_count[done] = 0
+        for i in np.flatnonzero(done):
+            self._queues[i] = []
 
     def _start_all(self) -> None:
         observation, _ = self.envs.reset()
         self._observation = np.array(observation, np.float32)
         self._episode_reward = np.zeros(self.num_envs)
         self._step_count = np.zeros(self.num_envs, np.int64)
+        self._queues = [[] for _ in range(self.num_envs)]
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, observations, generators and the environments' own states (``None`` if one cannot be captured)."""
+        left = [torch.stack(queue) if queue else None for queue in self._queues]
         envs = [env_state(env) for env in self.envs.envs] if isinstance(self.envs, SyncVectorEnv) else [None]
         return {
             "frames": self.frames,
@@ -304,6 +325,7 @@ class VectorCollector:
             "step_count": torch.from_numpy(self._step_count.copy()),
             "generators": None if self.generators is None else [each.get_state() for each in self.generators],
             "envs": None if None in envs else envs,
+            **({"queues": left} if any(self._queues) else {}),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -334,6 +356,8 @@ class VectorCollector:
         self._observation = state_dict["observation"].numpy().copy()
         self._episode_reward = state_dict["episode_reward"].numpy().copy()
         self._step_count = state_dict["step_count"].numpy().copy()
+        queues = state_dict.get("queues", [None] * self.num_envs)
+        self._queues = [[] if queue is None else list(queue) for queue in queues]
 
     #: Whether the last :meth:`load_state_dict` had to start new episodes.
     restarted: bool = False

@@ -96,6 +96,7 @@ def _episodes(
     step = 0
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
+        actor.reset()  # what is left of a chunk of actions
         returns.append(0.0)
         over = False
         while not over and step < max_steps:

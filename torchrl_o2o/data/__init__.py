@@ -12,7 +12,13 @@ from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data
 from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
-from torchrl_o2o.data.samplers import BalancedReplaySampler, BalancedSampler, PoolSampler, PrioritizedReplaySampler
+from torchrl_o2o.data.samplers import (
+    BalancedReplaySampler,
+    BalancedSampler,
+    ChunkSampler,
+    PoolSampler,
+    PrioritizedReplaySampler,
+)
 from torchrl_o2o.data.shift import RandomShift
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.data.transforms import add_next_action, n_step
@@ -26,6 +32,7 @@ __all__ = [
     "AuditReport",
     "BalancedReplaySampler",
     "BalancedSampler",
+    "ChunkSampler",
     "Convention",
     "DatasetInfo",
     "Finding",

@@ -165,6 +165,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "rebrac": _row(_PLAIN, Convention(reward_scale=100.0), _PLAIN),  # its authors' code
+        "qc": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # FQL's and QC's codes
         "spot": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # CORL
         "brac": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # BEAR and AWR as well; mazes as the others
         "cql": _row(_STANDARDIZED, _MAZE_TEN, _HAND_TEN),  # CORL offline; its authors on mazes and hands

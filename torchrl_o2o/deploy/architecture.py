@@ -22,14 +22,17 @@ from torchrl.modules import MLP, Actor, ProbabilisticActor
 
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
-from torchrl_o2o.modules.boxes import BoxTanh
+from torchrl_o2o.modules.boxes import BoxTanh, action_box
+from torchrl_o2o.modules.chunks import act_in_chunks, chunk_length
+from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.flow import AppendNoise, BestOfN, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
-from torchrl_o2o.modules.units import Standardize, ToBox, declared_box
+from torchrl_o2o.modules.units import Standardize, ToBox
 
-__all__ = ["ActorParts", "build_network", "describe_network", "take_apart"]
+__all__ = ["ActorParts", "build_network", "describe_network", "observation_width", "take_apart"]
 
 _DISTRIBUTIONS = {"TanhNormal": TanhNormal, "BoxNormal": BoxNormal}
 _SETTINGS = {"TanhNormal": {"low", "high", "margin"}, "BoxNormal": {"low", "high", "clip_samples"}}
@@ -91,6 +94,47 @@ def _members(layer: PolicyEnsemble) -> dict[str, Any]:
     return {"num_members": layer.num_members, "log_std_bounds": list(layer.log_std_bounds)}
 
 
+def _best_of_n(flow: nn.Module, critic: nn.Module, num_members: int, size: int, **settings: Any) -> nn.Module:
+    if not 1 <= num_members <= _MAX_MEMBERS:
+        raise O2OSpecError(f"got {num_members} critics, expected 1 to {_MAX_MEMBERS}")
+    params = {name: value.expand(num_members, *value.shape) for name, value in critic.named_parameters()}
+    return BestOfN(flow, critic, params, torch.zeros(size), torch.zeros(size), **settings)
+
+
+def _chosen(layer: BestOfN) -> dict[str, Any]:
+    return {
+        "num_members": len(next(iter(layer.critics.values()))),
+        "size": len(layer.low),
+        "num_samples": layer.num_samples,
+        "flow_steps": layer.flow_steps,
+        "aggregation": layer.aggregation,
+    }
+
+
+def observation_width(net: nn.Module) -> int | None:
+    """How many observation entries a policy's network reads, without the noise that it adds.
+
+    Args:
+        net: made of the layers that this package's actors are made of.
+
+    Returns:
+        The number; ``None`` if it has no linear layer.
+
+    Examples:
+        >>> observation_width(nn.Sequential(AppendNoise(2), nn.Linear(5, 1)))
+        3
+    """
+    added = 0
+    for layer in net.modules():
+        if isinstance(layer, AppendNoise):
+            added = layer.size
+        if isinstance(layer, BestOfN):
+            added = len(layer.low) + 1  # a point and a time
+        if isinstance(layer, nn.Linear):
+            return layer.in_features - added
+    return None
+
+
 def _two_edges(kind: type[nn.Module]) -> Callable[..., nn.Module]:
     return lambda size: kind(torch.zeros(size), torch.zeros(size))
 
@@ -103,6 +147,12 @@ _LAYERS = {
     "Identity": _Layer(nn.Identity),
     "ReLU": _Layer(ReLU),
     "Tanh": _Layer(nn.Tanh),
+    "GELU": _Layer(nn.GELU, lambda layer: {"approximate": layer.approximate}),
+    "Joined": _Layer(Joined, inner=lambda layer: tuple(layer)),
+    "AppendNoise": _Layer(AppendNoise, lambda layer: {"size": layer.size}),
+    "ClipToBox": _Layer(_two_edges(ClipToBox), lambda layer: {"size": len(layer.low)}),
+    "QValueNet": _Layer(QValueNet, lambda layer: {"features": layer.head.in_features}, lambda layer: (layer.trunk,)),
+    "BestOfN": _Layer(_best_of_n, _chosen, lambda layer: (layer.flow, layer.critic)),
     "UnitNorm": _Layer(UnitNorm, lambda layer: {"eps": layer.eps}),
     "BoxTanh": _Layer(_two_edges(BoxTanh), lambda layer: {"size": len(layer.middle)}),
     "GaussianHead": _Layer(GaussianHead, _gaussian_head),
@@ -120,6 +170,7 @@ _NAMES: dict[type[nn.Module], str] = {MLP: "Sequential", nn.ReLU: "ReLU"} | {
     for kind in (
         *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
         *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
+        *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN),
     )
 }
 
@@ -141,8 +192,8 @@ def describe_network(net: nn.Module) -> dict[str, Any]:
     if name is None:
         raise O2OSpecError(
             f"got a network with a {type(net).__name__}, expected layers among {', '.join(_LAYERS)}; build the actor "
-            "with make_actor, make_gaussian_actor, make_deterministic_actor or average_actors, or keep it in a file of "
-            "your own"
+            "with make_actor, make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, or "
+            "keep it in a file of your own"
         )
     layer = _LAYERS[name]
     return {
@@ -200,6 +251,7 @@ class ActorParts:
         action_key: entry written.
         low: lower edge of the actions, shape [A].
         high: upper edge, shape [A].
+        horizon: actions decided at once; A counts all of them. Defaults to 1.
     """
 
     net: nn.Module
@@ -209,6 +261,7 @@ class ActorParts:
     action_key: NestedKey
     low: Tensor
     high: Tensor
+    horizon: int = 1
 
     def assemble(self) -> Actor | ProbabilisticActor:
         """The actor.
@@ -221,6 +274,9 @@ class ActorParts:
             >>> take_apart(make_actor(3, 1)).assemble().out_keys
             ['loc', 'scale', 'action']
         """
+        return act_in_chunks(self._assemble(), self.horizon)
+
+    def _assemble(self) -> Actor | ProbabilisticActor:
         spec = Bounded(self.low, self.high, shape=self.low.shape, dtype=self.low.dtype)
         if self.distribution is None:
             action = Composite({self.action_key: spec})
@@ -253,16 +309,17 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
     """
     if type(actor) is Actor and len(actor.in_keys) == len(actor.out_keys) == 1:
         box = _box(actor, actor.out_keys[0])
-        return ActorParts(actor.module, None, {}, actor.in_keys[0], actor.out_keys[0], *box)
+        return ActorParts(actor.module, None, {}, actor.in_keys[0], actor.out_keys[0], *box, chunk_length(actor))
     if type(actor) is ProbabilisticActor and len(actor) == 2:
         body, head = actor[0], actor[1]
         if _is_gaussian(body, head):
             kind, settings = head.distribution_class.__name__, dict(head.distribution_kwargs)
             box = _box(actor, head.out_keys[0])
-            return ActorParts(body.module, kind, settings, body.in_keys[0], head.out_keys[0], *box)
+            return ActorParts(body.module, kind, settings, body.in_keys[0], head.out_keys[0], *box, chunk_length(actor))
     raise O2OSpecError(
         f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
-        "make_gaussian_actor, make_deterministic_actor or average_actors, without exploration noise behind it"
+        "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, or of "
+        "BestOfNLoss.make_actor, without exploration noise behind it"
     )
 
 
@@ -277,7 +334,9 @@ def _is_gaussian(body: nn.Module, head: nn.Module) -> bool:
 
 
 def _box(actor: TensorDictModuleBase, key: NestedKey) -> tuple[Tensor, Tensor]:
-    box = declared_box(actor, key)
-    if box is None:
+    spec = getattr(actor, "spec", None)
+    action = None if spec is None or key not in spec.keys(True) else spec[key]
+    if not isinstance(action, Bounded):
         raise O2OSpecError(f"got an actor without a bounded spec of {key!r}, expected the box of its actions")
-    return box
+    box = action_box(action)
+    return box.space.low.cpu(), box.space.high.cpu()

@@ -29,7 +29,13 @@ from torchrl.modules import Actor, ProbabilisticActor
 from torchrl_o2o.checkpoint.manifest import dump, load
 from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
 from torchrl_o2o.data.conventions import FittedConvention
-from torchrl_o2o.deploy.architecture import ActorParts, build_network, describe_network, take_apart
+from torchrl_o2o.deploy.architecture import (
+    ActorParts,
+    build_network,
+    describe_network,
+    observation_width,
+    take_apart,
+)
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.units import native_action_space
@@ -55,7 +61,7 @@ class PolicyFile:
         path: the file.
         parts: the actor as it was trained, in its own units.
         convention: what was done to rewards and observations in training; ``None``: nothing.
-        low: lower edge of the environment's native action box, shape [A].
+        low: lower edge of the environment's native action box, shape [A], once for each action of a chunk.
         high: upper edge, shape [A].
         env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`; ``None`` where it was not of this package.
         metadata: what the writer added, such as the algorithm's name.
@@ -74,8 +80,7 @@ class PolicyFile:
     @property
     def dims(self) -> tuple[int, int]:
         """Number of observation entries and of action dimensions."""
-        layers = (layer for layer in self.parts.net.modules() if isinstance(layer, nn.Linear))
-        return next(layers).in_features, len(self.low)
+        return observation_width(self.parts.net) or 0, len(self.low) // self.parts.horizon
 
     def actor(self, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
         """The actor, in evaluation mode; it reads observations as the environment gives them.
@@ -171,7 +176,7 @@ def policy_saver(
         'policy.pt'
     """
     parts, arguments = take_apart(actor), _env_arguments(env)
-    low, high = _native_box(arguments, action_box, parts.low.dtype)
+    low, high = (edge.repeat(parts.horizon) for edge in _native_box(arguments, action_box, parts.low.dtype))
     stats = None if convention is None else convention.observation
     _check_sizes(parts, low, high, None if stats is None else stats.mean)
     fixed = {
@@ -181,6 +186,7 @@ def policy_saver(
         "network": describe_network(parts.net),
         "distribution": parts.distribution,
         "keys": (parts.observation_key, parts.action_key),
+        "horizon": parts.horizon,
         "actor_box": (parts.low, parts.high),
         "action_box": (low, high),
         "convention": None if convention is None else convention.state_dict(),
@@ -260,7 +266,9 @@ def read_policy(path: str | Path) -> PolicyFile:
     state = _content(file)
     try:
         net = build_network(state["network"], state["parameters"])
-        parts = ActorParts(net, state["distribution"], state["settings"], *state["keys"], *state["actor_box"])
+        box, horizon = state["actor_box"], state.get("horizon", 1)
+        made = net, state["distribution"], state["settings"]
+        parts = ActorParts(*made, *state["keys"], *box, horizon=horizon)
         convention = state["convention"]
         fitted = None if convention is None else FittedConvention.from_state_dict(convention)
         env = None if state["env"] is None else dict(state["env"])
@@ -362,11 +370,10 @@ def _check_sizes(parts: ActorParts, low: Tensor, high: Tensor, mean: Tensor | No
             f"the actor acts in {parts.low.tolist()}..{parts.high.tolist()}, expected actions in [-1, 1] or in the "
             f"environment's {low.tolist()}..{high.tolist()}"
         )
-    layer = next((layer for layer in parts.net.modules() if isinstance(layer, nn.Linear)), None)
-    if layer is not None and mean is not None and mean.shape != (layer.in_features,):
+    width = observation_width(parts.net)
+    if width is not None and mean is not None and mean.shape != (width,):
         raise O2OSpecError(
-            f"the actor reads {layer.in_features} observation entries, the convention has statistics of "
-            f"{tuple(mean.shape)}"
+            f"the actor reads {width} observation entries, the convention has statistics of {tuple(mean.shape)}"
         )
 
 

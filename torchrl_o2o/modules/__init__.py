@@ -9,6 +9,7 @@ from __future__ import annotations
 from torchrl_o2o._moved import old_names
 from torchrl_o2o.modules.actors import GaussianHead, make_actor
 from torchrl_o2o.modules.aligned import make_baselines
+from torchrl_o2o.modules.chunks import act_in_chunks, chunk_box, chunk_length
 from torchrl_o2o.modules.confidence import (
     Confidence,
     ConfidenceReport,
@@ -23,6 +24,7 @@ from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics, make_condi
 from torchrl_o2o.modules.density_ratio import DensityRatio, DensityRatioNet, Parametrization
 from torchrl_o2o.modules.deterministic import make_deterministic_actor
 from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.flow import BestOfN, make_flow_network, make_one_step_actor
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead, make_gaussian_actor
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.multiplier import Multiplier
@@ -44,6 +46,7 @@ from torchrl_o2o.modules.values import make_value_network
 
 __all__ = [
     "ActionVAE",
+    "BestOfN",
     "Bottleneck",
     "BoxNormal",
     "ConditionalVAE",
@@ -70,7 +73,10 @@ __all__ = [
     "TanhNormal",
     "Temperature",
     "UnitNorm",
+    "act_in_chunks",
     "average_actors",
+    "chunk_box",
+    "chunk_length",
     "initialize_",
     "make_action_vae",
     "make_actor",
@@ -78,9 +84,11 @@ __all__ = [
     "make_bottleneck",
     "make_conditional_vae",
     "make_deterministic_actor",
+    "make_flow_network",
     "make_gaussian_actor",
     "make_inverse_dynamics",
     "make_latent_actor",
+    "make_one_step_actor",
     "make_pixel_actor",
     "make_pixel_encoder",
     "make_qvalue_ensemble",

@@ -17,7 +17,7 @@ from torchrl.modules import ValueOperator
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.initialization import Initialization, initialize_
-from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
+from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, Activation, LayerNorm, feature_dim, make_trunk
 
 __all__ = ["QValueNet", "make_qvalue_ensemble"]
 
@@ -61,6 +61,7 @@ def make_qvalue_ensemble(
     dropout: float | None = None,
     unit_norm: bool = False,
     shared_head: bool = False,
+    activation: Activation = "relu",
     in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
 ) -> list[ValueOperator]:
     """Independently initialized critics with LayerNorm in every hidden layer.
@@ -83,6 +84,7 @@ def make_qvalue_ensemble(
         dropout: drop probability before LayerNorm, or ``None`` (default).
         unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
         shared_head: one output layer for all members (WSRL), see :class:`QValueNet`. Defaults to ``False``.
+        activation: ``"relu"`` (default), or ``"gelu"``, approximated by tanh (FQL and QC).
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
 
     Returns:
@@ -109,6 +111,7 @@ def make_qvalue_ensemble(
             layer_norm_eps=layer_norm_eps,
             dropout=dropout,
             unit_norm=unit_norm,
+            activation=activation,
         )
         net = initialize_(QValueNet(trunk, hidden_sizes[-1], shared_head), initialization)
         return ValueOperator(net, in_keys=list(in_keys))

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_option
 
-__all__ = ["FLAX_LAYER_NORM_EPS", "LayerNorm", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
+__all__ = ["FLAX_LAYER_NORM_EPS", "Activation", "LayerNorm", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
 
 FLAX_LAYER_NORM_EPS = 1e-6  # torch's own default is 1e-5; the papers' numbers come from flax
 #: Whether and where hidden layers are normalized: before the ReLU or behind it.
 LayerNorm = bool | Literal["after_activation"]
+#: Of the hidden layers; GELU in the approximation by tanh, flax's default.
+Activation = Literal["relu", "gelu"]
 
 
 class ReLU(nn.Module):
@@ -70,6 +72,7 @@ def make_trunk(
     layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
     dropout: float | None = None,
     unit_norm: bool = False,
+    activation: Activation = "relu",
 ) -> nn.Sequential:
     """Build the hidden layers in RLPD's order: Linear, dropout, LayerNorm, ReLU per layer.
 
@@ -83,12 +86,13 @@ def make_trunk(
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
         dropout: drop probability, or ``None`` for no dropout (default).
         unit_norm: whether the last features are scaled to length one. Defaults to ``False``.
+        activation: ``"relu"`` (default), or ``"gelu"``, approximated by tanh (FQL).
 
     Returns:
         A module mapping [*B, in_features] to [*B, hidden_sizes[-1]].
 
     Raises:
-        O2OSpecError: if there is no hidden layer, or ``layer_norm`` is unknown.
+        O2OSpecError: if there is no hidden layer, or ``layer_norm`` or ``activation`` is unknown.
 
     Examples:
         >>> import torch
@@ -100,15 +104,17 @@ def make_trunk(
         raise O2OSpecError(f"got hidden_sizes={tuple(hidden_sizes)}, expected at least one width, e.g. (256, 256)")
     if layer_norm not in (True, False, "after_activation"):
         raise O2OSpecError(f"got layer_norm={layer_norm!r}, expected True, False or 'after_activation'")
+    check_option("activation", activation, ("relu", "gelu"))
     if layer_norm == "after_activation":
-        trunk = _normalized_after(in_features, hidden_sizes, layer_norm_eps, dropout)
+        trunk = _normalized_after(in_features, hidden_sizes, layer_norm_eps, dropout, activation)
         return nn.Sequential(trunk, UnitNorm()) if unit_norm else trunk
     norms = [{"normalized_shape": width, "eps": layer_norm_eps} for width in hidden_sizes] if layer_norm else None
     trunk = MLP(
         in_features=in_features,
         out_features=hidden_sizes[-1],
         num_cells=list(hidden_sizes[:-1]),
-        activation_class=ReLU,
+        activation_class=ReLU if activation == "relu" else nn.GELU,
+        activation_kwargs={} if activation == "relu" else {"approximate": "tanh"},
         norm_class=nn.LayerNorm if layer_norm else None,
         norm_kwargs=norms,
         dropout=dropout,
@@ -118,13 +124,14 @@ def make_trunk(
 
 
 def _normalized_after(
-    in_features: int, hidden_sizes: Sequence[int], eps: float, dropout: float | None
+    in_features: int, hidden_sizes: Sequence[int], eps: float, dropout: float | None, activation: Activation
 ) -> nn.Sequential:
-    """Linear, dropout, ReLU, LayerNorm per layer."""
+    """Linear, dropout, ReLU or GELU, LayerNorm per layer."""
     layers: list[nn.Module] = []
     for before, width in zip((in_features, *hidden_sizes), hidden_sizes):
         dropped = [] if dropout is None else [nn.Dropout(dropout)]
-        layers += [nn.Linear(before, width), *dropped, ReLU(), nn.LayerNorm(width, eps=eps)]
+        active = ReLU() if activation == "relu" else nn.GELU(approximate="tanh")
+        layers += [nn.Linear(before, width), *dropped, active, nn.LayerNorm(width, eps=eps)]
     return nn.Sequential(*layers)
 
 

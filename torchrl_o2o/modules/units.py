@@ -14,6 +14,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded
 
+from torchrl_o2o.modules.chunks import chunk_length
+
 __all__ = ["Standardize", "ToBox", "declared_box"]
 
 
@@ -83,7 +85,8 @@ def declared_box(actor: TensorDictModuleBase, key: NestedKey = "action") -> tupl
         key: entry of the action. Defaults to ``"action"``.
 
     Returns:
-        Lower and upper edge, each [A]; ``None`` if the actor has no bounded spec for that entry.
+        Lower and upper edge, each [A], of one action where the actor decides several at once; ``None`` if the actor has
+        no bounded spec for that entry.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor
@@ -96,4 +99,6 @@ def declared_box(actor: TensorDictModuleBase, key: NestedKey = "action") -> tupl
     action = None if spec is None or key not in spec.keys(True) else spec[key]
     if not isinstance(action, Bounded):
         return None
-    return action.space.low.cpu(), action.space.high.cpu()  # pyright: ignore[reportOptionalMemberAccess]
+    low, high = action.space.low.cpu(), action.space.high.cpu()  # pyright: ignore[reportOptionalMemberAccess]
+    horizon = chunk_length(actor)
+    return (low, high) if horizon == 1 else (low[: len(low) // horizon], high[: len(high) // horizon])

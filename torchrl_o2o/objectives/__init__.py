@@ -19,6 +19,7 @@ from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
 from torchrl_o2o.objectives.drqv2 import DrQV2BCLoss, DrQV2Loss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
+from torchrl_o2o.objectives.fql import BestOfNLoss, FQLLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
@@ -40,6 +41,7 @@ __all__ = [
     "BRACLoss",
     "BaselineLoss",
     "BestAction",
+    "BestOfNLoss",
     "CQLLoss",
     "CalQLLoss",
     "ConditionalVAELoss",
@@ -47,6 +49,7 @@ __all__ = [
     "DrQV2BCLoss",
     "DrQV2Loss",
     "EnsembleSACLoss",
+    "FQLLoss",
     "FrozenCritic",
     "GeneratorNoise",
     "IQLLoss",

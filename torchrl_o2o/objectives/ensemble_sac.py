@@ -12,11 +12,12 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from torchrl_o2o.errors import check_count, check_option
+from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.soft import sac_actor_objective, soft_value
-from torchrl_o2o.modules.boxes import action_spec
+from torchrl_o2o.modules.boxes import action_spec, actor_box
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import repeated, sample_policy
@@ -25,6 +26,7 @@ from torchrl_o2o.objectives.soft import SoftLoss
 __all__ = ["EnsembleSACLoss"]
 
 _Ensemble = Literal["sum", "mean"]
+_INSIDE = 1.0 - 1e-5  # the share of the box that recorded actions are clipped to before they are scored
 
 
 class EnsembleSACLoss(SoftLoss):
@@ -85,7 +87,10 @@ class EnsembleSACLoss(SoftLoss):
             or of fresh ones at the ``"next_state"`` (WSRL).
         entropy_backup: subtract the entropy term from the target. Defaults to ``True``; RLPD turns it off on AntMaze
             and Adroit.
+        target_q: the target takes the ``"min"`` (default) of the members drawn, or their ``"mean"`` (RLPD on chunks).
         actor_q: the actor climbs the ``"mean"`` (default) or the ``"min"`` of the members.
+        bc_alpha: weight of :math:`-\log\pi(a|s)` of the recorded action in the actor's loss (QC-RLPD: 0.01), the action
+            clipped to :math:`1-10^{-5}` of its box. Defaults to 0.
         ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
         weight_actor: importance weights multiply the actor's and the temperature's loss too (A3RL's code). Defaults to
             ``False``.
@@ -125,6 +130,9 @@ class EnsembleSACLoss(SoftLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "target_value"]
 
+    cloning_middle: Tensor
+    cloning_half_width: Tensor
+
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -137,7 +145,9 @@ class EnsembleSACLoss(SoftLoss):
         num_target_actions: int = 1,
         entropy_at: Literal["state", "next_state"] = "state",
         entropy_backup: bool = True,
+        target_q: Literal["mean", "min"] = "min",
         actor_q: Literal["mean", "min"] = "mean",
+        bc_alpha: float = 0.0,
         ensemble_reduction: _Ensemble = "sum",
         weight_actor: bool = False,
         reduction: Reduction = "mean",
@@ -146,6 +156,9 @@ class EnsembleSACLoss(SoftLoss):
         super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
         self._set_subset(sub_sample_len, subset_per, subset_replacement)
         self._set_entropy(entropy_at)
+        self._set_cloning(actor_network, bc_alpha)
+        check_option("target_q", target_q, ("mean", "min"))
+        self.target_q = target_q
         self.num_target_actions = check_count("num_target_actions", num_target_actions, least=1)
         check_option("actor_q", actor_q, ("mean", "min"))
         check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
@@ -200,16 +213,37 @@ class EnsembleSACLoss(SoftLoss):
             tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
 
         Returns:
-            The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
+            The loss, and detached: ``log_prob`` of the sampled actions, shape [*B], for :meth:`alpha_loss`, and with
+            ``bc_alpha`` ``cloning``, -log pi of the recorded ones, shape [*B].
         """
         noise = self.noise.normal("action", self._action(tensordict))
         state = self._state(tensordict)
-        action, log_prob = sample_policy(self._policy(state), noise)  # a ~ pi(.|s)
+        dist = self._policy(state)
+        action, log_prob = sample_policy(dist, noise)  # a ~ pi(.|s)
         qvalues = self._qvalues(state, action, self._frozen_critics)
         qvalue = qvalues.mean(0) if self.actor_q == "mean" else qvalues.amin(0)
         objective = sac_actor_objective(log_prob, qvalue, self.temperature.alpha)  # alpha log pi - Q
+        info = {"log_prob": log_prob.detach()}
+        if self.bc_alpha:
+            cloning = self._cloning(dist, self._action(tensordict))
+            objective, info["cloning"] = objective + self.bc_alpha * cloning, cloning.detach()
         weights = self._required_weights(tensordict) if self.weight_actor else None
-        return self._reduce(objective, weights), {"log_prob": log_prob.detach()}
+        return self._reduce(objective, weights), info
+
+    def _set_cloning(self, actor_network: ProbabilisticTensorDictSequential, bc_alpha: float) -> None:
+        if not bc_alpha >= 0.0:
+            raise O2OSpecError(f"got bc_alpha={bc_alpha}, expected 0 or more")
+        self.bc_alpha = bc_alpha
+        if bc_alpha:  # others need no bounded spec
+            low, high = actor_box(actor_network)
+            self.register_buffer("cloning_middle", 0.5 * (high + low))
+            self.register_buffer("cloning_half_width", 0.5 * (high - low))
+
+    def _cloning(self, dist: Distribution, action: Tensor) -> Tensor:
+        """-log pi(a|s) of recorded actions, kept off the edges of the box, where tanh has no inverse, shape [*B]."""
+        dtype = action.dtype  # that of the box may be coarser, and what is left at the edge is small
+        middle, half_width = self.cloning_middle.to(dtype), self.cloning_half_width.to(dtype) * _INSIDE
+        return -dist.log_prob(torch.minimum(torch.maximum(action, middle - half_width), middle + half_width))
 
     def alpha_loss(
         self, tensordict: TensorDictBase, *, log_prob: Tensor | None = None

@@ -15,11 +15,12 @@ from torch.nn import functional
 from torchrl.modules import MLP
 
 from torchrl_o2o.modules.critics import QValueNet
+from torchrl_o2o.modules.flow import Joined
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 
 __all__ = ["Layers", "evaluate", "layers_of"]
 
-_CONTAINERS = (QValueNet, nn.Sequential, MLP)
+_CONTAINERS = (QValueNet, nn.Sequential, MLP, Joined)
 
 
 class _Linear(NamedTuple):
@@ -57,7 +58,7 @@ Layers = tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
 
 
 def layers_of(network: nn.Module | None) -> Layers | None:
-    """The layers of a network, if they are linear ones, LayerNorm, ReLU, Tanh and unit norm in a row.
+    """The layers of a network, if they are linear ones, LayerNorm, ReLU, GELU, Tanh and unit norm in a row.
 
     Args:
         network: any module, as it stands inside a TensorDictModule.
@@ -88,7 +89,7 @@ def _find(network: nn.Module) -> Layers | None:
             layers.append(_LayerNorm(f"{name}.weight", f"{name}.bias", tuple(module.normalized_shape), module.eps))
         elif type(module) in (ReLU, nn.ReLU):
             layers.append(_relu)
-        elif type(module) in (nn.Tanh, UnitNorm):
+        elif type(module) in (nn.Tanh, nn.GELU, UnitNorm):
             layers.append(_Plain(module))
         elif type(module) not in _CONTAINERS:
             return None

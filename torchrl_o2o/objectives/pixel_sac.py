@@ -104,9 +104,9 @@ class PixelSACLoss(EnsembleSACLoss):
             state = self._encoded(state, flat_parameters(self.encoder_network_params, detach=params is not None))
         return super()._qvalues(state, action, params)
 
-    def _subset_minimum(self, state: Inputs, action: Tensor) -> Tensor:
+    def _subset_minimum(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
         targets = flat_parameters(self.target_encoder_network_params)
-        return super()._subset_minimum(self._encoded(state, targets), action)
+        return super()._subset_minimum(self._encoded(state, targets), action, params)
 
     def _encoded(self, state: Inputs, params: Parameters) -> Inputs:
         """e(s), shape [*B, L], by the key that the critics read it by."""

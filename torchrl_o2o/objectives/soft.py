@@ -42,6 +42,8 @@ class SoftLoss(ActorCriticLoss):
     sub_sample_len: int
     subset_per: Literal["batch", "sample"] = "batch"
     subset_replacement: bool = False
+    #: What the target takes of the members drawn.
+    target_q: Literal["mean", "min"] = "min"
     #: Where the temperature's entropy is measured when no log-densities are handed on, or always at ``"next_state"``.
     entropy_at: Literal["state", "next_state"] = "state"
     #: Actions per next state, of which the target takes the best.
@@ -76,17 +78,23 @@ class SoftLoss(ActorCriticLoss):
         self.entropy_at = entropy_at
 
     def _subset_minimum(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
-        """The minimum of Q'_i(s, a) over the members of Z, drawn once or for each row, shape of ``action[..., 0]``."""
+        """The minimum of Q'_i(s, a) over the members of Z, drawn once or for each row, shape of ``action[..., 0]``.
+
+        Or their mean, if ``target_q`` says so.
+        """
         size, drawn = self.num_qvalue_nets, self.sub_sample_len
         targets = self._target_critics if params is None else params
         if drawn == size and not self.subset_replacement:
-            return self._qvalues(state, action, targets).amin(0)
+            return self._reduced(self._qvalues(state, action, targets))
         per_row = self.subset_per == "sample"
         options = {"replacement": True} if self.subset_replacement else {}
         members = self.noise.subset("target", size, drawn, action[..., 0], per_row=per_row, **options)
         if per_row:
-            return self._qvalues(state, action, targets).gather(0, members).amin(0)
-        return self._qvalues(state, action, take_members(targets, members)).amin(0)
+            return self._reduced(self._qvalues(state, action, targets).gather(0, members))
+        return self._reduced(self._qvalues(state, action, take_members(targets, members)))
+
+    def _reduced(self, qvalues: Tensor) -> Tensor:
+        return qvalues.amin(0) if self.target_q == "min" else qvalues.mean(0)
 
     @torch.no_grad()
     def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:

@@ -32,6 +32,7 @@ from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
 from torchrl_o2o.envs.units import match_actions
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
+from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.units import declared_box
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
 
@@ -115,6 +116,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Run a policy deterministically for a number of episodes.
 
+    A policy that draws under every exploration type, as flow policies do, draws from ``seed``. One that decides several
+    actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is asked when its last chunk has been taken.
+
     Episode ``k`` starts from ``reset(seed=seed + k)``, whatever ``num_envs`` is; the environments that still have an
     episode to run are stepped in lockstep with one call of the policy. The number of episodes is fixed in advance and
     all are run to their end, so that short episodes are not over-represented. The global random states and the training
@@ -170,7 +174,7 @@ def evaluate(
     make = (lambda: make_gym_env(env)) if isinstance(env, str) else env
     box = declared_box(actor)
     build = make if box is None else lambda: match_actions(make(), *box)
-    with _undisturbed(actor):
+    with _undisturbed(actor, seed):
         episodes = _run_episodes(actor, _Guards(build, max_retries, timeout), num_episodes, seed, num_envs)
     returns = np.array([episode.total for episode in episodes], dtype=np.float64)
     return EvaluationResult(
@@ -220,6 +224,7 @@ class _Episode:
     length: int = field(init=False)
     success: float | None = field(init=False)
     done: bool = field(init=False)
+    queue: list[np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.begin()
@@ -228,6 +233,7 @@ class _Episode:
         """Start, or start again, from the episode's own seed."""
         self.observation, _ = self.env.reset(seed=self.seed)
         self.total, self.length, self.success, self.done = 0.0, 0, None, False
+        self.queue = []  # what is left of a chunk of actions
 
     def step(self, action: np.ndarray, guards: _Guards) -> None:
         self.observation, reward, terminated, truncated, info = self.env.step(action)
@@ -282,8 +288,11 @@ def _run_episodes(
         episodes = [_Episode(env, seed + k) for k, env in enumerate(envs)]
         active = list(episodes)
         while active:
-            for episode, action in zip(active, _act(actor, active), strict=True):
-                episode.step(action, guards)
+            if waiting := [episode for episode in active if not episode.queue]:
+                for episode, action in zip(waiting, _act(actor, waiting), strict=True):
+                    episode.queue = np.split(action, chunk_length(actor))
+            for episode in active:
+                episode.step(episode.queue.pop(0), guards)
             for slot, episode in enumerate(active):
                 if episode.done and len(episodes) < num_episodes:
                     active[slot] = _Episode(episode.env, seed + len(episodes))
@@ -307,7 +316,7 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
 
 
 @contextmanager
-def _undisturbed(actor: TensorDictModuleBase) -> Iterator[None]:
+def _undisturbed(actor: TensorDictModuleBase, seed: int) -> Iterator[None]:
     """Deterministic, without gradients, in evaluation mode; every mode and every global random state restored."""
     training = [module for module in actor.modules() if module.training]
     cuda = {parameter.device for parameter in actor.parameters() if parameter.is_cuda}
@@ -319,6 +328,10 @@ def _undisturbed(actor: TensorDictModuleBase) -> Iterator[None]:
             torch.no_grad(),
             set_exploration_type(ExplorationType.DETERMINISTIC),
         ):
+            torch.default_generator.manual_seed(seed)
+            for device in cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield
     finally:
         for module in training:

@@ -14,6 +14,8 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.optim import Optimizer
+from torchrl.data import ReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.data import TRANSITION
@@ -39,6 +41,8 @@ class Learner:
         keys: entries of a transition that the loss reads. Defaults to :data:`~torchrl_o2o.data.TRANSITION`.
         further: updates of other losses that the method trains, by name, for example of SPOT's VAE. Defaults to none.
         state: further objects that change while training, by name, for the checkpoint. Defaults to none.
+        view: from the sampler of a buffer to the one that the update's batches are drawn by, such as
+            :class:`~torchrl_o2o.data.ChunkSampler` around it; ``None`` (default) leaves it.
 
     Examples:
         >>> import torch
@@ -61,6 +65,7 @@ class Learner:
     state: Mapping[str, Any] = {}
     _explorer: TensorDictModuleBase | None = None
     _tester: TensorDictModuleBase | None = None
+    _view: Callable[[Sampler], Sampler] | None = None
 
     def __init__(
         self,
@@ -73,16 +78,26 @@ class Learner:
         keys: tuple[NestedKey, ...] = TRANSITION,
         further: Mapping[str, Update] | None = None,
         state: Mapping[str, Any] | None = None,
+        view: Callable[[Sampler], Sampler] | None = None,
     ) -> None:
         self.actor, self.loss, self.update = actor, loss, update
         self.optims = update.optims
-        self.keys, self._explorer, self._tester = keys, explorer, tester
+        self.keys, self._explorer, self._tester, self._view = keys, explorer, tester, view
         self.further, self.state = further or {}, {"update": update, **(state or {})}
 
     @property
     def explorer(self) -> TensorDictModuleBase:
         """The policy that collects."""
         return self.actor if self._explorer is None else self._explorer
+
+    def see(self, buffer: ReplayBuffer) -> None:
+        """Put the learner's ``view`` around the sampler of a new buffer.
+
+        Args:
+            buffer: what batches are drawn from; changed in place.
+        """
+        if self._view is not None:
+            buffer.set_sampler(self._view(buffer.sampler))
 
     @property
     def tester(self) -> TensorDictModuleBase:

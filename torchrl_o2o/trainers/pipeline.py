@@ -232,6 +232,7 @@ class Phase:
 
     def __init__(self, problem: Problem, learner: Learner, buffer: TensorDictReplayBuffer, session: Session) -> None:
         self.problem, self.learner, self.buffer, self.session = problem, learner, buffer, session
+        learner.see(buffer)
         self._batch: TensorDictBase | None = None
 
     def __enter__(self) -> Self:
@@ -365,9 +366,10 @@ class Finetuning(Phase):
 
     def sample_offline(self) -> TensorDictBase:
         """Draw the next batch from the offline rows alone."""
-        offline = self._offline or HandOver(data="all").buffer(
-            self.problem.offline, 1, batch_size=self.rows, keys=self.learner.keys
-        )
+        offline = self._offline
+        if offline is None:
+            offline = HandOver(data="all").buffer(self.problem.offline, 1, batch_size=self.rows, keys=self.learner.keys)
+            self.learner.see(offline)
         self._offline, self._batch = offline, offline.sample()
         return self._batch
 

@@ -21,7 +21,7 @@ from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
 from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.draws import HandedNoise
 from torchrl_o2o.updates.state import copied_pairs, replaced, state_of, target_pairs
-from torchrl_o2o.updates.steps import Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped
+from torchrl_o2o.updates.steps import Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped, walk
 
 __all__ = ["Learning", "learning_of", "minibatch_of", "run_part"]
 
@@ -63,7 +63,7 @@ def learning_of(loss: LossModule, plan: Plan, rows: tuple[str, ...]) -> Learning
     names = {id(value): key for key, value in state_of(loss).items()}
     taken: dict[str, str] = {}
     trained = tuple(_trained(step, names, taken, type(loss).__name__) for step in descends)
-    moving = [step for part in plan.parts for step in part if isinstance(step, MoveTargets)]
+    moving = [step for part in plan.parts for step in walk(part) if isinstance(step, MoveTargets)]
     return Learning(loss, descends, trained, {step: _averaging(loss, step) for step in moving}, rows)
 
 
@@ -129,8 +129,10 @@ def run_part(
             if isinstance(step, Copy):
                 _copy(copied_pairs(loss, step.source, step.target), new)
                 continue
-            descends = step.steps if isinstance(step, Joint) else (step,)
+            descends = step.descends if isinstance(step, Joint) else (step,)
             gradients = [_differentiate(learning, each, new, minibatch, known) for each in descends]
+            for move in step.moves if isinstance(step, Joint) else ():
+                _average(*learning.moves[move], new)
             for each, gradient in zip(descends, gradients, strict=True):
                 _step(learning, each, _clipped(gradient, each.clip_grad_norm), new)
     finally:

@@ -126,19 +126,35 @@ class Copy:
 class Joint:
     """Several steps of gradient descent whose gradients are all taken at the parameters before the first of them.
 
-    CQL, Cal-QL and CORL's IQL update so.
+    CQL, Cal-QL and CORL's IQL update so. A :class:`MoveTargets` among them comes between the gradients and the first
+    step: the targets follow the networks from before the step, as in FQL's and QC's codes, and the gradients are still
+    those of the targets from before.
 
     Args:
-        steps: two or more :class:`Descend`.
+        steps: one or more :class:`Descend`, and any :class:`MoveTargets`.
 
     Raises:
-        O2OSpecError: if there is another kind of step among them.
+        O2OSpecError: if there is another kind of step among them, or no :class:`Descend`.
     """
 
-    def __init__(self, *steps: Descend) -> None:
-        if not steps or not all(isinstance(step, Descend) for step in steps):
-            raise O2OSpecError(f"got Joint of {[type(step).__name__ for step in steps]}, expected Descend(...) steps")
+    def __init__(self, *steps: Descend | MoveTargets) -> None:
+        known = all(isinstance(step, Descend | MoveTargets) for step in steps)
+        if not known or not any(isinstance(step, Descend) for step in steps):
+            raise O2OSpecError(
+                f"got Joint of {[type(step).__name__ for step in steps]}, expected Descend(...) steps, and MoveTargets "
+                "beside them"
+            )
         self.steps = steps
+
+    @property
+    def descends(self) -> tuple[Descend, ...]:
+        """The steps of gradient descent."""
+        return tuple(step for step in self.steps if isinstance(step, Descend))
+
+    @property
+    def moves(self) -> tuple[MoveTargets, ...]:
+        """The targets that follow the networks from before the steps."""
+        return tuple(step for step in self.steps if isinstance(step, MoveTargets))
 
 
 class Every:

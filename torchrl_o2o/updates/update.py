@@ -279,12 +279,14 @@ class Update:
         if isinstance(step, Ghost):
             _coast(step.step)
             return
-        descends = step.steps if isinstance(step, Joint) else (step,)
+        descends = step.descends if isinstance(step, Joint) else (step,)
         gradients = [_gradients(self.loss, each, minibatch, known) for each in descends]
         seen = {f"loss_{each.name}": known[f"loss_{each.name}"] for each in descends}
         for each, found in zip(descends, gradients, strict=True):
             seen |= {f"loss_{each.name}.gradient{index}": gradient for index, gradient in enumerate(found)}
         finite_or_raise(seen)
+        for move in step.moves if isinstance(step, Joint) else ():
+            _move(self.loss, move)
         for each, found in zip(descends, gradients, strict=True):
             for param, gradient in zip(each.parameters, found, strict=True):
                 param.grad = _laid_out_as(param, gradient)

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from torchrl_o2o.data.samplers.balanced import BalancedSampler
+from torchrl_o2o.data.samplers.chunks import ChunkSampler
 from torchrl_o2o.data.samplers.pool import PoolSampler
 from torchrl_o2o.data.samplers.prioritized import PrioritizedReplaySampler
 from torchrl_o2o.data.samplers.replay import BalancedReplaySampler
 
-__all__ = ["BalancedReplaySampler", "BalancedSampler", "PoolSampler", "PrioritizedReplaySampler"]
+__all__ = ["BalancedReplaySampler", "BalancedSampler", "ChunkSampler", "PoolSampler", "PrioritizedReplaySampler"]

@@ -32,6 +32,7 @@ from torchrl_o2o.trainers.algorithms.off2on import (
     make_off2on_ensemble,
     replay_priority,
 )
+from torchrl_o2o.trainers.algorithms.qc import make_qc
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
 from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, cool_penalty, make_rebrac, make_spot, make_td3_bc
@@ -66,6 +67,7 @@ __all__ = [
     "make_off2on_agent",
     "make_off2on_ensemble",
     "make_pool",
+    "make_qc",
     "make_rebrac",
     "make_rlpd",
     "make_sac_after_cql",

@@ -1,0 +1,251 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Chunks of h consecutive rows as transitions of h steps, over the one storage and any sampler of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor
+from torchrl.data import RoundRobinWriter, Storage
+from torchrl.data.replay_buffers.samplers import Sampler
+
+from torchrl_o2o.data.keys import STEPS
+from torchrl_o2o.data.writers import OnlineWriter
+from torchrl_o2o.errors import O2OSpecError, check_count
+
+__all__ = ["ChunkSampler"]
+
+_WEIGHT = "priority_weight"
+
+
+class ChunkSampler(Sampler):
+    r"""Deliver, for each row that another sampler draws, the chunk of h rows that begins with it.
+
+    A chunk is a transition with one long action, so that any loss and any critic of the package trains on it:
+
+    ==========================  =============  ====================================================================
+    entry                       shape          what it is
+    ==========================  =============  ====================================================================
+    ``action``                  [B, h A]       the h actions; with ``action_chunking=False`` the first alone, [B, A]
+    ``("next", "reward")``      [B, 1]         :math:`\sum_{i<h}\gamma^i r_{s+i}`
+    ``("next", "observation")`` [B, o]         of row s + h - 1
+    ``("next", "terminated")``  [B, 1]         whether one of the h rows is terminal
+    ``steps_to_next_obs``       [B]            h: the losses discount by :math:`\gamma^h`
+    ``valid``                   [B, h]         1 for row i unless the episode ended before it; not without chunking
+    ``priority_weight``         [B]            1 if the whole chunk lies in one episode, else 0; times the weight of
+                                               the sampler inside
+    ==========================  =============  ====================================================================
+
+    Chunks follow the order in which rows were written, around the end of the ring. They are cut at the end of the
+    offline rows and at the write pointer: there rows are missing and not mixed with the oldest ones. Cut chunks, like
+    those over an episode's end, have weight 0 and therefore dilute the gradient of the critics, as in the authors'
+    code; the last h - 1 states of an episode appear as successors only.
+
+    Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, section 4, and the authors' ``Dataset.sample_sequence``.
+
+    Differences from the code: its ring buffer delivers chunks across the write pointer as if they were one episode; it
+    draws starts among the rows that have h - 1 successors in the array, this class among all rows, with weight 0 for
+    the h - 1 last ones of a region.
+
+    Args:
+        sampler: draws the first rows, for example :class:`~torchrl_o2o.data.BalancedSampler`.
+        horizon: rows of a chunk h.
+
+    Keyword Args:
+        gamma: discount within a chunk, that of the loss.
+        action_chunking: whether the action is the chunk's (QC) or the first row's (returns of h steps). Defaults to
+            ``True``.
+        num_envs: environments that write online rows in turns, as
+            :class:`~torchrl_o2o.collectors.VectorCollector` delivers them; the online slots are a multiple of it, and
+            offline rows are not in the ring. Defaults to 1.
+
+    Raises:
+        O2OSpecError: if a number is out of range, the stored rows go over several steps already, or the online slots
+            are no multiple of ``num_envs``.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> from torchrl_o2o.data import BalancedSampler, ChunkSampler, OnlineWriter, offline_online_storage
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> buffer = TensorDictReplayBuffer(
+        ...     storage=offline_online_storage(random_transitions(40, 3, 2), 10),
+        ...     sampler=ChunkSampler(BalancedSampler(40, 0.5), 5, gamma=0.99),
+        ...     writer=OnlineWriter(40),
+        ...     batch_size=8,
+        ... )
+        >>> _ = buffer.extend(random_transitions(10, 3, 2))
+        >>> batch = buffer.sample()
+        >>> batch["action"].shape, batch["valid"].shape, batch["steps_to_next_obs"].unique()
+        (torch.Size([8, 10]), torch.Size([8, 5]), tensor([5]))
+    """
+
+    def __init__(
+        self, sampler: Sampler, horizon: int, *, gamma: float, action_chunking: bool = True, num_envs: int = 1
+    ) -> None:
+        if not 0.0 <= gamma <= 1.0:
+            raise O2OSpecError(f"got gamma={gamma}, expected a number in [0, 1]")
+        self.sampler, self.gamma, self.action_chunking = sampler, gamma, action_chunking
+        self.horizon = check_count("horizon", horizon, least=1)
+        self.num_envs = check_count("num_envs", num_envs, least=1)
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Draw first rows, and gather their chunks.
+
+        Args:
+            storage: flat transitions in the order in which they were collected, offline rows first.
+            batch_size: number of chunks.
+
+        Returns:
+            First rows, shape [batch_size], and the entries of the class docstring.
+
+        Raises:
+            O2OSpecError: see there; and as the sampler inside.
+        """
+        index, info = self.sampler.sample(storage, batch_size)
+        return index, {**info, **self.chunks(storage, torch.as_tensor(index), info.get(_WEIGHT))}
+
+    def chunks(self, storage: Storage, start: Tensor, weight: Tensor | None = None) -> dict[NestedKey, Tensor]:
+        """The chunks that begin with given rows.
+
+        Args:
+            storage: see :meth:`sample`.
+            start: their first rows, shape [B].
+            weight: of the rows, shape [B]; ``None`` (default) is 1.
+
+        Returns:
+            The entries of the class docstring.
+        """
+        row, joined = self._rows(storage, start.cpu())
+        flat = storage.get(row.reshape(-1))
+        if flat.get(STEPS, None) is not None:
+            raise O2OSpecError(
+                f"the stored rows have {STEPS!r}, so they go over several steps already; store single steps under a "
+                "ChunkSampler"
+            )
+        rows = flat.reshape(*row.shape)
+        following = rows["next"]
+        reward, joined = following["reward"].squeeze(-1), joined.to(following.device or "cpu")
+        done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1) & joined
+        before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended before
+        valid = (joined & ~before).to(reward.dtype)
+        discount = self.gamma ** torch.arange(self.horizon, dtype=reward.dtype, device=reward.device)
+        last = rows[:, -1]["next"]
+        ends = terminated.any(1, keepdim=True)
+        out: dict[NestedKey, Tensor] = {
+            ("next", "reward"): (discount * reward * joined).sum(1, keepdim=True),
+            ("next", "observation"): last["observation"],
+            ("next", "terminated"): ends,
+            ("next", "truncated"): last["truncated"],
+            ("next", "done"): ends | last["truncated"],
+            STEPS: torch.full_like(row[:, 0], self.horizon, device=reward.device),
+            _WEIGHT: valid[:, -1] if weight is None else valid[:, -1] * weight.reshape(-1).to(valid),
+        }
+        if self.action_chunking:
+            out |= {"action": rows["action"].flatten(1), "valid": valid}
+        return out
+
+    def _rows(self, storage: Storage, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Row numbers of the chunks, and whether each follows the ones before it, both [B, h]; else one is repeated."""
+        ring = _ring_of(storage)
+        if self.num_envs > 1 and ring.slots % self.num_envs:
+            raise O2OSpecError(
+                f"got {ring.slots} online slots for num_envs={self.num_envs}, expected a multiple: else environments "
+                "change their places when the ring begins anew"
+            )
+        rows, joined = [start], [torch.ones_like(start, dtype=torch.bool)]
+        for _ in range(self.horizon - 1):
+            row, online = rows[-1], rows[-1] >= ring.first
+            step = self.num_envs
+            newest = (ring.newest - row) % ring.slots < step
+            goes_on = torch.where(online, ~newest, row + 1 < ring.first)
+            after = torch.where(online, ring.first + (row - ring.first + step) % ring.slots, row + 1)
+            joined.append(joined[-1] & goes_on)
+            rows.append(torch.where(joined[-1], after, row))
+        return torch.stack(rows, 1), torch.stack(joined, 1)
+
+    @property
+    def _rng(self) -> torch.Generator | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The replay buffer's generator, which the sampler inside draws from."""
+        return self.sampler._rng
+
+    @_rng.setter
+    def _rng(self, generator: torch.Generator | None) -> None:
+        self.sampler._rng = generator
+
+    @property
+    def default_priority(self) -> float:
+        """The sampler's inside."""
+        return self.sampler.default_priority
+
+    def update_priority(
+        self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None
+    ) -> dict | None:
+        """Hand on to the sampler inside; a chunk's priority is its first row's."""
+        return self.sampler.update_priority(index, priority, storage=storage)
+
+    def mark_update(self, index: int | Tensor, *, storage: Storage | None = None) -> None:
+        """Hand on to the sampler inside."""
+        self.sampler.mark_update(index, storage=storage)
+
+    def add(self, index: int) -> None:
+        """Hand on to the sampler inside."""
+        self.sampler.add(index)
+
+    def extend(self, index: Tensor) -> None:
+        """Hand on to the sampler inside."""
+        self.sampler.extend(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the sampler inside; a chunk sampler has none."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.sampler.load_state_dict(state_dict)
+
+    def _empty(self) -> None:
+        self.sampler._empty()
+
+    def dumps(self, path: str | Path) -> None:
+        """Write the state of the sampler inside into a folder."""
+        self.sampler.dumps(path)
+
+    def loads(self, path: str | Path) -> None:
+        """Read what :meth:`dumps` wrote."""
+        self.sampler.loads(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The sampler inside leaves its generator out by itself."""
+        return dict(self.__dict__)
+
+    def __repr__(self) -> str:
+        return f"ChunkSampler({self.sampler}, horizon={self.horizon}, gamma={self.gamma})"
+
+
+class _Ring(NamedTuple):
+    """Slots ``first .. first + slots - 1``, written in a circle, up to now to ``newest``."""
+
+    first: int
+    slots: int
+    newest: int
+
+
+def _ring_of(storage: Storage) -> _Ring:
+    """The part of a storage that is written to, from its writer; what lies before it stays."""
+    size, capacity = len(storage), int(getattr(storage, "max_size", len(storage)))
+    ring = _Ring(0, max(capacity, 1), size - 1)
+    for buffer in storage._attached_entities_iter():
+        writer = getattr(buffer, "_writer", None)
+        if isinstance(writer, OnlineWriter):
+            slots = max(capacity - writer.num_offline, 1)
+            return _Ring(writer.num_offline, slots, writer.num_offline + (writer.total_written - 1) % slots)
+        if isinstance(writer, RoundRobinWriter) and int(getattr(writer, "_write_count", 0)):
+            ring = _Ring(0, capacity, (int(getattr(writer, "_cursor", 0)) - 1) % capacity)
+    return ring

@@ -1,0 +1,92 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Policies that decide h actions at once: what marks them. Who steps an environment keeps the queue."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.data import Bounded
+
+from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.modules.boxes import action_box, action_spec
+
+__all__ = ["act_in_chunks", "chunk_box", "chunk_length"]
+
+_Actor = TypeVar("_Actor", bound=TensorDictModuleBase)
+_MARK = "chunk_length"
+
+
+def chunk_box(action: Bounded | int, horizon: int) -> Bounded:
+    """The box of h actions in a row, for the networks of a policy and of critics on chunks.
+
+    Args:
+        action: bounded spec of one action, shape [A], or A for [-1, 1]^A.
+        horizon: h.
+
+    Returns:
+        A spec of shape [h A].
+
+    Examples:
+        >>> chunk_box(2, 5).shape
+        torch.Size([10])
+    """
+    box, count = action_box(action), check_count("horizon", horizon, least=1)
+    low, high = box.space.low.repeat(count), box.space.high.repeat(count)
+    return Bounded(low, high, shape=low.shape, dtype=low.dtype)
+
+
+def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
+    """Mark an actor whose action is a chunk: h actions that are taken one after the other before it is asked again.
+
+    The collectors, :func:`~torchrl_o2o.trainers.evaluate` and :class:`~torchrl_o2o.collectors.FastActor` then carry out
+    each chunk to its end without looking (open loop), and drop what is left of it when an episode ends.
+
+    Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, section 4.
+
+    Args:
+        actor: an actor of actions [h A]; marked in place.
+        horizon: h; 1 marks an actor of single actions.
+
+    Returns:
+        The actor.
+
+    Raises:
+        O2OSpecError: if its action is not h actions of one box.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> chunk_length(act_in_chunks(make_actor(3, chunk_box(2, 5)), 5))
+        5
+    """
+    box, count = action_box(action_spec(actor)), check_count("horizon", horizon, least=1)
+    size = len(box.space.low) // count
+    whole = size * count == len(box.space.low)
+    if not whole or any((edge != edge[:size].repeat(count)).any() for edge in (box.space.low, box.space.high)):
+        raise O2OSpecError(
+            f"got horizon={horizon} for an actor of {len(box.space.low)} action dimensions, expected those of one "
+            "action that many times; build it for chunk_box(action, horizon)"
+        )
+    setattr(actor, _MARK, count)
+    return actor
+
+
+def chunk_length(actor: nn.Module) -> int:
+    """How many actions an actor decides at once.
+
+    Args:
+        actor: any actor.
+
+    Returns:
+        What :func:`act_in_chunks` was told; 1 for others.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> chunk_length(make_actor(3, 2))
+        1
+    """
+    return getattr(actor, _MARK, 1)

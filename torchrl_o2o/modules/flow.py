@@ -1,0 +1,369 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Flow policies: a velocity field that carries noise to actions, a network that does so in one step, best of N."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torchrl.data import Composite, TensorSpec
+from torchrl.modules import Actor
+
+from torchrl_o2o.errors import O2OSpecError, check_count, check_option
+from torchrl_o2o.modules.boxes import action_box
+from torchrl_o2o.modules.initialization import Initialization, initialize_
+from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
+
+__all__ = [
+    "FLOW_POINT",
+    "FLOW_TIME",
+    "AppendNoise",
+    "BestOfN",
+    "ClipToBox",
+    "FlowNetwork",
+    "Joined",
+    "euler_flow",
+    "make_flow_network",
+    "make_one_step_actor",
+    "one_step_network",
+]
+
+#: What the velocity field reads besides the observation: a point between noise and action, and the time of it.
+FLOW_POINT, FLOW_TIME = "flow_point", "flow_time"
+
+
+class Joined(nn.Sequential):
+    """Layers in a row that take several inputs, concatenated along their last dimension.
+
+    Examples:
+        >>> Joined(nn.Linear(5, 1))(torch.zeros(4, 3), torch.zeros(4, 2)).shape
+        torch.Size([4, 1])
+    """
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map inputs [*B, n_i] to [*B, m]."""
+        return super().forward(torch.cat(inputs, -1))
+
+
+class FlowNetwork(TensorDictModule):
+    """A velocity field that knows the box of the actions it leads to.
+
+    Args:
+        net: maps observation [*B, o], point [*B, A] and time [*B, 1] to a velocity [*B, A].
+        action: spec of the actions.
+        observation_key: entry read. Defaults to ``"observation"``.
+        action_key: entry of the actions in the data. Defaults to ``"action"``.
+
+    Examples:
+        >>> FlowNetwork(Joined(nn.Linear(3 + 1 + 1, 1)), action_box(1)).in_keys
+        ['observation', 'flow_point', 'flow_time']
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        action: TensorSpec,
+        observation_key: NestedKey = "observation",
+        action_key: NestedKey = "action",
+    ) -> None:
+        super().__init__(net, in_keys=[observation_key, FLOW_POINT, FLOW_TIME], out_keys=["velocity"])
+        self.spec = Composite({action_key: action})
+
+
+class AppendNoise(nn.Module):
+    """Put fresh standard-normal numbers behind the features: the noise that a flow policy turns into an action.
+
+    Args:
+        size: how many, A.
+
+    Examples:
+        >>> AppendNoise(2)(torch.zeros(4, 3)).shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [*B, n] to [*B, n + A]; the numbers come from torch's global generator."""
+        noise = torch.randn(*features.shape[:-1], self.size, dtype=features.dtype, device=features.device)
+        return torch.cat([features, noise], -1)
+
+    def extra_repr(self) -> str:
+        """Show the size in ``repr``."""
+        return f"{self.size}"
+
+
+class ClipToBox(nn.Module):
+    """Bring actions into a box by clipping.
+
+    Args:
+        low: lower edge, shape [A].
+        high: upper edge, shape [A].
+
+    Examples:
+        >>> ClipToBox(torch.tensor([-1.0]), torch.tensor([1.0]))(torch.tensor([-3.0, 0.5, 2.0]))
+        tensor([-1.0000,  0.5000,  1.0000])
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Clip [*B, A]; the shape stays."""
+        return torch.minimum(torch.maximum(action, self.low), self.high)
+
+
+def euler_flow(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+    r"""Follow a velocity field from noise to an action, :math:`x_{(i+1)/n}=x_{i/n}+\frac1n v(x_{i/n},\frac in)`.
+
+    Source: Park, Li & Levine 2025 (FQL), arXiv:2502.02538, Algorithm 1; explicit Euler steps as in the authors' code.
+
+    Args:
+        velocity: v(x, t) of points [*B, A] and times [*B, 1].
+        noise: x_0, shape [*B, A].
+        steps: number of steps n.
+
+    Returns:
+        x_1, not clipped, shape [*B, A].
+
+    Examples:
+        >>> euler_flow(lambda x, t: t.expand_as(x), torch.zeros(1, 2), 2)  # the time is 0 and 1/2
+        tensor([[0.2500, 0.2500]])
+    """
+    point = noise
+    for step in range(steps):
+        time = torch.full_like(noise[..., :1], step / steps)
+        point = point + velocity(point, time) / steps
+    return point
+
+
+def make_flow_network(
+    observation: TensorSpec | int,
+    action: TensorSpec | int,
+    *,
+    hidden_sizes: Sequence[int] = (512, 512, 512, 512),
+    layer_norm: LayerNorm = False,
+    layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
+    initialization: Initialization = "xavier_uniform",
+    observation_key: NestedKey = "observation",
+    action_key: NestedKey = "action",
+) -> FlowNetwork:
+    """Velocity field v(s, x, t) of a flow from noise to the actions of the data.
+
+    Source: Park, Li & Levine 2025 (FQL), arXiv:2502.02538; layers as in the authors' code: Linear, GELU (tanh
+    approximation) and, where asked for, LayerNorm behind it; a linear output.
+
+    Args:
+        observation: spec of the observation, shape [o], or o.
+        action: bounded spec of the action, shape [A], or A. A chunk of h actions has h A entries.
+        hidden_sizes: widths of the hidden layers. Defaults to (512, 512, 512, 512).
+        layer_norm: ``"after_activation"`` is FQL's ``actor_layer_norm``. Defaults to ``False``.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
+        observation_key: entry read. Defaults to ``"observation"``.
+        action_key: entry of the actions in the data. Defaults to ``"action"``.
+
+    Returns:
+        A network that reads the observation, ``"flow_point"`` [*B, A] and ``"flow_time"`` [*B, 1], and writes
+        ``"velocity"`` [*B, A].
+
+    Raises:
+        O2OSpecError: if a spec is not a flat vector or the action has no finite box.
+
+    Examples:
+        >>> flow = make_flow_network(17, 6, hidden_sizes=(32, 32))
+        >>> flow(torch.zeros(4, 17), torch.zeros(4, 6), torch.zeros(4, 1)).shape
+        torch.Size([4, 6])
+    """
+    spec = action_box(action)
+    sizes = feature_dim(observation, "observation"), feature_dim(spec, "action")
+    norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
+    net = _gelu_net(sum(sizes) + 1, sizes[1], hidden_sizes, initialization, **norm)
+    return FlowNetwork(net, spec, observation_key, action_key)
+
+
+def make_one_step_actor(
+    observation: TensorSpec | int,
+    action: TensorSpec | int,
+    *,
+    hidden_sizes: Sequence[int] = (512, 512, 512, 512),
+    layer_norm: LayerNorm = False,
+    layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
+    initialization: Initialization = "xavier_uniform",
+    observation_key: NestedKey = "observation",
+    action_key: NestedKey = "action",
+) -> Actor:
+    r"""Policy :math:`\mathrm{clip}(\mu(s,z))` with fresh noise z: the end of a flow in one step.
+
+    It draws z under every exploration type, as the authors' evaluation does.
+
+    Source: Park, Li & Levine 2025 (FQL), arXiv:2502.02538; layers as :func:`make_flow_network`.
+
+    Args:
+        observation: spec of the observation, shape [o], or o.
+        action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
+        hidden_sizes: widths of the hidden layers. Defaults to (512, 512, 512, 512).
+        layer_norm: as in :func:`make_flow_network`. Defaults to ``False``.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
+        initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
+        observation_key: entry read. Defaults to ``"observation"``.
+        action_key: entry written. Defaults to ``"action"``.
+
+    Returns:
+        An actor that reads the observation and writes the action.
+
+    Raises:
+        O2OSpecError: if a spec is not a flat vector or the action has no finite box.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> actor = make_one_step_actor(17, 6, hidden_sizes=(32, 32))
+        >>> actor(TensorDict({"observation": torch.zeros(4, 17)}, [4]))["action"].shape
+        torch.Size([4, 6])
+    """
+    spec = action_box(action)
+    size = feature_dim(spec, "action")
+    norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
+    width = feature_dim(observation, "observation") + size
+    net = _gelu_net(width, size, hidden_sizes, initialization, **norm)
+    clip = ClipToBox(spec.space.low.clone(), spec.space.high.clone())
+    return Actor(
+        nn.Sequential(AppendNoise(size), net, clip),
+        in_keys=[observation_key],
+        out_keys=[action_key],
+        spec=Composite({action_key: spec}),
+    )
+
+
+def one_step_network(actor: nn.Module) -> TensorDictModule:
+    """The network mu(s, z) inside of an actor of :func:`make_one_step_actor`, with the same parameters.
+
+    Args:
+        actor: the actor.
+
+    Returns:
+        A network that reads the observation and ``"flow_point"``, the noise, and writes the action, not clipped.
+
+    Raises:
+        O2OSpecError: if it is another actor.
+
+    Examples:
+        >>> one_step_network(make_one_step_actor(3, 1, hidden_sizes=(8,))).in_keys
+        ['observation', 'flow_point']
+    """
+    layers = list(actor.module.children()) if type(actor) is Actor else []
+    if [type(layer) for layer in layers] != [AppendNoise, Joined, ClipToBox]:
+        raise O2OSpecError(f"got {type(actor).__name__}, expected an actor of make_one_step_actor(...)")
+    return TensorDictModule(layers[1], in_keys=[actor.in_keys[0], FLOW_POINT], out_keys=list(actor.out_keys))
+
+
+class BestOfN(nn.Module):
+    r"""The best of N actions of a flow by the critics' own value: :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
+
+    Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, Eq. 8, and the authors' ``best-of-n``.
+
+    Args:
+        flow: the net of :func:`make_flow_network`.
+        critic: one critic's net, the template of all.
+        critic_params: their stacked parameters by dotted names; these very tensors are used.
+        low: lower edge of the actions, shape [A].
+        high: upper edge, shape [A].
+
+    Keyword Args:
+        num_samples: N.
+        flow_steps: Euler steps of the flow.
+        aggregation: ``"mean"`` or ``"min"`` over critics.
+
+    Raises:
+        O2OSpecError: if a number is below 1 or the aggregation unknown.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_qvalue_ensemble
+        >>> critics = make_qvalue_ensemble(3, 1, num_qvalue_nets=2, hidden_sizes=(8,))
+        >>> params = {name: torch.stack([each.module.get_parameter(name) for each in critics])
+        ...           for name, _ in critics[0].module.named_parameters()}
+        >>> flow, edge = make_flow_network(3, 1, hidden_sizes=(8,)).module, torch.ones(1)
+        >>> settings = {"num_samples": 4, "flow_steps": 2, "aggregation": "mean"}
+        >>> best = BestOfN(flow, critics[0].module, params, -edge, edge, **settings)
+        >>> best(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        critic: nn.Module,
+        critic_params: Mapping[str, Tensor],
+        low: Tensor,
+        high: Tensor,
+        *,
+        num_samples: int,
+        flow_steps: int,
+        aggregation: str,
+    ) -> None:
+        super().__init__()
+        check_option("aggregation", aggregation, ("mean", "min"))
+        self.num_samples = check_count("num_samples", num_samples, least=1)
+        self.flow_steps = check_count("flow_steps", flow_steps, least=1)
+        self.aggregation = aggregation
+        self.flow = flow
+        self.critics = nn.ParameterDict({_plain(name): value for name, value in critic_params.items()})
+        self._names = tuple(critic_params)
+        self.__dict__["_critic"] = critic  # the template's own parameters are not part of the policy
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations [*B, o] to actions [*B, A], with noise of torch's global generator."""
+        repeated = observation.expand(self.num_samples, *observation.shape)
+        noise = torch.randn(*repeated.shape[:-1], len(self.low), dtype=repeated.dtype, device=repeated.device)
+        action = euler_flow(lambda point, time: self.flow(repeated, point, time), noise, self.flow_steps)
+        action = torch.minimum(torch.maximum(action, self.low), self.high)
+        params = {name: self.critics[_plain(name)] for name in self._names}
+        qvalue = vmap(lambda member: functional_call(self._critic, member, (repeated, action)))(params).squeeze(-1)
+        qvalue = qvalue.mean(0) if self.aggregation == "mean" else qvalue.amin(0)
+        best = qvalue.argmax(0)[None, ..., None].expand(1, *action.shape[1:])
+        return action.gather(0, best).squeeze(0)
+
+    @property
+    def critic(self) -> nn.Module:
+        """One critic's net, the template of all."""
+        return self.__dict__["_critic"]
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without dots, which ``ParameterDict`` does not take."""
+    return name.replace(".", "/")
+
+
+def _gelu_net(
+    in_features: int,
+    out_features: int,
+    hidden_sizes: Sequence[int],
+    initialization: Initialization,
+    *,
+    layer_norm: LayerNorm,
+    layer_norm_eps: float,
+) -> Joined:
+    norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
+    trunk = make_trunk(in_features, hidden_sizes, activation="gelu", **norm)
+    net = Joined(trunk, nn.Linear(hidden_sizes[-1], out_features))
+    initialize_(net, initialization)
+    return net
