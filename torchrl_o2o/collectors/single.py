@@ -56,6 +56,12 @@ def action_bounds(space: spaces.Space, name: str, *, random: bool) -> tuple[torc
     return torch.as_tensor(space.low, dtype=torch.float32), torch.as_tensor(space.high, dtype=torch.float32)
 
 
+def _observed(observation: np.ndarray) -> torch.Tensor:
+    """Float32, images as they are."""
+    tensor = torch.from_numpy(observation)
+    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+
+
 class StepCollector:
     """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
 
@@ -153,7 +159,7 @@ class StepCollector:
 
     def _start_episode(self) -> None:
         observation, _ = checked_reset(self.env, self._space)
-        self._observation = torch.from_numpy(observation).float()
+        self._observation = _observed(observation)
         self._episode_reward, self._step_count = 0.0, 0
         self._queue = []
 
@@ -194,7 +200,7 @@ class StepCollector:
         self.frames += 1
         self._step_count += 1
         self._episode_reward += reward
-        self._observation = torch.from_numpy(following).float()
+        self._observation = _observed(following)
         outcome = {
             "observation": self._observation.clone().unsqueeze(0),
             "reward": _scalar(reward, np.float32),

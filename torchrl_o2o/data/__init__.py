@@ -9,7 +9,8 @@ from __future__ import annotations
 from torchrl_o2o.data.audit import AuditReport, Finding, audit
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.datasets.local import make_local_dataset
-from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data
+from torchrl_o2o.data.datasets.vd4rl import load_vd4rl
+from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data, stack_rows
 from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.samplers import (
@@ -49,9 +50,11 @@ __all__ = [
     "describe_offline",
     "get_convention",
     "load_offline",
+    "load_vd4rl",
     "make_local_dataset",
     "n_step",
     "offline_online_storage",
     "pixel_data",
+    "stack_rows",
     "stored_keys",
 ]

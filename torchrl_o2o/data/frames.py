@@ -23,7 +23,7 @@ from torchrl.data import LazyTensorStorage
 from torchrl_o2o.data.keys import EPISODE
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
-__all__ = ["FrameRing", "FrameStorage", "PixelData", "as_frames", "pixel_data", "stack_numbers"]
+__all__ = ["FrameRing", "FrameStorage", "PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
 
 _REMEMBERED = 256  # frames that are compared with new ones: of stacks that overlap, of environments that take turns
 
@@ -200,6 +200,48 @@ def pixel_data(
     now, following = stack_numbers(lengths, num_stack)
     rows = _transitions(joined, lengths, dict.fromkeys(image_keys, (now, following)))
     return PixelData(rows, {key: torch.cat(values) for key, values in frames.items()})
+
+
+def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)) -> PixelData:
+    """A data set from pixels out of transitions with single images, as ``load_offline`` reads them.
+
+    Args:
+        data: transitions in TED [N] with ``episode``, whole episodes in order; images [N, H, W, 3] or [N, 3, H, W].
+
+    Keyword Args:
+        num_stack: frames of a stack. Defaults to 3.
+        image_keys: entries of images. Defaults to ``"observation"``.
+
+    Returns:
+        The data; other entries stay.
+
+    Raises:
+        O2ODataError: if there is no ``episode``, or an entry holds no uint8 images.
+
+    Examples:
+        >>> image = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+        >>> columns = {"observation": image, "episode": torch.tensor([0, 0, 1]), "next": {"observation": image}}
+        >>> data = stack_rows(TensorDict(columns, [3]))
+        >>> data.rows["next", "observation"].tolist(), data.frames["observation"].shape
+        ([[0, 0, 1], [0, 1, 2], [3, 3, 4]], torch.Size([5, 3, 8, 8]))
+    """
+    episode = data.get(EPISODE, None)
+    if episode is None:
+        raise O2ODataError(f"the transitions have no {EPISODE!r}; load them with load_offline, which numbers episodes")
+    lengths = torch.bincount(episode)
+    lengths = lengths[lengths > 0]
+    number = torch.arange(len(lengths)).repeat_interleave(lengths)
+    last = lengths.cumsum(0) - 1
+    now, following = stack_numbers(lengths.tolist(), num_stack)
+    rows, frames = data.copy(), {}
+    for key in image_keys:
+        images, ends = (as_frames(data.get(entry), repr(entry)) for entry in (key, ("next", key)))
+        every = images.new_empty((len(data) + len(lengths), *images.shape[1:]))
+        every[torch.arange(len(data)) + number] = images
+        every[last + torch.arange(len(lengths)) + 1] = ends[last]
+        frames[key] = every
+        rows.set(key, now).set(("next", key), following)
+    return PixelData(rows, frames)
 
 
 def _check_images(key: str, number: int, frames: list[Tensor], steps: int) -> None:
@@ -430,14 +472,14 @@ class FrameStorage(LazyTensorStorage):
     def _number(self, rows: TensorDictBase, key: str, slots: Tensor) -> None:
         """Replace the stacks of some rows by numbers, and store the frames that are new."""
         stacks = [self._split(rows.get(entry), key) for entry in (key, ("next", key))]
-        self._make_room(key, 2 * stacks[0].shape[1] * len(rows), slots)
+        found: list[list[list[int]]] = []
         # Row by row, s before s': the frames of a stack are those of the one before it, but for the last.
-        found = torch.tensor([[self._numbers(key, each) for each in pair] for pair in zip(*stacks, strict=True)])
-        online = found[found >= len(self.rings[key].fixed)]
-        if len(online):
-            self._oldest[key] = min(self._oldest[key], int(online.amin()))
+        for pair in zip(*stacks, strict=True):
+            self._make_room(key, 2 * len(pair[0]), slots, found)
+            found.append([self._numbers(key, each) for each in pair])
+            self._oldest[key] = min(self._oldest[key], *found[-1][0], *found[-1][1])
         for position, entry in enumerate((key, ("next", key))):
-            rows.set(entry, found[:, position].to(rows.device))
+            rows.set(entry, torch.tensor([each[position] for each in found], device=rows.device))
 
     def _split(self, stack: Tensor, key: str) -> Tensor:
         """A stack [n, S C, H, W] as frames [n, S, C, H, W]."""
@@ -464,15 +506,14 @@ class FrameStorage(LazyTensorStorage):
             out.append(number)
         return out
 
-    def _make_room(self, key: str, count: int, slots: Tensor) -> None:
-        """Let the ring grow if ``count`` more frames would overwrite one that a row still has."""
+    def _make_room(self, key: str, count: int, slots: Tensor, written: list[list[list[int]]]) -> None:
+        """Let the ring grow if ``count`` more frames would overwrite one of a row that stays or was just written."""
         ring = self.rings[key]
-        if count > ring.capacity:
-            ring.grow(2 * count)
         end = ring.newest + 1 + count - ring.capacity
         if end <= self._oldest[key]:
             return
-        self._oldest[key] = self._oldest_kept(key, slots)
+        last = [min(*now, *following) for now, following in written]
+        self._oldest[key] = min([self._oldest_kept(key, slots), *last])
         if end > self._oldest[key]:
             ring.grow(ring.capacity + max(end - self._oldest[key], ring.capacity // 4))
 

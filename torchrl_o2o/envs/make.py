@@ -31,10 +31,11 @@ from gymnasium.wrappers import TransformAction, TransformObservation
 from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.envs.border import check_continuous
+from torchrl_o2o.envs.pixels import StackFrames
 from torchrl_o2o.envs.tasks import TASKS, observation_keys
 from torchrl_o2o.errors import O2OSpecError, check_seed
 
-__all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "mujoco_warnings", "seed_everything"]
+__all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "mujoco_warnings", "own_spec", "seed_everything"]
 
 #: Modules whose environments are built without asking.
 TRUSTED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
@@ -120,8 +121,9 @@ def make_gym_env(
     observation_keys: Sequence[str] | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     allow_modules: Sequence[str] = (),
+    num_stack: int = 3,
 ) -> gymnasium.Env:
-    """Build a gymnasium environment with a flat float32 observation and actions in ``[-1, 1]``.
+    """Build a gymnasium environment with a flat float32 observation, or stacked frames, and actions in ``[-1, 1]``.
 
     Goal observations (dictionaries) are concatenated in the order of ``observation_keys``. Observations are copies,
     which the environment cannot change later. Actions outside ``[-1, 1]`` are clipped, as
@@ -139,10 +141,12 @@ def make_gym_env(
         env_kwargs: further arguments of the environment's constructor, over those of its registration.
         allow_modules: modules trusted besides :data:`TRUSTED_MODULES`. Those may also be named in the id
             ("my_package:MyEnv-v0"), which imports them.
+        num_stack: frames of an observation, where the environment observes images: uint8 [3 num_stack, H, W], see
+            :class:`~torchrl_o2o.envs.StackFrames`. Defaults to 3.
 
     Raises:
         O2OSpecError: if the id is unknown or not trusted, a dependency is missing, the actions are discrete or no
-            bounded vector, or the observation is not a vector or a dictionary of vectors.
+            bounded vector, or the observation is not a vector, a dictionary of vectors or an image of uint8.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -160,7 +164,7 @@ def make_gym_env(
         env_id, kwargs = task.env_id, {**task.kwargs, **kwargs}
         observation_keys = task.obs_keys if observation_keys is None else observation_keys
         max_episode_steps = task.max_episode_steps if max_episode_steps is None else max_episode_steps
-    spec = _trusted_spec(env_id, (*TRUSTED_MODULES, *allow_modules))
+    spec = own_spec(env_id) or _trusted_spec(env_id, (*TRUSTED_MODULES, *allow_modules))
     try:
         with mujoco_warnings():
             env = gymnasium.make(spec, max_episode_steps=max_episode_steps, **kwargs)
@@ -169,7 +173,9 @@ def make_gym_env(
             f"{env_id} needs a package that is not installed ({error}); try pip install torchrl_o2o[mujoco] or "
             "torchrl_o2o[robotics]."
         ) from error
-    env = unit_actions(_flat_observation(env, env_id, observation_keys), env_id)
+    image = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 3
+    env = StackFrames(env, num_stack) if image else _flat_observation(env, env_id, observation_keys)
+    env = unit_actions(env, env_id)
     if seed is not None:
         env.reset(seed=check_seed(seed))
         env.action_space.seed(check_seed(seed))
@@ -199,6 +205,22 @@ def mujoco_warnings() -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(before)
+
+
+def own_spec(env_id: str) -> EnvSpec | None:
+    """How gymnasium makes an environment of this package; ``None`` for any other.
+
+    Args:
+        env_id: for example ``"o2o/DotReach-v0"``.
+
+    Examples:
+        >>> own_spec("o2o/DotReach-v0").max_episode_steps
+        25
+    """
+    task = TASKS.get(env_id)
+    if task is None or task.entry_point is None:
+        return None
+    return EnvSpec(task.env_id, entry_point=task.entry_point, max_episode_steps=task.max_episode_steps)
 
 
 def _own_task(name: str) -> Any:

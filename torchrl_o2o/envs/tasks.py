@@ -30,12 +30,14 @@ class EnvTask:
             environment spec stored with a data set describes the task completely.
         obs_keys: entries of a dictionary observation, in the order in which they are concatenated.
         max_episode_steps: the time limit in environment steps.
+        entry_point: ``module:Class`` of an environment of this package, which gymnasium's registry does not know.
     """
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     obs_keys: tuple[str, ...] | None = None
     max_episode_steps: int | None = None
+    entry_point: str | None = None
 
 
 def observation_keys(env_id: str) -> tuple[str, ...]:
@@ -80,11 +82,14 @@ def _point_maze(env_id: str, rows: tuple[str, ...], max_episode_steps: int) -> E
     )
 
 
-#: Sparse PointMaze with one start and one goal cell; an episode ends at the goal, as in D4RL.
+#: Sparse PointMaze with one start and one goal cell; an episode ends at the goal, as in D4RL. DotReach is of images.
 TASKS: Mapping[str, EnvTask] = MappingProxyType(
     {
         "o2o/PointMaze-UMaze-v0": _point_maze("PointMaze_UMaze-v3", _UMAZE, 300),
         "o2o/PointMaze-Medium-v0": _point_maze("PointMaze_Medium-v3", _MEDIUM, 600),
         "o2o/PointMaze-Large-v0": _point_maze("PointMaze_Large-v3", _LARGE, 800),
+        "o2o/DotReach-v0": EnvTask(
+            "o2o/DotReach-v0", max_episode_steps=25, entry_point="torchrl_o2o.envs.pixels:DotReachEnv"
+        ),
     }
 )

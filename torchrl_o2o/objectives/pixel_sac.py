@@ -107,6 +107,9 @@ class PixelSACLoss(EnsembleSACLoss):
     def _subset_minimum(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
         targets = flat_parameters(self.target_encoder_network_params)
         return super()._subset_minimum(self._encoded(state, targets), action, params)
+        if params is None:  # the targets, which have an encoder of their own
+            state = self._encoded(state, flat_parameters(self.target_encoder_network_params))
+        return super()._subset_minimum(state, action, params)
 
     def _encoded(self, state: Inputs, params: Parameters) -> Inputs:
         """e(s), shape [*B, L], by the key that the critics read it by."""

@@ -31,7 +31,8 @@ from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
 from torchrl_o2o.data.datasets.rollout import Trajectory, roll_out
 from torchrl_o2o.data.datasets.staging import staged_directory
 from torchrl_o2o.durable import reserve
-from torchrl_o2o.envs.make import mujoco_warnings
+from torchrl_o2o.envs.make import mujoco_warnings, own_spec
+from torchrl_o2o.envs.pixels import chase_dot
 from torchrl_o2o.envs.scores import find_reference
 from torchrl_o2o.envs.tasks import TASKS
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
@@ -46,6 +47,7 @@ _BYTES_PER_EPISODE, _BYTES_PER_FILE = (
     1_000_000,
 )  # of HDF5's groups and headers: at most 26 kB and 0.8 MB in what was made
 _CLONED_NOISE = 0.5
+_CHASE_NOISE = 0.7
 Policy = str | Path | Callable[[np.ndarray], np.ndarray]
 
 
@@ -144,6 +146,9 @@ def _check_same(target: Path, made: dict[str, Any]) -> None:
 
 def _make_env(env_id: str) -> gymnasium.Env:
     task = TASKS.get(env_id)
+    own = own_spec(env_id)
+    if own is not None:
+        return gymnasium.make(own)
     registered = env_id if task is None else task.env_id
     if registered.startswith(("PointMaze", "AdroitHand")):
         gymnasium.register_envs(require("gymnasium_robotics", "robotics"))
@@ -169,6 +174,8 @@ def _actors(recipe: Recipe, policy: Policy | None, box: Any) -> list[EpisodeActo
     """Who acts, each for an equal share of the steps."""
     if recipe.kind == "uniform":
         return [uniform_policy(box)]
+    if recipe.kind == "chase":
+        return [gaussian_noise(lambda rng: chase_dot, box, low=_CHASE_NOISE)]
     if recipe.kind.startswith("linear"):
         return [gaussian_noise(_linear_actors(recipe), box, low=_ACTION_NOISE)]
     if recipe.kind.startswith("teacher"):

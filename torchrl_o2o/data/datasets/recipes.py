@@ -16,6 +16,7 @@ __all__ = ["LOCAL_DATASETS", "Recipe"]
 Kind = Literal[
     "maze",
     "uniform",
+    "chase",
     "linear-random",
     "linear-medium",
     "linear-mix",
@@ -61,6 +62,7 @@ class Recipe:
 _HOW: Mapping[str, str] = {
     "maze": "a noisy PD controller chases random goals along shortest paths, relabeled to the task's goal",
     "uniform": "uniform actions",
+    "chase": "a controller that steers straight to the target it sees, action noise 0.7",
     "linear-random": "untrained linear policies, one an episode, action noise 0.1",
     "linear-medium": "one half-trained linear policy, action noise 0.1",
     "linear-mix": "snapshots of a linear policy's training, one an episode, action noise 0.1",
@@ -114,6 +116,7 @@ def _recipes() -> dict[str, Recipe]:
             recipes[f"o2o/adroit/{name}/{kind}-v0"] = Recipe(
                 f"AdroitHand{name.title()}Sparse-v1", kind, 20_000, (f"{name}/",)
             )
+    recipes["o2o/dotreach/chase-v0"] = Recipe("o2o/DotReach-v0", "chase", 1_000)
     return recipes
 
 

@@ -1,0 +1,142 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""V-D4RL's files: episodes of images, 64 pixels as npz and 84 pixels as HDF5, read by path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.frames import PixelData, pixel_data
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = ["load_vd4rl"]
+
+_IMAGES = ("image", "observation")
+
+
+def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = False) -> PixelData:
+    """Load a V-D4RL data set, or one's own in that form, from a file or a folder.
+
+    A row has the action that led to its image and that action's reward; an episode's first row has the image at reset
+    and a dummy action. So a transition is (image of row i - 1, action i, reward i, image of row i).
+
+    Episodes begin where ``is_first`` (npz) or ``step_type == 0`` (HDF5) says; without either, an npz file is one
+    episode and HDF5 has blocks of 501 rows. They end by time limit unless ``is_terminal`` says otherwise or, in files
+    without it, ``discount`` is 0. Files are taken in the order of their names.
+
+    Source: Lu et al. 2023 (V-D4RL), arXiv:2206.04779; layout as in its repository.
+
+    Args:
+        path: an ``.npz``, ``.hdf5`` or ``.h5`` file, or a folder of them.
+
+    Keyword Args:
+        num_stack: frames of a stack. Defaults to 3.
+        mixed_episodes: for parity with RLPD's official loader only, which does not notice where episodes begin: the
+            frames at reset, but for the very first, are lost, and the first ``num_stack`` stacks of an episode have
+            frames of the one before. Defaults to ``False``.
+
+    Returns:
+        The data, images as uint8, everything else float32.
+
+    Raises:
+        O2ODataError: if nothing is there, entries are missing, or a row is not what its neighbors say.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> first = np.arange(4) == 0
+        >>> np.savez(folder / "20240101T000000-0-4.npz", image=np.zeros((4, 64, 64, 3), np.uint8), is_first=first,
+        ...          action=np.zeros((4, 2)), reward=np.ones(4), is_terminal=np.zeros(4, bool))
+        >>> data = load_vd4rl(folder)
+        >>> len(data), data.rows["next", "truncated"].squeeze(-1).tolist()
+        (3, [False, False, True])
+    """
+    episodes = [episode for file in _files(Path(path)) for episode in _episodes(file)]
+    data = pixel_data(episodes, num_stack=num_stack)
+    return _mixed(data, num_stack) if mixed_episodes else data
+
+
+def _files(path: Path) -> list[Path]:
+    kinds = (".npz", ".hdf5", ".h5")
+    files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
+    if not files or not files[0].is_file() or files[0].suffix not in kinds:
+        raise O2ODataError(f"{path} has no {', '.join(kinds)} files; give a file or a folder of V-D4RL episodes")
+    return files
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        with require("h5py", "minari").File(file, "r") as stored:
+            return {key: stored[key][()] for key in stored}
+    except (OSError, ValueError) as error:
+        raise O2ODataError(f"{file} cannot be read ({error}); copy it again") from error
+
+
+def _episodes(file: Path) -> Iterator[Mapping[str, Any]]:
+    """The episodes of one file, each with one image more than actions."""
+    rows = _read(file)
+    images = next((rows[key] for key in _IMAGES if key in rows), None)
+    missing = [key for key in ("action", "reward") if key not in rows]
+    if images is None or missing:
+        raise O2ODataError(
+            f"{file} has {sorted(rows)}, expected 'image' (64 pixels) or 'observation' (84 pixels), 'action', 'reward'"
+        )
+    lengths = {key: len(value) for key, value in rows.items() if np.ndim(value)}
+    if len(set(lengths.values())) > 1:
+        raise O2ODataError(f"{file} has entries of several lengths, {lengths}; frames or rows are missing")
+    starts = np.flatnonzero(_first_rows(rows, len(images), file))
+    terminal = _terminal_rows(rows, len(images))
+    for first, stop in zip(starts, [*starts[1:], len(images)], strict=True):
+        if stop - first < 2:
+            raise O2ODataError(f"{file} has an episode of a single row at row {first}; leave it out")
+        part = slice(first + 1, stop)
+        yield {
+            "observation": images[first:stop],
+            "action": rows["action"][part],
+            "reward": rows["reward"][part].reshape(-1),
+            "terminated": terminal[part],
+        }
+
+
+def _first_rows(rows: Mapping[str, np.ndarray], count: int, file: Path) -> np.ndarray:
+    if "is_first" in rows:
+        first = rows["is_first"].reshape(-1).astype(bool)
+    elif "step_type" in rows:
+        first = rows["step_type"].reshape(-1) == 0
+    elif file.suffix == ".npz":
+        first = np.arange(count) == 0
+    else:
+        first = np.arange(count) % 501 == 0
+        if count % 501:
+            raise O2ODataError(f"{file} has neither 'step_type' nor 'is_first', and {count} rows are no blocks of 501")
+    if not first[0]:
+        raise O2ODataError(f"{file} does not begin with an episode's first row: the frame at reset is missing")
+    return first
+
+
+def _terminal_rows(rows: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    if "is_terminal" in rows:
+        return rows["is_terminal"].reshape(-1).astype(bool)
+    terminal = rows["discount"].reshape(-1) == 0 if "discount" in rows else np.zeros(count, bool)
+    # A first row has no discount of its own; some writers leave 0 there.
+    return terminal & ~(np.arange(count) == 0)
+
+
+def _mixed(data: PixelData, num_stack: int) -> PixelData:
+    """One endless episode of which the frames at later resets are missing."""
+    newest = data.rows.get(("next", "observation"))[:, -1]
+    stream = torch.cat([data.rows.get("observation")[:1, -1].expand(num_stack), newest])
+    stacks = stream.unfold(0, num_stack, 1)
+    rows = data.rows.copy().set("observation", stacks[:-1].contiguous())
+    return PixelData(rows.set(("next", "observation"), stacks[1:].contiguous()), data.frames)

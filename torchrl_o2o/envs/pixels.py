@@ -1,0 +1,180 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Environments that observe images: stacking frames, rendering them, and a task whose frames are drawn as arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["DotReachEnv", "RenderedFrames", "StackFrames", "chase_dot"]
+
+
+class StackFrames(gymnasium.Wrapper):
+    """Observe the last S frames, channels first, oldest first; at reset the first frame fills all places.
+
+    Args:
+        env: observes uint8 images [H, W, 3], or with a fourth channel (alpha), which is left out.
+        num_stack: S, at least 1. Defaults to 3.
+
+    Raises:
+        O2OSpecError: if the observations are no such images.
+
+    Examples:
+        >>> env = StackFrames(DotReachEnv())
+        >>> env.observation_space.shape, env.reset(seed=0)[0].shape
+        ((9, 16, 16), (9, 16, 16))
+    """
+
+    def __init__(self, env: gymnasium.Env, num_stack: int = 3) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+            raise O2OSpecError(
+                f"the observations are {space}, expected uint8 images [H, W, 3]; scale floats in [0, 1] by 255 and cast"
+            )
+        if space.shape[-1] not in (3, 4) or num_stack < 1:
+            raise O2OSpecError(
+                f"got images of shape {list(space.shape)} and num_stack={num_stack}, expected [H, W, 3] and at least "
+                f"1; move channels last, repeat a gray channel three times"
+            )
+        self._frames = np.zeros((num_stack, 3, *space.shape[:2]), np.uint8)
+        self.observation_space = spaces.Box(0, 255, self._stack().shape, np.uint8)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode."""
+        frame, info = self.env.reset(**kwargs)
+        self._frames[:] = _first_channels(frame)
+        return self._stack(), info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Go on."""
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        self._frames[:-1] = self._frames[1:].copy()
+        self._frames[-1] = _first_channels(frame)
+        return self._stack(), float(reward), terminated, truncated, info
+
+    def _stack(self) -> np.ndarray:
+        return self._frames.reshape(-1, *self._frames.shape[2:]).copy()
+
+
+def _first_channels(frame: np.ndarray) -> np.ndarray:
+    return np.moveaxis(frame[..., :3], -1, 0)
+
+
+class RenderedFrames(gymnasium.ObservationWrapper):
+    """Observe what an environment renders instead of what it observes, once a step.
+
+    Args:
+        env: made with ``render_mode="rgb_array"``.
+
+    Raises:
+        O2OSpecError: if it renders no images.
+
+    Examples:
+        >>> env = RenderedFrames(DotReachEnv(render_mode="rgb_array"))
+        >>> env.reset(seed=0)[0].shape
+        (16, 16, 3)
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        if env.render_mode != "rgb_array":
+            raise O2OSpecError(f"got an environment of render_mode={env.render_mode!r}, expected 'rgb_array'")
+        env.reset()
+        frame = np.asarray(env.render())
+        if frame.dtype != np.uint8 or frame.ndim != 3:
+            raise O2OSpecError(
+                f"the environment renders {frame.dtype} of shape {frame.shape}, expected uint8 [H, W, 3]"
+            )
+        self.observation_space = spaces.Box(0, 255, frame.shape, np.uint8)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """The rendered image."""
+        return np.asarray(self.env.render())
+
+
+class DotReachEnv(gymnasium.Env):
+    r"""Steer a dot to a target, from 16x16 images that are drawn as arrays: no renderer, and learned in a minute.
+
+    Position p and target g are uniform in [-1, 1]^2 at reset; :math:`p\leftarrow\mathrm{clip}(p+0.2a)`, the reward is
+    :math:`\max(0,1-2|p-g|)`. The first channel has a Gaussian blob, a pixel wide, at p, the second one at g. There is
+    no terminal state; a time limit of 25 steps belongs to the registered task, ``"o2o/DotReach-v0"``.
+
+    Args:
+        render_mode: ``"rgb_array"`` or ``None`` (default).
+
+    Examples:
+        >>> env = DotReachEnv()
+        >>> frame, _ = env.reset(seed=0)
+        >>> frame.shape, int(frame.max(axis=(0, 1))[2])
+        ((16, 16, 3), 0)
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    _SIZE = 16
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.observation_space = spaces.Box(0, 255, (self._SIZE, self._SIZE, 3), np.uint8)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self._position, self._goal = np.zeros(2), np.zeros(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Draw position and target."""
+        super().reset(seed=seed)
+        self._position, self._goal = self.np_random.uniform(-1.0, 1.0, (2, 2))
+        return self._frame(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Move the dot."""
+        self._position = np.clip(self._position + 0.2 * np.clip(action, -1.0, 1.0), -1.0, 1.0)
+        reward = max(0.0, 1.0 - 2.0 * float(np.linalg.norm(self._position - self._goal)))
+        return self._frame(), reward, False, False, {}
+
+    def render(self) -> np.ndarray:
+        """The image that is observed."""
+        return self._frame()
+
+    def _frame(self) -> np.ndarray:
+        frame = np.zeros((self._SIZE, self._SIZE, 3), np.uint8)
+        for channel, place in enumerate((self._position, self._goal)):
+            across, down = (np.exp(-0.5 * np.square(np.arange(self._SIZE) - at)) for at in _pixel(place))
+            frame[..., channel] = np.rint(255.0 * down[:, None] * across)
+        return frame
+
+
+def _pixel(place: np.ndarray) -> np.ndarray:
+    """From [-1, 1] to pixels."""
+    return 0.5 * (place + 1.0) * (DotReachEnv._SIZE - 1)
+
+
+def chase_dot(frame: np.ndarray) -> np.ndarray:
+    """Steer the dot of :class:`DotReachEnv` straight to the target, from one of its images.
+
+    Args:
+        frame: uint8, shape [16, 16, 3].
+
+    Returns:
+        The action, shape [2].
+
+    Examples:
+        >>> env = DotReachEnv()
+        >>> frame, _ = env.reset(seed=0)
+        >>> for _ in range(15): frame, reward, *_ = env.step(chase_dot(frame))
+        >>> reward > 0.8
+        True
+    """
+    weight = frame[..., :2].astype(np.float64)
+    weight /= np.maximum(weight.sum(axis=(0, 1)), 1e-9)
+    index = np.arange(frame.shape[0])
+    across, down = (np.einsum("hwc,w->c", weight, index), np.einsum("hwc,h->c", weight, index))
+    away = np.array([across[1] - across[0], down[1] - down[0]]) * 2.0 / (frame.shape[0] - 1)
+    return np.clip(away / 0.2, -1.0, 1.0).astype(np.float32)
