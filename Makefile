@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 # One thread: two cost more than they give as soon as anything else runs on the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test slow lint types bench clean
+.PHONY: help setup demo test slow lint types bench docs clean
 help:
 	@echo "make demo [TASK=pointmaze]  set up, train RLPD and SAC side by side, report (about 5 minutes)"
 	@echo "make test                   set up, lint, check types, run the fast tests and every docstring example"
 	@echo "make slow | bench           the slow tests | the short benchmarks"
+	@echo "make docs                   the site, with examples and tutorials run: docs/_build/html/index.html"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -42,6 +43,12 @@ bench: setup
 	$(BIN)/python benchmarks/sampling.py --short
 	$(BIN)/python benchmarks/collect.py --short
 	$(BIN)/python benchmarks/end_to_end.py --short
+
+DOCS_DATA := halfcheetah/linear-mix-v0 halfcheetah/linear-medium-v0 pointmaze/medium-play-v0
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	for name in $(DOCS_DATA); do $(BIN)/o2o data make o2o/$$name || exit 1; done
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf $(VENV)

@@ -38,7 +38,9 @@ def test_show_writes_the_page_and_the_figure(tmp_path, capsys):
     assert "## rlpd-sparse: holds" in printed
     assert "| rlpd - sacfd | final | 0.9 [0.9, 0.9] | > 0, >= 0.1 | 10 of 10 | holds |" in printed
     assert (tmp_path / "rlpd-sparse.png").read_bytes()[1:4] == b"PNG"
-    assert "| [rlpd-sparse](#rlpd-sparse) | holds | 15 of 15 | 7.50 |" in (tmp_path / "results.md").read_text()
+    page = (tmp_path / "results.md").read_text()
+    assert "| [rlpd-sparse](#rlpd-sparse-holds) | holds | 15 of 15 | 7.50 |" in page
+    assert "![Learning curves of rlpd-sparse](rlpd-sparse.png)" in page
 
 
 def test_parts_divide_the_missing_runs(tmp_path, capsys):

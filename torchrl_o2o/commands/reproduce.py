@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 __all__ = ["register"]
@@ -101,15 +102,17 @@ def _part(jobs: list, part: str | None) -> list:
 def _show(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.reproduce.page import draw_claim, page, section
 
-    claims = _claims(arguments.claims, arguments, save=True)
+    claims, figures = _claims(arguments.claims, arguments, save=True), {}
     for claim, results in claims.values():
         print(section(claim, results))
         if arguments.figures is not None:
             arguments.figures.mkdir(parents=True, exist_ok=True)
-            draw_claim(claim, results, arguments.figures / f"{claim.name}.png")
+            figure = arguments.figures / f"{claim.name}.png"
+            if draw_claim(claim, results, figure) and arguments.page is not None:
+                figures[claim.name] = os.path.relpath(figure, arguments.page.parent)
     if arguments.page is not None:
         by_name = {name: results for name, (_, results) in claims.items()}
-        arguments.page.write_text(page((claim for claim, _ in claims.values()), by_name), encoding="utf-8")
+        arguments.page.write_text(page((claim for claim, _ in claims.values()), by_name, figures), encoding="utf-8")
         print(f"written to {arguments.page}")
     return 0
 

@@ -47,9 +47,9 @@ def coverage(
 ) -> Coverage:
     """Embed state-action pairs of several data sets together, cluster the union, count who has rows where.
 
-    Source: SAMG's appendix C.7 looks at data sets by t-SNE, hierarchical clustering and the share of clusters covered;
-        the
-    numbers of rows and clusters are ours. Pairs are standardized first. Shares depend on the other data sets: they
+    Source: SAMG's appendix C.7 looks at data sets by t-SNE, hierarchical clustering and the share of clusters covered.
+
+    The numbers of rows and clusters are ours. Pairs are standardized first. Shares depend on the other data sets: they
     compare the sets of one call, not of two.
 
     Args:

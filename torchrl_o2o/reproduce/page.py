@@ -15,7 +15,7 @@ from torchrl_o2o.record.curves import iqm, stratified_bootstrap_interval
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
 from torchrl_o2o.reproduce.claims import Claim
 from torchrl_o2o.reproduce.results import Result
-from torchrl_o2o.reproduce.verdict import judge, verdict_of
+from torchrl_o2o.reproduce.verdict import Finding, judge, verdict_of
 
 __all__ = ["draw_claim", "page", "section"]
 
@@ -32,16 +32,17 @@ interquartile means over seeds and tasks; in brackets its 95 % stratified bootst
 _COLUMNS = "| compared | statistic | difference | to decide | runs | verdict |\n|---|---|---|---|---|---|\n"
 
 
-def section(claim: Claim, results: Sequence[Result]) -> str:
+def section(claim: Claim, results: Sequence[Result], figure: str | None = None) -> str:
     """Write a claim's part of the results page.
 
     Args:
         claim: the claim.
         results: of its runs.
+        figure: its learning curves, as the page links to them; ``None`` (default) shows none.
     """
     findings = judge(claim, results)
     lines = [
-        f"## {claim.name}: {verdict_of(findings)}",
+        f"## {_title(claim, findings)}",
         "",
         f"> {claim.statement}",
         "",
@@ -59,27 +60,37 @@ def section(claim: Claim, results: Sequence[Result]) -> str:
         )
     remarks = dict.fromkeys(remark for finding in findings for remark in finding.remarks)
     lines += ["", *(f"- {remark}" for remark in remarks)]
+    if figure is not None:
+        lines += ["", f"![Learning curves of {claim.name}]({figure})"]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def page(claims: Iterable[Claim], results: Mapping[str, Sequence[Result]]) -> str:
+def page(
+    claims: Iterable[Claim], results: Mapping[str, Sequence[Result]], figures: Mapping[str, str] | None = None
+) -> str:
     """Write the results page of several claims.
 
     Args:
         claims: in the order to show them.
         results: by the claim's name.
+        figures: by the claim's name, as the page links to them; ``None`` (default) shows none.
     """
-    claims = list(claims)
-    rows = []
+    claims, rows = list(claims), []
     for claim in claims:
         own = results[claim.name]
-        verdict, hours = verdict_of(judge(claim, own)), sum(result.hours for result in own)
+        findings, hours = judge(claim, own), sum(result.hours for result in own)
         done = sum(result.status == "finished" for result in own)
+        anchor = _title(claim, findings).replace(":", "").replace(" ", "-")  # as GitHub and MyST name a heading
         rows.append(
-            f"| [{claim.name}](#{claim.name}) | {verdict} | {done} of {len(list(claim.jobs()))} | {hours:.2f} |\n"
+            f"| [{claim.name}](#{anchor}) | {verdict_of(findings)} | {done} of {len(list(claim.jobs()))} "
+            f"| {hours:.2f} |\n"
         )
-    sections = (f'<a id="{claim.name}"></a>\n\n{section(claim, results[claim.name])}' for claim in claims)
+    sections = (section(claim, results[claim.name], (figures or {}).get(claim.name)) for claim in claims)
     return _HEAD + "".join(rows) + "\n" + "\n".join(sections)
+
+
+def _title(claim: Claim, findings: Sequence[Finding]) -> str:
+    return f"{claim.name}: {verdict_of(findings)}"
 
 
 def draw_claim(claim: Claim, results: Sequence[Result], path: Path) -> bool:

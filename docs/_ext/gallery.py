@@ -1,0 +1,74 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Sphinx-Gallery over `examples/` and `docs/tutorials/`: what is shown was run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from reference import replace
+
+#: What the steps of an example are cut to here, so that its output is there within seconds; its defaults take minutes.
+SHORT = {
+    "offline_steps": 100,
+    "total_frames": 200,
+    "eval_every": 100,
+    "eval_episodes": 1,
+    "vae_steps": 50,
+    "init_random_frames": 50,
+    "init_frames": 50,
+    "frames_per_epoch": 100,
+}
+INTRODUCTION = """\
+Examples
+========
+
+One file for each method: settings, networks, loss, buffer and loop in plain sight. Here each was run with a few hundred
+steps, so the returns are those of a beginner. Run them yourself with their defaults to see the effect.
+"""
+
+
+def write_examples(root: Path, folder: Path) -> None:
+    """Copy `examples/` for the gallery, each docstring as a page's head; the code stays as it is."""
+    folder.mkdir(exist_ok=True)
+    replace(folder / "GALLERY_HEADER.rst", INTRODUCTION)
+    for path in sorted((root / "examples").glob("*.py")):
+        _, head, code = re.split(r'^r?"""|^"""$', path.read_text(), maxsplit=2, flags=re.M)
+        replace(folder / path.name, f'r"""\n{as_page(path.name, head)}"""\n{code}')
+
+
+def as_page(name: str, head: str) -> str:
+    """A docstring with its commands as a literal block, under the file's name."""
+    summary, _, rest = head.partition("\nRun:")
+    lines = rest.splitlines()
+    number = next((n for n, line in enumerate(lines) if n and line and not line.startswith(" ")), len(lines))
+    commands = ["    " + line.strip() for line in lines[:number] if line.strip()]
+    return "\n".join([name, "=" * len(name), "", summary.strip(), "", "::", "", *commands, "", *lines[number:], ""])
+
+
+def words_of(_: Any, script: dict[str, Any]) -> list[str]:
+    """Settings of an example of the gallery, as its arguments; tutorials have none."""
+    path = Path(script["src_file"])
+    if path.parent.name != "examples":
+        return []
+    fields = re.findall(r"^    (\w+): int = ", path.read_text(), flags=re.M)
+    return [f"{name}={value}" for name, value in SHORT.items() if name in fields]
+
+
+def configuration(root: Path, *, execute: bool) -> dict[str, Any]:
+    """Settings of Sphinx-Gallery."""
+    return {
+        "examples_dirs": ["generated/examples", "tutorials"],
+        "gallery_dirs": ["gallery", "lessons"],
+        "filename_pattern": r"\.py$",
+        "plot_gallery": execute,
+        "abort_on_example_error": True,
+        "reset_argv": words_of,
+        "download_all_examples": False,
+        "within_subsection_order": "FileNameSortKey",
+        "capture_repr": (),
+    }
