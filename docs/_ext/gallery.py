@@ -14,11 +14,14 @@ from reference import replace
 
 #: What the steps of an example are cut to here, so that its output is there within seconds; its defaults take minutes.
 SHORT = {
+    "batch_size": 32,
     "offline_steps": 100,
     "total_frames": 200,
     "eval_every": 100,
     "eval_episodes": 1,
     "vae_steps": 50,
+    "clone_steps": 50,
+    "num_agents": 2,
     "init_random_frames": 50,
     "init_frames": 50,
     "frames_per_epoch": 100,

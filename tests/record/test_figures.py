@@ -69,3 +69,13 @@ def test_matplotlib_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(O2OSpecError, match=r"torchrl_o2o\[plot\]"):
         draw_panels([Panel("task", "score", [curve("run", [0, 1])])], tmp_path / "none.png")
+
+
+def test_levels_are_labelled_lines():
+    ax = axes()
+    _draw_panel(ax, Panel("door", "score", [curve("a", [0, 10])], {"data, mean": 0.3, "data, best": 0.9}), {"a": "C0"})
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()[1:]}
+    assert {name: list(values) for name, values in lines.items()} == {
+        "data, mean": [0.3, 0.3],
+        "data, best": [0.9, 0.9],
+    }

@@ -59,8 +59,9 @@ def summarize(out: Path, dataset: str) -> str:
     Returns:
         The table and where everything is, as text.
     """
-    report = write_report([out / "rlpd", out / "sac"], out)
     info = describe_offline(dataset)
+    levels = {"data, mean episode": info.returns.mean, "data, best episode": info.returns.max}
+    report = write_report([out / "rlpd", out / "sac"], out, levels=levels)
     rlpd, sac = _evaluations(out / "rlpd"), _evaluations(out / "sac")
     env_id = read_run(out / "rlpd")["config"]["env"]["env_id"]
     reference = find_reference(env_id)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ __all__ = ["Curve", "Panel", "draw_panels"]
 
 _COLUMNS = 3
 _INCHES_PER_LETTER, _INCHES_PER_LINE = 0.09, 0.2
+#: Okabe and Ito (2008), black left out: it is the levels'.
+_COLORBLIND_SAFE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+_LEVEL_STYLES = ("--", ":", "-.", (0, (1, 4)))
 _STATISTIC = "interquartile mean over seeds, 95 % bootstrap interval"
 
 
@@ -55,11 +59,13 @@ class Panel:
         title: above the axes.
         ylabel: beside them.
         curves: what is drawn, in order.
+        levels: values to compare with, by their names in the legend; drawn as thin horizontal lines. Defaults to none.
     """
 
     title: str
     ylabel: str
     curves: list[Curve]
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
@@ -96,8 +102,8 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
     figure = Figure(figsize=(width, 0.9 + 3.2 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     labels = dict.fromkeys(curve.label for panel in panels for curve in panel.curves)
-    palette = colormaps["tab10" if len(labels) <= 10 else "tab20"]
-    colors = {label: palette(index % palette.N) for index, label in enumerate(labels)}
+    palette = _COLORBLIND_SAFE if len(labels) <= len(_COLORBLIND_SAFE) else colormaps["tab20"].colors
+    colors = {label: palette[index % len(palette)] for index, label in enumerate(labels)}
     for panel, ax in zip(panels, axes):
         _draw_panel(ax, panel, colors)
     for ax in list(axes):
@@ -137,6 +143,8 @@ def _draw_panel(ax: Any, panel: Panel, colors: dict[str, Any]) -> None:
     first, last = min(curve.steps[0] for curve in own), max(curve.steps[-1] for curve in own)
     for curve in panel.curves:
         _draw_curve(ax, curve, (curve.steps >= first) & (curve.steps <= last), colors[curve.label])
+    for style, (label, level) in zip(cycle(_LEVEL_STYLES), panel.levels.items()):
+        ax.axhline(level, color="black", ls=style, lw=1, zorder=1, label=label)
     if first < 0 < last:
         ax.axvline(0, color="0.35", ls="--", lw=1, zorder=0, label="hand-over")
     if first < last:

@@ -85,6 +85,7 @@ def write_report(
     peers: str | Path | None = None,
     peers_task: str | None = None,
     ignore: Sequence[str] = (),
+    levels: Mapping[str, float] | None = None,
 ) -> Path:
     """Write ``report.md`` and ``curves.png`` about runs.
 
@@ -96,6 +97,7 @@ def write_report(
         peers: published curves to draw as well (:func:`load_peers`); normalized scores only.
         peers_task: the peers' name of the task; ``None`` looks for the runs' own task names.
         ignore: as in :func:`group_runs`.
+        levels: values of the metric to compare with, by name, such as the data's mean; lines in the figure.
 
     Returns:
         The path of ``report.md``.
@@ -122,7 +124,8 @@ def write_report(
         raise O2OSpecError(f"peers' curves are normalized scores, not {metric}; report evaluation/normalized_score.")
     groups = group_runs(_load_runs(find_runs(folders), metric), ignore=ignore)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
-    panels = {group.task: Panel(group.task, metric.rpartition("/")[2].replace("_", " "), []) for group in groups}
+    ylabel = metric.rpartition("/")[2].replace("_", " ")
+    panels = {group.task: Panel(group.task, ylabel, [], levels or {}) for group in groups}
     for group in groups:
         panels[group.task].curves.append(_curve(group.label, group.steps, group.scores, generator))
     for panel in panels.values():
