@@ -2,8 +2,8 @@
 The hand-over, and what can go wrong in it
 ==========================================
 
-A policy that was trained offline often gets worse before it gets better online. This tutorial shows it on a small
-task: the same logs, the same offline training, and two ways to go on. It takes about two minutes on one core.
+Training on logs alone and training online ask different things of a method. This tutorial trains two methods on the
+same logs, hands both over to the environment, and shows what each makes of it. It takes about two minutes on one core.
 """
 
 # %%
@@ -119,10 +119,13 @@ plt.show()
 # %%
 # How to read it
 # --------------
-# Look at both panels together. A critic that has seen only the logs guesses the value of every other action. Where
-# the guess is too high, the actor goes there, and only online data can correct it. So watch three things in your own
-# runs: the return at step 0, how far it falls behind it (``handover/dip`` in the scripts), and whether Q values rise
-# while returns do not.
+# In our run SAC got worse than chance from the logs alone. Its critic had seen only the controller's actions and
+# guessed the value of all others; where a guess was too high, the actor went there. Online it could try those
+# actions, see that they are bad, and recover. AWAC stayed with actions that were recorded, so it was good at step 0.
+# It may fall later, when its own transitions begin to outweigh the logs.
+#
+# So watch three things in your own runs: the return at step 0, how far it falls behind it (``handover/dip`` in the
+# scripts), and whether Q values rise while returns do not.
 #
 # Methods that were made for this: :class:`~torchrl_o2o.objectives.ACALoss` rebuilds the critic from the policy at the
 # switch, :class:`~torchrl_o2o.objectives.CalQLLoss` keeps values at the data's scale,
