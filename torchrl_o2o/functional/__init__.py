@@ -30,6 +30,15 @@ from torchrl_o2o.functional.diagnostics import (
     finite_or_raise,
     offline_share,
 )
+from torchrl_o2o.functional.episodes import (
+    conjugate_gradient,
+    dapg_weights,
+    discounted_sum,
+    generalized_advantage,
+    lambda_return,
+    normalized_advantage,
+    normalized_step,
+)
 from torchrl_o2o.functional.off2on import initial_online_priority, merge_gaussians, off2on_priority, pair_minimum
 from torchrl_o2o.functional.offline import (
     AdvantageWeight,
@@ -97,7 +106,10 @@ __all__ = [
     "clip_level",
     "clip_score",
     "clipped_exploration",
+    "conjugate_gradient",
     "conservative_gap",
+    "dapg_weights",
+    "discounted_sum",
     "effective_sample_size",
     "elbo_penalty",
     "ensemble_squared_error",
@@ -105,6 +117,7 @@ __all__ = [
     "finite_or_raise",
     "finite_scores",
     "gaussian_kl",
+    "generalized_advantage",
     "guidance_factor",
     "importance_log_weight",
     "initial_online_priority",
@@ -117,6 +130,7 @@ __all__ = [
     "kl_weight",
     "lagrange_coefficient",
     "lagrange_objective",
+    "lambda_return",
     "latent_confidence",
     "linear_schedule",
     "max_backup",
@@ -124,6 +138,8 @@ __all__ = [
     "merge_gaussians",
     "ml_actor_objective",
     "normal_log_prob",
+    "normalized_advantage",
+    "normalized_step",
     "off2on_priority",
     "offline_share",
     "pair_minimum",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource, RecordedNoise
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.awac import AWACLoss
+from torchrl_o2o.objectives.awr import AWRLoss
 from torchrl_o2o.objectives.baseline import BaselineLoss
 from torchrl_o2o.objectives.bc import BCLoss
 from torchrl_o2o.objectives.bear import BEARLoss
@@ -36,6 +37,7 @@ from torchrl_o2o.objectives.vae import VAELoss
 __all__ = [
     "ACALoss",
     "AWACLoss",
+    "AWRLoss",
     "BCLoss",
     "BEARLoss",
     "BRACLoss",

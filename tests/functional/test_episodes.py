@@ -1,0 +1,43 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests import golden_vectors as golden
+from torchrl_o2o import functional as F
+from torchrl_o2o.errors import O2OSpecError
+
+
+def test_golden_generalized_advantage() -> None:
+    tree = golden.load("dapg/gae_A")
+    ends = torch.cumsum(tree["in/path_length"], 0) - 1
+    done = torch.zeros(len(tree["in/reward"]), dtype=torch.bool)
+    terminated = done.clone()
+    done[ends], terminated[ends] = True, tree["in/terminated"].bool()
+    discounts = golden.hp(tree, "discount"), golden.hp(tree, "gae_lambda")
+    advantage = F.generalized_advantage(tree["in/reward"], tree["in/baseline"], terminated, done, *discounts)
+    golden.assert_close(advantage, tree["out/advantage"], "advantage")
+    weight = (~done).double() * discounts[0]
+    golden.assert_close(F.discounted_sum(tree["in/reward"], weight), tree["out/return"], "return")
+
+
+def test_the_last_row_ends_an_episode() -> None:
+    goes_on = torch.tensor([False, False])
+    value = F.lambda_return(torch.zeros(2), torch.tensor([4.0, 8.0]), goes_on, goes_on, 0.5, 1.0)
+    assert value.tolist() == [2.0, 4.0]
+
+
+def test_conjugate_gradient_solves() -> None:
+    root = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix, expected = root @ root.T + torch.eye(6), torch.arange(6.0, dtype=torch.float64)
+    got = F.conjugate_gradient(lambda x: matrix @ x, matrix @ expected, 50, 1e-24)
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_step_uphill_is_refused() -> None:
+    with pytest.raises(O2OSpecError, match="damping"):
+        F.normalized_step(torch.ones(1), -torch.ones(1))
