@@ -26,6 +26,7 @@ from tests.objectives import test_golden_cql as cql
 from tests.objectives import test_golden_drqv2 as drqv2
 from tests.objectives import test_golden_fql as fql
 from tests.objectives import test_golden_iql as iql
+from tests.objectives import test_golden_pex as pex
 from tests.objectives import test_golden_qc as qc
 from tests.objectives import test_golden_rebrac as rebrac
 from tests.objectives import test_golden_rlpd as rlpd
@@ -248,6 +249,19 @@ def rebrac_update(case: str) -> Whole:
     return Whole(loss, update, [rebrac.batch_of(tree, index) for index in steps], noise, check)
 
 
+def pex_update(case: str) -> Whole:
+    """V and critics, targets, then the policy on actions of its own choice."""
+    tree, loss, update = pex.whole_update(case)
+    steps = range(int(golden.hp(tree, "n_updates")))
+    noise = [{name: [value] for name, value in pex.draws(tree, f"step{index}/noise").items()} for index in steps]
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_actor"], tree[f"step{steps[-1]}/out/actor_loss"], "actor loss")
+        pex.check_end(tree, loss)
+
+    return Whole(loss, update, [golden.transitions(tree, f"step{index}/batch") for index in steps], noise, check)
+
+
 def wsrl_update() -> Whole:
     tree = golden.load("wsrl/update_A")
     loss, update = wsrl.whole_update(tree)
@@ -393,6 +407,7 @@ CASES: dict[str, Callable[[], Whole]] = {
     **{case: lambda case=case: iql_update(case) for case in (*iql.CORL, iql.AUTHORS)},
     **{f"spot/{case}": lambda case=case: spot_update(f"spot/{case}") for case in "AB"},
     **{case: lambda case=case: rebrac_update(case) for case in rebrac.CASES},
+    **{case: lambda case=case: pex_update(case) for case in pex.UPDATES},
     "wsrl/update_A": wsrl_update,
     **{f"rlpd_pixels/{case}": lambda case=case: rlpd_pixels_update(case) for case in rlpd_pixels.UPDATES},
     **{f"drqv2/{case}": lambda case=case: drqv2_update(case) for case in drqv2.UPDATES},

@@ -35,7 +35,7 @@ from torchrl_o2o.modules.units import Standardize, ToBox
 __all__ = ["ActorParts", "build_network", "describe_network", "observation_width", "take_apart"]
 
 _DISTRIBUTIONS = {"TanhNormal": TanhNormal, "BoxNormal": BoxNormal}
-_SETTINGS = {"TanhNormal": {"low", "high", "margin"}, "BoxNormal": {"low", "high", "clip_samples"}}
+_SETTINGS = {"TanhNormal": {"low", "high", "margin", "edge"}, "BoxNormal": {"low", "high", "clip_samples"}}
 _MAX_MEMBERS = 1000
 
 

@@ -17,6 +17,7 @@ from torchrl_o2o.functional.alignment import (
 )
 from torchrl_o2o.functional.behavior import Kernel, soft_minimum, squared_mmd
 from torchrl_o2o.functional.conservative import (
+    best_of,
     calibrated,
     conservative_gap,
     lagrange_coefficient,
@@ -46,6 +47,7 @@ from torchrl_o2o.functional.offline import (
     awac_weight,
     clip_score,
     elbo_penalty,
+    expansion_probability,
     expectile_objective,
     gaussian_kl,
     iwae_penalty,
@@ -100,6 +102,7 @@ __all__ = [
     "annealed_beta",
     "awac_weight",
     "baseline_value",
+    "best_of",
     "beta_clip",
     "calibrated",
     "centered_rank",
@@ -113,6 +116,7 @@ __all__ = [
     "effective_sample_size",
     "elbo_penalty",
     "ensemble_squared_error",
+    "expansion_probability",
     "expectile_objective",
     "finite_or_raise",
     "finite_scores",

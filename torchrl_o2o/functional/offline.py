@@ -25,6 +25,7 @@ __all__ = [
     "awac_weight",
     "clip_score",
     "elbo_penalty",
+    "expansion_probability",
     "expectile_objective",
     "gaussian_kl",
     "iwae_penalty",
@@ -166,6 +167,31 @@ def expectile_objective(difference: Tensor, expectile: float) -> Tensor:
         tensor([1., 3.])
     """
     return torch.where(difference < 0, 1.0 - expectile, expectile) * difference.square()
+
+
+def expansion_probability(qvalue: Tensor, inv_temperature: float) -> Tensor:
+    r"""How likely each of several policies' actions is taken, :math:`P(i)\propto e^{\kappa Q_i}`.
+
+    Source: Zhang et al. 2023 (PEX), Eq. 5.
+
+    Args:
+        qvalue: values of the actions, shape [*B, K].
+        inv_temperature: :math:`\kappa`, 0 or more; infinity takes the largest value, ties equally.
+
+    Returns:
+        Probabilities, shape [*B, K].
+
+    Examples:
+        >>> import torch
+        >>> expansion_probability(torch.tensor([1.0, 2.0]), 0.0)
+        tensor([0.5000, 0.5000])
+        >>> expansion_probability(torch.tensor([1.0, 2.0]), float("inf"))
+        tensor([0., 1.])
+    """
+    if math.isinf(inv_temperature):
+        best = (qvalue == qvalue.amax(-1, keepdim=True)).to(qvalue.dtype)
+        return best / best.sum(-1, keepdim=True)
+    return (inv_temperature * qvalue).softmax(-1)
 
 
 def smoothed_action(

@@ -31,7 +31,7 @@ __all__ = [
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-def tanh_normal_log_prob(pre_tanh: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+def tanh_normal_log_prob(pre_tanh: Tensor, loc: Tensor, scale: Tensor, edge: float | None = None) -> Tensor:
     r"""Log-density of :math:`a=\tanh u`, :math:`u\sim N(\mu,\sigma)`, given the pre-tanh value :math:`u`.
 
     .. math:: \log\pi(a) = \sum_i \log N(u_i;\mu_i,\sigma_i) - 2(\log 2 - u_i - \mathrm{softplus}(-2u_i))
@@ -44,6 +44,8 @@ def tanh_normal_log_prob(pre_tanh: Tensor, loc: Tensor, scale: Tensor) -> Tensor
         pre_tanh: u, shape [*B, A].
         loc: mean of u, broadcastable to [*B, A].
         scale: standard deviation of u, positive, broadcastable to [*B, A].
+        edge: :math:`\epsilon` of the form :math:`\log(1-\tanh^2u+\epsilon)` that some codes have (SPEQ and SOPE, 1e-6);
+            ``None`` (default) is exact.
 
     Returns:
         Log-density, shape [*B].
@@ -56,7 +58,10 @@ def tanh_normal_log_prob(pre_tanh: Tensor, loc: Tensor, scale: Tensor) -> Tensor
     """
     standardized = (pre_tanh - loc) / scale
     log_normal = -0.5 * standardized.square() - scale.log() - _LOG_SQRT_2PI
-    log_slope = 2.0 * (math.log(2.0) - pre_tanh - softplus(-2.0 * pre_tanh))
+    if edge is None:
+        log_slope = 2.0 * (math.log(2.0) - pre_tanh - softplus(-2.0 * pre_tanh))
+    else:
+        log_slope = (1.0 - pre_tanh.tanh().square() + edge).log()
     return (log_normal - log_slope).sum(-1)
 
 

@@ -83,6 +83,7 @@ def make_actor(
     layer_norm: LayerNorm = False,
     layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
     unit_norm: bool = False,
+    log_prob_edge: float | None = None,
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
 ) -> ProbabilisticActor:
@@ -104,6 +105,8 @@ def make_actor(
         layer_norm: as in :func:`~torchrl_o2o.modules.make_trunk` (WSRL, SOPE). Defaults to ``False``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
         unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
+        log_prob_edge: ``edge`` of :class:`~torchrl_o2o.modules.TanhNormal`; SPEQ's and SOPE's code has 1e-6. Defaults
+            to ``None``: exact.
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
 
@@ -133,14 +136,14 @@ def make_actor(
             initialize_(layer, initialization, last_bound=1e-3)
     module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
     low, high = action_spec.space.low, action_spec.space.high
-    unit_box = is_unit_box(action_spec)
+    box = {"low": -1.0, "high": 1.0} if is_unit_box(action_spec) else {"low": low, "high": high}
     return ProbabilisticActor(
         module,
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=action_spec,
         distribution_class=TanhNormal,
-        distribution_kwargs={"low": -1.0, "high": 1.0} if unit_box else {"low": low, "high": high},
+        distribution_kwargs={**box, **({} if log_prob_edge is None else {"edge": log_prob_edge})},
     )
 
 

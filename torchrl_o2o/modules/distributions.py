@@ -34,6 +34,7 @@ class TanhNormal(D.Distribution):
         high: upper edge of the box, scalar or [A]. Defaults to 1.
         margin: distance from the edge, as a share of the half-width, at which stored actions are clipped before atanh.
             Defaults to 1e-6.
+        edge: see :func:`~torchrl_o2o.functional.tanh_normal_log_prob`. Defaults to ``None``: exact.
 
     Examples:
         >>> import torch
@@ -62,12 +63,13 @@ class TanhNormal(D.Distribution):
         low: float | Tensor = -1.0,
         high: float | Tensor = 1.0,
         margin: float = 1e-6,
+        edge: float | None = None,
     ) -> None:
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         self._unit_box = isinstance(low, float) and isinstance(high, float) and low == -1.0 and high == 1.0
         self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
         self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
-        self.margin = margin
+        self.margin, self.edge = margin, edge
         self._sample: tuple[Tensor, Tensor] | None = None
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
 
@@ -78,7 +80,7 @@ class TanhNormal(D.Distribution):
         return self.low + 0.5 * (self.high - self.low) * (action + 1.0)
 
     def _score(self, pre_tanh: Tensor) -> Tensor:
-        log_prob = tanh_normal_log_prob(pre_tanh, self.loc, self.scale)
+        log_prob = tanh_normal_log_prob(pre_tanh, self.loc, self.scale, self.edge)
         if self._unit_box:
             return log_prob
         half_width = 0.5 * (self.high - self.low)
@@ -172,4 +174,5 @@ class TanhNormal(D.Distribution):
         """
         shape = torch.Size(batch_shape) + self.event_shape
         low, high = (-1.0, 1.0) if self._unit_box else (self.low, self.high)
-        return TanhNormal(self.loc.expand(shape), self.scale.expand(shape), low=low, high=high, margin=self.margin)
+        settings = {"low": low, "high": high, "margin": self.margin, "edge": self.edge}
+        return TanhNormal(self.loc.expand(shape), self.scale.expand(shape), **settings)

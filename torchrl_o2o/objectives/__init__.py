@@ -26,6 +26,7 @@ from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 from torchrl_o2o.objectives.parameters import load_parameters
 from torchrl_o2o.objectives.perturbation import PerturbationRatioLoss
+from torchrl_o2o.objectives.pex import ExpandedPolicy, PEXLoss
 from torchrl_o2o.objectives.pixel_sac import PixelSACLoss
 from torchrl_o2o.objectives.rebrac import ReBRACLoss
 from torchrl_o2o.objectives.sac_ml import SACMLLoss
@@ -51,12 +52,14 @@ __all__ = [
     "DrQV2BCLoss",
     "DrQV2Loss",
     "EnsembleSACLoss",
+    "ExpandedPolicy",
     "FQLLoss",
     "FrozenCritic",
     "GeneratorNoise",
     "IQLLoss",
     "InverseDynamicsLoss",
     "NoiseSource",
+    "PEXLoss",
     "PerturbationRatioLoss",
     "PessimisticEnsembleLoss",
     "PixelSACLoss",

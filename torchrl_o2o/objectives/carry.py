@@ -46,7 +46,8 @@ def carry_over(
         source: the offline loss, or its state.
         destination: the online loss, changed in place.
         names: attributes to copy. Defaults to ``("actor_network", "qvalue_network")``; a method whose critic starts
-            afresh carries ``("actor_network",)`` only.
+            afresh carries ``("actor_network",)`` only. ``"offline_actor_network=actor_network"`` copies the source's
+            actor to another name (PEX).
 
     Returns:
         The networks of ``destination`` that were *not* carried over and so start afresh, for the log.
@@ -70,15 +71,17 @@ def carry_over(
     """
     state = _state(source)
     available = _networks(destination)
-    for name in names:
+    carried = {name.partition("=")[0]: name.rpartition("=")[2] for name in names}
+    for name, origin in carried.items():
         if name not in available:
             raise O2OSpecError(f"the online loss has no {name!r}, it has {available}; carry over what it has")
-        group = name if name in _PARTS else f"{name}_params"
-        _copy(state, group, destination, group)
+        group, source_group = (each if each in _PARTS else f"{each}_params" for each in (name, origin))
+        _copy(state, source_group, destination, group)
         target = f"target_{group}"
         if hasattr(destination, target) and getattr(destination, target) is not None and _below(destination, target):
-            _copy(state, target if _select(state, target) else group, destination, target)
-    return [name for name in available if name not in names]
+            source_target = f"target_{source_group}"
+            _copy(state, source_target if _select(state, source_target) else source_group, destination, target)
+    return [name for name in available if name not in carried]
 
 
 def carry_optimizer(

@@ -55,6 +55,14 @@ from torchrl_o2o.trainers.pipeline import (
 from torchrl_o2o.trainers.seeds import Seeds, seed_configs
 from torchrl_o2o.trainers.session import Measured, Schedule, Session, handover_metrics
 from torchrl_o2o.trainers.settings import choose_route, compiled, plain, product_dtype
+from torchrl_o2o.trainers.stabilization import (
+    PhaseReport,
+    StoppingRule,
+    critics_alone,
+    hold_out,
+    is_due,
+    stabilize,
+)
 from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
 
 __all__ = [
@@ -66,6 +74,7 @@ __all__ = [
     "Learner",
     "Measured",
     "Phase",
+    "PhaseReport",
     "Pretrained",
     "Pretraining",
     "Problem",
@@ -73,6 +82,7 @@ __all__ = [
     "Schedule",
     "Seeds",
     "Session",
+    "StoppingRule",
     "Trajectory",
     "accept_seeds",
     "align",
@@ -80,6 +90,7 @@ __all__ = [
     "carry_over",
     "choose_route",
     "compiled",
+    "critics_alone",
     "descend",
     "dip",
     "evaluate",
@@ -89,7 +100,9 @@ __all__ = [
     "hand_over",
     "handover_metrics",
     "handover_score",
+    "hold_out",
     "iqm",
+    "is_due",
     "launch",
     "load_problem",
     "make_collector",
@@ -105,6 +118,7 @@ __all__ = [
     "returns_of",
     "run_options",
     "seed_configs",
+    "stabilize",
     "stack_agents",
     "starting_buffer",
     "stratified_bootstrap_interval",

@@ -181,6 +181,7 @@ def _differentiate(
     leaves = {key: state[key].detach().requires_grad_() for key in trained}
     with torch.enable_grad(), replaced(learning.loss, state | leaves):
         value, info = call_loss(learning.loss, step.name, minibatch.copy(), known)
+        value = value if step.scale == 1.0 else step.scale * value
     unused = (None,) * len(leaves)
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True) if value.requires_grad else unused
     known |= info | {f"loss_{step.name}": value.detach()}

@@ -46,9 +46,10 @@ class Descend:
         name: ``"qvalue"`` stands for ``loss.qvalue_loss(batch)``, and so on.
         optim: holds the parameters that are trained; no other parameter gets a gradient.
         clip_grad_norm: largest norm of the gradient over all parameters of ``optim``; ``None`` (default) does not clip.
+        scale: what the loss is multiplied by, before the gradient. Defaults to 1; SOPE's phases take half.
 
     Raises:
-        O2OSpecError: if ``clip_grad_norm`` is not positive.
+        O2OSpecError: if ``clip_grad_norm`` or ``scale`` is not positive.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -59,9 +60,12 @@ class Descend:
     name: str
     optim: torch.optim.Optimizer
     clip_grad_norm: float | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the bound."""
+        """Check the bound and the scale."""
+        if not self.scale > 0.0:
+            raise O2OSpecError(f"got scale={self.scale}, expected a positive number")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0.0:
             raise O2OSpecError(f"got clip_grad_norm={self.clip_grad_norm}, expected a positive number, or None")
 

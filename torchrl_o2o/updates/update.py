@@ -346,6 +346,7 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """The loss's gradient at what the step trains; adds the loss and what came with it to ``known``."""
     value, info = call_loss(loss, step.name, minibatch, known)
+    value = value if step.scale == 1.0 else step.scale * value
     known |= info | {f"loss_{step.name}": value.detach()}
     params = step.parameters
     found = torch.autograd.grad(value, params, allow_unused=True) if value.requires_grad else (None,) * len(params)
@@ -387,7 +388,8 @@ def _described(steps: Sequence[Step], indent: str) -> list[str]:
     for step in steps:
         if isinstance(step, Descend):
             clip = "" if step.clip_grad_norm is None else f", clip_grad_norm={step.clip_grad_norm}"
-            out.append(f"{indent}Descend({step.name!r}, {type(step.optim).__name__}{clip})")
+            scale = "" if step.scale == 1.0 else f", scale={step.scale}"
+            out.append(f"{indent}Descend({step.name!r}, {type(step.optim).__name__}{clip}{scale})")
         elif isinstance(step, Copy):
             out.append(f"{indent}Copy({step.source!r}, {step.target!r})")
         elif isinstance(step, MoveTargets):

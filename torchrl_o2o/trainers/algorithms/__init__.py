@@ -32,9 +32,11 @@ from torchrl_o2o.trainers.algorithms.off2on import (
     make_off2on_ensemble,
     replay_priority,
 )
+from torchrl_o2o.trainers.algorithms.pex import make_pex
 from torchrl_o2o.trainers.algorithms.qc import make_qc
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
+from torchrl_o2o.trainers.algorithms.sope import make_sope
 from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, cool_penalty, make_rebrac, make_spot, make_td3_bc
 from torchrl_o2o.trainers.algorithms.wsrl import ghostless_lr, make_wsrl, warm_start_update
 
@@ -66,6 +68,7 @@ __all__ = [
     "make_iql",
     "make_off2on_agent",
     "make_off2on_ensemble",
+    "make_pex",
     "make_pool",
     "make_qc",
     "make_rebrac",
@@ -74,6 +77,7 @@ __all__ = [
     "make_sac_after_sac_ml",
     "make_sac_ml",
     "make_sac_of_clone",
+    "make_sope",
     "make_spot",
     "make_td3_bc",
     "make_wsrl",

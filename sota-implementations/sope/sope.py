@@ -1,0 +1,74 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""SOPE, SPEQ-O2O and SPEQ: one update a step, and phases in which the critics alone learn on what is there.
+
+    python sota-implementations/sope/sope.py task=halfcheetah preset=cpu seed=0
+    python sota-implementations/sope/sope.py task=halfcheetah preset=cpu algorithm=speq_o2o
+    python sota-implementations/sope/sope.py task=halfcheetah preset=cpu phases.rule.sope_code=true target_entropy=-2
+
+A phase follows every `phases.every` environment steps, before that step's own update, as in examples/sope.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from torchrl_o2o.errors import check_option
+from torchrl_o2o.scripts import start
+from torchrl_o2o.trainers import (
+    StoppingRule,
+    compiled,
+    critics_alone,
+    is_due,
+    launch,
+    load_problem,
+    online_phase,
+    plain,
+    stabilize,
+)
+from torchrl_o2o.trainers.algorithms import make_sope
+
+#: What SOPE's relatives change.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "sope": {},
+    "speq_o2o": {"phases": {"rule": {"patience": None}}},
+    "speq": {"phases": {"rule": {"patience": None}}, "handover": {"data": "none"}},
+}
+
+
+def train(cfg: DictConfig) -> None:
+    """Learn online beside the data, with phases of the critics."""
+    check_option("algorithm", cfg.algorithm, tuple(ALGORITHMS))
+    cfg = OmegaConf.merge(cfg, ALGORITHMS[cfg.algorithm])  # type: ignore[assignment]
+    check_option("handover.data", cfg.handover.data, ("symmetric", "none"))
+    both = cfg.handover.data == "symmetric"
+    if not both:
+        cfg = OmegaConf.merge(cfg, {"online": {"batch_size": cfg.online.batch_size // 2}})  # type: ignore[assignment]
+    problem, rule = load_problem(cfg, "sope"), StoppingRule(**plain(cfg.phases.rule))
+    rows = cfg.online.batch_size // (2 if both else 1)
+    phase = {"num_offline": len(problem.offline) if both else 0, "batch_size": rows, "share": cfg.phases.held_out}
+    with online_phase(cfg, problem, None, make_sope) as run:
+        alone = critics_alone(run.learner)
+        alone = alone if cfg.qvalue.dropout else compiled(alone, cfg)
+        for step, data in run.steps():
+            run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
+            if run.may_update(step):
+                metrics = {}
+                if is_due(step, cfg.phases.every):
+                    metrics = stabilize(run.learner, alone, run.buffer, rule, **phase).metrics()
+                run.log(run.learner.update(run.sample()) | metrics)
+
+
+@hydra.main(version_base="1.3", config_path=".", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Train one seed into one run folder."""
+    launch(cfg, train)
+
+
+if __name__ == "__main__":
+    start(main)

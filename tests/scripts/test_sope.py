@@ -1,0 +1,90 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""examples/sope.py and sota-implementations/sope/sope.py: phases, resume, one algorithm written twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.scripts.phases import assert_equal, dying, newest, rows
+from tests.scripts.running import TASKS, compose, load_script, script_of
+
+SHORT = (
+    "task=halfcheetah",
+    "preset=cpu",
+    "compile=false",
+    "actor.hidden_sizes=[16]",
+    "qvalue.hidden_sizes=[16]",
+    "online.total_frames=44",
+    "online.init_random_frames=8",
+    "online.batch_size=16",
+    "phases.every=20",
+    "phases.rule={max_updates: 6, check_every: 2, patience: 100, sope_code: false}",
+    "evaluation.num_episodes=1",
+    "schedule.eval_every=44",
+    "schedule.log_every=1",
+    "schedule.checkpoint_every=1000",
+)
+
+
+def train(folder: Path, *words: str) -> Any:
+    script_of("sope").train(compose("sope", *SHORT, f"run_dir={folder}", *words))
+    return newest(folder, "loss")
+
+
+def test_phases_follow_every_so_many_steps(tmp_path: Path) -> None:
+    train(tmp_path)
+    logged = rows(tmp_path)
+    phases = {row["step"]: row["train/phase_updates"] for row in logged if "train/phase_updates" in row}
+    assert phases == {20: 6.0, 40: 6.0}
+    steps = {name: int(newest(tmp_path, f"{name}_optim")["state"][0]["step"]) for name in ("qvalue", "actor", "alpha")}
+    assert steps["actor"] == steps["alpha"] == 44 - 8
+    assert steps["qvalue"] == steps["actor"] + 2 * 6
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    words = ("schedule.checkpoint_every=13", "qvalue.dropout=0.1")
+    train(tmp_path / "whole", *words)
+    with dying("online", 26):
+        train(tmp_path / "parts", *words)
+    train(tmp_path / "parts", *words, "resume=true")
+    for name in ("loss", "buffer", "rng", "qvalue_optim"):
+        assert_equal(newest(tmp_path / "whole", name), newest(tmp_path / "parts", name), name)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("algorithm", ["speq_o2o", "speq"])
+def test_relatives(tmp_path: Path, algorithm: str) -> None:
+    train(tmp_path, f"algorithm={algorithm}")
+    assert not any("train/validation_loss" in row for row in rows(tmp_path)), "their phases are not watched"
+
+
+def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
+    example = load_script("examples/sope.py")
+    phases = {"phase_every": 20, "max_updates": 6, "check_every": 2, "patience": 100, "batch_size": 8}
+    steps = {"total_frames": 44, "init_random_frames": 8, "eval_every": 44, "eval_episodes": 1}
+    loss = example.main(example.Config(hidden_sizes=(16,), **phases, **steps))
+    theirs = train(tmp_path)
+    for name, value in loss.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_every_task_composes() -> None:
+    for task in TASKS:
+        OmegaConf.to_container(compose("sope", f"task={task}"), resolve=True, throw_on_missing=True)
+
+
+def test_published_settings() -> None:
+    cfg = compose("sope")
+    assert (cfg.phases.every, cfg.phases.rule.max_updates, cfg.phases.rule.patience) == (10_000, 75_000, 10_000)
+    assert (cfg.phases.rule.check_every, cfg.phases.held_out, cfg.online.batch_size) == (1_000, 0.1, 512)
+    assert (cfg.online.init_random_frames, cfg.online.total_frames, cfg.optim.lr) == (5_000, 300_000, 3e-4)
+    assert (cfg.qvalue.num_qvalue_nets, cfg.qvalue.dropout, cfg.qvalue.layer_norm_eps) == (2, 0.005, 1e-5)
+    assert (cfg.loss.actor_q, cfg.target_entropy, cfg.phases.rule.sope_code) == ("mean", None, False)

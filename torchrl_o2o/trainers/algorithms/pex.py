@@ -1,0 +1,48 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""PEX's online learner (Zhang et al. 2023): a new policy beside a frozen one."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+from torch.optim import Adam
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
+from torchrl_o2o.objectives import ExpandedPolicy, PEXLoss
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
+
+__all__ = ["make_pex"]
+
+
+def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """V and critics as IQL's at the parameters before either has moved, targets, then the new policy.
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``value``, ``loss``, ``expansion``, ``value_estimator``, ``target``,
+            ``optim``, and ``eval_eps``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner. The choice between both policies collects and is evaluated; ``policy.pt`` of a run holds the new
+        policy alone, since the choice needs critics.
+    """
+    new, offline = (make_gaussian_actor(*dims, **plain(cfg.actor)) for _ in range(2))
+    qvalues, value = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), make_value_network(dims[0], **plain(cfg.value))
+    loss = PEXLoss(new, qvalues, value, offline, **plain(cfg.expansion), **plain(cfg.loss))
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    value_optim = Adam(loss.value_network_params.parameters(), **plain(cfg.optim))
+    critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))
+    actor_optim = Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))
+    update = Update(
+        loss,
+        Joint(Descend("value", value_optim), Descend("qvalue", critic_optim)),
+        MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
+        Descend("actor", actor_optim),
+    )
+    both = ExpandedPolicy(loss, eval_eps=cfg.eval_eps)
+    return Learner(new, loss, compiled(update, cfg), explorer=both, tester=both)

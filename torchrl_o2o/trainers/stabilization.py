@@ -1,0 +1,328 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Stabilization phases: from time to time the critics alone learn for long, on what is there (SPEQ, SOPE).
+
+They go around any learner with critics; nothing of the learner is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.updates import Descend, MoveTargets, Update
+from torchrl_o2o.updates.steps import descends_of, walk
+
+__all__ = [
+    "HeldOut",
+    "PhaseReport",
+    "StoppingRule",
+    "critics_alone",
+    "hold_out",
+    "is_due",
+    "policy_value_loss",
+    "stabilize",
+]
+
+
+class PhaseReport(NamedTuple):
+    """What a phase did.
+
+    Args:
+        updates: of the critics.
+        losses: validation losses, before the phase and at each check.
+        improved: whether each check improved on the best before it.
+        stopped: whether it ended before its time.
+    """
+
+    updates: int
+    losses: list[float]
+    improved: list[bool]
+    stopped: bool
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What there is to log."""
+        found = {"phase_updates": float(self.updates)}
+        if self.losses:
+            found |= {"validation_loss": self.losses[-1], "validation_change": self.losses[-1] - self.losses[0]}
+        return {name: torch.tensor(value) for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    r"""When a stabilization phase ends: after ``max_updates``, or when the validation loss has not improved for long.
+
+    Every ``check_every`` updates, not before the first, the validation loss L is compared with the best so far:
+    improved iff :math:`L < b - \tau|b|`. Updates since the last improvement, ``patience`` or more of them, end the
+    phase.
+
+    Source: SOPE's code. There L < (1 - tau) b, which for negative losses, the usual ones of positive values, is the
+    wrong side: a flat loss counts as improved, and so does one that rises by less than a thousandth a check. That is
+    ``sope_code``.
+
+    Args:
+        max_updates: at most. Defaults to 75,000; SPEQ makes exactly that many.
+        check_every: updates between checks. Defaults to 1,000.
+        patience: updates without improvement; ``None`` never stops early and checks nothing (SPEQ). Defaults to 10,000.
+        tolerance: :math:`\tau`. Defaults to 0.001.
+        sope_code: compare as their code does. Defaults to ``False``.
+
+    Raises:
+        O2OSpecError: if a number is out of range.
+
+    Examples:
+        >>> rule = StoppingRule(max_updates=60, check_every=5, patience=10)
+        >>> losses = iter([-10.0] * 100)
+        >>> rule.run(lambda: None, lambda: next(losses)).updates
+        10
+        >>> losses = iter([-10.0] * 100)
+        >>> StoppingRule(max_updates=60, check_every=5, patience=10, sope_code=True).run(
+        ...     lambda: None, lambda: next(losses)).updates
+        60
+    """
+
+    max_updates: int = 75_000
+    check_every: int = 1_000
+    patience: int | None = 10_000
+    tolerance: float = 1e-3
+    sope_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("max_updates", "check_every"):
+            check_count(name, getattr(self, name), least=1)
+        if self.patience is not None:
+            check_count("patience", self.patience, least=1)
+        if not 0.0 <= self.tolerance < 1.0:
+            raise O2OSpecError(f"got tolerance={self.tolerance}, expected a share in [0, 1)")
+
+    def improves(self, loss: float, best: float) -> bool:
+        """Whether a validation loss is better than the best before it.
+
+        Args:
+            loss: L.
+            best: b.
+        """
+        if self.sope_code:
+            return loss < (1.0 - self.tolerance) * best
+        return loss < best - self.tolerance * abs(best)
+
+    def run(self, update: Callable[[], object], validate: Callable[[], float]) -> PhaseReport:
+        """Do a phase.
+
+        Args:
+            update: one update of the critics.
+            validate: the validation loss now; not called if ``patience`` is ``None``.
+
+        Returns:
+            What was done.
+        """
+        watches = self.patience is not None
+        losses: list[float] = [validate()] if watches else []
+        improved: list[bool] = []
+        best, waited = (losses[0] if watches else math.nan), 0
+        for done in range(self.max_updates):
+            if watches and done and done % self.check_every == 0:
+                losses.append(validate())
+                improved.append(self.improves(losses[-1], best))
+                best, waited = (losses[-1], 0) if improved[-1] else (best, waited + self.check_every)
+                if waited >= (self.patience or 0):
+                    return PhaseReport(done, losses, improved, True)
+            update()
+        return PhaseReport(self.max_updates, losses, improved, False)
+
+
+class HeldOut(NamedTuple):
+    """Rows of a storage, apart for validation and left for learning.
+
+    Args:
+        offline: offline rows to learn from.
+        online: online rows to learn from.
+        batches: rows of each validation batch; those that fill no batch are in none.
+    """
+
+    offline: Tensor
+    online: Tensor
+    batches: list[Tensor]
+
+
+def hold_out(
+    num_offline: int, num_online: int, *, batch_size: int = 256, share: float = 0.1, source: RowSource | None = None
+) -> HeldOut:
+    """Choose the rows that a phase does not learn from.
+
+    Of the online rows a share, at least one batch; of the offline rows *as many*. A region keeps at least one batch,
+    and gives nothing if it cannot give a batch.
+
+    Source: SOPE's code, which takes the rows out of its buffers and puts them back afterwards at the end of the ring;
+    here nothing moves.
+
+    Args:
+        num_offline: rows at the storage's start.
+        num_online: rows behind them.
+
+    Keyword Args:
+        batch_size: rows of a validation batch. Defaults to 256.
+        share: of the online rows. Defaults to 0.1.
+        source: draws the rows, by ``fractions("held_out_offline" | "held_out_online", n)``; ``None`` (default) takes
+            torch's global generator.
+
+    Returns:
+        Row numbers of the storage.
+
+    Raises:
+        O2OSpecError: if a number is out of range.
+
+    Examples:
+        >>> held = hold_out(300, 100, batch_size=8)
+        >>> len(held.offline), len(held.online), len(held.batches)
+        (290, 90, 2)
+    """
+    check_count("batch_size", batch_size, least=1)
+    if not 0.0 < share < 1.0:
+        raise O2OSpecError(f"got share={share}, expected a number between 0 and 1")
+    draws, wanted = source or GeneratorNoise(), max(batch_size, int(share * num_online))
+    kept, batches = [], []
+    for name, first, size in (("offline", 0, num_offline), ("online", num_offline, num_online)):
+        apart = min(wanted, size - batch_size)
+        apart = apart if apart >= batch_size else 0
+        order = draws.fractions(f"held_out_{name}", size).argsort() + first
+        kept.append(order[apart:].sort().values)
+        batches += list(order[: apart // batch_size * batch_size].split(batch_size)) if apart else []
+    return HeldOut(kept[0], kept[1], batches)
+
+
+@torch.no_grad()
+def policy_value_loss(loss: LossModule, batches: list[TensorDictBase]) -> float:
+    r"""Mean over batches of :math:`\alpha\log\pi(\tilde a|s)-\bar Q(s,\tilde a)`: the actor's loss, with fresh actions.
+
+    While the policy is frozen, it falls exactly as the values of its actions rise.
+
+    Source: SOPE's code.
+
+    Args:
+        loss: has an ``actor_loss``.
+        batches: validation rows.
+
+    Returns:
+        The mean.
+    """
+    return float(torch.stack([loss.actor_loss(batch)[0] for batch in batches]).mean())
+
+
+def critics_alone(learner: Learner, *, scale: float = 0.5) -> Update:
+    """Of a learner's update the critics' step and what moves the targets, on the same optimizer.
+
+    Args:
+        learner: with a step of the loss ``"qvalue"``.
+
+    Keyword Args:
+        scale: of the loss; one half in SPEQ's and SOPE's code, which Adam sees where its moments meet those of other
+            updates. Defaults to 0.5.
+
+    Returns:
+        The update, not compiled.
+
+    Raises:
+        O2OSpecError: if the learner has no such step, or several.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl.objectives import SoftUpdate
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import EnsembleSACLoss
+        >>> from torchrl_o2o.trainers import Learner
+        >>> actor = make_actor(3, 2)
+        >>> loss = EnsembleSACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2))
+        >>> step = Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters()))
+        >>> critics_alone(Learner(actor, loss, Update(loss, step, MoveTargets(SoftUpdate(loss, tau=0.005)))))
+        Update of EnsembleSACLoss
+          Descend('qvalue', Adam, scale=0.5)
+          MoveTargets(SoftUpdate)
+    """
+    assert isinstance(learner.update, Update)
+    steps = learner.update.steps
+    critics = [step for step in descends_of(steps) if step.name == "qvalue"]
+    if len(critics) != 1:
+        raise O2OSpecError(f"got {len(critics)} steps of 'qvalue' in {learner.update!r}, expected one")
+    moving = [step for step in walk(steps) if isinstance(step, MoveTargets)]
+    alone = Descend("qvalue", critics[0].optim, critics[0].clip_grad_norm, scale * critics[0].scale)
+    return Update(learner.loss, alone, *moving)
+
+
+def is_due(step: int, interval: int) -> bool:
+    """Whether a phase follows this environment step; offline rows do not count.
+
+    Args:
+        step: environment steps so far.
+        interval: steps between phases, 10,000 in the papers.
+
+    Examples:
+        >>> [step for step in range(451) if is_due(step, 100)]
+        [100, 200, 300, 400]
+    """
+    return step > 0 and step % interval == 0
+
+
+def stabilize(
+    learner: Learner,
+    update: Update,
+    buffer: ReplayBuffer,
+    rule: StoppingRule,
+    *,
+    num_offline: int,
+    batch_size: int = 256,
+    share: float = 0.1,
+) -> PhaseReport:
+    """One phase: critics and targets learn, policy and temperature stay as they are.
+
+    Batches are ``batch_size`` offline rows and as many online ones, without the rows held out; where there are no
+    offline rows they are online ones alone (SPEQ).
+
+    Args:
+        learner: whose policy says how good the values are.
+        update: of the learner's critics, see :func:`critics_alone`.
+        buffer: offline rows at its start, then online ones.
+        rule: when the phase ends.
+
+    Keyword Args:
+        num_offline: offline rows.
+        batch_size: rows of each kind. Defaults to 256.
+        share: of the online rows held out, see :func:`hold_out`. Defaults to 0.1.
+
+    Returns:
+        What was done.
+
+    Raises:
+        O2OSpecError: if there are too few rows to hold any out, and the rule watches.
+    """
+    num_online = len(buffer) - num_offline
+    nothing = HeldOut(torch.arange(num_offline), torch.arange(num_offline, len(buffer)), [])
+    watches = rule.patience is not None
+    held = hold_out(num_offline, num_online, batch_size=batch_size, share=share) if watches else nothing
+    if watches and not held.batches:
+        raise O2OSpecError(
+            f"got {num_offline} offline and {num_online} online rows, expected {2 * batch_size} of one kind to hold "
+            f"out a batch of {batch_size}; begin phases later, or let them run with patience=None"
+        )
+    storage = buffer._storage
+    batches = [storage.get(rows) for rows in held.batches]
+
+    def learn() -> None:
+        parts = [rows[torch.randint(len(rows), (batch_size,))] for rows in (held.offline, held.online) if len(rows)]
+        update(storage.get(torch.cat(parts)))
+
+    return rule.run(learn, lambda: policy_value_loss(learner.loss, batches))
