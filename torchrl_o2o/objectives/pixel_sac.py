@@ -105,8 +105,6 @@ class PixelSACLoss(EnsembleSACLoss):
         return super()._qvalues(state, action, params)
 
     def _subset_minimum(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
-        targets = flat_parameters(self.target_encoder_network_params)
-        return super()._subset_minimum(self._encoded(state, targets), action, params)
         if params is None:  # the targets, which have an encoder of their own
             state = self._encoded(state, flat_parameters(self.target_encoder_network_params))
         return super()._subset_minimum(state, action, params)
