@@ -22,6 +22,7 @@ from torchrl_o2o.data.samplers import (
 )
 from torchrl_o2o.data.shift import RandomShift
 from torchrl_o2o.data.storage import offline_online_storage
+from torchrl_o2o.data.torchrl_datasets import offline_replay_buffer, register_with_torchrl
 from torchrl_o2o.data.transforms import add_next_action, n_step
 from torchrl_o2o.data.writers import OnlineWriter
 
@@ -54,7 +55,9 @@ __all__ = [
     "make_local_dataset",
     "n_step",
     "offline_online_storage",
+    "offline_replay_buffer",
     "pixel_data",
+    "register_with_torchrl",
     "stack_rows",
     "stored_keys",
 ]
