@@ -197,6 +197,21 @@ def test_policies_of_chunks_are_read_back(kind: str, tmp_path: Path) -> None:
     assert first == pytest.approx(second, rel=1e-3 if kind != "gaussian" else 1e-5)
 
 
+def test_fast_actors_choose_the_best_of_n() -> None:
+    actor = chunk_actors()["best_of_n"]
+    act = FastActor(actor)
+    for seed in range(5):
+        observation = torch.randn(3, generator=torch.Generator().manual_seed(seed))
+        act.reset()
+        with torch.no_grad():
+            torch.manual_seed(seed)
+            expected = actor(TensorDict({"observation": observation}))["action"]
+            torch.manual_seed(seed)
+            got = [act(observation.numpy()) for _ in range(H)]
+        np.testing.assert_allclose(np.concatenate(got), expected, rtol=1e-5, atol=1e-5)
+    assert act.decide(np.ones((4, 3))).shape == (4, H)
+
+
 def test_chunks_that_do_not_fit_are_refused() -> None:
     with pytest.raises(O2OSpecError, match="horizon=2"):
         act_in_chunks(make_actor(3, 3), 2)

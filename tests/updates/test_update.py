@@ -27,7 +27,7 @@ from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, m
 from torchrl_o2o.objectives import BCLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
-from torchrl_o2o.updates import Descend, Every, Ghost, MoveTargets, Repeat, Update, Whole, compile_update
+from torchrl_o2o.updates import Descend, Every, Ghost, Joint, MoveTargets, Repeat, Update, Whole, compile_update
 from torchrl_o2o.updates.steps import WHOLE, plan
 
 
@@ -366,6 +366,27 @@ def test_targets_of_some_networks_are_moved() -> None:
     assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
     with pytest.raises(O2OSpecError, match="no target of 'value_network'"):
         Update(loss, Descend("qvalue", optim), MoveTargets(targets, ("value_network",)))
+
+
+def test_targets_among_joint_steps_follow_the_networks_from_before() -> None:
+    """With tau = 1 the targets end in what the critics were, and the gradients are those of the targets from before."""
+    ends = {}
+    for inside in (False, True):
+        torch.manual_seed(0)
+        actor = make_deterministic_actor(3, 2, hidden_sizes=(8,))
+        loss = TD3BCLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+        targets = MoveTargets(SoftUpdate(loss, tau=1.0))
+        loss.target_qvalue_network_params.data.mul_(0.5)
+        critic = Descend("qvalue", torch.optim.SGD(loss.qvalue_network_params.parameters(), lr=0.1))
+        before = loss.qvalue_network_params.data.clone()
+        update = Update(loss, Joint(targets, critic)) if inside else Update(loss, Joint(critic), targets)
+        update(random_transitions(8, 3, 2, generator=torch.Generator().manual_seed(0)))
+        ends[inside] = loss.qvalue_network_params.data.clone()
+        followed = before if inside else loss.qvalue_network_params.data
+        assert (loss.target_qvalue_network_params.data == followed).all()
+    assert (ends[False] == ends[True]).all()
+    with pytest.raises(O2OSpecError, match="MoveTargets beside them"):
+        Joint(targets)
 
 
 def test_steps_on_the_whole_batch_stand_last() -> None:

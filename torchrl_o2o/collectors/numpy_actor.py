@@ -29,8 +29,9 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
 from torchrl_o2o.modules.boxes import BoxTanh
 from torchrl_o2o.modules.chunks import chunk_length
+from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
+from torchrl_o2o.modules.flow import AppendNoise, BestOfN, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
@@ -46,7 +47,7 @@ _FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor, make_on
 
 _LAYERS = (
     *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, AppendNoise, ClipToBox),
-    *(ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
+    *(BestOfN, ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
 )
 _DTYPES = frozenset({torch.float32, torch.float64})
 
@@ -235,15 +236,20 @@ class FastActor:
         layers = _flat(parts.net)
         first = _check_layers(parts.net, layers)
         self._width, self._dtype = first.in_features, _array(first.weight).dtype
-        drawing = next((i for i, layer in enumerate(layers) if isinstance(layer, AppendNoise)), None)
         self._before: list[_Operation] = []
         self._noise_size = 0
+        drawing = next((i for i, layer in enumerate(layers) if isinstance(layer, AppendNoise | BestOfN)), None)
         if drawing is not None:
-            noise = layers[drawing]
-            assert isinstance(noise, AppendNoise)
-            self._before, self._noise_size = _operations(layers[:drawing], _array), noise.size
-            self._width -= noise.size
-            layers = layers[drawing + 1 :]
+            layer, self._before = layers[drawing], _operations(layers[:drawing], _array)
+            if isinstance(layer, BestOfN):
+                self._noise_size = layer.num_samples * len(layer.low)
+                self._width -= len(layer.low) + 1  # the flow reads a point and a time besides
+                layers = layers[drawing:]
+            else:
+                assert isinstance(layer, AppendNoise)
+                self._noise_size = layer.size
+                self._width -= layer.size
+                layers = layers[drawing + 1 :]
         self._moments = _moments(layers)
         self._finish = _finish(parts, self._dtype, self.deterministic)
 
@@ -331,7 +337,7 @@ def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
     leaves = [leaf for layer in layers for leaf in (layer, *_members(layer))]
     unknown = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _LAYERS)})
     dtypes = {parameter.dtype for parameter in net.parameters()}
-    leading = Standardize | PolicyEnsemble | AppendNoise
+    leading = Standardize | PolicyEnsemble | AppendNoise | BestOfN
     first = next((leaf for leaf in leaves if not isinstance(leaf, leading)), None)
     if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
         raise O2OSpecError(
@@ -342,6 +348,8 @@ def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
 
 
 def _members(layer: nn.Module) -> list[nn.Module]:
+    if isinstance(layer, BestOfN):
+        return [*_flat(layer.flow), *_flat(layer.critic)]
     return _flat(layer.members) if isinstance(layer, PolicyEnsemble) else []
 
 
@@ -350,7 +358,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _flat(module: nn.Module) -> list[nn.Module]:
-    if type(module) in (nn.Sequential, MLP, Joined):
+    if type(module) in (nn.Sequential, MLP, Joined, QValueNet):
         return [leaf for child in module.children() for leaf in _flat(child)]
     return [module]
 
@@ -383,6 +391,8 @@ def _head(last: nn.Module, read: _Read) -> _Moments:
     """The last layer, which ends in an action, or in a mean and a standard deviation."""
     if isinstance(last, PolicyEnsemble):
         return _merged(last)
+    if isinstance(last, BestOfN):
+        return _chosen(last)
     if isinstance(last, GaussianHead):
         return _gaussian([last.mean], _gaussian_scale(last, read), read)
     if isinstance(last, GaussianVectorHead):
@@ -420,6 +430,40 @@ def _merged(ensemble: PolicyEnsemble) -> _Moments:
         return mean, np.sqrt(np.minimum(np.maximum(variance.mean(0), low), high))
 
     return moments
+
+
+def _chosen(policy: BestOfN) -> _Moments:
+    """As :class:`~torchrl_o2o.modules.BestOfN`; the noise of its N actions stands behind the observation."""
+    names = {id(value): name for name, value in policy.critic.named_parameters()}
+    stacked = policy.stacked
+    flow, count, size = _operations(_flat(policy.flow), _array), policy.num_samples, len(policy.low)
+    critics = [
+        _operations(_flat(policy.critic), lambda tensor, k=k: _array(stacked[names[id(tensor)]])[k])
+        for k in range(len(next(iter(stacked.values()))))
+    ]
+    low, high = _array(policy.low), _array(policy.high)
+
+    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = features.reshape(-1, features.shape[-1])
+        point = rows[:, -count * size :].reshape(-1, size)
+        observation = np.repeat(rows[:, : -count * size], count, 0)
+        for step in range(policy.flow_steps):
+            time = np.full_like(point[:, :1], step / policy.flow_steps)
+            point = point + _applied(flow, np.concatenate([observation, point, time], -1)) / policy.flow_steps
+        action = np.minimum(np.maximum(point, low), high)
+        judged = np.concatenate([observation, action], -1)
+        values = np.stack([_applied(critic, judged) for critic in critics])
+        value = (values.mean(0) if policy.aggregation == "mean" else values.min(0)).reshape(-1, count)
+        best = action.reshape(-1, count, size)[np.arange(len(rows)), value.argmax(-1)]
+        return best.reshape(*features.shape[:-1], size), None
+
+    return moments
+
+
+def _applied(operations: list[_Operation], features: np.ndarray) -> np.ndarray:
+    for operation in operations:
+        features = operation(features)
+    return features
 
 
 def _operations(modules: list[nn.Module], read: _Read) -> list[_Operation]:

@@ -336,11 +336,15 @@ class BestOfN(nn.Module):
         noise = torch.randn(*repeated.shape[:-1], len(self.low), dtype=repeated.dtype, device=repeated.device)
         action = euler_flow(lambda point, time: self.flow(repeated, point, time), noise, self.flow_steps)
         action = torch.minimum(torch.maximum(action, self.low), self.high)
-        params = {name: self.critics[_plain(name)] for name in self._names}
-        qvalue = vmap(lambda member: functional_call(self._critic, member, (repeated, action)))(params).squeeze(-1)
+        qvalue = vmap(lambda member: functional_call(self.critic, member, (repeated, action)))(self.stacked).squeeze(-1)
         qvalue = qvalue.mean(0) if self.aggregation == "mean" else qvalue.amin(0)
         best = qvalue.argmax(0)[None, ..., None].expand(1, *action.shape[1:])
         return action.gather(0, best).squeeze(0)
+
+    @property
+    def stacked(self) -> dict[str, Tensor]:
+        """The parameters of the critics by the template's names, stacked."""
+        return {name: self.critics[_plain(name)] for name in self._names}
 
     @property
     def critic(self) -> nn.Module:

@@ -20,10 +20,11 @@ from tensordict import TensorDictBase
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray, check_size
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5
+from torchrl_o2o.data.datasets.ogbench import is_ogbench, ogbench_arrays
 from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.data.keys import STEPS, TRANSITION, has_steps
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OError
 
 __all__ = ["pack_rows", "read_arrays", "read_episodes", "read_flat", "read_hdf5", "read_npz"]
 
@@ -63,7 +64,7 @@ def _demos(file: StoredGroup) -> list[Any] | None:
 def read_npz(path: Path, options: ReadOptions) -> RawDataset:
     """Read an npz file of flat arrays, named as in D4RL, in Minari or in TED, with an optional ``episode`` array.
 
-    Arrays that are not needed are not decompressed.
+    Arrays that are not needed are not decompressed. A file of OGBench gets the rewards of its task.
 
     Args:
         path: the file; pickled objects in it are not read.
@@ -74,8 +75,10 @@ def read_npz(path: Path, options: ReadOptions) -> RawDataset:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return read_flat(_members(archive), str(path), options)
-    except O2ODataError:
+            arrays = _members(archive)
+            recorded = is_ogbench(arrays)
+            return read_flat(ogbench_arrays(path) if recorded else arrays, str(path), options)
+    except O2OError:
         raise
     except Exception as error:  # zip, zlib and numpy each have their own errors for damaged files
         raise O2ODataError(f"{path} is not a readable npz file of plain arrays ({error}).") from error

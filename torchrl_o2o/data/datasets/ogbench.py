@@ -1,0 +1,108 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""OGBench's files: no rewards in them, the rewards of a task from the ``ogbench`` package, nothing downloaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = ["is_ogbench", "ogbench_arrays", "ogbench_names"]
+
+_NAME = re.compile(r"(?P<env>[a-z0-9-]+?)-(?P<kind>[a-z]+)(?P<task>-singletask(-task\d)?)?-(?P<version>v\d+)(-val)?")
+
+
+def is_ogbench(names: Collection[str]) -> bool:
+    """Whether arrays of these names are a file of OGBench: states of the simulator, and no rewards.
+
+    Args:
+        names: of the arrays in a file.
+
+    Returns:
+        ``True`` if so.
+
+    Examples:
+        >>> is_ogbench({"observations", "actions", "terminals", "qpos", "qvel"})
+        True
+        >>> is_ogbench({"observations", "actions", "terminals", "rewards"})
+        False
+    """
+    there = {"observations", "actions", "terminals", "qpos", "qvel"} <= set(names)
+    return there and not {"rewards", "next_observations"} & set(names)
+
+
+def ogbench_names(path: Path) -> tuple[str, str]:
+    """The environment and its single task that a file's name says.
+
+    Args:
+        path: named as OGBench names it, ``cube-single-play-v0.npz``; or as the task,
+            ``cube-single-play-singletask-task2-v0.npz``, by a link for example.
+
+    Returns:
+        Name of the single-task environment, and the data set's own name.
+
+    Raises:
+        O2ODataError: if it is named otherwise.
+
+    Examples:
+        >>> ogbench_names(Path("cube-single-play-v0.npz"))
+        ('cube-single-singletask-v0', 'cube-single-play-v0')
+        >>> ogbench_names(Path("pointmaze-medium-navigate-singletask-task2-v0-val.npz"))[0]
+        'pointmaze-medium-singletask-task2-v0'
+    """
+    match = _NAME.fullmatch(path.stem)
+    if match is None:
+        raise O2ODataError(
+            f"{path.name} is a file of OGBench, whose rewards depend on the task; name it as OGBench does, such as "
+            f"cube-single-play-v0.npz, or as the task, such as cube-single-play-singletask-task2-v0.npz."
+        )
+    env, kind, version = match["env"], match["kind"], match["version"]
+    return f"{env}{match['task'] or '-singletask'}-{version}", f"{env}-{kind}-{version}"
+
+
+def ogbench_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Flat arrays of a file of OGBench, with the rewards (-1, and 0 at success) of its single task.
+
+    The last row of an episode is the successor of the one before it and nothing else, as in OGBench's own loader. An
+    episode also ends where the task succeeds, since the environment ends there; while the recorded one goes on, rows of
+    success are episodes of one row.
+
+    Source: ``ogbench.utils.load_dataset`` and ``ogbench.relabel_utils.relabel_dataset`` of ogbench 1.2 (Park et al.
+    2025, arXiv:2410.20092).
+
+    Args:
+        path: the npz file.
+
+    Returns:
+        Arrays by the names of D4RL.
+
+    Raises:
+        O2OSpecError: if ogbench is not installed.
+        O2ODataError: if the file's name does not say the task, or it has no such task.
+    """
+    name, _ = ogbench_names(path)
+    package, utils, relabel = (require(f"ogbench{part}", "ogbench") for part in ("", ".utils", ".relabel_utils"))
+    gymnasium = require("gymnasium", "ogbench")
+    try:
+        env = gymnasium.make(name)
+    except gymnasium.error.Error as error:
+        raise O2ODataError(f"{package.__name__} has no task {name!r}, which {path.name} asks for ({error}).") from error
+    try:
+        data = utils.load_dataset(str(path), add_info=True)
+        relabel.relabel_dataset(name, env, data)
+    finally:
+        env.close()
+    success = data["masks"] == 0
+    return {
+        **{key: data[key] for key in ("observations", "actions", "next_observations", "rewards")},
+        "terminals": success,
+        "timeouts": (data["terminals"] > 0) & ~success,
+    }
