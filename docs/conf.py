@@ -26,8 +26,8 @@ from torchrl_o2o import __version__  # noqa: E402
 
 #: `O2O_DOCS_EXECUTE=0` leaves out running examples and tutorials: a first look in a minute.
 EXECUTE = os.environ.get("O2O_DOCS_EXECUTE", "1") != "0"
-#: `O2O_DOCS_OFFLINE=1` leaves out the inventories of other projects, which are read from the network.
-OFFLINE = os.environ.get("O2O_DOCS_OFFLINE", "0") == "1"
+#: `O2O_DOCS_ONLINE=1` links to the references of torch, TorchRL and others, whose inventories are read from the network.
+ONLINE = os.environ.get("O2O_DOCS_ONLINE", "0") == "1"
 
 project = "torchrl_o2o"
 author = "The torchrl_o2o contributors"
@@ -43,7 +43,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-if not OFFLINE:
+if ONLINE:
     extensions.append("sphinx.ext.intersphinx")
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", None),
