@@ -56,7 +56,8 @@ class Config:
     bc_weight: float = 2.5
     std_start: float = 1.0
     std_end: float = 0.1
-    std_duration: int = 500  # agent steps; the papers: 100k, 500k or 2M
+    std_duration: int = 500  # counted steps; the papers: 100k to 2M
+    online_bc: bool = True  # DrQ-v2 proper has no cloning, starts at std_start, and needs more steps than these
     lr: float = 1e-3  # the papers: 1e-4, offline 3e-4
     gamma: float = 0.95  # the papers: 0.99
     tau: float = 0.01
@@ -85,29 +86,24 @@ def main(cfg: Config) -> DrQV2BCLoss:
         Descend("actor", Adam(loss.actor_network_params.parameters(), lr=cfg.lr)),  # sees the features of before
         MoveTargets(SoftUpdate(loss, tau=cfg.tau)),
     )
-    sampler, writer = BalancedSampler(len(data), 1.0), OnlineWriter(len(data))
-    buffer = TensorDictReplayBuffer(
-        storage=data.storage(cfg.total_frames),
-        sampler=sampler,
-        writer=writer,
-        batch_size=cfg.batch_size,
-        transform=RandomShift(cfg.pad),
-    )
+    sampler = BalancedSampler(len(data), 1.0)
+    parts = {"sampler": sampler, "writer": OnlineWriter(len(data)), "transform": RandomShift(cfg.pad)}
+    buffer = TensorDictReplayBuffer(storage=data.storage(cfg.total_frames), batch_size=cfg.batch_size, **parts)
     policy, schedule = TensorDictSequential(encoder, actor), (cfg.std_start, cfg.std_end, cfg.std_duration)
-    noise = AdditiveGaussianModule(actor.spec, cfg.std_start, cfg.std_end, annealing_num_steps=cfg.std_duration)
+    noise = AdditiveGaussianModule(actor.spec, cfg.std_end, cfg.std_end)
     online = StepCollector(env, TensorDictSequential(policy, noise), total_frames=cfg.total_frames, seed=cfg.seed)
     episode = []
     for step, row in enumerate(chain(repeat(None, cfg.offline_steps), online), 1 - cfg.offline_steps):
         if row is not None:
-            loss.use_bc, sampler.offline_fraction = False, 0.5
-            noise.step(), episode.append(row)
+            loss.use_bc, sampler.offline_fraction = cfg.online_bc, 0.5
+            episode.append(row)
             if row["next", "done"].item():  # its sums over n steps are known now
                 rows = torch.cat(episode).set("episode", torch.zeros(len(episode), dtype=torch.long))
                 rows = n_step(rows, n=cfg.n_step, gamma=cfg.gamma)
                 buffer.extend(rows.select(*stored_keys(rows)))
                 episode.clear()
         if row is None or (step % 2 == 0 and len(buffer) > len(data)):
-            loss.std.fill_(linear_schedule(step + cfg.offline_steps if row is None else step, *schedule))
+            loss.std.fill_(linear_schedule(step + cfg.offline_steps, *schedule))
             metrics = update(buffer.sample())
         if step % cfg.eval_every == 0:
             result = evaluate(policy, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)

@@ -358,8 +358,9 @@ class FrameRing:
             frames = (self.ring if count else self.fixed).index_select(0, slots)
         else:
             frames = self.fixed.new_empty((len(flat), *self.fixed.shape[1:]))
-            frames[online] = self.ring.index_select(0, slots[online])
-            frames[~online] = self.fixed.index_select(0, slots[~online])
+            for part, kept in ((self.ring, online), (self.fixed, ~online)):
+                rows = kept.nonzero().squeeze(-1)
+                _words(frames).index_copy_(0, rows, _words(part).index_select(0, slots[rows]))
         return frames.reshape(*numbers.shape, *self.fixed.shape[1:])
 
     def grow(self, capacity: int) -> None:
@@ -381,6 +382,12 @@ class FrameRing:
         frames = rows["frame"].to(self.ring.device)
         self.fixed[slots[~online]] = frames[~online]
         self.ring[slots[online] - len(self.fixed)] = frames[online]
+
+
+def _words(frames: Tensor) -> Tensor:
+    """The same memory in words of eight bytes, if frames are whole words: scattering goes element by element."""
+    flat = frames.flatten(1)
+    return flat.view(torch.int64) if flat.shape[1] % 8 == 0 else flat
 
 
 class FrameStorage(LazyTensorStorage):
