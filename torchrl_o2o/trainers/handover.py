@@ -46,6 +46,7 @@ class HandOver:
     SAC+ML -> SAC   actor, critics                            fresh           none or top   none
     SAC, BC start   actor                                     fresh           none or all   none
     WSRL            actor, critics, temperature               kept            none          5000 steps
+    PEX             critics, V; actor as the frozen policy    fresh           symmetric     5001 steps
     ==============  ========================================  ==============  ============  ========================
 
     Args:
