@@ -25,6 +25,27 @@ SHORT = {
     "init_random_frames": 50,
     "init_frames": 50,
     "frames_per_epoch": 100,
+    "warmup_steps": 50,
+    "warm_start": 50,
+    "phase_every": 100,
+    "max_updates": 50,
+    "check_every": 25,
+    "patience": 25,
+}
+#: What counts in iterations or rollouts.
+ITERATED = {
+    "eval_every": 1,
+    "iterations": 1,
+    "offline_iterations": 1,
+    "online_iterations": 1,
+    "frames_per_iteration": 1_000,
+    "episodes_per_iteration": 1,
+    "critic_steps": 20,
+    "actor_steps": 20,
+    "clone_epochs": 1,
+    "offline_updates": 20,
+    "rollouts": 1,
+    "updates_per_rollout": 5,
 }
 INTRODUCTION = """\
 Examples
@@ -59,7 +80,8 @@ def words_of(_: Any, script: dict[str, Any]) -> list[str]:
     if path.parent.name != "examples":
         return []
     fields = re.findall(r"^    (\w+): int = ", path.read_text(), flags=re.M)
-    return [f"{name}={value}" for name, value in SHORT.items() if name in fields]
+    iterated = ITERATED if {"iterations", "online_iterations", "rollouts"} & set(fields) else {}
+    return [f"{name}={value}" for name, value in {**SHORT, **iterated}.items() if name in fields]
 
 
 def configuration(root: Path, *, execute: bool) -> dict[str, Any]:
