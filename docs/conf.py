@@ -26,7 +26,7 @@ from torchrl_o2o import __version__  # noqa: E402
 
 #: `O2O_DOCS_EXECUTE=0` leaves out running examples and tutorials: a first look in a minute.
 EXECUTE = os.environ.get("O2O_DOCS_EXECUTE", "1") != "0"
-#: `O2O_DOCS_ONLINE=1` links to the references of torch, TorchRL and others; their inventories are read from the network.
+#: `O2O_DOCS_ONLINE=1` links to the references of torch, TorchRL and others, whose inventories are on the network.
 ONLINE = os.environ.get("O2O_DOCS_ONLINE", "0") == "1"
 
 project = "torchrl_o2o"
