@@ -418,3 +418,22 @@ def test_a_ghost_step_is_one_of_a_zero_gradient() -> None:
     expected = 1 + (beta1 * (1 - beta1) / (1 - beta1**2)) / (beta2 * (1 - beta2) / (1 - beta2**2)) ** 0.5
     for ratio in moved.values():
         torch.testing.assert_close(ratio, torch.full_like(ratio, expected), rtol=1e-3, atol=1e-3)
+
+
+def test_a_scaled_step_is_one_on_that_share_of_the_loss() -> None:
+    """Plain gradient descent would see it; so do Adam's moments, eagerly and captured."""
+    batch, ends = random_transitions(8, 3, 2), []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
+        whole = loss.actor_loss(batch)[0].item()
+        optim = torch.optim.Adam(loss.actor_network_params.parameters(), lr=0.1)
+        update = Update(loss, Descend("actor", optim, scale=0.25))
+        if captured:
+            update.compile()
+        with without_kernels():
+            assert update(batch)["loss_actor"].item() == pytest.approx(0.25 * whole, rel=1e-5)
+        ends.append([state["exp_avg"] for state in optim.state_dict()["state"].values()])
+    torch.testing.assert_close(*ends)
+    with pytest.raises(O2OSpecError, match="scale=0"):
+        Descend("actor", optim, scale=0.0)
