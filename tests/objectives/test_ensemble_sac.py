@@ -69,6 +69,12 @@ class TestContractPerSample(TestContractRLPD):
     settings = {"sub_sample_len": 1, "subset_per": "sample", "entropy_backup": False, "ensemble_reduction": "mean"}
 
 
+class TestContractOnChunks(TestContractRLPD):
+    """RLPD-AC and QC-RLPD."""
+
+    settings = {"entropy_backup": False, "target_q": "mean", "bc_alpha": 0.1, "ensemble_reduction": "mean"}
+
+
 class TestContractWSRL(TestContractRLPD):
     settings = {
         "sub_sample_len": 2,
@@ -86,6 +92,8 @@ class TestContractWSRL(TestContractRLPD):
     ("settings", "message"),
     [
         ({"num_target_actions": 0}, "num_target_actions"),
+        ({"target_q": "max"}, "got target_q='max'"),
+        ({"bc_alpha": -1.0}, "got bc_alpha=-1"),
         ({"entropy_at": "here"}, "got entropy_at='here'"),
         ({"sub_sample_len": 5}, r"got sub_sample_len=5, expected 1\.\.4"),
         ({"sub_sample_len": 0}, r"got sub_sample_len=0, expected 1\.\.4"),

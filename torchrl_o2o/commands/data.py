@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchrl_o2o.errors import O2OSpecError
+
 __all__ = ["add_reading", "reading", "register"]
 
 _SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .csv, .pickle, or a Minari folder)"
@@ -145,7 +147,14 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _make(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data.datasets.local import make_local_dataset
+    from torchrl_o2o.data.datasets.ogbench_make import make_ogbench
 
+    if arguments.name.startswith("ogbench/"):
+        if arguments.policy is not None:
+            raise O2OSpecError(f"got --policy for {arguments.name}, which takes none")
+        file = make_ogbench(arguments.name, seed=arguments.seed, num_steps=arguments.steps, root=arguments.root)
+        print(f"{arguments.name} is in {file}; load it by path:{file}")
+        return 0
     folder = make_local_dataset(
         arguments.name, seed=arguments.seed, num_steps=arguments.steps, root=arguments.root, policy=arguments.policy
     )

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from torchrl_o2o.data import load_offline
-from torchrl_o2o.data.datasets.ogbench import ogbench_names
+from torchrl_o2o.data.datasets.ogbench import ogbench_task
+from torchrl_o2o.data.datasets.ogbench_make import make_ogbench
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 ROWS, EPISODES = 6, 2
@@ -85,8 +86,8 @@ def test_the_name_may_say_another_task(tmp_path: Path, package: list[str]) -> No
 
 
 def test_names_of_files() -> None:
-    assert ogbench_names(Path("antmaze-large-navigate-v0-val.npz"))[0] == "antmaze-large-singletask-v0"
-    assert ogbench_names(Path("puzzle-3x3-play-v0.npz")) == ("puzzle-3x3-singletask-v0", "puzzle-3x3-play-v0")
+    assert ogbench_task(Path("antmaze-large-navigate-v0-val.npz")) == "antmaze-large-singletask-v0"
+    assert ogbench_task(Path("puzzle-3x3-play-v0.npz")) == "puzzle-3x3-singletask-v0"
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, package: list[str]) -> None:
@@ -100,6 +101,24 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, package: list[str]) -> Non
 def test_without_the_package_the_extra_is_named(tmp_path: Path) -> None:
     with pytest.raises(O2OSpecError, match=r"torchrl_o2o\[ogbench\]"):
         load_offline(write(tmp_path / "cube-single-play-v0.npz"))
+
+
+@pytest.mark.parametrize("name", ["ogbench/cube-single-play-v0", "ogbench/pointmaze-tiny-navigate-v0"])
+def test_what_cannot_be_made_is_said(name: str, tmp_path: Path) -> None:
+    with pytest.raises(O2ODataError, match="cannot be made here"):
+        make_ogbench(name, root=tmp_path)
+    with pytest.raises(O2OSpecError, match="at least 1000 steps"):
+        make_ogbench("ogbench/pointmaze-medium-navigate-v0", num_steps=10, root=tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ogbench") is None, reason="needs torchrl_o2o[ogbench]")
+@pytest.mark.filterwarnings("ignore")
+def test_a_maze_is_walked_through(tmp_path: Path) -> None:
+    file = make_ogbench("ogbench/pointmaze-medium-navigate-v0", num_steps=2_000, root=tmp_path)
+    data = load_offline(file)
+    assert len(data) <= 2_000
+    assert (data["observation"] - data["next", "observation"]).abs().max() < 1.0
+    assert data["observation"].std(0).min() > 1.0, "it went somewhere"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ogbench") is None, reason="needs torchrl_o2o[ogbench]")

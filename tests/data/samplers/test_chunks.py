@@ -162,6 +162,20 @@ def test_environments_write_in_turns() -> None:
         chunks(two_regions(2, 7, 4, num_envs=2), [2])
 
 
+def test_a_rejected_step_shifts_the_turns_and_cuts() -> None:
+    """Environment 0 misses its second row; later rows of both are chunks again."""
+    buffer = two_regions(2, 12, 0, num_envs=2)
+    first, second = numbered(200, 5, ends=(201,)), numbered(300, 6)
+    order = [first[:1], second[:1], second[1:2]]
+    for step in range(2, 6):
+        order += [first[step - 1 : step], second[step : step + 1]]
+    buffer.extend(torch.cat(order))  # slots 2.. hold 200 300 301 201 302 202 303 203 304 204 305
+    got = chunks(buffer, [2, 3, 4, 5, 6])
+    assert got["valid"].tolist() == [[1, 0, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]]
+    assert got["priority_weight"].tolist() == [0, 0, 1, 0, 1]
+    assert got["action"].tolist()[2] == [301, 302, 303]
+
+
 def test_returns_of_several_steps_keep_the_first_action() -> None:
     got = chunks(two_regions(9, 4, 0, action_chunking=False), [1])
     assert "action" not in got

@@ -15,9 +15,9 @@ import numpy as np
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["is_ogbench", "ogbench_arrays", "ogbench_names"]
+__all__ = ["is_ogbench", "ogbench_arrays", "ogbench_task"]
 
-_NAME = re.compile(r"(?P<env>[a-z0-9-]+?)-(?P<kind>[a-z]+)(?P<task>-singletask(-task\d)?)?-(?P<version>v\d+)(-val)?")
+_NAME = re.compile(r"(?P<env>[a-z0-9-]+?)-[a-z]+(?P<task>-singletask(-task\d)?)?-(?P<version>v\d+)(-val)?")
 
 
 def is_ogbench(names: Collection[str]) -> bool:
@@ -39,23 +39,23 @@ def is_ogbench(names: Collection[str]) -> bool:
     return there and not {"rewards", "next_observations"} & set(names)
 
 
-def ogbench_names(path: Path) -> tuple[str, str]:
-    """The environment and its single task that a file's name says.
+def ogbench_task(path: Path) -> str:
+    """The single-task environment that a file's name says.
 
     Args:
         path: named as OGBench names it, ``cube-single-play-v0.npz``; or as the task,
             ``cube-single-play-singletask-task2-v0.npz``, by a link for example.
 
     Returns:
-        Name of the single-task environment, and the data set's own name.
+        Its id.
 
     Raises:
         O2ODataError: if it is named otherwise.
 
     Examples:
-        >>> ogbench_names(Path("cube-single-play-v0.npz"))
-        ('cube-single-singletask-v0', 'cube-single-play-v0')
-        >>> ogbench_names(Path("pointmaze-medium-navigate-singletask-task2-v0-val.npz"))[0]
+        >>> ogbench_task(Path("cube-single-play-v0.npz"))
+        'cube-single-singletask-v0'
+        >>> ogbench_task(Path("pointmaze-medium-navigate-singletask-task2-v0-val.npz"))
         'pointmaze-medium-singletask-task2-v0'
     """
     match = _NAME.fullmatch(path.stem)
@@ -64,8 +64,7 @@ def ogbench_names(path: Path) -> tuple[str, str]:
             f"{path.name} is a file of OGBench, whose rewards depend on the task; name it as OGBench does, such as "
             f"cube-single-play-v0.npz, or as the task, such as cube-single-play-singletask-task2-v0.npz."
         )
-    env, kind, version = match["env"], match["kind"], match["version"]
-    return f"{env}{match['task'] or '-singletask'}-{version}", f"{env}-{kind}-{version}"
+    return f"{match['env']}{match['task'] or '-singletask'}-{match['version']}"
 
 
 def ogbench_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -88,7 +87,7 @@ def ogbench_arrays(path: Path) -> dict[str, np.ndarray]:
         O2OSpecError: if ogbench is not installed.
         O2ODataError: if the file's name does not say the task, or it has no such task.
     """
-    name, _ = ogbench_names(path)
+    name = ogbench_task(path)
     package, utils, relabel = (require(f"ogbench{part}", "ogbench") for part in ("", ".utils", ".relabel_utils"))
     gymnasium = require("gymnasium", "ogbench")
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage
 from torchrl.data.replay_buffers.samplers import Sampler
@@ -63,7 +63,8 @@ class ChunkSampler(Sampler):
             ``True``.
         num_envs: environments that write online rows in turns, as
             :class:`~torchrl_o2o.collectors.VectorCollector` delivers them; the online slots are a multiple of it, and
-            offline rows are not in the ring. Defaults to 1.
+            offline rows are not in the ring. Where a rejected step has shifted the turns, which the observations tell,
+            chunks are cut. Defaults to 1.
 
     Raises:
         O2OSpecError: if a number is out of range, the stored rows go over several steps already, or the online slots
@@ -132,6 +133,8 @@ class ChunkSampler(Sampler):
         rows = flat.reshape(*row.shape)
         following = rows["next"]
         reward, joined = following["reward"].squeeze(-1), joined.to(following.device or "cpu")
+        if self.num_envs > 1:
+            joined = joined & _in_turns(rows, row.to(joined.device) >= _ring_of(storage).first)
         done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1) & joined
         before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended before
         valid = (joined & ~before).to(reward.dtype)
@@ -235,6 +238,14 @@ class _Ring(NamedTuple):
     first: int
     slots: int
     newest: int
+
+
+def _in_turns(rows: TensorDictBase, online: Tensor) -> Tensor:
+    """Whether each online row begins where the one before it in the chunk ended, and so all before, [B, h]."""
+    led_to, begins = rows["next", "observation"][:, :-1], rows["observation"][:, 1:]
+    same = (led_to == begins).flatten(2).all(-1)
+    follows = same | ~online[:, 1:] | rows["next", "done"][:, :-1, 0]
+    return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
 
 
 def _ring_of(storage: Storage) -> _Ring:
