@@ -23,6 +23,7 @@ from torchrl_o2o.data.samplers import (
 from torchrl_o2o.data.shift import RandomShift
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.data.torchrl_datasets import offline_replay_buffer, register_with_torchrl
+from torchrl_o2o.data.trajectories import TrajectoryReplay, returns_to_go
 from torchrl_o2o.data.transforms import add_next_action, n_step
 from torchrl_o2o.data.writers import OnlineWriter
 
@@ -45,6 +46,7 @@ __all__ = [
     "PoolSampler",
     "PrioritizedReplaySampler",
     "RandomShift",
+    "TrajectoryReplay",
     "add_next_action",
     "audit",
     "check_offline",
@@ -58,6 +60,7 @@ __all__ = [
     "offline_replay_buffer",
     "pixel_data",
     "register_with_torchrl",
+    "returns_to_go",
     "stack_rows",
     "stored_keys",
 ]

@@ -1,0 +1,120 @@
+"""Online decision transformer (Zheng et al. 2022, arXiv:2202.05607) on TorchRL's OnlineDTLoss; needs transformers.
+
+Run:  python examples/odt.py                       Hopper, a small transformer, some minutes on one core
+Updates up to the first rollout are offline; then each rollout asks for a high return and is followed by updates. The
+defaults are a CPU preset made for seeing the effect; docs/algorithms/odt.md lists the settings of the paper.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import gymnasium
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor
+from torchrl.data import Bounded
+from torchrl.modules import OnlineDTActor, ProbabilisticActor, TanhNormal
+from torchrl.objectives import OnlineDTLoss
+
+from torchrl_o2o.config import parse_config
+from torchrl_o2o.data import Convention, TrajectoryReplay, load_offline
+from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.envs import make_gym_env, seed_everything
+
+KEYS = ["observation", "action", "return_to_go"]
+
+
+@dataclass
+class Config:
+    """What can be set from the command line."""
+
+    env: str = "Hopper-v5"
+    dataset: str = "o2o/hopper/linear-medium-v0"
+    seed: int = 0
+    offline_updates: int = 2_000  # the paper: 5 000
+    rollouts: int = 10  # the paper: 1 500
+    updates_per_rollout: int = 50  # the paper: 300
+    batch_size: int = 64  # the paper: 256
+    context: int = 20
+    acting_context: int = 5
+    width: int = 64  # the paper: 512
+    layers: int = 2  # the paper: 4
+    capacity: int = 1_000  # trajectories
+    return_scale: float = 0.001
+    eval_return: float = 3_600.0
+    exploration_return: float = 7_200.0
+    lr: float = 1e-3  # the paper: 1e-4, by LAMB; here AdamW, since torch has none
+    weight_decay: float = 5e-4
+    warmup: int = 500  # the paper: 10 000
+    eval_every: int = 5
+    eval_episodes: int = 3
+
+
+@torch.no_grad()
+def roll_out(
+    actor: ProbabilisticActor, env: gymnasium.Env, asked: float, cfg: Config, *, seed: int, explore: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One episode conditioned on a return, from which every reward is taken as it comes; states, actions, rewards."""
+    actor.eval()
+    observations, actions, rewards, to_go = [], [], [], [asked * cfg.return_scale]
+    observation, done = env.reset(seed=seed)[0], False
+    while not done:
+        observations.append(torch.as_tensor(observation, dtype=torch.float32))
+        past = slice(-cfg.acting_context, None)
+        known = torch.stack([*actions, torch.zeros(env.action_space.shape)])  # the last one is not looked at
+        entries = torch.stack(observations)[past], known[past], torch.tensor(to_go)[past].unsqueeze(-1)
+        context = TensorDict(dict(zip(KEYS, entries, strict=True)), [len(entries[0])]).unsqueeze(0)
+        dist = actor.get_dist(context)
+        actions.append((dist.sample() if explore else dist.deterministic_sample)[0, -1])
+        observation, reward, terminated, truncated, _ = env.step(actions[-1].numpy())
+        rewards.append(float(reward))
+        to_go.append(to_go[-1] - rewards[-1] * cfg.return_scale)
+        done = terminated or truncated
+    actor.train()
+    return torch.stack(observations), torch.stack(actions), torch.tensor(rewards)
+
+
+def main(cfg: Config) -> OnlineDTLoss:
+    """Train, printing the evaluations; returns the trained loss module."""
+    require("transformers", "odt")
+    seed_everything(cfg.seed)
+    raw = load_offline(cfg.dataset, env=make_gym_env(cfg.env))
+    convention = Convention(normalize_observations=True).fit(raw)  # stays as it is online
+    data, env = convention.data(raw), convention.env(make_gym_env(cfg.env))
+    replay = TrajectoryReplay(cfg.capacity, return_scale=cfg.return_scale)
+    replay.load(data)
+    dims = data["observation"].shape[-1], data["action"].shape[-1]
+    shape = {"n_embd": cfg.width, "n_layer": cfg.layers, "n_head": 4, "n_inner": 4 * cfg.width, "activation": "relu"}
+    shape |= {"n_positions": 3 * cfg.context, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
+    body = TensorDictModule(OnlineDTActor(*dims, transformer_config=shape), in_keys=KEYS, out_keys=["loc", "scale"])
+    spec = Bounded(-torch.ones(dims[1]), torch.ones(dims[1]))
+    actor = ProbabilisticActor(body, in_keys=["loc", "scale"], spec=spec, distribution_class=TanhNormal)
+    loss = OnlineDTLoss(actor, alpha_init=0.1)
+    transformer = [value for name, value in loss.named_parameters() if name != "log_alpha"]
+    optim = torch.optim.AdamW(transformer, lr=cfg.lr, weight_decay=cfg.weight_decay)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: min((step + 1) / cfg.warmup, 1.0))
+    alpha_optim = torch.optim.Adam([loss.log_alpha], lr=1e-4)
+    for rollout in range(cfg.rollouts + 1):
+        if rollout:
+            seed = cfg.seed + 1_000 + rollout
+            replay.append(*roll_out(actor, env, cfg.exploration_return, cfg, seed=seed, explore=True))
+        for _ in range(cfg.updates_per_rollout if rollout else cfg.offline_updates):
+            out = loss(replay.sample(cfg.batch_size, cfg.context))
+            optim.zero_grad()
+            (out["loss_log_likelihood"] + out["loss_entropy"]).backward()
+            torch.nn.utils.clip_grad_norm_(transformer, 0.25)
+            optim.step()
+            warmup.step()
+            alpha_optim.zero_grad()
+            out["loss_alpha"].backward()
+            alpha_optim.step()
+        if rollout % cfg.eval_every == 0:
+            ask = partial(roll_out, actor, env, cfg.eval_return, cfg, explore=False)
+            returns = [float(ask(seed=cfg.seed + 10_000 + k)[2].sum()) for k in range(cfg.eval_episodes)]
+            print(f"rollout {rollout}: return {sum(returns) / len(returns):.1f}, entropy {out['entropy']:.2f}")
+    return loss
+
+
+if __name__ == "__main__":
+    main(parse_config(Config))

@@ -1,0 +1,60 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_o2o.data import TrajectoryReplay, returns_to_go
+from torchrl_o2o.errors import O2OSpecError
+
+
+def rows() -> TensorDict:
+    """Three episodes of 4, 3 and 5 steps with rewards 1, 5 and 2 a step; the observation is the row's number."""
+    numbers = torch.tensor([0] * 4 + [1] * 3 + [2] * 5)
+    reward = torch.tensor([1.0, 5.0, 2.0])[numbers].unsqueeze(-1)
+    observation = torch.arange(12.0).unsqueeze(-1)
+    return TensorDict(
+        {"episode": numbers, "observation": observation, "action": torch.ones(12, 2), "next": {"reward": reward}}, [12]
+    )
+
+
+def test_returns_by_hand() -> None:
+    assert returns_to_go(torch.tensor([1.0, -2.0, 4.0])).tolist() == [3.0, 2.0, 4.0]
+
+
+def test_the_best_episodes_are_kept_and_the_worst_goes_first() -> None:
+    replay = TrajectoryReplay(2, return_scale=0.5)
+    replay.load(rows())
+    assert [float(each["return_to_go"][0]) for each in replay.episodes] == [5.0, 7.5]
+    replay.append(torch.zeros(2, 1), torch.zeros(2, 2), torch.ones(2))
+    assert [float(each["return_to_go"][0]) for each in replay.episodes] == [1.0, 7.5]
+    assert replay.episodes[1]["action"].max() < 1.0
+
+
+def test_slices_are_whole_and_every_start_alike() -> None:
+    torch.manual_seed(0)
+    replay = TrajectoryReplay()
+    replay.load(rows())
+    drawn = replay.sample(6_000, 4)
+    assert drawn.shape == (6_000, 4)
+    first = drawn["observation"][:, 0, 0]
+    steps = drawn["observation"][..., 0] - first.unsqueeze(-1)
+    assert (steps == torch.arange(4.0)).all()
+    starts, counts = first.unique(return_counts=True)
+    assert starts.tolist() == [0.0, 7.0, 8.0], "the episode of three steps is too short"
+    assert counts.sub(2_000).abs().max() < 200
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    replay = TrajectoryReplay()
+    replay.load(rows())
+    with pytest.raises(O2OSpecError, match="context=6"):
+        replay.sample(1, 6)
+    with pytest.raises(O2OSpecError, match="capacity=0"):
+        TrajectoryReplay(0)
+    with pytest.raises(O2OSpecError, match="episode"):
+        replay.load(rows().exclude("episode"))

@@ -1,0 +1,124 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Whole trajectories with the returns that were still to come, for policies that are conditioned on them (ODT)."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["TrajectoryReplay", "returns_to_go"]
+
+
+def returns_to_go(reward: Tensor) -> Tensor:
+    r"""Undiscounted returns, :math:`R_t=\sum_{i\ge t}r_i`.
+
+    Args:
+        reward: of one episode, shape [T].
+
+    Returns:
+        R, shape [T].
+
+    Examples:
+        >>> import torch
+        >>> returns_to_go(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([6., 5., 3.])
+    """
+    return reward.flip(0).cumsum(0).flip(0)
+
+
+class TrajectoryReplay:
+    """A ring of trajectories from which slices of equal length are drawn, every start alike.
+
+    The offline trajectories lie in the order of their returns, so that the worst is replaced first. The returns to go
+    are those that came about, whatever the policy was asked for. Slices are whole: TorchRL's transformer has no mask
+    for padding, so that an episode's last ``context - 1`` steps are seen only behind others.
+
+    Source: Zheng et al. 2022 (ODT), Algorithm 1 and section 4.
+
+    Args:
+        capacity: trajectories at most. Defaults to 1000.
+
+    Keyword Args:
+        return_scale: what returns are multiplied by. Defaults to 0.001; 1 on AntMaze.
+
+    Raises:
+        O2OSpecError: if ``capacity`` is below 1.
+
+    Examples:
+        >>> import torch
+        >>> replay = TrajectoryReplay(capacity=2, return_scale=1.0)
+        >>> for reward in (1.0, 2.0, 3.0):
+        ...     replay.append(torch.zeros(4, 3), torch.zeros(4, 2), torch.full((4,), reward))
+        >>> replay.sample(5, context=2)["return_to_go"].shape
+        torch.Size([5, 2, 1])
+        >>> [float(each["return_to_go"][0]) for each in replay.episodes]
+        [12.0, 8.0]
+    """
+
+    def __init__(self, capacity: int = 1_000, *, return_scale: float = 0.001) -> None:
+        if capacity < 1:
+            raise O2OSpecError(f"got capacity={capacity}, expected at least 1 trajectory")
+        self.capacity, self.return_scale = capacity, return_scale
+        self.episodes: list[TensorDict] = []
+        self._oldest = 0
+
+    def append(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
+        """Add one episode, in the place of the oldest where there is no room.
+
+        Args:
+            observation: as the policy sees them, shape [T, o].
+            action: shape [T, A]; held away from the box [-1, 1] by 1e-6.
+            reward: shape [T].
+        """
+        action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
+        columns = {"observation": observation, "action": action, "return_to_go": to_go}
+        episode = TensorDict(columns, [len(reward)])
+        if len(self.episodes) < self.capacity:
+            self.episodes.append(episode)
+            return
+        self.episodes[self._oldest] = episode
+        self._oldest = (self._oldest + 1) % self.capacity
+
+    def load(self, rows: TensorDictBase) -> None:
+        """Start with the best episodes of a data set, the worst of them first.
+
+        Args:
+            rows: transitions [N] with ``episode``, observations as the policy sees them.
+
+        Raises:
+            O2OSpecError: if the rows have no episode numbers.
+        """
+        numbers = rows.get("episode", None)
+        if numbers is None:
+            raise O2OSpecError("the data have no 'episode' entry; load them with torchrl_o2o.data.load_offline")
+        _, lengths = numbers.flatten().unique_consecutive(return_counts=True)
+        episodes = rows.split(lengths.tolist())
+        for each in sorted(episodes, key=lambda each: float(each["next", "reward"].sum()))[-self.capacity :]:
+            self.append(each["observation"], each["action"], each["next", "reward"].squeeze(-1))
+
+    def sample(self, batch_size: int, context: int) -> TensorDictBase:
+        """Draw slices.
+
+        Args:
+            batch_size: B.
+            context: K, steps of a slice.
+
+        Returns:
+            ``observation``, ``action`` and ``return_to_go``, shape [B, K].
+
+        Raises:
+            O2OSpecError: if no episode has as many steps.
+        """
+        starts = torch.tensor([max(len(episode) - context + 1, 0) for episode in self.episodes], dtype=torch.float64)
+        if not starts.sum() > 0:
+            raise O2OSpecError(f"got context={context}, but no episode is as long; take a shorter one")
+        which = torch.multinomial(starts, batch_size, replacement=True)
+        first = (torch.rand(batch_size, dtype=torch.float64) * starts[which]).long()
+        pairs = zip(which.tolist(), first.tolist(), strict=True)
+        return torch.stack([self.episodes[index][start : start + context] for index, start in pairs])
