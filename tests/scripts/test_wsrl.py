@@ -123,6 +123,7 @@ def test_published_settings() -> None:
     assert [cfg.online_loss.num_target_actions for cfg in (run, maze, hand)] == [1, 10, 1]
     assert [cfg.actor.std for cfg in (run, maze, hand)] == ["head", "vector", "head"]
     assert (run.actor_lr, run.qvalue_lr, run.utd_ratio, run.online.batch_size) == (1e-4, 3e-4, 4, 256)
+    assert [(cfg.schedule.eval_every, cfg.evaluation.num_episodes) for cfg in (run, maze, hand)] == [(20_000, 20)] * 3
     assert (run.handover.warmup_steps, run.handover.data, run.handover.keep_optimizers) == (5000, "none", True)
     assert (run.qvalue.num_qvalue_nets, run.online_loss.sub_sample_len, run.qvalue.shared_head) == (10, 2, True)
     torch.testing.assert_close(torch.tensor(list(run.actor.log_std_bounds)).exp(), torch.tensor([1e-5, 10.0]))
