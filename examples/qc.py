@@ -82,7 +82,7 @@ def main(cfg: Config) -> BestOfNLoss:
         if row is not None:
             row["next", "reward"] = row["next", "reward"] + cfg.reward_shift
             buffer.extend(row.select(*TRANSITION))
-        if row is None or step > cfg.warmup_steps:
+        if row is None or step >= cfg.warmup_steps:
             metrics = update(buffer.sample())
         if step % cfg.eval_every == 0:
             result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)

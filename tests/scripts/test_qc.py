@@ -15,7 +15,7 @@ import torch
 
 from tests.kernels import without_kernels
 from tests.scripts.compiling import assert_compiled_equals_written_out
-from tests.scripts.phases import SHORT, PhasesContract, rows
+from tests.scripts.phases import SHORT, PhasesContract, newest, rows
 from tests.scripts.running import compose, load_script, script_of
 from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.modules import chunk_length
@@ -42,6 +42,24 @@ def test_every_variant_runs(algorithm: str, tmp_path: Path) -> None:
     assert (tmp_path / "offline").exists() == (not algorithm.endswith(("_ac", "_rlpd")))
     acted = 1 if algorithm in ("fql", "fql_n", "bfn", "bfn_n") else 5
     assert chunk_length(load_policy(tmp_path)) == acted
+
+
+@pytest.mark.filterwarnings("ignore:.*gamma.*")
+@pytest.mark.parametrize("phase", ["offline", "online"])
+def test_twins_end_in_the_same_parameters(phase: str, tmp_path: Path) -> None:
+    """The example and the script: every parameter equal, bit for bit, after either phase alone."""
+    updates, frames = (6, 1) if phase == "offline" else (0, 24)
+    example = load_script("examples/qc.py")
+    world = {"env": "HalfCheetah-v5", "dataset": "o2o/halfcheetah/linear-medium-v0", "reward_shift": 0.0}
+    shape = {"hidden_sizes": (16,), "num_samples": 2, "flow_steps": 2, "batch_size": 16, "warmup_steps": 4}
+    steps = {"offline_steps": updates, "total_frames": frames, "eval_every": 24, "eval_episodes": 1}
+    loss = example.main(example.Config(**world, **shape, **steps))
+    small = ("hidden_sizes=[16]", "variants.qc.num_samples=2", "loss.best_of_n.flow_steps=2", "phases.flow.warmup=4")
+    words = (f"offline.num_steps={updates}", f"online.total_frames={frames}", "~env.max_episode_steps")
+    script_of("qc").train(compose("qc", *SHORT, *small, *words, "schedule.eval_every=24", f"run_dir={tmp_path}"))
+    theirs = newest(tmp_path if phase == "online" else tmp_path / "offline", "loss")
+    for name, value in loss.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
 
 
 @pytest.mark.parametrize("algorithm", ["fql", "qc", "qc_rlpd"])
