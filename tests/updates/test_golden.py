@@ -22,6 +22,8 @@ from tests.kernels import without_kernels
 from tests.objectives import golden_offline as offline
 from tests.objectives import test_golden_aca as aca
 from tests.objectives import test_golden_awac as awac
+from tests.objectives import test_golden_bear as bear
+from tests.objectives import test_golden_brac as brac
 from tests.objectives import test_golden_cql as cql
 from tests.objectives import test_golden_drqv2 as drqv2
 from tests.objectives import test_golden_fql as fql
@@ -332,6 +334,39 @@ def chunked_rlpd_update(case: str) -> Whole:
     return Whole(loss, update, [qc.batch_of(tree, index) for index in steps], noise, check)
 
 
+def brac_update(case: str) -> Whole:
+    """Tables in place of networks; no step moves what a later loss reads."""
+    tree, loss, batch = brac.build(case, value_penalty=True)
+    recorded: Any = loss.noise
+    parts = {"qvalue": loss.qvalue_network_params, "actor": loss.actor_network_params, "multiplier": loss.multiplier}
+    update = Update(loss, *(Descend(name, offline.adam(part, 1e-3)) for name, part in parts.items()))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        for name, key in (
+            ("qvalue", "critic_loss_value_penalty"),
+            ("actor", "actor_loss"),
+            ("multiplier", "alpha_loss"),
+        ):
+            golden.assert_close(metrics[f"loss_{name}"], tree[f"out/{key}"], name)
+
+    used = ("action", "next_action", "divergence", "next_divergence")
+    return Whole(loss, update, [batch], [{name: [recorded.values[name]] for name in used}], check)
+
+
+def bear_update(case: str) -> Whole:
+    """The policy's actions before tanh are the noise; those of the VAE are written down."""
+    tree, loss, batch = bear.build(case)
+    recorded: Any = loss.noise
+    parts = {"actor": loss.actor_network_params, "multiplier": loss.multiplier}
+    update = Update(loss, *(Descend(name, offline.adam(part, 1e-3)) for name, part in parts.items()))
+
+    def check(metrics: Mapping[str, Tensor]) -> None:
+        golden.assert_close(metrics["loss_actor"], tree["out/actor_loss"], "actor loss")
+        golden.assert_close(-metrics["loss_multiplier"], tree["out/log_lagrange_gradient_ascent"], "its gradient")
+
+    return Whole(loss, update, [batch], [{"action": [recorded.values["action"]]}], check)
+
+
 def td3_update(case: str) -> Whole:
     """The critics twice, the actor and the targets every second time."""
     tree, loss, updater = td3_bc.build(case)
@@ -413,6 +448,8 @@ CASES: dict[str, Callable[[], Whole]] = {
     **{f"drqv2/{case}": lambda case=case: drqv2_update(case) for case in drqv2.UPDATES},
     **{case: lambda case=case: flow_update(case) for case in fql.CASES},
     **{case: lambda case=case: chunked_rlpd_update(case) for case in qc.CASES},
+    **{case: lambda case=case: brac_update(case) for case in brac.CASES},
+    **{case: lambda case=case: bear_update(case) for case in bear.CASES},
     **{f"td3_bc/{case}": lambda case=case: td3_update(f"td3_bc/{case}") for case in "AB"},
     **{f"off2on/{case}": lambda case=case: off2on_update(case) for case in "AB"},
     **{case: lambda case=case: awac_update(case) for case in awac.CORL},
