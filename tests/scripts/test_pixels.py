@@ -6,14 +6,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from tests.scripts.running import load_script
+from tests.scripts.phases import newest
+from tests.scripts.running import compose, load_script, script_of
+from torchrl_o2o.data import FrameStorage
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -52,6 +58,58 @@ def test_rlpd_pixels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loss = script.main(script.Config(**SHORT, **settings, utd_ratio=2))
     assert all(value.isfinite().all() for value in loss.parameters())
     assert lines(capsys) == ["40", "60"]
+
+
+def script_settings(run: Path, folder: Path, *words: str) -> Any:
+    tiny = ("encoder.features=[4,4]", "encoder.latent_dim=5", "actor.hidden_sizes=[8]", "qvalue.hidden_sizes=[8]")
+    short = ("online.total_frames=60", "online.init_random_frames=20", "online.batch_size=8", "utd_ratio=2")
+    often = ("schedule.eval_every=20", "schedule.log_every=10", "schedule.checkpoint_every=30")
+    words = (*tiny, *short, *often, "qvalue.num_qvalue_nets=2", "evaluation.num_episodes=1", *words)
+    return compose("rlpd_pixels", f"run_dir={run}", f"dataset.source={folder}", *words)
+
+
+def test_twins_end_in_the_same_parameters(folder: Path, tmp_path: Path) -> None:
+    script = load_script("examples/rlpd_pixels.py")
+    settings = {"dataset": str(folder), "total_frames": 60, "init_random_frames": 20, "num_qvalue_nets": 2}
+    loss = script.main(script.Config(**SHORT, **settings, utd_ratio=2))
+    script_of("rlpd_pixels").train(script_settings(tmp_path / "run", folder))
+    theirs = newest(tmp_path / "run", "loss")
+    for name, value in loss.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of an episode, frames and all."""
+    script_of("rlpd_pixels").train(script_settings(tmp_path / "whole", folder))
+    with pytest.raises(RuntimeError, match="stopped"), stopped_after(37):
+        script_of("rlpd_pixels").train(script_settings(tmp_path / "run", folder))
+    script_of("rlpd_pixels").train(script_settings(tmp_path / "run", folder, "resume=true"))
+    whole, resumed = (newest(tmp_path / name, "loss") for name in ("whole", "run"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """Let a run die in its update after so many transitions, as a killed process does."""
+    before, count = FrameStorage.set, itertools.count(1)
+
+    def dying(self: FrameStorage, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("set_cursor", True) and next(count) > steps:
+            raise RuntimeError("stopped")
+        before(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrameStorage, "set", dying)
+        yield
+
+
+def test_published_settings() -> None:
+    """Ball et al. 2023, the authors' `rlpd_pixels_config` and command."""
+    cfg = compose("rlpd_pixels", "preset=paper")
+    assert (cfg.qvalue.num_qvalue_nets, cfg.loss.sub_sample_len, cfg.loss.entropy_backup) == (10, 1, False)
+    assert (cfg.optim.lr, cfg.target.tau, cfg.value_estimator.gamma, cfg.temperature.init) == (3e-4, 0.005, 0.99, 0.1)
+    assert (list(cfg.encoder.features), list(cfg.encoder.strides)) == ([32, 64, 128, 256], [2, 2, 2, 2])
+    assert (cfg.online.batch_size, cfg.online.init_random_frames, cfg.pad, cfg.utd_ratio) == (256, 5_000, 4, 1)
 
 
 def test_drqv2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

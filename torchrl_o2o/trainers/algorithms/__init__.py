@@ -33,6 +33,7 @@ from torchrl_o2o.trainers.algorithms.off2on import (
     replay_priority,
 )
 from torchrl_o2o.trainers.algorithms.pex import make_pex
+from torchrl_o2o.trainers.algorithms.pixels import PixelRun, load_pixels, make_rlpd_pixels
 from torchrl_o2o.trainers.algorithms.qc import make_qc
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
@@ -44,6 +45,7 @@ __all__ = [
     "BASES",
     "BEHAVIOR_REGULARIZED",
     "Guide",
+    "PixelRun",
     "anneal_pool",
     "balanced_replay_buffer",
     "cool_constraint",
@@ -54,6 +56,7 @@ __all__ = [
     "fade_alignment",
     "ghostless_lr",
     "learn_density",
+    "load_pixels",
     "make_a3rl",
     "make_aca",
     "make_awac",
@@ -73,6 +76,7 @@ __all__ = [
     "make_qc",
     "make_rebrac",
     "make_rlpd",
+    "make_rlpd_pixels",
     "make_sac_after_cql",
     "make_sac_after_sac_ml",
     "make_sac_ml",

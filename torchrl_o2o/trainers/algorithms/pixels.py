@@ -1,0 +1,131 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Learners from pixels, and what a run of them consists of: RLPD (Ball et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch.optim import Adam
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.collectors import StepCollector
+from torchrl_o2o.data import BalancedSampler, OnlineWriter, PixelData, RandomShift, load_offline, load_vd4rl, stack_rows
+from torchrl_o2o.envs import GuardedEnv, make_gym_env, seed_everything
+from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
+from torchrl_o2o.objectives import PixelSACLoss
+from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
+from torchrl_o2o.trainers.launch import run_options
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.session import Session
+from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
+
+__all__ = ["PixelRun", "load_pixels", "make_rlpd_pixels"]
+
+#: Builds a learner from configuration, shape of the stacked frames and action dimension.
+MakePixelLearner = Callable[[DictConfig, tuple[int, ...], int], Learner]
+
+
+def load_pixels(cfg: DictConfig) -> PixelData:
+    """The data set of a configuration: V-D4RL's files, or a name that :func:`~torchrl_o2o.data.load_offline` takes.
+
+    Args:
+        cfg: ``dataset.source``, ``num_stack`` and ``mixed_episodes``.
+
+    Raises:
+        O2ODataError: if it is neither, or broken.
+    """
+    source = cfg.dataset.source
+    if Path(source).exists():
+        return load_vd4rl(source, num_stack=cfg.num_stack, mixed_episodes=cfg.mixed_episodes)
+    return stack_rows(load_offline(source), num_stack=cfg.num_stack)
+
+
+def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
+    """RLPD's networks, loss and update from pixels.
+
+    The critics' convolutions are copied to the actor first; then a step of the critics and of their targets on each
+    minibatch; then, on the last, a step of the actor and of the temperature.
+
+    Args:
+        cfg: sections ``encoder``, ``actor``, ``qvalue``, ``temperature``, ``loss``, ``value_estimator``, ``target``,
+            ``optim``, and ``target_entropy_per_dim``, ``utd_ratio``.
+        shape: of the stacked frames, (channels, height, width).
+        action_dim: action dimension.
+
+    Returns:
+        The learner.
+    """
+    encoder = make_pixel_encoder(shape, **plain(cfg.encoder))
+    actor = make_pixel_actor(encoder, action_dim, **plain(cfg.actor))
+    width = encoder.module.out_features
+    heads = make_qvalue_ensemble(width, action_dim, in_keys=("latent", "action"), **plain(cfg.qvalue))  # pyright: ignore
+    temperature = Temperature(cfg.target_entropy_per_dim * action_dim, **plain(cfg.temperature))
+    loss = PixelSACLoss(actor, encoder, heads, temperature=temperature, **plain(cfg.loss))  # pyright: ignore
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    critics = [*loss.encoder_network_params.parameters(), *loss.qvalue_network_params.parameters()]
+    critic_optim, targets = Adam(critics, **plain(cfg.optim)), MoveTargets(SoftUpdate(loss, **plain(cfg.target)))
+    update = Update(
+        loss,
+        Copy(*PixelSACLoss.LATE_COPY),
+        Repeat(cfg.utd_ratio, Descend("qvalue", critic_optim), targets),
+        Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))),
+        Descend("alpha", Adam(loss.temperature.parameters(), **plain(cfg.optim))),
+    )
+    return Learner(actor, loss, compiled(update, cfg))
+
+
+class PixelRun:
+    """The parts of an online run from pixels: data, environment, learner, buffer, collector and run folder.
+
+    Args:
+        cfg: what ``make_learner`` reads, ``env``, ``dataset``, ``num_stack``, ``mixed_episodes``, ``pad``,
+            ``offline_fraction``, ``utd_ratio``, the section ``online``, and the run's own settings.
+        make_learner: builds the learner from configuration, shape of the frames and action dimension.
+
+    Raises:
+        O2ODataError: if the data are broken.
+        O2OSpecError: if something does not fit.
+    """
+
+    def __init__(self, cfg: DictConfig, make_learner: MakePixelLearner) -> None:
+        make_env = partial(make_gym_env, **plain(cfg.env), num_stack=cfg.num_stack)
+        self.data = load_pixels(cfg)
+        seed_everything(cfg.seed)
+        env = GuardedEnv(make_env, **plain(cfg.env_guard))
+        shape, action_dim = env.observation_space.shape, env.action_space.shape[0]  # type: ignore[index]
+        self.learner = make_learner(cfg, shape, action_dim)  # type: ignore[arg-type]
+        writer = OnlineWriter(len(self.data))
+        self.buffer = TensorDictReplayBuffer(
+            storage=self.data.storage(cfg.online.total_frames),
+            sampler=BalancedSampler(len(self.data), cfg.offline_fraction),
+            writer=writer,
+            batch_size=cfg.online.batch_size * cfg.utd_ratio,
+            transform=RandomShift(cfg.pad),
+        )
+        self.collector = StepCollector(
+            env,
+            self.learner.explorer,
+            total_frames=cfg.online.total_frames,
+            init_random_frames=cfg.online.init_random_frames,
+            seed=cfg.seed,
+            on_cut=writer.truncate_last,
+        )
+        options = run_options(cfg, cfg.run_dir)
+
+        def score() -> EvaluationResult:
+            return evaluate(self.learner.tester, make_env, seed=cfg.seed + 10_000, **options.evaluation)
+
+        objects = {**self.learner.objects(), "collector": self.collector}
+        recorder = {"progress_total": cfg.online.total_frames, **options.recorder}
+        #: The run folder, a context whose ``online(collector)`` are the steps that are left.
+        self.session = Session(
+            cfg.run_dir, options.config, objects, self.buffer, score, options.schedule, options.resume, recorder
+        )
