@@ -32,7 +32,7 @@ HANDOVER: dict[str, dict[str, Any]] = {
     "scratch": {"carry": [], "data": "none"},
 }
 #: Entries that only the online phase reads.
-ONLINE_ONLY = ("algorithm", "expansion", "eval_eps")
+ONLINE_ONLY = ("expansion", "eval_eps")
 
 
 def train(cfg: DictConfig) -> None:
