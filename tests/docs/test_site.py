@@ -8,21 +8,12 @@ from __future__ import annotations
 
 import ast
 import importlib
-import re
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MARKDOWN = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "benchmarks/README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "docs/algorithms").glob("*.md")),
-    *sorted((ROOT / "sota-implementations").glob("*/README.md")),
-]
 
 
 @pytest.fixture
@@ -47,16 +38,6 @@ def test_every_public_name_has_its_place_in_the_reference(site: dict) -> None:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
                 declared |= set(ast.literal_eval(node.value))
     assert declared - listed == {"__version__"}
-
-
-@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path: Path) -> None:
-    text = re.sub(r"```.*?```|`[^`\n]*`(?!\])", "", path.read_text(), flags=re.S)
-    built = ("lessons/", "gallery/", "generated/")
-    for _, link in re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", text):
-        target = link.partition("#")[0]
-        if target and "://" not in link and not target.startswith(built):
-            assert (path.parent / target).exists(), link
 
 
 def test_an_examples_docstring_becomes_a_page(site: dict) -> None:
