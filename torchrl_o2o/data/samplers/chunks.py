@@ -29,18 +29,18 @@ class ChunkSampler(Sampler):
 
     A chunk is a transition with one long action, so that any loss and any critic of the package trains on it:
 
-    ==========================  =============  ====================================================================
-    entry                       shape          what it is
-    ==========================  =============  ====================================================================
-    ``action``                  [B, h A]       the h actions; with ``action_chunking=False`` the first alone, [B, A]
-    ``("next", "reward")``      [B, 1]         :math:`\sum_{i<h}\gamma^i r_{s+i}`
-    ``("next", "observation")`` [B, o]         of row s + h - 1
-    ``("next", "terminated")``  [B, 1]         whether one of the h rows is terminal
-    ``steps_to_next_obs``       [B]            h: the losses discount by :math:`\gamma^h`
-    ``valid``                   [B, h]         1 for row i unless the episode ended before it; not without chunking
-    ``priority_weight``         [B]            1 if the whole chunk lies in one episode, else 0; times the weight of
-                                               the sampler inside
-    ==========================  =============  ====================================================================
+    ===========================  =============  ====================================================================
+    entry                        shape          what it is
+    ===========================  =============  ====================================================================
+    ``action``                   [B, h A]       the h actions; with ``action_chunking=False`` the first alone, [B, A]
+    ``("next", "reward")``       [B, 1]         :math:`\sum_{i<h}\gamma^i r_{s+i}`
+    ``("next", "observation")``  [B, o]         of row s + h - 1
+    ``("next", "terminated")``   [B, 1]         whether one of the h rows is terminal
+    ``steps_to_next_obs``        [B]            h: the losses discount by :math:`\gamma^h`
+    ``valid``                    [B, h]         1 for row i unless the episode ended before it; not without chunking
+    ``priority_weight``          [B]            1 if the whole chunk lies in one episode, else 0; times the weight of
+                                                the sampler inside
+    ===========================  =============  ====================================================================
 
     Chunks follow the order in which rows were written, around the end of the ring. They are cut at the end of the
     offline rows and at the write pointer: there rows are missing and not mixed with the oldest ones. Cut chunks, like
