@@ -76,6 +76,7 @@ def main(cfg: Config) -> DrQV2BCLoss:
     width, action_dim = encoder.module.out_features, env.action_space.shape[0]
     actor = make_latent_actor(width, action_dim, latent_dim=cfg.latent_dim, hidden_sizes=cfg.hidden_sizes)
     heads = {"hidden_sizes": cfg.hidden_sizes, "layer_norm": False, "in_keys": ("latent", "action")}
+    heads["initialization"] = "orthogonal_unit"
     critics = make_qvalue_ensemble(cfg.latent_dim, action_dim, num_qvalue_nets=2, **heads)
     loss = DrQV2BCLoss(encoder, actor, make_bottleneck(width, cfg.latent_dim), critics, bc_weight=cfg.bc_weight)
     loss.make_value_estimator(gamma=cfg.gamma)

@@ -118,3 +118,21 @@ def test_drqv2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(value.isfinite().all() for value in loss.parameters())
     assert float(loss.std) < 1.0
     assert lines(capsys) == ["0", "20", "40", "60"]
+
+
+def drqv2_settings(run: Path, folder: Path, *words: str) -> Any:
+    tiny = ("encoder.features=[4,4]", "actor.latent_dim=5", "actor.hidden_sizes=[8]", "qvalue.hidden_sizes=[8]")
+    short = ("offline.num_steps=20", "online.batch_size=8", "evaluation.num_episodes=1", "schedule.eval_every=10")
+    often = ("schedule.log_every=5", "schedule.checkpoint_every=10")
+    return compose("drqv2", f"run_dir={run}", f"dataset.source={folder}", *tiny, *short, *often, *words)
+
+
+def test_the_drqv2_script_learns_offline_the_same_twice(folder: Path, tmp_path: Path) -> None:
+    train = script_of("drqv2").train
+    train(drqv2_settings(tmp_path / "whole", folder))
+    train(drqv2_settings(tmp_path / "run", folder))
+    whole, again = (newest(tmp_path / name, "loss") for name in ("whole", "run"))
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    assert float(whole["std"]) < 1.0
+    cfg = compose("drqv2", "preset=paper")
+    assert (cfg.offline.num_steps, cfg.optim.lr, cfg.target.tau, cfg.loss.bc_weight) == (550_000, 3e-4, 0.01, 2.5)

@@ -19,6 +19,7 @@ Initialization = Literal[
     "xavier_uniform",
     "torch",
     "orthogonal",
+    "orthogonal_unit",
     "orthogonal_small_last",
     "orthogonal_small_hidden",
     "fanin",
@@ -37,6 +38,7 @@ def initialize_(
     ``"xavier_uniform"``           xavier uniform, bias 0                      same (RLPD, A3RL, REDQ, jaxrl)
     ``"torch"``                    left as torch drew it                       same (d3rlpy, ACA, CORL's AWAC, TD3+BC)
     ``"orthogonal"``               orthogonal, gain sqrt(2), bias 0            same (IQL official, CORL's finetune CQL)
+    ``"orthogonal_unit"``          orthogonal, gain 1, bias 0                  same (DrQ-v2)
     ``"orthogonal_small_last"``    orthogonal, gain sqrt(2), bias 0            orthogonal, gain 1e-2 (CQL and Cal-QL)
     ``"orthogonal_small_hidden"``  same, the last of them gain 1e-2            xavier uniform, bias 0 (WSRL)
     ``"fanin"``                    U(+-1/sqrt(out_features)), bias 0           U(+-last_bound) (rlkit; its fan-in is the
@@ -83,6 +85,8 @@ def _initialize_hidden_(layer: nn.Linear, recipe: Initialization) -> None:
         nn.init.xavier_uniform_(layer.weight)
     elif recipe.startswith("orthogonal"):
         nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
+    elif recipe == "orthogonal_unit":
+        nn.init.orthogonal_(layer.weight)
     elif recipe == "fanin":
         bound = 1.0 / math.sqrt(layer.out_features)
         nn.init.uniform_(layer.weight, -bound, bound)

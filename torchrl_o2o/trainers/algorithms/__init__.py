@@ -33,7 +33,7 @@ from torchrl_o2o.trainers.algorithms.off2on import (
     replay_priority,
 )
 from torchrl_o2o.trainers.algorithms.pex import make_pex
-from torchrl_o2o.trainers.algorithms.pixels import PixelRun, load_pixels, make_rlpd_pixels
+from torchrl_o2o.trainers.algorithms.pixels import PixelRun, load_pixels, make_drqv2, make_rlpd_pixels
 from torchrl_o2o.trainers.algorithms.qc import make_qc
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
@@ -68,6 +68,7 @@ __all__ = [
     "make_cal_ql",
     "make_confidence",
     "make_cql",
+    "make_drqv2",
     "make_iql",
     "make_off2on_agent",
     "make_off2on_ensemble",

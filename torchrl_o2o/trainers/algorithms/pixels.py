@@ -2,24 +2,43 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learners from pixels, and what a run of them consists of: RLPD (Ball et al. 2023)."""
+"""Learners from pixels, and what a run of them consists of: RLPD (Ball et al. 2023), DrQ-v2+BC (Lu et al. 2023)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
+from tensordict.nn import TensorDictSequential
 from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector
-from torchrl_o2o.data import BalancedSampler, OnlineWriter, PixelData, RandomShift, load_offline, load_vd4rl, stack_rows
+from torchrl_o2o.data import (
+    BalancedSampler,
+    OnlineWriter,
+    PixelData,
+    RandomShift,
+    load_offline,
+    load_vd4rl,
+    n_step,
+    stack_rows,
+)
 from torchrl_o2o.envs import GuardedEnv, make_gym_env, seed_everything
-from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
-from torchrl_o2o.objectives import PixelSACLoss
+from torchrl_o2o.modules import (
+    Temperature,
+    make_bottleneck,
+    make_latent_actor,
+    make_pixel_actor,
+    make_pixel_encoder,
+    make_qvalue_ensemble,
+)
+from torchrl_o2o.objectives import DrQV2BCLoss, PixelSACLoss
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
@@ -27,7 +46,7 @@ from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
 
-__all__ = ["PixelRun", "load_pixels", "make_rlpd_pixels"]
+__all__ = ["PixelRun", "load_pixels", "make_drqv2", "make_rlpd_pixels"]
 
 #: Builds a learner from configuration, shape of the stacked frames and action dimension.
 MakePixelLearner = Callable[[DictConfig, tuple[int, ...], int], Learner]
@@ -37,15 +56,19 @@ def load_pixels(cfg: DictConfig) -> PixelData:
     """The data set of a configuration: V-D4RL's files, or a name that :func:`~torchrl_o2o.data.load_offline` takes.
 
     Args:
-        cfg: ``dataset.source``, ``num_stack`` and ``mixed_episodes``.
+        cfg: ``dataset.source``, ``num_stack`` and ``mixed_episodes``; ``n_step`` and ``value_estimator.gamma`` where
+            rows are sums over several steps.
 
     Raises:
         O2ODataError: if it is neither, or broken.
     """
     source = cfg.dataset.source
     if Path(source).exists():
-        return load_vd4rl(source, num_stack=cfg.num_stack, mixed_episodes=cfg.mixed_episodes)
-    return stack_rows(load_offline(source), num_stack=cfg.num_stack)
+        data = load_vd4rl(source, num_stack=cfg.num_stack, mixed_episodes=cfg.mixed_episodes)
+    else:
+        data = stack_rows(load_offline(source), num_stack=cfg.num_stack)
+    steps = cfg.get("n_step", 1)
+    return data if steps == 1 else replace(data, rows=n_step(data.rows, n=steps, gamma=cfg.value_estimator.gamma))
 
 
 def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
@@ -80,6 +103,34 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
         Descend("alpha", Adam(loss.temperature.parameters(), **plain(cfg.optim))),
     )
     return Learner(actor, loss, compiled(update, cfg))
+
+
+def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
+    """DrQ-v2+BC's networks, loss and update: critics with encoder, the actor on the features of before, the targets.
+
+    Args:
+        cfg: sections ``encoder``, ``actor``, ``qvalue``, ``loss``, ``value_estimator``, ``target``, ``optim``.
+        shape: of the stacked frames, (channels, height, width).
+        action_dim: action dimension.
+
+    Returns:
+        The learner; it explores without noise.
+    """
+    fixed: dict[str, Any] = {"offset": 0.5, "initialization": "orthogonal", "latent_dim": None, "out_key": "features"}
+    encoder = make_pixel_encoder(shape, **fixed, **plain(cfg.encoder))
+    width: int = encoder.module.out_features  # type: ignore[assignment]
+    actor, latent = make_latent_actor(width, action_dim, **plain(cfg.actor)), cfg.actor.latent_dim
+    heads = make_qvalue_ensemble(latent, action_dim, in_keys=("latent", "action"), **plain(cfg.qvalue))
+    loss = DrQV2BCLoss(encoder, actor, make_bottleneck(width, latent), heads, **plain(cfg.loss))  # pyright: ignore
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    trained = loss.encoder_network_params, loss.latent_network_params, loss.qvalue_network_params
+    update = Update(
+        loss,
+        Descend("qvalue", Adam([param for part in trained for param in part.parameters()], **plain(cfg.optim))),
+        Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))),
+        MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
+    )
+    return Learner(TensorDictSequential(encoder, actor), loss, compiled(update, cfg))
 
 
 class PixelRun:
@@ -121,7 +172,7 @@ class PixelRun:
         options = run_options(cfg, cfg.run_dir)
 
         def score() -> EvaluationResult:
-            return evaluate(self.learner.tester, make_env, seed=cfg.seed + 10_000, **options.evaluation)
+            return evaluate(self.learner.tester, make_env, seed=cfg.seed + 10_000, **plain(cfg.evaluation))
 
         objects = {**self.learner.objects(), "collector": self.collector}
         recorder = {"progress_total": cfg.online.total_frames, **options.recorder}
