@@ -20,7 +20,17 @@ from torchrl.data import TensorDictReplayBuffer
 
 from tests import golden_vectors as golden
 from torchrl_o2o.checkpoint.buffer import BufferArchive
-from torchrl_o2o.data import BalancedSampler, FrameStorage, OnlineWriter, PixelData, n_step, pixel_data
+from torchrl_o2o.data import (
+    BalancedSampler,
+    FrameStorage,
+    OnlineWriter,
+    PixelData,
+    load_offline,
+    make_local_dataset,
+    n_step,
+    pixel_data,
+    stack_rows,
+)
 from torchrl_o2o.data.frames import as_frames, stack_numbers
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
@@ -236,3 +246,15 @@ def test_images_are_converted_or_refused() -> None:
         pixel_data([good, good | {"observation": np.zeros((2, 8, 8, 3), np.uint8)}])
     with pytest.raises(O2ODataError, match="no \\['reward'\\]"):
         pixel_data([{key: good[key] for key in ("observation", "action")}])
+
+
+def test_recorded_images_become_stacks(tmp_path: Path) -> None:
+    """What ``o2o data make`` writes, read and stacked as the environment stacks them."""
+    folder = make_local_dataset("o2o/dotreach/chase-v0", num_steps=60, root=tmp_path)
+    data = stack_rows(load_offline(folder, cache=False))
+    rows = data.stacks(torch.arange(len(data)))
+    assert rows["observation"].shape == (60, 9, 16, 16)
+    assert data.frames["observation"].shape == (63, 3, 16, 16)
+    assert torch.equal(rows["observation"][0, :3], rows["observation"][0, 6:])
+    assert torch.equal(rows["next", "observation"][3], rows["observation"][4])
+    assert rows["next", "truncated"].squeeze(-1).nonzero().squeeze(-1).tolist() == [24, 49, 59]
