@@ -10,7 +10,7 @@ Shapes: ``B`` any batch shape, ``A`` action dimensions.
 from __future__ import annotations
 
 import copy
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -139,9 +139,16 @@ class PEXLoss(IQLLoss):
         ensemble_reduction: Literal["sum", "mean"] = "mean",
         reduction: Reduction = "mean",
     ) -> None:
-        settings = {"expectile": expectile, "beta": beta, "weight_clip": weight_clip}
-        over = {"ensemble_reduction": ensemble_reduction, "reduction": reduction}
-        super().__init__(actor_network, qvalue_network, value_network, **settings, **over)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            value_network,
+            expectile=expectile,
+            beta=beta,
+            weight_clip=weight_clip,
+            ensemble_reduction=ensemble_reduction,
+            reduction=reduction,
+        )
         if not isinstance(offline_actor_network, ProbabilisticTensorDictSequential):
             raise O2OSpecError(
                 f"got the deterministic offline policy {type(offline_actor_network).__name__}, expected a stochastic "
@@ -180,7 +187,7 @@ class PEXLoss(IQLLoss):
         """
         source = self.noise if noise is None else noise
         frozen = policy_distribution(self.offline_actor_network, flat_parameters(self._frozen_policy), state)
-        offline, policy = frozen.mode, self._policy(state)
+        offline, policy = cast(Tensor, frozen.mode), self._policy(state)
         like = offline if like is None else like
         new = sample_policy(policy, source.normal("action", like))[0]
         row = like[..., 0]
