@@ -188,9 +188,9 @@ class PEXLoss(IQLLoss):
         source = self.noise if noise is None else noise
         frozen = policy_distribution(self.offline_actor_network, flat_parameters(self._frozen_policy), state)
         offline, policy = cast(Tensor, frozen.mode), self._policy(state)
-        like = offline if like is None else like
-        new = sample_policy(policy, source.normal("action", like))[0]
-        row = like[..., 0]
+        given = offline if like is None else like
+        new = sample_policy(policy, source.normal("action", given))[0]
+        row = given[..., 0]
         if greedy is not None:
             explores = _fraction(source, "eval_action", row) <= greedy
             new = torch.where(explores.unsqueeze(-1), new, policy.mode)
