@@ -42,7 +42,7 @@ class Region:
         first: its first slot.
         capacity: its number of slots.
         total: the rows ever written to it.
-        rows_per_file: the most rows of one segment.
+        rows_per_file: the most rows of one segment; ``None`` (default): as for rows of numbers.
 
     Examples:
         >>> region = Region("online", first=10, capacity=4, total=6)
@@ -56,7 +56,7 @@ class Region:
     first: int
     capacity: int
     total: int
-    rows_per_file: int = field(default=_ROWS_PER_SEGMENT, repr=False)
+    rows_per_file: int | None = field(default=None, repr=False)
 
     @property
     def oldest(self) -> int:
@@ -71,7 +71,7 @@ class Region:
         """Split the rows ``start <= k < stop`` into runs of neighboring slots, none too long for one file."""
         while start < stop:
             wrap = (start // self.capacity + 1) * self.capacity
-            end = min(stop, wrap, start + self.rows_per_file)
+            end = min(stop, wrap, start + (self.rows_per_file or _ROWS_PER_SEGMENT))
             yield start, end
             start = end
 
