@@ -637,7 +637,7 @@ def test_case_c26_arrays_that_nobody_needs_stay_packed(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
-@pytest.mark.parametrize("shape", [(1 << 28,), (240, 1 << 20)])
+@pytest.mark.parametrize("shape", [(1 << 28,), pytest.param((240, 1 << 20), marks=pytest.mark.slow)])
 def test_case_c26_arrays_that_grow_beyond_reason(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with archive(tmp_path / "log.npz", without(walk(), "observations", "next_observations")) as out:
         member(out, "observations", shape)

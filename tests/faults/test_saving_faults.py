@@ -241,7 +241,7 @@ def small_script_run(folder: Path, *words: str) -> None:
     script_of("rlpd").train(compose("rlpd", *words, "schedule.log_every=1"))
 
 
-@pytest.mark.parametrize("stop", [0, 3, 6, 9])
+@pytest.mark.parametrize("stop", [0, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (3, 6, 9))])
 def test_case_22_the_script_asked_to_stop_by_a_signal(
     tmp_path: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:

@@ -15,6 +15,7 @@ from torchrl_o2o.modules import Multiplier
 
 def step(multiplier: Multiplier, penalty: float, lr: float = 1.0) -> None:
     optim = torch.optim.SGD(multiplier.parameters(), lr=lr)
+    optim.zero_grad()
     multiplier.objective(torch.full((4,), penalty)).mean().backward()
     optim.step()
 

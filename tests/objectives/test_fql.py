@@ -118,7 +118,7 @@ def train(loss: Any, batch: TensorDict, steps: int) -> None:
         update(batch)
 
 
-@pytest.mark.parametrize("kind", ["fql", "best_of_n"])
+@pytest.mark.parametrize("kind", ["fql", pytest.param("best_of_n", marks=pytest.mark.slow)])
 def test_probe_policy_finds_the_contextual_optimum(kind: str) -> None:
     torch.manual_seed(0)
     actor, flow, critics = networks(1, 1)

@@ -190,7 +190,8 @@ def test_compiled_equals_eager(build: Any) -> None:
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", [Advantage, pytest.param(TDError, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [Advantage, TDError])
 def test_compiled_scores_take_pools_of_many_sizes(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than torch's limit of eight, and of several scores. Traced, but without the time of generating code."""
     compile_ = torch.compile

@@ -41,7 +41,12 @@ SHORT = (
     "schedule.checkpoint_every=1000",
 )
 #: Phase and step of a checkpoint after which the process dies: offline, at the hand-over, online in mid-episode.
-STOPS = [("offline", 3), ("offline", 6), ("online", 5), ("online", 17)]
+STOPS = [
+    pytest.param("offline", 3, marks=pytest.mark.slow),
+    ("offline", 6),
+    ("online", 5),
+    pytest.param("online", 17, marks=pytest.mark.slow),
+]
 
 
 class Stop(Exception):

@@ -9,7 +9,7 @@ import pytest
 from tests.scripts.running import ROOT, load_script
 
 
-@pytest.mark.parametrize("num_agents", [1, 2])
+@pytest.mark.parametrize("num_agents", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_example_runs_for_a_few_frames(num_agents: int, capsys: pytest.CaptureFixture[str]) -> None:
     script = load_script("examples/balanced_replay.py")
     cfg = script.Config(

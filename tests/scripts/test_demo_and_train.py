@@ -30,7 +30,7 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("task", ["halfcheetah", "pointmaze"])
+@pytest.mark.parametrize("task", ["halfcheetah", pytest.param("pointmaze", marks=pytest.mark.slow)])
 def test_demo_trains_both_and_summarizes(task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     assert main(["demo", task, "--out", str(tmp_path), *settings]) == 0
@@ -90,7 +90,7 @@ def wait_for_training(folder: Path, process: subprocess.Popen[str]) -> None:
     raise AssertionError(process.communicate()[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_case_b15_a_signal_to_train_is_a_signal_to_the_training(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C killed the child after a quarter of a second, SIGTERM left it running: now either ends in a checkpoint."""
     words = [f"{key}={value}" for key, value in LONG.items()]
@@ -109,7 +109,7 @@ def test_case_b15_a_signal_to_train_is_a_signal_to_the_training(number: signal.S
     ("number", "group"),
     [
         (signal.SIGTERM, False),
-        (signal.SIGINT, True),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow),
     ],
     ids=str,

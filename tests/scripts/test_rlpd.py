@@ -154,7 +154,10 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in read_metrics(folder)]
 
 
-@pytest.mark.parametrize(("every", "stop"), [(3, 3), (5, 5), (8, 13), (40, 45)])
+@pytest.mark.parametrize(
+    ("every", "stop"),
+    [(3, 3), pytest.param(5, 5, marks=pytest.mark.slow), pytest.param(8, 13, marks=pytest.mark.slow), (40, 45)],
+)
 def test_resumed_equals_uninterrupted(tmp_path: Path, every: int, stop: int) -> None:
     """Stopped offline (3), at the hand-over (5), before the first update (13) and in mid-episode (45): bit for bit."""
     words = ("offline.num_steps=5", f"schedule.checkpoint_every={every}", "schedule.log_every=1")

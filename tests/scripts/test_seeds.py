@@ -118,7 +118,9 @@ def equal(whole: Path, parts: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "stop"), [("rlpd", 45), ("a3rl", 45), ("rlpd", 0)], ids=["rlpd", "a3rl", "offline"]
+    ("algorithm", "stop"),
+    [("rlpd", 45), ("a3rl", 45), pytest.param("rlpd", 0, marks=pytest.mark.slow)],
+    ids=["rlpd", "a3rl", "offline"],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, algorithm: str, stop: int) -> None:
     """Told to stop in mid-episode or while training offline: bit for bit, for every seed."""
@@ -148,6 +150,7 @@ def test_killed_while_saving_goes_back_to_the_common_step(tmp_path: Path) -> Non
     equal(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_killed_in_the_first_round_of_saves_begins_anew(tmp_path: Path) -> None:
     every = "schedule.checkpoint_every=40"
     many("rlpd", tmp_path / "whole", every)

@@ -82,7 +82,7 @@ def register_with_torchrl(prefix: str = "o2o") -> None:
     Examples:
         >>> from torchrl.data.datasets import load_dataset
         >>> register_with_torchrl()
-        >>> load_dataset("o2o:no-such-set-v0")
+        >>> load_dataset("o2o:path:nothing.npz")
         Traceback (most recent call last):
         ...
         torchrl_o2o.errors.O2ODataError: ...

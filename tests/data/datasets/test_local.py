@@ -165,6 +165,7 @@ def test_adroit_experts_succeed_and_their_noisy_copies_less(tmp_path: Path) -> N
     assert returns["cloned"].min == pytest.approx(-20.0)
 
 
+@pytest.mark.slow
 def test_linear_mix_has_the_stated_quality(tmp_path: Path) -> None:
     start = time.process_time()
     info = describe_offline(make_local_dataset("o2o/halfcheetah/linear-mix-v0", root=tmp_path))

@@ -84,7 +84,7 @@ def test_the_whole_maze_is_visited(wandered: list[Trajectory]) -> None:
     env.close()
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if "maze_map" in task.kwargs])
 def test_start_and_goal_are_connected(name: str) -> None:
     maze = TASKS[name].kwargs["maze_map"]
     cells = {cell: (i, j) for i, row in enumerate(maze) for j, cell in enumerate(row)}
