@@ -59,7 +59,7 @@ def section(claim: Claim, results: Sequence[Result], figure: str | None = None) 
             f"| {part.group} - {against} | {part.statistic} | {difference} | {rule} | {runs} | {finding.verdict} |"
         )
     remarks = dict.fromkeys(remark for finding in findings for remark in finding.remarks)
-    lines += ["", *(f"- {remark}" for remark in remarks)]
+    lines += ["", *(f"- {remark}" for remark in remarks)] if remarks else []
     if figure is not None:
         lines += ["", f"![Learning curves of {claim.name}]({figure})"]
     return "\n".join(lines).rstrip() + "\n"
