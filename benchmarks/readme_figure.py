@@ -17,7 +17,6 @@ import numpy as np
 
 from torchrl_o2o.data import describe_offline
 from torchrl_o2o.record import Curve, Panel, draw_panels
-from torchrl_o2o.record.curves import iqm, stratified_bootstrap_interval
 
 RESULTS = Path(__file__).parents[1] / "sota-implementations/rlpd/results.csv"
 DATASET = "o2o/halfcheetah/linear-mix-v0"
@@ -32,9 +31,7 @@ def curve(algorithm: str) -> Curve:
     seeds, steps = (sorted({int(row[name]) for row in rows}) for name in ("seed", "step"))
     found = {(int(row["seed"]), int(row["step"])): float(row["evaluation_return"]) for row in rows}
     scores = np.array([[found[seed, step] for step in steps] for seed in seeds])
-    generator = np.random.default_rng(0)
-    low, high = np.array([stratified_bootstrap_interval(column, generator=generator) for column in scores.T]).T
-    return Curve(LABELS[algorithm], np.array(steps), iqm(scores, axis=0), low, high)
+    return Curve.over_seeds(LABELS[algorithm], np.array(steps), scores, np.random.default_rng(0))
 
 
 def main() -> None:

@@ -122,7 +122,11 @@ class PixelData:
         Args:
             index: of the rows.
         """
-        return self.storage(1).get(index)
+        rows = self.rows.exclude(EPISODE)[index].copy()
+        for key, frames in self.frames.items():
+            for entry in (key, ("next", key)):
+                rows.set(entry, frames[rows.get(entry)].flatten(-4, -3))
+        return rows
 
     def storage(self, online_capacity: int, *, device: torch.device | str = "cpu") -> FrameStorage:
         """Offline rows and frames first and fixed, online ones behind them.

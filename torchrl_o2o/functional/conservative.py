@@ -118,30 +118,29 @@ def max_backup(qvalue: Tensor, log_prob: Tensor, action: Tensor) -> tuple[Tensor
         >>> value, log_prob, action
         (tensor([5.]), tensor([-2.]), tensor([[0.2000]]))
     """
-    return best_of(qvalue, qvalue, log_prob, action)
+    value, log_prob, action = best_of(qvalue, qvalue, log_prob, action)
+    return value, log_prob, action
 
 
-def best_of(score: Tensor, qvalue: Tensor, log_prob: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The action of the largest score among M, with its value and log-density.
+def best_of(score: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """What belongs to the action of the largest score among M, for example its value, log-density and entries.
 
     Args:
         score: what is compared, shape [M, *B]; in WSRL with an entropy term it is the soft value.
-        qvalue: values of the actions, shape [M, *B].
-        log_prob: their log-densities, shape [M, *B].
-        action: the actions, shape [M, *B, A].
+        values: each of shape [M, *B] or [M, *B, ...].
 
     Returns:
-        Value, shape [*B], log-density, shape [*B], and action, shape [*B, A].
+        Of each the entry of the best action, shape [*B] or [*B, ...].
 
     Examples:
         >>> import torch
         >>> two = torch.tensor([[1.0], [5.0]])
-        >>> best_of(-two, two, two, two.unsqueeze(-1))[0]
-        tensor([1.])
+        >>> best_of(-two, two, two.unsqueeze(-1))
+        (tensor([1.]), tensor([[1.]]))
     """
     index = score.argmax(0, keepdim=True)
-    rows = index.unsqueeze(-1).expand(1, *action.shape[1:])
-    return qvalue.gather(0, index).squeeze(0), log_prob.gather(0, index).squeeze(0), action.gather(0, rows).squeeze(0)
+    rows = (index.reshape(*index.shape, *(1,) * (value.ndim - index.ndim)) for value in values)
+    return tuple(value.gather(0, row.expand(1, *value.shape[1:])).squeeze(0) for value, row in zip(values, rows))
 
 
 def lagrange_coefficient(log_multiplier: Tensor, bounds: tuple[float, float] = (0.0, 1e6)) -> Tensor:

@@ -17,6 +17,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.modules import Actor
 
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
+from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.modules.boxes import action_box
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
@@ -338,8 +339,7 @@ class BestOfN(nn.Module):
         action = torch.minimum(torch.maximum(action, self.low), self.high)
         qvalue = vmap(lambda member: functional_call(self.critic, member, (repeated, action)))(self.stacked).squeeze(-1)
         qvalue = qvalue.mean(0) if self.aggregation == "mean" else qvalue.amin(0)
-        best = qvalue.argmax(0)[None, ..., None].expand(1, *action.shape[1:])
-        return action.gather(0, best).squeeze(0)
+        return best_of(qvalue, action)[0]
 
     @property
     def stacked(self) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.episodes import lambda_return, normalized_advantage
 from torchrl_o2o.functional.offline import advantage_weight
-from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, policy_distribution
 
@@ -123,9 +122,7 @@ class AWRLoss(TransitionLoss):
             )
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(value_network, "value_network", create_target_params=False)
-        low, high = actor_box(actor_network)
-        self.register_buffer("action_low", low.clone())
-        self.register_buffer("action_high", high.clone())
+        self._hold_box(actor_network)
         self.temperature, self.lmbda = temperature, lmbda
         self.weight_clip, self.bound_weight = weight_clip, bound_weight
         self.make_value_estimator()

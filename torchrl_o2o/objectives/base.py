@@ -20,6 +20,7 @@ from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
+from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.objectives.networks import Inputs
 
 __all__ = ["Reduction", "TransitionLoss"]
@@ -175,6 +176,11 @@ class TransitionLoss(LossModule):
     def _action(self, tensordict: TensorDictBase) -> Tensor:
         """The recorded action, shape [*B, A]."""
         return self._entry(tensordict, self.tensor_keys.action)
+
+    def _hold_box(self, actor_network: TensorDictModuleBase) -> None:
+        """Keep the actor's action box as buffers ``action_low`` and ``action_high``, each [A]."""
+        for name, edge in zip(("action_low", "action_high"), actor_box(actor_network), strict=True):
+            self.register_buffer(name, edge.clone())
 
     def _following(self, tensordict: TensorDictBase) -> TensorDictBase:
         """What came after the action: the entries under ``"next"``."""

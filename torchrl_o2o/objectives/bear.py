@@ -29,6 +29,7 @@ from torchrl_o2o.objectives.networks import (
     policy_distribution,
     repeated,
 )
+from torchrl_o2o.objectives.penalty import DivergenceLoss
 from torchrl_o2o.objectives.vae import latent_dim, vae_terms
 
 __all__ = ["BEARLoss"]
@@ -36,7 +37,7 @@ __all__ = ["BEARLoss"]
 _BOTH = ("actor_network", "qvalue_network")
 
 
-class BEARLoss(CriticLoss):
+class BEARLoss(DivergenceLoss, CriticLoss):
     r"""Actor-critic whose policy is held to the support of the data by a maximum mean discrepancy.
 
     .. math::
@@ -100,7 +101,6 @@ class BEARLoss(CriticLoss):
     vae_network: TensorDictModule
     vae_network_params: TensorDictParams
     target_vae_network_params: TensorDictParams
-    q_weight: Tensor
 
     _networks_read = ((*_BOTH, "vae_network"), _BOTH)
 
@@ -140,9 +140,8 @@ class BEARLoss(CriticLoss):
             )
         self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
         self.latent_dim = latent_dim(vae_network)
-        self.register_buffer("q_weight", torch.ones((), dtype=torch.get_default_dtype()))
         learnt = Multiplier(1.0, target=0.05, form="log", bounds=(-5.0, 10.0))
-        self.multiplier = learnt if multiplier is None else multiplier
+        self._hold_weights(learnt if multiplier is None else multiplier)
         self.kernel: Kernel = kernel
         self.mmd_sigma = {"gaussian": 20.0, "laplacian": 10.0}[kernel] if mmd_sigma is None else mmd_sigma
         self.policy_samples, self.behavior_samples = policy_samples, behavior_samples
@@ -180,23 +179,6 @@ class BEARLoss(CriticLoss):
         info = {"divergence": divergence.detach(), "qvalue_policy": value.detach()}
         return self._reduce(self.multiplier.value * divergence - self.q_weight * value), info
 
-    def multiplier_loss(
-        self, tensordict: TensorDictBase, *, divergence: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        r"""Loss of eta, :math:`-\eta(D-0.05)`; 0 where it is fixed.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Keyword Args:
-            divergence: what :meth:`actor_loss` measured, shape [*B]; ``None`` (default) estimates it anew.
-
-        Returns:
-            The loss, and the scalar ``multiplier``.
-        """
-        drawn = self.estimate_divergence(tensordict) if divergence is None else divergence
-        return self._reduce(self.multiplier.objective(drawn)), {"multiplier": self.multiplier.value}
-
     def vae_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the VAE, that of :class:`~torchrl_o2o.objectives.VAELoss`.
 
@@ -212,14 +194,7 @@ class BEARLoss(CriticLoss):
 
     @torch.no_grad()
     def estimate_divergence(self, tensordict: TensorDictBase) -> Tensor:
-        """D(s) of the policy from the VAE.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            Divergence, shape [*B], without gradient.
-        """
+        """See :meth:`DivergenceLoss.estimate_divergence`; from the VAE."""
         state = self._state(tensordict)
         policy = self._squashed(state, flat_parameters(self.actor_network_params))
         action, _ = self._draw(policy, "action", tensordict, self.policy_samples)

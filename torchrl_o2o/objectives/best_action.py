@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.data import TensorSpec
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
 from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy
@@ -80,5 +81,4 @@ class BestAction(TensorDictModuleBase):
         like = like.new_empty((*like.shape[:-1], action_spec(loss.actor_network).shape[-1]))
         action, _ = sample_policy(policy, loss.noise.normal("best_action", like, count), count)  # [N, *B, A]
         qvalue = loss._qvalues(repeated(state, *count), action)[0]  # Q_1, [N, *B]
-        best = qvalue.argmax(0, keepdim=True).unsqueeze(-1).expand(1, *action.shape[1:])
-        return action.gather(0, best).squeeze(0)
+        return best_of(qvalue, action)[0]

@@ -17,11 +17,11 @@ from torch.distributions import Distribution
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.behavior import soft_minimum, squared_mmd
 from torchrl_o2o.functional.soft import sac_actor_objective
-from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.modules.multiplier import Multiplier
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.networks import Inputs, flat_parameters, policy_distribution, sample_policy
+from torchrl_o2o.objectives.penalty import DivergenceLoss
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["BRACLoss"]
@@ -29,7 +29,7 @@ __all__ = ["BRACLoss"]
 _ALL = ("actor_network", "qvalue_network", "behavior_network")
 
 
-class BRACLoss(SoftLoss):
+class BRACLoss(DivergenceLoss, SoftLoss):
     r"""Soft actor-critic whose policy pays for its divergence from a cloned behavior policy :math:`\hat\beta`.
 
     .. math::
@@ -96,7 +96,6 @@ class BRACLoss(SoftLoss):
     target_behavior_network_params: TensorDictParams
     action_low: Tensor
     action_high: Tensor
-    q_weight: Tensor
 
     _networks_read = (_ALL, _ALL)
 
@@ -132,11 +131,8 @@ class BRACLoss(SoftLoss):
         if not 0.0 < action_margin < 1.0:
             raise O2OSpecError(f"got action_margin={action_margin}, expected a share in (0, 1), for example 1e-3")
         self.convert_to_functional(behavior_network, "behavior_network", create_target_params=False)
-        low, high = actor_box(actor_network)
-        self.register_buffer("action_low", low.clone())
-        self.register_buffer("action_high", high.clone())
-        self.register_buffer("q_weight", torch.ones((), dtype=torch.get_default_dtype()))
-        self.multiplier = Multiplier(0.1) if multiplier is None else multiplier
+        self._hold_box(actor_network)
+        self._hold_weights(Multiplier(0.1) if multiplier is None else multiplier)
         self.value_penalty, self.divergence, self.divergence_samples = value_penalty, divergence, divergence_samples
         self.soft_min_weight, self.action_margin, self.mmd_sigma = soft_min_weight, action_margin, mmd_sigma
         self.make_value_estimator()
@@ -198,33 +194,9 @@ class BRACLoss(SoftLoss):
         info = {"divergence": divergence.detach(), "log_prob": log_prob.detach(), "qvalue_policy": qvalue.detach()}
         return self._reduce(soft + self.multiplier.value * divergence), info
 
-    def multiplier_loss(
-        self, tensordict: TensorDictBase, *, divergence: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        r"""Loss of the penalty's weight, :math:`-\alpha(D-\bar D)`; 0 where it is fixed.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Keyword Args:
-            divergence: what :meth:`actor_loss` measured, shape [*B]; ``None`` (default) estimates it anew.
-
-        Returns:
-            The loss, and the scalar ``multiplier``.
-        """
-        drawn = self.estimate_divergence(tensordict) if divergence is None else divergence
-        return self._reduce(self.multiplier.objective(drawn)), {"multiplier": self.multiplier.value}
-
     @torch.no_grad()
     def estimate_divergence(self, tensordict: TensorDictBase) -> Tensor:
-        """D(s) of the policy from the cloned behavior.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            Divergence, shape [*B], without gradient.
-        """
+        """See :meth:`DivergenceLoss.estimate_divergence`; from the cloned behavior."""
         state = self._state(tensordict)
         return self._divergence(state, self._policy(state), self._action(tensordict))
 

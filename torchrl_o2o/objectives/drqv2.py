@@ -17,7 +17,6 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import normal_log_prob, q_normalization
 from torchrl_o2o.functional.pixels import clipped_exploration
-from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, call_network, flat_parameters
@@ -137,9 +136,7 @@ class DrQV2Loss(CriticLoss):
         _check_chain(latent_network, self.qvalue_network)
         self.convert_to_functional(encoder_network, "encoder_network", create_target_params=False)
         self.convert_to_functional(latent_network, "latent_network", create_target_params=True)
-        low, high = actor_box(actor_network)
-        self.register_buffer("action_low", low.clone())
-        self.register_buffer("action_high", high.clone())
+        self._hold_box(actor_network)
         self.register_buffer("std", torch.tensor(std, dtype=torch.get_default_dtype()))
         self.noise_clip = noise_clip
         self.make_value_estimator()

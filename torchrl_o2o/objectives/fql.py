@@ -17,8 +17,8 @@ from torch import Tensor
 from torchrl.modules import Actor
 
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
+from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.offline import q_normalization
-from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.modules.flow import FLOW_POINT, FLOW_TIME, BestOfN, FlowNetwork, euler_flow, one_step_network
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
@@ -85,10 +85,7 @@ class FlowLoss(CriticLoss):
         check_option("aggregation", aggregation, ("mean", "min"))
         self.aggregation: _Aggregation = aggregation
         self.flow_steps = check_count("flow_steps", flow_steps, least=1)
-        self.flow_box = actor_box(flow_network)
-        low, high = self.flow_box
-        self.register_buffer("action_low", low.clone())
-        self.register_buffer("action_high", high.clone())
+        self._hold_box(flow_network)
         if flow_network.in_keys[0] not in self.qvalue_network.in_keys:
             raise O2OSpecError(
                 f"the flow reads {flow_network.in_keys[0]!r}, the critics {self.qvalue_network.in_keys}; build both on "
@@ -275,7 +272,7 @@ class FQLLoss(FlowLoss):
         action = self._one_step(state, noise)  # mu(s, z)
         distance = (action - self._end_of_flow(state, noise)).square().mean(-1)
         qvalue = self._qvalues(state, self._clip(action), self._frozen_critics).mean(0)
-        weight = q_normalization(qvalue) if self.normalize_q_loss else torch.ones_like(qvalue[..., :1]).mean()
+        weight = q_normalization(qvalue) if self.normalize_q_loss else qvalue.new_ones(())
         info = {"distill_error": distance.detach(), "qvalue_policy": qvalue.detach(), "q_weight": weight}
         return self._reduce(self.alpha * distance - weight * qvalue), info
 
@@ -372,13 +369,12 @@ class BestOfNLoss(FlowLoss):
         """
         flow, critic = self.__dict__["_templates"]
         params = flat_parameters(self.qvalue_network_params)
-        low, high = self.flow_box
         net = BestOfN(
             flow.module,
             critic,
             {name.removeprefix("module."): value for name, value in params.items()},
-            low.clone(),
-            high.clone(),
+            self.action_low.clone(),
+            self.action_high.clone(),
             num_samples=self.num_samples,
             flow_steps=self.flow_steps,
             aggregation=self.aggregation,
@@ -393,9 +389,8 @@ class BestOfNLoss(FlowLoss):
         many = repeated(following, count)
         noise = self.noise.normal("next_action", self._action(tensordict), (count,))
         actions = self._end_of_flow(many, noise)  # a'_n, shape [N, *B, A]
-        best = self._aggregate(self._qvalues(many, actions, self._frozen_critics)).argmax(0)  # n*
-        index = best[None, ..., None].expand(1, *actions.shape[1:])
-        action = actions.gather(0, index).squeeze(0)
+        score = self._aggregate(self._qvalues(many, actions, self._frozen_critics))
+        action = best_of(score, actions)[0]  # a'_n*
         value = self._aggregate(self._qvalues(following, action, self._target_critics))  # agg_j Q'_j(s', a'_n*)
         return self._estimate(tensordict, value, qvalue=value, action=action)
 

@@ -186,7 +186,9 @@ class PEXLoss(IQLLoss):
             The proposals.
         """
         source = self.noise if noise is None else noise
-        frozen = policy_distribution(self.offline_actor_network, flat_parameters(self._frozen_policy), state)
+        frozen = policy_distribution(
+            self.offline_actor_network, flat_parameters(self.offline_actor_network_params), state
+        )
         offline, policy = cast(Tensor, frozen.mode), self._policy(state)
         given = offline if like is None else like
         new = sample_policy(policy, source.normal("action", given))[0]
@@ -201,10 +203,6 @@ class PEXLoss(IQLLoss):
             explores = _fraction(source, "eval_choice", row) <= greedy
             takes_new = torch.where(explores, takes_new, values[1] > values[0])
         return Proposals(offline, new, probability, takes_new.to(offline.dtype))
-
-    @property
-    def _frozen_policy(self) -> TensorDictParams:
-        return self.offline_actor_network_params
 
     def actor_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, tensordict: TensorDictBase

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import smoothed_action
-from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters
@@ -66,9 +65,7 @@ class SmoothedTargetLoss(CriticLoss):
         super().__init__(
             actor_network, qvalue_network, target_actor=True, ensemble_reduction=ensemble_reduction, reduction=reduction
         )
-        low, high = actor_box(actor_network)
-        self.register_buffer("action_low", low.clone())
-        self.register_buffer("action_high", high.clone())
+        self._hold_box(actor_network)
         self.policy_noise, self.noise_clip = policy_noise, noise_clip
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ import numpy as np
 
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.record.curves import iqm, stratified_bootstrap_interval
 
 __all__ = ["Curve", "Panel", "draw_panels"]
 
@@ -49,6 +50,27 @@ class Curve:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     peer: bool = False
+
+    @classmethod
+    def over_seeds(cls, label: str, steps: np.ndarray, scores: np.ndarray, generator: np.random.Generator) -> Curve:
+        """The interquartile mean over seeds with its 95 % bootstrap interval; one seed is a line without a band.
+
+        Args:
+            label: its name in the legend.
+            steps: ``[n]``, negative while offline.
+            scores: ``[seeds, n]``.
+            generator: draws the bootstrap's samples.
+
+        Examples:
+            >>> curve = Curve.over_seeds("rlpd", np.arange(3), np.ones((5, 3)), np.random.default_rng(0))
+            >>> curve.middle.tolist(), curve.high.tolist()
+            ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+        """
+        if len(scores) == 1:
+            return cls(label, steps, scores[0])
+        ends = [stratified_bootstrap_interval(column, generator=generator) for column in scores.T]
+        low, high = np.array(ends).T
+        return cls(label, steps, iqm(scores, axis=0), low, high)
 
 
 @dataclass(frozen=True, eq=False)

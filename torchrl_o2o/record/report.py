@@ -127,7 +127,7 @@ def write_report(
     ylabel = metric.rpartition("/")[2].replace("_", " ")
     panels = {group.task: Panel(group.task, ylabel, [], levels or {}) for group in groups}
     for group in groups:
-        panels[group.task].curves.append(_curve(group.label, group.steps, group.scores, generator))
+        panels[group.task].curves.append(Curve.over_seeds(group.label, group.steps, group.scores, generator))
     for panel in panels.values():
         panel.curves[:] = [curve for curve in panel.curves if len(curve.steps) > 1] or panel.curves
     if peers is not None:
@@ -152,14 +152,6 @@ def _load_runs(folders: Sequence[Path], metric: str) -> list[Run]:
     for error in failed:
         warnings.warn(f"a run is left out: {error}", stacklevel=3)
     return runs
-
-
-def _curve(label: str, steps: np.ndarray, scores: np.ndarray, generator: np.random.Generator) -> Curve:
-    if len(scores) == 1:  # one seed has no interval
-        return Curve(label, steps, scores[0])
-    ends = [stratified_bootstrap_interval(column, generator=generator) for column in scores.T]
-    low, high = np.array(ends).T
-    return Curve(label, steps, iqm(scores, axis=0), low, high)
 
 
 def _add_peers(panels: Mapping[str, Panel], path: str | Path, task: str | None) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrl_o2o.record.curves import iqm, stratified_bootstrap_interval
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
 from torchrl_o2o.reproduce.claims import Claim
 from torchrl_o2o.reproduce.results import Result
@@ -120,8 +119,4 @@ def _curve(group: str, task: str, results: Sequence[Result]) -> Curve | None:
         return None
     common = np.array(sorted(set.intersection(*(set(run.steps.tolist()) for run in runs))))
     scores = np.stack([run.scores[np.isin(run.steps, common)] for run in runs])
-    if len(runs) == 1:
-        return Curve(group, common, scores[0])
-    generator = np.random.default_rng(0)
-    ends = [stratified_bootstrap_interval(column, generator=generator) for column in scores.T]
-    return Curve(group, common, iqm(scores, axis=0), *np.array(ends).T)
+    return Curve.over_seeds(group, common, scores, np.random.default_rng(0))

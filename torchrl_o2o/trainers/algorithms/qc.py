@@ -18,7 +18,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.data import ChunkSampler
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.modules import (
     Temperature,
     act_in_chunks,
@@ -60,8 +60,7 @@ def make_qc(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> 
     """
     acted = cfg.horizon if cfg.action_chunking else 1
     makers = {"one_step": _one_step, "best_of_n": _best_of_n, "gaussian": _gaussian}
-    if cfg.policy not in makers:
-        raise O2OSpecError(f"got policy={cfg.policy!r}, expected one of {', '.join(makers)}")
+    check_option("policy", cfg.policy, tuple(makers))
     actor, loss, parts = makers[cfg.policy](cfg, dims[0], dims[1], acted)
     if online and isinstance(loss, FQLLoss) and cfg.alpha_online is not None:
         loss.alpha.fill_(cfg.alpha_online)
