@@ -3,7 +3,7 @@ The hand-over, and what can go wrong in it
 ==========================================
 
 Training on logs alone and training online ask different things of a method. This tutorial trains two methods on the
-same logs, hands both over to the environment, and shows what each makes of it. It takes about two minutes on one core.
+same logs, hands both over to the environment, and shows what each makes of it.
 """
 
 # %%

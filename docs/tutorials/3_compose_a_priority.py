@@ -2,8 +2,7 @@
 A priority of A3RL with a loss of another paper
 ===============================================
 
-Samplers and losses do not know each other. Here A3RL's priority, made for RLPD, draws the batches of AWAC. It takes a
-few seconds.
+Samplers and losses do not know each other. Here A3RL's priority, made for RLPD, draws the batches of AWAC.
 """
 
 # %%

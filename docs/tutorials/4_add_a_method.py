@@ -2,8 +2,7 @@
 Add a method
 ============
 
-You have an idea for a loss. This tutorial adds one to RLPD, checks it with the package's contract tests, and trains
-it compiled. It takes half a minute.
+You have an idea for a loss. This tutorial adds one to RLPD, trains it, and shows the contract tests that check it.
 """
 
 # %%
