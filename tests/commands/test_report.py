@@ -38,7 +38,7 @@ def test_report_prints_and_writes(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| rlpd | 2 | 100 | 20.5 [20, 21] |" in printed
     assert str(out / "report.md") in printed
-    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "report.html", "report.md"]
 
 
 def test_the_metric_can_be_chosen(tmp_path, capsys):

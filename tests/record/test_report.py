@@ -129,3 +129,27 @@ def test_an_unreadable_peers_file_is_refused(tmp_path):
     (tmp_path / "bad.npz").write_bytes(b"not a zip file")
     with pytest.raises(O2ODataError, match="cannot read the peers"):
         load_peers(tmp_path / "bad.npz", "door")
+
+
+def test_one_html_file_holds_the_report_and_its_figures(tmp_path):
+    for seed in (0, 1):
+        with Recorder(
+            tmp_path / f"s{seed}", config={"algorithm": "<b>rlpd</b>", "task": "door"}, seed=seed
+        ) as recorder:
+            for step in (0, 100):
+                recorder.log(step, {SCORE: 1.0, "train/qvalue": float(step), "train/offline_share": 0.5})
+    out = tmp_path / "out"
+    write_report([tmp_path], out, metric=SCORE)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert sorted(path.name for path in out.glob("*.png")) == ["curves.png", "training.png"]
+    assert page.count("data:image/png;base64,") == 2 and ".png" not in page
+    assert "<td>door</td>" in page
+    assert "<b>rlpd" not in page  # labels are text, never HTML
+
+
+def test_what_only_one_seed_logged_is_not_drawn(tmp_path):
+    for seed in (0, 1):
+        with Recorder(tmp_path / f"s{seed}", config={"algorithm": "rlpd", "task": "door"}, seed=seed) as recorder:
+            recorder.log(0, {SCORE: 1.0} | ({"train/qvalue": 1.0} if seed else {}))
+    write_report([tmp_path], tmp_path / "out", metric=SCORE)
+    assert not (tmp_path / "out" / "training.png").exists()

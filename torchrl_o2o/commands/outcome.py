@@ -75,7 +75,7 @@ def summarize(out: Path, dataset: str) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-    return f"\n{env_id}, return per episode\n{table}\n\ncurves: {report.parent / 'curves.png'}\nreport: {report}\n" + (
+    return f"\n{env_id}, return per episode\n{table}\n\nreport: {report.with_name('report.html')}\n" + (
         f"policy: {out / 'rlpd' / 'policy.pt'}\nmetrics: {out / 'rlpd' / 'metrics.jsonl'}"
     )
 

@@ -19,7 +19,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     parser = subparsers.add_parser("report", help="draw learning curves and tabulate results over seeds")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of run folders")
-    parser.add_argument("--out", default="report", metavar="DIR", help="folder for report.md and curves.png")
+    parser.add_argument(
+        "--out", default="report", metavar="DIR", help="folder for report.md, report.html and the figures"
+    )
     parser.add_argument(
         "--metric",
         default="evaluation/return",
@@ -49,5 +51,5 @@ def _report(arguments: argparse.Namespace) -> int:
         ignore=arguments.ignore,
     )
     print(path.read_text(encoding="utf-8"))
-    print(f"written to {path} and {path.with_name('curves.png')}")
+    print(f"written to {path}; to read in a browser, with the figures: {path.with_name('report.html')}")
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.record.curves import dip, gain, iqm, regret, stratified_bootstrap_interval
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
+from torchrl_o2o.record.html import write_html
 from torchrl_o2o.record.runs import Group, Run, find_runs, group_runs, load_run
 
 __all__ = ["load_peers", "write_report"]
@@ -31,6 +33,14 @@ _PEER_STEPS = 1_000_000
 _BOOTSTRAP_SEED = 0
 # The score without regret, by metric.
 _OPTIMA = {"evaluation/normalized_score": 100.0, "evaluation/success": 1.0}
+# What the training figure shows of what runs log, in this order.
+_TRAINING = {
+    "train/qvalue": "mean Q of the batch",
+    "train/qvalue_std": "disagreement of the critics",
+    "train/offline_share": "share of offline rows",
+    "train/effective_sample_size": "effective sample size",
+    "train/entropy": "entropy of the policy",
+}
 _INTERVALS = "Interquartile means over seeds; in brackets the 95 % stratified bootstrap interval."
 _NO_INTERVALS = "One seed a group: there is no interval, and no conclusion about the algorithm."
 _LEGEND = """\
@@ -87,7 +97,10 @@ def write_report(
     ignore: Sequence[str] = (),
     levels: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write ``report.md`` and ``curves.png`` about runs.
+    """Write ``report.md``, its figures and ``report.html``, one file with all of it, about runs.
+
+    ``curves.png`` has the metric over the steps. ``training.png`` has what the runs logged of their learning: the mean
+    Q of the batches, the critics' disagreement, the share of offline rows, the effective sample size and the entropy.
 
     Args:
         folders: run folders, or folders of run folders.
@@ -124,19 +137,51 @@ def write_report(
         raise O2OSpecError(f"peers' curves are normalized scores, not {metric}; report evaluation/normalized_score.")
     groups = group_runs(_load_runs(find_runs(folders), metric), ignore=ignore)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
-    ylabel = metric.rpartition("/")[2].replace("_", " ")
+    panels = _panels(groups, metric.rpartition("/")[2].replace("_", " "), generator, levels)
+    if peers is not None:
+        _add_peers(panels, peers, peers_task)
+    figures = {"curves.png": list(panels.values()), "training.png": _training_panels(groups, ignore, generator)}
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    images = {name: out / name for name, shown in figures.items() if shown}
+    for name, image in images.items():
+        draw_panels(figures[name], image)
+    text = _markdown(groups, metric, list(images), generator)
+    replace_durably(out / "report.md", text.encode())
+    write_html(text, out / "report.html", title=metric, images=images)
+    return out / "report.md"
+
+
+def _panels(
+    groups: Sequence[Group], ylabel: str, generator: np.random.Generator, levels: Mapping[str, float] | None = None
+) -> dict[str, Panel]:
+    """One panel a task; a group with a single evaluation is drawn only where no group has a curve."""
     panels = {group.task: Panel(group.task, ylabel, [], levels or {}) for group in groups}
     for group in groups:
         panels[group.task].curves.append(Curve.over_seeds(group.label, group.steps, group.scores, generator))
     for panel in panels.values():
         panel.curves[:] = [curve for curve in panel.curves if len(curve.steps) > 1] or panel.curves
-    if peers is not None:
-        _add_peers(panels, peers, peers_task)
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    draw_panels(list(panels.values()), out / "curves.png")
-    replace_durably(out / "report.md", _markdown(groups, metric, generator).encode())
-    return out / "report.md"
+    return panels
+
+
+def _training_panels(groups: Sequence[Group], ignore: Sequence[str], generator: np.random.Generator) -> list[Panel]:
+    """Panels of what was logged while learning, for the groups that logged it."""
+    panels = []
+    for metric, ylabel in _TRAINING.items():
+        logged = [group for group in (_logged(group, metric, ignore) for group in groups) if group is not None]
+        panels += _panels(logged, ylabel, generator).values()
+    return panels
+
+
+def _logged(group: Group, metric: str, ignore: Sequence[str]) -> Group | None:
+    """The same runs with another metric; ``None`` if one lacks it, or if they share no step."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the evaluations were read
+        try:
+            (logged,) = group_runs([load_run(run.folder, metric) for run in group.runs], ignore=ignore)
+        except O2ODataError:
+            return None
+    return replace(logged, label=group.label)
 
 
 def _load_runs(folders: Sequence[Path], metric: str) -> list[Run]:
@@ -164,7 +209,7 @@ def _add_peers(panels: Mapping[str, Panel], path: str | Path, task: str | None) 
         raise O2OSpecError(f"{path} knows none of {task or sorted(panels)}; name its task with peers_task.")
 
 
-def _markdown(groups: Sequence[Group], metric: str, generator: np.random.Generator) -> str:
+def _markdown(groups: Sequence[Group], metric: str, images: Sequence[str], generator: np.random.Generator) -> str:
     results = [_result_row(group, _OPTIMA.get(metric), generator) for group in groups]
     origins = [_origin_row(group) for group in groups]
     lines = [
@@ -173,8 +218,7 @@ def _markdown(groups: Sequence[Group], metric: str, generator: np.random.Generat
         f"{_INTERVALS if any(len(group.runs) > 1 for group in groups) else _NO_INTERVALS} {_LEGEND}",
         "",
         *(f"**{line}**\n" for line in _remarks(groups)),
-        "![learning curves](curves.png)",
-        "",
+        *(f"![{Path(name).stem}]({name})\n" for name in images),
         *_table(("task", "group", "seeds", "steps", "final score", "dip", "regret", "gain"), results),
         "",
         *_table(("task", "group", "command of the first seed", "commit", "versions"), origins),
