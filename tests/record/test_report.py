@@ -142,7 +142,8 @@ def test_one_html_file_holds_the_report_and_its_figures(tmp_path):
     write_report([tmp_path], out, metric=SCORE)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert sorted(path.name for path in out.glob("*.png")) == ["curves.png", "training.png"]
-    assert page.count("data:image/png;base64,") == 2 and ".png" not in page
+    assert page.count("data:image/png;base64,") == 2
+    assert ".png" not in page
     assert "<td>door</td>" in page
     assert "<b>rlpd" not in page  # labels are text, never HTML
 

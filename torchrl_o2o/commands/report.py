@@ -19,9 +19,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     parser = subparsers.add_parser("report", help="draw learning curves and tabulate results over seeds")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of run folders")
-    parser.add_argument(
-        "--out", default="report", metavar="DIR", help="folder for report.md, report.html and the figures"
-    )
+    parser.add_argument("--out", default="report", metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--metric",
         default="evaluation/return",
