@@ -6,13 +6,20 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.numpy_actor import FastActor, PolicyParts, find_parts, policy_parts
+from torchrl_o2o.collectors.remote import ActingPolicy, Actors, ProcessActors, Source
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 
 __all__ = [
+    "ActingPolicy",
+    "Actors",
     "FastActor",
+    "Fleet",
     "PolicyParts",
+    "ProcessActors",
+    "Source",
     "StepCollector",
     "VectorCollector",
     "find_parts",

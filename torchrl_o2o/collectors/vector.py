@@ -64,7 +64,7 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
     makers = [partial(_checked, make_env)] * num_envs
     if not asynchronous:
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    with _no_interrupt_for_children():
+    with no_interrupt_for_children():
         return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
@@ -75,7 +75,7 @@ def _checked(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:
 
 
 @contextmanager
-def _no_interrupt_for_children() -> Iterator[None]:
+def no_interrupt_for_children() -> Iterator[None]:
     """Processes started within never get Ctrl-C, which a terminal sends to all of them; it is this one's to answer.
 
     A signal that is blocked here meanwhile comes afterwards.

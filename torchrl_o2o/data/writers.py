@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torchrl.data import RoundRobinWriter, Storage, Writer
 from torchrl_o2o.data.keys import STEPS, has_steps
 from torchrl_o2o.errors import O2OSpecError, check_count
 
-__all__ = ["OnlineWriter", "check_offline_rows"]
+__all__ = ["OnlineWriter", "check_offline_rows", "row_differences"]
 
 _OUTCOME = ("reward", "original_reward", "done", "terminated", "truncated")
 
@@ -89,7 +90,9 @@ class OnlineWriter(Writer):
         return index
 
     def extend(self, data: TensorDictBase) -> Tensor:
-        """Write a batch of transitions, shape [n], and return their slots, shape [n]."""
+        """Write a batch of transitions, shape [n], and return their slots, shape [n]; n may be 0."""
+        if len(data) == 0:
+            return torch.zeros(0, dtype=torch.int64)
         self._compare(data, 1)
         _check_terminals(data)
         index = self._slots(len(data))
@@ -108,7 +111,7 @@ class OnlineWriter(Writer):
             return
         stored = self._storage.get(0)
         own = {getattr(buffer, "priority_key", None) for buffer in self._storage._attached_entities_iter()} | {"index"}
-        if isinstance(stored, TensorDictBase) and (found := _differences(data, stored, batch_dims, own)):
+        if isinstance(stored, TensorDictBase) and (found := row_differences(data, stored, batch_dims, own)):
             raise O2OSpecError(
                 f"the transitions do not fit the rows in the storage: {'; '.join(found)}. {_advice(data, stored)}"
             )
@@ -257,8 +260,27 @@ def _check_terminals(data: TensorDictBase) -> None:
         )
 
 
-def _differences(data: TensorDictBase, stored: TensorDictBase, batch_dims: int, free: set[Any]) -> list[str]:
-    """What distinguishes rows, of which there may be a batch, from one stored row; ``free`` entries are left out."""
+def row_differences(
+    data: TensorDictBase, stored: TensorDictBase, batch_dims: int, free: Collection[Any] = ()
+) -> list[str]:
+    """What distinguishes rows, of which there may be a batch, from one stored row.
+
+    Args:
+        data: the rows.
+        stored: one row.
+        batch_dims: of the rows.
+        free: entries that are left out. Defaults to none.
+
+    Returns:
+        A phrase for each entry that is missing, not stored, or of another shape or type.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> rows = TensorDict({"x": torch.zeros(5, 3)}, [5])
+        >>> row_differences(rows, TensorDict({"x": torch.zeros(2)}), 1)
+        ["'x' has shape [3] in place of [2]"]
+    """
     expected, given = (
         {key: value for key, value in rows.items(include_nested=True, leaves_only=True) if key not in free}
         for rows in (stored, data)

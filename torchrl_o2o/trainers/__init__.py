@@ -31,7 +31,9 @@ from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
 from torchrl_o2o.trainers.launch import (
     ONLINE_ONLY,
     GivenPretraining,
+    accept_actors,
     accept_seeds,
+    fleet_settings,
     launch,
     load_problem,
     offline_phase,
@@ -50,6 +52,7 @@ from torchrl_o2o.trainers.pipeline import (
     finetune,
     hand_over,
     make_collector,
+    make_fleet,
     pretrain,
 )
 from torchrl_o2o.trainers.seeds import Seeds, seed_configs
@@ -84,6 +87,7 @@ __all__ = [
     "Session",
     "StoppingRule",
     "Trajectory",
+    "accept_actors",
     "accept_seeds",
     "align",
     "carry_optimizer",
@@ -95,6 +99,7 @@ __all__ = [
     "dip",
     "evaluate",
     "finetune",
+    "fleet_settings",
     "gain",
     "graceful_exit",
     "hand_over",
@@ -106,6 +111,7 @@ __all__ = [
     "launch",
     "load_problem",
     "make_collector",
+    "make_fleet",
     "normalized_score",
     "offline_phase",
     "online_phase",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
@@ -37,7 +37,9 @@ from torchrl_o2o.trainers.settings import check_settings, choose_route, plain, p
 __all__ = [
     "ONLINE_ONLY",
     "GivenPretraining",
+    "accept_actors",
     "accept_seeds",
+    "fleet_settings",
     "launch",
     "load_problem",
     "offline_phase",
@@ -46,7 +48,7 @@ __all__ = [
 ]
 
 #: What may change between a run and its resumption, since it has no influence on the numbers.
-NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env_guard")
+NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env_guard", "actors", "fleet")
 #: What the offline phase does not read, so that one pre-training serves fine-tunings that differ in it.
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
@@ -169,6 +171,7 @@ def online_phase(
     make_buffer: Callable[[Learner], TensorDictReplayBuffer] | None = None,
     make_storage: MakeStorage | None = None,
     objects: Mapping[str, Any] | None = None,
+    fleet: Mapping[str, Any] | None = None,
 ) -> Finetuning:
     """Hand over (section ``handover``), and the online phase in ``run_dir`` (section ``online``).
 
@@ -185,6 +188,7 @@ def online_phase(
         make_storage: makes the storage of the hand-over's buffer, see
             :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to ``None``.
         objects: further objects that change while training, by name. Defaults to none.
+        fleet: of :func:`fleet_settings`, for actors in other processes. Defaults to ``None``.
 
     Returns:
         A context whose ``steps()`` are the environment steps that are left.
@@ -197,13 +201,37 @@ def online_phase(
         logging.getLogger(__name__).info("from %s; starting afresh: %s", source.folder, fresh)
     buffer = None if make_buffer is None else make_buffer(learner)
     options = run_options(cfg, cfg.run_dir)
-    parts = {"handover": how, "buffer": buffer, "make_storage": make_storage, "objects": objects}
+    parts = {"handover": how, "buffer": buffer, "make_storage": make_storage, "objects": objects, "fleet": fleet}
     return Finetuning(problem, learner, options, **parts, **plain(cfg.online))
 
 
 def accept_seeds() -> None:
     """Let the command line say ``seeds=...``, which the configuration of the single runs does not have."""
-    sys.argv[1:] = [f"+{word}" if word.startswith("seeds=") else word for word in sys.argv[1:]]
+    _accept("seeds=")
+
+
+def accept_actors() -> None:
+    """Let the command line say ``actors=...`` and ``fleet.slack=...``, which the configuration of the single runs does
+    not have."""
+    _accept("actors=", "fleet.")
+
+
+def _accept(*beginnings: str) -> None:
+    sys.argv[1:] = [f"+{word}" if word.startswith(beginnings) else word for word in sys.argv[1:]]
+
+
+def fleet_settings(cfg: DictConfig) -> dict[str, Any]:
+    """The settings of :func:`~torchrl_o2o.trainers.make_fleet` from ``actors`` and the section ``fleet``.
+
+    Args:
+        cfg: the configuration; without ``actors`` there are two.
+
+    Examples:
+        >>> from omegaconf import OmegaConf
+        >>> fleet_settings(OmegaConf.create({"actors": 4, "fleet": {"slack": 5}}))
+        {'num_actors': 4, 'slack': 5}
+    """
+    return {"num_actors": cfg.get("actors", 2), **plain(cfg.get("fleet") or OmegaConf.create())}
 
 
 def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:

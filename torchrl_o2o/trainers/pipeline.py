@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,8 @@ from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
 from torchrl_o2o.checkpoint.reading import newest_valid, read_state
+from torchrl_o2o.collectors.fleet import Fleet
+from torchrl_o2o.collectors.remote import ProcessActors
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import BalancedSampler, load_offline
 from torchrl_o2o.data.conventions import Convention, FittedConvention
@@ -48,6 +51,7 @@ __all__ = [
     "finetune",
     "hand_over",
     "make_collector",
+    "make_fleet",
     "pretrain",
 ]
 
@@ -89,7 +93,16 @@ class Problem:
 
     def make_env(self) -> gymnasium.Env:
         """A new environment with the learner's observations and the task's own rewards."""
-        return self.convention.env(make_gym_env(**self.env))
+        return _env(self.env, self.convention)
+
+    @property
+    def env_factory(self) -> Callable[[], gymnasium.Env]:
+        """:meth:`make_env` without the data, so that another process can have it."""
+        return partial(_env, self.env, self.convention)
+
+
+def _env(env: Mapping[str, Any], convention: FittedConvention) -> gymnasium.Env:
+    return convention.env(make_gym_env(**env))
 
 
 @dataclass(frozen=True)
@@ -310,6 +323,8 @@ class Finetuning(Phase):
         make_storage: makes the storage of that buffer, see :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to
             ``None``.
         objects: further objects that change while training, by name. Defaults to none.
+        fleet: settings of :func:`make_fleet`: actors in other processes collect. ``None`` (default) steps one
+            environment here.
 
     Raises:
         EnvFaultError: if the environment keeps failing.
@@ -329,6 +344,7 @@ class Finetuning(Phase):
         buffer: TensorDictReplayBuffer | None = None,
         make_storage: MakeStorage | None = None,
         objects: Mapping[str, Any] | None = None,
+        fleet: Mapping[str, Any] | None = None,
     ) -> None:
         capacity = total_frames if online_capacity is None else online_capacity
         rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
@@ -341,14 +357,40 @@ class Finetuning(Phase):
         if init_random_frames and isinstance(sampler, BalancedSampler):
             sampler.check_capacity(drawn_from.storage, rows)  # before anything is written
         self.handover, self.options, self.rows, self.init_random_frames = handover, options, rows, init_random_frames
-        self.collector = make_collector(problem, learner, options, drawn_from, total_frames, init_random_frames)
+        self.collector: StepCollector | Fleet
+        if fleet is None:
+            self.collector = make_collector(problem, learner, options, drawn_from, total_frames, init_random_frames)
+        else:
+            self.collector = make_fleet(problem, learner, options, total_frames, init_random_frames, fleet)
         self._offline: TensorDictReplayBuffer | None = None
         objects = {**learner.objects(), **(objects or {}), "collector": self.collector}
         session = options.session(problem, learner, drawn_from, objects, total_frames)
         super().__init__(problem, learner, drawn_from, session)
 
+    @property
+    def fleet(self) -> Fleet:
+        """The actors elsewhere.
+
+        Raises:
+            O2OSpecError: if the phase steps one environment itself.
+        """
+        if not isinstance(self.collector, Fleet):
+            raise O2OSpecError("this phase steps one environment itself; give it fleet={'num_actors': 4}")
+        return self.collector
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the actors elsewhere, and close the folder."""
+        if isinstance(self.collector, Fleet):
+            self.collector.shutdown()
+        super().__exit__(kind, error, trace)
+
     def steps(self) -> Iterator[tuple[int, TensorDictBase]]:
-        """The steps that are left, each with its transition [1] as the environment gave it."""
+        """The steps that are left, each with its transition [1] as the environment gave it.
+
+        From a fleet there are several at times, or none.
+        """
         return self.session.online(self.collector)
 
     def may_update(self, step: int) -> bool:
@@ -489,3 +531,45 @@ def make_collector(
         seed=options.seed,
         on_cut=cut,
     )
+
+
+#: What of a fleet's settings is not an argument of Fleet.
+_OF_PROCESSES = ("frames_per_batch", "start_method")
+_OF_FLEET = ("num_actors", "queue_size", "slack", "max_staleness", "max_restarts")
+
+
+def make_fleet(
+    problem: Problem,
+    learner: Learner,
+    options: RunOptions,
+    total_frames: int,
+    init_random_frames: int,
+    settings: Mapping[str, Any],
+) -> Fleet:
+    """Guarded environments in other processes, stepped by the learner's explorer.
+
+    Args:
+        problem: whose environment they step; its data stay here.
+        learner: whose explorer acts.
+        options: of which the seed and ``env_guard`` are read.
+        total_frames: transitions in all.
+        init_random_frames: the first, with uniform actions.
+        settings: ``num_actors``, ``queue_size``, ``slack``, ``max_staleness``, ``max_restarts`` of
+            :class:`~torchrl_o2o.collectors.Fleet`; ``frames_per_batch``, ``start_method`` of
+            :class:`~torchrl_o2o.collectors.ProcessActors`.
+
+    Raises:
+        O2OSpecError: if a setting is unknown or out of range.
+    """
+    unknown = sorted(settings.keys() - {*_OF_FLEET, *_OF_PROCESSES})
+    if unknown:
+        raise O2OSpecError(f"got fleet.{unknown[0]}, expected one of {[*_OF_FLEET, *_OF_PROCESSES]}")
+    processes = {name: value for name, value in settings.items() if name in _OF_PROCESSES}
+    own = {name: value for name, value in settings.items() if name in _OF_FLEET}
+    make_env = partial(_guarded, problem.env_factory, dict(options.env_guard))
+    actors = ProcessActors(make_env, learner.explorer, seed=options.seed, **processes)
+    return Fleet(actors, problem.offline, total_frames=total_frames, init_random_frames=init_random_frames, **own)
+
+
+def _guarded(make_env: Callable[[], gymnasium.Env], guard: Mapping[str, Any]) -> gymnasium.Env:
+    return GuardedEnv(make_env, **guard)

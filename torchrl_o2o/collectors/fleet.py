@@ -1,0 +1,370 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One learner, actors elsewhere: a bounded queue of transitions, and counts of everything that passes through it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+import torchrl_o2o
+from torchrl_o2o.collectors.remote import PACKAGE_VERSION, POLICY_VERSION, Actors, Source
+from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.writers import row_differences
+from torchrl_o2o.envs.border import EnvFaultError
+from torchrl_o2o.errors import O2OSpecError, check_count
+
+__all__ = ["Fleet"]
+
+_HEARTBEAT = 1.0
+
+
+class Fleet:
+    r"""Collect from actors that act on their own time, and say how many updates may be made meanwhile.
+
+    It is a collector as :meth:`torchrl_o2o.trainers.Session.online` takes one. A thread for each actor takes what
+    that delivers into one bounded queue; iterating takes it out, checks it and yields it. While nothing comes, it
+    yields an empty batch each second, so that the run can answer signals.
+
+    **Updates.** T transitions were given to :meth:`updates`, U updates were made: after every call
+
+    .. math:: -slack \le T - U \le slack,
+
+    and at no time are there more than ``slack`` updates beyond the transitions. Within the bound the learner updates
+    when nothing is waiting, and takes what waits otherwise. At the bound the faster side waits: the learner for a
+    transition, or the actors for room in the queue.
+
+    **Staleness** of a transition is how many policies were published between the one that acted and its arrival.
+    Older ones than ``max_staleness`` are not delivered.
+
+    **What is not delivered**, counted by reason in :attr:`refused`: rows of another version of this package, of other
+    entries, shapes or types (either ends that actor for good, since it would never mend), with values that are not
+    finite, by a policy that was never published, too old, or rejected by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each
+    is a warning the first time.
+
+    **An actor that dies** is started again, in a new episode; one that dies ``max_restarts`` times in a row without a
+    transition is given up. What was delivered stays, once. The last row of an episode that was cut off is marked
+    truncated; to know it for the last, each row waits here for the next one of its actor.
+
+    Args:
+        actors: starts actors and publishes weights.
+        like: transitions [N] whose entries, shapes and types those of the actors have, such as the offline data.
+
+    Keyword Args:
+        num_actors: how many. Defaults to 1.
+        total_frames: transitions to deliver in all.
+        init_random_frames: until so many were delivered, actors act at random. Those on their way then come on top.
+            Defaults to 0.
+        queue_size: batches that may wait. Defaults to 16.
+        slack: s above, in updates. Defaults to 10.
+        max_staleness: in published policies; ``None`` (default) is no bound.
+        max_restarts: in a row. Defaults to 3.
+
+    Raises:
+        O2OSpecError: if a number is out of range.
+        EnvFaultError: while iterating, if no actor is left.
+
+    Examples:
+        >>> from functools import partial
+        >>> from torchrl_o2o.collectors import ProcessActors
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> actors = ProcessActors(partial(make_gym_env, "Pendulum-v1"), make_actor(3, 1))
+        >>> fleet = Fleet(actors, random_transitions(4, 3, 1), num_actors=2, total_frames=100, slack=1)
+        >>> list(fleet.updates(3))  # nothing is waiting, so there is one more than transitions
+        [2, 1, 0, -1]
+    """
+
+    def __init__(
+        self,
+        actors: Actors,
+        like: TensorDictBase,
+        *,
+        num_actors: int = 1,
+        total_frames: int,
+        init_random_frames: int = 0,
+        queue_size: int = 16,
+        slack: int = 10,
+        max_staleness: int | None = None,
+        max_restarts: int = 3,
+    ) -> None:
+        self.actors = actors
+        self.num_actors = check_count("num_actors", num_actors, least=1)
+        self.total_frames = check_count("total_frames", total_frames, least=1)
+        self.init_random_frames = check_count("init_random_frames", init_random_frames)
+        self.slack = check_count("slack", slack, least=1)
+        self.max_staleness = None if max_staleness is None else check_count("max_staleness", max_staleness)
+        self.max_restarts = check_count("max_restarts", max_restarts)
+        self._like = _template(like)
+        self.frames = 0  #: transitions delivered
+        self.version = 0  #: policies published
+        self.owed = 0  #: T - U
+        self.restarts = 0  #: times an actor was started again
+        self.waited = 0.0  #: seconds the learner waited for transitions
+        self.refused: Counter[str] = Counter()  #: rows not delivered, by reason
+        self._ages: list[int] = []
+        self._queue: queue.Queue[tuple[int, TensorDictBase | Exception]] = queue.Queue(
+            check_count("queue_size", queue_size, least=1)
+        )
+        self._held: dict[int, TensorDictBase] = {}
+        self._given_up: dict[int, str] = {}
+        self._warned: set[tuple[int, str]] = set()
+        self._threads: list[threading.Thread] = []
+        self._sources: dict[int, Source] = {}
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Fleet:
+        """The actors start when the first transition is asked for."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the actors."""
+        self.shutdown()
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        """Deliver transitions [n] to the end, from wherever the fleet stands; n = 0 if none came for a second."""
+        self._publish()
+        self._start()
+        while self.frames < self.total_frames:
+            data = self._next()[: self.total_frames - self.frames]
+            before, self.frames = self.frames, self.frames + len(data)
+            if before < self.init_random_frames <= self.frames:
+                self._publish()
+            yield data
+
+    def updates(self, transitions: int) -> Iterator[int]:
+        """The updates that are due or allowed after so many new transitions; each is one.
+
+        Args:
+            transitions: that were stored since the last call, and that updates are made for.
+
+        Yields:
+            T - U, that update counted.
+        """
+        self.owed += transitions
+        while self.owed > self.slack or (self.owed > -self.slack and self._queue.empty()):
+            self.owed -= 1
+            yield self.owed
+
+    def publish(self) -> None:
+        """Let the actors act by the learner's present policy, which is a version more."""
+        self.version += 1
+        self._publish()
+
+    def _publish(self) -> None:
+        self.actors.publish(self.version, random=self.frames < self.init_random_frames)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What to log beside an update: ``staleness`` and ``staleness_max`` of what arrived since the last call,
+        ``waiting`` batches, and ``owed``."""
+        ages = torch.tensor(self._ages or [0], dtype=torch.float32)
+        self._ages = []
+        return {
+            "staleness": ages.mean(),
+            "staleness_max": ages.max(),
+            "waiting": torch.tensor(float(self._queue.qsize())),
+            "owed": torch.tensor(float(self.owed)),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters. What is on its way is not stored yet and not part of it."""
+        counters = {name: getattr(self, name) for name in ("frames", "version", "owed", "restarts")}
+        return {**counters, "refused": dict(self.refused)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned; the actors begin new episodes."""
+        for name in ("frames", "version", "owed", "restarts"):
+            setattr(self, name, state_dict[name])
+        self.refused = Counter(state_dict["refused"])
+
+    def shutdown(self) -> None:
+        """End the actors, as TorchRL's collectors do. They start again if the fleet is iterated again."""
+        self._stop.set()
+        for source in list(self._sources.values()):
+            _close(source)
+        for thread in self._threads:
+            thread.join(timeout=30.0)
+        self._threads, self._held = [], {}
+        while not self._queue.empty():  # what was on its way
+            self._queue.get()
+
+    # The actors' threads.
+
+    def _start(self) -> None:
+        if self._threads:
+            return
+        self._stop.clear()
+        self._threads = [
+            threading.Thread(target=self._feed, args=(number,), name=f"actor {number}", daemon=True)
+            for number in range(self.num_actors)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _feed(self, number: int) -> None:
+        """Take what an actor delivers, and start it again when it dies."""
+        attempt = failures = 0
+        while failures <= self.max_restarts and self._put(number, None):
+            delivered = False
+            try:
+                source = self._sources[number] = self.actors.start(number, attempt)
+                for data in source:
+                    delivered = True
+                    if not self._put(number, data):
+                        return
+                raise RuntimeError("it delivers nothing more")
+            except Exception as error:  # whatever ends an actor
+                failures = 1 if delivered else failures + 1
+                self._put(number, error)
+            finally:
+                if (source := self._sources.pop(number, None)) is not None:
+                    _close(source)
+            attempt += 1
+        self._put(number, O2OSpecError(f"it died {failures} times in a row without a transition"))
+
+    def _put(self, number: int, item: TensorDictBase | Exception | None) -> bool:
+        """Wait for room; ``False`` if the actor is not wanted any more."""
+        while not self._stop.is_set() and number not in self._given_up:
+            if item is None:
+                return True
+            try:
+                self._queue.put((number, item), timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    # The learner's thread.
+
+    def _next(self) -> TensorDict:
+        began = time.monotonic()
+        try:
+            number, item = self._queue.get(timeout=_HEARTBEAT)
+        except queue.Empty:
+            self._check_alive()
+            return self._like[:0]
+        finally:
+            self.waited += time.monotonic() - began
+        if number in self._given_up:
+            return self._like[:0]
+        rows = self._cut_off(number, item) if isinstance(item, Exception) else self._accept(number, item)
+        return torch.cat([self._like[:0], *(row.select(*self._keys) for row in rows)])
+
+    @property
+    def _keys(self) -> list[Any]:
+        return list(self._like.keys(include_nested=True, leaves_only=True))
+
+    def _check_alive(self) -> None:
+        if len(self._given_up) == self.num_actors:
+            raise EnvFaultError(f"no actor is left: {self._given_up}; mend them, and resume from the last checkpoint")
+
+    def _cut_off(self, number: int, error: Exception) -> list[TensorDictBase]:
+        """An actor has died."""
+        last = self._held.pop(number, None)
+        if isinstance(error, O2OSpecError):
+            self._give_up(number, str(error))
+        else:
+            self.restarts += 1
+            warnings.warn(f"actor {number} has died and is started again: {error}", stacklevel=4)
+        return [] if last is None else [_truncated(last)]
+
+    def _give_up(self, number: int, reason: str) -> None:
+        self._given_up[number] = reason
+        warnings.warn(f"actor {number} is given up: {reason}", stacklevel=5)
+
+    def _accept(self, number: int, data: TensorDictBase) -> list[TensorDictBase]:
+        """Rows of an actor that may be delivered now; the last one waits for what follows it, unless it ends."""
+        data = data.reshape(-1)
+        if (fault := self._unlike(data)) is not None:
+            self._refuse(number, *fault, rows=len(data))
+            last = self._held.pop(number, None)
+            self._give_up(number, fault[1])
+            return [] if last is None else [_truncated(last)]
+        delivered: list[TensorDictBase] = []
+        for row in data.split(1):
+            last = self._held.pop(number, None)
+            if (fault := self._faulty(row)) is not None:
+                self._refuse(number, *fault)
+                delivered += [] if last is None else [_truncated(last)]
+                continue
+            delivered += [] if last is None else [last]
+            self._ages.append(self.version - int(row[POLICY_VERSION]))
+            if row["next", "done"].any():
+                delivered.append(row)
+            else:
+                self._held[number] = row
+        return delivered
+
+    def _refuse(self, number: int, reason: str, sentence: str, *, rows: int = 1) -> None:
+        self.refused[reason] += rows
+        if (number, reason) not in self._warned:
+            self._warned.add((number, reason))
+            warnings.warn(f"actor {number}: {sentence}; it is left out", stacklevel=5)
+
+    def _unlike(self, data: TensorDictBase) -> tuple[str, str] | None:
+        """What no further row of that actor would have better."""
+        own, theirs = torchrl_o2o.__version__, _package_version(data)
+        if theirs != own:
+            return "version", f"its torchrl_o2o is {theirs}, the learner's {own}; install one version everywhere"
+        found = row_differences(data.select(*self._keys, strict=False), self._like[0], 1)
+        if found:
+            return "shape", f"its transitions do not fit those stored: {'; '.join(found)}; give it the learner's task"
+        return None
+
+    def _faulty(self, row: TensorDictBase) -> tuple[str, str] | None:
+        """What is wrong with one row."""
+        if (rejected := row.get(("next", "rejected"), None)) is not None and rejected.any():
+            return "guard", "its environment failed, and its guard rejected the step"
+        for key in TRANSITION:
+            if row[key].is_floating_point() and not row[key].isfinite().all():
+                return "not finite", f"{key!r} of a transition is not finite; put its environment into a GuardedEnv"
+        age = self.version - int(row[POLICY_VERSION])
+        if age < 0:
+            return "unknown policy", f"it acted by policy {self.version - age}, the learner has made {self.version}"
+        if self.max_staleness is not None and age > self.max_staleness:
+            return "stale", f"its policy was {age} versions old, allowed are {self.max_staleness} (max_staleness)"
+        return None
+
+
+def _template(like: TensorDictBase) -> TensorDict:
+    """One row with the entries of a transition and the running return and length that a session logs."""
+    row = TensorDict(like[:1].select(*TRANSITION).to_dict(), [1])
+    row["next", "episode_reward"], row["next", "step_count"] = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    return row
+
+
+def _truncated(row: TensorDictBase) -> TensorDictBase:
+    """A row that turned out to be its episode's last."""
+    ends = row["next", "truncated"] | ~row["next", "terminated"]
+    row["next", "truncated"], row["next", "done"] = ends, torch.ones_like(ends)
+    return row
+
+
+def _package_version(data: TensorDictBase) -> str:
+    """Where some rows were made; they are of one process."""
+    stamp = data.get(PACKAGE_VERSION, None)
+    if stamp is None or stamp.dtype != torch.uint8 or stamp.numel() == 0:
+        return "unknown"
+    return bytes(stamp.reshape(-1, stamp.shape[-1])[0].tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+def _close(source: Source) -> None:
+    try:
+        source.shutdown(timeout=5.0)
+    except Exception as error:  # of a process that is gone already
+        warnings.warn(f"an actor could not be closed: {error}", stacklevel=2)
