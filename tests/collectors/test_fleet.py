@@ -379,8 +379,8 @@ def kill_often(times: int, between: int) -> None:
             rows.append(data)
             crew.publish()
             if killed < times and crew.frames >= (killed + 1) * between:
-                alive = [source.procs[0] for source in list(crew._sources.values()) if hasattr(source, "procs")]
-                if alive:
+                alive = [each.procs[0] for each in list(crew._sources.values()) if each.procs[0].is_alive()]
+                if alive:  # those that died before may not be there again yet
                     time.sleep(draw.random() * 0.01)
                     os.kill(draw.choice(alive).pid, signal.SIGKILL)
                     killed += 1
