@@ -43,7 +43,7 @@ SHORT = (
 #: Phase and step of a checkpoint after which the process dies: offline, at the hand-over, online in mid-episode.
 STOPS = [
     pytest.param("offline", 3, marks=pytest.mark.slow),
-    ("offline", 6),
+    pytest.param("offline", 6, marks=pytest.mark.slow),
     ("online", 5),
     pytest.param("online", 17, marks=pytest.mark.slow),
 ]

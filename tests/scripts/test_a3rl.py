@@ -29,6 +29,8 @@ pytestmark = [
 
 FOLDER = ROOT / "sota-implementations/a3rl"
 PRIORITIES = sorted(path.stem for path in (FOLDER / "priority").glob("*.yaml"))
+#: The others are trained by the slow tests.
+FEW = ("advantage_density", "authors_code", "uniform")
 SHORT = (
     "task=halfcheetah",
     "data=linear-mix-v0",
@@ -71,7 +73,10 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize(
+    "priority",
+    [each if each in FEW else pytest.param(each, marks=pytest.mark.slow) for each in PRIORITIES],
+)
 def test_every_priority_trains(tmp_path: Path, priority: str) -> None:
     words = (f"priority={priority}", "online.total_frames=70", "schedule.eval_every=70")
     train(tmp_path, *words)

@@ -70,7 +70,10 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm",
+    [each if each in ("rlpd", "sacfd") else pytest.param(each, marks=pytest.mark.slow) for each in ALGORITHMS],
+)
 def test_every_algorithm_trains(tmp_path: Path, algorithm: str) -> None:
     words = (f"algorithm={algorithm}", "offline.num_steps=10", "schedule.log_every=5")
     train(tmp_path / "run", *words)
@@ -156,7 +159,12 @@ def without_times(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("every", "stop"),
-    [(3, 3), pytest.param(5, 5, marks=pytest.mark.slow), pytest.param(8, 13, marks=pytest.mark.slow), (40, 45)],
+    [
+        pytest.param(3, 3, marks=pytest.mark.slow),
+        pytest.param(5, 5, marks=pytest.mark.slow),
+        pytest.param(8, 13, marks=pytest.mark.slow),
+        (40, 45),
+    ],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, every: int, stop: int) -> None:
     """Stopped offline (3), at the hand-over (5), before the first update (13) and in mid-episode (45): bit for bit."""

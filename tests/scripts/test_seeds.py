@@ -85,7 +85,7 @@ def close(first: Path, second: Path, tolerance: float) -> None:
             torch.testing.assert_close(theirs[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
-@pytest.mark.parametrize("algorithm", SHORT)
+@pytest.mark.parametrize("algorithm", ["rlpd", pytest.param("a3rl", marks=pytest.mark.slow)])
 def test_every_seed_is_its_single_run(tmp_path: Path, algorithm: str) -> None:
     more = ("offline.num_steps=3",) if algorithm == "rlpd" else ()
     many(algorithm, tmp_path / "many", *more)
@@ -119,7 +119,7 @@ def equal(whole: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "stop"),
-    [("rlpd", 45), ("a3rl", 45), pytest.param("rlpd", 0, marks=pytest.mark.slow)],
+    [pytest.param("rlpd", 45, marks=pytest.mark.slow), ("a3rl", 45), pytest.param("rlpd", 0, marks=pytest.mark.slow)],
     ids=["rlpd", "a3rl", "offline"],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, algorithm: str, stop: int) -> None:
@@ -131,6 +131,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, algorithm: str, stop: int)
     equal(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_compiled_each_is_its_single_run_and_resumes_bit_for_bit(tmp_path: Path, captured: list[Any]) -> None:
     many("rlpd", tmp_path / "whole", "compile=true")
     many("rlpd", tmp_path / "parts", "compile=true", stop=45)

@@ -472,7 +472,16 @@ def test_eager(case: str) -> None:
     run(CASES[case]())
 
 
-@pytest.mark.parametrize("case", CASES)
+#: One case of each method, which is stacked; stacking runs the captured graphs too.
+FIRST = {case.partition("/")[0]: case for case in reversed(CASES)}.values()
+
+
+def slow_if(slow: Callable[[str], bool]) -> list[Any]:
+    """The cases, some of them marked slow."""
+    return [pytest.param(case, marks=pytest.mark.slow) if slow(case) else case for case in CASES]
+
+
+@pytest.mark.parametrize("case", slow_if(lambda case: case in FIRST))
 def test_captured(case: str) -> None:
     """The graphs that are compiled, run as they are."""
     whole = CASES[case]()
@@ -491,12 +500,7 @@ def test_kernels(case: str) -> None:
     run(whole)
 
 
-FIRST = {case.partition("/")[0]: case for case in reversed(CASES)}.values()
-
-
-@pytest.mark.parametrize(
-    "case", [case if case in FIRST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize("case", slow_if(lambda case: case not in FIRST))
 def test_stacked(case: str) -> None:
     agents = [CASES[case]() for _ in range(2)]
     update = Update.stack([agent.update for agent in agents]).compile()
