@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,27 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0:0", "0;x"))
     with pytest.raises(O2ODataError, match="damaged row"):
         read_results(path)
+
+
+def test_one_offline_phase_serves_all_groups(tmp_path: Path, start) -> None:
+    groups = {"cold": ("x=cold",), "warm": ("x=warm",)}
+    shared = replace(
+        claim(), groups=groups, share_offline="warm", comparisons=(Comparison("warm", "cold", "gain", "more", 1.0),)
+    )
+    todo = list(shared.jobs())
+    assert [job.group for job in todo[:2]] == ["warm", "cold"]
+    assert {job.key for job in todo} == {job.key for job in replace(shared, share_offline=None).jobs()}, "same runs"
+    statuses = [status for _, status, _ in run_jobs(todo, tmp_path, start=start, workers=4)]
+    assert statuses == ["finished"] * 6
+    for job in todo:
+        (words,) = [words for words in start.started if f"run_dir={tmp_path / job.key}" in words]
+        pretrained = [word for word in words if word.startswith("pretrained=")]
+        assert pretrained == ([] if job.group == "warm" else [f"pretrained={tmp_path / job.offline_of / 'offline'}"])
+
+
+def test_a_failed_offline_phase_is_not_started_from(tmp_path: Path, start) -> None:
+    broken, other = Job("a", "t", 0, "rlpd", ("x=bad",)), Job("b", "t", 0, "rlpd", ("x=good",))
+    other = replace(other, offline_of=broken.key)
+    statuses = {job.group: status for job, status, _ in run_jobs([other, broken], tmp_path, start=start, workers=2)}
+    assert statuses == {"a": "failed", "b": "finished"}
+    assert not any("pretrained" in word for words in start.started for word in words)

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Job:
         seed: of the run.
         script: the training script.
         overrides: Hydra overrides without the seed and the run's folder.
+        offline_of: key of the run whose offline phase this one starts from; ``None`` does its own. It does not count
+            for the key: an offline phase of the same settings and seed gives the same numbers.
     """
 
     group: str
@@ -68,6 +70,7 @@ class Job:
     seed: int
     script: str
     overrides: tuple[str, ...]
+    offline_of: str | None = None
 
     @property
     def key(self) -> str:
@@ -93,6 +96,8 @@ class Claim:
         tasks: overrides by task.
         groups: overrides by group; a first entry ``script=NAME`` takes another script.
         comparisons: what is compared; the claim holds if all of them do.
+        share_offline: the group whose offline phase serves all groups, where they differ only afterwards; ``None`` lets
+            every run do its own.
     """
 
     name: str
@@ -107,8 +112,11 @@ class Claim:
     tasks: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, tuple[str, ...]]
     comparisons: tuple[Comparison, ...]
+    share_offline: str | None = None
 
     def __post_init__(self) -> None:
+        if self.share_offline is not None:
+            check_option("share_offline", self.share_offline, tuple(self.groups))
         named = {name for part in self.comparisons for name in (part.group, part.than) if name is not None}
         if unknown := sorted(named - set(self.groups)):
             raise O2OSpecError(f"{self.name}: comparisons name {unknown}; the groups are {sorted(self.groups)}.")
@@ -123,11 +131,18 @@ class Claim:
             >>> next(load_claim(find_claims()[0]).jobs()).seed
             0
         """
-        for task, where in self.tasks.items():
+        for task in self.tasks:
             for seed in self.seeds:
-                for group, how in self.groups.items():
-                    script, how = self._script(how)
-                    yield Job(group, task, seed, script, (*where, *self.overrides, *how))
+                first = self._job(self.share_offline, task, seed) if self.share_offline is not None else None
+                if first is not None:
+                    yield first
+                for group in self.groups:
+                    if group != self.share_offline:
+                        yield replace(self._job(group, task, seed), offline_of=first and first.key)
+
+    def _job(self, group: str, task: str, seed: int) -> Job:
+        script, how = self._script(self.groups[group])
+        return Job(group, task, seed, script, (*self.tasks[task], *self.overrides, *how))
 
     def _script(self, overrides: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
         if overrides and overrides[0].startswith("script="):
@@ -172,14 +187,16 @@ def load_claim(name: str | Path) -> Claim:
 def _claim(path: Path, text: str) -> Claim:
     import yaml
 
-    expected = {field.name for field in fields(Claim)} - {"name"}
+    known = {field.name: field.default is MISSING for field in fields(Claim) if field.name != "name"}
+    needed = {name for name, is_needed in known.items() if is_needed}
     try:
         data: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise O2OSpecError(f"{path} cannot be read as YAML ({error}).") from error
-    if not isinstance(data, dict) or set(data) != expected:
+    if not isinstance(data, dict) or not needed <= set(data) <= set(known):
         have = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise O2OSpecError(f"{path} has {have}; expected exactly {sorted(expected)}.")
+        may = sorted(set(known) - needed)
+        raise O2OSpecError(f"{path} has {have}; expected exactly {sorted(needed)}, and perhaps {may}.")
     try:
         parts = tuple(Comparison(**part) for part in data["comparisons"])
     except TypeError as error:

@@ -79,7 +79,8 @@ def run_jobs(
     """Run jobs, some at a time, and yield each with its outcome when it ends.
 
     Every job goes on from its newest checkpoint if it was begun before. What a run prints goes to ``output.log`` in its
-    folder.
+    folder. A job that starts from another one's offline phase waits for that one; where that one failed, or is neither
+    here nor waiting, the job does its own.
 
     Args:
         jobs: what to run, in this order.
@@ -95,9 +96,9 @@ def run_jobs(
     waiting, running = list(jobs), {}
     progress = Progress(len(waiting), workers)
     while running or (waiting and not stopping()):
-        while waiting and len(running) < workers and not stopping():
-            job = waiting.pop(0)
-            running[job] = _begin(job, runs / job.key, start)
+        while len(running) < workers and not stopping() and (job := _next(waiting, running)) is not None:
+            waiting.remove(job)
+            running[job] = _begin(job, runs, start)
         time.sleep(_POLL_SECONDS)
         for job, (child, log, began) in list(running.items()):
             if child.poll() is not None:
@@ -107,9 +108,18 @@ def run_jobs(
                 yield job, _end(runs / job.key, child.returncode, hours, progress, stopping()), progress
 
 
-def _begin(job: Job, folder: Path, start: Start) -> tuple[subprocess.Popen, IO[str], float]:
+def _next(waiting: Sequence[Job], running: Iterable[Job]) -> Job | None:
+    """The first job that waits for no other's offline phase."""
+    ahead = {job.key for job in (*waiting, *running)}
+    return next((job for job in waiting if job.offline_of not in ahead), None)
+
+
+def _begin(job: Job, runs: Path, start: Start) -> tuple[subprocess.Popen, IO[str], float]:
+    folder = runs / job.key
     folder.mkdir(parents=True, exist_ok=True)
     own = [f"seed={job.seed}", f"run_dir={folder}", "resume=true", "num_threads=1"]
+    if job.offline_of is not None and _status(runs / job.offline_of) == "finished":
+        own.append(f"pretrained={runs / job.offline_of / 'offline'}")
     log = (folder / _LOG).open("a", encoding="utf-8")
     return start(script_command(job.script, [*job.overrides, *own]), log), log, time.monotonic()
 
