@@ -15,7 +15,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-__all__ = ["row_marks"]
+from torchrl_o2o.checkpoint.manifest import digest
+
+__all__ = ["fingerprint", "row_marks"]
 
 _BYTES_AT_ONCE = 2**22
 _SEED = 20_051
@@ -44,6 +46,24 @@ def row_marks(rows: TensorDictBase) -> Tensor:
     for _, leaf in sorted(rows.items(include_nested=True, leaves_only=True), key=lambda item: str(item[0])):
         marks += _leaf_marks(leaf, generator)
     return marks
+
+
+def fingerprint(rows: TensorDictBase) -> str:
+    """Name rows by their numbers: equal rows in the same order have the same name, others another one.
+
+    Args:
+        rows: rows [N].
+
+    Returns:
+        32 hexadecimal digits.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> rows = TensorDict({"x": torch.tensor([1.0, 2.0])}, [2])
+        >>> fingerprint(rows) == fingerprint(rows.clone()), fingerprint(rows) == fingerprint(rows[:1])
+        (True, False)
+    """
+    return digest(row_marks(rows).numpy().tobytes())[:32]
 
 
 def _leaf_marks(leaf: Tensor, generator: torch.Generator) -> Tensor:

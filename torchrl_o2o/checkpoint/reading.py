@@ -13,8 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torchrl_o2o.checkpoint.folders import step_folder, steps, verify
+import torch
+from tensordict import TensorDict
+
+from torchrl_o2o.checkpoint.folders import step_folder, steps, verify, verify_segment
 from torchrl_o2o.checkpoint.manifest import FORMAT, DamagedError, load, verify_file
+from torchrl_o2o.checkpoint.segments import Region
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
 
@@ -24,6 +28,7 @@ __all__ = [
     "checked_objects",
     "load_objects",
     "newest_valid",
+    "read_rows",
     "read_state",
     "restore_objects",
     "warn_of_versions",
@@ -188,6 +193,40 @@ def read_state(root: Path, manifest: Mapping[str, Any], name: str) -> Any:
     """
     file = f"{name}.pt"
     return load(verify_file(step_folder(root, manifest["step"]) / file, manifest["files"][file]))
+
+
+def read_rows(root: Path, manifest: Mapping[str, Any]) -> TensorDict | None:
+    """Read the living rows of a checkpoint's buffer: those given before the run, then those written, oldest first.
+
+    Args:
+        root: the folder of checkpoints.
+        manifest: the checkpoint's.
+
+    Returns:
+        The rows [N]; ``None`` if the checkpoint has no buffer, or an empty one.
+
+    Raises:
+        O2OCheckpointError: if a file is missing or altered, or the buffer keeps frames beside its rows.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+        >>> from torchrl_o2o.checkpoint import Checkpointer
+        >>> root, buffer = Path(tempfile.mkdtemp()), TensorDictReplayBuffer(storage=LazyTensorStorage(2))
+        >>> for step in range(3):
+        ...     _ = buffer.extend(TensorDict({"reward": torch.tensor([float(step)])}, [1]))
+        >>> Checkpointer(root, objects={}, buffer=buffer).save(3)
+        >>> read_rows(root, newest_valid(root)[0])["reward"]
+        tensor([1., 2.])
+    """
+    regions = {region["name"]: Region(**region) for region in manifest["buffer"]["regions"]}
+    if regions.keys() - {"offline", "online"}:
+        raise O2OCheckpointError(f"the buffer in {root} keeps {sorted(regions)}, expected rows of numbers alone")
+    parts = []
+    for entry in manifest["buffer"]["segments"]:
+        rows = TensorDict(load(verify_segment(root, entry)[0]), [entry["stop"] - entry["start"]])
+        parts.append(rows[max(0, regions[entry["region"]].oldest - entry["start"]) :])
+    return torch.cat(parts) if parts else None
 
 
 def restore_objects(root: Path, manifest: Mapping[str, Any], objects: Mapping[str, Any]) -> None:

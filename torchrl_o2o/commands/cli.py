@@ -16,7 +16,7 @@ from torchrl_o2o.errors import O2OError
 
 __all__ = ["main"]
 
-_COMMANDS = ("advise", "data", "demo", "evaluate", "export", "play", "report", "reproduce", "train")
+_COMMANDS = ("advise", "continuing", "data", "demo", "evaluate", "export", "play", "report", "reproduce", "train")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["add_reading", "reading", "register"]
+__all__ = ["actions", "add_actions", "add_reading", "reading", "register"]
 
 _SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .csv, .pickle, or a Minari folder)"
 
@@ -26,22 +26,22 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         subparsers: of the `o2o` parser.
     """
     parser = subparsers.add_parser("data", help="list, make, show, check and compare offline data sets")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="names that can be made here, and data sets on this machine")
+    subcommands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = subcommands.add_parser("list", help="names that can be made here, and data sets on this machine")
     listing.set_defaults(run=_list)
-    _register_make(actions.add_parser("make", help="make one of this package's data sets"))
-    show = actions.add_parser("show", help="summarize a data set")
+    _register_make(subcommands.add_parser("make", help="make one of this package's data sets"))
+    show = subcommands.add_parser("show", help="summarize a data set")
     _add_source(show)
     show.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths and rewards")
     show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(run=_show)
-    check = actions.add_parser("check", help="audit a data set; exits with 1 if it has errors")
+    check = subcommands.add_parser("check", help="audit a data set; exits with 1 if it has errors")
     _add_source(check)
-    _add_actions(check)
+    add_actions(check)
     check.add_argument("--env", metavar="ID", help="an environment that the data should fit")
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check)
-    _register_coverage(actions.add_parser("coverage", help="which clusters of their union data sets cover"))
+    _register_coverage(subcommands.add_parser("coverage", help="which clusters of their union data sets cover"))
 
 
 def _register_make(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def _register_make(parser: argparse.ArgumentParser) -> None:
 def _register_coverage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=f"two or more, each {_SOURCE}")
     add_reading(parser)
-    _add_actions(parser)
+    add_actions(parser)
     parser.add_argument("--clusters", type=int, default=50, metavar="K", help="(default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1_000, metavar="N", help="drawn from each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -88,7 +88,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_actions(parser: argparse.ArgumentParser) -> None:
+def add_actions(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say in which units actions are.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument(
         "--action-bounds",
         nargs=2,
@@ -125,7 +130,12 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _actions(arguments: argparse.Namespace) -> dict[str, Any]:
+def actions(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `load_offline` from the options of :func:`add_actions`.
+
+    Args:
+        arguments: as parsed.
+    """
     bounds = arguments.action_bounds
     return {"action_bounds": None if bounds is None else tuple(bounds), "actions": arguments.actions}
 
@@ -194,7 +204,7 @@ def _shown(value: Any) -> str:
 def _check(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import check_offline
 
-    report = check_offline(arguments.source, env=arguments.env, **reading(arguments), **_actions(arguments))
+    report = check_offline(arguments.source, env=arguments.env, **reading(arguments), **actions(arguments))
     print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else 1
 
@@ -203,7 +213,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import load_offline
     from torchrl_o2o.data.coverage import coverage, plot_coverage
 
-    data = {source: load_offline(source, **reading(arguments), **_actions(arguments)) for source in arguments.sources}
+    data = {source: load_offline(source, **reading(arguments), **actions(arguments)) for source in arguments.sources}
     found = coverage(data, num_clusters=arguments.clusters, rows_per_source=arguments.rows, seed=arguments.seed)
     if arguments.json:
         print(_json(found.covered))

@@ -42,6 +42,7 @@ _METRICS_FILE = "metrics.jsonl"
 _TRACES = (_RUN_FILE, _METRICS_FILE, "checkpoints")
 _RESERVED = ("step", "time")
 _DIGEST_BYTES = 32
+_DESCRIBED = ("id", "resumed", "config", "command", "commit", "versions", "threads", "started")
 
 
 class Recorder:
@@ -163,6 +164,23 @@ class Recorder:
         self._metrics.append(row | {name: plain_number(value) for name, value in numbers.items()})
         self._last_step = step
         self._to_sinks(lambda sink: sink.write(int(step), numbers))
+
+    def note(self, name: str, value: Any) -> None:
+        """Put an entry into ``run.json``, in the place of the one of that name.
+
+        Args:
+            name: the entry's name, none of what :func:`~torchrl_o2o.provenance.describe_run` writes.
+            value: plain values, see :func:`~torchrl_o2o.provenance.plain_config`.
+
+        Raises:
+            O2OSpecError: if the name is taken, or the value is not plain.
+            O2OCheckpointError: if the file cannot be written.
+        """
+        run = read_run(self.folder)
+        if name in _DESCRIBED:
+            raise O2OSpecError(f"{name!r} is an entry of run.json already; take another name")
+        self.check_place()
+        _write_run(self.folder, run | plain_config({name: value}))
 
     def dump(self, name: str, data: TensorDictBase) -> Path:
         """Write tensors next to the metrics, for instance the batch whose loss was not finite.

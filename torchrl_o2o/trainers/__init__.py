@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.trainers.continuing import Continuing, Standing, continue_run
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.evaluation import (
     EvaluationResult,
@@ -70,6 +71,7 @@ from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
 
 __all__ = [
     "ONLINE_ONLY",
+    "Continuing",
     "EvaluationResult",
     "Finetuning",
     "GivenPretraining",
@@ -85,6 +87,7 @@ __all__ = [
     "Schedule",
     "Seeds",
     "Session",
+    "Standing",
     "StoppingRule",
     "Trajectory",
     "accept_actors",
@@ -94,6 +97,7 @@ __all__ = [
     "carry_over",
     "choose_route",
     "compiled",
+    "continue_run",
     "critics_alone",
     "descend",
     "dip",

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
+from torchrl_o2o.checkpoint.marks import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_state
 from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.remote import ProcessActors
@@ -137,15 +138,19 @@ class RunOptions:
         self, problem: Problem, learner: Learner, buffer: ReplayBuffer | None, objects: Mapping[str, Any], total: int
     ) -> Session:
         """Open the run folder for a learner; ``total`` is the last step, for the progress bar."""
+        score, recorder = self.scorer(problem, learner), {"progress_total": total, **self.recorder}
+        save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
+        return Session(self.folder, self.config, objects, buffer, score, self.schedule, self.resume, recorder, save)
+
+    def scorer(self, problem: Problem, learner: Learner) -> Callable[[], EvaluationResult]:
+        """What evaluates a learner's policy in a problem's environment, always from the same seeds."""
 
         def score() -> EvaluationResult:
             reference, seed = find_reference(problem.env["env_id"]), self.seed + 10_000
             settings = {"timeout": self.env_guard.get("timeout"), **self.evaluation}
             return evaluate(learner.tester, problem.make_env, seed=seed, reference=reference, **settings)
 
-        save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
-        recorder = {"progress_total": total, **self.recorder}
-        return Session(self.folder, self.config, objects, buffer, score, self.schedule, self.resume, recorder, save)
+        return score
 
 
 @dataclass(frozen=True)
@@ -219,16 +224,28 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How many updates a pre-training is to make; kept with its checkpoints, so that a part is not taken for all."""
+class Plan:
+    """How many updates a run is to make, so that a part is not taken for all, and on which data.
+
+    Args:
+        num_steps: updates.
+        data: the rows' :func:`~torchrl_o2o.checkpoint.marks.fingerprint`.
+    """
 
     num_steps: int
+    data: str
 
-    def state_dict(self) -> dict[str, int]:
-        return {"num_steps": self.num_steps}
+    def state_dict(self) -> dict[str, Any]:
+        """Both, for the checkpoint."""
+        return {"num_steps": self.num_steps, "data": self.data}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """A run that goes on may be planned longer than it was."""
+        """A run that goes on may be planned longer than it was, on the same data."""
+        if state_dict.get("data", self.data) != self.data:
+            raise O2OCheckpointError(
+                "the data are not those that the run began with: other data of the same name, or a convention that was "
+                "fitted anew; resume with the data and the convention of that run, or start anew in another folder"
+            )
 
 
 class Phase:
@@ -294,7 +311,7 @@ class Pretraining(Phase):
         objects = {
             **learner.objects(),
             "convention": problem.convention.state_dict(),
-            "pretraining": _Plan(num_steps),
+            "pretraining": Plan(num_steps, fingerprint(problem.offline.select(*learner.keys))),
         }
         self.num_steps, self.folder = num_steps, Path(options.folder)
         super().__init__(problem, learner, buffer, options.session(problem, learner, None, objects, 0))

@@ -115,12 +115,15 @@ class Session:
         config: what is recorded, and compared when a run is resumed: a mapping or dataclass of plain values.
         objects: what changes while training, by name; see :class:`~torchrl_o2o.checkpoint.Checkpointer`.
         buffer: the replay buffer of the run.
-        evaluate: evaluates the policy.
+        evaluate: evaluates the policy; ``None``: there is no environment to do it in.
         schedule: how often. Defaults to :class:`Schedule`'s.
         resume: whether to go on with what is in the folder. Defaults to ``False``.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`, such as ``{"tensorboard": True}``.
         on_save: called with the run's folder after each checkpoint, the last one included, and after a checkpoint was
             restored; writes what belongs beside it, such as the policy's file. Defaults to ``None``.
+        restore: how to go on with what is in the folder, from the checkpointer to the step restored. Defaults to
+            :meth:`~torchrl_o2o.checkpoint.Checkpointer.restore`.
+        resume_word: the word of the command line that goes on with a stopped run. Defaults to ``"resume=true"``.
 
     Raises:
         O2OCheckpointError: if the folder cannot be written, or holds a run and ``resume`` is off.
@@ -145,11 +148,13 @@ class Session:
     config: Any
     objects: Mapping[str, Any]
     buffer: ReplayBuffer | None
-    evaluate: Callable[[], Measured]
+    evaluate: Callable[[], Measured] | None
     schedule: Schedule = field(default_factory=Schedule)
     resume: bool = False
     recorder: Mapping[str, Any] = field(default_factory=dict)
     on_save: Callable[[Path], object] | None = None
+    restore: Callable[[Checkpointer], int | None] = Checkpointer.restore
+    resume_word: str = "resume=true"
     #: What the last step's update measured, logged every ``log_every`` steps under ``train/``; :meth:`log` sets it.
     metrics: Mapping[str, Tensor] = field(default_factory=dict, init=False)
     #: Updates made offline and transitions collected online, part of the checkpoint.
@@ -177,7 +182,7 @@ class Session:
         """Watch for signals, and restore."""
         self.interrupt.__enter__()
         try:
-            self.restored = self._saved = self.checkpoint.restore() if self.resume else None
+            self.restored = self._saved = self.restore(self.checkpoint) if self.resume else None
             _say(f"{self._title}: {self.folder}{'' if self._saved is None else f', from checkpoint {self._saved}'}")
             if self.restored is not None and self.on_save is not None:
                 self.on_save(Path(self.folder))  # a process killed between the two saves left an older one
@@ -195,7 +200,8 @@ class Session:
         finally:
             self.interrupt.__exit__(kind, error, trace)
         if kind is None and self.interrupt.requested:
-            _say(f"stopped by {self.interrupt.signal_name}, saved in {self.folder}; go on with:\n  {resume_command()}")
+            command = resume_command(self.resume_word)
+            _say(f"stopped by {self.interrupt.signal_name}, saved in {self.folder}; go on with:\n  {command}")
             raise SystemExit(self.interrupt.exit_code)
         if kind is None:
             self._say_goodbye()
@@ -267,6 +273,25 @@ class Session:
                     break
         self._save()
 
+    def further(self, num_steps: int) -> Iterator[int]:
+        """Count updates on recorded data alone, made after everything else, from wherever the run stands.
+
+        Args:
+            num_steps: such updates of the whole run.
+
+        Yields:
+            The step that the next update is; it follows the last online step, or step 0.
+        """
+        stop = self.stopped
+        while not stop and self.counters.setdefault("further", 0) < num_steps:
+            step = self.counters.get("online", 0) + self.counters["further"] + 1
+            yield step
+            self.counters["further"] += 1
+            last = self.counters["further"] == num_steps
+            stop = self._after(step, step - 1, last=last, count=sum(self.counters.values()))
+        self._save()
+        self.metrics = {}
+
     def _begin(self, step: int) -> None:
         """Evaluate what a run begins with, once."""
         if self.restored is None and not self._began:
@@ -300,7 +325,7 @@ class Session:
             warnings.warn(f"what going online did cannot be said: {error}", stacklevel=2)
 
     def _save(self) -> None:
-        count = self.counters["offline"] + self.counters.get("online", 0)
+        count = sum(self.counters.values())
         if count == self._saved:
             return
         self.record.check_place()
@@ -310,6 +335,8 @@ class Session:
             self.on_save(Path(self.folder))
 
     def _evaluate(self, step: int) -> None:
+        if self.evaluate is None:
+            return
         self._measured = dict(self.evaluate().metrics())
         self.record.log(step, self._measured)
 

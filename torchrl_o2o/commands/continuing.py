@@ -1,0 +1,66 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""`o2o continue`: append new recordings to a run's data and learn on from all of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+__all__ = ["register"]
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    """Add the parser of `o2o continue`.
+
+    Args:
+        subparsers: of the `o2o` parser.
+    """
+    from torchrl_o2o.commands.data import add_actions, add_reading
+
+    parser = subparsers.add_parser("continue", help="learn on from new recordings, without an environment")
+    parser.add_argument("folder", metavar="RUN", help="a finished run; its offline phase is RUN/offline")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="NEW", help="new recordings, each as in `o2o data show`"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="updates to make")
+    parser.add_argument("--resume", action="store_true", help="go on with a round that was stopped")
+    parser.add_argument(
+        "--without-env", action="store_true", help="the environment is not there: no evaluation, and a weaker audit"
+    )
+    add_reading(parser)
+    add_actions(parser)
+    for name, default in (("eval", 5_000), ("log", 1_000), ("checkpoint", 25_000)):
+        help_text = "updates between two (default: %(default)s)"
+        parser.add_argument(f"--{name}-every", type=int, default=default, metavar="N", help=help_text)
+    parser.add_argument("--num-threads", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    # What is not said holds as for the run's own data set.
+    parser.set_defaults(run=_continue, min_episode_length=None, actions=None)
+
+
+def _continue(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from torchrl_o2o.commands.data import actions, reading
+    from torchrl_o2o.errors import check_count
+    from torchrl_o2o.functional.diagnostics import NonFiniteError
+    from torchrl_o2o.trainers import Schedule, continue_run
+
+    torch.set_num_threads(check_count("--num-threads", arguments.num_threads, least=1))
+    try:
+        lineage = continue_run(
+            arguments.folder,
+            arguments.data,
+            num_steps=arguments.steps,
+            resume=arguments.resume,
+            with_env=not arguments.without_env,
+            reading={**reading(arguments), **actions(arguments)},
+            schedule=Schedule(arguments.eval_every, arguments.log_every, arguments.checkpoint_every),
+        )
+    except NonFiniteError as error:
+        sys.exit(f"NonFiniteError: {error}")
+    for entry in lineage:
+        print(f"round {entry['round']}: {entry['rows']} rows of {entry['source']}, {entry['updates']} updates")
+    return 0

@@ -1,0 +1,454 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Deploy, collect, learn again: a finished run takes newly recorded episodes in and learns on, without an environment.
+
+The rows that a run has (its data set, what it collected, what was added before) and the new ones lie in one storage and
+are drawn from uniformly. Networks, targets, optimizers and metrics go on where the run stands, and so do its folder,
+its checkpoints and its ``policy.pt``. Rewards and observations keep the numbers that the run began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from torchrl_o2o import deploy
+from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.checkpoint.folders import retire
+from torchrl_o2o.checkpoint.marks import fingerprint
+from torchrl_o2o.checkpoint.reading import newest_valid, read_rows, read_state, restore_objects
+from torchrl_o2o.data import TRANSITION, OnlineWriter, load_offline
+from torchrl_o2o.data.conventions import FittedConvention
+from torchrl_o2o.envs.make import make_gym_env, seed_everything
+from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
+from torchrl_o2o.objectives.carry import carry_optimizer
+from torchrl_o2o.trainers.algorithms import (
+    make_awac,
+    make_cal_ql,
+    make_cql,
+    make_iql,
+    make_rlpd,
+    make_sac_after_cql,
+    make_td3_bc,
+)
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.pipeline import Phase, Plan, Problem, RunOptions
+from torchrl_o2o.trainers.session import Schedule, Session
+from torchrl_o2o.trainers.settings import choose_route, plain
+from torchrl_o2o.trainers.trajectories import returns_of
+
+__all__ = ["Continuing", "Standing", "continue_run"]
+
+Entry = Mapping[str, Any]
+
+#: Learners that go on from rows alone, by what a configuration calls its algorithm.
+_LEARNERS: Mapping[str, Callable[[DictConfig, tuple[int, int]], Learner]] = {
+    "awac": make_awac,
+    "iql": make_iql,
+    "td3_bc": make_td3_bc,
+    "cql": make_cql,
+    "cal_ql": make_cal_ql,
+    **dict.fromkeys(("rlpd", "sacfd", "redq", "sac"), make_rlpd),
+}
+_AFTER_CQL = {"cql": make_cql, "cal_ql": make_cal_ql, "sac": make_sac_after_cql}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands, from its newest checkpoint.
+
+    Args:
+        folder: the run's folder.
+        manifest: of the checkpoint.
+        damaged: steps of newer checkpoints that are damaged.
+        config: the run's configuration.
+        lineage: what the run has learnt from, an entry a data set: ``round`` (0: before the first continuation),
+            ``source``, ``rows``, ``episodes``, ``fingerprint``, ``added`` (time, UTC), and ``updates`` of the round.
+        further: updates made in all continuations.
+        policy: the run's policy file.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    damaged: Sequence[int]
+    config: Mapping[str, Any]
+    lineage: Sequence[Entry]
+    further: int
+    policy: deploy.PolicyFile
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Standing:
+        """Read a run folder.
+
+        Args:
+            folder: of a pre-training, a fine-tuning, or either continued.
+
+        Raises:
+            O2OCheckpointError: if it holds no checkpoint or no policy, or the run has not come to its end.
+        """
+        root = Path(folder) / "checkpoints"
+        manifest, damaged = newest_valid(root)
+        if manifest is None:
+            raise O2OCheckpointError(f"{root} holds no checkpoint; name the folder of a run that has come to its end")
+        config = dict(manifest["config"])
+        lineage = config.pop("lineage", [])
+        counters = read_state(root, manifest, "counters")
+        if not lineage:
+            _check_finished(Path(folder), manifest, config, counters)
+        policy = deploy.read_policy(folder)
+        return cls(Path(folder), manifest, damaged, config, lineage, counters.get("further", 0), policy)
+
+    @property
+    def root(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def round(self) -> int:
+        """How many continuations were begun."""
+        return self.lineage[-1]["round"] if self.lineage else 0
+
+    @property
+    def planned(self) -> int:
+        """Updates of all continuations that were begun."""
+        return sum({entry["round"]: entry["updates"] for entry in self.lineage}.values())
+
+    @property
+    def convention(self) -> FittedConvention:
+        """What rewards and observations go through, in the numbers that the run began with."""
+        if self.policy.convention is None:
+            raise O2OCheckpointError(f"{self.policy.path} does not say what rewards and observations went through")
+        return self.policy.convention
+
+    def state(self, name: str) -> Any:
+        """The state of an object, by its name in the checkpoint; ``None`` if there is none."""
+        return read_state(self.root, self.manifest, name) if f"{name}.pt" in self.manifest["files"] else None
+
+
+def _check_finished(folder: Path, manifest: Mapping[str, Any], config: Entry, counters: Mapping[str, int]) -> None:
+    if "pretraining.pt" in manifest["files"]:
+        planned = read_state(folder / "checkpoints", manifest, "pretraining")["num_steps"]
+        done = counters["offline"]
+    else:
+        planned, done = config.get("online", {}).get("total_frames"), counters.get("online", 0)
+    if planned is not None and done < planned:
+        raise O2OCheckpointError(
+            f"{folder} stands at {done} of {planned} steps; let it end (resume=true) before it is continued, since "
+            "nothing else can go on with it afterwards"
+        )
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """New episodes as they were recorded."""
+
+    source: str
+    rows: TensorDictBase
+
+    def entry(self, number: int, num_steps: int) -> dict[str, Any]:
+        return _entry(number, self.source, self.rows.select(*TRANSITION), int(self.rows["episode"][-1]) + 1, num_steps)
+
+
+def _entry(number: int, source: str, rows: TensorDictBase, episodes: int | None, num_steps: int) -> dict[str, Any]:
+    return {
+        "round": number,
+        "source": source,
+        "rows": len(rows),
+        "episodes": episodes,
+        "fingerprint": fingerprint(rows),
+        "added": datetime.now(UTC).isoformat(timespec="seconds"),
+        "updates": num_steps,
+    }
+
+
+class Continuing(Phase):
+    """A round of learning on recorded rows alone, in the folder of the run that it continues.
+
+    A round that is stopped goes on from its newest checkpoint, bit for bit; one that was killed before its first begins
+    anew from where the run stood, with the same numbers.
+
+    Args:
+        standing: where the run stands.
+        problem: environment, convention, and the run's rows in the learner's numbers, the new ones at the end.
+        learner: built as the run's; its state is read here.
+        options: where and how; its configuration is the run's.
+
+    Keyword Args:
+        lineage: the run's lineage with this round's entries.
+        with_env: whether the environment can be built, so that the policy is evaluated. Defaults to ``True``.
+        batch_size: rows drawn uniformly per minibatch.
+
+    Raises:
+        O2OCheckpointError: if the learner is not the run's.
+    """
+
+    def __init__(
+        self,
+        standing: Standing,
+        problem: Problem,
+        learner: Learner,
+        options: RunOptions,
+        *,
+        lineage: Sequence[Entry],
+        batch_size: int,
+        with_env: bool = True,
+    ) -> None:
+        self.standing, self.lineage, self._seed = standing, list(lineage), options.seed
+        self._resumes = list(standing.lineage) == self.lineage
+        self.num_steps = sum({entry["round"]: entry["updates"] for entry in lineage}.values())
+        if not self._resumes:
+            _take_over(standing, learner)
+        buffer = _fixed(problem.offline, batch_size * getattr(learner.update, "num_minibatches", 1))
+        before = standing.manifest["step"] - standing.further
+        objects = {
+            **learner.objects(),
+            "convention": problem.convention.state_dict(),
+            "pretraining": Plan(before + self.num_steps, fingerprint(problem.offline)),
+        }
+        policy = standing.policy
+        self._save = deploy.policy_saver(
+            learner.actor, convention=problem.convention, env=policy.env, action_box=(policy.low, policy.high)
+        )
+        session = Session(
+            options.folder,
+            {**options.config, "lineage": self.lineage},
+            objects,
+            buffer,
+            options.scorer(problem, learner) if with_env else None,
+            options.schedule,
+            True,
+            options.recorder,
+            self._write,
+            self._restore,
+            "--resume",
+        )
+        super().__init__(problem, learner, buffer, session)
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left; each is one update."""
+        return self.session.further(self.num_steps)
+
+    def _write(self, folder: Path) -> None:
+        """What belongs beside a checkpoint: the policy, and in the run's record what it has learnt from."""
+        self._save(folder)
+        if self._resumes or self.session.counters.get("further", 0) > self.standing.further:  # it is in a checkpoint
+            self.session.record.note("lineage", self.lineage)
+
+    def _restore(self, checkpoint: Checkpointer) -> int | None:
+        if self._resumes:
+            return checkpoint.restore()
+        standing, session = self.standing, self.session
+        restore_objects(standing.root, standing.manifest, {"recorder": session.record, "counters": session.counters})
+        for step in standing.damaged:
+            retire(standing.root, step)
+        seed_everything(self._seed + self.lineage[-1]["round"])
+        return standing.manifest["step"]
+
+
+def _take_over(standing: Standing, learner: Learner) -> None:
+    """Go on with a run's networks, targets, moments and counts; learning rates are those of the configuration."""
+    try:
+        learner.loss.load_state_dict(standing.state("loss"))
+        for name, optim in learner.optims.items():
+            carry_optimizer(standing.state(f"{name}_optim"), optim)
+    except (RuntimeError, TypeError, AttributeError, O2OSpecError) as error:
+        raise O2OCheckpointError(f"{standing.folder} cannot be continued by this learner: {error}") from error
+    counts = standing.state("update")
+    if counts is not None:
+        learner.state["update"].load_state_dict(counts)
+
+
+def _fixed(rows: TensorDictBase, batch_size: int) -> TensorDictReplayBuffer:
+    """A buffer that is drawn from and not written to; its rows are part of the checkpoints."""
+    storage = LazyTensorStorage(len(rows) + 1)  # a writer has at least one slot
+    storage.set(torch.arange(len(rows)), rows)
+    return TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(len(rows)), batch_size=batch_size)
+
+
+def continue_run(
+    folder: str | Path,
+    data: Sequence[Any] = (),
+    *,
+    num_steps: int | None = None,
+    resume: bool = False,
+    with_env: bool = True,
+    reading: Mapping[str, Any] | None = None,
+    schedule: Schedule | None = None,
+    recorder: Mapping[str, Any] | None = None,
+) -> Sequence[Entry]:
+    """Append new recordings to a run's data and learn on from all of them.
+
+    It may be called any number of times. Each time is a round: it has a number, its own seed (the run's plus that
+    number), and entries in the run's lineage, which is in ``run.json`` and in every checkpoint. Metrics go on after the
+    run's last step. The runs are those of the scripts awac, iql, td3_bc, cql (and cal_ql) and rlpd, either phase.
+
+    Args:
+        folder: the run's folder: of the online phase, or ``.../offline`` of the offline one.
+        data: new recordings, each a source of :func:`~torchrl_o2o.data.load_offline`.
+
+    Keyword Args:
+        num_steps: updates of this round; ``None`` (default) is for a round that goes on.
+        resume: go on with a round that was stopped; without one, begin it. Defaults to ``False``.
+        with_env: whether to build the run's environment, to audit the recordings against it and to evaluate the policy.
+            Defaults to ``True``.
+        reading: arguments of :func:`~torchrl_o2o.data.load_offline` for the new recordings; those of the run's own data
+            set hold where nothing else is said. Defaults to none.
+        schedule: how often to evaluate, log and save. Defaults to :class:`~torchrl_o2o.trainers.Schedule`'s.
+        recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`. Defaults to none.
+
+    Returns:
+        The lineage.
+
+    Raises:
+        O2ODataError: if a recording is broken, does not fit the run, or is in the run already.
+        O2OSpecError: if the run's method cannot go on from recordings, or an argument does not fit.
+        O2OCheckpointError: if the run has not come to its end, or cannot be read.
+        SystemExit: if a signal asked to stop; the checkpoint is written.
+    """
+    standing = Standing.read(folder)
+    cfg: DictConfig = OmegaConf.create(_numbers(standing.config))  # type: ignore[assignment]
+    make = _learner_of(standing)
+    choose_route(cfg.get("matmul_route", "default"))
+    env = _environment(standing) if with_env else None
+    new = [_load(cfg, source, env, reading or {}) for source in data]
+    lineage = _next_lineage(standing, new, num_steps, resume=resume)
+    learner = make(cfg, _dims(standing, new))
+    rows = _rows(standing, cfg, env, learner, [] if lineage is None else new)
+    if lineage is not None and not standing.lineage:
+        kept = len(rows) - sum(len(recording.rows) for recording in new)
+        lineage = [_entry(0, str(cfg.dataset.source), rows[:kept], None, 0), *lineage]
+    lineage = standing.lineage if lineage is None else lineage
+    options = RunOptions(
+        folder,
+        standing.config,
+        seed=cfg.seed,
+        schedule=schedule or Schedule(),
+        evaluation=dict(cfg.get("evaluation", {})),
+        recorder=dict(recorder or {}),
+    )
+    problem = Problem(standing.config["env"], rows, standing.convention)
+    size = (cfg.offline if "batch_size" in cfg.get("offline", {}) else cfg.online).batch_size
+    phase = Continuing(standing, problem, learner, options, lineage=lineage, batch_size=size, with_env=with_env)
+    with phase:
+        for _ in phase.steps():
+            phase.log(learner.update(phase.sample()))
+    return lineage
+
+
+def _numbers(value: Any) -> Any:
+    """A recorded configuration with its infinities as numbers again; JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if value in ("inf", "-inf", "nan") else value
+
+
+def _learner_of(standing: Standing) -> Callable[[DictConfig, tuple[int, int]], Learner]:
+    config = standing.config
+    name, online = config.get("algorithm"), "online" in config
+    make = _LEARNERS.get(str(name))
+    if name in ("cql", "cal_ql") and online:  # the online learner may be another; of other scripts it is
+        make = _AFTER_CQL.get(str(config.get("learner")))
+    if make is None:
+        raise O2OSpecError(
+            f"{standing.folder} is a run of {name}{' online' if online else ''}, which cannot go on from recordings "
+            f"alone; expected a run of one of the scripts awac, iql, td3_bc, cql and rlpd"
+        )
+    return make
+
+
+def _environment(standing: Standing) -> Any:
+    try:
+        return make_gym_env(**standing.config["env"])
+    except Exception as error:  # an environment fails to be built in ways of its own
+        raise O2OSpecError(
+            f"the environment of {standing.folder} cannot be built here ({error}); go on without it, and so without "
+            "evaluation, by with_env=False (--without-env)"
+        ) from error
+
+
+def _load(cfg: DictConfig, source: Any, env: Any, reading: Mapping[str, Any]) -> _Recording:
+    own = {key: value for key, value in plain(cfg.dataset).items() if key != "source"}
+    given = {key: value for key, value in reading.items() if value not in (None, {})}
+    named = str(source) if isinstance(source, str | Path) else f"a {type(source).__name__}"
+    return _Recording(named, load_offline(source, env=env, **{**own, **given}))
+
+
+def _next_lineage(
+    standing: Standing, new: Sequence[_Recording], num_steps: int | None, *, resume: bool
+) -> list[Entry] | None:
+    """The lineage with this round's entries; ``None`` to go on with the round that was begun last."""
+    left = standing.planned - standing.further
+    last = [entry for entry in standing.lineage if entry["round"] == standing.round and standing.round]
+    found = [recording.entry(standing.round + 1, num_steps or 0) for recording in new]
+    prints = [entry["fingerprint"] for entry in found]
+    if resume and last and (not found or prints == [entry["fingerprint"] for entry in last]):
+        if num_steps not in (None, last[-1]["updates"]):
+            raise O2OSpecError(
+                f"got num_steps={num_steps}, the round that goes on has {last[-1]['updates']}; leave it out"
+            )
+        return None
+    if left:
+        names = ", ".join(str(entry["source"]) for entry in last)
+        raise O2OCheckpointError(
+            f"round {standing.round} of {standing.folder}, on {names}, has {left} updates left; go on with it first "
+            "(resume=True, --resume), with the same data or none named"
+        )
+    if not found:
+        raise O2OSpecError(f"no round of {standing.folder} was begun; name the new recordings")
+    if num_steps is None or num_steps < 1:
+        raise O2OSpecError(f"got num_steps={num_steps}, expected how many updates to make, at least 1")
+    known = {entry["fingerprint"]: entry for entry in standing.lineage}
+    for entry in found:
+        if entry["fingerprint"] in known:
+            there = known[entry["fingerprint"]]
+            raise O2ODataError(
+                f"{entry['source']} holds the rows of {there['source']}, which the run has since round "
+                f"{there['round']}; name recordings that are new"
+            )
+        known[entry["fingerprint"]] = entry
+    return [*standing.lineage, *found]
+
+
+def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:
+    dims = standing.policy.dims
+    for recording in new:
+        there = recording.rows["observation"].shape[-1], recording.rows["action"].shape[-1]
+        if there != dims:
+            raise O2ODataError(
+                f"{recording.source} has {there[0]} observation entries and {there[1]} action dimensions, the run "
+                f"{standing.folder} {dims[0]} and {dims[1]}; name recordings of the same robot or task"
+            )
+    return dims
+
+
+def _rows(standing: Standing, cfg: DictConfig, env: Any, learner: Learner, new: Sequence[_Recording]) -> TensorDictBase:
+    """The run's rows in the learner's numbers, from its checkpoint or its data set, and the new ones after them."""
+
+    def seen(raw: TensorDictBase) -> TensorDictBase:
+        rows = standing.convention.data(raw)
+        if "mc_return" in learner.keys:
+            rows = returns_of(cfg, Problem(standing.config["env"], rows, standing.convention))(rows)
+        return rows.select(*learner.keys)
+
+    old = read_rows(standing.root, standing.manifest)
+    if old is None:
+        old = seen(load_offline(**plain(cfg.dataset), env=env))
+        planned = standing.state("pretraining").get("data")
+        if planned not in (None, fingerprint(old)):
+            raise O2ODataError(
+                f"{cfg.dataset.source} does not hold the rows that {standing.folder} has learnt from: other data of "
+                "the same name; put those back, or start anew in another folder"
+            )
+    return torch.cat([old, *(seen(recording.rows) for recording in new)])
