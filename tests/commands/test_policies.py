@@ -82,7 +82,9 @@ class Drawing(gymnasium.Wrapper):
 
 def make_drawing(env_id: str, *, env_kwargs: Any = None, **settings: Any) -> gymnasium.Env:
     assert env_kwargs in (None, {"render_mode": "rgb_array"})
-    return Drawing(make_gym_env(env_id, **settings))
+    env = Drawing(make_gym_env(env_id, **settings))
+    env.unwrapped.render_mode = "rgb_array"
+    return env
 
 
 def test_play_writes_a_gif(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,8 +101,15 @@ def test_play_writes_a_gif(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         assert image.convert("RGB").getpixel((0, 0)) == (100, 100, 100)
     assert main(["play", str(run), "--episodes", "2", "--max-steps", "60", "--out", str(run / "two.gif")]) == 0
     with Image.open(run / "two.gif") as image:
-        assert image.n_frames == 31  # type: ignore[attr-defined]
+        assert image.n_frames == 26 + 6  # the end of each episode is seen  # type: ignore[attr-defined]
     assert main(["play", str(run), "--max-steps", "0"]) == 2
+
+
+def test_evaluate_writes_videos(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torchrl_o2o.envs.make_gym_env", make_drawing)
+    assert main(["evaluate", str(run), "--episodes", "3", "--video", str(run / "seen.gif")]) == 0
+    assert f"median            {run / 'seen-median.gif'}" in capsys.readouterr().out
+    assert sorted(path.name for path in run.glob("*.gif")) == ["seen-best.gif", "seen-median.gif", "seen-worst.gif"]
 
 
 def test_play_without_a_renderer(
@@ -110,7 +119,7 @@ def test_play_without_a_renderer(
         def render(self) -> Any:
             raise ImportError("no GL library")
 
-    monkeypatch.setattr("torchrl_o2o.envs.make_gym_env", lambda env_id, **_: Blind(make_gym_env(env_id)))
+    monkeypatch.setattr("torchrl_o2o.envs.make_gym_env", lambda *args, **options: Blind(make_drawing(*args, **options)))
     assert main(["play", str(run)]) == 2
     assert "Pendulum-v1 cannot be drawn here (ImportError: no GL library)" in capsys.readouterr().err
     monkeypatch.setattr("torchrl_o2o.envs.make_gym_env", make_drawing)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
+from torchrl_o2o.envs.video import write_video
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.recorder import Recorder, read_run
 
@@ -23,6 +25,34 @@ def test_tensorboard_events_hold_the_metrics(tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("eval/return")] == [(4, 2.5)]
+
+
+def test_tensorboard_shows_gifs(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    video = write_video(tmp_path / "a.gif", [np.zeros((8, 8, 3), np.uint8)] * 2, 10.0)
+    with Recorder(tmp_path / "run", config={}, tensorboard=True) as recorder:
+        recorder.show(4, {"best": video})
+        with pytest.warns(UserWarning, match=r"GIFs and not a\.mp4"):
+            recorder.show(5, {"best": video.with_suffix(".mp4")})
+        recorder.log(6, {"a": 1.0})
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("evaluation/best")
+    assert (image.step, image.encoded_image_string) == (4, video.read_bytes())
+    assert events.Scalars("a")
+
+
+def test_wandb_gets_the_file_and_a_failing_sink_ends_nothing(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    fake.Video = lambda path, format: (path, format)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with Recorder(tmp_path / "run", config={}, wandb={"mode": "offline"}) as recorder:
+        recorder.show(4, {"best": tmp_path / "a.mp4"})
+        del fake.Video
+        with pytest.warns(UserWarning, match="WandbSink FAILED"):
+            recorder.show(5, {"best": tmp_path / "a.mp4"})
+        recorder.log(6, {"a": 1.0})
+    assert fake.rows == [{"step": 4, "evaluation/best": (str(tmp_path / "a.mp4"), "mp4")}]
 
 
 class FakeWandb(types.ModuleType):

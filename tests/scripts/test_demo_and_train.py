@@ -31,7 +31,10 @@ TINY = {
 
 
 @pytest.mark.parametrize("task", ["halfcheetah", pytest.param("pointmaze", marks=pytest.mark.slow)])
-def test_demo_trains_both_and_summarizes(task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_demo_trains_both_and_summarizes(
+    task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchrl_o2o.commands.demo._FILMED_STEPS", 2)
     settings = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     assert main(["demo", task, "--out", str(tmp_path), *settings]) == 0
     out = capfd.readouterr().out
@@ -40,6 +43,7 @@ def test_demo_trains_both_and_summarizes(task: str, tmp_path: Path, capfd: pytes
     folder = tmp_path / task
     assert (folder / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert read_policy(folder / "rlpd").env == read_run(folder / "rlpd")["config"]["env"]
+    assert (folder / "rlpd-worst.gif").exists() or "no video: the environment cannot be drawn here" in out
     settings_of = {name: read_run(folder / name)["config"] for name in ("rlpd", "sac")}
     assert settings_of["sac"]["handover"]["offline_fraction"] == 0.0
     assert settings_of["rlpd"]["online"] == settings_of["sac"]["online"], "the same environment steps"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit, TransformObservation
+from PIL import Image
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
 from torchrl.envs.utils import exploration_type
@@ -353,3 +354,50 @@ def test_metrics_are_averages():
 def test_counts_below_one_are_refused(counts):
     with pytest.raises(O2OSpecError, match="at least 1"):
         evaluate(linear_actor(), SeededLength, seed=0, **counts)
+
+
+class Shaded(SeededLength):
+    """Draws the episode's seed."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    render_mode = "rgb_array"
+
+    def render(self):
+        return np.full((8, 8, 3), 10 * self.seed, np.uint8)
+
+
+def shade(path):
+    with Image.open(path) as image:
+        return image.convert("RGB").getpixel((0, 0))[0] // 10, getattr(image, "n_frames", 1)
+
+
+def test_videos_of_the_best_the_median_and_the_worst_episode(tmp_path):
+    """Seeds 3 to 6 last 4 to 7 steps and pay their seed at each."""
+    result = evaluate(linear_actor(), Shaded, num_episodes=4, seed=3, num_envs=2, video=tmp_path / "seen.gif")
+    assert result.returns.tolist() == [12.0, 20.0, 30.0, 42.0]
+    assert {name: shade(path)[0] for name, path in result.videos.items()} == {"best": 6, "median": 4, "worst": 3}
+    assert result.videos["best"] == tmp_path / "seen-best.gif"
+
+
+def test_a_video_is_refused_before_the_first_episode(env_class, tmp_path):
+    env_class.log = []
+    with pytest.raises(O2OSpecError, match="cannot be drawn here"):
+        evaluate(linear_actor(), env_class, num_episodes=4, seed=3, video=tmp_path / "seen.gif")
+    assert env_class.log == [0]
+    with pytest.raises(O2OSpecError, match="ends in"):
+        evaluate(linear_actor(), env_class, num_episodes=4, seed=3, video="seen.mov")
+
+
+def test_a_video_that_fails_or_differs_costs_no_evaluation(tmp_path, monkeypatch):
+    class Forgetful(Shaded):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, float(np.random.rand()), *rest
+
+    with pytest.warns(UserWarning, match="THE VIDEO SHOWS ANOTHER EPISODE"):
+        evaluate(linear_actor(), Forgetful, num_episodes=1, seed=3, video=tmp_path / "seen.gif")
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="a video beside .*seen.gif cannot be made"):
+        result = evaluate(linear_actor(), Shaded, num_episodes=1, seed=3, video=tmp_path / "file" / "seen.gif")
+    assert result.returns.tolist() == [12.0]
+    assert result.videos == {}

@@ -25,6 +25,8 @@ _SETTINGS = {
 }
 _DATASETS = {"halfcheetah": "o2o/halfcheetah/linear-mix-v0", "pointmaze": "o2o/pointmaze/medium-play-v0"}
 
+_FILMED_STEPS = 150  # of each of three episodes
+
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     """Add the parser of `o2o demo`.
@@ -54,7 +56,25 @@ def _demo(arguments: argparse.Namespace) -> int:
     status = _train_both(out, words)
     if status == 0:
         print(summarize(out, _DATASETS[arguments.task]))
+        print(_film(out))
     return status
+
+
+def _film(out: Path) -> str:
+    """Draw what RLPD's policy does, if this machine can draw."""
+    from torchrl_o2o.deploy import read_policy
+    from torchrl_o2o.envs import drawing_arguments, make_gym_env
+    from torchrl_o2o.errors import O2OSpecError
+    from torchrl_o2o.trainers import evaluate
+
+    policy = read_policy(out / "rlpd")
+    env = drawing_arguments({**(policy.env or {}), "max_episode_steps": _FILMED_STEPS})
+    actor, video = policy.actor(native_actions=False), out / "rlpd.gif"
+    try:
+        made = evaluate(actor, lambda: make_gym_env(**env), num_episodes=3, seed=0, video=video)
+    except O2OSpecError as error:
+        return f"no video: {error}"
+    return "\n".join(f"{name + ':':<8}{file}" for name, file in made.videos.items())
 
 
 def _train_both(out: Path, words: list[str]) -> int:

@@ -22,6 +22,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("evaluate", help="run a trained policy and print its returns")
     add_arguments(parser)
     parser.add_argument("--episodes", type=int, default=10, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--video", metavar="FILE", help="write the best, median and worst episode: x.gif or x.mp4 gives x-best.gif, ..."
+    )
     parser.set_defaults(run=_evaluate)
 
 
@@ -29,16 +32,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.commands.policies import env_arguments
     from torchrl_o2o.deploy import read_policy
     from torchrl_o2o.envs import find_reference, make_gym_env
+    from torchrl_o2o.envs.video import drawing_arguments
     from torchrl_o2o.trainers import evaluate
 
     policy = read_policy(arguments.policy)
     env = env_arguments(policy, arguments)
+    env = env if arguments.video is None else drawing_arguments(env)
     result = evaluate(
         policy.actor(native_actions=False),
         lambda: make_gym_env(**env),
         num_episodes=arguments.episodes,
         seed=arguments.seed,
         reference=find_reference(env["env_id"]),
+        video=arguments.video,
     )
     print(f"{policy.path} in {env['env_id']}, {arguments.episodes} episodes from seed {arguments.seed}")
     spread = f"+- {result.returns.std():.2f}, {result.returns.min():.2f} to {result.returns.max():.2f}"
@@ -48,4 +54,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(f"  success           {result.success.mean():9.2f}")
     if result.normalized_score is not None:
         print(f"  normalized score  {result.normalized_score.mean():9.2f}")
+    for name, file in result.videos.items():
+        print(f"  {name:<16}  {file}")
     return 0

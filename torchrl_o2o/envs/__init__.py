@@ -21,6 +21,7 @@ from torchrl_o2o.envs.scores import (
 )
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.tasks import TASKS, EnvTask, observation_keys
+from torchrl_o2o.envs.video import Film, drawing_arguments, drawing_env, film_episode, write_video
 
 __all__ = [
     "D4RL_REFERENCES",
@@ -32,11 +33,15 @@ __all__ = [
     "DotReachEnv",
     "EnvFaultError",
     "EnvTask",
+    "Film",
     "GuardedEnv",
     "Reference",
     "RenderedFrames",
     "StackFrames",
+    "drawing_arguments",
+    "drawing_env",
     "env_state",
+    "film_episode",
     "find_reference",
     "get_reference",
     "make_env",
@@ -46,4 +51,5 @@ __all__ = [
     "observation_keys",
     "restore_env_state",
     "seed_everything",
+    "write_video",
 ]

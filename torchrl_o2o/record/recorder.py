@@ -182,6 +182,16 @@ class Recorder:
         self.check_place()
         _write_run(self.folder, run | plain_config({name: value}))
 
+    def show(self, step: int, videos: Mapping[str, Path]) -> None:
+        """Show videos where the metrics are shown.
+
+        Args:
+            step: as in :meth:`log`.
+            videos: files by what they show.
+        """
+        for name, file in videos.items():
+            self._to_sinks(lambda sink, name=name, file=file: sink.show(int(step), f"evaluation/{name}", file))
+
     def dump(self, name: str, data: TensorDictBase) -> Path:
         """Write tensors next to the metrics, for instance the batch whose loss was not finite.
 

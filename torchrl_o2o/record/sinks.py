@@ -33,6 +33,8 @@ class Sink(Protocol):
         ...         self.rows = []
         ...     def write(self, step, metrics):
         ...         self.rows.append((step, dict(metrics)))
+        ...     def show(self, step, name, video):
+        ...         pass
         ...     def rewind(self, step):
         ...         self.rows = [row for row in self.rows if row[0] < step]
         ...     def close(self):
@@ -43,6 +45,10 @@ class Sink(Protocol):
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of one row."""
+        ...
+
+    def show(self, step: int, name: str, video: Path) -> None:
+        """Show a video, a file that the next one may replace."""
         ...
 
     def rewind(self, step: int) -> None:
@@ -81,6 +87,16 @@ class TensorBoardSink:
         """Add each metric as a scalar."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def show(self, step: int, name: str, video: Path) -> None:
+        """Add a GIF among the images; TensorBoard moves nothing else."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        if video.suffix != ".gif":
+            warnings.warn(f"TensorBoard shows GIFs and not {video.name}; name the video .gif", stacklevel=5)
+            return
+        image = Summary.Image(colorspace=3, encoded_image_string=video.read_bytes())
+        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def rewind(self, step: int) -> None:
         """Go on in a new event file, at whose beginning TensorBoard drops the steps from this one on."""
@@ -136,6 +152,13 @@ class WandbSink:
         if step >= self._logged:  # at its last step, what was logged may have been cut short
             self._run.log({"step": step, **metrics})
 
+    def show(self, step: int, name: str, video: Path) -> None:
+        """Log a video, as :meth:`write` a row."""
+        import wandb
+
+        if step >= self._logged:
+            self._run.log({"step": step, name: wandb.Video(str(video), format=video.suffix[1:])})
+
     def rewind(self, step: int) -> None:
         """Leave out what wandb has already: the rows before the last step of the earlier part of the run."""
         self._logged = self._run.summary.get("step", -math.inf)
@@ -177,6 +200,9 @@ class ProgressSink:
         if shown or _RETURN in metrics:
             self._bar.set_postfix(self._return | shown, refresh=False)
         self._bar.update(step - self._first - self._bar.n)
+
+    def show(self, step: int, name: str, video: Path) -> None:
+        """A bar has no place for videos."""
 
     def _start(self, step: int) -> tqdm:
         self._first = min(step, 0)  # a bar cannot show negative steps: it counts from the first one

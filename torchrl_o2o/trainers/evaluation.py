@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -31,6 +33,7 @@ from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
 from torchrl_o2o.envs.units import match_actions
+from torchrl_o2o.envs.video import check_video, drawing_arguments, drawing_env, film_episode, write_video
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.units import declared_box
@@ -62,12 +65,14 @@ class EvaluationResult:
         success: ``[n]`` bool, whether the goal was reached at any time; ``None`` where the environment has no goal.
             Where a flag was neither true nor false and no other one true, it is NaN and the array float64.
         normalized_score: ``[n]`` float64 (:func:`~torchrl_o2o.envs.normalized_score`); ``None`` without a reference.
+        videos: files by what they show: ``"best"``, ``"median"``, ``"worst"``. Defaults to none.
     """
 
     returns: np.ndarray
     lengths: np.ndarray
     success: np.ndarray | None = None
     normalized_score: np.ndarray | None = None
+    videos: Mapping[str, Path] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Average over the episodes, under the names that runs log.
@@ -113,6 +118,7 @@ def evaluate(
     reference: str | Reference | None = None,
     max_retries: int = 3,
     timeout: float | None = None,
+    video: str | Path | None = None,
 ) -> EvaluationResult:
     """Run a policy deterministically for a number of episodes.
 
@@ -132,6 +138,10 @@ def evaluate(
     or not finite, a warning says so, the environment is built anew if it raised, and its episode is run again from its
     own seed. What a failed attempt returned counts nowhere.
 
+    With ``video`` the best, the median and the worst episode, by return, are run once more from their seeds with the
+    actions that were taken, and drawn. The result is that of the first time; a warning says so if an episode does not
+    repeat, or its video cannot be written.
+
     Args:
         actor: reads ``observation`` and writes ``action``. Its actions are in ``[-1, 1]`` for environments of this
             package, or in the environment's own units if its spec says so, as that of
@@ -146,13 +156,17 @@ def evaluate(
         reference: for the normalized score, a task name or a reference; ``None`` takes that of ``env`` if it has one.
         max_retries: how often in all an environment may fail. Defaults to 3.
         timeout: seconds that a step or a reset may take. Defaults to ``None``: no limit.
+        video: ``"runs/policy.gif"`` or ``".mp4"``: written to ``policy-best.gif``, ``policy-median.gif`` and
+            ``policy-worst.gif``. A function ``env`` has to build its environment with ``render_mode="rgb_array"``.
+            Defaults to ``None``: no video.
 
     Returns:
-        Returns, lengths, success and normalized score per episode.
+        Returns, lengths, success and normalized score per episode, and the videos.
 
     Raises:
         O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built or has discrete
-            actions, the policy's actions do not fit it, or ``reference`` names no known task.
+            actions, the policy's actions do not fit it, ``reference`` names no known task, or a video is asked for and
+            the environment does not draw itself or ``video`` has another ending.
         EnvFaultError: if the environment fails more often than ``max_retries``, or hangs.
 
     Examples:
@@ -171,18 +185,26 @@ def evaluate(
         reference = find_reference(env)
     elif isinstance(reference, str):
         reference = get_reference(reference)  # an unknown name fails before the episodes are run
-    make = (lambda: make_gym_env(env)) if isinstance(env, str) else env
+    make = _maker(env, drawing=video is not None) if isinstance(env, str) else env
     box = declared_box(actor)
     build = make if box is None else lambda: match_actions(make(), *box)
     with _undisturbed(actor, seed):
+        stage = None if video is None else _stage(build, check_video(video), env)
         episodes = _run_episodes(actor, _Guards(build, max_retries, timeout), num_episodes, seed, num_envs)
+        videos = {} if stage is None else _film(episodes, *stage)
     returns = np.array([episode.total for episode in episodes], dtype=np.float64)
     return EvaluationResult(
         returns,
         np.array([episode.length for episode in episodes], dtype=np.int64),
         _successes([episode.success for episode in episodes]),
         None if reference is None else normalized_score(returns, reference),
+        videos,
     )
+
+
+def _maker(env_id: str, *, drawing: bool) -> Callable[[], gymnasium.Env]:
+    arguments: dict[str, Any] = {"env_id": env_id}
+    return partial(make_gym_env, **(drawing_arguments(arguments) if drawing else arguments))
 
 
 class _Guards:
@@ -225,6 +247,7 @@ class _Episode:
     success: float | None = field(init=False)
     done: bool = field(init=False)
     queue: list[np.ndarray] = field(init=False, repr=False)
+    actions: list[np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.begin()
@@ -234,8 +257,11 @@ class _Episode:
         self.observation, _ = self.env.reset(seed=self.seed)
         self.total, self.length, self.success, self.done = 0.0, 0, None, False
         self.queue = []  # what is left of a chunk of actions
+        self.actions = []  # those that were taken
 
-    def step(self, action: np.ndarray, guards: _Guards) -> None:
+    def step(self, guards: _Guards) -> None:
+        action = self.queue.pop(0)
+        self.actions.append(action.copy())
         self.observation, reward, terminated, truncated, info = self.env.step(action)
         if info["rejected"]:
             guards.failed(
@@ -292,7 +318,7 @@ def _run_episodes(
                 for episode, action in zip(waiting, _act(actor, waiting), strict=True):
                     episode.queue = np.split(action, chunk_length(actor))
             for episode in active:
-                episode.step(episode.queue.pop(0), guards)
+                episode.step(guards)
             for slot, episode in enumerate(active):
                 if episode.done and len(episodes) < num_episodes:
                     active[slot] = _Episode(episode.env, seed + len(episodes))
@@ -303,6 +329,38 @@ def _run_episodes(
             with suppress(Exception):  # the episodes are over, or another error is on its way
                 env.close()
     return episodes
+
+
+def _stage(build: Callable[[], gymnasium.Env], path: Path, env: str | Callable) -> tuple[gymnasium.Env, Path]:
+    """An environment that draws itself, and where its videos go."""
+    return drawing_env(build, env if isinstance(env, str) else "the environment"), path
+
+
+def _film(episodes: Sequence[_Episode], env: gymnasium.Env, path: Path) -> dict[str, Path]:
+    """Draw the best, median and worst episode; an evaluation is not lost for want of a picture."""
+    ranked = sorted(episodes, key=lambda episode: episode.total)
+    shown = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+    videos: dict[str, Path] = {}
+    try:
+        for name, episode in shown.items():
+            videos[name] = write_video(path.with_stem(f"{path.stem}-{name}"), *_film_again(episode, env))
+    except Exception as error:  # of a renderer, an encoder or a disk
+        warnings.warn(f"a video beside {path} cannot be made ({type(error).__name__}: {error})", stacklevel=3)
+    finally:
+        env.close()
+    return videos
+
+
+def _film_again(episode: _Episode, env: gymnasium.Env) -> tuple[Sequence[np.ndarray], float]:
+    actions = iter(episode.actions)
+    film = film_episode(env, lambda _: next(actions), seed=episode.seed, max_steps=episode.length)
+    if not math.isclose(film.total, episode.total, rel_tol=1e-6, abs_tol=1e-6):
+        warnings.warn(
+            f"THE VIDEO SHOWS ANOTHER EPISODE: return {film.total:g}, evaluated {episode.total:g}; the environment "
+            f"does not repeat itself from the seed {episode.seed}",
+            stacklevel=4,
+        )
+    return film.frames, film.fps
 
 
 def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:

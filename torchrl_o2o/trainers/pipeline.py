@@ -33,6 +33,7 @@ from torchrl_o2o.data.conventions import Convention, FittedConvention
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import find_reference
+from torchrl_o2o.envs.video import drawing_arguments
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
@@ -92,9 +93,13 @@ class Problem:
         """Observation and action dimension."""
         return self.offline["observation"].shape[-1], self.offline["action"].shape[-1]
 
-    def make_env(self) -> gymnasium.Env:
-        """A new environment with the learner's observations and the task's own rewards."""
-        return _env(self.env, self.convention)
+    def make_env(self, *, drawing: bool = False) -> gymnasium.Env:
+        """A new environment with the learner's observations and the task's own rewards.
+
+        Keyword Args:
+            drawing: whether it draws itself, for videos. Defaults to ``False``.
+        """
+        return _env(drawing_arguments(self.env) if drawing else self.env, self.convention)
 
     @property
     def env_factory(self) -> Callable[[], gymnasium.Env]:
@@ -116,7 +121,7 @@ class RunOptions:
         seed: of networks, sampling and exploration; evaluation uses ``seed + 10_000``.
         schedule: how often to evaluate, log and save.
         resume: go on with what is in the folder. Defaults to ``False``.
-        evaluation: ``num_episodes`` and ``num_envs`` of :func:`~torchrl_o2o.trainers.evaluate`.
+        evaluation: ``num_episodes``, ``num_envs`` and ``video`` of :func:`~torchrl_o2o.trainers.evaluate`.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`.
         env_guard: further arguments of :class:`~torchrl_o2o.envs.GuardedEnv`.
 
@@ -130,7 +135,7 @@ class RunOptions:
     seed: int
     schedule: Schedule = field(default_factory=Schedule)
     resume: bool = False
-    evaluation: Mapping[str, int] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
     recorder: Mapping[str, Any] = field(default_factory=dict)
     env_guard: Mapping[str, Any] = field(default_factory=dict)
 
@@ -148,7 +153,8 @@ class RunOptions:
         def score() -> EvaluationResult:
             reference, seed = find_reference(problem.env["env_id"]), self.seed + 10_000
             settings = {"timeout": self.env_guard.get("timeout"), **self.evaluation}
-            return evaluate(learner.tester, problem.make_env, seed=seed, reference=reference, **settings)
+            make = partial(problem.make_env, drawing=bool(settings.get("video")))
+            return evaluate(learner.tester, make, seed=seed, reference=reference, **settings)
 
         return score
 

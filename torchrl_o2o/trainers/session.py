@@ -37,7 +37,10 @@ _RETURN, _SCORE = "evaluation/return", "evaluation/normalized_score"
 
 
 class Measured(Protocol):
-    """What an evaluation returns: an :class:`~torchrl_o2o.trainers.EvaluationResult`, or other numbers by name."""
+    """What an evaluation returns: an :class:`~torchrl_o2o.trainers.EvaluationResult`, or other numbers by name.
+
+    Its ``videos``, if it has any, are shown where the metrics are.
+    """
 
     def metrics(self) -> Mapping[str, float]:
         """Numbers to log, by name."""
@@ -337,8 +340,10 @@ class Session:
     def _evaluate(self, step: int) -> None:
         if self.evaluate is None:
             return
-        self._measured = dict(self.evaluate().metrics())
+        result = self.evaluate()
+        self._measured = dict(result.metrics())
         self.record.log(step, self._measured)
+        self.record.show(step, getattr(result, "videos", {}))
 
 
 def _passed(every: int, before: int, step: int) -> bool:

@@ -29,7 +29,7 @@ from torchrl_o2o.data import (
     n_step,
     stack_rows,
 )
-from torchrl_o2o.envs import GuardedEnv, make_gym_env, seed_everything
+from torchrl_o2o.envs import GuardedEnv, drawing_arguments, make_gym_env, seed_everything
 from torchrl_o2o.modules import (
     Temperature,
     make_bottleneck,
@@ -172,7 +172,9 @@ class PixelRun:
         options = run_options(cfg, cfg.run_dir)
 
         def score() -> EvaluationResult:
-            return evaluate(self.learner.tester, make_env, seed=cfg.seed + 10_000, **plain(cfg.evaluation))
+            env_arguments = drawing_arguments(plain(cfg.env)) if cfg.evaluation.video else plain(cfg.env)
+            make = partial(make_gym_env, **env_arguments, num_stack=cfg.num_stack)
+            return evaluate(self.learner.tester, make, seed=cfg.seed + 10_000, **plain(cfg.evaluation))
 
         objects = {**self.learner.objects(), "collector": self.collector}
         recorder = {"progress_total": cfg.online.total_frames, **options.recorder}

@@ -1,0 +1,88 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Films of episodes: how many frames, what ends in the file, and what is said where nothing can be drawn."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from PIL import Image
+
+from torchrl_o2o.envs.video import check_video, drawing_env, film_episode, write_video
+from torchrl_o2o.errors import O2OSpecError
+
+
+class Counting(gymnasium.Env):
+    """Draws its step count as a shade of gray, 100 frames a second; lasts seven steps and pays one for each."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 100}
+    observation_space = action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, render_mode: str | None = "rgb_array") -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        return np.zeros(1, np.float32), 1.0, self.count == 7, False, {}
+
+    def render(self) -> Any:
+        return np.full((7, 9, 3), 10 * self.count, np.uint8)
+
+
+@pytest.mark.parametrize(("max_steps", "shades"), [(None, [0, 40, 70]), (5, [0, 40, 50]), (0, [0])])
+def test_every_fourth_frame_and_the_last(max_steps: int | None, shades: list[int]) -> None:
+    film = film_episode(Counting(), lambda _: np.zeros(1), seed=0, max_steps=max_steps)
+    assert [frame[0, 0, 0] for frame in film.frames] == shades
+    assert (film.fps, film.total, film.length) == (25.0, *[7 if max_steps is None else max_steps] * 2)
+
+
+def test_a_gif_has_the_environments_speed(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "new" / "run.gif", [np.full((8, 8, 3), 10 * k, np.uint8) for k in range(4)], 10.0)
+    with Image.open(path) as image:
+        assert (image.n_frames, image.info["duration"]) == (4, 100)  # type: ignore[attr-defined]
+
+
+def test_an_mp4_goes_through_ffmpeg_in_even_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def imwrite(uri: str, frames: np.ndarray, **settings: Any) -> bytes:
+        seen.update(settings, uri=uri, shape=frames.shape)
+        return b"film"
+
+    v3 = types.ModuleType("imageio.v3")
+    v3.imwrite = imwrite  # type: ignore[attr-defined]
+    imageio = types.ModuleType("imageio")
+    imageio.v3 = v3  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "imageio", imageio)
+    monkeypatch.setitem(sys.modules, "imageio.v3", v3)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    path = write_video(tmp_path / "run.mp4", film_episode(Counting(), lambda _: np.zeros(1), seed=0).frames, 25.0)
+    assert path.read_bytes() == b"film"
+    assert (seen["shape"], seen["fps"], seen["plugin"]) == ((3, 6, 8, 3), 25.0, "FFMPEG")
+
+
+def test_what_cannot_be_written_or_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(O2OSpecError, match=r"ends in \.gif or \.mp4"):
+        check_video("run.avi")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(O2OSpecError, match=r"an mp4 needs imageio-ffmpeg; install it with pip install torchrl_o2o\[v"):
+        check_video("run.mp4")
+    with pytest.raises(O2OSpecError, match=r"it cannot be drawn here.*render_mode is None.*libegl1.*libosmesa6"):
+        drawing_env(lambda: Counting(None), "it")
+    monkeypatch.setattr(Counting, "render", lambda self: None)
+    with pytest.raises(O2OSpecError, match="it draws NoneType, expected an image"):
+        drawing_env(Counting, "it")

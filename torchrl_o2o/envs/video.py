@@ -1,0 +1,207 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Episodes as moving pictures: environments that draw themselves, what an episode looks like, GIF and mp4."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["Film", "check_video", "drawing_arguments", "drawing_env", "film_episode", "write_video"]
+
+_FPS = 25  # most viewers show GIFs no faster
+_EXTRA = "pip install torchrl_o2o[video]"
+
+
+@dataclass(frozen=True)
+class Film:
+    """What was seen of an episode.
+
+    Args:
+        frames: uint8, each [H, W, 3].
+        fps: frames a second at the environment's own speed.
+        total: return of what was seen.
+        length: steps of it.
+    """
+
+    frames: Sequence[np.ndarray]
+    fps: float
+    total: float
+    length: int
+
+
+def drawing_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`~torchrl_o2o.envs.make_gym_env` for an environment that draws itself.
+
+    Args:
+        arguments: of one that need not.
+
+    Examples:
+        >>> drawing_arguments({"env_id": "Pendulum-v1"})
+        {'env_id': 'Pendulum-v1', 'env_kwargs': {'render_mode': 'rgb_array'}}
+    """
+    return {**arguments, "env_kwargs": {**(arguments.get("env_kwargs") or {}), "render_mode": "rgb_array"}}
+
+
+def drawing_env(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
+    """Build an environment and see that it draws itself: what cannot is found out before the first step.
+
+    On Linux without a screen MuJoCo is told to draw by EGL or OSMesa, whichever is there, unless ``MUJOCO_GL`` is set.
+    It draws without shadows and smooth edges, in a seventh of the time where a processor does it.
+
+    Args:
+        make: builds it with ``render_mode="rgb_array"``.
+        name: what to call it in a message.
+
+    Raises:
+        O2OSpecError: if it does not draw images, saying what to install.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> drawing_env(lambda: make_gym_env(**drawing_arguments({"env_id": "o2o/DotReach-v0"})), "it").render().shape
+        (16, 16, 3)
+    """
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        found = [library for library in ("EGL", "OSMesa") if ctypes.util.find_library(library)]
+        os.environ.setdefault("MUJOCO_GL", (*found, "EGL")[0].lower())  # MuJoCo reads it when it first draws
+    try:
+        env = make()
+        _draw_plainly(env)
+        env.reset(seed=0)
+        _draw(env)
+    except Exception as error:  # every renderer fails in its own way
+        raise O2OSpecError(
+            f"{name} cannot be drawn here ({type(error).__name__}: {error}); classic control and Box2D need pygame "
+            f"({_EXTRA}), MuJoCo and dm_control one of the OpenGL libraries EGL (on Debian and Ubuntu apt install "
+            "libegl1 libegl-mesa0) and OSMesa (libosmesa6), which MUJOCO_GL=egl or osmesa chooses"
+        ) from error
+    return env
+
+
+def _draw_plainly(env: gymnasium.Env) -> None:
+    """Of a MuJoCo model that nothing has drawn yet."""
+    quality = getattr(getattr(getattr(env.unwrapped, "model", None), "vis", None), "quality", None)
+    if quality is not None:
+        quality.shadowsize = quality.offsamples = 0
+
+
+def _draw(env: gymnasium.Env) -> np.ndarray:
+    if env.render_mode != "rgb_array":
+        raise TypeError(f"its render_mode is {env.render_mode!r}, expected 'rgb_array' among its env_kwargs")
+    frame: Any = env.render()
+    if getattr(frame, "ndim", 0) != 3:
+        raise TypeError(f"it draws {type(frame).__name__}, expected an image [height, width, 3]")
+    return frame
+
+
+def film_episode(
+    env: gymnasium.Env, act: Callable[[np.ndarray], np.ndarray], *, seed: int, max_steps: int | None = None
+) -> Film:
+    """Run an episode and draw it: no more frames than 25 a second, and how it ends.
+
+    Args:
+        env: of :func:`drawing_env`.
+        act: from an observation to an action.
+
+    Keyword Args:
+        seed: of the reset.
+        max_steps: where to stop; ``None`` (default): where the episode ends.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> env = make_gym_env(**drawing_arguments({"env_id": "o2o/DotReach-v0"}))
+        >>> film = film_episode(env, lambda observation: np.zeros(2), seed=0)
+        >>> film.length, len(film.frames), film.fps
+        (25, 26, 10.0)
+    """
+    rate = float(env.metadata.get("render_fps") or _FPS)
+    every = max(1, round(rate / _FPS))
+    observation, _ = env.reset(seed=seed)
+    frames, total, length, over = [_draw(env)], 0.0, 0, False
+    while not over and length != max_steps:
+        observation, reward, terminated, truncated, _ = env.step(act(observation))
+        total, length, over = total + float(reward), length + 1, terminated or truncated
+        if length % every == 0 or over or length == max_steps:
+            frames.append(_draw(env))
+    return Film(frames, rate / every, total, length)
+
+
+def check_video(path: str | Path) -> Path:
+    """See that a video can be written under a name, before anything is filmed.
+
+    Args:
+        path: ends in ``.gif`` or ``.mp4``.
+
+    Raises:
+        O2OSpecError: if it ends otherwise, or a package is missing.
+
+    Examples:
+        >>> check_video("policy.avi")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got the video policy.avi, expected a name that ends in .gif or .mp4
+    """
+    path = Path(path)
+    needed = {".gif": ("PIL", "a GIF needs pillow"), ".mp4": ("imageio_ffmpeg", "an mp4 needs imageio-ffmpeg")}
+    if path.suffix not in needed:
+        raise O2OSpecError(f"got the video {path}, expected a name that ends in .gif or .mp4")
+    module, reason = needed[path.suffix]
+    if importlib.util.find_spec(module) is None:
+        raise O2OSpecError(f"writing {reason}; install it with {_EXTRA}")
+    return path
+
+
+def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Path:
+    """Write frames as a GIF or mp4; a reader, or a crash, sees the old file or the new one.
+
+    Args:
+        path: ends in ``.gif`` or ``.mp4``.
+        frames: uint8, each [H, W, 3], at least one.
+        fps: frames a second.
+
+    Returns:
+        The file.
+
+    Raises:
+        O2OSpecError: as :func:`check_video`.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "gray.gif"
+        >>> write_video(path, [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 100)], 10.0).exists()
+        True
+    """
+    path = check_video(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_durably(path, _gif(frames, fps) if path.suffix == ".gif" else _mp4(frames, fps))
+    return path
+
+
+def _gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
+    from PIL import Image
+
+    images, stream = [Image.fromarray(frame) for frame in frames], io.BytesIO()
+    images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    return stream.getvalue()
+
+
+def _mp4(frames: Sequence[np.ndarray], fps: float) -> bytes:
+    import imageio.v3
+
+    height, width = (2 * (size // 2) for size in frames[0].shape[:2])  # its colors come in blocks of two pixels
+    even = np.stack(frames)[:, :height, :width]
+    return imageio.v3.imwrite("<bytes>", even, extension=".mp4", plugin="FFMPEG", fps=fps, macro_block_size=2)
