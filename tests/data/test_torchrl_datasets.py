@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_object, instantiate
 from torchrl.data import OfflineToOnlineReplayBuffer
 from torchrl.data.datasets import load_dataset
 
 from torchrl_o2o.data import TRANSITION, load_offline, offline_replay_buffer, register_with_torchrl
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
 
 
@@ -51,3 +55,70 @@ def test_torchrls_offline_to_online_buffer_takes_it(source: str) -> None:
     batch = buffer.sample()
     assert batch.batch_size == (8,)
     assert set(TRANSITION) <= set(batch.keys(True, True))
+
+
+TRAINER = """
+defaults:
+  - trainer: sac
+  - loss@trainer.loss_module: o2o_ensemble_sac
+  - replay_buffer@trainer.replay_buffer: o2o
+  - optimizer@trainer.optimizer: adam
+  - target_net_updater@trainer.target_net_updater: soft
+  - collector@trainer.collector: sync
+  - env@trainer.collector.create_env_fn: o2o
+  - _self_
+actor: {_target_: torchrl_o2o.modules.make_actor, observation: 3, action: 1, hidden_sizes: [8]}
+critics:
+  _target_: torchrl_o2o.modules.make_qvalue_ensemble
+  observation: 3
+  action: 1
+  hidden_sizes: [8]
+  num_qvalue_nets: 2
+trainer:
+  total_frames: 24
+  optim_steps_per_batch: 2
+  save_trainer_file: null
+  logger: null
+  enable_logging: false
+  progress_bar: false
+  seed: 0
+  loss_module: {actor_network: "${actor}", qvalue_network: "${critics}"}
+  replay_buffer: {source: SOURCE, online_capacity: 100, batch_size: 8}
+  collector:
+    create_env_fn: {env_id: Pendulum-v1}
+    policy: ${actor}
+    frames_per_batch: 8
+    total_frames: 24
+    postproc: {_target_: torchrl_o2o.data.select_transition, _partial_: true}
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchrls_trainer_trains_from_configuration_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ends = {"terminals": np.zeros(40, bool), "timeouts": np.arange(40) % 10 == 9}
+    columns = {"observations": rng.normal(size=(40, 3)), "next_observations": rng.normal(size=(40, 3))}
+    np.savez(tmp_path / "log.npz", actions=rng.uniform(-1, 1, (40, 1)), rewards=rng.normal(size=40), **columns, **ends)
+    (tmp_path / "config.yaml").write_text(TRAINER.replace("SOURCE", f"path:{tmp_path / 'log.npz'}"))
+    register_with_torchrl()
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        trainer = instantiate(compose("config").trainer)
+    before = {name: value.clone() for name, value in trainer.loss_module.state_dict().items()}
+    trainer.train()
+    after = trainer.loss_module.state_dict()
+    for network in ("actor_network_params", "qvalue_network_params", "target_qvalue_network_params", "temperature"):
+        assert any(name.startswith(network) and not torch.equal(after[name], before[name]) for name in after), network
+    buffer = trainer.replay_buffer
+    assert isinstance(trainer.loss_module, EnsembleSACLoss)
+    assert (len(buffer), buffer.sampler.num_offline, buffer.writer.total_written) == (64, 40, 24)
+    assert (buffer.sample()["index"] < 40).sum() == 4, "half of each batch is offline"
+
+
+def test_every_entry_names_something_that_exists() -> None:
+    register_with_torchrl()
+    store = ConfigStore.instance()
+    for group in ("loss", "sampler", "writer", "replay_buffer", "env"):
+        entries = [name for name in store.list(group) if name.startswith("o2o")]
+        assert entries, group
+        for name in entries:
+            assert callable(get_object(store.load(f"{group}/{name}").node._target_))

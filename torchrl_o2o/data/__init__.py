@@ -22,7 +22,12 @@ from torchrl_o2o.data.samplers import (
 )
 from torchrl_o2o.data.shift import RandomShift
 from torchrl_o2o.data.storage import offline_online_storage
-from torchrl_o2o.data.torchrl_datasets import offline_replay_buffer, register_with_torchrl
+from torchrl_o2o.data.torchrl_datasets import (
+    offline_online_replay_buffer,
+    offline_replay_buffer,
+    register_with_torchrl,
+    select_transition,
+)
 from torchrl_o2o.data.trajectories import TrajectoryReplay, returns_to_go
 from torchrl_o2o.data.transforms import add_next_action, n_step
 from torchrl_o2o.data.writers import OnlineWriter
@@ -56,11 +61,13 @@ __all__ = [
     "load_vd4rl",
     "make_local_dataset",
     "n_step",
+    "offline_online_replay_buffer",
     "offline_online_storage",
     "offline_replay_buffer",
     "pixel_data",
     "register_with_torchrl",
     "returns_to_go",
+    "select_transition",
     "stack_rows",
     "stored_keys",
 ]
