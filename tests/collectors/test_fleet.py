@@ -10,10 +10,13 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +25,20 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 
+from tests.collectors import learner
 from tests.collectors.actors import Numbered, Scripted, check_numbered, other_version, row
 from torchrl_o2o.collectors import ActingPolicy, FastActor, Fleet, ProcessActors, fleet
-from torchrl_o2o.data import OnlineWriter, offline_online_storage
+from torchrl_o2o.data import TRANSITION, OnlineWriter, PoolSampler, offline_online_storage
 from torchrl_o2o.envs import EnvFaultError, GuardedEnv
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_actor
+from torchrl_o2o.modules import DensityRatio, make_actor, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import AWACLoss
+from torchrl_o2o.priorities import DensityRatioScore
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.updates import Descend, Update
 
 LIKE = random_transitions(4, 3, 1)
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -424,3 +432,99 @@ def test_a_guards_rejected_steps_do_not_arrive():
     rows = collect(crew)
     assert crew.refused == {"guard": 1}
     assert rows["next", "truncated"].flatten().nonzero().flatten().tolist() == [3]
+
+
+# The learner dies.
+
+
+def numbered_by_process(number: int, attempt: int) -> Iterator[TensorDict]:
+    for step in itertools.count():
+        data = row(0, step)
+        for entries in (data, data["next"]):
+            entries["observation"][:, :2] = torch.tensor([os.getpid(), number])
+        yield data
+
+
+def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path):
+    """What is stored after it is what its checkpoint held, and new rows; the counts go on from there."""
+    if (child := os.fork()) == 0:
+        die = partial(lambda step, crew: os.kill(os.getpid(), signal.SIGKILL) if step >= 37 else None)
+        learner.learn(tmp_path, Scripted(numbered_by_process), total=60, at_step=die)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    crew, stored = learner.learn(tmp_path, Scripted(numbered_by_process), total=60)
+    before = stored["observation"][:, 0] == child
+    assert 20 <= before.sum() < 37
+    assert before[: int(before.sum())].all(), "the checkpoint's rows, then others"
+    for process, number in itertools.product((child, os.getpid()), range(2)):
+        own = stored["observation"][:, :2] == torch.tensor([process, number])
+        steps = stored["observation"][own.all(-1)][:, 2]
+        assert torch.equal(steps, torch.arange(float(len(steps)))), "none lost, none doubled"
+    assert crew.frames == 60
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.slow
+def test_learners_killed_twenty_times(tmp_path: Path):
+    """Real actors: they end with their learner; the next one goes on, and in the end every count is exact."""
+    draw, said, last = random.Random(0), tmp_path / "said", 0
+    command = [sys.executable, "-m", "tests.collectors.learner", str(tmp_path)]
+    where: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    for kill in range(20):
+        said.unlink(missing_ok=True)
+        child = subprocess.Popen([*command, "5000", str(kill)], **where)
+        goal = last + 10 + draw.randrange(60)
+        while not said.exists() or int(said.read_text().split()[0]) < goal:
+            assert child.poll() is None
+            time.sleep(0.01)
+        child.kill()
+        child.wait()
+        step, *actors = map(int, said.read_text().split())
+        assert step > last - 10, "it went on from the last checkpoint"
+        last, deadline = step, time.monotonic() + 20.0
+        while not all(map(is_gone, actors)):
+            assert time.monotonic() < deadline, "actors end with their learner"
+            time.sleep(0.05)
+    done = subprocess.run([*command, str(last + 100), "99"], **where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"complete {last + 100}, of ")
+
+
+# Other learners.
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+def test_a3rls_pool_and_awacs_loss_learn_from_a_fleet():
+    """Nothing in them knows of actors: they see one storage, offline rows first."""
+    torch.manual_seed(0)
+    offline = random_transitions(20, 3, 1)
+    actor, qvalues = make_gaussian_actor(3, 1), make_qvalue_ensemble(3, 1, num_qvalue_nets=2)
+    loss = AWACLoss(actor, qvalues)
+    ratio = DensityRatio(3, 1, hidden_sizes=(8,))
+    sampler = PoolSampler(DensityRatioScore(ratio), 20, pool_size=16)
+    storage, writer = offline_online_storage(offline, 60), OnlineWriter(20)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=8)
+    update = Update(
+        loss,
+        Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters())),
+        Descend("actor", torch.optim.Adam(loss.actor_network_params.parameters())),
+    )
+    actors = ProcessActors(partial(Numbered), actor)
+    crew = Fleet(actors, offline, num_actors=2, total_frames=40)
+    before = actors.policy._weights.clone()
+    with crew:
+        for data in crew:
+            buffer.extend(data.select(*TRANSITION))
+            for _ in crew.updates(len(data)) if crew.frames >= 20 else ():
+                batch = buffer.sample()
+                assert (batch["index"] >= 20).any(), "online rows are drawn"
+                assert all(value.isfinite().all() for value in update(batch).values())
+                crew.publish()
+    assert crew.version >= 10
+    assert not torch.equal(actors.policy._weights, before), "the actors had what was learned"

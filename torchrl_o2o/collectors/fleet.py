@@ -21,6 +21,7 @@ from torch import Tensor
 
 import torchrl_o2o
 from torchrl_o2o.collectors.remote import PACKAGE_VERSION, POLICY_VERSION, Actors, Source
+from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION
 from torchrl_o2o.data.writers import row_differences
 from torchrl_o2o.envs.border import EnvFaultError
@@ -60,7 +61,8 @@ class Fleet:
 
     Args:
         actors: starts actors and publishes weights.
-        like: transitions [N] whose entries, shapes and types those of the actors have, such as the offline data.
+        like: transitions [N] whose entries, shapes and types those of the actors have, such as the offline data. With
+            :data:`~torchrl_o2o.data.INTERVENED` if the actors deliver that.
 
     Keyword Args:
         num_actors: how many. Defaults to 1.
@@ -344,6 +346,8 @@ class Fleet:
 def _template(like: TensorDictBase) -> TensorDict:
     """One row with the entries of a transition and the running return and length that a session logs."""
     row = TensorDict(like[:1].select(*TRANSITION).to_dict(), [1])
+    if like.get(INTERVENED, None) is not None:
+        row[INTERVENED] = like[:1].get(INTERVENED).clone()
     row["next", "episode_reward"], row["next", "step_count"] = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
     return row
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -27,6 +27,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, multiprocessing
 from torchrl.collectors import MultiAsyncCollector
+from torchrl.data import Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.gym_like import default_info_dict_reader
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -262,6 +263,9 @@ class ProcessActors:
     Keyword Args:
         seed: of environments and noise, with the actor's number and attempt. Defaults to 0.
         frames_per_batch: transitions that an actor sends at once. Defaults to 1.
+        intervened: whether transitions carry :data:`~torchrl_o2o.data.INTERVENED`, from the ``info["intervened"]`` of
+            the environment's steps: the action that was executed in the place of the policy's, in its units. Steps
+            without it had none. Defaults to ``False``.
         start_method: ``"forkserver"`` (default) imports the package once for all actors, so that one starts in a
             fraction of a second; ``"spawn"`` imports it for each.
 
@@ -284,10 +288,12 @@ class ProcessActors:
         *,
         seed: int = 0,
         frames_per_batch: int = 1,
+        intervened: bool = False,
         start_method: str = "forkserver",
     ) -> None:
         check_option("start_method", start_method, ("forkserver", "spawn"))
-        self.make_env, self.actor, self.start_method = make_env, actor, start_method
+        self.make_env, self.actor = make_env, actor
+        self.intervened, self.start_method = intervened, start_method
         self.seed, self.frames_per_batch = seed, check_count("frames_per_batch", frames_per_batch, least=1)
         self.policy = ActingPolicy(actor, seed=seed)
 
@@ -310,7 +316,7 @@ class ProcessActors:
             attempt: how often it has been started before.
         """
         seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
-        make_env = partial(actor_env, self.make_env, seed)
+        make_env = partial(actor_env, self.make_env, seed, intervened=self.intervened)
         policy = self.policy.for_actor(number, attempt)
         threads = torch.get_num_threads()
         with _START, no_interrupt_for_children(), _started_by(self.start_method):
@@ -324,12 +330,15 @@ class ProcessActors:
             )
 
 
-def actor_env(make_env: Callable[[], gymnasium.Env], seed: int) -> EnvBase:
+def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: bool = False) -> EnvBase:
     """A gymnasium environment as TorchRL's collectors step it, with the running return and length of the episode.
 
     Args:
         make_env: builds it.
         seed: of its resets.
+
+    Keyword Args:
+        intervened: as of :class:`ProcessActors`. Defaults to ``False``.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -337,11 +346,29 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int) -> EnvBase:
         >>> env.rollout(3)["next", "step_count"].squeeze(-1)
         tensor([1, 2, 3])
     """
-    env = GymWrapper(make_env())
-    env.set_info_dict_reader(default_info_dict_reader(["rejected"]))  # of a GuardedEnv
+    gym_env = make_env()
+    entries = {"rejected": Unbounded(())}  # of a GuardedEnv
+    if intervened:
+        gym_env = _SaysIntervened(gym_env)
+        entries["intervened"] = Unbounded(gym_env.action_space.shape)
+    env = GymWrapper(gym_env)
+    env.set_info_dict_reader(default_info_dict_reader(list(entries), spec=Composite(entries)))
     env = TransformedEnv(env, Compose(RewardSum(), StepCounter()))
     env.set_seed(seed)
     return env
+
+
+class _SaysIntervened(gymnasium.Wrapper):
+    """Says at every step whether somebody intervened, as NaN if nobody did; TorchRL would read zeros."""
+
+    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**settings)
+        return observation, {**info, "intervened": np.full(self.action_space.shape, np.nan, np.float32)}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        *outcome, info = self.env.step(action)
+        given = info.get("intervened", np.full(self.action_space.shape, np.nan))
+        return *outcome, {**info, "intervened": np.asarray(given, np.float32)}  # pyright: ignore[reportReturnType]
 
 
 @contextmanager

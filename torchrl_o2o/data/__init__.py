@@ -11,6 +11,7 @@ from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConventi
 from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.datasets.vd4rl import load_vd4rl
 from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data, stack_rows
+from torchrl_o2o.data.interventions import INTERVENED, insert_intervened, with_room
 from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.samplers import (
@@ -35,6 +36,7 @@ from torchrl_o2o.data.writers import OnlineWriter
 __all__ = [
     "CONVENTIONS",
     "EPISODE",
+    "INTERVENED",
     "STEPS",
     "TRANSITION",
     "AuditReport",
@@ -57,6 +59,7 @@ __all__ = [
     "check_offline",
     "describe_offline",
     "get_convention",
+    "insert_intervened",
     "load_offline",
     "load_vd4rl",
     "make_local_dataset",
@@ -70,4 +73,5 @@ __all__ = [
     "select_transition",
     "stack_rows",
     "stored_keys",
+    "with_room",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,16 @@ class OnlineWriter(Writer):
     The offline slots ``0 .. num_offline - 1`` are never written; when the online slots are full, the oldest online
     transition goes first.
 
+    Threads may write at once through their replay buffer, whose lock guards the writer. Processes may not, since each
+    would count for itself: a writer refuses to be sent to another one. Actors there send their rows to the learner, see
+    :class:`~torchrl_o2o.collectors.Fleet`.
+
     Args:
         num_offline: number of slots at the storage's start that are left alone.
+
+    Keyword Args:
+        room: how many of those, the last ones, :meth:`write_offline` may write; see
+            :func:`~torchrl_o2o.data.with_room`. Defaults to 0.
 
     Raises:
         O2OSpecError: if ``num_offline`` is negative or leaves no online slot, a batch is larger than the online region,
@@ -53,10 +62,14 @@ class OnlineWriter(Writer):
         tensor([ 0,  1,  2, 12, 11])
     """
 
-    def __init__(self, num_offline: int) -> None:
+    def __init__(self, num_offline: int, *, room: int = 0) -> None:
         super().__init__()
         self.num_offline = check_count("num_offline", num_offline)
+        self.room = check_count("room", room)
+        if room > num_offline:
+            raise O2OSpecError(f"got room={room} of num_offline={num_offline} slots, expected no more than there are")
         self.total_written = 0
+        self.offline_written = 0  #: rows that went into the room
         #: The first row, counted as in ``total_written``, that was changed since a checkpoint last looked.
         self.changed_from: int | None = None
         self._compared = False
@@ -100,6 +113,32 @@ class OnlineWriter(Writer):
         self._mark(index)
         return index
 
+    def write_offline(self, data: TensorDictBase) -> Tensor:
+        """Write transitions [n] into the room among the offline slots, the oldest there go first; return their slots.
+
+        Raises:
+            O2OSpecError: if there are more of them than room.
+        """
+        if len(data) > self.room:
+            raise O2OSpecError(
+                f"got {len(data)} transitions for a room of {self.room} offline slots; give the writer a room, of "
+                f"which the data have to hold the rows: OnlineWriter(len(data), room=R) with data=with_room(data, R)"
+            )
+        self._compare(data, 1)
+        first, self.offline_written = self.offline_written, self.offline_written + len(data)
+        index = self.num_offline - self.room + torch.arange(first, self.offline_written) % max(self.room, 1)
+        self._storage.set(index, data, set_cursor=False)
+        self._mark(index)
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        if get_spawning_popen() is not None:
+            raise O2OSpecError(
+                "an OnlineWriter cannot count rows in several processes; leave the buffer with the learner, and let "
+                "actors in other processes send their rows (torchrl_o2o.collectors.Fleet)"
+            )
+        return super().__getstate__()
+
     def _compare(self, data: TensorDictBase, batch_dims: int) -> None:
         """Refuse rows unlike those stored; entries are compared once, since those of a run are all alike."""
         if isinstance(data, TensorDictBase) and data.batch_dims != batch_dims:
@@ -138,11 +177,12 @@ class OnlineWriter(Writer):
             entity.mark_update(index)
 
     def _empty(self, empty_write_count: bool = True) -> None:
-        self.total_written, self.changed_from = 0, None
+        self.total_written, self.offline_written, self.changed_from = 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """The number of online transitions ever written, from which the next slot follows."""
-        return {"num_offline": self.num_offline, "total_written": self.total_written}
+        room = {"offline_written": self.offline_written} if self.room else {}
+        return {"num_offline": self.num_offline, "total_written": self.total_written, **room}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -156,6 +196,7 @@ class OnlineWriter(Writer):
                 f"load the data set the run was started with"
             )
         self.total_written = state_dict["total_written"]
+        self.offline_written = state_dict.get("offline_written", 0)
 
     def dumps(self, path: str | Path) -> None:
         """Write :meth:`state_dict` as JSON into a folder."""

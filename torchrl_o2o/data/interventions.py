@@ -1,0 +1,104 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A human takes over: the action that was executed counts, and such transitions are data and experience at once.
+
+As in HIL-SERL (Luo et al. 2024, Section III-C): a transition in which a human intervened goes into the demonstrations
+and into the replay buffer, with the human's action; all others go into the replay buffer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+
+from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.writers import OnlineWriter
+from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count
+
+__all__ = ["INTERVENED", "insert_intervened", "with_room"]
+
+#: The action that was executed instead of the policy's, float, shape [*B, A]; NaN where none was.
+INTERVENED: NestedKey = ("next", "intervened")
+
+
+def with_room(offline: TensorDictBase, room: int) -> TensorDictBase:
+    """A data set with slots for transitions that come later.
+
+    The slots hold the data set's rows once more, from its first on, until something is written there: a sampler meets
+    no empty row. If the room is not small beside the data, its rows are drawn more often meanwhile.
+
+    Args:
+        offline: transitions [N].
+        room: R, how many slots.
+
+    Returns:
+        Transitions [N + R].
+
+    Raises:
+        O2ODataError: if the data are empty.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> len(with_room(random_transitions(4, 3, 1), 10))
+        14
+    """
+    if len(offline) == 0:
+        raise O2ODataError("got no transitions, expected at least one to fill the room with")
+    return offline[torch.cat([torch.arange(len(offline)), torch.arange(check_count("room", room)) % len(offline)])]
+
+
+def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Sequence[NestedKey] = TRANSITION) -> Tensor:
+    """Store online transitions with the actions that were executed; interventions among the offline rows as well.
+
+    Args:
+        buffer: whose writer is an :class:`~torchrl_o2o.data.OnlineWriter` with a room.
+        data: transitions [n], with :data:`INTERVENED` if anybody could intervene.
+
+    Keyword Args:
+        keys: entries to store. Defaults to :data:`~torchrl_o2o.data.TRANSITION`.
+
+    Returns:
+        The online slots, [n].
+
+    Raises:
+        O2OSpecError: if an action is given in part, does not fit, or there is no room.
+
+    Examples:
+        >>> from torchrl.data import TensorDictReplayBuffer
+        >>> from torchrl_o2o.data import OnlineWriter, offline_online_storage
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> offline = with_room(random_transitions(4, 3, 1), 2)
+        >>> storage = offline_online_storage(offline, 10)
+        >>> buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(6, room=2), batch_size=2)
+        >>> data = random_transitions(3, 3, 1)
+        >>> data[INTERVENED] = torch.tensor([[float("nan")], [0.5], [float("nan")]])
+        >>> insert_intervened(buffer, data)
+        tensor([6, 7, 8])
+        >>> storage[7]["action"], storage[4]["action"]  # the first slot of the room
+        (tensor([0.5000]), tensor([0.5000]))
+    """
+    given = data.get(INTERVENED, None)
+    if given is None:
+        return buffer.extend(data.select(*keys))
+    if given.shape != data["action"].shape:
+        raise O2OSpecError(f"{INTERVENED} has shape {list(given.shape)}, the actions {list(data['action'].shape)}")
+    entries = given.isfinite().reshape(len(data), -1)
+    taken = entries.all(-1)
+    if bool((entries.any(-1) != taken).any()):
+        raise O2OSpecError(f"{INTERVENED} is given in part; write the whole action that was executed, or NaN")
+    executed = data.select(*keys)
+    executed["action"] = torch.where(taken.unsqueeze(-1), given, data["action"]).to(data["action"].dtype)
+    writer = buffer.writer
+    if not isinstance(writer, OnlineWriter):
+        raise O2OSpecError(f"got a buffer with a {type(writer).__name__}, expected an OnlineWriter with a room")
+    with buffer._replay_lock:  # both or none, whoever else writes
+        if taken.any():
+            writer.write_offline(executed[taken])
+        return buffer.extend(executed)
