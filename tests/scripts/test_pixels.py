@@ -19,7 +19,10 @@ import torch
 
 from tests.scripts.phases import newest
 from tests.scripts.running import compose, load_script, script_of
+from torchrl_o2o.collectors import FrameActor
+from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data import FrameStorage
+from torchrl_o2o.deploy import export_policy, load_policy, read_policy
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -78,7 +81,22 @@ def test_twins_end_in_the_same_parameters(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
-def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
+def check_policy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's policy acts on raw frames as on stacks, is evaluated, exported, and drawn without a renderer."""
+    policy = read_policy(run)
+    assert (policy.dims, policy.sees) == ((9, 16, 16, 2), True)
+    act, frame = FrameActor(load_policy(run)), np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(act(frame), act(np.tile(np.moveaxis(frame, -1, 0), (3, 1, 1))))
+    assert main(["evaluate", str(run), "--episodes", "2", "--video", str(run / "seen.gif")]) == 0
+    assert main(["play", str(run)]) == 0
+    assert "policy.gif: 26 frames, return" in capsys.readouterr().out
+    assert {"policy.gif", "seen-best.gif", "seen-worst.gif"} <= {path.name for path in run.iterdir()}
+    exported = torch.export.load(export_policy(run, run / "policy.pt2")).module()
+    stacks = torch.randint(0, 256, (4, 9, 16, 16), dtype=torch.uint8)
+    torch.testing.assert_close(exported(stacks), torch.from_numpy(act(stacks.numpy())), rtol=0.0, atol=1e-6)
+
+
+def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped in the middle of an episode, frames and all."""
     script_of("rlpd_pixels").train(script_settings(tmp_path / "whole", folder))
     with pytest.raises(RuntimeError, match="stopped"), stopped_after(37):
@@ -86,6 +104,7 @@ def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
     script_of("rlpd_pixels").train(script_settings(tmp_path / "run", folder, "resume=true"))
     whole, resumed = (newest(tmp_path / name, "loss") for name in ("whole", "run"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    check_policy(tmp_path / "run", capsys)
 
 
 @contextmanager
@@ -127,12 +146,15 @@ def drqv2_settings(run: Path, folder: Path, *words: str) -> Any:
     return compose("drqv2", f"run_dir={run}", f"dataset.source={folder}", *tiny, *short, *often, *words)
 
 
-def test_the_drqv2_script_learns_offline_the_same_twice(folder: Path, tmp_path: Path) -> None:
+def test_the_drqv2_script_learns_offline_the_same_twice(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = script_of("drqv2").train
     train(drqv2_settings(tmp_path / "whole", folder))
     train(drqv2_settings(tmp_path / "run", folder))
     whole, again = (newest(tmp_path / name, "loss") for name in ("whole", "run"))
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
     assert float(whole["std"]) < 1.0
+    check_policy(tmp_path / "run", capsys)
     cfg = compose("drqv2", "preset=paper")
     assert (cfg.offline.num_steps, cfg.optim.lr, cfg.target.tau, cfg.loss.bc_weight) == (550_000, 3e-4, 0.01, 2.5)

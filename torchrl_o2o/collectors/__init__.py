@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from torchrl_o2o.collectors.fleet import Fleet
+from torchrl_o2o.collectors.frame_actor import FrameActor
 from torchrl_o2o.collectors.numpy_actor import FastActor, PolicyParts, find_parts, policy_parts
 from torchrl_o2o.collectors.remote import ActingPolicy, Actors, ProcessActors, Source
 from torchrl_o2o.collectors.single import StepCollector
@@ -17,6 +18,7 @@ __all__ = [
     "Actors",
     "FastActor",
     "Fleet",
+    "FrameActor",
     "PolicyParts",
     "ProcessActors",
     "Source",

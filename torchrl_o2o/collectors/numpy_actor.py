@@ -342,7 +342,8 @@ def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
     if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
         raise O2OSpecError(
             f"got an actor of {', '.join(unknown) or ', '.join(map(str, dtypes))}, expected one of {_FACTORIES} in "
-            "float32 or float64 (torchrl_o2o.collectors knows their layers only); call any other actor on a TensorDict"
+            "float32 or float64 (torchrl_o2o.collectors knows their layers only); one from pixels acts by FrameActor, "
+            "call any other actor on a TensorDict"
         )
     return first
 

@@ -31,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _play(arguments: argparse.Namespace) -> int:
-    from torchrl_o2o.collectors import FastActor
+    from torchrl_o2o.collectors import FastActor, FrameActor
     from torchrl_o2o.commands.policies import env_arguments
     from torchrl_o2o.deploy import read_policy
     from torchrl_o2o.envs import make_gym_env
@@ -42,10 +42,8 @@ def _play(arguments: argparse.Namespace) -> int:
     policy = read_policy(arguments.policy)
     out = check_video(arguments.out or policy.path.with_suffix(".gif"))
     settings = drawing_arguments(env_arguments(policy, arguments))
-    actor, env = (
-        FastActor(policy.actor(native_actions=False)),
-        drawing_env(lambda: make_gym_env(**settings), settings["env_id"]),
-    )
+    actor = (FrameActor if policy.sees else FastActor)(policy.actor(native_actions=False))
+    env = drawing_env(lambda: make_gym_env(**settings), settings["env_id"])
     films, left = [], arguments.max_steps
     while left and len(films) < arguments.episodes:
         actor.reset()  # what is left of a chunk of actions

@@ -71,7 +71,11 @@ def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str
     env.close()
     if dims != policy.dims:
         raise O2OSpecError(
-            f"{policy.path} reads {policy.dims[0]} observation entries and gives {policy.dims[1]} action dimensions, "
-            f"{known['env_id']} has {' and '.join(map(str, dims))}; name another environment with --env"
+            f"{policy.path} reads {_shape(policy.dims)} observation entries and gives {policy.dims[-1]} action "
+            f"dimensions, {known['env_id']} has {_shape(dims)} and {dims[-1]}; name another environment with --env"
         )
     return known
+
+
+def _shape(dims: tuple[int, ...]) -> str:
+    return "x".join(map(str, dims[:-1]))

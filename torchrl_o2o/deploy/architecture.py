@@ -10,11 +10,16 @@ A file that names anything else is refused: building a network from a descriptio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    TensorDictModule,
+    TensorDictModuleBase,
+    TensorDictSequential,
+)
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded, Composite
@@ -28,11 +33,12 @@ from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import AppendNoise, BestOfN, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
+from torchrl_o2o.modules.pixels import Bottleneck, ConvStack, PixelEncoder, PixelPolicy
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 from torchrl_o2o.modules.units import Standardize, ToBox
 
-__all__ = ["ActorParts", "build_network", "describe_network", "observation_width", "take_apart"]
+__all__ = ["ActorParts", "build_network", "describe_network", "observation_shape", "take_apart"]
 
 _DISTRIBUTIONS = {"TanhNormal": TanhNormal, "BoxNormal": BoxNormal}
 _SETTINGS = {"TanhNormal": {"low", "high", "margin", "edge"}, "BoxNormal": {"low", "high", "clip_samples"}}
@@ -111,18 +117,42 @@ def _chosen(layer: BestOfN) -> dict[str, Any]:
     }
 
 
-def observation_width(net: nn.Module) -> int | None:
-    """How many observation entries a policy's network reads, without the noise that it adds.
+def _conv_stack(layer: ConvStack) -> dict[str, Any]:
+    convs = list(layer.layers)
+    return {
+        "shape": list(layer.shape),
+        "features": [conv.out_channels for conv in convs],  # pyright: ignore[reportAttributeAccessIssue]
+        "strides": [conv.stride[0] for conv in convs],  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+        "kernel_size": convs[0].kernel_size[0],  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+        "offset": layer.offset,
+    }
+
+
+def _bottleneck(layer: Bottleneck) -> dict[str, Any]:
+    return {"in_features": layer[0].in_features, "latent_dim": layer[0].out_features, "layer_norm_eps": layer[1].eps}
+
+
+def _pixel_encoder(*inner: Any, num_images: int, vector_sizes: Sequence[int], detach_conv: bool) -> nn.Module:
+    return PixelEncoder(inner[:num_images], inner[num_images:] or None, vector_sizes, detach_conv=detach_conv)
+
+
+def _encoder(layer: PixelEncoder) -> dict[str, Any]:
+    number = len(layer.conv)
+    return {"num_images": number, "vector_sizes": list(layer.sizes[number:]), "detach_conv": layer.detach_conv}
+
+
+def observation_shape(net: nn.Module) -> tuple[int, ...] | None:
+    """The shape of the observations that a policy's network reads, without the noise that it adds.
 
     Args:
         net: made of the layers that this package's actors are made of.
 
     Returns:
-        The number; ``None`` if it has no linear layer.
+        The shape, [o] or that of stacked frames [C, H, W]; ``None`` if it has neither linear layer nor convolutions.
 
     Examples:
-        >>> observation_width(nn.Sequential(AppendNoise(2), nn.Linear(5, 1)))
-        3
+        >>> observation_shape(nn.Sequential(AppendNoise(2), nn.Linear(5, 1)))
+        (3,)
     """
     added = 0
     for layer in net.modules():
@@ -130,8 +160,10 @@ def observation_width(net: nn.Module) -> int | None:
             added = layer.size
         if isinstance(layer, BestOfN):
             added = len(layer.low) + 1  # a point and a time
+        if isinstance(layer, ConvStack):
+            return layer.shape
         if isinstance(layer, nn.Linear):
-            return layer.in_features - added
+            return (layer.in_features - added,)
     return None
 
 
@@ -161,6 +193,10 @@ _LAYERS = {
         _vector_head,
         lambda layer: (layer.squash,),
     ),
+    "ConvStack": _Layer(ConvStack, _conv_stack),
+    "Bottleneck": _Layer(Bottleneck, _bottleneck),
+    "PixelEncoder": _Layer(_pixel_encoder, _encoder, lambda layer: (*layer.conv, *layer.latent)),
+    "PixelPolicy": _Layer(PixelPolicy, inner=lambda layer: (layer.encoder, layer.trunk, layer.head)),
     "PolicyEnsemble": _Layer(_ensemble, _members, lambda layer: (layer.members,)),
     "Standardize": _Layer(_two_edges(Standardize), lambda layer: {"size": len(layer.mean)}),
     "ToBox": _Layer(_two_edges(ToBox), lambda layer: {"size": len(layer.middle)}),
@@ -171,6 +207,7 @@ _NAMES: dict[type[nn.Module], str] = {MLP: "Sequential", nn.ReLU: "ReLU"} | {
         *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
         *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
         *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN),
+        *(ConvStack, Bottleneck, PixelEncoder, PixelPolicy),
     )
 }
 
@@ -310,6 +347,10 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
     if type(actor) is Actor and len(actor.in_keys) == len(actor.out_keys) == 1:
         box = _box(actor, actor.out_keys[0])
         return ActorParts(actor.module, None, {}, actor.in_keys[0], actor.out_keys[0], *box, chunk_length(actor))
+    if type(actor) is TensorDictSequential and len(actor) == 2 and type(actor[1]) is Actor:
+        first, then = actor[0], take_apart(actor[1])  # an encoder, and an actor on its features
+        if type(first) is TensorDictModule and len(first.in_keys) == 1 and first.out_keys == [then.observation_key]:
+            return replace(then, net=nn.Sequential(first.module, then.net), observation_key=first.in_keys[0])
     if type(actor) is ProbabilisticActor and len(actor) == 2:
         body, head = actor[0], actor[1]
         if _is_gaussian(body, head):
@@ -318,8 +359,8 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
             return ActorParts(body.module, kind, settings, body.in_keys[0], head.out_keys[0], *box, chunk_length(actor))
     raise O2OSpecError(
         f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
-        "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, or of "
-        "BestOfNLoss.make_actor, without exploration noise behind it"
+        "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, of "
+        "BestOfNLoss.make_actor, or one from the pixels of a single camera, without exploration noise behind it"
     )
 
 

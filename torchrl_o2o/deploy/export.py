@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from torchrl_o2o.collectors.numpy_actor import policy_parts
 from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.deploy.architecture import observation_shape
 from torchrl_o2o.deploy.policy import load_policy
 from torchrl_o2o.errors import O2OSpecError, check_option
 
@@ -59,7 +60,7 @@ def export_policy(
 
     ``torch.export.load(path).module()`` or ``onnxruntime.InferenceSession(path)`` runs it, on a machine that has torch
     or ONNX Runtime and nothing of this package or of TorchRL. Observations are float32, or what the actor's parameters
-    are.
+    are; stacked frames are uint8 [B, C, H, W].
 
     Args:
         actor: a run folder or policy file, read by :func:`~torchrl_o2o.deploy.load_policy`; or an actor of
@@ -94,7 +95,9 @@ def export_policy(
         actor = load_policy(actor)
     policy = copy.deepcopy(_Policy(actor, stats)).cpu().eval()
     first = next(policy.parameters())
-    example = torch.zeros(2, first.shape[-1], dtype=first.dtype)
+    shape = observation_shape(policy.net) or ()
+    frames = {"size": (2, *shape), "dtype": torch.uint8}
+    example = torch.zeros(**(frames if len(shape) == 3 else {"size": (2, first.shape[-1]), "dtype": first.dtype}))
     batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
     if format == "onnx":
         return _export_onnx(policy, example, batch, Path(path))

@@ -33,7 +33,7 @@ from torchrl_o2o.deploy.architecture import (
     ActorParts,
     build_network,
     describe_network,
-    observation_width,
+    observation_shape,
     take_apart,
 )
 from torchrl_o2o.durable import replace_durably
@@ -78,9 +78,14 @@ class PolicyFile:
     versions: Mapping[str, Any]
 
     @property
-    def dims(self) -> tuple[int, int]:
-        """Number of observation entries and of action dimensions."""
-        return observation_width(self.parts.net) or 0, len(self.low) // self.parts.horizon
+    def dims(self) -> tuple[int, ...]:
+        """Number of observation entries, or shape of the stacked frames, and then number of action dimensions."""
+        return *(observation_shape(self.parts.net) or (0,)), len(self.low) // self.parts.horizon
+
+    @property
+    def sees(self) -> bool:
+        """Whether it acts from images."""
+        return len(self.dims) == 4
 
     def actor(self, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
         """The actor, in evaluation mode; it reads observations as the environment gives them.
@@ -109,8 +114,10 @@ def save_policy(
     Args:
         path: a run folder, which gets a ``policy.pt``, or the name of a file that ends in ``.pt``.
         actor: of :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor`,
-            :func:`~torchrl_o2o.modules.make_deterministic_actor`, :func:`~torchrl_o2o.modules.average_actors` or
-            :func:`load_policy`, on any device, as the learner trains it: without exploration noise.
+            :func:`~torchrl_o2o.modules.make_deterministic_actor`, :func:`~torchrl_o2o.modules.average_actors`,
+            :func:`~torchrl_o2o.modules.make_pixel_actor` or :func:`load_policy`, or an encoder with
+            :func:`~torchrl_o2o.modules.make_latent_actor` behind it, on any device, as the learner trains it: without
+            exploration noise.
 
     Keyword Args:
         convention: what was done to rewards and observations in training. Defaults to ``None``: nothing.
@@ -216,7 +223,8 @@ def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | Pro
 
     It is a TorchRL actor in evaluation mode that reads observations as the environment gives them; the statistics of
     its training data are its first layer. :func:`~torchrl_o2o.trainers.evaluate`,
-    :class:`~torchrl_o2o.collectors.FastActor` and :func:`~torchrl_o2o.deploy.export_policy` take it as it is.
+    :class:`~torchrl_o2o.collectors.FastActor` and :func:`~torchrl_o2o.deploy.export_policy` take it as it is. A policy
+    from pixels reads stacked frames; :class:`~torchrl_o2o.collectors.FrameActor` stacks single ones for it.
 
     Args:
         path: a run folder or a policy file.
@@ -370,10 +378,11 @@ def _check_sizes(parts: ActorParts, low: Tensor, high: Tensor, mean: Tensor | No
             f"the actor acts in {parts.low.tolist()}..{parts.high.tolist()}, expected actions in [-1, 1] or in the "
             f"environment's {low.tolist()}..{high.tolist()}"
         )
-    width = observation_width(parts.net)
-    if width is not None and mean is not None and mean.shape != (width,):
+    shape = observation_shape(parts.net)
+    if shape is not None and mean is not None and mean.shape != shape:
         raise O2OSpecError(
-            f"the actor reads {width} observation entries, the convention has statistics of {tuple(mean.shape)}"
+            f"the actor reads {'x'.join(map(str, shape))} observation entries, the convention has statistics of "
+            f"{tuple(mean.shape)}"
         )
 
 

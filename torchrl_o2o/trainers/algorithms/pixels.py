@@ -29,6 +29,7 @@ from torchrl_o2o.data import (
     n_step,
     stack_rows,
 )
+from torchrl_o2o.deploy import policy_saver
 from torchrl_o2o.envs import GuardedEnv, drawing_arguments, make_gym_env, seed_everything
 from torchrl_o2o.modules import (
     Temperature,
@@ -178,7 +179,8 @@ class PixelRun:
 
         objects = {**self.learner.objects(), "collector": self.collector}
         recorder = {"progress_total": cfg.online.total_frames, **options.recorder}
+        save = policy_saver(self.learner.actor, env={**plain(cfg.env), "num_stack": cfg.num_stack})
         #: The run folder, a context whose ``online(collector)`` are the steps that are left.
         self.session = Session(
-            cfg.run_dir, options.config, objects, self.buffer, score, options.schedule, options.resume, recorder
+            cfg.run_dir, options.config, objects, self.buffer, score, options.schedule, options.resume, recorder, save
         )
