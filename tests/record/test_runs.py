@@ -162,3 +162,11 @@ def test_one_entry_that_tells_groups_apart_is_label_enough(tmp_path):
         write_run(tmp_path / learner, algorithm="aca", learner=learner, max_grad_norm=bound)
     labels = [group.label for group in groups_of(tmp_path)]
     assert labels == ["aca learner=aca", "aca learner=cql", "aca learner=sac"]
+
+
+def test_a_setting_that_is_null_is_none(tmp_path):
+    """A later version has a setting more; left null, its runs are those of the earlier version."""
+    write_run(tmp_path / "a", seed=0, algorithm="rlpd")
+    write_run(tmp_path / "b", seed=1, algorithm="rlpd", evaluation={"video": None})
+    (group,) = group_runs([load_run(tmp_path / name) for name in "ab"])
+    assert [run.seed for run in group.runs] == [0, 1]

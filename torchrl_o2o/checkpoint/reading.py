@@ -127,6 +127,8 @@ def _check_format(manifest: Any, root: Path, step: int) -> None:
 def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another configuration.
 
+    A setting that is null is one that is not made, so that a newer version's settings leave older checkpoints usable.
+
     Args:
         saved: the checkpoint's configuration, plain values.
         present: this run's.
@@ -138,8 +140,10 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         >>> check_config({"algorithm": "awac"}, {"algorithm": "rlpd"})
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OCheckpointError: ... algorithm is 'awac' in the checkpoint and 'rlpd' now...
+        >>> check_config({"evaluation": {"num_episodes": 5}}, {"evaluation": {"num_episodes": 5, "video": None}})
     """
     absent = "absent"
+    saved, present = _made(saved), _made(present)
     differing = [
         f"{key} is {saved.get(key, absent)!r} in the checkpoint and {present.get(key, absent)!r} now"
         for key in sorted(saved.keys() | present.keys())
@@ -150,6 +154,13 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
             f"the checkpoint is of another configuration: {'; '.join(differing)}. "
             "Resume with its configuration, or start anew in another folder"
         )
+
+
+def _made(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings that are null."""
+    return {
+        key: _made(value) if isinstance(value, Mapping) else value for key, value in config.items() if value is not None
+    }
 
 
 def warn_of_versions(saved: Mapping[str, str | None]) -> None:

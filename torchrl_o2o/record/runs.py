@@ -209,7 +209,8 @@ def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group
     """
     by_config: dict[str, list[Run]] = {}
     for run in runs:
-        config = {key: value for key, value in run.config.items() if _tells(key, ignore)}
+        # Null is not made: runs of a version that lacks a setting belong to those that leave it null.
+        config = {key: value for key, value in run.config.items() if value is not None and _tells(key, ignore)}
         by_config.setdefault(json.dumps([run.name, config], sort_keys=True), []).append(run)
     heads = [members[0] for members in by_config.values()]
     return [_group(members, _label(members[0], heads, ignore)) for members in by_config.values()]

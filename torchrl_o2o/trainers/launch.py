@@ -79,6 +79,7 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
         without: entries of the configuration that are not this phase's.
     """
     compared = {key: value for key, value in plain_config(cfg).items() if key not in (*NOT_COMPARED, *without)}
+    compared.get("evaluation", {}).pop("video", None)  # a resumed run may be filmed
     return RunOptions(
         folder,
         compared,
