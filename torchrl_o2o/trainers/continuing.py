@@ -428,8 +428,8 @@ def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:
         if there != dims:
             raise O2ODataError(
                 f"{recording.source} has {there[0]} observation entries and {there[1]} action dimensions, the run "
-                f"{standing.folder} {'x'.join(map(str, dims[:-1]))} and {dims[-1]}; name recordings of the same robot or "
-                "task"
+                f"{standing.folder} {'x'.join(map(str, dims[:-1]))} and {dims[-1]}; name recordings of the same robot "
+                "or task"
             )
     return dims[0], dims[-1]
 
