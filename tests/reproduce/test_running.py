@@ -142,3 +142,11 @@ def test_a_failed_offline_phase_is_not_started_from(tmp_path: Path, start) -> No
     statuses = {job.group: status for job, status, _ in run_jobs([other, broken], tmp_path, start=start, workers=2)}
     assert statuses == {"a": "failed", "b": "finished"}
     assert not any("pretrained" in word for words in start.started for word in words)
+
+
+def test_a_run_that_began_its_own_offline_phase_goes_on_with_it(tmp_path: Path, start) -> None:
+    first = Job("a", "t", 0, "rlpd", ("x=good",))
+    other = Job("b", "t", 0, "rlpd", ("x=better",), offline_of=first.key)
+    (tmp_path / other.key / "offline").mkdir(parents=True)
+    assert [status for _, status, _ in run_jobs([first, other], tmp_path, start=start)] == ["finished"] * 2
+    assert not any("pretrained" in word for words in start.started for word in words)

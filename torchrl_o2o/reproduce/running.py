@@ -118,7 +118,8 @@ def _begin(job: Job, runs: Path, start: Start) -> tuple[subprocess.Popen, IO[str
     folder = runs / job.key
     folder.mkdir(parents=True, exist_ok=True)
     own = [f"seed={job.seed}", f"run_dir={folder}", "resume=true", "num_threads=1"]
-    if job.offline_of is not None and _status(runs / job.offline_of) == "finished":
+    begun_alone = (folder / "offline").exists()
+    if job.offline_of is not None and not begun_alone and _status(runs / job.offline_of) == "finished":
         own.append(f"pretrained={runs / job.offline_of / 'offline'}")
     log = (folder / _LOG).open("a", encoding="utf-8")
     return start(script_command(job.script, [*job.overrides, *own]), log), log, time.monotonic()
