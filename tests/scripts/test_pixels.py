@@ -157,4 +157,33 @@ def test_the_drqv2_script_learns_offline_the_same_twice(
     assert float(whole["std"]) < 1.0
     check_policy(tmp_path / "run", capsys)
     cfg = compose("drqv2", "preset=paper")
-    assert (cfg.offline.num_steps, cfg.optim.lr, cfg.target.tau, cfg.loss.bc_weight) == (550_000, 3e-4, 0.01, 2.5)
+    assert (cfg.offline.num_steps, cfg.optim.lr, cfg.target.tau, cfg.cloning.bc_weight) == (550_000, 3e-4, 0.01, 2.5)
+
+
+@pytest.mark.parametrize("source", [None, "folder"])
+def test_drqv2_resumed_online_equals_uninterrupted(source: str | None, folder: Path, tmp_path: Path) -> None:
+    """Without data, stopped while an episode's rows wait for its end; and continued from data."""
+    offline = () if source else ("preset=online", "offline.num_steps=0", "dataset.source=null")
+    words = ("algorithm=drqv2", "online.total_frames=60", "online.init_random_frames=26", "n_step=3", *offline)
+    words = (*words, "encoder.strides=[2,1]", "pad=1", "online.buffer_size=100", "schedule.checkpoint_every=9")
+    train = script_of("drqv2").train
+    train(drqv2_settings(tmp_path / "whole", folder, *words))
+    if source is None:
+        with pytest.raises(RuntimeError, match="stopped"), stopped_after(1):
+            train(drqv2_settings(tmp_path / "run", folder, *words))
+        train(drqv2_settings(tmp_path / "run", folder, *words, "resume=true"))
+        whole, resumed = (newest(tmp_path / name, "loss") for name in ("whole", "run"))
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    policy = read_policy(tmp_path / "whole")
+    assert policy.parts.distribution is None
+
+
+def test_drqv2_published_settings_and_cloning(folder: Path, tmp_path: Path) -> None:
+    """Yarats et al. 2021, medium tasks; V-D4RL's cloning moves actor and encoder."""
+    cfg = compose("drqv2", "preset=online")
+    assert (cfg.algorithm, cfg.offline.num_steps, cfg.offline_fraction, cfg.dataset.source) == ("drqv2", 0, 0.0, None)
+    assert (cfg.optim.lr, cfg.n_step, cfg.update_every, cfg.online.batch_size) == (1e-4, 3, 2, 256)
+    assert (cfg.std.start, cfg.std.end, cfg.std.duration, cfg.loss.noise_clip) == (1.0, 0.1, 500_000, 0.3)
+    assert (cfg.online.init_random_frames, cfg.online.buffer_size, cfg.target.tau) == (2_000, 1_000_000, 0.01)
+    script_of("drqv2").train(drqv2_settings(tmp_path, folder, "algorithm=bc", "offline.num_steps=4"))
+    assert read_policy(tmp_path).sees

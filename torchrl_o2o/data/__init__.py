@@ -10,6 +10,7 @@ from torchrl_o2o.data.audit import AuditReport, Finding, audit
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.datasets.local import make_local_dataset
 from torchrl_o2o.data.datasets.vd4rl import load_vd4rl
+from torchrl_o2o.data.episode_rows import EpisodeRows
 from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data, stack_rows
 from torchrl_o2o.data.interventions import INTERVENED, insert_intervened, with_room
 from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
@@ -45,6 +46,7 @@ __all__ = [
     "ChunkSampler",
     "Convention",
     "DatasetInfo",
+    "EpisodeRows",
     "Finding",
     "FittedConvention",
     "FrameStorage",

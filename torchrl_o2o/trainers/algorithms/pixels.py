@@ -2,7 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learners from pixels, and what a run of them consists of: RLPD (Ball et al. 2023), DrQ-v2+BC (Lu et al. 2023)."""
+"""Learners from pixels, and what a run of them consists of.
+
+RLPD (Ball et al. 2023), DrQ-v2 (Yarats et al. 2021), DrQ-v2+BC and BC (Lu et al. 2023).
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
+from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.data import (
     BalancedSampler,
+    EpisodeRows,
     OnlineWriter,
     PixelData,
     RandomShift,
@@ -31,6 +38,7 @@ from torchrl_o2o.data import (
 )
 from torchrl_o2o.deploy import policy_saver
 from torchrl_o2o.envs import GuardedEnv, drawing_arguments, make_gym_env, seed_everything
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.modules import (
     Temperature,
     make_bottleneck,
@@ -39,7 +47,7 @@ from torchrl_o2o.modules import (
     make_pixel_encoder,
     make_qvalue_ensemble,
 )
-from torchrl_o2o.objectives import DrQV2BCLoss, PixelSACLoss
+from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, PixelSACLoss
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
@@ -53,17 +61,21 @@ __all__ = ["PixelRun", "load_pixels", "make_drqv2", "make_rlpd_pixels"]
 MakePixelLearner = Callable[[DictConfig, tuple[int, ...], int], Learner]
 
 
-def load_pixels(cfg: DictConfig) -> PixelData:
+def load_pixels(cfg: DictConfig, shape: tuple[int, ...]) -> PixelData:
     """The data set of a configuration: V-D4RL's files, or a name that :func:`~torchrl_o2o.data.load_offline` takes.
 
     Args:
-        cfg: ``dataset.source``, ``num_stack`` and ``mixed_episodes``; ``n_step`` and ``value_estimator.gamma`` where
-            rows are sums over several steps.
+        cfg: ``dataset.source`` (``None``: no data), ``num_stack`` and ``mixed_episodes``; ``n_step`` and
+            ``value_estimator.gamma`` where rows are sums over several steps.
+        shape: of the stacked frames, (channels, height, width).
 
     Raises:
         O2ODataError: if it is neither, or broken.
     """
     source = cfg.dataset.source
+    if source is None:
+        frame = torch.zeros(0, shape[0] // cfg.num_stack, *shape[1:], dtype=torch.uint8)
+        return PixelData(TensorDict({}, [0]), {"observation": frame})
     if Path(source).exists():
         data = load_vd4rl(source, num_stack=cfg.num_stack, mixed_episodes=cfg.mixed_episodes)
     else:
@@ -107,56 +119,74 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
 
 
 def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
-    """DrQ-v2+BC's networks, loss and update: critics with encoder, the actor on the features of before, the targets.
+    """DrQ-v2's networks, loss and update: critics with encoder, the actor on the features of before, the targets.
 
     Args:
-        cfg: sections ``encoder``, ``actor``, ``qvalue``, ``loss``, ``value_estimator``, ``target``, ``optim``.
+        cfg: sections ``encoder``, ``actor``, ``qvalue``, ``loss``, ``cloning``, ``value_estimator``, ``target``,
+            ``optim``, and ``algorithm``: ``"drqv2"``; ``"drqv2_bc"``, held to the data; ``"bc"``, which clones alone.
         shape: of the stacked frames, (channels, height, width).
         action_dim: action dimension.
 
     Returns:
-        The learner; it explores without noise.
+        The learner; it explores with normal noise, whose ``sigma`` is the explorer's last module's.
+
+    Raises:
+        O2OSpecError: if the algorithm is none of those.
     """
+    check_option("algorithm", cfg.algorithm, ("drqv2", "drqv2_bc", "bc"))
     fixed: dict[str, Any] = {"offset": 0.5, "initialization": "orthogonal", "latent_dim": None, "out_key": "features"}
     encoder = make_pixel_encoder(shape, **fixed, **plain(cfg.encoder))
     width: int = encoder.module.out_features  # type: ignore[assignment]
     actor, latent = make_latent_actor(width, action_dim, **plain(cfg.actor)), cfg.actor.latent_dim
     heads = make_qvalue_ensemble(latent, action_dim, in_keys=("latent", "action"), **plain(cfg.qvalue))
-    loss = DrQV2BCLoss(encoder, actor, make_bottleneck(width, latent), heads, **plain(cfg.loss))  # pyright: ignore
+    networks, settings = (encoder, actor, make_bottleneck(width, latent), heads), plain(cfg.loss)
+    if cfg.algorithm == "drqv2":
+        loss = DrQV2Loss(*networks, **settings)
+    else:
+        loss = DrQV2BCLoss(*networks, **plain(cfg.cloning), **settings)
     loss.make_value_estimator(**plain(cfg.value_estimator))
-    trained = loss.encoder_network_params, loss.latent_network_params, loss.qvalue_network_params
-    update = Update(
+    policy, noise = TensorDictSequential(encoder, actor), AdditiveGaussianModule(actor.spec)
+    explorer = TensorDictSequential(encoder, actor, noise)
+    return Learner(policy, loss, compiled(_drqv2_update(loss, cfg), cfg), explorer=explorer)
+
+
+def _drqv2_update(loss: DrQV2Loss, cfg: DictConfig) -> Update:
+    seeing, acting = loss.encoder_network_params, loss.actor_network_params
+    if cfg.algorithm == "bc":
+        return Update(loss, Descend("clone", Adam([*seeing.parameters(), *acting.parameters()], **plain(cfg.optim))))
+    trained = seeing, loss.latent_network_params, loss.qvalue_network_params
+    return Update(
         loss,
         Descend("qvalue", Adam([param for part in trained for param in part.parameters()], **plain(cfg.optim))),
-        Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))),
+        Descend("actor", Adam(acting.parameters(), **plain(cfg.optim))),
         MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
     )
-    return Learner(TensorDictSequential(encoder, actor), loss, compiled(update, cfg))
 
 
 class PixelRun:
-    """The parts of an online run from pixels: data, environment, learner, buffer, collector and run folder.
+    """The parts of a run from pixels: data, environment, learner, buffer, collector and run folder.
 
     Args:
         cfg: what ``make_learner`` reads, ``env``, ``dataset``, ``num_stack``, ``mixed_episodes``, ``pad``,
             ``offline_fraction``, ``utd_ratio``, the section ``online``, and the run's own settings.
         make_learner: builds the learner from configuration, shape of the frames and action dimension.
+        rows: holds transitions back until their episode has ended. Defaults to ``None``: they are written as they come.
 
     Raises:
         O2ODataError: if the data are broken.
         O2OSpecError: if something does not fit.
     """
 
-    def __init__(self, cfg: DictConfig, make_learner: MakePixelLearner) -> None:
+    def __init__(self, cfg: DictConfig, make_learner: MakePixelLearner, *, rows: EpisodeRows | None = None) -> None:
         make_env = partial(make_gym_env, **plain(cfg.env), num_stack=cfg.num_stack)
-        self.data = load_pixels(cfg)
-        seed_everything(cfg.seed)
         env = GuardedEnv(make_env, **plain(cfg.env_guard))
         shape, action_dim = env.observation_space.shape, env.action_space.shape[0]  # type: ignore[index]
+        self.data = load_pixels(cfg, shape)  # type: ignore[arg-type]
+        seed_everything(cfg.seed)
         self.learner = make_learner(cfg, shape, action_dim)  # type: ignore[arg-type]
-        writer = OnlineWriter(len(self.data))
+        writer, total = OnlineWriter(len(self.data)), cfg.online.total_frames
         self.buffer = TensorDictReplayBuffer(
-            storage=self.data.storage(cfg.online.total_frames),
+            storage=self.data.storage(cfg.online.get("buffer_size") or max(total, 1)),
             sampler=BalancedSampler(len(self.data), cfg.offline_fraction),
             writer=writer,
             batch_size=cfg.online.batch_size * cfg.utd_ratio,
@@ -165,10 +195,10 @@ class PixelRun:
         self.collector = StepCollector(
             env,
             self.learner.explorer,
-            total_frames=cfg.online.total_frames,
+            total_frames=max(total, 1),
             init_random_frames=cfg.online.init_random_frames,
             seed=cfg.seed,
-            on_cut=writer.truncate_last,
+            on_cut=writer.truncate_last if rows is None else rows.cut,
         )
         options = run_options(cfg, cfg.run_dir)
 
@@ -177,8 +207,8 @@ class PixelRun:
             make = partial(make_gym_env, **env_arguments, num_stack=cfg.num_stack)
             return evaluate(self.learner.tester, make, seed=cfg.seed + 10_000, **plain(cfg.evaluation))
 
-        objects = {**self.learner.objects(), "collector": self.collector}
-        recorder = {"progress_total": cfg.online.total_frames, **options.recorder}
+        objects = {**self.learner.objects(), "collector": self.collector, **({} if rows is None else {"rows": rows})}
+        recorder = {"progress_total": total, **options.recorder}
         save = policy_saver(self.learner.actor, env={**plain(cfg.env), "num_stack": cfg.num_stack})
         #: The run folder, a context whose ``online(collector)`` are the steps that are left.
         self.session = Session(

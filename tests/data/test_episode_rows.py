@@ -1,0 +1,59 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Rows over n steps that come when their episode has ended."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from torchrl_o2o.data import EpisodeRows, n_step
+from torchrl_o2o.testing import random_transitions
+
+
+def stream(ends: list[int], terminal: int) -> TensorDictBase:
+    rows = random_transitions(7, 2, 1)
+    row = torch.arange(7)
+    ended = torch.isin(row, torch.tensor(ends)).unsqueeze(-1)
+    rows["next", "terminated"] = (row == terminal).unsqueeze(-1)
+    rows["next", "truncated"], rows["next", "done"] = ended & ~rows["next", "terminated"], ended
+    following = torch.where(ended, rows["next", "observation"], rows["observation"].roll(-1, 0))
+    rows["next", "observation"][:-1] = following[:-1]
+    return rows
+
+
+def same(left: TensorDictBase, right: TensorDictBase) -> bool:
+    return all(torch.equal(left[key], right[key]) for key in right.keys(True, True) if key != "episode")
+
+
+def test_they_are_those_of_the_whole() -> None:
+    rows = stream([3, 6], 3)
+    expected = n_step(rows.copy().set("episode", torch.tensor([0] * 4 + [1] * 3)), n=3, gamma=0.9)
+    keeper = EpisodeRows(3, 0.9)
+    found = [keeper.add(row) for row in rows.split(1)]
+    assert [len(part) for part in found] == [0, 0, 0, 4, 0, 0, 3]
+    assert same(torch.cat([part for part in found if len(part)]), expected)
+
+
+def test_a_cut_ends_an_episode_and_state_is_kept() -> None:
+    rows = stream([6], -1)
+    keeper = EpisodeRows(2, 0.9)
+    for row in rows[:2].split(1):
+        assert len(keeper.add(row)) == 0
+    keeper.cut()
+    again = EpisodeRows(2, 0.9)
+    again.load_state_dict(keeper.state_dict())
+    ended = again.add(rows[2:3])
+    assert ended["next", "truncated"].all()
+    assert ended["next", "done"].tolist() == [[True], [True]]
+    assert ended["steps_to_next_obs"].tolist() == [2, 1]
+    other = EpisodeRows(2, 0.9)
+    other.load_state_dict(again.state_dict())
+    for row in rows[3:6].split(1):
+        other.add(row)
+    assert other.add(rows[6:])["steps_to_next_obs"].tolist() == [2, 2, 2, 2, 1]
+    assert other.state_dict() == {}
+    assert isinstance(keeper.state_dict()["ended"], dict)
+    assert not isinstance(keeper.state_dict()["ended"], TensorDict)

@@ -1,0 +1,84 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Rows over n steps of an episode under way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.storage import stored_keys
+from torchrl_o2o.data.transforms import n_step
+
+__all__ = ["EpisodeRows"]
+
+
+class EpisodeRows:
+    """Transitions of one environment, kept until their episode has ended and sums over n steps are known.
+
+    DrQ-v2's replay, too, has an episode when it has ended. Put it among a run's objects, so that a resumed run goes on
+    in mid-episode, and give :meth:`cut` to the collector as ``on_cut``.
+
+    Args:
+        n: steps of a sum, at least 1; with 1, too, rows come when their episode has ended.
+        gamma: discount in [0, 1].
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows, (first, second) = EpisodeRows(2, 0.5), random_transitions(2, 1, 1).split(1)
+        >>> first["next", "done"], second["next", "done"] = torch.tensor([[False]]), torch.tensor([[True]])
+        >>> len(rows.add(first)), rows.add(second)["steps_to_next_obs"].tolist()
+        (0, [2, 1])
+    """
+
+    def __init__(self, n: int, gamma: float) -> None:
+        self.n, self.gamma = n, gamma
+        self._open: list[TensorDictBase] = []
+        self._ended: list[TensorDictBase] = []
+
+    def add(self, transition: TensorDictBase) -> TensorDictBase:
+        """Take a transition [1].
+
+        Args:
+            transition: in TED; entries besides :data:`~torchrl_o2o.data.TRANSITION` and what is observed are left out.
+
+        Returns:
+            Rows [k] whose sums are known now: of the whole episode if it has ended, else none.
+        """
+        self._open.append(transition.select(*TRANSITION))
+        if transition["next", "done"].item():
+            self._close()
+        ended, self._ended = self._ended, []
+        return torch.cat(ended) if ended else transition[:0]
+
+    def cut(self) -> None:
+        """The transition taken last turned out to be its episode's last; its rows come with the next transition."""
+        if self._open:
+            last = self._open[-1] = self._open[-1].clone()
+            ends = last["next", "truncated"] | ~last["next", "terminated"]
+            last["next", "truncated"], last["next", "done"] = ends, torch.ones_like(ends)
+            self._close()
+
+    def _close(self) -> None:
+        episode = torch.cat(self._open)
+        rows = n_step(episode.set(EPISODE, torch.zeros(len(episode), dtype=torch.long)), n=self.n, gamma=self.gamma)
+        self._ended.append(rows.select(*stored_keys(rows)))
+        self._open = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is held back."""
+        return {
+            name: torch.cat(rows).to_dict() for name, rows in (("open", self._open), ("ended", self._ended)) if rows
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        kept = {name: TensorDict(rows, [len(rows["action"])]) for name, rows in state_dict.items()}
+        self._open = list(kept["open"].split(1)) if "open" in kept else []
+        self._ended = [kept["ended"]] if "ended" in kept else []
