@@ -11,7 +11,8 @@ from torch import nn
 from torchrl.modules import IndependentNormal, NormalParamExtractor, ProbabilisticActor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.objectives.networks import policy_distribution, sample_policy
+from torchrl_o2o.modules import make_qvalue_ensemble
+from torchrl_o2o.objectives.networks import call_ensemble, policy_distribution, sample_policy
 
 INPUTS = {"observation": torch.zeros(4, 3)}
 
@@ -37,3 +38,24 @@ def test_one_density_for_each_dimension_is_refused() -> None:
 def test_discrete_actions_are_refused() -> None:
     with pytest.raises(O2OSpecError, match=r"got OneHotCategorical, .*continuous"):
         sample_policy(torch.distributions.OneHotCategorical(logits=torch.zeros(4, 2)), None)
+
+
+def test_many_rows_are_what_each_of_them_is_alone() -> None:
+    """CQL's dozens of actions a state are evaluated some rows at a time; shapes, values and gradients stay."""
+    critics = [critic.double() for critic in make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))]
+    params = {
+        name: torch.stack([dict(critic.named_parameters())[name].detach() for critic in critics]).requires_grad_()
+        for name, _ in critics[0].named_parameters()
+    }
+    inputs = {"observation": torch.randn(31, 60, 3).double(), "action": torch.randn(31, 60, 2).double()}
+    whole = call_ensemble(critics[0], params, inputs, "state_action_value")
+    assert whole.shape == (2, 31, 60)
+    each = [
+        call_ensemble(critics[0], params, {key: value[k] for key, value in inputs.items()}, "state_action_value")
+        for k in range(31)
+    ]
+    torch.testing.assert_close(whole, torch.stack(each, 1), rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad(whole.sin().sum(), list(params.values()))
+    theirs = torch.autograd.grad(torch.stack(each, 1).sin().sum(), list(params.values()))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)

@@ -27,7 +27,7 @@ from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.objectives.feed_forward import evaluate, layers_of
+from torchrl_o2o.objectives.feed_forward import Layers, evaluate, layers_of
 
 __all__ = [
     "Inputs",
@@ -45,6 +45,9 @@ __all__ = [
 
 Inputs = Mapping[NestedKey, Tensor]
 Parameters = Mapping[str, Tensor]
+
+# Rows that a critic takes at a time: at width 256 a layer's output is 0.75 MB then.
+_ROWS = 768
 
 
 def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str, Tensor]:
@@ -207,7 +210,15 @@ def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inp
     if layers is None:
         return torch.stack([evaluated(member) for member in members]).squeeze(-1)
     features = _joined([inputs[key] for key in network.in_keys])  # once for all members
-    return torch.stack([evaluate(layers, member, features) for member in members]).squeeze(-1)
+    return torch.stack([_evaluate_by_rows(layers, member, features) for member in members]).squeeze(-1)
+
+
+def _evaluate_by_rows(layers: Layers, params: Parameters, features: Tensor) -> Tensor:
+    """Apply layers to some rows at a time, so that what a row becomes on its way stays in the core's cache."""
+    if features[..., 0].numel() <= 2 * _ROWS:
+        return evaluate(layers, params, features)
+    outputs = [evaluate(layers, params, rows) for rows in features.flatten(0, -2).split(_ROWS)]
+    return torch.cat(outputs).unflatten(0, features.shape[:-1])
 
 
 def policy_distribution(actor_network: TensorDictModuleBase, params: Parameters, inputs: Inputs) -> Distribution:
