@@ -9,6 +9,7 @@ from __future__ import annotations
 from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.frame_actor import FrameActor
 from torchrl_o2o.collectors.numpy_actor import FastActor, PolicyParts, find_parts, policy_parts
+from torchrl_o2o.collectors.ray_actors import RayActors
 from torchrl_o2o.collectors.remote import ActingPolicy, Actors, ProcessActors, Source
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
@@ -21,6 +22,7 @@ __all__ = [
     "FrameActor",
     "PolicyParts",
     "ProcessActors",
+    "RayActors",
     "Source",
     "StepCollector",
     "VectorCollector",

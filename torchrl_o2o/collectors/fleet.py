@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -107,7 +107,7 @@ class Fleet:
         self.num_actors = check_count("num_actors", num_actors, least=1)
         self.total_frames = check_count("total_frames", total_frames, least=1)
         self.init_random_frames = check_count("init_random_frames", init_random_frames)
-        self.slack = check_count("slack", slack, least=1)
+        self.slack = check_count("slack", slack)
         self.max_staleness = None if max_staleness is None else check_count("max_staleness", max_staleness)
         self.max_restarts = check_count("max_restarts", max_restarts)
         self._like = _template(like)
@@ -117,7 +117,7 @@ class Fleet:
         self.restarts = 0  #: times an actor was started again
         self.waited = 0.0  #: seconds the learner waited for transitions
         self.refused: Counter[str] = Counter()  #: rows not delivered, by reason
-        self._ages: list[int] = []
+        self._ages: deque[int] = deque(maxlen=1000)
         self._queue: queue.Queue[tuple[int, TensorDictBase | Exception]] = queue.Queue(
             check_count("queue_size", queue_size, least=1)
         )
@@ -172,10 +172,9 @@ class Fleet:
         self.actors.publish(self.version, random=self.frames < self.init_random_frames)
 
     def metrics(self) -> dict[str, Tensor]:
-        """What to log beside an update: ``staleness`` and ``staleness_max`` of what arrived since the last call,
-        ``waiting`` batches, and ``owed``."""
-        ages = torch.tensor(self._ages or [0], dtype=torch.float32)
-        self._ages = []
+        """What to log beside an update: ``staleness`` and ``staleness_max`` of the last 1000 that arrived, ``waiting``
+        batches, and ``owed``."""
+        ages = torch.tensor(list(self._ages) or [0], dtype=torch.float32)
         return {
             "staleness": ages.mean(),
             "staleness_max": ages.max(),
@@ -221,7 +220,7 @@ class Fleet:
     def _feed(self, number: int) -> None:
         """Take what an actor delivers, and start it again when it dies."""
         attempt = failures = 0
-        while failures <= self.max_restarts and self._put(number, None):
+        while failures <= self.max_restarts and self._wants(number):
             delivered = False
             try:
                 source = self._sources[number] = self.actors.start(number, attempt)
@@ -239,11 +238,12 @@ class Fleet:
             attempt += 1
         self._put(number, O2OSpecError(f"it died {failures} times in a row without a transition"))
 
-    def _put(self, number: int, item: TensorDictBase | Exception | None) -> bool:
+    def _wants(self, number: int) -> bool:
+        return not self._stop.is_set() and number not in self._given_up
+
+    def _put(self, number: int, item: TensorDictBase | Exception) -> bool:
         """Wait for room; ``False`` if the actor is not wanted any more."""
-        while not self._stop.is_set() and number not in self._given_up:
-            if item is None:
-                return True
+        while self._wants(number):
             try:
                 self._queue.put((number, item), timeout=0.2)
             except queue.Full:
@@ -368,7 +368,10 @@ def _package_version(data: TensorDictBase) -> str:
 
 
 def _close(source: Source) -> None:
+    threads = torch.get_num_threads()
     try:
         source.shutdown(timeout=5.0)
     except Exception as error:  # of a process that is gone already
         warnings.warn(f"an actor could not be closed: {error}", stacklevel=2)
+    finally:
+        torch.set_num_threads(threads)  # TorchRL gives the learner those of the actor

@@ -122,6 +122,14 @@ class ActingPolicy(TensorDictModuleBase):
         own._reset_acting()
         return own
 
+    def with_buffers(self) -> ActingPolicy:
+        """The same policy with its weights as buffers, which TorchRL's means of synchronization send."""
+        own = copy(self)
+        own._buffers = {}
+        for name in ("_weights", "_stamp"):
+            own.register_buffer(name, own.__dict__.pop(name))
+        return own
+
     def publish(self, actor: TensorDictModuleBase, version: int, *, random: bool = False) -> None:
         """Let actors act by the weights that a policy has now.
 

@@ -1,0 +1,114 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Actors on other machines, by way of Ray."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from tensordict.nn import TensorDictModuleBase
+
+from torchrl_o2o.collectors.remote import ActingPolicy, Source, actor_env
+from torchrl_o2o.errors import O2OSpecError, check_count
+
+__all__ = ["RayActors"]
+
+_ENDLESS = 2**62
+
+
+class RayActors:
+    """Actors in processes of a Ray cluster, each a :class:`torchrl.collectors.distributed.RayCollector` of its own.
+
+    Without an address, Ray is started on this machine and bound to it. An address joins a cluster that you have
+    started; this package must be installed on its machines in this version, and whoever reaches the cluster's ports can
+    run code there, as Ray's documentation says.
+
+    TorchRL sends the weights after each batch of an actor; the version that a transition carries is theirs.
+
+    Args:
+        make_env: as of :class:`~torchrl_o2o.collectors.ProcessActors`.
+        actor: the learner's policy.
+
+    Keyword Args:
+        address: of a Ray cluster, such as ``"auto"`` or ``"ray://head:10001"``; ``None`` (default) is this machine.
+        seed: of environments and noise. Defaults to 0.
+        frames_per_batch: transitions that an actor sends at once. Defaults to 1.
+        intervened: as of :class:`~torchrl_o2o.collectors.ProcessActors`. Defaults to ``False``.
+        num_cpus: what an actor reserves. Defaults to 1.
+
+    Raises:
+        O2OSpecError: if Ray is not installed.
+
+    Examples:
+        >>> from functools import partial
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> RayActors(partial(make_gym_env, "Pendulum-v1"), make_actor(3, 1))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        actor: TensorDictModuleBase,
+        *,
+        address: str | None = None,
+        seed: int = 0,
+        frames_per_batch: int = 1,
+        intervened: bool = False,
+        num_cpus: float = 1,
+    ) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise O2OSpecError(
+                "actors over Ray need Ray, which is not installed; pip install ray, or use ProcessActors for actors on "
+                "this machine"
+            )
+        self.make_env, self.actor, self.address = make_env, actor, address
+        self.seed, self.frames_per_batch = seed, check_count("frames_per_batch", frames_per_batch, least=1)
+        self.intervened, self.num_cpus = intervened, num_cpus
+        self.policy = ActingPolicy(actor, seed=seed)
+
+    def publish(self, version: int, *, random: bool) -> None:
+        """Have TorchRL send the learner's present weights after the next batch of each actor.
+
+        Args:
+            version: of the weights.
+
+        Keyword Args:
+            random: have the actors act uniformly at random instead.
+        """
+        self.policy.publish(self.actor, version, random=random)
+
+    def start(self, number: int, attempt: int) -> Source:
+        """Start an actor in the cluster.
+
+        Args:
+            number: of the actor.
+            attempt: how often it has been started before.
+        """
+        from torchrl.collectors.distributed import RayCollector
+
+        seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
+        make_env = partial(actor_env, self.make_env, seed, intervened=self.intervened)
+        return RayCollector(
+            [make_env],
+            self.policy.for_actor(number, attempt).with_buffers(),
+            frames_per_batch=self.frames_per_batch,
+            total_frames=_ENDLESS,
+            sync=False,
+            collector_class="single",
+            update_after_each_batch=True,
+            ray_init_config=self._cluster(),
+            remote_configs={"num_cpus": self.num_cpus, "num_gpus": 0},
+        )
+
+    def _cluster(self) -> dict[str, Any]:
+        if self.address is not None:
+            return {"address": self.address}
+        return {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
