@@ -29,6 +29,7 @@ import numpy as np
 import tensordict
 import torch
 import torchrl
+from memory import remember
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.envs import SerialEnv
@@ -56,6 +57,7 @@ def measure(title: str, tasks: Mapping[str, tuple[Task, int, int]], rounds: int,
                 wall[name].append((time.perf_counter() - began) / (calls * frames) * 1e6)
                 cpu[name].append((time.process_time() - spent) / (calls * frames) * 1e6)
     print(f"\n{title}, {rounds} rounds\n{'':52s}{'wall us':>9s}{'quartiles':>18s}{'CPU us':>9s}{'base/wall, CPU':>17s}")
+    remember(title, {name: statistics.median(times) for name, times in wall.items()}, base)
     for name in tasks:
         low, median, high = statistics.quantiles(wall[name], n=4)
         spent = statistics.median(cpu[name])

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 import tensordict
 import torch
 import torchrl
+from memory import remember
 from tensordict import TensorDict
 from torchrl.data import (
     LazyTensorStorage,
@@ -90,6 +91,8 @@ def measure(title: str, tasks: Mapping[str, Task], rounds: int, base: str | None
     print(
         f"\n{title}, {rounds} rounds\n{'':46s}{'wall ms':>9s}{'quartiles':>18s}{'CPU ms':>9s}{'wall, CPU / base':>20s}"
     )
+    if base is not None:
+        remember(title, {name: statistics.median(times) for name, times in wall.items()}, base)
     for name in tasks:
         low, median, high = statistics.quantiles(wall[name], n=4)
         spent, ratio = statistics.median(cpu[name]), ""

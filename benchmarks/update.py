@@ -27,6 +27,7 @@ from collections.abc import Callable
 import tensordict
 import torch
 import torchrl
+from memory import remember
 from tensordict import TensorDict
 from timing import Update, count_gflop, products, take_turns
 from torch import nn
@@ -146,7 +147,7 @@ def matmul_error() -> float:
     return float(((a @ b).double() - exact).norm() / exact.norm())
 
 
-def run(threads: int, rounds: int, device: str) -> None:
+def run(threads: int, rounds: int, device: str, route: str) -> None:
     """Time all contenders, taking turns, and print medians, ratios and the share of the products' rate."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -165,6 +166,8 @@ def run(threads: int, rounds: int, device: str) -> None:
     times = take_turns({**turns, "product": lambda: [product() for _ in range(50)]}, rounds)
     rate = 50 * work / times.pop("product")[0]
     base = times["REDQLoss (TorchRL), joint"][0]
+    walls = {name: wall for name, (wall, _) in times.items()}
+    remember(f"update, {threads} threads, {route} products, {device}", walls, "REDQLoss (TorchRL), joint")
     print(
         f"float32 products of {MEMBERS} x [{BATCH}, 256] @ [256, 256]: {rate * 1e3:.0f} GFLOP/s, "
         f"relative error {matmul_error():.1e}"
@@ -197,7 +200,7 @@ def main() -> None:
             rounds = 3 if arguments.short else arguments.rounds
             print(f"\n{threads} thread(s), {route} products, {rounds} rounds", flush=True)
             with matmul_route("onednn" if route == "oneDNN" else "default"):
-                run(threads, rounds, arguments.device)
+                run(threads, rounds, arguments.device, route)
 
 
 if __name__ == "__main__":

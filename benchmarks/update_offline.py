@@ -24,6 +24,7 @@ from typing import Any
 
 import plain
 import torch
+from memory import remember
 from tensordict import TensorDict
 from timing import Update, count_gflop, products, take_turns
 from torch import nn
@@ -143,12 +144,14 @@ def eager(kind: str) -> Update:
     return update
 
 
-def compiled(kind: str, matmul_dtype: torch.dtype | None = None) -> Update:
+def compiled(kind: str, matmul_dtype: torch.dtype | None = None, mode: str = "default") -> Update:
     """Our loss, the whole update compiled."""
     make, names = LOSSES[kind]
     loss = make()
     updater = SoftUpdate(loss, tau=plain.TAU)
-    return compile_update(loss, optimizers(loss, names), updater, joint=kind in JOINT, matmul_dtype=matmul_dtype)
+    return compile_update(
+        loss, optimizers(loss, names), updater, joint=kind in JOINT, mode=mode, matmul_dtype=matmul_dtype
+    )
 
 
 def contenders(kind: str, bfloat16: bool = False) -> dict[str, Update]:
@@ -175,6 +178,7 @@ def run(kind: str, rounds: int, *, bfloat16: bool = False, calls: int = 10) -> N
     times = take_turns({**turns, "product": lambda: [product() for _ in range(50)]}, rounds)
     rate = 50 * work / times.pop("product")[0]
     base = times["plain eager torch"][0]
+    remember(f"update_offline, {kind}", {name: wall for name, (wall, _) in times.items()}, "plain eager torch")
     print(f"\n{kind}: {gflop:.2f} GFLOP per update; products at {rate * 1e3:.0f} GFLOP/s")
     for name, (wall, cpu) in times.items():
         share = f"{gflop * calls / wall / rate:6.0%}" if name.startswith("ours") else ""

@@ -21,6 +21,7 @@ import docstrings  # noqa: E402
 import gallery  # noqa: E402
 import links  # noqa: E402
 import reference  # noqa: E402
+import results  # noqa: E402
 
 from torchrl_o2o import __version__  # noqa: E402
 
@@ -84,5 +85,6 @@ def setup(app: Sphinx) -> None:
     reference.write(HERE / "generated")
     datasets.write(HERE / "generated")
     links.write_pages(ROOT, HERE / "generated")
+    app.connect("source-read", results.append)
     app.connect("source-read", links.mend)
     app.connect("autodoc-process-docstring", docstrings.mend, priority=400)

@@ -96,4 +96,5 @@ def configuration(root: Path, *, execute: bool) -> dict[str, Any]:
         "download_all_examples": False,
         "within_subsection_order": "FileNameSortKey",
         "capture_repr": (),
+        "first_notebook_cell": "# In a notebook of your own, first: %pip install torchrl_o2o[all]",
     }

@@ -1,0 +1,221 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""How time grows with the work: rows, critics, updates a step, environments, length of a run.
+
+    python benchmarks/growth.py                   every curve, a few minutes
+    python benchmarks/growth.py --only rows run --largest 10_000_000
+
+Each curve is a table of seconds over sizes, with its exponent: the slope of log seconds over log size between the last
+two sizes. 1 is proportional, 0 is constant; what should be constant and is not, or exceeds 1, is a fault. Times are of
+the processor and one thread, the least of a few rounds, so that what else runs on the machine counts little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torchrl.data import TensorDictReplayBuffer
+from torchrl.objectives import SoftUpdate
+
+from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.collectors import VectorCollector, make_vector_env
+from torchrl_o2o.data import (
+    TRANSITION,
+    BalancedReplaySampler,
+    BalancedSampler,
+    OnlineWriter,
+    PrioritizedReplaySampler,
+    load_offline,
+    offline_online_storage,
+)
+from torchrl_o2o.envs import make_gym_env
+from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
+
+OBSERVATION, ACTION, BATCH = 17, 6, 256
+
+
+def seconds(call: Callable[[], object], rounds: int = 3, repeats: int = 1) -> float:
+    """Least processor time of a call."""
+    best = math.inf
+    for _ in range(rounds):
+        gc.collect()
+        began = time.process_time()
+        for _ in range(repeats):
+            call()
+        best = min(best, (time.process_time() - began) / repeats)
+    return best
+
+
+def table(title: str, sizes: Sequence[int], curves: dict[str, list[float]]) -> None:
+    """Print a curve a line, with its exponent."""
+    print(f"\n{title}\n{'':34s}" + "".join(f"{size:>12,d}" for size in sizes) + f"{'exponent':>12s}")
+    for name, values in curves.items():
+        slope = math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
+        print(f"{name:34s}" + "".join(f"{1e3 * value:9.3g} ms" for value in values) + f"{slope:12.2f}", flush=True)
+
+
+def gather(sizes: Sequence[int], measured: Callable[[int], Iterator[tuple[str, float]]]) -> dict[str, list[float]]:
+    """The curves of all sizes, by name."""
+    curves: dict[str, list[float]] = {}
+    for size in sizes:
+        for name, value in measured(size):
+            curves.setdefault(name, []).append(value)
+    return curves
+
+
+def rows(largest: int) -> None:
+    """Loading, drawing, saving and restoring over the number of rows."""
+    sizes = [size for size in (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000) if size <= largest]
+
+    def measured(count: int) -> Iterator[tuple[str, float]]:
+        data = random_transitions(count, OBSERVATION, ACTION)
+        arrays = {
+            "observations": data["observation"].numpy(),
+            "actions": data["action"].numpy(),
+            "rewards": data["next", "reward"].numpy(),
+            "next_observations": data["next", "observation"].numpy(),
+            "terminals": np.zeros(count, bool),
+            "timeouts": np.arange(count) % 1000 == 999,
+        }
+        yield "load_offline of arrays", seconds(lambda: load_offline(arrays), 1)
+        offline = data.select(*TRANSITION)
+        buffers = {}
+        for sampler in (
+            BalancedSampler(count),
+            PrioritizedReplaySampler(2 * count, 0.6, 0.4),
+            BalancedReplaySampler(count, count),
+        ):
+            storage = offline_online_storage(offline, count)
+            buffer = TensorDictReplayBuffer(
+                storage=storage, sampler=sampler, writer=OnlineWriter(count), batch_size=BATCH
+            )
+            buffer.extend(offline)
+            buffers[type(sampler).__name__] = buffer
+            yield f"draw {BATCH}, {type(sampler).__name__}", seconds(buffer.sample, 5, 20)
+        index, priority = torch.arange(BATCH), torch.rand(BATCH)
+        for name in ("PrioritizedReplaySampler", "BalancedReplaySampler"):
+            sampler = buffers[name].sampler
+            call = lambda sampler=sampler: sampler.update_priority(index, priority)  # noqa: E731
+            yield f"update {BATCH}, {name}", seconds(call, 5, 20)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Checkpointer(folder, objects={}, buffer=buffers["BalancedSampler"], copies=False)
+            yield "first save", seconds(lambda: checkpoint.save(1), 1)
+            buffers["BalancedSampler"].extend(offline[:1000])
+            yield "save of 1,000 rows more", seconds(lambda: checkpoint.save(2), 1)
+            yield "restore", seconds(checkpoint.restore, 1)
+
+    table("rows (offline; as many online)", sizes, gather(sizes, measured))
+
+
+def agent(members: int = 2, ratio: int = 1) -> Callable[[], object]:
+    """One uncompiled update of RLPD with small networks."""
+    critics = make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=members, hidden_sizes=(64, 64))
+    loss = EnsembleSACLoss(make_actor(OBSERVATION, ACTION, hidden_sizes=(64, 64)), critics, sub_sample_len=2)
+    adam = lambda part: torch.optim.Adam(part.parameters(), lr=3e-4, fused=True)  # noqa: E731
+    update = Update(
+        loss,
+        Repeat(ratio, Descend("qvalue", adam(loss.qvalue_network_params)), MoveTargets(SoftUpdate(loss, tau=0.005))),
+        Descend("actor", adam(loss.actor_network_params)),
+        Descend("alpha", adam(loss.temperature)),
+    )
+    batch = random_transitions(ratio * BATCH, OBSERVATION, ACTION)
+    update(batch)
+    return lambda: update(batch)
+
+
+def members(largest: int) -> None:
+    """An update over the number of critics."""
+    sizes = [2, 10, 50, 100]
+    table("critics, uncompiled update", sizes, {"update": [seconds(agent(members=size), 3, 3) for size in sizes]})
+
+
+def ratio(largest: int) -> None:
+    """An update over critic steps for each environment step."""
+    sizes = [1, 4, 16, 64]
+    table("utd_ratio, uncompiled update", sizes, {"update": [seconds(agent(ratio=size), 3) for size in sizes]})
+
+
+def environments(largest: int) -> None:
+    """A step of all environments over their number."""
+    sizes, actor = [1, 4, 16, 64, 256], make_actor(3, 1, hidden_sizes=(64, 64))
+
+    def measured(count: int) -> Iterator[tuple[str, float]]:
+        envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), count)
+        frames = iter(VectorCollector(envs, actor))
+        next(frames)
+        yield "VectorCollector, one step of all", seconds(lambda: next(frames), 3, 5)
+        envs.close()
+
+    table("environments (Pendulum-v1)", sizes, gather(sizes, measured))
+
+
+def run(largest: int) -> None:
+    """What a step and a save cost, and the memory of the process, as a run gets longer."""
+    sizes = [size for size in (1_000, 10_000, 100_000, 1_000_000) if size <= largest]
+    offline = random_transitions(10_000, OBSERVATION, ACTION).select(*TRANSITION)
+    buffer = TensorDictReplayBuffer(
+        storage=offline_online_storage(offline, max(sizes)),
+        sampler=BalancedSampler(len(offline)),
+        writer=OnlineWriter(len(offline)),
+        batch_size=BATCH,
+    )
+    curves: dict[str, list[float]] = {"store and draw": [], "save after 1,000 rows": []}
+    memory, stored = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpointer(folder, objects={}, buffer=buffer, copies=False)
+        for size in sizes:
+            while stored < size - 1_000:
+                buffer.extend(offline[: min(1_000, size - 1_000 - stored)])
+                stored += min(1_000, size - 1_000 - stored)
+            checkpoint.save(stored)
+            began = time.process_time()
+            for row in offline[:1_000].split(1):
+                buffer.extend(row)
+                buffer.sample()
+            curves["store and draw"].append((time.process_time() - began) / 1_000)
+            stored += 1_000
+            curves["save after 1,000 rows"].append(seconds(partial(checkpoint.save, stored), 1))
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    table("steps of a run", sizes, curves)
+    print(f"{'largest resident memory, MiB':34s}" + "".join(f"{value:>12,d}" for value in memory))
+
+
+CURVES: dict[str, Callable[[int], None]] = {
+    "rows": rows,
+    "members": members,
+    "ratio": ratio,
+    "environments": environments,
+    "run": run,
+}
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(CURVES), default=list(CURVES))
+    parser.add_argument("--largest", type=int, default=1_000_000, help="rows, and steps of a run")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    for name in arguments.only:
+        CURVES[name](arguments.largest)
+
+
+if __name__ == "__main__":
+    main()
