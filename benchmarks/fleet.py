@@ -6,6 +6,7 @@
 
     python benchmarks/fleet.py                               10 and 50 ms a step, 8 seconds each
     python benchmarks/fleet.py --seconds 3 --actors 1 4      less
+    python benchmarks/fleet.py --every 10                    one update in ten transitions, so that actors are the limit
     python benchmarks/fleet.py --paper                       what 100 and 1000 actors send, computed
 
 Observations and actions have HalfCheetah's sizes, the actor is the standard one (2x256), the learner makes one update
@@ -82,8 +83,9 @@ def cpu_seconds(fleet: Fleet) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure(actors: int, sleep: float, seconds: float) -> dict[str, float]:
+def measure(actors: int, sleep: float, seconds: float, every: int) -> dict[str, float]:
     """Run for a while once all actors deliver."""
+    left = 0
     torch.manual_seed(0)
     offline, actor = random_transitions(10_000, OBSERVATION, ACTION), make_actor(OBSERVATION, ACTION)
     buffer, update = starting_buffer(offline, 100_000, data="symmetric", batch_size=BATCH), make_update(actor)
@@ -95,10 +97,11 @@ def measure(actors: int, sleep: float, seconds: float) -> dict[str, float]:
             buffer.extend(data.select(*TRANSITION))
             ages += fleet._ages
             fleet._ages.clear()
-            for _ in fleet.updates(len(data)):
+            credit, left = divmod(left + len(data), every)
+            for _ in fleet.updates(credit):
                 update(buffer.sample())
                 fleet.publish()
-            if not began and len(fleet._sources) == actors and fleet.frames > 20 * actors:
+            if not began and len(fleet._sources) == actors and fleet.frames > 5 * actors:
                 began = snapshot(fleet)
                 ages = []
             if began and time.perf_counter() - began["time"] > seconds:
@@ -157,6 +160,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each is measured")
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--sleep", type=float, nargs="+", default=[10.0, 50.0], help="ms a step")
+    parser.add_argument("--every", type=int, default=1, help="transitions an update")
     parser.add_argument("--paper", action="store_true", help="compute, do not run")
     arguments = parser.parse_args()
     if arguments.paper:
@@ -168,7 +172,7 @@ def main() -> None:
     print(f"{'ms':>4s}{'actors':>8s}" + "".join(f"{name:>11s}" for name in names))
     for sleep in arguments.sleep:
         for actors in arguments.actors:
-            measured = measure(actors, sleep / 1e3, arguments.seconds)
+            measured = measure(actors, sleep / 1e3, arguments.seconds, arguments.every)
             print(f"{sleep:4.0f}{actors:8d}" + "".join(f"{measured[name]:11.2f}" for name in names), flush=True)
 
 

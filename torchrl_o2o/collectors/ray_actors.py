@@ -96,9 +96,10 @@ class RayActors:
 
         seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
         make_env = partial(actor_env, self.make_env, seed, intervened=self.intervened)
-        return RayCollector(
+        policy = self.policy.for_actor(number, attempt).with_buffers()
+        collector = RayCollector(
             [make_env],
-            self.policy.for_actor(number, attempt).with_buffers(),
+            policy,
             frames_per_batch=self.frames_per_batch,
             total_frames=_ENDLESS,
             sync=False,
@@ -107,6 +108,8 @@ class RayActors:
             ray_init_config=self._cluster(),
             remote_configs={"num_cpus": self.num_cpus, "num_gpus": 0},
         )
+        collector.update_policy_weights_(policy)
+        return collector
 
     def _cluster(self) -> dict[str, Any]:
         if self.address is not None:
