@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from torchrl_o2o.commands.cli import main
-from torchrl_o2o.data import make_local_dataset
+from torchrl_o2o.data import load, make_local_dataset
 from torchrl_o2o.deploy import save_policy
 from torchrl_o2o.modules import make_actor
 
@@ -39,3 +40,19 @@ def test_of_a_data_set_and_a_policy(data: str, tmp_path: Path, capsys: pytest.Ca
     assert "3 episodes, mean return" in out
     assert "The policy's mean return minus the data's" in out
     assert len(out.splitlines()) <= 10
+
+
+def test_the_returns_are_those_of_all_rows_and_the_data_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without next observations each episode's last row is no transition; its reward counts all the same."""
+    ends = np.arange(40) % 10 == 9
+    np.savez(
+        tmp_path / "log.npz", observations=np.random.default_rng(0).normal(size=(40, 3)), actions=np.zeros((40, 1)),
+        rewards=100.0 * ends, terminals=np.zeros(40), timeouts=ends,
+    )  # fmt: skip
+    read, times = load.read_source, []
+    monkeypatch.setattr(load, "read_source", lambda *words: times.append(1) or read(*words))
+    assert main(["advise", f"path:{tmp_path / 'log.npz'}"]) == 0
+    assert "Best recorded return 100, mean 100" in capsys.readouterr().out
+    assert len(times) == 1

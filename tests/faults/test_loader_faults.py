@@ -22,9 +22,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tensordict import TensorDict
 
 from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data import check_offline, describe_offline, load_offline
+from torchrl_o2o.data.env_match import EnvFacts, match_units
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 Arrays = dict[str, Any]
@@ -288,6 +291,74 @@ def test_case_a05_rows_without_any_order_are_told() -> None:
         load(arrays, min_episode_length=1)
     assert "unordered" in check_offline(arrays | {"timeouts": np.arange(240) % LIMIT == LIMIT - 1}).codes
     assert not {"unordered", "shuffled"} & set(check_offline(walk(following=False)).codes)
+
+
+def pendulum(steps: int = 2_400, **columns: Any) -> dict[str, np.ndarray]:
+    """A pendulum that swings freely, in episodes of 200 rows, without next observations."""
+    time, draw = np.arange(steps) % 200 * 0.05, np.random.default_rng(0)
+    angle = np.cos(2 * time + np.repeat(draw.uniform(0, 6, steps // 200), 200))
+    speed = np.gradient(angle) / 0.05 + draw.normal(0, 0.1, steps)
+    arrays = {
+        "observations": np.stack([np.cos(angle), np.sin(angle), speed], 1).astype(np.float32),
+        "actions": draw.uniform(-1, 1, (steps, 1)).astype(np.float32),
+        "rewards": draw.normal(size=steps).astype(np.float32),
+        "terminals": draw.random(steps) < 0.01,
+        "timeouts": np.arange(steps) % 200 == 199,
+    }
+    return arrays | columns
+
+
+def test_case_a05_shuffled_rows_of_an_environment_that_moves_in_time() -> None:
+    """Episodes that end by themselves, as Hopper's: their lengths say nothing, but no entry goes on."""
+    arrays, order = pendulum(timeouts=np.zeros(2_400, bool)), np.random.default_rng(1).permutation(2_400)
+    shuffled = {name: values[order] for name, values in arrays.items()}
+    said: dict[str, Any] = {"action_bounds": (-1, 1), "max_episode_steps": 100_000, "min_episode_length": 1}
+    assert len(load(arrays, env="Pendulum-v1", **said)) > 2_000
+    with pytest.raises(O2ODataError, match="the rows are shuffled: no entry of the observation goes on"):
+        load(shuffled, env="Pendulum-v1", **said)
+    assert check_offline(shuffled, **said).codes[0] == "no_entry_goes_on", "a warning where nothing is known"
+    noise = pendulum(observations=np.random.default_rng(2).normal(size=(2_400, 3)).astype(np.float32))
+    noise["observations"][:, 0] = pendulum()["observations"][:, 0]
+    assert "shuffled" not in check_offline(noise, env="Pendulum-v1", **said).codes, "one entry goes on: that is order"
+
+
+def test_case_a05_timeouts_all_false_beside_next_observations() -> None:
+    arrays = walk(2, 250) | {"timeouts": np.zeros(500, bool)}
+    said: dict[str, Any] = {"env": "Pendulum-v1", "action_bounds": (-2, 2)}
+    with pytest.raises(O2ODataError, match="longer than the time limit of 200 steps, first at episode 0, step 200"):
+        load(arrays, **said)
+    assert np.bincount(load(arrays, **said, max_episode_steps=250)["episode"]).tolist() == [250, 250]
+    assert len(load(arrays, **said, max_episode_steps=10_000)) == 500, "there is no limit: so said"
+    short = walk(4, 100) | {"terminals": np.arange(400) % 100 == 99, "timeouts": np.zeros(400, bool)}
+    told = {finding.code for finding in check_offline(short, **said).findings if finding.severity != "note"}
+    assert not {"no_timeouts", "beyond_limit"} & told, "they all end by themselves"
+
+
+@pytest.mark.parametrize(("lengths", "told"), [((200, 120, 120), True), ((150, 200, 120), False)])
+def test_case_a05_a_single_terminal_at_the_limit(lengths: tuple[int, ...], told: bool) -> None:
+    steps = sum(lengths)
+    arrays = {name: values[:steps] for name, values in walk(3, 200).items() if name != "timeouts"}
+    arrays["terminals"] = np.arange(steps) == lengths[0] - 1
+    arrays["episode"] = np.repeat(np.arange(3), lengths)
+    said: dict[str, Any] = {"env": "Pendulum-v1", "action_bounds": (-2, 2)}
+    report = check_offline(arrays, **said)
+    assert ("terminals_at_limit" in report.codes, report.ok) == (told, True), report
+    assert "terminals_at_limit" not in check_offline(arrays, **said, names={"terminals": "terminals"}).codes
+
+
+def test_case_a05_actions_clipped_to_a_smaller_box() -> None:
+    """An own box of [-0.4, 0.4], as Humanoid's."""
+    edge, one = torch.full((2,), 0.4), torch.ones(2)
+    facts = EnvFacts("Humanoid", (3,), (2,), -one, one, -edge, edge, None)
+    draw = np.random.default_rng(0).normal(0, 0.4, (200, 2)).astype(np.float32)
+    native = torch.from_numpy(draw).clamp(-edge, edge)
+
+    def severity(action: torch.Tensor) -> list[str]:
+        return [finding.severity for finding in match_units(TensorDict({"action": action}, [200]), facts)]
+
+    assert severity(native) == ["error"]
+    assert severity((2.5 * native).clamp(-1, 1)) == ["warning"], "shares of the box"
+    assert severity(0.9 * native) == ["warning"], "none at the edges: either"
 
 
 @pytest.mark.parametrize("following", [True, False])

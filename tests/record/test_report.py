@@ -154,3 +154,21 @@ def test_what_only_one_seed_logged_is_not_drawn(tmp_path):
             recorder.log(0, {SCORE: 1.0} | ({"train/qvalue": 1.0} if seed else {}))
     write_report([tmp_path], tmp_path / "out", metric=SCORE)
     assert not (tmp_path / "out" / "training.png").exists()
+
+
+def test_a_sweep_is_reported_while_it_runs(tmp_path):
+    sweep = {"algorithm": "rlpd", "task": "door"}
+    for seed in (0, 1):
+        write_run(tmp_path / f"s{seed}", [0, 50, 30, 40, 90], seed=seed, **sweep)
+    write_run(tmp_path / "s2", [0, 50], steps=(-100, 0), seed=2, **sweep)  # half a phase
+    write_run(tmp_path / "s3", [], steps=(), seed=3, **sweep)  # before its first evaluation
+    write_run(tmp_path / "s4", [], steps=(), seed=4, **sweep)
+    (tmp_path / "s4" / "metrics.jsonl").unlink()  # before its first line
+    with (tmp_path / "s1" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2000, "eva')  # in the middle of a line
+    with pytest.warns(UserWarning, match="left out") as told:
+        (row,) = table(write_report([tmp_path], tmp_path / "out", metric=SCORE))
+    assert (row["seeds"], row["final score"]) == ("2 (+1 unfinished)", "90 [90, 90]")
+    said = " ".join(str(warning.message) for warning in told)
+    for words in ("s2 stands at step 0", "s3 has no metric", "s4 has no metrics yet", "in the middle of a line"):
+        assert words in said

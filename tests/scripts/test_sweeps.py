@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.running import run_script
+from tests.scripts.phases import dying
+from tests.scripts.running import compose, run_script, script_of
+from torchrl_o2o.record import write_report
 from torchrl_o2o.record.recorder import read_metrics
 
 SMALL = (
@@ -39,22 +41,18 @@ def last_step(folder: Path, seed: int) -> int:
     return read_metrics(folder / f"runs/rlpd/halfcheetah-linear-mix-v0-cpu/seed{seed}")[-1]["step"]
 
 
-def test_a_run_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_a_half_finished_sweep_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    """Of three runs one cannot begin, one never began, and one was killed in its middle."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    result = sweep(tmp_path, "joblib", "hydra.launcher.n_jobs=2", "seed=-1,0")
+    folder, words = tmp_path / "runs/rlpd/halfcheetah-linear-mix-v0-cpu/seed1", (*SMALL, "seed=1")
+    with dying("online", 25):
+        script_of("rlpd").train(compose("rlpd", *words, f"run_dir={folder}", "schedule.checkpoint_every=25"))
+    result = sweep(tmp_path, "joblib", "hydra.launcher.n_jobs=2", "seed=-1,0,1", "resume=true")
     assert result.returncode == 1
     assert "O2OSpecError: got seed=-1, expected a whole number" in result.stderr
-    assert last_step(tmp_path, 0) == 30
-
-
-@pytest.mark.slow
-def test_a_sweep_goes_on_with_what_is_missing(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    assert sweep(tmp_path, "joblib", "hydra.launcher.n_jobs=2", "seed=0,1").returncode == 0
-    again = sweep(tmp_path, "joblib", "hydra.launcher.n_jobs=2", "seed=0,2", "resume=true")
-    assert again.returncode == 0, again.stderr
-    assert "seed0, from checkpoint 30" in again.stderr
-    assert last_step(tmp_path, 2) == 30
+    assert "seed1, from checkpoint 25" in result.stderr
+    assert [last_step(tmp_path, seed) for seed in (0, 1)] == [30, 30]
+    assert "| halfcheetah-linear-mix-v0 | rlpd | 2 |" in write_report([tmp_path], tmp_path / "out").read_text()
 
 
 @pytest.mark.slow

@@ -33,15 +33,13 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def _advise(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.commands.data import reading
-    from torchrl_o2o.data import describe_offline, load_offline
-    from torchrl_o2o.data.transforms import episode_returns
+    from torchrl_o2o.data.load import describe_returns
     from torchrl_o2o.envs import find_reference
     from torchrl_o2o.trainers.advice import advise
 
-    info = describe_offline(arguments.source, **reading(arguments))
+    info, returns = describe_returns(arguments.source, **reading(arguments))
     task = arguments.env or info.env_id
     reference = None if task is None else find_reference(task)
-    returns = episode_returns(load_offline(arguments.source, **reading(arguments))).numpy()
     ends = f"{info.terminated} of them end by themselves" if info.terminated else "all of them end by a time limit"
     print(f"{arguments.source}: {info.transitions} transitions in {info.episodes} episodes; {ends}.")
     acted = None
@@ -49,7 +47,7 @@ def _advise(arguments: argparse.Namespace) -> int:
         acted = _returns_of_policy(arguments)
         mean = f"mean return {acted.mean():.4g} +- {acted.std():.4g}"
         print(f"{arguments.policy}: {arguments.episodes} episodes, {mean}.")
-    for line in advise(returns, policy_returns=acted, reference=reference):
+    for line in advise(returns.numpy(), policy_returns=acted, reference=reference):
         print(line)
     print(
         "Not known from returns alone: how far the policy's states lie from the recorded ones, and whether rewards are "

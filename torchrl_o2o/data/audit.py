@@ -284,6 +284,13 @@ def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["erro
             f"{{count}} episodes are longer than the time limit of {limit} steps, {{place}}. {remedy}",
         )  # fmt: skip
     steps = subject.step[terminated]
+    if len(steps) == 1 and limit is not None and int(steps[0]) + 1 == limit and limit >= _SUSPICIOUS_LENGTH:
+        return findings + subject.finding(
+            "terminals_at_limit", "warning", terminated, ("next", "terminated"),
+            f"the only terminal state is exactly at the time limit of {limit} steps, {{place}}: was it cut there? "
+            "Then pass names={{'terminals': 'timeouts'}} with the array's name; else "
+            "names={{'terminals': 'terminals'}}.",
+        )  # fmt: skip
     if (
         len(steps) < _FEW
         or not bool((steps == steps[0]).all())

@@ -24,6 +24,8 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["EnvFacts", "EnvLike", "env_facts", "match_environment", "match_units"]
 
+#: So many actions exactly at an edge are no chance.
+_CLIPPED = 3
 #: An environment, or the id of one for :func:`torchrl_o2o.envs.make_gym_env`.
 EnvLike = str | gymnasium.Env | EnvBase
 
@@ -41,6 +43,7 @@ class EnvFacts:
         own_low: lower bounds of the environment inside, before its actions are mapped to [-1, 1].
         own_high: upper bounds.
         max_episode_steps: its time limit.
+        moves: whether it moves by small steps in time, as physics does. Defaults to ``False``: not known.
     """
 
     name: str
@@ -51,6 +54,7 @@ class EnvFacts:
     own_low: Tensor
     own_high: Tensor
     max_episode_steps: int | None
+    moves: bool = False
 
 
 def match_environment(
@@ -104,7 +108,8 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
         env: what is known of the environment.
 
     Returns:
-        A warning if the own box is another one: the actions may well be in the environment's units.
+        A warning if the own box is another one: the actions may well be in the environment's units. An error if they
+        are: all lie in an own box that is smaller, and many exactly at its edges.
     """
     mapped = _close(env.low, torch.tensor(-1.0)) and _close(env.high, torch.tensor(1.0))
     action = data.get("action")
@@ -112,6 +117,13 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
         return []
     if _close(env.own_low, env.low) and _close(env.own_high, env.high):
         return []
+    if _fill(action, env):
+        message = (
+            f"the actions lie in {env.name}'s own box [{_text(env.own_low)}, {_text(env.own_high)}], many exactly at "
+            "its edges: they are in its units, not in [-1, 1]. Pass action_bounds=(low, high) of that box; if they are "
+            "shares of it, action_bounds=(-1, 1) says so."
+        )
+        return [Finding("action_units", "error", message, count=len(action), key="action")]
     span, own = f"[{action.min():.4g}, {action.max():.4g}]", f"[{_text(env.own_low)}, {_text(env.own_high)}]"
     message = (
         f"the actions span {span} from row 0 on and {env.name}'s own box is {own}: the data do not say in which units "
@@ -119,6 +131,15 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
         "high) of that box; if they are shares, action_bounds=(-1, 1) says so."
     )
     return [Finding("action_units", "warning", message, count=len(action), key="action")]
+
+
+def _fill(action: Tensor, env: EnvFacts) -> bool:
+    """Whether actions are clipped to an own box within [-1, 1]: none beyond it, and many at each of its edges."""
+    if bool((env.own_low < -1).any() or (env.own_high > 1).any()) or not len(action):
+        return False
+    inside = (action >= env.own_low) & (action <= env.own_high)
+    at_edge = [(action == edge).float().mean() for edge in (env.own_low, env.own_high)]
+    return bool(inside.all()) and min(at_edge) * len(action) >= _CLIPPED and min(at_edge) > 0.001
 
 
 def env_facts(env: EnvLike) -> EnvFacts:
@@ -159,7 +180,8 @@ def _gym_facts(env: gymnasium.Env) -> EnvFacts:
     low, high = torch.as_tensor(box.low), torch.as_tensor(box.high)
     own_low, own_high = _own_box(env, low, high)
     limit = None if env.spec is None else env.spec.max_episode_steps
-    return EnvFacts(name, observation, tuple(box.shape), low, high, own_low, own_high, limit)
+    moves = hasattr(env.unwrapped, "dt")
+    return EnvFacts(name, observation, tuple(box.shape), low, high, own_low, own_high, limit, moves)
 
 
 def _own_box(env: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +203,8 @@ def _torchrl_facts(env: EnvBase) -> EnvFacts:
     low, high = space.low.cpu(), space.high.cpu()
     own_low, own_high = _own_box(inner._env, low, high) if isinstance(inner, GymWrapper) else (low, high)
     limit = None if spec is None else spec.max_episode_steps
-    return EnvFacts(name, observation, tuple(env.action_spec.shape[batch:]), low, high, own_low, own_high, limit)
+    moves = isinstance(inner, GymWrapper) and hasattr(inner._env.unwrapped, "dt")
+    return EnvFacts(name, observation, tuple(env.action_spec.shape[batch:]), low, high, own_low, own_high, limit, moves)
 
 
 def _inner(env: EnvBase) -> EnvBase:

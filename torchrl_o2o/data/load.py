@@ -24,7 +24,7 @@ from torchrl_o2o.data.env_match import EnvFacts, EnvLike, env_facts, match_units
 from torchrl_o2o.data.findings import AuditReport, Finding
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
-__all__ = ["DatasetInfo", "Stats", "check_offline", "describe_offline", "load_offline"]
+__all__ = ["DatasetInfo", "Stats", "check_offline", "describe_offline", "describe_returns", "load_offline"]
 
 OnBad = Literal["error", "drop", "report"]
 Bounds = tuple[float | Sequence[float], float | Sequence[float]]
@@ -196,10 +196,21 @@ def _examine(
     report = audit(data, env=facts, on_bad=on_bad, name=raw.meta.id, max_episode_steps=limit)
     if limit is None:
         found += check_limit(data, _known_limit(raw, facts), "warning")
-    findings = (*raw.notes, *found, *report.findings)
+    findings = (*(_in_env(note, facts) for note in raw.notes), *found, *report.findings)
     if "terminals" in options.names.values():  # the caller said what they are
         findings = tuple(finding for finding in findings if finding.code != "terminals_at_limit")
     return data, replace(report, findings=findings)
+
+
+def _in_env(note: Finding, facts: EnvFacts | None) -> Finding:
+    """A reader's note, in the light of what is known of the environment."""
+    if note.code != "no_entry_goes_on" or facts is None or not facts.moves:
+        return note
+    message = (
+        f"the rows are shuffled: no entry of the observation goes on from one row to the next, as in {facts.name} some "
+        "do. Put the rows in the order in which they were recorded, or record next observations with them."
+    )
+    return replace(note, code="shuffled", severity="error", message=message)
 
 
 def _known_limit(raw: RawDataset, facts: EnvFacts | None) -> int | None:
@@ -273,7 +284,46 @@ def describe_offline(
         >>> info.transitions, info.episodes, info.returns
         (4, 2, Stats(mean=7.5, std=4.5, min=3.0, max=12.0))
     """
+    options = _options(max_episode_steps, obs_keys, names, min_episode_length)
+    return _describe(read_source(source, options))
+
+
+def describe_returns(
+    source: Source,
+    *,
+    max_episode_steps: int | None = None,
+    obs_keys: Sequence[str] | None = None,
+    names: Mapping[str, str] | None = None,
+    min_episode_length: int = 2,
+) -> tuple[DatasetInfo, Tensor]:
+    """Summarize a data set as :func:`describe_offline` does, with the return of each episode, reading it once.
+
+    Args:
+        source: as in :func:`load_offline`.
+        max_episode_steps: as in :func:`load_offline`.
+        obs_keys: as in :func:`load_offline`.
+        names: as in :func:`load_offline`.
+        min_episode_length: as in :func:`load_offline`.
+
+    Returns:
+        The summary, and undiscounted sums of the stored rewards, [E] float64, those of rows without a next observation
+        included.
+
+    Raises:
+        O2ODataError: if the source cannot be read.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data.load import describe_returns
+        >>> describe_returns({"observations": np.zeros((6, 2)), "actions": np.zeros((6, 1)),
+        ...                   "rewards": np.arange(6.0), "episode": np.array([0, 0, 0, 1, 1, 1])})[1]
+        tensor([ 3., 12.], dtype=torch.float64)
+    """
     raw = read_source(source, _options(max_episode_steps, obs_keys, names, min_episode_length))
+    return _describe(raw), raw.episode_returns()
+
+
+def _describe(raw: RawDataset) -> DatasetInfo:
     data, meta = raw.data, raw.meta
     lengths = torch.bincount(data["episode"])
     return DatasetInfo(

@@ -188,6 +188,9 @@ def _load_runs(folders: Sequence[Path], metric: str) -> list[Run]:
     """Load what can be reported; a run that has nothing to report yet must not keep the others from being."""
     runs, failed = [], []
     for folder in folders:
+        if not (folder / "metrics.jsonl").exists():  # it is just beginning
+            failed.append(O2ODataError(f"{folder} has no metrics yet."))
+            continue
         try:
             runs.append(load_run(folder, metric))
         except O2ODataError as error:

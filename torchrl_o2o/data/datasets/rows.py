@@ -32,8 +32,9 @@ __all__ = ["Rows", "rows_from_episodes", "rows_from_flat"]
 _SHORT_RUN = 4
 #: Fewer rows, or time limits, than these say nothing of their order; so many numbers are compared at most.
 _MANY, _FEW, _MOST_COMPARED = 100, 3, 1_000_000
-#: Squared steps in units of the squared distance of any two rows, from which on there is no order.
-_UNORDERED = 0.8
+#: Squared steps in units of the squared distance of any two rows, from which on there is no order; so many rows tell
+#: it of every entry alone.
+_UNORDERED, _ENOUGH = 0.8, 1_000
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,8 @@ def _time_limits(
             "'timeouts' or an 'episode' array. Pass max_episode_steps to cut episodes at that length."
         )
     if "next_observations" in found.arrays:
-        return truncated, ()
+        message = "no row is at a time limit: timeouts are all False."
+        return truncated, (Finding("no_timeouts", "note", message),)
     message = (
         "no row is at a time limit: timeouts are all False. If the environment has one, transitions lead over resets; "
         "pass max_episode_steps."
@@ -338,7 +340,12 @@ def _order_notes(observation: np.ndarray, last: np.ndarray, truncated: np.ndarra
         )
         return (Finding("shuffled", "error", message, count=len(last), key="observation"),)
     message += "; without next observations of their own, transitions are only sound in the order of recording."
-    return (Finding("unordered", "warning", message, count=len(last), key="observation"),)
+    steps, any_twos = (np.square(here - other).mean(0)[spread > 0] for other in (there, here[::-1]))
+    # In an environment that moves in time some entry goes on, whatever the others do: a position, an angle.
+    none = len(inside) >= _ENOUGH and len(steps) > 0 and bool((steps > _UNORDERED * any_twos).all())
+    return (
+        Finding("no_entry_goes_on" if none else "unordered", "warning", message, count=len(last), key="observation"),
+    )
 
 
 def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: np.ndarray) -> Rows:
