@@ -56,10 +56,11 @@ def action_bounds(space: spaces.Space, name: str, *, random: bool) -> tuple[torc
     return torch.as_tensor(space.low, dtype=torch.float32), torch.as_tensor(space.high, dtype=torch.float32)
 
 
-def _observed(observation: np.ndarray) -> torch.Tensor:
-    """Float32, images as they are."""
-    tensor = torch.from_numpy(observation)
-    return tensor if tensor.dtype == torch.uint8 else tensor.float()
+def _observed(observation: Any) -> dict[str, torch.Tensor]:
+    """Entries by name, float32, images as they are."""
+    parts = observation if isinstance(observation, dict) else {"observation": observation}
+    tensors = {key: torch.from_numpy(part) for key, part in parts.items()}
+    return {key: part if part.dtype == torch.uint8 else part.float() for key, part in tensors.items()}
 
 
 class StepCollector:
@@ -71,6 +72,9 @@ class StepCollector:
 
     A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered, and a new episode begins. Without a
     guard, a return that is malformed or not finite is an error. Nothing delivered shares memory with the environment.
+
+    Observations by name, such as images and a state, are entries of their own in place of ``"observation"``
+    (:func:`~torchrl_o2o.data.transition_keys`).
 
     Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
     and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
@@ -177,13 +181,13 @@ class StepCollector:
         if self._fast is not None:
             if self._actor_device.type != "cpu":  # then it holds a copy
                 self._fast.refresh()
-            return torch.from_numpy(self._fast.decide(self._observation.numpy()))
-        observation = self._observation.to(self._actor_device)
+            return torch.from_numpy(self._fast.decide(self._observation["observation"].numpy()))
+        observation = {key: part.to(self._actor_device) for key, part in self._observation.items()}
         if self._parts is not None:
             with torch.no_grad():
-                return self._parts.act(observation).cpu()
+                return self._parts.act(observation["observation"]).cpu()
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            return self.actor(TensorDict({"observation": observation}))["action"].cpu()
+            return self.actor(TensorDict(observation))["action"].cpu()
 
     def _cut_episode(self) -> None:
         if self._step_count and self.on_cut is not None:
@@ -202,7 +206,7 @@ class StepCollector:
         self._episode_reward += reward
         self._observation = _observed(following)
         outcome = {
-            "observation": self._observation.clone().unsqueeze(0),
+            **{key: part.clone().unsqueeze(0) for key, part in self._observation.items()},
             "reward": _scalar(reward, np.float32),
             "episode_reward": _scalar(self._episode_reward, np.float32),
             "terminated": _scalar(terminated, np.bool_),
@@ -212,7 +216,8 @@ class StepCollector:
         }
         if terminated or truncated:
             self._start_episode()
-        transition: dict[str, Any] = {"observation": observation.unsqueeze(0), "action": action.unsqueeze(0)}
+        transition: dict[str, Any] = {key: part.unsqueeze(0) for key, part in observation.items()}
+        transition["action"] = action.unsqueeze(0)
         # The constructor without checks, as TorchRL's environments use it: a tenth of a frame's time.
         transition["next"] = TensorDict._new_unsafe(outcome, batch_size=_ONE)
         data = TensorDict._new_unsafe(transition, batch_size=_ONE)
@@ -224,10 +229,11 @@ class StepCollector:
         With what is left of a chunk, if there is anything.
         """
         queue = {"queue": torch.stack(self._queue)} if self._queue else {}
+        kept = {key: part.clone() for key, part in self._observation.items()}
         return {
             **queue,
             "frames": self.frames,
-            "observation": self._observation.clone(),
+            "observation": kept["observation"] if list(kept) == ["observation"] else kept,
             "episode_reward": self._episode_reward,
             "step_count": self._step_count,
             "env": env_state(self.env),
@@ -244,7 +250,9 @@ class StepCollector:
             self._start_episode()
             return
         restore_env_state(self.env, state_dict["env"])
-        self._observation = state_dict["observation"].clone()
+        stored = state_dict["observation"]
+        named = {"observation": stored} if isinstance(stored, torch.Tensor) else stored
+        self._observation = {key: part.clone() for key, part in named.items()}
         self._episode_reward, self._step_count = state_dict["episode_reward"], state_dict["step_count"]
         self._queue = list(state_dict.get("queue", ()))
 

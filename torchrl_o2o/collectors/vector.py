@@ -162,6 +162,11 @@ class VectorCollector:
         #: One generator per environment, or ``None`` without seeds.
         self.generators: list[torch.Generator] | None = None
         name = envs.spec.id if envs.spec is not None else type(envs).__name__
+        if len(envs.single_observation_space.shape or ()) != 1:
+            raise O2OSpecError(
+                f"the observations of {name} are {envs.single_observation_space}, expected vectors; "
+                "collect from images with StepCollector"
+            )
         self._low, self._high = action_bounds(envs.single_action_space, name, random=init_random_frames > 0)
         check_actions(envs.single_action_space, None if actor is None else declared_box(actor))
         if seeds is not None:

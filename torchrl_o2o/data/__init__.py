@@ -13,7 +13,7 @@ from torchrl_o2o.data.datasets.vd4rl import load_vd4rl
 from torchrl_o2o.data.episode_rows import EpisodeRows
 from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data, stack_rows
 from torchrl_o2o.data.interventions import INTERVENED, insert_intervened, with_room
-from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys
+from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys, transition_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.samplers import (
     BalancedReplaySampler,
@@ -75,5 +75,6 @@ __all__ = [
     "select_transition",
     "stack_rows",
     "stored_keys",
+    "transition_keys",
     "with_room",
 ]

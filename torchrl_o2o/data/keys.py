@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tensordict import NestedKey, TensorDictBase
 
-__all__ = ["EPISODE", "STEPS", "TRANSITION", "has_steps", "stored_keys"]
+__all__ = ["EPISODE", "STEPS", "TRANSITION", "has_steps", "stored_keys", "transition_keys"]
 
 #: What a loss reads and a replay buffer stores. ``done`` is always ``terminated | truncated``.
 TRANSITION: tuple[NestedKey, ...] = (
@@ -26,6 +26,19 @@ EPISODE: NestedKey = "episode"
 
 #: How many steps lie between a row's two observations, int64, shape [N]; TorchRL's name. Without it, one.
 STEPS: NestedKey = "steps_to_next_obs"
+
+
+def transition_keys(*observed: str) -> tuple[NestedKey, ...]:
+    """:data:`TRANSITION` where observations come by several names, such as images and a state.
+
+    Args:
+        observed: names of what is observed.
+
+    Examples:
+        >>> transition_keys("pixels", "state")[:4]
+        ('pixels', 'state', 'action', ('next', 'pixels'))
+    """
+    return *observed, "action", *(("next", key) for key in observed), *TRANSITION[3:]
 
 
 def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:

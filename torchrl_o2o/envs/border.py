@@ -35,7 +35,9 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMERIC = "biuf"
 _SEQUENCES, _CHANGING = (tuple, list), (np.ndarray, dict, list)  # tuples: unions take a microsecond to build
 
-Step = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
+#: An array, or several by name.
+Observation = Any
+Step = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 
 class EnvFaultError(O2OError, RuntimeError):
@@ -80,7 +82,7 @@ def check_continuous(space: spaces.Space, name: str) -> None:
         )
 
 
-def read_reset(result: Any, space: spaces.Box) -> tuple[np.ndarray, dict[str, Any]]:
+def read_reset(result: Any, space: spaces.Space) -> tuple[Observation, dict[str, Any]]:
     """Copy what ``reset`` returned.
 
     Args:
@@ -94,7 +96,7 @@ def read_reset(result: Any, space: spaces.Box) -> tuple[np.ndarray, dict[str, An
     return _own_observation(observation, space), _own_info(info)
 
 
-def read_step(result: Any, space: spaces.Box) -> Step:
+def read_step(result: Any, space: spaces.Space) -> Step:
     """Copy what ``step`` returned, as an array of the space's type, a float, two bools and a dictionary.
 
     Args:
@@ -120,7 +122,29 @@ def read_step(result: Any, space: spaces.Box) -> Step:
     )
 
 
-def find_fault(observation: np.ndarray, reward: float = 0.0) -> str | None:
+def copied(observation: Observation) -> Observation:
+    """A copy that shares no memory.
+
+    Args:
+        observation: an array, or several by name.
+    """
+    if isinstance(observation, dict):
+        return {key: value.copy() for key, value in observation.items()}
+    return observation.copy()
+
+
+def blank(space: spaces.Space) -> Observation:
+    """An observation of zeros.
+
+    Args:
+        space: of :func:`box_of_observations`.
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: blank(part) for key, part in space.items()}
+    return np.zeros(space.shape or (), space.dtype)
+
+
+def find_fault(observation: Observation, reward: float = 0.0) -> str | None:
     """Say what is not finite in float32, or ``None``.
 
     Examples:
@@ -129,6 +153,8 @@ def find_fault(observation: np.ndarray, reward: float = 0.0) -> str | None:
     """
     if not abs(reward) <= _FLOAT32_MAX:
         return f"the reward {reward:g}"
+    if isinstance(observation, dict):
+        return next((fault for part in observation.values() if (fault := find_fault(part))), None)
     if observation.dtype.kind != "f":
         return None
     if observation.itemsize > 4:
@@ -146,7 +172,7 @@ class CheckedEnv(gymnasium.Wrapper):
     Use :class:`~torchrl_o2o.envs.GuardedEnv` to go on after a fault.
 
     Args:
-        env: with observations in a ``Box`` and continuous actions.
+        env: with observations in a ``Box``, or in several by name, and continuous actions.
 
     Raises:
         O2OSpecError: if its spaces are others.
@@ -187,7 +213,7 @@ class CheckedEnv(gymnasium.Wrapper):
         return checked_step(self.env, action, self._space)
 
 
-def checked_reset(env: gymnasium.Env, space: spaces.Box, **settings: Any) -> tuple[np.ndarray, dict[str, Any]]:
+def checked_reset(env: gymnasium.Env, space: spaces.Space, **settings: Any) -> tuple[Observation, dict[str, Any]]:
     """Reset an environment that nothing guards; see :class:`CheckedEnv`.
 
     Args:
@@ -206,7 +232,7 @@ def checked_reset(env: gymnasium.Env, space: spaces.Box, **settings: Any) -> tup
     return observation, info
 
 
-def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Box) -> Step:
+def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) -> Step:
     """Step an environment that nothing guards; see :class:`CheckedEnv`.
 
     Args:
@@ -225,18 +251,24 @@ def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Box) -> S
     return result
 
 
-def box_of_observations(env: gymnasium.Env) -> spaces.Box:
-    """The space of observations that are arrays.
+def box_of_observations(env: gymnasium.Env) -> spaces.Space:
+    """The space of observations that are arrays, or images and vectors by name.
 
     Args:
         env: the environment.
 
     Raises:
-        O2OSpecError: if its observations are something else.
+        O2OSpecError: if its observations are something else. Vectors by name are concatenated by ``make_gym_env``: a
+            policy that reads one of them would not notice the others.
     """
     space = env.observation_space
-    if not isinstance(space, spaces.Box):
-        raise O2OSpecError(f"the observations of {env_name(env)} are {space}, expected a Box; use make_gym_env")
+    parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
+    sees = any(len(part.shape or ()) == 3 for part in parts)
+    if not all(isinstance(part, spaces.Box) for part in parts) or (isinstance(space, spaces.Dict) and not sees):
+        raise O2OSpecError(
+            f"the observations of {env_name(env)} are {space}, expected a Box, or images and vectors by name; use "
+            "make_gym_env"
+        )
     return space
 
 
@@ -245,7 +277,7 @@ def env_name(env: gymnasium.Env) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
-def _require_finite(env: gymnasium.Env, where: str, observation: np.ndarray, reward: float) -> None:
+def _require_finite(env: gymnasium.Env, where: str, observation: Observation, reward: float) -> None:
     fault = find_fault(observation, reward)
     if fault is not None:
         raise _fault(env, f"{where} returned {fault}")
@@ -262,7 +294,12 @@ def _unpacked(where: str, result: Any, names: tuple[str, ...]) -> Any:
     return result
 
 
-def _own_observation(observation: Any, space: spaces.Box) -> np.ndarray:
+def _own_observation(observation: Any, space: spaces.Space) -> Observation:
+    if isinstance(space, spaces.Dict):
+        if not isinstance(observation, Mapping) or not set(space) <= set(observation):
+            found = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+            raise MalformedReturn(f"an observation of {found} came back, the space says {sorted(space)}")
+        return {key: _own_observation(observation[key], part) for key, part in space.items()}
     found = np.asarray(observation)
     if found.shape != space.shape:
         raise MalformedReturn(f"an observation of shape {found.shape} came back, the space says {space.shape}")

@@ -22,8 +22,10 @@ from torchrl_o2o.envs.border import (
     EnvFaultError,
     MalformedReturn,
     Step,
+    blank,
     box_of_observations,
     check_continuous,
+    copied,
     env_name,
     find_fault,
     read_reset,
@@ -106,7 +108,7 @@ class GuardedEnv(gymnasium.Wrapper):
         self._call = _call if timeout is None else _Watchdog(timeout)
         self._seed: int | None = None
         self._reseed = False
-        self._observation = np.zeros(self._space.shape, self._space.dtype)
+        self._observation = blank(self._space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, after as many attempts as the limits allow.
@@ -135,7 +137,7 @@ class GuardedEnv(gymnasium.Wrapper):
             fault = find_fault(observation)
             if fault is None:
                 self._observation = observation
-                return observation.copy(), {**info, "rejected": np.False_}
+                return copied(observation), {**info, "rejected": np.False_}
             seed = None  # the same seed would give the same numbers
             self._reject(f"reset returned {fault}")
 
@@ -164,10 +166,10 @@ class GuardedEnv(gymnasium.Wrapper):
         self._rejected_in_a_row = 0
         self._observation = observation
         info["rejected"] = np.False_
-        return observation.copy(), reward, terminated, truncated, info
+        return copied(observation), reward, terminated, truncated, info
 
     # Read within the guarded call, so that whatever a wrong return makes numpy raise is a fault as well.
-    def _reset_env(self, **settings: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    def _reset_env(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
         return read_reset(self.env.reset(**settings), self._space)
 
     def _step_env(self, action: np.ndarray) -> Step:
@@ -183,7 +185,7 @@ class GuardedEnv(gymnasium.Wrapper):
         return own
 
     def _stand_in(self) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self._observation.copy(), 0.0, False, True, {"rejected": np.True_}  # numpy's, as TorchRL reads infos
+        return copied(self._observation), 0.0, False, True, {"rejected": np.True_}  # numpy's, as TorchRL reads infos
 
     def _reject(self, what: str) -> None:
         self.num_rejected, self.last_fault = self.num_rejected + 1, what

@@ -27,7 +27,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.wrappers import TransformAction, TransformObservation
+from gymnasium.wrappers import FilterObservation, TransformAction, TransformObservation
 from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.envs.border import check_continuous
@@ -125,10 +125,11 @@ def make_gym_env(
 ) -> gymnasium.Env:
     """Build a gymnasium environment with a flat float32 observation, or stacked frames, and actions in ``[-1, 1]``.
 
-    Goal observations (dictionaries) are concatenated in the order of ``observation_keys``. Observations are copies,
-    which the environment cannot change later. Actions outside ``[-1, 1]`` are clipped, as
-    unsquashed Gaussian policies expect, then mapped affinely onto the environment's own bounds, which no rounding
-    leaves; where those are of whole numbers the nearest one is taken. A dimension with one value only keeps it.
+    Goal observations (dictionaries) are concatenated in the order of ``observation_keys``. Dictionaries with an image
+    among them stay so: each image is stacked, vectors are float32, and encoders read them by name. Observations are
+    copies, which the environment cannot change later. Actions outside ``[-1, 1]`` are clipped, as unsquashed Gaussian
+    policies expect, then mapped affinely onto the environment's own bounds, which no rounding leaves; where those are
+    of whole numbers the nearest one is taken. A dimension with one value only keeps it.
 
     Args:
         env_id: a registered gymnasium id with its version ("HalfCheetah-v5"), or a task of this package
@@ -137,7 +138,8 @@ def make_gym_env(
         max_episode_steps: replaces the registered time limit; ``None`` keeps it.
         observation_keys: the entries of a dictionary observation to concatenate, in this order. ``None`` takes
             ``observation``, ``achieved_goal`` and ``desired_goal`` as far as they exist (PointMaze without
-            ``achieved_goal``, which repeats the position).
+            ``achieved_goal``, which repeats the position). Where there are images: the entries to keep; ``None`` keeps
+            all.
         env_kwargs: further arguments of the environment's constructor, over those of its registration.
         allow_modules: modules trusted besides :data:`TRUSTED_MODULES`. Those may also be named in the id
             ("my_package:MyEnv-v0"), which imports them.
@@ -173,8 +175,11 @@ def make_gym_env(
             f"{env_id} needs a package that is not installed ({error}); try pip install torchrl_o2o[mujoco] or "
             "torchrl_o2o[robotics]."
         ) from error
-    image = isinstance(env.observation_space, spaces.Box) and len(env.observation_space.shape) == 3
-    env = StackFrames(env, num_stack) if image else _flat_observation(env, env_id, observation_keys)
+    sees = any(_is_image(part) for part in _parts(env.observation_space))
+    if sees and isinstance(env.observation_space, spaces.Dict) and observation_keys is not None:
+        keys = _goal_keys(env_id, env.observation_space, observation_keys)
+        env = FilterObservation(env, keys)
+    env = StackFrames(env, num_stack) if sees else _flat_observation(env, env_id, observation_keys)
     env = unit_actions(env, env_id)
     if seed is not None:
         env.reset(seed=check_seed(seed))
@@ -259,6 +264,14 @@ def _unknown(name: str, known: list[str]) -> str:
     if importlib.util.find_spec("gymnasium_robotics") is None:
         hint += " Mazes and hands need pip install torchrl_o2o[robotics]."
     return f"environment {name!r} is not registered. {hint} Give the full id with its version."
+
+
+def _parts(space: spaces.Space) -> list[spaces.Space]:
+    return list(space.values()) if isinstance(space, spaces.Dict) else [space]
+
+
+def _is_image(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
 
 
 def _flat_observation(env: gymnasium.Env, env_id: str, keys: Sequence[str] | None) -> gymnasium.Env:

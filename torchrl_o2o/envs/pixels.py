@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -17,25 +18,10 @@ from torchrl_o2o.errors import O2OSpecError
 __all__ = ["DotReachEnv", "RenderedFrames", "StackFrames", "chase_dot"]
 
 
-class StackFrames(gymnasium.Wrapper):
-    """Observe the last S frames, channels first, oldest first; at reset the first frame fills all places.
+class _Stack:
+    """The last S frames of one camera, channels first, oldest first."""
 
-    Args:
-        env: observes uint8 images [H, W, 3], or with a fourth channel (alpha), which is left out.
-        num_stack: S, at least 1. Defaults to 3.
-
-    Raises:
-        O2OSpecError: if the observations are no such images.
-
-    Examples:
-        >>> env = StackFrames(DotReachEnv())
-        >>> env.observation_space.shape, env.reset(seed=0)[0].shape
-        ((9, 16, 16), (9, 16, 16))
-    """
-
-    def __init__(self, env: gymnasium.Env, num_stack: int = 3) -> None:
-        super().__init__(env)
-        space = env.observation_space
+    def __init__(self, space: spaces.Space, num_stack: int) -> None:
         if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
             raise O2OSpecError(
                 f"the observations are {space}, expected uint8 images [H, W, 3]; scale floats in [0, 1] by 255 and cast"
@@ -46,23 +32,71 @@ class StackFrames(gymnasium.Wrapper):
                 f"1; move channels last, repeat a gray channel three times"
             )
         self._frames = np.zeros((num_stack, 3, *space.shape[:2]), np.uint8)
-        self.observation_space = spaces.Box(0, 255, self._stack().shape, np.uint8)
+        self.space = spaces.Box(0, 255, (3 * num_stack, *space.shape[:2]), np.uint8)
 
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode."""
-        frame, info = self.env.reset(**kwargs)
+    def fill(self, frame: np.ndarray) -> np.ndarray:
         self._frames[:] = _first_channels(frame)
-        return self._stack(), info
+        return self._stacked()
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Go on."""
-        frame, reward, terminated, truncated, info = self.env.step(action)
+    def push(self, frame: np.ndarray) -> np.ndarray:
         self._frames[:-1] = self._frames[1:].copy()
         self._frames[-1] = _first_channels(frame)
-        return self._stack(), float(reward), terminated, truncated, info
+        return self._stacked()
 
-    def _stack(self) -> np.ndarray:
-        return self._frames.reshape(-1, *self._frames.shape[2:]).copy()
+    def _stacked(self) -> np.ndarray:
+        return self._frames.reshape(self.space.shape).copy()
+
+
+class StackFrames(gymnasium.Wrapper):
+    """Observe the last S frames, channels first, oldest first; at reset the first frame fills all places.
+
+    Of observations by name (a dictionary) each image is stacked so; vectors become float32 and stay single.
+
+    Args:
+        env: observes uint8 images [H, W, 3], or with a fourth channel (alpha), which is left out; or images and vectors
+            by name.
+        num_stack: S, at least 1. Defaults to 3.
+
+    Raises:
+        O2OSpecError: if the observations are no such images and vectors.
+
+    Examples:
+        >>> env = StackFrames(DotReachEnv())
+        >>> env.observation_space.shape, env.reset(seed=0)[0].shape
+        ((9, 16, 16), (9, 16, 16))
+    """
+
+    def __init__(self, env: gymnasium.Env, num_stack: int = 3) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        self._named = isinstance(space, spaces.Dict)
+        parts = dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
+        self._vectors = {key: part for key, part in parts.items() if self._named and len(part.shape or ()) == 1}
+        self._stacks = {key: _Stack(part, num_stack) for key, part in parts.items() if key not in self._vectors}
+        boxes = {key: spaces.Box(-np.inf, np.inf, part.shape, np.float32) for key, part in self._vectors.items()}
+        boxes = {key: boxes.get(key) or self._stacks[key].space for key in parts}
+        self.observation_space = spaces.Dict(boxes) if self._named else boxes[""]
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(**kwargs)
+        return self._observed(observation, _Stack.fill), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Go on."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._observed(observation, _Stack.push), float(reward), terminated, truncated, info
+
+    def _observed(self, observation: Any, put: Callable[[_Stack, np.ndarray], np.ndarray]) -> Any:
+        if not self._named:
+            return put(self._stacks[""], observation)
+        with np.errstate(over="ignore"):  # a guard finds what becomes infinite
+            return {
+                key: put(self._stacks[key], observation[key])
+                if key in self._stacks
+                else np.array(observation[key], np.float32)
+                for key in self.observation_space  # type: ignore[attr-defined]
+            }
 
 
 def _first_channels(frame: np.ndarray) -> np.ndarray:

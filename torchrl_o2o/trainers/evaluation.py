@@ -149,7 +149,7 @@ def evaluate(
             an environment that standardizes them, or to be one of ``load_policy``. It gets observations of real numbers
             in the type of its parameters.
         env: an id for :func:`~torchrl_o2o.envs.make_gym_env`, or a function that builds a gymnasium environment with a
-            flat observation. It needs a time limit, or an episode may not end.
+            flat observation, stacked frames, or both by name. It needs a time limit, or an episode may not end.
         num_episodes: at least 1. The papers use 10, and 100 for AntMaze and Adroit.
         seed: seed of the first episode.
         num_envs: environments to step in lockstep, at most.
@@ -365,9 +365,10 @@ def _film_again(episode: _Episode, env: gymnasium.Env) -> tuple[Sequence[np.ndar
 
 def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
     parameter = next((each for each in actor.parameters() if each.is_floating_point()), torch.zeros(()))
-    observation = torch.from_numpy(np.stack([episode.observation for episode in episodes]))
-    observation = observation.to(parameter.device, parameter.dtype if observation.is_floating_point() else None)
-    action = actor(TensorDict({"observation": observation}, [len(episodes)], device=parameter.device))["action"]
+    seen = [each if isinstance(each, dict) else {"observation": each} for each in (one.observation for one in episodes)]
+    rows = {key: torch.from_numpy(np.stack([each[key] for each in seen])) for key in seen[0]}
+    rows = {key: part.to(parameter.dtype) if part.is_floating_point() else part for key, part in rows.items()}
+    action = actor(TensorDict(rows, [len(episodes)]).to(parameter.device))["action"]
     if len(action) != len(episodes):
         raise O2OSpecError(f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations")
     return action.to("cpu", torch.float64 if action.dtype == torch.float64 else torch.float32).numpy()
