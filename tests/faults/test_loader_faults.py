@@ -962,3 +962,70 @@ def test_case_d_hostile_arrays_get_sentences(name: str) -> None:
     with pytest.raises((O2ODataError, O2OSpecError)) as caught:
         load(HOSTILE[name]())
     assert len(str(caught.value)) > 20
+
+
+HOSTILE_ARGUMENTS: dict[str, list[Any]] = {
+    "action_bounds": ["ab", ("a", "b"), (None, 1), (-1,), 3, (-1, 1, 2), ([[-1]], [[1]]), (1, -1), (np.nan, 1),
+                      ([-1, -1], [1, 1]), (-np.inf, np.inf)],
+    "max_episode_steps": [True, 0, -3, 1.5, np.nan, np.inf, "20", [20], 10**30],
+    "min_episode_length": [True, 0, -3, 1.5, np.nan, np.inf, "20", [20], 10**30],
+    "obs_keys": [[], ["a", "a"], [1], "obs", [None]],
+    "names": [{1: "terminals"}, {"terminals": 3}, {"nothing": "terminals"}, {"rewards": "ignore"}, "terminals",
+              [("terminals", "terminals")], {"terminals": "timeouts", "timeouts": "timeouts"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in HOSTILE_ARGUMENTS.items() for value in values]
+)
+def test_case_d_hostile_arguments_get_sentences(name: str, value: Any) -> None:
+    with pytest.raises((O2ODataError, O2OSpecError)) as caught:
+        load(walk(), **{name: value})
+    assert len(str(caught.value)) > 20
+
+
+@pytest.mark.parametrize("value", [20, 20.0, np.int64(20), np.float64(20)])
+def test_case_d_whole_numbers_of_any_kind_are_lengths(value: Any) -> None:
+    data = load(without(walk(), "timeouts"), max_episode_steps=value, min_episode_length=value)
+    assert np.bincount(data["episode"]).tolist() == [LIMIT] * 12
+
+
+@pytest.mark.parametrize("name", ["observations", "rewards", "terminals"])
+def test_case_d_masked_entries_are_no_numbers(name: str) -> None:
+    values = walk()[name]
+    mask = np.zeros(values.shape, bool)
+    assert (load(walk() | {name: np.ma.array(values, mask=mask)}) == load(walk())).all()
+    mask[7] = True
+    with pytest.raises(O2ODataError, match=f"{name} of .* is masked in row 7"):
+        load(walk() | {name: np.ma.array(values, mask=mask)})
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".hdf5", ".csv", ".pickle"])
+def test_case_d_pipes_and_devices_are_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(O2ODataError, match="is no regular file"):
+            load(tmp_path / f"{name}{suffix}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.astype(values.dtype.newbyteorder(">")),
+        np.asfortranarray,
+        lambda values: np.repeat(values, 2, 0)[::2],
+        lambda values: np.flip(np.flip(values, 0).copy(), 0),
+        lambda values: values.tolist(),
+        np.ma.array,
+    ],
+    ids=["big endian", "fortran", "strided", "backward", "lists", "masked array"],
+)
+def test_case_d_how_arrays_lie_in_memory_does_not_matter(change: Callable[[np.ndarray], Any]) -> None:
+    arrays = {name: change(values) for name, values in walk().items()}
+    assert (load(arrays) == load(walk())).all()
+
+
+def test_case_d_actions_are_vectors() -> None:
+    with pytest.raises(O2ODataError, match=r"actions of .* have the shape \[240, 2, 3\]; expected one vector per row"):
+        load(walk() | {"actions": np.zeros((240, 2, 3))})

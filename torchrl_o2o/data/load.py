@@ -177,6 +177,8 @@ def _options(
 ) -> ReadOptions:
     if isinstance(obs_keys, str):
         raise O2OSpecError(f"obs_keys={obs_keys!r}; expected a list of keys, such as [{obs_keys!r}].")
+    if names is not None and not isinstance(names, Mapping):
+        raise O2OSpecError(f"names={names!r}; expected a dictionary from an array's name to what it is.")
     keys = None if obs_keys is None else tuple(obs_keys)
     return ReadOptions(max_episode_steps, keys, min_episode_length, names=dict(names or {}), **cache)
 
@@ -376,10 +378,15 @@ def _boxed(raw: RawDataset, bounds: Bounds | None, policy: str) -> tuple[TensorD
 
 
 def _bounds(raw: RawDataset, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
-    stated = bounds or (raw.meta.action_low or -1.0, raw.meta.action_high or 1.0)
+    stated = (raw.meta.action_low or -1.0, raw.meta.action_high or 1.0) if bounds is None else bounds
     shape = raw.data["action"].shape[-1:]
-    low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in stated)
-    if any(bound.numel() not in (1, *shape) for bound in (low, high)):
+    try:
+        low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in stated)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise O2OSpecError(
+            f"got action_bounds={bounds!r}, expected two, low and high, each a number or one per action dimension"
+        ) from error
+    if any(bound.ndim > 1 or bound.numel() not in (1, *shape) for bound in (low, high)):
         raise O2OSpecError(
             f"action bounds of the shapes {tuple(low.shape)}, {tuple(high.shape)} for actions {list(shape)}."
         )

@@ -200,9 +200,15 @@ def find_columns(
 
 def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> dict[str, str]:
     """What each array that is to be read is -> its name."""
-    wrong = {name: role for name, role in names.items() if role not in (*NAMES, *_SAID)}
+    wrong = {name: role for name, role in names.items() if not isinstance(name, str) or role not in (*NAMES, *_SAID)}
     if wrong:
         raise O2OSpecError(f"got names={wrong}, expected each to be one of {', '.join((*NAMES, *_SAID))}")
+    said = [role for role in names.values() if role != "ignore"]
+    twice = sorted({role for role in said if said.count(role) > 1})
+    if twice:
+        raise O2OSpecError(
+            f"got names={names}, in which two arrays are {twice[0]}; expected one, and 'ignore' of others"
+        )
     absent = [name for name in names if _at(source, name) is None]
     if absent:
         raise O2ODataError(
@@ -256,6 +262,9 @@ def _shaped(value: Any, origin: str) -> Any:
 
 def _owned(value: Any, origin: str) -> np.ndarray:
     """An array that shares nothing with the caller's."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        row = int(np.flatnonzero(np.ma.getmaskarray(value).reshape(len(value), -1).any(1))[0])
+        raise O2ODataError(f"{origin} is masked in row {row}; fill it, or leave those rows out.")
     try:
         return np.array(value) if isinstance(value, np.ndarray) else np.asarray(value)
     except O2ODataError:

@@ -140,7 +140,7 @@ def _episode_columns(
     terminated, truncated = _flags(replace(found, arrays=arrays), steps, limit, origin)
     columns = {
         "observation": observation[:kept],
-        "action": _vectors(arrays["actions"], f"actions of {origin}")[:kept],
+        "action": _actions(arrays["actions"], origin)[:kept],
         "next_observation": successor,
         "reward": reward[:kept],
         "terminated": terminated[:kept],
@@ -198,7 +198,7 @@ def rows_from_flat(
     notes += _whole_note(found.arrays["actions"], origin)
     columns = {
         "observation": _vectors(found.arrays["observations"], f"observations of {origin}"),
-        "action": _vectors(found.arrays["actions"], f"actions of {origin}"),
+        "action": _actions(found.arrays["actions"], origin),
         "reward": cast_column(found.arrays["rewards"], f"rewards of {origin}").reshape(-1),
         "terminated": terminated,
         "truncated": truncated,
@@ -396,6 +396,14 @@ def _vectors(values: np.ndarray, name: str) -> np.ndarray:
     if values.ndim > 1 and not values[:1].size and len(values):
         raise O2ODataError(f"{name} have the shape {list(values.shape)}; expected at least one number per row.")
     return values[:, None] if values.ndim == 1 else values
+
+
+def _actions(values: np.ndarray, origin: str) -> np.ndarray:
+    """Cast actions, which are vectors."""
+    values = _vectors(values, f"actions of {origin}")
+    if values.ndim > 2:
+        raise O2ODataError(f"actions of {origin} have the shape {list(values.shape)}; expected one vector per row.")
+    return values
 
 
 def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:

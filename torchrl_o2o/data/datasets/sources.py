@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ _REMOTE = (
     *(f"D4RL/antmaze/{m}-v1" for m in ("large-play", "large-diverse")),
 )
 
+#: No episode has more steps than this; larger numbers are no 64-bit integers.
+_LONGEST = 2**62
+
 
 def read_source(source: Source, options: ReadOptions) -> RawDataset:
     """Read any source into transitions.
@@ -56,7 +60,12 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
     """
     for name in ("max_episode_steps", "min_episode_length"):
         length = getattr(options, name)
-        if length is not None and length < 1:
+        if length is None:
+            continue
+        whole = isinstance(length, numbers.Real) and not isinstance(length, bool) and length % 1 == 0
+        if not whole or length > _LONGEST:
+            raise O2OSpecError(f"got {name}={length!r}, expected a whole number of at least 1, and not beyond 2^62")
+        if length < 1:
             raise O2OSpecError(f"got {name}={length}, expected at least 1 transition")
     if isinstance(source, str) and not source.startswith(_PATH_PREFIX):
         return _read_minari(_dataset_folder(check_dataset_id(source)), options)
@@ -116,6 +125,8 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
         raise O2ODataError(f"{path} does not exist; expected a file or a Minari data set's folder.")
     if path.is_dir():
         return _read_minari(path.parent if path.name == "data" else path, options)
+    if not path.is_file():  # a pipe or a device, which may never end
+        raise O2ODataError(f"{path} is no regular file; expected one, or a Minari data set's folder.")
     suffix = path.suffix.lower()
     if suffix in (".hdf5", ".h5"):
         return read_hdf5(path, options)
