@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import difflib
-import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensordict import TensorDictBase
 
 from torchrl_o2o.data.datasets.cache import RawDataset, cached, dataset_root, default_cache_dir
@@ -62,8 +62,8 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
         length = getattr(options, name)
         if length is None:
             continue
-        whole = isinstance(length, numbers.Real) and not isinstance(length, bool) and length % 1 == 0
-        if not whole or length > _LONGEST:
+        number = isinstance(length, int | float | np.integer | np.floating) and not isinstance(length, bool)
+        if not number or length % 1 != 0 or length > _LONGEST:
             raise O2OSpecError(f"got {name}={length!r}, expected a whole number of at least 1, and not beyond 2^62")
         if length < 1:
             raise O2OSpecError(f"got {name}={length}, expected at least 1 transition")
