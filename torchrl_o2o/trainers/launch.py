@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -235,7 +235,7 @@ def fleet_settings(cfg: DictConfig) -> dict[str, Any]:
     return {"num_actors": cfg.get("actors", 2), **plain(cfg.get("fleet") or OmegaConf.create())}
 
 
-def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
+def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero: Sequence[str] = ()) -> None:
     """Run a script's training; what a user can mend ends with a sentence and not with a trace.
 
     That is data, settings, networks and checkpoints that do not fit, values that are not finite, and failing
@@ -246,13 +246,16 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None]) -> None:
         cfg: the configuration, of which ``num_threads``, ``matmul_route``, ``matmul_dtype`` and ``compile`` are read.
         train: the training.
 
+    Keyword Args:
+        may_be_zero: as of ``check_settings``: counts of phases that this script can do without.
+
     Raises:
         SystemExit: with that sentence.
         O2OError: in a sweep, or a ``NonFiniteError`` or ``EnvFaultError``.
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
-        check_settings(cfg)
+        check_settings(cfg, may_be_zero=may_be_zero)
         torch.set_num_threads(cfg.num_threads)
         choose_route(cfg.matmul_route)
         product_dtype(cfg.matmul_dtype, compiled=cfg.compile)

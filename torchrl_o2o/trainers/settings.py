@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -56,11 +57,14 @@ def plain(section: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
     """Refuse what no phase of a run could use, before the first phase begins.
 
     Args:
         cfg: the configuration of a script.
+
+    Keyword Args:
+        may_be_zero: counts of phases that this script can do without, such as ``"online.total_frames"``.
 
     Raises:
         O2OSpecError: naming the setting, what it is and what was expected.
@@ -70,7 +74,7 @@ def check_settings(cfg: DictConfig) -> None:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got online.total_frames=-5, expected a whole number of at least 1
     """
-    for name, least in _LEAST.items():
+    for name, least in (_LEAST | dict.fromkeys(may_be_zero, 0)).items():
         value = OmegaConf.select(cfg, name, default=least)
         if value is None and name in _MAY_BE_NULL:
             continue
