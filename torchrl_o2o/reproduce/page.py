@@ -113,7 +113,7 @@ def draw_claim(claim: Claim, results: Sequence[Result], path: Path) -> bool:
     for task in claim.tasks:
         curves = [curve for group in claim.groups if (curve := _curve(group, task, results)) is not None]
         if curves:
-            panels.append(Panel(task, claim.metric.rpartition("/")[2], curves))
+            panels.append(Panel(task, claim.metric.rpartition("/")[2].replace("_", " "), curves))
     if panels:
         draw_panels(panels, path)
     return bool(panels)
