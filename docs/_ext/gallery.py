@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def configuration(root: Path, *, execute: bool) -> dict[str, Any]:
     return {
         "examples_dirs": ["generated/examples", "tutorials"],
         "gallery_dirs": ["gallery", "lessons"],
-        "filename_pattern": r"\.py$",
+        # Shown without being run where its extra is not installed.
+        "filename_pattern": r"\.py$" if find_spec("transformers") else r"(?<!odt)\.py$",
         "plot_gallery": execute,
         "abort_on_example_error": True,
         "reset_argv": words_of,

@@ -42,7 +42,8 @@ def write_html(markdown: str, path: str | Path, *, title: str, images: Mapping[s
         markdown: the text, CommonMark with tables.
         path: the file to write.
         title: of the browser's window.
-        images: PNG files by the names that the text gives them; they are put into the page. Defaults to none.
+        images: PNG files by the names that the text gives them; they are put into the page, those that exist. Defaults
+            to none.
 
     Raises:
         O2OSpecError: if markdown-it-py is not installed.
@@ -60,6 +61,8 @@ def write_html(markdown: str, path: str | Path, *, title: str, images: Mapping[s
         raise O2OSpecError("an HTML report needs markdown-it-py; pip install torchrl_o2o[plot]") from error
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     for name, image in (images or {}).items():
+        if not image.exists():  # stays a link
+            continue
         data = base64.b64encode(image.read_bytes()).decode("ascii")
         body = body.replace(f'src="{html.escape(name)}"', f'src="data:image/png;base64,{data}"')
     replace_durably(Path(path), _PAGE.format(title=html.escape(title), body=body).encode())
