@@ -15,7 +15,6 @@ the processor and one thread, the least of a few rounds, so that what else runs 
 from __future__ import annotations
 
 import argparse
-import gc
 import math
 import resource
 import tempfile
@@ -26,6 +25,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from timing import seconds
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
@@ -47,18 +47,6 @@ from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
 
 OBSERVATION, ACTION, BATCH = 17, 6, 256
-
-
-def seconds(call: Callable[[], object], rounds: int = 3, repeats: int = 1) -> float:
-    """Least processor time of a call."""
-    best = math.inf
-    for _ in range(rounds):
-        gc.collect()
-        began = time.process_time()
-        for _ in range(repeats):
-            call()
-        best = min(best, (time.process_time() - began) / repeats)
-    return best
 
 
 def table(title: str, sizes: Sequence[int], curves: dict[str, list[float]]) -> None:
@@ -92,7 +80,7 @@ def rows(largest: int) -> None:
             "terminals": np.zeros(count, bool),
             "timeouts": np.arange(count) % 1000 == 999,
         }
-        yield "load_offline of arrays", seconds(lambda: load_offline(arrays), 1)
+        yield "load_offline of arrays", seconds(lambda: load_offline(arrays), rounds=1)
         offline = data.select(*TRANSITION)
         buffers = {}
         for sampler in (
@@ -106,18 +94,18 @@ def rows(largest: int) -> None:
             )
             buffer.extend(offline)
             buffers[type(sampler).__name__] = buffer
-            yield f"draw {BATCH}, {type(sampler).__name__}", seconds(buffer.sample, 5, 20)
+            yield f"draw {BATCH}, {type(sampler).__name__}", seconds(buffer.sample, repeats=20, rounds=5)
         index, priority = torch.arange(BATCH), torch.rand(BATCH)
         for name in ("PrioritizedReplaySampler", "BalancedReplaySampler"):
             sampler = buffers[name].sampler
             call = lambda sampler=sampler: sampler.update_priority(index, priority)  # noqa: E731
-            yield f"update {BATCH}, {name}", seconds(call, 5, 20)
+            yield f"update {BATCH}, {name}", seconds(call, repeats=20, rounds=5)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Checkpointer(folder, objects={}, buffer=buffers["BalancedSampler"], copies=False)
-            yield "first save", seconds(lambda: checkpoint.save(1), 1)
+            yield "first save", seconds(lambda: checkpoint.save(1), rounds=1)
             buffers["BalancedSampler"].extend(offline[:1000])
-            yield "save of 1,000 rows more", seconds(lambda: checkpoint.save(2), 1)
-            yield "restore", seconds(checkpoint.restore, 1)
+            yield "save of 1,000 rows more", seconds(lambda: checkpoint.save(2), rounds=1)
+            yield "restore", seconds(checkpoint.restore, rounds=1)
 
     table("rows (offline; as many online)", sizes, gather(sizes, measured))
 
@@ -141,13 +129,17 @@ def agent(members: int = 2, ratio: int = 1) -> Callable[[], object]:
 def members(largest: int) -> None:
     """An update over the number of critics."""
     sizes = [2, 10, 50, 100]
-    table("critics, uncompiled update", sizes, {"update": [seconds(agent(members=size), 3, 3) for size in sizes]})
+    table(
+        "critics, uncompiled update",
+        sizes,
+        {"update": [seconds(agent(members=size), repeats=3, rounds=3) for size in sizes]},
+    )
 
 
 def ratio(largest: int) -> None:
     """An update over critic steps for each environment step."""
     sizes = [1, 4, 16, 64]
-    table("utd_ratio, uncompiled update", sizes, {"update": [seconds(agent(ratio=size), 3) for size in sizes]})
+    table("utd_ratio, uncompiled update", sizes, {"update": [seconds(agent(ratio=size), rounds=3) for size in sizes]})
 
 
 def environments(largest: int) -> None:
@@ -158,7 +150,7 @@ def environments(largest: int) -> None:
         envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), count)
         frames = iter(VectorCollector(envs, actor))
         next(frames)
-        yield "VectorCollector, one step of all", seconds(lambda: next(frames), 3, 5)
+        yield "VectorCollector, one step of all", seconds(lambda: next(frames), repeats=5, rounds=3)
         envs.close()
 
     table("environments (Pendulum-v1)", sizes, gather(sizes, measured))
@@ -189,7 +181,7 @@ def run(largest: int) -> None:
                 buffer.sample()
             curves["store and draw"].append((time.process_time() - began) / 1_000)
             stored += 1_000
-            curves["save after 1,000 rows"].append(seconds(partial(checkpoint.save, stored), 1))
+            curves["save after 1,000 rows"].append(seconds(partial(checkpoint.save, stored), rounds=1))
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     table("steps of a run", sizes, curves)
     print(f"{'largest resident memory, MiB':34s}" + "".join(f"{value:>12,d}" for value in memory))

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import torch
+from timing import seconds
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
@@ -29,19 +29,6 @@ from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
 
 OBSERVATION, ACTION = 17, 6  # HalfCheetah
-
-
-def seconds(
-    function: Callable[[], object], repeats: int, rounds: int = 5, clock: Callable = time.process_time
-) -> float:
-    """Least time of a call over a few rounds."""
-    best = float("inf")
-    for _ in range(rounds):
-        began = clock()
-        for _ in range(repeats):
-            function()
-        best = min(best, (clock() - began) / repeats)
-    return best
 
 
 class Still(gymnasium.Env):

@@ -35,6 +35,19 @@ def take_turns(updates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     return {name: (statistics.median(wall[name]), statistics.median(cpu[name])) for name in updates}
 
 
+def seconds(
+    call: Callable[[], Any], repeats: int = 1, rounds: int = 5, clock: Callable[[], float] = time.process_time
+) -> float:
+    """Least time of a call over a few rounds, of the processor unless another clock is given."""
+    best = float("inf")
+    for _ in range(rounds):
+        began = clock()
+        for _ in range(repeats):
+            call()
+        best = min(best, (clock() - began) / repeats)
+    return best
+
+
 def products(shape: Shape, device: str = "cpu") -> tuple[Callable[[], Any], float]:
     """One batched product [E, M, K] times [E, K, N] to measure the machine's rate by, and its GFLOP."""
     members, rows, inner, columns = shape

@@ -22,7 +22,7 @@ from torch import Tensor
 import torchrl_o2o
 from torchrl_o2o.collectors.remote import PACKAGE_VERSION, POLICY_VERSION, Actors, Source
 from torchrl_o2o.data.interventions import INTERVENED
-from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.keys import TRANSITION, cut_off_
 from torchrl_o2o.data.writers import row_differences
 from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.errors import O2OSpecError, check_count
@@ -283,7 +283,7 @@ class Fleet:
         else:
             self.restarts += 1
             warnings.warn(f"actor {number} has died and is started again: {error}", stacklevel=4)
-        return [] if last is None else [_truncated(last)]
+        return [] if last is None else [cut_off_(last)]
 
     def _give_up(self, number: int, reason: str) -> None:
         self._given_up[number] = reason
@@ -296,13 +296,13 @@ class Fleet:
             self._refuse(number, *fault, rows=len(data))
             last = self._held.pop(number, None)
             self._give_up(number, fault[1])
-            return [] if last is None else [_truncated(last)]
+            return [] if last is None else [cut_off_(last)]
         delivered: list[TensorDictBase] = []
         for row in data.split(1):
             last = self._held.pop(number, None)
             if (fault := self._faulty(row)) is not None:
                 self._refuse(number, *fault)
-                delivered += [] if last is None else [_truncated(last)]
+                delivered += [] if last is None else [cut_off_(last)]
                 continue
             delivered += [] if last is None else [last]
             self._ages.append(self.version - int(row[POLICY_VERSION]))
@@ -349,13 +349,6 @@ def _template(like: TensorDictBase) -> TensorDict:
     if like.get(INTERVENED, None) is not None:
         row[INTERVENED] = like[:1].get(INTERVENED).clone()
     row["next", "episode_reward"], row["next", "step_count"] = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
-    return row
-
-
-def _truncated(row: TensorDictBase) -> TensorDictBase:
-    """A row that turned out to be its episode's last."""
-    ends = row["next", "truncated"] | ~row["next", "terminated"]
-    row["next", "truncated"], row["next", "done"] = ends, torch.ones_like(ends)
     return row
 
 

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import gymnasium
-import numpy as np
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_o2o.collectors.remote import ActingPolicy, Source, actor_env
-from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.collectors.remote import PublishedActors, Source
+from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["RayActors"]
 
 _ENDLESS = 2**62
 
 
-class RayActors:
+class RayActors(PublishedActors):
     """Actors in processes of a Ray cluster, each a :class:`torchrl.collectors.distributed.RayCollector` of its own.
 
     Without an address, Ray is started on this machine and bound to it. An address joins a cluster that you have
@@ -69,21 +67,8 @@ class RayActors:
                 "actors over Ray need Ray, which is not installed; pip install ray, or use ProcessActors for actors on "
                 "this machine"
             )
-        self.make_env, self.actor, self.address = make_env, actor, address
-        self.seed, self.frames_per_batch = seed, check_count("frames_per_batch", frames_per_batch, least=1)
-        self.intervened, self.num_cpus = intervened, num_cpus
-        self.policy = ActingPolicy(actor, seed=seed)
-
-    def publish(self, version: int, *, random: bool) -> None:
-        """Have TorchRL send the learner's present weights after the next batch of each actor.
-
-        Args:
-            version: of the weights.
-
-        Keyword Args:
-            random: have the actors act uniformly at random instead.
-        """
-        self.policy.publish(self.actor, version, random=random)
+        self.address, self.num_cpus = address, num_cpus
+        super().__init__(make_env, actor, seed=seed, frames_per_batch=frames_per_batch, intervened=intervened)
 
     def start(self, number: int, attempt: int) -> Source:
         """Start an actor in the cluster.
@@ -94,11 +79,9 @@ class RayActors:
         """
         from torchrl.collectors.distributed import RayCollector
 
-        seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
-        make_env = partial(actor_env, self.make_env, seed, intervened=self.intervened)
         policy = self.policy.for_actor(number, attempt).with_buffers()
         collector = RayCollector(
-            [make_env],
+            [self.env_of(number, attempt)],
             policy,
             frames_per_batch=self.frames_per_batch,
             total_frames=_ENDLESS,

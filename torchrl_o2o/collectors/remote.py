@@ -257,7 +257,55 @@ class Actors(Protocol):
         ...
 
 
-class ProcessActors:
+class PublishedActors:
+    """What actors have in common wherever they run: an environment, and the learner's policy as it is published.
+
+    Args:
+        make_env: builds the environment where the actor is.
+        actor: the learner's policy, which :meth:`publish` reads.
+
+    Keyword Args:
+        seed: of environments and noise, with the actor's number and attempt.
+        frames_per_batch: transitions that an actor sends at once.
+        intervened: see :class:`ProcessActors`.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env],
+        actor: TensorDictModuleBase,
+        *,
+        seed: int,
+        frames_per_batch: int,
+        intervened: bool,
+    ) -> None:
+        self.make_env, self.actor, self.intervened = make_env, actor, intervened
+        self.seed, self.frames_per_batch = seed, check_count("frames_per_batch", frames_per_batch, least=1)
+        self.policy = ActingPolicy(actor, seed=seed)
+
+    def publish(self, version: int, *, random: bool) -> None:
+        """Publish the learner's present weights.
+
+        Args:
+            version: of the weights.
+
+        Keyword Args:
+            random: have the actors act uniformly at random instead.
+        """
+        self.policy.publish(self.actor, version, random=random)
+
+    def env_of(self, number: int, attempt: int) -> Callable[[], EnvBase]:
+        """What builds an actor's environment, with a seed of its own.
+
+        Args:
+            number: of the actor.
+            attempt: how often it has been started before.
+        """
+        seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
+        return partial(actor_env, self.make_env, seed, intervened=self.intervened)
+
+
+class ProcessActors(PublishedActors):
     """Actors in processes of this machine, each a :class:`torchrl.collectors.MultiAsyncCollector` of its own.
 
     One collector an actor, since one of several ends all its processes when one of them dies. Nothing listens on a
@@ -300,21 +348,8 @@ class ProcessActors:
         start_method: str = "forkserver",
     ) -> None:
         check_option("start_method", start_method, ("forkserver", "spawn"))
-        self.make_env, self.actor = make_env, actor
-        self.intervened, self.start_method = intervened, start_method
-        self.seed, self.frames_per_batch = seed, check_count("frames_per_batch", frames_per_batch, least=1)
-        self.policy = ActingPolicy(actor, seed=seed)
-
-    def publish(self, version: int, *, random: bool) -> None:
-        """Publish the learner's present weights.
-
-        Args:
-            version: of the weights.
-
-        Keyword Args:
-            random: have the actors act uniformly at random instead.
-        """
-        self.policy.publish(self.actor, version, random=random)
+        self.start_method = start_method
+        super().__init__(make_env, actor, seed=seed, frames_per_batch=frames_per_batch, intervened=intervened)
 
     def start(self, number: int, attempt: int) -> Source:
         """Start an actor's process; returns when it has built its environment.
@@ -323,9 +358,7 @@ class ProcessActors:
             number: of the actor.
             attempt: how often it has been started before.
         """
-        seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
-        make_env = partial(actor_env, self.make_env, seed, intervened=self.intervened)
-        policy = self.policy.for_actor(number, attempt)
+        make_env, policy = self.env_of(number, attempt), self.policy.for_actor(number, attempt)
         threads = torch.get_num_threads()
         with _START, no_interrupt_for_children(), _started_by(self.start_method):
             # Without num_threads it would change the learner's.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.keys import EPISODE, TRANSITION, cut_off_
 from torchrl_o2o.data.storage import stored_keys
 from torchrl_o2o.data.transforms import n_step
 
@@ -60,9 +60,7 @@ class EpisodeRows:
     def cut(self) -> None:
         """The transition taken last turned out to be its episode's last; its rows come with the next transition."""
         if self._open:
-            last = self._open[-1] = self._open[-1].clone()
-            ends = last["next", "truncated"] | ~last["next", "terminated"]
-            last["next", "truncated"], last["next", "done"] = ends, torch.ones_like(ends)
+            self._open[-1] = cut_off_(self._open[-1].clone())
             self._close()
 
     def _close(self) -> None:

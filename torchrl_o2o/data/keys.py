@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tensordict import NestedKey, TensorDictBase
 
-__all__ = ["EPISODE", "STEPS", "TRANSITION", "has_steps", "stored_keys", "transition_keys"]
+__all__ = ["EPISODE", "STEPS", "TRANSITION", "cut_off_", "has_steps", "stored_keys", "transition_keys"]
 
 #: What a loss reads and a replay buffer stores. ``done`` is always ``terminated | truncated``.
 TRANSITION: tuple[NestedKey, ...] = (
@@ -39,6 +39,26 @@ def transition_keys(*observed: str) -> tuple[NestedKey, ...]:
         ('pixels', 'state', 'action', ('next', 'pixels'))
     """
     return *observed, "action", *(("next", key) for key in observed), *TRANSITION[3:]
+
+
+def cut_off_(row: TensorDictBase) -> TensorDictBase:
+    """Mark a transition that turned out to be its episode's last, in place: truncated, unless it is terminated.
+
+    Args:
+        row: with ``terminated`` and ``truncated`` under ``next``.
+
+    Returns:
+        The same transition.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> row = random_transitions(1, 3, 2)
+        >>> row["next", "terminated"].fill_(False), cut_off_(row)["next", "truncated"]
+        (tensor([[False]]), tensor([[True]]))
+    """
+    ends = row["next", "truncated"] | ~row["next", "terminated"]
+    row["next", "truncated"], row["next", "done"] = ends, ends.new_ones(ends.shape)
+    return row
 
 
 def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:

@@ -17,7 +17,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage, Writer
 
-from torchrl_o2o.data.keys import STEPS, has_steps
+from torchrl_o2o.data.keys import STEPS, cut_off_, has_steps
 from torchrl_o2o.errors import O2OSpecError, check_count
 
 __all__ = ["OnlineWriter", "check_offline_rows", "row_differences"]
@@ -166,10 +166,7 @@ class OnlineWriter(Writer):
             raise O2OSpecError("no transition was written yet, so none can be truncated; write one first")
         last = self.total_written - 1
         slot = torch.tensor([self.num_offline + last % self.capacity])
-        row = self._storage.get(slot).clone()
-        ends = row["next", "truncated"] | ~row["next", "terminated"]
-        row["next", "truncated"], row["next", "done"] = ends, torch.ones_like(ends)
-        self._storage.set(slot, row, set_cursor=False)
+        self._storage.set(slot, cut_off_(self._storage.get(slot).clone()), set_cursor=False)
         self.changed_from = last if self.changed_from is None else min(last, self.changed_from)
 
     def _mark(self, index: Tensor) -> None:

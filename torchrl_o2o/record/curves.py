@@ -12,14 +12,32 @@ and positive online, and ``scores``, one evaluation each. Its *hand-over score* 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["dip", "gain", "handover_score", "iqm", "regret", "stratified_bootstrap_interval"]
+__all__ = ["common_scores", "dip", "gain", "handover_score", "iqm", "regret", "stratified_bootstrap_interval"]
+
+
+def common_scores(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Cut learning curves to the steps that all of them have.
+
+    Args:
+        curves: steps and scores of each seed; at least one.
+
+    Returns:
+        The common steps ``[n]``, rising, and the scores there ``[seeds, n]``.
+
+    Examples:
+        >>> common_scores([(np.array([0, 5, 9]), np.array([1.0, 2.0, 3.0])), (np.array([0, 9]), np.array([4.0, 5.0]))])
+        (array([0, 9]), array([[1., 3.],
+               [4., 5.]]))
+    """
+    common = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in curves)))
+    return np.array(common), np.stack([scores[np.isin(steps, common)] for steps, scores in curves])
 
 
 def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
-from torchrl_o2o.record.curves import dip, gain, iqm, regret, stratified_bootstrap_interval
+from torchrl_o2o.record.curves import common_scores, dip, gain, iqm, regret, stratified_bootstrap_interval
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
 from torchrl_o2o.record.html import write_html
 from torchrl_o2o.record.runs import Group, Run, find_runs, group_runs, load_run
@@ -140,7 +140,7 @@ def write_report(
     panels = _panels(groups, metric.rpartition("/")[2].replace("_", " "), generator, levels)
     if peers is not None:
         _add_peers(panels, peers, peers_task)
-    figures = {"curves.png": list(panels.values()), "training.png": _training_panels(groups, ignore, generator)}
+    figures = {"curves.png": list(panels.values()), "training.png": _training_panels(groups, generator)}
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     images = {name: out / name for name, shown in figures.items() if shown}
@@ -164,24 +164,19 @@ def _panels(
     return panels
 
 
-def _training_panels(groups: Sequence[Group], ignore: Sequence[str], generator: np.random.Generator) -> list[Panel]:
+def _training_panels(groups: Sequence[Group], generator: np.random.Generator) -> list[Panel]:
     """Panels of what was logged while learning, for the groups that logged it."""
     panels = []
     for metric, ylabel in _TRAINING.items():
-        logged = [group for group in (_logged(group, metric, ignore) for group in groups) if group is not None]
+        logged = [group for group in (_logged(group, metric) for group in groups) if group is not None]
         panels += _panels(logged, ylabel, generator).values()
     return panels
 
 
-def _logged(group: Group, metric: str, ignore: Sequence[str]) -> Group | None:
+def _logged(group: Group, metric: str) -> Group | None:
     """The same runs with another metric; ``None`` if one lacks it, or if they share no step."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the evaluations were read
-        try:
-            (logged,) = group_runs([load_run(run.folder, metric) for run in group.runs], ignore=ignore)
-        except O2ODataError:
-            return None
-    return replace(logged, label=group.label)
+    steps, scores = common_scores([run.curve(metric) for run in group.runs])
+    return replace(group, steps=steps, scores=scores) if len(steps) else None
 
 
 def _load_runs(folders: Sequence[Path], metric: str) -> list[Run]:

@@ -11,7 +11,7 @@ import os
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.record.curves import common_scores
 from torchrl_o2o.record.recorder import read_metrics, read_rows, read_run
 
 __all__ = ["Group", "Run", "find_runs", "group_runs", "load_run"]
@@ -45,6 +46,7 @@ class Run:
         record: ``run.json`` as it stands.
         steps: ``[n]``, rising; negative steps are offline.
         scores: ``[n]``, the metric at those steps.
+        rows: ``metrics.jsonl`` as it stands, for :meth:`curve`. Defaults to none.
     """
 
     folder: Path
@@ -53,6 +55,17 @@ class Run:
     record: Mapping[str, Any]
     steps: np.ndarray
     scores: np.ndarray
+    rows: Sequence[Mapping[str, Any]] = ()
+
+    def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of any metric that the run logged; of equal steps the last row counts.
+
+        Args:
+            metric: its name, such as ``train/qvalue``.
+        """
+        points = {row["step"]: row[metric] for row in self.rows if metric in row}
+        steps = sorted(points)
+        return np.array(steps), np.array([points[step] for step in steps])
 
     @property
     def name(self) -> str:
@@ -168,12 +181,12 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
     config.pop("pretrained", None)
     if (folder / "offline" / "run.json").exists():
         rows = [*(row for row in read_metrics(folder / "offline") if row["step"] < 0), *rows]
-    points = {row["step"]: row[metric] for row in rows if metric in row}
-    if not points:
+    run = Run(folder, config.pop("seed"), config, record, np.array([]), np.array([]), rows)
+    steps, scores = run.curve(metric)
+    if not len(steps):
         there = sorted({name for row in rows for name in row if name.startswith("eval")})
         raise O2ODataError(f"{folder} has no metric {metric!r}; it has {', '.join(there) or 'no evaluations'}.")
-    steps = sorted(points)
-    return Run(folder, config.pop("seed"), config, record, np.array(steps), np.array([points[step] for step in steps]))
+    return replace(run, steps=steps, scores=scores)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -254,14 +267,13 @@ def _group(runs: Sequence[Run], label: str) -> Group:
                 f"{run.folder} and {following.folder} are both {label} with seed {run.seed}; leave one out."
             )
     runs, unfinished = _finished(runs)
-    common = set.intersection(*(set(run.steps.tolist()) for run in runs))
-    if not common:
+    steps, scores = common_scores([(run.steps, run.scores) for run in runs])
+    if not len(steps):
         raise O2ODataError(f"the runs of {label} have no evaluation step in common; report them apart.")
     for run in runs:
-        if run.steps[-1] > max(common):
-            warnings.warn(f"{run.folder} is cut at step {max(common)}, the last one all its seeds have.", stacklevel=3)
-    scores = np.stack([run.scores[np.isin(run.steps, list(common))] for run in runs])
-    return Group(label, runs[0].task, runs, np.array(sorted(common)), scores, unfinished)
+        if run.steps[-1] > steps[-1]:
+            warnings.warn(f"{run.folder} is cut at step {steps[-1]}, the last one all its seeds have.", stacklevel=3)
+    return Group(label, runs[0].task, runs, steps, scores, unfinished)
 
 
 def _finished(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:

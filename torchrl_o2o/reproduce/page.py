@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from torchrl_o2o.record.curves import common_scores
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
 from torchrl_o2o.reproduce.claims import Claim
 from torchrl_o2o.reproduce.results import Result
@@ -123,6 +124,5 @@ def _curve(group: str, task: str, results: Sequence[Result]) -> Curve | None:
     runs = [run for run in results if (run.group, run.task, run.status) == (group, task, "finished")]
     if not runs:
         return None
-    common = np.array(sorted(set.intersection(*(set(run.steps.tolist()) for run in runs))))
-    scores = np.stack([run.scores[np.isin(run.steps, common)] for run in runs])
-    return Curve.over_seeds(group, common, scores, np.random.default_rng(0))
+    steps, scores = common_scores([(run.steps, run.scores) for run in runs])
+    return Curve.over_seeds(group, steps, scores, np.random.default_rng(0))
