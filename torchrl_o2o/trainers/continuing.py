@@ -224,7 +224,7 @@ class Continuing(Phase):
             {**options.config, "lineage": self.lineage},
             objects,
             buffer,
-            options.scorer(problem, learner) if with_env else None,
+            options.scorer(learner, problem.make_env, problem.env["env_id"]) if with_env else None,
             options.schedule,
             True,
             options.recorder,

@@ -143,17 +143,20 @@ class RunOptions:
         self, problem: Problem, learner: Learner, buffer: ReplayBuffer | None, objects: Mapping[str, Any], total: int
     ) -> Session:
         """Open the run folder for a learner; ``total`` is the last step, for the progress bar."""
-        score, recorder = self.scorer(problem, learner), {"progress_total": total, **self.recorder}
+        score = self.scorer(learner, problem.make_env, problem.env["env_id"])
+        recorder = {"progress_total": total, **self.recorder}
         save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
         return Session(self.folder, self.config, objects, buffer, score, self.schedule, self.resume, recorder, save)
 
-    def scorer(self, problem: Problem, learner: Learner) -> Callable[[], EvaluationResult]:
-        """What evaluates a learner's policy in a problem's environment, always from the same seeds."""
+    def scorer(
+        self, learner: Learner, make_env: Callable[..., gymnasium.Env], env_id: str
+    ) -> Callable[[], EvaluationResult]:
+        """What evaluates a learner's policy, always from the same seeds; ``make_env`` takes ``drawing``."""
 
         def score() -> EvaluationResult:
-            reference, seed = find_reference(problem.env["env_id"]), self.seed + 10_000
+            reference, seed = find_reference(env_id), self.seed + 10_000
             settings = {"timeout": self.env_guard.get("timeout"), **self.evaluation}
-            make = partial(problem.make_env, drawing=bool(settings.get("video")))
+            make = partial(make_env, drawing=bool(settings.get("video")))
             return evaluate(learner.tester, make, seed=seed, reference=reference, **settings)
 
         return score

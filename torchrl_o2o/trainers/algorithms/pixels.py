@@ -9,12 +9,13 @@ RLPD (Ball et al. 2023), DrQ-v2 (Yarats et al. 2021), DrQ-v2+BC and BC (Lu et al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
@@ -48,7 +49,6 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, PixelSACLoss
-from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.session import Session
@@ -163,6 +163,10 @@ def _drqv2_update(loss: DrQV2Loss, cfg: DictConfig) -> Update:
     )
 
 
+def _stacked_env(env: Mapping[str, Any], num_stack: int, *, drawing: bool = False) -> gymnasium.Env:
+    return make_gym_env(**(drawing_arguments(env) if drawing else env), num_stack=num_stack)
+
+
 class PixelRun:
     """The parts of a run from pixels: data, environment, learner, buffer, collector and run folder.
 
@@ -178,7 +182,7 @@ class PixelRun:
     """
 
     def __init__(self, cfg: DictConfig, make_learner: MakePixelLearner, *, rows: EpisodeRows | None = None) -> None:
-        make_env = partial(make_gym_env, **plain(cfg.env), num_stack=cfg.num_stack)
+        make_env = partial(_stacked_env, plain(cfg.env), cfg.num_stack)
         env = GuardedEnv(make_env, **plain(cfg.env_guard))
         shape, action_dim = env.observation_space.shape, env.action_space.shape[0]  # type: ignore[index]
         self.data = load_pixels(cfg, shape)  # type: ignore[arg-type]
@@ -201,12 +205,7 @@ class PixelRun:
             on_cut=writer.truncate_last if rows is None else rows.cut,
         )
         options = run_options(cfg, cfg.run_dir)
-
-        def score() -> EvaluationResult:
-            env_arguments = drawing_arguments(plain(cfg.env)) if cfg.evaluation.video else plain(cfg.env)
-            make = partial(make_gym_env, **env_arguments, num_stack=cfg.num_stack)
-            return evaluate(self.learner.tester, make, seed=cfg.seed + 10_000, **plain(cfg.evaluation))
-
+        score = options.scorer(self.learner, make_env, cfg.env.env_id)
         objects = {**self.learner.objects(), "collector": self.collector, **({} if rows is None else {"rows": rows})}
         recorder = {"progress_total": total, **options.recorder}
         save = policy_saver(self.learner.actor, env={**plain(cfg.env), "num_stack": cfg.num_stack})
