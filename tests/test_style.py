@@ -29,18 +29,15 @@ def docstring_lines(node: ast.AST) -> set[int]:
     return set()
 
 
-def code_lines(source: str, tree: ast.AST, first: int = 1, last: int | None = None) -> int:
-    """Lines that are neither blank, comment nor docstring."""
+def numbers_of_code(source: str, tree: ast.AST) -> list[int]:
+    """Numbers of the lines that are neither blank, comment nor docstring."""
     prose = set().union(*(docstring_lines(node) for node in ast.walk(tree)))
     rows = enumerate(source.splitlines(), 1)
-    return sum(
-        1
-        for number, row in rows
-        if first <= number <= (last or number)
-        and number not in prose
-        and row.strip()
-        and not row.strip().startswith("#")
-    )
+    return [number for number, row in rows if number not in prose and row.strip() and not row.strip().startswith("#")]
+
+
+def code_lines(source: str, tree: ast.AST) -> int:
+    return len(numbers_of_code(source, tree))
 
 
 def functions(tree: ast.AST) -> Iterator[Function]:
@@ -52,8 +49,9 @@ def lengths() -> list[tuple[int, str]]:
     for path in FILES:
         source = path.read_text()
         tree = ast.parse(source)
+        code = numbers_of_code(source, tree)
         for node in functions(tree):
-            count = code_lines(source, tree, node.body[0].lineno, node.end_lineno)
+            count = sum(node.body[0].lineno <= number <= (node.end_lineno or number) for number in code)
             out.append((count, f"{path.relative_to(ROOT)}:{node.name}"))
     return out
 

@@ -67,7 +67,8 @@ def litter(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.suffix in (".tmp", ".broken")]
 
 
-def test_crash_before_every_operation_of_a_save(tmp_path):
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_crash_before_every_operation_of_a_save(tmp_path, stride):
     folder = tmp_path / "run"
     start = Run(folder)
     for _ in range(3):  # the next save also removes a checkpoint and segments
@@ -82,7 +83,7 @@ def test_crash_before_every_operation_of_a_save(tmp_path):
         assert litter(folder / "checkpoints") == []
         step = run.restored
         run.close()
-        operation += 1
+        operation += stride
     assert operation > 25
     assert step <= 60
     run = Run(folder, resume=True).train(60 - step)

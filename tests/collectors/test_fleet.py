@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -271,6 +273,12 @@ def test_metrics_say_how_old_policies_were():
 def test_numbers_out_of_range(bad: dict[str, int]):
     with pytest.raises(O2OSpecError, match=f"got {next(iter(bad))}="):
         scripted(endless, **bad)
+
+
+def test_a_script_that_starts_actors_while_it_is_imported_hears_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(O2OSpecError, match="__main__"):
+        ProcessActors(partial(gymnasium.make, "Pendulum-v1"), make_actor(3, 1)).start(0, 0)
 
 
 # How actors act.

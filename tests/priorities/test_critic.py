@@ -179,7 +179,8 @@ def test_absolute_td_error_is_proportional_prioritization() -> None:
     torch.testing.assert_close(resampling_log_prob(log_priority, 0.6).exp(), powers / powers.sum(), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("build", [pytest.param(Advantage, marks=pytest.mark.slow), TDError])
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [Advantage, TDError])
 def test_compiled_equals_eager(build: Any) -> None:
     priority, rows, scores = build(make_loss()), make_rows(), []
     for compiled in (False, True):

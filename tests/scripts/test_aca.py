@@ -39,7 +39,7 @@ class TestACA(PhasesContract):
     optims = ("actor", "qvalue", "alpha")
 
 
-@pytest.mark.parametrize("stop", [5, 17])
+@pytest.mark.parametrize("stop", [pytest.param(5, marks=pytest.mark.slow), 17])
 def test_sac_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
     words = ("learner=sac", f"schedule.checkpoint_every={stop}")
     train("aca", tmp_path / "whole", *words)

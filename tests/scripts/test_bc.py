@@ -105,7 +105,9 @@ def learner(kind: str, *words: str, compiled: bool = False) -> Any:
     return {"BC": make_bc, "SAC": make_sac_of_clone}[kind](cfg, (3, 2))
 
 
-@pytest.mark.parametrize("policy", ["deterministic", "gaussian", "tanh_gaussian"])
+@pytest.mark.parametrize(
+    "policy", ["tanh_gaussian", *(pytest.param(each, marks=pytest.mark.slow) for each in ("deterministic", "gaussian"))]
+)
 def test_compiled_equals_written_out(policy: str) -> None:
     make = lambda compiled: learner("BC", f"policy={policy}", compiled=compiled)  # noqa: E731
     with without_kernels():

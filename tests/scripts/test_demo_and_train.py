@@ -112,7 +112,7 @@ def test_case_b15_a_signal_to_train_is_a_signal_to_the_training(number: signal.S
 @pytest.mark.parametrize(
     ("number", "group"),
     [
-        (signal.SIGTERM, False),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow),
     ],

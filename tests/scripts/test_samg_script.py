@@ -81,7 +81,9 @@ def start(trained: Run) -> tuple[str, ...]:
     return f"pretrained={trained.folder / 'offline'}", f"confidence.pretrained={trained.folder / 'confidence'}"
 
 
-@pytest.mark.parametrize("base", BASES[1:])
+@pytest.mark.parametrize(
+    "base", [pytest.param(base, marks=pytest.mark.slow) if base in ("cal_ql", "rlpd") else base for base in BASES[1:]]
+)
 def test_every_base_resumes_exactly(tmp_path: Path, base: str) -> None:
     words = [f"base={base}", "schedule.checkpoint_every=15"]
     words += ["value.hidden_sizes=[16]"] if base == "iql" else []

@@ -117,9 +117,10 @@ def equal(whole: Path, parts: Path) -> None:
             assert {**one, "train/pool_clamped": 0} == {**other, "train/pool_clamped": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "stop"),
-    [pytest.param("rlpd", 45, marks=pytest.mark.slow), ("a3rl", 45), pytest.param("rlpd", 0, marks=pytest.mark.slow)],
+    [("rlpd", 45), ("a3rl", 45), ("rlpd", 0)],
     ids=["rlpd", "a3rl", "offline"],
 )
 def test_resumed_equals_uninterrupted(tmp_path: Path, algorithm: str, stop: int) -> None:

@@ -96,7 +96,7 @@ def test_the_vae_that_is_trained_is_the_one_that_is_read() -> None:
     assert "loss_qvalue" in spot.update(batch)
 
 
-@pytest.mark.parametrize("online", [False, True], ids=["offline", "online"])
+@pytest.mark.parametrize("online", [pytest.param(False, marks=pytest.mark.slow), True], ids=["offline", "online"])
 def test_compiled_equals_written_out(online: bool) -> None:
     """Online the weight falls from update to update, with one compilation of the critics' part and one of all."""
     words = ("online.total_frames=10", "cooling_floor=0.5")

@@ -474,6 +474,8 @@ def test_eager(case: str) -> None:
 
 #: One case of each method, which is stacked; stacking runs the captured graphs too.
 FIRST = {case.partition("/")[0]: case for case in reversed(CASES) if not case.startswith("rlpd_pixels")}.values()
+#: Those whose update is no other's with another loss; the rest are stacked by the slow tests.
+STACKED = tuple(f"{method}/" for method in ("rlpd", "a3rl", "awac", "aca", "cql", "iql", "off2on", "fql"))
 
 
 def slow_if(slow: Callable[[str], bool]) -> list[Any]:
@@ -500,7 +502,7 @@ def test_kernels(case: str) -> None:
     run(whole)
 
 
-@pytest.mark.parametrize("case", slow_if(lambda case: case not in FIRST))
+@pytest.mark.parametrize("case", slow_if(lambda case: case not in FIRST or not case.startswith(STACKED)))
 def test_stacked(case: str) -> None:
     agents = [CASES[case]() for _ in range(2)]
     update = Update.stack([agent.update for agent in agents]).compile()

@@ -357,7 +357,15 @@ class ProcessActors(PublishedActors):
         Args:
             number: of the actor.
             attempt: how often it has been started before.
+
+        Raises:
+            O2OSpecError: in a process that is still importing the script that started it.
         """
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise O2OSpecError(
+                "an actor's process imports the script that started it, and this script starts actors when it is "
+                'imported; put what it does under `if __name__ == "__main__":`'
+            )
         make_env, policy = self.env_of(number, attempt), self.policy.for_actor(number, attempt)
         threads = torch.get_num_threads()
         with _START, no_interrupt_for_children(), _started_by(self.start_method):
