@@ -30,7 +30,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["describe_run", "git_commit", "package_versions", "plain_config", "plain_number"]
 
-_PACKAGES = ("torchrl_o2o", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
+_PACKAGES = ("torchrl_o2o", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control", "numpy")
 _GIT_TIMEOUT_SECONDS = 10
 # What a checkout's own configuration could make git run.
 _GIT_HARMLESS = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "status.submoduleSummary=false")

@@ -64,6 +64,35 @@ def test_rendered_frames_can_be_stacked() -> None:
         RenderedFrames(DotReachEnv())
 
 
+def test_frames_of_another_size_are_means_over_areas() -> None:
+    """Pixels are shared where an edge goes through them; one size up repeats."""
+    frame = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+
+    class Draws(DotReachEnv):
+        def render(self) -> np.ndarray:
+            return frame
+
+    whole = RenderedFrames(Draws(render_mode="rgb_array"), size=3).reset()[0]
+    np.testing.assert_array_equal(whole, np.rint(frame.reshape(3, 2, 3, 3, 3).mean((1, 3))).astype(np.uint8))
+    shared = RenderedFrames(Draws(render_mode="rgb_array"), size=4).reset()[0]
+    corner = np.einsum("h,w,hwc->c", [1.0, 0.5], [1.0, 1.0, 0.25], frame[:2, :3]) / (1.5 * 2.25)
+    np.testing.assert_array_equal(shared[0, 0], np.rint(corner).astype(np.uint8))
+    larger = RenderedFrames(Draws(render_mode="rgb_array"), size=18).reset()[0]
+    np.testing.assert_array_equal(larger, frame.repeat(3, 0).repeat(2, 1))
+
+
+def test_an_action_is_repeated_until_the_episode_ends() -> None:
+    single = make_gym_env("o2o/DotReach-v0", seed=0)
+    action = np.array([0.1, -0.2], np.float32)
+    rewards = [single.step(action)[1] for _ in range(25)]
+    env = make_gym_env("o2o/DotReach-v0", seed=0, action_repeat=4)
+    steps = [env.step(action) for _ in range(7)]
+    assert [step[1] for step in steps] == [sum(rewards[4 * k : 4 * k + 4]) for k in range(7)]
+    assert [step[3] for step in steps] == [False] * 6 + [True]
+    with pytest.raises(O2OSpecError, match="shadows=True without render_size"):
+        make_gym_env("o2o/DotReach-v0", shadows=True)
+
+
 class Shows(gymnasium.Env):
     def __init__(self, shape: tuple[int, ...], dtype: type) -> None:
         self.observation_space = spaces.Box(0, 255, shape, dtype)

@@ -16,6 +16,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["actions", "add_actions", "add_reading", "reading", "register"]
 
+_RECORDING = ("size", "action_repeat", "shadows", "noise", "allow_modules")
 _SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .csv, .pickle, or a Minari folder)"
 
 
@@ -29,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     subcommands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = subcommands.add_parser("list", help="names that can be made here, and data sets on this machine")
     listing.set_defaults(run=_list)
-    _register_make(subcommands.add_parser("make", help="make one of this package's data sets"))
+    _register_make(subcommands.add_parser("make", help="make one of this package's data sets, or record frames"))
     show = subcommands.add_parser("show", help="summarize a data set")
     _add_source(show)
     show.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths and rewards")
@@ -45,11 +46,20 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _register_make(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="such as o2o/halfcheetah/linear-mix-v0")
+    parser.add_argument("name", metavar="NAME", help="such as o2o/halfcheetah/linear-mix-v0; with --env a new name")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, metavar="N", help="environment steps; the recipe's number by default")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where to put it; Minari's folder by default")
-    parser.add_argument("--policy", type=Path, metavar="FILE.npz", help="the actor, for names that need one")
+    parser.add_argument(
+        "--policy", type=Path, metavar="FILE", help="who acts: .npz for names that need one; with --env a run"
+    )
+    frames = parser.add_argument_group("recording what an environment renders")
+    frames.add_argument("--env", metavar="ID", help="an environment, dm_control/walker-walk-v0 for example")
+    frames.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the frames (default: 64)")
+    frames.add_argument("--action-repeat", type=int, metavar="N", help="(default: the policy's, or 1)")
+    frames.add_argument("--shadows", action="store_true", help="MuJoCo's shadows, reflections and smooth edges")
+    frames.add_argument("--noise", type=float, metavar="STD", help="on the policy's actions (default: 0)")
+    frames.add_argument("--allow-modules", nargs="+", metavar="MODULE", help="whose environments may be built")
     parser.set_defaults(run=_make)
 
 
@@ -159,6 +169,11 @@ def _make(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data.datasets.local import make_local_dataset
     from torchrl_o2o.data.datasets.ogbench_make import make_ogbench
 
+    if arguments.env is not None:
+        return _record(arguments)
+    options = [name for name in _RECORDING if getattr(arguments, name)]
+    if options:
+        raise O2OSpecError(f"got --{options[0].replace('_', '-')} without --env, expected the environment to record")
     if arguments.name.startswith("ogbench/"):
         if arguments.policy is not None:
             raise O2OSpecError(f"got --policy for {arguments.name}, which takes none")
@@ -169,6 +184,26 @@ def _make(arguments: argparse.Namespace) -> int:
         arguments.name, seed=arguments.seed, num_steps=arguments.steps, root=arguments.root, policy=arguments.policy
     )
     print(f"{arguments.name} is in {folder}")
+    return 0
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    from torchrl_o2o.commands.policies import recording_policy
+    from torchrl_o2o.data import record_frames
+
+    asked = {"action_repeat": arguments.action_repeat, "allow_modules": arguments.allow_modules}
+    env = {"env_id": arguments.env, "render_size": 64 if arguments.size is None else arguments.size}
+    env |= {key: value for key, value in asked.items() if value is not None}
+    env |= {"shadows": True} if arguments.shadows else {}
+    settings: dict[str, Any] = {"env": env}
+    if arguments.policy is not None:
+        settings = recording_policy(arguments.policy, env)
+    numbers = {"seed": arguments.seed, "num_steps": arguments.steps, "noise": arguments.noise, "root": arguments.root}
+    given = {key: value for key, value in numbers.items() if value is not None}
+    folder = record_frames(arguments.name, **settings, **given)
+    words = " ".join(f"+env.{key}={value}" for key, value in settings["env"].items() if key != "env_id")
+    print(f"{arguments.name} is in {folder}")
+    print(f"learn from it by dataset.source={arguments.name} env.env_id={arguments.env} {words}")
     return 0
 
 

@@ -7,6 +7,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_o2o.errors import O2OSpecError
@@ -14,7 +17,7 @@ from torchrl_o2o.errors import O2OSpecError
 if TYPE_CHECKING:
     from torchrl_o2o.deploy import PolicyFile
 
-__all__ = ["add_arguments", "env_arguments"]
+__all__ = ["add_arguments", "env_arguments", "recording_policy"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, env: bool = True) -> None:
@@ -60,21 +63,58 @@ def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str
         >>> env_arguments(policy, argparse.Namespace(env=None, allow_modules=[]))
         {'env_id': 'Pendulum-v1', 'allow_modules': []}
     """
-    from torchrl_o2o.envs import make_gym_env
-
     if arguments.env is None and policy.env is None:
         raise O2OSpecError(f"{policy.path} does not say which environment it is for; name one with --env")
     known = dict(policy.env or {}) if arguments.env is None else {"env_id": arguments.env}
     known["allow_modules"] = arguments.allow_modules
+    _check_fits(policy, known, "name another environment with --env")
+    return known
+
+
+def recording_policy(path: Path, env: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`~torchrl_o2o.data.record_frames` for a policy that acts in an environment.
+
+    A policy that was trained on rendered frames is given those that are recorded, any other what the environment itself
+    observes. Where it was trained in this environment, what is not asked for otherwise is as it was then.
+
+    Args:
+        path: a run folder or a policy file.
+        env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`, with ``render_size``.
+
+    Raises:
+        O2OSpecError: if the policy is not of the environment's sizes.
+    """
+    from torchrl_o2o.collectors import FastActor, FrameActor
+    from torchrl_o2o.deploy import read_policy
+
+    policy = read_policy(path)
+    trained = dict(policy.env or {})
+    known = {**env, **(trained if trained.get("env_id") == env["env_id"] else {}), **env}
+    sees_frames = trained.get("render_size") is not None
+    read = {**known, "num_stack": trained.get("num_stack", 3)} if sees_frames else _unrendered(known)
+    _check_fits(policy, read, "record another environment, or frames of that --size")
+    act = (FrameActor if policy.sees else FastActor)(policy.actor(native_actions=False))
+    algorithm = policy.metadata.get("algorithm", "a policy")
+    digest = hashlib.blake2b(policy.path.read_bytes(), digest_size=16).hexdigest()
+    settings = {"act": act, "sees_frames": sees_frames, "policy": f"{algorithm} blake2b:{digest}"}
+    return {"env": {key: value for key, value in known.items() if key != "num_stack"}, **settings}
+
+
+def _unrendered(env: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in env.items() if key not in ("render_size", "shadows")}
+
+
+def _check_fits(policy: PolicyFile, known: Mapping[str, Any], remedy: str) -> None:
+    from torchrl_o2o.envs import make_gym_env
+
     env = make_gym_env(**known)
-    dims = env.observation_space.shape + env.action_space.shape
+    dims = env.observation_space.shape + env.action_space.shape  # type: ignore[operator]
     env.close()
     if dims != policy.dims:
         raise O2OSpecError(
             f"{policy.path} reads {_shape(policy.dims)} observation entries and gives {policy.dims[-1]} action "
-            f"dimensions, {known['env_id']} has {_shape(dims)} and {dims[-1]}; name another environment with --env"
+            f"dimensions, {known['env_id']} has {_shape(dims)} and {dims[-1]}; {remedy}"
         )
-    return known
 
 
 def _shape(dims: tuple[int, ...]) -> str:

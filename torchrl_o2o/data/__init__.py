@@ -9,6 +9,7 @@ from __future__ import annotations
 from torchrl_o2o.data.audit import AuditReport, Finding, audit
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.datasets.local import make_local_dataset
+from torchrl_o2o.data.datasets.rendered import record_frames
 from torchrl_o2o.data.datasets.vd4rl import load_vd4rl
 from torchrl_o2o.data.episode_rows import EpisodeRows
 from torchrl_o2o.data.frames import FrameStorage, PixelData, pixel_data, stack_rows
@@ -70,6 +71,7 @@ __all__ = [
     "offline_online_storage",
     "offline_replay_buffer",
     "pixel_data",
+    "record_frames",
     "register_with_torchrl",
     "returns_to_go",
     "select_transition",

@@ -15,7 +15,7 @@ from gymnasium import spaces
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["DotReachEnv", "RenderedFrames", "StackFrames", "chase_dot"]
+__all__ = ["DotReachEnv", "RenderedFrames", "RepeatAction", "StackFrames", "chase_dot"]
 
 
 class _Stack:
@@ -108,31 +108,84 @@ class RenderedFrames(gymnasium.ObservationWrapper):
 
     Args:
         env: made with ``render_mode="rgb_array"``.
+        size: height and width of the frames, pixels; those of another size are averaged over areas, their sides each
+            by itself. ``None`` (default) leaves them.
 
     Raises:
-        O2OSpecError: if it renders no images.
+        O2OSpecError: if it renders no images, or the size is below 1.
 
     Examples:
-        >>> env = RenderedFrames(DotReachEnv(render_mode="rgb_array"))
-        >>> env.reset(seed=0)[0].shape
-        (16, 16, 3)
+        >>> env = RenderedFrames(DotReachEnv(render_mode="rgb_array"), size=8)
+        >>> env.reset(seed=0)[0].shape, env.original.shape
+        ((8, 8, 3), (16, 16, 3))
     """
 
-    def __init__(self, env: gymnasium.Env) -> None:
+    def __init__(self, env: gymnasium.Env, size: int | None = None) -> None:
         super().__init__(env)
         if env.render_mode != "rgb_array":
             raise O2OSpecError(f"got an environment of render_mode={env.render_mode!r}, expected 'rgb_array'")
-        env.reset()
+        if size is not None and size < 1:
+            raise O2OSpecError(f"got frames of size {size}, expected at least 1 pixel")
+        #: What the environment itself observed last.
+        self.original, _ = env.reset()
         frame = np.asarray(env.render())
-        if frame.dtype != np.uint8 or frame.ndim != 3:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] not in (3, 4):
             raise O2OSpecError(
                 f"the environment renders {frame.dtype} of shape {frame.shape}, expected uint8 [H, W, 3]"
             )
-        self.observation_space = spaces.Box(0, 255, frame.shape, np.uint8)
+        shape = frame.shape[:2] if size is None else (size, size)
+        self._areas = None if shape == frame.shape[:2] else tuple(map(_areas, frame.shape[:2], shape))
+        self.observation_space = spaces.Box(0, 255, (*shape, frame.shape[-1]), np.uint8)
 
     def observation(self, observation: Any) -> np.ndarray:
         """The rendered image."""
-        return np.asarray(self.env.render())
+        self.original = observation
+        frame = np.asarray(self.env.render())
+        if self._areas is None:
+            return frame
+        return np.rint(np.einsum("ih,hwc,jw->ijc", self._areas[0], frame, self._areas[1], optimize=True)).astype(
+            np.uint8
+        )
+
+
+def _areas(old: int, new: int) -> np.ndarray:
+    """Which share of each new pixel every old one covers, along one side, [new, old]."""
+    edges, pixels = np.arange(new + 1) * (old / new), np.arange(old)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.clip(covered, 0.0, None) * (new / old)
+
+
+class RepeatAction(gymnasium.Wrapper):
+    """Take every action several times, until the episode ends; rewards are summed.
+
+    Args:
+        env: the environment.
+        times: how often, at least 1.
+
+    Raises:
+        O2OSpecError: if it is below 1.
+
+    Examples:
+        >>> env = RepeatAction(DotReachEnv(), 5)
+        >>> _ = env.reset(seed=0)
+        >>> bool((env.step(np.full(2, 0.5))[0] == DotReachEnv().reset(seed=0)[0]).all())
+        False
+    """
+
+    def __init__(self, env: gymnasium.Env, times: int) -> None:
+        super().__init__(env)
+        if times < 1:
+            raise O2OSpecError(f"got action_repeat={times}, expected at least 1")
+        self._times = times
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take the action so many times."""
+        total, step = 0.0, self.env.step(action)
+        for _ in range(self._times - 1):
+            if step[2] or step[3]:
+                break
+            total, step = total + float(step[1]), self.env.step(action)
+        return step[0], total + float(step[1]), *step[2:]
 
 
 class DotReachEnv(gymnasium.Env):

@@ -58,7 +58,7 @@ def drawing_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, "env_kwargs": {**(arguments.get("env_kwargs") or {}), "render_mode": "rgb_array"}}
 
 
-def drawing_env(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
+def drawing_env(make: Callable[[], gymnasium.Env], name: str, *, plainly: bool = True) -> gymnasium.Env:
     """Build an environment and see that it draws itself: what cannot is found out before the first step.
 
     On Linux without a screen MuJoCo is told to draw by EGL or OSMesa, whichever is there, unless ``MUJOCO_GL`` is set.
@@ -68,6 +68,9 @@ def drawing_env(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
         make: builds it with ``render_mode="rgb_array"``.
         name: what to call it in a message.
 
+    Keyword Args:
+        plainly: whether MuJoCo leaves out shadows and smooth edges. Defaults to ``True``.
+
     Raises:
         O2OSpecError: if it does not draw images, saying what to install.
 
@@ -76,14 +79,15 @@ def drawing_env(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
         >>> drawing_env(lambda: make_gym_env(**drawing_arguments({"env_id": "o2o/DotReach-v0"})), "it").render().shape
         (16, 16, 3)
     """
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        found = [library for library in ("EGL", "OSMesa") if ctypes.util.find_library(library)]
-        os.environ.setdefault("MUJOCO_GL", (*found, "EGL")[0].lower())  # MuJoCo reads it when it first draws
+    choose_renderer(("EGL",))
     try:
         env = make()
-        _draw_plainly(env)
+        if plainly:
+            _draw_plainly(env)
         env.reset(seed=0)
         _draw(env)
+    except O2OSpecError:  # it cannot even be built
+        raise
     except Exception as error:  # every renderer fails in its own way
         raise O2OSpecError(
             f"{name} cannot be drawn here ({type(error).__name__}: {error}); classic control and Box2D need pygame "
@@ -91,6 +95,18 @@ def drawing_env(make: Callable[[], gymnasium.Env], name: str) -> gymnasium.Env:
             "libegl1 libegl-mesa0) and OSMesa (libosmesa6), which MUJOCO_GL=egl or osmesa chooses"
         ) from error
     return env
+
+
+def choose_renderer(otherwise: Sequence[str] = ()) -> None:
+    """Have MuJoCo draw without a screen, on Linux where there is none, unless ``MUJOCO_GL`` says by what.
+
+    Args:
+        otherwise: what to name where neither EGL nor OSMesa is there. Defaults to nothing.
+    """
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        found = [*(library for library in ("EGL", "OSMesa") if ctypes.util.find_library(library)), *otherwise]
+        if found:  # MuJoCo reads it when it first draws, dm_control when it is imported
+            os.environ.setdefault("MUJOCO_GL", found[0].lower())
 
 
 def _draw_plainly(env: gymnasium.Env) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from torchrl_o2o.data.datasets.actors import (
     EpisodeActors,
@@ -38,7 +40,7 @@ from torchrl_o2o.envs.tasks import TASKS
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
 
-__all__ = ["make_local_dataset", "teacher_groups"]
+__all__ = ["check_same", "make_local_dataset", "store_trajectories", "teacher_groups"]
 
 _POLICIES = Path(__file__).with_name("policies")
 _ACTION_NOISE = 0.1
@@ -99,13 +101,11 @@ def make_local_dataset(
     }
     target = (dataset_root() if root is None else Path(root)) / name
     if target.exists():
-        _check_same(target, made)
+        check_same(target, made)
         return target
     env = _make_env(recipe.env_id)
     trajectories = _collect(env, recipe, policy, num_steps, seed)
-    with staged_directory(target) as folder:
-        _check_room(folder, trajectories)
-        _store(folder / "data", name, recipe, env, trajectories, made)
+    store_trajectories(target, name, recipe.description, env, trajectories, made)
     env.close()
     return target
 
@@ -136,9 +136,19 @@ def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
         raise O2ODataError(f"cannot read the policy file {path} ({error}); give an npz file.") from error
 
 
-def _check_same(target: Path, made: dict[str, Any]) -> None:
+def check_same(target: Path, made: Mapping[str, Any]) -> None:
+    """See that a data set that exists was made as it would be made now, but for versions.
+
+    Args:
+        target: its folder.
+        made: what would be stored as ``"o2o"`` of its metadata.
+
+    Raises:
+        O2ODataError: if it was made otherwise.
+    """
     stored = read_metadata(target / "data" / "metadata.json").get("o2o", {})
-    differing = [key for key in ("seed", "num_steps", "policy") if stored.get(key) != made[key]]
+    keys = ("seed", "num_steps", "policy", "env", "noise")
+    differing = [key for key in keys if stored.get(key) != made.get(key)]
     if differing:
         was, wanted = ({key: described.get(key) for key in differing} for described in (stored, made))
         raise O2ODataError(f"{target} was made with {was}, not {wanted}; remove that folder or choose another root.")
@@ -251,22 +261,61 @@ def _bytes_of(run: Trajectory) -> int:
     return sum(each.nbytes for each in (*arrays, run.actions, run.rewards, run.terminations, run.truncations))
 
 
+def store_trajectories(
+    target: Path,
+    name: str,
+    description: str,
+    env: gymnasium.Env,
+    trajectories: Sequence[Trajectory],
+    made: Mapping[str, Any],
+) -> None:
+    """Write a Minari data set; it appears by one rename.
+
+    Args:
+        target: its folder.
+        name: its id.
+        description: how it was made.
+        env: whose spaces and spec it has.
+        trajectories: the episodes.
+        made: how it was made, for programs; its ``"task"`` says whose reference scores it gets.
+
+    Raises:
+        O2ODataError: if the disk has no room for it.
+    """
+    with staged_directory(target) as folder:
+        _check_room(folder, trajectories)
+        _store(folder / "data", name, description, env, trajectories, made)
+
+
+def _recreated(env: gymnasium.Env) -> EnvSpec | None:
+    """How gymnasium makes it, without wrappers that are none of gymnasium's but with its time limit."""
+    spec = copy(env.unwrapped.spec)
+    if spec is not None and env.spec is not None:
+        spec.max_episode_steps = env.spec.max_episode_steps
+    return spec
+
+
 def _store(
-    folder: Path, name: str, recipe: Recipe, env: gymnasium.Env, trajectories: Sequence[Trajectory], made: dict
+    folder: Path,
+    name: str,
+    description: str,
+    env: gymnasium.Env,
+    trajectories: Sequence[Trajectory],
+    made: Mapping[str, Any],
 ) -> None:
     # What minari.create_dataset_from_buffers does, except that it can only write to its final place.
     minari = require("minari", "minari")
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    storage = MinariStorage.new(folder, env.observation_space, env.action_space, env.spec, "hdf5")
-    reference = find_reference(recipe.env_id)
+    storage = MinariStorage.new(folder, env.observation_space, env.action_space, _recreated(env), "hdf5")
+    reference = find_reference(made["task"])
     scores = {} if reference is None else {"ref_min_score": reference.random, "ref_max_score": reference.expert}
     storage.update_metadata(
         {
             "dataset_id": name,
-            "algorithm_name": recipe.description,
-            "description": f"Made by torchrl_o2o: {recipe.description}.",
+            "algorithm_name": description,
+            "description": f"Made by torchrl_o2o: {description}.",
             "author": {"torchrl_o2o"},
             "minari_version": minari.__version__,
             "o2o": made,

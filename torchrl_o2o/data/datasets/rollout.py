@@ -29,7 +29,9 @@ class Trajectory:
     truncations: np.ndarray
 
 
-def roll_out(env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed: int) -> list[Trajectory]:
+def roll_out(
+    env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed: int, wrapped: bool = False
+) -> list[Trajectory]:
     """Act for a number of steps; the last episode is cut there and marked truncated.
 
     Args:
@@ -37,6 +39,8 @@ def roll_out(env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed:
         actors: chooses who acts in each episode.
         num_steps: steps over all episodes.
         seed: of the environment and of every draw the actors make.
+        wrapped: whether wrappers are stepped too, for what they make of the observations; one of them has to keep the
+            time limit then. Defaults to ``False``.
 
     Examples:
         >>> import gymnasium
@@ -48,9 +52,9 @@ def roll_out(env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed:
     """
     seed = check_seed(seed)
     rng = np.random.default_rng((seed, 1))  # not the environment's own stream, which default_rng(seed) would repeat
-    limit = env.spec.max_episode_steps if env.spec is not None else None
+    limit = env.spec.max_episode_steps if env.spec is not None and not wrapped else None
     # The wrappers check every step, which costs as much as the step itself; the time limit is kept here instead.
-    bare = env.unwrapped
+    bare = env if wrapped else env.unwrapped
     bare.reset(seed=seed)
     trajectories, left = [], num_steps
     while left > 0:
