@@ -114,6 +114,11 @@ class GivenPretraining:
         """There is nothing to train."""
         raise O2OSpecError(f"the pre-training in {self.folder} is finished; it has no step left")
 
+    @property
+    def buffer(self) -> TensorDictReplayBuffer:
+        """There is nothing to learn from."""
+        return self.learner.buffer  # type: ignore[attr-defined]
+
     def steps(self) -> Iterator[int]:
         """None."""
         return iter(())

@@ -22,6 +22,7 @@ from torchrl_o2o.trainers.algorithms.aca import (
     make_sac_ml,
 )
 from torchrl_o2o.trainers.algorithms.awac import make_awac
+from torchrl_o2o.trainers.algorithms.awr import check_awr, make_awr
 from torchrl_o2o.trainers.algorithms.bc import make_bc, make_sac_of_clone
 from torchrl_o2o.trainers.algorithms.behavior import BEHAVIOR_REGULARIZED, make_bear, make_brac, start_on_penalty
 from torchrl_o2o.trainers.algorithms.cql import make_cal_ql, make_cql, make_sac_after_cql
@@ -48,6 +49,7 @@ __all__ = [
     "PixelRun",
     "anneal_pool",
     "balanced_replay_buffer",
+    "check_awr",
     "cool_constraint",
     "cool_penalty",
     "decay_actor_lr",
@@ -60,6 +62,7 @@ __all__ = [
     "make_a3rl",
     "make_aca",
     "make_awac",
+    "make_awr",
     "make_base",
     "make_baseline_learner",
     "make_bc",
