@@ -114,7 +114,8 @@ def test_against_an_environment(flat: Arrays) -> None:
         O2ODataError, match=r"Pendulum-v1's in \[-2, 2\]\. Build the environment with torchrl_o2o\.envs"
     ):
         load_offline({**flat, "actions": flat["actions"][:, :1]}, env=gymnasium.make("Pendulum-v1"))
-    assert len(load_offline({**flat, "actions": flat["actions"][:, :1]}, env="Pendulum-v1")) == 12
+    said: dict[str, Any] = {"env": "Pendulum-v1", "action_bounds": (-1, 1)}
+    assert len(load_offline({**flat, "actions": flat["actions"][:, :1]}, **said)) == 12
 
 
 def test_every_error_is_told_at_once(flat: Arrays) -> None:

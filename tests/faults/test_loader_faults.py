@@ -358,7 +358,7 @@ def test_case_a05_actions_clipped_to_a_smaller_box() -> None:
 
     assert severity(native) == ["error"]
     assert severity((2.5 * native).clamp(-1, 1)) == ["warning"], "shares of the box"
-    assert severity(0.9 * native) == ["warning"], "none at the edges: either"
+    assert severity(0.9 * native) == ["error"], "none at the edges: either"
 
 
 @pytest.mark.parametrize("following", [True, False])
@@ -386,8 +386,11 @@ def test_case_a05_episode_numbers_that_come_again() -> None:
 
 def test_case_a05_actions_in_native_units() -> None:
     arrays = walk()
-    with pytest.warns(UserWarning, match=r"Pendulum-v1's own box is \[-2, 2\].*pass action_bounds=\(low, high\)"):
+    told = r"from row 0 on and Pendulum-v1's own box is \[-2, 2\].*pass action_bounds=\(low, high\)"
+    with pytest.raises(O2ODataError, match=told):
         load_offline(arrays, env="Pendulum-v1")
+    with pytest.warns(UserWarning, match=told):  # transitions in TED are as this package's environments take them
+        load_offline(load(arrays), env="Pendulum-v1")
     for bounds in ((-1, 1), (-2, 2)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -1029,3 +1032,80 @@ def test_case_d_how_arrays_lie_in_memory_does_not_matter(change: Callable[[np.nd
 def test_case_d_actions_are_vectors() -> None:
     with pytest.raises(O2ODataError, match=r"actions of .* have the shape \[240, 2, 3\]; expected one vector per row"):
         load(walk() | {"actions": np.zeros((240, 2, 3))})
+
+
+LONG = walk(60)
+CUT = LONG["timeouts"]
+SHUFFLED = np.random.default_rng(1).permutation(1200)
+NUMBERED = without(LONG, "timeouts", "next_observations") | {"episode": np.arange(1200) // LIMIT}
+#: What a recorder did wrong -> its rows, and what is told of them: an error, or a warning in small examples.
+MISRECORDED = {
+    "the row's own observation": (LONG | {"next_observations": LONG["observations"]}, "have their own observation as"),
+    "zeros at time limits": (
+        LONG | {"next_observations": np.where(CUT[:, None], 0, LONG["next_observations"])},
+        "a next observation of zeros",
+    ),
+    "room never filled": (
+        {name: np.concatenate([values, np.zeros_like(values)[:900], np.zeros_like(values)[:900]])
+         for name, values in LONG.items()}, "1799 of 3000 rows are zero throughout.*first at episode 60, step 0",
+    ),
+    "shuffled within episodes": ({name: values[SHUFFLED] for name, values in NUMBERED.items()}, "rows are shuffled"),
+    "terminations beside terminals": (LONG | {"terminations": np.ones(1200)}, "terminations is not read.* in row 0"),
+    "step types": (LONG | {"step_type": np.where(np.roll(CUT, 3), 2, 1)}, "step_type is not read.* in row 2"),
+    "nothing": (LONG | {"timeouts": None}, "timeouts of the dictionary is None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MISRECORDED)
+def test_case_a05_what_recorders_do_wrong(kind: str) -> None:
+    arrays, told = MISRECORDED[kind]
+    with pytest.raises(O2ODataError, match=told):
+        load(arrays)
+
+
+def test_case_a05_what_only_looks_misrecorded() -> None:
+    step_types = np.where(CUT, 2, np.where(np.roll(CUT, 1), 0, 1))
+    assert (load(LONG | {"step_type": step_types, "not_done": ~CUT}) == load(LONG)).all()
+    workers = np.random.default_rng(1).permutation(np.arange(1200) // 200)  # six environments take turns at random
+    order = np.argsort(np.argsort(workers, kind="stable"))
+    turns = load({name: values[order] for name, values in NUMBERED.items()})
+    for key in ("observation", ("next", "observation")):
+        assert (turns[key].sort(0).values == load(NUMBERED)[key].sort(0).values).all()
+    small = walk()
+    with pytest.warns(UserWarning, match="have their own observation"):
+        load_offline(small | {"next_observations": small["observations"]})
+
+
+def test_case_a05_episodes_that_say_less_than_others() -> None:
+    episode = {"observations": np.random.rand(6, 3), "actions": np.zeros((5, 1)), "rewards": np.arange(5.0)}
+    with pytest.warns(UserWarning, match="1 of 2 episodes, first episode 1, do not say which rows are terminal"):
+        assert load_offline([episode | {"terminals": True}, episode])["next", "terminated"].sum() == 1
+
+
+def test_case_d_transitions_of_collectors() -> None:
+    data = load(LONG)
+    wanted = data.clone()
+    data["observation"].requires_grad_()
+    assert (load(data) == wanted).all()
+    data = wanted.clone().exclude("episode").set(("next", "truncated"), torch.zeros(1200, 1, dtype=torch.bool))
+    data.set("collector", TensorDict({"traj_ids": wanted["episode"] + 7}, [1200]))
+    assert (load(data)["next", "truncated"] == wanted["next", "truncated"]).all()
+    for source, told in (
+        (data.view(60, 20), r"batch size \(60, 20\); expected \[N\]"),
+        ([data], r"is a TensorDict; .* join them to one by torch\.cat"),
+        (data.to("meta"), "on the device meta"),
+    ):
+        with pytest.raises(O2ODataError, match=told):
+            load(source)
+
+
+def test_case_d_tables_of_spreadsheets(tmp_path: Path) -> None:
+    arrays = walk()
+    text = saved("csv", arrays, tmp_path).read_text()
+    for name, content in (("mark", "\ufeff" + text), ("empty", text.replace("\n", "\r\n\r\n") + "\r\n")):
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes(content.encode())
+        assert (load(path) == load(tmp_path / "log.csv")).all()
+    (tmp_path / "semicolons.csv").write_text(text.replace(",", ";"))
+    with pytest.raises(O2ODataError, match=r"line 2: .*with commas between them"):
+        load(tmp_path / "semicolons.csv")

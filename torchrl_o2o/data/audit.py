@@ -28,6 +28,8 @@ __all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
 _LARGE_REWARD = 1e6
 #: Fewer cases than this can be chance. Distances are measured on so many rows, of at most so many numbers.
 _FEW, _SAMPLE, _NUMBERS = 2, 10_000, 10_000_000
+#: So many rows are a recording and no example.
+_MANY = 1_000
 #: Terminal states after fewer steps than this, always the same number, are a short task.
 _SUSPICIOUS_LENGTH = 20
 #: A jump over a reset is larger than a usual step by this, which chance can do too where ends are few; first
@@ -75,7 +77,8 @@ def audit(
 
     Errors: missing or misshapen entries, no rows, NaN or infinite values, actions outside the box, dimensions or bounds
     that differ from the environment's, episodes beyond the time limit, terminal states that are all exactly at it, most
-    rows not continuing in the next row, next observations that are the next episode's first. Warnings: columns without
+    rows not continuing in the next row, next observations that are the next episode's first, the row's own or zeros at
+    time limits, most rows zero throughout. Warnings: columns without
     variation, rewards that are all equal or beyond 1e6, some next observations that do not continue in the next row, an
     episode that goes on after its end.
 
@@ -327,6 +330,14 @@ def _check_alignment(subject: _Subject) -> list[Finding]:
     same = (subject.episode[1:] == subject.episode[:-1]) & (subject.step[1:] == subject.step[:-1] + 1)
     differ = (following[:-1] != observation[1:]).flatten(1).any(1)
     broken = torch.cat([differ & same, differ.new_zeros(1)])
+    stuck = broken & (following == observation).flatten(1).all(1)
+    if int(stuck.sum()) > int(same.sum()) // 2:
+        return subject.finding(
+            "stuck", "error" if len(observation) >= _MANY else "warning", stuck, ("next", "observation"),
+            f"{{count}} of {int(same.sum())} transitions have their own observation as the next one, {{place}}, though "
+            "the next row has another: one array was stored twice, before and after it changed. Copy observations "
+            "where they are recorded, or leave next observations out.",
+        )  # fmt: skip
     if int(broken.sum()) > int(same.sum()) // 2 and _come_elsewhere(observation, following, broken):
         return subject.finding(
             "shuffled", "error", broken, ("next", "observation"),
@@ -398,6 +409,27 @@ def _check_variation(subject: _Subject) -> list[Finding]:
     return findings
 
 
+def _check_empty_rows(subject: _Subject) -> list[Finding]:
+    """Zeros instead of numbers: in whole rows, among others, or in the next observations of episodes cut short."""
+    parts = {key: subject.data.get(key).flatten(1).any(1).bool() for key in _FLOAT_KEYS}
+    filled, truncated = torch.stack(list(parts.values())).any(0), subject.data.get(("next", "truncated")).squeeze(-1)
+    lost = truncated & parts["observation"] & ~parts["next", "observation"]
+    if int(lost.sum()) > _FEW and 2 * int(lost.sum()) > int(truncated.sum()):
+        return subject.finding(
+            "zero_next", "error" if len(lost) >= _MANY else "warning", lost, ("next", "observation"),
+            "{count} transitions at a time limit have a next observation of zeros, {place}: it was not recorded, and "
+            "values would be bootstrapped from it. Leave next observations out; the rows without one are then dropped.",
+        )  # fmt: skip
+    empty = ~(filled | subject.data.get(("next", "done")).squeeze(-1))
+    if not filled.any() or int(empty.sum()) <= _FEW:
+        return []
+    return subject.finding(
+        "empty_rows", "error" if _MANY <= len(empty) < 2 * int(empty.sum()) else "warning", empty, "observation",
+        f"{{count}} of {len(filled)} rows are zero throughout, observation, action, next observation and reward, "
+        "{place}: rows that were never written, or the padding of shorter episodes. Leave them out.",
+    )  # fmt: skip
+
+
 def _check_reward(subject: _Subject) -> list[Finding]:
     reward = subject.data.get(("next", "reward")).squeeze(-1)
     findings = subject.finding(
@@ -414,5 +446,6 @@ _CHECKS: tuple[Callable[[_Subject], list[Finding]], ...] = (
     _check_flags,
     _check_alignment,
     _check_variation,
+    _check_empty_rows,
     _check_reward,
 )

@@ -24,8 +24,6 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["EnvFacts", "EnvLike", "env_facts", "match_environment", "match_units"]
 
-#: So many actions exactly at an edge are no chance.
-_CLIPPED = 3
 #: An environment, or the id of one for :func:`torchrl_o2o.envs.make_gym_env`.
 EnvLike = str | gymnasium.Env | EnvBase
 
@@ -108,8 +106,8 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
         env: what is known of the environment.
 
     Returns:
-        A warning if the own box is another one: the actions may well be in the environment's units. An error if they
-        are: all lie in an own box that is smaller, and many exactly at its edges.
+        An error if the own box is another one and all actions lie in it: nothing tells shares of the box from its own
+        units, which differ by the box's size. A warning if some lie beyond it, as only shares do.
     """
     mapped = _close(env.low, torch.tensor(-1.0)) and _close(env.high, torch.tensor(1.0))
     action = data.get("action")
@@ -117,29 +115,14 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
         return []
     if _close(env.own_low, env.low) and _close(env.own_high, env.high):
         return []
-    if _fill(action, env):
-        message = (
-            f"the actions lie in {env.name}'s own box [{_text(env.own_low)}, {_text(env.own_high)}], many exactly at "
-            "its edges: they are in its units, not in [-1, 1]. Pass action_bounds=(low, high) of that box; if they are "
-            "shares of it, action_bounds=(-1, 1) says so."
-        )
-        return [Finding("action_units", "error", message, count=len(action), key="action")]
+    own_units = bool(((action >= env.own_low) & (action <= env.own_high)).all())
     span, own = f"[{action.min():.4g}, {action.max():.4g}]", f"[{_text(env.own_low)}, {_text(env.own_high)}]"
     message = (
         f"the actions span {span} from row 0 on and {env.name}'s own box is {own}: the data do not say in which units "
-        "they are, and are taken for shares of the box. If they are the environment's units, pass action_bounds=(low, "
-        "high) of that box; if they are shares, action_bounds=(-1, 1) says so."
+        f"they are{'' if own_units else ', and are taken for shares of the box'}. If they are the environment's units, "
+        "pass action_bounds=(low, high) of that box; if they are shares, action_bounds=(-1, 1) says so."
     )
-    return [Finding("action_units", "warning", message, count=len(action), key="action")]
-
-
-def _fill(action: Tensor, env: EnvFacts) -> bool:
-    """Whether actions are clipped to an own box within [-1, 1]: none beyond it, and many at each of its edges."""
-    if bool((env.own_low < -1).any() or (env.own_high > 1).any()) or not len(action):
-        return False
-    inside = (action >= env.own_low) & (action <= env.own_high)
-    at_edge = [(action == edge).float().mean() for edge in (env.own_low, env.own_high)]
-    return bool(inside.all()) and min(at_edge) * len(action) >= _CLIPPED and min(at_edge) > 0.001
+    return [Finding("action_units", "error" if own_units else "warning", message, count=len(action), key="action")]
 
 
 def env_facts(env: EnvLike) -> EnvFacts:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.data.audit import audit, check_limit, drop_non_finite
@@ -191,7 +191,8 @@ def _examine(
     facts = None if env is None else env_facts(env)
     data, found = _boxed(raw, bounds, actions)
     if facts is not None and bounds is None and raw.meta.action_low is None:
-        found += match_units(raw.data, facts)
+        units = match_units(raw.data, facts)  # those of TED are shares, as this package's environments take them
+        found += [replace(each, severity="warning") for each in units] if isinstance(source, TensorDictBase) else units
     limit = options.max_episode_steps
     if limit is None and any(note.code == "no_timeouts" for note in raw.notes):
         limit = _known_limit(raw, facts)

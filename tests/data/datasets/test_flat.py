@@ -40,7 +40,7 @@ def test_our_own_transitions_are_a_source(flat: Arrays) -> None:
     data = load_offline(flat)
     again = load_offline(data)
     assert (again == data).all()
-    with pytest.raises(O2ODataError, match=r"lacks \['action'\]; expected \[N\]"):
+    with pytest.raises(O2ODataError, match=r"lacks \['action'\]; expected the entries"):
         load_offline(data.exclude("action"))
 
 

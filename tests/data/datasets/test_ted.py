@@ -46,10 +46,14 @@ def test_short_episodes_are_skipped_and_counted(episodes: list[Arrays]) -> None:
     rows = rows_from_episodes([empty, episodes[0], single, episodes[1]], origin="toy")
     data, notes = transitions(rows)
     assert data["episode"].tolist() == [0, 0, 0, 1, 1]
-    assert notes[0].message.startswith("2 episodes have fewer than 2 transitions and were skipped; pass min_episode_l")
+    told = {note.code: note for note in notes}
+    assert told["silent_episodes"].count == 2
+    assert told["short_episodes"].message.startswith(
+        "2 episodes have fewer than 2 transitions and were skipped; pass min_episode_l"
+    )
     data, notes = transitions(rows, shortest=1)
     assert data["episode"].tolist() == [0, 0, 0, 1, 2, 2]
-    assert notes[0].count == 1
+    assert {note.code: note.count for note in notes}["short_episodes"] == 1
 
 
 def test_nothing_left_is_an_error() -> None:

@@ -62,11 +62,13 @@ _STAND_INS = {
 _NEEDED = ("observations", "actions", "rewards")
 _OBSERVATIONS = ("observations", "next_observations")
 _COULD_BE_ENDS = re.compile(
-    r"done|termin|trunc|time_?limit|timeout|mask|discount|reset|episode|traj"
+    r"done|termin|trunc|time_?limit|timeout|mask|discount|reset|episode|traj|step_?type"
     r"|(^|[_/.])(is_)?(first|last|starts?|ends?|final)($|_)",
     re.IGNORECASE,
 )
 _COULD_BE_TERMINALS = re.compile(r"done|termin|mask|discount", re.IGNORECASE)
+#: Names of what is 0 where an episode ends.
+_COULD_BE_INVERSE = re.compile(r"mask|discount|continu|alive|valid|not|non", re.IGNORECASE)
 #: No packing of HDF5 or npz does better than deflate's 1032 : 1; an array that claims more has a damaged size.
 _LARGEST_RATIO = 1100
 #: Arrays beyond this size are numbers, and numbers do not pack to a hundredth.
@@ -173,6 +175,9 @@ def find_columns(
     """
     names = dict(names or {})
     roles = _roles(source, names, origin)
+    nothing = [name for name in roles.values() if source[name] is None]
+    if nothing:
+        raise O2ODataError(f"{', '.join(nothing)} of {origin} is None; leave out what is not there.")
     values = {role: source[name] for role, name in roles.items()}
     for role in _OBSERVATIONS:
         if hasattr(values.get(role), "keys"):
@@ -183,7 +188,8 @@ def find_columns(
     flags = set(values) - {*_NEEDED, *_OBSERVATIONS} if single else set()
     lone = [role for role, value in values.items() if not value.shape and role not in flags]
     if lone:
-        raise O2ODataError(f"{', '.join(lone)} of {origin}: one value instead of one row per step; record them again.")
+        remedy = "stack single transitions to arrays, in one dictionary" if single else "record them again"
+        raise O2ODataError(f"{', '.join(lone)} of {origin}: one value instead of one row per step; {remedy}.")
     steps = values["actions"].shape[0]
     if not single:
         _same_length(values, origin)
@@ -457,7 +463,11 @@ def _says_something_new(
         marks = [(terminals, slice(None))]
         if known or not _COULD_BE_TERMINALS.search(name):
             marks += [(ends, inner), (ends & ~terminals, inner), (starts, slice(None))]
-        claims = [difference[part] for mark, part in marks for difference in (values != mark, values == mark)]
+        claims = [(values != mark)[part] for mark, part in marks]
+        if _COULD_BE_INVERSE.search(name):
+            claims += [(values == mark)[part] for mark, part in marks]
+    elif np.isin(values, (0, 1, 2)).all():  # dm_env's step types: first, mid, last
+        claims = [(values[:-1] == 2) != ends[:-1]]
     else:
         claims = [after != ends[:-1] for after in (values[1:] != values[:-1], values[1:] <= values[:-1])]
     if any(not claim.any() for claim in claims):

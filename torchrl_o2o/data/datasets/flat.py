@@ -165,8 +165,15 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
             f"take torchrl_o2o.data.n_step of them"
         )
     missing = [key for key in TRANSITION if key not in keys and key != ("next", "done")]
-    if missing or data.ndim != 1:
-        raise O2ODataError(f"the TensorDict has the batch size {tuple(data.shape)} and lacks {missing}; expected [N].")
+    if missing:
+        raise O2ODataError(f"the TensorDict lacks {missing}; expected the entries {list(TRANSITION)}.")
+    if data.ndim != 1:
+        raise O2ODataError(
+            f"the TensorDict has the batch size {tuple(data.shape)}; expected [N]: rows of an episode one after the "
+            "other, as data.reshape(-1) makes them of [environments, steps]."
+        )
+    if data.device is not None and data.device.type == "meta":
+        raise O2ODataError("the TensorDict is on the device meta, where tensors have no values; expected numbers.")
     named = {
         "observations": "observation",
         "actions": "action",
@@ -174,9 +181,14 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
         "rewards": ("next", "reward"),
         "terminals": ("next", "terminated"),
         "timeouts": ("next", "truncated"),
-        "episode": "episode",
+        "episode": "episode" if "episode" in keys else ("collector", "traj_ids"),
     }
-    return {name: data.get(key).cpu().clone().numpy() for name, key in named.items() if key in keys}
+    return {name: _numpy(data.get(key)) for name, key in named.items() if key in keys}
+
+
+def _numpy(value: Any) -> Any:
+    """A copy of a tensor for numpy, which knows no gradients; parts of a nested observation stay by name."""
+    return value.detach().cpu().clone().numpy()
 
 
 def read_flat(arrays: Mapping[str, Any], origin: str, options: ReadOptions) -> RawDataset:

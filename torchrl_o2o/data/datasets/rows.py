@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from tensordict import TensorDictBase
 
 from torchrl_o2o.data.datasets.columns import (
     Columns,
@@ -35,6 +36,8 @@ _MANY, _FEW, _MOST_COMPARED = 100, 3, 1_000_000
 #: Squared steps in units of the squared distance of any two rows, from which on there is no order; so many rows tell
 #: it of every entry alone.
 _UNORDERED, _ENOUGH = 0.8, 1_000
+#: What says which rows are terminal.
+_TERMINALS = {"terminals", "masks", "dones"}
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,14 @@ def rows_from_episodes(
     """
     parts: list[dict[str, np.ndarray]] = []
     returns: list[float] = []
-    cut, notes, found = 0, (), Columns({})
+    cut, notes, found, told = 0, (), Columns({}), []
     for number, episode in enumerate(episodes):
         where = f"{origin}, episode {number}"
-        if not isinstance(episode, Mapping):
-            raise O2ODataError(f"{where} is a {type(episode).__name__}; expected a dictionary of arrays.")
+        if not isinstance(episode, Mapping) or isinstance(episode, TensorDictBase):
+            remedy = "; join them to one by torch.cat" if isinstance(episode, TensorDictBase) else ""
+            raise O2ODataError(f"{where} is a {type(episode).__name__}; expected a dictionary of arrays{remedy}.")
         found = find_columns(episode, names=names, obs_keys=obs_keys, single=True, origin=where)
+        told.append(bool(_TERMINALS & set(found.arrays)))
         part, total, unread = _episode_columns(found, max_episode_steps, where)
         notes = notes or (*_whole_note(found.arrays["actions"], origin), *unread)
         cut += len(found.arrays["actions"]) - len(part["reward"])
@@ -112,7 +117,8 @@ def rows_from_episodes(
     lengths = np.array([len(part["reward"]) for part in parts], dtype=np.int64)
     # Popped, so that no more than one column is held twice.
     columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
-    notes = (*notes, *_terminal_note(found, lengths), *((_no_successor_note(cut),) if cut else ()))
+    silent = () if len(set(told)) == 1 else (_silent_note(told),)
+    notes = (*notes, *silent, *_terminal_note(found, lengths), *((_no_successor_note(cut),) if cut else ()))
     return Rows(**columns, lengths=lengths, returns=np.array(returns), notes=notes)
 
 
@@ -216,6 +222,8 @@ def rows_from_flat(
             done, episode = _numbered(done, episode, order)
             message = f"{len(order)} rows were spread over the file and were brought together by their episode."
             notes += (Finding("grouped", "note", message, count=len(order)),)
+            if "next_observation" not in columns:
+                _refuse_shuffled(columns["observation"], episode, order, origin)
     last = _ends(done, episode)
     ends = np.flatnonzero(last)
     notes += (
@@ -223,7 +231,8 @@ def rows_from_flat(
         *_terminal_note(found, np.diff(ends, prepend=-1)),
     )
     firsts = np.append(0, ends[:-1] + 1) if steps else ends
-    returns = np.add.reduceat(columns["reward"], firsts, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf: rewards that are not finite are for the audit to tell
+        returns = np.add.reduceat(columns["reward"], firsts, dtype=np.float64)
     if "next_observation" not in columns:
         notes += _order_notes(columns["observation"], last, columns["truncated"])
     if "next_observation" in columns:
@@ -348,6 +357,31 @@ def _order_notes(observation: np.ndarray, last: np.ndarray, truncated: np.ndarra
     )
 
 
+def _refuse_shuffled(observation: np.ndarray, episode: np.ndarray, order: np.ndarray, origin: str) -> None:
+    """Rows brought together follow each other if they lay at even distances, as several environments record them, or
+    if they are closer to the next than to the row in the mirrored place of their episode.
+    """
+    same = episode[1:] == episode[:-1]
+    gaps = np.diff(order)[same]
+    if len(gaps) < _MANY or 2 * np.bincount(gaps).max() > len(gaps):
+        return
+    begins = np.flatnonzero(np.append(True, ~same))
+    mirror = np.repeat(begins + np.append(begins[1:], len(episode)) - 1, np.diff(begins, append=len(episode)))
+    rows = np.flatnonzero(same)
+    rows = rows[np.abs(mirror[rows] - 2 * rows) > 1]
+    rows = rows[:: max(1, len(rows) * observation[:1].size // _MOST_COMPARED)]
+    flat = observation.reshape(len(observation), -1)
+    here, after, any_other = (flat[at].astype(np.float32) for at in (rows, rows + 1, mirror[rows] - rows))
+    steps, any_two = (np.square(here - other).mean(0) for other in (after, any_other))
+    moving = any_two > 0
+    if len(rows) >= _MANY and moving.any() and (steps > _UNORDERED * any_two)[moving].all():
+        raise O2ODataError(
+            f"{origin}: the rows are shuffled: those of an episode are spread over the file at uneven distances, from "
+            f"row {order[0]} on, and no entry of the observation goes on from one to the next. Put them in the order "
+            "in which they were recorded, or record next observations with them."
+        )
+
+
 def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: np.ndarray) -> Rows:
     observation = columns["observation"]
     successor = np.concatenate([observation[1:], observation[-1:]])
@@ -420,13 +454,23 @@ def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:
 
 def _terminal_note(found: Columns, lengths: np.ndarray) -> tuple[Finding, ...]:
     """Tell that nothing says what is terminal, where episodes do not all end after the same number of steps."""
-    if {"terminals", "masks", "dones"} & set(found.arrays) or len(np.unique(lengths[:-1])) < 2:
+    if _TERMINALS & set(found.arrays) or len(np.unique(lengths[:-1])) < 2:
         return ()
     message = (
         f"no array says which rows are terminal: all {len(lengths)} episodes count as cut by a time limit, though they "
         f"have {lengths.min()} to {lengths.max()} rows. Name the array that does by names={{...: 'terminals'}}."
     )
     return (Finding("no_terminals", "warning", message, count=len(lengths), key="next.terminated"),)
+
+
+def _silent_note(told: list[bool]) -> Finding:
+    """Tell that some episodes say which rows are terminal and others do not."""
+    count = told.count(False)
+    message = (
+        f"{count} of {len(told)} episodes, first episode {told.index(False)}, do not say which rows are terminal, as "
+        "the others do: they count as cut by a time limit."
+    )
+    return Finding("silent_episodes", "warning", message, count=count, key="next.terminated")
 
 
 def _same_shapes(parts: list[dict[str, np.ndarray]], origin: str) -> None:

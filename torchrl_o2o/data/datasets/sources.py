@@ -70,7 +70,7 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
     if isinstance(source, str) and not source.startswith(_PATH_PREFIX):
         return _read_minari(_dataset_folder(check_dataset_id(source)), options)
     if isinstance(source, str | Path):
-        return _read_path(Path(str(source).removeprefix(_PATH_PREFIX)), options)
+        return _read_path(Path(str(source).removeprefix(_PATH_PREFIX)).expanduser(), options)
     if isinstance(source, Mapping | Sequence | TensorDictBase):
         return read_arrays(source, options)
     raise O2ODataError(

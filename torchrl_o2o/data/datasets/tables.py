@@ -64,16 +64,17 @@ def _table(path: Path) -> tuple[list[str], np.ndarray]:
     rows: list[list[float]] = []
     line = 1
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of the encoding
             reader = csv.reader(file)
             names = [name.strip() for name in next(reader)]
-            for cells in reader:
-                line += 1
+            for cells in filter(None, reader):  # an empty line is no row
+                line = reader.line_num
                 if len(cells) != len(names):
                     raise ValueError(f"{len(cells)} cells for {len(names)} names")
                 rows.append([float(_WORDS.get(cell.strip().lower(), cell)) for cell in cells])
     except (OSError, ValueError, StopIteration, csv.Error) as error:
         raise O2ODataError(
-            f"{path}, line {line}: {str(error) or 'it is empty'}; expected a line of names, then numbers."
+            f"{path}, line {line}: {str(error) or 'it is empty'}; expected a line of names, then numbers, with commas "
+            "between them."
         ) from error
     return names, np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
