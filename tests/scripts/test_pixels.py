@@ -21,7 +21,7 @@ from tests.scripts.phases import newest
 from tests.scripts.running import compose, load_script, script_of
 from torchrl_o2o.collectors import FrameActor
 from torchrl_o2o.commands.cli import main
-from torchrl_o2o.data import FrameStorage
+from torchrl_o2o.data import FrameStorage, load_offline, stack_rows
 from torchrl_o2o.deploy import export_policy, load_policy, read_policy
 
 pytestmark = [
@@ -187,3 +187,25 @@ def test_drqv2_published_settings_and_cloning(folder: Path, tmp_path: Path) -> N
     assert (cfg.online.init_random_frames, cfg.online.buffer_size, cfg.target.tau) == (2_000, 1_000_000, 0.01)
     script_of("drqv2").train(drqv2_settings(tmp_path, folder, "algorithm=bc", "offline.num_steps=4"))
     assert read_policy(tmp_path).sees
+
+
+@pytest.mark.slow
+def test_recorded_frames_are_learned_from_and_the_policy_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Frames are recorded at random, a run learns from them on rendered frames, and its policy records more."""
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    words = ["--env", "o2o/DotReach-v0", "--size", "12", "--action-repeat", "2"]
+    assert main(["data", "make", "dot/random-v0", *words, "--steps", "60"]) == 0
+    rendered = ("+env.render_size=12", "+env.action_repeat=2", "dataset.source=dot/random-v0", "pad=1")
+    script_of("rlpd_pixels").train(script_settings(tmp_path / "run", tmp_path, *rendered))
+    policy = read_policy(tmp_path / "run")
+    assert (policy.dims, policy.env["render_size"]) == ((9, 12, 12, 2), 12)
+    assert main(["data", "make", "dot/rlpd-v0", *words, "--steps", "30", "--policy", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--video", str(tmp_path / "seen.gif")]) == 0
+    assert "episode" in capsys.readouterr().out
+    data = stack_rows(load_offline("dot/rlpd-v0"))
+    act = FrameActor(load_policy(tmp_path / "run", native_actions=False))
+    stacks = data.stacks(torch.arange(13))["observation"]
+    np.testing.assert_allclose(act(stacks.numpy()), data.rows["action"][:13], rtol=0.0, atol=1e-6)
