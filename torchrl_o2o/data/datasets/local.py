@@ -258,7 +258,10 @@ def _check_room(folder: Path, trajectories: Sequence[Trajectory]) -> None:
 def _bytes_of(run: Trajectory) -> int:
     observations = run.observations
     arrays = [*(observations.values() if isinstance(observations, dict) else [observations])]
-    return sum(each.nbytes for each in (*arrays, run.actions, run.rewards, run.terminations, run.truncations))
+    # Chunks of HDF5 that images do not fill: at most 0.78 of an episode below 50 frames, 0.41 of a longer one.
+    unfilled = sum((0.8 if len(each) < 50 else 0.42) * each.nbytes for each in arrays if each.ndim == 4)
+    columns = (*arrays, run.actions, run.rewards, run.terminations, run.truncations)
+    return sum(each.nbytes for each in columns) + int(unfilled)
 
 
 def store_trajectories(
