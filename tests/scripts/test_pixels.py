@@ -165,6 +165,7 @@ def test_drqv2_resumed_online_equals_uninterrupted(source: str | None, folder: P
     """Without data, stopped while an episode's rows wait for its end; and continued from data."""
     offline = () if source else ("preset=online", "offline.num_steps=0", "dataset.source=null")
     words = ("algorithm=drqv2", "online.total_frames=60", "online.init_random_frames=26", "n_step=3", *offline)
+    words = (*words, "channels_last=true")
     words = (*words, "encoder.strides=[2,1]", "pad=1", "online.buffer_size=100", "schedule.checkpoint_every=9")
     train = script_of("drqv2").train
     train(drqv2_settings(tmp_path / "whole", folder, *words))

@@ -16,7 +16,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.updates import Update, compile_update
+from torchrl_o2o.updates import Descend, Update, compile_update
 from torchrl_o2o.updates.graph import capture
 from torchrl_o2o.updates.precision import lower_products
 
@@ -102,3 +102,23 @@ def test_float64_and_narrow_products_stay() -> None:
 def test_other_types_are_refused() -> None:
     with pytest.raises(O2OSpecError, match=r"float16.*expected torch\.bfloat16"):
         make(torch.float16)
+
+
+def test_autocast_is_near_and_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchrl_o2o.updates.update.has_bfloat16", lambda device: True)
+    batch, found = random_transitions(ROWS, 5, 2), []
+    for autocast in (False, True):
+        loss, compiled = make(None)
+        update = Update(loss, Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters())))
+        torch.manual_seed(1)
+        found.append((update.autocast() if autocast else update)(batch)["loss_qvalue"])
+    assert found[0] != found[1]
+    torch.testing.assert_close(found[1].float(), found[0], rtol=0.02, atol=0.0)
+    assert all(value.dtype == torch.float32 for value in loss.state_dict().values() if value.is_floating_point())
+    with pytest.raises(O2OSpecError, match="compile it with matmul_dtype"):
+        update.compile()
+    with pytest.raises(O2OSpecError, match="compile it with matmul_dtype"):
+        compiled.autocast()
+    monkeypatch.setattr("torchrl_o2o.updates.update.has_bfloat16", lambda device: False)
+    with pytest.raises(O2OSpecError, match="does not multiply in bfloat16 here"):
+        update.autocast()

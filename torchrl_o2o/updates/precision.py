@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["WIDE", "lower_products"]
+__all__ = ["WIDE", "has_bfloat16", "lower_products"]
 
 _ATEN = torch.ops.aten
 #: The product without the summand, by operation, and where its two factors begin among the arguments.
@@ -24,6 +24,21 @@ _PRODUCTS: dict[Any, tuple[Any, int]] = {
 #: Only products of which no dimension is below this are shortened. It leaves the first layer, which reads the
 #: observations, and the last one, which writes Q values, as they are: eight bits of a Q of 500 are steps of 2.
 WIDE = 64
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether hardware multiplies in bfloat16; what does it by other instructions takes several times as long.
+
+    Args:
+        device: a GPU, or the processor.
+
+    Examples:
+        >>> type(has_bfloat16(torch.device("cpu")))
+        <class 'bool'>
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(found for name, found in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def lower_products(graph: fx.Graph, dtype: torch.dtype) -> int:

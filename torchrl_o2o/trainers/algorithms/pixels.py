@@ -19,7 +19,7 @@ import gymnasium
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict
-from tensordict.nn import TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.modules import AdditiveGaussianModule
@@ -92,14 +92,14 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
 
     Args:
         cfg: sections ``encoder``, ``actor``, ``qvalue``, ``temperature``, ``loss``, ``value_estimator``, ``target``,
-            ``optim``, and ``target_entropy_per_dim``, ``utd_ratio``.
+            ``optim``, and ``target_entropy_per_dim``, ``utd_ratio``, ``channels_last``, ``autocast``.
         shape: of the stacked frames, (channels, height, width).
         action_dim: action dimension.
 
     Returns:
         The learner.
     """
-    encoder = make_pixel_encoder(shape, **plain(cfg.encoder))
+    encoder = _laid_out(make_pixel_encoder(shape, **plain(cfg.encoder)), cfg)
     actor = make_pixel_actor(encoder, action_dim, **plain(cfg.actor))
     width = encoder.module.out_features
     heads = make_qvalue_ensemble(width, action_dim, in_keys=("latent", "action"), **plain(cfg.qvalue))  # pyright: ignore
@@ -115,7 +115,7 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
         Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))),
         Descend("alpha", Adam(loss.temperature.parameters(), **plain(cfg.optim))),
     )
-    return Learner(actor, loss, compiled(update, cfg))
+    return Learner(actor, loss, _prepared(update, cfg))
 
 
 def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
@@ -123,7 +123,8 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
 
     Args:
         cfg: sections ``encoder``, ``actor``, ``qvalue``, ``loss``, ``cloning``, ``value_estimator``, ``target``,
-            ``optim``, and ``algorithm``: ``"drqv2"``; ``"drqv2_bc"``, held to the data; ``"bc"``, which clones alone.
+            ``optim``, ``channels_last``, ``autocast``, and ``algorithm``: ``"drqv2"``; ``"drqv2_bc"``, held to the
+            data; ``"bc"``, which clones alone.
         shape: of the stacked frames, (channels, height, width).
         action_dim: action dimension.
 
@@ -135,7 +136,7 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
     """
     check_option("algorithm", cfg.algorithm, ("drqv2", "drqv2_bc", "bc"))
     fixed: dict[str, Any] = {"offset": 0.5, "initialization": "orthogonal", "latent_dim": None, "out_key": "features"}
-    encoder = make_pixel_encoder(shape, **fixed, **plain(cfg.encoder))
+    encoder = _laid_out(make_pixel_encoder(shape, **fixed, **plain(cfg.encoder)), cfg)
     width: int = encoder.module.out_features  # type: ignore[assignment]
     actor, latent = make_latent_actor(width, action_dim, **plain(cfg.actor)), cfg.actor.latent_dim
     heads = make_qvalue_ensemble(latent, action_dim, in_keys=("latent", "action"), **plain(cfg.qvalue))
@@ -147,7 +148,16 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
     loss.make_value_estimator(**plain(cfg.value_estimator))
     policy, noise = TensorDictSequential(encoder, actor), AdditiveGaussianModule(actor.spec)
     explorer = TensorDictSequential(encoder, actor, noise)
-    return Learner(policy, loss, compiled(_drqv2_update(loss, cfg), cfg), explorer=explorer)
+    return Learner(policy, loss, _prepared(_drqv2_update(loss, cfg), cfg), explorer=explorer)
+
+
+def _laid_out(encoder: TensorDictModule, cfg: DictConfig) -> TensorDictModule:
+    """Its convolutions' weights with the channels last in memory, as frames always are, if asked for."""
+    return encoder.to(memory_format=torch.channels_last) if cfg.channels_last else encoder
+
+
+def _prepared(update: Update, cfg: DictConfig) -> Update:
+    return compiled(update.autocast() if cfg.autocast else update, cfg)
 
 
 def _drqv2_update(loss: DrQV2Loss, cfg: DictConfig) -> Update:
