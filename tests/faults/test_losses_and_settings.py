@@ -71,6 +71,11 @@ def test_case_b16_settings_are_checked_before_the_first_step(name: str, value: o
         check_settings(cfg)
 
 
+def test_case_b16_a_setting_without_a_value_is_named() -> None:
+    with pytest.raises(O2OSpecError, match=r"got no value of env.env_id, task_name; give each as name=value"):
+        check_settings(OmegaConf.create({"task_name": "???", "env": {"env_id": "???"}}))
+
+
 def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
     actor = make_gaussian_actor(3, 2, hidden_sizes=(8,))
     loss = AWACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))

@@ -49,6 +49,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     [
         ([2.0] * 9 + [3.0], None, "rlpd or a3rl, online"),
         ([2.0] * 9 + [90.0], None, "iql, awac, cql"),
+        ([2.0, 8.0, 10.0, 28.0], None, "iql, awac, cql"),
         ([89.0, 90.0, 91.0], None, "bc, td3_bc"),
         ([10.0, 11.0, 12.0], [80.0, 82.0, 84.0], "handover.data=none"),
         ([80.0, 82.0, 84.0], [10.0, 11.0, 12.0], "need no pre-training"),

@@ -292,7 +292,8 @@ def _check_trusted(env_id: str, module: str, trusted: tuple[str, ...]) -> None:
     if not any(module == root or module.startswith(f"{root}.") for root in trusted):
         raise O2OSpecError(
             f"environment {env_id!r} would run code of the module {module!r}; trusted are {', '.join(trusted)}. "
-            f"If you trust it, pass allow_modules=({module.partition('.')[0]!r},)."
+            f"If you trust it, pass allow_modules=({module.partition('.')[0]!r},): --allow-modules of `o2o`, "
+            "env.allow_modules=[...] of a script with task=custom."
         )
 
 

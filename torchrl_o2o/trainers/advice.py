@@ -160,10 +160,17 @@ def _scale(data: np.ndarray, reference: Reference | None) -> float:
 def _quality(data: np.ndarray, reference: Reference | None) -> str:
     """Mean and best, and whether the best are far above the rest."""
     mean, best = float(data.mean()), float(data.max())
-    far = best - mean > 0.2 * _scale(data, reference)
+    far = _is_mixed(data, reference)
     scores = "" if reference is None else f" (scores {_score(best, reference):.0f} and {_score(mean, reference):.0f})"
     text = "a few episodes are much better than the rest" if far else "the episodes are about equally good"
     return f"Best recorded return {best:.4g}, mean {mean:.4g}{scores}: {text}."
+
+
+def _is_mixed(data: np.ndarray, reference: Reference | None) -> bool:
+    """Whether the best episode is far above the mean, of the task's scale or of what the data are above random."""
+    above, scale = float(data.max() - data.mean()), _scale(data, reference)
+    earned = np.inf if reference is None else max(float(data.mean()) - reference.random, _MARGIN * scale)
+    return above > min(0.2 * scale, earned)
 
 
 def _score(value: float, reference: Reference) -> float:
@@ -172,7 +179,7 @@ def _score(value: float, reference: Reference) -> float:
 
 def _without_policy(data: np.ndarray, reference: Reference | None) -> list[str]:
     """From the returns alone."""
-    mixed = float(data.max() - data.mean()) > 0.2 * _scale(data, reference)
+    mixed = _is_mixed(data, reference)
     score = None if reference is None else _score(float(data.mean()), reference)
     if score is not None and score < 10.0 and not mixed:
         use = "rlpd or a3rl, online from the first step: such data hold little that a policy could be trained on."

@@ -74,6 +74,8 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got online.total_frames=-5, expected a whole number of at least 1
     """
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise O2OSpecError(f"got no value of {', '.join(missing)}; give each as name=value on the command line")
     for name, least in (_LEAST | dict.fromkeys(may_be_zero, 0)).items():
         value = OmegaConf.select(cfg, name, default=least)
         if value is None and name in _MAY_BE_NULL:

@@ -133,8 +133,9 @@ class BalancedSampler(DrawingSampler):
         capacity = getattr(storage, "max_size", len(storage)) - self.num_offline
         if capacity < needed:
             raise O2OSpecError(
-                f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {needed} "
-                f"online rows, but the storage has {capacity} online slots; raise online_capacity or lower the batch"
+                f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {needed} online rows, but "
+                f"the storage has {capacity} online slots; raise online_capacity (in a script online.total_frames) or "
+                "lower the batch"
             )
 
     def _uniform(self, name: str, low: int, high: int, size: int) -> Tensor:
