@@ -249,6 +249,7 @@ HARMS = {
     "infinite in float32": lambda result: (result[0], 1e39, *result[2:]),
     "another shape": lambda result: (np.zeros(3, np.float32), *result[1:]),
     "no flag": lambda result: (*result[:2], None, *result[3:]),
+    "no array": lambda result: ([[1.0], [1.0, 2.0]], *result[1:]),
 }
 
 
@@ -352,6 +353,51 @@ def test_case_a12_what_comes_back_is_checked(harm: str) -> None:
     rows = torch.cat(list(StepCollector(env, own_actor(), total_frames=12)))
     assert rows["observation"].flatten().tolist() == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2, 3, 4]
     assert env.num_rebuilt + env.num_rejected == 1
+
+
+def odd(space: spaces.Box, info: dict) -> type[gymnasium.Env]:
+    """The environment above, with other observations and infos."""
+
+    class Odd(Own):
+        observation_space = space
+
+        def reset(self, **settings):
+            return super().reset(**settings)[0].astype(space.dtype), {}
+
+        def step(self, action):
+            observation, *rest, _ = super().step(action)
+            return observation.astype(space.dtype), *rest, dict(info)
+
+    return Odd
+
+
+@pytest.mark.parametrize(
+    ("space", "info"),
+    [
+        (Own.observation_space, {"rejected": True}),  # an environment's own word, no guard's
+        (Own.observation_space, {"final_info": "lap 3", "final_obs": np.ones(7)}),
+        (spaces.Box(0, 9, (1,), np.int64), {}),
+        (spaces.Box(0, 9, (1,), np.uint8), {}),
+    ],
+    ids=["rejected", "final info", "whole numbers", "bytes"],
+)
+def test_case_a12_infos_and_observations_that_are_unusual(space: spaces.Box, info: dict) -> None:
+    cls = odd(space, info)
+    rows = list(StepCollector(cls(), own_actor(), total_frames=7))
+    vector = VectorCollector(make_vector_env(cls, 1))
+    rows = torch.cat(rows), torch.cat([vector.step(torch.zeros(1, 1)) for _ in range(7)])
+    for each in rows:
+        assert each["next", "observation"].flatten().tolist() == [1, 2, 3, 4, 5, 1, 2]
+        assert each["observation"].dtype == torch.float32
+    assert vector.accepted.all()
+    assert evaluate(own_actor(), cls, num_episodes=2, seed=0).lengths.tolist() == [5, 5]
+
+
+def test_case_a12_observations_without_a_dimension_are_refused() -> None:
+    cls = type("Scalar", (Own,), {"observation_space": spaces.Box(-9, 9, (), np.float32)})
+    for run in (lambda: evaluate(own_actor(), cls, seed=0), lambda: StepCollector(cls(), own_actor(), total_frames=1)):
+        with pytest.raises(O2OSpecError, match="expected a Box of vectors"):
+            run()
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")

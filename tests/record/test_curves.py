@@ -4,12 +4,23 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 
 from tests.shared_data import shared_file
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
+from torchrl_o2o.record.curves import (
+    common_scores,
+    dip,
+    gain,
+    handover_score,
+    iqm,
+    regret,
+    stratified_bootstrap_interval,
+)
 
 STEPS = [-100, -50, 0, 50, 100, 500, 1000]
 SCORES = [0.0, 20.0, 60.0, 30.0, 45.0, 10.0, 90.0]
@@ -159,3 +170,33 @@ def test_regret_agrees_with_published_curves():
     assert len(ours) == 36
     assert np.corrcoef(ours, theirs)[0, 1] > 0.97
     assert np.abs(np.subtract(ours, theirs)).mean() < 0.06
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_scores_of_runs_that_diverged_are_not_cut_off(bad: float) -> None:
+    assert np.isnan(iqm([60.0, 70.0, 80.0, bad]))
+    assert iqm([[1.0, 2.0], [3.0, bad]], axis=1).tolist()[0] == 1.5
+    assert np.isnan(stratified_bootstrap_interval([1.0, 2.0, bad], generator=np.random.default_rng(0))).all()
+
+
+NO_NUMBERS = [["a"], [[1.0], [1.0, 2.0]], torch.ones(2, requires_grad=True)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(lambda bad=bad: iqm(bad) for bad in NO_NUMBERS),
+        *(lambda bad=bad: gain(bad, [1.0]) for bad in NO_NUMBERS),
+        *(lambda window=window: dip([0, 1], [1, 1], window=window) for window in (0, -1, 5, np.nan)),
+        *(lambda optimum=optimum: regret([0, 1], [1, 1], optimum=optimum) for optimum in (0, np.nan, np.inf)),
+        *(lambda n=n: stratified_bootstrap_interval([1], generator=np.random.default_rng(0), num_resamples=n)
+          for n in (0, -1)),
+        lambda: stratified_bootstrap_interval([1, 2], generator=0),  # type: ignore[arg-type]
+        lambda: iqm([1.0], axis=2),
+        lambda: common_scores([]),
+    ],
+)  # fmt: skip
+def test_what_is_no_curve_gets_a_sentence(call: Callable[[], object]) -> None:
+    with pytest.raises(O2OSpecError) as caught:
+        call()
+    assert len(str(caught.value)) > 20

@@ -269,3 +269,35 @@ def test_nothing_warns_in_a_plain_run(tmp_path):
         warnings.simplefilter("error")
         with Recorder(tmp_path, config={}, seed=1) as recorder:
             recorder.log(1, {"train/a": 1.0})
+
+
+@pytest.mark.parametrize("step", [1.5, "1", None, math.nan, math.inf, [1], torch.ones(2)])
+def test_steps_are_whole_numbers(tmp_path: Path, step: object) -> None:
+    with Recorder(tmp_path, config={}) as recorder, pytest.raises(O2OSpecError, match="expected a whole number"):
+        recorder.log(step, {"train/loss": 1.0})  # type: ignore[arg-type]
+
+
+def test_steps_of_any_kind_of_whole_number(tmp_path: Path) -> None:
+    with Recorder(tmp_path, config={}) as recorder:
+        for step in (-1, 0.0, np.int64(1), torch.tensor(2), np.float32(3)):
+            recorder.log(step, {})  # type: ignore[arg-type]
+        for metrics in ({1: 2.0}, {"train/loss": 10**400}):
+            with pytest.raises(O2OSpecError, match=r"is called 1, a int|has 1329 bits"):
+                recorder.log(4, metrics)  # type: ignore[arg-type]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [-1, 0, 1, 2, 3]
+    with pytest.raises(O2OSpecError, match="was closed"):
+        recorder.log(5, {})
+
+
+@pytest.mark.parametrize("row", ['{"step": 1, "x": null}', '{"x": 1}', '{"step": "a"}', "[1]", "3", "[" * 100_000])
+def test_rows_that_are_none_are_named(tmp_path: Path, row: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 0, "x": 1}}\n{row}\n')
+    with pytest.raises(O2OCheckpointError, match="line 2 is not a row of metrics"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("run", ["[]", "3", '{"config": []}', '{"versions": null}', '{"command": 5}', "[" * 100_000])
+def test_what_describes_no_run_is_told(tmp_path: Path, run: str) -> None:
+    (tmp_path / "run.json").write_text(run)
+    with pytest.raises(O2OCheckpointError, match=r"run\.json is (not JSON|JSON, but)"):
+        read_run(tmp_path)

@@ -60,7 +60,7 @@ def _observed(observation: Any) -> dict[str, torch.Tensor]:
     """Entries by name, float32, images as they are."""
     parts = observation if isinstance(observation, dict) else {"observation": observation}
     tensors = {key: torch.from_numpy(part) for key, part in parts.items()}
-    return {key: part if part.dtype == torch.uint8 else part.float() for key, part in tensors.items()}
+    return {key: part if part.dtype == torch.uint8 and part.ndim > 1 else part.float() for key, part in tensors.items()}
 
 
 class StepCollector:

@@ -35,6 +35,9 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMERIC = "biuf"
 _SEQUENCES, _CHANGING = (tuple, list), (np.ndarray, dict, list)  # tuples: unions take a microsecond to build
 
+#: Vector environments keep what an episode ended with under these names in infos, apart from an environment's own.
+_FINAL = ("final_info", "final_obs")
+
 #: An array, or several by name.
 Observation = Any
 Step = tuple[Observation, float, bool, bool, dict[str, Any]]
@@ -248,6 +251,8 @@ def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) ->
     except MalformedReturn as error:
         raise _fault(env, str(error)) from None
     _require_finite(env, "step", result[0], result[1])
+    if "rejected" in result[4] and not env.has_wrapper_attr("max_rejected"):
+        del result[4]["rejected"]  # the environment's own word for something else; a guard's says to leave a step out
     return result
 
 
@@ -264,10 +269,11 @@ def box_of_observations(env: gymnasium.Env) -> spaces.Space:
     space = env.observation_space
     parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
     sees = any(len(part.shape or ()) == 3 for part in parts)
-    if not all(isinstance(part, spaces.Box) for part in parts) or (isinstance(space, spaces.Dict) and not sees):
+    boxes = all(isinstance(part, spaces.Box) and part.shape for part in parts)
+    if not boxes or (isinstance(space, spaces.Dict) and not sees):
         raise O2OSpecError(
-            f"the observations of {env_name(env)} are {space}, expected a Box, or images and vectors by name; use "
-            "make_gym_env"
+            f"the observations of {env_name(env)} are {space}, expected a Box of vectors, or images and vectors by "
+            "name; use make_gym_env"
         )
     return space
 
@@ -300,7 +306,7 @@ def _own_observation(observation: Any, space: spaces.Space) -> Observation:
             found = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
             raise MalformedReturn(f"an observation of {found} came back, the space says {sorted(space)}")
         return {key: _own_observation(observation[key], part) for key, part in space.items()}
-    found = np.asarray(observation)
+    found = _array("an observation", observation)
     if found.shape != space.shape:
         raise MalformedReturn(f"an observation of shape {found.shape} came back, the space says {space.shape}")
     if found.dtype == space.dtype:
@@ -311,8 +317,15 @@ def _own_observation(observation: Any, space: spaces.Space) -> Observation:
         return found.astype(space.dtype)
 
 
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of uneven length, tensors with gradients
+        raise MalformedReturn(f"{name} is no array ({error})") from error
+
+
 def _number(name: str, value: Any) -> float:
-    found = np.asarray(value)
+    found = _array(name, value)
     if found.size != 1 or found.dtype.kind not in _NUMERIC:
         raise MalformedReturn(f"{name} is {value!r}, expected one number")
     return float(found.item())
@@ -328,4 +341,5 @@ def _flag(name: str, value: Any) -> bool:
 def _own_info(info: Any) -> dict[str, Any]:
     if type(info) is not dict and not isinstance(info, Mapping):
         raise MalformedReturn(f"the info is {info!r}, expected a dictionary")
-    return {key: value.copy() if isinstance(value, _CHANGING) else value for key, value in info.items()}
+    kept = {key: value for key, value in info.items() if key not in _FINAL}
+    return {key: value.copy() if isinstance(value, _CHANGING) else value for key, value in kept.items()}

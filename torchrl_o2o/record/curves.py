@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Statistics of scores over seeds, and what an offline-to-online learning curve says about the switch. Numpy only.
 
-A NaN among the scores (a run that diverged) makes the result NaN: it is not cut off as if it were an outlier.
+A score that is not finite (a run that diverged) makes the result NaN: it is not cut off as if it were an outlier.
 
 A learning curve is a pair of vectors: ``steps``, rising, negative while the agent trains offline, 0 at the hand-over
 and positive online, and ``scores``, one evaluation each. Its *hand-over score* is the last evaluation at a step <= 0.
@@ -31,11 +31,16 @@ def common_scores(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.n
     Returns:
         The common steps ``[n]``, rising, and the scores there ``[seeds, n]``.
 
+    Raises:
+        O2OSpecError: if there are no curves.
+
     Examples:
         >>> common_scores([(np.array([0, 5, 9]), np.array([1.0, 2.0, 3.0])), (np.array([0, 9]), np.array([4.0, 5.0]))])
         (array([0, 9]), array([[1., 3.],
                [4., 5.]]))
     """
+    if not len(curves):
+        raise O2OSpecError("common_scores() got no curves; expected at least one.")
     common = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in curves)))
     return np.array(common), np.stack([scores[np.isin(steps, common)] for steps, scores in curves])
 
@@ -50,10 +55,10 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
         axis: the axis to reduce; ``None`` takes all values together.
 
     Returns:
-        The means; NaN where one of the scores is NaN.
+        The means; NaN where one of the scores is not finite.
 
     Raises:
-        O2OSpecError: if there are no scores.
+        O2OSpecError: if there are no scores, they are no array of numbers, or have no such axis.
 
     Examples:
         >>> from torchrl_o2o.record import iqm
@@ -62,13 +67,16 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
         >>> float(iqm([60.0, 70.0, 80.0, float("nan")]))
         nan
     """
-    array = np.asarray(scores, dtype=np.float64)
+    array = _numbers("scores", scores)
+    if axis is not None and not -array.ndim <= axis < array.ndim:
+        raise O2OSpecError(f"iqm() got axis={axis} for scores of the shape {array.shape}.")
     array = array.ravel() if axis is None else np.moveaxis(array, axis, -1)
     if array.size == 0:
         raise O2OSpecError("iqm() got no scores; expected at least one.")
+    # Sorted, what is not finite would be in the quarter cut off.
+    array = np.where(np.isfinite(array).all(axis=-1, keepdims=True), array, np.nan)
     cut = array.shape[-1] // 4
-    means = np.sort(array, axis=-1)[..., cut : array.shape[-1] - cut].mean(axis=-1)
-    return np.where(np.isnan(array).any(axis=-1), np.nan, means)  # sorted, a NaN would be in the quarter cut off
+    return np.sort(array, axis=-1)[..., cut : array.shape[-1] - cut].mean(axis=-1)
 
 
 def stratified_bootstrap_interval(
@@ -92,10 +100,11 @@ def stratified_bootstrap_interval(
         num_resamples: number of resamples.
 
     Returns:
-        The lower and the upper end; NaN if one of the scores is.
+        The lower and the upper end; NaN if one of the scores is not finite.
 
     Raises:
-        O2OSpecError: if the scores are empty or not one- or two-dimensional, or the level is outside (0, 1).
+        O2OSpecError: if the scores are empty or not one- or two-dimensional, the level is outside (0, 1), the number of
+            resamples is below 1 or ``generator`` is none of numpy's.
 
     Examples:
         >>> import numpy as np
@@ -104,12 +113,17 @@ def stratified_bootstrap_interval(
         >>> 1.0 <= low < 2.5 < high <= 4.0
         True
     """
-    array = np.asarray(scores, dtype=np.float64)
+    array = _numbers("scores", scores)
     if array.ndim not in (1, 2) or array.size == 0:
         raise O2OSpecError(f"scores have shape {array.shape}; expected [seeds] or [seeds, tasks], not empty.")
     if not 0.0 < level < 1.0:
         raise O2OSpecError(f"level is {level}; expected a coverage in (0, 1), such as 0.95.")
-    if np.isnan(array).any():
+    if num_resamples < 1 or not isinstance(generator, np.random.Generator):
+        raise O2OSpecError(
+            f"got num_resamples={num_resamples}, generator={generator!r}; expected at least 1 and "
+            "numpy.random.default_rng(seed)."
+        )
+    if not np.isfinite(array).all():
         return float("nan"), float("nan")
     array = array.reshape(len(array), -1)
     rows = generator.integers(len(array), size=(num_resamples, *array.shape))
@@ -156,13 +170,15 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
         The fall in units of the score; 0 if it never falls below the hand-over score, NaN if one of these is NaN.
 
     Raises:
-        O2OSpecError: as :func:`handover_score`, or if there is no online evaluation.
+        O2OSpecError: as :func:`handover_score`, or if there is no online evaluation or ``window`` is outside (0, 1].
 
     Examples:
         >>> from torchrl_o2o.record import dip
         >>> dip([0, 50, 100, 1000], [40.0, 25.0, 30.0, 10.0])
         15.0
     """
+    if not 0.0 < window <= 1.0:
+        raise O2OSpecError(f"window is {window}; expected a part of the online steps, in (0, 1].")
     before = handover_score(steps, scores)
     step, score = _online(steps, scores)
     early = step <= max(window * step[-1], step[0])
@@ -201,13 +217,16 @@ def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> fl
         optimum: the score without regret: 100 for normalized scores, 1 for success rates.
 
     Raises:
-        O2OSpecError: if ``steps`` and ``scores`` do not match, or there are not two evaluations to average between.
+        O2OSpecError: if ``steps`` and ``scores`` do not match, there are not two evaluations to average between, or the
+            optimum is 0 or not finite.
 
     Examples:
         >>> from torchrl_o2o.record import regret
         >>> regret([-100, 0, 100, 300], [0.0, 50.0, 100.0, 100.0])  # (0.25 * 100 + 0 * 200) / 300
         0.0833...
     """
+    if not np.isfinite(optimum) or optimum == 0:
+        raise O2OSpecError(f"optimum is {optimum}; expected the score of a perfect agent, such as 100.")
     step, score = _online(steps, scores)
     if np.min(steps) <= 0:
         step = np.concatenate([[0.0], step])
@@ -218,6 +237,13 @@ def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> fl
     return float(np.sum((loss[1:] + loss[:-1]) / 2 * np.diff(step)) / (step[-1] - step[0]))
 
 
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # text, lists of uneven length, tensors with gradients
+        raise O2OSpecError(f"{name} are no array of numbers ({error}).") from error
+
+
 def _online(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     step, score = _curve(steps, scores)
     if step[-1] <= 0:
@@ -226,7 +252,7 @@ def _online(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray
 
 
 def _curve(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    step, score = np.asarray(steps, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    step, score = _numbers("steps", steps), _numbers("scores", scores)
     if step.ndim != 1 or step.shape != score.shape or step.size == 0:
         raise O2OSpecError(f"steps have shape {step.shape}, scores {score.shape}; expected two equally long vectors.")
     if not np.isfinite(step).all():

@@ -41,6 +41,7 @@ _RUN_FILE = "run.json"
 _METRICS_FILE = "metrics.jsonl"
 _TRACES = (_RUN_FILE, _METRICS_FILE, "checkpoints")
 _RESERVED = ("step", "time")
+_LARGEST_BITS = 1023  # of whole numbers that are floats as well
 _DIGEST_BYTES = 32
 _DESCRIBED = ("id", "resumed", "config", "command", "commit", "versions", "threads", "started")
 
@@ -149,9 +150,12 @@ class Recorder:
                 lacks; :func:`read_metrics` turns them back.
 
         Raises:
-            O2OSpecError: if a metric is not a number or a step goes down.
+            O2OSpecError: if a metric is not a number, a step is no whole number or goes down, or the recorder is closed.
             O2OCheckpointError: if the row cannot be written; the file then ends with the row before.
         """
+        step = _whole(step)
+        if self._metrics.closed:
+            raise O2OSpecError(f"log() after the recorder of {self.folder} was closed; log inside its 'with' block")
         if self._last_step is None:
             if self._metrics.cut_from_step(step):
                 self._to_sinks(lambda sink: sink.rewind(step))
@@ -160,10 +164,10 @@ class Recorder:
                 f"log() got step {step} after step {self._last_step}; count one step through all phases of the run"
             )
         numbers = {name: _number(name, value) for name, value in metrics.items()}
-        row = {"step": int(step), "time": round(self._elapsed(), 3)}
+        row = {"step": step, "time": round(self._elapsed(), 3)}
         self._metrics.append(row | {name: plain_number(value) for name, value in numbers.items()})
         self._last_step = step
-        self._to_sinks(lambda sink: sink.write(int(step), numbers))
+        self._to_sinks(lambda sink: sink.write(step, numbers))
 
     def note(self, name: str, value: Any) -> None:
         """Put an entry into ``run.json``, in the place of the one of that name.
@@ -349,7 +353,20 @@ def _write_run(folder: Path, run: Mapping[str, Any]) -> None:
         ) from error
 
 
+def _whole(step: Any) -> int:
+    """A step as Python's int: 3, 3.0 and one-element tensors of them are steps, 1.5 and NaN are none."""
+    try:
+        number = float(step)
+        if isinstance(step, str) or not number.is_integer():
+            raise ValueError
+        return int(step)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise O2OSpecError(f"log() got step={step!r}, a {type(step).__name__}; expected a whole number") from error
+
+
 def _number(name: str, value: Any) -> float:
+    if not isinstance(name, str):
+        raise O2OSpecError(f"a metric is called {name!r}, a {type(name).__name__}; expected a text")
     if name in _RESERVED:
         raise O2OSpecError(f"metric {name!r} is a column of its own; give it a namespace, as in 'train/{name}'")
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
@@ -358,6 +375,8 @@ def _number(name: str, value: Any) -> float:
         value = value.item()
     if not isinstance(value, (int, float)):
         raise O2OSpecError(f"metric {name!r} is a {type(value).__name__}, expected a number or one-element tensor")
+    if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
+        raise O2OSpecError(f"metric {name!r} has {value.bit_length()} bits, more than a float holds; scale it down")
     return int(value) if isinstance(value, bool) else value
 
 
@@ -454,8 +473,12 @@ class _RowFile:
             position += len(line)
         return False
 
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
     def close(self) -> None:
-        if not self._file.closed:
+        if not self.closed:
             with self._file:
                 self.sync()
 
@@ -515,8 +538,12 @@ def read_rows(folder: str | Path) -> tuple[list[dict[str, Any]], bool]:
 def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        return {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
-    except (ValueError, AttributeError) as error:
+        numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
+        odd = [name for name, value in numbers.items() if not isinstance(value, int | float)]
+        if odd or not isinstance(numbers.get("step"), int):
+            raise ValueError(f"{odd[0]} is no number" if odd else "it has no step")
+        return numbers
+    except (ValueError, AttributeError, RecursionError) as error:
         raise O2OCheckpointError(f"{path} line {number} is not a row of metrics ({error}); remove the line") from error
 
 
@@ -531,7 +558,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         run was resumed.
 
     Raises:
-        O2OCheckpointError: if the file is absent or not JSON.
+        O2OCheckpointError: if the file is absent, not JSON or describes no run.
 
     Examples:
         >>> import tempfile
@@ -542,9 +569,13 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / _RUN_FILE
     try:
-        return json.loads(_read_bytes(path))
-    except ValueError as error:
+        run = json.loads(_read_bytes(path))
+    except (ValueError, RecursionError) as error:
         raise O2OCheckpointError(f"{path} is not JSON ({error}); start a new run in another folder") from error
+    kinds = {"config": dict, "versions": dict, "command": str}
+    if not isinstance(run, dict) or any(not isinstance(run.get(name, kind()), kind) for name, kind in kinds.items()):
+        raise O2OCheckpointError(f"{path} is JSON, but does not describe a run; start a new run in another folder")
+    return run
 
 
 def _read_bytes(path: Path) -> bytes:

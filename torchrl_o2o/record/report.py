@@ -117,7 +117,8 @@ def write_report(
 
     Raises:
         O2ODataError: if a run or the peers' file is unusable.
-        O2OSpecError: if peers are asked for with another metric or know none of the tasks, or matplotlib is missing.
+        O2OSpecError: if peers are asked for with another metric or know none of the tasks, matplotlib is missing, or
+            ``out`` is no folder that can be written.
 
     Examples:
         >>> import tempfile
@@ -142,7 +143,10 @@ def write_report(
         _add_peers(panels, peers, peers_task)
     figures = {"curves.png": list(panels.values()), "training.png": _training_panels(groups, generator)}
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise O2OSpecError(f"no report can be written to {out} ({error}); expected a folder of yours.") from error
     images = {name: out / name for name, shown in figures.items() if shown}
     for name, image in images.items():
         draw_panels(figures[name], image)

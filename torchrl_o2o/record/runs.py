@@ -71,7 +71,12 @@ class Run:
     def name(self) -> str:
         """The algorithm that the configuration names, or else the script that ran."""
         named = [str(self.config[key]) for key in _NAME_KEYS if key in self.config]
-        words = shlex.split(self.record.get("command") or "") or [self.folder.name]
+        command = self.record.get("command") or ""
+        try:
+            words = shlex.split(command)
+        except ValueError:  # a quote that is not closed
+            words = command.split()
+        words = words or [self.folder.name]
         return named[0] if named else Path(words[0]).stem
 
     @property

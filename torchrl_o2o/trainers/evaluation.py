@@ -367,7 +367,8 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
     parameter = next((each for each in actor.parameters() if each.is_floating_point()), torch.zeros(()))
     seen = [each if isinstance(each, dict) else {"observation": each} for each in (one.observation for one in episodes)]
     rows = {key: torch.from_numpy(np.stack([each[key] for each in seen])) for key in seen[0]}
-    rows = {key: part.to(parameter.dtype) if part.is_floating_point() else part for key, part in rows.items()}
+    images = {key for key, part in rows.items() if part.dtype == torch.uint8 and part.ndim > 2}
+    rows = {key: part if key in images else part.to(parameter.dtype) for key, part in rows.items()}
     action = actor(TensorDict(rows, [len(episodes)]).to(parameter.device))["action"]
     if len(action) != len(episodes):
         raise O2OSpecError(f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations")
