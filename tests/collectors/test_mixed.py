@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,13 +19,17 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector, VectorCollector, make_vector_env
+from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, RandomShift, pixel_data, transition_keys
+from torchrl_o2o.deploy import read_policy, save_policy
 from torchrl_o2o.envs import DotReachEnv, EnvFaultError, GuardedEnv, make_gym_env
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
 from torchrl_o2o.objectives import PixelSACLoss
 from torchrl_o2o.trainers import evaluate
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Update
+
+MODULE = __name__.partition(".")[0]
 
 
 class Mixed(DotReachEnv):
@@ -51,7 +56,7 @@ gymnasium.register("Mixed-v0", Mixed, max_episode_steps=6)
 
 
 def make(**settings: Any) -> gymnasium.Env:
-    return make_gym_env("Mixed-v0", allow_modules=[__name__.partition(".")[0]], **settings)
+    return make_gym_env("Mixed-v0", allow_modules=[MODULE], **settings)
 
 
 def episode(length: int) -> dict[str, np.ndarray]:
@@ -64,7 +69,7 @@ def episode(length: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_a_run_from_images_and_a_state() -> None:
+def test_a_run_from_images_and_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     data, keys = pixel_data([episode(9)], image_keys=["wrist"]), transition_keys("wrist", "joints")
     settings = {"features": (4, 4), "strides": (2, 2), "latent_dim": 5}
@@ -101,7 +106,21 @@ def test_a_run_from_images_and_a_state() -> None:
     again = StepCollector(GuardedEnv(make), actor, total_frames=14, seed=1)
     again.load_state_dict(collector.state_dict())
     assert torch.equal(again._observation["joints"], collector._observation["joints"])
-    assert evaluate(actor, make, num_episodes=3, seed=0, num_envs=2).lengths.tolist() == [6, 6, 6]
+    evaluated = evaluate(actor, make, num_episodes=3, seed=0, num_envs=2)
+    assert evaluated.lengths.tolist() == [6, 6, 6]
+    box = (np.full(2, -1.0), np.full(2, 1.0))
+    policy = read_policy(save_policy(tmp_path, actor, env="Mixed-v0", action_box=box))
+    assert (policy.shapes, policy.dims) == ({"wrist": (9, 16, 16), "joints": (2,)}, (9, 16, 16, 2))
+    loaded = evaluate(policy.actor(), make, num_episodes=3, seed=0, num_envs=2)
+    np.testing.assert_array_equal(loaded.returns, evaluated.returns)
+    words = ["evaluate", str(tmp_path), "--episodes", "1", "--allow-modules", MODULE]
+    assert main(words) == 0
+    assert main([*words, "--env", "o2o/DotReach-v0"]) == 2
+    error = capsys.readouterr().err
+    assert "reads {'wrist': '9x16x16', 'joints': '2'} observation entries" in error
+    assert "o2o/DotReach-v0 has 9x16x16 and 2" in error
+    assert main(["export", str(tmp_path)]) == 2
+    assert "expected an actor" in capsys.readouterr().err
 
 
 def test_entries_can_be_chosen_and_faults_are_found() -> None:

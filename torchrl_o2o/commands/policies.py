@@ -105,17 +105,24 @@ def _unrendered(env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_fits(policy: PolicyFile, known: Mapping[str, Any], remedy: str) -> None:
+    from gymnasium import spaces
+
     from torchrl_o2o.envs import make_gym_env
 
     env = make_gym_env(**known)
-    dims = env.observation_space.shape + env.action_space.shape  # type: ignore[operator]
+    space, actions = env.observation_space, env.action_space.shape[0]  # type: ignore[index]
+    parts = dict(space.items()) if isinstance(space, spaces.Dict) else {"observation": space}
+    shapes = {key: tuple(part.shape or ()) for key, part in parts.items()}
     env.close()
-    if dims != policy.dims:
+    one = len(policy.shapes) == 1 and not isinstance(space, spaces.Dict)  # under whatever name
+    read = {"observation": policy.dims[:-1]} if one else policy.shapes
+    if actions != policy.dims[-1] or any(shapes.get(key) != shape for key, shape in read.items()):
         raise O2OSpecError(
-            f"{policy.path} reads {_shape(policy.dims)} observation entries and gives {policy.dims[-1]} action "
-            f"dimensions, {known['env_id']} has {_shape(dims)} and {dims[-1]}; {remedy}"
+            f"{policy.path} reads {_shape(read)} observation entries and gives {policy.dims[-1]} action dimensions, "
+            f"{known['env_id']} has {_shape(shapes)} and {actions}; {remedy}"
         )
 
 
-def _shape(dims: tuple[int, ...]) -> str:
-    return "x".join(map(str, dims[:-1]))
+def _shape(shapes: Mapping[Any, tuple[int, ...]]) -> str:
+    sizes = {key: "x".join(map(str, shape)) for key, shape in shapes.items()}
+    return sizes["observation"] if list(sizes) == ["observation"] else str(sizes)

@@ -38,7 +38,7 @@ from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 from torchrl_o2o.modules.units import Standardize, ToBox
 
-__all__ = ["ActorParts", "build_network", "describe_network", "observation_shape", "take_apart"]
+__all__ = ["ActorParts", "build_network", "describe_network", "observation_shape", "observation_shapes", "take_apart"]
 
 _DISTRIBUTIONS = {"TanhNormal": TanhNormal, "BoxNormal": BoxNormal}
 _SETTINGS = {"TanhNormal": {"low", "high", "margin", "edge"}, "BoxNormal": {"low", "high", "clip_samples"}}
@@ -167,6 +167,24 @@ def observation_shape(net: nn.Module) -> tuple[int, ...] | None:
     return None
 
 
+def observation_shapes(net: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all that a policy's network reads: images and then vectors, where it sees.
+
+    Args:
+        net: made of the layers that this package's actors are made of.
+
+    Examples:
+        >>> conv = ConvStack((9, 32, 32), features=(8,), strides=(2,))
+        >>> observation_shapes(PixelEncoder([conv], None, (5,)))
+        ((9, 32, 32), (5,))
+    """
+    for layer in net.modules():
+        if isinstance(layer, PixelEncoder):
+            images = [conv.shape for conv in layer.conv]  # pyright: ignore[reportAttributeAccessIssue]
+            return (*images, *((size,) for size in layer.sizes[len(images) :]))  # pyright: ignore[reportReturnType]
+    return (observation_shape(net) or (0,),)
+
+
 def _two_edges(kind: type[nn.Module]) -> Callable[..., nn.Module]:
     return lambda size: kind(torch.zeros(size), torch.zeros(size))
 
@@ -284,7 +302,7 @@ class ActorParts:
         net: maps observations [*B, o] to actions, or to mean and standard deviation.
         distribution: ``"TanhNormal"``, ``"BoxNormal"``, or ``None`` for a deterministic actor.
         settings: the distribution's other arguments.
-        observation_key: entry read.
+        observation_key: entry read, or a list of them: images, then vectors.
         action_key: entry written.
         low: lower edge of the actions, shape [A].
         high: upper edge, shape [A].
@@ -294,11 +312,16 @@ class ActorParts:
     net: nn.Module
     distribution: str | None
     settings: Mapping[str, Any]
-    observation_key: NestedKey
+    observation_key: NestedKey | list[NestedKey]
     action_key: NestedKey
     low: Tensor
     high: Tensor
     horizon: int = 1
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries read."""
+        return self.observation_key if isinstance(self.observation_key, list) else [self.observation_key]
 
     def assemble(self) -> Actor | ProbabilisticActor:
         """The actor.
@@ -317,11 +340,11 @@ class ActorParts:
         spec = Bounded(self.low, self.high, shape=self.low.shape, dtype=self.low.dtype)
         if self.distribution is None:
             action = Composite({self.action_key: spec})
-            return Actor(self.net, in_keys=[self.observation_key], out_keys=[self.action_key], spec=action)
+            return Actor(self.net, in_keys=self.in_keys, out_keys=[self.action_key], spec=action)
         if not set(self.settings) <= _SETTINGS.get(self.distribution, set()):
             raise O2OCheckpointError(f"unknown distribution {self.distribution!r} or arguments {sorted(self.settings)}")
         return ProbabilisticActor(
-            TensorDictModule(self.net, in_keys=[self.observation_key], out_keys=["loc", "scale"]),
+            TensorDictModule(self.net, in_keys=self.in_keys, out_keys=["loc", "scale"]),
             in_keys=["loc", "scale"],
             out_keys=[self.action_key],
             spec=spec,
@@ -356,11 +379,13 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
         if _is_gaussian(body, head):
             kind, settings = head.distribution_class.__name__, dict(head.distribution_kwargs)
             box = _box(actor, head.out_keys[0])
-            return ActorParts(body.module, kind, settings, body.in_keys[0], head.out_keys[0], *box, chunk_length(actor))
+            read = body.in_keys[0] if len(body.in_keys) == 1 else list(body.in_keys)
+            return ActorParts(body.module, kind, settings, read, head.out_keys[0], *box, chunk_length(actor))
     raise O2OSpecError(
         f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
         "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, of "
-        "BestOfNLoss.make_actor, or one from the pixels of a single camera, without exploration noise behind it"
+        "BestOfNLoss.make_actor or make_pixel_actor, or make_latent_actor behind the encoder of a single camera, "
+        "without exploration noise behind it"
     )
 
 
@@ -368,7 +393,8 @@ def _is_gaussian(body: nn.Module, head: nn.Module) -> bool:
     return (
         isinstance(body, TensorDictModule)
         and isinstance(head, ProbabilisticTensorDictModule)
-        and len(body.in_keys) == len(head.out_keys) == 1
+        and (len(body.in_keys) == 1 or isinstance(body.module, PixelPolicy))
+        and len(head.out_keys) == 1
         and body.out_keys == head.in_keys == ["loc", "scale"]
         and head.distribution_class in _DISTRIBUTIONS.values()
     )

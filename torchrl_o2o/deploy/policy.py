@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import Actor, ProbabilisticActor
 
@@ -34,6 +35,7 @@ from torchrl_o2o.deploy.architecture import (
     build_network,
     describe_network,
     observation_shape,
+    observation_shapes,
     take_apart,
 )
 from torchrl_o2o.durable import replace_durably
@@ -79,8 +81,13 @@ class PolicyFile:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Number of observation entries, or shape of the stacked frames, and then number of action dimensions."""
+        """Number of observation entries, or shape of the first stacked frames, and then number of action dimensions."""
         return *(observation_shape(self.parts.net) or (0,)), len(self.low) // self.parts.horizon
+
+    @property
+    def shapes(self) -> dict[NestedKey, tuple[int, ...]]:
+        """Entry read -> its shape: ``"observation"``, or images and vectors by name."""
+        return dict(zip(self.parts.in_keys, observation_shapes(self.parts.net), strict=True))
 
     @property
     def sees(self) -> bool:
@@ -185,6 +192,11 @@ def policy_saver(
     parts, arguments = take_apart(actor), _env_arguments(env)
     low, high = (edge.repeat(parts.horizon) for edge in _native_box(arguments, action_box, parts.low.dtype))
     stats = None if convention is None else convention.observation
+    if stats is not None and isinstance(parts.observation_key, list):
+        raise O2OSpecError(
+            f"got a convention that standardizes observations beside an actor that reads {parts.observation_key}; "
+            "standardize the vectors in the environment"
+        )
     _check_sizes(parts, low, high, None if stats is None else stats.mean)
     fixed = {
         "format": _FORMAT,
