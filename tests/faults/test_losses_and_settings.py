@@ -27,7 +27,7 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import AWACLoss, IQLLoss, SAMGEstimator
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers.settings import check_settings
+from torchrl_o2o.trainers.settings import check_no_pretraining, check_settings
 from torchrl_o2o.updates import Descend, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -73,7 +73,13 @@ def test_case_b16_settings_are_checked_before_the_first_step(name: str, value: o
 
 def test_case_b16_a_setting_without_a_value_is_named() -> None:
     with pytest.raises(O2OSpecError, match=r"got no value of env.env_id, task_name; give each as name=value"):
-        check_settings(OmegaConf.create({"task_name": "???", "env": {"env_id": "???"}}))
+        check_settings(OmegaConf.create({"env": {"env_id": "???"}, "task_name": "???", "run": "${task_name}"}))
+
+
+def test_case_b16_a_pretraining_that_nothing_starts_from_is_refused() -> None:
+    check_no_pretraining(OmegaConf.create({"seed": 0}))
+    with pytest.raises(O2OSpecError, match=r"got pretrained=runs/awac, but this method has no offline phase"):
+        check_no_pretraining(OmegaConf.create({"pretrained": "runs/awac"}))
 
 
 def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:

@@ -174,8 +174,12 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(kind, match=said):
             continue_run(run, *arguments, num_steps=None if "num_steps" in said else 2)
+    with pytest.raises(O2ODataError, match=r"linear-medium-v0, which the run began with; name recordings"):
+        continue_run(run, [new, "o2o/halfcheetah/linear-medium-v0"], num_steps=2)
     assert "lineage" not in read_run(run)
     continue_run(run, [new], num_steps=2, schedule=EVERY)
+    with pytest.raises(O2ODataError, match="which the run began with"):
+        continue_run(run, ["o2o/halfcheetah/linear-medium-v0"], num_steps=2)
     (tmp_path / "copy.npz").write_bytes(new.read_bytes())
     with pytest.raises(O2ODataError, match=r"holds the rows of .*new\.npz, which the run has since round 1"):
         continue_run(run, [tmp_path / "copy.npz"], num_steps=2)

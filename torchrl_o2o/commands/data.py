@@ -40,6 +40,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     _add_source(check)
     add_actions(check)
     check.add_argument("--env", metavar="ID", help="an environment that the data should fit")
+    check.add_argument(
+        "--allow-modules", nargs="+", default=[], metavar="MODULE", help="whose environment may be built"
+    )
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check)
     _register_coverage(subcommands.add_parser("coverage", help="which clusters of their union data sets cover"))
@@ -238,8 +241,12 @@ def _shown(value: Any) -> str:
 
 def _check(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import check_offline
+    from torchrl_o2o.envs import make_gym_env
 
-    report = check_offline(arguments.source, env=arguments.env, **reading(arguments), **actions(arguments))
+    env = arguments.env
+    if arguments.allow_modules and env is not None:
+        env = make_gym_env(env, allow_modules=arguments.allow_modules)
+    report = check_offline(arguments.source, env=env, **reading(arguments), **actions(arguments))
     print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else 1
 

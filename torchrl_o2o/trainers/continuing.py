@@ -327,6 +327,8 @@ def continue_run(
     if lineage is not None and not standing.lineage:
         kept = len(rows) - sum(len(recording.rows) for recording in new)
         lineage = [_entry(0, str(cfg.dataset.source), rows[:kept], None, 0), *lineage]
+    if lineage is not None:
+        _check_beginning(rows, new, lineage[0])
     lineage = standing.lineage if lineage is None else lineage
     options = RunOptions(
         folder,
@@ -419,6 +421,17 @@ def _next_lineage(
             )
         known[entry["fingerprint"]] = entry
     return [*standing.lineage, *found]
+
+
+def _check_beginning(rows: TensorDictBase, new: Sequence[_Recording], beginning: Entry) -> None:
+    """Refuse the rows that the run began with: of those only what the learner reads is known, so that is compared."""
+    sizes = [len(recording.rows) for recording in new]
+    for recording, part in zip(new, rows[len(rows) - sum(sizes) :].split(sizes), strict=True):
+        if fingerprint(part) == beginning["fingerprint"]:
+            raise O2ODataError(
+                f"{recording.source} holds the rows of {beginning['source']}, which the run began with; name recordings "
+                "that are new"
+            )
 
 
 def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:

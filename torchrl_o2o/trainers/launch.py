@@ -32,7 +32,13 @@ from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.pipeline import Finetuning, Pretrained, Pretraining, Problem, RunOptions, hand_over
 from torchrl_o2o.trainers.session import Schedule
-from torchrl_o2o.trainers.settings import check_settings, choose_route, plain, product_dtype
+from torchrl_o2o.trainers.settings import (
+    check_no_pretraining,
+    check_settings,
+    choose_route,
+    plain,
+    product_dtype,
+)
 
 __all__ = [
     "ONLINE_ONLY",
@@ -199,6 +205,8 @@ def online_phase(
     Returns:
         A context whose ``steps()`` are the environment steps that are left.
     """
+    if pretrained is None:
+        check_no_pretraining(cfg)
     source = None if pretrained is None else Pretrained.read(pretrained)
     seed_everything(cfg.seed)
     learner, how = make_learner(cfg, problem.dims), HandOver(**plain(cfg.handover))

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -17,7 +17,7 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.updates import Update, choose_matmul_route, set_matmul_route
 
-__all__ = ["check_settings", "choose_route", "compiled", "plain", "product_dtype"]
+__all__ = ["check_no_pretraining", "check_settings", "choose_route", "compiled", "plain", "product_dtype"]
 
 #: The smallest whole number that a setting may be, where a configuration has it.
 _LEAST = {
@@ -74,7 +74,7 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got online.total_frames=-5, expected a whole number of at least 1
     """
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
+    if missing := list(_missing(OmegaConf.to_container(cfg, resolve=False))):
         raise O2OSpecError(f"got no value of {', '.join(missing)}; give each as name=value on the command line")
     for name, least in (_LEAST | dict.fromkeys(may_be_zero, 0)).items():
         value = OmegaConf.select(cfg, name, default=least)
@@ -90,6 +90,34 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         raise O2OSpecError(f"got env_guard.timeout={timeout}, expected seconds, or null for none")
     if "handover" in cfg:
         check_handover(plain(cfg.handover))
+
+
+def _missing(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Names of settings that were left to the user, and to which the user gave no value."""
+    for key, value in tree.items():
+        if value == "???":
+            yield f"{prefix}{key}"
+        elif isinstance(value, dict):
+            yield from _missing(value, f"{prefix}{key}.")
+
+
+def check_no_pretraining(cfg: DictConfig) -> None:
+    """Refuse ``pretrained=`` of a method that has nothing to start from it.
+
+    Args:
+        cfg: the configuration of a script.
+
+    Raises:
+        O2OSpecError: if it names a pre-training.
+
+    Examples:
+        >>> check_no_pretraining(OmegaConf.create({"pretrained": None}))
+    """
+    if cfg.get("pretrained") is not None:
+        raise O2OSpecError(
+            f"got pretrained={cfg.pretrained}, but this method has no offline phase of its own that a pre-training "
+            "could stand for; leave pretrained out"
+        )
 
 
 def check_handover(settings: dict[str, Any]) -> None:

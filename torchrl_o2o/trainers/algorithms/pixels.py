@@ -52,7 +52,7 @@ from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, PixelSACLoss
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.session import Session
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import check_no_pretraining, compiled, plain
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
 
 __all__ = ["PixelRun", "load_pixels", "make_drqv2", "make_rlpd_pixels"]
@@ -192,6 +192,7 @@ class PixelRun:
     """
 
     def __init__(self, cfg: DictConfig, make_learner: MakePixelLearner, *, rows: EpisodeRows | None = None) -> None:
+        check_no_pretraining(cfg)
         make_env = partial(_stacked_env, plain(cfg.env), cfg.num_stack)
         env = GuardedEnv(make_env, **plain(cfg.env_guard))
         shape, action_dim = env.observation_space.shape, env.action_space.shape[0]  # type: ignore[index]
