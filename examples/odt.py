@@ -8,15 +8,13 @@ defaults are a CPU preset made for seeing the effect; docs/algorithms/odt.md lis
 from dataclasses import dataclass
 from functools import partial
 
-import gymnasium
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
-from torch import Tensor
 from torchrl.data import Bounded
 from torchrl.modules import OnlineDTActor, ProbabilisticActor, TanhNormal
 from torchrl.objectives import OnlineDTLoss
 
+from torchrl_o2o.collectors import ReturnConditionedRollouts
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import Convention, TrajectoryReplay, load_offline
 from torchrl_o2o.data.datasets.optional import require
@@ -51,30 +49,6 @@ class Config:
     eval_episodes: int = 3
 
 
-@torch.no_grad()
-def roll_out(
-    actor: ProbabilisticActor, env: gymnasium.Env, asked: float, cfg: Config, *, seed: int, explore: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One episode conditioned on a return, from which every reward is taken as it comes; states, actions, rewards."""
-    actor.eval()
-    observations, actions, rewards, to_go = [], [], [], [asked * cfg.return_scale]
-    observation, done = env.reset(seed=seed)[0], False
-    while not done:
-        observations.append(torch.as_tensor(observation, dtype=torch.float32))
-        past = slice(-cfg.acting_context, None)
-        known = torch.stack([*actions, torch.zeros(env.action_space.shape)])  # the last one is not looked at
-        entries = torch.stack(observations)[past], known[past], torch.tensor(to_go)[past].unsqueeze(-1)
-        context = TensorDict(dict(zip(KEYS, entries, strict=True)), [len(entries[0])]).unsqueeze(0)
-        dist = actor.get_dist(context)
-        actions.append((dist.sample() if explore else dist.deterministic_sample)[0, -1])
-        observation, reward, terminated, truncated, _ = env.step(actions[-1].numpy())
-        rewards.append(float(reward))
-        to_go.append(to_go[-1] - rewards[-1] * cfg.return_scale)
-        done = terminated or truncated
-    actor.train()
-    return torch.stack(observations), torch.stack(actions), torch.tensor(rewards)
-
-
 def main(cfg: Config) -> OnlineDTLoss:
     """Train, printing the evaluations; returns the trained loss module."""
     require("transformers", "odt")
@@ -95,10 +69,12 @@ def main(cfg: Config) -> OnlineDTLoss:
     optim = torch.optim.AdamW(transformer, lr=cfg.lr, weight_decay=cfg.weight_decay)
     warmup = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: min((step + 1) / cfg.warmup, 1.0))
     alpha_optim = torch.optim.Adam([loss.log_alpha], lr=1e-4)
+    how = {"context": cfg.acting_context, "return_scale": cfg.return_scale}
+    rollouts = ReturnConditionedRollouts(env, actor, cfg.exploration_return, **how)
     for rollout in range(cfg.rollouts + 1):
         if rollout:
-            seed = cfg.seed + 1_000 + rollout
-            replay.append(*roll_out(actor, env, cfg.exploration_return, cfg, seed=seed, explore=True))
+            episode = rollouts.roll_out(cfg.exploration_return, seed=cfg.seed + 1_000 + rollout)
+            replay.append(episode["observation"], episode["action"], episode["next", "reward"].squeeze(-1))
         for _ in range(cfg.updates_per_rollout if rollout else cfg.offline_updates):
             out = loss(replay.sample(cfg.batch_size, cfg.context))
             optim.zero_grad()
@@ -110,9 +86,10 @@ def main(cfg: Config) -> OnlineDTLoss:
             out["loss_alpha"].backward()
             alpha_optim.step()
         if rollout % cfg.eval_every == 0:
-            ask = partial(roll_out, actor, env, cfg.eval_return, cfg, explore=False)
-            returns = [float(ask(seed=cfg.seed + 10_000 + k)[2].sum()) for k in range(cfg.eval_episodes)]
-            print(f"rollout {rollout}: return {sum(returns) / len(returns):.1f}, entropy {out['entropy']:.2f}")
+            ask = partial(rollouts.roll_out, cfg.eval_return, explore=False)
+            seeds = range(cfg.seed + 10_000, cfg.seed + 10_000 + cfg.eval_episodes)
+            mean = sum(float(ask(seed=seed)["next", "reward"].sum()) for seed in seeds) / cfg.eval_episodes
+            print(f"rollout {rollout}: return {mean:.1f}, entropy {out['entropy']:.2f}")
     return loss
 
 

@@ -58,3 +58,28 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         TrajectoryReplay(0)
     with pytest.raises(O2OSpecError, match="episode"):
         replay.load(rows().exclude("episode"))
+
+
+def test_a_state_holds_what_was_appended_and_fits_its_data_alone() -> None:
+    def filled(loaded: int) -> TrajectoryReplay:
+        replay = TrajectoryReplay(capacity=3, return_scale=1.0)
+        for reward in range(loaded):
+            replay.append(torch.zeros(2, 1), torch.zeros(2, 1), torch.full((2,), float(reward)))
+        replay._appended.clear()  # as load() does
+        return replay
+
+    replay = filled(2)
+    for reward in (10.0, 20.0):  # the second takes the place of the oldest
+        replay.append(torch.ones(3, 1), torch.zeros(3, 1), torch.full((3,), reward))
+    state = replay.state_dict()
+    assert sorted(state["appended"]) == [0, 2]
+    other = filled(2)
+    other.load_state_dict(state)
+    assert [each["return_to_go"].flatten().tolist() for each in other.episodes] == [
+        each["return_to_go"].flatten().tolist() for each in replay.episodes
+    ]
+    for each in (replay, other):
+        each.append(torch.ones(1, 1), torch.zeros(1, 1), torch.full((1,), 30.0))
+    assert [len(each) for each in other.episodes] == [len(each) for each in replay.episodes] == [3, 1, 3]
+    with pytest.raises(O2OSpecError, match="other data"):
+        filled(1).load_state_dict(state)

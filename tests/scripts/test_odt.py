@@ -2,16 +2,19 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""examples/odt.py: a few updates of both phases, where transformers is installed."""
+"""examples/odt.py, sota-implementations/odt/odt.py: a few steps of both phases, where transformers is installed."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.scripts.running import load_script
+from tests.scripts.phases import assert_equal, dying, newest, rows
+from tests.scripts.running import TASKS, compose, load_script, script_of
 from torchrl_o2o.errors import O2OSpecError
 
 SHORT: dict[str, Any] = {
@@ -28,6 +31,14 @@ SHORT: dict[str, Any] = {
 }
 
 
+SMALL = (
+    *("task=hopper", "preset=cpu", "transformer.n_embd=16", "transformer.n_layer=1", "context=5"),
+    *("offline.num_steps=4", "offline.batch_size=4", "online.total_frames=40", "online.batch_size=4"),
+    *("updates_per_rollout=2", "evaluation.num_episodes=1", "schedule.eval_every=20", "schedule.log_every=1"),
+    *("schedule.checkpoint_every=20", "+env.max_episode_steps=10"),
+)
+
+
 def test_both_phases_run(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
     script = load_script("examples/odt.py")
@@ -42,3 +53,42 @@ def test_what_is_missing_is_named() -> None:
     script = load_script("examples/odt.py")
     with pytest.raises(O2OSpecError, match=r"torchrl_o2o\[odt\]"):
         script.main(script.Config(**SHORT))
+    with pytest.raises(O2OSpecError, match=r"torchrl_o2o\[odt\]"):
+        script_of("odt").train(compose("odt", *SMALL))
+
+
+@pytest.mark.parametrize("stop", [4, 24])
+def test_resumed_equals_uninterrupted(tmp_path: Path, stop: int) -> None:
+    """At the end of the offline phase, and after a rollout."""
+    pytest.importorskip("transformers")
+    train = lambda folder, *words: script_of("odt").train(compose("odt", *SMALL, f"run_dir={folder}", *words))  # noqa: E731
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole)
+    with dying("online", stop):
+        train(parts)
+    train(parts, "resume=true")
+    for name in ("loss", "optim", "alpha_optim", "warmup", "replay", "rollouts"):
+        assert_equal(newest(whole, name), newest(parts, name), name)
+    assert torch.equal(newest(whole, "rng")["torch"], newest(parts, "rng")["torch"])
+    assert rows(whole) == rows(parts)
+    assert [row["step"] for row in rows(whole) if "evaluation/return" in row] == [-4, 0, 20, 40]
+
+
+@pytest.mark.parametrize("bad", ["evaluation.video=a.gif", "evaluation.num_envs=2"])
+def test_what_a_policy_with_a_memory_cannot_have_is_refused(bad: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(O2OSpecError, match="reads its past"):
+        script_of("odt").train(compose("odt", *SMALL, f"run_dir={tmp_path}", bad))
+
+
+def test_published_settings_and_every_task_composes() -> None:
+    """Zheng et al. 2022, appendix."""
+    cfg = compose("odt")
+    assert (cfg.context, cfg.acting_context, cfg.capacity, cfg.updates_per_rollout) == (20, 5, 1000, 300)
+    assert (cfg.transformer.n_embd, cfg.transformer.n_layer, cfg.offline.num_steps, cfg.warmup_updates) == (
+        512,
+        4,
+        5000,
+        10000,
+    )
+    assert all(compose("odt", f"task={task}").algorithm == "odt" for task in TASKS)

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -67,6 +70,7 @@ class TrajectoryReplay:
         self.capacity, self.return_scale = capacity, return_scale
         self.episodes: list[TensorDict] = []
         self._oldest = 0
+        self._appended: set[int] = set()
 
     def append(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
         """Add one episode, in the place of the oldest where there is no room.
@@ -79,6 +83,7 @@ class TrajectoryReplay:
         action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
         columns = {"observation": observation, "action": action, "return_to_go": to_go}
         episode = TensorDict(columns, [len(reward)])
+        self._appended.add(len(self.episodes) if len(self.episodes) < self.capacity else self._oldest)
         if len(self.episodes) < self.capacity:
             self.episodes.append(episode)
             return
@@ -101,6 +106,30 @@ class TrajectoryReplay:
         episodes = rows.split(lengths.tolist())
         for each in sorted(episodes, key=lambda each: float(each["next", "reward"].sum()))[-self.capacity :]:
             self.append(each["observation"], each["action"], each["next", "reward"].squeeze(-1))
+        self._appended.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was appended to the data that were loaded."""
+        episodes = {position: self.episodes[position].to_dict() for position in sorted(self._appended)}
+        return {"oldest": self._oldest, "length": len(self.episodes), "appended": episodes}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned, on the same loaded data.
+
+        Args:
+            state_dict: what was returned.
+
+        Raises:
+            O2OSpecError: if other data were loaded.
+        """
+        appended = state_dict["appended"]
+        loaded = len(self.episodes)
+        if any(position not in appended for position in range(loaded, state_dict["length"])):
+            raise O2OSpecError(f"got {loaded} trajectories, other data than those that the state was saved with")
+        self.episodes += [TensorDict({})] * (state_dict["length"] - loaded)
+        for position, episode in appended.items():
+            self.episodes[position] = TensorDict(episode, [len(episode["action"])])
+        self._oldest, self._appended = state_dict["oldest"], set(appended)
 
     def sample(self, batch_size: int, context: int) -> TensorDictBase:
         """Draw slices.

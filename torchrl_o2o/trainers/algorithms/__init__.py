@@ -27,6 +27,7 @@ from torchrl_o2o.trainers.algorithms.bc import make_bc, make_sac_of_clone
 from torchrl_o2o.trainers.algorithms.behavior import BEHAVIOR_REGULARIZED, make_bear, make_brac, start_on_penalty
 from torchrl_o2o.trainers.algorithms.cql import make_cal_ql, make_cql, make_sac_after_cql
 from torchrl_o2o.trainers.algorithms.iql import decay_actor_lr, make_iql
+from torchrl_o2o.trainers.algorithms.odt import TransformerLearner, make_odt, open_odt
 from torchrl_o2o.trainers.algorithms.off2on import (
     balanced_replay_buffer,
     make_off2on_agent,
@@ -47,6 +48,7 @@ __all__ = [
     "BEHAVIOR_REGULARIZED",
     "Guide",
     "PixelRun",
+    "TransformerLearner",
     "anneal_pool",
     "balanced_replay_buffer",
     "check_awr",
@@ -73,6 +75,7 @@ __all__ = [
     "make_cql",
     "make_drqv2",
     "make_iql",
+    "make_odt",
     "make_off2on_agent",
     "make_off2on_ensemble",
     "make_pex",
@@ -89,6 +92,7 @@ __all__ = [
     "make_spot",
     "make_td3_bc",
     "make_wsrl",
+    "open_odt",
     "pool_metrics",
     "raw_convention",
     "replay_priority",

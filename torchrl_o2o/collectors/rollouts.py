@@ -1,0 +1,143 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Whole episodes of a policy that is told which return to reach, as decision transformers are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gymnasium
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_o2o.errors import O2OSpecError, check_count, check_seed
+
+__all__ = ["ReturnConditionedRollouts"]
+
+
+class ReturnConditionedRollouts:
+    """Collect one episode after the other, each under the same return asked for; each reward is taken from it.
+
+    The policy reads ``observation``, ``action`` and ``return_to_go`` of the last steps, shape [1, K, ...]. The last
+    action is not known yet and is zero. It writes ``action``, of which the last is taken. It acts in evaluation mode,
+    without dropout.
+
+    It is a collector as :meth:`torchrl_o2o.trainers.Session.online` takes one: a delivery is an episode.
+
+    Source: Zheng et al. 2022 (ODT), Algorithm 1; Chen et al. 2021 (decision transformer), Algorithm 1.
+
+    Args:
+        env: with the observations and actions of the policy. A :class:`~torchrl_o2o.envs.GuardedEnv` may end an episode
+            early; the step that it rejected is left out.
+        actor: the policy.
+        asked: the return asked for, unscaled.
+
+    Keyword Args:
+        context: K, steps that the policy sees. Defaults to 5.
+        return_scale: what returns are multiplied by before the policy sees them. Defaults to 0.001.
+        total_frames: no episode begins after so many steps; ``None`` (default): no end.
+        seed: of the first episode; each has the next. Defaults to 0.
+
+    Raises:
+        O2OSpecError: if a number is out of range.
+
+    Examples:
+        >>> import gymnasium, torch
+        >>> from tensordict.nn import TensorDictModule
+        >>> keys = ["observation", "action", "return_to_go"]
+        >>> actor = TensorDictModule(lambda s, a, g: torch.tanh(g).expand_as(a), in_keys=keys, out_keys=["action"])
+        >>> rollouts = ReturnConditionedRollouts(gymnasium.make("Pendulum-v1"), actor, -100.0, total_frames=1)
+        >>> [episode.shape for episode in rollouts], rollouts.frames
+        ([torch.Size([200])], 200)
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        actor: TensorDictModuleBase,
+        asked: float,
+        *,
+        context: int = 5,
+        return_scale: float = 0.001,
+        total_frames: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not return_scale > 0.0:
+            raise O2OSpecError(f"got return_scale={return_scale}, expected more than 0")
+        self.env, self.actor, self.asked = env, actor, asked
+        self.context, self.return_scale = check_count("context", context, least=1), return_scale
+        self.total_frames = None if total_frames is None else check_count("total_frames", total_frames)
+        self.seed = check_seed(seed)
+        self.frames = 0  #: steps delivered
+        self.episodes = 0  #: episodes delivered
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        """Episodes until ``total_frames`` are reached, from wherever it stands."""
+        while self.total_frames is None or self.frames < self.total_frames:
+            episode = self.roll_out(self.asked, seed=self.seed + self.episodes)
+            self.episodes += 1
+            if len(episode):  # a guard may have rejected the first step
+                self.frames += len(episode)
+                yield episode
+
+    @torch.no_grad()
+    def roll_out(self, asked: float, *, seed: int, explore: bool = True) -> TensorDict:
+        """One episode.
+
+        Args:
+            asked: the return asked for, unscaled.
+
+        Keyword Args:
+            seed: of the episode.
+            explore: draw actions; ``False`` takes the policy's deterministic ones. Defaults to ``True``.
+
+        Returns:
+            ``observation``, ``action`` and, under ``next``, ``reward``, ``terminated``, ``truncated``, ``done`` and
+            ``episode_reward``, the sum so far; shape [T].
+        """
+        was_training = self.actor.training
+        self.actor.eval()
+        how = ExplorationType.RANDOM if explore else ExplorationType.DETERMINISTIC
+        with set_exploration_type(how):
+            rows = list(self._steps(asked * self.return_scale, seed))
+        self.actor.train(was_training)
+        episode = TensorDict.lazy_stack(rows).contiguous() if rows else self._nothing()
+        done = episode["next", "done"]
+        done[-1:], episode["next", "truncated"][-1:] = True, ~episode["next", "terminated"][-1:]
+        return episode.set(("next", "episode_reward"), episode["next", "reward"].cumsum(0))
+
+    def _steps(self, to_go: float, seed: int) -> Iterator[TensorDict]:
+        """The steps of an episode that its guard, if there is one, did not reject."""
+        size = self.env.action_space.shape
+        observation, done = self.env.reset(seed=seed)[0], False
+        seen: list[TensorDict] = []
+        while not done:
+            columns = {"observation": torch.as_tensor(observation, dtype=torch.float32), "action": torch.zeros(size)}  # type: ignore[arg-type]
+            seen = [*seen, TensorDict({**columns, "return_to_go": torch.tensor([to_go])})][-self.context :]
+            action = self.actor(torch.stack(seen).unsqueeze(0))["action"][0, -1]
+            seen[-1]["action"] = action
+            observation, reward, terminated, truncated, info = self.env.step(action.numpy())
+            if info.get("rejected", False):
+                return
+            done, to_go = bool(terminated or truncated), to_go - float(reward) * self.return_scale
+            ends = {"reward": float(reward), "terminated": bool(terminated), "truncated": bool(truncated), "done": done}
+            row = {name: torch.tensor([value]) for name, value in ends.items()}
+            yield TensorDict({"observation": columns["observation"], "action": action, "next": TensorDict(row)})
+
+    def _nothing(self) -> TensorDict:
+        flags = {name: torch.zeros(0, 1, dtype=torch.bool) for name in ("terminated", "truncated", "done")}
+        following = TensorDict({"reward": torch.zeros(0, 1), **flags}, [0])
+        columns = {"observation": self.env.observation_space.shape, "action": self.env.action_space.shape}
+        return TensorDict({name: torch.zeros(0, *size) for name, size in columns.items()} | {"next": following}, [0])  # type: ignore[misc]
+
+    def state_dict(self) -> dict[str, int]:
+        """Counts; an episode that is under way is begun again."""
+        return {"frames": self.frames, "episodes": self.episodes}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.frames, self.episodes = state_dict["frames"], state_dict["episodes"]
