@@ -429,8 +429,8 @@ def _check_beginning(rows: TensorDictBase, new: Sequence[_Recording], beginning:
     for recording, part in zip(new, rows[len(rows) - sum(sizes) :].split(sizes), strict=True):
         if fingerprint(part) == beginning["fingerprint"]:
             raise O2ODataError(
-                f"{recording.source} holds the rows of {beginning['source']}, which the run began with; name recordings "
-                "that are new"
+                f"{recording.source} holds the rows of {beginning['source']}, which the run began with; "
+                "name recordings that are new"
             )
 
 
