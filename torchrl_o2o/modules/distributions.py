@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policy distributions whose fresh samples keep their pre-squash value, and which take their noise from outside."""
+"""Policy distributions on a box that take their noise from outside, and score fresh samples exactly."""
 
 from __future__ import annotations
 
@@ -13,10 +13,91 @@ from torch.distributions import constraints
 
 from torchrl_o2o.functional.soft import inverse_tanh, tanh_normal_log_prob
 
-__all__ = ["TanhNormal"]
+__all__ = ["BoxDistribution", "TanhNormal"]
 
 
-class TanhNormal(D.Distribution):
+class BoxDistribution(D.Distribution):
+    """A diagonal Gaussian whose samples are put onto a box: what :class:`TanhNormal` and
+    :class:`~torchrl_o2o.modules.BoxNormal` share.
+
+    Noise may be handed in, so that runs can be replayed and updates compiled.
+
+    Args:
+        loc: the Gaussian's mean, shape [*B, A].
+        scale: its standard deviation, positive, shape [*B, A].
+        low: lower edge of the box, scalar or [A].
+        high: upper edge of the box, scalar or [A].
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
+    support = constraints.real_vector
+    has_rsample = True
+    num_params = 2
+    #: That ``rsample_and_log_prob(sample_shape, noise=...)`` exists; losses look for it.
+    takes_noise = True
+
+    def __init__(self, loc: Tensor, scale: Tensor, low: float | Tensor, high: float | Tensor) -> None:
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
+        self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
+        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
+
+    def _place(self, value: Tensor) -> Tensor:
+        """Put a value of the Gaussian onto the box."""
+        raise NotImplementedError
+
+    def _score_drawn(self, action: Tensor, value: Tensor) -> Tensor:
+        """Log-density of an action that was drawn, from it and the Gaussian's value."""
+        raise NotImplementedError
+
+    def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Actions, and the Gaussian's values behind them."""
+        if noise is None:
+            shape = self._extended_shape(sample_shape)
+            noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        value = self.loc + self.scale * noise
+        return self._place(value), value
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None) -> Tensor:
+        """Draw actions with pathwise gradients.
+
+        Args:
+            sample_shape: leading sample dimensions. Defaults to none.
+            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
+
+        Returns:
+            Actions, shape [*sample_shape, *B, A].
+        """
+        return self._draw(torch.Size(sample_shape), noise)[0]
+
+    def rsample_and_log_prob(
+        self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw actions with pathwise gradients, and score them.
+
+        Args:
+            sample_shape: leading sample dimensions. Defaults to none.
+            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
+
+        Returns:
+            Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
+        """
+        action, value = self._draw(torch.Size(sample_shape), noise)
+        return action, self._score_drawn(action, value)
+
+    @property
+    def mode(self) -> Tensor:
+        """The Gaussian's mean on the box, what evaluation acts by, shape [*B, A]. Of a squashed density it is not the
+        mode."""
+        return self._place(self.loc)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """Same as :attr:`mode`; the name TorchRL's exploration types look for."""
+        return self.mode
+
+
+class TanhNormal(BoxDistribution):
     r"""Tanh-squashed diagonal Gaussian on a box, exact for saturated samples.
 
     :math:`a = m + h\tanh(u)`, :math:`u\sim N(\mu,\sigma)`, with the box's midpoint m and half-width h.
@@ -48,13 +129,6 @@ class TanhNormal(D.Distribution):
         True
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
-    support = constraints.real_vector
-    has_rsample = True
-    num_params = 2
-    #: That ``rsample_and_log_prob(sample_shape, noise=...)`` exists; losses look for it.
-    takes_noise = True
-
     def __init__(
         self,
         loc: Tensor,
@@ -65,16 +139,13 @@ class TanhNormal(D.Distribution):
         margin: float = 1e-6,
         edge: float | None = None,
     ) -> None:
-        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         self._unit_box = isinstance(low, float) and isinstance(high, float) and low == -1.0 and high == 1.0
-        self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
-        self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
         self.margin, self.edge = margin, edge
         self._sample: tuple[Tensor, Tensor] | None = None
-        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
+        super().__init__(loc, scale, low, high)
 
-    def _squash(self, pre_tanh: Tensor) -> Tensor:
-        action = pre_tanh.tanh()
+    def _place(self, value: Tensor) -> Tensor:
+        action = value.tanh()
         if self._unit_box:
             return action
         return self.low + 0.5 * (self.high - self.low) * (action + 1.0)
@@ -103,40 +174,11 @@ class TanhNormal(D.Distribution):
         return None if self._sample is None else self._sample[1]
 
     def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        if noise is None:
-            shape = self._extended_shape(sample_shape)
-            noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        pre_tanh = self.loc + self.scale * noise
-        action = self._squash(pre_tanh)
-        self._sample = (action, pre_tanh)
-        return action, pre_tanh
+        self._sample = super()._draw(sample_shape, noise)
+        return self._sample
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None) -> Tensor:
-        """Draw actions with pathwise gradients.
-
-        Args:
-            sample_shape: leading sample dimensions. Defaults to none.
-            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
-
-        Returns:
-            Actions, shape [*sample_shape, *B, A].
-        """
-        return self._draw(torch.Size(sample_shape), noise)[0]
-
-    def rsample_and_log_prob(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Draw actions with pathwise gradients and score them at their own pre-tanh value.
-
-        Args:
-            sample_shape: leading sample dimensions. Defaults to none.
-            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
-
-        Returns:
-            Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
-        """
-        action, pre_tanh = self._draw(torch.Size(sample_shape), noise)
-        return action, self._score(pre_tanh)
+    def _score_drawn(self, action: Tensor, value: Tensor) -> Tensor:
+        return self._score(value)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of actions; exact for the last sample of this object, from a clipped atanh for all others.
@@ -152,16 +194,6 @@ class TanhNormal(D.Distribution):
         if not self._unit_box:
             value = 2.0 * (value - self.low) / (self.high - self.low) - 1.0
         return self._score(inverse_tanh(value, self.margin))
-
-    @property
-    def mode(self) -> Tensor:
-        """The squashed mean, what evaluation acts by (the mode of u, not of the squashed density), shape [*B, A]."""
-        return self._squash(self.loc)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """Same as :attr:`mode`; the name TorchRL's exploration types look for."""
-        return self.mode
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> TanhNormal:
         """Broadcast to a larger batch shape.

@@ -14,7 +14,6 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch import distributions as D
-from torch.distributions import constraints
 from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
@@ -22,13 +21,14 @@ from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.errors import check_option, check_order
 from torchrl_o2o.functional.offline import normal_log_prob
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
+from torchrl_o2o.modules.distributions import BoxDistribution
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
 __all__ = ["BoxNormal", "GaussianVectorHead", "make_gaussian_actor"]
 
 
-class BoxNormal(D.Distribution):
+class BoxNormal(BoxDistribution):
     r"""Diagonal Gaussian whose samples are clipped to the action box; its density is the plain Gaussian's.
 
     :math:`a=\mathrm{clip}(\mu+\sigma\varepsilon, lo, hi)`, :math:`\log\pi(a)=\sum_i\log N(a_i;\mu_i,\sigma_i)`. A
@@ -49,12 +49,6 @@ class BoxNormal(D.Distribution):
         (tensor([0., 1.]), tensor(-1.9629))
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
-    support = constraints.real_vector
-    has_rsample = True
-    num_params = 2
-    takes_noise = True
-
     def __init__(
         self,
         loc: Tensor,
@@ -64,45 +58,17 @@ class BoxNormal(D.Distribution):
         high: float | Tensor = 1.0,
         clip_samples: bool = True,
     ) -> None:
-        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
-        self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
-        self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
         self.clip_samples = clip_samples
-        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
+        super().__init__(loc, scale, low, high)
 
-    def _clip(self, action: Tensor) -> Tensor:
-        return torch.minimum(torch.maximum(action, self.low), self.high)
+    def _clip(self, value: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(value, self.low), self.high)
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None) -> Tensor:
-        """Draw actions with pathwise gradients (none where a sample is clipped).
+    def _place(self, value: Tensor) -> Tensor:
+        return self._clip(value) if self.clip_samples else value
 
-        Args:
-            sample_shape: leading sample dimensions. Defaults to none.
-            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
-
-        Returns:
-            Actions, shape [*sample_shape, *B, A].
-        """
-        if noise is None:
-            shape = self._extended_shape(torch.Size(sample_shape))
-            noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        action = self.loc + self.scale * noise
-        return self._clip(action) if self.clip_samples else action
-
-    def rsample_and_log_prob(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Draw actions with pathwise gradients and score them.
-
-        Args:
-            sample_shape: leading sample dimensions. Defaults to none.
-            noise: standard-normal numbers to use instead of fresh ones, shape [*sample_shape, *B, A].
-
-        Returns:
-            Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
-        """
-        action = self.rsample(sample_shape, noise=noise)
-        return action, self.log_prob(action)
+    def _score_drawn(self, action: Tensor, value: Tensor) -> Tensor:
+        return self.log_prob(action)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of actions.
@@ -128,11 +94,6 @@ class BoxNormal(D.Distribution):
     def mode(self) -> Tensor:
         """The mean, clipped to the box, what evaluation acts by, shape [*B, A]."""
         return self._clip(self.loc)
-
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """Same as :attr:`mode`; the name TorchRL's exploration types look for."""
-        return self.mode
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> BoxNormal:
         """Broadcast to a larger batch shape.

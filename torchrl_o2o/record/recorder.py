@@ -150,7 +150,8 @@ class Recorder:
                 lacks; :func:`read_metrics` turns them back.
 
         Raises:
-            O2OSpecError: if a metric is not a number, a step is no whole number or goes down, or the recorder is closed.
+            O2OSpecError: if a metric is not a number, a step is no whole number or goes down, or the recorder is
+                closed.
             O2OCheckpointError: if the row cannot be written; the file then ends with the row before.
         """
         step = _whole(step)
