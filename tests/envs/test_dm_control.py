@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchrl_o2o.envs import make_gym_env
+from torchrl_o2o.envs import env_state, make_gym_env, restore_env_state
 from torchrl_o2o.errors import O2OSpecError
 
 
@@ -26,10 +26,10 @@ class Suite(ModuleType):
 
     def load(self, domain: str, task: str) -> Any:
         quality = SimpleNamespace(shadowsize=4096, offsamples=4)
-        model = SimpleNamespace(ptr=SimpleNamespace(vis=SimpleNamespace(quality=quality)))
+        model = SimpleNamespace(ptr=SimpleNamespace(vis=SimpleNamespace(quality=quality), nhfield=0))
         self.shown: dict[str, Any] = {}
         self.task = SimpleNamespace(random=np.random.RandomState())
-        self.physics = SimpleNamespace(model=model, render=self.render)
+        self.physics = SimpleNamespace(model=model, data=SimpleNamespace(ptr=None), render=self.render)
         return self
 
     def render(self, **settings: Any) -> np.ndarray:
@@ -117,8 +117,19 @@ def test_the_suite_itself() -> None:
     stack, _ = env.reset(seed=0)
     assert (stack.shape, stack.dtype) == ((9, 64, 64), np.uint8)
     assert stack.std() > 5.0
-    steps = 0
-    truncated = False
+    again = make_gym_env("dm_control/walker-walk-v0", render_size=64, action_repeat=2)
+    for _ in range(20):
+        env.step(env.action_space.sample())
+    state = env_state(env)
+    assert state is not None
+    restore_env_state(again, state)
+    for _ in range(20):
+        action = env.action_space.sample()
+        here, there = env.step(action), again.step(action)
+        np.testing.assert_array_equal(here[0], there[0])
+        assert here[1] == there[1]
+    env.reset(seed=0)
+    steps, truncated = 0, False
     while not truncated:
         after, reward, terminated, truncated, _ = env.step(env.action_space.sample())
         assert (terminated, 0.0 <= reward <= 2.0) == (False, True)

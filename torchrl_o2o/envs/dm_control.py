@@ -63,6 +63,11 @@ class DMControlEnv(gymnasium.Env):
         camera_id: int | None = None,
     ) -> None:
         self._env = _load(domain, task)
+        # What an episode changes, where a snapshot finds it. A ground that is drawn anew would have to be sent to the
+        # renderer again: a snapshot stops at the task and says so.
+        inside = self._env.task if self.model.nhfield else vars(self._env.task)
+        self._changing = self.model, self._env.physics.data.ptr, inside
+        self._steps = 0
         self.metadata = {**self.metadata, "render_fps": 1.0 / self._env.control_timestep()}
         self.render_mode = render_mode
         camera = _CAMERAS.get(domain, 0) if camera_id is None else camera_id
@@ -89,11 +94,14 @@ class DMControlEnv(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self._env.task.random.seed(seed)
+        self._steps = 0
         return _joined(self._env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Go on by one step of control."""
+        self._env._step_count, self._env._reset_next_step = self._steps, False
         step = self._env.step(action)
+        self._steps += 1
         terminated = step.last() and step.discount == 0.0
         return _joined(step.observation), float(step.reward), terminated, step.last() and not terminated, {}
 

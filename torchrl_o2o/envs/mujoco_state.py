@@ -22,8 +22,8 @@ __all__ = ["capture_data", "capture_model", "is_mujoco", "restore_data", "restor
 
 #: Arrays whose length follows the contacts of the moment; the next step computes them anew.
 _CONTACT_PREFIXES = ("efc_", "iefc_", "efm_", "iacc", "ifrc_", "island_")
-#: Model arrays that environments change between episodes (goal markers, handles, masses).
-_MODEL_PREFIXES = ("actuator_", "body_", "dof_", "geom_", "jnt_", "qpos0", "site_")
+#: Model arrays that environments change between episodes (goal markers, handles, masses, what tendons pull).
+_MODEL_PREFIXES = ("actuator_", "body_", "dof_", "geom_", "jnt_", "qpos0", "site_", "wrap_")
 
 
 def is_mujoco(value: Any, name: str) -> bool:

@@ -32,6 +32,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import PassiveEnvChecker
 
 from torchrl_o2o.envs.border import CheckedEnv
+from torchrl_o2o.envs.dm_control import DMControlEnv
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.mujoco_state import capture_data, capture_model, is_mujoco, restore_data, restore_model
 from torchrl_o2o.envs.vouching import Uncapturable, module_root, subspaces, vouch_for_class, vouch_for_function
@@ -46,6 +47,7 @@ _STATIC_NAMES: tuple[tuple[type, frozenset[str]], ...] = (
     (gymnasium.Env, frozenset({"spec", "metadata", "mujoco_renderer", "_model_names", "_saved_kwargs"})),
     (gymnasium.Env, frozenset({"_ezpickle_args", "_ezpickle_kwargs"})),
     (gymnasium.Wrapper, frozenset({"env"})),  # a layer of its own
+    (DMControlEnv, frozenset({"_env"})),  # what changes in it is a part of its own
     (CheckedEnv, frozenset({"_space"})),
     (GuardedEnv, frozenset({"_space", "_action_shape", "max_rebuilds", "max_rejected", "last_fault"})),
     (GuardedEnv, frozenset({"_make_env", "_call"})),
