@@ -270,3 +270,32 @@ def test_multisteps_terminals_are_refused_and_the_rest_of_it_is_taken() -> None:
     with pytest.raises(O2OSpecError, match="row 2 goes over several steps to the terminal of row 4"):
         buffer.extend(rows.select(*stored_keys(rows)))
     assert buffer._writer.total_written == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda row: row.exclude("action"), "'action' is missing"),
+        (lambda row: row.set("action", torch.zeros(1, 1)), r"'action' has shape \[1\] in place of \[2\]"),
+        (lambda row: row.set("action", torch.zeros(1, 2, dtype=torch.float64)), "float64 in place of"),
+        (lambda row: row.set("action", torch.zeros(1, 2).requires_grad_()), "requires gradients"),
+    ],
+    ids=["missing", "broadcast", "type", "graph"],
+)
+def test_rows_that_change_in_the_course_of_a_run_are_told(change: Callable, told: str) -> None:
+    rows = random_transitions(6, 3, 2).select(*TRANSITION)
+    buffer = TensorDictReplayBuffer(storage=offline_online_storage(rows, 4), writer=OnlineWriter(6), batch_size=2)
+    buffer.extend(rows[:1])
+    with pytest.raises(O2OSpecError, match=told):
+        buffer.extend(change(rows[:1].clone()))
+    assert len(buffer) == 7
+
+
+def test_less_rows_than_the_sampler_was_told() -> None:
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(9), sampler=BalancedSampler(8), batch_size=2)
+    buffer.extend(random_transitions(5, 3, 2))
+    with pytest.raises(O2OSpecError, match="the storage holds 5 rows, the sampler takes 8 for offline"):
+        buffer.sample()
+    for size in (-1, 2.5):
+        with pytest.raises(O2OSpecError, match="got batch_size="):
+            buffer._sampler.sample(offline_online_storage(random_transitions(8, 3, 2), 4), size)

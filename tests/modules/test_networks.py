@@ -94,7 +94,7 @@ class TestActor:
     def test_actions_follow_the_spec(self) -> None:
         spec = Bounded(torch.tensor([-3.0, 0.0]), torch.tensor([3.0, 1.0]), (2,))
         actor = make_actor(3, spec)
-        action = actor(TensorDict({"observation": torch.randn(500, 3)}, [500]))["action"]
+        action = actor(TensorDict({"observation": 100 * torch.randn(500, 3)}, [500]))["action"]
         assert spec.is_in(action[0])
         assert (action >= spec.space.low).all()
         assert (action <= spec.space.high).all()
@@ -134,6 +134,9 @@ class TestCritics:
             make_qvalue_ensemble(3, 2, num_qvalue_nets=0)
         with pytest.raises(O2OSpecError, match="at least one width"):
             make_qvalue_ensemble(3, 2, hidden_sizes=())
+        for widths in (8, "8", [0], [8, -1], [2.5], [None]):
+            with pytest.raises(O2OSpecError, match="hidden_sizes"):
+                make_qvalue_ensemble(3, 2, hidden_sizes=widths)  # type: ignore[arg-type]
         with pytest.raises(O2OSpecError, match=r"got action of shape \[0\]"):
             feature_dim(0, "action")
 

@@ -56,6 +56,27 @@ class TestBatch:
             with pytest.raises(O2OSpecError, match=rf"'{key}' of shape \(4,\).*expected \(4, 1\).*unsqueeze"):
                 loss(batch.clone())
 
+    @pytest.mark.parametrize("key", ["done", "terminated"])
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
+    def test_ends_are_flags(self, key: str, dtype: torch.dtype) -> None:
+        """Of whole numbers, ~1 is -2: each row would bootstrap from a negative multiple of the next value."""
+        batch = random_transitions(4, 3, 2)
+        batch["next", key] = batch["next", key].to(dtype)
+        for loss in losses():
+            with pytest.raises(O2OSpecError, match=rf"got '{key}' of {dtype} under 'next', expected flags"):
+                loss(batch.clone())
+
+    def test_a_batch_that_cannot_be_written_or_weighed_is_named(self) -> None:
+        batch = random_transitions(4, 3, 2)
+        for loss in losses():
+            with pytest.raises(O2OSpecError, match=r"the batch is locked, and 'td_error' is written into it"):
+                loss(batch.clone().lock_())
+            with pytest.raises(O2OSpecError, match=r"'priority_weight' of shape \(4, 2\) for a batch of \(4,\)"):
+                loss(batch.clone().set("priority_weight", torch.ones(4, 2)))
+            for gamma in (2, -0.1, float("nan")):
+                with pytest.raises(O2OSpecError, match=r"expected a discount in \[0, 1\]"):
+                    loss.make_value_estimator(gamma=gamma)
+
     def test_several_batch_dimensions_are_fine(self) -> None:
         for loss in losses():
             torch.manual_seed(0)

@@ -72,7 +72,7 @@ class OnlineWriter(Writer):
         self.offline_written = 0  #: rows that went into the room
         #: The first row, counted as in ``total_written``, that was changed since a checkpoint last looked.
         self.changed_from: int | None = None
-        self._compared = False
+        self._alike: list[tuple[Any, ...]] | None = None  # entries, shapes and types that were compared
 
     @property
     def capacity(self) -> int:
@@ -140,13 +140,21 @@ class OnlineWriter(Writer):
         return super().__getstate__()
 
     def _compare(self, data: TensorDictBase, batch_dims: int) -> None:
-        """Refuse rows unlike those stored; entries are compared once, since those of a run are all alike."""
+        """Refuse rows unlike those stored, which torch would broadcast, or leave old entries beside new ones.
+
+        They are looked at closely only where they differ from the rows before.
+        """
         if isinstance(data, TensorDictBase) and data.batch_dims != batch_dims:
             raise O2OSpecError(
                 f"got transitions of batch shape {list(data.batch_size)}, expected {['N'][:batch_dims]}; flatten them "
                 f"with data.reshape(-1), and add a single one by buffer.add(data)"
             )
-        if self._compared or len(self._storage) == 0:
+        if len(self._storage) == 0 or not isinstance(data, TensorDictBase):
+            return
+        alike = [
+            (key, value.shape[batch_dims:], value.dtype, value.requires_grad) for key, value in data.items(True, True)
+        ]
+        if alike == self._alike:
             return
         stored = self._storage.get(0)
         own = {getattr(buffer, "priority_key", None) for buffer in self._storage._attached_entities_iter()} | {"index"}
@@ -154,7 +162,13 @@ class OnlineWriter(Writer):
             raise O2OSpecError(
                 f"the transitions do not fit the rows in the storage: {'; '.join(found)}. {_advice(data, stored)}"
             )
-        self._compared = True
+        graph = [key for key, *_, requires_grad in alike if requires_grad]
+        if graph:
+            raise O2OSpecError(
+                f"{graph[0]!r} of the transitions requires gradients, which a storage would keep for ever; collect "
+                "under torch.no_grad(), or write data.detach()"
+            )
+        self._alike = alike
 
     def truncate_last(self) -> None:
         """Mark the transition written last as truncated: its episode turned out to end there.

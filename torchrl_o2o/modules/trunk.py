@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 
 __all__ = ["FLAX_LAYER_NORM_EPS", "Activation", "LayerNorm", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
 
@@ -92,7 +92,8 @@ def make_trunk(
         A module mapping [*B, in_features] to [*B, hidden_sizes[-1]].
 
     Raises:
-        O2OSpecError: if there is no hidden layer, or ``layer_norm`` or ``activation`` is unknown.
+        O2OSpecError: if there is no hidden layer or a width is no whole number of at least 1, or ``layer_norm`` or
+            ``activation`` is unknown.
 
     Examples:
         >>> import torch
@@ -100,8 +101,9 @@ def make_trunk(
         >>> trunk(torch.zeros(5, 3)).shape
         torch.Size([5, 8])
     """
-    if not hidden_sizes:
-        raise O2OSpecError(f"got hidden_sizes={tuple(hidden_sizes)}, expected at least one width, e.g. (256, 256)")
+    if not hidden_sizes or isinstance(hidden_sizes, int | str):
+        raise O2OSpecError(f"got hidden_sizes={hidden_sizes!r}, expected at least one width, e.g. (256, 256)")
+    hidden_sizes = [check_count("a width in hidden_sizes", width, least=1) for width in hidden_sizes]
     if layer_norm not in (True, False, "after_activation"):
         raise O2OSpecError(f"got layer_norm={layer_norm!r}, expected True, False or 'after_activation'")
     check_option("activation", activation, ("relu", "gelu"))

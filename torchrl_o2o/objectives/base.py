@@ -100,8 +100,11 @@ class TransitionLoss(LossModule):
             hyperparams: ``gamma`` (defaults to 0.99) for TD0.
 
         Raises:
-            O2OSpecError: if hyper-parameters are given beside an estimator, which has its own.
+            O2OSpecError: if hyper-parameters are given beside an estimator, which has its own, or ``gamma`` is outside
+                [0, 1].
         """
+        if not 0.0 <= hyperparams.get("gamma", 0.0) <= 1.0:
+            raise O2OSpecError(f"got gamma={hyperparams['gamma']}, expected a discount in [0, 1]")
         if value_type is None:
             value_type = self.default_value_estimator
         if isinstance(value_type, ValueEstimatorBase):
@@ -187,17 +190,28 @@ class TransitionLoss(LossModule):
         return cast(TensorDictBase, self._entry(tensordict, "next"))
 
     def _check_outcome(self, following: TensorDictBase, rows: torch.Size) -> None:
-        """Refuse reward and ends that do not fit the values, shape [*rows]; the estimator would not say which."""
+        """Refuse reward and ends that do not fit the values, shape [*rows]; the estimator would not say which.
+
+        Ends are bool: of whole numbers the estimator would take ``~1``, which is -2, for "goes on".
+        """
         keys, expected = self.tensor_keys, (*rows, 1)
         for key in (keys.reward, keys.done, keys.terminated):
-            shape = tuple(self._entry(following, key).shape)
-            if shape != expected:
+            value = self._entry(following, key)
+            if tuple(value.shape) != expected:
                 raise O2OSpecError(
-                    f"got {key!r} of shape {shape} under 'next', expected {expected}, one column; unsqueeze(-1) it"
+                    f"got {key!r} of shape {tuple(value.shape)} under 'next', expected {expected}, one column; "
+                    "unsqueeze(-1) it"
                 )
+            if key != keys.reward and value.dtype != torch.bool:
+                raise O2OSpecError(f"got {key!r} of {value.dtype} under 'next', expected flags; take its .bool()")
 
     def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
         weights = tensordict.get(self.tensor_keys.priority_weight, None)
+        if weights is not None and weights.numel() != tensordict.numel():
+            raise O2OSpecError(
+                f"got {self.tensor_keys.priority_weight!r} of shape {tuple(weights.shape)} for a batch of "
+                f"{tuple(tensordict.batch_size)}, expected one weight a transition"
+            )
         return None if weights is None else weights.reshape(tensordict.batch_size)
 
     def _check_batch(self, tensordict: TensorDictBase, call: str) -> None:
@@ -260,6 +274,10 @@ class TransitionLoss(LossModule):
     ) -> TensorDictBase:
         """The output of ``forward``: losses and the batch means of what was measured; writes the priority, if any."""
         if "td_error" in info:
+            if tensordict.is_locked:
+                raise O2OSpecError(
+                    f"the batch is locked, and {self.tensor_keys.priority!r} is written into it; pass batch.copy()"
+                )
             tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
         if self.reduction == "none":
             return TensorDict(losses, tensordict.batch_size)

@@ -73,7 +73,7 @@ class BalancedSampler(DrawingSampler):
 
     @offline_fraction.setter
     def offline_fraction(self, value: float) -> None:
-        if not 0.0 <= value <= 1.0:
+        if value is None or isinstance(value, str) or not 0.0 <= value <= 1.0:
             raise O2OSpecError(f"got offline_fraction={value}, expected a number in [0, 1]")
         if value > 0.0 and self.num_offline == 0:
             raise O2OSpecError(
@@ -105,7 +105,12 @@ class BalancedSampler(DrawingSampler):
                 the buffer's writer does not leave the offline rows alone.
         """
         check_offline_rows(storage, self.num_offline)
-        is_offline = self.is_offline_row(batch_size)
+        if 0 < len(storage) < self.num_offline:
+            raise O2OSpecError(
+                f"the storage holds {len(storage)} rows, the sampler takes {self.num_offline} for offline; pass the "
+                "length of the data set"
+            )
+        is_offline = self.is_offline_row(check_count("batch_size", batch_size))
         num_online = len(storage) - self.num_offline
         count = int(is_offline.sum())
         if count == batch_size or num_online <= 0:

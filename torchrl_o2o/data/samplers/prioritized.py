@@ -186,6 +186,6 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
 
 def _not_negative(name: str, value: float) -> float:
-    if not value >= 0.0:
+    if value is None or isinstance(value, str) or not value >= 0.0:
         raise O2OSpecError(f"got {name}={value}, expected 0 or more")
     return float(value)
