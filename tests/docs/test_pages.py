@@ -111,6 +111,13 @@ def dotted(tree: object) -> Iterator[str]:
         yield from (f"{key}.{inner}" for inner in dotted(value))
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for path in re.findall(r"`((?:tests|examples|docs|torchrl_o2o|sota-implementations|benchmarks)/[\w./-]+)`", text):
+        assert (ROOT / path).exists() or path.endswith(("/_build/html", "history.jsonl", "CLAIM.csv")), path
+
+
 def check_script(path: Path, words: list[str]) -> None:
     keys, choices = settings(path.parent)
     choices |= {"task=arm"} if "--config-dir" in words else set()  # the reader's own
