@@ -10,7 +10,8 @@ You have an idea for a loss. This tutorial adds one to RLPD, trains it, and show
 # --------
 # The idea: RLPD, whose actor also imitates what was recorded in the batch. A loss has one method for each network. A
 # method takes the batch and returns a scalar, and a dictionary with what it measured. So it is enough to override one
-# of them.
+# of them. `_state` and `_action` read the batch by the names that the networks use, `_policy` is pi(.|s), and `_reduce`
+# takes the mean over the rows, or what else the loss was asked for.
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -27,11 +28,10 @@ class ImitatingSACLoss(EnsembleSACLoss):
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The actor's loss of one minibatch."""
         loss, info = super().actor_loss(tensordict)
-        with self.actor_network_params.to_module(self.actor_network):
-            policy = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-        action = tensordict["action"].clamp(-1 + 1e-6, 1 - 1e-6)
-        imitation = -policy.log_prob(action).mean()
-        return loss + self.imitation_coef * imitation, {**info, "imitation": imitation.detach()}
+        action = self._action(tensordict).clamp(-1 + 1e-6, 1 - 1e-6)
+        imitation = -self._policy(self._state(tensordict)).log_prob(action)  # one number a row
+        info["imitation"] = imitation.mean().detach()
+        return loss + self.imitation_coef * self._reduce(imitation, None), info
 
 
 def make() -> ImitatingSACLoss:
@@ -73,6 +73,8 @@ print({name: round(float(measured[name]), 3) for name in ("imitation", "loss_act
 #
 # .. code-block:: python
 #
+#    from torchrl_o2o.testing import LossContract
+#
 #    class TestImitatingSAC(LossContract):
 #        trains = {
 #            "loss_qvalue": ("qvalue_network_params",),
@@ -81,7 +83,9 @@ print({name: round(float(measured[name]), 3) for name in ("imitation", "loss_act
 #        }
 #
 #        def make_loss(self, *, observation_key="observation", action_key="action"):
-#            ...
+#            keys, sizes = (observation_key, action_key), {"hidden_sizes": (32, 32)}
+#            actor = make_actor(5, 3, observation_key=observation_key, action_key=action_key, **sizes)
+#            return ImitatingSACLoss(actor, make_qvalue_ensemble(5, 3, num_qvalue_nets=2, in_keys=keys, **sizes))
 #
 # Samplers have a `SamplerContract` of the same kind. Where a loss goes inside this package, and what else it needs
 # there, is in "How the package is built".
