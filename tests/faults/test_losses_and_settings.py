@@ -11,6 +11,7 @@ in `tests/trainers/test_evaluation.py`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from omegaconf import OmegaConf
 from torchrl.objectives import DDPGLoss
 
 from tests.kernels import without_kernels
+from torchrl_o2o.data import load_offline
+from torchrl_o2o.envs import GuardedEnv, make_gym_env
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
     make_deterministic_actor,
@@ -27,7 +30,8 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import AWACLoss, IQLLoss, SAMGEstimator
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers.settings import check_no_pretraining, check_settings
+from torchrl_o2o.trainers import Finetuning
+from torchrl_o2o.trainers.settings import check_arguments, check_no_pretraining, check_settings
 from torchrl_o2o.updates import Descend, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -89,3 +93,32 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
     with without_kernels():
         for rows in range(4, 16):
             assert update(random_transitions(rows, 3, 2))["finite"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"online": None}, r"got online=None, expected a section; give its settings, as online\.NAME=VALUE"),
+        ({"handover": 5}, "got handover=5, expected a section"),
+        ({"schedule": [1]}, "expected a section"),
+        *(({"optim": {"lr": bad}}, r"got optim\.lr=.*, expected a number from 0 to 1")
+          for bad in (-1, "abc", float("nan"), float("inf"), None, True)),
+        ({"run_dir": ""}, "got run_dir=, expected a folder"),
+        ({"run_dir": 3}, "got run_dir=3, expected a folder"),
+        ({"recorder": {"tensorboard": "abc"}}, r"got recorder\.tensorboard=abc, expected true or false"),
+        ({"target": {"tau": 5}}, r"got target\.tau=5"),
+        ({"value_estimator": {"gamma": -0.1}}, r"got value_estimator\.gamma=-0\.1"),
+    ],
+)  # fmt: skip
+def test_case_b16_sections_and_rates_that_are_none(settings: dict, told: str) -> None:
+    with pytest.raises(O2OSpecError, match=told):
+        check_settings(OmegaConf.create(settings))
+
+
+@pytest.mark.parametrize(
+    ("section", "function"),
+    [("online", Finetuning), ("dataset", load_offline), ("env", make_gym_env), ("env_guard", GuardedEnv)],
+)
+def test_case_b16_settings_that_nobody_reads(section: str, function: Callable) -> None:
+    with pytest.raises(O2OSpecError, match=rf"got {section}\.total_frame, expected one of "):
+        check_arguments(section, {"total_frame": 5}, function)

@@ -22,17 +22,21 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.data.conventions import Convention, get_convention
-from torchrl_o2o.envs.guard import EnvFaultError
-from torchrl_o2o.envs.make import seed_everything
+from torchrl_o2o.data.load import load_offline
+from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
+from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import plain_config
+from torchrl_o2o.record.recorder import Recorder
+from torchrl_o2o.trainers.evaluation import evaluate
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.pipeline import Finetuning, Pretrained, Pretraining, Problem, RunOptions, hand_over
 from torchrl_o2o.trainers.session import Schedule
 from torchrl_o2o.trainers.settings import (
+    check_arguments,
     check_no_pretraining,
     check_settings,
     choose_route,
@@ -58,6 +62,9 @@ NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env
 #: What the offline phase does not read, so that one pre-training serves fine-tunings that differ in it.
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
+#: Sections of every run, and what they are for.
+_ARGUMENTS = {"schedule": Schedule, "evaluation": evaluate, "recorder": Recorder, "env_guard": GuardedEnv}
+
 MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
 
 
@@ -69,6 +76,8 @@ def load_problem(cfg: DictConfig, method: str) -> Problem:
             :class:`~torchrl_o2o.data.Convention`.
         method: a row of :data:`~torchrl_o2o.data.CONVENTIONS`.
     """
+    check_arguments("env", cfg.env, make_gym_env)
+    check_arguments("dataset", cfg.dataset, load_offline)
     own = cfg.get("convention")
     convention = get_convention(method, cfg.domain) if own is None else Convention(**plain(own))
     return Problem.load(plain(cfg.env), plain(cfg.dataset), convention)
@@ -84,6 +93,8 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
     Keyword Args:
         without: entries of the configuration that are not this phase's.
     """
+    for name, function in _ARGUMENTS.items():
+        check_arguments(name, cfg[name], function)
     compared = {key: value for key, value in plain_config(cfg).items() if key not in (*NOT_COMPARED, *without)}
     compared.get("evaluation", {}).pop("video", None)  # a resumed run may be filmed
     return RunOptions(
@@ -161,8 +172,11 @@ def offline_phase(
         A context whose ``steps()`` are the updates that are left, and whose ``folder`` is where the result is.
 
     Raises:
-        O2OSpecError: if the pre-training named is of another environment or convention, or the rehearsal fails.
+        O2OSpecError: if the pre-training named is of another environment or convention, the rehearsal fails, or the
+            sections ``offline`` and ``online`` have entries that their phases do not take.
     """
+    check_arguments("offline", cfg.offline, Pretraining)
+    check_arguments("online", cfg.online, Finetuning)
     if cfg.pretrained is not None:
         pretrained = Pretrained.read(cfg.pretrained)
         pretrained.check(problem)

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 import torch
@@ -44,7 +45,21 @@ _LEAST = {
 }
 #: Settings of the above that may be ``null``.
 _MAY_BE_NULL = ("online.online_capacity",)
-_SWITCHES = ("resume", "compile")
+_SWITCHES = ("resume", "compile", "recorder.tensorboard")
+_SECTIONS = (
+    "env",
+    "dataset",
+    "offline",
+    "online",
+    "handover",
+    "schedule",
+    "evaluation",
+    "recorder",
+    "env_guard",
+    "optim",
+)
+#: Numbers from 0 to 1 in any section: no method learns at a rate above 1.
+_SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online")
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
@@ -76,6 +91,9 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
     """
     if missing := list(_missing(OmegaConf.to_container(cfg, resolve=False))):
         raise O2OSpecError(f"got no value of {', '.join(missing)}; give each as name=value on the command line")
+    for name in set(_SECTIONS) & set(cfg):
+        if not OmegaConf.is_dict(cfg[name]):
+            raise O2OSpecError(f"got {name}={cfg[name]}, expected a section; give its settings, as {name}.NAME=VALUE")
     for name, least in (_LEAST | dict.fromkeys(may_be_zero, 0)).items():
         value = OmegaConf.select(cfg, name, default=least)
         if value is None and name in _MAY_BE_NULL:
@@ -83,13 +101,64 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise O2OSpecError(f"got {name}={value}, expected a whole number of at least {least}")
     for name in _SWITCHES:
-        if not isinstance(OmegaConf.select(cfg, name, default=True), bool):
-            raise O2OSpecError(f"got {name}={cfg[name]}, expected true or false")
+        switch = OmegaConf.select(cfg, name, default=True)
+        if not isinstance(switch, bool):
+            raise O2OSpecError(f"got {name}={switch}, expected true or false")
+    folder = OmegaConf.select(cfg, "run_dir", default="runs")
+    if not isinstance(folder, str) or not folder.strip():
+        raise O2OSpecError(f"got run_dir={folder}, expected a folder for the run")
     timeout = OmegaConf.select(cfg, "env_guard.timeout")
     if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
         raise O2OSpecError(f"got env_guard.timeout={timeout}, expected seconds, or null for none")
     if "handover" in cfg:
         check_handover(plain(cfg.handover))
+    check_ranges(plain(cfg))
+
+
+def check_arguments(name: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
+    """Refuse entries of a section that are no arguments of what it is for.
+
+    Args:
+        name: the section's.
+        settings: the section.
+        function: what it is for.
+
+    Raises:
+        O2OSpecError: naming the first such entry, and what there is.
+
+    Examples:
+        >>> check_arguments("online", {"frames": 5}, lambda total_frames: None)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got online.frames, expected one of total_frames
+    """
+    known = [key for key in signature(function).parameters if key not in ("self", "cls")]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise O2OSpecError(f"got {name}.{unknown[0]}, expected one of {', '.join(known)}")
+
+
+def check_ranges(settings: Mapping[str, Any], above: str = "") -> None:
+    """Refuse learning rates, rates of target networks and discounts, wherever they stand, that no method could use.
+
+    Args:
+        settings: the configuration, or a section of it.
+        above: the sections it stands in, with a dot behind each. Defaults to none.
+
+    Raises:
+        O2OSpecError: naming the setting.
+
+    Examples:
+        >>> check_ranges({"optim": {"lr": -1.0}})
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got optim.lr=-1.0, expected a number from 0 to 1
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            check_ranges(value, f"{above}{key}.")
+        elif key in _SHARES:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value <= 1:
+                raise O2OSpecError(f"got {above}{key}={value}, expected a number from 0 to 1")
 
 
 def _missing(tree: Any, prefix: str = "") -> Iterator[str]:
