@@ -112,7 +112,7 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         raise O2OSpecError(f"got env_guard.timeout={timeout}, expected seconds, or null for none")
     if "handover" in cfg:
         check_handover(plain(cfg.handover))
-    check_ranges(plain(cfg))
+    check_ranges(cfg)
 
 
 def check_arguments(name: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
@@ -137,28 +137,35 @@ def check_arguments(name: str, settings: Mapping[str, Any], function: Callable[.
         raise O2OSpecError(f"got {name}.{unknown[0]}, expected one of {', '.join(known)}")
 
 
-def check_ranges(settings: Mapping[str, Any], above: str = "") -> None:
+def check_ranges(cfg: DictConfig) -> None:
     """Refuse learning rates, rates of target networks and discounts, wherever they stand, that no method could use.
 
     Args:
-        settings: the configuration, or a section of it.
-        above: the sections it stands in, with a dot behind each. Defaults to none.
+        cfg: the configuration. References are looked up for these alone.
 
     Raises:
         O2OSpecError: naming the setting.
 
     Examples:
-        >>> check_ranges({"optim": {"lr": -1.0}})
+        >>> check_ranges(OmegaConf.create({"optim": {"lr": -1.0}}))
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got optim.lr=-1.0, expected a number from 0 to 1
     """
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            check_ranges(value, f"{above}{key}.")
-        elif key in _SHARES:
+    for name in _names(OmegaConf.to_container(cfg, resolve=False)):
+        if name.rpartition(".")[2] in _SHARES:
+            value = OmegaConf.select(cfg, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 <= value <= 1:
-                raise O2OSpecError(f"got {above}{key}={value}, expected a number from 0 to 1")
+                raise O2OSpecError(f"got {name}={value}, expected a number from 0 to 1")
+
+
+def _names(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Names of all settings, with those of their sections before them."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _missing(tree: Any, prefix: str = "") -> Iterator[str]:
