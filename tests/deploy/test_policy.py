@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_all_that_the_file_holds(tmp_path: Path) -> None:
     assert policy.env == {"env_id": "Pendulum-v1", "max_episode_steps": 50}
     assert policy.metadata == {"algorithm": "rlpd", "seed": 3}
     assert (policy.low, policy.high) == (torch.tensor([-2.0]), torch.tensor([2.0]))
-    assert policy.versions["torch"] == torch.__version__
+    assert policy.versions["torch"] == version("torch")
     assert policy.parts.observation_key == "observation"
     assert not policy.actor().training
 
