@@ -33,7 +33,7 @@ class Config:
     batch_size: int = 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     expectile: float = 0.7  # the paper: 0.9
-    beta: float = 3.0  # the paper: 10
+    beta: float = 0.3  # the paper: 10; values this young should not weigh more
     inv_temperature: float = 10.0
     lr: float = 3e-4
     gamma: float = 0.99

@@ -167,7 +167,7 @@ def package_versions() -> dict[str, str | None]:
 
     Examples:
         >>> sorted(package_versions())
-        ['gymnasium', 'mujoco', 'numpy', 'python', 'tensordict', 'torch', 'torchrl', 'torchrl_o2o']
+        ['dm_control', 'gymnasium', 'mujoco', 'numpy', 'python', 'tensordict', 'torch', 'torchrl', 'torchrl_o2o']
     """
     return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 

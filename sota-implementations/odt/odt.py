@@ -16,6 +16,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
+from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem
 from torchrl_o2o.trainers.algorithms import open_odt
@@ -23,6 +24,7 @@ from torchrl_o2o.trainers.algorithms import open_odt
 
 def train(cfg: DictConfig) -> None:
     """Updates on the data, then updates after each rollout."""
+    require("transformers", "odt")
     session, learner, replay, rollouts = open_odt(cfg, load_problem(cfg, "bc"))
     with session:
         if not session.is_online:
