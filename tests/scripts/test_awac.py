@@ -66,6 +66,7 @@ def test_compiled_equals_eager(tmp_path: Path) -> None:
         torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_offline_phase_saves_and_prints_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = [*SHORT, "qvalue.hidden_sizes=[16]", "offline.num_steps=1000000", f"run_dir={folder}"]

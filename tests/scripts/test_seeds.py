@@ -187,7 +187,8 @@ def test_folders_are_checked_before_anything_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "seed0").exists()
 
 
-@pytest.mark.parametrize("algorithm", ["rlpd", pytest.param("a3rl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rlpd", "a3rl"])
 def test_from_the_command_line(tmp_path: Path, algorithm: str) -> None:
     arguments = [*words(algorithm, tmp_path), "seeds=[3,4]", "online.total_frames=40"]
     result = run_script(f"sota-implementations/{algorithm}/{algorithm}_seeds.py", *arguments, cwd=tmp_path)
