@@ -62,12 +62,32 @@ def test_the_policy_sees_the_last_steps_and_what_is_left_of_the_return() -> None
     last = witness.shown[-1][0]
     assert last["observation"].flatten().tolist() == [1.0, 2.0, 3.0]
     assert last["return_to_go"].flatten().tolist() == [9.5, 8.5, 7.0], "20, less 1, 2, 3, by one half"
-    torch.testing.assert_close(last["action"][:, 0], torch.tensor([0.2, 0.3, 0.0])), "the last one is not known yet"
+    torch.testing.assert_close(last["action"][:, 0], torch.tensor([0.2, 0.3, 0.0]))  # the last one is not known yet
     assert episode["next", "reward"].flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert episode["next", "episode_reward"].flatten().tolist() == [1.0, 3.0, 6.0, 10.0]
     assert episode["next", "terminated"].flatten().tolist() == [False, False, False, True]
     assert not episode["next", "truncated"].any()
     assert witness.training, "it learns on as before"
+
+
+class OneArray(Counting):
+    """Gives its own array, writes into it and into the action, and ends with both flags."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self.own, _ = super().reset(seed=seed, options=options)
+        return self.own, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        state, reward, terminated, *_ = super().step(action)
+        self.own[:], action[:] = state, 1.0
+        return self.own, reward, terminated, terminated, {}
+
+
+def test_an_environments_own_arrays_and_flags_are_kept_as_they_were() -> None:
+    episode = ReturnConditionedRollouts(OneArray(), Witness(), 1.0).roll_out(1.0, seed=0)
+    assert episode["observation"].flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
+    torch.testing.assert_close(episode["action"][:, 0], torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    assert all(bool(episode["next", name][-1]) for name in ("terminated", "truncated"))
 
 
 def test_it_counts_and_goes_on() -> None:

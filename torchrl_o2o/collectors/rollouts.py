@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.data.keys import cut_off_
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed
 
 __all__ = ["ReturnConditionedRollouts"]
@@ -105,9 +106,9 @@ class ReturnConditionedRollouts:
         with set_exploration_type(how):
             rows = list(self._steps(asked * self.return_scale, seed))
         self.actor.train(was_training)
+        if rows:
+            cut_off_(rows[-1])  # the step after it may have been rejected
         episode = TensorDict.lazy_stack(rows).contiguous() if rows else self._nothing()
-        done = episode["next", "done"]
-        done[-1:], episode["next", "truncated"][-1:] = True, ~episode["next", "terminated"][-1:]
         return episode.set(("next", "episode_reward"), episode["next", "reward"].cumsum(0))
 
     def _steps(self, to_go: float, seed: int) -> Iterator[TensorDict]:
@@ -116,17 +117,18 @@ class ReturnConditionedRollouts:
         observation, done = self.env.reset(seed=seed)[0], False
         seen: list[TensorDict] = []
         while not done:
-            columns = {"observation": torch.as_tensor(observation, dtype=torch.float32), "action": torch.zeros(size)}  # type: ignore[arg-type]
+            own = torch.tensor(observation, dtype=torch.float32)  # an environment may write into its array again
+            columns = {"observation": own, "action": torch.zeros(size)}  # type: ignore[arg-type]
             seen = [*seen, TensorDict({**columns, "return_to_go": torch.tensor([to_go])})][-self.context :]
             action = self.actor(torch.stack(seen).unsqueeze(0))["action"][0, -1]
             seen[-1]["action"] = action
-            observation, reward, terminated, truncated, info = self.env.step(action.numpy())
+            observation, reward, terminated, truncated, info = self.env.step(action.numpy().copy())
             if info.get("rejected", False):
                 return
             done, to_go = bool(terminated or truncated), to_go - float(reward) * self.return_scale
             ends = {"reward": float(reward), "terminated": bool(terminated), "truncated": bool(truncated), "done": done}
             row = {name: torch.tensor([value]) for name, value in ends.items()}
-            yield TensorDict({"observation": columns["observation"], "action": action, "next": TensorDict(row)})
+            yield TensorDict({"observation": own, "action": action, "next": TensorDict(row)})
 
     def _nothing(self) -> TensorDict:
         flags = {name: torch.zeros(0, 1, dtype=torch.bool) for name in ("terminated", "truncated", "done")}

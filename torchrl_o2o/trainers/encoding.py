@@ -19,7 +19,6 @@ from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss
 from torchrl_o2o.trainers.handover import starting_buffer
 from torchrl_o2o.trainers.pipeline import RunOptions
-from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.updates import Descend, Update
 
 __all__ = ["read_encoder", "train_encoder"]
@@ -86,11 +85,8 @@ def train_encoder(
     """
     rows = offline[torch.linspace(0, len(offline) - 1, min(_HELD_FIXED, len(offline))).long()]
     buffer = starting_buffer(offline, 1, batch_size=batch_size)
-    objects, recorder = {"encoder": loss, "encoder_optim": optim}, {"progress_total": 0, **options.recorder}
     probe = _Probe(loss, rows)
-    session = Session(
-        options.folder, options.config, objects, None, lambda: probe, options.schedule, options.resume, recorder
-    )
+    session = options.open({"encoder": loss, "encoder_optim": optim}, None, lambda: probe, 0)
     update = Update(loss, Descend(str(loss.out_keys[0]).removeprefix("loss_"), optim))
     with session:
         for step in session.offline(num_steps):

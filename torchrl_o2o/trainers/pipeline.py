@@ -39,7 +39,7 @@ from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.session import Schedule, Session
+from torchrl_o2o.trainers.session import Measured, Schedule, Session
 from torchrl_o2o.updates import Update
 
 __all__ = [
@@ -144,9 +144,22 @@ class RunOptions:
     ) -> Session:
         """Open the run folder for a learner; ``total`` is the last step, for the progress bar."""
         score = self.scorer(learner, problem.make_env, problem.env["env_id"])
-        recorder = {"progress_total": total, **self.recorder}
         save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
-        return Session(self.folder, self.config, objects, buffer, score, self.schedule, self.resume, recorder, save)
+        return self.open(objects, buffer, score, total, save)
+
+    def open(
+        self,
+        objects: Mapping[str, Any],
+        buffer: ReplayBuffer | None,
+        evaluate: Callable[[], Measured] | None,
+        total: int,
+        on_save: Callable[[Path], object] | None = None,
+    ) -> Session:
+        """Open the run folder; ``total`` is the last step, for the progress bar, the rest as in :class:`Session`."""
+        recorder = {"progress_total": total, **self.recorder}
+        return Session(
+            self.folder, self.config, objects, buffer, evaluate, self.schedule, self.resume, recorder, on_save
+        )
 
     def scorer(
         self, learner: Learner, make_env: Callable[..., gymnasium.Env], env_id: str

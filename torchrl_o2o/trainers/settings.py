@@ -89,7 +89,7 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got online.total_frames=-5, expected a whole number of at least 1
     """
-    if missing := list(_missing(OmegaConf.to_container(cfg, resolve=False))):
+    if missing := [name for name, value in _leaves(OmegaConf.to_container(cfg, resolve=False)) if value == "???"]:
         raise O2OSpecError(f"got no value of {', '.join(missing)}; give each as name=value on the command line")
     for name in set(_SECTIONS) & set(cfg):
         if not OmegaConf.is_dict(cfg[name]):
@@ -151,7 +151,7 @@ def check_ranges(cfg: DictConfig) -> None:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got optim.lr=-1.0, expected a number from 0 to 1
     """
-    for name in _names(OmegaConf.to_container(cfg, resolve=False)):
+    for name, _ in _leaves(OmegaConf.to_container(cfg, resolve=False)):
         if name.rpartition(".")[2] in _SHARES:
             value = OmegaConf.select(cfg, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -159,22 +159,13 @@ def check_ranges(cfg: DictConfig) -> None:
                 raise O2OSpecError(f"got {name}={value}, expected a number from 0 to 1")
 
 
-def _names(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Names of all settings, with those of their sections before them."""
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings by name, with those of their sections before it; ``"???"`` waits for a value of the user's."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
-
-
-def _missing(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Names of settings that were left to the user, and to which the user gave no value."""
-    for key, value in tree.items():
-        if value == "???":
-            yield f"{prefix}{key}"
-        elif isinstance(value, dict):
-            yield from _missing(value, f"{prefix}{key}.")
+            yield f"{prefix}{key}", value
 
 
 def check_no_pretraining(cfg: DictConfig) -> None:

@@ -21,16 +21,17 @@ from torchrl.data import Bounded
 from torchrl.modules import OnlineDTActor, ProbabilisticActor, TanhNormal
 from torchrl.objectives import OnlineDTLoss
 
+from torchrl_o2o.checkpoint.marks import fingerprint
 from torchrl_o2o.collectors import ReturnConditionedRollouts
 from torchrl_o2o.data import TrajectoryReplay
 from torchrl_o2o.data.datasets.optional import require
-from torchrl_o2o.envs import GuardedEnv, seed_everything
+from torchrl_o2o.envs import CheckedEnv, GuardedEnv, seed_everything
 from torchrl_o2o.envs.scores import find_reference, normalized_score
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import finite_or_raise
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.launch import run_options
-from torchrl_o2o.trainers.pipeline import Problem
+from torchrl_o2o.trainers.pipeline import Plan, Problem
 from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.trainers.settings import plain
 
@@ -151,18 +152,9 @@ def open_odt(
         "replay": replay,
         "rollouts": rollouts,
         "convention": problem.convention.state_dict(),
+        "pretraining": Plan(cfg.offline.num_steps, fingerprint(problem.offline)),
     }
-    score = _scorer(cfg, problem, learner, how)
-    session = Session(
-        options.folder,
-        options.config,
-        objects,
-        None,
-        score,
-        options.schedule,
-        options.resume,
-        {"progress_total": frames, **options.recorder},
-    )
+    session = options.open(objects, None, _scorer(cfg, problem, learner, how), frames)
     return session, learner, replay, rollouts
 
 
@@ -173,10 +165,11 @@ def _scorer(
     reference = find_reference(problem.env["env_id"])
 
     def score() -> EvaluationResult:
-        rollouts = ReturnConditionedRollouts(problem.make_env(), learner.actor, cfg.returns.evaluation, **how)
+        env = CheckedEnv(problem.make_env())
+        rollouts = ReturnConditionedRollouts(env, learner.actor, cfg.returns.evaluation, **how)
         seeds = range(cfg.seed + 10_000, cfg.seed + 10_000 + cfg.evaluation.num_episodes)
         rewards = [rollouts.roll_out(rollouts.asked, seed=seed, explore=False)["next", "reward"] for seed in seeds]
-        rollouts.env.close()
+        env.close()
         returns = np.array([float(each.double().sum()) for each in rewards])
         normalized = None if reference is None else normalized_score(returns, reference)
         return EvaluationResult(returns, np.array([len(each) for each in rewards]), normalized_score=normalized)

@@ -51,7 +51,6 @@ from torchrl_o2o.modules import (
 from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, PixelSACLoss
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.trainers.settings import check_no_pretraining, compiled, plain
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
 
@@ -218,9 +217,6 @@ class PixelRun:
         options = run_options(cfg, cfg.run_dir)
         score = options.scorer(self.learner, make_env, cfg.env.env_id)
         objects = {**self.learner.objects(), "collector": self.collector, **({} if rows is None else {"rows": rows})}
-        recorder = {"progress_total": total, **options.recorder}
         save = policy_saver(self.learner.actor, env={**plain(cfg.env), "num_stack": cfg.num_stack})
         #: The run folder, a context whose ``online(collector)`` are the steps that are left.
-        self.session = Session(
-            cfg.run_dir, options.config, objects, self.buffer, score, options.schedule, options.resume, recorder, save
-        )
+        self.session = options.open(objects, self.buffer, score, total, save)
