@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
 from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -24,7 +26,13 @@ from torchrl_o2o.data import BalancedSampler, OnlineWriter, RandomShift, pixel_d
 from torchrl_o2o.deploy import read_policy, save_policy
 from torchrl_o2o.envs import DotReachEnv, EnvFaultError, GuardedEnv, make_gym_env
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
+from torchrl_o2o.modules import (
+    Temperature,
+    make_latent_actor,
+    make_pixel_actor,
+    make_pixel_encoder,
+    make_qvalue_ensemble,
+)
 from torchrl_o2o.objectives import PixelSACLoss
 from torchrl_o2o.trainers import evaluate
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Update
@@ -121,6 +129,23 @@ def test_a_run_from_images_and_a_state(tmp_path: Path, capsys: pytest.CaptureFix
     assert "o2o/DotReach-v0 has 9x16x16 and 2" in error
     assert main(["export", str(tmp_path)]) == 2
     assert "expected an actor" in capsys.readouterr().err
+
+
+def test_a_deterministic_policy_of_images_and_a_state_is_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images, settings = (
+        {"wrist": (9, 16, 16), "front": (3, 8, 8)},
+        {"features": (4,), "strides": (2,), "latent_dim": None},
+    )
+    encoder = make_pixel_encoder(images, vectors={"joints": 2}, out_key="features", **settings)  # type: ignore[arg-type]
+    head = make_latent_actor(encoder.module.out_features, 2, latent_dim=5, hidden_sizes=(8,))
+    box = (np.full(2, -1.0), np.full(2, 1.0))
+    policy = read_policy(save_policy(tmp_path, TensorDictSequential(encoder, head), action_box=box))
+    assert policy.shapes == {**images, "joints": (2,)}
+    seen = {name: torch.randint(256, (6, *shape), dtype=torch.uint8) for name, shape in images.items()}
+    rows = TensorDict({**seen, "joints": torch.randn(6, 2)}, [6])
+    expected = head(encoder(rows.copy()))["action"]
+    torch.testing.assert_close(policy.actor()(rows)["action"], expected, rtol=0.0, atol=0.0)
 
 
 def test_entries_can_be_chosen_and_faults_are_found() -> None:

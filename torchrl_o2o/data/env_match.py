@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,10 +81,11 @@ def match_environment(
     facts = env if isinstance(env, EnvFacts) else env_facts(env)
     name, observation, action, low, high = facts.name, facts.observation, facts.action, facts.low, facts.high
     findings = []
-    if tuple(data.get("observation").shape[1:]) != observation:
+    stored = tuple(data.get("observation").shape[1:])
+    if stored != observation and not _is_stack(observation, stored):
         message = (
-            f"the data's observation has the shape {list(data.get('observation').shape[1:])}, {name}'s "
-            f"{list(observation)}. Choose the environment that the data were recorded in, or obs_keys that match it."
+            f"the data's observation has the shape {list(stored)}, {name}'s {list(observation)}. Choose the "
+            "environment that the data were recorded in, or obs_keys that match it."
         )
         findings.append(Finding("observation_shape", "error", message, key="observation"))
     if tuple(data.get("action").shape[1:]) != action:
@@ -96,6 +98,11 @@ def match_environment(
         )
         findings.append(Finding("action_bounds", "error", message, key="action"))
     return findings
+
+
+def _is_stack(observed: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    """Whether an environment observes stacks [k * 3, H, W] of frames [3, H, W]: data hold each frame once."""
+    return len(observed) == len(stored) == 3 and observed[1:] == stored[1:] and observed[0] % stored[0] == 0
 
 
 def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
@@ -125,11 +132,12 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
     return [Finding("action_units", "error" if own_units else "warning", message, count=len(action), key="action")]
 
 
-def env_facts(env: EnvLike) -> EnvFacts:
+def env_facts(env: EnvLike, frame_size: int | None = None) -> EnvFacts:
     """Look at an environment without a step.
 
     Args:
         env: a gymnasium or TorchRL environment, or an environment id.
+        frame_size: of data that are frames. An environment of an id that observes none is asked to render them.
 
     Raises:
         O2OSpecError: if it is none, or its actions are discrete.
@@ -137,11 +145,12 @@ def env_facts(env: EnvLike) -> EnvFacts:
     if isinstance(env, str):
         from torchrl_o2o.envs.make import make_gym_env  # late: environments read the task table of this package
 
-        built = make_gym_env(env)
-        try:
+        with closing(make_gym_env(env)) as built:
+            facts = replace(_gym_facts(built), name=env)
+        if frame_size is None or len(facts.observation) == 3:
+            return facts
+        with closing(make_gym_env(env, render_size=frame_size)) as built:
             return replace(_gym_facts(built), name=env)
-        finally:
-            built.close()
     if isinstance(env, EnvBase):
         return _torchrl_facts(env)
     if isinstance(env, gymnasium.Env):

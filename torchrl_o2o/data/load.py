@@ -188,7 +188,8 @@ def _examine(
 ) -> tuple[TensorDict, AuditReport]:
     """Read a source, map its actions and look it over."""
     raw = read_source(source, options)
-    facts = None if env is None else env_facts(env)
+    shape = raw.data["observation"].shape[1:]
+    facts = None if env is None else env_facts(env, shape[-1] if len(shape) == 3 else None)
     data, found = _boxed(raw, bounds, actions)
     if facts is not None and bounds is None and raw.meta.action_low is None:
         units = match_units(raw.data, facts)  # those of TED are shares, as this package's environments take them

@@ -33,7 +33,7 @@ from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import AppendNoise, BestOfN, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
-from torchrl_o2o.modules.pixels import Bottleneck, ConvStack, PixelEncoder, PixelPolicy
+from torchrl_o2o.modules.pixels import Bottleneck, ConvStack, LatentPolicy, PixelEncoder, PixelPolicy
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 from torchrl_o2o.modules.units import Standardize, ToBox
@@ -214,6 +214,7 @@ _LAYERS = {
     "ConvStack": _Layer(ConvStack, _conv_stack),
     "Bottleneck": _Layer(Bottleneck, _bottleneck),
     "PixelEncoder": _Layer(_pixel_encoder, _encoder, lambda layer: (*layer.conv, *layer.latent)),
+    "LatentPolicy": _Layer(LatentPolicy, inner=lambda layer: tuple(layer)),
     "PixelPolicy": _Layer(PixelPolicy, inner=lambda layer: (layer.encoder, layer.trunk, layer.head)),
     "PolicyEnsemble": _Layer(_ensemble, _members, lambda layer: (layer.members,)),
     "Standardize": _Layer(_two_edges(Standardize), lambda layer: {"size": len(layer.mean)}),
@@ -225,7 +226,7 @@ _NAMES: dict[type[nn.Module], str] = {MLP: "Sequential", nn.ReLU: "ReLU"} | {
         *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
         *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
         *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN),
-        *(ConvStack, Bottleneck, PixelEncoder, PixelPolicy),
+        *(ConvStack, Bottleneck, PixelEncoder, LatentPolicy, PixelPolicy),
     )
 }
 
@@ -372,8 +373,9 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
         return ActorParts(actor.module, None, {}, actor.in_keys[0], actor.out_keys[0], *box, chunk_length(actor))
     if type(actor) is TensorDictSequential and len(actor) == 2 and type(actor[1]) is Actor:
         first, then = actor[0], take_apart(actor[1])  # an encoder, and an actor on its features
-        if type(first) is TensorDictModule and len(first.in_keys) == 1 and first.out_keys == [then.observation_key]:
-            return replace(then, net=nn.Sequential(first.module, then.net), observation_key=first.in_keys[0])
+        if type(first) is TensorDictModule and first.out_keys == [then.observation_key]:
+            read = first.in_keys[0] if len(first.in_keys) == 1 else list(first.in_keys)
+            return replace(then, net=LatentPolicy(first.module, then.net), observation_key=read)
     if type(actor) is ProbabilisticActor and len(actor) == 2:
         body, head = actor[0], actor[1]
         if _is_gaussian(body, head):
@@ -384,7 +386,7 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
     raise O2OSpecError(
         f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
         "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, of "
-        "BestOfNLoss.make_actor or make_pixel_actor, or make_latent_actor behind the encoder of a single camera, "
+        "BestOfNLoss.make_actor or make_pixel_actor, or make_latent_actor behind its encoder, "
         "without exploration noise behind it"
     )
 

@@ -31,6 +31,7 @@ from torchrl_o2o.modules.multiplier import Multiplier
 from torchrl_o2o.modules.pixels import (
     Bottleneck,
     ConvStack,
+    LatentPolicy,
     PixelEncoder,
     PixelPolicy,
     make_bottleneck,
@@ -62,6 +63,7 @@ __all__ = [
     "GaussianVectorHead",
     "Initialization",
     "InverseDynamics",
+    "LatentPolicy",
     "Multiplier",
     "OfflineConfidence",
     "Parametrization",

@@ -28,6 +28,7 @@ from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_tru
 __all__ = [
     "Bottleneck",
     "ConvStack",
+    "LatentPolicy",
     "PixelEncoder",
     "PixelPolicy",
     "make_bottleneck",
@@ -201,6 +202,29 @@ class PixelPolicy(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Map what is observed to mean and standard deviation, each [*B, A]."""
         return self.head(self.trunk(self.encoder(*inputs)))
+
+
+class LatentPolicy(nn.Sequential):
+    """A deterministic policy that sees: an encoder of images and vectors, and a network on its features.
+
+    Args:
+        encoder: from what is observed to features.
+        net: from features to actions, as of :func:`make_latent_actor`.
+
+    Examples:
+        >>> import torch
+        >>> conv = ConvStack((9, 32, 32), features=(8, 8), strides=(2, 2))
+        >>> policy = LatentPolicy(PixelEncoder([conv], None, (4,)), nn.Linear(conv.out_features + 4, 2))
+        >>> policy(torch.zeros(5, 9, 32, 32, dtype=torch.uint8), torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, encoder: nn.Module, net: nn.Module) -> None:
+        super().__init__(encoder, net)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map images [*B, C, H, W] and then vectors [*B, n] to actions [*B, A]."""
+        return self[1](self[0](*inputs))
 
 
 def make_pixel_encoder(

@@ -18,7 +18,7 @@ from gymnasium import spaces
 
 from torchrl_o2o.collectors import FastActor, FrameActor
 from torchrl_o2o.commands.cli import main
-from torchrl_o2o.data import load_offline, record_frames, stack_rows
+from torchrl_o2o.data import check_offline, load_offline, record_frames, stack_rows
 from torchrl_o2o.deploy import load_policy, save_policy
 from torchrl_o2o.envs import make_gym_env
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
@@ -84,6 +84,9 @@ def test_what_is_recorded_is_what_training_observes(root: Path) -> None:
     assert len(data) == 40
     rows = data.stacks(torch.arange(len(data)))
     env = make_gym_env(**made["env"])
+    for size, codes in ((8, []), (16, ["observation_shape"])):  # frames fit an environment that observes stacks of them
+        report = check_offline("slide/random-v0", env=make_gym_env(**env_of(render_size=size)), min_episode_length=1)
+        assert [each.code for each in report.errors] == codes
     env.reset(seed=3)
     observation, _ = env.reset()
     for row in rows:
