@@ -141,4 +141,4 @@ if __name__ == "__main__":
 # ``max_staleness`` refuses what is older, ``queue_size`` bounds what may wait, ``slack`` bounds how far updates and
 # transitions may part. An actor that dies is started again, and what it had delivered stays stored once. The promises,
 # Ray instead of processes, and humans who take over are in :doc:`/actors_elsewhere`. This loop with logs, checkpoints
-# and resume is ``sota-implementations/rlpd/rlpd_async.py``.
+# and resume is ``actors=2`` for ``rlpd.py``, ``a3rl.py`` and ``awac.py`` in ``sota-implementations``.

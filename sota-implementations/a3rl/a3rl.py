@@ -6,6 +6,7 @@
 
     python sota-implementations/a3rl/a3rl.py task=halfcheetah data=linear-mix-v0 seed=0
     python sota-implementations/a3rl/a3rl.py -m priority=advantage_density,td,uniform seed=0,1,2
+    python sota-implementations/a3rl/a3rl.py task=halfcheetah actors=4  # in processes of their own
 
 The learner and its update are RLPD's; what is A3RL's own is in `torchrl_o2o.trainers.algorithms.a3rl`. A test runs this
 and examples/a3rl.py and compares every parameter.
@@ -19,24 +20,25 @@ import hydra
 from omegaconf import DictConfig
 
 from torchrl_o2o.scripts import start
-from torchrl_o2o.trainers import launch, load_problem, online_phase
+from torchrl_o2o.trainers import accept_actors, fleet_settings, launch, load_problem, online_phase
 from torchrl_o2o.trainers.algorithms import anneal_pool, learn_density, make_a3rl, make_pool, pool_metrics
 
 
 def train(cfg: DictConfig) -> None:
     """Per environment step: the density ratio, then a pool scored by it and by the critics, then RLPD's update."""
     problem = load_problem(cfg, "a3rl")
-    with online_phase(cfg, problem, None, make_a3rl, make_buffer=partial(make_pool, cfg, problem)) as run:
+    make_buffer, fleet = partial(make_pool, cfg, problem), fleet_settings(cfg)
+    with online_phase(cfg, problem, None, make_a3rl, make_buffer=make_buffer, fleet=fleet) as run:
         for step, data in run.steps():
             run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
-            if run.may_update(step):
+            for _ in run.updates(step, data):
                 anneal_pool(cfg, run.buffer, step)
                 ratio = learn_density(cfg, run) if cfg.density_update == "before" else {}  # the paper
                 batch = run.sample()
                 metrics = run.learner.update(batch)
                 if cfg.density_update == "after":  # the authors' code
                     ratio = learn_density(cfg, run)
-                run.log(metrics | ratio | pool_metrics(cfg, run, batch, step))
+                run.log(metrics | ratio | pool_metrics(run, batch, step))
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
@@ -46,4 +48,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    accept_actors()
     start(main)

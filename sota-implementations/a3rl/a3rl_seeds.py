@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> None:
                 metrics = seeds.learn(update, batches)
                 if not before:
                     ratio = learn_densities(cfg, seeds, problem, density)
-                pools = [pool_metrics(cfg, *pair, step) for pair in zip(seeds.runs, batches, strict=True)]
+                pools = [pool_metrics(*pair, step) for pair in zip(seeds.runs, batches, strict=True)]
                 seeds.log(metrics | ratio, pools)
 
 

@@ -7,6 +7,7 @@
     python sota-implementations/awac/awac.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/awac/awac.py task=halfcheetah preset=cpu seed=0 pretrained=runs/awac/.../seed0/offline
     python sota-implementations/awac/awac.py task=adroit-pen reference=authors_hand
+    python sota-implementations/awac/awac.py task=halfcheetah actors=4  # online, in processes of their own
 
 The update is that of examples/awac.py, in the same order.
 """
@@ -17,7 +18,7 @@ import hydra
 from omegaconf import DictConfig
 
 from torchrl_o2o.scripts import start
-from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase
+from torchrl_o2o.trainers import accept_actors, fleet_settings, launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import make_awac
 
 
@@ -27,10 +28,10 @@ def train(cfg: DictConfig) -> None:
     with offline_phase(cfg, problem, make_awac, then=make_awac) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
-    with online_phase(cfg, problem, offline.folder, make_awac) as online:
+    with online_phase(cfg, problem, offline.folder, make_awac, fleet=fleet_settings(cfg)) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))
-            if online.may_update(step):
+            for _ in online.updates(step, data):
                 online.log(online.learner.update(online.sample()))
 
 
@@ -41,4 +42,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    accept_actors()
     start(main)

@@ -6,6 +6,7 @@
 
     python sota-implementations/rlpd/rlpd.py task=halfcheetah data=linear-mix-v0 seed=0
     python sota-implementations/rlpd/rlpd.py -m algorithm=rlpd,sac seed=0,1,2 data=linear-mix-v0 preset=cpu
+    python sota-implementations/rlpd/rlpd.py task=halfcheetah actors=4  # in processes of their own
 
 The update is the paper's Algorithm 1 as in examples/rlpd.py; a test runs both and compares every parameter. The order
 of its steps is in `torchrl_o2o.trainers.algorithms.ensemble_sac`.
@@ -18,19 +19,19 @@ from omegaconf import DictConfig
 
 from torchrl_o2o.functional import offline_share
 from torchrl_o2o.scripts import start
-from torchrl_o2o.trainers import launch, load_problem, online_phase
+from torchrl_o2o.trainers import accept_actors, fleet_settings, launch, load_problem, online_phase
 from torchrl_o2o.trainers.algorithms import make_rlpd
 
 
 def train(cfg: DictConfig) -> None:
     """Learn online with the data at hand; before that offline for a while, if so configured."""
     problem = load_problem(cfg, "rlpd")
-    with online_phase(cfg, problem, None, make_rlpd) as run:
+    with online_phase(cfg, problem, None, make_rlpd, fleet=fleet_settings(cfg)) as run:
         for _ in run.offline_steps(cfg.offline.num_steps):
             run.log(run.learner.update(run.sample_offline()))
         for step, data in run.steps():
             run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
-            if run.may_update(step):
+            for _ in run.updates(step, data):
                 batch = run.sample()
                 share = {"offline_share": offline_share(batch["index"], len(problem.offline))}
                 run.log(run.learner.update(batch) | share)
@@ -43,4 +44,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    accept_actors()
     start(main)

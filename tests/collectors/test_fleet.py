@@ -31,14 +31,11 @@ from torchrl.data import TensorDictReplayBuffer
 from tests.collectors import learner
 from tests.collectors.actors import Numbered, Scripted, check_numbered, other_version, row
 from torchrl_o2o.collectors import ActingPolicy, FastActor, Fleet, ProcessActors, RayActors, fleet
-from torchrl_o2o.data import TRANSITION, OnlineWriter, PoolSampler, offline_online_storage
+from torchrl_o2o.data import OnlineWriter, offline_online_storage
 from torchrl_o2o.envs import EnvFaultError, GuardedEnv
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import DensityRatio, make_actor, make_gaussian_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import AWACLoss
-from torchrl_o2o.priorities import DensityRatioScore
+from torchrl_o2o.modules import make_actor
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.updates import Descend, Update
 
 LIKE = random_transitions(4, 3, 1)
 ROOT = Path(__file__).parents[2]
@@ -535,37 +532,3 @@ def test_learners_killed_twenty_times(tmp_path: Path):
     done = subprocess.run([*command, str(last + 100), "99"], **where, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"\ncomplete {last + 100}, of " in done.stdout
-
-
-# Other learners.
-
-
-@pytest.mark.filterwarnings("ignore:No target network updater")
-def test_a3rls_pool_and_awacs_loss_learn_from_a_fleet():
-    """Nothing in them knows of actors: they see one storage, offline rows first."""
-    torch.manual_seed(0)
-    offline = random_transitions(20, 3, 1)
-    actor, qvalues = make_gaussian_actor(3, 1), make_qvalue_ensemble(3, 1, num_qvalue_nets=2)
-    loss = AWACLoss(actor, qvalues)
-    ratio = DensityRatio(3, 1, hidden_sizes=(8,))
-    sampler = PoolSampler(DensityRatioScore(ratio), 20, pool_size=16)
-    storage, writer = offline_online_storage(offline, 60), OnlineWriter(20)
-    buffer = TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=8)
-    update = Update(
-        loss,
-        Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters())),
-        Descend("actor", torch.optim.Adam(loss.actor_network_params.parameters())),
-    )
-    actors = ProcessActors(partial(Numbered), actor)
-    crew = Fleet(actors, offline, num_actors=2, total_frames=40)
-    before = actors.policy._weights.clone()
-    with crew:
-        for data in crew:
-            buffer.extend(data.select(*TRANSITION))
-            for _ in crew.updates(len(data)) if crew.frames >= 20 else ():
-                batch = buffer.sample()
-                assert (batch["index"] >= 20).any(), "online rows are drawn"
-                assert all(value.isfinite().all() for value in update(batch).values())
-                crew.publish()
-    assert crew.version >= 10
-    assert not torch.equal(actors.policy._weights, before), "the actors had what was learned"

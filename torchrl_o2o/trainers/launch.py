@@ -218,7 +218,12 @@ def online_phase(
 
     Returns:
         A context whose ``steps()`` are the environment steps that are left.
+
+    Raises:
+        O2OSpecError: if something does not fit, or the configuration asks for actors and the script has no ``fleet``.
     """
+    if fleet is None and fleet_settings(cfg) is not None:
+        raise O2OSpecError(f"got actors={cfg.actors}, this script steps one environment itself; leave it out")
     if pretrained is None:
         check_no_pretraining(cfg)
     source = None if pretrained is None else Pretrained.read(pretrained)
@@ -248,18 +253,28 @@ def _accept(*beginnings: str) -> None:
     sys.argv[1:] = [f"+{word}" if word.startswith(beginnings) else word for word in sys.argv[1:]]
 
 
-def fleet_settings(cfg: DictConfig) -> dict[str, Any]:
+def fleet_settings(cfg: DictConfig) -> dict[str, Any] | None:
     """The settings of :func:`~torchrl_o2o.trainers.make_fleet` from ``actors`` and the section ``fleet``.
 
     Args:
-        cfg: the configuration; without ``actors`` there are two.
+        cfg: the configuration.
+
+    Returns:
+        The settings; ``None`` without ``actors``: the run steps one environment itself.
+
+    Raises:
+        O2OSpecError: if there is a section ``fleet`` and no ``actors``.
 
     Examples:
         >>> from omegaconf import OmegaConf
         >>> fleet_settings(OmegaConf.create({"actors": 4, "fleet": {"slack": 5}}))
         {'num_actors': 4, 'slack': 5}
     """
-    return {"num_actors": cfg.get("actors", 2), **plain(cfg.get("fleet") or OmegaConf.create())}
+    if "actors" in cfg:
+        return {"num_actors": cfg.actors, **plain(cfg.get("fleet", OmegaConf.create()))}
+    if "fleet" in cfg:
+        raise O2OSpecError(f"got fleet={plain(cfg.fleet)} without actors; say how many, as in actors=4")
+    return None
 
 
 def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero: Sequence[str] = ()) -> None:

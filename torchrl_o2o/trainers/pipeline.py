@@ -437,6 +437,31 @@ class Finetuning(Phase):
         warm = step > self.init_random_frames and self.handover.may_update(step)
         return warm and len(self.buffer) >= self.rows
 
+    def updates(self, step: int, data: TensorDictBase) -> Iterator[int]:
+        """The updates to make after a step's transitions were stored: one, or with a fleet those that its counts allow.
+
+        None where :meth:`may_update` says so. After each, a fleet's actors are given the new policy.
+
+        Args:
+            step: the environment step.
+            data: what :meth:`steps` gave with it, [n].
+
+        Yields:
+            How many updates of this step are left; of a fleet T - U, see :class:`~torchrl_o2o.collectors.Fleet`.
+        """
+        if not self.may_update(step):
+            return
+        if not isinstance(self.collector, Fleet):
+            yield 0
+            return
+        for owed in self.collector.updates(len(data)):
+            yield owed
+            self.collector.publish()
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Hand over what the update measured, and what the actors elsewhere did."""
+        super().log({**metrics, **self.collector.metrics()} if isinstance(self.collector, Fleet) else metrics)
+
     def offline_steps(self, num_steps: int) -> Iterator[int]:
         """Updates on the data alone before the first environment step, in the same run, up to step 0.
 

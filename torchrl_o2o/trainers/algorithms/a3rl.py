@@ -134,11 +134,10 @@ def learn_density(cfg: DictConfig, run: Finetuning) -> dict[str, Tensor]:
     return {name: value for name, value in info.items() if name != "finite"}
 
 
-def pool_metrics(cfg: DictConfig, run: Finetuning, batch: TensorDictBase, step: int) -> dict[str, Tensor]:
+def pool_metrics(run: Finetuning, batch: TensorDictBase, step: int) -> dict[str, Tensor]:
     """What the batch looked like, and at steps that are logged what the pool looked like.
 
     Args:
-        cfg: ``schedule.log_every``.
         run: the online phase.
         batch: drawn from the pool.
         step: the environment step.
@@ -149,4 +148,4 @@ def pool_metrics(cfg: DictConfig, run: Finetuning, batch: TensorDictBase, step: 
     share = {"offline_share": offline_share(batch["index"], len(run.problem.offline))}
     sampler = run.buffer.sampler
     assert isinstance(sampler, PoolSampler)
-    return share | (sampler.metrics() if step % cfg.schedule.log_every == 0 else {})
+    return share | (sampler.metrics() if run.session.logs_at(step) else {})
