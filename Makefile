@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 # One thread: two cost more than they give as soon as anything else runs on the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test slow lint types bench docs clean
+.PHONY: help setup demo test slow lint types bench docs links clean
 help:
 	@echo "make demo [TASK=pointmaze]  set up, train RLPD and SAC side by side, report (about 5 minutes)"
 	@echo "make test                   set up, lint, check types, run the fast tests and every docstring example"
 	@echo "make slow | bench           the slow tests | the short benchmarks, with what became slower on this machine"
 	@echo "make docs                   the site, with examples and tutorials run: docs/_build/html/index.html"
+	@echo "make links                  whether each link that leaves the site is answered (needs the network)"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -49,6 +50,10 @@ docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	for name in $(DOCS_DATA); do $(BIN)/o2o data make o2o/$$name || exit 1; done
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+links: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	O2O_DOCS_EXECUTE=0 $(BIN)/python -m sphinx -b linkcheck docs docs/_build/links
 
 clean:
 	rm -rf $(VENV)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from links import PAPER
+
 _LITERAL = re.compile(r"(``.*?``|:\w+:`.*?`)")
+_PAPER = re.compile(r"arXiv:(\d{4}\.\d{5})")
 _SHAPE = re.compile(r"(?<=[\[(, ])\*(?=[\w.])")
 
 
 def mend(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Sphinx's `autodoc-process-docstring`: shapes such as ``[*B, A]`` are no emphasis, bars no names; a constant
-    has no docstring of its type."""
+    """Sphinx's `autodoc-process-docstring`: shapes such as ``[*B, A]`` are no emphasis, bars no names, papers
+    links; a constant has no docstring of its type."""
     if what in ("data", "attribute") and "\n".join(lines).strip() == str(type(value).__doc__).strip():
         lines[:] = []
     indent = None  # of a block that is kept as it is
@@ -31,4 +34,5 @@ def mend(app: Any, what: str, name: str, value: Any, options: Any, lines: list[s
 
 
 def _escaped(text: str) -> str:
-    return _SHAPE.sub(r"\\*", text).replace("|", r"\|")
+    text = _SHAPE.sub(r"\\*", text).replace("|", r"\|")
+    return _PAPER.sub(rf"`arXiv:\1 <{PAPER}\1>`__", text)

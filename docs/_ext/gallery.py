@@ -94,6 +94,7 @@ def configuration(root: Path, *, execute: bool) -> dict[str, Any]:
         "filename_pattern": r"\.py$" if find_spec("transformers") else r"(?<!odt)\.py$",
         "plot_gallery": execute,
         "abort_on_example_error": True,
+        "parallel": 2,
         "reset_argv": words_of,
         "download_all_examples": False,
         "within_subsection_order": "FileNameSortKey",

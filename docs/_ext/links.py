@@ -2,7 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Markdown that is also read in the repository: its links to files become links to the site's pages, or plain names."""
+"""Markdown that is also read in the repository: its links to files become links to the site's pages, or plain names.
+
+Papers become links to arXiv.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ PAGES = {
 }
 _ORIGIN = {page: source for source, page in PAGES.items()}
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
+_CODE_OR_PAPER = re.compile(r"```.*?```|`[^`\n]+`|arXiv:(\d{4}\.\d{5})", re.S)
+PAPER = "https://arxiv.org/abs/"
 
 
 def write_pages(root: Path, folder: Path) -> None:
@@ -62,7 +67,10 @@ def mend(app: Any, docname: str, source: list[str]) -> None:
         relative = os.path.relpath(found, (DOCS / page).parent)
         return f"[{text}]({relative}{'#' + anchor if anchor else ''})"
 
-    source[0] = _LINK.sub(target, source[0])
+    def paper(match: re.Match[str]) -> str:
+        return f"[{match.group()}]({PAPER}{match.group(1)})" if match.group(1) else match.group()
+
+    source[0] = _CODE_OR_PAPER.sub(paper, _LINK.sub(target, source[0]))
 
 
 def _page_of(path: Path) -> Path | None:

@@ -4,15 +4,20 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.collectors import FastActor
+from torchrl_o2o.deploy import export_policy, load_policy, save_policy
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
+    make_actor,
     make_deterministic_actor,
     make_gaussian_actor,
     make_qvalue_ensemble,
@@ -130,3 +135,25 @@ def test_deterministic_policies_are_refused() -> None:
         PEXLoss(actor, critics, value, make_deterministic_actor(5, 3, hidden_sizes=(16,)))
     with pytest.raises(O2OSpecError, match="eval_eps"):
         ExpandedPolicy(build(), eval_eps=2.0)
+
+
+@pytest.mark.parametrize("make", [make_gaussian_actor, make_actor])
+def test_the_policy_to_deploy_takes_what_the_critics_value_more(make: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    offline, new = (make(5, 2, hidden_sizes=(16,)) for _ in range(2))
+    critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=3, hidden_sizes=(16,))
+    loss = PEXLoss(new, critics, make_value_network(5, hidden_sizes=(16,)), offline)
+    with torch.no_grad():
+        loss.actor_network_params.apply_(lambda value: value.normal_())  # an update in place is followed
+    actor, state = loss.make_actor(), torch.randn(40, 5)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        expected = ExpandedPolicy(loss, eval_eps=0.0)(TensorDict({"observation": state}, [40]))["action"]
+    torch.testing.assert_close(actor(state), expected, rtol=1e-6, atol=1e-6)
+    proposals = loss.propose({"observation": state}, greedy=0.0)
+    assert 0 < proposals.takes_new.sum() < 40
+    np.testing.assert_allclose(FastActor(actor)(state.numpy()), expected.numpy(), rtol=1e-5, atol=1e-5)
+    box = (-2 * np.ones(2), 4 * np.ones(2))
+    loaded = load_policy(save_policy(tmp_path, actor, action_box=box))
+    torch.testing.assert_close(loaded(state), 1 + 3 * expected, rtol=1e-5, atol=1e-5)
+    export_policy(loaded, file := tmp_path / "policy.pt2")
+    torch.testing.assert_close(torch.export.load(file).module()(state), 1 + 3 * expected, rtol=1e-5, atol=1e-5)

@@ -27,11 +27,12 @@ from torchrl.modules import MLP, Actor, ProbabilisticActor, SafeModule
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
+from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, MeanOnly
 from torchrl_o2o.modules.boxes import BoxTanh
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.flow import AppendNoise, BestOfN, ClipToBox, Joined
+from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
@@ -47,7 +48,19 @@ _FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor, make_on
 
 _LAYERS = (
     *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, AppendNoise, ClipToBox),
-    *(BestOfN, ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
+    *(
+        BestOfN,
+        BestOfPolicies,
+        MeanOnly,
+        ReLU,
+        UnitNorm,
+        BoxTanh,
+        GaussianHead,
+        GaussianVectorHead,
+        PolicyEnsemble,
+        Standardize,
+        ToBox,
+    ),
 )
 _DTYPES = frozenset({torch.float32, torch.float64})
 
@@ -337,7 +350,7 @@ def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
     leaves = [leaf for layer in layers for leaf in (layer, *_members(layer))]
     unknown = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _LAYERS)})
     dtypes = {parameter.dtype for parameter in net.parameters()}
-    leading = Standardize | PolicyEnsemble | AppendNoise | BestOfN
+    leading = Standardize | PolicyEnsemble | AppendNoise | BestOfN | BestOfPolicies
     first = next((leaf for leaf in leaves if not isinstance(leaf, leading)), None)
     if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
         raise O2OSpecError(
@@ -351,6 +364,8 @@ def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
 def _members(layer: nn.Module) -> list[nn.Module]:
     if isinstance(layer, BestOfN):
         return [*_flat(layer.flow), *_flat(layer.critic)]
+    if isinstance(layer, BestOfPolicies):
+        return [leaf for net in (*layer.policies, layer.critic) for leaf in _flat(net)]
     return _flat(layer.members) if isinstance(layer, PolicyEnsemble) else []
 
 
@@ -394,6 +409,8 @@ def _head(last: nn.Module, read: _Read) -> _Moments:
         return _merged(last)
     if isinstance(last, BestOfN):
         return _chosen(last)
+    if isinstance(last, BestOfPolicies):
+        return _better(last)
     if isinstance(last, GaussianHead):
         return _gaussian([last.mean], _gaussian_scale(last, read), read)
     if isinstance(last, GaussianVectorHead):
@@ -433,15 +450,47 @@ def _merged(ensemble: PolicyEnsemble) -> _Moments:
     return moments
 
 
-def _chosen(policy: BestOfN) -> _Moments:
-    """As :class:`~torchrl_o2o.modules.BestOfN`; the noise of its N actions stands behind the observation."""
+def _judge(policy: BestOfN | BestOfPolicies) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The value of each row's action by all critics together, [B]."""
     names = {id(value): name for name, value in policy.critic.named_parameters()}
     stacked = policy.stacked
-    flow, count, size = _operations(_flat(policy.flow), _array), policy.num_samples, len(policy.low)
     critics = [
         _operations(_flat(policy.critic), lambda tensor, k=k: _array(stacked[names[id(tensor)]])[k])
         for k in range(len(next(iter(stacked.values()))))
     ]
+
+    def value(observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        judged = np.concatenate([observation, action], -1)
+        values = np.stack([_applied(critic, judged)[..., 0] for critic in critics])
+        return values.mean(0) if policy.aggregation == "mean" else values.min(0)
+
+    return value
+
+
+def _better(policy: BestOfPolicies) -> _Moments:
+    """As :class:`~torchrl_o2o.modules.BestOfPolicies`."""
+    value_of, modes = _judge(policy), [_mode(_flat(net)) for net in policy.policies]
+
+    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = features.reshape(-1, features.shape[-1])
+        actions = np.stack([mode(rows) for mode in modes])
+        best = np.stack([value_of(rows, action) for action in actions]).argmax(0)
+        return actions[best, np.arange(len(rows))].reshape(*features.shape[:-1], -1), None
+
+    return moments
+
+
+def _mode(layers: list[nn.Module]) -> _Operation:
+    """A policy's layers up to its moments, and what places the mean in the box."""
+    end = next(i for i, layer in enumerate(layers) if isinstance(layer, MeanOnly))
+    moments, place = _moments(layers[:end], _array), _operations(layers[end + 1 :], _array)
+    return lambda features: _applied(place, moments(features, False)[0])
+
+
+def _chosen(policy: BestOfN) -> _Moments:
+    """As :class:`~torchrl_o2o.modules.BestOfN`; the noise of its N actions stands behind the observation."""
+    flow, count, size = _operations(_flat(policy.flow), _array), policy.num_samples, len(policy.low)
+    value_of = _judge(policy)
     low, high = _array(policy.low), _array(policy.high)
 
     def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -452,9 +501,7 @@ def _chosen(policy: BestOfN) -> _Moments:
             time = np.full_like(point[:, :1], step / policy.flow_steps)
             point = point + _applied(flow, np.concatenate([observation, point, time], -1)) / policy.flow_steps
         action = np.minimum(np.maximum(point, low), high)
-        judged = np.concatenate([observation, action], -1)
-        values = np.stack([_applied(critic, judged) for critic in critics])
-        value = (values.mean(0) if policy.aggregation == "mean" else values.min(0)).reshape(-1, count)
+        value = value_of(observation, action).reshape(-1, count)
         best = action.reshape(-1, count, size)[np.arange(len(rows)), value.argmax(-1)]
         return best.reshape(*features.shape[:-1], size), None
 

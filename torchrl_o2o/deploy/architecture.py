@@ -27,11 +27,12 @@ from torchrl.modules import MLP, Actor, ProbabilisticActor
 
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
+from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, MeanOnly
 from torchrl_o2o.modules.boxes import BoxTanh, action_box
 from torchrl_o2o.modules.chunks import act_in_chunks, chunk_length
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.flow import AppendNoise, BestOfN, ClipToBox, Joined
+from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
 from torchrl_o2o.modules.pixels import Bottleneck, ConvStack, LatentPolicy, PixelEncoder, PixelPolicy
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
@@ -100,11 +101,24 @@ def _members(layer: PolicyEnsemble) -> dict[str, Any]:
     return {"num_members": layer.num_members, "log_std_bounds": list(layer.log_std_bounds)}
 
 
-def _best_of_n(flow: nn.Module, critic: nn.Module, num_members: int, size: int, **settings: Any) -> nn.Module:
+def _repeated(critic: nn.Module, num_members: int) -> dict[str, Tensor]:
     if not 1 <= num_members <= _MAX_MEMBERS:
         raise O2OSpecError(f"got {num_members} critics, expected 1 to {_MAX_MEMBERS}")
-    params = {name: value.expand(num_members, *value.shape) for name, value in critic.named_parameters()}
+    return {name: value.expand(num_members, *value.shape) for name, value in critic.named_parameters()}
+
+
+def _best_of_n(flow: nn.Module, critic: nn.Module, num_members: int, size: int, **settings: Any) -> nn.Module:
+    params = _repeated(critic, num_members)
     return BestOfN(flow, critic, params, torch.zeros(size), torch.zeros(size), **settings)
+
+
+def _best_of_policies(*inner: nn.Module, num_members: int, aggregation: str) -> nn.Module:
+    *policies, critic = inner
+    return BestOfPolicies(policies, critic, _repeated(critic, num_members), aggregation=aggregation)
+
+
+def _judging(layer: BestOfPolicies) -> dict[str, Any]:
+    return {"num_members": len(next(iter(layer.critics.values()))), "aggregation": layer.aggregation}
 
 
 def _chosen(layer: BestOfN) -> dict[str, Any]:
@@ -203,6 +217,8 @@ _LAYERS = {
     "ClipToBox": _Layer(_two_edges(ClipToBox), lambda layer: {"size": len(layer.low)}),
     "QValueNet": _Layer(QValueNet, lambda layer: {"features": layer.head.in_features}, lambda layer: (layer.trunk,)),
     "BestOfN": _Layer(_best_of_n, _chosen, lambda layer: (layer.flow, layer.critic)),
+    "BestOfPolicies": _Layer(_best_of_policies, _judging, lambda layer: (*layer.policies, layer.critic)),
+    "MeanOnly": _Layer(MeanOnly),
     "UnitNorm": _Layer(UnitNorm, lambda layer: {"eps": layer.eps}),
     "BoxTanh": _Layer(_two_edges(BoxTanh), lambda layer: {"size": len(layer.middle)}),
     "GaussianHead": _Layer(GaussianHead, _gaussian_head),
@@ -225,7 +241,7 @@ _NAMES: dict[type[nn.Module], str] = {MLP: "Sequential", nn.ReLU: "ReLU"} | {
     for kind in (
         *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
         *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
-        *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN),
+        *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN, BestOfPolicies, MeanOnly),
         *(ConvStack, Bottleneck, PixelEncoder, LatentPolicy, PixelPolicy),
     )
 }
@@ -386,7 +402,7 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
     raise O2OSpecError(
         f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
         "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, of "
-        "BestOfNLoss.make_actor or make_pixel_actor, or make_latent_actor behind its encoder, "
+        "BestOfNLoss.make_actor, PEXLoss.make_actor or make_pixel_actor, or make_latent_actor behind its encoder, "
         "without exploration noise behind it"
     )
 

@@ -95,9 +95,8 @@ def export_policy(
         actor = load_policy(actor)
     policy = copy.deepcopy(_Policy(actor, stats)).cpu().eval()
     first = next(policy.parameters())
-    shape = observation_shape(policy.net) or ()
-    frames = {"size": (2, *shape), "dtype": torch.uint8}
-    example = torch.zeros(**(frames if len(shape) == 3 else {"size": (2, first.shape[-1]), "dtype": first.dtype}))
+    shape = observation_shape(policy.net) or first.shape[-1:]
+    example = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else first.dtype)
     batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
     if format == "onnx":
         return _export_onnx(policy, example, batch, Path(path))

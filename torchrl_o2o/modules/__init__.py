@@ -9,6 +9,7 @@ from __future__ import annotations
 from torchrl_o2o._moved import old_names
 from torchrl_o2o.modules.actors import GaussianHead, make_actor
 from torchrl_o2o.modules.aligned import make_baselines
+from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies
 from torchrl_o2o.modules.chunks import act_in_chunks, chunk_box, chunk_length
 from torchrl_o2o.modules.confidence import (
     Confidence,
@@ -24,7 +25,7 @@ from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics, make_condi
 from torchrl_o2o.modules.density_ratio import DensityRatio, DensityRatioNet, Parametrization
 from torchrl_o2o.modules.deterministic import make_deterministic_actor
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.flow import BestOfN, make_flow_network, make_one_step_actor
+from torchrl_o2o.modules.flow import make_flow_network, make_one_step_actor
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead, make_gaussian_actor
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.multiplier import Multiplier
@@ -48,6 +49,7 @@ from torchrl_o2o.modules.values import make_value_network
 __all__ = [
     "ActionVAE",
     "BestOfN",
+    "BestOfPolicies",
     "Bottleneck",
     "BoxNormal",
     "ConditionalVAE",

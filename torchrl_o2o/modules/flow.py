@@ -2,22 +2,20 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Flow policies: a velocity field that carries noise to actions, a network that does so in one step, best of N."""
+"""Flow policies: a velocity field that carries noise to actions, a network that does so in one step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import Actor
 
-from torchrl_o2o.errors import O2OSpecError, check_count, check_option
-from torchrl_o2o.functional.conservative import best_of
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.boxes import action_box
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
@@ -26,7 +24,6 @@ __all__ = [
     "FLOW_POINT",
     "FLOW_TIME",
     "AppendNoise",
-    "BestOfN",
     "ClipToBox",
     "FlowNetwork",
     "Joined",
@@ -270,91 +267,6 @@ def one_step_network(actor: nn.Module) -> TensorDictModule:
     if [type(layer) for layer in layers] != [AppendNoise, Joined, ClipToBox]:
         raise O2OSpecError(f"got {type(actor).__name__}, expected an actor of make_one_step_actor(...)")
     return TensorDictModule(layers[1], in_keys=[actor.in_keys[0], FLOW_POINT], out_keys=list(actor.out_keys))
-
-
-class BestOfN(nn.Module):
-    r"""The best of N actions of a flow by the critics' own value: :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
-
-    Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, Eq. 8, and the authors' ``best-of-n``.
-
-    Args:
-        flow: the net of :func:`make_flow_network`.
-        critic: one critic's net, the template of all.
-        critic_params: their stacked parameters by dotted names; these very tensors are used.
-        low: lower edge of the actions, shape [A].
-        high: upper edge, shape [A].
-
-    Keyword Args:
-        num_samples: N.
-        flow_steps: Euler steps of the flow.
-        aggregation: ``"mean"`` or ``"min"`` over critics.
-
-    Raises:
-        O2OSpecError: if a number is below 1 or the aggregation unknown.
-
-    Examples:
-        >>> from torchrl_o2o.modules import make_qvalue_ensemble
-        >>> critics = make_qvalue_ensemble(3, 1, num_qvalue_nets=2, hidden_sizes=(8,))
-        >>> params = {name: torch.stack([each.module.get_parameter(name) for each in critics])
-        ...           for name, _ in critics[0].module.named_parameters()}
-        >>> flow, edge = make_flow_network(3, 1, hidden_sizes=(8,)).module, torch.ones(1)
-        >>> settings = {"num_samples": 4, "flow_steps": 2, "aggregation": "mean"}
-        >>> best = BestOfN(flow, critics[0].module, params, -edge, edge, **settings)
-        >>> best(torch.zeros(5, 3)).shape
-        torch.Size([5, 1])
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(
-        self,
-        flow: nn.Module,
-        critic: nn.Module,
-        critic_params: Mapping[str, Tensor],
-        low: Tensor,
-        high: Tensor,
-        *,
-        num_samples: int,
-        flow_steps: int,
-        aggregation: str,
-    ) -> None:
-        super().__init__()
-        check_option("aggregation", aggregation, ("mean", "min"))
-        self.num_samples = check_count("num_samples", num_samples, least=1)
-        self.flow_steps = check_count("flow_steps", flow_steps, least=1)
-        self.aggregation = aggregation
-        self.flow = flow
-        self.critics = nn.ParameterDict({_plain(name): value for name, value in critic_params.items()})
-        self._names = tuple(critic_params)
-        self.__dict__["_critic"] = critic  # the template's own parameters are not part of the policy
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        """Map observations [*B, o] to actions [*B, A], with noise of torch's global generator."""
-        repeated = observation.expand(self.num_samples, *observation.shape)
-        noise = torch.randn(*repeated.shape[:-1], len(self.low), dtype=repeated.dtype, device=repeated.device)
-        action = euler_flow(lambda point, time: self.flow(repeated, point, time), noise, self.flow_steps)
-        action = torch.minimum(torch.maximum(action, self.low), self.high)
-        qvalue = vmap(lambda member: functional_call(self.critic, member, (repeated, action)))(self.stacked).squeeze(-1)
-        qvalue = qvalue.mean(0) if self.aggregation == "mean" else qvalue.amin(0)
-        return best_of(qvalue, action)[0]
-
-    @property
-    def stacked(self) -> dict[str, Tensor]:
-        """The parameters of the critics by the template's names, stacked."""
-        return {name: self.critics[_plain(name)] for name in self._names}
-
-    @property
-    def critic(self) -> nn.Module:
-        """One critic's net, the template of all."""
-        return self.__dict__["_critic"]
-
-
-def _plain(name: str) -> str:
-    """A parameter's name without dots, which ``ParameterDict`` does not take."""
-    return name.replace(".", "/")
 
 
 def _gelu_net(

@@ -19,7 +19,8 @@ from torchrl.modules import Actor
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.offline import q_normalization
-from torchrl_o2o.modules.flow import FLOW_POINT, FLOW_TIME, BestOfN, FlowNetwork, euler_flow, one_step_network
+from torchrl_o2o.modules.best_of import BestOfN
+from torchrl_o2o.modules.flow import FLOW_POINT, FLOW_TIME, FlowNetwork, euler_flow, one_step_network
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, repeated

@@ -22,12 +22,15 @@ from tensordict.nn import (
 )
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.data import TensorSpec
+from torchrl.data import Composite, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
+from torchrl.modules import Actor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.offline import advantage_weight, expansion_probability
+from torchrl_o2o.modules.best_of import BestOfPolicies, mode_net
+from torchrl_o2o.modules.boxes import action_box, action_spec
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.networks import Inputs, flat_parameters, policy_distribution, sample_policy
@@ -156,9 +159,32 @@ class PEXLoss(IQLLoss):
             )
         if not inv_temperature >= 0.0:
             raise O2OSpecError(f"got inv_temperature={inv_temperature}, expected 0 (a coin) or more")
+        self.__dict__["_critic"] = qvalue_network[0].module  # not a part of this module: its layers, for make_actor
         frozen = copy.deepcopy(offline_actor_network).requires_grad_(False)
         self.convert_to_functional(frozen, "offline_actor_network", create_target_params=False)
         self.inv_temperature = inv_temperature
+
+    def make_actor(self) -> Actor:
+        r"""The policy to deploy: of both modes the one that the critics value more, as they are when it acts.
+
+        It is :class:`ExpandedPolicy` under ``DETERMINISTIC`` with :math:`\epsilon=0`.
+
+        Returns:
+            An actor that shares this loss's parameters.
+        """
+        spec = action_box(action_spec(self.actor_network))
+        policies = [
+            mode_net(_with_parameters(network, params), spec)
+            for network, params in (
+                (self.offline_actor_network, self.offline_actor_network_params),
+                (self.actor_network, self.actor_network_params),
+            )
+        ]
+        flat = flat_parameters(self.qvalue_network_params)
+        critics = {name.removeprefix("module."): value for name, value in flat.items()}
+        net = BestOfPolicies(policies, self.__dict__["_critic"], critics, aggregation="min")
+        key = self.tensor_keys.action
+        return Actor(net, in_keys=[self.actor_network.in_keys[0]], out_keys=[key], spec=Composite({key: spec.clone()}))
 
     @torch.no_grad()
     def propose(
@@ -300,6 +326,15 @@ class ExpandedPolicy(TensorDictModuleBase):
         greedy = self.eval_eps if exploration_type() == ExplorationType.DETERMINISTIC else None
         state = {key: tensordict.get(key) for key in self.in_keys}
         return tensordict.set(self.out_keys[0], loss.propose(state, self.noise, greedy=greedy).action)
+
+
+def _with_parameters(
+    network: ProbabilisticTensorDictSequential, params: TensorDictParams
+) -> ProbabilisticTensorDictSequential:
+    """A network that has these very parameters, of one whose own are only shapes."""
+    whole = copy.deepcopy(network)
+    params.to_module(whole)
+    return whole
 
 
 def _fraction(noise: NoiseSource, name: str, like: Tensor) -> Tensor:

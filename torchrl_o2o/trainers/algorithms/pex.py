@@ -28,8 +28,8 @@ def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         dims: observation and action dimension.
 
     Returns:
-        The learner. The choice between both policies collects and is evaluated; ``policy.pt`` of a run holds the new
-        policy alone, since the choice needs critics.
+        The learner. The choice between both policies collects and is evaluated; ``policy.pt`` of a run holds both, and
+        the critics that choose, without randomness.
     """
     new, offline = (make_gaussian_actor(*dims, **plain(cfg.actor)) for _ in range(2))
     qvalues, value = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), make_value_network(dims[0], **plain(cfg.value))
@@ -45,4 +45,4 @@ def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         Descend("actor", actor_optim),
     )
     both = ExpandedPolicy(loss, eval_eps=cfg.eval_eps)
-    return Learner(new, loss, compiled(update, cfg), explorer=both, tester=both)
+    return Learner(loss.make_actor(), loss, compiled(update, cfg), explorer=both, tester=both)

@@ -1,0 +1,200 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Policies that ask critics: the best of N actions of a flow, the better of several policies' actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from tensordict.nn import ProbabilisticTensorDictSequential
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torchrl.data import Bounded
+
+from torchrl_o2o.errors import check_count, check_option
+from torchrl_o2o.functional.conservative import best_of
+from torchrl_o2o.modules.boxes import BoxTanh, is_unit_box
+from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.flow import ClipToBox, euler_flow
+
+__all__ = ["BestOfN", "BestOfPolicies", "MeanOnly", "mode_net"]
+
+
+class _Judged(nn.Module):
+    """A policy that chooses among actions by an ensemble of critics."""
+
+    def __init__(self, critic: nn.Module, critic_params: Mapping[str, Tensor], aggregation: str) -> None:
+        super().__init__()
+        check_option("aggregation", aggregation, ("mean", "min"))
+        self.aggregation = aggregation
+        self.critics = nn.ParameterDict({_plain(name): value for name, value in critic_params.items()})
+        self._names = tuple(critic_params)
+        self.__dict__["_critic"] = critic  # the template's own parameters are not part of the policy
+
+    def best(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Of actions [M, *B, A] at observations [M, *B, o] those of the largest values, [*B, A]."""
+
+        def judge(member: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.critic, member, (observation, action))
+
+        if torch.compiler.is_exporting():  # LayerNorm under vmap fixes the batch size there
+            members = zip(*(value.unbind() for value in self.stacked.values()))
+            qvalue = torch.stack([judge(dict(zip(self._names, member))) for member in members]).squeeze(-1)
+        else:
+            qvalue = vmap(judge)(self.stacked).squeeze(-1)
+        qvalue = qvalue.mean(0) if self.aggregation == "mean" else qvalue.amin(0)
+        return best_of(qvalue, action)[0]
+
+    @property
+    def stacked(self) -> dict[str, Tensor]:
+        """The parameters of the critics by the template's names, stacked."""
+        return {name: self.critics[_plain(name)] for name in self._names}
+
+    @property
+    def critic(self) -> nn.Module:
+        """One critic's net, the template of all."""
+        return self.__dict__["_critic"]
+
+
+class BestOfN(_Judged):
+    r"""The best of N actions of a flow by the critics' own value: :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
+
+    Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, Eq. 8, and the authors' ``best-of-n``.
+
+    Args:
+        flow: the net of :func:`make_flow_network`.
+        critic: one critic's net, the template of all.
+        critic_params: their stacked parameters by dotted names; these very tensors are used.
+        low: lower edge of the actions, shape [A].
+        high: upper edge, shape [A].
+
+    Keyword Args:
+        num_samples: N.
+        flow_steps: Euler steps of the flow.
+        aggregation: ``"mean"`` or ``"min"`` over critics.
+
+    Raises:
+        O2OSpecError: if a number is below 1 or the aggregation unknown.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_flow_network, make_qvalue_ensemble
+        >>> critics = make_qvalue_ensemble(3, 1, num_qvalue_nets=2, hidden_sizes=(8,))
+        >>> params = {name: torch.stack([each.module.get_parameter(name) for each in critics])
+        ...           for name, _ in critics[0].module.named_parameters()}
+        >>> flow, edge = make_flow_network(3, 1, hidden_sizes=(8,)).module, torch.ones(1)
+        >>> settings = {"num_samples": 4, "flow_steps": 2, "aggregation": "mean"}
+        >>> best = BestOfN(flow, critics[0].module, params, -edge, edge, **settings)
+        >>> best(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        critic: nn.Module,
+        critic_params: Mapping[str, Tensor],
+        low: Tensor,
+        high: Tensor,
+        *,
+        num_samples: int,
+        flow_steps: int,
+        aggregation: str,
+    ) -> None:
+        super().__init__(critic, critic_params, aggregation)
+        self.num_samples = check_count("num_samples", num_samples, least=1)
+        self.flow_steps = check_count("flow_steps", flow_steps, least=1)
+        self.flow = flow
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations [*B, o] to actions [*B, A], with noise of torch's global generator."""
+        repeated = observation.expand(self.num_samples, *observation.shape)
+        noise = torch.randn(*repeated.shape[:-1], len(self.low), dtype=repeated.dtype, device=repeated.device)
+        action = euler_flow(lambda point, time: self.flow(repeated, point, time), noise, self.flow_steps)
+        action = torch.minimum(torch.maximum(action, self.low), self.high)
+        return self.best(repeated, action)
+
+
+class MeanOnly(nn.Module):
+    """Of a mean and a standard deviation the mean.
+
+    Examples:
+        >>> MeanOnly()((torch.zeros(2), torch.ones(2)))
+        tensor([0., 0.])
+    """
+
+    def forward(self, moments: tuple[Tensor, Tensor]) -> Tensor:
+        """Take the first of two, each [*B, A]."""
+        return moments[0]
+
+
+class BestOfPolicies(_Judged):
+    r"""The better of several policies' actions by the critics' own value: :math:`\arg\max_i \mathrm{agg}_j Q_j(s,a_i)`.
+
+    Source: Zhang et al. 2023 (PEX), arXiv:2302.00935; the evaluation of their code with :math:`\epsilon=0`.
+
+    Args:
+        policies: nets, each from observations to actions.
+        critic: one critic's net, the template of all.
+        critic_params: their stacked parameters by dotted names; these very tensors are used.
+
+    Keyword Args:
+        aggregation: ``"mean"`` or ``"min"`` over critics.
+
+    Raises:
+        O2OSpecError: if the aggregation is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_qvalue_ensemble
+        >>> critics = make_qvalue_ensemble(3, 1, num_qvalue_nets=2, hidden_sizes=(8,))
+        >>> params = {name: torch.stack([each.module.get_parameter(name) for each in critics])
+        ...           for name, _ in critics[0].module.named_parameters()}
+        >>> policies = [nn.Linear(3, 1), nn.Linear(3, 1)]
+        >>> BestOfPolicies(policies, critics[0].module, params, aggregation="min")(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self, policies: Sequence[nn.Module], critic: nn.Module, critic_params: Mapping[str, Tensor], *, aggregation: str
+    ) -> None:
+        super().__init__(critic, critic_params, aggregation)
+        self.policies = nn.ModuleList(policies)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations [*B, o] to actions [*B, A]."""
+        action = torch.stack([policy(observation) for policy in self.policies])
+        return self.best(observation.expand(len(action), *observation.shape), action)
+
+
+def mode_net(actor: ProbabilisticTensorDictSequential, action: Bounded) -> nn.Sequential:
+    """What a Gaussian actor does without randomness, as one net of its own layers.
+
+    Args:
+        actor: of :func:`~torchrl_o2o.modules.make_actor` or :func:`~torchrl_o2o.modules.make_gaussian_actor`.
+        action: bounded spec of its actions, shape [A].
+
+    Returns:
+        A net from observations [*B, o] to actions [*B, A].
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> actor = make_actor(3, 1, hidden_sizes=(8,))
+        >>> mode_net(actor, actor.spec["action"])(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
+    low, high = action.space.low, action.space.high
+    squashed = actor[-1].distribution_class is TanhNormal
+    place = (nn.Tanh() if is_unit_box(action) else BoxTanh(low, high)) if squashed else ClipToBox(low, high)
+    return nn.Sequential(actor[0].module, MeanOnly(), place)
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without dots, which ``ParameterDict`` does not take."""
+    return name.replace(".", "/")
