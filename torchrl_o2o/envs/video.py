@@ -26,6 +26,14 @@ __all__ = ["Film", "check_video", "drawing_arguments", "drawing_env", "film_epis
 
 _FPS = 25  # most viewers show GIFs no faster
 _EXTRA = "pip install torchrl_o2o[video]"
+_RENDERERS = (
+    f"classic control and Box2D need pygame ({_EXTRA}), MuJoCo and dm_control one of the OpenGL libraries EGL (on "
+    "Debian and Ubuntu apt install libegl1 libegl-mesa0) and OSMesa (libosmesa6), which MUJOCO_GL=egl or osmesa chooses"
+)
+_DRAWS = (
+    "an environment that draws itself takes render_mode, has 'rgb_array' among its metadata's render_modes, and gives "
+    "an image [height, width, 3] by render()"
+)
 
 
 @dataclass(frozen=True)
@@ -89,11 +97,9 @@ def drawing_env(make: Callable[[], gymnasium.Env], name: str, *, plainly: bool =
     except O2OSpecError:  # it cannot even be built
         raise
     except Exception as error:  # every renderer fails in its own way
-        raise O2OSpecError(
-            f"{name} cannot be drawn here ({type(error).__name__}: {error}); classic control and Box2D need pygame "
-            f"({_EXTRA}), MuJoCo and dm_control one of the OpenGL libraries EGL (on Debian and Ubuntu apt install "
-            "libegl1 libegl-mesa0) and OSMesa (libosmesa6), which MUJOCO_GL=egl or osmesa chooses"
-        ) from error
+        # An environment that draws nothing says so by one of these two; a renderer that is not there never does.
+        hint = _DRAWS if isinstance(error, TypeError | AssertionError) else _RENDERERS
+        raise O2OSpecError(f"{name} cannot be drawn here ({type(error).__name__}: {error}); {hint}") from error
     return env
 
 
