@@ -15,6 +15,7 @@ __all__ = [
     "O2OError",
     "O2OSpecError",
     "check_count",
+    "check_number",
     "check_option",
     "check_order",
     "check_seed",
@@ -110,6 +111,32 @@ def check_count(name: str, value: Any, *, least: int = 0) -> int:
     if number < least:
         raise O2OSpecError(f"got {name}={value!r}, expected a whole number of at least {least}")
     return number
+
+
+def check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
+    """Refuse a number that is not finite or out of range.
+
+    Args:
+        name: the argument's name.
+        value: what was given.
+
+    Keyword Args:
+        above: the largest number that is too small, ``None`` (default) for none.
+        least: the smallest that is accepted, ``None`` (default) for none.
+
+    Raises:
+        O2OSpecError: if it is none in that range.
+
+    Examples:
+        >>> check_number("reward_scale", 0.1, above=0)
+        >>> check_number("reward_scale", float("inf"), above=0)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got reward_scale=inf, expected a finite number above 0
+    """
+    fits = (above is None or value > above) and (least is None or value >= least)
+    if not fits or not abs(value) < float("inf"):
+        bound = f" above {above}" if above is not None else "" if least is None else f" of at least {least}"
+        raise O2OSpecError(f"got {name}={value}, expected a finite number{bound}")
 
 
 def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> int:

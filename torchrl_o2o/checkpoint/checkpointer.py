@@ -16,6 +16,7 @@ from typing import Any
 
 from torchrl.data import ReplayBuffer
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint import folders
 from torchrl_o2o.checkpoint.buffer import BufferArchive
 from torchrl_o2o.checkpoint.manifest import FORMAT, DamagedError, digest, dump, write_manifest
@@ -80,6 +81,7 @@ class Checkpointer:
         (10, {'updates': 10})
     """
 
+    @checked_arguments
     def __init__(
         self,
         folder: str | Path,

@@ -20,6 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 import torchrl_o2o
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.remote import PACKAGE_VERSION, POLICY_VERSION, Actors, Source
 from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION, cut_off_
@@ -90,6 +91,7 @@ class Fleet:
         [2, 1, 0, -1]
     """
 
+    @checked_arguments
     def __init__(
         self,
         actors: Actors,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import policy_parts
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.pixels import ConvStack
@@ -39,6 +40,7 @@ class FrameActor:
         (2,)
     """
 
+    @checked_arguments
     def __init__(self, actor: TensorDictModuleBase) -> None:
         self.actor, self._parts = actor, policy_parts(actor)
         stacks = [layer for layer in self._parts.net.modules() if isinstance(layer, ConvStack)]

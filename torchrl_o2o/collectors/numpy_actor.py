@@ -24,6 +24,7 @@ from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, Tenso
 from torch import Tensor, nn
 from torchrl.modules import MLP, Actor, ProbabilisticActor, SafeModule
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
@@ -230,6 +231,7 @@ class FastActor:
         ((6,), (5, 6))
     """
 
+    @checked_arguments
     def __init__(
         self,
         actor: TensorDictModuleBase,

@@ -33,6 +33,7 @@ from torchrl.envs.gym_like import default_info_dict_reader
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import torchrl_o2o
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.collectors.vector import no_interrupt_for_children
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option, check_seed
@@ -88,6 +89,7 @@ class ActingPolicy(TensorDictModuleBase):
         tensor([7])
     """
 
+    @checked_arguments
     def __init__(self, actor: TensorDictModuleBase, *, seed: int = 0) -> None:
         super().__init__()
         if chunk_length(actor) > 1:
@@ -337,6 +339,7 @@ class ProcessActors(PublishedActors):
         1
     """
 
+    @checked_arguments
     def __init__(
         self,
         make_env: Callable[[], gymnasium.Env],

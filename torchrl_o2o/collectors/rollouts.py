@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import cut_off_
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed
 
@@ -56,6 +57,7 @@ class ReturnConditionedRollouts:
         ([torch.Size([200])], 200)
     """
 
+    @checked_arguments
     def __init__(
         self,
         env: gymnasium.Env,

@@ -18,6 +18,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.envs.border import box_of_observations, check_continuous, checked_reset, checked_step, env_name
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
@@ -114,6 +115,7 @@ class StepCollector:
         [1, 2]
     """
 
+    @checked_arguments
     def __init__(
         self,
         env: gymnasium.Env,

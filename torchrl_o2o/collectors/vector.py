@@ -25,6 +25,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
 from torchrl_o2o.collectors.single import action_bounds
 from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
@@ -38,6 +39,7 @@ from torchrl_o2o.modules.units import declared_box
 __all__ = ["VectorCollector", "make_vector_env"]
 
 
+@checked_arguments
 def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asynchronous: bool = False) -> VectorEnv:
     """Build a gymnasium vector environment that keeps the last observation of every episode.
 
@@ -135,6 +137,7 @@ class VectorCollector:
         tensor([3, 3, 3])
     """
 
+    @checked_arguments
     def __init__(
         self,
         envs: VectorEnv,

@@ -23,12 +23,14 @@ from gymnasium.wrappers import TransformObservation
 from tensordict import TensorDictBase
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.transforms import AffineReward, ObservationStats, locomotion_reward
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.errors import check_number, check_option
 
 __all__ = ["CONVENTIONS", "Convention", "FittedConvention", "get_convention"]
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class Convention:
     """What is done to rewards and observations before learning.
@@ -49,6 +51,11 @@ class Convention:
     reward_shift: float = 0.0
     scale_by_returns: bool = False
     normalize_observations: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse factors that would wipe rewards out or turn them round."""
+        check_number("reward_scale", self.reward_scale, above=0)
+        check_number("reward_shift", self.reward_shift)
 
     def fit(self, offline: TensorDictBase) -> FittedConvention:
         """Turn the convention into numbers.

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import EPISODE, TRANSITION, cut_off_
 from torchrl_o2o.data.storage import stored_keys
-from torchrl_o2o.data.transforms import n_step
+from torchrl_o2o.data.transforms import check_horizon, n_step
 
 __all__ = ["EpisodeRows"]
 
@@ -37,7 +38,9 @@ class EpisodeRows:
         (0, [2, 1])
     """
 
+    @checked_arguments
     def __init__(self, n: int, gamma: float) -> None:
+        check_horizon(n, gamma)
         self.n, self.gamma = n, gamma
         self._open: list[TensorDictBase] = []
         self._ended: list[TensorDictBase] = []

@@ -20,6 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import EPISODE
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
@@ -430,6 +431,7 @@ class FrameStorage(LazyTensorStorage):
         (torch.Size([4, 9, 8, 8]), 2)
     """
 
+    @checked_arguments
     def __init__(
         self,
         max_size: int,

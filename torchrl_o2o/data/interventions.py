@@ -18,6 +18,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import TRANSITION
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count
@@ -28,6 +29,7 @@ __all__ = ["INTERVENED", "insert_intervened", "with_room"]
 INTERVENED: NestedKey = ("next", "intervened")
 
 
+@checked_arguments
 def with_room(offline: TensorDictBase, room: int) -> TensorDictBase:
     """A data set with slots for transitions that come later.
 

@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torchrl.envs.transforms import Transform
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
 from torchrl_o2o.functional.pixels import shift_frames
@@ -54,6 +55,7 @@ class RandomShift(Transform):
         torch.Size([4, 9, 32, 32])
     """
 
+    @checked_arguments
     def __init__(
         self,
         pad: int = 4,

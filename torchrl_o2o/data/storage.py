@@ -10,12 +10,14 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import TRANSITION, stored_keys
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["offline_online_storage"]
 
 
+@checked_arguments
 def offline_online_storage(
     offline: TensorDictBase, online_capacity: int, *, device: torch.device | str = "cpu"
 ) -> LazyTensorStorage:

@@ -15,6 +15,7 @@ from tensordict import TensorDictBase
 from torchrl.data import ImmutableDatasetWriter, LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer
 from torchrl.data.datasets import register_dataset
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import TRANSITION
 from torchrl_o2o.data.load import load_offline
 from torchrl_o2o.data.starting import StartingData, starting_buffer
@@ -23,6 +24,7 @@ from torchrl_o2o.errors import check_count
 __all__ = ["offline_online_replay_buffer", "offline_replay_buffer", "register_with_torchrl", "select_transition"]
 
 
+@checked_arguments
 def offline_replay_buffer(
     source: str,
     *,
@@ -74,6 +76,7 @@ def offline_replay_buffer(
     return ReplayBuffer(storage=storage, writer=ImmutableDatasetWriter(), batch_size=batch_size)
 
 
+@checked_arguments
 def offline_online_replay_buffer(
     source: str,
     *,

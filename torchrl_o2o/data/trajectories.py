@@ -13,7 +13,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import O2OSpecError, check_number
 
 __all__ = ["TrajectoryReplay", "returns_to_go"]
 
@@ -64,9 +65,11 @@ class TrajectoryReplay:
         [12.0, 8.0]
     """
 
+    @checked_arguments
     def __init__(self, capacity: int = 1_000, *, return_scale: float = 0.001) -> None:
         if capacity < 1:
             raise O2OSpecError(f"got capacity={capacity}, expected at least 1 trajectory")
+        check_number("return_scale", return_scale, above=0)
         self.capacity, self.return_scale = capacity, return_scale
         self.episodes: list[TensorDict] = []
         self._oldest = 0

@@ -22,6 +22,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import EPISODE, STEPS, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
@@ -30,6 +31,7 @@ __all__ = [
     "ObservationStats",
     "add_mc_return",
     "add_next_action",
+    "check_horizon",
     "episode_returns",
     "locomotion_reward",
     "mc_return",
@@ -223,6 +225,24 @@ def add_mc_return(
     return data.copy().set(key, value.unsqueeze(-1))
 
 
+def check_horizon(n: int, gamma: float) -> None:
+    """Refuse sums over less than one step, or with no discount in [0, 1].
+
+    Args:
+        n: number of steps.
+        gamma: discount.
+
+    Raises:
+        O2OSpecError: if one is out of range.
+
+    Examples:
+        >>> check_horizon(3, 0.99)
+    """
+    if n < 1 or not 0 <= gamma <= 1:
+        raise O2OSpecError(f"got n={n} and gamma={gamma}, expected at least one step and a discount in [0, 1]")
+
+
+@checked_arguments
 def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
     r"""Turn one-step transitions into n-step transitions, which end where their episode ends.
 
@@ -270,8 +290,7 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
         >>> rows["steps_to_next_obs"]
         tensor([2, 1, 2, 1])
     """
-    if n < 1 or not 0 <= gamma <= 1:
-        raise O2OSpecError(f"got n={n} and gamma={gamma}, expected at least one step and a discount in [0, 1]")
+    check_horizon(n, gamma)
     if data.ndim != 1:
         raise O2ODataError(f"got data of batch size {list(data.batch_size)}, expected [N]; flatten with reshape(-1)")
     _one_step(data, "a sum over n steps")

@@ -17,6 +17,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage, Writer
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import STEPS, cut_off_, has_steps
 from torchrl_o2o.errors import O2OSpecError, check_count
 
@@ -62,6 +63,7 @@ class OnlineWriter(Writer):
         tensor([ 0,  1,  2, 12, 11])
     """
 
+    @checked_arguments
     def __init__(self, num_offline: int, *, room: int = 0) -> None:
         super().__init__()
         self.num_offline = check_count("num_offline", num_offline)

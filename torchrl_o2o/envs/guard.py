@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.envs.border import (
     EnvFaultError,
     MalformedReturn,
@@ -82,6 +83,7 @@ class GuardedEnv(gymnasium.Wrapper):
         (False, False, 0, 0)
     """
 
+    @checked_arguments
     def __init__(
         self,
         make_env: Callable[[], gymnasium.Env],

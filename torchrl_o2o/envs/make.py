@@ -31,6 +31,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.wrappers import FilterObservation, TransformAction, TransformObservation
 from torchrl.envs import EnvBase, GymWrapper
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.envs.pixels import RenderedFrames, RepeatAction, StackFrames
 from torchrl_o2o.envs.tasks import TASKS, observation_keys
@@ -45,6 +46,7 @@ _OWN_NAMESPACE = "o2o/"
 _DM_CONTROL = re.compile(r"dm_control/(?P<domain>[a-zA-Z_]+)-(?P<task>\w+)-v0")
 
 
+@checked_arguments
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (every device).
 
@@ -67,6 +69,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@checked_arguments
 def make_env(
     env_id: str,
     *,
@@ -116,6 +119,7 @@ def make_env(
     return env
 
 
+@checked_arguments
 def make_gym_env(
     env_id: str,
     *,

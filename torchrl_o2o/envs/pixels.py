@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["DotReachEnv", "RenderedFrames", "RepeatAction", "StackFrames", "chase_dot"]
@@ -66,6 +67,7 @@ class StackFrames(gymnasium.Wrapper):
         ((9, 16, 16), (9, 16, 16))
     """
 
+    @checked_arguments
     def __init__(self, env: gymnasium.Env, num_stack: int = 3) -> None:
         super().__init__(env)
         space = env.observation_space
@@ -120,6 +122,7 @@ class RenderedFrames(gymnasium.ObservationWrapper):
         ((8, 8, 3), (16, 16, 3))
     """
 
+    @checked_arguments
     def __init__(self, env: gymnasium.Env, size: int | None = None) -> None:
         super().__init__(env)
         if env.render_mode != "rgb_array":
@@ -172,6 +175,7 @@ class RepeatAction(gymnasium.Wrapper):
         False
     """
 
+    @checked_arguments
     def __init__(self, env: gymnasium.Env, times: int) -> None:
         super().__init__(env)
         if times < 1:

@@ -17,6 +17,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option, check_order
 from torchrl_o2o.modules.boxes import action_box, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
@@ -47,6 +48,7 @@ class GaussianHead(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
+    @checked_arguments
     def __init__(
         self,
         in_features: int,
@@ -71,6 +73,7 @@ class GaussianHead(nn.Module):
 
 
 @renamed_arguments(initialisation="initialization")
+@checked_arguments
 def make_actor(
     observation: TensorSpec | int,
     action: TensorSpec | int,

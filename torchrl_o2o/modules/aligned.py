@@ -21,7 +21,8 @@ from torchrl.modules import TanhNormal as UpstreamTanhNormal
 from torchrl.modules import ValueOperator
 
 from torchrl_o2o._moved import renamed_arguments
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.alignment import beta_clip, clip_level
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import BoxNormal
@@ -146,6 +147,7 @@ def clipped_log_density(
 
 
 @renamed_arguments(initialisation="initialization")
+@checked_arguments
 def make_baselines(
     observation: TensorSpec | int,
     *,
@@ -177,7 +179,7 @@ def make_baselines(
         settings = {"hidden_sizes": hidden_sizes, "observation_key": observation_key}
         return make_value_network(observation, initialization=initialization, **settings)
 
-    return [member() for _ in range(num_baselines)]
+    return [member() for _ in range(check_count("num_baselines", num_baselines, least=1))]
 
 
 def residual_parameters(baseline: Mapping[str, Tensor], residual: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchrl.data import Bounded, TensorSpec
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 
 __all__ = ["BoxTanh", "action_box", "action_spec", "actor_box", "is_unit_box"]
 
@@ -58,6 +58,7 @@ def action_box(action: TensorSpec | int) -> Bounded:
         tensor([1., 1.])
     """
     if isinstance(action, int):
+        check_count("the number of action dimensions", action, least=1)
         return Bounded(-torch.ones(action), torch.ones(action), shape=(action,), dtype=torch.float32)
     if not isinstance(action, Bounded) or not (
         action.space.low.isfinite().all() and action.space.high.isfinite().all()

@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.data import Bounded
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.modules.boxes import action_box, action_spec
 
@@ -21,6 +22,7 @@ _Actor = TypeVar("_Actor", bound=TensorDictModuleBase)
 _MARK = "chunk_length"
 
 
+@checked_arguments
 def chunk_box(action: Bounded | int, horizon: int) -> Bounded:
     """The box of h actions in a row, for the networks of a policy and of critics on chunks.
 
@@ -40,6 +42,7 @@ def chunk_box(action: Bounded | int, horizon: int) -> Bounded:
     return Bounded(low, high, shape=low.shape, dtype=low.dtype)
 
 
+@checked_arguments
 def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
     """Mark an actor whose action is a chunk: h actions that are taken one after the other before it is asked again.
 
@@ -75,6 +78,7 @@ def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
     return actor
 
 
+@checked_arguments
 def chunk_length(actor: nn.Module) -> int:
     """How many actions an actor decides at once.
 

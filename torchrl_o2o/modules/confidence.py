@@ -21,6 +21,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.functional.samg import Aggregator, latent_confidence
@@ -56,6 +57,7 @@ class Confidence(TensorDictModuleBase):
         O2OSpecError: if the threshold is outside [0, 1].
     """
 
+    @checked_arguments
     def __init__(
         self,
         *,
@@ -130,6 +132,7 @@ class ConstantConfidence(Confidence):
         tensor(0.5000)
     """
 
+    @checked_arguments
     def __init__(
         self, value: float, *, in_keys: tuple[NestedKey, NestedKey] = _KEYS, out_key: NestedKey = "p_off"
     ) -> None:
@@ -158,6 +161,7 @@ class RandomConfidence(Confidence):
         torch.Size([4, 1])
     """
 
+    @checked_arguments
     def __init__(
         self,
         *,
@@ -198,6 +202,7 @@ class DensityRatioConfidence(Confidence):
         True
     """
 
+    @checked_arguments
     def __init__(
         self, density_ratio: TensorDictModule, *, threshold: float = 0.5, out_key: NestedKey = "p_off"
     ) -> None:
@@ -278,6 +283,7 @@ class OfflineConfidence(Confidence):
     latent_scale: Tensor
     fitted: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         encoder: nn.Module,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.conservative import lagrange_coefficient, lagrange_objective
 
@@ -57,6 +58,7 @@ class ConservativePenalty(nn.Module):
 
     log_multiplier: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         weight: float = 5.0,

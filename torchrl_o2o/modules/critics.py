@@ -15,6 +15,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, Activation, LayerNorm, feature_dim, make_trunk
@@ -38,6 +39,7 @@ class QValueNet(nn.Module):
         torch.Size([4, 1])
     """
 
+    @checked_arguments
     def __init__(self, trunk: nn.Module, features: int, shared_head: bool = False) -> None:
         super().__init__()
         self.trunk, self.shared_head = trunk, shared_head
@@ -49,6 +51,7 @@ class QValueNet(nn.Module):
 
 
 @renamed_arguments(initialisation="initialization")
+@checked_arguments
 def make_qvalue_ensemble(
     observation: TensorSpec | int,
     action: TensorSpec | int,

@@ -19,7 +19,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import check_count, check_option
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 from torchrl_o2o.modules.vae import GaussianEncoder
 
@@ -46,6 +47,7 @@ class ConditionalVAE(GaussianEncoder):
         [(5, 3), (5, 4), (5, 4), (5, 4)]
     """
 
+    @checked_arguments
     def __init__(
         self,
         observation_dim: int,
@@ -100,9 +102,11 @@ class InverseDynamics(nn.Module):
         torch.Size([5, 6])
     """
 
+    @checked_arguments
     def __init__(self, observation_dim: int, action_dim: int, embedding_dim: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         embedding = make_trunk(observation_dim, hidden_sizes)
+        check_count("embedding_dim", embedding_dim, least=1)
         self.embedding = nn.Sequential(embedding, nn.Linear(hidden_sizes[-1], embedding_dim))
         head = make_trunk(2 * embedding_dim, hidden_sizes)
         self.head = nn.Sequential(head, nn.Linear(hidden_sizes[-1], action_dim))
@@ -117,6 +121,7 @@ class InverseDynamics(nn.Module):
         return self.head(torch.cat([self.embedding(observation), self.embedding(next_observation)], -1))
 
 
+@checked_arguments
 def make_conditional_vae(
     observation: TensorSpec | int,
     action: TensorSpec | int,
@@ -162,6 +167,7 @@ def make_conditional_vae(
     return TensorDictModule(vae, in_keys=[observation_key, action_key], out_keys=out_keys)
 
 
+@checked_arguments
 def make_inverse_dynamics(
     observation: TensorSpec | int,
     action: TensorSpec | int,

@@ -18,7 +18,8 @@ from torch.nn.functional import softplus
 from torchrl.data import TensorSpec
 
 from torchrl_o2o._moved import renamed_arguments
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
@@ -48,11 +49,13 @@ class DensityRatioNet(nn.Module):
         torch.Size([4, 1])
     """
 
+    @checked_arguments
     def __init__(self, trunk: nn.Module, features: int, parametrization: Parametrization, eps: float = 1e-10) -> None:
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(features, 1)
         self.parametrization: Parametrization = parametrization
+        check_number("eps", eps, above=0)
         self.eps = eps
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -122,6 +125,7 @@ class DensityRatio(TensorDictModule):
     """
 
     @renamed_arguments(standardise="standardize", parametrisation="parametrization", initialisation="initialization")
+    @checked_arguments
     def __init__(
         self,
         observation: TensorSpec | int,

@@ -14,6 +14,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.modules import Actor
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
@@ -22,6 +23,7 @@ __all__ = ["make_deterministic_actor"]
 
 
 @renamed_arguments(initialisation="initialization")
+@checked_arguments
 def make_deterministic_actor(
     observation: TensorSpec | int,
     action: TensorSpec | int,

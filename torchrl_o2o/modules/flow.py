@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import Actor
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.boxes import action_box
 from torchrl_o2o.modules.initialization import Initialization, initialize_
@@ -149,6 +150,7 @@ def euler_flow(velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, step
     return point
 
 
+@checked_arguments
 def make_flow_network(
     observation: TensorSpec | int,
     action: TensorSpec | int,
@@ -194,6 +196,7 @@ def make_flow_network(
     return FlowNetwork(net, spec, observation_key, action_key)
 
 
+@checked_arguments
 def make_one_step_actor(
     observation: TensorSpec | int,
     action: TensorSpec | int,

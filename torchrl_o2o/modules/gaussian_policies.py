@@ -18,6 +18,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import check_option, check_order
 from torchrl_o2o.functional.offline import normal_log_prob
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
@@ -129,6 +130,7 @@ class GaussianVectorHead(nn.Module):
         tensor([0.0498, 0.0498], grad_fn=<SelectBackward0>)
     """
 
+    @checked_arguments
     def __init__(
         self,
         in_features: int,
@@ -156,6 +158,7 @@ class GaussianVectorHead(nn.Module):
 
 
 @renamed_arguments(initialisation="initialization")
+@checked_arguments
 def make_gaussian_actor(
     observation: TensorSpec | int,
     action: TensorSpec | int,

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option, check_order
 
 __all__ = ["Multiplier"]
@@ -46,6 +47,7 @@ class Multiplier(nn.Module):
 
     raw: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         init: float,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchrl.data import Composite, TensorSpec
 from torchrl.modules import Actor, ProbabilisticActor
 
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.pixels import check_stack
 from torchrl_o2o.modules.actors import GaussianHead
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
@@ -61,6 +62,7 @@ class ConvStack(nn.Module):
         (2304, torch.Size([5, 2304]))
     """
 
+    @checked_arguments
     def __init__(
         self, shape: Shape, features: Sequence[int], strides: Sequence[int], kernel_size: int = 3, offset: float = 0.0
     ) -> None:
@@ -70,6 +72,8 @@ class ConvStack(nn.Module):
                 f"got shape={tuple(shape)}, features={tuple(features)}, strides={tuple(strides)}, expected (C, H, W) "
                 f"and one stride a layer"
             )
+        for width in (kernel_size, *shape, *features, *strides):
+            check_count("a size of the convolutions", width, least=1)
         self.shape, self.offset = tuple(shape), offset
         channels = (shape[0], *features)
         self.layers = nn.ModuleList(
@@ -118,7 +122,10 @@ class Bottleneck(nn.Sequential):
         torch.Size([4, 50])
     """
 
+    @checked_arguments
     def __init__(self, in_features: int, latent_dim: int, layer_norm_eps: float = FLAX_LAYER_NORM_EPS) -> None:
+        check_count("in_features", in_features, least=1)
+        check_count("latent_dim", latent_dim, least=1)
         norm = nn.LayerNorm(latent_dim, eps=layer_norm_eps)
         super().__init__(nn.Linear(in_features, latent_dim), norm, nn.Tanh())
 
@@ -140,6 +147,7 @@ class PixelEncoder(nn.Module):
         torch.Size([5, 20])
     """
 
+    @checked_arguments
     def __init__(
         self,
         convs: Sequence[ConvStack],
@@ -195,6 +203,7 @@ class PixelPolicy(nn.Module):
         torch.Size([5, 2])
     """
 
+    @checked_arguments
     def __init__(self, encoder: PixelEncoder, trunk: nn.Module, head: GaussianHead) -> None:
         super().__init__()
         self.encoder, self.trunk, self.head = encoder, trunk, head
@@ -227,6 +236,7 @@ class LatentPolicy(nn.Sequential):
         return self[1](self[0](*inputs))
 
 
+@checked_arguments
 def make_pixel_encoder(
     images: Shape | Mapping[NestedKey, Shape],
     *,
@@ -299,6 +309,7 @@ def _draw_(module: nn.Module, recipe: _Recipe) -> nn.Module:
     return module
 
 
+@checked_arguments
 def make_pixel_actor(
     encoder: TensorDictModule,
     action: TensorSpec | int,
@@ -359,6 +370,7 @@ def make_pixel_actor(
     )
 
 
+@checked_arguments
 def make_bottleneck(
     in_features: int, latent_dim: int = 50, *, in_key: NestedKey = "features", out_key: NestedKey = "latent"
 ) -> TensorDictModule:
@@ -381,6 +393,7 @@ def make_bottleneck(
     return TensorDictModule(net, in_keys=[in_key], out_keys=[out_key])
 
 
+@checked_arguments
 def make_latent_actor(
     in_features: int,
     action: TensorSpec | int,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.modules import ProbabilisticActor
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_order
 from torchrl_o2o.functional.off2on import merge_gaussians
 
@@ -56,6 +57,7 @@ class PolicyEnsemble(nn.Module):
 
     members: nn.Module
 
+    @checked_arguments
     def __init__(self, members: Sequence[nn.Module], *, log_std_bounds: tuple[float, float] = (-20.0, 2.0)) -> None:
         super().__init__()
         _check_alike(members)
@@ -83,6 +85,7 @@ class PolicyEnsemble(nn.Module):
         return merge_gaussians(loc, scale, self.log_std_bounds)
 
 
+@checked_arguments
 def average_actors(
     actors: Sequence[ProbabilisticTensorDictSequential], *, log_std_bounds: tuple[float, float] = (-20.0, 2.0)
 ) -> ProbabilisticActor:

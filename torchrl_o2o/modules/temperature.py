@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.soft import temperature_objective
 
@@ -48,6 +49,7 @@ class Temperature(nn.Module):
     log_alpha: Tensor
     raw_alpha: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         target_entropy: float | None,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchrl.modules import MLP
 
-from torchrl_o2o.errors import O2OSpecError, check_count, check_option
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import O2OSpecError, check_count, check_number, check_option
 
 __all__ = ["FLAX_LAYER_NORM_EPS", "Activation", "LayerNorm", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
 
@@ -64,6 +65,7 @@ class UnitNorm(nn.Module):
         return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(self.eps)
 
 
+@checked_arguments
 def make_trunk(
     in_features: int,
     hidden_sizes: Sequence[int],
@@ -104,6 +106,10 @@ def make_trunk(
     if not hidden_sizes or isinstance(hidden_sizes, int | str):
         raise O2OSpecError(f"got hidden_sizes={hidden_sizes!r}, expected at least one width, e.g. (256, 256)")
     hidden_sizes = [check_count("a width in hidden_sizes", width, least=1) for width in hidden_sizes]
+    check_count("in_features", in_features, least=1)
+    check_number("layer_norm_eps", layer_norm_eps, least=0)
+    if dropout is not None and not 0.0 <= dropout < 1.0:
+        raise O2OSpecError(f"got dropout={dropout}, expected a probability below 1, or None")
     if layer_norm not in (True, False, "after_activation"):
         raise O2OSpecError(f"got layer_norm={layer_norm!r}, expected True, False or 'after_activation'")
     check_option("activation", activation, ("relu", "gelu"))

@@ -14,7 +14,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
-from torchrl_o2o.errors import check_order
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import check_count, check_order
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
@@ -43,6 +44,7 @@ class GaussianEncoder(nn.Module):
         super().__init__()
         check_order("log_std_bounds", log_std_bounds)
         self.encoder = make_trunk(observation_dim + action_dim, hidden_sizes)
+        check_count("latent_dim", latent_dim, least=1)
         self.mean = nn.Linear(hidden_sizes[-1], latent_dim)
         self.log_std = nn.Linear(hidden_sizes[-1], latent_dim)
         self.latent_dim, self.log_std_bounds = latent_dim, log_std_bounds
@@ -76,6 +78,7 @@ class ActionVAE(GaussianEncoder):
         [(7, 5, 2), (5, 4), (5, 4), (7, 5, 4)]
     """
 
+    @checked_arguments
     def __init__(
         self,
         observation_dim: int,
@@ -112,6 +115,7 @@ class ActionVAE(GaussianEncoder):
         return self.decode(observation, latent), mean, std, latent
 
 
+@checked_arguments
 def make_action_vae(
     observation: TensorSpec | int,
     action: TensorSpec | int,

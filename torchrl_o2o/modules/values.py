@@ -14,6 +14,7 @@ from torchrl.data import TensorSpec
 from torchrl.modules import ValueOperator
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_trunk
 
@@ -21,6 +22,7 @@ __all__ = ["make_value_network"]
 
 
 @renamed_arguments(initialisation="initialization")
+@checked_arguments
 def make_value_network(
     observation: TensorSpec | int,
     *,

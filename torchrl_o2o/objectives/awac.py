@@ -121,6 +121,8 @@ class AWACLoss(CriticLoss):
             raise O2OSpecError(f"got awac_lambda={awac_lambda}, expected a positive temperature")
         if value_samples < 0:
             raise O2OSpecError(f"got value_samples={value_samples}, expected K >= 1, or 0 for the mean action")
+        if not weight_clip > 0.0:
+            raise O2OSpecError(f"got weight_clip={weight_clip}, expected a positive bound, for example 100")
         self.awac_lambda, self.weight_clip, self.score_clip = awac_lambda, weight_clip, score_clip
         self.weight: AdvantageWeight = weight
         self.value_samples, self.action_clip = value_samples, action_clip

@@ -18,6 +18,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
+from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import actor_box
@@ -28,7 +29,7 @@ __all__ = ["Reduction", "TransitionLoss"]
 Reduction = Literal["mean", "sum", "none"]
 
 
-class TransitionLoss(LossModule):
+class TransitionLoss(ChecksArguments, LossModule):
     r"""Abstract base of losses on batches of transitions.
 
     Importance weights under ``tensor_keys.priority_weight`` multiply the rows' losses and are *not* renormalized

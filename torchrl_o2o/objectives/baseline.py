@@ -14,7 +14,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, d
 from torch import Tensor
 from torch.distributions import Distribution
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.alignment import baseline_value
 from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.modules.aligned import check_alignable
@@ -89,6 +89,7 @@ class BaselineLoss(TransitionLoss):
         frozen = copy.deepcopy(actor_network).requires_grad_(False)
         self.convert_to_functional(frozen, "actor_network", create_target_params=False)
         self.convert_to_functional(members, "baseline_network", len(members), create_target_params=False)
+        check_number("alpha", alpha, least=0)
         self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.get_default_dtype()))
         self.baseline_entropy = baseline_entropy
         self.clip_min = clip_min

@@ -12,6 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import TensorSpec
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.modules.boxes import action_spec
@@ -48,6 +49,7 @@ class BestAction(TensorDictModuleBase):
         torch.Size([4, 2])
     """
 
+    @checked_arguments
     def __init__(self, loss: ActorCriticLoss, num_actions: int = 10) -> None:
         super().__init__()
         if num_actions < 1:

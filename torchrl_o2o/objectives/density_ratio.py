@@ -14,6 +14,7 @@ from tensordict.nn import TensorDictModule, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_o2o.errors import check_number
 from torchrl_o2o.functional.replay import js_conjugate, js_derivative
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
 from torchrl_o2o.objectives.networks import call_network, flat_parameters
@@ -84,6 +85,7 @@ class DensityRatioLoss(TransitionLoss):
     ) -> None:
         super().__init__(reduction)
         self.convert_to_functional(density_ratio_network, "density_ratio_network", create_target_params=False)
+        check_number("eps", eps, least=0)
         self.eps = eps
 
     def _keys_read(self) -> list[NestedKey]:

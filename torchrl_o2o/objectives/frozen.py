@@ -17,6 +17,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.objectives.networks import call_ensemble, call_network, flat_parameters
 
@@ -57,6 +58,7 @@ class FrozenCritic(nn.Module):
 
     params: TensorDictParams
 
+    @checked_arguments
     def __init__(
         self,
         network: TensorDictModuleBase,

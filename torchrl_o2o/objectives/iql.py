@@ -129,6 +129,8 @@ class IQLLoss(CriticLoss):
             raise O2OSpecError(f"got expectile={expectile}, expected a number in (0, 1)")
         if beta < 0.0:
             raise O2OSpecError(f"got beta={beta}, expected an inverse temperature of 0 (behavior cloning) or more")
+        if not weight_clip > 0.0:
+            raise O2OSpecError(f"got weight_clip={weight_clip}, expected a positive bound, for example 100")
         self.convert_to_functional(value_network, "value_network", create_target_params=False)
         self.expectile, self.beta, self.weight_clip = expectile, beta, weight_clip
         self.make_value_estimator()

@@ -26,6 +26,7 @@ from torchrl.data import Composite, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import Actor
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.offline import advantage_weight, expansion_probability
@@ -292,6 +293,7 @@ class ExpandedPolicy(TensorDictModuleBase):
         torch.Size([4, 2])
     """
 
+    @checked_arguments
     def __init__(self, loss: PEXLoss, *, eval_eps: float = 0.1) -> None:
         super().__init__()
         if not 0.0 <= eval_eps <= 1.0:

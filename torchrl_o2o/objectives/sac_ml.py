@@ -14,7 +14,7 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.alignment import baseline_value, ml_actor_objective
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective
@@ -103,6 +103,7 @@ class SACMLLoss(SoftLoss):
         if not members:
             raise O2OSpecError("got no baseline; pass a list of them, for example make_baselines(...)")
         self.convert_to_functional(members, "baseline_network", len(members), create_target_params=False)
+        check_number("ml_weight", ml_weight, least=0)
         self.ml_weight = ml_weight
         self.baseline_entropy = baseline_entropy
         self.make_value_estimator()

@@ -19,6 +19,7 @@ from torchrl.objectives import REDQLoss, SACLoss
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.value import TD0Estimator
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.samg import Guidance, guidance_factor, samg_value
@@ -132,6 +133,7 @@ class SAMGEstimator(TD0Estimator):
 
     weight: Tensor
 
+    @checked_arguments
     def __init__(
         self,
         critic: FrozenCritic,

@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import check_option
 from torchrl_o2o.functional.replay import centered_rank, finite_scores, standardized
 from torchrl_o2o.objectives.networks import Inputs
@@ -75,6 +76,7 @@ class Advantage(CriticScore):
     name = "advantage"
 
     @renamed_arguments(normalise="normalize")
+    @checked_arguments
     def __init__(
         self,
         loss: ScoredLoss,

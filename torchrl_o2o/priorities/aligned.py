@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.priorities.base import LogPriority, Sum
 from torchrl_o2o.priorities.density_ratio import DensityRatioScore
 
@@ -38,6 +39,7 @@ class AdvantageAligned(Sum):
         torch.Size([6])
     """
 
+    @checked_arguments
     def __init__(self, advantage: LogPriority, density: DensityRatioScore, *, adv_temp: float = 1.0) -> None:
         super().__init__(density, advantage, factors=(1.0, adv_temp))
 

@@ -13,6 +13,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o._moved import renamed_arguments
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.replay import advantage_aligned_log_priority, mean_one_log_ratio
 from torchrl_o2o.priorities.base import LogPriority
@@ -51,6 +52,7 @@ class DensityRatioScore(LogPriority):
     name = "log_density_ratio"
 
     @renamed_arguments(normalise="normalize")
+    @checked_arguments
     def __init__(
         self,
         density_ratio: TensorDictModuleBase,

@@ -15,7 +15,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import check_number, check_option
 from torchrl_o2o.functional.soft import td_target
 from torchrl_o2o.objectives.networks import Inputs
 from torchrl_o2o.priorities.critic import CriticScore, Networks, ScoredLoss, compiled
@@ -66,6 +67,7 @@ class TDError(CriticScore):
     name = "td_error"
     _draw = "td"
 
+    @checked_arguments
     def __init__(
         self,
         loss: ScoredLoss,
@@ -82,6 +84,7 @@ class TDError(CriticScore):
         super().__init__(loss, num_samples, sub_sample_len, entropy, shared_noise, antithetic, chunk_size)
         check_option("form", form, ("absolute", "signed"))
         self.form = form
+        check_number("eps", eps, above=0)
         self.eps = eps
 
     def compile(self) -> None:

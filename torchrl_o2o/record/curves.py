@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["common_scores", "dip", "gain", "handover_score", "iqm", "regret", "stratified_bootstrap_interval"]
@@ -79,6 +80,7 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
     return np.sort(array, axis=-1)[..., cut : array.shape[-1] - cut].mean(axis=-1)
 
 
+@checked_arguments
 def stratified_bootstrap_interval(
     scores: ArrayLike,
     *,
@@ -156,6 +158,7 @@ def handover_score(steps: ArrayLike, scores: ArrayLike) -> float:
     return float(score[step <= 0][-1])
 
 
+@checked_arguments
 def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
     """How far the score falls right after the switch: the hand-over score minus the lowest score early online.
 

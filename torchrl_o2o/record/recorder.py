@@ -29,6 +29,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.durable import FolderLock, identity, open_file, refuse_link, refuse_other, replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
@@ -83,6 +84,7 @@ class Recorder:
         [['step', 'time', 'train/loss_qvalue'], ['eval/return', 'step', 'time', 'train/loss_qvalue']]
     """
 
+    @checked_arguments
     def __init__(
         self,
         folder: str | Path,

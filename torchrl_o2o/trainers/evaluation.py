@@ -28,6 +28,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
@@ -108,6 +109,7 @@ class EvaluationResult:
         return ", ".join(words)
 
 
+@checked_arguments
 def evaluate(
     actor: TensorDictModuleBase,
     env: str | Callable[[], gymnasium.Env],

@@ -16,6 +16,7 @@ from tensordict.utils import NestedKey
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives.common import LossModule
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.data.starting import MakeStorage, StartingData, starting_buffer, top_episodes
 from torchrl_o2o.errors import O2OSpecError, check_option
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class HandOver:
     """What happens between the phases, written down in one place; every field is one decision of a method.

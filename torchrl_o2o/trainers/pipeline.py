@@ -23,6 +23,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint.marks import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_state
 from torchrl_o2o.collectors.fleet import Fleet
@@ -282,6 +283,7 @@ class Phase:
         session: the run folder.
     """
 
+    @checked_arguments
     def __init__(self, problem: Problem, learner: Learner, buffer: TensorDictReplayBuffer, session: Session) -> None:
         self.problem, self.learner, self.buffer, self.session = problem, learner, buffer, session
         learner.see(buffer)
@@ -326,6 +328,7 @@ class Pretraining(Phase):
         batch_size: rows drawn uniformly per update.
     """
 
+    @checked_arguments
     def __init__(
         self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
     ) -> None:
@@ -369,6 +372,7 @@ class Finetuning(Phase):
         EnvFaultError: if the environment keeps failing.
     """
 
+    @checked_arguments
     def __init__(
         self,
         problem: Problem,

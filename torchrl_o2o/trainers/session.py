@@ -24,6 +24,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.provenance import plain_config
@@ -47,6 +48,7 @@ class Measured(Protocol):
         ...
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class Schedule:
     """How often a session evaluates, logs and saves, in steps; a step is an update offline, a transition online.

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.objectives.common import LossModule
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
 from torchrl_o2o.trainers.learner import Learner
@@ -61,6 +62,7 @@ class PhaseReport(NamedTuple):
         return {name: torch.tensor(value) for name, value in found.items()}
 
 
+@checked_arguments
 @dataclass(frozen=True)
 class StoppingRule:
     r"""When a stabilization phase ends: after ``max_updates``, or when the validation loss has not improved for long.
@@ -159,6 +161,7 @@ class HeldOut(NamedTuple):
     batches: list[Tensor]
 
 
+@checked_arguments
 def hold_out(
     num_offline: int, num_online: int, *, batch_size: int = 256, share: float = 0.1, source: RowSource | None = None
 ) -> HeldOut:

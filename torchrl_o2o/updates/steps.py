@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torchrl.objectives.utils import TargetNetUpdater
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
 WHOLE = -1
 
 
+@checked_arguments
 @dataclass(frozen=True, eq=False)
 class Descend:
     """One step of gradient descent on one loss.
@@ -75,6 +77,7 @@ class Descend:
         return [param for group in self.optim.param_groups for param in group["params"]]
 
 
+@checked_arguments
 @dataclass(frozen=True, eq=False)
 class MoveTargets:
     """Move the target networks.

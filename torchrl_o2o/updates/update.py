@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
 from torchrl_o2o.updates.calling import call_loss, summary
@@ -111,6 +112,7 @@ class Update:
         tensor(4.)
     """
 
+    @checked_arguments
     def __init__(self, loss: LossModule, *steps: Step, rows: Sequence[str] = (), check_finite: bool = True) -> None:
         self.loss, self.steps = loss, steps
         self.rows, self.check_finite = tuple(rows), check_finite

@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.datasets.actors import (
     EpisodeActors,
     gaussian_noise,
@@ -53,6 +54,7 @@ _CHASE_NOISE = 0.7
 Policy = str | Path | Callable[[np.ndarray], np.ndarray]
 
 
+@checked_arguments
 def make_local_dataset(
     name: str, *, seed: int = 0, num_steps: int | None = None, root: Path | None = None, policy: Policy | None = None
 ) -> Path:

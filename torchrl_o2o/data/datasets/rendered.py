@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.datasets.actors import EpisodeActors, gaussian_noise, uniform_policy
 from torchrl_o2o.data.datasets.cache import dataset_root
 from torchrl_o2o.data.datasets.local import check_same, store_trajectories
@@ -28,6 +29,7 @@ from torchrl_o2o.provenance import package_versions, plain_config
 __all__ = ["record_frames"]
 
 
+@checked_arguments
 def record_frames(
     name: str,
     env: str | Mapping[str, Any],

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.data.keys import STEPS
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2OSpecError, check_count
@@ -24,7 +25,7 @@ __all__ = ["ChunkSampler"]
 _WEIGHT = "priority_weight"
 
 
-class ChunkSampler(Sampler):
+class ChunkSampler(ChecksArguments, Sampler):
     r"""Deliver, for each row that another sampler draws, the chunk of h rows that begins with it.
 
     A chunk is a transition with one long action, so that any loss and any critic of the package trains on it:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
 
 __all__ = ["DrawingSampler"]
 
 
-class DrawingSampler(Sampler):
+class DrawingSampler(ChecksArguments, Sampler):
     """Abstract base of samplers whose draws can be recorded and replayed.
 
     The replay buffer gives a sampler its generator. Set :attr:`noise` to draw from another source, for example from

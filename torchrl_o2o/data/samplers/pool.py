@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -165,7 +166,7 @@ class PoolSampler(DrawingSampler):
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        if not value >= 0.0:
+        if not 0.0 <= value < math.inf:
             raise O2OSpecError(f"got alpha={value}, expected 0 or more; 0 is uniform sampling, A3RL uses 0.3")
         self._alpha = float(value)
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -90,8 +91,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         normalization: _Normalization = "max",
     ) -> None:
         super().__init__(max_capacity, dtype=dtype)
-        if not eps >= 0.0:
-            raise O2OSpecError(f"got eps={eps}, expected 0 or more")
+        _not_negative("eps", eps)
         check_option("reduction", reduction, ("max", "min", "median", "mean"))
         check_option("normalization", normalization, ("max", "mean", "none"))
         self._priority = torch.zeros(self.capacity, dtype=dtype)
@@ -186,6 +186,6 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
 
 def _not_negative(name: str, value: float) -> float:
-    if value is None or isinstance(value, str) or not value >= 0.0:
+    if value is None or isinstance(value, str) or not 0.0 <= value < math.inf:
         raise O2OSpecError(f"got {name}={value}, expected 0 or more")
     return float(value)

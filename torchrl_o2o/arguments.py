@@ -1,0 +1,216 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Arguments are what their annotations say, or refused in a sentence where they come in."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["ChecksArguments", "checked_arguments"]
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a word", NoneType: "None"}
+#: Any network of the same family will do here; which of them fits, the function itself says better.
+_FAMILIES = ("TensorDictModuleBase", "Module")
+#: Kinds of values that never stand for an object of a class.
+_PLAIN = (NoneType, str, bytes, Real, list, tuple, dict)
+
+
+class _UnfitError(Exception):
+    """A value is not of the kind asked for."""
+
+
+def checked_arguments(function: T) -> T:
+    """Let a function refuse arguments that are not of the kind that its annotations say.
+
+    Checked are numbers, switches, words, choices, networks, other objects where plain values came in their place, and
+    lists of these. NaN is no number, ``True`` is none either, and ``"false"`` is no switch. Numbers of numpy become
+    Python's, which files can hold. The default is accepted whatever it is. Ranges are the function's own business.
+
+    Args:
+        function: a function, or a class for its constructor, with annotations. What they mean is looked up at its first
+            call.
+
+    Returns:
+        The function, which raises :class:`~torchrl_o2o.errors.O2OSpecError` before it begins; or the class.
+
+    Examples:
+        >>> @checked_arguments
+        ... def anneal(start: float, *, steps: int = 10, kind: Literal["linear", "cosine"] = "linear") -> float:
+        ...     return start
+        >>> anneal(0.5, steps=10)
+        0.5
+        >>> anneal(float("nan"))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got start=nan, expected a number
+        >>> anneal(0.5, kind="cubic")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got kind='cubic', expected one of 'linear', 'cosine'
+    """
+    if isinstance(function, type):
+        function.__init__ = checked_arguments(function.__init__)
+        return function  # type: ignore[return-value]
+    signature = inspect.signature(function)
+
+    @functools.cache
+    def kinds() -> dict[str, Any]:
+        try:
+            named = get_type_hints(function)
+        except NameError:  # of a class elsewhere, with names that are there for type checkers only
+            return {}
+        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        single = [name for name, each in signature.parameters.items() if each.kind not in several]
+        return {name: named[name] for name in single if name in named}
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:  # too many, too few, or by an old name: the function knows
+            return function(*args, **kwargs)
+        for name, kind in kinds().items():
+            value = bound.arguments.get(name, _ABSENT)
+            if value is not _ABSENT and value is not signature.parameters[name].default:
+                bound.arguments[name] = _checked(name, kind, value)
+        out = function(*bound.args, **bound.kwargs)  # which names the range that NaN is outside of, if it has one
+        for name in [name for name in kinds() if _has_nan(bound.arguments.get(name))]:
+            raise O2OSpecError(f"got {name}={bound.arguments[name]}, expected {_words(kinds()[name])}")
+        return out
+
+    return call  # type: ignore[return-value]
+
+
+_ABSENT = object()
+
+
+class ChecksArguments:
+    """Base of classes whose constructors, and those of classes derived from them, are :func:`checked_arguments`.
+
+    Examples:
+        >>> class Step(ChecksArguments):
+        ...     def __init__(self, size: float) -> None:
+        ...         self.size = size
+        >>> Step("large")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got size='large', expected a number
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the arguments of the constructor that this class brings along, if it does."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked_arguments(cls.__init__)  # type: ignore[method-assign]
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    try:
+        return _fitted(kind, value)
+    except _UnfitError:
+        raise O2OSpecError(f"got {name}={_shown(value)}, expected {_words(kind)}") from None
+
+
+def _fitted(kind: Any, value: Any) -> Any:
+    """The value, numbers as Python's."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _first_fitting(inner, value)
+    if origin is Literal:
+        return _only_if(any(isinstance(value, type(option)) and value == option for option in inner), value)
+    if kind in (float, int, bool):
+        return _number(kind, value)
+    if origin is Callable:
+        return _only_if(callable(value), value)
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return _collection(origin, inner, value)
+    if isinstance(kind, type) and kind not in (Any, object) and not getattr(kind, "_is_protocol", False):
+        return _only_if(_is_kin(kind, value), value)
+    return value
+
+
+def _is_kin(kind: type, value: Any) -> bool:
+    """Whether it is an object of a class or could stand for one; a network is one of the family."""
+    family = next((each for each in _FAMILIES if each in {base.__name__ for base in kind.__mro__}), None)
+    if family is not None:
+        return family in {base.__name__ for base in type(value).__mro__}
+    return isinstance(value, kind) or not isinstance(value, _PLAIN)
+
+
+def _only_if(fits: bool, value: Any) -> Any:
+    if not fits:
+        raise _UnfitError
+    return value
+
+
+def _first_fitting(kinds: Iterable[Any], value: Any) -> Any:
+    for kind in kinds:
+        try:
+            return _fitted(kind, value)
+        except _UnfitError:
+            continue
+    raise _UnfitError
+
+
+def _number(kind: type, value: Any) -> Any:
+    if kind is bool:
+        return bool(_only_if(type(value).__name__ in ("bool", "bool_"), value))
+    if isinstance(value, bool) or not (isinstance(value, Real) or (kind is int and hasattr(value, "__index__"))):
+        raise _UnfitError
+    if kind is float:
+        return value if type(value) in (int, float) else float(value)
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise _UnfitError from None
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether a number, or one of several, is NaN."""
+    several = value if isinstance(value, tuple | list) else [value]
+    return any(isinstance(each, float) and each != each for each in several)
+
+
+def _collection(origin: type, inner: tuple[Any, ...], value: Any) -> Any:
+    """A sequence of things that fit; mappings and iterators are looked at from outside only."""
+    if issubclass(origin, Mapping):
+        return _only_if(isinstance(value, Mapping) or hasattr(value, "keys"), value)
+    if not issubclass(origin, Collection):
+        return _only_if(isinstance(value, Iterable) and not isinstance(value, str), value)
+    sized = hasattr(value, "__len__") and hasattr(value, "__iter__") and not isinstance(value, str | bytes | Mapping)
+    _only_if(sized and getattr(value, "ndim", 1) == 1, value)
+    pairs = origin is tuple and inner and inner[-1] is not Ellipsis
+    _only_if(not pairs or len(value) == len(inner), value)
+    each = inner if pairs else inner[:1] * len(value)
+    found = [_fitted(kind, item) for kind, item in zip(each, value, strict=False)]
+    changed = any(new is not old for new, old in zip(found, value, strict=False))
+    return tuple(found) if changed else value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"something of the kind {type(value).__name__}"
+
+
+def _words(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_words, inner))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"({', '.join(map(_words, inner))})"
+    if isinstance(origin, type) and inner and issubclass(origin, Collection) and not issubclass(origin, Mapping):
+        return f"a list, each {_words(inner[0])}"
+    return getattr(kind, "__name__", str(kind))
