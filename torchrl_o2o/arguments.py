@@ -27,6 +27,10 @@ _FAMILIES = ("TensorDictModuleBase", "Module")
 _PLAIN = (NoneType, str, bytes, Real, list, tuple, dict)
 
 
+#: :func:`~torchrl_o2o.errors.check_seed` reads these.
+_SEEDS = ("seed", "seeds")
+
+
 class _UnfitError(Exception):
     """A value is not of the kind asked for."""
 
@@ -71,7 +75,7 @@ def checked_arguments(function: T) -> T:
             return {}
         several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         single = [name for name, each in signature.parameters.items() if each.kind not in several]
-        return {name: named[name] for name in single if name in named}
+        return {name: named[name] for name in single if name in named and name not in _SEEDS}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

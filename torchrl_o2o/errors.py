@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Mapping
 from typing import Any
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "check_option",
     "check_order",
     "check_seed",
+    "check_state",
 ]
 
 
@@ -167,3 +169,87 @@ def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> in
         limit = "not negative" if below is None else f"in [0, {below})"
         raise O2OSpecError(f"got {name}={seed!r}, a {type(seed).__name__}; expected an integer, {limit}")
     return number
+
+
+def check_state(
+    owner: object,
+    given: Any,
+    own: Mapping[str, Any],
+    *,
+    same: Mapping[str, str] | None = None,
+    optional: Collection[str] = (),
+) -> None:
+    """Refuse a state that is not one of this kind, before anything of it is loaded.
+
+    Args:
+        owner: what it is to be loaded into.
+        given: the state.
+        own: the state it has: the entries to be expected, and of what kind; an entry of ``None`` may be anything.
+            Numbers and tensors are counts and priorities: finite and not negative.
+
+    Keyword Args:
+        same: by name, entries that have to be equal, and what to say of both if they are not. Defaults to none.
+        optional: entries that may be missing. Defaults to none.
+
+    Raises:
+        O2OSpecError: naming the first entry that does not fit.
+
+    Examples:
+        >>> check_state("a counter", {"frames": 3}, {"frames": 0})
+        >>> check_state("a counter", {"frames": -3}, {"frames": 0})
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got a state of a counter in which 'frames' is -3, expected a whole number...
+    """
+    name = owner if isinstance(owner, str) else type(owner).__name__
+    for key, words in (same or {}).items():
+        if isinstance(given, Mapping) and key in given and not _equal(given[key], own[key]):
+            raise O2OSpecError(words.format(given[key], own[key]))
+    if found := _unlike("", given, own, optional):
+        raise O2OSpecError(f"got a state of {name} in which {found}; load what its state_dict() returned, unchanged")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _unlike(name: str, given: Any, own: Any, optional: Collection[str] = ()) -> str | None:
+    """What distinguishes two states in kind, in words."""
+    if isinstance(own, Mapping):
+        where = f"{name!r} is" if name else "there is"
+        if not isinstance(given, Mapping):
+            return f"{where} {given!r:.60}, expected entries {sorted(map(str, own))}"
+        for key in [*own, *(key for key in given if key not in own)]:
+            if key not in given or key not in own:
+                if key in optional:
+                    continue
+                return f"{where} {'no' if key in own else 'a'} {key!r}"
+        pairs = [(key, given[key], own[key]) for key in own if key in given]
+    elif isinstance(own, list | tuple):
+        if not isinstance(given, list | tuple) or len(given) != len(own):
+            return f"{name!r} is {given!r:.60}, expected {len(own)} entries"
+        pairs = [(index, *pair) for index, pair in enumerate(zip(given, own, strict=True))]
+    elif hasattr(own, "shape"):
+        return _unlike_tensor(name, given, own)
+    else:
+        return _unlike_number(name, given, own)
+    found = (_unlike(f"{name}.{key}" if name else str(key), one, other) for key, one, other in pairs)
+    return next(filter(None, found), None)
+
+
+def _unlike_tensor(name: str, given: Any, own: Any) -> str | None:
+    if getattr(given, "shape", None) != own.shape:
+        return f"{name!r} has shape {list(getattr(given, 'shape', []))}, expected {list(own.shape)}"
+    if not bool(((given >= 0) & (given < float("inf"))).all()):
+        return f"{name!r} has entries that are negative or not finite"
+    return None
+
+
+def _unlike_number(name: str, given: Any, own: Any) -> str | None:
+    if isinstance(own, bool) or not isinstance(own, int | float):
+        fits = own is None or isinstance(given, type(own))
+        return None if fits else f"{name!r} is {given!r:.60}, expected {type(own).__name__}"
+    number = isinstance(given, int if isinstance(own, int) else (int, float)) and not isinstance(given, bool)
+    fits = number and 0 <= given < float("inf")
+    return (
+        None if fits else f"{name!r} is {given!r:.60}, expected a {'whole ' * isinstance(own, int)}number of at least 0"
+    )

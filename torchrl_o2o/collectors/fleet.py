@@ -26,7 +26,7 @@ from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION, cut_off_
 from torchrl_o2o.data.writers import row_differences
 from torchrl_o2o.envs.border import EnvFaultError
-from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["Fleet"]
 
@@ -191,6 +191,7 @@ class Fleet:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned; the actors begin new episodes."""
+        check_state(self, state_dict, {**self.state_dict(), "owed": None, "refused": None})
         for name in ("frames", "version", "owed", "restarts"):
             setattr(self, name, state_dict[name])
         self.refused = Counter(state_dict["refused"])

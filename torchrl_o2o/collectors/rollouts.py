@@ -16,7 +16,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import cut_off_
-from torchrl_o2o.errors import O2OSpecError, check_count, check_seed
+from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 
 __all__ = ["ReturnConditionedRollouts"]
 
@@ -144,4 +144,5 @@ class ReturnConditionedRollouts:
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on from what :meth:`state_dict` returned."""
+        check_state(self, state_dict, {"frames": 0, "episodes": 0})
         self.frames, self.episodes = state_dict["frames"], state_dict["episodes"]

@@ -23,7 +23,7 @@ from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.envs.border import box_of_observations, check_continuous, checked_reset, checked_step, env_name
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
-from torchrl_o2o.errors import O2OSpecError, check_seed
+from torchrl_o2o.errors import O2OSpecError, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.units import declared_box
 
@@ -246,6 +246,8 @@ class StepCollector:
 
         An environment whose state could not be captured starts a new episode; ``restarted`` then says so.
         """
+        known = {"frames": 0, "step_count": 0} | dict.fromkeys(("observation", "episode_reward", "env", "queue"))
+        check_state(self, state_dict, known, optional=("queue",))
         self.frames = state_dict["frames"]
         self.restarted = state_dict["env"] is None
         if self.restarted:

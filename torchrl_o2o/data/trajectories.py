@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError, check_number
+from torchrl_o2o.errors import O2OSpecError, check_number, check_state
 
 __all__ = ["TrajectoryReplay", "returns_to_go"]
 
@@ -123,12 +123,17 @@ class TrajectoryReplay:
             state_dict: what was returned.
 
         Raises:
-            O2OSpecError: if other data were loaded.
+            O2OSpecError: if other data were loaded, or some of them are overwritten by now; or it is no such state.
         """
+        check_state(self, state_dict, {"oldest": 0, "length": 0, "appended": None})
         appended = state_dict["appended"]
-        loaded = len(self.episodes)
-        if any(position not in appended for position in range(loaded, state_dict["length"])):
+        loaded = 1 + max({-1, *range(len(self.episodes))} - self._appended)
+        if lost := sorted(position for position in self._appended - set(appended) if position < loaded):
+            raise O2OSpecError(f"trajectory {lost[0]} of the data was overwritten since; load the data anew before")
+        other = state_dict["length"] < loaded
+        if other or any(position not in appended for position in range(loaded, state_dict["length"])):
             raise O2OSpecError(f"got {loaded} trajectories, other data than those that the state was saved with")
+        del self.episodes[loaded:]  # what was appended here in the meantime
         self.episodes += [TensorDict({})] * (state_dict["length"] - loaded)
         for position, episode in appended.items():
             self.episodes[position] = TensorDict(episode, [len(episode["action"])])

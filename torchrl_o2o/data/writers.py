@@ -19,7 +19,7 @@ from torchrl.data import RoundRobinWriter, Storage, Writer
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import STEPS, cut_off_, has_steps
-from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["OnlineWriter", "check_offline_rows", "row_differences"]
 
@@ -193,20 +193,26 @@ class OnlineWriter(Writer):
         self.total_written, self.offline_written, self.changed_from = 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of online transitions ever written, from which the next slot follows."""
-        room = {"offline_written": self.offline_written} if self.room else {}
-        return {"num_offline": self.num_offline, "total_written": self.total_written, **room}
+        """The number of online transitions ever written, from which the next slot follows; of a full ring its size."""
+        more = {"offline_written": self.offline_written} if self.room else {}
+        if self._storage is not None and self.total_written > self.capacity:
+            more["capacity"] = self.capacity
+        return {"num_offline": self.num_offline, "total_written": self.total_written, **more}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            O2OSpecError: if the state belongs to another number of offline slots.
+            O2OSpecError: if the state belongs to another number of offline slots, or of online slots that were full.
         """
-        if state_dict["num_offline"] != self.num_offline:
+        left = "the saved writer left {} offline slots alone, this one {}; load the data set the run was started with"
+        own = {"num_offline": self.num_offline, "total_written": 0, "offline_written": 0, "capacity": 1}
+        check_state(self, state_dict, own, same={"num_offline": left}, optional=("offline_written", "capacity"))
+        full = state_dict.get("capacity")
+        if full is not None and self._storage is not None and full != self.capacity:
             raise O2OSpecError(
-                f"the saved writer left {state_dict['num_offline']} offline slots alone, this one {self.num_offline}; "
-                f"load the data set the run was started with"
+                f"the saved writer's {full} online slots were full, this one has {self.capacity}, so that other rows "
+                f"would be the oldest; build the storage with the online_capacity of that run"
             )
         self.total_written = state_dict["total_written"]
         self.offline_written = state_dict.get("offline_written", 0)

@@ -16,6 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.data.transforms import add_mc_return
+from torchrl_o2o.errors import check_state
 from torchrl_o2o.trainers.pipeline import Problem
 
 __all__ = ["Trajectory", "returns_of"]
@@ -64,9 +65,11 @@ class Trajectory:
         Args:
             state_dict: of another trajectory.
         """
+        check_state(self, state_dict, {"rows": None, "metrics": None})
         rows = state_dict["rows"]
-        self.rows = [] if rows is None else list(TensorDict(rows, [len(rows["action"])]).split(1))
-        self.metrics = state_dict["metrics"]
+        # Its own copies: the last row may still be marked as truncated.
+        self.rows = [] if rows is None else list(TensorDict(rows, [len(rows["action"])]).clone().split(1))
+        self.metrics = dict(state_dict["metrics"])
 
 
 def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], TensorDictBase]:

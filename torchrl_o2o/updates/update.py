@@ -16,7 +16,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_option, check_state
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
 from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.precision import has_bfloat16
@@ -240,7 +240,15 @@ class Update:
         return {"calls": self._calls, "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: if it is no such state, or counts turns of steps that this update has not.
+        """
+        check_state(self, state_dict, {"calls": 0, "counts": None})
+        turns = [index for index, step in enumerate(walk(self.steps)) if isinstance(step, Every)]
+        counts = state_dict["counts"]
+        check_state(self, counts, dict.fromkeys(turns, 0), optional=turns)
         self._calls, self._counts = state_dict["calls"], dict(state_dict["counts"])
 
     def plan(self) -> Plan:

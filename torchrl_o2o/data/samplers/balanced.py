@@ -18,7 +18,7 @@ from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.data.writers import check_offline_rows
-from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["BalancedSampler"]
 
@@ -168,8 +168,13 @@ class BalancedSampler(DrawingSampler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.num_offline = state_dict["num_offline"]
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: if it belongs to another number of offline rows, or is no such state.
+        """
+        words = "the saved sampler has {} offline rows, this one {}; load the data set the run was started with"
+        check_state(self, state_dict, self.state_dict(), same={"num_offline": words})
         self.offline_fraction = state_dict["offline_fraction"]
         self.num_offline_only_batches = state_dict["num_offline_only_batches"]
 

@@ -20,7 +20,7 @@ from torchrl.data import Storage
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.data.samplers.balanced import BalancedSampler
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
-from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 from torchrl_o2o.functional.diagnostics import effective_sample_size, offline_share
 from torchrl_o2o.functional.replay import (
     finite_scores,
@@ -296,10 +296,15 @@ class PoolSampler(DrawingSampler):
         return {name: getattr(self, name) for name in _STATE} | {"uniform": self.uniform.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: as :meth:`BalancedSampler.load_state_dict`.
+        """
+        check_state(self, state_dict, {**self.state_dict(), "uniform": None})
+        self.uniform.load_state_dict(state_dict["uniform"])
         for name in _STATE:
             setattr(self, name, state_dict[name])
-        self.uniform.load_state_dict(state_dict["uniform"])
 
     def _empty(self) -> None:
         self.num_clamped = self.num_pools = 0

@@ -17,7 +17,7 @@ from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
 from torchrl_o2o.data.writers import check_offline_rows
-from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 from torchrl_o2o.functional.off2on import initial_online_priority
 
 __all__ = ["BalancedReplaySampler"]
@@ -178,11 +178,8 @@ class BalancedReplaySampler(StoredPrioritySampler):
         Raises:
             O2OSpecError: if the state belongs to another number of offline rows or slots.
         """
-        if state_dict["num_offline"] != self.num_offline:
-            raise O2OSpecError(
-                f"the saved sampler has {state_dict['num_offline']} offline rows, this one {self.num_offline}; load "
-                f"the data set the run was started with"
-            )
+        words = "the saved sampler has {} offline rows, this one {}; load the data set the run was started with"
+        check_state(self, state_dict, {**self.state_dict(), "tree": None}, same={"num_offline": words})
         super().load_state_dict(state_dict)
         self.max_priority = state_dict["max_priority"]
 

@@ -17,7 +17,7 @@ from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.data.samplers.sum_tree import SumTree
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_state
 
 __all__ = ["StoredPrioritySampler"]
 
@@ -180,6 +180,7 @@ class StoredPrioritySampler(DrawingSampler):
         Raises:
             O2OSpecError: if the state has another capacity.
         """
+        check_state(self, state_dict, {**self.state_dict(), "tree": None})
         self._tree.load_state_dict(state_dict["tree"])
         self._num_known = state_dict["num_known"]
         self.num_batches = state_dict["num_batches"]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError, check_count
+from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["SumTree", "last_of_each"]
 
@@ -201,11 +201,8 @@ class SumTree:
         Raises:
             O2OSpecError: if the state has another capacity.
         """
-        if state_dict["capacity"] != self.capacity:
-            raise O2OSpecError(
-                f"the saved tree has {state_dict['capacity']} slots, this one {self.capacity}; build it with the "
-                f"capacity the run was started with"
-            )
+        slots = "the saved tree has {} slots, this one {}; build it with the capacity the run was started with"
+        check_state(self, state_dict, self.state_dict(), same={"capacity": slots}, optional=("unit",))
         to_unit = self.unit / state_dict.get("unit", 1.0)  # the first edition kept sums as they are
         for level, saved in zip(self._levels, state_dict["levels"], strict=True):
             level.copy_(saved if level is self._levels[0] else saved * to_unit)
