@@ -25,8 +25,9 @@ from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.record.recorder import read_run
-from torchrl_o2o.trainers import Pretrained, Schedule, Session, continue_run, load_problem, offline_phase
+from torchrl_o2o.trainers import Pretrained, Schedule, Session, Standing, continue_run, load_problem, offline_phase
 from torchrl_o2o.trainers.algorithms import make_awac
+from torchrl_o2o.trainers.continuing import _learner_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:.*columns of")
 EVERY = Schedule(eval_every=100, log_every=1, checkpoint_every=2)
@@ -57,7 +58,7 @@ def record(path: Path, seed: int = 0, steps: int = 30, **columns: Any) -> Path:
 
 
 def train(folder: Path, script: str = "awac", *words: str) -> Path:
-    sizes = () if script in ("rlpd", "bc") else ("qvalue.hidden_sizes=[16]",)
+    sizes = () if script in ("rlpd", "bc", "qc") else ("qvalue.hidden_sizes=[16]",)
     short = [word for word in SHORT if not (script == "rlpd" and word.startswith("offline.batch"))]
     cfg = compose(script, *short, *sizes, f"run_dir={folder}", *words)
     script_of(script).train(cfg)
@@ -207,25 +208,56 @@ def test_other_data_under_the_name_of_the_runs_own(tmp_path: Path) -> None:
         train(folder, "awac", *words, "resume=true")
 
 
+#: Small networks, by the script that has them.
+_Q = "qvalue.hidden_sizes=[16]"
+_BRAC = (_Q, "clone_steps=2", "warm_start=2", "best_of=3")
+#: Scripts that go on, with words and with the phases that do.
+BOTH, FIRST = ("offline", "."), ("offline",)
+
+
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "words", "phases"),
     [
-        pytest.param("iql", ("value.hidden_sizes=[16]",), marks=pytest.mark.slow),
-        pytest.param("td3_bc", (), marks=pytest.mark.slow),
-        pytest.param("cql", ("algorithm=cal_ql",), marks=pytest.mark.slow),
-        pytest.param("cql", ("algorithm=cql", "learner=sac", "collect=step"), marks=pytest.mark.slow),
-        ("rlpd", ("qvalue.hidden_sizes=[16]", "utd_ratio=2", "online.init_random_frames=4", "offline.num_steps=3")),
+        pytest.param("iql", ("value.hidden_sizes=[16]",), BOTH, marks=pytest.mark.slow),
+        pytest.param("td3_bc", (), BOTH, marks=pytest.mark.slow),
+        pytest.param("cql", ("algorithm=cal_ql",), BOTH, marks=pytest.mark.slow),
+        pytest.param("cql", ("algorithm=cql", "learner=sac", "collect=step"), BOTH, marks=pytest.mark.slow),
+        pytest.param("bc", ("policy=gaussian",), BOTH, marks=pytest.mark.slow),
+        pytest.param(
+            "bc", ("policy=tanh_gaussian", "learner=sac", f"sac.{_Q}", "sac.utd_ratio=2"), BOTH, marks=pytest.mark.slow
+        ),
+        pytest.param("rebrac", (), FIRST),
+        pytest.param("rebrac", (), (".",), marks=pytest.mark.slow),
+        pytest.param("spot", ("vae_steps=2",), BOTH, marks=pytest.mark.slow),
+        pytest.param("behavior_regularized", _BRAC, BOTH, marks=pytest.mark.slow),
+        pytest.param("behavior_regularized", ("method=bear", "warm_start=2"), BOTH, marks=pytest.mark.slow),
+        pytest.param("pex", ("value.hidden_sizes=[16]", "+online.online_capacity=24"), BOTH, marks=pytest.mark.slow),
+        pytest.param("wsrl", (), FIRST, marks=pytest.mark.slow),
+        pytest.param(
+            "qc", ("hidden_sizes=[16]", "phases.flow.warmup=0", "algorithm=qc_fql"), FIRST, marks=pytest.mark.slow
+        ),
+        pytest.param("aca", ("baseline.hidden_sizes=[16]",), FIRST, marks=pytest.mark.slow),
+        (
+            "rlpd",
+            ("qvalue.hidden_sizes=[16]", "utd_ratio=2", "online.init_random_frames=4", "offline.num_steps=3"),
+            (".",),
+        ),
     ],
 )
-def test_scripts_that_can(tmp_path: Path, script: str, words: tuple[str, ...]) -> None:
+def test_scripts_that_can(tmp_path: Path, script: str, words: tuple[str, ...], phases: tuple[str, ...]) -> None:
     run, new = train(tmp_path / "run", script, *words), record(tmp_path / "new.npz")
-    phases = [run] if script == "rlpd" else [run / "offline", run]
-    for folder in phases:
-        lineage = continue_run(folder, [new], num_steps=3, schedule=EVERY)
-        last = rows(folder)[-1]["step"]
-        assert last == (27 if folder == run else 3)
-        assert lineage[0]["rows"] == newest_rows(folder) - 30
+    for phase in phases:
+        before = newest(run / phase, "loss")
+        lineage = continue_run(run / phase, [new], num_steps=3, schedule=EVERY)
+        last = rows(run / phase)[-1]["step"]
+        assert last == (27 if phase == "." else 3)
+        left_out = script == "rebrac" and phase == "offline"  # the very last row has no next action
+        assert lineage[0]["rows"] == newest_rows(run / phase) - 30 + left_out
+        assert any(not torch.equal(value, before[name]) for name, value in newest(run / phase, "loss").items())
     assert lineage[0]["rows"] > 24, "the rows of the data set and those collected"
+    if phases is FIRST and script in ("qc", "aca", "wsrl"):
+        with pytest.raises(O2OSpecError, match=r"is a run of .* online, which cannot go on from recordings alone"):
+            continue_run(run, [new], num_steps=3)
 
 
 def newest_rows(folder: Path) -> int:
@@ -233,15 +265,21 @@ def newest_rows(folder: Path) -> int:
     return manifest["buffer"]["length"]  # type: ignore[index]
 
 
-def test_a_method_that_cannot_and_a_run_that_is_not_over(tmp_path: Path) -> None:
+def test_a_method_that_cannot_and_a_run_that_is_not_over(run: Path, tmp_path: Path) -> None:
+    for config, said in {
+        "a3rl-uniform": r"is a run of a3rl-uniform online, which cannot go on from recordings alone; expected",
+        "samg": r"is a run of samg, which cannot",
+        "bc-gaussian-none": r"a share of 0.1 of its data \(best_episodes\)",
+    }.items():
+        standing = Standing.read(run)
+        standing.config.clear()
+        standing.config.update(algorithm=config, **({"online": {}} if "a3rl" in config else {"best_episodes": 0.1}))
+        with pytest.raises(O2OSpecError, match=said):
+            _learner_of(standing)
     with dying("online", 12):
-        train(tmp_path / "bc", "bc", "schedule.checkpoint_every=12", "online.total_frames=12")
-    with pytest.raises(O2OSpecError, match=r"is a run of bc-.*, which cannot go on from recordings alone"):
-        continue_run(tmp_path / "bc" / "offline", [record(tmp_path / "new.npz")], num_steps=2)
-    with dying("online", 12):
-        train(tmp_path / "run", "awac", "schedule.checkpoint_every=12")
+        train(tmp_path / "begun", "awac", "schedule.checkpoint_every=12")
     with pytest.raises(O2OCheckpointError, match="stands at 12 of 24 steps; let it end"):
-        continue_run(tmp_path / "run", [tmp_path / "new.npz"], num_steps=2)
+        continue_run(tmp_path / "begun", [tmp_path / "new.npz"], num_steps=2)
 
 
 def test_the_command_without_an_environment(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

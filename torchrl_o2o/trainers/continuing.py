@@ -14,12 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
+from torch.optim import Optimizer
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
@@ -27,18 +30,27 @@ from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.folders import retire
 from torchrl_o2o.checkpoint.marks import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_rows, read_state, restore_objects
-from torchrl_o2o.data import TRANSITION, OnlineWriter, load_offline
+from torchrl_o2o.data import TRANSITION, OnlineWriter, add_next_action, load_offline
 from torchrl_o2o.data.conventions import FittedConvention
+from torchrl_o2o.data.keys import cut_off_
 from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.objectives.carry import carry_optimizer
 from torchrl_o2o.trainers.algorithms import (
+    BEHAVIOR_REGULARIZED,
     make_awac,
+    make_bc,
     make_cal_ql,
     make_cql,
     make_iql,
+    make_pex,
+    make_qc,
+    make_rebrac,
     make_rlpd,
     make_sac_after_cql,
+    make_sac_ml,
+    make_sac_of_clone,
+    make_spot,
     make_td3_bc,
 )
 from torchrl_o2o.trainers.learner import Learner
@@ -51,16 +63,33 @@ __all__ = ["Continuing", "Standing", "continue_run"]
 
 Entry = Mapping[str, Any]
 
-#: Learners that go on from rows alone, by what a configuration calls its algorithm.
-_LEARNERS: Mapping[str, Callable[[DictConfig, tuple[int, int]], Learner]] = {
+_Make = Callable[[DictConfig, tuple[int, int]], Learner]
+#: Learners that go on from rows alone, by what a configuration calls its algorithm, up to the first hyphen.
+_OFFLINE: Mapping[str, _Make] = {
     "awac": make_awac,
     "iql": make_iql,
     "td3_bc": make_td3_bc,
     "cql": make_cql,
     "cal_ql": make_cal_ql,
-    **dict.fromkeys(("rlpd", "sacfd", "redq", "sac"), make_rlpd),
+    "bc": make_bc,
+    "rebrac": make_rebrac,
+    "spot": make_spot,
+    **BEHAVIOR_REGULARIZED,
+    **dict.fromkeys(("pex", "direct"), make_iql),
+    **dict.fromkeys(("fql", "fql_n", "qc_fql", "bfn", "bfn_n", "qc"), make_qc),
+    "aca": make_sac_ml,
 }
+_ONLINE: Mapping[str, _Make] = {
+    **{name: _OFFLINE[name] for name in ("awac", "iql", "td3_bc", *BEHAVIOR_REGULARIZED)},
+    **dict.fromkeys(("rlpd", "sacfd", "redq", "sac"), make_rlpd),
+    "rebrac": partial(make_rebrac, online=True),
+    "spot": partial(make_spot, online=True),
+    "pex": make_pex,
+    **dict.fromkeys(("direct", "buffer", "scratch"), make_iql),
+}
+#: Online, by ``learner``, where a script goes on with another than it began with.
 _AFTER_CQL = {"cql": make_cql, "cal_ql": make_cal_ql, "sac": make_sac_after_cql}
+_BY_LEARNER = {"cql": _AFTER_CQL, "cal_ql": _AFTER_CQL, "bc": {"bc": make_bc, "sac": make_sac_of_clone}}
 
 
 @dataclass(frozen=True)
@@ -217,7 +246,7 @@ class Continuing(Phase):
         }
         policy = standing.policy
         self._save = deploy.policy_saver(
-            learner.actor, convention=problem.convention, env=policy.env, action_box=(policy.low, policy.high)
+            learner.actor, convention=problem.convention, env=policy.env, action_box=_box(policy)
         )
         session = Session(
             options.folder,
@@ -255,17 +284,22 @@ class Continuing(Phase):
         return standing.manifest["step"]
 
 
+def _box(policy: deploy.PolicyFile) -> tuple[Any, Any]:
+    """Of one action; a policy that decides several at once has it several times."""
+    return policy.low[: policy.dims[-1]], policy.high[: policy.dims[-1]]
+
+
 def _take_over(standing: Standing, learner: Learner) -> None:
     """Go on with a run's networks, targets, moments and counts; learning rates are those of the configuration."""
     try:
-        learner.loss.load_state_dict(standing.state("loss"))
-        for name, optim in learner.optims.items():
-            carry_optimizer(standing.state(f"{name}_optim"), optim)
+        for name, part in learner.objects().items():
+            state = standing.state(name)
+            if isinstance(part, Optimizer):
+                carry_optimizer(state, part)
+            elif state is not None or name != "update":  # runs of old have no counts
+                part.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, O2OSpecError) as error:
         raise O2OCheckpointError(f"{standing.folder} cannot be continued by this learner: {error}") from error
-    counts = standing.state("update")
-    if counts is not None:
-        learner.state["update"].load_state_dict(counts)
 
 
 def _fixed(rows: TensorDictBase, batch_size: int) -> TensorDictReplayBuffer:
@@ -290,7 +324,8 @@ def continue_run(
 
     It may be called any number of times. Each time is a round: it has a number, its own seed (the run's plus that
     number), and entries in the run's lineage, which is in ``run.json`` and in every checkpoint. Metrics go on after the
-    run's last step. The runs are those of the scripts awac, iql, td3_bc, cql (and cal_ql) and rlpd, either phase.
+    run's last step. The runs are those of the scripts awac, iql, td3_bc, cql (and cal_ql), bc, rebrac, spot,
+    behavior_regularized, pex and rlpd, either phase, and the offline phases of wsrl, qc and aca.
 
     Args:
         folder: the run's folder: of the online phase, or ``.../offline`` of the offline one.
@@ -323,12 +358,11 @@ def continue_run(
     new = [_load(cfg, source, env, reading or {}) for source in data]
     lineage = _next_lineage(standing, new, num_steps, resume=resume)
     learner = make(cfg, _dims(standing, new))
-    rows = _rows(standing, cfg, env, learner, [] if lineage is None else new)
+    old, *added = _parts(standing, cfg, env, learner, [] if lineage is None else new)
     if lineage is not None and not standing.lineage:
-        kept = len(rows) - sum(len(recording.rows) for recording in new)
-        lineage = [_entry(0, str(cfg.dataset.source), rows[:kept], None, 0), *lineage]
+        lineage = [_entry(0, str(cfg.dataset.source), old, None, 0), *lineage]
     if lineage is not None:
-        _check_beginning(rows, new, lineage[0])
+        _check_beginning(added, new, lineage[0])
     lineage = standing.lineage if lineage is None else lineage
     options = RunOptions(
         folder,
@@ -338,7 +372,7 @@ def continue_run(
         evaluation=dict(cfg.get("evaluation", {})),
         recorder=dict(recorder or {}),
     )
-    problem = Problem(standing.config["env"], rows, standing.convention)
+    problem = Problem(standing.config["env"], _joined(old, *added), standing.convention)
     size = (cfg.offline if "batch_size" in cfg.get("offline", {}) else cfg.online).batch_size
     phase = Continuing(standing, problem, learner, options, lineage=lineage, batch_size=size, with_env=with_env)
     with phase:
@@ -356,16 +390,23 @@ def _numbers(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf", "nan") else value
 
 
-def _learner_of(standing: Standing) -> Callable[[DictConfig, tuple[int, int]], Learner]:
-    config = standing.config
-    name, online = config.get("algorithm"), "online" in config
-    make = _LEARNERS.get(str(name))
-    if name in ("cql", "cal_ql") and online:  # the online learner may be another; of other scripts it is
-        make = _AFTER_CQL.get(str(config.get("learner")))
+def _learner_of(standing: Standing) -> _Make:
+    config, online = standing.config, "online" in standing.config
+    name = str(config.get("algorithm"))
+    known = _ONLINE if online else _OFFLINE
+    make = known.get(name.partition("-")[0])
+    if online and make is None:
+        make = _BY_LEARNER.get(name.partition("-")[0], {}).get(str(config.get("learner")))
     if make is None:
         raise O2OSpecError(
             f"{standing.folder} is a run of {name}{' online' if online else ''}, which cannot go on from recordings "
-            f"alone; expected a run of one of the scripts awac, iql, td3_bc, cql and rlpd"
+            f"alone; expected an offline phase of {', '.join(_OFFLINE)}, or an online one of "
+            f"{', '.join([*_ONLINE, *_BY_LEARNER])}"
+        )
+    if config.get("best_episodes", 1.0) != 1.0 and not online:
+        raise O2OSpecError(
+            f"{standing.folder} has learnt from a share of {config['best_episodes']} of its data (best_episodes), and "
+            f"which of new recordings are the best is not said; clone all (best_episodes=1.0), or start anew"
         )
     return make
 
@@ -423,10 +464,9 @@ def _next_lineage(
     return [*standing.lineage, *found]
 
 
-def _check_beginning(rows: TensorDictBase, new: Sequence[_Recording], beginning: Entry) -> None:
+def _check_beginning(added: Sequence[TensorDictBase], new: Sequence[_Recording], beginning: Entry) -> None:
     """Refuse the rows that the run began with: of those only what the learner reads is known, so that is compared."""
-    sizes = [len(recording.rows) for recording in new]
-    for recording, part in zip(new, rows[len(rows) - sum(sizes) :].split(sizes), strict=True):
+    for recording, part in zip(new, added, strict=True):
         if fingerprint(part) == beginning["fingerprint"]:
             raise O2ODataError(
                 f"{recording.source} holds the rows of {beginning['source']}, which the run began with; "
@@ -447,13 +487,17 @@ def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:
     return dims[0], dims[-1]
 
 
-def _rows(standing: Standing, cfg: DictConfig, env: Any, learner: Learner, new: Sequence[_Recording]) -> TensorDictBase:
-    """The run's rows in the learner's numbers, from its checkpoint or its data set, and the new ones after them."""
+def _parts(
+    standing: Standing, cfg: DictConfig, env: Any, learner: Learner, new: Sequence[_Recording]
+) -> list[TensorDictBase]:
+    """The run's rows in the learner's numbers, from its checkpoint or its data set, and those of each recording."""
 
     def seen(raw: TensorDictBase) -> TensorDictBase:
         rows = standing.convention.data(raw)
         if "mc_return" in learner.keys:
             rows = returns_of(cfg, Problem(standing.config["env"], rows, standing.convention))(rows)
+        if ("next", "action") in learner.keys:
+            rows = add_next_action(rows)
         return rows.select(*learner.keys)
 
     old = read_rows(standing.root, standing.manifest)
@@ -465,4 +509,12 @@ def _rows(standing: Standing, cfg: DictConfig, env: Any, learner: Learner, new: 
                 f"{cfg.dataset.source} does not hold the rows that {standing.folder} has learnt from: other data of "
                 "the same name; put those back, or start anew in another folder"
             )
-    return torch.cat([old, *(seen(recording.rows) for recording in new)])
+    return [old, *(seen(recording.rows) for recording in new)]
+
+
+def _joined(*parts: TensorDictBase) -> TensorDictBase:
+    """All rows; no episode goes on in the next recording, which chunks of rows would take it for."""
+    rows = torch.cat(parts)
+    for end in list(accumulate(map(len, parts)))[:-1]:
+        rows[end - 1 : end] = cut_off_(rows[end - 1 : end].clone())
+    return rows
