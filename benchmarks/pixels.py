@@ -2,9 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One update of RLPD from pixels against the same arithmetic in plain torch, and drawing stacks from stored frames.
+"""One update of RLPD from pixels, or of DrQ-v2, against the same arithmetic in plain torch; drawing stacks from frames.
 
     OMP_NUM_THREADS=1 python benchmarks/pixels.py                    sizes of a CPU preset, below two minutes
+    python benchmarks/pixels.py --size drqv2                         84x84, two critics of 2x1024: minutes
     python benchmarks/pixels.py --size paper --device cuda --compile --autocast
     OMP_NUM_THREADS=1 python benchmarks/pixels.py --frames 500_000   a batch of 256 stacks: 6 GB of 64x64 frames
 
@@ -29,17 +30,37 @@ from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data import FrameStorage, RandomShift
-from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
-from torchrl_o2o.objectives import PixelSACLoss
+from torchrl_o2o.modules import (
+    Temperature,
+    make_bottleneck,
+    make_latent_actor,
+    make_pixel_actor,
+    make_pixel_encoder,
+    make_qvalue_ensemble,
+)
+from torchrl_o2o.objectives import DrQV2Loss, PixelSACLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Update
 
 ACTION, GAMMA, TAU, LATENT = 6, 0.99, 0.005, 50
 # frame, channels, strides, batch, critics, hidden, pad
 SIZES = {
+    "least": (32, (8, 16, 32), (2, 2, 2), 64, 5, 64, 4),
+    "small": (32, (16, 32, 32), (2, 2, 1), 64, 5, 128, 4),
     "cpu": (32, (16, 32, 64), (2, 2, 2), 128, 10, 128, 4),
+    "48": (48, (16, 32, 64), (2, 2, 2), 128, 10, 128, 4),
     "half": (64, (16, 32, 64, 128), (2, 2, 2, 2), 128, 10, 256, 4),
+    "paper-two": (64, (32, 64, 128, 256), (2, 2, 2, 2), 256, 2, 256, 4),
     "paper": (64, (32, 64, 128, 256), (2, 2, 2, 2), 256, 10, 256, 4),
+    "drqv2": (
+        84,
+        (32, 32, 32, 32),
+        (2, 1, 1, 1),
+        256,
+        2,
+        1024,
+        4,
+    ),  # DrQ-v2's networks and update; RLPD's are the others
 }
 
 
@@ -135,6 +156,66 @@ def plain_update(size: tuple, device: str) -> Callable[[TensorDict], Any]:
     return update
 
 
+def plain_drqv2(size: tuple, device: str) -> Callable[[TensorDict], Any]:
+    """DrQ-v2's whole update: critics and convolutions together, then the policy on the features of before."""
+    pad = size[6]
+    critic, actor = PlainNet(size, 2, ACTION, 1, False).to(device), PlainNet(size, 1, 0, ACTION, False).to(device)
+    target = copy.deepcopy(critic)
+    slow = [*target.latent.parameters(), *target.heads.parameters()]
+    fast = [*critic.latent.parameters(), *critic.heads.parameters()]
+    critic_optim = Adam(critic.parameters(), lr=1e-4)
+    actor_optim = Adam([*actor.latent.parameters(), *actor.heads.parameters()], lr=1e-4)
+
+    def act(features: Tensor) -> Tensor:
+        mean = actor.judge(features)[0].tanh()
+        return (mean + (0.2 * torch.randn_like(mean)).clamp(-0.3, 0.3)).clamp(-1.0, 1.0)
+
+    def update(batch: TensorDict) -> Any:
+        frames, following = (crop(part["observation"], pad) for part in (batch, batch["next"]))
+        features = critic.features(frames)
+        with torch.no_grad():
+            after = critic.features(following)
+            value = target.judge(after, act(after)).squeeze(-1).amin(0)
+            live = 1.0 - batch["next", "terminated"].squeeze(-1).float()
+            goal = batch["next", "reward"].squeeze(-1) + GAMMA * live * value
+        found = critic.judge(features, batch["action"]).squeeze(-1)
+        critic_optim.zero_grad()
+        (found - goal).square().mean(-1).sum().backward()
+        critic_optim.step()
+        features = features.detach()
+        actor_optim.zero_grad()
+        (-critic.judge(features, act(features)).amin(0)).mean().backward()
+        actor_optim.step()
+        with torch.no_grad():
+            for old, new in zip(slow, fast, strict=True):
+                old.lerp_(new, TAU)
+
+    return update
+
+
+def our_drqv2(size: tuple, device: str, *, channels_last: bool = False) -> tuple[Update, RandomShift]:
+    """The package's, eager."""
+    frame, channels, strides, _, _, hidden, pad = size
+    conv = {"features": channels, "strides": strides, "offset": 0.5, "initialization": "orthogonal"}
+    encoder = make_pixel_encoder((9, frame, frame), latent_dim=None, out_key="features", **conv)
+    if channels_last:
+        encoder.module.to(memory_format=torch.channels_last)
+    width = encoder.module.out_features
+    actor = make_latent_actor(width, ACTION, latent_dim=LATENT, hidden_sizes=(hidden, hidden))
+    heads = {"hidden_sizes": (hidden, hidden), "layer_norm": False, "in_keys": ("latent", "action")}
+    critics = make_qvalue_ensemble(LATENT, ACTION, num_qvalue_nets=2, **heads)
+    loss = DrQV2Loss(encoder, actor, make_bottleneck(width, LATENT), critics).to(device)
+    loss.make_value_estimator(gamma=GAMMA)
+    trained = loss.encoder_network_params, loss.latent_network_params, loss.qvalue_network_params
+    update = Update(
+        loss,
+        Descend("qvalue", Adam([param for part in trained for param in part.parameters()], lr=1e-4)),
+        Descend("actor", Adam(loss.actor_network_params.parameters(), lr=1e-4)),
+        MoveTargets(SoftUpdate(loss, tau=TAU)),
+    )
+    return update, RandomShift(pad)
+
+
 def our_update(size: tuple, device: str, *, channels_last: bool = False) -> tuple[Update, RandomShift]:
     """The package's, eager."""
     frame, channels, strides, _, members, hidden, pad = size
@@ -169,11 +250,12 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         part["observation"] = torch.randint(0, 256, (size[3], 9, size[0], size[0]), dtype=torch.uint8)
     batch = batch.to(device)
     forms: dict[str, Callable[[], Any]] = {}
-    plain = plain_update(size, device)
+    make_plain, ours = (plain_drqv2, our_drqv2) if arguments.size == "drqv2" else (plain_update, our_update)
+    plain = make_plain(size, device)
     forms["plain torch"] = lambda: plain(batch)
 
     def add(name: str, *, compiled: bool = False, autocast: bool = False, **settings: Any) -> None:
-        update, shift = our_update(size, device, **settings)
+        update, shift = ours(size, device, **settings)
         if compiled:
             update.compile()
 

@@ -29,11 +29,17 @@ class Suite(ModuleType):
         model = SimpleNamespace(ptr=SimpleNamespace(vis=SimpleNamespace(quality=quality), nhfield=0))
         self.shown: dict[str, Any] = {}
         self.task = SimpleNamespace(random=np.random.RandomState())
-        self.physics = SimpleNamespace(model=model, data=SimpleNamespace(ptr=None), render=self.render)
+        self.made_current = self.rendered = 0
+        contexts = SimpleNamespace(gl=SimpleNamespace(_platform_make_current=self.make_current))
+        data = SimpleNamespace(ptr=None)
+        self.physics = SimpleNamespace(model=model, data=data, render=self.render, contexts=contexts)
         return self
 
+    def make_current(self) -> None:
+        self.made_current += 1
+
     def render(self, **settings: Any) -> np.ndarray:
-        self.shown = settings
+        self.shown, self.rendered = settings, self.rendered + 1
         return np.full((settings["height"], settings["width"], 3), 10 * self.count, np.uint8)
 
     def control_timestep(self) -> float:
@@ -92,6 +98,7 @@ def test_frames_are_rendered_once_a_step_and_plainly_unless_asked(suite: Suite, 
     assert frames[:, 0, 0].tolist() == [0, 0, 0, 20, 20, 20]
     assert (frames.shape, reward) == ((6, 12, 12), 4.0)
     flags = {} if shadows else {"shadow": False, "reflection": False}
+    assert suite.made_current == suite.rendered > 1  # whatever else was drawn in between
     assert suite.shown == {"width": 12, "height": 12, "camera_id": 0, "render_flag_overrides": flags}
     assert suite.physics.model.ptr.vis.quality.offsamples == (4 if shadows else 0)
 
@@ -136,3 +143,13 @@ def test_the_suite_itself() -> None:
         steps += 1
     assert steps == 500
     assert (after[6:] != stack[6:]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("dm_control") is None, reason="dm_control is not installed")
+def test_pictures_do_not_depend_on_what_else_is_drawn() -> None:
+    suite, cheetah = (make_gym_env(name, render_size=64) for name in ("dm_control/walker-walk-v0", "HalfCheetah-v5"))
+    first = [env.reset(seed=0)[0] for env in (suite, cheetah)]
+    for _ in range(2):
+        for env, frames in zip((suite, cheetah), first):
+            np.testing.assert_array_equal(env.reset(seed=0)[0], frames)

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -18,7 +19,7 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 
-from torchrl_o2o.envs.video import check_video, drawing_env, film_episode, write_video
+from torchrl_o2o.envs.video import check_video, draw, drawing_env, film_episode, write_video
 from torchrl_o2o.errors import O2OSpecError
 
 
@@ -48,6 +49,26 @@ def test_every_fourth_frame_and_the_last(max_steps: int | None, shades: list[int
     film = film_episode(Counting(), lambda _: np.zeros(1), seed=0, max_steps=max_steps)
     assert [frame[0, 0, 0] for frame in film.frames] == shades
     assert (film.fps, film.total, film.length) == (25.0, *[7 if max_steps is None else max_steps] * 2)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_environment_draws_with_its_own_textures(held: bool) -> None:
+    current: list[str] = []
+
+    class Viewed(Counting):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            viewer = SimpleNamespace(make_context_current=lambda: current.append(name))
+            renderer = SimpleNamespace(viewer=viewer)
+            vars(self).update(
+                {"robot": SimpleNamespace(mujoco_renderer=renderer)} if held else {"mujoco_renderer": renderer}
+            )
+
+        def render(self) -> Any:
+            return current[-1]
+
+    first, second = Viewed("first"), Viewed("second")
+    assert [draw(env) for env in (first, second, first)] == ["first", "second", "first"]
 
 
 def test_a_gif_has_the_environments_speed(tmp_path: Path) -> None:

@@ -107,7 +107,9 @@ class DMControlEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """The camera's image."""
-        return self._env.physics.render(**self.picture)
+        physics = self._env.physics
+        physics.contexts.gl._platform_make_current()  # dm_control takes its own for current, whoever drew in between
+        return physics.render(**self.picture)
 
     def close(self) -> None:
         """Free the simulator."""

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.envs.video import draw
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["DotReachEnv", "RenderedFrames", "RepeatAction", "StackFrames", "chase_dot"]
@@ -131,7 +132,7 @@ class RenderedFrames(gymnasium.ObservationWrapper):
             raise O2OSpecError(f"got frames of size {size}, expected at least 1 pixel")
         #: What the environment itself observed last.
         self.original, _ = env.reset()
-        frame = np.asarray(env.render())
+        frame = np.asarray(draw(env))
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] not in (3, 4):
             raise O2OSpecError(
                 f"the environment renders {frame.dtype} of shape {frame.shape}, expected uint8 [H, W, 3]"
@@ -143,7 +144,7 @@ class RenderedFrames(gymnasium.ObservationWrapper):
     def observation(self, observation: Any) -> np.ndarray:
         """The rendered image."""
         self.original = observation
-        frame = np.asarray(self.env.render())
+        frame = np.asarray(draw(self.env))
         if self._areas is None:
             return frame
         return np.rint(np.einsum("ih,hwc,jw->ijc", self._areas[0], frame, self._areas[1], optimize=True)).astype(

@@ -22,7 +22,7 @@ import numpy as np
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["Film", "check_video", "drawing_arguments", "drawing_env", "film_episode", "write_video"]
+__all__ = ["Film", "check_video", "draw", "drawing_arguments", "drawing_env", "film_episode", "write_video"]
 
 _FPS = 25  # most viewers show GIFs no faster
 _EXTRA = "pip install torchrl_o2o[video]"
@@ -125,10 +125,32 @@ def _draw_plainly(env: gymnasium.Env) -> None:
 def _draw(env: gymnasium.Env) -> np.ndarray:
     if env.render_mode != "rgb_array":
         raise TypeError(f"its render_mode is {env.render_mode!r}, expected 'rgb_array' among its env_kwargs")
-    frame: Any = env.render()
+    frame = draw(env)
     if getattr(frame, "ndim", 0) != 3:
         raise TypeError(f"it draws {type(frame).__name__}, expected an image [height, width, 3]")
     return frame
+
+
+def draw(env: gymnasium.Env) -> Any:
+    """What an environment renders, with its own textures whatever else was drawn in this process.
+
+    MuJoCo's environments draw by whichever OpenGL context is current, that of the environment built last: gymnasium
+    makes its own current only once. So a second environment's ground or sky appears in the first one's pictures.
+
+    Args:
+        env: any environment.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> draw(make_gym_env(**drawing_arguments({"env_id": "o2o/DotReach-v0"}))).shape
+        (16, 16, 3)
+    """
+    inside = env.unwrapped
+    for owner in (inside, *vars(inside).values()):  # the mazes of gymnasium-robotics keep a robot, which draws
+        viewer = getattr(getattr(owner, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
+    return env.render()
 
 
 def film_episode(

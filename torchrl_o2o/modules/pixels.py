@@ -87,9 +87,9 @@ class ConvStack(nn.Module):
         first = self.layers[0].weight
         # Channels last in memory: a CPU convolves such frames in half the time.
         last = frames.reshape(-1, *self.shape).movedim(-3, -1).contiguous()
-        features = last.to(first.dtype) / 255.0
+        features = last.to(first.dtype).div_(255.0)  # in place: to divide into new memory takes twice the time
         if self.offset:
-            features = features - self.offset
+            features.sub_(self.offset)
         features = features.movedim(-1, -3)
         for layer in self.layers:
             features = torch.relu(layer(features))

@@ -23,6 +23,7 @@ from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS
 from torchrl_o2o.data.datasets.rollout import roll_out
 from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.video import draw
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.provenance import package_versions, plain_config
 
@@ -117,7 +118,7 @@ def record_frames(
 
 def _rendering(env: gymnasium.Env) -> dict[str, Any]:
     """How an environment of :func:`~torchrl_o2o.envs.make_gym_env` renders its frames."""
-    rendered = np.asarray(env.render())
+    rendered = np.asarray(draw(env))
     quality = getattr(getattr(getattr(env.unwrapped, "model", None), "vis", None), "quality", None)
     if quality is None:
         return {"rendered": list(rendered.shape[:2])}
