@@ -61,6 +61,8 @@ def takes(
         ({"number": 2}, 2),
         ({"number": np.float32(0.5)}, 0.5),
         ({"number": np.int64(2)}, 2.0),
+        ({"number": np.array(0.5)}, 0.5),
+        ({"number": torch.tensor(0.5)}, 0.5),
         ({"number": float("inf")}, float("inf")),
         ({"count": np.int64(2)}, 2),
         ({"count": None}, None),
@@ -84,7 +86,7 @@ def test_what_fits_comes_through(given: dict[str, Any], kept: Any) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        *({"number": value} for value in ("1.0", True, None, NAN, [1.0], torch.tensor(1.0))),
+        *({"number": value} for value in ("1.0", True, None, NAN, [1.0], torch.tensor(1.0, requires_grad=True))),
         *({"count": value} for value in (2.0, True, "3", NAN)),
         *({"switch": value} for value in (1, "false", None)),
         *({"choice": value} for value in ("z", 1, None)),

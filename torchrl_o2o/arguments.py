@@ -39,8 +39,9 @@ def checked_arguments(function: T) -> T:
     """Let a function refuse arguments that are not of the kind that its annotations say.
 
     Checked are numbers, switches, words, choices, networks, other objects where plain values came in their place, and
-    lists of these. NaN is no number, ``True`` is none either, and ``"false"`` is no switch. Numbers of numpy become
-    Python's, which files can hold. The default is accepted whatever it is. Ranges are the function's own business.
+    lists of these. NaN is no number, ``True`` is none either, and ``"false"`` is no switch. Numbers of numpy and
+    torch become Python's, which files can hold. The default is accepted whatever it is. Ranges are the function's own
+    business.
 
     Args:
         function: a function, or a class for its constructor, with annotations. What they mean is looked up at its first
@@ -156,7 +157,9 @@ def _only_if(fits: bool, value: Any) -> Any:
     return value
 
 
-def _first_fitting(kinds: Iterable[Any], value: Any) -> Any:
+def _first_fitting(kinds: Collection[Any], value: Any) -> Any:
+    if type(value) in kinds:  # a tensor stays one where tensors are asked for as well as numbers
+        return value
     for kind in kinds:
         try:
             return _fitted(kind, value)
@@ -166,6 +169,8 @@ def _first_fitting(kinds: Iterable[Any], value: Any) -> Any:
 
 
 def _number(kind: type, value: Any) -> Any:
+    if getattr(value, "ndim", None) == 0 and not getattr(value, "requires_grad", False):
+        value = value.item()  # of an array or tensor; one that learns is more than a number
     if kind is bool:
         return bool(_only_if(type(value).__name__ in ("bool", "bool_"), value))
     if isinstance(value, bool) or not (isinstance(value, Real) or (kind is int and hasattr(value, "__index__"))):
