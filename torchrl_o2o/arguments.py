@@ -169,16 +169,17 @@ def _first_fitting(kinds: Collection[Any], value: Any) -> Any:
 
 
 def _number(kind: type, value: Any) -> Any:
-    if getattr(value, "ndim", None) == 0 and not getattr(value, "requires_grad", False):
-        value = value.item()  # of an array or tensor; one that learns is more than a number
+    # An array or tensor of one number is one; what learns is more than that.
+    single = getattr(value, "ndim", None) == 0 and not getattr(value, "requires_grad", False)
+    plain = value.item() if single else value
     if kind is bool:
-        return bool(_only_if(type(value).__name__ in ("bool", "bool_"), value))
-    if isinstance(value, bool) or not (isinstance(value, Real) or (kind is int and hasattr(value, "__index__"))):
+        return _only_if(isinstance(plain, bool), plain)
+    if isinstance(plain, bool) or not (isinstance(plain, Real) or (kind is int and hasattr(plain, "__index__"))):
         raise _UnfitError
     if kind is float:
-        return value if type(value) in (int, float) else float(value)
+        return value if type(value) in (int, float) else float(plain)
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(plain)  # type: ignore[arg-type]
     except TypeError:
         raise _UnfitError from None
 
