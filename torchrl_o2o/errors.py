@@ -174,10 +174,10 @@ def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> in
 def check_state(
     owner: object,
     given: Any,
-    own: Mapping[str, Any],
+    own: Mapping[Any, Any],
     *,
     same: Mapping[str, str] | None = None,
-    optional: Collection[str] = (),
+    optional: Collection[Any] = (),
 ) -> None:
     """Refuse a state that is not one of this kind, before anything of it is loaded.
 

@@ -12,7 +12,6 @@ Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,48 +21,21 @@ import numpy as np
 import torch
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.modules import MLP, Actor, ProbabilisticActor, SafeModule
+from torchrl.modules import Actor, ProbabilisticActor, SafeModule
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.collectors.numpy_layers import Operation, first_linear, flat_layers, moments_of, operations
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.actors import GaussianHead
-from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, MeanOnly
-from torchrl_o2o.modules.boxes import BoxTanh
+from torchrl_o2o.modules.best_of import BestOfN
 from torchrl_o2o.modules.chunks import chunk_length
-from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
-from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
-from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
-from torchrl_o2o.modules.trunk import ReLU, UnitNorm
-from torchrl_o2o.modules.units import Standardize, ToBox
+from torchrl_o2o.modules.flow import AppendNoise
+from torchrl_o2o.modules.gaussian_policies import BoxNormal
 
 __all__ = ["FastActor", "PolicyParts", "find_parts", "policy_parts"]
 
-_Operation = Callable[[np.ndarray], np.ndarray]
-#: From a tensor to the numbers that an operation works on; those of one member where several are stacked.
-_Read = Callable[[Tensor], np.ndarray]
-_Moments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
 _FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors"
-
-_LAYERS = (
-    *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, AppendNoise, ClipToBox),
-    *(
-        BestOfN,
-        BestOfPolicies,
-        MeanOnly,
-        ReLU,
-        UnitNorm,
-        BoxTanh,
-        GaussianHead,
-        GaussianVectorHead,
-        PolicyEnsemble,
-        Standardize,
-        ToBox,
-    ),
-)
-_DTYPES = frozenset({torch.float32, torch.float64})
 
 
 @dataclass(frozen=True)
@@ -115,7 +87,7 @@ class PolicyParts:
     def _layers(self) -> tuple[Callable[..., Any], ...]:
         """The forward methods, since calling modules costs as much as what they compute on one row."""
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.net.modules())
-        return (self.net,) if hooked else tuple(layer.forward for layer in _flat(self.net))
+        return (self.net,) if hooked else tuple(layer.forward for layer in flat_layers(self.net))
 
     @cached_property
     def _tanh_of_unit_box(self) -> bool:
@@ -248,14 +220,14 @@ class FastActor:
     def refresh(self) -> None:
         """Look up the actor's parameters anew, and copy those that are not on the CPU."""
         parts = policy_parts(self.actor)
-        layers = _flat(parts.net)
-        first = _check_layers(parts.net, layers)
-        self._width, self._dtype = first.in_features, _array(first.weight).dtype
-        self._before: list[_Operation] = []
+        layers = flat_layers(parts.net)
+        first = first_linear(parts.net, layers)
+        self._width, self._dtype = first.in_features, first.weight.detach().cpu().numpy().dtype
+        self._before: list[Operation] = []
         self._noise_size = 0
         drawing = next((i for i, layer in enumerate(layers) if isinstance(layer, AppendNoise | BestOfN)), None)
         if drawing is not None:
-            layer, self._before = layers[drawing], _operations(layers[:drawing], _array)
+            layer, self._before = layers[drawing], operations(layers[:drawing])
             if isinstance(layer, BestOfN):
                 self._noise_size = layer.num_samples * len(layer.low)
                 self._width -= len(layer.low) + 1  # the flow reads a point and a time besides
@@ -265,7 +237,7 @@ class FastActor:
                 self._noise_size = layer.size
                 self._width -= layer.size
                 layers = layers[drawing + 1 :]
-        self._moments = _moments(layers)
+        self._moments = moments_of(layers)
         self._finish = _finish(parts, self._dtype, self.deterministic)
 
     def __call__(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
@@ -347,265 +319,7 @@ class FastActor:
         return torch.randn(shape, generator=self.generator, dtype=dtype).numpy()
 
 
-def _check_layers(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
-    """Refuse what is not known, and return the first linear layer."""
-    leaves = [leaf for layer in layers for leaf in (layer, *_members(layer))]
-    unknown = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _LAYERS)})
-    dtypes = {parameter.dtype for parameter in net.parameters()}
-    leading = Standardize | PolicyEnsemble | AppendNoise | BestOfN | BestOfPolicies
-    first = next((leaf for leaf in leaves if not isinstance(leaf, leading)), None)
-    if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
-        raise O2OSpecError(
-            f"got an actor of {', '.join(unknown) or ', '.join(map(str, dtypes))}, expected one of {_FACTORIES} in "
-            "float32 or float64 (torchrl_o2o.collectors knows their layers only); one from pixels acts by FrameActor, "
-            "call any other actor on a TensorDict"
-        )
-    return first
-
-
-def _members(layer: nn.Module) -> list[nn.Module]:
-    if isinstance(layer, BestOfN):
-        return [*_flat(layer.flow), *_flat(layer.critic)]
-    if isinstance(layer, BestOfPolicies):
-        return [leaf for net in (*layer.policies, layer.critic) for leaf in _flat(net)]
-    return _flat(layer.members) if isinstance(layer, PolicyEnsemble) else []
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
-
-
-def _flat(module: nn.Module) -> list[nn.Module]:
-    if type(module) in (nn.Sequential, MLP, Joined, QValueNet):
-        return [leaf for child in module.children() for leaf in _flat(child)]
-    return [module]
-
-
-def _moments(layers: list[nn.Module], read: _Read = _array) -> _Moments:
-    """From observations to the action or its mean, and to the standard deviation where there is one, if asked for."""
-    *body, last = layers
-    to_box = last if isinstance(last, ToBox) else None
-    if to_box is not None:
-        last = body.pop()
-    before, head = _operations(body, read), _head(last, read)
-
-    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        for operation in before:
-            features = operation(features)
-        return head(features, sampling)
-
-    if to_box is None:
-        return moments
-    middle, half_width = _array(to_box.middle), _array(to_box.half_width)
-
-    def stretched(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        mean, scale = moments(features, sampling)
-        return middle + half_width * mean, None if scale is None else half_width * scale
-
-    return stretched
-
-
-def _head(last: nn.Module, read: _Read) -> _Moments:
-    """The last layer, which ends in an action, or in a mean and a standard deviation."""
-    if isinstance(last, PolicyEnsemble):
-        return _merged(last)
-    if isinstance(last, BestOfN):
-        return _chosen(last)
-    if isinstance(last, BestOfPolicies):
-        return _better(last)
-    if isinstance(last, GaussianHead):
-        return _gaussian([last.mean], _gaussian_scale(last, read), read)
-    if isinstance(last, GaussianVectorHead):
-        return _gaussian([last.mean, *_flat(last.squash)], _vector_scale(last, read), read)
-    (operation,) = _operations([last], read)
-    return lambda features, sampling: (operation(features), None)
-
-
-def _gaussian(mean: list[nn.Module], scale: _Operation, read: _Read) -> _Moments:
-    operations = _operations(mean, read)
-
-    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        value = features
-        for operation in operations:
-            value = operation(value)
-        return value, scale(features) if sampling else None
-
-    return moments
-
-
-def _merged(ensemble: PolicyEnsemble) -> _Moments:
-    """As :func:`~torchrl_o2o.functional.merge_gaussians`, over views of the members' stacked parameters."""
-    members = [
-        _moments(_flat(ensemble.members), lambda tensor, k=k: _array(tensor)[k]) for k in range(ensemble.num_members)
-    ]
-    low, high = (float(np.exp(2.0 * bound)) for bound in ensemble.log_std_bounds)
-
-    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        parts = [member(features, sampling) for member in members]
-        loc = np.stack([part[0] for part in parts])
-        mean = loc.mean(0)
-        if not sampling:
-            return mean, None
-        variance = np.square(np.stack([part[1] for part in parts])) + np.square(loc - mean)  # type: ignore[misc]
-        return mean, np.sqrt(np.minimum(np.maximum(variance.mean(0), low), high))
-
-    return moments
-
-
-def _judge(policy: BestOfN | BestOfPolicies) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The value of each row's action by all critics together, [B]."""
-    names = {id(value): name for name, value in policy.critic.named_parameters()}
-    stacked = policy.stacked
-    critics = [
-        _operations(_flat(policy.critic), lambda tensor, k=k: _array(stacked[names[id(tensor)]])[k])
-        for k in range(len(next(iter(stacked.values()))))
-    ]
-
-    def value(observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        judged = np.concatenate([observation, action], -1)
-        values = np.stack([_applied(critic, judged)[..., 0] for critic in critics])
-        return values.mean(0) if policy.aggregation == "mean" else values.min(0)
-
-    return value
-
-
-def _better(policy: BestOfPolicies) -> _Moments:
-    """As :class:`~torchrl_o2o.modules.BestOfPolicies`."""
-    value_of, modes = _judge(policy), [_mode(_flat(net)) for net in policy.policies]
-
-    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        rows = features.reshape(-1, features.shape[-1])
-        actions = np.stack([mode(rows) for mode in modes])
-        best = np.stack([value_of(rows, action) for action in actions]).argmax(0)
-        return actions[best, np.arange(len(rows))].reshape(*features.shape[:-1], -1), None
-
-    return moments
-
-
-def _mode(layers: list[nn.Module]) -> _Operation:
-    """A policy's layers up to its moments, and what places the mean in the box."""
-    end = next(i for i, layer in enumerate(layers) if isinstance(layer, MeanOnly))
-    moments, place = _moments(layers[:end], _array), _operations(layers[end + 1 :], _array)
-    return lambda features: _applied(place, moments(features, False)[0])
-
-
-def _chosen(policy: BestOfN) -> _Moments:
-    """As :class:`~torchrl_o2o.modules.BestOfN`; the noise of its N actions stands behind the observation."""
-    flow, count, size = _operations(_flat(policy.flow), _array), policy.num_samples, len(policy.low)
-    value_of = _judge(policy)
-    low, high = _array(policy.low), _array(policy.high)
-
-    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        rows = features.reshape(-1, features.shape[-1])
-        point = rows[:, -count * size :].reshape(-1, size)
-        observation = np.repeat(rows[:, : -count * size], count, 0)
-        for step in range(policy.flow_steps):
-            time = np.full_like(point[:, :1], step / policy.flow_steps)
-            point = point + _applied(flow, np.concatenate([observation, point, time], -1)) / policy.flow_steps
-        action = np.minimum(np.maximum(point, low), high)
-        value = value_of(observation, action).reshape(-1, count)
-        best = action.reshape(-1, count, size)[np.arange(len(rows)), value.argmax(-1)]
-        return best.reshape(*features.shape[:-1], size), None
-
-    return moments
-
-
-def _applied(operations: list[_Operation], features: np.ndarray) -> np.ndarray:
-    for operation in operations:
-        features = operation(features)
-    return features
-
-
-def _operations(modules: list[nn.Module], read: _Read) -> list[_Operation]:
-    return [_operation(module, read) for module in modules if not isinstance(module, nn.Dropout | nn.Identity)]
-
-
-def _operation(module: nn.Module, read: _Read) -> _Operation:
-    if isinstance(module, nn.Linear):
-        return _linear(module, read)
-    if isinstance(module, ReLU | nn.ReLU):
-        return lambda features: np.maximum(features, 0.0)
-    if isinstance(module, nn.Tanh):
-        return np.tanh
-    if isinstance(module, nn.LayerNorm):
-        return _layer_norm(module, read)
-    if isinstance(module, nn.GELU):
-        return _gelu(module)
-    if isinstance(module, ClipToBox):
-        low, high = read(module.low), read(module.high)
-        return lambda features: np.minimum(np.maximum(features, low), high)
-    if isinstance(module, UnitNorm):
-        return lambda features: features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), module.eps)
-    if isinstance(module, Standardize):
-        offset, divisor = read(module.mean), read(module.scale)
-        return lambda features: (features - offset) / divisor
-    assert isinstance(module, BoxTanh)  # the last of _LAYERS
-    middle, half_width = read(module.middle), read(module.half_width)
-    return lambda features: middle + half_width * np.tanh(features)
-
-
-def _linear(module: nn.Linear, read: _Read) -> _Operation:
-    # Views of the parameter: an update in place is seen at once.
-    weight = read(module.weight)
-    transposed = weight.T
-    bias = None if module.bias is None else read(module.bias)
-
-    def apply(features: np.ndarray) -> np.ndarray:
-        # For a batch, BLAS is several times faster with the weight on the left.
-        product = features.dot(transposed) if features.ndim == 1 else weight.dot(features.T).T
-        if bias is not None:
-            product += bias
-        return product
-
-    return apply
-
-
-def _gelu(module: nn.GELU) -> _Operation:
-    if module.approximate != "tanh":
-        raise O2OSpecError("got an actor with an exact GELU, expected the approximation by tanh of this package's")
-    factor = math.sqrt(2.0 / math.pi)
-    return lambda x: 0.5 * x * (1.0 + np.tanh(factor * (x + 0.044715 * (x * x * x))))
-
-
-def _layer_norm(module: nn.LayerNorm, read: _Read) -> _Operation:
-    weight = 1.0 if module.weight is None else read(module.weight)
-    bias = 0.0 if module.bias is None else read(module.bias)
-
-    def apply(features: np.ndarray) -> np.ndarray:
-        centered = features - features.mean(-1, keepdims=True)
-        variance = np.square(centered).mean(-1, keepdims=True)
-        return centered / np.sqrt(variance + module.eps) * weight + bias
-
-    return apply
-
-
-def _gaussian_scale(head: GaussianHead, read: _Read) -> _Operation:
-    linear, (low, high) = _linear(head.log_std, read), head.log_std_bounds
-    affine = head.log_std_multiplier is not None and head.log_std_offset is not None
-    factor = read(head.log_std_multiplier) if affine else None  # type: ignore[arg-type]
-    offset = read(head.log_std_offset) if affine else None  # type: ignore[arg-type]
-
-    def apply(features: np.ndarray) -> np.ndarray:
-        log_std = linear(features)
-        if factor is not None and offset is not None:
-            log_std = factor * log_std + offset
-        return np.exp(np.minimum(np.maximum(log_std, low), high))
-
-    return apply
-
-
-def _vector_scale(head: GaussianVectorHead, read: _Read) -> _Operation:
-    parameter, (low, high) = read(head.log_std), head.log_std_bounds
-
-    def apply(features: np.ndarray) -> np.ndarray:
-        if head.std == "clip":
-            return np.exp(np.minimum(np.maximum(parameter, low), high))
-        return np.exp(low + (high - low) / (1.0 + np.exp(-parameter)))
-
-    return apply
-
-
-def _finish(parts: PolicyParts, dtype: np.dtype, deterministic: bool) -> _Operation:
+def _finish(parts: PolicyParts, dtype: np.dtype, deterministic: bool) -> Operation:
     """From the (possibly noisy) mean to the action, as the distribution does."""
     if parts.distribution is None or not (deterministic or parts.settings.get("clip_samples", True)):
         return lambda action: action

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.updates.agents import StackedNonFiniteError, StackedUpdate
+from torchrl_o2o.updates.first_edition import compile_update, stack_updates
 from torchrl_o2o.updates.matmul import (
     MatmulReport,
     Measured,
@@ -15,7 +17,7 @@ from torchrl_o2o.updates.matmul import (
     set_matmul_route,
 )
 from torchrl_o2o.updates.steps import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Step, Whole
-from torchrl_o2o.updates.update import StackedNonFiniteError, StackedUpdate, Update, compile_update, stack_updates
+from torchrl_o2o.updates.update import Update
 
 __all__ = [
     "Copy",

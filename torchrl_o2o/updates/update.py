@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -22,7 +22,6 @@ from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
-from torchrl_o2o.updates.stacked import StackedProgram
 from torchrl_o2o.updates.state import copied_pairs, state_of, target_pairs
 from torchrl_o2o.updates.steps import (
     WHOLE,
@@ -43,7 +42,10 @@ from torchrl_o2o.updates.steps import (
     walk,
 )
 
-__all__ = ["StackedNonFiniteError", "StackedUpdate", "Update", "compile_update", "stack_updates"]
+if TYPE_CHECKING:
+    from torchrl_o2o.updates.agents import StackedUpdate
+
+__all__ = ["Update"]
 
 _MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead")
 
@@ -233,6 +235,8 @@ class Update:
         Returns:
             The :class:`StackedUpdate`.
         """
+        from torchrl_o2o.updates.agents import StackedUpdate  # late: it is made of these
+
         return StackedUpdate(updates)
 
     def state_dict(self) -> dict[str, Any]:
@@ -444,229 +448,3 @@ def _described(steps: Sequence[Step], indent: str) -> list[str]:
             count = "" if isinstance(step, Joint | Whole) else step.interval if isinstance(step, Every) else step.times
             out += [f"{indent}{type(step).__name__}({count})", *_described(step.steps, indent + "  ")]
     return out
-
-
-class StackedNonFiniteError(NonFiniteError):
-    """A loss or gradient of some of the agents is not finite.
-
-    Args:
-        message: what was found.
-        agents: the positions of those agents.
-
-    Examples:
-        >>> StackedNonFiniteError("not finite", [1]).agents
-        [1]
-    """
-
-    def __init__(self, message: str, agents: list[int]) -> None:
-        super().__init__(message)
-        self.agents = agents
-
-
-class StackedUpdate:
-    """One update of each of N agents that differ in nothing but their numbers.
-
-    Eagerly it does one agent's update after the other. If the updates are compiled, it is one compiled update: the
-    graphs that one agent's update is captured as are vectorized over the agents (``torch.func.vmap``), so every loss
-    that compiles can be stacked. Parameters, targets and the optimizers' moments of the agents then become slices of
-    common tensors at the first call; each agent's loss, actor, optimizers and ``state_dict()`` stay usable, and what is
-    loaded into them is followed. Never replace a parameter's ``.data`` afterwards.
-
-    Each agent draws from its own ``loss.noise``, in the order of its own update. Give the losses generators of their
-    own (:class:`~torchrl_o2o.functional.noise.GeneratorNoise`) and every agent's numbers are those of its single run up
-    to rounding.
-
-    Args:
-        updates: one per agent, with the same settings.
-
-    Raises:
-        O2OSpecError: if there is none, or they have different settings.
-
-    Examples:
-        >>> import torch
-        >>> from torchrl_o2o.modules import make_gaussian_actor
-        >>> from torchrl_o2o.objectives import BCLoss
-        >>> from torchrl_o2o.testing import random_transitions
-        >>> from torchrl_o2o.updates import Descend
-        >>> losses = [BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,))) for _ in range(3)]
-        >>> optims = [torch.optim.Adam(loss.parameters()) for loss in losses]
-        >>> updates = [Update(loss, Descend("actor", optim)) for loss, optim in zip(losses, optims)]
-        >>> stacked = Update.stack(updates)
-        >>> stacked(torch.stack([random_transitions(16, 3, 2) for _ in range(3)]))["loss_actor"].shape
-        torch.Size([3])
-    """
-
-    def __init__(self, updates: Sequence[Update]) -> None:
-        if not updates:
-            raise O2OSpecError("got no updates to stack, expected one per agent")
-        settings = [_settings(update) for update in updates]
-        differing = sorted({name for one in settings for name in one if one[name] != settings[0][name]})
-        if differing:
-            raise O2OSpecError(f"got updates that differ in {', '.join(differing)}, expected one configuration")
-        self.updates = list(updates)
-        self._programs: dict[Any, Runner] = {}
-
-    @property
-    def num_agents(self) -> int:
-        """N."""
-        return len(self.updates)
-
-    @property
-    def num_minibatches(self) -> int:
-        """Minibatches per call and agent."""
-        return self.updates[0].num_minibatches
-
-    def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> StackedUpdate:
-        """From now on compute the same numbers as compiled graphs; see :meth:`Update.compile`.
-
-        Args:
-            mode: see there.
-            matmul_dtype: see there.
-
-        Returns:
-            This update.
-        """
-        for update in self.updates:
-            update.compile(mode=mode, matmul_dtype=matmul_dtype)
-        self.recompile()
-        return self
-
-    def recompile(self) -> None:
-        """Forget what was compiled, after a change of something that is not a tensor."""
-        self._programs.clear()
-
-    def __call__(self, batches: TensorDictBase) -> dict[str, Tensor]:
-        """Do one update of every agent.
-
-        Args:
-            batches: transitions, shape [N, number of minibatches * B]; row i is agent i's. Not modified. A compiled
-                update compiles anew for a new shape.
-
-        Returns:
-            What :class:`Update` returns, each entry with a leading dimension N. An agent whose ``finite`` is false
-            stays as it was before that step; the others are not touched by it.
-
-        Raises:
-            O2OSpecError: if the batches have another shape, or the agents' tensors differ in shape or type.
-            StackedNonFiniteError: naming the agents, unless the updates have ``check_finite=False``.
-        """
-        rounds = self.num_minibatches
-        if batches.ndim != 2 or len(batches) != self.num_agents or not batches.shape[1] or batches.shape[1] % rounds:
-            raise O2OSpecError(
-                f"got batches of shape {list(batches.shape)}, expected [{self.num_agents}, n], n a multiple of {rounds}"
-            )
-        options = self.updates[0].options
-        metrics = self._one_by_one(batches) if options is None else self._compiled(batches, options)
-        if self.updates[0].check_finite and not metrics["finite"].all():
-            agents = (~metrics["finite"]).nonzero().flatten().tolist()
-            raise StackedNonFiniteError(f"not finite: a loss or a gradient of the agents {agents}", agents)
-        return metrics
-
-    def _one_by_one(self, batches: TensorDictBase) -> dict[str, Tensor]:
-        each = [update.attempt(batch)[0] for update, batch in zip(self.updates, batches.unbind(0), strict=True)]
-        shared = set.intersection(*(set(metrics) for metrics in each))  # an agent that stopped early measured less
-        return {name: torch.stack([metrics[name] for metrics in each]) for name in each[0] if name in shared}
-
-    def _compiled(self, batches: TensorDictBase, options: tuple[Mode, torch.dtype | None]) -> dict[str, Tensor]:
-        columns, signature = columns_of(batches)
-        plans = [update.plan() for update in self.updates]
-        if (signature, plans[0]) not in self._programs:
-            programs = [
-                Program(
-                    learning_of(update.loss, plan, update.rows),
-                    plan,
-                    {name: value[i] for name, value in columns.items()},
-                )
-                for i, (update, plan) in enumerate(zip(self.updates, plans, strict=True))
-            ]
-            self._programs[signature, plans[0]] = compiled_runner(StackedProgram(programs), columns, options)
-        runner = self._programs[signature, plans[0]]
-        return runner.run(runner.inputs(columns))
-
-
-def _settings(update: Update) -> dict[str, Any]:
-    optims = [
-        (type(step.optim), [{k: v for k, v in group.items() if k != "params"} for group in step.optim.param_groups])
-        for step in descends_of(update.steps)
-    ]
-    moving = [step.updater for step in walk(update.steps) if isinstance(step, MoveTargets)]
-    updaters = [(type(each), getattr(each, "eps", None)) for each in moving]
-    return {
-        "their losses": type(update.loss),
-        "optimizers": optims,
-        "target updates": updaters,
-        "order or clip_grad_norm": repr(update),
-        "rows": update.rows,
-        "check_finite": update.check_finite,
-        "mode or matmul_dtype": update.options,
-    }
-
-
-def compile_update(
-    loss: LossModule,
-    optims: Mapping[str, torch.optim.Optimizer],
-    target_updater: SoftUpdate | None = None,
-    *,
-    utd_ratio: int | None = None,
-    joint: bool = False,
-    rows: Sequence[str] = (),
-    max_grad_norm: Mapping[str, float] | None = None,
-    compile: bool = True,
-    mode: Mode = "default",
-    matmul_dtype: torch.dtype | None = None,
-) -> Update:
-    """The first edition's way to an :class:`Update`: the losses by name, in the order in which they are stepped.
-
-    With ``utd_ratio`` the first loss and the targets are repeated on as many minibatches and the others follow once;
-    without it all losses are stepped on the whole batch (with ``joint`` from one set of gradients), then the targets.
-    New code writes the steps down itself.
-
-    Args:
-        loss: a loss module.
-        optims: name of the loss -> optimizer of what it trains.
-        target_updater: moves the targets; ``None`` (default) leaves them.
-        utd_ratio: see above. Defaults to ``None``.
-        joint: see above. Defaults to ``False``.
-        rows: see :class:`Update`.
-        max_grad_norm: by loss, ``clip_grad_norm`` of its :class:`Descend`. Defaults to none.
-        compile: whether to compile it. Defaults to ``True``.
-        mode: see :meth:`Update.compile`.
-        matmul_dtype: see :meth:`Update.compile`.
-
-    Returns:
-        The update, with ``check_finite=False``.
-
-    Raises:
-        O2OSpecError: as :class:`Update` and :meth:`Update.compile`, or if the options do not fit together.
-
-    Examples:
-        >>> from torchrl_o2o.modules import make_gaussian_actor
-        >>> from torchrl_o2o.objectives import BCLoss
-        >>> loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
-        >>> compile_update(loss, {"actor": torch.optim.Adam(loss.parameters())}, compile=False)
-        Update of BCLoss
-          Descend('actor', Adam)
-    """
-    if not optims or (utd_ratio is not None and (utd_ratio < 1 or joint)):
-        raise O2OSpecError(
-            f"got {len(optims)} losses, {utd_ratio=}, {joint=}; expected a loss, and no joint steps at a ratio"
-        )
-    bounds = dict(max_grad_norm or {})
-    if unknown := sorted(set(bounds) - set(optims)):
-        raise O2OSpecError(f"got max_grad_norm for {unknown}, expected losses among {list(optims)}")
-    descends = [Descend(name, optim, bounds.get(name)) for name, optim in optims.items()]
-    targets = () if target_updater is None else (MoveTargets(target_updater),)
-    steps: tuple[Step, ...] = (Joint(*descends), *targets) if joint else (*descends, *targets)
-    if utd_ratio is not None:
-        steps = (Repeat(utd_ratio, descends[0], *targets), *descends[1:])
-    update = Update(loss, *steps, rows=rows, check_finite=False)
-    return update.compile(mode=mode, matmul_dtype=matmul_dtype) if compile else update
-
-
-def stack_updates(updates: Sequence[Update]) -> StackedUpdate:
-    """The first edition's name of :class:`StackedUpdate`.
-
-    Args:
-        updates: one per agent.
-    """
-    return StackedUpdate(updates)
