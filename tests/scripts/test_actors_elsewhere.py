@@ -73,7 +73,8 @@ def test_it_learns_counts_and_goes_on_with_other_actors(tmp_path: Path, recorded
     assert rows
     assert all(row["train/staleness"] >= 0 for row in rows)
     assert script == "awac" or all(row["train/offline_share"] >= 0 for row in rows)
-    assert script != "a3rl" or all("train/unique_share" in row for row in rows), "the pool's metrics where it is logged"
+    pool = [row for row in rows if "train/unique_share" in row]  # where an update was made at the step that is logged
+    assert pool or script != "a3rl"
     assert load_policy(tmp_path / "policy.pt") is not None
     train(script, tmp_path, recorded, "+actors=3", "resume=true")
     assert newest(tmp_path, "collector") == collector, "there was nothing left to do"
