@@ -185,7 +185,8 @@ def check_state(
         owner: what it is to be loaded into.
         given: the state.
         own: the state it has: the entries to be expected, and of what kind; an entry of ``None`` may be anything.
-            Numbers and tensors are counts and priorities: finite and not negative.
+            Numbers and tensors are counts and priorities: finite and not negative. There may be further entries, of a
+            derived class.
 
     Keyword Args:
         same: by name, entries that have to be equal, and what to say of both if they are not. Defaults to none.
@@ -218,11 +219,8 @@ def _unlike(name: str, given: Any, own: Any, optional: Collection[str] = ()) -> 
         where = f"{name!r} is" if name else "there is"
         if not isinstance(given, Mapping):
             return f"{where} {given!r:.60}, expected entries {sorted(map(str, own))}"
-        for key in [*own, *(key for key in given if key not in own)]:
-            if key not in given or key not in own:
-                if key in optional:
-                    continue
-                return f"{where} {'no' if key in own else 'a'} {key!r}"
+        if missing := [key for key in own if key not in given and key not in optional]:
+            return f"{where} no {missing[0]!r}"
         pairs = [(key, given[key], own[key]) for key in own if key in given]
     elif isinstance(own, list | tuple):
         if not isinstance(given, list | tuple) or len(given) != len(own):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from torchrl_o2o.modules import (
 from torchrl_o2o.objectives import AWACLoss, IQLLoss, SAMGEstimator
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Finetuning
-from torchrl_o2o.trainers.settings import check_arguments, check_no_pretraining, check_settings
+from torchrl_o2o.trainers.settings import check_added, check_arguments, check_no_pretraining, check_settings
 from torchrl_o2o.updates import Descend, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -113,6 +114,26 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
 def test_case_b16_sections_and_rates_that_are_none(settings: dict, told: str) -> None:
     with pytest.raises(O2OSpecError, match=told):
         check_settings(OmegaConf.create(settings))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["+foo=1"], r"got \+foo, expected a setting of this script: loss, online, seed"),
+        (["+sed=1"], r"got \+sed, .*did you mean seed"),
+        (["+extra.deep.setting=1"], r"got \+extra, "),
+        (["+extra={deep: 1}"], r"got \+extra, "),
+        (["+loss.alpha=1", "seed=3", "++seed=3", "~online", "+env.render_size=64", "+seeds=[0,1]"], None),
+        (["+mine=group"], None),  # of a user's own folder, whose settings lie elsewhere
+    ],
+)
+def test_case_b16_settings_that_are_added_where_nobody_reads_them(words: list[str], told: str | None) -> None:
+    base = {"seed": 0, "loss": {"beta": 3.0}, "online": {"batch_size": 1}}
+    added = [word[1:] for word in words if word.startswith("+") and not word.startswith(("++", "+mine"))]
+    values = [word.replace("={deep: 1}", ".deep=1") for word in added]
+    cfg = OmegaConf.merge(base, OmegaConf.from_dotlist(values))
+    with pytest.raises(O2OSpecError, match=told) if told else nullcontext():
+        check_added(cfg, words)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
 
     Raises:
         O2OSpecError: if a replay buffer of this storage has an :class:`OnlineWriter` of another number of offline rows,
-            or torchrl's default writer that has begun at the offline rows; or the storage was emptied.
+            or torchrl's default writer that has begun at the offline rows; or the storage was emptied, or is not flat.
 
     Examples:
         >>> import torch
@@ -256,6 +256,8 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
         torchrl_o2o.errors.O2OSpecError: the replay buffer's TensorDictRoundRobinWriter has overwritten offline rows;
         build the buffer with writer=OnlineWriter(3)
     """
+    if getattr(storage, "ndim", 1) > 1:
+        raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
     expected = 0
     for buffer in storage._attached_entities_iter():
         writer = getattr(buffer, "_writer", None)

@@ -36,6 +36,7 @@ from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.pipeline import Finetuning, Pretrained, Pretraining, Problem, RunOptions, hand_over
 from torchrl_o2o.trainers.session import Schedule
 from torchrl_o2o.trainers.settings import (
+    check_added,
     check_arguments,
     check_no_pretraining,
     check_settings,
@@ -297,6 +298,7 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero:
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
+        check_added(cfg, _words())
         check_settings(cfg, may_be_zero=may_be_zero)
         torch.set_num_threads(cfg.num_threads)
         choose_route(cfg.matmul_route)
@@ -306,6 +308,13 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero:
         _leave(error, f"\nOnce that is mended, go on with:\n  {resume_command()}")
     except O2OError as error:
         _leave(error)
+
+
+def _words() -> Sequence[str]:
+    """What the command line says of the configuration."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
 
 
 def _leave(error: Exception, advice: str = "") -> NoReturn:

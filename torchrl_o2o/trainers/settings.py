@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
@@ -18,7 +19,15 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.updates import Update, choose_matmul_route, set_matmul_route
 
-__all__ = ["check_no_pretraining", "check_settings", "choose_route", "compiled", "plain", "product_dtype"]
+__all__ = [
+    "check_added",
+    "check_no_pretraining",
+    "check_settings",
+    "choose_route",
+    "compiled",
+    "plain",
+    "product_dtype",
+]
 
 #: The smallest whole number that a setting may be, where a configuration has it.
 _LEAST = {
@@ -46,6 +55,8 @@ _LEAST = {
 #: Settings of the above that may be ``null``.
 _MAY_BE_NULL = ("online.online_capacity",)
 _SWITCHES = ("resume", "compile", "recorder.tensorboard")
+#: Settings that no configuration has, and some scripts read.
+_OPTIONAL = ("seeds", "actors", "fleet", "convention", "n_step")
 _SECTIONS = (
     "env",
     "dataset",
@@ -113,6 +124,32 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
     if "handover" in cfg:
         check_handover(plain(cfg.handover))
     check_ranges(cfg)
+
+
+def check_added(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Refuse settings that the command line adds where no section is, since nobody reads them.
+
+    Args:
+        cfg: the configuration of a script.
+        words: of the command line, those that change the configuration.
+
+    Raises:
+        O2OSpecError: naming the first.
+
+    Examples:
+        >>> check_added(OmegaConf.create({"seed": 0, "lr": 1.0}), ["+lr=1.0"])
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got +lr, expected a setting of this script: seed
+    """
+    added = {word[1:].partition("=")[0] for word in words if word.startswith("+") and not word.startswith("++")}
+    tops = {name.partition(".")[0] for name in added}
+    leaves = [name for name, _ in _leaves(OmegaConf.to_container(cfg, resolve=False))]
+    given = [leaf for leaf in leaves if not any(f"{leaf}.".startswith(f"{name}.") for name in added)]
+    known = sorted({leaf.partition(".")[0] for leaf in given})
+    if strange := sorted(tops & set(cfg) - {*known, *_OPTIONAL, *_SECTIONS}):
+        close = get_close_matches(strange[0], known)
+        expected = f"did you mean {' or '.join(close)}?" if close else ", ".join(known)
+        raise O2OSpecError(f"got +{strange[0]}, expected a setting of this script: {expected}")
 
 
 def check_arguments(name: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:

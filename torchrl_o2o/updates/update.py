@@ -253,6 +253,11 @@ class Update:
         turns = [index for index, step in enumerate(walk(self.steps)) if isinstance(step, Every)]
         counts = state_dict["counts"]
         check_state(self, counts, dict.fromkeys(turns, 0), optional=turns)
+        if strange := sorted(set(counts) - set(turns), key=str):
+            raise O2OSpecError(
+                f"got a state with turns of step {strange[0]}, expected of the Every at {turns}; load it "
+                "into an update of the same steps"
+            )
         self._calls, self._counts = state_dict["calls"], dict(state_dict["counts"])
 
     def plan(self) -> Plan:

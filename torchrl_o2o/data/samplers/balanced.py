@@ -174,7 +174,7 @@ class BalancedSampler(DrawingSampler):
             O2OSpecError: if it belongs to another number of offline rows, or is no such state.
         """
         words = "the saved sampler has {} offline rows, this one {}; load the data set the run was started with"
-        check_state(self, state_dict, self.state_dict(), same={"num_offline": words})
+        check_state(self, state_dict, BalancedSampler.state_dict(self), same={"num_offline": words})
         self.offline_fraction = state_dict["offline_fraction"]
         self.num_offline_only_batches = state_dict["num_offline_only_batches"]
 

@@ -124,8 +124,12 @@ class ChunkSampler(ChecksArguments, Sampler):
         Returns:
             The entries of the class docstring.
         """
+        if getattr(storage, "ndim", 1) > 1:
+            raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
         row, joined = self._rows(storage, start.cpu())
         flat = storage.get(row.reshape(-1))
+        if not isinstance(flat, TensorDictBase):
+            raise O2OSpecError(f"got a {type(storage).__name__}, expected a tensor storage")
         if flat.get(STEPS, None) is not None:
             raise O2OSpecError(
                 f"the stored rows have {STEPS!r}, so they go over several steps already; store single steps under a "

@@ -195,6 +195,7 @@ class PoolSampler(DrawingSampler):
             O2OSpecError: see the class.
         """
         self._refuse_prefetch(storage)
+        batch_size = check_count("batch_size", batch_size, least=1)
         self.uniform._rng, self.uniform.noise = self._rng, self.noise
         if self._alpha == 0.0:
             index, _ = self.uniform.sample(storage, batch_size)
@@ -224,7 +225,12 @@ class PoolSampler(DrawingSampler):
         """log P over the pool, in float64 on the CPU, shape [N]."""
         device = getattr(storage, "device", None)
         # One copy of the indices, not one for every entry of a row.
-        rows = storage.get(pool if device in (None, "auto") else pool.to(device)).copy()
+        rows = storage.get(pool if device in (None, "auto") else pool.to(device))
+        if not isinstance(rows, TensorDictBase):
+            raise O2OSpecError(
+                f"got a {type(storage).__name__}, expected a tensor storage, whose rows are scored at once"
+            )
+        rows = rows.copy()
         rows.set("index", pool)
         rows.set("is_offline", pool < self.uniform.num_offline)
         score = self.log_priority(rows)
@@ -254,7 +260,8 @@ class PoolSampler(DrawingSampler):
 
     def _refuse_prefetch(self, storage: Storage) -> None:
         for buffer in storage._attached_entities_iter():
-            if getattr(buffer, "_prefetch", False) and getattr(buffer, "_sampler", None) is self:
+            sampler = getattr(buffer, "_sampler", None)
+            if getattr(buffer, "_prefetch", False) and self in (sampler, getattr(sampler, "sampler", None)):
                 raise O2OSpecError(
                     "PoolSampler scores with the networks as they are at the moment of sampling; a replay buffer with "
                     "prefetch would do so in a thread while the optimizer steps. Build the buffer without prefetch"
@@ -301,7 +308,7 @@ class PoolSampler(DrawingSampler):
         Raises:
             O2OSpecError: as :meth:`BalancedSampler.load_state_dict`.
         """
-        check_state(self, state_dict, {**self.state_dict(), "uniform": None})
+        check_state(self, state_dict, {**PoolSampler.state_dict(self), "uniform": None})
         self.uniform.load_state_dict(state_dict["uniform"])
         for name in _STATE:
             setattr(self, name, state_dict[name])

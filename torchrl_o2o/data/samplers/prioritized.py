@@ -16,7 +16,7 @@ from torchrl.data import PrioritizedSampler
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.data.samplers.stored import StoredPrioritySampler
 from torchrl_o2o.data.samplers.sum_tree import last_of_each
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_option, check_state
 
 __all__ = ["PrioritizedReplaySampler"]
 
@@ -176,6 +176,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         Raises:
             O2OSpecError: if the state has another capacity.
         """
+        check_state(self, state_dict, {**PrioritizedReplaySampler.state_dict(self), "tree": None})
         super().load_state_dict(state_dict)
         self._priority.copy_(state_dict["priority"])
         self.max_priority = state_dict["max_priority"]

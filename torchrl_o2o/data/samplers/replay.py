@@ -179,7 +179,8 @@ class BalancedReplaySampler(StoredPrioritySampler):
             O2OSpecError: if the state belongs to another number of offline rows or slots.
         """
         words = "the saved sampler has {} offline rows, this one {}; load the data set the run was started with"
-        check_state(self, state_dict, {**self.state_dict(), "tree": None}, same={"num_offline": words})
+        own = {**BalancedReplaySampler.state_dict(self), "tree": None}
+        check_state(self, state_dict, own, same={"num_offline": words})
         super().load_state_dict(state_dict)
         self.max_priority = state_dict["max_priority"]
 

@@ -17,7 +17,7 @@ from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.data.samplers.sum_tree import SumTree
-from torchrl_o2o.errors import O2OSpecError, check_state
+from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["StoredPrioritySampler"]
 
@@ -81,6 +81,7 @@ class StoredPrioritySampler(DrawingSampler):
             O2OSpecError: if there is nothing to draw from.
         """
         self._meet(storage)
+        batch_size = check_count("batch_size", batch_size, least=1)
         if self._num_known == 0:
             raise O2OSpecError("cannot sample from an empty storage; load a data set or collect transitions first")
         self.num_batches += 1
@@ -152,7 +153,12 @@ class StoredPrioritySampler(DrawingSampler):
         self._num_known = size
 
     def _pairs(self, index: int | Tensor, priority: float | Tensor) -> tuple[Tensor, Tensor]:
-        rows = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
+        rows = torch.as_tensor(index, device="cpu").reshape(-1)
+        if len(rows) and (rows.dtype == torch.bool or rows.is_floating_point()):
+            raise O2OSpecError(
+                f"got rows as {rows.dtype}, expected row numbers such as batch['index']; of a mask .nonzero()"
+            )
+        rows = rows.long()
         priorities = torch.as_tensor(priority, dtype=self._tree.dtype, device="cpu").detach().reshape(-1)
         if len(priorities) not in (1, len(rows)):
             raise O2OSpecError(f"got {len(priorities)} priorities for {len(rows)} rows, expected one per row")
@@ -180,7 +186,7 @@ class StoredPrioritySampler(DrawingSampler):
         Raises:
             O2OSpecError: if the state has another capacity.
         """
-        check_state(self, state_dict, {**self.state_dict(), "tree": None})
+        check_state(self, state_dict, {**StoredPrioritySampler.state_dict(self), "tree": None})
         self._tree.load_state_dict(state_dict["tree"])
         self._num_known = state_dict["num_known"]
         self.num_batches = state_dict["num_batches"]
