@@ -33,6 +33,7 @@ from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Trajectory
 from torchrl_o2o.updates import Descend, Every, MoveTargets, Update
+from torchrl_o2o.updates.state import state_of
 
 OFFLINE, ONLINE = 20, 12
 
@@ -166,8 +167,37 @@ def test_an_updates_counts_are_of_its_own_steps() -> None:
     for wrong in ({}, {"calls": 3}, state | {"calls": -1}, state | {"counts": None}, state | {"counts": {1: 0.5}}):
         with pytest.raises(O2OSpecError, match="got a state of Update"):
             twin.load_state_dict(wrong)
-    with pytest.raises(O2OSpecError, match="there is a 1"):
+    with pytest.raises(O2OSpecError, match=r"turns of step 1, expected of the Every at \[0\]"):
         update(first=True).load_state_dict(state)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_of_an_update_is_a_run_of_its_own(copied: Callable[[Update], Update]) -> None:
+    """A deep copy's optimizers held the first one's parameters, and its targets stood still."""
+    first = update()
+    first(rows(6))
+    twin, tensors = copied(first), {name: value.clone() for name, value in state_of(first.loss).items()}
+    for one in (twin, first):
+        torch.manual_seed(3)
+        one(rows(6, 2))
+        if one is twin:
+            assert all(torch.equal(value, tensors[name]) for name, value in state_of(first.loss).items())
+    assert all(torch.equal(value, state_of(twin.loss)[name]) for name, value in state_of(first.loss).items())
+    bias = "target_qvalue_network_params.module.head.bias"
+    assert not torch.equal(tensors[bias], state_of(twin.loss)[bias])
+
+
+def test_a_loss_of_other_networks_is_refused_as_a_whole() -> None:
+    first = update().loss
+    kept = {name: value.clone() for name, value in state_of(first).items()}
+    wider = EnsembleSACLoss(
+        make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, num_qvalue_nets=3, hidden_sizes=(8,))
+    )
+    with pytest.raises(O2OSpecError, match=r"'qvalue_network_params.*of shape \[3, .*has \[2, .*number of critics"):
+        first.load_state_dict(wider.state_dict())
+    with pytest.raises(O2OSpecError, match="got a list, expected"):
+        first.load_state_dict([])
+    assert all(torch.equal(value, kept[name]) for name, value in state_of(first).items())
 
 
 def test_trajectories_go_back_to_a_state() -> None:

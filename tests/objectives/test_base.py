@@ -11,8 +11,14 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_actor, make_gaussian_actor, make_qvalue_ensemble, make_value_network
-from torchrl_o2o.objectives import AWACLoss, BCLoss, EnsembleSACLoss, IQLLoss, SAMGEstimator
+from torchrl_o2o.modules import (
+    make_actor,
+    make_deterministic_actor,
+    make_gaussian_actor,
+    make_qvalue_ensemble,
+    make_value_network,
+)
+from torchrl_o2o.objectives import AWACLoss, BCLoss, EnsembleSACLoss, IQLLoss, SAMGEstimator, TD3BCLoss
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.testing import random_transitions
 
@@ -87,3 +93,16 @@ def test_hyper_parameters_beside_an_estimator_are_refused() -> None:
     loss = losses()[0]
     with pytest.raises(O2OSpecError, match=r"\['gamma'\] beside a SAMGEstimator"):
         loss.make_value_estimator(SAMGEstimator.from_loss(loss), gamma=0.9)
+
+
+def test_a_compiled_loss_takes_other_batch_sizes() -> None:
+    """Where noise is drawn with ``generator=None``, the second size was an error of torch's."""
+    sizes = {"hidden_sizes": (8,)}
+    loss = TD3BCLoss(make_deterministic_actor(5, 3, **sizes), make_qvalue_ensemble(5, 3, num_qvalue_nets=2, **sizes))
+    compiled = torch.compile(loss, backend="eager")
+    for size in (6, 4):
+        batch, out = random_transitions(size, 5, 3), []
+        for each in (loss, compiled):
+            torch.manual_seed(0)
+            out.append(each(batch.clone())["loss_qvalue"])
+        torch.testing.assert_close(*out)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -80,14 +80,19 @@ class GeneratorNoise:
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.generator = generator
 
+    @property
+    def _own(self) -> dict[str, Any]:
+        """The generator, if it is one's own: named, even ``None`` keeps ``torch.compile`` from other batch sizes."""
+        return {} if self.generator is None else {"generator": self.generator}
+
     def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """See :class:`NoiseSource`."""
-        return torch.randn((*sample_shape, *like.shape), dtype=like.dtype, device=like.device, generator=self.generator)
+        return torch.randn((*sample_shape, *like.shape), dtype=like.dtype, device=like.device, **self._own)
 
     def uniform(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """See :class:`NoiseSource`."""
         shape = (*sample_shape, *like.shape)
-        return torch.rand(shape, dtype=like.dtype, device=like.device, generator=self.generator) * 2.0 - 1.0
+        return torch.rand(shape, dtype=like.dtype, device=like.device, **self._own) * 2.0 - 1.0
 
     def subset(
         self,
@@ -102,25 +107,25 @@ class GeneratorNoise:
         """See :class:`NoiseSource`."""
         if replacement:
             shape = (size, *like.shape) if per_row else (size,)
-            return torch.randint(num_members, shape, device=like.device, generator=self.generator)
+            return torch.randint(num_members, shape, device=like.device, **self._own)
         if size == num_members:
             return _all_members(num_members, like, per_row)
         # The order of random keys is a uniform permutation; unlike randperm it has a batch dimension and never
         # synchronizes.
         shape = (num_members, *like.shape) if per_row else (num_members,)
-        return torch.rand(shape, device=like.device, generator=self.generator).argsort(0)[:size]
+        return torch.rand(shape, device=like.device, **self._own).argsort(0)[:size]
 
     def integers(self, name: str, low: int, high: int, size: int) -> Tensor:
         """See :class:`RowSource`."""
-        return torch.randint(low, high, (size,), generator=self.generator)
+        return torch.randint(low, high, (size,), **self._own)
 
     def fractions(self, name: str, size: int) -> Tensor:
         """See :class:`RowSource`."""
-        return torch.rand(size, dtype=torch.float64, generator=self.generator)
+        return torch.rand(size, dtype=torch.float64, **self._own)
 
     def choices(self, name: str, prob: Tensor, size: int) -> Tensor:
         """See :class:`RowSource`."""
-        return torch.multinomial(prob, size, replacement=True, generator=self.generator)
+        return torch.multinomial(prob, size, replacement=True, **self._own)
 
 
 class RecordedNoise:

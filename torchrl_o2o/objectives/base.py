@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -87,6 +88,28 @@ class TransitionLoss(ChecksArguments, LossModule):
         check_option("reduction", reduction, ("mean", "sum", "none"))
         self.reduction: Reduction = reduction
         self.noise: NoiseSource = GeneratorNoise()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of every module, but shapes are compared before anything is loaded.
+
+        Args:
+            state_dict: what ``state_dict()`` of such a loss returned.
+            strict: whether the names have to be the same. Defaults to ``True``.
+            assign: take the tensors themselves. Defaults to ``False``.
+
+        Raises:
+            O2OSpecError: if a tensor has another shape.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise O2OSpecError(f"got a {type(state_dict).__name__}, expected what loss.state_dict() returned")
+        for name, own in self.state_dict().items():
+            given = state_dict.get(name)
+            if isinstance(given, Tensor) and isinstance(own, Tensor) and given.shape != own.shape:
+                raise O2OSpecError(
+                    f"got {name!r} of shape {list(given.shape)}, this {type(self).__name__} has {list(own.shape)}; "
+                    f"build its networks as those of the saved one: dimensions, hidden_sizes, number of critics"
+                )
+        return super().load_state_dict(state_dict, strict, assign)
 
     def make_value_estimator(
         self, value_type: ValueEstimators | ValueEstimatorBase | None = None, **hyperparams: float

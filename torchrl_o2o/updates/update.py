@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option, check_state
@@ -239,6 +241,18 @@ class Update:
 
         return StackedUpdate(updates)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Update:
+        """An update of a copy of the loss, by copies of the optimizers, which hold the copy's parameters."""
+        twin = memo[id(self)] = copy.copy(self)
+        twin.loss = copy.deepcopy(self.loss, memo)
+        tensors = state_of(twin.loss)
+        memo |= {id(value): tensors[name] for name, value in state_of(self.loss).items()}
+        twin.steps = copy.deepcopy(self.steps, memo)
+        for step in [step for step in walk(twin.steps) if isinstance(step, MoveTargets)]:
+            _rejoin(step.updater, twin.loss)
+        twin._counts, twin._programs = dict(self._counts), {}
+        return twin
+
     def state_dict(self) -> dict[str, Any]:
         """Calls, and how often the turn of each :class:`Every` has come; the rest is in loss and optimizers."""
         return {"calls": self._calls, "counts": dict(self._counts)}
@@ -354,6 +368,14 @@ class Update:
             self._programs[signature, now] = compiled_runner(program, columns, self._options)
         runner = self._programs[signature, now]
         return runner.run(runner.inputs(columns))
+
+
+def _rejoin(updater: TargetNetUpdater, loss: LossModule) -> None:
+    """Let a copied updater move the targets of the copied loss: TorchRL's holds dictionaries of its own."""
+    for names, kept in ((updater._target_names, "_targets"), (updater._source_names, "_sources")):
+        keys = list(getattr(updater, kept).keys(True, True))
+        tensors = TensorDict({name: getattr(loss, name) for name in names}, [])
+        setattr(updater, kept, tensors.select(*keys).lock_())
 
 
 def _check_move(loss: LossModule, step: MoveTargets) -> None:

@@ -13,9 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchrl.data import TensorDictReplayBuffer
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_o2o.data import BalancedReplaySampler, BalancedSampler, OnlineWriter, PoolSampler, PrioritizedReplaySampler
+from torchrl_o2o.data import (
+    BalancedReplaySampler,
+    BalancedSampler,
+    ChunkSampler,
+    OnlineWriter,
+    PoolSampler,
+    PrioritizedReplaySampler,
+)
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives import RecordedNoise
@@ -99,3 +107,32 @@ def test_what_is_no_number_of_rows_is_refused(bad: Any) -> None:
     for build in (BalancedSampler, OnlineWriter, lambda number: BalancedReplaySampler(number, 10)):
         with pytest.raises(O2OSpecError, match="got num_offline="):
             build(bad)
+
+
+@pytest.mark.parametrize("kind", ["pool", "prioritized", "balanced replay"])
+def test_sizes_rows_and_storages_that_do_not_fit_are_named(kind: str) -> None:
+    make = {
+        "pool": lambda: PoolSampler(lambda rows: rows["x"].double(), 6, pool_size=4),
+        "prioritized": lambda: PrioritizedReplaySampler(16, 0.6, 0.4),
+        "balanced replay": lambda: BalancedReplaySampler(6, 10, first_epoch_frames=4),
+    }[kind]
+    replay = buffer(make())
+    for size in (-1, 2.5, True):
+        with pytest.raises(O2OSpecError, match=f"batch_size={size}, expected a whole number"):
+            replay.sample(size)
+    if kind != "pool":
+        for rows in (torch.tensor([0.5, 1.0]), torch.tensor([True, False])):
+            with pytest.raises(O2OSpecError, match=f"got rows as {rows.dtype}, expected row numbers"):
+                replay.update_priority(rows, torch.ones(2))
+    square = LazyTensorStorage(16, ndim=2)
+    square.set(range(4), TensorDict({"x": torch.zeros(4, 2)}, [4, 2]))
+    with pytest.raises(O2OSpecError, match="storage of 2 dimensions, expected flat"):
+        make().sample(square, 4)
+
+
+def test_a_pool_within_chunks_is_not_scored_by_a_thread() -> None:
+    sampler = ChunkSampler(PoolSampler(lambda rows: rows["x"].double(), 6, pool_size=4), 2, gamma=0.9)
+    storage = counting_storage(6, 4, 10)
+    replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(6), batch_size=4, prefetch=2)
+    with pytest.raises(O2OSpecError, match="without prefetch"):
+        replay.sample()

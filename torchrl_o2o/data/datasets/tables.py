@@ -66,7 +66,8 @@ def _table(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of the encoding
             reader = csv.reader(file)
-            names = [name.strip() for name in next(reader)]
+            # A name is needed to say of a column that it is not read; without a number, for it belongs to no other.
+            names = [name.strip() or f"(unnamed, column {number})" for number, name in enumerate(next(reader), 1)]
             for cells in filter(None, reader):  # an empty line is no row
                 line = reader.line_num
                 if len(cells) != len(names):
