@@ -103,7 +103,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         if not isinstance(state_dict, Mapping):
             raise O2OSpecError(f"got a {type(state_dict).__name__}, expected what loss.state_dict() returned")
         for name, own in self.state_dict().items():
-            given = state_dict.get(name)
+            given: Any = state_dict.get(name)
             if isinstance(given, Tensor) and isinstance(own, Tensor) and given.shape != own.shape:
                 raise O2OSpecError(
                     f"got {name!r} of shape {list(given.shape)}, this {type(self).__name__} has {list(own.shape)}; "
