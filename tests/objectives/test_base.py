@@ -95,6 +95,7 @@ def test_hyper_parameters_beside_an_estimator_are_refused() -> None:
         loss.make_value_estimator(SAMGEstimator.from_loss(loss), gamma=0.9)
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_takes_other_batch_sizes() -> None:
     """Where noise is drawn with ``generator=None``, the second size was an error of torch's."""
     sizes = {"hidden_sizes": (8,)}
