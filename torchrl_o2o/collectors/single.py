@@ -25,6 +25,7 @@ from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
+from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["StepCollector"]
@@ -180,6 +181,12 @@ class StepCollector:
         return self._queue.pop(0)
 
     def _decide(self) -> torch.Tensor:
+        try:
+            return self._decided()
+        except (RuntimeError, KeyError) as error:
+            refuse_misfit(self.actor, self._observation, error)
+
+    def _decided(self) -> torch.Tensor:
         if self._fast is not None:
             if self._actor_device.type != "cpu":  # then it holds a copy
                 self._fast.refresh()

@@ -34,6 +34,7 @@ from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
+from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["VectorCollector", "make_vector_env"]
@@ -234,11 +235,14 @@ class VectorCollector:
         assert self.actor is not None
         device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
         observation = self.observation[list(rows)].to(device)
-        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            if parts is None:
-                return self.actor(TensorDict({"observation": observation}, [len(rows)]))["action"].cpu()
-            noise = None if parts.distribution is None else self._draw(torch.randn, shape, rows).to(device)
-            return parts.act(observation, noise=noise).cpu()
+        noise = None if parts is None or parts.distribution is None else self._draw(torch.randn, shape, rows).to(device)
+        try:
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+                if parts is None:
+                    return self.actor(TensorDict({"observation": observation}, [len(rows)]))["action"].cpu()
+                return parts.act(observation, noise=noise).cpu()
+        except (RuntimeError, KeyError) as error:
+            refuse_misfit(self.actor, {"observation": observation}, error)
 
     def step(self, action: Tensor | np.ndarray) -> TensorDict:
         """Step every environment once.

@@ -132,6 +132,12 @@ def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:
             "got one critic several times, expected critics with parameters of their own; copies of one network stay "
             "equal for ever. Build each anew, for example by make_qvalue_ensemble(...)"
         )
+    shapes = [{name: tuple(value.shape) for name, value in member.named_parameters()} for member in members]
+    if odd := next((number for number, each in enumerate(shapes) if each != shapes[0]), None):
+        raise O2OSpecError(
+            f"got critics of which number {odd} has other layers than the first, expected networks of one shape, for "
+            f"example make_qvalue_ensemble(...)"
+        )
     return members
 
 

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
@@ -28,6 +28,17 @@ from torchrl_o2o.objectives.networks import Inputs
 __all__ = ["Reduction", "TransitionLoss"]
 
 Reduction = Literal["mean", "sum", "none"]
+
+
+#: Where the width of the actor's actions is kept, beside what the networks read.
+_WIDTH = ("",)
+
+
+def _action_width(actor: nn.Module | None) -> list[Any]:
+    """[A], as the actor's spec says; empty where it says nothing."""
+    spec = getattr(actor, "spec", None)
+    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if leaf is not None]
+    return [leaves[0].shape[-1]] if len(leaves) == 1 and leaves[0].ndim == 1 else []
 
 
 class TransitionLoss(ChecksArguments, LossModule):
@@ -83,7 +94,7 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         self._in_keys: list[NestedKey] | None = None
-        self._reads: dict[tuple[str, ...], list[NestedKey]] = {}
+        self._reads: dict[tuple[str, ...], list[Any]] = {}
         super().__init__()
         check_option("reduction", reduction, ("mean", "sum", "none"))
         self.reduction: Reduction = reduction
@@ -202,7 +213,17 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     def _action(self, tensordict: TensorDictBase) -> Tensor:
         """The recorded action, shape [*B, A]."""
-        return self._entry(tensordict, self.tensor_keys.action)
+        action = self._entry(tensordict, self.tensor_keys.action)
+        width = self._reads.get(_WIDTH)
+        if width is None:
+            width = self._reads[_WIDTH] = _action_width(getattr(self, "actor_network", None))
+        if not action.is_floating_point() or (width and action.shape[-1:] != (width[0],)):
+            raise O2OSpecError(
+                f"got {self.tensor_keys.action!r} of shape {list(action.shape)} and {action.dtype}, expected "
+                f"{f'{width[0]} floating point numbers' if width else 'floating point numbers'} a row, as the actor "
+                f"gives them; load the data with torchrl_o2o.data.load_offline, or build the networks for them"
+            )
+        return action
 
     def _hold_box(self, actor_network: TensorDictModuleBase) -> None:
         """Keep the actor's action box as buffers ``action_low`` and ``action_high``, each [A]."""

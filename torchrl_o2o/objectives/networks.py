@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -27,6 +28,7 @@ from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.distributions import TanhNormal
+from torchrl_o2o.modules.misfit import misfit
 from torchrl_o2o.objectives.feed_forward import Layers, evaluate, layers_of
 
 __all__ = [
@@ -45,9 +47,28 @@ __all__ = [
 
 Inputs = Mapping[NestedKey, Tensor]
 Parameters = Mapping[str, Tensor]
+C = TypeVar("C", bound=Callable[..., Any])
 
 # Rows that a critic takes at a time: at width 256 a layer's output is 0.75 MB then.
 _ROWS = 768
+
+
+def _explained(call: C) -> C:
+    """Let a call that torch refuses say which inputs a network got and which it takes; else nothing is looked at."""
+
+    @functools.wraps(call)
+    def explained(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, *more: Any) -> Any:
+        if _is_captured():
+            return call(network, params, inputs, *more)
+        try:
+            return call(network, params, inputs, *more)
+        except RuntimeError as error:
+            given = {key: inputs[key] for key in network.in_keys if key in inputs}
+            if reason := misfit(type(network).__name__, params, given):
+                raise O2OSpecError(reason) from error
+            raise
+
+    return explained  # type: ignore[return-value]
 
 
 def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str, Tensor]:
@@ -126,6 +147,7 @@ def repeated(inputs: Inputs, count: int) -> Inputs:
     return {key: value.expand(count, *value.shape) for key, value in inputs.items()}
 
 
+@_explained
 def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate a deterministic network, for example a state value or a deterministic actor.
 
@@ -178,9 +200,19 @@ def call_module(module: nn.Module, params: Parameters, *arguments: Tensor) -> An
         >>> call_module(vae.module, dict(vae.named_parameters()), *inputs)[0].shape
         torch.Size([5, 4, 2])
     """
-    return functional_call(module, {name.removeprefix("module."): value for name, value in params.items()}, arguments)
+    own = {name.removeprefix("module."): value for name, value in params.items()}
+    if _is_captured():
+        return functional_call(module, own, arguments)
+    try:
+        return functional_call(module, own, arguments)
+    except RuntimeError as error:
+        given = {f"input {number}": value for number, value in enumerate(arguments, 1)}
+        if reason := misfit(type(module).__name__, params, given):
+            raise O2OSpecError(reason) from error
+        raise
 
 
+@_explained
 def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate all members of an ensemble on the same inputs.
 
@@ -221,6 +253,7 @@ def _evaluate_by_rows(layers: Layers, params: Parameters, features: Tensor) -> T
     return torch.cat(outputs).unflatten(0, features.shape[:-1])
 
 
+@_explained
 def policy_distribution(actor_network: TensorDictModuleBase, params: Parameters, inputs: Inputs) -> Distribution:
     """The actor's distribution under given parameters.
 

@@ -37,6 +37,7 @@ from torchrl_o2o.envs.units import match_actions
 from torchrl_o2o.envs.video import check_video, drawing_arguments, drawing_env, film_episode, write_video
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
+from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
 
@@ -371,7 +372,11 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
     rows = {key: torch.from_numpy(np.stack([each[key] for each in seen])) for key in seen[0]}
     images = {key for key, part in rows.items() if part.dtype == torch.uint8 and part.ndim > 2}
     rows = {key: part if key in images else part.to(parameter.dtype) for key, part in rows.items()}
-    action = actor(TensorDict(rows, [len(episodes)]).to(parameter.device))["action"]
+    data = TensorDict(rows, [len(episodes)]).to(parameter.device)
+    try:
+        action = actor(data)["action"]
+    except (RuntimeError, KeyError) as error:
+        refuse_misfit(actor, {key: data[key] for key in rows}, error)
     if len(action) != len(episodes):
         raise O2OSpecError(f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations")
     return action.to("cpu", torch.float64 if action.dtype == torch.float64 else torch.float32).numpy()

@@ -1,0 +1,73 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What to say where torch has refused to evaluate a network; nothing is looked at before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["misfit", "refuse_misfit"]
+
+
+def misfit(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, Tensor]) -> str | None:
+    """What distinguishes inputs from those that the first layer of a network takes.
+
+    Args:
+        name: the network's.
+        params: its parameters, stacked or not.
+        inputs: what it was given.
+
+    Returns:
+        A sentence; ``None`` if nothing is found, or the first layer is not a linear one.
+
+    Examples:
+        >>> import torch
+        >>> layer = nn.Linear(3, 1)
+        >>> misfit("Linear", dict(layer.named_parameters()), {"observation": torch.zeros(4, 5)})[:63]
+        "got 'observation' of shape [4, 5] (torch.float32 on cpu), but t"
+    """
+    first = next((value for value in params.values() if value.ndim > 1), None)
+    if first is None or first.ndim > 3 or not inputs or any(value.ndim == 0 for value in inputs.values()):
+        return None
+    kind = f"{first.dtype} on {first.device}"
+    kinds = {f"{value.dtype} on {value.device}" for value in inputs.values()}
+    uneven = len({value.ndim for value in inputs.values()}) > 1
+    if kinds == {kind} and not uneven and sum(value.shape[-1] for value in inputs.values()) == first.shape[-1]:
+        return None
+    given = ", ".join(f"{key!r} of shape {list(value.shape)}" for key, value in inputs.items())
+    return (
+        f"got {given} ({', '.join(sorted(kinds))}), but the first layer of this {name} takes rows of "
+        f"{first.shape[-1]} numbers in all, {kind}; build the networks for these data, or convert one of them"
+    )
+
+
+def refuse_misfit(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error: Exception) -> NoReturn:
+    """Say why an actor could not be evaluated, if it is its inputs.
+
+    Args:
+        network: the actor.
+        inputs: what there was for it, perhaps more than it reads.
+        error: what it raised.
+
+    Raises:
+        O2OSpecError: if the inputs do not fit.
+        Exception: else, what it raised.
+    """
+    keys = getattr(network, "in_keys", list(inputs))
+    if missing := [key for key in keys if key not in inputs]:
+        there = sorted(map(str, inputs))
+        reason = f"got {there}, but this {type(network).__name__} reads {missing[0]!r}; build it to read what there is"
+    else:
+        read = {key: inputs[key] for key in keys}
+        reason = misfit(type(network).__name__, dict(network.named_parameters()), read)
+    if reason is None:
+        raise error
+    raise O2OSpecError(reason) from error
