@@ -122,6 +122,8 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
     try:
         return _fitted(kind, value)
     except _UnfitError:
+        if get_origin(kind) is list and _FAMILIES[-1] in {each.__name__ for each in type(value).__mro__}:
+            raise O2OSpecError(f"got one {type(value).__name__}, expected a list of them for {name}") from None
         raise O2OSpecError(f"got {name}={_shown(value)}, expected {_words(kind)}") from None
 
 

@@ -53,7 +53,7 @@ def test_a_batch_that_does_not_fit_the_networks(loss: str, batch: str) -> None:
 @pytest.mark.parametrize("loss", ["sac", "bc"])
 def test_actions_are_no_whole_numbers(loss: str) -> None:
     batch = random_transitions(6, 5, 3).set("action", torch.zeros(6, 3, dtype=torch.long))
-    with pytest.raises(O2OSpecError, match="torch.int64, expected 3 floating point numbers a row"):
+    with pytest.raises(O2OSpecError, match=r"torch\.int64, expected 3 floating point numbers a row"):
         LOSSES[loss]()(batch)
 
 

@@ -55,7 +55,7 @@ class DensityRatioNet(nn.Module):
         self.trunk = trunk
         self.head = nn.Linear(features, 1)
         self.parametrization: Parametrization = parametrization
-        check_number("eps", eps, above=0)
+        check_number("eps", eps, least=0)
         self.eps = eps
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:

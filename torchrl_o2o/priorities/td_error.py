@@ -84,7 +84,7 @@ class TDError(CriticScore):
         super().__init__(loss, num_samples, sub_sample_len, entropy, shared_noise, antithetic, chunk_size)
         check_option("form", form, ("absolute", "signed"))
         self.form = form
-        check_number("eps", eps, above=0)
+        check_number("eps", eps, least=0)
         self.eps = eps
 
     def compile(self) -> None:
