@@ -89,7 +89,8 @@ def checked_arguments(function: T) -> T:
             if value is not _ABSENT and value is not signature.parameters[name].default:
                 bound.arguments[name] = _checked(name, kind, value)
         out = function(*bound.args, **bound.kwargs)  # which names the range that NaN is outside of, if it has one
-        for name in [name for name in kinds() if _has_nan(bound.arguments.get(name))]:
+        floats = [name for name, kind in kinds().items() if float in (kind, *get_args(kind))]  # data may hold NaN
+        for name in [name for name in floats if _has_nan(bound.arguments.get(name))]:
             raise O2OSpecError(f"got {name}={bound.arguments[name]}, expected {_words(kinds()[name])}")
         return out
 
