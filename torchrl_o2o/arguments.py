@@ -14,6 +14,8 @@ from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from numpy.typing import ArrayLike
+
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["ChecksArguments", "checked_arguments"]
@@ -27,7 +29,7 @@ _FAMILIES = ("TensorDictModuleBase", "Module")
 _PLAIN = (NoneType, str, bytes, Real, list, tuple, dict)
 
 
-#: :func:`~torchrl_o2o.errors.check_seed` reads these.
+#: :func:`~torchrl_o2o.errors.check_seed` reads these. Arrays of any kind are numpy's to read, NaN included.
 _SEEDS = ("seed", "seeds")
 
 
@@ -76,7 +78,8 @@ def checked_arguments(function: T) -> T:
             return {}
         several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         single = [name for name, each in signature.parameters.items() if each.kind not in several]
-        return {name: named[name] for name in single if name in named and name not in _SEEDS}
+        known = [name for name in single if name in named and name not in _SEEDS and named[name] != ArrayLike]
+        return {name: named[name] for name in known}
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

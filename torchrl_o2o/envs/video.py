@@ -142,7 +142,9 @@ def draw(env: gymnasium.Env) -> Any:
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
-        >>> draw(make_gym_env(**drawing_arguments({"env_id": "o2o/DotReach-v0"}))).shape
+        >>> env = make_gym_env(**drawing_arguments({"env_id": "o2o/DotReach-v0"}))
+        >>> _ = env.reset(seed=0)
+        >>> draw(env).shape
         (16, 16, 3)
     """
     inside = env.unwrapped

@@ -78,7 +78,6 @@ def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
     return actor
 
 
-@checked_arguments
 def chunk_length(actor: nn.Module) -> int:
     """How many actions an actor decides at once.
 
