@@ -79,8 +79,8 @@ curves = {"RLPD, half of each batch from the data": learn(0.5), "the same withou
 # %%
 # What you see
 # ------------
-# In our run RLPD had come up to the mean of the data after 6 000 steps, where the learner without data had hardly begun.
-# The demo takes 12 000 steps, and RLPD then comes near the best recorded episode.
+# In our run RLPD had come up to the mean of the data after 6 000 steps, where the learner without data had hardly
+# begun. The demo takes 12 000 steps, and RLPD then comes near the best recorded episode.
 import matplotlib.pyplot as plt
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
