@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # One thread: two cost more than they give as soon as anything else runs on the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test slow lint types bench docs links clean
+.PHONY: help setup demo test slow lint types bench docs-setup docs links clean
 help:
 	@echo "make demo [TASK=pointmaze]  set up, train RLPD and SAC side by side, report (about 5 minutes)"
 	@echo "make test                   set up, lint, check types, run the fast tests and every docstring example"
@@ -46,13 +46,14 @@ bench: setup
 	$(BIN)/python benchmarks/end_to_end.py --short
 
 DOCS_DATA := halfcheetah/linear-mix-v0 halfcheetah/linear-medium-v0 pointmaze/medium-play-v0
-docs: setup
+docs-setup: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+
+docs: docs-setup
 	for name in $(DOCS_DATA); do $(BIN)/o2o data make o2o/$$name || exit 1; done
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-links: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+links: docs-setup
 	O2O_DOCS_EXECUTE=0 $(BIN)/python -m sphinx -b linkcheck docs docs/_build/links
 
 clean:
