@@ -14,8 +14,6 @@ from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from numpy.typing import ArrayLike
-
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["ChecksArguments", "checked_arguments"]
@@ -27,9 +25,7 @@ _WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: 
 _FAMILIES = ("TensorDictModuleBase", "Module")
 #: Kinds of values that never stand for an object of a class.
 _PLAIN = (NoneType, str, bytes, Real, list, tuple, dict)
-
-
-#: :func:`~torchrl_o2o.errors.check_seed` reads these. Arrays of any kind are numpy's to read, NaN included.
+#: :func:`~torchrl_o2o.errors.check_seed` reads these.
 _SEEDS = ("seed", "seeds")
 
 
@@ -78,8 +74,11 @@ def checked_arguments(function: T) -> T:
             return {}
         several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         single = [name for name, each in signature.parameters.items() if each.kind not in several]
-        known = [name for name in single if name in named and name not in _SEEDS and named[name] != ArrayLike]
-        return {name: named[name] for name in known}
+        return {name: named[name] for name in single if name in named and name not in _SEEDS}
+
+    @functools.cache
+    def numbers() -> list[str]:  # NaN is refused in these; data may hold it
+        return [name for name, kind in kinds().items() if float in (kind, *get_args(kind))]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -92,9 +91,9 @@ def checked_arguments(function: T) -> T:
             if value is not _ABSENT and value is not signature.parameters[name].default:
                 bound.arguments[name] = _checked(name, kind, value)
         out = function(*bound.args, **bound.kwargs)  # which names the range that NaN is outside of, if it has one
-        floats = [name for name, kind in kinds().items() if float in (kind, *get_args(kind))]  # data may hold NaN
-        for name in [name for name in floats if _has_nan(bound.arguments.get(name))]:
-            raise O2OSpecError(f"got {name}={bound.arguments[name]}, expected {_words(kinds()[name])}")
+        for name in numbers():
+            if _has_nan(bound.arguments.get(name)):
+                raise O2OSpecError(f"got {name}={bound.arguments[name]}, expected {_words(kinds()[name])}")
         return out
 
     return call  # type: ignore[return-value]

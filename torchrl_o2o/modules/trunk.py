@@ -103,7 +103,7 @@ def make_trunk(
         >>> trunk(torch.zeros(5, 3)).shape
         torch.Size([5, 8])
     """
-    if not hidden_sizes or isinstance(hidden_sizes, int | str):
+    if not hidden_sizes:
         raise O2OSpecError(f"got hidden_sizes={hidden_sizes!r}, expected at least one width, e.g. (256, 256)")
     hidden_sizes = [check_count("a width in hidden_sizes", width, least=1) for width in hidden_sizes]
     check_count("in_features", in_features, least=1)
