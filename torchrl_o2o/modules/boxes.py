@@ -12,7 +12,7 @@ from torchrl.data import Bounded, TensorSpec
 
 from torchrl_o2o.errors import O2OSpecError, check_count
 
-__all__ = ["BoxTanh", "action_box", "action_spec", "actor_box", "is_unit_box"]
+__all__ = ["BoxTanh", "action_box", "action_spec", "action_specs", "actor_box", "is_unit_box"]
 
 
 class BoxTanh(nn.Module):
@@ -70,6 +70,21 @@ def action_box(action: TensorSpec | int) -> Bounded:
     return action
 
 
+def action_specs(actor: nn.Module | None) -> list[TensorSpec]:
+    """The specs of what an actor writes, none where it says nothing.
+
+    Args:
+        actor: an actor, or ``None``.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> [spec.shape for spec in action_specs(make_actor(3, 2, hidden_sizes=(8,)))]
+        [torch.Size([2])]
+    """
+    spec = getattr(actor, "spec", None)
+    return [] if spec is None else [leaf for leaf in spec.values(True, True) if leaf is not None]
+
+
 def action_spec(actor: nn.Module) -> TensorSpec:
     """What an actor's actions are, from the spec it was built with.
 
@@ -87,13 +102,12 @@ def action_spec(actor: nn.Module) -> TensorSpec:
         >>> action_spec(make_actor(3, 2, hidden_sizes=(8,))).shape
         torch.Size([2])
     """
-    spec = getattr(actor, "spec", None)
-    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if leaf is not None]
+    leaves = action_specs(actor)
     if len(leaves) != 1:
         raise O2OSpecError(
-            f"the actor's spec is {spec!r}, expected one bounded action; build the actor with make_actor(...), "
-            f"make_deterministic_actor(...) or ProbabilisticActor(..., spec=...). Where only the default target "
-            f"entropy is to be known, pass temperature=Temperature(target_entropy=...)"
+            f"the actor's spec is {getattr(actor, 'spec', None)!r}, expected one bounded action; build the actor with "
+            f"make_actor(...), make_deterministic_actor(...) or ProbabilisticActor(..., spec=...). Where only the default "
+            f"target entropy is to be known, pass temperature=Temperature(target_entropy=...)"
         )
     return leaves[0]
 

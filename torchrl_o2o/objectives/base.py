@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
@@ -22,23 +23,12 @@ from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
-from torchrl_o2o.modules.boxes import actor_box
+from torchrl_o2o.modules.boxes import action_specs, actor_box
 from torchrl_o2o.objectives.networks import Inputs
 
 __all__ = ["Reduction", "TransitionLoss"]
 
 Reduction = Literal["mean", "sum", "none"]
-
-
-#: Where the width of the actor's actions is kept, beside what the networks read.
-_WIDTH = ("",)
-
-
-def _action_width(actor: nn.Module | None) -> list[Any]:
-    """[A], as the actor's spec says; empty where it says nothing."""
-    spec = getattr(actor, "spec", None)
-    leaves = [] if spec is None else [leaf for leaf in spec.values(True, True) if leaf is not None]
-    return [leaves[0].shape[-1]] if len(leaves) == 1 and leaves[0].ndim == 1 else []
 
 
 class TransitionLoss(ChecksArguments, LossModule):
@@ -94,7 +84,7 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         self._in_keys: list[NestedKey] | None = None
-        self._reads: dict[tuple[str, ...], list[Any]] = {}
+        self._reads: dict[tuple[str, ...], list[NestedKey]] = {}
         super().__init__()
         check_option("reduction", reduction, ("mean", "sum", "none"))
         self.reduction: Reduction = reduction
@@ -211,16 +201,20 @@ class TransitionLoss(ChecksArguments, LossModule):
             )
         return value
 
+    @cached_property
+    def _action_width(self) -> int | None:
+        """A, as the actor's spec says; ``None`` where it says nothing."""
+        specs = action_specs(getattr(self, "actor_network", None))
+        return specs[0].shape[-1] if len(specs) == 1 and specs[0].ndim == 1 else None
+
     def _action(self, tensordict: TensorDictBase) -> Tensor:
         """The recorded action, shape [*B, A]."""
         action = self._entry(tensordict, self.tensor_keys.action)
-        width = self._reads.get(_WIDTH)
-        if width is None:
-            width = self._reads[_WIDTH] = _action_width(getattr(self, "actor_network", None))
-        if not action.is_floating_point() or (width and action.shape[-1:] != (width[0],)):
+        width = self._action_width
+        if not action.is_floating_point() or (width is not None and action.shape[-1:] != (width,)):
             raise O2OSpecError(
                 f"got {self.tensor_keys.action!r} of shape {list(action.shape)} and {action.dtype}, expected "
-                f"{f'{width[0]} floating point numbers' if width else 'floating point numbers'} a row, as the actor "
+                f"{'' if width is None else f'{width} '}floating point numbers a row, as the actor "
                 f"gives them; load the data with torchrl_o2o.data.load_offline, or build the networks for them"
             )
         return action
