@@ -23,7 +23,7 @@ from torchrl_o2o.modules.best_of import BestOfN
 from torchrl_o2o.modules.flow import FLOW_POINT, FLOW_TIME, FlowNetwork, euler_flow, one_step_network
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.critic import CriticLoss
-from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, repeated
+from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, inner_parameters, repeated
 
 __all__ = ["BestOfNLoss", "FQLLoss"]
 
@@ -369,11 +369,10 @@ class BestOfNLoss(FlowLoss):
             An actor that shares this loss's parameters; random under every exploration type.
         """
         flow, critic = self.__dict__["_templates"]
-        params = flat_parameters(self.qvalue_network_params)
         net = BestOfN(
             flow.module,
             critic,
-            {name.removeprefix("module."): value for name, value in params.items()},
+            inner_parameters(flat_parameters(self.qvalue_network_params)),
             self.action_low.clone(),
             self.action_high.clone(),
             num_samples=self.num_samples,

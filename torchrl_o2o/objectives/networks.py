@@ -38,6 +38,7 @@ __all__ = [
     "call_module",
     "call_network",
     "flat_parameters",
+    "inner_parameters",
     "policy_distribution",
     "repeated",
     "sample_policy",
@@ -53,22 +54,36 @@ C = TypeVar("C", bound=Callable[..., Any])
 _ROWS = 768
 
 
-def _explained(call: C) -> C:
-    """Let a call that torch refuses say which inputs a network got and which it takes; else nothing is looked at."""
+def _explained(named: Callable[..., Mapping[NestedKey, Tensor]]) -> Callable[[C], C]:
+    """Let a call that torch refuses say which inputs a network got and which it takes; else nothing is looked at.
 
-    @functools.wraps(call)
-    def explained(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, *more: Any) -> Any:
-        if _is_captured():
-            return call(network, params, inputs, *more)
-        try:
-            return call(network, params, inputs, *more)
-        except RuntimeError as error:
-            given = {key: inputs[key] for key in network.in_keys if key in inputs}
-            if reason := misfit(type(network).__name__, params, given):
-                raise O2OSpecError(reason) from error
-            raise
+    Args:
+        named: from the network and what it was called with behind its parameters to the inputs by name.
+    """
 
-    return explained  # type: ignore[return-value]
+    def explaining(call: C) -> C:
+        @functools.wraps(call)
+        def explained(network: nn.Module, params: Parameters, *given: Any) -> Any:
+            if _is_captured():
+                return call(network, params, *given)
+            try:
+                return call(network, params, *given)
+            except RuntimeError as error:
+                if reason := misfit(type(network).__name__, params, named(network, *given)):
+                    raise O2OSpecError(reason) from error
+                raise
+
+        return explained  # type: ignore[return-value]
+
+    return explaining
+
+
+def _by_key(network: TensorDictModuleBase, inputs: Inputs, *_: Any) -> Inputs:
+    return {key: inputs[key] for key in network.in_keys if key in inputs}
+
+
+def _by_number(_: nn.Module, *arguments: Tensor) -> Inputs:
+    return {f"input {number}": value for number, value in enumerate(arguments, 1)}
 
 
 def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str, Tensor]:
@@ -87,6 +102,22 @@ def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str
     else:
         flat = dict(params.flatten_keys(".").items())
     return {name: value.detach() for name, value in flat.items()} if detach else flat
+
+
+def inner_parameters(params: Parameters) -> dict[str, Tensor]:
+    """Parameters by the names that they have in the module inside a :class:`~tensordict.nn.TensorDictModule`.
+
+    Args:
+        params: of :func:`flat_parameters`.
+
+    Returns:
+        The same tensors.
+
+    Examples:
+        >>> inner_parameters({"module.0.weight": torch.zeros(1)})
+        {'0.weight': tensor([0.])}
+    """
+    return {name.removeprefix("module."): value for name, value in params.items()}
 
 
 def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -147,7 +178,7 @@ def repeated(inputs: Inputs, count: int) -> Inputs:
     return {key: value.expand(count, *value.shape) for key, value in inputs.items()}
 
 
-@_explained
+@_explained(_by_key)
 def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate a deterministic network, for example a state value or a deterministic actor.
 
@@ -181,6 +212,7 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
     return functional_call(network, dict(params), (data,)).get(out_key)
 
 
+@_explained(_by_number)
 def call_module(module: nn.Module, params: Parameters, *arguments: Tensor) -> Any:
     """Evaluate the plain module inside a :class:`~tensordict.nn.TensorDictModule` on tensors.
 
@@ -200,19 +232,10 @@ def call_module(module: nn.Module, params: Parameters, *arguments: Tensor) -> An
         >>> call_module(vae.module, dict(vae.named_parameters()), *inputs)[0].shape
         torch.Size([5, 4, 2])
     """
-    own = {name.removeprefix("module."): value for name, value in params.items()}
-    if _is_captured():
-        return functional_call(module, own, arguments)
-    try:
-        return functional_call(module, own, arguments)
-    except RuntimeError as error:
-        given = {f"input {number}": value for number, value in enumerate(arguments, 1)}
-        if reason := misfit(type(module).__name__, params, given):
-            raise O2OSpecError(reason) from error
-        raise
+    return functional_call(module, inner_parameters(params), arguments)
 
 
-@_explained
+@_explained(_by_key)
 def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate all members of an ensemble on the same inputs.
 
@@ -253,7 +276,7 @@ def _evaluate_by_rows(layers: Layers, params: Parameters, features: Tensor) -> T
     return torch.cat(outputs).unflatten(0, features.shape[:-1])
 
 
-@_explained
+@_explained(_by_key)
 def policy_distribution(actor_network: TensorDictModuleBase, params: Parameters, inputs: Inputs) -> Distribution:
     """The actor's distribution under given parameters.
 

@@ -34,7 +34,13 @@ from torchrl_o2o.modules.best_of import BestOfPolicies, mode_net
 from torchrl_o2o.modules.boxes import action_box, action_spec
 from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.iql import IQLLoss
-from torchrl_o2o.objectives.networks import Inputs, flat_parameters, policy_distribution, sample_policy
+from torchrl_o2o.objectives.networks import (
+    Inputs,
+    flat_parameters,
+    inner_parameters,
+    policy_distribution,
+    sample_policy,
+)
 
 __all__ = ["ExpandedPolicy", "PEXLoss", "Proposals"]
 
@@ -181,8 +187,7 @@ class PEXLoss(IQLLoss):
                 (self.actor_network, self.actor_network_params),
             )
         ]
-        flat = flat_parameters(self.qvalue_network_params)
-        critics = {name.removeprefix("module."): value for name, value in flat.items()}
+        critics = inner_parameters(flat_parameters(self.qvalue_network_params))
         net = BestOfPolicies(policies, self.__dict__["_critic"], critics, aggregation="min")
         key = self.tensor_keys.action
         return Actor(net, in_keys=[self.actor_network.in_keys[0]], out_keys=[key], spec=Composite({key: spec.clone()}))
