@@ -106,8 +106,8 @@ def action_spec(actor: nn.Module) -> TensorSpec:
     if len(leaves) != 1:
         raise O2OSpecError(
             f"the actor's spec is {getattr(actor, 'spec', None)!r}, expected one bounded action; build the actor with "
-            f"make_actor(...), make_deterministic_actor(...) or ProbabilisticActor(..., spec=...). Where only the default "
-            f"target entropy is to be known, pass temperature=Temperature(target_entropy=...)"
+            f"make_actor(...), make_deterministic_actor(...) or ProbabilisticActor(..., spec=...). Where only the "
+            f"default target entropy is to be known, pass temperature=Temperature(target_entropy=...)"
         )
     return leaves[0]
 
