@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 
 .PHONY: help setup demo test slow lint types bench docs-setup docs links clean
 help:
-	@echo "make demo [TASK=pointmaze]  set up, train RLPD and SAC side by side, report (about 5 minutes)"
+	@echo "make demo [TASK=pointmaze]  set up, train RLPD and SAC side by side, report (about 3 minutes)"
 	@echo "make test                   set up, lint, check types, run the fast tests and every docstring example"
 	@echo "make slow | bench           the slow tests | the short benchmarks, with what became slower on this machine"
 	@echo "make docs                   the site, with examples and tutorials run: docs/_build/html/index.html"

@@ -21,6 +21,7 @@ from torchrl_o2o.record.recorder import read_run
 from torchrl_o2o.scripts import find_script, script_command
 
 TINY = {
+    "compile": "false",
     "online.total_frames": "40",
     "online.init_random_frames": "20",
     "online.batch_size": "16",

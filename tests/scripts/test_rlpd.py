@@ -40,6 +40,7 @@ SHORT = (
     "task=halfcheetah",
     "data=linear-mix-v0",
     "preset=cpu",
+    "compile=false",
     "online.batch_size=16",
     "actor.hidden_sizes=[16]",
     "qvalue.hidden_sizes=[16]",

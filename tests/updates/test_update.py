@@ -437,3 +437,13 @@ def test_a_scaled_step_is_one_on_that_share_of_the_loss() -> None:
     torch.testing.assert_close(*ends)
     with pytest.raises(O2OSpecError, match="scale=0"):
         Descend("actor", optim, scale=0.0)
+
+
+def test_without_a_compiler_compile_says_what_to_do() -> None:
+    """It was torch's own trace of forty lines, after the first thousand steps of a run."""
+    loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
+    update = Update(loss, Descend("actor", torch.optim.Adam(loss.parameters())))
+    nowhere = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with nowhere, pytest.raises(O2OSpecError, match=r"C\+\+ compiler.*CXX.*compile=false"):
+        update.compile()
+    assert not update.compiled

@@ -47,13 +47,20 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.commands.outcome import fresh_folder, summarize
     from torchrl_o2o.data import load_offline
+    from torchrl_o2o.updates.graph import has_compiler
 
     out = fresh_folder(arguments.out / arguments.task)
     print(f"data: {_DATASETS[arguments.task]} (made here if absent)", flush=True)
     data = load_offline(_DATASETS[arguments.task])
     print(f"      {len(data)} transitions; training RLPD, and SAC without data beside it, into {out}", flush=True)
-    words = [*_SETTINGS[arguments.task], "preset=cpu", f"seed={arguments.seed}", *arguments.set]
-    status = _train_both(out, words)
+    words = [*_SETTINGS[arguments.task], "preset=cpu", f"seed={arguments.seed}"]
+    if not has_compiler():
+        print(
+            "      torch finds no C++ compiler: the updates are not compiled, which takes half as long again",
+            flush=True,
+        )
+        words.append("compile=false")
+    status = _train_both(out, [*words, *arguments.set])
     if status == 0:
         print(summarize(out, _DATASETS[arguments.task]))
         print(_film(out))
