@@ -27,7 +27,7 @@ from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.record.recorder import read_run
 from torchrl_o2o.trainers import Pretrained, Schedule, Session, Standing, continue_run, load_problem, offline_phase
 from torchrl_o2o.trainers.algorithms import make_awac
-from torchrl_o2o.trainers.continuing import _learner_of
+from torchrl_o2o.trainers.further import find_method
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:.*columns of")
 EVERY = Schedule(eval_every=100, log_every=1, checkpoint_every=2)
@@ -59,7 +59,8 @@ def record(path: Path, seed: int = 0, steps: int = 30, **columns: Any) -> Path:
 
 def train(folder: Path, script: str = "awac", *words: str) -> Path:
     sizes = () if script in ("rlpd", "bc", "qc") else ("qvalue.hidden_sizes=[16]",)
-    short = [word for word in SHORT if not (script == "rlpd" and word.startswith("offline.batch"))]
+    alone = script in ("rlpd", "a3rl", "sope")  # they have no offline phase
+    short = [word for word in SHORT if not (alone and word.startswith("offline."))]
     cfg = compose(script, *short, *sizes, f"run_dir={folder}", *words)
     script_of(script).train(cfg)
     return folder
@@ -211,6 +212,8 @@ def test_other_data_under_the_name_of_the_runs_own(tmp_path: Path) -> None:
 #: Small networks, by the script that has them.
 _Q = "qvalue.hidden_sizes=[16]"
 _BRAC = (_Q, "clone_steps=2", "warm_start=2", "best_of=3")
+_CHUNKS = ("hidden_sizes=[16]", "phases.flow.warmup=0", "phases.rlpd.random=4")
+_SAMG = ("encoder.hidden_sizes=[16]", "encoder.num_steps=6", "handover.warmup_steps=2", "threshold=0.2")
 #: Scripts that go on, with words and with the phases that do.
 BOTH, FIRST = ("offline", "."), ("offline",)
 
@@ -232,14 +235,16 @@ BOTH, FIRST = ("offline", "."), ("offline",)
         pytest.param("behavior_regularized", _BRAC, BOTH, marks=pytest.mark.slow),
         pytest.param("behavior_regularized", ("method=bear", "warm_start=2"), BOTH, marks=pytest.mark.slow),
         pytest.param("pex", ("value.hidden_sizes=[16]", "+online.online_capacity=24"), BOTH, marks=pytest.mark.slow),
-        pytest.param("wsrl", (), FIRST, marks=pytest.mark.slow),
-        pytest.param(
-            "qc", ("hidden_sizes=[16]", "phases.flow.warmup=0", "algorithm=qc_fql"), FIRST, marks=pytest.mark.slow
-        ),
-        pytest.param("aca", ("baseline.hidden_sizes=[16]",), FIRST, marks=pytest.mark.slow),
+        pytest.param("wsrl", ("handover.warmup_steps=4",), BOTH, marks=pytest.mark.slow),
+        pytest.param("qc", (*_CHUNKS, "algorithm=qc_fql"), BOTH, marks=pytest.mark.slow),
+        pytest.param("qc", (*_CHUNKS, "algorithm=qc_rlpd"), (".",), marks=pytest.mark.slow),
+        pytest.param("aca", ("baseline.hidden_sizes=[16]",), BOTH, marks=pytest.mark.slow),
+        pytest.param("aca", ("baseline.hidden_sizes=[16]", "learner=sac"), BOTH, marks=pytest.mark.slow),
+        pytest.param("samg", _SAMG, FIRST, marks=pytest.mark.slow),
+        pytest.param("samg", (*_SAMG, "base=iql", "value.hidden_sizes=[16]"), BOTH, marks=pytest.mark.slow),
         (
             "rlpd",
-            ("qvalue.hidden_sizes=[16]", "utd_ratio=2", "online.init_random_frames=4", "offline.num_steps=3"),
+            ("qvalue.hidden_sizes=[16]", "utd_ratio=2", "online.init_random_frames=4"),
             (".",),
         ),
     ],
@@ -254,10 +259,10 @@ def test_scripts_that_can(tmp_path: Path, script: str, words: tuple[str, ...], p
         left_out = script == "rebrac" and phase == "offline"  # the very last row has no next action
         assert lineage[0]["rows"] == newest_rows(run / phase) - 30 + left_out
         assert any(not torch.equal(value, before[name]) for name, value in newest(run / phase, "loss").items())
-    assert lineage[0]["rows"] > 24, "the rows of the data set and those collected"
-    if phases is FIRST and script in ("qc", "aca", "wsrl"):
-        with pytest.raises(O2OSpecError, match=r"is a run of .* online, which cannot go on from recordings alone"):
-            continue_run(run, [new], num_steps=3)
+    if "." in phases and script in ("wsrl", "samg"):
+        assert lineage[0]["rows"] == 24, "the data set was let go"
+    else:
+        assert lineage[0]["rows"] > 24, "the rows of the data set and those collected"
 
 
 def newest_rows(folder: Path) -> int:
@@ -267,15 +272,16 @@ def newest_rows(folder: Path) -> int:
 
 def test_a_method_that_cannot_and_a_run_that_is_not_over(run: Path, tmp_path: Path) -> None:
     for config, said in {
-        "a3rl-uniform": r"is a run of a3rl-uniform online, which cannot go on from recordings alone; expected",
-        "samg": r"is a run of samg, which cannot",
+        "off2on": r"is a run of off2on online, which cannot go on from recordings alone: its rows have priorities",
+        "awr": r"is a run of awr, which cannot .*: one of its steps is an iteration .*; expected",
         "bc-gaussian-none": r"a share of 0.1 of its data \(best_episodes\)",
     }.items():
-        standing = Standing.read(run)
+        standing, extra = Standing.read(run), {"online": {}} if config == "off2on" else {}
+        extra |= {"best_episodes": 0.1} if config.startswith("bc") else {}
         standing.config.clear()
-        standing.config.update(algorithm=config, **({"online": {}} if "a3rl" in config else {"best_episodes": 0.1}))
+        standing.config.update(algorithm=config, **extra)
         with pytest.raises(O2OSpecError, match=said):
-            _learner_of(standing)
+            find_method(standing.folder, standing.config)
     with dying("online", 12):
         train(tmp_path / "begun", "awac", "schedule.checkpoint_every=12")
     with pytest.raises(O2OCheckpointError, match="stands at 12 of 24 steps; let it end"):

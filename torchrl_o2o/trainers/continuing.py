@@ -5,16 +5,16 @@
 """Deploy, collect, learn again: a finished run takes newly recorded episodes in and learns on, without an environment.
 
 The rows that a run has (its data set, what it collected, what was added before) and the new ones lie in one storage and
-are drawn from uniformly. Networks, targets, optimizers and metrics go on where the run stands, and so do its folder,
-its checkpoints and its ``policy.pt``. Rewards and observations keep the numbers that the run began with.
+are drawn from uniformly, but for methods that tell data from experience (see :mod:`torchrl_o2o.trainers.further`).
+Networks, targets, optimizers and metrics go on where the run stands, and so do its folder, its checkpoints and its
+``policy.pt``. Rewards and observations keep the numbers that the run began with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -23,37 +23,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch.optim import Optimizer
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.folders import retire
 from torchrl_o2o.checkpoint.marks import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_rows, read_state, restore_objects
-from torchrl_o2o.data import TRANSITION, OnlineWriter, add_next_action, load_offline
+from torchrl_o2o.data import TRANSITION, add_next_action, load_offline
 from torchrl_o2o.data.conventions import FittedConvention
 from torchrl_o2o.data.keys import cut_off_
 from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.objectives.carry import carry_optimizer
-from torchrl_o2o.trainers.algorithms import (
-    BEHAVIOR_REGULARIZED,
-    make_awac,
-    make_bc,
-    make_cal_ql,
-    make_cql,
-    make_iql,
-    make_pex,
-    make_qc,
-    make_rebrac,
-    make_rlpd,
-    make_sac_after_cql,
-    make_sac_ml,
-    make_sac_of_clone,
-    make_spot,
-    make_td3_bc,
-)
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.further import Further, find_method
 from torchrl_o2o.trainers.pipeline import Phase, Plan, Problem, RunOptions
 from torchrl_o2o.trainers.session import Schedule, Session
 from torchrl_o2o.trainers.settings import choose_route, plain
@@ -62,34 +44,6 @@ from torchrl_o2o.trainers.trajectories import returns_of
 __all__ = ["Continuing", "Standing", "continue_run"]
 
 Entry = Mapping[str, Any]
-
-_Make = Callable[[DictConfig, tuple[int, int]], Learner]
-#: Learners that go on from rows alone, by what a configuration calls its algorithm, up to the first hyphen.
-_OFFLINE: Mapping[str, _Make] = {
-    "awac": make_awac,
-    "iql": make_iql,
-    "td3_bc": make_td3_bc,
-    "cql": make_cql,
-    "cal_ql": make_cal_ql,
-    "bc": make_bc,
-    "rebrac": make_rebrac,
-    "spot": make_spot,
-    **BEHAVIOR_REGULARIZED,
-    **dict.fromkeys(("pex", "direct"), make_iql),
-    **dict.fromkeys(("fql", "fql_n", "qc_fql", "bfn", "bfn_n", "qc"), make_qc),
-    "aca": make_sac_ml,
-}
-_ONLINE: Mapping[str, _Make] = {
-    **{name: _OFFLINE[name] for name in ("awac", "iql", "td3_bc", *BEHAVIOR_REGULARIZED)},
-    **dict.fromkeys(("rlpd", "sacfd", "redq", "sac"), make_rlpd),
-    "rebrac": partial(make_rebrac, online=True),
-    "spot": partial(make_spot, online=True),
-    "pex": make_pex,
-    **dict.fromkeys(("direct", "buffer", "scratch"), make_iql),
-}
-#: Online, by ``learner``, where a script goes on with another than it began with.
-_AFTER_CQL = {"cql": make_cql, "cal_ql": make_cal_ql, "sac": make_sac_after_cql}
-_BY_LEARNER = {"cql": _AFTER_CQL, "cal_ql": _AFTER_CQL, "bc": {"bc": make_bc, "sac": make_sac_of_clone}}
 
 
 @dataclass(frozen=True)
@@ -146,6 +100,11 @@ class Standing:
     def round(self) -> int:
         """How many continuations were begun."""
         return self.lineage[-1]["round"] if self.lineage else 0
+
+    @property
+    def num_offline(self) -> int:
+        """How many rows its buffer keeps apart as offline ones, the first."""
+        return sum(region["capacity"] for region in self.manifest["buffer"]["regions"] if region["name"] == "offline")
 
     @property
     def planned(self) -> int:
@@ -209,42 +168,35 @@ class Continuing(Phase):
     Args:
         standing: where the run stands.
         problem: environment, convention, and the run's rows in the learner's numbers, the new ones at the end.
-        learner: built as the run's; its state is read here.
+        method: with the run's state, which a round that goes on reads again.
         options: where and how; its configuration is the run's.
 
     Keyword Args:
         lineage: the run's lineage with this round's entries.
         with_env: whether the environment can be built, so that the policy is evaluated. Defaults to ``True``.
-        batch_size: rows drawn uniformly per minibatch.
-
-    Raises:
-        O2OCheckpointError: if the learner is not the run's.
     """
 
     def __init__(
         self,
         standing: Standing,
         problem: Problem,
-        learner: Learner,
+        method: Further,
         options: RunOptions,
         *,
         lineage: Sequence[Entry],
-        batch_size: int,
         with_env: bool = True,
     ) -> None:
         self.standing, self.lineage, self._seed = standing, list(lineage), options.seed
         self._resumes = list(standing.lineage) == self.lineage
         self.num_steps = sum({entry["round"]: entry["updates"] for entry in lineage}.values())
-        if not self._resumes:
-            _take_over(standing, learner)
-        buffer = _fixed(problem.offline, batch_size * getattr(learner.update, "num_minibatches", 1))
+        buffer = method.buffer(problem, standing.num_offline)
         before = standing.manifest["step"] - standing.further
         objects = {
-            **learner.objects(),
+            **method.objects(),
             "convention": problem.convention.state_dict(),
             "pretraining": Plan(before + self.num_steps, fingerprint(problem.offline)),
         }
-        policy = standing.policy
+        policy, learner = standing.policy, method.learner
         self._save = deploy.policy_saver(
             learner.actor, convention=problem.convention, env=policy.env, action_box=_box(policy)
         )
@@ -289,24 +241,19 @@ def _box(policy: deploy.PolicyFile) -> tuple[Any, Any]:
     return policy.low[: policy.dims[-1]], policy.high[: policy.dims[-1]]
 
 
-def _take_over(standing: Standing, learner: Learner) -> None:
+def _take_over(standing: Standing, method: Further) -> None:
     """Go on with a run's networks, targets, moments and counts; learning rates are those of the configuration."""
     try:
-        for name, part in learner.objects().items():
+        for name, part in method.objects().items():
             state = standing.state(name)
             if isinstance(part, Optimizer):
                 carry_optimizer(state, part)
+            elif isinstance(part, dict):
+                part.update(state)
             elif state is not None or name != "update":  # runs of old have no counts
                 part.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, O2OSpecError) as error:
         raise O2OCheckpointError(f"{standing.folder} cannot be continued by this learner: {error}") from error
-
-
-def _fixed(rows: TensorDictBase, batch_size: int) -> TensorDictReplayBuffer:
-    """A buffer that is drawn from and not written to; its rows are part of the checkpoints."""
-    storage = LazyTensorStorage(len(rows) + 1)  # a writer has at least one slot
-    storage.set(torch.arange(len(rows)), rows)
-    return TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(len(rows)), batch_size=batch_size)
 
 
 def continue_run(
@@ -325,7 +272,7 @@ def continue_run(
     It may be called any number of times. Each time is a round: it has a number, its own seed (the run's plus that
     number), and entries in the run's lineage, which is in ``run.json`` and in every checkpoint. Metrics go on after the
     run's last step. The runs are those of the scripts awac, iql, td3_bc, cql (and cal_ql), bc, rebrac, spot,
-    behavior_regularized, pex and rlpd, either phase, and the offline phases of wsrl, qc and aca.
+    behavior_regularized, pex, rlpd, wsrl, qc, aca, samg, a3rl and sope, either phase.
 
     Args:
         folder: the run's folder: of the online phase, or ``.../offline`` of the offline one.
@@ -352,13 +299,15 @@ def continue_run(
     """
     standing = Standing.read(folder)
     cfg: DictConfig = OmegaConf.create(_numbers(standing.config))  # type: ignore[assignment]
-    make = _learner_of(standing)
+    make = find_method(standing.folder, standing.config)
     choose_route(cfg.get("matmul_route", "default"))
     env = _environment(standing) if with_env else None
     new = [_load(cfg, source, env, reading or {}) for source in data]
     lineage = _next_lineage(standing, new, num_steps, resume=resume)
-    learner = make(cfg, _dims(standing, new))
-    old, *added = _parts(standing, cfg, env, learner, [] if lineage is None else new)
+    method = make(cfg, _dims(standing, new))
+    _take_over(standing, method)
+    seed_everything(cfg.seed + standing.round + 1)  # a method may draw what it stores with a row
+    old, *added = _parts(standing, cfg, env, method, [] if lineage is None else new)
     if lineage is not None and not standing.lineage:
         lineage = [_entry(0, str(cfg.dataset.source), old, None, 0), *lineage]
     if lineage is not None:
@@ -373,11 +322,10 @@ def continue_run(
         recorder=dict(recorder or {}),
     )
     problem = Problem(standing.config["env"], _joined(old, *added), standing.convention)
-    size = (cfg.offline if "batch_size" in cfg.get("offline", {}) else cfg.online).batch_size
-    phase = Continuing(standing, problem, learner, options, lineage=lineage, batch_size=size, with_env=with_env)
+    phase = Continuing(standing, problem, method, options, lineage=lineage, with_env=with_env)
     with phase:
-        for _ in phase.steps():
-            phase.log(learner.update(phase.sample()))
+        for step in phase.steps():
+            phase.log(method.update(phase, step))
     return lineage
 
 
@@ -388,27 +336,6 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, list):
         return [_numbers(item) for item in value]
     return float(value) if value in ("inf", "-inf", "nan") else value
-
-
-def _learner_of(standing: Standing) -> _Make:
-    config, online = standing.config, "online" in standing.config
-    name = str(config.get("algorithm"))
-    known = _ONLINE if online else _OFFLINE
-    make = known.get(name.partition("-")[0])
-    if online and make is None:
-        make = _BY_LEARNER.get(name.partition("-")[0], {}).get(str(config.get("learner")))
-    if make is None:
-        raise O2OSpecError(
-            f"{standing.folder} is a run of {name}{' online' if online else ''}, which cannot go on from recordings "
-            f"alone; expected an offline phase of {', '.join(_OFFLINE)}, or an online one of "
-            f"{', '.join([*_ONLINE, *_BY_LEARNER])}"
-        )
-    if config.get("best_episodes", 1.0) != 1.0 and not online:
-        raise O2OSpecError(
-            f"{standing.folder} has learnt from a share of {config['best_episodes']} of its data (best_episodes), and "
-            f"which of new recordings are the best is not said; clone all (best_episodes=1.0), or start anew"
-        )
-    return make
 
 
 def _environment(standing: Standing) -> Any:
@@ -488,17 +415,19 @@ def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:
 
 
 def _parts(
-    standing: Standing, cfg: DictConfig, env: Any, learner: Learner, new: Sequence[_Recording]
+    standing: Standing, cfg: DictConfig, env: Any, method: Further, new: Sequence[_Recording]
 ) -> list[TensorDictBase]:
     """The run's rows in the learner's numbers, from its checkpoint or its data set, and those of each recording."""
 
+    keys = method.learner.keys
+
     def seen(raw: TensorDictBase) -> TensorDictBase:
         rows = standing.convention.data(raw)
-        if "mc_return" in learner.keys:
+        if "mc_return" in keys:
             rows = returns_of(cfg, Problem(standing.config["env"], rows, standing.convention))(rows)
-        if ("next", "action") in learner.keys:
+        if ("next", "action") in keys:
             rows = add_next_action(rows)
-        return rows.select(*learner.keys)
+        return method.complete(rows).select(*keys)
 
     old = read_rows(standing.root, standing.manifest)
     if old is None:

@@ -238,12 +238,12 @@ class Session:
         self.metrics = metrics
 
     def logs_at(self, step: int) -> bool:
-        """Whether what is noted during an online step is written, for what is worth computing only then.
+        """Whether what is noted during a step is written, for what is worth computing only then.
 
         Args:
-            step: as :meth:`online` yielded it.
+            step: as :meth:`online` or :meth:`further` yielded it.
         """
-        return _passed(self.schedule.log_every, self.counters["online"], step)
+        return _passed(self.schedule.log_every, self.counters["online"] + self.counters.get("further", 0), step)
 
     def offline(self, num_steps: int) -> Iterator[int]:
         """Count updates from ``1 - num_steps`` to 0, from wherever the run stands.

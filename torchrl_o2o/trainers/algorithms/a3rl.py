@@ -20,7 +20,7 @@ from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Su
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
 from torchrl_o2o.trainers.handover import MakeStorage
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.pipeline import Finetuning, Problem
+from torchrl_o2o.trainers.pipeline import Phase, Problem
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Update
 
@@ -94,8 +94,7 @@ def anneal_pool(cfg: DictConfig, buffer: TensorDictReplayBuffer, step: int) -> N
         buffer: of :func:`make_pool`.
         step: the environment step.
     """
-    sampler = buffer.sampler
-    assert isinstance(sampler, PoolSampler)
+    sampler = _sampler_of(buffer)
     sampler.alpha = cfg.pool.alpha if step > cfg.priority_from else 0.0
     sampler.beta = annealed_beta(cfg.beta_start, (step - 1) / cfg.online.total_frames)
 
@@ -115,18 +114,18 @@ def density_rows(buffer: TensorDictReplayBuffer, num_offline: int, batch_size: i
     return buffer.storage.get(index).set("is_offline", index < num_offline)
 
 
-def learn_density(cfg: DictConfig, run: Finetuning) -> dict[str, Tensor]:
+def learn_density(cfg: DictConfig, run: Phase) -> dict[str, Tensor]:
     """Steps of the density ratio on uniform rows, half of either source.
 
     Args:
         cfg: ``density_updates`` and ``online.batch_size``.
-        run: the online phase of a learner of :func:`make_a3rl`.
+        run: a phase on a buffer of :func:`make_pool`, with a learner of :func:`make_a3rl`.
 
     Returns:
         What the last step measured; nothing while there are no online rows, or no steps are wanted.
     """
     info: dict[str, Tensor] = {}
-    number = len(run.problem.offline)
+    number = _sampler_of(run.buffer).uniform.num_offline
     if len(run.buffer) > number:
         for _ in range(cfg.density_updates):
             rows = density_rows(run.buffer, number, cfg.online.batch_size)
@@ -134,18 +133,22 @@ def learn_density(cfg: DictConfig, run: Finetuning) -> dict[str, Tensor]:
     return {name: value for name, value in info.items() if name != "finite"}
 
 
-def pool_metrics(run: Finetuning, batch: TensorDictBase, step: int) -> dict[str, Tensor]:
+def pool_metrics(run: Phase, batch: TensorDictBase, step: int) -> dict[str, Tensor]:
     """What the batch looked like, and at steps that are logged what the pool looked like.
 
     Args:
-        run: the online phase.
+        run: a phase on a buffer of :func:`make_pool`.
         batch: drawn from the pool.
         step: the environment step.
 
     Returns:
         ``offline_share`` and the sampler's metrics.
     """
-    share = {"offline_share": offline_share(batch["index"], len(run.problem.offline))}
-    sampler = run.buffer.sampler
-    assert isinstance(sampler, PoolSampler)
+    sampler = _sampler_of(run.buffer)
+    share = {"offline_share": offline_share(batch["index"], sampler.uniform.num_offline)}
     return share | (sampler.metrics() if run.session.logs_at(step) else {})
+
+
+def _sampler_of(buffer: TensorDictReplayBuffer) -> PoolSampler:
+    assert isinstance(buffer.sampler, PoolSampler)
+    return buffer.sampler
