@@ -16,7 +16,11 @@ from omegaconf import DictConfig
 
 ROOT = Path(__file__).parents[2]
 #: Tasks of the package; `custom` needs words of its own.
-TASKS = sorted(path.stem for path in (ROOT / "torchrl_o2o/conf/task").glob("*.yaml") if path.stem != "custom")
+TASKS = sorted(
+    path.stem
+    for path in (ROOT / "torchrl_o2o/conf/task").glob("*.yaml")
+    if path.stem not in ("custom", "dotreach")  # yours; in pixels, for their own scripts
+)
 
 
 def load_script(path: str) -> ModuleType:
