@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How time grows with the work: rows, critics, updates a step, environments, length of a run.
+"""How time grows with the work: rows, critics, updates a step, stacked agents, environments, length of a run.
 
     python benchmarks/growth.py                   every curve, a few minutes
     python benchmarks/growth.py --only rows run --largest 10_000_000
@@ -110,20 +110,32 @@ def rows(largest: int) -> None:
     table("rows (offline; as many online)", sizes, gather(sizes, measured))
 
 
-def agent(members: int = 2, ratio: int = 1) -> Callable[[], object]:
-    """One uncompiled update of RLPD with small networks."""
+def update_of(members: int = 2, ratio: int = 1) -> Update:
+    """RLPD's update with small networks."""
     critics = make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=members, hidden_sizes=(64, 64))
     loss = EnsembleSACLoss(make_actor(OBSERVATION, ACTION, hidden_sizes=(64, 64)), critics, sub_sample_len=2)
     adam = lambda part: torch.optim.Adam(part.parameters(), lr=3e-4, fused=True)  # noqa: E731
-    update = Update(
+    return Update(
         loss,
         Repeat(ratio, Descend("qvalue", adam(loss.qvalue_network_params)), MoveTargets(SoftUpdate(loss, tau=0.005))),
         Descend("actor", adam(loss.actor_network_params)),
         Descend("alpha", adam(loss.temperature)),
     )
-    batch = random_transitions(ratio * BATCH, OBSERVATION, ACTION)
+
+
+def agent(members: int = 2, ratio: int = 1) -> Callable[[], object]:
+    """One uncompiled update of one agent."""
+    update, batch = update_of(members, ratio), random_transitions(ratio * BATCH, OBSERVATION, ACTION)
     update(batch)
     return lambda: update(batch)
+
+
+def stack(count: int) -> Callable[[], object]:
+    """One compiled update of stacked agents."""
+    update = Update.stack([update_of() for _ in range(count)]).compile()
+    batches = torch.stack([random_transitions(BATCH, OBSERVATION, ACTION)] * count)
+    update(batches)
+    return lambda: update(batches)
 
 
 def members(largest: int) -> None:
@@ -140,6 +152,12 @@ def ratio(largest: int) -> None:
     """An update over critic steps for each environment step."""
     sizes = [1, 4, 16, 64]
     table("utd_ratio, uncompiled update", sizes, {"update": [seconds(agent(ratio=size), rounds=3) for size in sizes]})
+
+
+def agents(largest: int) -> None:
+    """A compiled update of stacked agents over their number."""
+    sizes = [1, 4, 16, 64]
+    table("stacked agents, compiled", sizes, {"update of all": [seconds(stack(size), rounds=5) for size in sizes]})
 
 
 def environments(largest: int) -> None:
@@ -191,6 +209,7 @@ CURVES: dict[str, Callable[[int], None]] = {
     "rows": rows,
     "members": members,
     "ratio": ratio,
+    "agents": agents,
     "environments": environments,
     "run": run,
 }
