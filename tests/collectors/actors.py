@@ -65,17 +65,17 @@ class _Source:
 
 
 class Numbered(gymnasium.Env):
-    """Observes its process, its episode's number there, and the step; can sleep, and go wrong at a step."""
+    """Observes its process, its episode's number there, and the step; can sleep, and go wrong at a step or in all."""
 
     def __init__(self, sleep: float = 0.0, length: int = 7, wrong: str = "", at: int = 5) -> None:
-        size = OBS + (wrong == "shape")
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        size, dtype = OBS + (wrong == "shape"), np.float64 if wrong == "type" else np.float32
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), dtype)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACT,), np.float32)
         self.sleep, self.length, self.wrong, self.at = sleep, length, wrong, at
         self.episode, self.total, self.count = -1, 0, 0
 
     def _observe(self) -> np.ndarray:
-        seen = np.zeros(self.observation_space.shape, np.float32)
+        seen = np.zeros(self.observation_space.shape, self.observation_space.dtype)
         seen[:OBS] = os.getpid(), self.episode, self.count
         return seen
 
@@ -95,6 +95,15 @@ def other_version(**settings: Any) -> Numbered:
     """In the actor's process, a package of another version."""
     torchrl_o2o.__version__ = "0.0.1"
     return Numbered(**settings)
+
+
+def one_slow(folder: str) -> Numbered:
+    """The first to start takes half a second for a step, the others none."""
+    try:
+        os.mkdir(os.path.join(folder, "slow"))
+    except FileExistsError:
+        return Numbered()
+    return Numbered(sleep=0.5)
 
 
 def check_numbered(rows: TensorDict, length: int = 7) -> None:

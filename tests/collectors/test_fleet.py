@@ -29,7 +29,7 @@ from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 
 from tests.collectors import learner
-from tests.collectors.actors import Numbered, Scripted, check_numbered, other_version, row
+from tests.collectors.actors import Numbered, Scripted, check_numbered, one_slow, other_version, row
 from torchrl_o2o.collectors import ActingPolicy, FastActor, Fleet, ProcessActors, RayActors, fleet
 from torchrl_o2o.data import OnlineWriter, offline_online_storage
 from torchrl_o2o.envs import EnvFaultError, GuardedEnv
@@ -356,7 +356,7 @@ def test_weights_as_buffers_are_what_torchrl_sends():
 
 def test_without_ray_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(O2OSpecError, match="need Ray, which is not installed; pip install ray, or use ProcessActors"):
+    with pytest.raises(O2OSpecError, match="needs Ray, which is not installed; pip install ray, or use ProcessActors"):
         RayActors(Numbered, make_actor(3, 1))
 
 
@@ -452,6 +452,42 @@ def test_a_real_actor_of_another_version_delivers_nothing():
     with pytest.raises(EnvFaultError, match=r"its torchrl_o2o is 0\.0\.1"):
         collect(crew)
     assert crew.frames == 0
+
+
+@pytest.mark.filterwarnings("ignore:actor")
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("type", r"'observation' is torch\.float64 in place of torch\.float32.*; give it the learner's task"),
+        ("shape", r"got observations of shape \(4,\), expected \[3\].*; mend them"),
+    ],
+)
+def test_a_real_actor_of_another_task_delivers_nothing(wrong: str, said: str):
+    crew = processes(partial(Numbered, wrong=wrong), num_actors=1, total_frames=20)
+    with pytest.raises(EnvFaultError, match=said):
+        collect(crew)
+    assert crew.frames == 0
+
+
+def test_real_actors_wait_while_the_queue_is_full():
+    """They are far quicker than the learner, and yet what arrives is no older than what may be on its way."""
+    crew, rows = processes(Numbered, num_actors=1, total_frames=60, queue_size=2), []
+    with crew:
+        for data in crew:
+            rows.append(data)
+            time.sleep(0.02)
+            if len(data):
+                crew.publish()
+    check_numbered(torch.cat(rows))
+    assert crew.metrics()["staleness_max"] <= 2 + 1 + 2 + 1 + 1, "queue, in hand, the actor's two, its step, and held"
+
+
+@pytest.mark.slow
+def test_a_slow_real_actor_holds_nobody_up(tmp_path: Path):
+    rows = collect(processes(partial(one_slow, str(tmp_path)), total_frames=300))
+    check_numbered(rows)
+    counts = rows["observation"][:, 0].unique(return_counts=True)[1].tolist()
+    assert max(counts) > 200
 
 
 def test_a_real_actors_nan_is_left_out():

@@ -73,7 +73,7 @@ class TestWriter:
         assert buffer.extend(rows(10)).tolist() == [3]
         assert buffer.extend(rows(11, 12)).tolist() == [4, 3]
         assert buffer.storage[:]["x"].tolist() == [0, 1, 2, 12, 11]
-        assert writer.total_written == 3
+        assert writer.total_written == buffer.write_count == 3
 
     def test_add_single_rows(self) -> None:
         buffer, _ = written(2, 2)

@@ -11,6 +11,7 @@ from torchrl_o2o.collectors.frame_actor import FrameActor
 from torchrl_o2o.collectors.numpy_actor import FastActor, PolicyParts, find_parts, policy_parts
 from torchrl_o2o.collectors.ray_actors import RayActors
 from torchrl_o2o.collectors.remote import ActingPolicy, Actors, ProcessActors, Source
+from torchrl_o2o.collectors.replay_service import ServedReplayBuffer, serve_replay
 from torchrl_o2o.collectors.rollouts import ReturnConditionedRollouts
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
@@ -25,10 +26,12 @@ __all__ = [
     "ProcessActors",
     "RayActors",
     "ReturnConditionedRollouts",
+    "ServedReplayBuffer",
     "Source",
     "StepCollector",
     "VectorCollector",
     "find_parts",
     "make_vector_env",
     "policy_parts",
+    "serve_replay",
 ]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.remote import PACKAGE_VERSION, POLICY_VERSION, Actors, Source
+from torchrl_o2o.collectors.remote import POLICY_VERSION, Actors, Source, version_of
 from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION, cut_off_
 from torchrl_o2o.data.writers import row_differences
@@ -76,7 +76,7 @@ class Fleet:
         max_restarts: in a row. Defaults to 3.
 
     Raises:
-        O2OSpecError: if a number is out of range.
+        O2OSpecError: if a number is out of range, or the actors write elsewhere.
         EnvFaultError: while iterating, if no actor is left.
 
     Examples:
@@ -105,6 +105,11 @@ class Fleet:
         max_staleness: int | None = None,
         max_restarts: int = 3,
     ) -> None:
+        if getattr(actors, "replay_buffer", None) is not None:
+            raise O2OSpecError(
+                "got actors that write to a replay service, so a Fleet would get nothing; leave their replay_buffer "
+                "out, or start them yourself and sample from the service"
+            )
         self.actors = actors
         self.num_actors = check_count("num_actors", num_actors, least=1)
         self.total_frames = check_count("total_frames", total_frames, least=1)
@@ -282,7 +287,7 @@ class Fleet:
         """An actor has died."""
         last = self._held.pop(number, None)
         if isinstance(error, O2OSpecError):
-            self._give_up(number, str(error))
+            self._give_up(number, str(error).partition("\n\nWorker traceback")[0])  # TorchRL appends it
         else:
             self.restarts += 1
             warnings.warn(f"actor {number} has died and is started again: {error}", stacklevel=4)
@@ -323,7 +328,7 @@ class Fleet:
 
     def _unlike(self, data: TensorDictBase) -> tuple[str, str] | None:
         """What no further row of that actor would have better."""
-        own, theirs = torchrl_o2o.__version__, _package_version(data)
+        own, theirs = torchrl_o2o.__version__, version_of(data) or "unknown"
         if theirs != own:
             return "version", f"its torchrl_o2o is {theirs}, the learner's {own}; install one version everywhere"
         found = row_differences(data.select(*self._keys, strict=False), self._like[0], 1)
@@ -353,14 +358,6 @@ def _template(like: TensorDictBase) -> TensorDict:
         row[INTERVENED] = like[:1].get(INTERVENED).clone()
     row["next", "episode_reward"], row["next", "step_count"] = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
     return row
-
-
-def _package_version(data: TensorDictBase) -> str:
-    """Where some rows were made; they are of one process."""
-    stamp = data.get(PACKAGE_VERSION, None)
-    if stamp is None or stamp.dtype != torch.uint8 or stamp.numel() == 0:
-        return "unknown"
-    return bytes(stamp.reshape(-1, stamp.shape[-1])[0].tolist()).rstrip(b"\0").decode(errors="replace")
 
 
 def _close(source: Source) -> None:

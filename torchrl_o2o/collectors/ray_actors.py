@@ -6,27 +6,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_o2o.collectors.ray_start import check_ray, start_ray
 from torchrl_o2o.collectors.remote import PublishedActors, Source
-from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["RayActors"]
 
 _ENDLESS = 2**62
+_INSTEAD = "ProcessActors for actors on this machine"
 
 
 class RayActors(PublishedActors):
     """Actors in processes of a Ray cluster, each a :class:`torchrl.collectors.distributed.RayCollector` of its own.
 
-    Without an address, Ray is started on this machine and bound to it. An address joins a cluster that you have
-    started; this package must be installed on its machines in this version, and whoever reaches the cluster's ports can
-    run code there, as Ray's documentation says.
+    Without an address, Ray is started on this machine and listens on 127.0.0.1 alone. An address joins a cluster that
+    you have started; this package must be installed on its machines in this version, and whoever reaches the cluster's
+    ports can run code there, as Ray's documentation says.
 
     TorchRL sends the weights after each batch of an actor; the version that a transition carries is theirs.
 
@@ -40,6 +40,8 @@ class RayActors(PublishedActors):
         frames_per_batch: transitions that an actor sends at once. Defaults to 1.
         intervened: as of :class:`~torchrl_o2o.collectors.ProcessActors`. Defaults to ``False``.
         num_cpus: what an actor reserves. Defaults to 1.
+        replay_buffer: of :func:`~torchrl_o2o.collectors.serve_replay`: actors write there, and what :meth:`start`
+            returns delivers nothing; its ``start()`` lets it collect. ``None`` (default) delivers transitions.
 
     Raises:
         O2OSpecError: if Ray is not installed.
@@ -61,22 +63,20 @@ class RayActors(PublishedActors):
         frames_per_batch: int = 1,
         intervened: bool = False,
         num_cpus: float = 1,
+        replay_buffer: Any = None,
     ) -> None:
-        if importlib.util.find_spec("ray") is None:
-            raise O2OSpecError(
-                "actors over Ray need Ray, which is not installed; pip install ray, or use ProcessActors for actors on "
-                "this machine"
-            )
-        self.address, self.num_cpus = address, num_cpus
+        check_ray(_INSTEAD)
+        self.address, self.num_cpus, self.replay_buffer = address, num_cpus, replay_buffer
         super().__init__(make_env, actor, seed=seed, frames_per_batch=frames_per_batch, intervened=intervened)
 
     def start(self, number: int, attempt: int) -> Source:
-        """Start an actor in the cluster.
+        """Start an actor in the cluster, and Ray if it is not there yet.
 
         Args:
             number: of the actor.
             attempt: how often it has been started before.
         """
+        start_ray(self.address, _INSTEAD)
         from torchrl.collectors.distributed import RayCollector
 
         policy = self.policy.for_actor(number, attempt).with_buffers()
@@ -88,13 +88,8 @@ class RayActors(PublishedActors):
             sync=False,
             collector_class="single",
             update_after_each_batch=True,
-            ray_init_config=self._cluster(),
+            replay_buffer=self.replay_buffer,
             remote_configs={"num_cpus": self.num_cpus, "num_gpus": 0},
         )
         collector.update_policy_weights_(policy)
         return collector
-
-    def _cluster(self) -> dict[str, Any]:
-        if self.address is not None:
-            return {"address": self.address}
-        return {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}

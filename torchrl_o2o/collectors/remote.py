@@ -39,7 +39,16 @@ from torchrl_o2o.collectors.vector import no_interrupt_for_children
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
 
-__all__ = ["PACKAGE_VERSION", "POLICY_VERSION", "ActingPolicy", "Actors", "ProcessActors", "Source", "package_stamp"]
+__all__ = [
+    "PACKAGE_VERSION",
+    "POLICY_VERSION",
+    "ActingPolicy",
+    "Actors",
+    "ProcessActors",
+    "Source",
+    "package_stamp",
+    "version_of",
+]
 
 #: How many policies the learner had published before the one that acted, int64, shape [*B, 1].
 POLICY_VERSION = "policy_version"
@@ -59,6 +68,26 @@ def package_stamp() -> Tensor:
         True
     """
     return torch.frombuffer(bytearray(torchrl_o2o.__version__.encode()[:_TEXT].ljust(_TEXT, b"\0")), dtype=torch.uint8)
+
+
+def version_of(data: TensorDictBase) -> str | None:
+    """The version of this package where some transitions were made, which are of one process.
+
+    Args:
+        data: transitions [N].
+
+    Returns:
+        The version; ``None`` if they have no stamp.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> version_of(TensorDict({PACKAGE_VERSION: package_stamp().unsqueeze(0)}, [1])) == torchrl_o2o.__version__
+        True
+    """
+    stamp = data.get(PACKAGE_VERSION, None)
+    if stamp is None or stamp.dtype != torch.uint8 or stamp.numel() == 0:
+        return None
+    return bytes(stamp.reshape(-1, stamp.shape[-1])[0].tolist()).rstrip(b"\0").decode(errors="replace")
 
 
 class ActingPolicy(TensorDictModuleBase):

@@ -34,7 +34,7 @@ class OnlineWriter(Writer):
 
     Threads may write at once through their replay buffer, whose lock guards the writer. Processes may not, since each
     would count for itself: a writer refuses to be sent to another one. Actors there send their rows to the learner, see
-    :class:`~torchrl_o2o.collectors.Fleet`.
+    :class:`~torchrl_o2o.collectors.Fleet`, or to a replay service, see :func:`~torchrl_o2o.collectors.serve_replay`.
 
     Args:
         num_offline: number of slots at the storage's start that are left alone.
@@ -86,6 +86,11 @@ class OnlineWriter(Writer):
                 f"online slot; build it with offline_online_storage(offline, online_capacity)"
             )
         return capacity
+
+    @property
+    def _write_count(self) -> int:
+        """What a replay buffer calls ``write_count``."""
+        return self.total_written
 
     def _slots(self, count: int) -> Tensor:
         if count > self.capacity:
