@@ -61,3 +61,14 @@ def test_as_on_a_cluster(tmp_path: Path) -> None:
     result = sweep(tmp_path, "submitit_local", "seed=0,1")
     assert result.returncode == 0, result.stderr
     assert [last_step(tmp_path, seed) for seed in (0, 1)] == [30, 30]
+
+
+@pytest.mark.slow
+def test_over_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    result = sweep(tmp_path, "ray", "+hydra.launcher.ray.init.num_cpus=2", "seed=-1,0,1")
+    assert result.returncode == 1
+    assert "O2OSpecError: got seed=-1, expected a whole number" in result.stderr + result.stdout
+    assert [last_step(tmp_path, seed) for seed in (0, 1)] == [30, 30]
