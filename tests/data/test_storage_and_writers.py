@@ -75,6 +75,12 @@ class TestWriter:
         assert buffer.storage[:]["x"].tolist() == [0, 1, 2, 12, 11]
         assert writer.total_written == buffer.write_count == 3
 
+    def test_a_buffer_that_takes_slots_from_the_count_is_refused(self) -> None:
+        buffer, _ = written(3, 2)
+        buffer._sync = False  # as torchrl.data.PrioritizedReplayBuffer(sync=False) has it
+        with pytest.raises(O2OSpecError, match="sync=False takes the slots of new rows from their count"):
+            _ = buffer.write_count
+
     def test_add_single_rows(self) -> None:
         buffer, _ = written(2, 2)
         for value in (7, 8, 9):

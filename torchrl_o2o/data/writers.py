@@ -89,7 +89,17 @@ class OnlineWriter(Writer):
 
     @property
     def _write_count(self) -> int:
-        """What a replay buffer calls ``write_count``."""
+        """What a replay buffer calls ``write_count``.
+
+        Raises:
+            O2OSpecError: for a buffer that takes the slot of a row from it.
+        """
+        buffers = self._storage._attached_entities_iter()
+        if self.num_offline and not all(getattr(buffer, "_sync", True) for buffer in buffers):
+            raise O2OSpecError(
+                "a prioritized replay buffer with sync=False takes the slots of new rows from their count, where the "
+                "offline rows lie; build it with sync=True"
+            )
         return self.total_written
 
     def _slots(self, count: int) -> Tensor:
