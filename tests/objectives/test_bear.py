@@ -49,7 +49,7 @@ def test_the_authors_widths() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    wrong = {"policy_samples": 0, "soft_min_weight": 2.0, "mmd_sigma": 0.0, "spread_confidence": 0.0}
+    wrong = {"policy_samples": 0, "soft_min_weight": 2.0, "mmd_sigma": 0.0, "spread_confidence": 0.0, "noise_clip": 0.0}
     for name, value in wrong.items():
         with pytest.raises(O2OSpecError, match=f"{name}={value}"):
             build(**{name: value})
@@ -77,3 +77,18 @@ def test_behavior_is_decoded_before_tanh_from_clamped_latents() -> None:
     with loss.vae_network_params.to_module(loss.vae_network):
         decoded = loss.vae_network.module.decode(state["observation"], far.clamp(max=0.5))
     torch.testing.assert_close(loss._behavior(state, torch.zeros(12, 3)).tanh(), decoded)
+
+
+@pytest.mark.parametrize(("clip", "same"), [(0.5, True), (None, False)])
+def test_the_policys_noise_is_clamped_in_the_actors_loss_and_not_in_the_target(clip: float | None, same: bool) -> None:
+    loss, batch = build(noise_clip=clip), random_transitions(12, 5, 3)
+    behavior = torch.randn(5, 12, 6)
+
+    def values(action: float, following: float) -> list[torch.Tensor]:
+        drawn = {"action": torch.full((5, 12, 3), action), "next_action": torch.full((10, 12, 3), following)}
+        loss.noise = RecordedNoise({**drawn, "behavior": behavior})
+        target = loss.target_value(batch).clone()
+        return [loss.actor_loss(batch)[0].detach(), loss.estimate_divergence(batch), target]
+
+    at_bound, beyond = values(0.5, 0.5), values(3.0, 3.0)
+    assert [torch.equal(*pair) for pair in zip(at_bound, beyond, strict=True)] == [same, same, False]

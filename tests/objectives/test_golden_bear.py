@@ -61,6 +61,7 @@ def build(case: str, **settings: Any) -> tuple[golden.Tree, BEARLoss, TensorDict
         soft_min_weight=golden.hp(tree, "soft_min_weight"),
         spread_weight=golden.hp(tree, "lambda_"),
         spread_confidence=golden.hp(tree, "delta_conf"),
+        noise_clip=None,  # the files hold what was drawn, not the noise
         **settings,
     )
     loss.make_value_estimator(gamma=golden.hp(tree, "discount"))

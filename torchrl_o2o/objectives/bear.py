@@ -49,7 +49,8 @@ class BEARLoss(DivergenceLoss, CriticLoss):
 
     :math:`D(s)=\sqrt{\mathrm{MMD}^2+10^{-6}}` compares the N actions of the policy with M of a VAE of the data, both
     *before* tanh, with the kernel :math:`e^{-d/2\sigma}` (:func:`~torchrl_o2o.functional.squared_mmd`). The VAE's
-    latents are standard normal, clamped to 0.5. :math:`\eta=e^{\log\eta}` rises while :math:`D>0.05`
+    latents and the noise of the policy's N actions are standard normal, clamped to 0.5; what y draws is not clamped.
+    :math:`\eta=e^{\log\eta}` rises while :math:`D>0.05`
     (:class:`~torchrl_o2o.modules.Multiplier`). The VAE is trained along, by :meth:`vae_loss`. The buffer ``q_weight``,
     :math:`w_Q`, is 1; fill it with 0 in the first updates, which the authors spend on D alone. Test by
     :class:`~torchrl_o2o.objectives.BestAction`.
@@ -71,6 +72,8 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         mmd_sigma: :math:`\sigma`; ``None`` (default) is 20 or 10.
         policy_samples: N. Defaults to 5.
         behavior_samples: M. Defaults to 5.
+        noise_clip: bound of the policy's noise in the actor's loss and in D, in standard deviations. Defaults to 0.5,
+            the authors' code; ``None`` does not clamp: the paper, which names no bound.
         target_samples: next actions of which the best counts. Defaults to 10.
         multiplier: :math:`\eta`. Defaults to ``Multiplier(1.0, target=0.05, form="log", bounds=(-5.0, 10.0))``.
         soft_min_weight: of the minimum in y. Defaults to 0.75.
@@ -114,6 +117,7 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         mmd_sigma: float | None = None,
         policy_samples: int = 5,
         behavior_samples: int = 5,
+        noise_clip: float | None = 0.5,
         target_samples: int = 10,
         multiplier: Multiplier | None = None,
         soft_min_weight: float = 0.75,
@@ -131,7 +135,11 @@ class BEARLoss(DivergenceLoss, CriticLoss):
                 "target_samples": target_samples,
             },
             share={"soft_min_weight": soft_min_weight, "spread_confidence": spread_confidence},
-            positive={"mmd_sigma": 1.0 if mmd_sigma is None else mmd_sigma, "vae_beta": vae_beta},
+            positive={
+                "mmd_sigma": 1.0 if mmd_sigma is None else mmd_sigma,
+                "noise_clip": 1.0 if noise_clip is None else noise_clip,
+                "vae_beta": vae_beta,
+            },
         )
         if spread_weight < 0.0 or spread_confidence == 0.0:
             raise O2OSpecError(
@@ -144,7 +152,7 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         self._hold_weights(learnt if multiplier is None else multiplier)
         self.kernel: Kernel = kernel
         self.mmd_sigma = {"gaussian": 20.0, "laplacian": 10.0}[kernel] if mmd_sigma is None else mmd_sigma
-        self.policy_samples, self.behavior_samples = policy_samples, behavior_samples
+        self.policy_samples, self.behavior_samples, self.noise_clip = policy_samples, behavior_samples, noise_clip
         self.target_samples, self.soft_min_weight = target_samples, soft_min_weight
         self.spread_coef = spread_weight * math.sqrt((1.0 - spread_confidence) / spread_confidence)  # c
         self.vae_beta = vae_beta
@@ -172,7 +180,7 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         """
         state = self._state(tensordict)
         policy = self._squashed(state, flat_parameters(self.actor_network_params))
-        action, _ = self._draw(policy, "action", tensordict, self.policy_samples)  # a_n ~ pi(.|s)
+        action, _ = self._draw(policy, "action", tensordict, self.policy_samples, self.noise_clip)  # a_n ~ pi(.|s)
         qvalue = self._qvalues(repeated(state, self.policy_samples), action, self._frozen_critics).mean(1)  # Q-_i(s)
         value = qvalue.amin(0) - self.spread_coef * qvalue.std(0, correction=0)
         divergence = self._divergence(state, action, policy)  # D(s)
@@ -197,7 +205,7 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         """See :meth:`DivergenceLoss.estimate_divergence`; from the VAE."""
         state = self._state(tensordict)
         policy = self._squashed(state, flat_parameters(self.actor_network_params))
-        action, _ = self._draw(policy, "action", tensordict, self.policy_samples)
+        action, _ = self._draw(policy, "action", tensordict, self.policy_samples, self.noise_clip)
         return self._divergence(state, action, policy)
 
     @dispatch
@@ -221,9 +229,13 @@ class BEARLoss(DivergenceLoss, CriticLoss):
             )
         return policy
 
-    def _draw(self, policy: TanhNormal, name: str, tensordict: TensorDictBase, count: int) -> tuple[Tensor, Tensor]:
+    def _draw(
+        self, policy: TanhNormal, name: str, tensordict: TensorDictBase, count: int, clip: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Actions [count, *B, A] and their log-densities [count, *B]."""
         noise = self.noise.normal(name, self._action(tensordict), (count,))
+        if clip is not None:
+            noise = noise.clamp(-clip, clip)
         return policy.rsample_and_log_prob((count,), noise=noise)
 
     def _divergence(self, state: Inputs, action: Tensor, policy: TanhNormal) -> Tensor:
