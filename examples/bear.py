@@ -1,7 +1,7 @@
 """BEAR (Kumar et al. 2019, arXiv:1906.00949): actor-critic held to the support of the data by a discrepancy.
 
 Run:  python examples/bear.py                       HalfCheetah, some minutes on one core
-      python examples/bear.py kernel=gaussian
+      python examples/bear.py kernel=laplacian
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
 seeing the effect; docs/algorithms/bear.md lists the settings of the paper.
 """
@@ -34,7 +34,7 @@ class Config:
     total_frames: int = 10_000
     batch_size: int = 256  # the paper: 100
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (400, 300), VAE (750, 750)
-    kernel: str = "laplacian"
+    kernel: str = "gaussian"
     lr: float = 1e-3
     gamma: float = 0.99
     tau: float = 0.005
