@@ -365,13 +365,14 @@ def test_without_ray_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch):
 def test_actors_over_ray_lose_and_double_nothing_when_one_is_killed():
     ray = pytest.importorskip("ray")
     actors = RayActors(partial(Numbered, sleep=0.01), make_actor(3, 1), num_cpus=0.5)
-    crew, rows = Fleet(actors, LIKE, num_actors=2, total_frames=60), []
+    crew, rows, killed = Fleet(actors, LIKE, num_actors=2, total_frames=60), [], False
     with crew:
         for data in crew:
             rows.append(data)
             crew.publish()
-            if crew.frames >= 30 and not crew.restarts and len(crew._sources) == 2:
+            if crew.frames >= 30 and not killed and len(crew._sources) == 2:
                 ray.kill(crew._sources[0].remote_collectors[0])
+                killed = True
     assert crew.restarts == 1
     check_numbered(torch.cat(rows))
 

@@ -93,6 +93,13 @@ def until(condition: Any, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def still(service: Any) -> bool:
+    """Whether nothing that actors sent before their end is on its way."""
+    before = service.write_count
+    time.sleep(0.5)
+    return service.write_count == before
+
+
 @pytest.fixture
 def service() -> Iterator[Any]:
     pytest.importorskip("ray")
@@ -120,13 +127,14 @@ def test_several_actors_write_and_one_is_killed(service: Any, tmp_path: Path):
     until(lambda: not one._collection_thread.is_alive())
     assert other._collection_thread.is_alive()
     again = start(service, partial(Numbered, sleep=0.01), 0, attempt=1)
+    until(lambda: len(service[NUM_OFFLINE:]["observation"][:, 0].unique()) == 3)  # processes
     stands = service.write_count
     until(lambda: service.write_count > stands + 100)
     for each in (other, again):
         each.shutdown()
+    until(lambda: still(service))
     rows = service[NUM_OFFLINE:]
     assert len(rows) == service.write_count
-    assert len(rows["observation"][:, 0].unique()) == 3, "processes"
     check_numbered(rows)
     service.dumps(tmp_path / "rows")
     ray.kill(service._rb)
