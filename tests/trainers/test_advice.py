@@ -64,3 +64,7 @@ def test_advice(returns: list[float], policy: list[float] | None, word: str) -> 
 
 def test_equal_returns_without_a_reference_are_compared_by_their_size() -> None:
     assert any("better" in line for line in advise([1.0, 1.0, 1.0], policy_returns=[9.0, 9.0, 9.0]))
+
+
+def test_a_score_just_below_zero_is_zero() -> None:
+    assert "(scores 0 and 0)" in advise([-0.1, -0.2, -0.3], reference=REFERENCE)[0]

@@ -30,7 +30,7 @@ _RESAMPLES = 4000
 _KEEP: dict[Regime, tuple[str, str]] = {
     "better": (
         "keep the policy: let it collect before the first update, and do not dilute its experience with the data.",
-        "handover.data=none handover.warmup_steps=5000 (cql, samg), or Off2On, ACA, which hold on to it otherwise.",
+        "handover.data=none handover.warmup_steps=5000 (cql, samg), or Off2On, ACA, which hold on to it in other ways.",
     ),
     "equal": (
         "keep both: go on from the policy, and draw half of each batch from the data.",
@@ -134,7 +134,7 @@ def advise(
     Examples:
         >>> for line in advise([0.0, 0.0, 1.0, 0.0])[:2]:
         ...     print(line)
-        Best recorded return 1, mean 0.25: a few episodes are much better than the rest.
+        Best recorded return 1, mean 0.25: some episodes are much better than the rest.
         No reference returns are known for this task, so that "good" is said relative to the data.
     """
     data = np.asarray(data_returns, dtype=np.float64)
@@ -144,8 +144,8 @@ def advise(
     if policy_returns is None:
         return [*lines, *_without_policy(data, reference)]
     found = compare(policy_returns, data, scale=_scale(data, reference))
-    interval = f"{found.difference:.4g} [{found.low:.4g}, {found.high:.4g}], of which {found.margin:.3g} counts as none"
-    lines.append(f"The policy's mean return minus the data's: {interval}: {found.regime}.")
+    interval = f"{found.difference:.4g} [{found.low:.4g}, {found.high:.4g}]: {found.regime}"
+    lines.append(f"The policy's mean return minus the data's: {interval}. Less than {found.margin:.3g} counts as none.")
     keep, use = _KEEP[found.regime]
     return [*lines, f"So {keep}", f"Use {use}"]
 
@@ -161,8 +161,8 @@ def _quality(data: np.ndarray, reference: Reference | None) -> str:
     """Mean and best, and whether the best are far above the rest."""
     mean, best = float(data.mean()), float(data.max())
     far = _is_mixed(data, reference)
-    scores = "" if reference is None else f" (scores {_score(best, reference):.0f} and {_score(mean, reference):.0f})"
-    text = "a few episodes are much better than the rest" if far else "the episodes are about equally good"
+    scores = "" if reference is None else f" (scores {_score(best, reference):z.0f} and {_score(mean, reference):z.0f})"
+    text = "some episodes are much better than the rest" if far else "the episodes are about equally good"
     return f"Best recorded return {best:.4g}, mean {mean:.4g}{scores}: {text}."
 
 
