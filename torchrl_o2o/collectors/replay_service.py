@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import TensorDictBase
@@ -69,23 +69,23 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
         seed: int = 0,
         delayed_init: bool = False,
     ) -> None:
-        offline, own = load(), {"batch_size": check_count("batch_size", batch_size, least=1)}
+        offline = load()
         self._keys = stored_keys(offline)
         super().__init__(
             storage=offline_online_storage(offline, online_capacity),
             sampler=BalancedSampler(len(offline), offline_fraction),
             writer=OnlineWriter(len(offline)),
             generator=torch.Generator().manual_seed(seed),
+            batch_size=check_count("batch_size", batch_size, least=1),
             delayed_init=delayed_init,
-            **own,
         )
 
-    def extend(self, data: TensorDictBase, **settings: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
         """Store what an actor sends.
 
         Args:
-            data: transitions [*B].
-            settings: of TorchRL's method.
+            tensordicts: transitions [*B].
+            update_priority: of TorchRL's method.
 
         Returns:
             Their slots.
@@ -93,7 +93,7 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
         Raises:
             O2OSpecError: if they do not fit.
         """
-        rows = data.reshape(-1)
+        rows = tensordicts.reshape(-1)
         if (theirs := version_of(rows)) not in (None, own := torchrl_o2o.__version__):
             raise O2OSpecError(
                 f"an actor's torchrl_o2o is {theirs}, the service's {own}; install one version everywhere"
@@ -106,7 +106,7 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
                 raise O2OSpecError(
                     f"{key!r} of an actor's transition is not finite; put its environment into a GuardedEnv"
                 )
-        return super().extend(rows, **settings)
+        return super().extend(rows, update_priority=update_priority)
 
 
 def serve_replay(
