@@ -36,8 +36,8 @@ __all__ = [
 
 #: Files of a checkpoint that are not objects of the run.
 _OWN_STATES = ("rng", "buffer")
-# How often to look again if the run that writes here removes checkpoints while they are read.
-_TRIES = 5
+# How often to look again if the run that writes here removes checkpoints while they are read; a look takes milliseconds.
+_TRIES = 100
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
