@@ -36,7 +36,7 @@ __all__ = [
 
 #: Files of a checkpoint that are not objects of the run.
 _OWN_STATES = ("rng", "buffer")
-# How often to look again if the run that writes here removes checkpoints while they are read; a look takes milliseconds.
+# How often to look again if the run that writes here removes checkpoints while they are read: a matter of milliseconds.
 _TRIES = 100
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
