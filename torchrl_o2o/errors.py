@@ -15,6 +15,7 @@ __all__ = [
     "O2ODataError",
     "O2OError",
     "O2OSpecError",
+    "check_compiler",
     "check_count",
     "check_number",
     "check_option",
@@ -169,6 +170,28 @@ def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> in
         limit = "not negative" if below is None else f"in [0, {below})"
         raise O2OSpecError(f"got {name}={seed!r}, a {type(seed).__name__}; expected an integer, {limit}")
     return number
+
+
+def check_compiler() -> None:
+    """Check that torch finds the C++ compiler it compiles graphs with: ``CXX`` if that is set, or else ``g++``.
+
+    Raises:
+        O2OSpecError: if it finds none.
+
+    Examples:
+        >>> check_compiler()
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise O2OSpecError(
+            "compile() needs a C++ compiler and torch finds none: install one (`apt install g++`, "
+            "`xcode-select --install`), name it in the environment variable CXX, or leave compiling out "
+            "(compile=false in a script; the numbers are the same)"
+        ) from error
 
 
 def check_state(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -383,3 +384,9 @@ def test_what_does_not_fit_is_refused_by_name(score: Any) -> None:
             score(loss)
     with pytest.raises(O2OSpecError, match="got entropy=True with TD3BCLoss, which has no temperature"):
         score(ours("td3_bc"), entropy=True)
+
+
+def test_without_a_compiler_compile_says_what_to_do() -> None:
+    nowhere = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with nowhere, pytest.raises(O2OSpecError, match=r"C\+\+ compiler.*CXX"):
+        Advantage(make_loss()).compile()

@@ -47,18 +47,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.commands.outcome import fresh_folder, summarize
     from torchrl_o2o.data import load_offline
-    from torchrl_o2o.updates.graph import has_compiler
+    from torchrl_o2o.errors import O2OSpecError, check_compiler
 
     out = fresh_folder(arguments.out / arguments.task)
     print(f"data: {_DATASETS[arguments.task]} (made here if absent)", flush=True)
     data = load_offline(_DATASETS[arguments.task])
     print(f"      {len(data)} transitions; training RLPD, and SAC without data beside it, into {out}", flush=True)
     words = [*_SETTINGS[arguments.task], "preset=cpu", f"seed={arguments.seed}"]
-    if not has_compiler():
-        print(
-            "      torch finds no C++ compiler: the updates are not compiled, which takes half as long again",
-            flush=True,
-        )
+    try:
+        check_compiler()
+    except O2OSpecError:
+        print("      torch finds no C++ compiler: the updates are not compiled, which takes longer", flush=True)
         words.append("compile=false")
     status = _train_both(out, [*words, *arguments.set])
     if status == 0:

@@ -20,7 +20,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import REDQLoss, SACLoss
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_compiler
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
@@ -53,7 +53,11 @@ def compiled(equation: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     Returns:
         The same function.
+
+    Raises:
+        O2OSpecError: if there is no C++ compiler.
     """
+    check_compiler()
     return torch.compile(equation, dynamic=False, fullgraph=True, recompile_limit=_MAX_SHAPES, isolate_recompiles=True)
 
 

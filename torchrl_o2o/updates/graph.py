@@ -16,27 +16,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchrl_o2o.updates.rewrite import DECOMPOSITIONS, is_random, is_view, tidy
 
-__all__ = ["Executable", "Graph", "Named", "capture", "has_compiler", "hoist", "over_leading_dim"]
+__all__ = ["Executable", "Graph", "Named", "capture", "hoist", "over_leading_dim"]
 
 Named = Mapping[str, Tensor]
 _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
-
-
-def has_compiler() -> bool:
-    """Whether torch finds the C++ compiler that it compiles graphs with: ``CXX`` if that is set, or else ``g++``.
-
-    Examples:
-        >>> type(has_compiler())
-        <class 'bool'>
-    """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return False
-    return True
 
 
 class Graph(NamedTuple):

@@ -18,10 +18,9 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError, check_option, check_state
+from torchrl_o2o.errors import O2OSpecError, check_compiler, check_option, check_state
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
 from torchrl_o2o.updates.calling import call_loss, summary
-from torchrl_o2o.updates.graph import has_compiler
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
@@ -194,12 +193,7 @@ class Update:
         self._check_either(self._autocast is not None)
         if matmul_dtype not in (None, torch.bfloat16):
             raise O2OSpecError(f"got matmul_dtype={matmul_dtype}, expected torch.bfloat16, or None for float32")
-        if not has_compiler():
-            raise O2OSpecError(
-                "compile() needs a C++ compiler and torch finds none: install one (`apt install g++`, "
-                "`xcode-select --install`), name it in the environment variable CXX, or leave compiling out "
-                "(compile=false in a script; the numbers are the same)"
-            )
+        check_compiler()
         self._options = (mode, matmul_dtype)
         self.recompile()
         return self
