@@ -22,8 +22,6 @@ from torchrl_o2o.errors import check_option
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import (
     StoppingRule,
-    compiled,
-    critics_alone,
     is_due,
     launch,
     load_problem,
@@ -31,7 +29,7 @@ from torchrl_o2o.trainers import (
     plain,
     stabilize,
 )
-from torchrl_o2o.trainers.algorithms import make_sope
+from torchrl_o2o.trainers.algorithms import make_critics_alone, make_sope, phase_settings
 
 #: What SOPE's relatives change.
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -50,11 +48,9 @@ def train(cfg: DictConfig) -> None:
     if not both:
         cfg = OmegaConf.merge(cfg, {"online": {"batch_size": cfg.online.batch_size // 2}})  # type: ignore[assignment]
     problem, rule = load_problem(cfg, "sope"), StoppingRule(**plain(cfg.phases.rule))
-    rows = cfg.online.batch_size // (2 if both else 1)
-    phase = {"num_offline": len(problem.offline) if both else 0, "batch_size": rows, "share": cfg.phases.held_out}
+    phase = phase_settings(cfg, len(problem.offline) if both else 0)
     with online_phase(cfg, problem, None, make_sope) as run:
-        alone = critics_alone(run.learner)
-        alone = alone if cfg.qvalue.dropout else compiled(alone, cfg)
+        alone = make_critics_alone(cfg, run.learner)
         for step, data in run.steps():
             run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
             if run.may_update(step):

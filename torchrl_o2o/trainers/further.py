@@ -34,6 +34,7 @@ from torchrl_o2o.trainers.algorithms import (
     make_cal_ql,
     make_confidence,
     make_cql,
+    make_critics_alone,
     make_iql,
     make_pex,
     make_pool,
@@ -48,13 +49,14 @@ from torchrl_o2o.trainers.algorithms import (
     make_spot,
     make_td3_bc,
     make_wsrl,
+    phase_settings,
     pool_metrics,
 )
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.pipeline import Phase, Problem
-from torchrl_o2o.trainers.settings import compiled, plain
-from torchrl_o2o.trainers.stabilization import StoppingRule, critics_alone, is_due, stabilize
+from torchrl_o2o.trainers.settings import plain
+from torchrl_o2o.trainers.stabilization import StoppingRule, is_due, stabilize
 
 __all__ = ["Further", "find_method"]
 
@@ -127,8 +129,7 @@ class _Stabilized(Further):
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
         super().__init__(cfg, make_sope(cfg, dims))
-        alone = critics_alone(self.learner)
-        self._alone = alone if cfg.qvalue.dropout else compiled(alone, cfg)
+        self._alone = make_critics_alone(cfg, self.learner)
         self._rule = StoppingRule(**plain(cfg.phases.rule))
 
     def buffer(self, problem: Problem, num_offline: int) -> TensorDictReplayBuffer:
@@ -141,9 +142,7 @@ class _Stabilized(Further):
     def update(self, phase: Phase, step: int) -> dict[str, Tensor]:
         metrics: dict[str, Tensor] = {}
         if is_due(step, self.cfg.phases.every):
-            number = _num_offline(phase.buffer)
-            rows = self.cfg.online.batch_size // (2 if number else 1)
-            settings = {"num_offline": number, "batch_size": rows, "share": self.cfg.phases.held_out}
+            settings = phase_settings(self.cfg, _num_offline(phase.buffer))
             metrics = stabilize(self.learner, self._alone, phase.buffer, self._rule, **settings).metrics()
         return super().update(phase, step) | metrics
 

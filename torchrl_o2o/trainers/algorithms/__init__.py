@@ -39,7 +39,7 @@ from torchrl_o2o.trainers.algorithms.pixels import PixelRun, load_pixels, make_d
 from torchrl_o2o.trainers.algorithms.qc import make_qc
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
-from torchrl_o2o.trainers.algorithms.sope import make_sope
+from torchrl_o2o.trainers.algorithms.sope import make_critics_alone, make_sope, phase_settings
 from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, cool_penalty, make_rebrac, make_spot, make_td3_bc
 from torchrl_o2o.trainers.algorithms.wsrl import ghostless_lr, make_wsrl, warm_start_update
 
@@ -73,6 +73,7 @@ __all__ = [
     "make_cal_ql",
     "make_confidence",
     "make_cql",
+    "make_critics_alone",
     "make_drqv2",
     "make_iql",
     "make_odt",
@@ -93,6 +94,7 @@ __all__ = [
     "make_td3_bc",
     "make_wsrl",
     "open_odt",
+    "phase_settings",
     "pool_metrics",
     "raw_convention",
     "replay_priority",

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from omegaconf import DictConfig
 from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
@@ -14,9 +16,10 @@ from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.stabilization import critics_alone
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
-__all__ = ["make_sope"]
+__all__ = ["make_critics_alone", "make_sope", "phase_settings"]
 
 
 def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
@@ -38,4 +41,29 @@ def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     groups = {"qvalue": loss.qvalue_network_params, "actor": loss.actor_network_params, "alpha": loss.temperature}
     steps = [Descend(name, Adam(group.parameters(), **plain(cfg.optim))) for name, group in groups.items()]
     update = Update(loss, Joint(*steps), MoveTargets(SoftUpdate(loss, **plain(cfg.target))))
-    return Learner(actor, loss, update if cfg.qvalue.dropout else compiled(update, cfg))
+    return Learner(actor, loss, _compiled(update, cfg))
+
+
+def make_critics_alone(cfg: DictConfig, learner: Learner) -> Update:
+    """What is done in a phase: the critics' step and the targets, compiled as the learner's own update is.
+
+    Args:
+        cfg: as in :func:`make_sope`.
+        learner: of :func:`make_sope`.
+    """
+    return _compiled(critics_alone(learner), cfg)
+
+
+def phase_settings(cfg: DictConfig, num_offline: int) -> dict[str, Any]:
+    """The settings of a phase, as :func:`~torchrl_o2o.trainers.stabilize` names them.
+
+    Args:
+        cfg: ``online.batch_size`` and ``phases.held_out``.
+        num_offline: offline rows in the buffer. If there are any, half of a batch is offline.
+    """
+    rows = cfg.online.batch_size // (2 if num_offline else 1)
+    return {"num_offline": num_offline, "batch_size": rows, "share": cfg.phases.held_out}
+
+
+def _compiled(update: Update, cfg: DictConfig) -> Update:
+    return update if cfg.qvalue.dropout else compiled(update, cfg)
