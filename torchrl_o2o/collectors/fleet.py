@@ -21,7 +21,7 @@ from torch import Tensor
 
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.remote import POLICY_VERSION, Actors, Source, version_of
+from torchrl_o2o.collectors.remote import POLICY_VERSION, Actors, Source, not_finite, version_of
 from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION, cut_off_
 from torchrl_o2o.data.writers import row_differences
@@ -340,9 +340,8 @@ class Fleet:
         """What is wrong with one row."""
         if (rejected := row.get(("next", "rejected"), None)) is not None and rejected.any():
             return "guard", "its environment failed, and its guard rejected the step"
-        for key in TRANSITION:
-            if row[key].is_floating_point() and not row[key].isfinite().all():
-                return "not finite", f"{key!r} of a transition is not finite; put its environment into a GuardedEnv"
+        if (key := not_finite(row, TRANSITION)) is not None:
+            return "not finite", f"{key!r} of a transition is not finite; put its environment into a GuardedEnv"
         age = self.version - int(row[POLICY_VERSION])
         if age < 0:
             return "unknown policy", f"it acted by policy {self.version - age}, the learner has made {self.version}"

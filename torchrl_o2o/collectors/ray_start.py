@@ -12,7 +12,7 @@ import threading
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["start_ray"]
+__all__ = ["check_ray", "start_ray"]
 
 _LOCAL = "127.0.0.1"
 _NO_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

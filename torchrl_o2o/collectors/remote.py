@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor, multiprocessing
 from torchrl.collectors import MultiAsyncCollector
 from torchrl.data import Composite, Unbounded
@@ -46,6 +47,7 @@ __all__ = [
     "Actors",
     "ProcessActors",
     "Source",
+    "not_finite",
     "package_stamp",
     "version_of",
 ]
@@ -88,6 +90,23 @@ def version_of(data: TensorDictBase) -> str | None:
     if stamp is None or stamp.dtype != torch.uint8 or stamp.numel() == 0:
         return None
     return bytes(stamp.reshape(-1, stamp.shape[-1])[0].tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+def not_finite(rows: TensorDictBase, keys: Iterable[NestedKey]) -> NestedKey | None:
+    """The first entry that holds a value that is not finite; ``None`` if all are.
+
+    Args:
+        rows: transitions.
+        keys: entries to look at.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(2, 3, 1)
+        >>> rows["action"][1] = float("nan")
+        >>> not_finite(rows, ["observation", "action"])
+        'action'
+    """
+    return next((key for key in keys if (value := rows[key]).is_floating_point() and not value.isfinite().all()), None)
 
 
 class ActingPolicy(TensorDictModuleBase):

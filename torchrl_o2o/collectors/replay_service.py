@@ -17,7 +17,7 @@ from torchrl.data import TensorDictReplayBuffer
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.ray_start import start_ray
-from torchrl_o2o.collectors.remote import version_of
+from torchrl_o2o.collectors.remote import not_finite, version_of
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, offline_online_storage, stored_keys
 from torchrl_o2o.errors import O2OSpecError, check_count
 
@@ -101,11 +101,8 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
         if (rejected := rows.get(("next", "rejected"), None)) is not None:
             rows = rows[~rejected.reshape(-1).bool()]
         rows = rows.select(*self._keys, strict=False)
-        for key, value in rows.items(True, True):
-            if value.is_floating_point() and not value.isfinite().all():
-                raise O2OSpecError(
-                    f"{key!r} of an actor's transition is not finite; put its environment into a GuardedEnv"
-                )
+        if (bad := not_finite(rows, rows.keys(True, True))) is not None:
+            raise O2OSpecError(f"{bad!r} of an actor's transition is not finite; put its environment into a GuardedEnv")
         return super().extend(rows, update_priority=update_priority)
 
 
