@@ -20,7 +20,7 @@ from tests.scripts.running import compose, script_of
 from torchrl_o2o.checkpoint.marks import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_rows
 from torchrl_o2o.commands.cli import main
-from torchrl_o2o.data import TRANSITION, load_offline, make_local_dataset
+from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
@@ -29,17 +29,11 @@ from torchrl_o2o.trainers import Pretrained, Schedule, Session, Standing, contin
 from torchrl_o2o.trainers.algorithms import make_awac
 from torchrl_o2o.trainers.further import find_method
 
-pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:.*columns of")
+pytestmark = [
+    pytest.mark.usefixtures("linear_medium"),
+    pytest.mark.filterwarnings("ignore:No target network updater", "ignore:.*columns of"),
+]
 EVERY = Schedule(eval_every=100, log_every=1, checkpoint_every=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("minari")
-    make_local_dataset("o2o/halfcheetah/linear-medium-v0", num_steps=2_000, root=root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(root))
-        yield
 
 
 def record(path: Path, seed: int = 0, steps: int = 30, **columns: Any) -> Path:

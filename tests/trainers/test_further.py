@@ -18,11 +18,12 @@ from torchrl.data.replay_buffers.samplers import RandomSampler
 from tests.scripts.phases import assert_equal, dying, newest, rows
 from tests.trainers.test_continuing import EVERY, record, train
 from torchrl_o2o.checkpoint.reading import newest_valid, read_rows
-from torchrl_o2o.data import ChunkSampler, OnlineWriter, make_local_dataset
+from torchrl_o2o.data import ChunkSampler, OnlineWriter
 from torchrl_o2o.functional.alignment import interpolation_weight
 from torchrl_o2o.trainers import continue_run
 
 pytestmark = [
+    pytest.mark.usefixtures("linear_medium"),
     pytest.mark.filterwarnings("ignore:No target network updater", "ignore:.*columns of", "ignore:.*gamma"),
     pytest.mark.filterwarnings("ignore:.*(collapsed|reach the threshold).*", "ignore:.*no row is at a time limit"),
 ]
@@ -38,15 +39,6 @@ WORDS = {
     "aca": ("baseline.hidden_sizes=[16]",),
     "qc": ("hidden_sizes=[16]", "phases.flow.warmup=0", "algorithm=qc_fql"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("minari")
-    make_local_dataset("o2o/halfcheetah/linear-medium-v0", num_steps=2_000, root=root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINARI_DATASETS_PATH", str(root))
-        yield
 
 
 def stored(run: Path) -> tuple[dict[str, int], Any]:
