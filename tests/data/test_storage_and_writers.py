@@ -4,12 +4,14 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
 from torchrl.data.replay_buffers.samplers import Sampler
 
@@ -65,6 +67,44 @@ class TestStorage:
     def test_no_online_slot(self) -> None:
         with pytest.raises(O2OSpecError, match="online_capacity=0"):
             offline_online_storage(random_transitions(3, 3, 2), 0)
+
+
+class TestMappedStorage:
+    def test_files_hold_what_memory_would(self, tmp_path: Path) -> None:
+        data = random_transitions(6, 3, 2).set("episode", torch.arange(6))
+        mapped, plain = (
+            offline_online_storage(data, 4, scratch_dir=tmp_path / "new" / "rows"),
+            offline_online_storage(data, 4),
+        )
+        assert (len(mapped), mapped.max_size) == (6, 10)
+        assert isinstance(mapped, LazyMemmapStorage)
+        assert bool((mapped[:] == plain[:]).all())
+        assert (tmp_path / "new" / "rows" / "observation.memmap").stat().st_size == 10 * 12
+
+    @pytest.mark.parametrize("left", ["folder", "file"])
+    def test_a_folder_in_use(self, tmp_path: Path, left: str) -> None:
+        path = tmp_path / "rows"
+        path.write_text("mine") if left == "file" else offline_online_storage(
+            random_transitions(6, 3, 2), 4, scratch_dir=path
+        )
+        with pytest.raises(O2OSpecError, match="empty or absent; name another one"):
+            offline_online_storage(random_transitions(6, 3, 2), 4, scratch_dir=path)
+
+    def test_another_device(self, tmp_path: Path) -> None:
+        with pytest.raises(O2OSpecError, match="scratch_dir with device='meta', expected 'cpu'"):
+            offline_online_storage(random_transitions(6, 3, 2), 4, device="meta", scratch_dir=tmp_path)
+
+    def test_no_room_on_the_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(O2ODataError, match=r"GB are free; make room"):
+            offline_online_storage(random_transitions(6, 3, 2), 10**15, scratch_dir=tmp_path / "rows")
+
+        def full(path: Path) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("torchrl_o2o.data.storage.reserve", full)
+        with pytest.raises(O2ODataError, match="No space left on device"):
+            offline_online_storage(random_transitions(6, 3, 2), 4, scratch_dir=tmp_path / "rows")
+        assert not (tmp_path / "rows").exists()
 
 
 class TestWriter:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
-from torchrl_o2o.checkpoint.manifest import digest
-from torchrl_o2o.checkpoint.marks import row_marks
+from torchrl_o2o.checkpoint.marks import fingerprint, row_marks
 from torchrl_o2o.checkpoint.segments import Region, buffer_regions, part_of, read_segment, stored_rows, write_segments
 from torchrl_o2o.errors import O2OCheckpointError
 
@@ -64,6 +63,7 @@ class BufferArchive:
         self._known: list[dict[str, Any]] = []
         self._marks: dict[str, Tensor] = {}
         self._new_marks: dict[str, Tensor] = {}
+        self._seen = self._newly_seen = 0  # writes of offline rows
         self._given = self._fingerprint()
 
     def save_rows(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class BufferArchive:
             the run was given, or ``None``.
         """
         regions = buffer_regions(self._buffer)
-        self._new_marks = {region.name: self._mark(region) for region in regions}
+        self._look(regions)
         segments = []
         for region in regions:
             known = [entry for entry in self._known if entry["region"] == region.name]
@@ -88,12 +88,22 @@ class BufferArchive:
             "given": self._given,
         }
 
+    def _look(self, regions: list[Region]) -> None:
+        """Take down what the rows are, for the next save to compare with."""
+        self._new_marks = {region.name: self._mark(region) for region in regions}
+        self._newly_seen = getattr(self._buffer.storage, "offline_writes", 0)
+
     def _mark(self, region: Region) -> Tensor:
         """Marks of the living rows, by slot."""
         filled = min(region.total, region.capacity)
-        if not filled or part_of(self._buffer.storage, region) is not self._buffer.storage:
-            return torch.zeros(0, dtype=torch.int64)  # frames never change
+        frames = part_of(self._buffer.storage, region) is not self._buffer.storage  # they never change
+        if not filled or frames or self._tells_changes(region):
+            return torch.zeros(0, dtype=torch.int64)
         return row_marks(stored_rows(self._buffer.storage, region.first, region.first + filled))
+
+    def _tells_changes(self, region: Region) -> bool:
+        """Whether the storage itself knows what was written among the offline rows, so that none has to be read."""
+        return region.name == "offline" and hasattr(self._buffer.storage, "first_written")
 
     def _first_changed(self, region: Region, known: list[dict[str, Any]]) -> int:
         """The number of the first living row that is not what its segment holds."""
@@ -101,6 +111,8 @@ class BufferArchive:
         frames = part_of(self._buffer.storage, region) is not self._buffer.storage
         if frames or not region.oldest < written <= region.total:  # none of them lives, or they are counted anew
             return written
+        if self._tells_changes(region):
+            return min(written, self._buffer.storage.first_written(self._seen))
         rows = torch.arange(region.oldest, written)
         slots = rows % region.capacity
         changed = rows[self._marks[region.name][slots] != self._new_marks[region.name][slots]]
@@ -111,7 +123,7 @@ class BufferArchive:
         region = buffer_regions(self._buffer)[0]
         if region.name != "offline" or len(self._buffer.storage) < region.capacity:
             return None
-        return digest(self._mark(region).numpy().tobytes())[:32]
+        return fingerprint(stored_rows(self._buffer.storage, 0, region.capacity))
 
     def adopt(self, saved: Mapping[str, Any]) -> None:
         """Take segments as known, so that later saves share them; a checkpoint that is in place must name them.
@@ -120,6 +132,7 @@ class BufferArchive:
             saved: from :meth:`save_rows`.
         """
         self._known, self._marks = list(saved["segments"]), self._new_marks
+        self._seen = self._newly_seen
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the sampler, the writer, the transforms and the generator."""
@@ -164,7 +177,7 @@ class BufferArchive:
                 f"the checkpoint's rows are {list(regions.values())}, its writer counts {present}: they are not of one "
                 "save; move this checkpoint away to go on with the one before it"
             )
-        self._new_marks = {region.name: self._mark(region) for region in present}
+        self._look(present)
         self.adopt(saved)
 
     def _check_regions(self, saved: Mapping[str, Region]) -> None:

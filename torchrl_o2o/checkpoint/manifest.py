@@ -29,6 +29,7 @@ __all__ = [
     "dump",
     "load",
     "read_manifest",
+    "running_digest",
     "verify_file",
     "write_manifest",
 ]
@@ -74,7 +75,20 @@ def digest(data: bytes) -> str:
         >>> digest(b"abc")[:8]
         'bddd813c'
     """
-    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+    return running_digest(data).hexdigest()
+
+
+def running_digest(data: bytes = b"") -> hashlib.blake2b:
+    """Begin a :func:`digest` of bytes that come in parts, to each of which its ``update`` is applied.
+
+    Args:
+        data: the first bytes. Defaults to none.
+
+    Examples:
+        >>> parts = running_digest(b"ab"); parts.update(b"c"); parts.hexdigest() == digest(b"abc")
+        True
+    """
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES)
 
 
 def dump(name: str, state: Any) -> bytes:

@@ -6,20 +6,134 @@
 
 from __future__ import annotations
 
+import bisect
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
 import torch
-from tensordict import TensorDictBase
-from torchrl.data import LazyTensorStorage
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import TRANSITION, stored_keys
+from torchrl_o2o.durable import reserve
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
-__all__ = ["offline_online_storage"]
+__all__ = ["MappedStorage", "offline_online_storage"]
+
+
+class MappedStorage(LazyMemmapStorage):
+    """Offline rows, and behind them slots for online rows, in memory-mapped files.
+
+    It differs in two ways from TorchRL's storage. It takes the room on the disk before it writes, since a mapped write
+    to a full disk kills the process. And it knows which offline rows were written when, so that a save need not read
+    all of them to find those that changed. Change offline rows through the storage or the writer only: a change in
+    place in ``storage[a:b]``, which looks into the files, is in no later checkpoint.
+
+    Args:
+        num_offline: number of offline rows at its start.
+        online_capacity: number of slots behind them.
+        scratch_dir: folder of the files, empty or absent. They stay when the process ends, and no run reads them again.
+
+    Raises:
+        O2OSpecError: if the folder is not empty, or is a file.
+        O2ODataError: when the first rows come, if the disk has no room for all slots.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> storage = MappedStorage(4, 2, tempfile.mkdtemp())
+        >>> storage.set(slice(0, 4), random_transitions(4, 3, 2))
+        >>> storage.set(slice(4, 6), random_transitions(2, 3, 2))
+        >>> len(storage), storage.offline_writes
+        (6, 1)
+    """
+
+    def __init__(self, num_offline: int, online_capacity: int, scratch_dir: str | Path) -> None:
+        folder = Path(scratch_dir)
+        if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+            raise O2OSpecError(
+                f"got scratch_dir={str(folder)!r}, which is {'not empty' if folder.is_dir() else 'a file'}, expected a "
+                "folder that is empty or absent; name another one, or remove it if an earlier run left it: no run "
+                "needs its old files, a resumed one has its rows from the data and the checkpoint"
+            )
+        super().__init__(num_offline + online_capacity, scratch_dir=folder)
+        self.num_offline = num_offline
+        #: How often offline rows were written.
+        self.offline_writes = 0
+        self._firsts: list[tuple[int, int]] = []  # (number of a write, its first slot), both rising
+
+    def _init(self, data: TensorDictBase) -> None:
+        """Make the files, with all their blocks, before a row is written."""
+        folder, leaves = Path(str(self.scratch_dir)), data.values(include_nested=True, leaves_only=True)
+        size = self.max_size * sum(leaf.element_size() * math.prod(leaf.shape) for leaf in leaves)
+        what = f"{self.max_size} rows take {size / 1e9:.3g} GB in {folder}"
+        remedy = "make room, name a folder on another disk, or lower online_capacity"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+            if size > free:
+                raise O2ODataError(f"{what}, where {free / 1e9:.3g} GB are free; {remedy}")
+            super()._init(data)
+            for path in folder.rglob("*.memmap"):
+                reserve(path)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)  # it was empty before
+            raise O2ODataError(f"{what}, which failed ({error}); {remedy}") from error
+
+    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+        """Write rows, as any storage does."""
+        super().set(cursor, data, set_cursor=set_cursor)
+        self._note(cursor)
+
+    def _apply_conditional_patch(self, index: Tensor, patch: dict[NestedKey, Tensor]) -> None:
+        super()._apply_conditional_patch(index, patch)
+        self._note(index)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over another storage's rows."""
+        super().load_state_dict(state_dict)
+        self._note(0)
+
+    def first_written(self, since: int) -> int:
+        """The first offline slot that was written after so many writes; ``num_offline`` if none was.
+
+        Args:
+            since: what :attr:`offline_writes` was.
+        """
+        later = bisect.bisect_right(self._firsts, (since, self.num_offline))
+        return self._firsts[later][1] if later < len(self._firsts) else self.num_offline
+
+    def _note(self, cursor: Any) -> None:
+        """Remember the first offline slot that was written."""
+        first = _first_slot(cursor, self.max_size)
+        if first < self.num_offline:
+            self.offline_writes += 1
+            while self._firsts and self._firsts[-1][1] >= first:  # a later write reaches further back
+                self._firsts.pop()
+            self._firsts.append((self.offline_writes, first))
+
+
+def _first_slot(cursor: Any, size: int) -> int:
+    """The lowest slot of an index; ``size`` if it names none."""
+    if isinstance(cursor, slice):
+        slots = range(size)[cursor]
+        return min(slots[0], slots[-1]) if slots else size
+    index = torch.as_tensor(cursor)
+    index = index.nonzero() if index.dtype == torch.bool else index
+    return int((index % size).min()) if index.numel() else size
 
 
 @checked_arguments
 def offline_online_storage(
-    offline: TensorDictBase, online_capacity: int, *, device: torch.device | str = "cpu"
+    offline: TensorDictBase,
+    online_capacity: int,
+    *,
+    device: torch.device | str = "cpu",
+    scratch_dir: str | Path | None = None,
 ) -> LazyTensorStorage:
     """Storage whose first ``len(offline)`` slots hold the data set and whose others wait for online transitions.
 
@@ -33,19 +147,26 @@ def offline_online_storage(
     moved once per batch. :class:`~torchrl_o2o.data.PoolSampler` gathers and scores its pool on the storage's and the
     networks' device and brings one number per row back; samplers with stored priorities keep those in host memory.
 
+    ``scratch_dir`` is for more rows than fit in memory: they lie in memory-mapped files there, as in TorchRL's
+    :class:`~torchrl.data.LazyMemmapStorage`, and what is drawn is read from the disk. Offline rows that are
+    memory-mapped themselves, see :func:`~torchrl_o2o.data.load_offline`, go from file to file. A run draws the same
+    batches as from memory.
+
     Args:
         offline: transitions, shape [N], with at least the entries of :data:`~torchrl_o2o.data.TRANSITION`. The steps of
             :func:`~torchrl_o2o.data.n_step` are kept; other entries are dropped, since the environment will not deliver
             them.
         online_capacity: number of slots for online transitions, at least 1.
         device: where the storage lives. Defaults to ``"cpu"``.
+        scratch_dir: folder for memory-mapped files, empty or absent, see :class:`MappedStorage`; the files stay when
+            the process ends. ``None`` (default) keeps the rows in memory.
 
     Returns:
         A storage of ``N + online_capacity`` slots, the first N filled.
 
     Raises:
-        O2ODataError: if the data are empty or lack entries.
-        O2OSpecError: if the capacity is below 1.
+        O2ODataError: if the data are empty or lack entries, or the disk has no room for all slots.
+        O2OSpecError: if the capacity is below 1, or ``scratch_dir`` is not empty or given with another device.
 
     Examples:
         >>> import torch
@@ -68,6 +189,14 @@ def offline_online_storage(
             f"got online_capacity={online_capacity}, expected at least 1, usually the number of online steps"
         )
     size = len(offline)
-    storage = LazyTensorStorage(size + online_capacity, device=device)
-    storage.set(torch.arange(size), offline.select(*stored_keys(offline)).to(device))
+    if scratch_dir is None:
+        storage = LazyTensorStorage(size + online_capacity, device=device)
+    elif torch.device(device).type == "cpu":
+        storage = MappedStorage(size, online_capacity, scratch_dir)
+    else:
+        raise O2OSpecError(
+            f"got scratch_dir with device={str(device)!r}, expected 'cpu': files are mapped into host memory; leave "
+            "device out, and move each batch: batch.to(device)"
+        )
+    storage.set(slice(0, size), offline.select(*stored_keys(offline)).to(device))
     return storage
