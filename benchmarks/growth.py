@@ -6,25 +6,36 @@
 
     python benchmarks/growth.py                   every curve, a few minutes
     python benchmarks/growth.py --only rows run --largest 10_000_000
+    python benchmarks/growth.py --only files --largest 100_000_000 --folder /disk --private 3
 
 Each curve is a table of seconds over sizes, with its exponent: the slope of log seconds over log size between the last
 two sizes. 1 is proportional, 0 is constant; what should be constant and is not, or exceeds 1, is a fault. Times are of
 the processor and one thread, the least of a few rounds, so that what else runs on the machine counts little.
+
+`files` is for rows in memory-mapped files: 10^8 of them take 12 GB on the disk, in `--folder`. Each size has a process
+of its own, of which the largest resident memory is told, file pages included, and the largest private memory;
+`--private` is a limit in GB to the latter (`RLIMIT_DATA`), as on a machine that has no more.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import resource
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from timing import seconds
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -47,6 +58,10 @@ from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
 
 OBSERVATION, ACTION, BATCH = 17, 6, 256
+
+
+#: Options of the command line that one curve reads.
+OPTIONS = argparse.Namespace(folder=None, private=None)
 
 
 def table(title: str, sizes: Sequence[int], curves: dict[str, list[float]]) -> None:
@@ -108,6 +123,117 @@ def rows(largest: int) -> None:
             yield "restore", seconds(checkpoint.restore, rounds=1)
 
     table("rows (offline; as many online)", sizes, gather(sizes, measured))
+
+
+SMALL, EPISODE, PART, ONLINE = (3, 1), 1_000, 1_000_000, 100_000
+
+
+def write_rows(count: int, folder: Path) -> None:
+    """Write episodes of small rows into memory-mapped files, so many rows at a time."""
+    row = random_transitions(1, *SMALL).set("episode", torch.zeros(1, dtype=torch.int64))[0]
+    rows = row.expand(count).clone(recurse=False).memmap_like(folder)
+    for start in range(0, count, PART):
+        number = torch.arange(start, min(start + PART, count))
+        part = random_transitions(len(number), *SMALL)
+        last = (number % EPISODE == EPISODE - 1).unsqueeze(-1)
+        part["next", "observation"] = part["observation"].roll(-1, 0) + last
+        part["next", "terminated"].zero_()
+        part["next", "truncated"] = part["next", "done"] = last
+        rows[start : start + len(number)] = part.set("episode", number // EPISODE)
+
+
+@contextmanager
+def watched(name: str, report: dict[str, float]) -> Iterator[None]:
+    """Note the largest resident and private memory within a block, in MiB."""
+    over, private = threading.Event(), [memory("RssAnon")]
+
+    def look() -> None:
+        while not over.wait(0.05):
+            private.append(max(private.pop(), memory("RssAnon")))
+
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        report[f"{name}: resident"], report[f"{name}: private"] = memory("VmHWM"), max(*private, memory("RssAnon"))
+
+
+def memory(field: str) -> float:
+    """A line of the process's status, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def in_files(count: int, folder: Path, private: float | None) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds and MiB of everything that is done with so many rows in files; its own process."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if private is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(private * 1e9),) * 2)
+    times: dict[str, float] = {}
+    peaks = {"imports": memory("RssAnon")}
+    with watched("write", peaks):
+        write_rows(count, folder / "rows")
+    held: dict[str, Any] = {}
+
+    def measure(name: str, call: Callable[[], object]) -> None:
+        with watched(name, peaks):
+            times[name] = seconds(call, rounds=1)
+
+    measure("load_offline of the files", lambda: held.update(data=load_offline(folder / "rows")))
+    build = partial(offline_online_storage, held["data"], ONLINE, scratch_dir=folder / "scratch")
+    measure("storage in files", lambda: held.update(storage=build()))
+    buffer = TensorDictReplayBuffer(storage=held["storage"], writer=OnlineWriter(count), batch_size=BATCH)
+    buffer.extend(held["data"][: ONLINE // 10].select(*TRANSITION))
+    for make in (
+        lambda: BalancedSampler(count),
+        lambda: PrioritizedReplaySampler(count + ONLINE, 0.6, 0.4),
+        lambda: BalancedReplaySampler(count, ONLINE),
+    ):
+        buffer.set_sampler(make())
+        name = type(buffer.sampler).__name__
+        measure(f"first draw, {name}", buffer.sample)
+        times[f"draw {BATCH}, {name}"] = seconds(buffer.sample, repeats=20, rounds=5)
+        if isinstance(buffer.sampler, BalancedSampler):
+            save_and_restore(buffer, held["data"][:1_000].select(*TRANSITION), folder / "checkpoints", measure)
+    return times, peaks
+
+
+def save_and_restore(
+    buffer: TensorDictReplayBuffer, more: TensorDict, folder: Path, measure: Callable[[str, Callable[[], object]], None]
+) -> None:
+    """Two saves, the second of a thousand rows more, and a restore."""
+    made: list[Checkpointer] = []
+    measure("checkpointer", lambda: made.append(Checkpointer(folder, objects={}, buffer=buffer, copies=False)))
+    measure("first save", lambda: made[0].save(1))
+    buffer.extend(more)
+    measure("save of 1,000 rows more", lambda: made[0].save(2))
+    measure("restore", made[0].restore)
+
+
+def files(largest: int) -> None:
+    """Rows in memory-mapped files: loading, drawing, saving and restoring, with the memory that it takes."""
+    sizes = [size for size in (100_000, 1_000_000, 10_000_000, 100_000_000) if size <= largest]
+    curves: dict[str, list[float]] = {}
+    sums: dict[str, list[float]] = {}
+    for size in sizes:
+        with (
+            tempfile.TemporaryDirectory(dir=OPTIONS.folder) as folder,
+            multiprocessing.get_context("spawn").Pool(1) as pool,
+        ):
+            times, peaks = pool.apply(in_files, (size, Path(folder), OPTIONS.private))
+        for found, values in ((curves, times), (sums, peaks)):
+            for name, value in values.items():
+                found.setdefault(name, []).append(value)
+    table(f"rows in files (offline; {ONLINE:,d} online slots)", sizes, curves)
+    print("largest memory, MiB")
+    for name, values in sums.items():
+        print(f"{name:54s}" + "".join(f"{value:>12,.0f}" for value in values))
 
 
 def update_of(members: int = 2, ratio: int = 1) -> Update:
@@ -207,6 +333,7 @@ def run(largest: int) -> None:
 
 CURVES: dict[str, Callable[[int], None]] = {
     "rows": rows,
+    "files": files,
     "members": members,
     "ratio": ratio,
     "agents": agents,
@@ -220,7 +347,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CURVES), default=list(CURVES))
     parser.add_argument("--largest", type=int, default=1_000_000, help="rows, and steps of a run")
-    arguments = parser.parse_args()
+    parser.add_argument("--folder", help="for the files of `files`; default: the system's temporary folder")
+    parser.add_argument("--private", type=float, help="limit to the private memory of `files`, in GB")
+    arguments = parser.parse_args(namespace=OPTIONS)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)

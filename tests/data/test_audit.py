@@ -4,7 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import importlib
 import time
+from typing import Literal
 
 import gymnasium
 import pytest
@@ -83,6 +85,23 @@ def test_dropping_everything_is_an_error() -> None:
         audit(data, on_bad="drop")
     with pytest.raises(O2ODataError, match="no transition is finite"):
         drop_non_finite(data)
+
+
+@pytest.mark.parametrize("on_bad", ["report", "drop"])
+def test_looking_in_parts_finds_the_same(monkeypatch: pytest.MonkeyPatch, on_bad: Literal["report", "drop"]) -> None:
+    data = make(200, 7)
+    data["next", "reward"][[7, 30, 31]] = float("nan")
+    data["next", "reward"][50] = 1e7
+    data["next", "observation"][20:40] = data["observation"][20:40]
+    ends = data["next", "done"].squeeze(-1).nonzero().squeeze(-1)[:-1]
+    data["next", "observation"][ends] = data["observation"][ends + 1]
+    if on_bad == "report":
+        data["action"][11] = 1.37
+    whole = audit(data, on_bad=on_bad, max_episode_steps=5 if on_bad == "report" else None)
+    monkeypatch.setattr(importlib.import_module("torchrl_o2o.data.audit"), "_AT_ONCE", 7)
+    parts = audit(data, on_bad=on_bad, max_episode_steps=5 if on_bad == "report" else None)
+    assert parts == whole
+    assert len({"non_finite", "large_reward", "misaligned"} - {*whole.codes}) == 0
 
 
 def test_actions_outside_the_box() -> None:

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from tests import golden_vectors as golden
-from torchrl_o2o.data import TRANSITION, n_step
+from torchrl_o2o.data import TRANSITION, n_step, offline_online_storage
 from torchrl_o2o.data.starting import starting_buffer, top_episodes
 from torchrl_o2o.data.transforms import add_mc_return, episode_returns
 from torchrl_o2o.errors import O2OSpecError
@@ -99,6 +99,8 @@ class TestData:
             ({"data": "some"}, "got data='some'"),
             ({"online_capacity": 0}, "got online_capacity=0"),
             ({"data": "top", "num_top_episodes": -1}, "got number=-1"),
+            ({"make_storage": offline_online_storage, "scratch_dir": "a"}, "got scratch_dir and make_storage"),
+            ({"make_storage": offline_online_storage, "data": "none"}, "got data='none' and make_storage"),
         ):
             with pytest.raises(O2OSpecError, match=message):
                 starting_buffer(data, **{"online_capacity": 5, **settings})

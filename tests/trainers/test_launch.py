@@ -41,6 +41,8 @@ def test_what_has_no_influence_is_not_compared(tmp_path: Path) -> None:
     assert options.config == {key: CONFIG[key] for key in kept}
     assert (options.seed, options.schedule.eval_every, options.evaluation) == (3, 7, {"num_episodes": 2})
     assert "online" not in run_options(cfg, tmp_path, without=("online",)).config
+    cfg.online.scratch_dir = "elsewhere"
+    assert run_options(cfg, tmp_path).config == options.config
 
 
 @pytest.mark.parametrize("name", ["onednn", "auto"])

@@ -18,10 +18,12 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data.conventions import Convention, FittedConvention
+from torchrl_o2o.data.starting import StartingData
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.deploy import load_policy, read_policy
 from torchrl_o2o.envs.guard import EnvFaultError
@@ -34,7 +36,16 @@ from torchrl_o2o.testing import ContextualTargetEnv, DelayedRewardEnv, probe_tra
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.trainers.optim import descend
-from torchrl_o2o.trainers.pipeline import Learner, Pretrained, Problem, RunOptions, finetune, hand_over, pretrain
+from torchrl_o2o.trainers.pipeline import (
+    Finetuning,
+    Learner,
+    Pretrained,
+    Problem,
+    RunOptions,
+    finetune,
+    hand_over,
+    pretrain,
+)
 from torchrl_o2o.trainers.session import Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -131,6 +142,41 @@ def test_rows_are_converted_once_and_inserted_through_the_hook(tmp_path: Path, p
         row["train/episode_return"] for row in read_metrics(tmp_path / "run") if "train/episode_return" in row
     ]
     assert seen == pytest.approx([value - 1.0 for value in episode_returns])
+
+
+@pytest.mark.parametrize("data", ["all", "symmetric", "none"])
+def test_rows_in_files_train_the_same_networks(tmp_path: Path, problem: Problem, data: StartingData) -> None:
+    rows, trained = problem.offline.memmap(tmp_path / "rows"), []
+    for name, given in {"memory": problem, "files": Problem(problem.env, rows, problem.convention)}.items():
+        scratch_dir = tmp_path / "scratch" if name == "files" else None
+        torch.manual_seed(0)
+        learner, how = AWAC(), HandOver(data=data)
+        pretrain(given, learner, options(tmp_path / name / "offline"), num_steps=5, batch_size=8)
+        finetune(
+            given,
+            learner,
+            options(tmp_path / name),
+            handover=how,
+            total_frames=20,
+            batch_size=8,
+            scratch_dir=scratch_dir,
+        )
+        trained.append({key: value.clone() for key, value in learner.loss.state_dict().items()})
+    assert (tmp_path / "scratch" / "observation.memmap").exists()
+    torch.testing.assert_close(*trained, rtol=0, atol=0)
+
+
+def test_files_for_a_buffer_of_the_methods_own_are_refused(tmp_path: Path, problem: Problem) -> None:
+    how, buffer = HandOver(), TensorDictReplayBuffer()
+    settings: dict[str, Any] = {
+        "handover": how,
+        "buffer": buffer,
+        "total_frames": 1,
+        "batch_size": 1,
+        "scratch_dir": tmp_path / "a",
+    }
+    with pytest.raises(O2OSpecError, match="builds a buffer of its own; leave it out"):
+        Finetuning(problem, AWAC(), options(tmp_path / "run"), **settings)
 
 
 def test_a_run_that_diverges_keeps_the_batch_and_says_so(tmp_path: Path, problem: Problem) -> None:

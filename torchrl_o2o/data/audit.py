@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Look data over before the first gradient step: what is broken, what looks broken, what does not fit the environment.
 
-Everything is vectorized: a million transitions take a second or two. Shapes: N transitions, E episodes.
+Everything is vectorized, in parts where whole columns would be held twice. Shapes: N transitions, E episodes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -28,6 +29,8 @@ __all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
 _LARGE_REWARD = 1e6
 #: Fewer cases than this can be chance. Distances are measured on so many rows, of at most so many numbers.
 _FEW, _SAMPLE, _NUMBERS = 2, 10_000, 10_000_000
+#: Numbers of a column that are looked at together.
+_AT_ONCE = 2**22
 #: So many rows are a recording and no example.
 _MANY = 1_000
 #: Terminal states after fewer steps than this, always the same number, are a short task.
@@ -45,22 +48,51 @@ class _Subject:
     """Data under audit with the place of each row."""
 
     data: TensorDictBase
-    episode: Tensor  # [N]
-    step: Tensor  # [N]
+    starts: Tensor  # [E] rows of the whole data with which an episode begins
+    rows: Tensor | None = None  # [N] rows of the whole data that these are, where some were left out
+
+    def steps(self, rows: Tensor) -> Tensor:
+        """Of rows by number, how many came before in their episode."""
+        rows = rows if self.rows is None else self.rows[rows]
+        return rows - self.starts[torch.searchsorted(self.starts, rows, right=True) - 1]
+
+    def same_episode(self) -> Tensor:
+        """Whether a row's episode goes on in the next row, [N - 1]."""
+        episode = self.data.get(EPISODE)
+        same = episode[1:] == episode[:-1]
+        return same if self.rows is None else same & (self.rows[1:] == self.rows[:-1] + 1)
 
     def finding(
         self, code: str, severity: Literal["error", "warning", "note"], rows: Tensor, key: NestedKey, message: str
     ) -> list[Finding]:
-        """Report the rows of a mask [N], if any; the message may use {count}, {key} and {place}."""
-        count = int(rows.sum())
+        """Report rows, by a mask [N] or by number, if any; the message may use {count}, {key} and {place}."""
+        mask = rows.dtype == torch.bool
+        count = int(rows.sum()) if mask else len(rows)
         if not count:
             return []
-        first = int(rows.int().argmax())
-        episode, step = int(self.episode[first]), int(self.step[first])
+        first = rows.view(torch.uint8).argmax().reshape(1) if mask else rows[:1]
+        episode, step = int(self.data.get(EPISODE)[first]), int(self.steps(first))
         name = key if isinstance(key, str) else ".".join(key)
         place = f"first at episode {episode}, step {step}"
         text = message.format(count=count, key=name, place=place)
         return [Finding(code, severity, text, count=count, key=name, episode=episode, step=step)]
+
+
+def _in_parts(mask: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+    """A mask of rows, [N], so many rows at a time that what is computed on the way stays small."""
+    rows = max(1, _AT_ONCE // max(1, columns[0][:1].numel()))
+    parts = [mask(*part) for part in zip(*(column.split(rows) for column in columns))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _spread(mask: Tensor, most: int) -> Tensor:
+    """Numbers of the rows of a mask; of more than ``most``, evenly spread ones."""
+    stride, before, found = max(1, int(mask.sum()) // most), 0, []
+    for number, part in enumerate(mask.split(_AT_ONCE)):
+        rows = part.nonzero().squeeze(-1)
+        found.append(rows[-before % stride :: stride] + number * _AT_ONCE)
+        before += len(rows)
+    return torch.cat(found)
 
 
 def audit(
@@ -120,9 +152,9 @@ def audit(
         return report
     subject = _subject(data)
     findings, finite = _check_finite(subject, "warning" if on_bad == "drop" else "error")
-    episodes = int(subject.episode[-1]) + 1
+    episodes = int(data.get(EPISODE)[-1]) + 1
     if finite is not None and on_bad == "drop":
-        subject = _Subject(data[finite], subject.episode[finite], subject.step[finite])
+        subject = _Subject(data[finite], subject.starts, finite.nonzero().squeeze(-1))
     low, high = (torch.as_tensor(bound, dtype=torch.float32) for bound in (action_low, action_high))
     if len(subject.data):
         findings += _check_actions(subject, low, high)
@@ -202,16 +234,13 @@ def _check_layout(data: TensorDictBase) -> list[Finding]:
 
 def _subject(data: TensorDictBase) -> _Subject:
     episode = data.get(EPISODE)
-    rows = torch.arange(len(episode))
-    begins = torch.ones_like(episode, dtype=torch.bool)
-    begins[1:] = episode[1:] != episode[:-1]
-    return _Subject(data, episode, rows - torch.where(begins, rows, 0).cummax(0).values)
+    return _Subject(data, torch.cat([torch.zeros(1).long(), (episode[1:] != episode[:-1]).nonzero().squeeze(-1) + 1]))
 
 
 def _finite_rows(values: Tensor) -> Tensor:
     if not values.is_floating_point():
         return torch.ones(len(values), dtype=torch.bool)
-    return torch.isfinite(values).flatten(1).all(1)
+    return _in_parts(lambda part: torch.isfinite(part).flatten(1).all(1), values)
 
 
 def _check_finite(subject: _Subject, severity: Literal["error", "warning"]) -> tuple[list[Finding], Tensor | None]:
@@ -229,7 +258,7 @@ def _check_finite(subject: _Subject, severity: Literal["error", "warning"]) -> t
 def _check_actions(subject: _Subject, low: Tensor, high: Tensor) -> list[Finding]:
     action = subject.data.get("action")
     slack = _ROUNDING * (high - low)
-    outside = ((action < low - slack) | (action > high + slack)).flatten(1).any(1)
+    outside = _in_parts(lambda part: ((part < low - slack) | (part > high + slack)).flatten(1).any(1), action)
     if not outside.any():
         return []
     seen = f"they span [{action.min().item():.4g}, {action.max().item():.4g}]"
@@ -253,8 +282,8 @@ def _check_flags(subject: _Subject) -> list[Finding]:
         "done_flag", "error", done != (terminated | truncated), ("next", "done"),
         "{count} transitions have {key} != terminated | truncated, {place}; recompute it.",
     )  # fmt: skip
-    last = torch.ones_like(done)
-    last[:-1] = subject.episode[1:] != subject.episode[:-1]
+    episode = subject.data.get(EPISODE)
+    last = torch.cat([episode[1:] != episode[:-1], torch.ones(1, dtype=torch.bool)])
     findings += subject.finding(
         "goes_on", "warning", done & ~last, ("next", "done"),
         "{count} transitions are done although their episode goes on, {place}; returns stop there.",
@@ -283,10 +312,10 @@ def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["erro
     if limit is not None:
         remedy = "Pass max_episode_steps if it is another; else an array that ends episodes was not read."
         findings += subject.finding(
-            "beyond_limit", severity, subject.step == limit, ("next", "done"),
+            "beyond_limit", severity, _reached(subject, limit), ("next", "done"),
             f"{{count}} episodes are longer than the time limit of {limit} steps, {{place}}. {remedy}",
         )  # fmt: skip
-    steps = subject.step[terminated]
+    steps = subject.steps(terminated.nonzero().squeeze(-1))
     if len(steps) == 1 and limit is not None and int(steps[0]) + 1 == limit and limit >= _SUSPICIOUS_LENGTH:
         return findings + subject.finding(
             "terminals_at_limit", "warning", terminated, ("next", "terminated"),
@@ -297,7 +326,7 @@ def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["erro
     if (
         len(steps) < _FEW
         or not bool((steps == steps[0]).all())
-        or bool((truncated & (subject.step >= steps[0] - 1)).any())
+        or bool((subject.steps(truncated.nonzero().squeeze(-1)) >= steps[0] - 1).any())
     ):
         return findings
     length = int(steps[0]) + 1
@@ -317,6 +346,12 @@ def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["erro
     return findings
 
 
+def _reached(subject: _Subject, step: int) -> Tensor:
+    """Numbers of the rows that have so many before them in their episode."""
+    lengths = torch.diff(subject.starts, append=torch.tensor([len(subject.data)]))
+    return subject.starts[lengths > step] + step
+
+
 def _distances(first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
     """Distances of rows, per column in units of its spread, [N]."""
     return ((first.flatten(1).float() - second.flatten(1).float()) / scale).square().mean(1).sqrt()
@@ -327,10 +362,10 @@ def _check_alignment(subject: _Subject) -> list[Finding]:
     observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
     if len(observation) < 2 or observation.shape != following.shape:
         return []
-    same = (subject.episode[1:] == subject.episode[:-1]) & (subject.step[1:] == subject.step[:-1] + 1)
-    differ = (following[:-1] != observation[1:]).flatten(1).any(1)
+    same = subject.same_episode()
+    differ = _in_parts(lambda one, other: (one != other).flatten(1).any(1), following[:-1], observation[1:])
     broken = torch.cat([differ & same, differ.new_zeros(1)])
-    stuck = broken & (following == observation).flatten(1).all(1)
+    stuck = _in_parts(lambda one, other: (one == other).flatten(1).all(1), following, observation).logical_and_(broken)
     if int(stuck.sum()) > int(same.sum()) // 2:
         return subject.finding(
             "stuck", "error" if len(observation) >= _MANY else "warning", stuck, ("next", "observation"),
@@ -355,10 +390,13 @@ def _check_alignment(subject: _Subject) -> list[Finding]:
 
 def _come_elsewhere(observation: Tensor, following: Tensor, broken: Tensor) -> bool:
     """Whether the next observations are observations of other rows, in no order."""
-    place = {row.tobytes(): number for number, row in enumerate(observation.flatten(1).cpu().numpy())}
-    rows = broken.nonzero().squeeze(-1)
-    rows = rows[:: max(1, len(rows) // _SAMPLE)]
-    found = [place.get(row.tobytes()) for row in following[rows].flatten(1).cpu().numpy()]
+    rows = _spread(broken, _SAMPLE)
+    sought = [row.tobytes() for row in following[rows].flatten(1).cpu().numpy()]
+    place: dict[bytes, int | None] = dict.fromkeys(sought)
+    for number, row in enumerate(observation.flatten(1).cpu().numpy()):
+        if (content := row.tobytes()) in place:
+            place[content] = number
+    found = [place[content] for content in sought]
     offsets = Counter(there - here for here, there in zip(rows.tolist(), found) if there is not None)
     return 2 * offsets.total() > len(rows) and 2 * max(offsets.values()) < len(rows)
 
@@ -370,11 +408,10 @@ def _check_jumps(subject: _Subject, same: Tensor, meets: Tensor) -> list[Finding
     """
     observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
     cut = ~same & subject.data.get(("next", "truncated")).squeeze(-1)[:-1]
-    ends, inside = (cut & meets).nonzero().squeeze(-1), same.nonzero().squeeze(-1)
-    if len(ends) < _FEW or 2 * len(ends) < int(cut.sum()) or not len(inside):
+    ends = (cut & meets).nonzero().squeeze(-1)
+    if len(ends) < _FEW or 2 * len(ends) < int(cut.sum()) or not same.any():
         return []
-    rows = min(_SAMPLE, 1 + _NUMBERS // max(1, observation[0].numel()))
-    inside = inside[:: max(1, len(inside) // rows)]
+    inside = _spread(same, min(_SAMPLE, 1 + _NUMBERS // max(1, observation[0].numel())))
     spread = observation[inside].flatten(1).float().std(0, correction=0)
     scale = torch.where(spread > 0, spread, 1.0)
     usual = _distances(observation[inside], following[inside], scale).median()
@@ -412,7 +449,7 @@ def _check_variation(subject: _Subject) -> list[Finding]:
 def _check_empty_rows(subject: _Subject) -> list[Finding]:
     """Zeros instead of numbers: in whole rows, among others, or in the next observations of episodes cut short."""
     parts = {key: subject.data.get(key).flatten(1).any(1).bool() for key in _FLOAT_KEYS}
-    filled, truncated = torch.stack(list(parts.values())).any(0), subject.data.get(("next", "truncated")).squeeze(-1)
+    filled, truncated = reduce(torch.logical_or, parts.values()), subject.data.get(("next", "truncated")).squeeze(-1)
     lost = truncated & parts["observation"] & ~parts["next", "observation"]
     if int(lost.sum()) > _FEW and 2 * int(lost.sum()) > int(truncated.sum()):
         return subject.finding(
@@ -433,10 +470,10 @@ def _check_empty_rows(subject: _Subject) -> list[Finding]:
 def _check_reward(subject: _Subject) -> list[Finding]:
     reward = subject.data.get(("next", "reward")).squeeze(-1)
     findings = subject.finding(
-        "large_reward", "warning", reward.abs() > _LARGE_REWARD, ("next", "reward"),
+        "large_reward", "warning", _in_parts(lambda part: part.abs() > _LARGE_REWARD, reward), ("next", "reward"),
         f"{{count}} rewards are beyond {_LARGE_REWARD:g} in size, {{place}}; scale them down.",
     )  # fmt: skip
-    if len(reward) > 1 and bool((reward == reward[0]).all()):
+    if len(reward) > 1 and bool(reward.amin() == reward.amax()):
         message = f"every reward is {reward[0].item():g}: there is nothing to learn from, or the reward was not stored."
         findings.append(Finding("constant_reward", "warning", message, count=len(reward), key="next.reward"))
     return findings

@@ -118,7 +118,11 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
     """
     mapped = _close(env.low, torch.tensor(-1.0)) and _close(env.high, torch.tensor(1.0))
     action = data.get("action")
-    if not mapped or tuple(action.shape[1:]) != env.action or bool((action.abs() > 1 + 2e-6).any()):
+    if (
+        not mapped
+        or tuple(action.shape[1:]) != env.action
+        or any(bool((part.abs() > 1 + 2e-6).any()) for part in action.split(2**20))
+    ):
         return []
     if _close(env.own_low, env.low) and _close(env.own_high, env.high):
         return []

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchrl_o2o.data.audit import audit, check_limit, drop_non_finite
 from torchrl_o2o.data.datasets.cache import RawDataset
 from torchrl_o2o.data.datasets.columns import ReadOptions
+from torchrl_o2o.data.datasets.mapped import is_mapped
 from torchrl_o2o.data.datasets.sources import Source, read_source
 from torchrl_o2o.data.env_match import EnvFacts, EnvLike, env_facts, match_units
 from torchrl_o2o.data.findings import AuditReport, Finding
@@ -114,7 +115,10 @@ def load_offline(
               ``data/demo_0``), npz, csv, a pickle of demonstrations, or the folder of a Minari data set;
             - a dictionary of flat arrays with the same names as in D4RL, and ``episode`` or ``timeouts``;
             - a list of episodes (dictionaries) with T+1 ``observations`` for T ``actions`` and ``rewards``;
-            - transitions in TED.
+            - transitions in TED;
+            - memory-mapped transitions in TED, or the folder that ``TensorDict.memmap`` wrote, as TorchRL's own data
+              sets do. They are for data larger than memory: looked over in parts and taken as they are, with
+              ``episode`` numbers from 0 on; what would have to be converted or left out is refused.
         env: an environment or its id, to check dimensions and action bounds against.
         actions: what to do with actions outside the box: ``"error"``; ``"clip"``; ``"rescale"`` divides each dimension
             by its largest size where that is above 1, which changes what an action means and only fits an environment
@@ -135,7 +139,8 @@ def load_offline(
         cache_dir: where; ``None`` is a hidden folder beside Minari's data sets.
 
     Returns:
-        The transitions [N], in memory.
+        The transitions [N], in memory. Of a memory-mapped source they look into its files, apart from actions that
+        are mapped or clipped: a change in place changes the files.
 
     Raises:
         O2ODataError: if the source is unknown, missing, damaged, empty, or fails the audit.
@@ -188,12 +193,21 @@ def _examine(
 ) -> tuple[TensorDict, AuditReport]:
     """Read a source, map its actions and look it over."""
     raw = read_source(source, options)
-    shape = raw.data["observation"].shape[1:]
+    mapped, shape = is_mapped(raw.data), raw.data["observation"].shape[1:]
+    if mapped and on_bad == "drop":
+        raise O2OSpecError(
+            f"got on_bad='drop' for {raw.meta.id}, but rows cannot be left out of memory-mapped files; write them "
+            "without, or load_offline(data.clone(), on_bad='drop') in memory"
+        )
     facts = None if env is None else env_facts(env, shape[-1] if len(shape) == 3 else None)
     data, found = _boxed(raw, bounds, actions)
     if facts is not None and bounds is None and raw.meta.action_low is None:
         units = match_units(raw.data, facts)  # those of TED are shares, as this package's environments take them
-        found += [replace(each, severity="warning") for each in units] if isinstance(source, TensorDictBase) else units
+        found += (
+            [replace(each, severity="warning") for each in units]
+            if mapped or isinstance(source, TensorDictBase)
+            else units
+        )
     limit = options.max_episode_steps
     if limit is None and any(note.code == "no_timeouts" for note in raw.notes):
         limit = _known_limit(raw, facts)
@@ -366,6 +380,8 @@ def _boxed(raw: RawDataset, bounds: Bounds | None, policy: str) -> tuple[TensorD
         action = (action - (high + low) / 2) / torch.where(high > low, (high - low) / 2, 1.0)
         message = f"actions were mapped from [{low.min():g}, {high.max():g}] to [-1, 1]."
         found.append(Finding("mapped_actions", "note", message, count=len(action), key="action"))
+    if bool(action.amin() >= -1) and bool(action.amax() <= 1):  # neither holds where one is NaN
+        return (raw.data.copy().set("action", action) if found else raw.data), found
     finite = action.isfinite()  # the rest is for the audit to find, not for clipping to hide
     size = torch.where(finite, action.abs(), 0.0)
     outside = int((size > 1 + 2e-6).any(-1).sum())

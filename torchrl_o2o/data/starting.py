@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from torchrl_o2o.data.keys import EPISODE, TRANSITION
 from torchrl_o2o.data.samplers import BalancedSampler
-from torchrl_o2o.data.storage import stored_keys
+from torchrl_o2o.data.storage import MappedStorage, stored_keys
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2OSpecError, check_option
@@ -73,6 +74,7 @@ def starting_buffer(
     offline_fraction: float = 0.5,
     keys: Sequence[NestedKey] = TRANSITION,
     make_storage: MakeStorage | None = None,
+    scratch_dir: str | Path | None = None,
 ) -> TensorDictReplayBuffer:
     """The replay buffer that online training starts from.
 
@@ -99,12 +101,15 @@ def starting_buffer(
         make_storage: makes the storage from the offline rows and the number of online slots, for example
             :class:`~torchrl_o2o.data.shared_rows.SharedRows` for several agents; ``None`` (default) makes a
             :class:`~torchrl.data.LazyTensorStorage`.
+        scratch_dir: folder for the rows in memory-mapped files, see :class:`~torchrl_o2o.data.storage.MappedStorage`.
+            ``None`` (default) keeps them in memory.
 
     Returns:
         The buffer. Except under ``"symmetric"``, the oldest rows are overwritten first, offline ones included.
 
     Raises:
         O2OSpecError: if an option is unknown or does not fit.
+        O2ODataError: if the disk has no room for the rows.
 
     Examples:
         >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
@@ -121,15 +126,19 @@ def starting_buffer(
     missing = [key for key in keys if key not in offline.keys(include_nested=True)]
     if missing:
         raise O2OSpecError(f"the offline data lack {missing}; add them before the hand-over")
-    storage = LazyTensorStorage(len(rows) + online_capacity)
-    if make_storage is not None:
-        if len(rows) != len(offline):
-            raise O2OSpecError(f"got data={data!r} and make_storage, which keeps all offline rows; leave one out")
-        storage = make_storage(offline, online_capacity)
-    elif len(rows):
-        steps = set(stored_keys(rows)) - set(TRANSITION)  # the losses discount by them
-        storage.set(torch.arange(len(rows)), rows.select(*keys, *steps))
+    if make_storage is not None and (scratch_dir is not None or len(rows) != len(offline)):
+        what = f"data={data!r}" if scratch_dir is None else "scratch_dir"
+        raise O2OSpecError(f"got {what} and make_storage, which keeps all offline rows its own way; leave one out")
     fixed = len(rows) if data == "symmetric" else 0
+    if make_storage is not None:
+        storage = make_storage(offline, online_capacity)
+    else:
+        steps = set(stored_keys(rows)) - set(TRANSITION)  # the losses discount by them
+        storage = LazyTensorStorage(len(rows) + online_capacity)
+        if scratch_dir is not None:
+            storage = MappedStorage(fixed, len(rows) + online_capacity - fixed, scratch_dir)
+        if len(rows):
+            storage.set(slice(0, len(rows)), rows.select(*keys, *steps))
     writer = OnlineWriter(fixed)
     if not fixed:
         writer.total_written = len(rows)  # online rows follow the offline ones, and in the end overwrite them

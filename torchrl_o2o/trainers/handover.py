@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -131,6 +132,7 @@ class HandOver:
         batch_size: int = 256,
         keys: Sequence[NestedKey] = TRANSITION,
         make_storage: MakeStorage | None = None,
+        scratch_dir: str | Path | None = None,
     ) -> TensorDictReplayBuffer:
         """The buffer online training starts from, see :func:`starting_buffer`."""
         return starting_buffer(
@@ -142,6 +144,7 @@ class HandOver:
             offline_fraction=self.offline_fraction,
             keys=keys,
             make_storage=make_storage,
+            scratch_dir=scratch_dir,
         )
 
     def may_update(self, step: int) -> bool:

@@ -98,6 +98,7 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
         check_arguments(name, cfg[name], function)
     compared = {key: value for key, value in plain_config(cfg).items() if key not in (*NOT_COMPARED, *without)}
     compared.get("evaluation", {}).pop("video", None)  # a resumed run may be filmed
+    compared.get("online", {}).pop("scratch_dir", None)  # it needs a new one
     return RunOptions(
         folder,
         compared,

@@ -20,7 +20,7 @@ from typing import Any, Self
 import gymnasium
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 
 from torchrl_o2o import deploy
 from torchrl_o2o.arguments import checked_arguments
@@ -29,7 +29,7 @@ from torchrl_o2o.checkpoint.reading import newest_valid, read_state
 from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.remote import ProcessActors
 from torchrl_o2o.collectors.single import StepCollector
-from torchrl_o2o.data import BalancedSampler, load_offline
+from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, stored_keys
 from torchrl_o2o.data.conventions import Convention, FittedConvention
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
@@ -315,6 +315,17 @@ class Phase:
         self.session.log({name: value for name, value in metrics.items() if name != "finite"})
 
 
+def _data_alone(offline: TensorDictBase, learner: Learner, batch_size: int) -> TensorDictReplayBuffer:
+    """What offline updates draw from: the data's own rows, without a copy."""
+    missing = [key for key in learner.keys if key not in offline.keys(include_nested=True)]
+    if missing:
+        raise O2OSpecError(f"the offline data lack {missing}; add them before the training")
+    steps = set(stored_keys(offline)) - set(TRANSITION)  # the losses discount by them
+    rows, writer = offline.select(*learner.keys, *steps).to("cpu"), OnlineWriter(0)
+    writer.total_written = len(rows)  # none of them comes from here; samplers look where rows end
+    return TensorDictReplayBuffer(storage=TensorStorage(rows), writer=writer, batch_size=batch_size)
+
+
 class Pretraining(Phase):
     """Learning from the data alone. What it ends with is a checkpoint that any compatible fine-tuning can start from.
 
@@ -332,7 +343,7 @@ class Pretraining(Phase):
     def __init__(
         self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
     ) -> None:
-        buffer = HandOver(data="all").buffer(problem.offline, 1, batch_size=batch_size, keys=learner.keys)
+        buffer = _data_alone(problem.offline, learner, batch_size)
         objects = {
             **learner.objects(),
             "convention": problem.convention.state_dict(),
@@ -364,6 +375,8 @@ class Finetuning(Phase):
         buffer: replaces the starting buffer of the hand-over. Defaults to ``None``.
         make_storage: makes the storage of that buffer, see :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to
             ``None``.
+        scratch_dir: folder for that buffer's rows in memory-mapped files, empty or absent, for data larger than memory.
+            ``None`` (default) keeps them in memory.
         objects: further objects that change while training, by name. Defaults to none.
         fleet: settings of :func:`make_fleet`: actors in other processes collect. ``None`` (default) steps one
             environment here.
@@ -386,6 +399,7 @@ class Finetuning(Phase):
         init_random_frames: int = 0,
         buffer: TensorDictReplayBuffer | None = None,
         make_storage: MakeStorage | None = None,
+        scratch_dir: str | Path | None = None,
         objects: Mapping[str, Any] | None = None,
         fleet: Mapping[str, Any] | None = None,
     ) -> None:
@@ -393,8 +407,11 @@ class Finetuning(Phase):
         rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
         drawn_from = buffer
         if drawn_from is None:  # an empty buffer is false
-            drawn_from = handover.buffer(
-                problem.offline, capacity, batch_size=rows, keys=learner.keys, make_storage=make_storage
+            how = {"batch_size": rows, "keys": learner.keys, "make_storage": make_storage, "scratch_dir": scratch_dir}
+            drawn_from = handover.buffer(problem.offline, capacity, **how)
+        elif scratch_dir is not None:
+            raise O2OSpecError(
+                f"got scratch_dir={str(scratch_dir)!r} for a method that builds a buffer of its own; leave it out"
             )
         sampler = drawn_from.sampler
         if init_random_frames and isinstance(sampler, BalancedSampler):
@@ -478,7 +495,7 @@ class Finetuning(Phase):
         """Draw the next batch from the offline rows alone."""
         offline = self._offline
         if offline is None:
-            offline = HandOver(data="all").buffer(self.problem.offline, 1, batch_size=self.rows, keys=self.learner.keys)
+            offline = _data_alone(self.problem.offline, self.learner, self.rows)
             self.learner.see(offline)
         self._offline, self._batch = offline, offline.sample()
         return self._batch
@@ -540,6 +557,7 @@ def finetune(
     batch_size: int,
     online_capacity: int | None = None,
     insert: Callable[[TensorDictBase], TensorDictBase] | None = None,
+    scratch_dir: str | Path | None = None,
 ) -> None:
     """The loop of a script's online phase, as a function: one transition into the buffer, then one update.
 
@@ -557,6 +575,7 @@ def finetune(
         batch_size: rows per update.
         online_capacity: slots for online rows; ``None`` (default) keeps all.
         insert: applied to a transition [1] after the reward's transform, before it is stored. Defaults to ``None``.
+        scratch_dir: folder for the buffer's rows in memory-mapped files. Defaults to ``None``: in memory.
 
     Raises:
         NonFiniteError: if a loss becomes NaN or infinite; the batch is kept in the folder.
@@ -571,6 +590,7 @@ def finetune(
         total_frames=total_frames,
         batch_size=batch_size,
         online_capacity=online_capacity,
+        scratch_dir=scratch_dir,
     )
     with phase:
         for step, data in phase.steps():

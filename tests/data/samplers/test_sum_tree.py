@@ -47,6 +47,12 @@ def test_updates_leave_the_tree_that_filling_would_have_built(capacity: int) -> 
         assert torch.equal(level, expected)
 
 
+def test_filling_in_parts_is_filling_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = filled(70_000)
+    monkeypatch.setattr("torchrl_o2o.data.samplers.sum_tree._BLOCKS_AT_ONCE", 7)
+    torch.testing.assert_close(filled(70_000).state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
 def test_partial_fill_changes_nothing_else() -> None:
     tree = filled(70_000)
     expected = tree.values.clone()

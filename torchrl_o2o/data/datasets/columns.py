@@ -198,7 +198,7 @@ def find_columns(
     lengths = {name: _shape(_at(source, name)) for name in others}
     doubtful = [name for name in others if _could_be_ends(name, _at(source, name), steps)]
     unread = [name for name in others if "/" not in name and lengths[name][:1] == (steps,) and name not in doubtful]
-    arrays = {role: _owned(value, f"{roles[role]} of {origin}") for role, value in values.items()}
+    arrays = {role: _read(role, value, f"{roles[role]} of {origin}") for role, value in values.items()}
     said = frozenset(role for role, name in roles.items() if name in names)
     marks = {name: _owned(_at(source, name), f"{name} of {origin}").reshape(-1) for name in doubtful}
     return Columns(arrays, said, tuple(unread), marks)
@@ -264,6 +264,12 @@ def _could_be_ends(name: str, value: Any, steps: int) -> bool:
 
 def _shaped(value: Any, origin: str) -> Any:
     return value if hasattr(value, "shape") and hasattr(value, "dtype") else _owned(value, origin)
+
+
+def _read(role: str, value: Any, origin: str) -> np.ndarray:
+    """Read one array; the large ones are cast at once, so that only one is held twice."""
+    owned = _owned(value, origin)
+    return cast_column(owned, origin) if role in (*_OBSERVATIONS, "rewards") else owned
 
 
 def _owned(value: Any, origin: str) -> np.ndarray:
@@ -346,6 +352,8 @@ def _leaves(node: Any, name: str, origin: str) -> list[np.ndarray]:
 def cast_column(values: Any, name: str) -> np.ndarray:
     """Cast one array to what batches are made of: float32, or uint8 where the rows are images.
 
+    What is of that type already is not copied: :func:`find_columns` did.
+
     Args:
         values: [N, ...] numbers of any kind.
         name: what to call it in an error.
@@ -361,7 +369,7 @@ def cast_column(values: Any, name: str) -> np.ndarray:
         >>> cast_column(np.zeros((3, 8, 8, 3), np.uint8), "observations").dtype
         dtype('uint8')
     """
-    values = _owned(values, name)
+    values = values if isinstance(values, np.ndarray) else _owned(values, name)
     if values.dtype.kind not in "fiub":
         raise O2ODataError(f"{name} holds {values.dtype}; expected real numbers in one array.")
     if values.dtype == np.uint8 and values.ndim >= 3:

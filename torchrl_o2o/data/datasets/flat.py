@@ -187,8 +187,8 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
 
 
 def _numpy(value: Any) -> Any:
-    """A copy of a tensor for numpy, which knows no gradients; parts of a nested observation stay by name."""
-    return value.detach().cpu().clone().numpy()
+    """A tensor for numpy, which knows no gradients; parts of a nested observation stay by name."""
+    return value.detach().cpu().numpy()
 
 
 def read_flat(arrays: Mapping[str, Any], origin: str, options: ReadOptions) -> RawDataset:

@@ -19,6 +19,7 @@ from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.demos import read_demos
 from torchrl_o2o.data.datasets.flat import read_arrays, read_flat, read_hdf5, read_npz
 from torchrl_o2o.data.datasets.local import make_local_dataset
+from torchrl_o2o.data.datasets.mapped import is_mapped, is_mapped_folder, open_mapped, read_mapped
 from torchrl_o2o.data.datasets.minari import check_dataset_id, minari_files, read_minari
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS
@@ -71,6 +72,8 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
         return _read_minari(_dataset_folder(check_dataset_id(source)), options)
     if isinstance(source, str | Path):
         return _read_path(Path(str(source).removeprefix(_PATH_PREFIX)).expanduser(), options)
+    if isinstance(source, TensorDictBase) and is_mapped(source):
+        return read_mapped(source, "the TensorDict", options)
     if isinstance(source, Mapping | Sequence | TensorDictBase):
         return read_arrays(source, options)
     raise O2ODataError(
@@ -122,7 +125,9 @@ def local_minari_ids() -> list[str]:
 
 def _read_path(path: Path, options: ReadOptions) -> RawDataset:
     if not path.exists():
-        raise O2ODataError(f"{path} does not exist; expected a file or a Minari data set's folder.")
+        raise O2ODataError(f"{path} does not exist; expected a file or a Minari or memory-mapped data set's folder.")
+    if is_mapped_folder(path):
+        return read_mapped(open_mapped(path), str(path), options)
     if path.is_dir():
         return _read_minari(path.parent if path.name == "data" else path, options)
     if not path.is_file():  # a pipe or a device, which may never end

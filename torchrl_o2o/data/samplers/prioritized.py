@@ -141,7 +141,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
     def _initialize(self, start: int, stop: int) -> None:
         self._priority[start:stop] = self.max_priority
-        self._tree.fill(start, stop, self._values_of(self._priority[start:stop]))
+        self._tree.fill(start, stop, self._values_of(self._priority[start : start + 1]))  # of all the same
 
     def _store(self, index: Tensor, priority: Tensor) -> None:
         self._tree.check(index, priority)  # before the power, which may be NaN or infinite where these are not

@@ -20,6 +20,7 @@ from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 __all__ = ["SumTree", "last_of_each"]
 
 _FAN_OUT = 32  # children of a node; measured: 16 to 64 are within a fifth of each other
+_BLOCKS_AT_ONCE = 2**16
 _TOP = 2048  # at most as many nodes at the top, which one cumulative sum searches
 
 
@@ -128,7 +129,9 @@ class SumTree:
         self._levels[0].view(-1)[start:stop] = value
         for level, above in enumerate(self._levels[1:]):
             start, stop = start // _FAN_OUT, -(-stop // _FAN_OUT)
-            above.view(-1)[start:stop] = self._scaled(level, self._levels[level][start:stop]).sum(-1)
+            for first in range(start, stop, _BLOCKS_AT_ONCE):  # scaled values of all slots would double the memory
+                blocks = slice(first, min(stop, first + _BLOCKS_AT_ONCE))
+                above.view(-1)[blocks] = self._scaled(level, self._levels[level][blocks]).sum(-1)
 
     def search(self, position: Tensor) -> Tensor:
         """First slot whose cumulative sum reaches each position; a slot of value zero is never found.
