@@ -35,7 +35,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from timing import seconds
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -66,10 +65,10 @@ OPTIONS = argparse.Namespace(folder=None, private=None)
 
 def table(title: str, sizes: Sequence[int], curves: dict[str, list[float]]) -> None:
     """Print a curve a line, with its exponent."""
-    print(f"\n{title}\n{'':34s}" + "".join(f"{size:>12,d}" for size in sizes) + f"{'exponent':>12s}")
+    print(f"\n{title}\n{'':50s}" + "".join(f"{size:>12,d}" for size in sizes) + f"{'exponent':>12s}")
     for name, values in curves.items():
         slope = math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
-        print(f"{name:34s}" + "".join(f"{1e3 * value:9.3g} ms" for value in values) + f"{slope:12.2f}", flush=True)
+        print(f"{name:50s}" + "".join(f"{1e3 * value:9.3g} ms" for value in values) + f"{slope:12.2f}", flush=True)
 
 
 def gather(sizes: Sequence[int], measured: Callable[[int], Iterator[tuple[str, float]]]) -> dict[str, list[float]]:
@@ -174,7 +173,7 @@ def in_files(count: int, folder: Path, private: float | None) -> tuple[dict[str,
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if private is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(private * 1e9),) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (int(private * 1e9), int(private * 1e9)))
     times: dict[str, float] = {}
     peaks = {"imports": memory("RssAnon")}
     with watched("write", peaks):
@@ -189,31 +188,25 @@ def in_files(count: int, folder: Path, private: float | None) -> tuple[dict[str,
     build = partial(offline_online_storage, held["data"], ONLINE, scratch_dir=folder / "scratch")
     measure("storage in files", lambda: held.update(storage=build()))
     buffer = TensorDictReplayBuffer(storage=held["storage"], writer=OnlineWriter(count), batch_size=BATCH)
-    buffer.extend(held["data"][: ONLINE // 10].select(*TRANSITION))
-    for make in (
-        lambda: BalancedSampler(count),
-        lambda: PrioritizedReplaySampler(count + ONLINE, 0.6, 0.4),
-        lambda: BalancedReplaySampler(count, ONLINE),
-    ):
+    more = held["data"][:1_000].select(*TRANSITION)
+    buffer.extend(more)
+    open_folder = partial(Checkpointer, folder / "checkpoints", objects={}, buffer=buffer, copies=False)
+    measure("checkpointer", lambda: held.update(checkpoint=open_folder()))
+    measure("first save", lambda: held["checkpoint"].save(0))
+    samplers = {
+        "BalancedSampler": lambda: BalancedSampler(count),
+        "PrioritizedReplaySampler": lambda: PrioritizedReplaySampler(count + ONLINE, 0.6, 0.4),
+        "BalancedReplaySampler": lambda: BalancedReplaySampler(count, ONLINE),
+    }
+    for step, (name, make) in enumerate(samplers.items(), 1):
         buffer.set_sampler(make())
-        name = type(buffer.sampler).__name__
         measure(f"first draw, {name}", buffer.sample)
         times[f"draw {BATCH}, {name}"] = seconds(buffer.sample, repeats=20, rounds=5)
-        if isinstance(buffer.sampler, BalancedSampler):
-            save_and_restore(buffer, held["data"][:1_000].select(*TRANSITION), folder / "checkpoints", measure)
+        buffer.extend(more)
+        measure(f"save of 1,000 rows more, {name}", partial(held["checkpoint"].save, step))
+        if step == 1:
+            measure("restore", held["checkpoint"].restore)
     return times, peaks
-
-
-def save_and_restore(
-    buffer: TensorDictReplayBuffer, more: TensorDict, folder: Path, measure: Callable[[str, Callable[[], object]], None]
-) -> None:
-    """Two saves, the second of a thousand rows more, and a restore."""
-    made: list[Checkpointer] = []
-    measure("checkpointer", lambda: made.append(Checkpointer(folder, objects={}, buffer=buffer, copies=False)))
-    measure("first save", lambda: made[0].save(1))
-    buffer.extend(more)
-    measure("save of 1,000 rows more", lambda: made[0].save(2))
-    measure("restore", made[0].restore)
 
 
 def files(largest: int) -> None:
@@ -328,7 +321,7 @@ def run(largest: int) -> None:
             curves["save after 1,000 rows"].append(seconds(partial(checkpoint.save, stored), rounds=1))
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     table("steps of a run", sizes, curves)
-    print(f"{'largest resident memory, MiB':34s}" + "".join(f"{value:>12,d}" for value in memory))
+    print(f"{'largest resident memory, MiB':50s}" + "".join(f"{value:>12,d}" for value in memory))
 
 
 CURVES: dict[str, Callable[[int], None]] = {

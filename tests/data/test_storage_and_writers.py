@@ -79,6 +79,10 @@ class TestMappedStorage:
         assert (len(mapped), mapped.max_size) == (6, 10)
         assert isinstance(mapped, LazyMemmapStorage)
         assert bool((mapped[:] == plain[:]).all())
+        for index in (torch.tensor([5, 0]), torch.tensor([[-1], [2]]), torch.tensor(3), 4, [1, 2], torch.arange(6) > 3):
+            assert bool((mapped[index] == plain[index]).all())
+        with pytest.raises(IndexError):
+            mapped[torch.tensor([6])]  # a slot that is not filled yet
         assert (tmp_path / "new" / "rows" / "observation.memmap").stat().st_size == 10 * 12
 
     @pytest.mark.parametrize("left", ["folder", "file"])

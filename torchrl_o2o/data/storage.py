@@ -84,6 +84,14 @@ class MappedStorage(LazyMemmapStorage):
             shutil.rmtree(folder, ignore_errors=True)  # it was empty before
             raise O2ODataError(f"{what}, which failed ({error}); {remedy}") from error
 
+    def get(self, index: Any) -> Any:
+        """Read rows, as any storage does."""
+        if isinstance(index, Tensor) and index.dtype == torch.int64 and index.numel() and self.initialized:
+            low, high = index.aminmax()
+            if low >= 0 and high < len(self):  # not through a view of the filled slots, which takes twice the time
+                return self._storage[index]
+        return super().get(index)
+
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
         """Write rows, as any storage does."""
         super().set(cursor, data, set_cursor=set_cursor)

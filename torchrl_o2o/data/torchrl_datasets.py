@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import ImmutableDatasetWriter, LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer
+from torchrl.data import ImmutableDatasetWriter, ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from torchrl.data.datasets import register_dataset
 
 from torchrl_o2o.arguments import checked_arguments
@@ -71,8 +71,7 @@ def offline_replay_buffer(
     data = load_offline(
         source, env=env, action_bounds=action_bounds, max_episode_steps=max_episode_steps, obs_keys=obs_keys
     )
-    storage = LazyTensorStorage(len(data), device=device)
-    storage.set(range(len(data)), data.select(*TRANSITION))
+    storage = TensorStorage(data.select(*TRANSITION).to(device), device=device)
     return ReplayBuffer(storage=storage, writer=ImmutableDatasetWriter(), batch_size=batch_size)
 
 
