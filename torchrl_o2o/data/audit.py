@@ -67,7 +67,7 @@ class _Subject:
     ) -> list[Finding]:
         """Report rows, by a mask [N] or by number, if any; the message may use {count}, {key} and {place}."""
         mask = rows.dtype == torch.bool
-        count = int(rows.sum()) if mask else len(rows)
+        count = _count(rows) if mask else len(rows)
         if not count:
             return []
         first = rows.view(torch.uint8).argmax().reshape(1) if mask else rows[:1]
@@ -76,6 +76,11 @@ class _Subject:
         place = f"first at episode {episode}, step {step}"
         text = message.format(count=count, key=name, place=place)
         return [Finding(code, severity, text, count=count, key=name, episode=episode, step=step)]
+
+
+def _count(mask: Tensor) -> int:
+    """Number of rows in a mask; a sum would make whole numbers of them first, eight times the memory."""
+    return int(torch.count_nonzero(mask))
 
 
 def _in_parts(mask: Callable[..., Tensor], *columns: Tensor) -> Tensor:
@@ -87,7 +92,7 @@ def _in_parts(mask: Callable[..., Tensor], *columns: Tensor) -> Tensor:
 
 def _spread(mask: Tensor, most: int) -> Tensor:
     """Numbers of the rows of a mask; of more than ``most``, evenly spread ones."""
-    stride, before, found = max(1, int(mask.sum()) // most), 0, []
+    stride, before, found = max(1, _count(mask) // most), 0, []
     for number, part in enumerate(mask.split(_AT_ONCE)):
         rows = part.nonzero().squeeze(-1)
         found.append(rows[-before % stride :: stride] + number * _AT_ONCE)
@@ -366,17 +371,17 @@ def _check_alignment(subject: _Subject) -> list[Finding]:
     differ = _in_parts(lambda one, other: (one != other).flatten(1).any(1), following[:-1], observation[1:])
     broken = torch.cat([differ & same, differ.new_zeros(1)])
     stuck = _in_parts(lambda one, other: (one == other).flatten(1).all(1), following, observation).logical_and_(broken)
-    if int(stuck.sum()) > int(same.sum()) // 2:
+    if _count(stuck) > _count(same) // 2:
         return subject.finding(
             "stuck", "error" if len(observation) >= _MANY else "warning", stuck, ("next", "observation"),
-            f"{{count}} of {int(same.sum())} transitions have their own observation as the next one, {{place}}, though "
+            f"{{count}} of {_count(same)} transitions have their own observation as the next one, {{place}}, though "
             "the next row has another: one array was stored twice, before and after it changed. Copy observations "
             "where they are recorded, or leave next observations out.",
         )  # fmt: skip
-    if int(broken.sum()) > int(same.sum()) // 2 and _come_elsewhere(observation, following, broken):
+    if _count(broken) > _count(same) // 2 and _come_elsewhere(observation, following, broken):
         return subject.finding(
             "shuffled", "error", broken, ("next", "observation"),
-            f"{{count}} of {int(same.sum())} transitions go on in another row than the next, {{place}}: the rows are "
+            f"{{count}} of {_count(same)} transitions go on in another row than the next, {{place}}: the rows are "
             "shuffled. Put them in order; or, if they are single transitions, give each row an episode of its own (an "
             "array episode = 0, 1, 2, ...) and pass min_episode_length=1.",
         )  # fmt: skip
@@ -409,7 +414,7 @@ def _check_jumps(subject: _Subject, same: Tensor, meets: Tensor) -> list[Finding
     observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
     cut = ~same & subject.data.get(("next", "truncated")).squeeze(-1)[:-1]
     ends = (cut & meets).nonzero().squeeze(-1)
-    if len(ends) < _FEW or 2 * len(ends) < int(cut.sum()) or not same.any():
+    if len(ends) < _FEW or 2 * len(ends) < _count(cut) or not same.any():
         return []
     inside = _spread(same, min(_SAMPLE, 1 + _NUMBERS // max(1, observation[0].numel())))
     spread = observation[inside].flatten(1).float().std(0, correction=0)
@@ -451,17 +456,17 @@ def _check_empty_rows(subject: _Subject) -> list[Finding]:
     parts = {key: subject.data.get(key).flatten(1).any(1).bool() for key in _FLOAT_KEYS}
     filled, truncated = reduce(torch.logical_or, parts.values()), subject.data.get(("next", "truncated")).squeeze(-1)
     lost = truncated & parts["observation"] & ~parts["next", "observation"]
-    if int(lost.sum()) > _FEW and 2 * int(lost.sum()) > int(truncated.sum()):
+    if _count(lost) > _FEW and 2 * _count(lost) > _count(truncated):
         return subject.finding(
             "zero_next", "error" if len(lost) >= _MANY else "warning", lost, ("next", "observation"),
             "{count} transitions at a time limit have a next observation of zeros, {place}: it was not recorded, and "
             "values would be bootstrapped from it. Leave next observations out; the rows without one are then dropped.",
         )  # fmt: skip
     empty = ~(filled | subject.data.get(("next", "done")).squeeze(-1))
-    if not filled.any() or int(empty.sum()) <= _FEW:
+    if not filled.any() or _count(empty) <= _FEW:
         return []
     return subject.finding(
-        "empty_rows", "error" if _MANY <= len(empty) < 2 * int(empty.sum()) else "warning", empty, "observation",
+        "empty_rows", "error" if _MANY <= len(empty) < 2 * _count(empty) else "warning", empty, "observation",
         f"{{count}} of {len(filled)} rows are zero throughout, observation, action, next observation and reward, "
         "{place}: rows that were never written, or the padding of shorter episodes. Leave them out.",
     )  # fmt: skip
