@@ -112,7 +112,7 @@ def dump(name: str, state: Any) -> bytes:
     try:
         torch.save(state, stream)
         data = stream.getvalue()
-        load(data)
+        load(data, device="meta")  # all but the tensors' numbers, which would be in memory once more
     except Exception as error:  # pickle raises what the state's own classes raise
         reason = str(error).partition("\n")[0]
         raise O2OCheckpointError(
@@ -122,11 +122,14 @@ def dump(name: str, state: Any) -> bytes:
     return data
 
 
-def load(data: bytes) -> Any:
-    """Read what :func:`dump` wrote, tensors onto the CPU.
+def load(data: bytes, *, device: str = "cpu") -> Any:
+    """Read what :func:`dump` wrote.
 
     Args:
         data: a file's content.
+
+    Keyword Args:
+        device: where tensors go. Defaults to ``"cpu"``.
 
     Raises:
         O2OCheckpointError: if reading it would run code.
@@ -136,7 +139,7 @@ def load(data: bytes) -> Any:
         {'w': tensor([1., 1.])}
     """
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise O2OCheckpointError(f"refused, because reading it would run code ({reason})") from error

@@ -202,22 +202,22 @@ def rows_from_flat(
     terminated, truncated = _flags(found, steps, max_episode_steps, origin)
     truncated, notes = _time_limits(found, terminated, truncated, max_episode_steps, origin)
     notes += _whole_note(found.arrays["actions"], origin)
-    columns = {
-        "observation": _vectors(found.arrays["observations"], f"observations of {origin}"),
-        "action": _actions(found.arrays["actions"], origin),
-        "reward": cast_column(found.arrays["rewards"], f"rewards of {origin}").reshape(-1),
+    columns = {  # popped here and below, so that no more than one column is held twice
+        "observation": _vectors(found.arrays.pop("observations"), f"observations of {origin}"),
+        "action": _actions(found.arrays.pop("actions"), origin),
+        "reward": cast_column(found.arrays.pop("rewards"), f"rewards of {origin}").reshape(-1),
         "terminated": terminated,
         "truncated": truncated,
     }
     if "next_observations" in found.arrays:
-        columns["next_observation"] = _vectors(found.arrays["next_observations"], f"next_observations of {origin}")
+        columns["next_observation"] = _vectors(found.arrays.pop("next_observations"), f"next_observations of {origin}")
     done = terminated | truncated
     episode = None
     if "episode" in found.arrays:
         episode = cast_episode(found.arrays["episode"], f"episode of {origin}")
         order = _spread_rows(episode, columns, origin)
         if order is not None:
-            columns = {key: values[order] for key, values in columns.items()}
+            columns = {key: columns.pop(key)[order] for key in tuple(columns)}
             found = replace(found, doubtful={name: marks[order] for name, marks in found.doubtful.items()})
             done, episode = _numbered(done, episode, order)
             message = f"{len(order)} rows were spread over the file and were brought together by their episode."
@@ -394,9 +394,12 @@ def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: n
     keep = np.ones(len(observation), dtype=bool)
     keep[lost] = False
     lengths[np.searchsorted(ends, lost)] -= 1
-    kept = {key: values[keep] for key, values in columns.items()}
+    del observation
+    columns["next_observation"] = successor
+    del successor
+    kept = {key: columns.pop(key)[keep] for key in tuple(columns)}
     notes = () if not len(lost) else (_no_successor_note(len(lost)),)
-    return Rows(**kept, next_observation=successor[keep], lengths=lengths, returns=returns, notes=notes)
+    return Rows(**kept, lengths=lengths, returns=returns, notes=notes)
 
 
 def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[np.ndarray, np.ndarray]:
