@@ -16,7 +16,7 @@ from tests import golden_vectors as golden
 from torchrl_o2o.data import TRANSITION, n_step, offline_online_storage
 from torchrl_o2o.data.starting import starting_buffer, top_episodes
 from torchrl_o2o.data.transforms import add_mc_return, episode_returns
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -104,5 +104,5 @@ class TestData:
         ):
             with pytest.raises(O2OSpecError, match=message):
                 starting_buffer(data, **{"online_capacity": 5, **settings})
-        with pytest.raises(O2OSpecError, match="no 'episode' entry"):
+        with pytest.raises(O2ODataError, match="no 'episode'"):
             top_episodes(data.exclude("episode"), 1)

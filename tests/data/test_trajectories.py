@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_o2o.data import TrajectoryReplay, returns_to_go
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 
 def rows() -> TensorDict:
@@ -56,7 +56,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         replay.sample(1, 6)
     with pytest.raises(O2OSpecError, match="capacity=0"):
         TrajectoryReplay(0)
-    with pytest.raises(O2OSpecError, match="episode"):
+    with pytest.raises(O2ODataError, match="episode"):
         replay.load(rows().exclude("episode"))
 
 

@@ -96,6 +96,27 @@ def test_mc_return_edge_cases() -> None:
         add_mc_return(TensorDict({}, [3]), gamma=1, failure_reward=-1.0)
 
 
+def test_whole_rewards_are_discounted_in_floating_point() -> None:
+    reward = torch.tensor([1, 2, 3])
+    torch.testing.assert_close(mc_return(reward, torch.zeros(3, dtype=torch.long), 0.5), torch.tensor([2.75, 3.5, 3.0]))
+    data = random_transitions(3, 3, 1).set("episode", torch.zeros(3, dtype=torch.long))
+    data["next", "done"] = torch.zeros(3, 1, dtype=torch.bool)
+    data["next", "reward"] = reward.unsqueeze(-1)
+    expected = torch.tensor([[2.0], [3.5], [3.0]])
+    torch.testing.assert_close(n_step(data, n=2, gamma=0.5)["next", "reward"], expected)
+    expected = torch.tensor([[2.75], [3.5], [3.0]])
+    torch.testing.assert_close(add_mc_return(data, gamma=0.5)["mc_return"], expected)
+
+
+def test_statistics_of_nothing_and_of_nan_are_refused() -> None:
+    data = random_transitions(3, 3, 1)
+    with pytest.raises(O2ODataError, match="got 0 transitions"):
+        ObservationStats.of(data[:0])
+    data["observation"][1] = float("nan")
+    with pytest.raises(O2ODataError, match="got 3 transitions, 1 of them"):
+        ObservationStats.of(data)
+
+
 def test_locomotion_scaling_is_corls() -> None:
     tree = load("misc/reward_A")
     data = golden_data("misc/reward_A")

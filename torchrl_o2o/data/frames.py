@@ -21,6 +21,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.keys import EPISODE
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
@@ -221,7 +222,7 @@ def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence
         The data; other entries stay.
 
     Raises:
-        O2ODataError: if there is no ``episode``, or an entry holds no uint8 images.
+        O2ODataError: if there is no ``episode``, rows are shuffled, or an entry holds no uint8 images.
 
     Examples:
         >>> image = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
@@ -230,12 +231,8 @@ def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence
         >>> data.rows["next", "observation"].tolist(), data.frames["observation"].shape
         ([[0, 0, 1], [0, 1, 2], [3, 3, 4]], torch.Size([5, 3, 8, 8]))
     """
-    episode = data.get(EPISODE, None)
-    if episode is None:
-        raise O2ODataError(f"the transitions have no {EPISODE!r}; load them with load_offline, which numbers episodes")
-    lengths = torch.bincount(episode)
-    lengths = lengths[lengths > 0]
-    number = torch.arange(len(lengths)).repeat_interleave(lengths)
+    number = number_episodes(data)
+    lengths = torch.bincount(number)
     last = lengths.cumsum(0) - 1
     now, following = stack_numbers(lengths.tolist(), num_stack)
     rows, frames = data.copy(), {}

@@ -16,7 +16,8 @@ from tensordict.utils import NestedKey
 from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler
 
-from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.episodes import number_episodes
+from torchrl_o2o.data.keys import TRANSITION
 from torchrl_o2o.data.samplers import BalancedSampler
 from torchrl_o2o.data.storage import MappedStorage, stored_keys
 from torchrl_o2o.data.transforms import episode_returns
@@ -44,7 +45,8 @@ def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
         Their transitions, in order.
 
     Raises:
-        O2OSpecError: if ``number`` is negative or the data have no episode numbers.
+        O2OSpecError: if ``number`` is negative.
+        O2ODataError: if the data have no episode numbers, or rows are shuffled.
 
     Examples:
         >>> import torch
@@ -56,11 +58,8 @@ def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
     """
     if number < 0:
         raise O2OSpecError(f"got number={number}, expected 0 or more episodes")
-    if data.get(EPISODE, None) is None:
-        raise O2OSpecError("the data have no 'episode' entry; load them with torchrl_o2o.data.load_offline")
-    returns = episode_returns(data)
+    returns, episode = episode_returns(data), number_episodes(data)
     best = returns.argsort(stable=True)[max(len(returns) - number, 0) :]
-    episode = data.get(EPISODE)
     return data[torch.cat([torch.where(episode == index)[0] for index in best] or [episode[:0]])]
 
 

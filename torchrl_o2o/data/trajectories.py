@@ -14,6 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.errors import O2OSpecError, check_number, check_state
 
 __all__ = ["TrajectoryReplay", "returns_to_go"]
@@ -100,12 +101,9 @@ class TrajectoryReplay:
             rows: transitions [N] with ``episode``, observations as the policy sees them.
 
         Raises:
-            O2OSpecError: if the rows have no episode numbers.
+            O2ODataError: if the rows have no episode numbers, or are shuffled.
         """
-        numbers = rows.get("episode", None)
-        if numbers is None:
-            raise O2OSpecError("the data have no 'episode' entry; load them with torchrl_o2o.data.load_offline")
-        _, lengths = numbers.flatten().unique_consecutive(return_counts=True)
+        _, lengths = number_episodes(rows).unique_consecutive(return_counts=True)
         episodes = rows.split(lengths.tolist())
         for each in sorted(episodes, key=lambda each: float(each["next", "reward"].sum()))[-self.capacity :]:
             self.append(each["observation"], each["action"], each["next", "reward"].squeeze(-1))

@@ -23,8 +23,9 @@ from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import EPISODE, STEPS, has_steps
-from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.data.episodes import column, number_episodes
+from torchrl_o2o.data.keys import STEPS, has_steps
+from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_option
 
 __all__ = [
     "AffineReward",
@@ -80,17 +81,6 @@ class AffineReward:
         return RewardScaling(loc=self.shift, scale=self.scale)
 
 
-def _episodes(data: TensorDictBase) -> Tensor:
-    """The number of each row's episode, shape [N]."""
-    episode = data.get(EPISODE, None)
-    if episode is None:
-        raise O2ODataError(
-            f"the transitions have no {EPISODE!r}, and sums over episodes need it; take whole episodes in order, as "
-            f"load_offline gives them, or set {EPISODE!r} to their numbers (zeros for a single one)"
-        )
-    return episode
-
-
 def episode_returns(data: TensorDictBase) -> Tensor:
     """Sum the rewards of each episode, undiscounted.
 
@@ -98,7 +88,10 @@ def episode_returns(data: TensorDictBase) -> Tensor:
         data: transitions [N] with ``episode``.
 
     Returns:
-        [E] float64.
+        [E] float64, in the order of the data.
+
+    Raises:
+        O2ODataError: if ``episode`` is missing, rows are shuffled, or there is not one reward a row.
 
     Examples:
         >>> import torch
@@ -109,9 +102,9 @@ def episode_returns(data: TensorDictBase) -> Tensor:
         tensor([2., 1.], dtype=torch.float64)
     """
     _one_step(data, "an episode's return")
-    episode = _episodes(data)
-    reward = data.get(("next", "reward")).squeeze(-1).double()
-    return reward.new_zeros(int(episode[-1]) + 1).index_add_(0, episode, reward)
+    episode, reward = number_episodes(data), _rewards(data).double()
+    count = int(episode[-1]) + 1 if len(episode) else 0
+    return reward.new_zeros(count).index_add_(0, episode, reward)
 
 
 def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) -> AffineReward:
@@ -124,7 +117,7 @@ def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) ->
         max_episode_steps: the environment's time limit.
 
     Raises:
-        O2ODataError: if all episodes have the same return, or ``episode`` is missing.
+        O2ODataError: if all episodes have the same return, there is none, or ``episode`` is missing.
 
     Examples:
         >>> import torch
@@ -135,6 +128,8 @@ def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) ->
         AffineReward(scale=1000.0, shift=0.0)
     """
     returns = episode_returns(data)
+    if not len(returns):
+        raise O2ODataError("got no transitions, expected episodes whose returns rewards are scaled by")
     spread = float(returns.max() - returns.min())
     if spread <= 0:
         raise O2ODataError(f"all {len(returns)} episodes return {float(returns[0]):g}; expected a spread to divide by.")
@@ -153,7 +148,7 @@ def mc_return(reward: Tensor, segment: Tensor, gamma: float) -> Tensor:
         gamma: discount in [0, 1].
 
     Returns:
-        [N] in the reward's dtype; sums are formed in float64.
+        [N] in the reward's dtype, whole numbers as floating point; sums are formed in float64.
 
     Examples:
         >>> import torch
@@ -169,7 +164,7 @@ def mc_return(reward: Tensor, segment: Tensor, gamma: float) -> Tensor:
         following = torch.where(together, total[span:], 0.0)
         total = torch.cat([total[:-span] + factor * following, total[-span:]])
         factor, span = factor * factor, 2 * span
-    return total.to(reward.dtype)
+    return total.to(_real(reward))
 
 
 def add_mc_return(
@@ -198,8 +193,8 @@ def add_mc_return(
         The data with the new entry; the input keeps its own entries.
 
     Raises:
-        O2ODataError: if ``episode`` is missing.
-        O2OSpecError: if the discount is out of range.
+        O2ODataError: if ``episode`` is missing, rows are shuffled, or there is not one reward a row.
+        O2OSpecError: if the discount is out of range, or the rule is unknown.
 
     Examples:
         >>> import torch
@@ -215,9 +210,9 @@ def add_mc_return(
         raise O2OSpecError(
             f"gamma={gamma} with failure_reward={failure_reward}; expected [0, 1), or 1 without the latter."
         )
+    check_option("failure_rule", failure_rule, ("all", "last"))
     _one_step(data, "a Monte-Carlo return")
-    reward = data.get(("next", "reward")).squeeze(-1)
-    segment = _segments(data, _episodes(data))
+    reward, segment = _rewards(data), number_episodes(data)
     value = mc_return(reward, segment, gamma)
     if failure_reward is not None:
         failed = _failed(reward == failure_reward, segment, failure_rule)
@@ -273,7 +268,7 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
 
     Returns:
         The data with new entries under ``"next"`` and ``"steps_to_next_obs"``, int64, shape [N]; the input keeps its
-        own. Rewards are in their dtype, sums are formed in float64.
+        own. Rewards are in their dtype, whole numbers become floating point; sums are formed in float64.
 
     Raises:
         O2ODataError: if the data are not flat, do not say which rows are an episode, or are n-step rows already.
@@ -295,7 +290,7 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
         raise O2ODataError(f"got data of batch size {list(data.batch_size)}, expected [N]; flatten with reshape(-1)")
     _one_step(data, "a sum over n steps")
     trajectory = data.get(("collector", "traj_ids"), None)
-    segment = _segments(data, _episodes(data) if trajectory is None else trajectory.reshape(-1))
+    segment = number_episodes(data) if trajectory is None else _segments(data, column(data, trajectory, "traj_ids"))
     row = torch.arange(len(data), device=segment.device)
     last = (torch.bincount(segment).cumsum(0) - 1)[segment].minimum(row + n - 1)
     reward = data.get(("next", "reward"))
@@ -303,7 +298,7 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
     for step in range(n):
         inside = (row + step <= last).reshape(-1, *(1,) * (reward.ndim - 1))
         total += torch.where(inside, gamma**step * wide[(row + step).minimum(last)], 0.0)
-    following = data.get("next")[last].set("reward", total.to(reward.dtype))
+    following = data.get("next")[last].set("reward", total.to(_real(reward)))
     return data.copy().set("next", following).set(STEPS, last - row + 1)
 
 
@@ -334,7 +329,7 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
         tensor([1., 2.])
     """
     _one_step(data, "the action of the next step")
-    episode = _episodes(data)
+    episode = number_episodes(data)
     goes_on = (episode[1:] == episode[:-1]) | data["next", "terminated"].squeeze(-1)[:-1]
     rows = goes_on.nonzero().squeeze(-1)
     return data[rows].set(key, data["action"][rows + 1])
@@ -349,12 +344,21 @@ def _one_step(data: TensorDictBase, what: str) -> None:
         )
 
 
-def _segments(data: TensorDictBase, episode: Tensor) -> Tensor:
-    """Numbers of the runs of rows that belong together, from 0, shape [N]."""
-    done = data.get(("next", "done")).squeeze(-1)
+def _segments(data: TensorDictBase, trajectory: Tensor) -> Tensor:
+    """Numbers of the runs of rows that belong together, from 0, shape [N]; a collector's numbers may come back."""
+    done = column(data, data.get(("next", "done")), "done").bool()
     begins = torch.ones_like(done)
-    begins[1:] = done[:-1] | (episode[1:] != episode[:-1])
+    begins[1:] = done[:-1] | (trajectory[1:] != trajectory[:-1])
     return begins.long().cumsum(0) - 1
+
+
+def _rewards(data: TensorDictBase) -> Tensor:
+    return column(data, data.get(("next", "reward")), "reward")
+
+
+def _real(reward: Tensor) -> torch.dtype:
+    """The type of sums of discounted rewards: whole numbers would be cut off."""
+    return reward.dtype if reward.is_floating_point() else torch.get_default_dtype()
 
 
 def _failed(failure: Tensor, segment: Tensor, rule: Literal["all", "last"]) -> Tensor:
@@ -398,10 +402,16 @@ class ObservationStats:
 
         Raises:
             O2OSpecError: if the observations are images.
+            O2ODataError: if there is none, or one is not finite.
         """
         observation = data.get("observation")
         if not observation.is_floating_point():
             raise O2OSpecError(f"observations are {observation.dtype}; expected floats. Images are not standardized.")
+        if not len(data) or not observation.isfinite().all():
+            raise O2ODataError(
+                f"got {len(data)} transitions, {int((~observation.isfinite()).flatten(1).any(1).sum())} of them with "
+                f"observations that are not finite; expected at least one, and all finite. load_offline checks both"
+            )
         wide = observation.double()
         std = wide.std(0, correction=0)
         return cls(wide.mean(0).to(observation.dtype), (std + eps).to(observation.dtype))

@@ -1,0 +1,118 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Episodes are told apart in one way, whatever numbers they have; rows that are no episodes are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_o2o.data import Convention, n_step, stack_rows
+from torchrl_o2o.data.episodes import number_episodes
+from torchrl_o2o.data.starting import top_episodes
+from torchrl_o2o.data.trajectories import TrajectoryReplay
+from torchrl_o2o.data.transforms import add_mc_return, add_next_action, episode_returns, locomotion_reward
+from torchrl_o2o.errors import O2ODataError
+
+
+def rows(numbers: list[int], rewards: list[float], ends: list[int]) -> TensorDict:
+    """Transitions whose observation counts them; ``ends`` are rows that are truncated."""
+    count = torch.arange(float(len(numbers))).unsqueeze(-1)
+    cut = torch.zeros(len(numbers), 1, dtype=torch.bool)
+    cut[ends] = True
+    following = {"observation": count + 1, "reward": torch.tensor(rewards).unsqueeze(-1)}
+    following |= {"terminated": torch.zeros_like(cut), "truncated": cut, "done": cut.clone()}
+    columns = {"observation": count, "action": count / 100, "episode": torch.tensor(numbers), "next": following}
+    return TensorDict(columns, [len(numbers)])
+
+
+def two_sets() -> TensorDict:
+    """Two data sets in one, each with its episodes 0 and 1."""
+    first = rows([0, 0, 1, 1], [1.0, 1.0, 2.0, 2.0], [1, 3])
+    return torch.cat([first, rows([0, 0, 1, 1], [10.0, 10.0, 20.0, 20.0], [1, 3])])
+
+
+def test_data_sets_put_together_keep_their_episodes() -> None:
+    data = two_sets()
+    assert number_episodes(data).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert episode_returns(data).tolist() == [2.0, 4.0, 20.0, 40.0]
+    assert locomotion_reward(data, max_episode_steps=38).scale == 1.0
+    assert Convention(scale_by_returns=True).fit(data).reward.scale == 1000 / 38
+    assert top_episodes(data, 2)["next", "reward"].flatten().tolist() == [10.0, 10.0, 20.0, 20.0]
+    assert add_mc_return(data, gamma=1.0)["mc_return"].flatten().tolist() == [2, 1, 4, 2, 20, 10, 40, 20]
+    replay = TrajectoryReplay(return_scale=1.0)
+    replay.load(data)
+    assert [float(each["return_to_go"][0]) for each in replay.episodes] == [2.0, 4.0, 20.0, 40.0]
+
+
+def test_two_single_episodes_of_one_number_are_two_where_the_first_is_done() -> None:
+    data = torch.cat([rows([0, 0], [1.0, 2.0], [1]), rows([0, 0], [3.0, 4.0], [1])])
+    assert episode_returns(data).tolist() == [3.0, 7.0]
+
+
+@pytest.mark.parametrize("numbers", [[3, 3, 7], [7, 7, 3], [-1, -1, 4]])
+def test_numbers_may_have_gaps_and_any_order(numbers: list[int]) -> None:
+    data = rows(numbers, [-2.0, -3.0, -1.0], [1, 2])
+    assert episode_returns(data).tolist() == [-5.0, -1.0]
+    assert locomotion_reward(data, max_episode_steps=4).scale == 1.0
+    assert top_episodes(data, 1)["next", "reward"].tolist() == [[-1.0]]
+
+
+def test_frames_of_data_sets_put_together_are_not_mixed() -> None:
+    image = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)
+    data = torch.cat([rows([1, 1], [0.0, 0.0], [1]), rows([0, 0], [0.0, 0.0], [1])])
+    data["observation"], data["next", "observation"] = image, image + 10
+    stacked = stack_rows(data)
+    assert stacked.rows["observation"].tolist() == [[0, 0, 0], [0, 0, 1], [3, 3, 3], [3, 3, 4]]
+    assert stacked.frames["observation"][:, 0, 0, 0].tolist() == [0, 1, 11, 2, 3, 13]
+
+
+SUMS: list[Callable[[TensorDict], Any]] = [
+    episode_returns,
+    lambda data: n_step(data, n=2, gamma=0.9),
+    lambda data: add_mc_return(data, gamma=0.9),
+    add_next_action,
+    lambda data: top_episodes(data, 1),
+    lambda data: TrajectoryReplay().load(data),
+]
+
+
+@pytest.mark.parametrize("form", SUMS)
+def test_shuffled_rows_are_refused(form: Callable[[TensorDict], Any]) -> None:
+    data = rows([0, 0, 0, 1, 1, 1], [1.0] * 6, [2, 5])
+    with pytest.raises(O2ODataError, match="episode 1 breaks off after row 0 and goes on further down"):
+        form(data[torch.tensor([3, 0, 4, 1, 5, 2])])
+
+
+@pytest.mark.parametrize("form", SUMS)
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 1, dtype=torch.long), torch.zeros(3), torch.zeros(3) > 0])
+def test_numbers_that_are_none_are_refused(form: Callable[[TensorDict], Any], wrong: torch.Tensor) -> None:
+    data = rows([0, 0, 0], [1.0] * 3, [2]).exclude("episode").set("episode", wrong)
+    with pytest.raises(O2ODataError, match="expected one whole number a row"):
+        form(data)
+
+
+def test_rewards_that_are_not_one_a_row_are_refused() -> None:
+    data = rows([0, 0, 0], [1.0] * 3, [2])
+    data["next", "reward"] = torch.zeros(3, 2)
+    for form in (episode_returns, lambda data: add_mc_return(data, gamma=0.9)):
+        with pytest.raises(O2ODataError, match="got 'reward' of shape"):
+            form(data)
+
+
+def test_a_time_limit_in_the_middle_of_a_number_has_no_next_action() -> None:
+    data = rows([0, 0, 0, 0], [1.0] * 4, [1, 3])
+    torch.testing.assert_close(add_next_action(data)["next", "action"].flatten(), torch.tensor([0.01, 0.03]))
+
+
+def test_no_rows_have_no_episodes() -> None:
+    data = rows([0], [1.0], [0])[:0]
+    assert episode_returns(data).tolist() == []
+    with pytest.raises(O2ODataError, match="got no transitions"):
+        locomotion_reward(data)

@@ -1,0 +1,103 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Which rows of some transitions are one episode: the one place that says so to whatever sums over episodes."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.data.keys import EPISODE
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = ["column", "number_episodes"]
+
+
+def number_episodes(data: TensorDictBase) -> Tensor:
+    """Number episodes in the order of the data, from 0, without gaps.
+
+    An episode ends where ``("next", "done")`` says so, and where the number under ``"episode"`` changes. Data sets that
+    were put together by ``torch.cat`` may use a number twice, and some numbers may be missing: each episode counts for
+    itself.
+
+    Args:
+        data: transitions [N] with ``episode``, rows of an episode together and in order.
+
+    Returns:
+        [N] int64.
+
+    Raises:
+        O2ODataError: if ``episode`` is missing or is not one whole number a row, or an episode that has not ended goes
+            on further down: the rows were shuffled.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> data = TensorDict({"episode": torch.tensor([3, 3, 7])}, [3])
+        >>> number_episodes(data)
+        tensor([0, 0, 1])
+        >>> number_episodes(data[torch.tensor([0, 2, 1])])
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2ODataError: episode 3 breaks off after row 0 and goes on further down: the rows are...
+    """
+    episode = data.get(EPISODE, None)
+    if episode is None:
+        raise O2ODataError(
+            f"the transitions have no {EPISODE!r}, and sums over episodes need it; take whole episodes in order, as "
+            f"load_offline gives them, or set {EPISODE!r} to their numbers (zeros for a single one)"
+        )
+    whole = not episode.is_floating_point() and not episode.is_complex() and episode.dtype != torch.bool
+    if episode.shape != (len(data),) or not whole:
+        raise O2ODataError(
+            f"got {EPISODE!r} of shape {list(episode.shape)} and {episode.dtype} for {len(data)} transitions, expected "
+            f"one whole number a row, [{len(data)}]; squeeze it, or number the episodes from 0"
+        )
+    done = data.get(("next", "done"), None)
+    ended = torch.zeros_like(episode, dtype=torch.bool) if done is None else column(data, done, "done").bool()
+    changes = episode[1:] != episode[:-1]
+    _refuse_shuffled(episode, changes & ~ended[:-1])
+    begins = torch.zeros_like(episode)
+    begins[1:] = changes | ended[:-1]
+    return begins.cumsum(0)
+
+
+def column(data: TensorDictBase, values: Tensor, name: str) -> Tensor:
+    """One value a row, [N], out of a column [N, 1].
+
+    Args:
+        data: the rows, [N].
+        values: [N, 1], or [N].
+        name: what they are, for the message.
+
+    Raises:
+        O2ODataError: if there are not as many values as rows.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> column(TensorDict({}, [2]), torch.zeros(2, 1), "reward").shape
+        torch.Size([2])
+    """
+    if values.shape not in ((len(data), 1), (len(data),)):
+        raise O2ODataError(
+            f"got {name!r} of shape {list(values.shape)} for {len(data)} transitions, expected [{len(data)}, 1]"
+        )
+    return values.reshape(len(data))
+
+
+def _refuse_shuffled(episode: Tensor, left: Tensor) -> None:
+    """Refuse episodes that go on after rows of others; ``left`` says where others follow on no end, [N - 1]."""
+    if not left.any():
+        return
+    row = torch.arange(len(episode), device=episode.device)
+    numbers, index = episode.unique(return_inverse=True)
+    last = torch.zeros_like(numbers, dtype=torch.int64).scatter_reduce_(0, index, row, "amax", include_self=False)
+    again = (left & (last[index][:-1] > row[:-1])).nonzero()
+    if len(again):
+        first = int(again[0])
+        raise O2ODataError(
+            f"episode {int(episode[first])} breaks off after row {first} and goes on further down: the rows are "
+            f"shuffled. Sums over episodes need the rows of each together and in the order of recording, as "
+            f"load_offline gives them"
+        )
