@@ -153,7 +153,7 @@ def _is_kin(kind: type, value: Any) -> bool:
     family = next((each for each in _FAMILIES if each in {base.__name__ for base in kind.__mro__}), None)
     if family is not None:
         return family in {base.__name__ for base in type(value).__mro__}
-    return isinstance(value, kind) or not isinstance(value, _PLAIN)
+    return isinstance(value, kind) or not (kind in (str, bytes) or isinstance(value, _PLAIN))
 
 
 def _only_if(fits: bool, value: Any) -> Any:

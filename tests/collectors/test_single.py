@@ -242,3 +242,15 @@ def test_random_actions_need_bounds_and_are_float32() -> None:
 def test_a_seed_is_an_integer(seed: object) -> None:
     with pytest.raises(O2OSpecError, match="expected an integer"):
         StepCollector(Counter(), make_actor(1, 1), total_frames=1, seed=seed)  # type: ignore[arg-type]
+
+
+def test_an_action_for_each_of_several_vectors_is_refused() -> None:
+    class Windows(Counter):
+        observation_space = spaces.Box(-9, 9, (2, 3), np.float32)
+
+        def reset(self, **_: object) -> tuple[np.ndarray, dict]:
+            return np.zeros((2, 3), np.float32), {}
+
+    collector = StepCollector(Windows(), make_actor(3, 1, hidden_sizes=(8,)), total_frames=1)
+    with pytest.raises(O2OSpecError, match=r"an action of shape \[2, 1\] for observations of shape \[\[2, 3\]\]"):
+        next(iter(collector))

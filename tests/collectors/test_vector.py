@@ -267,3 +267,12 @@ def test_processes_of_environments_do_not_get_ctrl_c() -> None:
     with pytest.raises(EnvFaultError, match=r"a process of the vector environment has died .*resume"):
         collector.step(torch.zeros(2, 1))
     collector.shutdown()
+
+
+def test_one_environment_is_no_vector() -> None:
+    env = make_gym_env("Pendulum-v1")
+    with pytest.raises(O2OSpecError, match="got the same Pendulum-v1 twice"):
+        make_vector_env(lambda: env, 2)
+    twice = SyncVectorEnv([lambda: env, lambda: env], autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(O2OSpecError, match="got the same Pendulum-v1 twice"):
+        VectorCollector(twice)

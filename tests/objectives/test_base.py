@@ -107,3 +107,56 @@ def test_a_compiled_loss_takes_other_batch_sizes() -> None:
             torch.manual_seed(0)
             out.append(each(batch.clone())["loss_qvalue"])
         torch.testing.assert_close(*out)
+
+
+class TestState:
+    """A strict load says which names differ: parameters of networks would stay as they were drawn."""
+
+    def loss(self, seed: int) -> EnsembleSACLoss:
+        torch.manual_seed(seed)
+        return EnsembleSACLoss(make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, num_qvalue_nets=2))
+
+    NAME = "qvalue_network_params.module.head.weight"
+
+    def test_a_missing_name(self) -> None:
+        state, other = self.loss(0).state_dict(), self.loss(1)
+        del state[self.NAME]
+        with pytest.raises(O2OSpecError, match=r"got a state without \['qvalue_network_params.module.head.weight'\]"):
+            other.load_state_dict(state)
+        before = other.state_dict()[self.NAME].clone()
+        other.load_state_dict(state, strict=False)
+        assert torch.equal(other.state_dict()[self.NAME], before)
+
+    def test_an_unknown_name(self) -> None:
+        state = self.loss(0).state_dict()
+        state["actor_network_params.module.extra"] = torch.zeros(1)
+        with pytest.raises(O2OSpecError, match=r"with \['actor_network_params.module.extra'\] \(0 and 1 names"):
+            self.loss(1).load_state_dict(state)
+
+    def test_inside_another_module(self) -> None:
+        agent, other = (torch.nn.ModuleDict({"loss": self.loss(seed)}) for seed in (0, 1))
+        state = agent.state_dict()
+        other.load_state_dict(state)
+        del state[f"loss.{self.NAME}"]
+        state["loss.actor_network_params.module.extra"] = torch.zeros(1)
+        with pytest.raises(RuntimeError, match=r"Missing key(.|\n)*head.weight(.|\n)*Unexpected key(.|\n)*extra"):
+            other.load_state_dict(state)
+
+
+def test_the_discount_keeps_its_precision() -> None:
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))
+    loss = EnsembleSACLoss(make_actor(3, 2, hidden_sizes=(8,)), critics).bfloat16()
+    gamma = loss.value_estimator.gamma
+    assert gamma.dtype == torch.float32
+    assert round(float(gamma), 6) == 0.99
+    batch = random_transitions(4, 3, 2).apply(lambda value: value.bfloat16() if value.is_floating_point() else value)
+    assert loss.target_value(batch).dtype == torch.float32
+    loss(batch)["loss_qvalue"].backward()
+    assert loss.double().value_estimator.gamma.dtype == torch.float64
+
+
+def test_a_reduction_that_is_none_is_refused_at_any_time() -> None:
+    loss = BCLoss(make_actor(3, 2, hidden_sizes=(8,)))
+    with pytest.raises(O2OSpecError, match="got reduction='avg'"):
+        loss.reduction = "avg"  # type: ignore[assignment]
+    assert loss.reduction == "mean"

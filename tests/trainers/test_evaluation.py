@@ -401,3 +401,15 @@ def test_a_video_that_fails_or_differs_costs_no_evaluation(tmp_path, monkeypatch
         result = evaluate(linear_actor(), Shaded, num_episodes=1, seed=3, video=tmp_path / "file" / "seen.gif")
     assert result.returns.tolist() == [12.0]
     assert result.videos == {}
+
+
+def test_one_environment_cannot_run_several_episodes_at_once(env_class):
+    env = env_class()
+    with pytest.raises(O2OSpecError, match=r"got the same \w+ twice .* build a new one in each call"):
+        evaluate(linear_actor(), lambda: env, num_episodes=3, num_envs=2, seed=0)
+    assert len(evaluate(linear_actor(), lambda: env, num_episodes=3, num_envs=1, seed=0).returns) == 3
+
+
+def test_an_environment_in_place_of_its_builder_is_named(env_class):
+    with pytest.raises(O2OSpecError, match=r"got env=.*, expected a word or"):
+        evaluate(linear_actor(), env_class(), num_episodes=1, seed=0)

@@ -11,7 +11,11 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
 
 
@@ -42,3 +46,12 @@ def test_biases_are_exempt_from_weight_decay() -> None:
     decayed, exempt = weight_decay_groups(params, 0.1)
     assert [len(decayed["params"]), len(exempt["params"])] == [2, 2]
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.1, 0.0)
+
+
+def test_an_optimizer_of_other_parameters_is_refused() -> None:
+    """A loss stacks its critics: an optimizer of those that it was given would step for ever and learn nothing."""
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))
+    optim = torch.optim.Adam([param for critic in critics for param in critic.parameters()])
+    loss = EnsembleSACLoss(make_actor(3, 2, hidden_sizes=(8,)), critics)
+    with pytest.raises(O2OSpecError, match="no gradient at any of the 12 parameters"):
+        descend(optim, loss.qvalue_loss(random_transitions(4, 3, 2))[0])

@@ -205,6 +205,13 @@ class StepCollector:
 
     def _step(self) -> TensorDict | None:
         observation, action = self._observation, self._act()
+        if action.shape != self._low.shape:
+            shapes = [list(part.shape) for part in observation.values()]
+            raise O2OSpecError(
+                f"got an action of shape {list(action.shape)} for observations of shape {shapes}, the environment "
+                f"takes {list(self._low.shape)}; build the actor for this environment, and flatten observations that "
+                f"are no vectors"
+            )
         # The environment gets a copy, since it may scale its argument in place.
         result = checked_step(self.env, action.numpy().copy(), self._space)
         following, reward, terminated, truncated, info = result

@@ -28,7 +28,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
 from torchrl_o2o.collectors.single import action_bounds
-from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
+from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
@@ -55,7 +55,8 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
     not get Ctrl-C, so that the run can finish its update, save and close them.
 
     Raises:
-        O2OSpecError: if ``num_envs`` is below 1, or the spaces are no ``Box`` of real numbers.
+        O2OSpecError: if ``num_envs`` is below 1, ``make_env`` returns one environment several times, or the spaces are
+            no ``Box`` of real numbers.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -66,7 +67,9 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
         raise O2OSpecError(f"got num_envs={num_envs}, expected at least 1")
     makers = [partial(_checked, make_env)] * num_envs
     if not asynchronous:
-        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        check_apart(envs.envs)
+        return envs
     with no_interrupt_for_children():
         return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
 
@@ -152,6 +155,7 @@ class VectorCollector:
     ) -> None:
         self._autoreset = _autoreset_mode(envs)
         if isinstance(envs, SyncVectorEnv):
+            check_apart(envs.envs)
             envs.envs = [_checked(lambda env=env: env) for env in envs.envs]
         if total_frames is not None and total_frames < 1:
             raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1, or None")

@@ -12,7 +12,7 @@ finite if they are so in float32, which is what buffers hold: 1e39 is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -25,6 +25,7 @@ __all__ = [
     "CheckedEnv",
     "EnvFaultError",
     "MalformedReturn",
+    "check_apart",
     "check_continuous",
     "find_fault",
     "read_reset",
@@ -83,6 +84,31 @@ def check_continuous(space: spaces.Space, name: str) -> None:
             f"the actions of {name} are whole numbers, {space}; build it with make_gym_env, which maps real actions in "
             "[-1, 1] onto them and rounds"
         )
+
+
+def check_apart(envs: Iterable[gymnasium.Env]) -> None:
+    """Refuse environments of which two are the same one: each would go on with the other's episode.
+
+    Args:
+        envs: that are to be stepped side by side.
+
+    Raises:
+        O2OSpecError: if one is there twice.
+
+    Examples:
+        >>> env = gymnasium.make("Pendulum-v1")
+        >>> check_apart([env, env])
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got the same Pendulum-v1 twice for environments that are stepped side...
+    """
+    seen: set[int] = set()
+    for env in envs:
+        if id(env.unwrapped) in seen:
+            raise O2OSpecError(
+                f"got the same {env_name(env)} twice for environments that are stepped side by side; build a new one "
+                f"in each call: lambda: make_gym_env(...), and not lambda: env"
+            )
+        seen.add(id(env.unwrapped))
 
 
 def read_reset(result: Any, space: spaces.Space) -> tuple[Observation, dict[str, Any]]:

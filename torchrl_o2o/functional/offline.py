@@ -143,7 +143,8 @@ def awac_weight(
     if kind == "softmax":
         return advantage.numel() * (advantage / awac_lambda).flatten().softmax(0).reshape(advantage.shape)
     if kind == "whiten":
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-5)
+        spread = advantage.std() if advantage.numel() > 1 else 0.0  # torch's of one row is NaN
+        advantage = (advantage - advantage.mean()) / (spread + 1e-5)
     return advantage_weight(advantage, 1.0 / awac_lambda, weight_clip if kind == "exp_clip" else None)
 
 

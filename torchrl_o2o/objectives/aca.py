@@ -13,7 +13,7 @@ import copy
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -22,7 +22,7 @@ from torchrl_o2o.functional.alignment import aligned_value
 from torchrl_o2o.functional.soft import sac_actor_objective
 from torchrl_o2o.modules.aligned import check_alignable, clipped_log_density, own_distribution
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import Inputs, Parameters, flat_parameters, policy_distribution
 from torchrl_o2o.objectives.soft import SoftLoss
 

@@ -10,13 +10,13 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.offline import AdvantageWeight, awac_weight, clip_score
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy
 

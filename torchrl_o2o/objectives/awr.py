@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.episodes import lambda_return, normalized_advantage
 from torchrl_o2o.functional.offline import advantage_weight
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, policy_distribution
 
 __all__ = ["AWRLoss"]
@@ -148,6 +148,7 @@ class AWRLoss(TransitionLoss):
             raise O2OSpecError(f"got rows of shape {list(rows.batch_size)}, expected [N], in their order")
         keys, following = self.tensor_keys, self._following(rows)
         value, next_value = self._value(self._state(rows)), self._value(self._next_state(rows))
+        self._check_outcome(following, rows.batch_size)
         columns = (self._entry(following, key).squeeze(-1) for key in (keys.reward, keys.terminated, keys.done))
         reward, terminated, done = columns
         gamma = float(self.value_estimator.gamma)
@@ -201,9 +202,9 @@ class AWRLoss(TransitionLoss):
 
     def _label(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         """What :meth:`label` wrote, shape [*B]."""
-        value = tensordict.get(key, None)
+        value = self._one_each(tensordict, key)
         if value is None:
             raise O2OSpecError(
                 f"the batch has no {key!r}; pass all rows through loss.label(...) before drawing from them"
             )
-        return value.reshape(tensordict.batch_size)
+        return value

@@ -12,8 +12,9 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import dispatch as guessing_dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives.common import LossModule
@@ -24,11 +25,16 @@ from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import action_specs, actor_box
+from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.objectives.networks import Inputs
 
-__all__ = ["Reduction", "TransitionLoss"]
+__all__ = ["Reduction", "TransitionLoss", "dispatch"]
 
 Reduction = Literal["mean", "sum", "none"]
+
+#: Lets ``forward`` take tensors by name. TensorDict's own guesses their batch size, for which it takes the width as
+#: well where all entries have the same: one observation and one action of one number each, for example.
+dispatch = guessing_dispatch(auto_batch_size=False)
 
 
 class TransitionLoss(ChecksArguments, LossModule):
@@ -85,13 +91,23 @@ class TransitionLoss(ChecksArguments, LossModule):
     def __init__(self, reduction: Reduction = "mean") -> None:
         self._in_keys: list[NestedKey] | None = None
         self._reads: dict[tuple[str, ...], list[NestedKey]] = {}
+        self._dims: dict[tuple[str, ...], dict[NestedKey, tuple[int, ...]]] = {}
         super().__init__()
-        check_option("reduction", reduction, ("mean", "sum", "none"))
-        self.reduction: Reduction = reduction
+        self.reduction = reduction
         self.noise: NoiseSource = GeneratorNoise()
 
+    @property
+    def reduction(self) -> Reduction:
+        """``"mean"``, ``"sum"`` or ``"none"`` over the batch; may be changed at any time."""
+        return self._reduction
+
+    @reduction.setter
+    def reduction(self, value: Reduction) -> None:
+        check_option("reduction", value, ("mean", "sum", "none"))
+        self._reduction: Reduction = value
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of every module, but shapes are compared before anything is loaded.
+        """As of every module, but names and shapes are compared before anything is loaded.
 
         Args:
             state_dict: what ``state_dict()`` of such a loss returned.
@@ -99,10 +115,17 @@ class TransitionLoss(ChecksArguments, LossModule):
             assign: take the tensors themselves. Defaults to ``False``.
 
         Raises:
-            O2OSpecError: if a tensor has another shape.
+            O2OSpecError: if a tensor has another shape; or, with ``strict``, one is missing or unknown.
         """
         if not isinstance(state_dict, Mapping):
             raise O2OSpecError(f"got a {type(state_dict).__name__}, expected what loss.state_dict() returned")
+        missing, unknown = self._other_names(state_dict, "")
+        if strict and (missing or unknown):
+            raise O2OSpecError(
+                f"got a state without {missing[:3]} and with {unknown[:3]} ({len(missing)} and {len(unknown)} names in "
+                f"all), which differs from that of this {type(self).__name__}; build it as the saved one, or load with "
+                f"strict=False, which leaves what is missing as it is"
+            )
         for name, own in self.state_dict().items():
             given: Any = state_dict.get(name)
             if isinstance(given, Tensor) and isinstance(own, Tensor) and given.shape != own.shape:
@@ -111,6 +134,39 @@ class TransitionLoss(ChecksArguments, LossModule):
                     f"build its networks as those of the saved one: dimensions, hidden_sizes, number of critics"
                 )
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _other_names(self, state_dict: Mapping[str, Any], prefix: str) -> tuple[list[str], list[str]]:
+        """Names that a state lacks, and those that this loss has not; all begin with ``prefix``."""
+        own = {f"{prefix}{name}" for name in self.state_dict()}
+        given = {name for name in state_dict if name.startswith(prefix)}
+        return sorted(own - given), sorted(given - own)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Also where the loss is part of another module: parameters of networks say nothing of names themselves."""
+        missing, unknown = self._other_names(state_dict, prefix)
+        held = tuple(f"{prefix}{name}." for name, child in self.named_children() if isinstance(child, TensorDictParams))
+        missing_keys += [name for name in missing if name.startswith(held)]
+        unexpected_keys += [name for name in unknown if name.startswith(held)]
+        arguments = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _apply(self, fn: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As of every module, but the discount keeps float32: in bfloat16 0.99 is 0.988."""
+        estimator = cast(Any, self._value_estimator)
+        before: Tensor | None = getattr(estimator, "gamma", None)
+        out = super()._apply(fn)
+        if before is not None and estimator.gamma.itemsize < 4:
+            estimator.gamma = before.to(estimator.gamma.device)
+        return out
 
     def make_value_estimator(
         self, value_type: ValueEstimators | ValueEstimatorBase | None = None, **hyperparams: float
@@ -147,7 +203,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         self._forward_value_estimator_keys()
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        self._in_keys, self._reads = None, {}
+        self._in_keys, self._reads, self._dims = None, {}, {}
         if self._value_estimator is not None:
             keys = self.tensor_keys
             self._value_estimator.set_keys(
@@ -183,12 +239,42 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     def _state(self, tensordict: TensorDictBase) -> Inputs:
         """s: what the networks read of a transition besides the action."""
-        return {key: self._entry(tensordict, key) for key in self._inputs_of(self._networks_read[0])}
+        return self._inputs(tensordict, tensordict, self._networks_read[0])
 
     def _next_state(self, tensordict: TensorDictBase) -> Inputs:
         """s': what they read of what came after the action."""
-        following = self._following(tensordict)
-        return {key: self._entry(following, key) for key in self._inputs_of(self._networks_read[1])}
+        return self._inputs(tensordict, self._following(tensordict), self._networks_read[1])
+
+    def _inputs(self, tensordict: TensorDictBase, source: TensorDictBase, networks: tuple[str, ...]) -> Inputs:
+        """What the named networks read of ``source``, which is the batch or what is under ``"next"``."""
+        entries = {key: self._entry(source, key) for key in self._inputs_of(networks)}
+        if networks not in self._dims:
+            modules: list[TensorDictModuleBase] = [getattr(self, name) for name in networks]
+            found = {key: [event_dims(each) for each in modules if key in each.in_keys] for key in entries}
+            self._dims[networks] = {key: min(dims) for key, dims in found.items() if all(dims)}
+        for key, dims in self._dims[networks].items():
+            self._check_rows(tensordict, key, entries[key], dims)
+        return entries
+
+    def _check_rows(
+        self, tensordict: TensorDictBase, key: NestedKey, value: Tensor, dims: tuple[int, ...] = (1,)
+    ) -> None:
+        """Refuse inputs that are not one for each action; torch would take all pairs of rows, or say something else."""
+        action = tensordict.get(self.tensor_keys.action, None)
+        if action is None:
+            return
+        rows = action.shape[:-1]
+        if value.shape[: len(rows)] != rows or value.ndim - len(rows) not in dims:
+            kind = "one vector" if dims == (1,) else "one vector or image"
+            raise O2OSpecError(
+                f"got {key!r} of shape {list(value.shape)} beside {self.tensor_keys.action!r} of shape "
+                f"{list(action.shape)}, expected {kind} for each action: [*B, n] and [*B, A]; unsqueeze(-1) single "
+                f"numbers, flatten what has more dimensions, and build the networks for it"
+            )
+
+    def _rows(self, tensordict: TensorDictBase) -> torch.Size:
+        """*B, by the recorded action: a batch that was put together by hand may not say its size."""
+        return self._entry(tensordict, self.tensor_keys.action).shape[:-1]
 
     def _entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         """An entry that must be there."""
@@ -233,25 +319,37 @@ class TransitionLoss(ChecksArguments, LossModule):
 
         Ends are bool: of whole numbers the estimator would take ``~1``, which is -2, for "goes on".
         """
-        keys, expected = self.tensor_keys, (*rows, 1)
+        keys = self.tensor_keys
         for key in (keys.reward, keys.done, keys.terminated):
-            value = self._entry(following, key)
-            if tuple(value.shape) != expected:
-                raise O2OSpecError(
-                    f"got {key!r} of shape {tuple(value.shape)} under 'next', expected {expected}, one column; "
-                    "unsqueeze(-1) it"
-                )
+            value = self._column(following, key, rows)
             if key != keys.reward and value.dtype != torch.bool:
                 raise O2OSpecError(f"got {key!r} of {value.dtype} under 'next', expected flags; take its .bool()")
 
-    def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
-        weights = tensordict.get(self.tensor_keys.priority_weight, None)
-        if weights is not None and weights.numel() != tensordict.numel():
+    def _column(self, following: TensorDictBase, key: NestedKey, rows: torch.Size) -> Tensor:
+        """An entry under ``"next"`` of one number a row, shape [*B, 1]."""
+        value = self._entry(following, key)
+        if tuple(value.shape) != (*rows, 1):
             raise O2OSpecError(
-                f"got {self.tensor_keys.priority_weight!r} of shape {tuple(weights.shape)} for a batch of "
-                f"{tuple(tensordict.batch_size)}, expected one weight a transition"
+                f"got {key!r} of shape {tuple(value.shape)} under 'next', expected {(*rows, 1)}, one column; "
+                "unsqueeze(-1) it"
             )
-        return None if weights is None else weights.reshape(tensordict.batch_size)
+        return value
+
+    def _weights(self, tensordict: TensorDictBase) -> Tensor | None:
+        return self._one_each(tensordict, self.tensor_keys.priority_weight)
+
+    def _one_each(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor | None:
+        """An entry of one number a row as [*B], if it is there."""
+        value = tensordict.get(key, None)
+        if value is None:
+            return None
+        rows = self._rows(tensordict)
+        if value.numel() != rows.numel():
+            raise O2OSpecError(
+                f"got {key!r} of shape {tuple(value.shape)} for a batch of {tuple(rows)}, expected one number a "
+                f"transition"
+            )
+        return value.reshape(rows)
 
     def _check_batch(self, tensordict: TensorDictBase, call: str) -> None:
         """Refuse the first release's calls, which handed tensors where the batch stands now."""
@@ -279,6 +377,10 @@ class TransitionLoss(ChecksArguments, LossModule):
         loss = loss if weights is None else loss * weights
         if self.reduction == "none":
             return loss
+        if not loss.numel():
+            raise O2OSpecError(
+                f"got an empty batch for {type(self).__name__}, expected at least one row; a mean over none is NaN"
+            )
         return loss.mean() if (reduction or self.reduction) == "mean" else loss.sum()
 
     def _estimate(
@@ -297,6 +399,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         """
         keys, following, estimator = self.tensor_keys, self._following(tensordict), self.value_estimator
         self._check_outcome(following, value.shape)
+        self._check_steps(tensordict, value.shape)
         if type(estimator) is TD0Estimator and estimator.value_network is None and not estimator.average_rewards:
             # It reads nothing else that is put there.
             return estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
@@ -306,7 +409,21 @@ class TransitionLoss(ChecksArguments, LossModule):
                 following.set(key, column.unsqueeze(-1))
         if action is not None:
             following.set(keys.action, action)
-        return estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
+        target = estimator.value_estimate(tensordict.copy().set("next", following)).squeeze(-1)
+        if target.shape != value.shape:
+            raise O2OSpecError(
+                f"{type(estimator).__name__} gave targets of shape {list(target.shape)}, expected {list(value.shape)}; "
+                f"what it reads of the batch beside this loss has to be one column, [*B, 1]"
+            )
+        return target
+
+    def _check_steps(self, tensordict: TensorDictBase, rows: torch.Size) -> None:
+        key = getattr(self.value_estimator.tensor_keys, "steps_to_next_obs", None)
+        steps = None if key is None else tensordict.get(key, None)
+        if steps is not None and steps.numel() != rows.numel():
+            raise O2OSpecError(
+                f"got {key!r} of shape {list(steps.shape)} for rows {list(rows)}, expected one number of steps a row"
+            )
 
     def _collect(
         self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
@@ -319,5 +436,6 @@ class TransitionLoss(ChecksArguments, LossModule):
                 )
             tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
         if self.reduction == "none":
-            return TensorDict(losses, tensordict.batch_size)
+            rows = tensordict.batch_size or next(iter(losses.values())).shape
+            return TensorDict(losses, rows)
         return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])

@@ -10,7 +10,7 @@ import copy
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -18,7 +18,7 @@ from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.alignment import baseline_value
 from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.modules.aligned import check_alignable
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, policy_distribution, sample_policy
 
 __all__ = ["BaselineLoss"]

@@ -10,7 +10,7 @@ import math
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError, check_option
@@ -19,7 +19,7 @@ from torchrl_o2o.functional.conservative import max_backup
 from torchrl_o2o.modules.aligned import own_distribution
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.multiplier import Multiplier
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import (
     Inputs,

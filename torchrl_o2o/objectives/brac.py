@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -19,7 +19,7 @@ from torchrl_o2o.functional.behavior import soft_minimum, squared_mmd
 from torchrl_o2o.functional.soft import sac_actor_objective
 from torchrl_o2o.modules.multiplier import Multiplier
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import Inputs, flat_parameters, policy_distribution, sample_policy
 from torchrl_o2o.objectives.penalty import DivergenceLoss
 from torchrl_o2o.objectives.soft import SoftLoss

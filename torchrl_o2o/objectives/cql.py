@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from torchrl_o2o.functional.soft import sac_actor_objective
 from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.networks import repeated, sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 
@@ -185,9 +185,9 @@ class CQLLoss(SoftLoss):
         soft_maximum = scaled_logsumexp(candidates.transpose(0, 1), self.penalty.softmax_temperature)
         gap = conservative_gap(soft_maximum, qvalue, self.penalty.gap_bounds)
         info |= {"gap": gap.detach(), "alpha_prime": self.penalty.multiplier, "bound_rate": bound_rate}
-        penalty, factor = self.penalty.apply_to(gap), tensordict.get(self.tensor_keys.penalty_weight, None)
+        penalty, factor = self.penalty.apply_to(gap), self._one_each(tensordict, self.tensor_keys.penalty_weight)
         if factor is not None:
-            penalty = penalty * factor.reshape(penalty.shape)
+            penalty = penalty * factor
         return self._reduce(error + penalty, self._weights(tensordict)), info
 
     def alpha_prime_loss(
@@ -330,10 +330,10 @@ class CalQLLoss(CQLLoss):
     def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
         if not self.calibrate:
             return None
-        value = tensordict.get(self.tensor_keys.mc_return, None)
+        value = self._one_each(tensordict, self.tensor_keys.mc_return)
         if value is None:
             raise O2ODataError(
                 f"the batch has no {self.tensor_keys.mc_return!r}; add returns to the data with "
                 f"torchrl_o2o.data.transforms.add_mc_return and to finished online episodes, or set calibrate = False"
             )
-        return value.reshape(tensordict.batch_size)
+        return value

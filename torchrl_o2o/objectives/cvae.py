@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.functional.samg import kl_weight
 from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.networks import call_module, flat_parameters
 
 __all__ = ["ConditionalVAELoss", "InverseDynamicsLoss"]
@@ -98,11 +98,18 @@ class ConditionalVAELoss(TransitionLoss):
         Returns:
             The loss, and ``reconstruction_error`` and ``kl`` per row, shape [*B], detached.
         """
-        observation, action, following = (tensordict.get(key) for key in self.in_keys)
+        observation, action, following = (self._entry(tensordict, key) for key in self.in_keys)
+        for key, value in zip(self.in_keys[::2], (observation, following), strict=True):
+            self._check_rows(tensordict, key, value)
         latent = self.vae_network.module.latent_dim
-        noise = self.noise.normal("latent", action.new_empty((*tensordict.batch_size, latent)))
+        noise = self.noise.normal("latent", action.new_empty((*action.shape[:-1], latent)))
         params = flat_parameters(self.vae_network_params)
         predicted, mean, std, _ = call_module(self.vae_network.module, params, observation, action, noise)
+        if predicted.shape != following.shape:
+            raise O2OSpecError(
+                f"got {self.in_keys[2]!r} of shape {list(following.shape)}, expected that of {self.in_keys[0]!r}, "
+                f"{list(observation.shape)}"
+            )
         error, kl = (predicted - following).square().mean(-1), gaussian_kl(mean, std)  # |s^' - s'|^2 / o, KL
         info = {"reconstruction_error": error.detach(), "kl": kl.detach()}
         return self._reduce(error + self.kl_weight * kl, self._weights(tensordict)), info
@@ -164,11 +171,13 @@ class InverseDynamicsLoss(TransitionLoss):
             The loss, and ``explained_variance``, a scalar: 1 if the embedding tells the actions exactly, 0 if no better
             than their mean.
         """
-        observation, following, action = (tensordict.get(key) for key in self.in_keys)
+        observation, following, action = (self._entry(tensordict, key) for key in self.in_keys)
+        for key, value in zip(self.in_keys[:2], (observation, following), strict=True):
+            self._check_rows(tensordict, key, value)
         params = flat_parameters(self.inverse_network_params)
         predicted: Tensor = call_module(self.inverse_network.module, params, observation, following)
         error = (predicted - action).square().mean(-1)
-        variance = action.flatten(0, -2).var(0, correction=0).mean()
+        variance = action.reshape(-1, action.shape[-1]).var(0, correction=0).mean()
         explained = 1.0 - error.detach().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
         return self._reduce(error, self._weights(tensordict)), {"explained_variance": explained}
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import check_number
 from torchrl_o2o.functional.replay import js_conjugate, js_derivative
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
+from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.objectives.networks import call_network, flat_parameters
 
 __all__ = ["DensityRatioLoss", "join_sources"]
@@ -144,7 +145,9 @@ class DensityRatioLoss(TransitionLoss):
             Shape [*B].
         """
         network, params = self.density_ratio_network, flat_parameters(self.density_ratio_network_params)
-        inputs = {key: tensordict.get(key) for key in network.in_keys}
+        inputs, dims = {key: self._entry(tensordict, key) for key in network.in_keys}, event_dims(network)
+        for key in network.in_keys if dims else ():
+            self._check_rows(tensordict, key, inputs[key], dims)
         return call_network(network, params, inputs, network.out_keys[0]).squeeze(-1)
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import normal_log_prob, q_normalization
 from torchrl_o2o.functional.pixels import clipped_exploration
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, call_network, flat_parameters
 
@@ -149,10 +149,10 @@ class DrQV2Loss(CriticLoss):
         latent, heads = flat_parameters(self.target_latent_network_params), self._target_critics
         value = self._heads(features, action, latent, heads).amin(0)  # min_j Q'_j(f(s'), a')
         following, keys = self._following(tensordict), self.tensor_keys
-        discount = following.get(keys.discount, None)
-        if discount is None:
+        if following.get(keys.discount, None) is None:
             return self._estimate(tensordict, value, qvalue=value, action=action)
         self._check_outcome(following, value.shape)
+        discount = self._column(following, keys.discount, value.shape)
         return (self._entry(following, keys.reward) + discount * value.unsqueeze(-1)).squeeze(-1)
 
     def qvalue_loss(

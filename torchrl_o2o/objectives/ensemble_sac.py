@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -19,7 +19,7 @@ from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.soft import sac_actor_objective, soft_value
 from torchrl_o2o.modules.boxes import action_spec, actor_box
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import repeated, sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 

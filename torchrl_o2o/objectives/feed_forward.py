@@ -18,9 +18,15 @@ from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.flow import Joined
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 
-__all__ = ["Layers", "evaluate", "layers_of"]
+__all__ = ["Layers", "evaluate", "event_dims", "layers_of"]
 
 _CONTAINERS = (QValueNet, nn.Sequential, MLP, Joined)
+#: Layers that treat each vector by itself, whatever dimensions stand before it, and what networks are put together by.
+_ROWWISE = (
+    *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList),
+    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus),
+)
+_HOMES = ("torchrl_o2o", "torchrl", "tensordict")
 
 
 class _Linear(NamedTuple):
@@ -55,6 +61,31 @@ def _relu(params: Mapping[str, Tensor], features: Tensor) -> Tensor:
 
 
 Layers = tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
+
+
+def event_dims(network: nn.Module) -> tuple[int, ...]:
+    """How many dimensions one input of a network has: 1 for vectors, 3 for images.
+
+    Args:
+        network: any module.
+
+    Returns:
+        (1,) for layers that take vectors one by one, (1, 3) if there are convolutions among them. None of both where
+        it is not known: a module of one's own may put its input into another shape before its first layer.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> event_dims(make_actor(3, 1, hidden_sizes=(8,))), event_dims(nn.LSTM(3, 1))
+        ((1,), ())
+    """
+    modules = list(network.modules())
+    known = all(
+        isinstance(module, (*_ROWWISE, nn.Conv2d)) or type(module).__module__.partition(".")[0] in _HOMES
+        for module in modules
+    )
+    if not known:
+        return ()
+    return (1, 3) if any(isinstance(module, nn.Conv2d) for module in modules) else (1,)
 
 
 def layers_of(network: nn.Module | None) -> Layers | None:

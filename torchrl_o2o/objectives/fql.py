@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.modules import Actor
@@ -21,7 +21,7 @@ from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.modules.best_of import BestOfN
 from torchrl_o2o.modules.flow import FLOW_POINT, FLOW_TIME, FlowNetwork, euler_flow, one_step_network
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, inner_parameters, repeated
 

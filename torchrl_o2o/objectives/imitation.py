@@ -12,6 +12,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBas
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.networks import Inputs, Parameters, call_network, policy_distribution
 
 __all__ = ["imitation_error"]
@@ -40,6 +41,9 @@ def imitation_error(
     Returns:
         The error, shape [*B].
 
+    Raises:
+        O2OSpecError: if a deterministic actor's actions have another shape.
+
     Examples:
         >>> import torch
         >>> from torchrl_o2o.modules import make_deterministic_actor
@@ -50,5 +54,11 @@ def imitation_error(
     """
     if isinstance(actor_network, ProbabilisticTensorDictSequential):
         return -policy_distribution(actor_network, params, inputs).log_prob(action)
-    squares = (call_network(actor_network, params, inputs, action_key) - action).square()
+    imitated = call_network(actor_network, params, inputs, action_key)
+    if imitated.shape != action.shape:
+        raise O2OSpecError(
+            f"got recorded actions of shape {list(action.shape)}, the actor gives {list(imitated.shape)}; build it for "
+            f"these actions"
+        )
+    squares = (imitated - action).square()
     return squares.sum(-1) if over_dimensions == "sum" else squares.mean(-1)

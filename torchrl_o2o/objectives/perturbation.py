@@ -89,7 +89,8 @@ class PerturbationRatioLoss(DensityRatioLoss):
             Those entries, of the same shapes.
         """
         keys = self.in_keys
-        observation, action = (tensordict.get(key) for key in keys)
+        observation, action = (self._entry(tensordict, key) for key in keys)
+        self._check_rows(tensordict, keys[0], observation)
         normal, uniform, one = self.noise.normal, self.noise.uniform, action[..., :1]
         least, largest = map(math.log, self.noise_sizes)
         middle, half = (least + largest) / 2.0, (largest - least) / 2.0

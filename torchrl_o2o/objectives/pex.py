@@ -18,7 +18,6 @@ from tensordict.nn import (
     ProbabilisticTensorDictSequential,
     TensorDictModule,
     TensorDictModuleBase,
-    dispatch,
 )
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -32,7 +31,7 @@ from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.offline import advantage_weight, expansion_probability
 from torchrl_o2o.modules.best_of import BestOfPolicies, mode_net
 from torchrl_o2o.modules.boxes import action_box, action_spec
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.networks import (
     Inputs,

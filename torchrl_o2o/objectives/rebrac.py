@@ -11,13 +11,13 @@ from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import q_normalization
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
 
 __all__ = ["ReBRACLoss"]
@@ -135,6 +135,11 @@ class ReBRACLoss(SmoothedTargetLoss):
             raise O2OSpecError(
                 f"the batch has no {self.tensor_keys.next_action!r}, the action of the next step; pass the data "
                 "through add_next_action(...), or take critic_bc_coef=0"
+            )
+        if recorded.shape != action.shape:
+            raise O2OSpecError(
+                f"got {self.tensor_keys.next_action!r} of shape {list(recorded.shape)}, expected that of the actions, "
+                f"{list(action.shape)}; pass the data through add_next_action(...)"
             )
         return self.critic_bc_coef * (action - recorded).square().sum(-1)
 

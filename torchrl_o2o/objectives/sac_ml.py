@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_number
@@ -20,7 +20,7 @@ from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 

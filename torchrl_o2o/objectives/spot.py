@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import elbo_penalty, iwae_penalty, q_normalization
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import Inputs, call_module, flat_parameters
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
 from torchrl_o2o.objectives.vae import latent_dim

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Literal
 
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import q_normalization
-from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
 
 __all__ = ["TD3BCLoss"]

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from tensordict import TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.modules.vae import ActionVAE
-from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.networks import Parameters, call_module, flat_parameters
 
 __all__ = ["VAELoss", "latent_dim", "vae_terms"]
@@ -67,7 +67,9 @@ def vae_terms(
     """
     action = loss._action(tensordict)
     noise = loss.noise.normal("latent", action.new_empty((*action.shape[:-1], latent_dim(network))))
-    inputs = (loss._entry(tensordict, key) for key in network.in_keys)
+    inputs = [loss._entry(tensordict, key) for key in network.in_keys]
+    for key, value in zip(network.in_keys, inputs, strict=True):
+        loss._check_rows(tensordict, key, value)
     reconstruction, mean, std, _ = call_module(network.module, params, *inputs, noise)
     return (reconstruction - action).square().mean(-1), gaussian_kl(mean, std)
 

@@ -29,7 +29,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.border import EnvFaultError
+from torchrl_o2o.envs.border import EnvFaultError, check_apart
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
@@ -168,8 +168,9 @@ def evaluate(
 
     Raises:
         O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built or has discrete
-            actions, the policy's actions do not fit it, ``reference`` names no known task, or a video is asked for and
-            the environment does not draw itself or ``video`` has another ending.
+            actions, ``env`` returns one environment for several episodes at once, the policy's actions do not fit it,
+            ``reference`` names no known task, or a video is asked for and the environment does not draw itself or
+            ``video`` has another ending.
         EnvFaultError: if the environment fails more often than ``max_retries``, or hangs.
 
     Examples:
@@ -314,6 +315,7 @@ def _run_episodes(
     envs: list[GuardedEnv] = []
     try:
         envs.extend(guards() for _ in range(min(num_envs, num_episodes)))
+        check_apart(envs)
         episodes = [_Episode(env, seed + k) for k, env in enumerate(envs)]
         active = list(episodes)
         while active:

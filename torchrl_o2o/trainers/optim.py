@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import finite_or_raise
 
 __all__ = ["descend", "weight_decay_groups"]
@@ -32,6 +33,7 @@ def descend(
 
     Raises:
         NonFiniteError: naming what is not finite; the parameters are left as they were.
+        O2OSpecError: if the loss has no gradient at any of the optimizer's parameters.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.tensor(1.0))
@@ -42,6 +44,12 @@ def descend(
     optim.zero_grad()
     loss.backward()
     parameters = [parameter for group in optim.param_groups for parameter in group["params"]]
+    if all(parameter.grad is None for parameter in parameters):
+        raise O2OSpecError(
+            f"{name} has no gradient at any of the {len(parameters)} parameters of its optimizer, so that nothing "
+            f"would be learnt; build it of the loss's own, such as loss.qvalue_network_params.parameters(): a loss "
+            f"copies the critics that it is given"
+        )
     gradients = {f"{name}.gradient{index}": parameter.grad for index, parameter in enumerate(parameters)}
     finite_or_raise({name: loss} | gradients)
     if max_grad_norm is not None:
