@@ -25,7 +25,7 @@ from torchrl_o2o.trainers import accept_actors, launch
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train one seed into one run folder."""
-    launch(OmegaConf.merge({"actors": 2}, cfg), rlpd.train)
+    launch(OmegaConf.merge({"actors": 2}, cfg), rlpd.train, optional=("actors", "fleet"))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def train(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train all seeds into their run folders."""
-    launch(cfg, train)
+    launch(cfg, train, optional=("seeds",))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,13 @@ from torchrl_o2o.modules import (
 from torchrl_o2o.objectives import AWACLoss, IQLLoss, SAMGEstimator
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Finetuning
-from torchrl_o2o.trainers.settings import check_added, check_arguments, check_no_pretraining, check_settings
+from torchrl_o2o.trainers.settings import (
+    check_added,
+    check_arguments,
+    check_no_pretraining,
+    check_settings,
+    not_taken,
+)
 from torchrl_o2o.updates import Descend, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -123,17 +129,28 @@ def test_case_b16_sections_and_rates_that_are_none(settings: dict, told: str) ->
         (["+sed=1"], r"got \+sed, .*did you mean seed"),
         (["+extra.deep.setting=1"], r"got \+extra, "),
         (["+extra={deep: 1}"], r"got \+extra, "),
-        (["+loss.alpha=1", "seed=3", "++seed=3", "~online", "+env.render_size=64", "+seeds=[0,1]"], None),
+        (["++foo=1"], r"got \+foo, expected a setting of this script: loss, online, seed"),
+        (["++extra.deep.setting=1"], r"got \+extra, "),
+        (["+loss.alpha=1", "++loss.beta=1", "++online.more=1", "seed=3", "++seed=3", "~online"], None),
+        (["+env.render_size=64", "+actors=2"], None),
+        (["+seeds=[0,1]"], r"got \+seeds"),  # for scripts that read it
         (["+mine=group"], None),  # of a user's own folder, whose settings lie elsewhere
     ],
 )
 def test_case_b16_settings_that_are_added_where_nobody_reads_them(words: list[str], told: str | None) -> None:
     base = {"seed": 0, "loss": {"beta": 3.0}, "online": {"batch_size": 1}}
-    added = [word[1:] for word in words if word.startswith("+") and not word.startswith(("++", "+mine"))]
+    added = [word.lstrip("+") for word in words if word.startswith("+") and not word.startswith("+mine")]
     values = [word.replace("={deep: 1}", ".deep=1") for word in added]
     cfg = OmegaConf.merge(base, OmegaConf.from_dotlist(values))
     with pytest.raises(O2OSpecError, match=told) if told else nullcontext():
-        check_added(cfg, words)
+        check_added(cfg, words, OmegaConf.create(base), optional=("actors",))
+
+
+def test_case_b16_an_argument_that_nothing_takes_is_named() -> None:
+    error = TypeError("AWACLoss.__init__() got an unexpected keyword argument 'alpa'")
+    assert str(not_taken(error, ["+loss.alpa=1.0"])).startswith("got loss.alpa, which AWACLoss does not take")
+    assert not_taken(error, ["seed=1"]) is None
+    assert not_taken(TypeError("'int' object is not iterable"), ["+loss.alpa=1.0"]) is None
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,21 @@ def test_case_c27_a_script_that_is_started_by_itself_looks_at_settings_files_too
     assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["++sed=1", "++seed=1"], "got +sed, expected a setting of this script: did you mean seed?"),
+        (["+convention.reward_scal=2"], "got convention.reward_scal, which Convention does not take"),
+    ],
+)
+def test_a_setting_that_nothing_reads_ends_with_a_sentence(words: list[str], told: str, tmp_path: Path) -> None:
+    command = script_command("bc", ["task=halfcheetah", f"run_dir={tmp_path}/run", *words])
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_unknown_script() -> None:
     with pytest.raises(O2OSpecError, match=r"no script is called 'rlpt'; there are .*rlpd.* \(rlpd\?\)"):
         find_script("rlpt")

@@ -41,6 +41,7 @@ from torchrl_o2o.trainers.settings import (
     check_no_pretraining,
     check_settings,
     choose_route,
+    not_taken,
     plain,
     product_dtype,
 )
@@ -279,7 +280,13 @@ def fleet_settings(cfg: DictConfig) -> dict[str, Any] | None:
     return None
 
 
-def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero: Sequence[str] = ()) -> None:
+def launch(
+    cfg: DictConfig,
+    train: Callable[[DictConfig], None],
+    *,
+    may_be_zero: Sequence[str] = (),
+    optional: Sequence[str] = (),
+) -> None:
     """Run a script's training; what a user can mend ends with a sentence and not with a trace.
 
     That is data, settings, networks and checkpoints that do not fit, values that are not finite, and failing
@@ -292,6 +299,7 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero:
 
     Keyword Args:
         may_be_zero: as of ``check_settings``: counts of phases that this script can do without.
+        optional: settings that this script reads and its configuration has not, such as ``"seeds"``.
 
     Raises:
         SystemExit: with that sentence.
@@ -299,7 +307,7 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero:
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
-        check_added(cfg, _words())
+        check_added(cfg, _words(), _without_forced(), optional=optional)
         check_settings(cfg, may_be_zero=may_be_zero)
         torch.set_num_threads(cfg.num_threads)
         choose_route(cfg.matmul_route)
@@ -309,6 +317,10 @@ def launch(cfg: DictConfig, train: Callable[[DictConfig], None], *, may_be_zero:
         _leave(error, f"\nOnce that is mended, go on with:\n  {resume_command()}")
     except O2OError as error:
         _leave(error)
+    except TypeError as error:
+        if reason := not_taken(error, _words()):
+            _leave(O2OSpecError(reason))
+        raise
 
 
 def _words() -> Sequence[str]:
@@ -316,6 +328,16 @@ def _words() -> Sequence[str]:
     from hydra.core.hydra_config import HydraConfig
 
     return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+
+
+def _without_forced() -> DictConfig | None:
+    """The configuration that the command line gives without its words in ``++``, if there are any."""
+    if not any(word.startswith("++") for word in _words()):
+        return None
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+
+    return compose(HydraConfig.get().job.config_name, [word for word in _words() if not word.startswith("++")])
 
 
 def _leave(error: Exception, advice: str = "") -> NoReturn:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -25,6 +26,7 @@ __all__ = [
     "check_settings",
     "choose_route",
     "compiled",
+    "not_taken",
     "plain",
     "product_dtype",
 ]
@@ -55,8 +57,6 @@ _LEAST = {
 #: Settings of the above that may be ``null``.
 _MAY_BE_NULL = ("online.online_capacity",)
 _SWITCHES = ("resume", "compile", "recorder.tensorboard")
-#: Settings that no configuration has, and some scripts read.
-_OPTIONAL = ("seeds", "actors", "fleet", "convention", "n_step")
 _SECTIONS = (
     "env",
     "dataset",
@@ -69,6 +69,9 @@ _SECTIONS = (
     "env_guard",
     "optim",
 )
+#: What Python says of an argument that a function has not.
+_UNEXPECTED = re.compile(r"(?P<function>[\w.]+)\(\) got an unexpected keyword argument '(?P<argument>\w+)'")
+_ABSENT = object()
 #: Numbers from 0 to 1 in any section: no method learns at a rate above 1.
 _SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online")
 
@@ -126,12 +129,19 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
     check_ranges(cfg)
 
 
-def check_added(cfg: DictConfig, words: Sequence[str]) -> None:
+def check_added(
+    cfg: DictConfig, words: Sequence[str], base: DictConfig | None = None, *, optional: Sequence[str] = ()
+) -> None:
     """Refuse settings that the command line adds where no section is, since nobody reads them.
 
     Args:
         cfg: the configuration of a script.
         words: of the command line, those that change the configuration.
+        base: the configuration without the words that begin with ``++``, which change a setting or add one. Defaults to
+            ``None``: there is no such word.
+
+    Keyword Args:
+        optional: settings that the script reads and its configuration has not. Defaults to none.
 
     Raises:
         O2OSpecError: naming the first.
@@ -141,15 +151,48 @@ def check_added(cfg: DictConfig, words: Sequence[str]) -> None:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got +lr, expected a setting of this script: seed
     """
-    added = {word[1:].partition("=")[0] for word in words if word.startswith("+") and not word.startswith("++")}
+    added = _added(words, base)
     tops = {name.partition(".")[0] for name in added}
     leaves = [name for name, _ in _leaves(OmegaConf.to_container(cfg, resolve=False))]
     given = [leaf for leaf in leaves if not any(f"{leaf}.".startswith(f"{name}.") for name in added)]
     known = sorted({leaf.partition(".")[0] for leaf in given})
-    if strange := sorted(tops & set(cfg) - {*known, *_OPTIONAL, *_SECTIONS}):
+    if strange := sorted(tops & set(cfg) - {*known, *optional, *_SECTIONS}):
         close = get_close_matches(strange[0], known)
         expected = f"did you mean {' or '.join(close)}?" if close else ", ".join(known)
         raise O2OSpecError(f"got +{strange[0]}, expected a setting of this script: {expected}")
+
+
+def _added(words: Sequence[str], base: DictConfig | None) -> set[str]:
+    """Names that words of the command line add to a configuration."""
+    names = {word.lstrip("+").partition("=")[0]: word.startswith("++") for word in words if word.startswith("+")}
+    return {
+        name
+        for name, forced in names.items()
+        if not forced or (base is not None and OmegaConf.select(base, name, default=_ABSENT) is _ABSENT)
+    }
+
+
+def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
+    """Say which setting of the command line a constructor does not take, if that is what an error says.
+
+    Args:
+        error: raised while a script built something.
+        words: of the command line, those that change the configuration.
+
+    Returns:
+        A sentence, or ``None``.
+
+    Examples:
+        >>> not_taken(TypeError("Loss.__init__() got an unexpected keyword argument 'bta'"), ["+loss.bta=1"])
+        'got loss.bta, which Loss does not take; leave it out, or look for its name in the page of Loss'
+    """
+    found = _UNEXPECTED.search(str(error))
+    names = [word.lstrip("+").partition("=")[0] for word in words]
+    guilty = [name for name in names if found and name.rpartition(".")[2] == found["argument"]]
+    if found is None or not guilty:
+        return None
+    taker = found["function"].removesuffix(".__init__")
+    return f"got {guilty[0]}, which {taker} does not take; leave it out, or look for its name in the page of {taker}"
 
 
 def check_arguments(name: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
