@@ -125,20 +125,20 @@ def test_case_b16_sections_and_rates_that_are_none(settings: dict, told: str) ->
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["+foo=1"], r"got \+foo, expected a setting of this script: loss, online, seed"),
+        (["+foo=1"], r"got \+foo, expected a setting of this script: convention, env, loss, online, seed"),
         (["+sed=1"], r"got \+sed, .*did you mean seed"),
         (["+extra.deep.setting=1"], r"got \+extra, "),
         (["+extra={deep: 1}"], r"got \+extra, "),
-        (["++foo=1"], r"got \+foo, expected a setting of this script: loss, online, seed"),
-        (["++extra.deep.setting=1"], r"got \+extra, "),
+        (["++foo=1"], r"got \+\+foo, expected a setting of this script: convention, env, loss, online, seed"),
+        (["++extra.deep.setting=1"], r"got \+\+extra, "),
         (["+loss.alpha=1", "++loss.beta=1", "++online.more=1", "seed=3", "++seed=3", "~online"], None),
-        (["+env.render_size=64", "+actors=2"], None),
+        (["+env.render_size=64", "+actors=2", "+convention.reward_scale=2", "++convention.reward_shift=1"], None),
         (["+seeds=[0,1]"], r"got \+seeds"),  # for scripts that read it
         (["+mine=group"], None),  # of a user's own folder, whose settings lie elsewhere
     ],
 )
 def test_case_b16_settings_that_are_added_where_nobody_reads_them(words: list[str], told: str | None) -> None:
-    base = {"seed": 0, "loss": {"beta": 3.0}, "online": {"batch_size": 1}}
+    base = {"seed": 0, "env": {}, "convention": None, "loss": {"beta": 3.0}, "online": {"batch_size": 1}}
     added = [word.lstrip("+") for word in words if word.startswith("+") and not word.startswith("+mine")]
     values = [word.replace("={deep: 1}", ".deep=1") for word in added]
     cfg = OmegaConf.merge(base, OmegaConf.from_dotlist(values))

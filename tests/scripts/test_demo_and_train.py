@@ -156,7 +156,7 @@ def test_case_c27_a_script_that_is_started_by_itself_looks_at_settings_files_too
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["++sed=1", "++seed=1"], "got +sed, expected a setting of this script: did you mean seed?"),
+        (["++sed=1", "++seed=1"], "got ++sed, expected a setting of this script: did you mean seed?"),
         (["+convention.reward_scal=2"], "got convention.reward_scal, which Convention does not take"),
     ],
 )

@@ -307,7 +307,7 @@ def launch(
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
-        check_added(cfg, _words(), _without_forced(), optional=optional)
+        check_added(cfg, _words(), _not_added_to(cfg), optional=optional)
         check_settings(cfg, may_be_zero=may_be_zero)
         torch.set_num_threads(cfg.num_threads)
         choose_route(cfg.matmul_route)
@@ -330,14 +330,15 @@ def _words() -> Sequence[str]:
     return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
 
 
-def _without_forced() -> DictConfig | None:
-    """The configuration that the command line gives without its words in ``++``, if there are any."""
-    if not any(word.startswith("++") for word in _words()):
-        return None
+def _not_added_to(cfg: DictConfig) -> DictConfig:
+    """The configuration without what the command line adds to it, by ``+`` or ``++``."""
+    kept = [word for word in _words() if not word.startswith("+")]
+    if len(kept) == len(_words()):
+        return cfg
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
 
-    return compose(HydraConfig.get().job.config_name, [word for word in _words() if not word.startswith("++")])
+    return compose(HydraConfig.get().job.config_name, kept)
 
 
 def _leave(error: Exception, advice: str = "") -> NoReturn:
