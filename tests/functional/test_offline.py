@@ -13,6 +13,7 @@ import torch
 from torch import tensor
 
 from torchrl_o2o import functional_offline as F
+from torchrl_o2o.errors import O2OSpecError
 
 ADVANTAGE = tensor([-1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
 
@@ -140,3 +141,9 @@ def test_iwae_penalty_tightens_with_samples() -> None:
 def test_spot_cooling_stops_at_its_floor() -> None:
     assert F.spot_cooling(0.3, 300, 1000, 0.2) == pytest.approx(0.21)
     assert F.spot_cooling(0.3, 900, 1000, 0.5) == pytest.approx(0.15)
+
+
+def test_one_row_is_whitened_to_one_and_an_unknown_form_is_refused() -> None:
+    assert F.awac_weight(tensor([3.0]), 1.0, "whiten").tolist() == [1.0]
+    with pytest.raises(O2OSpecError, match="got kind='sofmax'"):
+        F.awac_weight(tensor([3.0]), 1.0, "sofmax")  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import torch
 from torch import tensor
 
 from torchrl_o2o import functional as F
+from torchrl_o2o.errors import O2OSpecError
 
 
 def test_tanh_normal_log_prob_by_hand() -> None:
@@ -80,3 +81,10 @@ def test_temperature_objective_sends_no_gradient_into_the_policy() -> None:
     log_prob = tensor([1.0], requires_grad=True)
     F.temperature_objective(tensor(0.0, requires_grad=True), log_prob, -1.0).sum().backward()
     assert log_prob.grad is None
+
+
+def test_unknown_forms_are_refused() -> None:
+    with pytest.raises(O2OSpecError, match="got form='logalpha'"):
+        F.temperature_objective(tensor(0.0), tensor([1.0]), -1.0, "logalpha")  # type: ignore[arg-type]
+    with pytest.raises(O2OSpecError, match="got ensemble_reduction='max'"):
+        F.ensemble_squared_error(tensor([[1.0]]), tensor([0.0]), "max")  # type: ignore[arg-type]

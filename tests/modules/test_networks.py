@@ -104,6 +104,8 @@ class TestActor:
         ("observation", "action", "message"),
         [
             (3, Unbounded((2,)), "expected a bounded continuous box"),
+            (3, Bounded(torch.ones(2), -torch.ones(2), (2,)), "expected low below high"),
+            (3, Bounded(-torch.ones(2), torch.tensor([1.0, -1.0]), (2,)), "expected low below high"),
             (Unbounded((4, 4)), 2, r"got observation of shape \[4, 4\], expected one flat vector"),
             (3, Bounded(-torch.ones(2, 2), torch.ones(2, 2), (2, 2)), "got action"),
         ],

@@ -4,6 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -37,6 +38,17 @@ class TestNetworks:
     def test_one_critic_several_times(self, build: type) -> None:
         with pytest.raises(O2OSpecError, match="one critic several times"):
             build(make_actor(3, 2, **SMALL), critics()[:1] * 2)
+
+    def test_copies_of_one_critic(self, build: type) -> None:
+        one = critics()[0]
+        with pytest.raises(O2OSpecError, match="one critic several times"):
+            build(make_actor(3, 2, **SMALL), [one, copy.deepcopy(one)])
+
+    def test_critics_with_a_trunk_in_common(self, build: type) -> None:
+        one, other = critics()
+        other.module.trunk = one.module.trunk
+        with pytest.raises(O2OSpecError, match="critics that have parameters in common"):
+            build(make_actor(3, 2, **SMALL), [one, other])
 
     def test_no_critic(self, build: type) -> None:
         with pytest.raises(O2OSpecError, match="no critic"):

@@ -9,7 +9,7 @@ import torch
 
 from tests.priorities.parts import ROWS, double, every_priority, make_loss, make_rows, make_score
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.priorities import Advantage, Sum
+from torchrl_o2o.priorities import Advantage, Sum, TDError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -30,6 +30,15 @@ class TestContract:
         every_priority()[name](rows)
         assert set(rows.keys(True, True)) == set(before.keys(True, True))
         assert (rows == before).all()
+
+    def test_no_rows_and_rows_of_other_shapes_are_refused(self, name: str) -> None:
+        with pytest.raises(O2OSpecError, match="got no rows"):
+            every_priority()[name](make_rows()[:0])
+        for change in (lambda value: value[:, 0], lambda value: value.unsqueeze(1)):
+            rows = make_rows()
+            rows["observation"] = change(rows["observation"])
+            with pytest.raises(O2OSpecError, match="got 'observation' of shape"):
+                every_priority()[name](rows)
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
     def test_finite_whatever_the_inputs(self, name: str, bad: float) -> None:
@@ -77,3 +86,10 @@ def test_sums_add_up() -> None:
     torch.testing.assert_close((density + 0.5 * density)(rows), 1.5 * density(rows))
     with pytest.raises(O2OSpecError, match="got 1 terms and 2 factors"):
         Sum(density, factors=(1.0, 2.0))
+
+
+def test_rewards_of_two_columns_give_no_score() -> None:
+    rows = make_rows()
+    rows["next", "reward"] = rows["next", "reward"].expand(-1, 2)
+    with pytest.raises(O2OSpecError, match=r"TDError gave scores of shape \[2, 2\]"):
+        TDError(make_loss())(rows[:2])

@@ -22,7 +22,7 @@ from torch import Tensor
 from torchrl_o2o.data.env_match import EnvFacts, EnvLike, match_environment
 from torchrl_o2o.data.findings import AuditReport, Finding
 from torchrl_o2o.data.keys import EPISODE, TRANSITION
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, check_option
 
 __all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
 
@@ -135,6 +135,7 @@ def audit(
 
     Raises:
         O2ODataError: see ``on_bad``. The message names key, episode, step and remedy.
+        O2OSpecError: if ``on_bad`` is unknown.
 
     Examples:
         >>> import torch
@@ -149,6 +150,7 @@ def audit(
         toy: 7 transitions in 1 episodes; 1 error, 0 warnings
           error [action_out_of_bounds] 1 actions are outside the box [-1, 1], first at episode 0, step 3...
     """
+    check_option("on_bad", on_bad, ("error", "drop", "report"))
     layout = _check_layout(data)
     if layout:
         report = AuditReport(name, len(data) if data.ndim else 0, 0, tuple(layout))

@@ -70,7 +70,7 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         The online slots, [n].
 
     Raises:
-        O2OSpecError: if an action is given in part, does not fit, or there is no room.
+        O2OSpecError: if an action is given in part, does not fit or is a flag, or there is no room.
 
     Examples:
         >>> from torchrl.data import TensorDictReplayBuffer
@@ -91,6 +91,11 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         return buffer.extend(data.select(*keys))
     if given.shape != data["action"].shape:
         raise O2OSpecError(f"{INTERVENED} has shape {list(given.shape)}, the actions {list(data['action'].shape)}")
+    if not given.is_floating_point():
+        raise O2OSpecError(
+            f"{INTERVENED} is {given.dtype}, expected the action that was executed, in floating point, and NaN where "
+            f"nobody intervened; of a flag torch.where(flag, executed, nan)"
+        )
     entries = given.isfinite().reshape(len(data), -1)
     taken = entries.all(-1)
     if bool((entries.any(-1) != taken).any()):

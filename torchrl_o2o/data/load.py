@@ -23,7 +23,7 @@ from torchrl_o2o.data.datasets.mapped import is_mapped
 from torchrl_o2o.data.datasets.sources import Source, read_source
 from torchrl_o2o.data.env_match import EnvFacts, EnvLike, env_facts, match_units
 from torchrl_o2o.data.findings import AuditReport, Finding
-from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_option
 
 __all__ = ["DatasetInfo", "Stats", "check_offline", "describe_offline", "describe_returns", "load_offline"]
 
@@ -192,6 +192,7 @@ def _examine(
     source: Source, options: ReadOptions, env: EnvLike | None, bounds: Bounds | None, actions: str, on_bad: OnBad
 ) -> tuple[TensorDict, AuditReport]:
     """Read a source, map its actions and look it over."""
+    check_option("actions", actions, ("error", "clip", "rescale"))
     raw = read_source(source, options)
     mapped, shape = is_mapped(raw.data), raw.data["observation"].shape[1:]
     if mapped and on_bad == "drop":

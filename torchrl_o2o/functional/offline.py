@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from torchrl_o2o._moved import old_names
+from torchrl_o2o.errors import check_option
 
 __all__ = [
     "AdvantageWeight",
@@ -131,6 +132,9 @@ def awac_weight(
     Returns:
         w, shape [*B].
 
+    Raises:
+        O2OSpecError: if the form is unknown.
+
     Examples:
         >>> import torch
         >>> awac_weight(torch.tensor([0.0, 10.0]), 1.0)
@@ -138,6 +142,7 @@ def awac_weight(
         >>> awac_weight(torch.tensor([0.0, 0.0]), 1.0, "softmax")
         tensor([1., 1.])
     """
+    check_option("kind", kind, ("exp_clip", "exp", "softmax", "whiten", "sign"))
     if kind == "sign":
         return (advantage > 0).to(advantage.dtype)
     if kind == "softmax":

@@ -18,6 +18,8 @@ from typing import Literal
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from torchrl_o2o.errors import check_option
+
 __all__ = [
     "ensemble_squared_error",
     "inverse_tanh",
@@ -143,6 +145,9 @@ def ensemble_squared_error(
     Returns:
         Error per row, shape [*B].
 
+    Raises:
+        O2OSpecError: if ``ensemble_reduction`` is unknown.
+
     Examples:
         >>> import torch
         >>> ensemble_squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0]))
@@ -150,6 +155,7 @@ def ensemble_squared_error(
         >>> ensemble_squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0]), "mean")
         tensor([5.])
     """
+    check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
     error = (qvalue - target).square()
     return error.sum(0) if ensemble_reduction == "sum" else error.mean(0)
 
@@ -197,11 +203,15 @@ def temperature_objective(
     Returns:
         Objective per row, shape [*B].
 
+    Raises:
+        O2OSpecError: if the form is unknown.
+
     Examples:
         >>> import torch
         >>> temperature_objective(torch.tensor(0.0), torch.tensor([1.0]), -3.0)  # entropy -1, target -3: alpha falls
         tensor([2.])
     """
+    check_option("form", form, ("alpha", "log_alpha", "softplus"))
     coefficient = log_alpha
     if form != "log_alpha":
         coefficient = log_alpha.exp() if form == "alpha" else softplus(log_alpha)

@@ -51,7 +51,7 @@ def action_box(action: TensorSpec | int) -> Bounded:
         The spec.
 
     Raises:
-        O2OSpecError: if the action has no finite box.
+        O2OSpecError: if the action has no finite box, or one without an inside.
 
     Examples:
         >>> action_box(2).space.high
@@ -66,6 +66,11 @@ def action_box(action: TensorSpec | int) -> Bounded:
         raise O2OSpecError(
             f"got action spec {action!r}, expected a bounded continuous box [A]; wrap the environment with "
             f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
+        )
+    if not (action.space.low < action.space.high).all():
+        raise O2OSpecError(
+            f"got an action box from {action.space.low.tolist()} to {action.space.high.tolist()}, expected low below "
+            f"high in each dimension; leave out what has one value only, or wrap the environment with make_env"
         )
     return action
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What to say where torch has refused to evaluate a network; nothing is looked at before."""
+"""What to say of inputs that a network does not take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,38 @@ from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["misfit", "refuse_misfit"]
+__all__ = ["check_rows", "misfit", "refuse_misfit"]
+
+
+def check_rows(
+    key: NestedKey, value: Tensor, action_key: NestedKey, action: Tensor, dims: tuple[int, ...] = (1,)
+) -> None:
+    """Refuse inputs that are not one for each action; torch would take all pairs of rows, or say something else.
+
+    Args:
+        key: the entry of the input.
+        value: the input, [*B, ...].
+        action_key: the entry of the action.
+        action: the recorded actions, [*B, A].
+        dims: how many dimensions one input may have. Defaults to (1,): a vector.
+
+    Raises:
+        O2OSpecError: if the input has other leading dimensions, or one of it has another number of them.
+
+    Examples:
+        >>> import torch
+        >>> check_rows("observation", torch.zeros(4, 1, 3), "action", torch.zeros(4, 2))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got 'observation' of shape [4, 1, 3] beside 'action' of shape [4, 2]...
+    """
+    rows = action.shape[:-1]
+    if value.shape[: len(rows)] != rows or value.ndim - len(rows) not in dims:
+        kind = "one vector" if dims == (1,) else "one vector or image"
+        raise O2OSpecError(
+            f"got {key!r} of shape {list(value.shape)} beside {action_key!r} of shape {list(action.shape)}, expected "
+            f"{kind} for each action: [*B, n] and [*B, A]; unsqueeze(-1) single numbers, flatten what has more "
+            f"dimensions, and build the networks for it"
+        )
 
 
 def misfit(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, Tensor]) -> str | None:

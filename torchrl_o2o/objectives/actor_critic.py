@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 from typing import ClassVar, Literal
 
 import torch
@@ -127,10 +129,16 @@ def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:
     members = list(networks)
     if not members:
         raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
-    if len({id(member) for member in members}) < len(members):
+    if any(_are_copies(one, other) for one, other in itertools.combinations(members, 2)):
         raise O2OSpecError(
             "got one critic several times, expected critics with parameters of their own; copies of one network stay "
             "equal for ever. Build each anew, for example by make_qvalue_ensemble(...)"
+        )
+    owners = collections.Counter(id(value) for member in members for value in member.parameters())
+    if max(owners.values(), default=1) > 1:
+        raise O2OSpecError(
+            "got critics that have parameters in common, of which a loss would keep a copy for each; build each critic "
+            "anew, for example by make_qvalue_ensemble(...), or with shared_head=True for one output layer"
         )
     shapes = [{name: tuple(value.shape) for name, value in member.named_parameters()} for member in members]
     if odd := next((number for number, each in enumerate(shapes) if each != shapes[0]), None):
@@ -139,6 +147,11 @@ def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:
             f"example make_qvalue_ensemble(...)"
         )
     return members
+
+
+def _are_copies(one: TensorDictModule, other: TensorDictModule) -> bool:
+    pairs = list(zip(one.parameters(), other.parameters(), strict=False))
+    return bool(pairs) and all(mine.shape == theirs.shape and torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def _shares_head(members: list[TensorDictModule]) -> bool:

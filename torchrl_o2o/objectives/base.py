@@ -25,6 +25,7 @@ from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import action_specs, actor_box
+from torchrl_o2o.modules.misfit import check_rows
 from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.objectives.networks import Inputs
 
@@ -259,18 +260,10 @@ class TransitionLoss(ChecksArguments, LossModule):
     def _check_rows(
         self, tensordict: TensorDictBase, key: NestedKey, value: Tensor, dims: tuple[int, ...] = (1,)
     ) -> None:
-        """Refuse inputs that are not one for each action; torch would take all pairs of rows, or say something else."""
+        """Refuse inputs that are not one for each action."""
         action = tensordict.get(self.tensor_keys.action, None)
-        if action is None:
-            return
-        rows = action.shape[:-1]
-        if value.shape[: len(rows)] != rows or value.ndim - len(rows) not in dims:
-            kind = "one vector" if dims == (1,) else "one vector or image"
-            raise O2OSpecError(
-                f"got {key!r} of shape {list(value.shape)} beside {self.tensor_keys.action!r} of shape "
-                f"{list(action.shape)}, expected {kind} for each action: [*B, n] and [*B, A]; unsqueeze(-1) single "
-                f"numbers, flatten what has more dimensions, and build the networks for it"
-            )
+        if action is not None:
+            check_rows(key, value, self.tensor_keys.action, action, dims)
 
     def _rows(self, tensordict: TensorDictBase) -> torch.Size:
         """*B, by the recorded action: a batch that was put together by hand may not say its size."""

@@ -119,7 +119,8 @@ class Advantage(CriticScore):
         Returns:
             Shape [N], on the loss's device.
         """
-        inputs, action = self._inputs(tensordict), tensordict.get(self.loss.tensor_keys.action).to(self._device())
+        action = tensordict.get(self.loss.tensor_keys.action).to(self._device())
+        inputs = self._inputs(tensordict, action)
         networks = self._networks(self.critics, self._members(action))
         return torch.cat([self._advantage(networks, *chunk) for chunk in self._chunks(inputs, action)])
 

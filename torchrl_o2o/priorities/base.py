@@ -69,9 +69,21 @@ class LogPriority(ABC):
 
     @torch.no_grad()
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
-        """Finite log-priority per row, without gradient, shape [N]."""
+        """Finite log-priority per row, without gradient, shape [N].
+
+        Raises:
+            O2OSpecError: if there is no row, or :meth:`score` gives another number of them.
+        """
+        if not tensordict.batch_size.numel():
+            raise O2OSpecError(f"got no rows for {type(self).__name__} to score, expected at least one")
         self._observed = None
-        score, changed = finite_scores(self.score(tensordict))
+        found = self.score(tensordict)
+        if found.shape != tensordict.batch_size:
+            raise O2OSpecError(
+                f"{type(self).__name__} gave scores of shape {list(found.shape)} for rows "
+                f"{list(tensordict.batch_size)}, expected one each; rewards and flags are columns, [N, 1]"
+            )
+        score, changed = finite_scores(found)
         self._observed = score if self._observed is None else self._observed
         self._changed = changed
         self._num_clamped = self._num_clamped + changed.sum()

@@ -22,8 +22,10 @@ from torchrl.objectives import REDQLoss, SACLoss
 
 from torchrl_o2o.errors import O2OSpecError, check_compiler
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
+from torchrl_o2o.modules.misfit import check_rows
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
+from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.objectives.networks import (
     Inputs,
     Parameters,
@@ -173,11 +175,17 @@ class CriticScore(LogPriority):
     def _device(self) -> torch.device:
         return next(iter(flat_parameters(self.loss.qvalue_network_params).values())).device
 
-    def _inputs(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
-        """What actor and critics read besides the action."""
-        keys = dict.fromkeys([*self.loss.actor_network.in_keys, *self.loss.qvalue_network.in_keys])
-        device = self._device()
-        return {key: tensordict.get(key).to(device) for key in keys if key != self.loss.tensor_keys.action}
+    def _inputs(self, tensordict: TensorDictBase, action: Tensor) -> dict[NestedKey, Tensor]:
+        """What actor and critics read besides the action, in the rows of the recorded ones."""
+        networks = self.loss.actor_network, self.loss.qvalue_network
+        own, device = self.loss.tensor_keys.action, self._device()
+        keys = dict.fromkeys(key for network in networks for key in network.in_keys if key != own)
+        inputs = {key: tensordict.get(key).to(device) for key in keys}
+        for key, value in inputs.items():
+            dims = [event_dims(network) for network in networks if key in network.in_keys]
+            if all(dims):
+                check_rows(key, value, own, action, min(dims))
+        return inputs
 
     def _members(self, like: Tensor) -> Tensor:
         """One subset Z for all rows, shape [Z]."""

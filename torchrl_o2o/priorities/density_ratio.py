@@ -16,6 +16,8 @@ from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.replay import advantage_aligned_log_priority, mean_one_log_ratio
+from torchrl_o2o.modules.misfit import check_rows
+from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.priorities.base import LogPriority
 
 __all__ = ["DensityRatioScore"]
@@ -70,6 +72,9 @@ class DensityRatioScore(LogPriority):
 
     def score(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`LogPriority.score`."""
+        observation, action = self.density_ratio.in_keys
+        if event_dims(self.density_ratio) == (1,):
+            check_rows(observation, tensordict.get(observation), action, tensordict.get(action))
         rows = tensordict.select(*self.density_ratio.in_keys).to(next(self.density_ratio.parameters()).device)
         log_ratio = self.density_ratio(rows).get(self.density_ratio.out_keys[0]).squeeze(-1)
         offline = self._is_offline(tensordict).to(log_ratio.device)
