@@ -202,8 +202,12 @@ def test_a_loss_of_other_networks_is_refused_as_a_whole() -> None:
 
 def test_trajectories_go_back_to_a_state() -> None:
     """What was appended since stayed behind the episodes of the state."""
-    data = rows(4).set("episode", torch.tensor([0, 0, 1, 1]))
-    replay = TrajectoryReplay(4)
+
+    def episodes(count: int) -> TensorDict:
+        ends = (torch.arange(2 * count) % 2 == 1).unsqueeze(-1)
+        return rows(2 * count).set("episode", torch.arange(2 * count) // 2).set(("next", "done"), ends)
+
+    data, replay = episodes(2), TrajectoryReplay(4)
     replay.load(data)
     state = replay.state_dict()
     for count in (1, 2):
@@ -215,7 +219,7 @@ def test_trajectories_go_back_to_a_state() -> None:
     with pytest.raises(O2OSpecError, match="was overwritten"):
         replay.load_state_dict(state)
     longer = TrajectoryReplay(4)
-    longer.load(rows(6).set("episode", torch.tensor([0, 0, 1, 1, 2, 2])))
+    longer.load(episodes(3))
     with pytest.raises(O2OSpecError, match="other data"):
         longer.load_state_dict(state)
 
