@@ -6,14 +6,20 @@
 
 Run it from the repository's root: ``python benchmarks/data_loading.py``. Each figure is from its own process with one
 thread; the memory is the peak over what importing the package takes.
+
+``--small 10_000_000`` loads so many rows of observation 3 and action 1 from each form instead, and tells the peak
+over what there was before, in units of the result's size, and the processor's seconds.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from pathlib import Path
 
 import h5py
@@ -74,6 +80,69 @@ def _make_d4rl(path: Path) -> Path:
     return path
 
 
+FORMS = ("float32", "float64", "without next observations", "npz", "hdf5", "TensorDict")
+
+
+def _small_arrays(form: str, count: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    walk = rng.standard_normal((count + 1, 3), dtype=np.float32).cumsum(0) % 7
+    arrays = {
+        "observations": walk[:-1].copy(),
+        "next_observations": walk[1:].copy(),
+        "actions": rng.uniform(-1, 1, (count, 1)).astype(np.float32),
+        "rewards": rng.standard_normal(count, dtype=np.float32),
+        "terminals": np.zeros(count, dtype=bool),
+        "timeouts": np.arange(count) % 1000 == 999,
+    }
+    if form == "without next observations":
+        del arrays["next_observations"]
+    if form == "float64":
+        arrays = {key: value.astype(np.float64) if value.dtype.kind == "f" else value for key, value in arrays.items()}
+    return arrays
+
+
+def _write_small(form: str, count: int, folder: Path) -> None:
+    if form == "npz":
+        np.savez(folder / "small.npz", **_small_arrays(form, count))
+    elif form == "hdf5":
+        with h5py.File(folder / "small.hdf5", "w") as file:
+            for key, values in _small_arrays(form, count).items():
+                file.create_dataset(key, data=values)
+
+
+def _memory(field: str) -> float:
+    """A line of the process's status, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def _load_small(form: str, count: int, folder: Path) -> None:
+    from torchrl_o2o.data import load_offline  # late: the parent process need not import it
+
+    warnings.filterwarnings("ignore")
+    source = folder / f"small.{form}" if form in ("npz", "hdf5") else _small_arrays(form, count)
+    if form == "TensorDict":
+        source = load_offline(source)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    before, began = _memory("VmRSS"), time.process_time()
+    data = load_offline(source)
+    spent, peak = time.process_time() - began, _memory("VmHWM") - before
+    size = sum(value.numel() * value.element_size() for value in data.values(True, True)) / 2**20
+    print(f"{form:26} {size:5.0f} MiB, peak {peak:5.0f} MiB, {peak / size:.2f} times as much; {spent:.2f} s")
+
+
+def _measure_small(count: int, form: str | None, folder: str | None) -> None:
+    """Load from every form, each in a process of its own, of which this may be one."""
+    if form is not None and folder is not None:
+        _load_small(form, count, Path(folder))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for each in FORMS:
+            _write_small(each, count, Path(name))
+            command = [sys.executable, __file__, "--small", str(count), "--form", each, "--folder", name]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 def _measure(source: Path, label: str, root: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINARI_DATASETS_PATH": str(root)}
     subprocess.run([sys.executable, "-c", MEASURE, str(source), label], check=True, env=environment)
@@ -81,6 +150,14 @@ def _measure(source: Path, label: str, root: Path) -> None:
 
 def main() -> None:
     """Make the sets in a temporary folder, load each and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", type=int, help="rows of observation 3 and action 1, from each form")
+    parser.add_argument("--form", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.small is not None:
+        _measure_small(arguments.small, arguments.form, arguments.folder)
+        return
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         for length in (1000, 100):
