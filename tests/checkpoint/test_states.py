@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
+from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.data import (
     BalancedReplaySampler,
     BalancedSampler,
@@ -27,7 +30,7 @@ from torchrl_o2o.data import (
     TrajectoryReplay,
     offline_online_storage,
 )
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
@@ -231,3 +234,23 @@ def test_a_running_trajectory_does_not_write_into_the_state_it_came_from() -> No
     running.load_state_dict(state)
     running.truncate()
     assert not state["rows"]["next"]["truncated"].any()
+
+
+def test_what_an_optimizer_remembers_has_its_parameters_shapes(tmp_path: Path) -> None:
+    """Torch loads moments of other networks without a word."""
+    weights = [torch.nn.Parameter(torch.ones(size, 2)) for size in (3, 4)]
+    optims = [torch.optim.Adam([weight]) for weight in weights]
+    weights[0].square().sum().backward()
+    optims[0].step()
+    Checkpointer(tmp_path, objects={"optim": optims[0]}).save(1)
+    with pytest.raises(O2OCheckpointError, match=r"'exp_avg(_sq)?' of parameter 0 is \[3, 2\], the parameter \[4, 2\]"):
+        Checkpointer(tmp_path, objects={"optim": optims[1]}).restore()
+    assert not optims[1].state
+
+
+def test_a_checkpoint_of_half_a_step_would_never_be_found(tmp_path: Path) -> None:
+    checkpoint = Checkpointer(tmp_path, objects={})
+    with pytest.raises(O2OSpecError, match=r"got step=1.5, expected a whole number"):
+        checkpoint.save(1.5)  # type: ignore[arg-type]
+    checkpoint.save(np.int64(2))
+    assert checkpoint.restore() == 2

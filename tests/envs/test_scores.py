@@ -77,3 +77,9 @@ def test_own_reference_and_shape():
 def test_the_tables_are_read_only():
     with pytest.raises(TypeError):
         V5_REFERENCES["Ant-v5"] = Reference(0.0, 1.0, "")  # type: ignore[index]
+
+
+@pytest.mark.parametrize("returns", [(1.0, 1.0), (5.0, 1.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_returns_that_no_score_can_be_measured_by_are_refused(returns: tuple[float, float]) -> None:
+    with pytest.raises(O2OSpecError, match="expected two finite returns"):
+        Reference(*returns, source="mine")

@@ -30,7 +30,7 @@ from torchrl_o2o.checkpoint.reading import (
 )
 from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
 from torchrl_o2o.durable import FolderLock, identity, refuse_link, refuse_other, replace_durably, write_durably
-from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError, check_count
 from torchrl_o2o.provenance import package_versions, plain_config
 
 __all__ = ["Checkpointer"]
@@ -122,7 +122,9 @@ class Checkpointer:
             O2OCheckpointError: if it cannot be written (disk full, an object whose state is not plain, a folder that
                 was moved), or its step is not above those in the folder. The checkpoints before it are intact and the
                 run may go on.
+            O2OSpecError: if the step is no whole number of at least 0.
         """
+        step = check_count("step", step)
         if step == self._last_step:
             return
         refuse_other(self.folder, self._identity)

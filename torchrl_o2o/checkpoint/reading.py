@@ -22,6 +22,9 @@ from torchrl_o2o.checkpoint.segments import Region
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
 
+#: What optimizers keep in the shape of a parameter.
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "sum"}
+
 __all__ = [
     "FORMAT",
     "check_config",
@@ -271,12 +274,24 @@ def _load_states(step: int, states: Mapping[str, Any], objects: Mapping[str, Any
             item.update(states[name])
             continue
         try:
+            if isinstance(item, torch.optim.Optimizer):
+                _check_moments(item, states[name])
             item.load_state_dict(states[name])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise O2OCheckpointError(
                 f"the state of {name!r} in the checkpoint of step {step} does not fit this run's "
                 f"{type(item).__name__}: {error}"
             ) from error
+
+
+def _check_moments(optim: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Refuse what an optimizer remembers of parameters of other shapes; torch would take it."""
+    params = [param for group in optim.param_groups for param in group["params"]]
+    for index, entries in state["state"].items():
+        for name in _MOMENTS & entries.keys():
+            shape = list(getattr(entries[name], "shape", []))
+            if isinstance(index, int) and index < len(params) and shape != list(params[index].shape):
+                raise ValueError(f"{name!r} of parameter {index} is {shape}, the parameter {list(params[index].shape)}")
 
 
 def load_objects(folder: str | Path, objects: Mapping[str, Any]) -> int:

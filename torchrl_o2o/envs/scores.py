@@ -12,6 +12,7 @@ for the other.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,13 +40,28 @@ class Reference:
 
     Args:
         random: return of the uniformly random policy.
-        expert: return of the expert; differs from ``random``.
+        expert: return of the expert, above that of ``random``.
         source: where the two figures come from.
+
+    Raises:
+        O2OSpecError: if one is not finite, or the expert's is not above the random policy's.
+
+    Examples:
+        >>> Reference(0.0, 1.0, "by definition").expert
+        1.0
     """
 
     random: float
     expert: float
     source: str
+
+    def __post_init__(self) -> None:
+        """Refuse returns that no score can be measured by."""
+        if not -math.inf < self.random < self.expert < math.inf:
+            raise O2OSpecError(
+                f"got random={self.random}, expert={self.expert}, expected two finite returns, the expert's above the "
+                f"random policy's"
+            )
 
 
 _D4RL = "D4RL, d4rl/infos.py"

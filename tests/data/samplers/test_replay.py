@@ -14,12 +14,12 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import RandomSampler
 
 from tests import golden_vectors as golden
-from torchrl_o2o.data import OnlineWriter
-from torchrl_o2o.data.samplers import BalancedReplaySampler
+from torchrl_o2o.data import OnlineWriter, offline_online_storage
+from torchrl_o2o.data.samplers import BalancedReplaySampler, ChunkSampler, PrioritizedReplaySampler
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import RecordedNoise
 from torchrl_o2o.functional.off2on import off2on_priority
-from torchrl_o2o.testing import SamplerContract, counting_storage
+from torchrl_o2o.testing import SamplerContract, counting_storage, random_transitions
 
 
 class TestContract(SamplerContract):
@@ -219,6 +219,18 @@ def test_a_run_that_never_sets_priorities_is_told(recwarn: pytest.WarningsRecord
     assert [str(w.message).split(";")[0] for w in recwarn if "priority" in str(w.message)] == [
         "1000 batches were drawn and no priority was ever set"
     ]
+
+
+def test_priorities_of_chunks_are_told_of_too() -> None:
+    """TorchRL's buffer takes a ChunkSampler for none with priorities, whatever is inside."""
+    inside = PrioritizedReplaySampler(60, alpha=1.0, beta=1.0)
+    storage = offline_online_storage(random_transitions(50, 3, 1), 10)
+    sampler, writer = ChunkSampler(inside, 2, gamma=0.9), OnlineWriter(50)
+    replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=1)
+    for _ in range(1000):
+        replay.update_tensordict_priority(replay.sample().set("td_error", torch.ones(1)))
+    with pytest.warns(UserWarning, match="1000 batches were drawn and no priority was ever set"):
+        replay.sample()
 
 
 def test_emptying_forgets_everything() -> None:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +20,6 @@ from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 from torchrl_o2o.functional.off2on import initial_online_priority
 
 __all__ = ["BalancedReplaySampler"]
-
-_BATCHES_BEFORE_WARNING = 1000
 
 
 class BalancedReplaySampler(StoredPrioritySampler):
@@ -41,8 +38,7 @@ class BalancedReplaySampler(StoredPrioritySampler):
     the current networks every so many batches, which the paper does not do.
 
     ``TensorDictReplayBuffer.update_tensordict_priority``, and TorchRL's trainer hook that calls it, silently do nothing
-    with this sampler: they would store the TD error, which is not what this sampler is made for. It warns when 1000
-    batches were drawn and no priority was ever set.
+    with this sampler: they would store the TD error, which is not what this sampler is made for.
 
     Source: Lee et al. 2021 (Off2On), balanced experience replay; start of the running maximum as in the authors' code.
 
@@ -132,12 +128,6 @@ class BalancedReplaySampler(StoredPrioritySampler):
         check_offline_rows(storage, self.num_offline)
         if self.refresh_every and self.num_batches and self.num_batches % self.refresh_every == 0:
             self.refresh(storage)
-        if self.num_batches == _BATCHES_BEFORE_WARNING and self.num_updates == 0:
-            warnings.warn(
-                f"{_BATCHES_BEFORE_WARNING} batches were drawn and no priority was ever set; call "
-                f"buffer.update_priority(batch['index'], priority) (update_tensordict_priority does nothing here)",
-                stacklevel=4,
-            )
         return super().sample(storage, batch_size)
 
     def refresh(self, storage: Storage) -> None:

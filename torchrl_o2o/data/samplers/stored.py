@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["StoredPrioritySampler"]
 
+_BATCHES_BEFORE_WARNING = 1000
+
 
 class StoredPrioritySampler(DrawingSampler):
     r"""Abstract base: rows are drawn in proportion to a value stored for each, by one draw from each of n equal strata.
@@ -30,6 +33,10 @@ class StoredPrioritySampler(DrawingSampler):
     assigned to the rows of a batch by a fixed stride, so that any run of consecutive rows, for instance one of the
     minibatches a large batch is split into, is spread evenly over all strata; drawn in order, the first minibatch would
     hold offline rows only.
+
+    A warning says so when 1000 batches were drawn and no priority was ever set: replay buffers pass over samplers that
+    they do not take for prioritized ones, such as a :class:`~torchrl_o2o.data.ChunkSampler` over one, in
+    ``update_tensordict_priority``.
 
     The draw is called ``"within_strata"``: for each row of a batch where in its stratum it is, in [0, 1). Row i of a
     batch has stratum ``strata(batch_size)[i]``.
@@ -84,6 +91,13 @@ class StoredPrioritySampler(DrawingSampler):
         batch_size = check_count("batch_size", batch_size, least=1)
         if self._num_known == 0:
             raise O2OSpecError("cannot sample from an empty storage; load a data set or collect transitions first")
+        if self.num_batches == _BATCHES_BEFORE_WARNING and self.num_updates == 0:
+            warnings.warn(
+                f"{_BATCHES_BEFORE_WARNING} batches were drawn and no priority was ever set; call "
+                f"buffer.update_priority(batch['index'], priority) (update_tensordict_priority passes over "
+                f"BalancedReplaySampler and ChunkSampler)",
+                stacklevel=5,
+            )
         self.num_batches += 1
         within = self._source().fractions("within_strata", batch_size)
         index = self._tree.draw((self.strata(batch_size) + within) / batch_size)
