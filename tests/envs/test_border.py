@@ -14,10 +14,15 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TimeLimit
 
+from torchrl_o2o.collectors import StepCollector, VectorCollector, make_vector_env
 from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, MalformedReturn, find_fault, read_reset, read_step
 from torchrl_o2o.envs.guard import GuardedEnv
+from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor
+from torchrl_o2o.trainers import evaluate
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 SEEN = np.zeros(2, np.float32)
@@ -135,3 +140,32 @@ def test_whole_numbers_as_actions_need_make_gym_env() -> None:
     env.action_space = spaces.Box(0, 10, (1,), np.int64)
     with pytest.raises(O2OSpecError, match=r"whole numbers, .*make_gym_env"):
         CheckedEnv(env)
+
+
+ACTOR = make_actor(3, 1, hidden_sizes=(8,))
+
+
+@pytest.mark.parametrize("wrapper", [NormalizeObservation, NormalizeReward])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda build: evaluate(ACTOR, build, num_episodes=1, seed=0),
+        lambda build: StepCollector(build(), ACTOR, total_frames=1),
+        lambda build: VectorCollector(make_vector_env(build, 2)),
+    ],
+)
+def test_running_statistics_are_told_of(
+    wrapper: type[gymnasium.Wrapper], use: Callable[[Callable[[], gymnasium.Env]], object]
+) -> None:
+    """A return of 3 was evaluated as 74: statistics begin anew in each copy of such an environment."""
+
+    def build(running: bool = True) -> gymnasium.Env:
+        env = wrapper(make_gym_env("Pendulum-v1"))
+        env.update_running_mean = running
+        return TimeLimit(env, 2)
+
+    with pytest.warns(UserWarning, match=f"Pendulum-v1 normalizes by running statistics .{wrapper.__name__}"):
+        use(build)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use(lambda: build(False))

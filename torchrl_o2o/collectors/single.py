@@ -20,7 +20,14 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
-from torchrl_o2o.envs.border import box_of_observations, check_continuous, checked_reset, checked_step, env_name
+from torchrl_o2o.envs.border import (
+    box_of_observations,
+    check_continuous,
+    checked_reset,
+    checked_step,
+    env_name,
+    warn_of_running_statistics,
+)
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_seed, check_state
@@ -143,6 +150,7 @@ class StepCollector:
         self._queue: list[torch.Tensor] = []
         self.on_cut = on_cut
         self._space = box_of_observations(env)
+        warn_of_running_statistics(env)
         self._low, self._high = action_bounds(env.action_space, env_name(env), random=init_random_frames > 0)
         check_actions(env.action_space, declared_box(actor))
         if seed is not None:

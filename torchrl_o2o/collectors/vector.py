@@ -28,7 +28,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
 from torchrl_o2o.collectors.single import action_bounds
-from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart
+from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
@@ -156,6 +156,7 @@ class VectorCollector:
         self._autoreset = _autoreset_mode(envs)
         if isinstance(envs, SyncVectorEnv):
             check_apart(envs.envs)
+            warn_of_running_statistics(envs.envs[0])
             envs.envs = [_checked(lambda env=env: env) for env in envs.envs]
         if total_frames is not None and total_frames < 1:
             raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1, or None")

@@ -12,12 +12,14 @@ finite if they are so in float32, which is what buffers hold: 1e39 is not.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from torchrl_o2o.errors import O2OError, O2OSpecError
 
@@ -30,6 +32,7 @@ __all__ = [
     "find_fault",
     "read_reset",
     "read_step",
+    "warn_of_running_statistics",
 ]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -109,6 +112,34 @@ def check_apart(envs: Iterable[gymnasium.Env]) -> None:
                 f"in each call: lambda: make_gym_env(...), and not lambda: env"
             )
         seen.add(id(env.unwrapped))
+
+
+def warn_of_running_statistics(env: gymnasium.Env) -> None:
+    """Warn where a wrapper of gymnasium's normalizes by what it has seen so far: a copy of it begins anew.
+
+    Args:
+        env: the environment.
+
+    Examples:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_running_statistics(NormalizeReward(gymnasium.make("Pendulum-v1")))
+        >>> str(caught[0].message)[:56]
+        'Pendulum-v1 normalizes by running statistics (NormalizeR'
+    """
+    found, inner = [], env
+    while isinstance(inner, gymnasium.Wrapper):
+        if isinstance(inner, NormalizeObservation | NormalizeReward) and inner.update_running_mean:
+            found.append(type(inner).__name__)
+        inner = inner.env
+    if found:
+        warnings.warn(
+            f"{env_name(env)} normalizes by running statistics ({', '.join(found)}): each copy of it begins anew, and "
+            f"its rows and returns are in other units than a data set's and than the task's. Standardize by the data "
+            f"(torchrl_o2o.data.Convention), or set update_running_mean=False and the statistics that are meant",
+            stacklevel=4,
+        )
 
 
 def read_reset(result: Any, space: spaces.Space) -> tuple[Observation, dict[str, Any]]:

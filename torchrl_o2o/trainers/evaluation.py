@@ -29,7 +29,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.border import EnvFaultError, check_apart
+from torchrl_o2o.envs.border import EnvFaultError, check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
@@ -316,6 +316,7 @@ def _run_episodes(
     try:
         envs.extend(guards() for _ in range(min(num_envs, num_episodes)))
         check_apart(envs)
+        warn_of_running_statistics(envs[0])
         episodes = [_Episode(env, seed + k) for k, env in enumerate(envs)]
         active = list(episodes)
         while active:
