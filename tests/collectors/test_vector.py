@@ -276,3 +276,14 @@ def test_one_environment_is_no_vector() -> None:
     twice = SyncVectorEnv([lambda: env, lambda: env], autoreset_mode=AutoresetMode.SAME_STEP)
     with pytest.raises(O2OSpecError, match="got the same Pendulum-v1 twice"):
         VectorCollector(twice)
+
+
+def test_a_state_that_is_none_changes_nothing() -> None:
+    collector = VectorCollector(make_vector_env(lambda: make_gym_env("Pendulum-v1"), 2), seeds=[0, 1])
+    for change, told in (({"frames": -1}, "'frames' is -1"), ({"frames": None}, "'frames' is None")):
+        with pytest.raises(O2OSpecError, match=told):
+            collector.load_state_dict(collector.state_dict() | change)
+    state = collector.state_dict()
+    del state["frames"]
+    with pytest.raises(O2OSpecError, match="no 'frames'"):
+        collector.load_state_dict(state)

@@ -16,9 +16,10 @@ from torchrl_o2o.checkpoint.manifest import dump, load
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.transforms import add_mc_return
+from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.modules import make_gaussian_actor
-from torchrl_o2o.testing import DelayedRewardEnv, probe_transitions
+from torchrl_o2o.testing import DelayedRewardEnv, probe_transitions, random_transitions
 from torchrl_o2o.trainers.evaluation import evaluate
 
 
@@ -111,3 +112,12 @@ def test_other_statistics_are_another_convention() -> None:
     other["observation"] = other["observation"] + np.float32(1.0)
     convention = Convention(normalize_observations=True)
     assert not convention.fit(recorded()).same_as(convention.fit(other))
+
+
+def test_statistics_of_another_width_are_refused() -> None:
+    """One number would standardize every width without a word."""
+    fitted = Convention(normalize_observations=True).fit(random_transitions(9, 1, 1))
+    with pytest.raises(O2OSpecError, match=r"observations of shape \[3\], the statistics are of \[1\]"):
+        fitted.data(random_transitions(4, 3, 1))
+    with pytest.raises(O2OSpecError, match=r"observations of shape \[3\], the statistics are of \[1\]"):
+        fitted.env(make_gym_env("Pendulum-v1"))

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_o2o.data import EpisodeRows, n_step
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
 
@@ -57,3 +59,9 @@ def test_a_cut_ends_an_episode_and_state_is_kept() -> None:
     assert other.state_dict() == {}
     assert isinstance(keeper.state_dict()["ended"], dict)
     assert not isinstance(keeper.state_dict()["ended"], TensorDict)
+
+
+@pytest.mark.parametrize("wrong", [random_transitions(2, 1, 1), random_transitions(1, 1, 1)[0]])
+def test_one_transition_at_a_time(wrong: TensorDict) -> None:
+    with pytest.raises(O2OSpecError, match=r"expected \[1\], one at a time"):
+        EpisodeRows(2, 0.9).add(wrong)

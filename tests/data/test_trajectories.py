@@ -83,3 +83,16 @@ def test_a_state_holds_what_was_appended_and_fits_its_data_alone() -> None:
     assert [len(each) for each in other.episodes] == [len(each) for each in replay.episodes] == [3, 1, 3]
     with pytest.raises(O2OSpecError, match="other data"):
         filled(1).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (torch.zeros(3, 2), torch.zeros(3, 1), torch.ones(3, 1)),
+        (torch.zeros(4, 2), torch.zeros(3, 1), torch.ones(3)),
+        (torch.zeros(3, 2), torch.zeros(3, 1), torch.tensor([1.0, float("nan"), 1.0])),
+    ],
+)
+def test_an_episode_is_one_of_each_a_step(wrong: tuple[torch.Tensor, ...]) -> None:
+    with pytest.raises(O2OSpecError, match=r"expected \[T, o\], \[T, A\] and \[T\], finite"):
+        TrajectoryReplay().append(*wrong)

@@ -372,3 +372,8 @@ def test_other_seeds_are_refused(seed):
     for call in (seed_everything, lambda seed: make_gym_env("Pendulum-v1", seed=seed)):
         with pytest.raises(O2OSpecError, match="expected an integer"):
             call(seed)
+
+
+def test_an_argument_that_an_environment_does_not_take_is_named() -> None:
+    with pytest.raises(O2OSpecError, match=r"Pendulum-v1 does not take env_kwargs=\{'gravity': 9.8\}"):
+        make_gym_env("Pendulum-v1", env_kwargs={"gravity": 9.8})

@@ -128,6 +128,8 @@ def test_refusals(captured: list[Any]) -> None:
     agents = make_agents("awac")
     with pytest.raises(O2OSpecError, match="no updates"):
         stack_updates([])
+    with pytest.raises(O2OSpecError, match="parameters in common"):
+        stacked("awac", [agents[0], agents[0]])
     other = make_agent("awac")
     other.optims["actor"] = torch.optim.AdamW(other.loss.actor_network_params.parameters(), lr=1e-2)
     with pytest.raises(O2OSpecError, match="differ in optimizers"):

@@ -32,7 +32,7 @@ from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
-from torchrl_o2o.errors import O2OSpecError, check_seed
+from torchrl_o2o.errors import O2OSpecError, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
@@ -352,8 +352,12 @@ class VectorCollector:
         them; ``restarted`` then says so.
 
         Raises:
-            O2OSpecError: if the state belongs to another number of environments or was saved with or without seeds.
+            O2OSpecError: if the state belongs to another number of environments or was saved with or without seeds, or
+                is none of a collector.
         """
+        known: dict[str, Any] = {"frames": 0}
+        known |= dict.fromkeys(("observation", "episode_reward", "step_count", "generators", "envs", "queues"))
+        check_state(self, state_dict, known, optional=("queues",))
         saved, own = state_dict["generators"], self.generators
         if len(state_dict["step_count"]) != self.num_envs or (saved is None) != (own is None):
             raise O2OSpecError(

@@ -109,11 +109,16 @@ class FittedConvention:
         return self.reward(transition)
 
     def env(self, env: gymnasium.Env) -> gymnasium.Env:
-        """An environment whose observations are the learner's; its rewards stay as they are, so that returns do."""
+        """An environment whose observations are the learner's; its rewards stay as they are, so that returns do.
+
+        Raises:
+            O2OSpecError: if its observations have another width than those of the statistics.
+        """
         if self.observation is None:
             return env
         mean, scale = self.observation.mean.numpy(), self.observation.scale.numpy()
         space = env.observation_space
+        self.observation.check(space.shape)
         unbounded = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
         return TransformObservation(env, lambda seen: ((seen - mean) / scale).astype(np.float32), unbounded)
 

@@ -16,6 +16,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import EPISODE, TRANSITION, cut_off_
 from torchrl_o2o.data.storage import stored_keys
 from torchrl_o2o.data.transforms import check_horizon, n_step
+from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["EpisodeRows"]
 
@@ -53,7 +54,15 @@ class EpisodeRows:
 
         Returns:
             Rows [k] whose sums are known now: of the whole episode if it has ended, else none.
+
+        Raises:
+            O2OSpecError: if it is not one transition.
         """
+        if transition.batch_size != torch.Size([1]):
+            raise O2OSpecError(
+                f"got transitions of batch shape {list(transition.batch_size)}, expected [1], one at a time as "
+                f"StepCollector gives them; one EpisodeRows for each environment"
+            )
         self._open.append(transition.select(*TRANSITION))
         if transition["next", "done"].item():
             self._close()

@@ -83,7 +83,15 @@ class TrajectoryReplay:
             observation: as the policy sees them, shape [T, o].
             action: shape [T, A]; held away from the box [-1, 1] by 1e-6.
             reward: shape [T].
+
+        Raises:
+            O2OSpecError: if these are not one for each of T steps, or rewards are not finite.
         """
+        if reward.ndim != 1 or not len(observation) == len(action) == len(reward) or not reward.isfinite().all():
+            raise O2OSpecError(
+                f"got observations {list(observation.shape)}, actions {list(action.shape)} and rewards "
+                f"{list(reward.shape)}, expected [T, o], [T, A] and [T], finite, whose sums are the returns to go"
+            )
         action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
         columns = {"observation": observation, "action": action, "return_to_go": to_go}
         episode = TensorDict(columns, [len(reward)])

@@ -13,6 +13,7 @@ Shapes: N transitions, o observation dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -417,11 +418,31 @@ class ObservationStats:
         return cls(wide.mean(0).to(observation.dtype), (std + eps).to(observation.dtype))
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the data with standardized observations; the input keeps its own."""
+        """Return the data with standardized observations; the input keeps its own.
+
+        Raises:
+            O2OSpecError: if the observations have another width than those of the statistics.
+        """
         out = data.copy()
         for key in ("observation", ("next", "observation")):
+            self.check(data.get(key).shape[1:])
             out.set(key, (data.get(key) - self.mean) / self.scale)
         return out
+
+    def check(self, shape: Sequence[int] | None) -> None:
+        """Refuse observations of another width, which one number would standardize all the same.
+
+        Args:
+            shape: of one observation.
+
+        Raises:
+            O2OSpecError: if it is not that of the statistics.
+        """
+        if tuple(shape or ()) != tuple(self.mean.shape):
+            raise O2OSpecError(
+                f"got observations of shape {list(shape or ())}, the statistics are of {list(self.mean.shape)}; take "
+                f"those of this environment's data"
+            )
 
     def transform(self) -> ObservationNorm:
         """Return the same transform for a TorchRL environment."""

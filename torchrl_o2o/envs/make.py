@@ -242,6 +242,10 @@ def _build(spec: EnvSpec, max_episode_steps: int | None, kwargs: Mapping[str, An
             f"{spec.id} needs a package that is not installed ({error}); try pip install torchrl_o2o[mujoco], "
             "torchrl_o2o[robotics] or torchrl_o2o[dm_control]."
         ) from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise O2OSpecError(f"{spec.id} does not take env_kwargs={dict(kwargs)}: {error}") from error
 
 
 def _frame_arguments(spec: EnvSpec, size: int) -> dict[str, int]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class StackedUpdate:
         updates: one per agent, with the same settings.
 
     Raises:
-        O2OSpecError: if there is none, or they have different settings.
+        O2OSpecError: if there is none, they have different settings, or parameters in common.
 
     Examples:
         >>> import torch
@@ -77,6 +78,12 @@ class StackedUpdate:
     def __init__(self, updates: Sequence[Update]) -> None:
         if not updates:
             raise O2OSpecError("got no updates to stack, expected one per agent")
+        owners = Counter(id(param) for update in updates for param in update.loss.parameters())
+        if max(owners.values(), default=1) > 1:
+            raise O2OSpecError(
+                "got updates that have parameters in common, which would be trained by each; build each agent a loss "
+                "of its own"
+            )
         settings = [_settings(update) for update in updates]
         differing = sorted({name for one in settings for name in one if one[name] != settings[0][name]})
         if differing:
