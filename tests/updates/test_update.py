@@ -28,6 +28,7 @@ from torchrl_o2o.objectives import BCLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
 from torchrl_o2o.updates import Descend, Every, Ghost, Joint, MoveTargets, Repeat, Update, Whole, compile_update
+from torchrl_o2o.updates.program import columns_of
 from torchrl_o2o.updates.steps import WHOLE, plan
 
 
@@ -217,6 +218,34 @@ def test_a_batch_of_another_size_compiles_anew(captured: list[Any]) -> None:
     assert len(captured) == 1
     update(make_batch(rows=6))
     assert len(captured) == 2
+
+
+def spread(batch: TensorDict) -> TensorDict:
+    """The same transitions, whose actions lie column by column in memory."""
+    return batch.clone().set("action", batch["action"].T.contiguous().T)
+
+
+def test_columns_are_handed_to_kernels_row_by_row() -> None:
+    """Kernels are made for one layout, whatever views a batch consists of."""
+    batch = spread(random_transitions(6, 3, 2))
+    columns, _ = columns_of(batch)
+    assert not batch["action"].is_contiguous()
+    assert columns["batch:action"].is_contiguous()
+    torch.testing.assert_close(columns["batch:action"], batch["action"])
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_a_batch_of_another_layout_gives_the_same_numbers() -> None:
+    results = []
+    for lay_out in (TensorDict.clone, spread):
+        agent, batch = make_agent("awac"), make_batch()
+        update = make_update("awac", agent)
+        torch.manual_seed(1)
+        update(batch)
+        update(lay_out(batch))
+        results.append(agent.tensors())
+    assert_close(results[1], results[0], 1e-12)
 
 
 def test_the_first_call_says_what_it_does(captured: list[Any], caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -26,7 +26,7 @@ from torchrl_o2o.updates.precision import lower_products
 from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
 from torchrl_o2o.updates.replay import CudaGraphProgram
 from torchrl_o2o.updates.state import state_of
-from torchrl_o2o.updates.steps import WHOLE, Descend, Plan, Primitive, descends_of, stepped
+from torchrl_o2o.updates.steps import WHOLE, Plan, Primitive, descends_of, stepped
 
 __all__ = ["Mode", "Program", "Runner", "columns_of", "compiled_runner"]
 
@@ -66,6 +66,10 @@ class Program:
             self._find_draws(part, columns if index in plan.whole else minibatch)
             for index, part in enumerate(plan.parts)
         ]
+        moving = [stepped(part) for part in plan.parts]
+        descends = [*enumerate(learning.descends)]
+        self._moved = [[position for position, step in descends if step in part] for part in moving]
+        self._sources = [self._source(turn, columns) for turn in range(len(plan.sequence))]
         self._before: Execute | None = None
         self._parts: list[Execute] = []
 
@@ -107,10 +111,11 @@ class Program:
             What is done beforehand, if there is anything, and the parts, each with example inputs.
         """
         values, inputs = self._values(), self.inputs(columns, DrawFinder())
+        entries = {name: value.unbind() for name, value in inputs.items()}
         first = {part: turn for turn, (part, _) in reversed([*enumerate(self.plan.sequence)])}
         parts: list[Captured] = []
         for index, part in enumerate(self.plan.parts):
-            example = values | self._round(first[index], inputs)
+            example = values | self._round(first[index], inputs, entries)
             graph = capture(lambda now, part=part: run_part(self.learning, part, now), example, decompose=decompose)
             self._check_constants(graph)
             parts.append((graph, example))
@@ -203,32 +208,35 @@ class Program:
                 drawn.setdefault(f"noise:{part}:{i}", []).append(draw.take(noise))
         inputs |= {name: torch.stack(each) for name, each in drawn.items()}
         for position, step in enumerate(self.learning.descends):
-            uses = sum(step in stepped(self.plan.parts[part]) for part, _ in self.plan.sequence)
+            uses = sum(position in self._moved[part] for part, _ in self.plan.sequence)
             for i, group in enumerate(step.optim.param_groups):
                 inputs[f"scalars:{position}:{i}"] = step_scalars(step.optim, group, uses)
         return inputs
 
-    def _steps_of(self, part: int) -> Iterator[tuple[int, Descend]]:
-        own = stepped(self.plan.parts[part])
-        return ((position, step) for position, step in enumerate(self.learning.descends) if step in own)
-
-    def _round(self, turn: int, inputs: Named) -> dict[str, Tensor]:
-        """One turn's share of the inputs, by the names the graphs have for them."""
+    def _source(self, turn: int, columns: Named) -> dict[str, tuple[str, int]]:
+        """Where a turn finds its share: by the name that the graphs have for it, which input and which entry."""
         part, minibatch = self.plan.sequence[turn]
         before = [earlier for earlier, _ in self.plan.sequence[:turn]]
-        batch = {name: value for name, value in inputs.items() if name.startswith("batch:")}
-        now = {
-            name: self._joined_rounds(value) if minibatch == WHOLE else value[minibatch]
-            for name, value in batch.items()
+        found = {name: (name, minibatch) for name in columns}
+        found |= {f"noise:{i}": (f"noise:{part}:{i}", before.count(part)) for i in range(len(self._draws[part]))}
+        for position in self._moved[part]:
+            use = sum(position in self._moved[earlier] for earlier in before)
+            for i in range(len(self.learning.descends[position].optim.param_groups)):
+                found[f"scalars:{position}:{i}"] = (f"scalars:{position}:{i}", use)
+        return found
+
+    def _round(self, turn: int, inputs: Named, entries: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """One turn's share of the inputs.
+
+        Args:
+            turn: of the plan.
+            inputs: of all turns.
+            entries: the same, each split along its leading dimension.
+        """
+        return {
+            name: self._joined_rounds(inputs[source]) if entry == WHOLE else entries[source][entry]
+            for name, (source, entry) in self._sources[turn].items()
         }
-        prefix = f"noise:{part}:"
-        drawn = {name.removeprefix(prefix): value for name, value in inputs.items() if name.startswith(prefix)}
-        now |= {f"noise:{name}": value[before.count(part)] for name, value in drawn.items()}
-        for position, step in self._steps_of(part):
-            use = sum(step in stepped(self.plan.parts[earlier]) for earlier in before)
-            for i in range(len(step.optim.param_groups)):
-                now[f"scalars:{position}:{i}"] = inputs[f"scalars:{position}:{i}"][use]
-        return now
 
     def _joined_rounds(self, value: Tensor) -> Tensor:
         """A column of all minibatches together, from [rounds, B, ...]."""
@@ -251,13 +259,14 @@ class Program:
         """
         values = self._values()
         hoisted = {} if self._before is None else self._before(values | self._repeated(inputs))
+        entries = {name: value.unbind() for name, value in (inputs | hoisted).items()}
         done = [torch.zeros_like(values["ok"], dtype=torch.float32) for _ in self.learning.descends]
         outputs: list[dict[str, Tensor]] = []
         for turn, (part, minibatch) in enumerate(self.plan.sequence):
-            now = values | self._round(turn, inputs)
-            now |= {name: value[minibatch] for name, value in hoisted.items()} if part == 0 else {}
+            now = values | self._round(turn, inputs, entries)
+            now |= {name: entries[name][minibatch] for name in hoisted} if part == 0 else {}
             outputs.append(self._parts[part](now))
-            for position, _ in self._steps_of(part):
+            for position in self._moved[part]:
                 done[position] += values["ok"]
         for position, count in enumerate(done):
             self._count(position, count)
@@ -287,9 +296,10 @@ def columns_of(batch: TensorDictBase) -> tuple[dict[str, Tensor], Any]:
         batch: transitions.
 
     Returns:
-        ``batch:<key>`` -> column, and the columns' names, shapes, types and devices.
+        ``batch:<key>`` -> column, contiguous, and the columns' names, shapes, types and devices.
     """
-    columns = {f"batch:{_joined(key)}": value for key, value in batch.items(True, True) if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in batch.items(True, True) if isinstance(value, Tensor)}
+    columns = {f"batch:{_joined(key)}": value.contiguous() for key, value in tensors.items()}
     return columns, tuple((name, value.shape, value.dtype, value.device) for name, value in columns.items())
 
 

@@ -31,6 +31,7 @@ class StackedProgram(Program):
         first = programs[0]
         self.programs = list(programs)
         self.learning, self.plan = first.learning, first.plan
+        self._moved, self._sources = first._moved, first._sources
         self._before, self._parts = None, []
         self._whole: dict[str, Tensor] = {}
         self._bound: tuple[int, ...] = ()
