@@ -64,19 +64,17 @@ def rlpd(arguments: argparse.Namespace) -> Iterator[Row]:
 
     from torchrl_o2o.testing import random_transitions
 
-    ratio = 2 if arguments.short else update.UTD
-    update.UTD = ratio
-    batch = random_transitions(ratio * update.BATCH, update.OBSERVATION, update.ACTION).to(arguments.device)
+    size = update.PAPER._replace(utd_ratio=2) if arguments.short else update.PAPER
+    batch = random_transitions(size.utd_ratio * update.BATCH, update.OBSERVATION, update.ACTION).to(arguments.device)
     forms: dict[str, Callable[[], Any]] = {
-        "REDQLoss (TorchRL)": update.redq,
-        "SACLoss x10 (TorchRL)": update.sac,
-        "eager": update.ours,
-        **{mode: partial(update.whole, mode) for mode in modes(arguments.device)[1:]},
-        "bfloat16": partial(update.whole, modes(arguments.device)[-1], torch.bfloat16),
+        "REDQLoss (TorchRL)": partial(update.redq, size),
+        "SACLoss x10 (TorchRL)": partial(update.sac, size),
+        "eager": partial(update.ours, size),
+        **{mode: partial(update.whole, mode, size=size) for mode in modes(arguments.device)[1:]},
+        "bfloat16": partial(update.whole, modes(arguments.device)[-1], torch.bfloat16, size),
     }
-    yield from timed(
-        f"rlpd, utd_ratio {ratio}", {name: partial(_bound, make, batch) for name, make in forms.items()}, arguments
-    )
+    calls = {name: partial(_bound, make, batch) for name, make in forms.items()}
+    yield from timed(f"rlpd, utd_ratio {size.utd_ratio}", calls, arguments)
 
 
 def _bound(make: Callable[[], Any], batch: Any) -> Callable[[], Any]:
@@ -154,7 +152,8 @@ def synchronizations(arguments: argparse.Namespace) -> Iterator[Row]:
 
     from torchrl_o2o.testing import random_transitions
 
-    batch = random_transitions(update.UTD * update.BATCH, update.OBSERVATION, update.ACTION).to(arguments.device)
+    rows = update.PAPER.utd_ratio * update.BATCH
+    batch = random_transitions(rows, update.OBSERVATION, update.ACTION).to(arguments.device)
     step = update.whole(modes(arguments.device)[-1])
     for _ in range(3):
         step(batch)

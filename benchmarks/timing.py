@@ -16,6 +16,8 @@ import torch
 from tensordict import TensorDict
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchrl_o2o.updates import matmul_route
+
 Update = Callable[[TensorDict], Any]
 Shape = tuple[int, int, int, int]
 
@@ -55,6 +57,16 @@ def products(shape: Shape, device: str = "cpu") -> tuple[Callable[[], Any], floa
     right = torch.randn(members, columns, inner, device=device).mT
     out = torch.empty(members, rows, columns, device=device)
     return lambda: torch.bmm(left, right, out=out), 2e-9 * members * rows * inner * columns
+
+
+def by_onednn(update: Update) -> Update:
+    """The same update with its float32 products by oneDNN, whatever those of the other contenders are."""
+
+    def routed(batch: TensorDict) -> Any:
+        with matmul_route("onednn"):
+            return update(batch)
+
+    return routed
 
 
 class _NoModules(nullcontext):

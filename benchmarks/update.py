@@ -6,6 +6,7 @@
 
     python benchmarks/update.py             11 rounds of 20 critic steps, one and two threads
     python benchmarks/update.py --short     3 rounds, one thread
+    python benchmarks/update.py --size cpu  the CPU preset's networks: two critics of 2x64, utd_ratio 4
     python benchmarks/update.py --device cuda --routes default     on a GPU, with the update as one CUDA graph as well
 
 An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. All contenders have
@@ -23,13 +24,14 @@ import os
 import platform
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensordict
 import torch
 import torchrl
 from memory import remember
 from tensordict import TensorDict
-from timing import Update, count_gflop, products, take_turns
+from timing import Update, by_onednn, count_gflop, products, take_turns
 from torch import nn
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import REDQLoss, SACLoss, SoftUpdate
@@ -40,12 +42,26 @@ from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import compile_update, matmul_route
 
-OBSERVATION, ACTION, MEMBERS, SUBSET, BATCH, UTD = 17, 6, 10, 2, 256, 20
+OBSERVATION, ACTION, SUBSET, BATCH = 17, 6, 2, 256
 
 
-def networks() -> tuple[ProbabilisticActor, list[ValueOperator]]:
-    """RLPD's networks: 2x256, ten critics with LayerNorm."""
-    return make_actor(OBSERVATION, ACTION), make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=MEMBERS)
+class Size(NamedTuple):
+    """Of the networks and of an update."""
+
+    members: int
+    width: int
+    utd_ratio: int
+
+
+PAPER = Size(10, 256, 20)
+SIZES = {"paper": PAPER, "cpu": Size(2, 64, 4)}
+
+
+def networks(size: Size) -> tuple[ProbabilisticActor, list[ValueOperator]]:
+    """RLPD's networks: two hidden layers, critics with LayerNorm."""
+    hidden = [size.width, size.width]
+    actor = make_actor(OBSERVATION, ACTION, hidden_sizes=hidden)
+    return actor, make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=size.members, hidden_sizes=hidden)
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -65,9 +81,9 @@ def descend(optim: torch.optim.Optimizer, value: torch.Tensor) -> None:
     optim.step()
 
 
-def ours() -> Update:
+def ours(size: Size = PAPER) -> Update:
     """EnsembleSACLoss, its three losses stepped separately."""
-    loss = EnsembleSACLoss(*networks(), sub_sample_len=SUBSET)
+    loss = EnsembleSACLoss(*networks(size), sub_sample_len=SUBSET)
     updater = SoftUpdate(loss, tau=0.005)
     critic, actor = adam(group(loss, "qvalue")), adam(group(loss, "actor"))
     alpha = adam(group(loss, "temperature"))
@@ -83,19 +99,19 @@ def ours() -> Update:
     return update
 
 
-def whole(mode: str, matmul_dtype: torch.dtype | None = None) -> Update:
+def whole(mode: str, matmul_dtype: torch.dtype | None = None, size: Size = PAPER) -> Update:
     """EnsembleSACLoss, the whole update compiled."""
-    loss = EnsembleSACLoss(*networks(), sub_sample_len=SUBSET)
+    loss = EnsembleSACLoss(*networks(size), sub_sample_len=SUBSET)
     names = {"qvalue": "qvalue", "actor": "actor", "alpha": "temperature"}
     optims = {name: adam(group(loss, prefix)) for name, prefix in names.items()}
     updater = SoftUpdate(loss, tau=0.005)
-    return compile_update(loss, optims, updater, utd_ratio=UTD, mode=mode, matmul_dtype=matmul_dtype)  # type: ignore[arg-type]
+    return compile_update(loss, optims, updater, utd_ratio=size.utd_ratio, mode=mode, matmul_dtype=matmul_dtype)  # type: ignore[arg-type]
 
 
-def redq() -> Update:
+def redq(size: Size = PAPER) -> Update:
     """TorchRL's REDQLoss as its own scripts use it: one call that returns all losses, for every critic step."""
-    actor_network, critics = networks()
-    loss = REDQLoss(actor_network, critics, num_qvalue_nets=MEMBERS, sub_sample_len=SUBSET, loss_function="l2")
+    actor_network, critics = networks(size)
+    loss = REDQLoss(actor_network, critics, num_qvalue_nets=size.members, sub_sample_len=SUBSET, loss_function="l2")
     updater = SoftUpdate(loss, tau=0.005)
     critic, actor, alpha = adam(group(loss, "qvalue")), adam(group(loss, "actor")), adam(group(loss, "log_alpha"))
 
@@ -111,10 +127,10 @@ def redq() -> Update:
     return update
 
 
-def sac() -> Update:
-    """TorchRL's SACLoss with ten critics and separate critic steps; it takes the minimum over all of them."""
-    actor_network, critics = networks()
-    loss = SACLoss(actor_network, critics, num_qvalue_nets=MEMBERS, loss_function="l2")
+def sac(size: Size = PAPER) -> Update:
+    """TorchRL's SACLoss with as many critics and separate critic steps; it takes the minimum over all of them."""
+    actor_network, critics = networks(size)
+    loss = SACLoss(actor_network, critics, num_qvalue_nets=size.members, loss_function="l2")
     updater = SoftUpdate(loss, tau=0.005)
     critic, actor, alpha = adam(group(loss, "qvalue")), adam(group(loss, "actor")), adam(group(loss, "log_alpha"))
 
@@ -130,12 +146,13 @@ def sac() -> Update:
     return update
 
 
-CONTENDERS: dict[str, Callable[[], Update]] = {
+CONTENDERS: dict[str, Callable[[Size], Update]] = {
     "REDQLoss (TorchRL), joint": redq,
-    "SACLoss x10 (TorchRL), separate": sac,
-    "EnsembleSACLoss, eager": lambda: ours(),
-    "EnsembleSACLoss, compile_update": lambda: whole("default"),
-    "EnsembleSACLoss, compile_update, bf16": lambda: whole("default", torch.bfloat16),
+    "SACLoss (TorchRL), separate": sac,
+    "EnsembleSACLoss, eager": ours,
+    "EnsembleSACLoss, compile_update": lambda size: whole("default", size=size),
+    "the same, products by oneDNN": lambda size: by_onednn(whole("default", size=size)),
+    "the same, bfloat16": lambda size: whole("default", torch.bfloat16, size),
 }
 
 
@@ -147,35 +164,40 @@ def matmul_error() -> float:
     return float(((a @ b).double() - exact).norm() / exact.norm())
 
 
-def run(threads: int, rounds: int, device: str, route: str) -> None:
+def run(threads: int, rounds: int, device: str, route: str, size: Size) -> None:
     """Time all contenders, taking turns, and print medians, ratios and the share of the products' rate."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    batch = random_transitions(UTD * BATCH, OBSERVATION, ACTION).to(device)
+    batch = random_transitions(size.utd_ratio * BATCH, OBSERVATION, ACTION).to(device)
     contenders = dict(CONTENDERS)
+    if device != "cpu" or route == "oneDNN":
+        del contenders["the same, products by oneDNN"]
     if device != "cpu":
-        contenders["EnsembleSACLoss, one CUDA graph"] = lambda: whole("reduce-overhead")
-        contenders["EnsembleSACLoss, one CUDA graph, bf16"] = lambda: whole("reduce-overhead", torch.bfloat16)
-    updates = {name: make() for name, make in contenders.items()}
+        contenders["EnsembleSACLoss, one CUDA graph"] = lambda size: whole("reduce-overhead", size=size)
+        contenders["the same graph, bfloat16"] = lambda size: whole("reduce-overhead", torch.bfloat16, size)
+    updates = {name: make(size) for name, make in contenders.items()}
     for update in updates.values():
         for _ in range(1 if device == "cpu" else 4):
             update(batch)  # compiles, allocates, records
-    gflop = count_gflop(lambda: updates["EnsembleSACLoss, eager"](batch)) / UTD
-    product, work = products((MEMBERS, BATCH, 256, 256), device)
+    gflop = count_gflop(lambda: updates["EnsembleSACLoss, eager"](batch)) / size.utd_ratio
+    product, work = products((size.members, BATCH, size.width, size.width), device)
     turns = {name: lambda update=update: update(batch) for name, update in updates.items()}
     times = take_turns({**turns, "product": lambda: [product() for _ in range(50)]}, rounds)
     rate = 50 * work / times.pop("product")[0]
     base = times["REDQLoss (TorchRL), joint"][0]
     walls = {name: wall for name, (wall, _) in times.items()}
-    remember(f"update, {threads} threads, {route} products, {device}", walls, "REDQLoss (TorchRL), joint")
+    remember(f"update, {size}, {threads} threads, {route} products, {device}", walls, "REDQLoss (TorchRL), joint")
     print(
-        f"float32 products of {MEMBERS} x [{BATCH}, 256] @ [256, 256]: {rate * 1e3:.0f} GFLOP/s, "
+        f"float32 products of {size.members} x [{BATCH}, {size.width}] @ [{size.width}, {size.width}]: "
+        f"{rate * 1e3:.0f} GFLOP/s, "
         f"relative error {matmul_error():.1e}"
     )
     print(f"{'':40s}{'ms/critic step':>15s}{'CPU ms':>9s}{'over REDQLoss':>15s}{'of that rate':>14s}")
     for name, (wall, cpu) in times.items():
-        share = f"{gflop * UTD / wall / rate:14.0%}" if name.startswith("Ensemble") else ""
-        print(f"{name:40s}{wall / UTD:15.2f}{cpu / UTD:9.2f}{base / wall:14.2f}x{share}", flush=True)
+        share = f"{gflop * size.utd_ratio / wall / rate:14.0%}" if name.startswith("Ensemble") else ""
+        print(
+            f"{name:40s}{wall / size.utd_ratio:15.2f}{cpu / size.utd_ratio:9.2f}{base / wall:14.2f}x{share}", flush=True
+        )
     print(f"{gflop:.2f} GFLOP per critic step of EnsembleSACLoss, actor and temperature steps included")
 
 
@@ -187,6 +209,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--routes", nargs="+", choices=["default", "oneDNN"], default=["default", "oneDNN"])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", choices=list(SIZES), default="paper")
     arguments = parser.parse_args()
     if arguments.device != "cpu":
         torch.set_default_device(arguments.device)
@@ -194,13 +217,14 @@ def main() -> None:
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     print(f"torch {torch.__version__}, torchrl {torchrl.__version__}, tensordict {tensordict.__version__}")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"E={MEMBERS}, Z={SUBSET}, 2x256, batch {BATCH}, utd_ratio {UTD}, observation {OBSERVATION}, action {ACTION}")
+    size = SIZES[arguments.size]
+    print(f"{size}, Z={SUBSET}, two hidden layers, batch {BATCH}, observation {OBSERVATION}, action {ACTION}")
     for threads in [1] if arguments.short else arguments.threads:
         for route in arguments.routes:
             rounds = 3 if arguments.short else arguments.rounds
             print(f"\n{threads} thread(s), {route} products, {rounds} rounds", flush=True)
             with matmul_route("onednn" if route == "oneDNN" else "default"):
-                run(threads, rounds, arguments.device, route)
+                run(threads, rounds, arguments.device, route, size)
 
 
 if __name__ == "__main__":

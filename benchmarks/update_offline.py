@@ -26,7 +26,7 @@ import plain
 import torch
 from memory import remember
 from tensordict import TensorDict
-from timing import Update, count_gflop, products, take_turns
+from timing import Update, by_onednn, count_gflop, products, take_turns
 from torch import nn
 from torchrl.objectives import CQLLoss as UpstreamCQLLoss
 from torchrl.objectives import IQLLoss as UpstreamIQLLoss
@@ -157,6 +157,7 @@ def compiled(kind: str, matmul_dtype: torch.dtype | None = None, mode: str = "de
 def contenders(kind: str, bfloat16: bool = False) -> dict[str, Update]:
     """All forms of one learner."""
     forms = {"plain eager torch": PLAIN[kind](), "ours, eager": eager(kind), "ours, compile_update": compiled(kind)}
+    forms["the same, products by oneDNN"] = by_onednn(compiled(kind))
     if bfloat16:
         forms["ours, compile_update, bf16"] = compiled(kind, torch.bfloat16)
     return forms | ({"TorchRL's loss": joint_update(UPSTREAM[kind]())} if kind in UPSTREAM else {})
