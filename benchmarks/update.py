@@ -31,7 +31,7 @@ import torch
 import torchrl
 from memory import remember
 from tensordict import TensorDict
-from timing import Update, by_onednn, count_gflop, products, take_turns
+from timing import Update, by_onednn, count_gflop, products, seconds, take_turns
 from torch import nn
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import REDQLoss, SACLoss, SoftUpdate
@@ -156,6 +156,27 @@ CONTENDERS: dict[str, Callable[[Size], Update]] = {
 }
 
 
+def megabytes_moved(size: Size) -> float:
+    """What a critic step reads and writes at least, if nothing stays in a cache: parameters and hidden layers, in MB.
+
+    Per parameter: Adam reads it, its gradient and two moments and writes three of them, the product before wrote the
+    gradient, and its target is read and written. Per number of a hidden layer: forward the product is written and read,
+    the normalized one written and read by the next product; backward the gradient is written and read, the saved
+    product and activation are read, the gradient behind them is written, and read by two products.
+    """
+    inputs, width = OBSERVATION + ACTION, size.width
+    parameters = size.members * (inputs * width + width * width + width + 6 * width + 1)
+    hidden = 2 * BATCH * width * (11 * size.members + 4 * SUBSET)
+    return 4e-6 * (10 * parameters + hidden)
+
+
+def megabytes_per_ms(megabytes: float = 16.0) -> float:
+    """How fast this machine copies memory now, what is read and what is written counted."""
+    source = torch.ones(int(megabytes * 1e6 / 4))
+    target = torch.empty_like(source)
+    return 2e-3 * megabytes / seconds(lambda: target.copy_(source), repeats=5)
+
+
 def matmul_error() -> float:
     """Relative error of a float32 product by the route in force, against float64."""
     generator = torch.Generator().manual_seed(0)
@@ -198,7 +219,11 @@ def run(threads: int, rounds: int, device: str, route: str, size: Size) -> None:
         print(
             f"{name:40s}{wall / size.utd_ratio:15.2f}{cpu / size.utd_ratio:9.2f}{base / wall:14.2f}x{share}", flush=True
         )
-    print(f"{gflop:.2f} GFLOP per critic step of EnsembleSACLoss, actor and temperature steps included")
+    print(f"{gflop:.2f} GFLOP per critic step of EnsembleSACLoss, actor and temperature steps included: ", end="")
+    print(f"{gflop / rate:.2f} ms at the products' rate")
+    if device == "cpu":
+        moved, speed = megabytes_moved(size), megabytes_per_ms()
+        print(f"{moved:.1f} MB to read and write: {moved / speed:.2f} ms at the {speed:.0f} GB/s of a copy")
 
 
 def main() -> None:
