@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl_o2o.data.keys import EPISODE
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["column", "number_episodes"]
+__all__ = ["column", "number_episodes", "number_runs"]
 
 
 def number_episodes(data: TensorDictBase) -> Tensor:
@@ -56,10 +56,26 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         )
     done = data.get(("next", "done"), None)
     ended = torch.zeros_like(episode, dtype=torch.bool) if done is None else column(data, done, "done").bool()
-    changes = episode[1:] != episode[:-1]
-    _refuse_shuffled(episode, changes & ~ended[:-1])
-    begins = torch.zeros_like(episode)
-    begins[1:] = changes | ended[:-1]
+    _refuse_shuffled(episode, (episode[1:] != episode[:-1]) & ~ended[:-1])
+    return number_runs(episode, ended)
+
+
+def number_runs(marks: Tensor, ended: Tensor) -> Tensor:
+    """Number the runs of rows with one mark, from 0; a row that ends something ends its run too.
+
+    Args:
+        marks: [N].
+        ended: flags, [N].
+
+    Returns:
+        [N] int64.
+
+    Examples:
+        >>> number_runs(torch.tensor([5, 5, 5, 2]), torch.tensor([False, True, False, False]))
+        tensor([0, 0, 1, 2])
+    """
+    begins = torch.zeros_like(marks, dtype=torch.int64)
+    begins[1:] = (marks[1:] != marks[:-1]) | ended[:-1]
     return begins.cumsum(0)
 
 

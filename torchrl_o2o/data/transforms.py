@@ -24,7 +24,7 @@ from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.episodes import column, number_episodes
+from torchrl_o2o.data.episodes import column, number_episodes, number_runs
 from torchrl_o2o.data.keys import STEPS, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_option
 
@@ -347,10 +347,7 @@ def _one_step(data: TensorDictBase, what: str) -> None:
 
 def _segments(data: TensorDictBase, trajectory: Tensor) -> Tensor:
     """Numbers of the runs of rows that belong together, from 0, shape [N]; a collector's numbers may come back."""
-    done = column(data, data.get(("next", "done")), "done").bool()
-    begins = torch.ones_like(done)
-    begins[1:] = done[:-1] | (trajectory[1:] != trajectory[:-1])
-    return begins.long().cumsum(0) - 1
+    return number_runs(trajectory, column(data, data.get(("next", "done")), "done").bool())
 
 
 def _rewards(data: TensorDictBase) -> Tensor:
