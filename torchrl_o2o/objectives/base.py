@@ -26,7 +26,7 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import action_specs, actor_box
 from torchrl_o2o.modules.misfit import check_rows
-from torchrl_o2o.objectives.feed_forward import event_dims
+from torchrl_o2o.objectives.feed_forward import input_dims
 from torchrl_o2o.objectives.networks import Inputs
 
 __all__ = ["Reduction", "TransitionLoss", "dispatch"]
@@ -251,8 +251,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         entries = {key: self._entry(source, key) for key in self._inputs_of(networks)}
         if networks not in self._dims:
             modules: list[TensorDictModuleBase] = [getattr(self, name) for name in networks]
-            found = {key: [event_dims(each) for each in modules if key in each.in_keys] for key in entries}
-            self._dims[networks] = {key: min(dims) for key, dims in found.items() if all(dims)}
+            self._dims[networks] = {key: dims for key in entries if (dims := input_dims(modules, key))}
         for key, dims in self._dims[networks].items():
             self._check_rows(tensordict, key, entries[key], dims)
         return entries

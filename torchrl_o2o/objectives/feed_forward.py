@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional
 from torchrl.modules import MLP
@@ -18,7 +20,7 @@ from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.flow import Joined
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 
-__all__ = ["Layers", "evaluate", "event_dims", "layers_of"]
+__all__ = ["Layers", "evaluate", "event_dims", "input_dims", "layers_of"]
 
 _CONTAINERS = (QValueNet, nn.Sequential, MLP, Joined)
 #: Layers that treat each vector by itself, whatever dimensions stand before it, and what networks are put together by.
@@ -86,6 +88,25 @@ def event_dims(network: nn.Module) -> tuple[int, ...]:
     if not known:
         return ()
     return (1, 3) if any(isinstance(module, nn.Conv2d) for module in modules) else (1,)
+
+
+def input_dims(networks: Sequence[TensorDictModuleBase], key: NestedKey) -> tuple[int, ...]:
+    """How many dimensions an entry has of which several networks take one as an input, see :func:`event_dims`.
+
+    Args:
+        networks: modules, of which one at least reads the entry.
+        key: the entry.
+
+    Returns:
+        What all of them take that read it; none where one is not known.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> networks = make_actor(3, 1, hidden_sizes=(8,)), *make_qvalue_ensemble(3, 1, hidden_sizes=(8,))
+        >>> input_dims(networks, "observation")
+        (1,)
+    """
+    return min(event_dims(network) for network in networks if key in network.in_keys)
 
 
 def layers_of(network: nn.Module | None) -> Layers | None:

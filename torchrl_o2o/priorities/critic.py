@@ -25,7 +25,7 @@ from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.misfit import check_rows
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
-from torchrl_o2o.objectives.feed_forward import event_dims
+from torchrl_o2o.objectives.feed_forward import input_dims
 from torchrl_o2o.objectives.networks import (
     Inputs,
     Parameters,
@@ -182,9 +182,8 @@ class CriticScore(LogPriority):
         keys = dict.fromkeys(key for network in networks for key in network.in_keys if key != own)
         inputs = {key: tensordict.get(key).to(device) for key in keys}
         for key, value in inputs.items():
-            dims = [event_dims(network) for network in networks if key in network.in_keys]
-            if all(dims):
-                check_rows(key, value, own, action, min(dims))
+            if dims := input_dims(networks, key):
+                check_rows(key, value, own, action, dims)
         return inputs
 
     def _members(self, like: Tensor) -> Tensor:
