@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from torchrl_o2o.data.episodes import number_episodes
@@ -24,7 +24,7 @@ from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2OSpecError, check_option
 
-__all__ = ["MakeStorage", "StartingData", "starting_buffer", "top_episodes"]
+__all__ = ["MakeStorage", "StartingData", "offline_buffer", "starting_buffer", "top_episodes"]
 
 StartingData = Literal["none", "all", "top", "symmetric"]
 #: Makes a storage from offline rows and a number of online slots, as ``offline_online_storage`` does.
@@ -121,10 +121,7 @@ def starting_buffer(
         raise O2OSpecError(f"got online_capacity={online_capacity}, expected at least 1")
     if data == "top":
         offline = top_episodes(offline, num_top_episodes)
-    rows = offline[:0] if data == "none" else offline
-    missing = [key for key in keys if key not in offline.keys(include_nested=True)]
-    if missing:
-        raise O2OSpecError(f"the offline data lack {missing}; add them before the hand-over")
+    rows = _to_learn_from(offline[:0] if data == "none" else offline, keys, "the hand-over")
     if make_storage is not None and (scratch_dir is not None or len(rows) != len(offline)):
         what = f"data={data!r}" if scratch_dir is None else "scratch_dir"
         raise O2OSpecError(f"got {what} and make_storage, which keeps all offline rows its own way; leave one out")
@@ -132,12 +129,11 @@ def starting_buffer(
     if make_storage is not None:
         storage = make_storage(offline, online_capacity)
     else:
-        steps = set(stored_keys(rows)) - set(TRANSITION)  # the losses discount by them
         storage = LazyTensorStorage(len(rows) + online_capacity)
         if scratch_dir is not None:
             storage = MappedStorage(fixed, len(rows) + online_capacity - fixed, scratch_dir)
         if len(rows):
-            storage.set(slice(0, len(rows)), rows.select(*keys, *steps))
+            storage.set(slice(0, len(rows)), rows)
     writer = OnlineWriter(fixed)
     if not fixed:
         writer.total_written = len(rows)  # online rows follow the offline ones, and in the end overwrite them
@@ -145,3 +141,34 @@ def starting_buffer(
     if data == "symmetric":
         sampler = BalancedSampler(fixed, offline_fraction)
     return TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
+
+
+def offline_buffer(
+    offline: TensorDictBase, *, batch_size: int = 256, keys: Sequence[NestedKey] = TRANSITION
+) -> TensorDictReplayBuffer:
+    """The replay buffer that offline updates draw from: the data's own rows, without a copy.
+
+    Args:
+        offline: transitions [N].
+        batch_size: rows per batch. Defaults to 256.
+        keys: entries to draw. Defaults to those of a transition.
+
+    Raises:
+        O2OSpecError: if the data lack an entry.
+
+    Examples:
+        >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
+        >>> buffer = offline_buffer(probe_transitions(ContextualTargetEnv(), 20), batch_size=4)
+        >>> len(buffer), len(buffer.sample())
+        (20, 4)
+    """
+    rows, writer = _to_learn_from(offline, keys, "the training").to("cpu"), OnlineWriter(0)
+    writer.total_written = len(rows)  # none of them comes from here; samplers look where rows end
+    return TensorDictReplayBuffer(storage=TensorStorage(rows), writer=writer, batch_size=batch_size)
+
+
+def _to_learn_from(rows: TensorDictBase, keys: Sequence[NestedKey], before: str) -> TensorDictBase:
+    """The entries that a learner reads, and the numbers of steps that its losses discount by."""
+    if missing := [key for key in keys if key not in rows.keys(include_nested=True)]:
+        raise O2OSpecError(f"the offline data lack {missing}; add them before {before}")
+    return rows.select(*keys, *set(stored_keys(rows)) - set(TRANSITION))

@@ -20,7 +20,7 @@ from typing import Any, Self
 import gymnasium
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_o2o import deploy
 from torchrl_o2o.arguments import checked_arguments
@@ -29,8 +29,9 @@ from torchrl_o2o.checkpoint.reading import newest_valid, read_state
 from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.remote import ProcessActors
 from torchrl_o2o.collectors.single import StepCollector
-from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, load_offline, stored_keys
+from torchrl_o2o.data import BalancedSampler, load_offline
 from torchrl_o2o.data.conventions import Convention, FittedConvention
+from torchrl_o2o.data.starting import offline_buffer
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import find_reference
@@ -315,17 +316,6 @@ class Phase:
         self.session.log({name: value for name, value in metrics.items() if name != "finite"})
 
 
-def _data_alone(offline: TensorDictBase, learner: Learner, batch_size: int) -> TensorDictReplayBuffer:
-    """What offline updates draw from: the data's own rows, without a copy."""
-    missing = [key for key in learner.keys if key not in offline.keys(include_nested=True)]
-    if missing:
-        raise O2OSpecError(f"the offline data lack {missing}; add them before the training")
-    steps = set(stored_keys(offline)) - set(TRANSITION)  # the losses discount by them
-    rows, writer = offline.select(*learner.keys, *steps).to("cpu"), OnlineWriter(0)
-    writer.total_written = len(rows)  # none of them comes from here; samplers look where rows end
-    return TensorDictReplayBuffer(storage=TensorStorage(rows), writer=writer, batch_size=batch_size)
-
-
 class Pretraining(Phase):
     """Learning from the data alone. What it ends with is a checkpoint that any compatible fine-tuning can start from.
 
@@ -343,7 +333,7 @@ class Pretraining(Phase):
     def __init__(
         self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
     ) -> None:
-        buffer = _data_alone(problem.offline, learner, batch_size)
+        buffer = offline_buffer(problem.offline, batch_size=batch_size, keys=learner.keys)
         objects = {
             **learner.objects(),
             "convention": problem.convention.state_dict(),
@@ -495,7 +485,7 @@ class Finetuning(Phase):
         """Draw the next batch from the offline rows alone."""
         offline = self._offline
         if offline is None:
-            offline = _data_alone(self.problem.offline, self.learner, self.rows)
+            offline = offline_buffer(self.problem.offline, batch_size=self.rows, keys=self.learner.keys)
             self.learner.see(offline)
         self._offline, self._batch = offline, offline.sample()
         return self._batch
