@@ -2,13 +2,14 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Make the packaged teachers of snapshots: the one command that replaces `policies/teachers_f32.npz` and its record.
+"""Put teachers into the package: the one command that writes `policies/teachers_f32.npz` and its record.
 
-    python benchmarks/pack_teachers.py HalfCheetah=runs/teachers/HalfCheetah Hopper=runs/teachers/Hopper
+    python benchmarks/pack_teachers.py Hopper=runs/teachers/Hopper Walker2d=runs/teachers/Walker2d
 
-Every environment of the file has to be given. Of each, up to a dozen snapshots from weak to strong are kept: those
-whose returns are nearest to evenly spaced levels between the first and the best. They are measured again here, with
-the noise of training, in plain gymnasium environments. `_TAUGHT` in `torchrl_o2o/data/datasets/recipes.py` names them.
+The environments that are given replace their old teachers, the others stay. Of each, up to a dozen snapshots from weak
+to strong are kept: those whose returns are nearest to evenly spaced levels between the first and the best. They are
+measured again here, with the noise of training, in plain gymnasium environments. `_TAUGHT` in
+`torchrl_o2o/data/datasets/recipes.py` names them.
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10, help="at least, to measure each snapshot (default: 10)")
     parser.add_argument("--out", type=Path, default=POLICIES, help="folder")
     arguments = parser.parse_args()
-    file, record = {}, {}
-    target = arguments.out / "teachers_f32.npz"
+    target, noted = arguments.out / "teachers_f32.npz", arguments.out / "teachers.json"
+    with np.load(target) as stored:
+        file = dict(stored)
+    record = json.loads(noted.read_text())
     for word in arguments.runs:
         env, _, folder = word.partition("=")
+        file = {name: values for name, values in file.items() if not name.startswith(f"{env}/")}
         run = json.loads((Path(folder) / "run.json").read_text())
         found = sorted((Path(folder) / "snapshots").glob("*.json"))
         picked = chosen(
@@ -87,7 +91,7 @@ def main() -> None:
     np.savez_compressed(target, **file)
     if target.stat().st_size > LARGEST:
         raise SystemExit(f"{target} has {target.stat().st_size} bytes; at most {LARGEST} go into the package.")
-    (arguments.out / "teachers.json").write_text(json.dumps(record, indent=1) + "\n")
+    noted.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({env: entry["snapshots"] for env, entry in record.items()}, indent=1))
 
 

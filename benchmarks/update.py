@@ -7,6 +7,7 @@
     python benchmarks/update.py             11 rounds of 20 critic steps, one and two threads
     python benchmarks/update.py --short     3 rounds, one thread
     python benchmarks/update.py --size cpu  the CPU preset's networks: two critics of 2x64, utd_ratio 4
+    taskset -c 0 python benchmarks/update.py --threads 1 --jax --utd-ratio 4      beside JAX, on one core
     python benchmarks/update.py --device cuda --routes default     on a GPU, with the update as one CUDA graph as well
 
 An update is utd_ratio critic steps with target averaging, then one actor and one temperature step. All contenders have
@@ -185,7 +186,14 @@ def matmul_error() -> float:
     return float(((a @ b).double() - exact).norm() / exact.norm())
 
 
-def run(threads: int, rounds: int, device: str, route: str, size: Size) -> None:
+def by_jax(size: Size) -> Update:
+    """The same update in JAX, which is imported only when it takes part."""
+    from jax_rlpd import rlpd
+
+    return rlpd(size.members, size.width, size.utd_ratio, SUBSET, OBSERVATION, ACTION)
+
+
+def run(threads: int, rounds: int, device: str, route: str, size: Size, jax: bool) -> None:
     """Time all contenders, taking turns, and print medians, ratios and the share of the products' rate."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -196,6 +204,8 @@ def run(threads: int, rounds: int, device: str, route: str, size: Size) -> None:
     if device != "cpu":
         contenders["EnsembleSACLoss, one CUDA graph"] = lambda size: whole("reduce-overhead", size=size)
         contenders["the same graph, bfloat16"] = lambda size: whole("reduce-overhead", torch.bfloat16, size)
+    if jax:
+        contenders["JAX"] = by_jax
     updates = {name: make(size) for name, make in contenders.items()}
     for update in updates.values():
         for _ in range(1 if device == "cpu" else 4):
@@ -235,6 +245,8 @@ def main() -> None:
     parser.add_argument("--routes", nargs="+", choices=["default", "oneDNN"], default=["default", "oneDNN"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", choices=list(SIZES), default="paper")
+    parser.add_argument("--utd-ratio", type=int, help="another number of critic steps than the size's")
+    parser.add_argument("--jax", action="store_true", help="the same update in JAX takes part (pip install jax optax)")
     arguments = parser.parse_args()
     if arguments.device != "cpu":
         torch.set_default_device(arguments.device)
@@ -243,13 +255,15 @@ def main() -> None:
     print(f"torch {torch.__version__}, torchrl {torchrl.__version__}, tensordict {tensordict.__version__}")
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     size = SIZES[arguments.size]
+    if arguments.utd_ratio is not None:
+        size = size._replace(utd_ratio=arguments.utd_ratio)
     print(f"{size}, Z={SUBSET}, two hidden layers, batch {BATCH}, observation {OBSERVATION}, action {ACTION}")
     for threads in [1] if arguments.short else arguments.threads:
         for route in arguments.routes:
             rounds = 3 if arguments.short else arguments.rounds
             print(f"\n{threads} thread(s), {route} products, {rounds} rounds", flush=True)
             with matmul_route("onednn" if route == "oneDNN" else "default"):
-                run(threads, rounds, arguments.device, route, size)
+                run(threads, rounds, arguments.device, route, size, arguments.jax)
 
 
 if __name__ == "__main__":
