@@ -74,6 +74,13 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
+def test_rows_in_files_train_the_same_networks(tmp_path: Path) -> None:
+    train(tmp_path / "memory")
+    train(tmp_path / "files", f"+online.scratch_dir={tmp_path}/scratch")
+    assert (tmp_path / "scratch" / "observation.memmap").exists()
+    assert_equal(newest(tmp_path / "memory", "loss"), newest(tmp_path / "files", "loss"), "loss")
+
+
 @pytest.mark.parametrize(
     "priority",
     [each if each in FEW else pytest.param(each, marks=pytest.mark.slow) for each in PRIORITIES],

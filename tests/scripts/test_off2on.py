@@ -66,6 +66,12 @@ class TestOff2On(PhasesContract):
             "density",
         )
 
+    def test_rows_in_files_train_the_same_networks(self, tmp_path: Path) -> None:
+        self.train(tmp_path / "memory")
+        self.train(tmp_path / "files", f"+online.scratch_dir={tmp_path}/scratch")
+        assert (tmp_path / "scratch" / "observation.memmap").exists()
+        assert rows(tmp_path / "memory") == rows(tmp_path / "files")
+
     def test_agents_may_be_named_one_by_one_and_be_more_than_needed(self, tmp_path: Path) -> None:
         self.train(tmp_path / "one")
         agents = [str(tmp_path / "one" / folder) for folder in self.offline]

@@ -166,7 +166,7 @@ def test_rows_in_files_train_the_same_networks(tmp_path: Path, problem: Problem,
     torch.testing.assert_close(*trained, rtol=0, atol=0)
 
 
-def test_files_for_a_buffer_of_the_methods_own_are_refused(tmp_path: Path, problem: Problem) -> None:
+def test_files_beside_a_buffer_in_memory_are_refused(tmp_path: Path, problem: Problem) -> None:
     how, buffer = HandOver(), TensorDictReplayBuffer()
     settings: dict[str, Any] = {
         "handover": how,
@@ -175,7 +175,7 @@ def test_files_for_a_buffer_of_the_methods_own_are_refused(tmp_path: Path, probl
         "batch_size": 1,
         "scratch_dir": tmp_path / "a",
     }
-    with pytest.raises(O2OSpecError, match="builds a buffer of its own; leave it out"):
+    with pytest.raises(O2OSpecError, match="a buffer whose rows are in memory; leave it out"):
         Finetuning(problem, AWAC(), options(tmp_path / "run"), **settings)
 
 

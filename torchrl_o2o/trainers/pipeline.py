@@ -32,6 +32,7 @@ from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import BalancedSampler, load_offline
 from torchrl_o2o.data.conventions import Convention, FittedConvention
 from torchrl_o2o.data.starting import offline_buffer
+from torchrl_o2o.data.storage import MappedStorage
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import find_reference
@@ -366,7 +367,7 @@ class Finetuning(Phase):
         make_storage: makes the storage of that buffer, see :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to
             ``None``.
         scratch_dir: folder for that buffer's rows in memory-mapped files, empty or absent, for data larger than memory.
-            ``None`` (default) keeps them in memory.
+            ``None`` (default) keeps them in memory. A ``buffer`` that is given has its files already.
         objects: further objects that change while training, by name. Defaults to none.
         fleet: settings of :func:`make_fleet`: actors in other processes collect. ``None`` (default) steps one
             environment here.
@@ -399,9 +400,10 @@ class Finetuning(Phase):
         if drawn_from is None:  # an empty buffer is false
             how = {"batch_size": rows, "keys": learner.keys, "make_storage": make_storage, "scratch_dir": scratch_dir}
             drawn_from = handover.buffer(problem.offline, capacity, **how)
-        elif scratch_dir is not None:
+        elif scratch_dir is not None and not isinstance(drawn_from.storage, MappedStorage):
             raise O2OSpecError(
-                f"got scratch_dir={str(scratch_dir)!r} for a method that builds a buffer of its own; leave it out"
+                f"got scratch_dir={str(scratch_dir)!r} and a buffer whose rows are in memory; leave it out, or build "
+                "its storage with offline_online_storage(..., scratch_dir=...)"
             )
         sampler = drawn_from.sampler
         if init_random_frames and isinstance(sampler, BalancedSampler):

@@ -78,7 +78,7 @@ _HOW: Mapping[str, str] = {
 
 _LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
 #: Environments with a packaged teacher, and what their data sets are made by.
-_TAUGHT = ("HalfCheetah",)
+_TAUGHT = ("HalfCheetah", "Hopper")
 _TEACHERS: Mapping[str, Kind] = {
     "medium": "teacher-medium",
     "medium-replay": "teacher-replay",

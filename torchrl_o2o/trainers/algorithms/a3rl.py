@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -47,21 +49,23 @@ def make_a3rl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def make_pool(
-    cfg: DictConfig, problem: Problem, learner: Learner, make_storage: MakeStorage = offline_online_storage
+    cfg: DictConfig, problem: Problem, learner: Learner, make_storage: MakeStorage | None = None
 ) -> TensorDictReplayBuffer:
     """One storage for both sources, replayed by score (Liu et al. 2025, Eq. 5).
 
     Args:
         cfg: sections ``pool``, ``terms``, ``advantage``, ``td_error``, ``density_score``, ``adv_temp``,
-            ``pool_multiplier`` and ``online``.
+            ``pool_multiplier`` and ``online`` (with ``scratch_dir``, the rows lie in files there).
         problem: whose data come first.
         learner: of :func:`make_a3rl`.
-        make_storage: makes the storage from the offline rows and the number of online slots. Defaults to
+        make_storage: makes the storage from the offline rows and the number of online slots. ``None`` (default) is
             :func:`~torchrl_o2o.data.offline_online_storage`.
 
     Returns:
         The buffer; its sampler is a :class:`~torchrl_o2o.data.PoolSampler`.
     """
+    if make_storage is None:
+        make_storage = partial(offline_online_storage, scratch_dir=cfg.online.get("scratch_dir"))
     storage = make_storage(problem.offline, cfg.online.total_frames)
     batch_size, number = cfg.utd_ratio * cfg.online.batch_size, len(problem.offline)
     pool_size = None if cfg.pool_multiplier is None else cfg.pool_multiplier * cfg.online.batch_size

@@ -93,7 +93,7 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
     """One storage for recorded and new rows, drawn from by stored priorities.
 
     Args:
-        cfg: sections ``sampler``, ``priority`` and ``online``.
+        cfg: sections ``sampler``, ``priority`` and ``online`` (with ``scratch_dir``, the rows lie in files there).
         problem: whose data come first.
         learner: of :func:`make_off2on_ensemble`.
 
@@ -111,7 +111,8 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
     settings = {**plain(cfg.sampler), "first_epoch_frames": cfg.online.frames_per_epoch}
     refresh_with = refresh if cfg.sampler.refresh_every else None
     sampler = BalancedReplaySampler(number, capacity, refresh_with=refresh_with, **settings)
-    storage, writer = offline_online_storage(problem.offline, capacity), OnlineWriter(number)
+    storage = offline_online_storage(problem.offline, capacity, scratch_dir=cfg.online.get("scratch_dir"))
+    writer = OnlineWriter(number)
     return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=cfg.online.batch_size)
 
 
