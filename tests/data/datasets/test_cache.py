@@ -76,6 +76,19 @@ def test_other_files_or_options_are_read_anew(tmp_path: Path, source: Path) -> N
     assert convert.calls == 3
 
 
+def test_changed_files_take_the_place_of_what_was_converted_before(tmp_path: Path, source: Path) -> None:
+    other, cache = tmp_path / "source-2.json", tmp_path / "cache"
+    other.write_text("{}")
+    for files, options in (([source], {"a": 1}), ([source], {"a": 2}), ([other], {"a": 1})):
+        cached(cache, files, options, Counter())
+    entries = {path.name for path in cache.iterdir()}
+    for number in range(3):
+        source.write_text(str(number))
+        cached(cache, [source], {"a": 1}, Counter())
+        assert len(list(cache.iterdir())) == len(entries)
+    assert len(entries & {path.name for path in cache.iterdir()}) == 2
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "add", "manifest"])
 def test_a_damaged_entry_is_made_anew(tmp_path: Path, source: Path, damage: str) -> None:
     convert = Counter()

@@ -91,9 +91,11 @@ def cached(
 ) -> RawDataset:
     """Return ``convert()``, from the cache where it holds the result for the very same files and options.
 
-    The key is a hash of each file's path, size and modification time, of the content of JSON files, of the options and
-    of the cache's format. An entry appears by one rename, so a killed conversion leaves none; its files are hashed in a
-    manifest, and an entry that does not match it is thrown away and made anew. Entries can be deleted at any time.
+    An entry is named by two hashes. The first is of the files' paths, the options and the cache's format, the second of
+    the files' sizes and modification times and the content of JSON files. Where only the second differs, the files were
+    changed, and the new entry takes the old one's place. An entry appears by one rename, so a killed conversion leaves
+    none; its files are hashed in a manifest, and an entry that does not match it is thrown away and made anew. Entries
+    can be deleted at any time.
 
     Args:
         cache_dir: the folder of entries.
@@ -102,7 +104,8 @@ def cached(
         convert: reads the source.
     """
     files = sorted(files)
-    entry = cache_dir / f"{files[0].stem}-{_key(files, options)}"
+    source = f"{files[0].stem}-{_hash([_FORMAT, [str(path.resolve()) for path in files], options])}-"
+    entry = cache_dir / f"{source}{_hash([_state(path) for path in files])}"
     found = _read(entry)
     if found is not None:
         return found
@@ -110,19 +113,23 @@ def cached(
     try:
         discard_directory(entry)
         _write(entry, raw)
+        for other in cache_dir.iterdir():
+            if other.name.startswith(source) and other != entry:
+                discard_directory(other)
     except OSError as error:
         warnings.warn(f"cannot keep converted data in {cache_dir} ({error}); they will be read anew.", stacklevel=2)
     return raw
 
 
-def _key(files: list[Path], options: Mapping[str, Any]) -> str:
-    described = []
-    for path in files:
-        status = path.stat()
-        content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.suffix == ".json" else ""
-        described.append([str(path.resolve()), status.st_size, status.st_mtime_ns, content])
-    text = json.dumps([_FORMAT, described, options], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _state(path: Path) -> list[Any]:
+    """What changes when a file does."""
+    status = path.stat()
+    content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.suffix == ".json" else ""
+    return [status.st_size, status.st_mtime_ns, content]
 
 
 def _write(entry: Path, raw: RawDataset) -> None:
