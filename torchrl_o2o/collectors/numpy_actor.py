@@ -184,8 +184,9 @@ class FastActor:
     Args:
         actor: of :func:`~torchrl_o2o.deploy.load_policy`, :func:`~torchrl_o2o.modules.make_actor`,
             :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor`,
-            :func:`~torchrl_o2o.modules.make_one_step_actor` or :func:`~torchrl_o2o.modules.average_actors`, in float32
-            or float64.
+            :func:`~torchrl_o2o.modules.make_one_step_actor`, :func:`~torchrl_o2o.modules.average_actors`,
+            :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor` or
+            :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`, in float32 or float64, also one of chunks.
 
     Keyword Args:
         deterministic: the actor under ``ExplorationType.DETERMINISTIC``; ``False`` samples. Defaults to ``True``.

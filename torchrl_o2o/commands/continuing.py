@@ -20,7 +20,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     from torchrl_o2o.commands.data import add_actions, add_reading
 
-    parser = subparsers.add_parser("continue", help="learn on from new recordings, without an environment")
+    parser = subparsers.add_parser(
+        "continue", help="learn on from new recordings; no environment is needed (--without-env)"
+    )
     parser.add_argument("folder", metavar="RUN", help="a finished run; its offline phase is RUN/offline")
     parser.add_argument(
         "--data", nargs="+", default=[], metavar="NEW", help="new recordings, each as in `o2o data show`"
@@ -28,16 +30,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="updates to make")
     parser.add_argument("--resume", action="store_true", help="go on with a round that was stopped")
     parser.add_argument(
-        "--without-env", action="store_true", help="the environment is not there: no evaluation, and a weaker audit"
+        "--without-env", action="store_true", help="build no environment: no evaluation, and a weaker audit"
     )
-    add_reading(parser)
-    add_actions(parser)
+    add_reading(parser, of_run=True)
+    add_actions(parser, of_run=True)
     for name, default in (("eval", 5_000), ("log", 1_000), ("checkpoint", 25_000)):
         help_text = "updates between two (default: %(default)s)"
         parser.add_argument(f"--{name}-every", type=int, default=default, metavar="N", help=help_text)
     parser.add_argument("--num-threads", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    # What is not said holds as for the run's own data set.
-    parser.set_defaults(run=_continue, min_episode_length=None, actions=None)
+    parser.set_defaults(run=_continue)
 
 
 def _continue(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from torchrl_o2o.errors import O2OSpecError
 __all__ = ["actions", "add_actions", "add_reading", "reading", "register"]
 
 _RECORDING = ("size", "action_repeat", "shadows", "noise", "allow_modules")
+_SAME = " (default: as for the run's own data set)"
 _SOURCE = "a data set's name, or path:FILE (.hdf5, .npz, .csv, .pickle, or a Minari folder)"
 
 
@@ -83,38 +84,61 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     add_reading(parser)
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
+def add_reading(parser: argparse.ArgumentParser, *, of_run: bool = False) -> None:
     """Add the options of every command that reads data, named as the arguments of `load_offline`.
 
     Args:
         parser: of the command.
+
+    Keyword Args:
+        of_run: an option that is not given holds as for a run's own data set: it is ``None``. Defaults to ``False``.
     """
-    parser.add_argument("--max-episode-steps", type=int, metavar="T", help="the time limit, for files without timeouts")
-    parser.add_argument("--min-episode-length", type=int, default=2, metavar="T", help="(default: %(default)s)")
-    parser.add_argument("--obs-keys", nargs="+", metavar="KEY", help="entries of a dictionary observation, in order")
+    same = _SAME if of_run else ""
+    parser.add_argument(
+        "--max-episode-steps", type=int, metavar="T", help=f"the time limit, for files without timeouts{same}"
+    )
+    parser.add_argument(
+        "--min-episode-length",
+        type=int,
+        default=None if of_run else 2,
+        metavar="T",
+        help=f"shorter episodes are skipped{same or ' (default: %(default)s)'}",
+    )
+    parser.add_argument(
+        "--obs-keys", nargs="+", metavar="KEY", help=f"entries of a dictionary observation, in order{same}"
+    )
     parser.add_argument(
         "--names",
         nargs="+",
         type=_name,
         metavar="ARRAY=WHAT",
-        help="what arrays of other names are: terminals, timeouts, dones, ends, masks, ..., ignore",
+        help=f"what arrays of other names are: terminals, timeouts, dones, ends, masks, ..., ignore{same}",
     )
 
 
-def add_actions(parser: argparse.ArgumentParser) -> None:
+def add_actions(parser: argparse.ArgumentParser, *, of_run: bool = False) -> None:
     """Add the options that say in which units actions are.
 
     Args:
         parser: of the command.
+
+    Keyword Args:
+        of_run: as in :func:`add_reading`. Defaults to ``False``.
     """
+    same = _SAME if of_run else ""
     parser.add_argument(
         "--action-bounds",
         nargs=2,
         type=_bound,
         metavar=("LOW", "HIGH"),
-        help="each a number, or one per entry: '[-1, 0]'",
+        help=f"each a number, or one per entry: '[-1, 0]'{same}",
     )
-    parser.add_argument("--actions", choices=("error", "clip", "rescale"), default="error", help="if outside the box")
+    parser.add_argument(
+        "--actions",
+        choices=("error", "clip", "rescale"),
+        default=None if of_run else "error",
+        help=f"if outside the box{same or ' (default: %(default)s)'}",
+    )
 
 
 def _name(text: str) -> tuple[str, str]:

@@ -63,10 +63,10 @@ def export_policy(
     are; stacked frames are uint8 [B, C, H, W].
 
     Args:
-        actor: a run folder or policy file, read by :func:`~torchrl_o2o.deploy.load_policy`; or an actor of
-            :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor`,
-            :func:`~torchrl_o2o.modules.make_deterministic_actor` or ``load_policy``, on any device, which is left as it
-            is.
+        actor: a run folder or policy file, read by :func:`~torchrl_o2o.deploy.load_policy`; or an actor that
+            :func:`~torchrl_o2o.deploy.save_policy` takes, on any device, which is left as it is. One that decides h
+            actions at once gives them all, [B, h A]; an encoder with an actor behind it is exported from its policy
+            file.
         path: file to write.
 
     Keyword Args:

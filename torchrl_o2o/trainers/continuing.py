@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Deploy, collect, learn again: a finished run takes newly recorded episodes in and learns on, without an environment.
+"""Deploy, collect, learn again: a finished run takes newly recorded episodes in and learns on; no environment is needed.
 
 The rows that a run has (its data set, what it collected, what was added before) and the new ones lie in one storage and
 are drawn from uniformly, but for methods that tell data from experience (see :mod:`torchrl_o2o.trainers.further`).
