@@ -37,7 +37,7 @@ offline = load_offline(
 # One loop, two phases, two methods
 # ---------------------------------
 # Steps below zero are offline: batches come from the logs alone. From step 0 on the policy acts, and its transitions
-# join the logs. *SAC* does not know that the data are limited. *AWAC* changes the actor only towards actions that
+# join the logs. *SAC* does not know that the data are limited. *AWAC* changes the actor only toward actions that
 # were recorded and that turned out well.
 import torch
 from torchrl.data import TensorDictReplayBuffer

@@ -52,7 +52,7 @@ buffer.extend(online)
 # The loop
 # --------
 # First the density ratio learns to tell the two kinds of rows apart, then AWAC's update runs on prioritized rows.
-# Their importance weights are in the batch as ``_weight``, and the critics' loss reads them.
+# Their importance weights are in the batch as ``priority_weight``, and the critics' loss reads them.
 ratio_loss = DensityRatioLoss(ratio)
 ratio_optim = torch.optim.Adam(ratio_loss.parameters(), lr=1e-3)
 update = Update(

@@ -30,7 +30,7 @@ def build(
 
 
 class TestContractPolicyPenalty(LossContract):
-    """Weights that are learnt; BRAC-p."""
+    """Weights that are learned; BRAC-p."""
 
     trains = {
         "loss_qvalue": ("qvalue_network_params",),
@@ -41,9 +41,9 @@ class TestContractPolicyPenalty(LossContract):
     settings: dict[str, Any] = {"soft_min_weight": 0.75}
 
     def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> BRACLoss:
-        learnt = {"multiplier": Multiplier(0.5, target=0.0), "temperature": Temperature(-3.0, init=0.2)}
+        learned = {"multiplier": Multiplier(0.5, target=0.0), "temperature": Temperature(-3.0, init=0.2)}
         keys = (observation_key, action_key)
-        return build(self.observation_dim, self.action_dim, keys=keys, **learnt, **self.settings)
+        return build(self.observation_dim, self.action_dim, keys=keys, **learned, **self.settings)
 
 
 class TestContractValuePenalty(TestContractPolicyPenalty):

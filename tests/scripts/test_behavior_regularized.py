@@ -26,7 +26,7 @@ LEARNT = ("multiplier.target=0.0", "temperature.target_entropy=-2.0", "temperatu
 
 
 class TestBRAC(PhasesContract):
-    """With learnt weights, which have optimizers of their own."""
+    """With learned weights, which have optimizers of their own."""
 
     script = "behavior_regularized"
     words = (*SMALL[1:], *LEARNT, "clone_steps=2", "warm_start=2", "best_of=3")

@@ -187,7 +187,7 @@ def test_one_update_takes_all_gradients_at_the_same_parameters() -> None:
 
 
 def test_failing_for_ever() -> None:
-    """A trajectory without success has the return of failing for ever, on rewards as a task's convention makes them."""
+    """A trajectory without success has the return of failing forever, on rewards as a task's convention makes them."""
     for task, paid in (("adroit-pen", -0.1), ("pointmaze-medium", 0.0)):
         cfg = compose("cql", f"task={task}", "algorithm=cal_ql")
         data = random_transitions(6, 3, 2).set("episode", torch.tensor([0, 0, 0, 1, 1, 1]))

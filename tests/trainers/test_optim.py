@@ -49,7 +49,7 @@ def test_biases_are_exempt_from_weight_decay() -> None:
 
 
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
-    """A loss stacks its critics: an optimizer of those that it was given would step for ever and learn nothing."""
+    """A loss stacks its critics: an optimizer of those that it was given would step forever and learn nothing."""
     critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))
     optim = torch.optim.Adam([param for critic in critics for param in critic.parameters()])
     loss = EnsembleSACLoss(make_actor(3, 2, hidden_sizes=(8,)), critics)

@@ -56,9 +56,9 @@ class Fleet:
     finite, by a policy that was never published, too old, or rejected by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each
     is a warning the first time.
 
-    **An actor that dies** is started again, in a new episode; one that dies ``max_restarts`` times in a row without a
-    transition is given up. What was delivered stays, once. The last row of an episode that was cut off is marked
-    truncated; to know it for the last, each row waits here for the next one of its actor.
+    **An actor that dies** is started again, in a new episode, at most ``max_restarts`` times in a row without a
+    transition; then it is given up. What was delivered stays, once. The last row of an episode that was cut off is
+    marked truncated; to know it for the last, each row waits here for the next one of its actor.
 
     Args:
         actors: starts actors and publishes weights.
@@ -73,7 +73,7 @@ class Fleet:
         queue_size: batches that may wait. Defaults to 16.
         slack: s above, in updates. Defaults to 10.
         max_staleness: in published policies; ``None`` (default) is no bound.
-        max_restarts: in a row. Defaults to 3.
+        max_restarts: how often an actor that delivers nothing is started again. Defaults to 3.
 
     Raises:
         O2OSpecError: if a number is out of range, or the actors write elsewhere.

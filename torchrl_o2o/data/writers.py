@@ -182,7 +182,7 @@ class OnlineWriter(Writer):
         graph = [key for key, *_, requires_grad in alike if requires_grad]
         if graph:
             raise O2OSpecError(
-                f"{graph[0]!r} of the transitions requires gradients, which a storage would keep for ever; collect "
+                f"{graph[0]!r} of the transitions requires gradients, which a storage would keep forever; collect "
                 "under torch.no_grad(), or write data.detach()"
             )
         self._alike = alike

@@ -124,7 +124,7 @@ def guidance_factor(step: int, kind: Guidance = "constant", cutoff: int | None =
 
     Args:
         step: online environment steps so far.
-        kind: ``"constant"`` (default, 1 for ever), ``"step"`` (1 before ``cutoff``, then 0) or ``"linear"`` (from 1
+        kind: ``"constant"`` (default, 1 forever), ``"step"`` (1 before ``cutoff``, then 0) or ``"linear"`` (from 1
             down to 0 at ``cutoff``).
         cutoff: step from which on the factor is 0; needed unless constant.
 

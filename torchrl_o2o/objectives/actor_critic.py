@@ -132,7 +132,7 @@ def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:
     if any(_are_copies(one, other) for one, other in itertools.combinations(members, 2)):
         raise O2OSpecError(
             "got one critic several times, expected critics with parameters of their own; copies of one network stay "
-            "equal for ever. Build each anew, for example by make_qvalue_ensemble(...)"
+            "equal forever. Build each anew, for example by make_qvalue_ensemble(...)"
         )
     owners = collections.Counter(id(value) for member in members for value in member.parameters())
     if max(owners.values(), default=1) > 1:

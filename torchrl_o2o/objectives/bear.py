@@ -148,8 +148,8 @@ class BEARLoss(DivergenceLoss, CriticLoss):
             )
         self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
         self.latent_dim = latent_dim(vae_network)
-        learnt = Multiplier(1.0, target=0.05, form="log", bounds=(-5.0, 10.0))
-        self._hold_weights(learnt if multiplier is None else multiplier)
+        learned = Multiplier(1.0, target=0.05, form="log", bounds=(-5.0, 10.0))
+        self._hold_weights(learned if multiplier is None else multiplier)
         self.kernel: Kernel = kernel
         self.mmd_sigma = {"gaussian": 20.0, "laplacian": 10.0}[kernel] if mmd_sigma is None else mmd_sigma
         self.policy_samples, self.behavior_samples, self.noise_clip = policy_samples, behavior_samples, noise_clip

@@ -64,8 +64,8 @@ class BRACLoss(DivergenceLoss, SoftLoss):
         value_penalty: penalize the target, too (BRAC-v). Defaults to ``False``.
         divergence: ``"kl"`` (default) or ``"mmd"``.
         divergence_samples: K. Defaults to 4.
-        multiplier: :math:`\alpha`. Defaults to ``Multiplier(0.1)``, fixed; ``Multiplier(0.1, target=0.0)`` is learnt in
-            [0, 500].
+        multiplier: :math:`\alpha`. Defaults to ``Multiplier(0.1)``, fixed; ``Multiplier(0.1, target=0.0)`` is learned
+            in [0, 500].
         temperature: :math:`\alpha_e`. Defaults to ``Temperature(None, init=0.0)``: no entropy.
         soft_min_weight: :math:`\lambda`. Defaults to 1.
         action_margin: :math:`\varepsilon`, as a share of the box's half-width. Defaults to 1e-3.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What losses share that weigh a policy's divergence from the data, by a weight that may be learnt: BRAC and BEAR."""
+"""What losses share that weigh a policy's divergence from the data, by a weight that may be learned: BRAC and BEAR."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ class TD3BCLoss(SmoothedTargetLoss):
     The actor and all targets move after every second critic step (the caller's loop).
 
     Source: Fujimoto & Gu 2021, arXiv:2106.06860, Eq. 3-5. The paper normalizes the observations
-    (:class:`~torchrl_o2o.data.ObservationStats` does); the smoothing noise is in units of the box's half-width.
+    (:class:`~torchrl_o2o.data.transforms.ObservationStats` does); the smoothing noise is in units of the box's
+    half-width.
 
     Differences from the paper: none in the equations. :class:`torchrl.objectives.TD3BCLoss` computes the same numbers;
     its smoothing noise is in absolute units, its importance weights are renormalized, its default distance is not the

@@ -2,7 +2,9 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Deploy, collect, learn again: a finished run takes newly recorded episodes in and learns on; no environment is needed.
+"""Deploy, collect, learn again: a finished run takes newly recorded episodes in and learns on.
+
+No environment is needed.
 
 The rows that a run has (its data set, what it collected, what was added before) and the new ones lie in one storage and
 are drawn from uniformly, but for methods that tell data from experience (see :mod:`torchrl_o2o.trainers.further`).
@@ -55,7 +57,7 @@ class Standing:
         manifest: of the checkpoint.
         damaged: steps of newer checkpoints that are damaged.
         config: the run's configuration.
-        lineage: what the run has learnt from, an entry a data set: ``round`` (0: before the first continuation),
+        lineage: what the run has learned from, an entry a data set: ``round`` (0: before the first continuation),
             ``source``, ``rows``, ``episodes``, ``fingerprint``, ``added`` (time, UTC), and ``updates`` of the round.
         further: updates made in all continuations.
         policy: the run's policy file.
@@ -220,7 +222,7 @@ class Continuing(Phase):
         return self.session.further(self.num_steps)
 
     def _write(self, folder: Path) -> None:
-        """What belongs beside a checkpoint: the policy, and in the run's record what it has learnt from."""
+        """What belongs beside a checkpoint: the policy, and in the run's record what it has learned from."""
         self._save(folder)
         if self._resumes or self.session.counters.get("further", 0) > self.standing.further:  # it is in a checkpoint
             self.session.record.note("lineage", self.lineage)
@@ -435,7 +437,7 @@ def _parts(
         planned = standing.state("pretraining").get("data")
         if planned not in (None, fingerprint(old)):
             raise O2ODataError(
-                f"{cfg.dataset.source} does not hold the rows that {standing.folder} has learnt from: other data of "
+                f"{cfg.dataset.source} does not hold the rows that {standing.folder} has learned from: other data of "
                 "the same name; put those back, or start anew in another folder"
             )
     return [old, *(seen(recording.rows) for recording in new)]

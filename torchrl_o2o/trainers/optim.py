@@ -47,7 +47,7 @@ def descend(
     if all(parameter.grad is None for parameter in parameters):
         raise O2OSpecError(
             f"{name} has no gradient at any of the {len(parameters)} parameters of its optimizer, so that nothing "
-            f"would be learnt; build it of the loss's own, such as loss.qvalue_network_params.parameters(): a loss "
+            f"would be learned; build it of the loss's own, such as loss.qvalue_network_params.parameters(): a loss "
             f"copies the critics that it is given"
         )
     gradients = {f"{name}.gradient{index}": parameter.grad for index, parameter in enumerate(parameters)}
