@@ -100,16 +100,18 @@ def main(cfg: Config) -> ACALoss:
         carry_over(sac_ml, loss, ("qvalue_network", "temperature"))
     buffer = starting_buffer(offline, cfg.total_frames, data="top", num_top_episodes=cfg.num_top_episodes)
     collector = StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed)
+    num_updates = 0
     for step, data in enumerate(collector, 1):
         buffer.extend(data.select(*TRANSITION))
         if len(buffer) > cfg.batch_size:
-            weight = interpolation_weight(step, horizon=cfg.horizon, floor=cfg.floor)
+            weight = interpolation_weight(num_updates, horizon=cfg.horizon, floor=cfg.floor)
             loss.interpolation = weight if cfg.align_critic else 0.0
             batch = buffer.sample(cfg.batch_size)
             descend(optims["alpha"], loss.alpha_loss(batch)[0])
             descend(optims["qvalue"], loss.qvalue_loss(batch)[0])
             descend(optims["actor"], loss.actor_loss(batch)[0], cfg.max_grad_norm)
             target_updater.step()
+            num_updates += 1
         if step % cfg.eval_every == 0:
             report(step, actor, cfg)
     return loss

@@ -53,9 +53,8 @@ def main(cfg: Config) -> AWACLoss:
     actor = make_gaussian_actor(
         observation_dim, action_dim, hidden_sizes=cfg.hidden_sizes, std="sigmoid", log_std_bounds=(-6.0, 0.0)
     )
-    qvalues = make_qvalue_ensemble(
-        observation_dim, action_dim, num_qvalue_nets=2, hidden_sizes=cfg.hidden_sizes, layer_norm=False
-    )
+    critics = {"hidden_sizes": cfg.hidden_sizes, "layer_norm": False, "initialization": "torch"}
+    qvalues = make_qvalue_ensemble(observation_dim, action_dim, num_qvalue_nets=2, **critics)
     loss = AWACLoss(actor, qvalues, awac_lambda=cfg.awac_lambda, weight=cfg.weight)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)

@@ -80,8 +80,9 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
 
     actors, critics = [], []
     for agent in range(cfg.num_agents):  # offline: agents that differ in their initialization and batches only
-        actors.append(make_actor(*specs, hidden_sizes=cfg.hidden_sizes))
-        pair = make_qvalue_ensemble(*specs, num_qvalue_nets=2, hidden_sizes=cfg.hidden_sizes, layer_norm=False)
+        networks = {"hidden_sizes": cfg.hidden_sizes, "initialization": "fanin"}
+        actors.append(make_actor(*specs, **networks))
+        pair = make_qvalue_ensemble(*specs, num_qvalue_nets=2, layer_norm=False, **networks)
         critics += pair
         loss = CQLLoss(actors[-1], pair, penalty=ConservativePenalty(cfg.cql_alpha, num_actions=4))  # the paper: 10
         optim, target_updater = setup(loss)

@@ -77,7 +77,7 @@ def main(cfg: Config) -> ReBRACLoss:
         batch_size=cfg.batch_size,
     )
     online = StepCollector(env, actor, total_frames=cfg.total_frames, seed=cfg.seed)
-    for step, data in enumerate(chain(repeat(None, cfg.offline_steps), online), 1 - cfg.offline_steps):
+    for step, data in enumerate(chain(repeat(None, cfg.offline_steps), online), -cfg.offline_steps):
         if data is not None:
             buffer.extend(data.select(*TRANSITION))
             loss.critic_bc_coef = 0.0  # online the critics pay nothing, and the actor less and less
@@ -94,10 +94,10 @@ def main(cfg: Config) -> ReBRACLoss:
             loss_actor.backward()
             actor_optim.step()
             target_critics.data.lerp_(critics.data, cfg.tau)
-        if step % cfg.eval_every == 0:
+        if (step + 1) % cfg.eval_every == 0:
             result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
             distance, qvalue = info["bc_error"].mean(), critic_info["qvalue"].mean()
-            print(f"step {step}: {result}, Q {qvalue:.1f}, squared distance to the data {distance:.3f}")
+            print(f"step {step + 1}: {result}, Q {qvalue:.1f}, squared distance to the data {distance:.3f}")
     online.shutdown()
     return loss
 

@@ -80,7 +80,8 @@ def main(cfg: Config) -> AWACLoss:
     offline = load_offline(cfg.dataset, env=cfg.env)
     dims, sizes = (offline["observation"].shape[-1], offline["action"].shape[-1]), {"hidden_sizes": cfg.hidden_sizes}
     actor = make_gaussian_actor(*dims, std="sigmoid", log_std_bounds=(-6.0, 0.0), **sizes)
-    loss = AWACLoss(actor, make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, **sizes))
+    critics = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, initialization="torch", **sizes)
+    loss = AWACLoss(actor, critics)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
     critic_optim = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=cfg.lr, fused=True)

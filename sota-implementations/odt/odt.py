@@ -25,7 +25,7 @@ from torchrl_o2o.trainers.algorithms import open_odt
 def train(cfg: DictConfig) -> None:
     """Updates on the data, then updates after each rollout."""
     require("transformers", "odt")
-    session, learner, replay, rollouts = open_odt(cfg, load_problem(cfg, "bc"))
+    session, learner, replay, rollouts = open_odt(cfg, load_problem(cfg, "odt"))
     with session:
         if not session.is_online:
             for _ in session.offline(cfg.offline.num_steps):

@@ -41,3 +41,9 @@ def test_conjugate_gradient_solves() -> None:
 def test_a_step_uphill_is_refused() -> None:
     with pytest.raises(O2OSpecError, match="damping"):
         F.normalized_step(torch.ones(1), -torch.ones(1))
+
+
+def test_an_unfinished_last_row_does_not_look_at_the_first_one() -> None:
+    nothing = torch.zeros(2, dtype=torch.bool)
+    advantage = F.generalized_advantage(torch.zeros(2), torch.tensor([100.0, 3.0]), nothing, nothing, 1.0, 0.0)
+    torch.testing.assert_close(advantage, torch.tensor([-97.0, 0.0]))

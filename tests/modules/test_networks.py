@@ -169,12 +169,15 @@ class TestInitialization:
         assert net[0].weight.abs().max().item() == pytest.approx(bound, rel=0.01)  # type: ignore[index]
         assert all((layer.bias == 0).all() for layer in (net[0], net[2], net[4]))  # type: ignore[index]
 
-    @pytest.mark.parametrize(("recipe", "gain"), [("orthogonal", math.sqrt(2)), ("orthogonal_small_last", 1e-2)])
-    def test_orthogonal(self, recipe: str, gain: float) -> None:
+    @pytest.mark.parametrize(
+        ("recipe", "square", "last"),
+        [("orthogonal", 2.0, math.sqrt(2)), ("orthogonal_small_last", 2.0, 1e-2), ("orthogonal_unit", 1.0, 1.0)],
+    )
+    def test_orthogonal(self, recipe: str, square: float, last: float) -> None:
         net = initialize_(self.net(), recipe)  # type: ignore[arg-type]
         weight = net[2].weight  # type: ignore[index]
-        torch.testing.assert_close(weight @ weight.T, 2.0 * torch.eye(256), atol=1e-4, rtol=0)
-        assert net[4].weight.norm().item() == pytest.approx(gain, rel=1e-4)  # type: ignore[index]
+        torch.testing.assert_close(weight @ weight.T, square * torch.eye(256), atol=1e-4, rtol=0)
+        assert net[4].weight.norm().item() == pytest.approx(last, rel=1e-4)  # type: ignore[index]
 
     def test_fanin_counts_outputs_as_rlkit_does(self) -> None:
         net = initialize_(self.net(), "fanin", last_bound=1e-3)

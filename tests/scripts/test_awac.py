@@ -18,6 +18,7 @@ import torch
 
 from tests.scripts.phases import SHORT, PhasesContract
 from tests.scripts.running import ROOT, compose
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.algorithms import make_awac
 
@@ -47,6 +48,29 @@ def test_published_settings() -> None:
         0.5,
         1024,
     )
+    assert (hand.order, hand.qvalue.initialization, hand.convention.normalize_observations) == (
+        "authors",
+        "fanin",
+        False,
+    )
+
+
+def test_the_authors_take_all_gradients_at_the_old_parameters() -> None:
+    """In CORL's order the actor learns from critics that have just been moved, so its parameters end elsewhere."""
+    actors = []
+    for order in ("corl", "authors"):
+        torch.manual_seed(0)
+        sizes = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", f"order={order}", "compile=false")
+        learner = make_awac(compose("awac", "task=halfcheetah", "preset=cpu", *sizes), (17, 6))
+        batch = random_transitions(32, 17, 6)
+        before = [value.clone() for value in learner.loss.qvalue_network_params.values(True, True)]
+        learner.update(batch)
+        actors.append([value.clone() for value in learner.loss.actor_network_params.values(True, True)])
+        after = learner.loss.qvalue_network_params.values(True, True)
+        assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(*actors, strict=True))
+    with pytest.raises(O2OSpecError, match="order='jaxrl'"):
+        make_awac(compose("awac", "order=jaxrl"), (17, 6))
 
 
 @pytest.mark.slow

@@ -57,6 +57,15 @@ def train(folder: Path, *words: str) -> None:
     script_of("rlpd").train(compose("rlpd", *SHORT, f"run_dir={folder}", *words))
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_cpu_preset_keeps_what_tells_algorithms_apart(algorithm: str) -> None:
+    paper, cpu = (compose("rlpd", f"algorithm={algorithm}", f"preset={preset}") for preset in ("paper", "cpu"))
+    assert (cpu.loss, cpu.handover) == (paper.loss, paper.handover)
+    assert cpu.qvalue.layer_norm == paper.qvalue.layer_norm == (algorithm == "rlpd")
+    assert cpu.temperature.form == paper.temperature.form
+    assert paper.utd_ratio == (1 if algorithm == "sac" else 20)
+
+
 def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
     """The example on TorchRL's collector, the script on ours: every parameter equal, bit for bit."""
     example = load_script("examples/rlpd.py")

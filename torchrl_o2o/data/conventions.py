@@ -176,6 +176,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         ),  # CORL, all but hopper's scaled rewards
         "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
+        "odt": _row(_STANDARDIZED, _STANDARDIZED, _STANDARDIZED),  # returns asked for are the environment's
         "pex": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code
         "sope": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # locomotion alone in its paper
         "rebrac": _row(_PLAIN, Convention(reward_scale=100.0), _PLAIN),  # its authors' code

@@ -50,7 +50,7 @@ class EpisodeRows:
         """Take a transition [1].
 
         Args:
-            transition: in TED; entries besides :data:`~torchrl_o2o.data.TRANSITION` and what is observed are left out.
+            transition: in TED; entries besides those of :data:`~torchrl_o2o.data.TRANSITION` are left out.
 
         Returns:
             Rows [k] whose sums are known now: of the whole episode if it has ended, else none.

@@ -107,7 +107,8 @@ def generalized_advantage(
 ) -> Tensor:
     r"""GAE, :math:`A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}` with :math:`\delta=r+\gamma V(s_{t+1})-V(s_t)`.
 
-    Behind an episode's last row stands that row's own value where it did not terminate, and 0 where it did.
+    Behind an episode's last row stands that row's own value where it did not terminate, and 0 where it did. The last of
+    all rows ends its episode here, whatever ``done`` says.
 
     Source: Schulman et al. 2016; the last value as in the code of Rajeswaran et al. 2018 (DAPG).
 
@@ -128,6 +129,8 @@ def generalized_advantage(
         >>> generalized_advantage(torch.ones(2), torch.tensor([1.0, 2.0]), ends, ends, 1.0, 1.0)
         tensor([ 1., -1.])
     """
+    done = done.clone()
+    done[-1:] = True
     last = torch.where(terminated, torch.zeros_like(value), value)
     following = torch.where(done, last, value.roll(-1))
     weight = torch.where(done, torch.zeros_like(value), torch.full_like(value, gamma * lmbda))

@@ -84,9 +84,7 @@ def _initialize_hidden_(layer: nn.Linear, recipe: Initialization) -> None:
     if recipe == "xavier_uniform":
         nn.init.xavier_uniform_(layer.weight)
     elif recipe.startswith("orthogonal"):
-        nn.init.orthogonal_(layer.weight, math.sqrt(2.0))
-    elif recipe == "orthogonal_unit":
-        nn.init.orthogonal_(layer.weight)
+        nn.init.orthogonal_(layer.weight, 1.0 if recipe == "orthogonal_unit" else math.sqrt(2.0))
     elif recipe == "fanin":
         bound = 1.0 / math.sqrt(layer.out_features)
         nn.init.uniform_(layer.weight, -bound, bound)

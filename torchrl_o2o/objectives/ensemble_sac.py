@@ -49,7 +49,7 @@ class EnsembleSACLoss(SoftLoss):
     ====================  ===  ===  ===========  =======  =========================================
     RLPD, A3RL            10   2    ``"mean"``   yes      ``Temperature(-A / 2)``
     REDQ                  10   2    ``"mean"``   no       ``Temperature(table, form="log_alpha")``
-    SAC, SACfD            2    2    ``"min"``    no       ``Temperature(-A, form="log_alpha")``
+    SAC, SACfD            2    2    ``"min"``    no       ``Temperature(-A / 2)`` (RLPD's baselines)
     WSRL                  10   2    ``"min"``    yes      ``Temperature(-A, form="softplus")``
     ====================  ===  ===  ===========  =======  =========================================
 

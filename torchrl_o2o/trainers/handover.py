@@ -43,10 +43,10 @@ class HandOver:
     ==============  ========================================  ==============  ============  ========================
     method          carry                                     optimizers      data          warm-up, temperature
     ==============  ========================================  ==============  ============  ========================
-    Cal-QL          actor, critics, temperature               kept            symmetric     none
+    CQL, Cal-QL     actor, critics, temperature, penalty      kept            symmetric     none
     AWAC, IQL       actor, critics (IQL: value too)           kept            all           AWAC (rlkit) 1000 steps
     ACA             see :func:`align`                         fresh           top           none, alpha = 1
-    SAC+ML -> SAC   actor, critics                            fresh           none or top   none
+    SAC+ML -> SAC   actor, critics, temperature               fresh           none or top   none
     SAC, BC start   actor                                     fresh           none or all   none
     WSRL            actor, critics, temperature               kept            none          5000 steps
     PEX             critics, V; actor as the frozen policy    fresh           symmetric     5001 steps

@@ -13,7 +13,14 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 
 from tests import golden_vectors as golden
-from torchrl_o2o.data import BalancedSampler, ChunkSampler, OnlineWriter, PrioritizedReplaySampler
+from torchrl_o2o.data import (
+    BalancedSampler,
+    ChunkSampler,
+    OnlineWriter,
+    PrioritizedReplaySampler,
+    offline_online_storage,
+    with_room,
+)
 from torchrl_o2o.data.starting import starting_buffer
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
@@ -244,3 +251,20 @@ def test_the_state_is_that_of_the_sampler_inside(tmp_path: Any) -> None:
     )
     assert buffer.sampler.sampler._rng is generator
     assert drawn.sample()["action"].shape == (4, 3)
+
+
+def test_rows_in_the_room_that_do_not_follow_one_another_are_no_chunk() -> None:
+    """`write_offline` keeps what a human did, here steps 101 and 104 and then 105, each where there is room."""
+    data = with_room(numbered(0, 6), 3)
+    writer = OnlineWriter(len(data), room=3)
+    buffer = TensorDictReplayBuffer(
+        storage=offline_online_storage(data, 4),
+        sampler=ChunkSampler(BalancedSampler(len(data)), 2, gamma=1.0),
+        writer=writer,
+    )
+    for step in (101, 104, 105):
+        writer.write_offline(numbered(step, 1))
+    buffer.extend(numbered(200, 4))
+    first = len(data) - 3
+    weight = chunks(buffer, [0, first, first + 1, first + 2, len(data)])["priority_weight"]
+    assert weight.tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]

@@ -10,6 +10,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def read_npz(path: Path, options: ReadOptions) -> RawDataset:
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = _members(archive)
-            recorded = is_ogbench(arrays)
-            return read_flat(ogbench_arrays(path) if recorded else arrays, str(path), options)
+            if is_ogbench(arrays):  # a success ends an episode there, and may be all of it
+                return read_flat(ogbench_arrays(path), str(path), replace(options, min_episode_length=1))
+            return read_flat(arrays, str(path), options)
     except O2OError:
         raise
     except Exception as error:  # zip, zlib and numpy each have their own errors for damaged files

@@ -44,9 +44,10 @@ class ChunkSampler(ChecksArguments, Sampler):
     ===========================  =============  ====================================================================
 
     Chunks follow the order in which rows were written, around the end of the ring. They are cut at the end of the
-    offline rows and at the write pointer: there rows are missing and not mixed with the oldest ones. Cut chunks, like
-    those over an episode's end, have weight 0 and therefore dilute the gradient of the critics, as in the authors'
-    code; the last h - 1 states of an episode appear as successors only.
+    offline rows and at the write pointer: there rows are missing and not mixed with the oldest ones. In the room of an
+    :class:`~torchrl_o2o.data.OnlineWriter` they are cut where a row does not begin where the one before ended. Cut
+    chunks, like those over an episode's end, have weight 0 and therefore dilute the gradient of the critics, as in the
+    authors' code; the last h - 1 states of an episode appear as successors only.
 
     Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, section 4, and the authors' ``Dataset.sample_sequence``.
 
@@ -138,8 +139,9 @@ class ChunkSampler(ChecksArguments, Sampler):
         rows = flat.reshape(*row.shape)
         following = rows["next"]
         reward, joined = following["reward"].squeeze(-1), joined.to(following.device or "cpu")
-        if self.num_envs > 1:
-            joined = joined & _in_turns(rows, row.to(joined.device) >= _ring_of(storage).first)
+        unsure = self._unsure(row, _ring_of(storage))
+        if unsure is not None:
+            joined = joined & _in_turns(rows, unsure.to(joined.device))
         done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1) & joined
         before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended before
         valid = (joined & ~before).to(reward.dtype)
@@ -158,6 +160,12 @@ class ChunkSampler(ChecksArguments, Sampler):
         if self.action_chunking:
             out |= {"action": rows["action"].flatten(1), "valid": valid}
         return out
+
+    def _unsure(self, row: Tensor, ring: _Ring) -> Tensor | None:
+        """Rows that need not follow the one before, [B, h]: of environments in turns, or written one by one."""
+        if self.num_envs > 1:
+            return row >= ring.first - ring.room
+        return (row >= ring.first - ring.room) & (row < ring.first) if ring.room else None
 
     def _rows(self, storage: Storage, start: Tensor) -> tuple[Tensor, Tensor]:
         """Row numbers of the chunks, and whether each follows the ones before it, both [B, h]; else one is repeated."""
@@ -238,15 +246,16 @@ class ChunkSampler(ChecksArguments, Sampler):
 
 
 class _Ring(NamedTuple):
-    """Slots ``first .. first + slots - 1``, written in a circle, up to now to ``newest``."""
+    """Slots ``first .. first + slots - 1``, written in a circle, up to now to ``newest``; ``room`` before it."""
 
     first: int
     slots: int
     newest: int
+    room: int = 0
 
 
 def _in_turns(rows: TensorDictBase, online: Tensor) -> Tensor:
-    """Whether each online row begins where the one before it in the chunk ended, and so all before, [B, h]."""
+    """Whether each of the rows begins where the one before it in the chunk ended, and so all before, [B, h]."""
     led_to, begins = rows["next", "observation"][:, :-1], rows["observation"][:, 1:]
     same = (led_to == begins).flatten(2).all(-1)
     follows = same | ~online[:, 1:] | rows["next", "done"][:, :-1, 0]
@@ -261,7 +270,8 @@ def _ring_of(storage: Storage) -> _Ring:
         writer = getattr(buffer, "_writer", None)
         if isinstance(writer, OnlineWriter):
             slots = max(capacity - writer.num_offline, 1)
-            return _Ring(writer.num_offline, slots, writer.num_offline + (writer.total_written - 1) % slots)
+            newest = writer.num_offline + (writer.total_written - 1) % slots
+            return _Ring(writer.num_offline, slots, newest, writer.room)
         if isinstance(writer, RoundRobinWriter) and int(getattr(writer, "_write_count", 0)):
             ring = _Ring(0, capacity, (int(getattr(writer, "_cursor", 0)) - 1) % capacity)
     return ring

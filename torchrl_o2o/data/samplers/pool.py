@@ -66,7 +66,8 @@ class PoolSampler(DrawingSampler):
       ``misaligned_weights`` repeats it;
     - the pool is as large as the batch of all minibatches (``pool_size=None`` here), where the paper's is k = 4
       minibatches; drawing from 1024 instead of 5120 rows is what makes scoring cheap;
-    - weights are scaled to mean 1 over the *pool*, not over the rows drawn, whose weights are smaller on average;
+    - weights are scaled to mean 1 over the *pool*, not over the rows drawn, whose weights are smaller on average (in
+      their newer script over the rows drawn);
     - the density ratio is updated after sampling, the paper updates it before: a matter of the training loop.
 
     Source: A3RL Eqs. 3-4 and Algorithm 1.
@@ -141,7 +142,7 @@ class PoolSampler(DrawingSampler):
         *,
         misaligned_weights: bool = False,
     ) -> PoolSampler:
-        """The sampling of the authors' code: pool of the batch's size, weights of mean 1 over the pool.
+        """The sampling of the authors' code: a pool of the batch's size.
 
         With ``AdvantageAligned(Advantage(loss, num_samples=100, shared_noise=False, antithetic=False),
         DensityRatioScore(ratio, normalize=False))`` on a ReLU density ratio the rows' probabilities and weights are
@@ -151,13 +152,15 @@ class PoolSampler(DrawingSampler):
         Args:
             log_priority: as in the constructor.
             num_offline: as in the constructor.
-            misaligned_weights: ``True`` is ``train_finetuning_a3rl.py``, ``False`` (default) the later
-                ``train_finetuning_all.py``.
+            misaligned_weights: ``True`` is ``train_finetuning_a3rl.py``: weights of mean 1 over the pool, and the j-th
+                drawn row has that of pool row j. ``False`` (default) is the later ``train_finetuning_all.py``: the
+                drawn rows' own weights, of mean 1 over them.
 
         Returns:
             A sampler with alpha 0.3 and beta 0.4; anneal ``beta`` to 1 over the run.
         """
-        return cls(log_priority, num_offline, pool_size=None, normalize="pool", misaligned_weights=misaligned_weights)
+        over: Literal["pool", "batch"] = "pool" if misaligned_weights else "batch"
+        return cls(log_priority, num_offline, pool_size=None, normalize=over, misaligned_weights=misaligned_weights)
 
     @property
     def alpha(self) -> float:

@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
 
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import AWACLoss
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
-from torchrl_o2o.updates import Descend, MoveTargets, Update
+from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 __all__ = ["make_awac"]
 
@@ -22,26 +23,28 @@ __all__ = ["make_awac"]
 def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Critics on one-step targets without entropy, then the actor by weighted likelihood, then the targets.
 
-    The order is CORL's.
+    In the authors' order all gradients are taken at the old parameters; in CORL's the actor learns from the critics
+    that have just been moved.
 
     Args:
-        cfg: sections ``actor``, ``qvalue``, ``loss``, ``value_estimator``, ``target``, ``optim`` and
-            ``actor_weight_decay``.
+        cfg: ``order`` (``"corl"`` or ``"authors"``), ``actor_weight_decay``, and sections ``actor``, ``qvalue``,
+            ``loss``, ``value_estimator``, ``target`` and ``optim``.
         dims: observation and action dimension.
 
     Returns:
         The learner.
+
+    Raises:
+        O2OSpecError: if the order is unknown.
     """
+    check_option("order", cfg.order, ("corl", "authors"))
     actor = make_gaussian_actor(*dims, **plain(cfg.actor))
     loss = AWACLoss(actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
     loss.make_value_estimator(**plain(cfg.value_estimator))
     critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))
     actor_params = loss.actor_network_params.parameters()
     actor_optim = Adam(actor_params, weight_decay=cfg.actor_weight_decay, **plain(cfg.optim))
-    update = Update(
-        loss,
-        Descend("qvalue", critic_optim),
-        Descend("actor", actor_optim),
-        MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
-    )
+    steps = Descend("qvalue", critic_optim), Descend("actor", actor_optim)
+    ordered = steps if cfg.order == "corl" else (Joint(*steps),)
+    update = Update(loss, *ordered, MoveTargets(SoftUpdate(loss, **plain(cfg.target))))
     return Learner(actor, loss, compiled(update, cfg))

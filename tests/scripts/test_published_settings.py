@@ -1,0 +1,84 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What tasks and domains make of the scripts' settings, against what the papers and their codes state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.scripts.running import ROOT, compose
+from torchrl_o2o.data.conventions import CONVENTIONS, Convention
+
+#: Who standardizes observations on hands, in CORL's runs and AWR's code; nobody else does.
+STANDARDIZE = {"awac", "td3_bc", "bc", "odt", "awr"}
+SCRIPTS = [
+    path.parent.name
+    for path in sorted((ROOT / "sota-implementations").glob("*/config.yaml"))
+    if path.parent.name not in ("rlpd_pixels", "drqv2")  # no observations to standardize
+]
+
+
+@pytest.mark.parametrize("task", ["adroit-pen", "adroit-pen-dense", "adroit-door"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_observations_on_hands(script: str, task: str) -> None:
+    convention = compose(script, f"task={task}").convention
+    assert bool(convention.get("normalize_observations", False)) == (script in STANDARDIZE)
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name in CONVENTIONS])
+def test_the_table_agrees_on_hands(script: str) -> None:
+    """A domain may change rewards, since those of the environment differ; not whether observations are standardized."""
+    convention = Convention(**OmegaConf.to_container(compose(script, "task=adroit-door").convention))  # type: ignore[arg-type]
+    assert convention.normalize_observations == CONVENTIONS[script]["adroit"].normalize_observations
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rewards_of_binary_hands_are_the_same_two_numbers(script: str) -> None:
+    """The environment pays -0.1 and 10; a learner sees -1 and 0, or a multiple of them."""
+    for settings in ([], ["base=cal_ql"], ["base=cql"]) if script == "samg" else ([],):
+        convention = compose(script, "task=adroit-door", *settings).convention
+        scale, shift = convention.get("reward_scale", 1.0), convention.get("reward_shift", 0.0)
+        low, high = (scale * reward + shift for reward in (-0.1, 10.0))
+        if script == "odt":  # returns are asked for in the environment's own rewards
+            assert (low, high) == (-0.1, 10.0)
+        elif settings or script in ("cql", "wsrl"):
+            assert (low, high) == pytest.approx((-5.0, 5.0), abs=1e-4)
+        else:
+            assert (low, high) == pytest.approx((-0.01, 0.0) if script == "awr" else (-1.0, 0.0), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("awac", ("task=adroit-pen-dense",), {"loss.awac_lambda": 0.1}),
+        ("awac", (), {"qvalue.initialization": "torch"}),
+        ("samg", (), {"qvalue.initialization": "torch"}),
+        ("iql", ("task=adroit-pen-dense",), {"loss.beta": 0.5, "actor.dropout": 0.1}),
+        ("spot", ("task=adroit-pen-dense",), {"cooling_floor": 0.5, "loss.density_weight": 1.0}),
+        ("spot", ("task=antmaze-umaze",), {"loss.density_weight": 0.25}),
+        ("spot", ("task=antmaze-large",), {"loss.density_weight": 0.025}),
+        ("rebrac", ("task=adroit-pen-dense",), {"loss.critic_bc_coef": 0.5, "offline.batch_size": 256}),
+        ("rebrac", ("task=pointmaze-medium",), {"loss.actor_bc_coef": 0.003, "offline.batch_size": 256}),
+        ("rlpd", ("algorithm=redq", "task=hopper"), {"target_entropy_per_dim": -0.333333}),
+        ("rlpd", ("algorithm=redq", "task=walker2d"), {"target_entropy_per_dim": -0.5}),
+        ("a3rl", ("task=pointmaze-large",), {"convention.reward_shift": -1.0, "loss.entropy_backup": False}),
+        ("a3rl", ("priority=authors_code",), {"priority_from": 0}),
+        ("pex", ("task=antmaze-umaze",), {"schedule.eval_every": 10_000, "evaluation.num_episodes": 100}),
+        ("qc", (), {"schedule.eval_every": 100_000, "evaluation.num_episodes": 50}),
+        ("qc", ("task=antmaze-umaze",), {"offline.num_steps": 500_000}),
+        ("samg", ("base=cal_ql", "task=adroit-door"), {"penalty.weight": 1.0, "failure_reward": -0.1}),
+        ("samg", ("base=cql", "task=pointmaze-large"), {"penalty.target_gap": 0.8, "failure_reward": 0.0}),
+        ("samg", ("base=awac", "task=adroit-door"), {"loss.awac_lambda": 0.1}),
+        ("samg", ("base=cql", "task=antmaze-large"), {"qvalue.initialization": "orthogonal"}),
+        ("cql", ("task=antmaze-large", "domain=antmaze_corl"), {"qvalue.initialization": "orthogonal"}),
+        ("off2on", (), {"qvalue.initialization": "fanin", "actor.initialization": "fanin"}),
+    ],
+)
+def test_settings_of_domains(script: str, words: tuple[str, ...], expected: dict[str, Any]) -> None:
+    cfg = compose(script, *words)
+    assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
