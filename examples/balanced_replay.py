@@ -78,9 +78,8 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
         result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
         print(f"{when}: return {result.returns.mean():.1f}")
 
-    actors, critics = [], []
+    actors, critics, networks = [], [], {"hidden_sizes": cfg.hidden_sizes, "initialization": "fanin"}
     for agent in range(cfg.num_agents):  # offline: agents that differ in their initialization and batches only
-        networks = {"hidden_sizes": cfg.hidden_sizes, "initialization": "fanin"}
         actors.append(make_actor(*specs, **networks))
         pair = make_qvalue_ensemble(*specs, num_qvalue_nets=2, layer_norm=False, **networks)
         critics += pair
