@@ -98,8 +98,11 @@ def main(cfg: Config) -> ACALoss:
     target_updater, optims = SoftUpdate(loss, tau=cfg.tau), make_optims(loss, cfg)
     if not cfg.align_critic:  # without its share of log pi_0, ACA is SAC, here on the offline critics
         carry_over(sac_ml, loss, ("qvalue_network", "temperature"))
-    buffer, num_updates = starting_buffer(offline, cfg.total_frames, num_top_episodes=cfg.num_top_episodes, data="top"), 0
-    collector = StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed)
+    buffer = starting_buffer(offline, cfg.total_frames, data="top", num_top_episodes=cfg.num_top_episodes)
+    num_updates, collector = (
+        0,
+        StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed),
+    )
     for step, data in enumerate(collector, 1):
         buffer.extend(data.select(*TRANSITION))
         if len(buffer) > cfg.batch_size:
