@@ -99,14 +99,12 @@ def main(cfg: Config) -> ACALoss:
     if not cfg.align_critic:  # without its share of log pi_0, ACA is SAC, here on the offline critics
         carry_over(sac_ml, loss, ("qvalue_network", "temperature"))
     buffer = starting_buffer(offline, cfg.total_frames, data="top", num_top_episodes=cfg.num_top_episodes)
-    collector = StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed)
-    num_updates = 0
-    for step, data in enumerate(collector, 1):
+    env, num_updates = make_gym_env(cfg.env), 0
+    for step, data in enumerate(StepCollector(env, actor, total_frames=cfg.total_frames, seed=cfg.seed), 1):
         buffer.extend(data.select(*TRANSITION))
         if len(buffer) > cfg.batch_size:
-            loss.interpolation = cfg.align_critic * interpolation_weight(
-                num_updates, horizon=cfg.horizon, floor=cfg.floor
-            )
+            weight = interpolation_weight(num_updates, horizon=cfg.horizon, floor=cfg.floor)
+            loss.interpolation = weight * cfg.align_critic
             batch = buffer.sample(cfg.batch_size)
             descend(optims["alpha"], loss.alpha_loss(batch)[0])
             descend(optims["qvalue"], loss.qvalue_loss(batch)[0])
