@@ -25,8 +25,9 @@ def append(app: Any, docname: str, source: list[str]) -> None:
     for claim in claims:
         results = read_results(ROOT / "benchmarks" / "claims" / f"{claim.name}.csv")
         figure = f"../figures/{claim.name}.png"
+        shown = figure in source[0] or not (ROOT / "docs" / figure[3:]).exists()
         if results:
-            sections.append("#" + section(claim, results, figure if (ROOT / "docs" / figure[3:]).exists() else None))
+            sections.append("#" + section(claim, results, None if shown else figure))
     if sections:
         head = "## What was measured\n\nClaims of the paper, put to the test here ([all of them](../results.md)).\n\n"
         source[0] += "\n" + head + "\n".join(sections)

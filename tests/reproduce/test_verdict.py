@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record import iqm
 from torchrl_o2o.reproduce import Claim, Comparison, Result, judge, verdict_of
 
@@ -100,3 +101,35 @@ def test_a_gain_is_compared_with_zero(score: float, verdict: str) -> None:
 def test_the_same_results_give_the_same_interval() -> None:
     runs = [*results("a", 90 + SPREAD), *results("b", SPREAD)]
     assert judge(claim(), runs) == judge(claim(), runs)
+
+
+def curves(group: str, *scores: float) -> list[Result]:
+    """Five equal runs, evaluated at steps 0, 10, 20, ..."""
+    steps = 10.0 * np.arange(len(scores))
+    return [Result(group, "t", n, "", "finished", 1.0, "", "", "", steps, np.array(scores)) for n in range(5)]
+
+
+def judged(part: Comparison, runs: list[Result]) -> float:
+    texts = ("name", "paper", "where", "statement", "metric", tuple(range(5)), "settings", "rlpd")
+    groups: dict[str, tuple[str, ...]] = {"a": (), "b": ("x=1",)}
+    (finding,) = judge(Claim(*texts, (), {"t": ()}, groups, (part,)), runs)
+    return finding.difference
+
+
+@pytest.mark.parametrize(("window", "kept"), [(0.1, 0.0), (0.5, -30.0), (1.0, -35.0)])
+def test_a_fall_after_the_window_does_not_count(window: float, kept: float) -> None:
+    runs = curves("a", 40.0, 40.0, 10.0, 50.0, 5.0)
+    assert judged(Comparison("a", None, "kept", "no_less", 3.0, window=window), runs) == kept
+
+
+def test_a_method_that_acts_otherwise_from_step_0_on_is_measured_from_another_groups_start() -> None:
+    """Group a falls at the hand-over itself, from the 40 of the policy that b goes on with to 3."""
+    runs = [*curves("a", 3.0, 5.0, 60.0), *curves("b", 40.0, 41.0, 42.0)]
+    parts = {name: Comparison("a", None, name, "no_less", 3.0, start="b") for name in ("kept", "gain")}
+    assert {name: judged(part, runs) for name, part in parts.items()} == {"kept": -37.0, "gain": 20.0}
+    assert judged(Comparison("a", None, "kept", "no_less", 3.0), runs) == 0.0
+    assert np.isnan(judged(parts["kept"], runs[:5])), "without b's runs there is no start"
+    with pytest.raises(O2OSpecError, match="only gain and kept have a start"):
+        Comparison("a", "b", "final", "more", 3.0, start="b")
+    with pytest.raises(O2OSpecError, match="expected a part of the online steps"):
+        Comparison("a", "b", "kept", "more", 3.0, window=0.0)

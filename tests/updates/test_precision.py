@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_float64_and_narrow_products_stay() -> None:
 def test_other_types_are_refused() -> None:
     with pytest.raises(O2OSpecError, match=r"float16.*expected torch\.bfloat16"):
         make(torch.float16)
+
+
+def test_slow_products_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchrl_o2o.updates.update.has_bfloat16", lambda device: False)
+    with pytest.warns(UserWarning, match="does not multiply in it here"):
+        make(torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        make(None)
 
 
 def test_autocast_is_near_and_refused_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,15 @@ class Comparison:
     Args:
         group: the group that the claim speaks of.
         than: the group it is compared with; ``None`` compares with zero, as for a gain.
-        statistic: ``final``, the last evaluation; ``gain``, that minus the hand-over score; ``kept``, minus the fall in
-            the first tenth of the online steps (0: no dip); ``mean``, the time average while online.
+        statistic: ``final``, the last evaluation; ``gain``, that minus the hand-over score; ``kept``, minus the fall
+            early online (0: no dip); ``mean``, the time average while online.
         rule: ``more`` or ``no_less``.
         margin: smallest difference of interest, in units of the metric, positive.
+        window: part of the online steps in which a fall counts for ``kept``, in (0, 1]. Defaults to 0.1. Where updates
+            begin after a warm-up, the window has to reach beyond it.
+        start: the group whose score at the hand-over ``gain`` and ``kept`` are measured from, by seed and task; the
+            group's own evaluation at step 0 then counts as its first online. For methods that act by another policy
+            from step 0 on. ``None`` (default) is the group itself.
     """
 
     group: str
@@ -43,12 +48,29 @@ class Comparison:
     statistic: str
     rule: str
     margin: float
+    window: float = 0.1
+    start: str | None = None
+
+    @property
+    def measured(self) -> str:
+        """The statistic in words.
+
+        Examples:
+            >>> Comparison("pex", None, "kept", "no_less", 3.0, window=0.5, start="direct").measured
+            'kept over 50 % of the steps, from the start of direct'
+        """
+        over = f" over {self.window:.0%} of the steps".replace("%", " %") if self.window != 0.1 else ""
+        return self.statistic + over + (f", from the start of {self.start}" if self.start is not None else "")
 
     def __post_init__(self) -> None:
         check_option("statistic", self.statistic, STATISTICS)
         check_option("rule", self.rule, RULES)
         if not self.margin > 0:
             raise O2OSpecError(f"margin={self.margin}; expected a smallest difference of interest above 0.")
+        if not 0.0 < self.window <= 1.0:
+            raise O2OSpecError(f"window={self.window}; expected a part of the online steps, in (0, 1].")
+        if self.start is not None and self.statistic not in ("gain", "kept"):
+            raise O2OSpecError(f"start={self.start} with statistic={self.statistic}; only gain and kept have a start.")
 
 
 @dataclass(frozen=True)
@@ -117,7 +139,7 @@ class Claim:
     def __post_init__(self) -> None:
         if self.share_offline is not None:
             check_option("share_offline", self.share_offline, tuple(self.groups))
-        named = {name for part in self.comparisons for name in (part.group, part.than) if name is not None}
+        named = {name for part in self.comparisons for name in (part.group, part.than, part.start) if name}
         if unknown := sorted(named - set(self.groups)):
             raise O2OSpecError(f"{self.name}: comparisons name {unknown}; the groups are {sorted(self.groups)}.")
         if not (self.tasks and self.groups and self.comparisons and self.seeds):

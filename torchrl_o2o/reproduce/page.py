@@ -57,7 +57,7 @@ def section(claim: Claim, results: Sequence[Result], figure: str | None = None) 
         difference = f"{finding.difference:.4g} [{finding.low:.4g}, {finding.high:.4g}]" if finding.finished else "–"
         runs = f"{finding.finished} of {finding.wanted}"
         lines.append(
-            f"| {part.group} - {against} | {part.statistic} | {difference} | {rule} | {runs} | {finding.verdict} |"
+            f"| {part.group} - {against} | {part.measured} | {difference} | {rule} | {runs} | {finding.verdict} |"
         )
     remarks = dict.fromkeys(remark for finding in findings for remark in finding.remarks)
     lines += ["", *(f"- {remark}" for remark in remarks)] if remarks else []

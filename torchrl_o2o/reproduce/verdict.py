@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchrl_o2o.record.curves import dip, gain, iqm, regret
+from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret
 from torchrl_o2o.reproduce.claims import Claim, Comparison
 from torchrl_o2o.reproduce.results import Result
 
@@ -50,13 +50,14 @@ class Finding:
     remarks: tuple[str, ...] = ()
 
 
-def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray) -> float:
+def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray, window: float = 0.1) -> float:
     """Score one run; see :class:`~torchrl_o2o.reproduce.claims.Comparison` for what the statistics mean.
 
     Args:
         statistic: ``final``, ``gain``, ``kept`` or ``mean``.
         steps: ``[n]``.
         scores: ``[n]``.
+        window: of ``kept``. Defaults to 0.1.
 
     Examples:
         >>> import numpy as np
@@ -70,7 +71,7 @@ def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray) -> float:
     if statistic == "gain":
         return gain(steps, scores)
     if statistic == "kept":
-        return 0.0 - dip(steps, scores)
+        return 0.0 - dip(steps, scores, window=window)
     return 1.0 - regret(steps, scores, optimum=1.0)
 
 
@@ -108,16 +109,16 @@ def verdict_of(findings: Sequence[Finding]) -> str:
 
 def _judge(claim: Claim, part: Comparison, results: Sequence[Result]) -> Finding:
     names = [part.group] if part.than is None else [part.group, part.than]
-    own = [result for result in results if result.group in names]
+    needed = {*names, part.start} - {None}
+    own = [result for result in results if result.group in needed]
     finished = [result for result in own if result.status == "finished"]
-    wanted = len(names) * len(claim.tasks) * len(claim.seeds)
-    scores = {name: _scores(claim, part.statistic, name, finished) for name in names}
+    wanted = len(needed) * len(claim.tasks) * len(claim.seeds)
+    scored = [
+        (run, score) for run in finished if run.group in names and (score := _score(part, run, finished)) is not None
+    ]
+    scores = {name: _by_task(claim, name, scored) for name in names}
     remarks = tuple(f"{_name(result)} failed" for result in own if result.status == "failed")
-    remarks += tuple(
-        f"{_name(result)} diverged (a score is NaN)"
-        for result in finished
-        if np.isnan(score_of(part.statistic, result.steps, result.scores))
-    )
+    remarks += tuple(f"{_name(result)} diverged (a score is NaN)" for result, score in scored if np.isnan(score))
     difference, low, high = _difference([scores[name] for name in names])
     verdict = "undecided" if len(finished) < wanted else _decide(part, difference, low, high)
     return Finding(part, verdict, difference, low, high, len(finished), wanted, remarks)
@@ -127,12 +128,24 @@ def _name(result: Result) -> str:
     return f"{result.group} on {result.task}, seed {result.seed},"
 
 
-def _scores(claim: Claim, statistic: str, group: str, finished: Sequence[Result]) -> list[np.ndarray]:
+def _score(part: Comparison, run: Result, finished: Sequence[Result]) -> float | None:
+    """A run's score; ``None`` where the run whose start it is measured from is not there yet."""
+    steps, scores = run.steps, run.scores
+    if part.start is not None:
+        same = (
+            other for other in finished if (other.group, other.task, other.seed) == (part.start, run.task, run.seed)
+        )
+        if (start := next(same, None)) is None:
+            return None
+        online = steps >= 0  # one step later, so that the own evaluation at the hand-over counts as the first online
+        steps = np.concatenate([[0.0], steps[online] + 1])
+        scores = np.concatenate([[handover_score(start.steps, start.scores)], scores[online]])
+    return score_of(part.statistic, steps, scores, part.window)
+
+
+def _by_task(claim: Claim, group: str, scored: Sequence[tuple[Result, float]]) -> list[np.ndarray]:
     """One array of seeds for each task that has any."""
-    by_task = (
-        [score_of(statistic, run.steps, run.scores) for run in finished if (run.group, run.task) == (group, task)]
-        for task in claim.tasks
-    )
+    by_task = ([score for run, score in scored if (run.group, run.task) == (group, task)] for task in claim.tasks)
     return [np.array(scores) for scores in by_task if scores]
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -178,8 +179,8 @@ class Update:
             mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"``
                 records the whole update as one CUDA graph. Defaults to ``"default"``.
             matmul_dtype: ``torch.bfloat16`` multiplies wide float32 matrices (no dimension below 64: the hidden layers)
-                in bfloat16, twice as fast where the hardware has it, at a relative error of some 1e-3 per product.
-                ``None`` (default) keeps float32.
+                in bfloat16, twice as fast where the hardware has it, at a relative error of some 1e-3 per product;
+                elsewhere it is slower, and a warning says so. ``None`` (default) keeps float32.
 
         Returns:
             This update.
@@ -194,6 +195,13 @@ class Update:
         if matmul_dtype not in (None, torch.bfloat16):
             raise O2OSpecError(f"got matmul_dtype={matmul_dtype}, expected torch.bfloat16, or None for float32")
         check_compiler()
+        device = next(self.loss.parameters()).device
+        if matmul_dtype is not None and not has_bfloat16(device):
+            warnings.warn(
+                f"got matmul_dtype={matmul_dtype} on {device.type}, which does not multiply in it here: there "
+                "an update has taken eleven times as long as in float32; leave it out",
+                stacklevel=2,
+            )
         self._options = (mode, matmul_dtype)
         self.recompile()
         return self
