@@ -24,7 +24,7 @@ from torchrl_o2o.trainers.algorithms import make_awac
 
 def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune."""
-    problem = load_problem(cfg, "awac")
+    problem = load_problem(cfg, cfg.convention_of)
     with offline_phase(cfg, problem, make_awac, then=make_awac) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))

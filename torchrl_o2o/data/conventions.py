@@ -170,6 +170,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         "aca": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors shift online only; both phases need one scale
         "off2on": _row(_PLAIN, _PLAIN, _PLAIN),
         "awac": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
+        "awac_authors": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code; mazes as the others
         "iql": _row(Convention(scale_by_returns=True), _MINUS_ONE, _PLAIN),  # its authors' code
         "iql_corl": _row(
             _STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED

@@ -91,7 +91,7 @@ class Further:
             problem: whose rows are the run's and the new ones behind them.
             num_offline: how many of the first rows the run has kept apart as offline ones.
         """
-        rows, section = problem.offline, "offline" if "batch_size" in self.cfg.get("offline", {}) else "online"
+        rows, section = problem.offline, "online" if self.cfg.get("online", {}).get("batch_size") else "offline"
         size = self.cfg[section].batch_size * getattr(self.learner.update, "num_minibatches", 1)
         storage = LazyTensorStorage(len(rows) + 1)  # a writer has at least one slot
         storage.set(torch.arange(len(rows)), rows)
