@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -15,11 +16,13 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import AdditiveGaussianModule
 
+from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.collectors.single import StepCollector
-from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.data import TRANSITION, EpisodeRows, OnlineWriter
 from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_env, make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OSpecError
@@ -188,6 +191,65 @@ class Counter(gymnasium.Env):
         self.state += 1.0
         action[:] = 9.0
         return self.state, np.array([0.5]), False, bool(self.state[0] >= 3), {}
+
+
+class Uncapturable(Counter):
+    """Counts in a class attribute, which no state of the environment holds."""
+
+    steps = 0
+
+    def step(self, action: np.ndarray) -> tuple:
+        Uncapturable.steps += 1
+        return super().step(action)
+
+
+@pytest.mark.filterwarnings("ignore:the state of")
+@pytest.mark.parametrize("resumed_twice", [False, True])
+@pytest.mark.parametrize("before", [3, 5])
+def test_an_episode_that_a_resume_ends_is_marked_truncated(tmp_path: Path, before: int, resumed_twice: bool) -> None:
+    """Every row is followed by its successor, or ends its episode, over a resume that begins a new episode."""
+
+    def build(total: int) -> tuple[StepCollector, TensorDictReplayBuffer, Checkpointer]:
+        writer = OnlineWriter(0)
+        buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(20), writer=writer, batch_size=1)
+        actor = make_actor(1, 1, hidden_sizes=(8,))
+        collector = StepCollector(Uncapturable(), actor, total_frames=total, seed=0, on_cut=writer.truncate_last)
+        return collector, buffer, Checkpointer(tmp_path, objects={"collector": collector}, buffer=buffer, config={})
+
+    collector, buffer, checkpoint = build(before)
+    for row in collector:
+        buffer.extend(row.select(*TRANSITION))
+    checkpoint.save(before)
+    for _ in range(1 + resumed_twice):  # saved again before anything was collected
+        collector, buffer, checkpoint = build(before + 4)
+        checkpoint.restore()
+        assert collector.restarted
+        checkpoint.save(before + 1)
+    for row in collector:
+        buffer.extend(row.select(*TRANSITION))
+    rows = buffer[:]
+    goes_on = (rows["next", "observation"][:-1] == rows["observation"][1:]).flatten()
+    assert torch.equal(goes_on, ~rows["next", "done"][:-1].flatten())
+    assert not goes_on[before - 1]
+    assert not rows["next", "terminated"].any()
+
+
+def test_rows_held_back_end_with_the_episode_that_a_resume_ends() -> None:
+    """Sums over several steps do not reach from one episode into the next."""
+
+    def build() -> tuple[StepCollector, EpisodeRows]:
+        rows, actor = EpisodeRows(2, 0.5), make_actor(1, 1, hidden_sizes=(8,))
+        return StepCollector(Counter(), actor, total_frames=5, seed=0, on_cut=rows.cut), rows
+
+    first, rows = build()
+    for _, row in zip(range(2), first, strict=False):
+        assert len(rows.add(row)) == 0
+    resumed, resumed_rows = build()
+    resumed.load_state_dict(first.state_dict() | {"env": None})
+    resumed_rows.load_state_dict(rows.state_dict())
+    ended = resumed_rows.add(next(iter(resumed)))
+    assert ended["steps_to_next_obs"].flatten().tolist() == [2, 1]
+    assert ended["next", "truncated"].all()
 
 
 def test_rows_share_no_memory_with_the_environment() -> None:

@@ -71,6 +71,26 @@ def test_each_environment_is_the_one_of_a_single_collector(kind: str) -> None:
     assert collector.frames == 2 * total
 
 
+def test_episodes_that_a_resume_ends_are_cut() -> None:
+    """Only where one was under way, and once, at the next step."""
+    collector = VectorCollector(build("disabled", 3))
+    collector.step(torch.zeros(3, 3))
+    state = collector.state_dict()
+    state["envs"], state["step_count"] = None, torch.tensor([4, 0, 2])
+    cut: list[int] = []
+    resumed = VectorCollector(build("disabled", 3), on_cut=cut.append)
+    resumed.load_state_dict(state)
+    assert resumed.restarted
+    assert cut == []
+    assert (resumed.state_dict()["step_count"] > 0).tolist() == [True, False, True]
+    for _ in range(2):
+        resumed.step(torch.zeros(3, 3))
+    assert cut == [0, 2]
+    resumed.load_state_dict(collector.state_dict())
+    resumed.step(torch.zeros(3, 3))
+    assert cut == [0, 2]
+
+
 def test_noise_is_each_seeds_own() -> None:
     """Random and policy actions are those of single runs, to the rounding of a batched product."""
     seeds = [3, 11, 5]

@@ -102,8 +102,9 @@ class StepCollector:
         total_frames: transitions to deliver in all.
         init_random_frames: first transitions that take uniformly random actions instead. Defaults to 0.
         seed: seeds the environment, by one reset; ``None`` (default) leaves its own seed.
-        on_cut: called when the step after the last transition delivered was rejected, so that this transition is now
-            its episode's last, for instance :meth:`~torchrl_o2o.data.OnlineWriter.truncate_last`. Defaults to ``None``.
+        on_cut: called when the step after the last transition delivered was rejected, or a resumed collector had to
+            begin a new episode, so that this transition is now its episode's last, for instance
+            :meth:`~torchrl_o2o.data.OnlineWriter.truncate_last`. Defaults to ``None``.
         device: where the transitions go; ``None`` (default) is the CPU.
         fast_act: act by :class:`~torchrl_o2o.collectors.FastActor`, from the same noise but in numpy, so that actions
             are the actor's to rounding only. Defaults to ``False``: the actor's own bits.
@@ -167,6 +168,10 @@ class StepCollector:
         if self._fast is not None:
             self._fast.actor = self.actor
             self._fast.refresh()
+        if self._cut_due and self.frames < self.total_frames:
+            self._cut_due = False
+            if self.on_cut is not None:
+                self.on_cut()
         while self.frames < self.total_frames:
             transition = self._step()
             if transition is not None:
@@ -259,19 +264,21 @@ class StepCollector:
             "frames": self.frames,
             "observation": kept["observation"] if list(kept) == ["observation"] else kept,
             "episode_reward": self._episode_reward,
-            "step_count": self._step_count,
+            "step_count": self._step_count or int(self._cut_due),  # until the cut, the old episode counts as open
             "env": env_state(self.env),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
-        An environment whose state could not be captured starts a new episode; ``restarted`` then says so.
+        An environment whose state could not be captured starts a new episode; ``restarted`` then says so. If an episode
+        was under way, ``on_cut`` is called when collecting goes on, since by then the buffer is restored too.
         """
         known = {"frames": 0, "step_count": 0} | dict.fromkeys(("observation", "episode_reward", "env", "queue"))
         check_state(self, state_dict, known, optional=("queue",))
         self.frames = state_dict["frames"]
         self.restarted = state_dict["env"] is None
+        self._cut_due = self.restarted and state_dict["step_count"] > 0
         if self.restarted:
             self._start_episode()
             return
@@ -284,6 +291,8 @@ class StepCollector:
 
     #: Whether the last :meth:`load_state_dict` had to start a new episode.
     restarted: bool = False
+    #: Whether the last transition delivered is still to be marked as its episode's last.
+    _cut_due: bool = False
 
     def shutdown(self) -> None:
         """Close the environment, as TorchRL's collectors do."""

@@ -122,8 +122,9 @@ class VectorCollector:
         total_frames: iteration ends when at least as many transitions were delivered. Defaults to ``None``: never.
         init_random_frames: first transitions, over all environments, with uniformly random actions. Defaults to 0.
         seeds: one per environment; ``None`` (default) leaves their own and draws from the global generator.
-        on_cut: called with i when the step after the last one delivered by environment i was rejected, so that this
-            one is now its episode's last. Defaults to ``None``.
+        on_cut: called with i when the step after the last one delivered by environment i was rejected, or a resumed
+            collector had to begin a new episode there, so that this one is now its episode's last. Defaults to
+            ``None``.
         device: where the transitions go; ``None`` (default) is the CPU.
 
     Raises:
@@ -184,6 +185,8 @@ class VectorCollector:
             envs.reset(seed=numbers)  # as StepCollector does, whose first episode begins with a reset of its own
         #: Per environment what is left of its last chunk, for an actor that decides several actions at once.
         self._queues: list[list[Tensor]] = [[] for _ in range(envs.num_envs)]
+        #: Whose last transition is still to be marked as its episode's last, after :meth:`load_state_dict`.
+        self._cut_due = np.zeros(envs.num_envs, np.bool_)
         self._start_all()
 
     @property
@@ -268,6 +271,8 @@ class VectorCollector:
             raise O2OSpecError(f"got actions {tuple(taken.shape)}, expected {(self.num_envs, *self._low.shape)}")
         if not taken.isfinite().all():
             raise O2OSpecError(f"got the actions {taken.tolist()}, expected finite ones")
+        self._cut(self._cut_due)
+        self._cut_due[:] = False
         observation = self.observation
         following, reward, terminated, truncated, infos = self._step_all(taken.numpy().copy())
         done = terminated | truncated
@@ -316,13 +321,16 @@ class VectorCollector:
     def _count(self, done: np.ndarray, rejected: np.ndarray) -> None:
         self.accepted = torch.from_numpy(~rejected)
         self.frames += int((~rejected).sum())
-        if rejected.any() and self.on_cut is not None:
-            for i in np.flatnonzero(rejected & (self._step_count > 1)):
-                self.on_cut(int(i))
+        self._cut(rejected & (self._step_count > 1))
         self._episode_reward[done] = 0.0
         self._step_count[done] = 0
         for i in np.flatnonzero(done):
             self._queues[i] = []
+
+    def _cut(self, where: np.ndarray) -> None:
+        if self.on_cut is not None:
+            for i in np.flatnonzero(where):
+                self.on_cut(int(i))
 
     def _start_all(self) -> None:
         observation, _ = self.envs.reset()
@@ -335,11 +343,12 @@ class VectorCollector:
         """Counters, observations, generators and the environments' own states (``None`` if one cannot be captured)."""
         left = [torch.stack(queue) if queue else None for queue in self._queues]
         envs = [env_state(env) for env in self.envs.envs] if isinstance(self.envs, SyncVectorEnv) else [None]
+        steps = np.maximum(self._step_count, self._cut_due)  # until the cut, the old episodes count as open
         return {
             "frames": self.frames,
             "observation": self.observation,
             "episode_reward": torch.from_numpy(self._episode_reward.copy()),
-            "step_count": torch.from_numpy(self._step_count.copy()),
+            "step_count": torch.from_numpy(steps),
             "generators": None if self.generators is None else [each.get_state() for each in self.generators],
             "envs": None if None in envs else envs,
             **({"queues": left} if any(self._queues) else {}),
@@ -349,7 +358,8 @@ class VectorCollector:
         """Restore what :meth:`state_dict` returned.
 
         Environments whose state could not be captured, those in other processes among them, start new episodes, all of
-        them; ``restarted`` then says so.
+        them; ``restarted`` then says so. For those that were in an episode, ``on_cut`` is called at the next step,
+        since by then the buffer is restored too.
 
         Raises:
             O2OSpecError: if the state belongs to another number of environments or was saved with or without seeds, or
@@ -369,6 +379,7 @@ class VectorCollector:
         for generator, state in zip(own or [], saved or [], strict=True):
             generator.set_state(state)
         self.restarted = state_dict["envs"] is None
+        self._cut_due = self.restarted & (state_dict["step_count"].numpy() > 0)
         if self.restarted:
             self._start_all()
             return
