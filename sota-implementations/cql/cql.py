@@ -57,22 +57,22 @@ def finetune_trajectories(
 ) -> None:
     """The authors' online phase: a whole trajectory, its returns, then `utd_ratio` updates for each of its steps."""
 
-    def learn() -> None:
+    def learn(step: int) -> None:
         rows = trajectory.take()
         online.buffer.extend(add_return(rows).select(*online.learner.keys))  # SAC leaves the returns out
-        for _ in range(len(rows) * utd_ratio):
+        for _ in range(len(rows) * utd_ratio if online.may_update(step) else 0):
             trajectory.metrics = online.learner.update(online.sample())
         online.log(trajectory.metrics)
 
     online.collector.on_cut = trajectory.truncate  # its last row is not in the buffer yet
     with online:
         online.log(trajectory.metrics)  # of a run that goes on
-        for _, data in online.steps():
+        for step, data in online.steps():
             if trajectory.over:  # cut by a failure of the environment
-                learn()
+                learn(step)
             trajectory.rows.append(online.problem.convention.online(data).select(*TRANSITION))
             if trajectory.over:
-                learn()
+                learn(step)
 
 
 def train(cfg: DictConfig) -> None:

@@ -19,6 +19,7 @@ from tests.scripts.phases import assert_equal, dying, newest
 from tests.scripts.running import ROOT, TASKS, compose, load_script, script_of
 from tests.scripts.test_rlpd import assert_read, without_times
 from torchrl_o2o.envs import seed_everything
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.recorder import read_metrics
 from torchrl_o2o.trainers.algorithms import make_a3rl, make_rlpd
 
@@ -72,6 +73,12 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
     theirs = newest(tmp_path / "run", "loss")
     for name, value in loss.state_dict().items():
         assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("word", ["handover.data=none", "+online.online_capacity=30"])
+def test_another_buffer_is_refused(tmp_path: Path, word: str) -> None:
+    with pytest.raises(O2OSpecError, match="A3RL's pool holds all"):
+        train(tmp_path / "run", word)
 
 
 def test_rows_in_files_train_the_same_networks(tmp_path: Path) -> None:

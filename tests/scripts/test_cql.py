@@ -105,6 +105,22 @@ def test_a_trajectory_is_learned_from_when_it_is_over(tmp_path: Path) -> None:
     assert returns.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_no_trajectory_is_learned_from_before_the_warm_up_is_over(tmp_path: Path) -> None:
+    """Two trajectories of 20 steps end within the warm-up, the third behind it."""
+    calls = []
+    update = Update.__call__
+
+    def count(self: Any, batch: Any) -> Any:
+        calls.append(1)
+        return update(self, batch)
+
+    train(tmp_path / "offline", "online.total_frames=1")
+    start = f"pretrained={tmp_path / 'offline' / 'offline'}"
+    with patch.object(Update, "__call__", count):
+        train(tmp_path / "run", start, "online.total_frames=60", "handover.warmup_steps=50")
+    assert len(calls) == 20
+
+
 def test_a_failure_of_the_environment_ends_the_trajectory(tmp_path: Path) -> None:
     """The environment breaks in its eighth step: seven rows, the last one truncated, then seven updates."""
     train(tmp_path / "offline", "online.total_frames=1")

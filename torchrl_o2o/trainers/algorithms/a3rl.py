@@ -15,6 +15,7 @@ from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, offline_online_storage
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional import annealed_beta, offline_share
 from torchrl_o2o.modules import DensityRatio, make_actor
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
@@ -63,7 +64,16 @@ def make_pool(
 
     Returns:
         The buffer; its sampler is a :class:`~torchrl_o2o.data.PoolSampler`.
+
+    Raises:
+        O2OSpecError: if ``handover`` or ``online`` ask for another buffer: the pool holds all data and all steps.
     """
+    other = {"handover.data": cfg.handover.data, "online.online_capacity": cfg.online.get("online_capacity")}
+    if other != {"handover.data": "symmetric", "online.online_capacity": None}:
+        raise O2OSpecError(
+            f"got {other}; A3RL's pool holds all recorded and all online rows, and pool.offline_fraction says how many "
+            "of either: leave them out"
+        )
     if make_storage is None:
         make_storage = partial(offline_online_storage, scratch_dir=cfg.online.get("scratch_dir"))
     storage = make_storage(problem.offline, cfg.online.total_frames)

@@ -131,9 +131,11 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
         The learner; it explores with normal noise, whose ``sigma`` is the explorer's last module's.
 
     Raises:
-        O2OSpecError: if the algorithm is none of those.
+        O2OSpecError: if the algorithm is none of those, or ``utd_ratio`` is not 1.
     """
     check_option("algorithm", cfg.algorithm, ("drqv2", "drqv2_bc", "bc"))
+    if cfg.utd_ratio != 1:
+        raise O2OSpecError(f"got utd_ratio={cfg.utd_ratio}; DrQ-v2 makes one update of all networks, expected 1")
     fixed: dict[str, Any] = {"offset": 0.5, "initialization": "orthogonal", "latent_dim": None, "out_key": "features"}
     encoder = _laid_out(make_pixel_encoder(shape, **fixed, **plain(cfg.encoder)), cfg)
     width: int = encoder.module.out_features  # type: ignore[assignment]
