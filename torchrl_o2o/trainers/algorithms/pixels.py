@@ -39,7 +39,7 @@ from torchrl_o2o.data import (
 )
 from torchrl_o2o.deploy import policy_saver
 from torchrl_o2o.envs import GuardedEnv, drawing_arguments, make_gym_env, seed_everything
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.modules import (
     Temperature,
     make_bottleneck,
