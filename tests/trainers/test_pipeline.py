@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,46 @@ def test_warm_up_trains_nothing(tmp_path: Path, problem: Problem) -> None:
     learner = AWAC()
     before = {name: value.clone() for name, value in learner.loss.state_dict().items()}
     how = HandOver(warmup_steps=100)
-    finetune(problem, learner, options(tmp_path / "run"), handover=how, total_frames=20, batch_size=64)
+    with pytest.warns(UserWarning, match="this run makes no update"):
+        finetune(problem, learner, options(tmp_path / "run"), handover=how, total_frames=20, batch_size=64)
     assert all(torch.equal(value, before[name]) for name, value in learner.loss.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("total", "how", "others", "warns"),
+    [
+        (20, {"warmup_steps": 21}, {}, True),
+        (20, {"warmup_steps": 20}, {}, False),
+        (20, {}, {"init_random_frames": 20}, True),
+        (20, {}, {"init_random_frames": 19}, False),
+        (20, {"data": "none"}, {"batch_size": 21}, True),
+        (20, {"data": "none"}, {"batch_size": 20}, False),
+    ],
+)
+def test_a_run_that_will_make_no_update_says_so(
+    tmp_path: Path, problem: Problem, total: int, how: dict[str, Any], others: dict[str, Any], warns: bool
+) -> None:
+    """As the first step is looked at, not at the end; and only if it is so."""
+    settings = {"handover": HandOver(**how), "total_frames": total, "batch_size": 8} | others
+    phase = Finetuning(problem, AWAC(), options(tmp_path / "run"), **settings)
+    updates = 0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(1, total + 1):
+            phase.buffer.extend(problem.offline[:1].select(*phase.learner.keys))
+            updates += phase.may_update(step)
+    said = [str(each.message) for each in caught if "makes no update" in str(each.message)]
+    assert len(said) == warns
+    assert (updates == 0) == warns
+    assert all(f"total_frames={total}" in each for each in said)
+
+
+def test_a_buffer_that_never_holds_a_batch_is_refused(tmp_path: Path, problem: Problem) -> None:
+    settings = {"handover": HandOver(data="none"), "total_frames": 5000, "batch_size": 1024}
+    with pytest.raises(O2OSpecError, match=r"online_capacity=100, .* 100 slots .* 1024 rows of a batch"):
+        Finetuning(problem, AWAC(), options(tmp_path / "run"), online_capacity=100, **settings)
+    assert not (tmp_path / "run").exists()
+    Finetuning(problem, AWAC(), options(tmp_path / "run"), online_capacity=1024, **settings)
 
 
 def test_rows_are_converted_once_and_inserted_through_the_hook(tmp_path: Path, problem: Problem) -> None:

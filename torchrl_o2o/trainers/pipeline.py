@@ -10,6 +10,7 @@ The two phases are two runs with a folder each, so that one pre-training serves 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -373,6 +374,7 @@ class Finetuning(Phase):
             environment here.
 
     Raises:
+        O2OSpecError: if ``online_capacity`` is given and leaves the buffer fewer slots than a batch has rows.
         EnvFaultError: if the environment keeps failing.
     """
 
@@ -405,6 +407,13 @@ class Finetuning(Phase):
                 f"got scratch_dir={str(scratch_dir)!r} and a buffer whose rows are in memory; leave it out, or build "
                 "its storage with offline_online_storage(..., scratch_dir=...)"
             )
+        slots = drawn_from.storage.max_size
+        if online_capacity is not None and slots < rows:
+            raise O2OSpecError(
+                f"got online_capacity={online_capacity}, with which the buffer has {slots} slots in all and never "
+                f"holds the {rows} rows of a batch, so that nothing would be learned; raise online_capacity, or lower "
+                "batch_size"
+            )
         sampler = drawn_from.sampler
         if init_random_frames and isinstance(sampler, BalancedSampler):
             sampler.check_capacity(drawn_from.storage, rows)  # before anything is written
@@ -415,6 +424,7 @@ class Finetuning(Phase):
         else:
             self.collector = make_fleet(problem, learner, options, total_frames, init_random_frames, fleet)
         self._offline: TensorDictReplayBuffer | None = None
+        self._looked_ahead = False
         objects = {**learner.objects(), **(objects or {}), "collector": self.collector}
         session = options.session(problem, learner, drawn_from, objects, total_frames)
         super().__init__(problem, learner, drawn_from, session)
@@ -446,9 +456,27 @@ class Finetuning(Phase):
         return self.session.online(self.collector)
 
     def may_update(self, step: int) -> bool:
-        """Whether random steps and warm-up are over and the buffer holds a batch."""
-        warm = step > self.init_random_frames and self.handover.may_update(step)
-        return warm and len(self.buffer) >= self.rows
+        """Whether random steps and warm-up are over and the buffer holds a batch.
+
+        If that will be so at no step of the run, a warning says so at the first call.
+        """
+        if not self._looked_ahead:
+            self._look_ahead(step)
+        return self._is_warm(step) and len(self.buffer) >= self.rows
+
+    def _is_warm(self, step: int) -> bool:
+        return step > self.init_random_frames and self.handover.may_update(step)
+
+    def _look_ahead(self, step: int) -> None:
+        self._looked_ahead, total = True, self.collector.total_frames
+        held = min(len(self.buffer) + total - step, self.buffer.storage.max_size)
+        if not self._is_warm(total) or held < self.rows:
+            warnings.warn(
+                f"this run makes no update: it has total_frames={total}, of which the first {self.init_random_frames} "
+                f"are random (init_random_frames) and {self.handover.warmup_steps} are warm-up (warmup_steps), and its "
+                f"buffer will hold {held} rows, a batch {self.rows}; raise total_frames or lower what it waits for",
+                stacklevel=3,
+            )
 
     def updates(self, step: int, data: TensorDictBase) -> Iterator[int]:
         """The updates to make after a step's transitions were stored: one, or with a fleet those that its counts allow.
