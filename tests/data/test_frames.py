@@ -21,17 +21,21 @@ from torchrl.data import TensorDictReplayBuffer
 from tests import golden_vectors as golden
 from torchrl_o2o.checkpoint.buffer import BufferArchive
 from torchrl_o2o.data import (
+    INTERVENED,
     BalancedSampler,
     FrameStorage,
     OnlineWriter,
     PixelData,
+    insert_intervened,
     load_offline,
     make_local_dataset,
     n_step,
     pixel_data,
     stack_rows,
+    with_room,
 )
 from torchrl_o2o.data.frames import as_frames, stack_numbers
+from torchrl_o2o.data.starting import starting_buffer
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 
@@ -258,3 +262,40 @@ def test_recorded_images_become_stacks(tmp_path: Path) -> None:
     assert torch.equal(rows["observation"][0, :3], rows["observation"][0, 6:])
     assert torch.equal(rows["next", "observation"][3], rows["observation"][4])
     assert rows["next", "truncated"].squeeze(-1).nonzero().squeeze(-1).tolist() == [24, 49, 59]
+
+
+def test_frames_of_rows_several_steps_ahead_are_refused() -> None:
+    image = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    columns = {"observation": image, "episode": torch.zeros(4, dtype=torch.long), "next": {"observation": image}}
+    rows = TensorDict(columns, [4]).set("steps_to_next_obs", torch.full((4,), 3))
+    with pytest.raises(O2ODataError, match="n_step last"):
+        stack_rows(rows)
+
+
+@pytest.mark.parametrize("num_online", [10, 60])
+def test_offline_rows_that_go_are_overwritten_with_their_own_frames(num_online: int) -> None:
+    """The writer comes round to the offline slots, again and again; the ring holds what every row needs."""
+    images = np.stack([image(number) for number in range(101)])
+    data = pixel_data([{"observation": images, "action": np.zeros((100, 2)), "reward": np.zeros(100)}])
+    buffer = starting_buffer(data.rows, num_online, make_storage=data.make_storage)
+    rng = np.random.default_rng(0)
+    frames = torch.from_numpy(rng.integers(0, 256, (1_301, 3, 3, 2), dtype=np.uint8))
+    now, following = stack_numbers([1_300], 3)
+    rows = data.stacks(torch.zeros(1_300, dtype=torch.long))
+    rows["observation"], rows["next", "observation"] = frames[now].flatten(1, 2), frames[following].flatten(1, 2)
+    for first in range(0, 1_300, 5):
+        buffer.extend(rows[first : first + 5])
+    size = 100 + num_online
+    stored = buffer.storage.get((100 + 1_300 + torch.arange(size)) % size)  # oldest first
+    for entry in ("observation", ("next", "observation")):
+        assert torch.equal(stored[entry], rows[-size:][entry])
+
+
+def test_interventions_have_no_room_among_frames() -> None:
+    data = offline()
+    rows = with_room(data.rows, 2)
+    storage = data.make_storage(rows, 20)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(12, room=2), batch_size=2)
+    online = data.stacks(torch.tensor([4, 7]))
+    with pytest.raises(O2OSpecError, match="FrameStorage has no room"):
+        insert_intervened(buffer, online.set(INTERVENED, torch.ones(2, 2)))

@@ -58,6 +58,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         TrajectoryReplay(0)
     with pytest.raises(O2ODataError, match="episode"):
         replay.load(rows().exclude("episode"))
+    with pytest.raises(O2ODataError, match="n_step last"):
+        replay.load(rows().set("steps_to_next_obs", torch.ones(12)))
 
 
 def test_a_state_holds_what_was_appended_and_fits_its_data_alone() -> None:

@@ -4,6 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -106,6 +107,19 @@ def test_the_acting_policy_follows_the_loss() -> None:
             value.add_(0.05)
     torch.manual_seed(1)
     assert not torch.equal(actor(data.clone())["action"], before)
+
+
+@pytest.mark.parametrize("form", ["copied", "float64", "loaded"])
+def test_the_actor_has_the_parameters_of_its_own_loss(form: str) -> None:
+    loss = BestOfNLoss(*networks()[1:], num_samples=4)
+    if form == "copied":
+        loss = copy.deepcopy(loss)
+    elif form == "float64":
+        loss = loss.double()
+    else:
+        loss.load_state_dict({key: value + 1.0 for key, value in loss.state_dict().items()})
+    actor = loss.make_actor()
+    assert {id(value) for value in actor.parameters()} == {id(value) for value in loss.parameters()}
 
 
 def train(loss: Any, batch: TensorDict, steps: int) -> None:

@@ -23,6 +23,7 @@ from torchrl.data import LazyTensorStorage
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.keys import EPISODE
+from torchrl_o2o.data.transforms import check_one_step
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["FrameRing", "FrameStorage", "PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
@@ -222,7 +223,8 @@ def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence
         The data; other entries stay.
 
     Raises:
-        O2ODataError: if there is no ``episode``, rows are shuffled, or an entry holds no uint8 images.
+        O2ODataError: if there is no ``episode``, rows are shuffled or go over several steps (take ``n_step`` of
+            :attr:`PixelData.rows`), or an entry holds no uint8 images.
 
     Examples:
         >>> image = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
@@ -231,6 +233,7 @@ def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence
         >>> data.rows["next", "observation"].tolist(), data.frames["observation"].shape
         ([[0, 0, 1], [0, 1, 2], [3, 3, 4]], torch.Size([5, 3, 8, 8]))
     """
+    check_one_step(data, "stacks of frames one step apart")
     number = number_episodes(data)
     lengths = torch.bincount(number)
     last = lengths.cumsum(0) - 1
@@ -462,12 +465,18 @@ class FrameStorage(LazyTensorStorage):
         return super().get(index)
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
-        """Write rows; with ``set_cursor=False`` everything but the frames of rows that are there."""
+        """Write rows; with ``set_cursor=False`` everything but the frames of rows that are there.
+
+        Raises:
+            O2OSpecError: with ``set_cursor=False``, if the rows have other images than those that are there.
+        """
         single = not isinstance(cursor, Tensor | Sequence | range | slice)
         rows = data.unsqueeze(0) if single else data
         if not set_cursor:
+            slots = torch.as_tensor(cursor).reshape(-1)
+            self._check_same(rows, slots)
             entries = [entry for key in self.rings for entry in (key, ("next", key))]
-            rows = self.get_rows(torch.as_tensor(cursor).reshape(-1)).clone().update(rows.exclude(*entries))
+            rows = self.get_rows(slots).clone().update(rows.exclude(*entries))
         elif any(rows.get(key).dtype != torch.long for key in self.rings):
             slots = torch.as_tensor(cursor).reshape(-1)
             rows = rows.copy()
@@ -478,6 +487,18 @@ class FrameStorage(LazyTensorStorage):
     def set_rows(self, slots: Any, rows: Any, *, set_cursor: bool = True) -> None:
         """Write rows that hold the numbers of their frames."""
         super().set(slots, rows, set_cursor=set_cursor)
+
+    def _check_same(self, rows: TensorDictBase, slots: Tensor) -> None:
+        """Refuse other images for rows that stay: the ring would have to hold all frames since the first of them."""
+        stored = self.get(slots)
+        for entry in (entry for key in self.rings for entry in (key, ("next", key))):
+            given = rows.get(entry, None)
+            if given is not None and not torch.equal(given.to(self.device), stored.get(entry)):
+                raise O2OSpecError(
+                    f"got rows with other {entry!r} than the stored rows whose places they take; a FrameStorage has no "
+                    f"room for images among the offline rows (OnlineWriter(..., room=R)). Take offline_online_storage "
+                    f"of whole stacks, or write such rows online alone"
+                )
 
     def _number(self, rows: TensorDictBase, key: str, slots: Tensor) -> None:
         """Replace the stacks of some rows by numbers, and store the frames that are new."""
@@ -528,14 +549,17 @@ class FrameStorage(LazyTensorStorage):
             ring.grow(ring.capacity + max(end - self._oldest[key], ring.capacity // 4))
 
     def _oldest_kept(self, key: str, slots: Tensor) -> int:
-        """The smallest number of an online frame that a row has, but for the rows that are written over."""
+        """The smallest number of an online frame that a row has, but for the rows that are written over.
+
+        Online rows may lie anywhere: a writer that lets the offline rows go comes round to their slots.
+        """
         ring = self.rings[key]
-        if not self.initialized or len(self) <= self.num_offline:
+        if not self.initialized or len(self) == 0:
             return ring.newest + 1
-        rows = self.get_rows(slice(self.num_offline, len(self)))
+        rows = self.get_rows(slice(0, len(self)))
         numbers = torch.stack([rows.get(entry).amin(-1) for entry in (key, ("next", key))]).amin(0)
         kept = torch.ones(len(numbers), dtype=torch.bool, device=numbers.device)
-        kept[slots[slots < len(self)].to(numbers.device) - self.num_offline] = False
+        kept[slots[slots < len(self)].to(numbers.device)] = False
         numbers = numbers[kept & (numbers >= len(ring.fixed))]
         return int(numbers.amin()) if len(numbers) else ring.newest + 1
 

@@ -70,7 +70,8 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         The online slots, [n].
 
     Raises:
-        O2OSpecError: if an action is given in part, does not fit or is a flag, or there is no room.
+        O2OSpecError: if an action is given in part, does not fit or is a flag, or there is no room, as in a
+            :class:`~torchrl_o2o.data.FrameStorage`, whose offline frames stay.
 
     Examples:
         >>> from torchrl.data import TensorDictReplayBuffer

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import number_episodes
+from torchrl_o2o.data.transforms import check_one_step
 from torchrl_o2o.errors import O2OSpecError, check_number, check_state
 
 __all__ = ["TrajectoryReplay", "returns_to_go"]
@@ -109,8 +110,9 @@ class TrajectoryReplay:
             rows: transitions [N] with ``episode``, observations as the policy sees them.
 
         Raises:
-            O2ODataError: if the rows have no episode numbers, or are shuffled.
+            O2ODataError: if the rows have no episode numbers, are shuffled, or go over several steps.
         """
+        check_one_step(rows, "a return to go")
         _, lengths = number_episodes(rows).unique_consecutive(return_counts=True)
         episodes = rows.split(lengths.tolist())
         for each in sorted(episodes, key=lambda each: float(each["next", "reward"].sum()))[-self.capacity :]:

@@ -34,6 +34,7 @@ __all__ = [
     "add_mc_return",
     "add_next_action",
     "check_horizon",
+    "check_one_step",
     "episode_returns",
     "locomotion_reward",
     "mc_return",
@@ -73,7 +74,7 @@ class AffineReward:
             O2ODataError: if rewards are sums over several steps and something would be added to them.
         """
         if self.shift:
-            _one_step(data, "a shift of the reward")
+            check_one_step(data, "a shift of the reward")
         reward = data.get(("next", "reward")) * self.scale + self.shift
         return data.copy().set(("next", "reward"), reward)
 
@@ -102,7 +103,7 @@ def episode_returns(data: TensorDictBase) -> Tensor:
         >>> episode_returns(data)
         tensor([2., 1.], dtype=torch.float64)
     """
-    _one_step(data, "an episode's return")
+    check_one_step(data, "an episode's return")
     episode, reward = number_episodes(data), _rewards(data).double()
     count = int(episode[-1]) + 1 if len(episode) else 0
     return reward.new_zeros(count).index_add_(0, episode, reward)
@@ -212,7 +213,7 @@ def add_mc_return(
             f"gamma={gamma} with failure_reward={failure_reward}; expected [0, 1), or 1 without the latter."
         )
     check_option("failure_rule", failure_rule, ("all", "last"))
-    _one_step(data, "a Monte-Carlo return")
+    check_one_step(data, "a Monte-Carlo return")
     reward, segment = _rewards(data), number_episodes(data)
     value = mc_return(reward, segment, gamma)
     if failure_reward is not None:
@@ -289,7 +290,7 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
     check_horizon(n, gamma)
     if data.ndim != 1:
         raise O2ODataError(f"got data of batch size {list(data.batch_size)}, expected [N]; flatten with reshape(-1)")
-    _one_step(data, "a sum over n steps")
+    check_one_step(data, "a sum over n steps")
     trajectory = data.get(("collector", "traj_ids"), None)
     segment = number_episodes(data) if trajectory is None else _segments(data, column(data, trajectory, "traj_ids"))
     row = torch.arange(len(data), device=segment.device)
@@ -329,15 +330,27 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
         >>> add_next_action(data)["next", "action"].squeeze(-1)
         tensor([1., 2.])
     """
-    _one_step(data, "the action of the next step")
+    check_one_step(data, "the action of the next step")
     episode = number_episodes(data)
     goes_on = (episode[1:] == episode[:-1]) | data["next", "terminated"].squeeze(-1)[:-1]
     rows = goes_on.nonzero().squeeze(-1)
     return data[rows].set(key, data["action"][rows + 1])
 
 
-def _one_step(data: TensorDictBase, what: str) -> None:
-    """Refuse rows whose rewards are sums over several steps already."""
+def check_one_step(data: TensorDictBase, what: str) -> None:
+    """Refuse rows whose rewards are sums over several steps already, and whose next observations lie several ahead.
+
+    Args:
+        data: transitions.
+        what: what is formed of rows of single steps, for the message.
+
+    Raises:
+        O2ODataError: if the data have ``"steps_to_next_obs"``.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> check_one_step(random_transitions(4, 3, 2), "a Monte-Carlo return")
+    """
     if has_steps(data):
         raise O2ODataError(
             f"the transitions have {STEPS!r}, so their rewards are sums over n steps, of which {what} cannot be "

@@ -134,7 +134,8 @@ class OnlineWriter(Writer):
         """Write transitions [n] into the room among the offline slots, the oldest there go first; return their slots.
 
         Raises:
-            O2OSpecError: if there are more of them than room.
+            O2OSpecError: if there are more of them than room, or the storage is a
+                :class:`~torchrl_o2o.data.FrameStorage`, which has no room for images among the offline rows.
         """
         if len(data) > self.room:
             raise O2OSpecError(

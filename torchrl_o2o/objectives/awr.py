@@ -142,10 +142,16 @@ class AWRLoss(TransitionLoss):
             The same.
 
         Raises:
-            O2OSpecError: if the rows have more than one batch dimension.
+            O2OSpecError: if the rows have more than one batch dimension, or go over several steps.
         """
         if rows.batch_dims != 1:
             raise O2OSpecError(f"got rows of shape {list(rows.batch_size)}, expected [N], in their order")
+        steps = self.value_estimator.tensor_keys.steps_to_next_obs
+        if rows.get(steps, None) is not None:
+            raise O2OSpecError(
+                f"the rows have {steps!r}, so they go over several steps, of which the return of an episode cannot be "
+                f"formed; label rows of single steps, without n_step"
+            )
         keys, following = self.tensor_keys, self._following(rows)
         value, next_value = self._value(self._state(rows)), self._value(self._next_state(rows))
         self._check_outcome(following, rows.batch_size)

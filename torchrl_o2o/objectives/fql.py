@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -358,8 +359,8 @@ class BestOfNLoss(FlowLoss):
             reduction=reduction,
         )
         self.num_samples = check_count("num_samples", num_samples, least=1)
-        # Kept without registering them: the parameters that train are those of this loss.
-        self.__dict__["_templates"] = flow_network, qvalue_network[0].module
+        # Kept without registering it: the parameters that train are those of this loss.
+        self.__dict__["_critic"] = qvalue_network[0].module
         self.make_value_estimator()
 
     def make_actor(self) -> Actor:
@@ -368,10 +369,11 @@ class BestOfNLoss(FlowLoss):
         Returns:
             An actor that shares this loss's parameters; random under every exploration type.
         """
-        flow, critic = self.__dict__["_templates"]
+        flow = copy.deepcopy(self.actor_network)  # its own parameters are only shapes
+        self.actor_network_params.to_module(flow)
         net = BestOfN(
             flow.module,
-            critic,
+            self.__dict__["_critic"],
             inner_parameters(flat_parameters(self.qvalue_network_params)),
             self.action_low.clone(),
             self.action_high.clone(),
