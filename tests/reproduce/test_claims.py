@@ -59,6 +59,46 @@ def test_unknown_names_are_input_errors(tmp_path) -> None:
         load_claim(path)
 
 
+OWN = """
+paper: p
+where: w
+statement: s
+metric: m
+settings: s
+seeds: [0, 1]
+script: rlpd
+overrides: ["a=b"]
+tasks: {hopper: ["task=hopper"]}
+groups: {one: ["x=1"], two: ["x=2"]}
+comparisons: [{group: one, than: two, statistic: final, rule: more, margin: 1}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "said"),
+    [
+        ('overrides: ["a=b"]', "overrides: a=b", r"overrides is 'a=b'; expected a list of overrides"),
+        ('overrides: ["a=b"]', "overrides:", "overrides is None; expected a list of overrides"),
+        ('overrides: ["a=b"]', "overrides: [{a: b}]", "expected a list of overrides"),
+        ('tasks: {hopper: ["task=hopper"]}', "tasks: {hopper: task=hopper}", r"tasks\.hopper is 'task=hopper'"),
+        ('"x=1"]', "5]", r"groups\.one is \[5\]"),
+        ('two: ["x=2"]', "two: x=2", r"groups\.two is 'x=2'"),
+        ("seeds: [0, 1]", "seeds: 5", r"seeds is 5; expected a list, such as \[0, 1"),
+        ("seeds: [0, 1]", "seeds: [-1]", "expected an integer, not negative"),
+        ("seeds: [0, 1]", "seeds: [a]", "expected an integer, not negative"),
+        ('"x=2"', '"x=1"', r"one on hopper, seed 0 and two on hopper, seed 0 are the same run, .*expected that groups"),
+        ("seeds: [0, 1]", "seeds: [3, 3]", "seed 3 are the same run, .* each seed once"),
+    ],
+)
+def test_a_claim_of_ones_own_is_refused_in_words(tmp_path, line: str, instead: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN)
+    assert len(list(load_claim(path).jobs())) == 4
+    path.write_text(OWN.replace(line, instead))
+    with pytest.raises(O2OSpecError, match=said):
+        load_claim(path)
+
+
 def test_comparisons_are_checked() -> None:
     with pytest.raises(O2OSpecError, match="margin"):
         Comparison("a", None, "gain", "more", 0.0)

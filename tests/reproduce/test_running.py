@@ -95,6 +95,18 @@ def test_results_come_from_folders_and_stay_when_those_are_gone(tmp_path: Path, 
     assert kept[0].command == "rlpd seed=0"
 
 
+def test_a_finished_run_without_the_metric_counts_as_failed_and_stops_no_other(tmp_path: Path, start) -> None:
+    list(run_jobs(jobs(), tmp_path, start=start))
+    lacking = tmp_path / jobs()[1].key / "metrics.jsonl"
+    text = lacking.read_text()
+    lacking.write_text(text.replace('"m"', '"other"'))
+    with pytest.warns(UserWarning, match=r"c: a finished run counts as failed, since .* has no metric 'm'"):
+        results = collect(claim(), tmp_path, [])
+    assert [run.status for run in results] == ["finished", "failed", "finished"]
+    lacking.write_text(text)
+    assert [run.status for run in collect(claim(), tmp_path, results)] == ["finished"] * 3, "once it is there"
+
+
 def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
     stale = Result("a", "t", 0, "rlpd-000", "finished", 1.0, "", "", "", np.zeros(1), np.zeros(1))
     assert collect(claim(), tmp_path, [stale]) == []

@@ -83,7 +83,9 @@ def _run(arguments: argparse.Namespace) -> int:
             failed |= status == "failed"
             _claims(arguments.claims, arguments, save=True)
         stopped = children.received
-    _claims(arguments.claims, arguments, save=True)
+    ours = {job.key for job in jobs}
+    results = [result for _, each in _claims(arguments.claims, arguments, save=True).values() for result in each]
+    failed |= any(result.status == "failed" for result in results if result.key in ours)  # also one without the metric
     return 128 + stopped if stopped is not None else int(failed)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_option, check_seed
 
 __all__ = ["RULES", "STATISTICS", "Claim", "Comparison", "Job", "find_claims", "load_claim"]
 
@@ -224,12 +224,35 @@ def _claim(path: Path, text: str) -> Claim:
     except TypeError as error:
         wanted = [field.name for field in fields(Comparison)]
         raise O2OSpecError(f"{path}: a comparison is off ({error}); expected {wanted}.") from error
-    data |= {"comparisons": parts, "seeds": tuple(data["seeds"]), "overrides": tuple(data["overrides"])}
+    if not isinstance(data["seeds"], list):
+        raise O2OSpecError(f"{path}: seeds is {data['seeds']!r}; expected a list, such as [0, 1, 2, 3, 4].")
+    seeds = tuple(check_seed(seed, f"{path}: seeds") for seed in data["seeds"])
+    data |= {"comparisons": parts, "seeds": seeds, "overrides": _words(path, "overrides", data["overrides"])}
     data |= {key: _overrides(path, key, data[key]) for key in ("tasks", "groups")}
-    return Claim(name=path.stem, **data)
+    claim = Claim(name=path.stem, **data)
+    _check_apart(path, claim)
+    return claim
+
+
+def _check_apart(path: Path, claim: Claim) -> None:
+    """Refuse two groups or tasks that are one run, whose results would go by one name."""
+    known: dict[str, Job] = {}
+    for job in claim.jobs():
+        if (same := known.setdefault(job.key, job)) is not job:
+            one, other = (f"{each.group} on {each.task}, seed {each.seed}" for each in (same, job))
+            raise O2OSpecError(
+                f"{path}: {one} and {other} are the same run, {job.script} with {list(job.overrides)}; expected that "
+                "groups and tasks differ in their overrides, and each seed once."
+            )
 
 
 def _overrides(path: Path, key: str, section: Any) -> dict[str, tuple[str, ...]]:
-    if not isinstance(section, dict) or not all(isinstance(words, Sequence) for words in section.values()):
+    if not isinstance(section, dict):
         raise O2OSpecError(f"{path}: {key} is {section!r}; expected a list of overrides by name.")
-    return {str(name): tuple(map(str, words)) for name, words in section.items()}
+    return {str(name): _words(path, f"{key}.{name}", words) for name, words in section.items()}
+
+
+def _words(path: Path, key: str, words: Any) -> tuple[str, ...]:
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise O2OSpecError(f'{path}: {key} is {words!r}; expected a list of overrides, such as ["a=1", "b=2"].')
+    return tuple(words)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from torchrl_o2o.durable import replace_durably
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2OCheckpointError, O2ODataError
 from torchrl_o2o.record.runs import load_run
 from torchrl_o2o.reproduce.claims import Claim, Job
 
@@ -131,6 +132,8 @@ def collect(claim: Claim, runs: Path, known: Iterable[Result]) -> list[Result]:
         runs: folder of run folders, each called as its job's key.
         known: results read before; a finished one is never replaced.
 
+    A run that ended well but cannot be read, or lacks the claim's metric, counts as failed, and a warning says why.
+
     Returns:
         Results in the order of the claim's jobs.
     """
@@ -145,12 +148,16 @@ def _latest(job: Job, claim: Claim, folder: Path, before: Result | None) -> Resu
     outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
     if outcome["status"] not in ("finished", "failed"):  # stopped: it goes on some other time
         return None
-    steps, scores, record = np.zeros(0), np.zeros(0), {}
-    if outcome["status"] == "finished":
-        run = load_run(folder, claim.metric)
-        steps, scores, record = run.steps, run.scores, run.record
+    steps, scores, record, status = np.zeros(0), np.zeros(0), {}, outcome["status"]
+    if status == "finished":
+        try:
+            run = load_run(folder, claim.metric)
+            steps, scores, record = run.steps, run.scores, run.record
+        except (O2ODataError, O2OCheckpointError) as error:
+            status = "failed"
+            warnings.warn(f"{claim.name}: a finished run counts as failed, since {error}", stacklevel=3)
     commit = (record.get("commit") or {}).get("hash", "")
     dirty = " with changes" if (record.get("commit") or {}).get("dirty") else ""
     command = " ".join([job.script, *job.overrides, f"seed={job.seed}"])
     place = (outcome["hours"], outcome["machine"], commit + dirty, command)
-    return Result(job.group, job.task, job.seed, job.key, outcome["status"], *place, steps, scores)
+    return Result(job.group, job.task, job.seed, job.key, status, *place, steps, scores)
