@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.trainers.launch import choose_route, launch, product_dtype, run_options
+from torchrl_o2o.trainers.launch import choose_route, launch, offline_phase, product_dtype, run_options
 from torchrl_o2o.updates.matmul import matmul_route
 
 CONFIG = {
@@ -43,6 +43,28 @@ def test_what_has_no_influence_is_not_compared(tmp_path: Path) -> None:
     assert "online" not in run_options(cfg, tmp_path, without=("online",)).config
     cfg.online.scratch_dir = "elsewhere"
     assert run_options(cfg, tmp_path).config == options.config
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("evaluation.actor", "evaluation.env", "evaluation.seed", "evaluation.reference"),
+        *("recorder.folder", "recorder.config", "recorder.seed", "recorder.resume", "env_guard.make_env"),
+    ],
+)
+def test_what_the_script_sets_itself_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    cfg = OmegaConf.merge(OmegaConf.create(CONFIG), OmegaConf.from_dotlist([f"{name}=5"]))
+    with pytest.raises(O2OSpecError, match=rf"got {name}, which the script sets itself; leave it out"):
+        run_options(cfg, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["offline.learner", "online.problem", "online.buffer", "online.handover"])
+def test_a_phase_takes_from_its_section_what_is_the_users_to_say(name: str) -> None:
+    sections = {"offline": {"num_steps": 1, "batch_size": 1}, "pretrained": None}
+    cfg = OmegaConf.merge(OmegaConf.create(CONFIG | sections), OmegaConf.from_dotlist([f"{name}=5"]))
+    with pytest.raises(O2OSpecError, match=rf"got {name}, which the script sets itself"):
+        offline_phase(cfg, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["onednn", "auto"])

@@ -64,8 +64,16 @@ NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env
 #: What the offline phase does not read, so that one pre-training serves fine-tunings that differ in it.
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
-#: Sections of every run, and what they are for.
-_ARGUMENTS = {"schedule": Schedule, "evaluation": evaluate, "recorder": Recorder, "env_guard": GuardedEnv}
+#: Sections of every run, what they are for, and what of it is not the user's to say.
+_ARGUMENTS = {
+    "schedule": (Schedule, ()),
+    "evaluation": (evaluate, ("actor", "env", "seed", "reference")),
+    "recorder": (Recorder, ("folder", "config", "seed", "resume")),
+    "env_guard": (GuardedEnv, ("make_env",)),
+}
+#: The same of both phases, and of the online one alone.
+_OF_PHASES = ("problem", "learner", "options")
+_OF_ONLINE = (*_OF_PHASES, "handover", "buffer", "make_storage", "objects", "fleet")
 
 MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
 
@@ -79,7 +87,7 @@ def load_problem(cfg: DictConfig, method: str) -> Problem:
         method: a row of :data:`~torchrl_o2o.data.CONVENTIONS`.
     """
     check_arguments("env", cfg.env, make_gym_env)
-    check_arguments("dataset", cfg.dataset, load_offline)
+    check_arguments("dataset", cfg.dataset, load_offline, own=("env",))
     own = cfg.get("convention")
     convention = get_convention(method, cfg.domain) if own is None else Convention(**plain(own))
     return Problem.load(plain(cfg.env), plain(cfg.dataset), convention)
@@ -95,8 +103,8 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
     Keyword Args:
         without: entries of the configuration that are not this phase's.
     """
-    for name, function in _ARGUMENTS.items():
-        check_arguments(name, cfg[name], function)
+    for name, (function, own) in _ARGUMENTS.items():
+        check_arguments(name, cfg[name], function, own=own)
     compared = {key: value for key, value in plain_config(cfg).items() if key not in (*NOT_COMPARED, *without)}
     compared.get("evaluation", {}).pop("video", None)  # a resumed run may be filmed
     compared.get("online", {}).pop("scratch_dir", None)  # it needs a new one
@@ -178,8 +186,8 @@ def offline_phase(
         O2OSpecError: if the pre-training named is of another environment or convention, the rehearsal fails, or the
             sections ``offline`` and ``online`` have entries that their phases do not take.
     """
-    check_arguments("offline", cfg.offline, Pretraining)
-    check_arguments("online", cfg.online, Finetuning)
+    check_arguments("offline", cfg.offline, Pretraining, own=_OF_PHASES)
+    check_arguments("online", cfg.online, Finetuning, own=_OF_ONLINE)
     if cfg.pretrained is not None:
         pretrained = Pretrained.read(cfg.pretrained)
         pretrained.check(problem)

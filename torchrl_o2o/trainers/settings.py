@@ -180,13 +180,18 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
     return f"got {guilty[0]}, which {taker} does not take; leave it out, or look for its name in the page of {taker}"
 
 
-def check_arguments(name: str, settings: Mapping[str, Any], function: Callable[..., Any]) -> None:
-    """Refuse entries of a section that are no arguments of what it is for.
+def check_arguments(
+    name: str, settings: Mapping[str, Any], function: Callable[..., Any], *, own: Sequence[str] = ()
+) -> None:
+    """Refuse entries of a section that are no arguments of what it is for, or that the script gives it itself.
 
     Args:
         name: the section's.
         settings: the section.
         function: what it is for.
+
+    Keyword Args:
+        own: arguments that the script sets itself. Defaults to none.
 
     Raises:
         O2OSpecError: naming the first such entry, and what there is.
@@ -196,7 +201,9 @@ def check_arguments(name: str, settings: Mapping[str, Any], function: Callable[.
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got online.frames, expected one of total_frames
     """
-    known = [key for key in signature(function).parameters if key not in ("self", "cls")]
+    if taken := sorted(set(settings) & set(own)):
+        raise O2OSpecError(f"got {name}.{taken[0]}, which the script sets itself; leave it out")
+    known = [key for key in signature(function).parameters if key not in ("self", "cls", *own)]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise O2OSpecError(f"got {name}.{unknown[0]}, expected one of {', '.join(known)}")
