@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""All that is measured on a GPU, in ten minutes: first the CUDA tests, then updates, stacked agents and whole runs.
+"""All that is measured on a GPU, in ten minutes: first the CUDA tests, then updates and stacked agents.
 
     python benchmarks/gpu.py --out gpu.jsonl                     all parts, each in a process of its own
     python benchmarks/gpu.py --only rlpd seeds --out gpu.jsonl   some of them
@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,7 +46,7 @@ def modes(device: str) -> list[str]:
 def timed(
     part: str, contenders: dict[str, Callable[[], Callable[[], Any]]], arguments: argparse.Namespace
 ) -> Iterator[Row]:
-    """Build the contenders, leave out those that fail, let the others take turns."""
+    """Build the contenders, leave out those that fail, time each alone, then let them take turns."""
     calls: dict[str, Callable[[], Any]] = {}
     for name, make in contenders.items():
         try:
@@ -52,6 +54,8 @@ def timed(
             for _ in range(2 if arguments.short else 5):
                 call()  # compiles, allocates, records
             calls[name] = call
+            wall, _ = take_turns({name: call}, 3)[name]
+            yield {"part": part, "contender": name, "ms_alone": wall}  # stays if the time runs out before the turns
         except Exception as error:
             yield {"part": part, "contender": name, "error": f"{type(error).__name__}: {error}"}
     for name, (wall, cpu) in take_turns(calls, 3 if arguments.short else 11).items():
@@ -80,6 +84,30 @@ def rlpd(arguments: argparse.Namespace) -> Iterator[Row]:
 def _bound(make: Callable[[], Any], batch: Any) -> Callable[[], Any]:
     update = make()
     return lambda: update(batch)
+
+
+def a3rl(arguments: argparse.Namespace) -> Iterator[Row]:
+    """A3RL's step at the paper's size, its pool drawn and scored on the device, beside RLPD's from the same rows."""
+    import a3rl as sizes
+    from torchrl.data import TensorDictReplayBuffer
+
+    from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, offline_online_storage
+    from torchrl_o2o.priorities import AdvantageAligned, DensityRatioScore
+    from torchrl_o2o.testing import random_transitions
+
+    number, rows = 20_000, sizes.UTD * sizes.BATCH
+    data = random_transitions(number, sizes.OBSERVATION, sizes.ACTION)
+
+    def make(compiled: bool, pool: bool) -> Callable[[], Any]:
+        agent, storage = sizes.Agent(compiled), offline_online_storage(data, number, device=arguments.device)
+        score = AdvantageAligned(agent.advantage(), DensityRatioScore(agent.ratio))
+        sampler = PoolSampler(score, number) if pool else BalancedSampler(number)
+        buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(number), batch_size=rows)
+        buffer.extend(data)
+        return lambda: agent.update(buffer.sample())
+
+    forms = {"A3RL, eager": (False, True), "A3RL, compiled": (True, True), "RLPD, compiled": (True, False)}
+    yield from timed("a3rl", {name: partial(make, *form) for name, form in forms.items()}, arguments)
 
 
 def offline(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -179,11 +207,12 @@ def tests(arguments: argparse.Namespace) -> Iterator[Row]:
 
 #: What is measured, in this order, and the seconds that each may take.
 PARTS: dict[str, tuple[Callable[[argparse.Namespace], Iterator[Row]], int]] = {
-    "tests": (tests, 120),
-    "rlpd": (rlpd, 150),
-    "synchronizations": (synchronizations, 60),
-    "seeds": (seeds, 120),
-    "offline": (offline, 90),
+    "tests": (tests, 100),
+    "rlpd": (rlpd, 120),
+    "a3rl": (a3rl, 90),
+    "synchronizations": (synchronizations, 40),
+    "seeds": (seeds, 110),
+    "offline": (offline, 80),
     "pixels": (pixels, 60),
 }
 
@@ -219,11 +248,14 @@ def main() -> None:
         words = [sys.executable, __file__, "--device", arguments.device, "--out", str(arguments.out), "--here"]
         words += [*(["--short"] if arguments.short else []), "--only", part]
         began, error = time.monotonic(), None
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            done = subprocess.run(words, check=False, timeout=PARTS[part][1], stderr=subprocess.PIPE, text=True)
-            error = done.stderr.strip().splitlines()[-1:] if done.returncode else None
+            _, said = process.communicate(timeout=PARTS[part][1])
+            error = said.strip().splitlines()[-1:] if process.returncode else None
         except subprocess.TimeoutExpired:
             error = f"not done after {PARTS[part][1]} s"
+            os.killpg(process.pid, signal.SIGKILL)  # what the part has started, too
+            process.wait()
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"part": part, "seconds": round(time.monotonic() - began, 1), "error": error}) + "\n")
 
