@@ -68,6 +68,46 @@ def test_episode_numbers_stand_in_for_timeouts(flat: Arrays) -> None:
     assert data["next", "done"][:, 0].nonzero()[:, 0].tolist() == [3, 5, 8, 11]
 
 
+def test_a_flag_ends_an_episode_whose_number_goes_on(flat: Arrays) -> None:
+    """The numbers may be those of workers: the row after a time limit is then the observation after a reset."""
+    del flat["next_observations"]
+    without, _ = transitions(rows_from_flat(flat, max_episode_steps=None, origin="toy"))
+    flat["episode"] = np.zeros(12, int)
+    data, notes = transitions(rows_from_flat(flat, max_episode_steps=None, origin="toy"))
+    assert (data == without).all()
+    assert [(note.code, note.count) for note in notes] == [("no_next_observation", 2)]
+
+
+def split(arrays: Arrays, length: int) -> list[Arrays]:
+    return [{name: values[at : at + length] for name, values in arrays.items()} for at in range(0, 8, length)]
+
+
+@pytest.mark.parametrize("form", ["flat", "episodes"])
+@pytest.mark.parametrize("limit", [100, 4])
+def test_dones_that_are_timeouts_are_no_terminals(form: str, limit: int) -> None:
+    arrays = {"observations": np.arange(8.0)[:, None], "next_observations": np.arange(1.0, 9)[:, None]}
+    arrays |= {"actions": np.linspace(-1, 1, 8)[:, None], "rewards": np.arange(8.0)}
+    arrays |= {"dones": np.isin(np.arange(8), (3, 6)), "timeouts": np.arange(8) == 3}
+    source = arrays if form == "flat" else split(arrays, 4)
+    data = load_offline(source, names={"dones": "dones"}, max_episode_steps=limit, min_episode_length=1)
+    assert data["next", "terminated"][:, 0].nonzero()[:, 0].tolist() == [6]
+    assert data["next", "truncated"][:, 0].nonzero()[:, 0].tolist() == [3, 7]
+    with pytest.warns(UserWarning, match="Most time limits are terminal here: if the array of terminals marks every"):
+        load_offline(source, names={"dones": "terminals"}, min_episode_length=1)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_episodes_and_flat_arrays_keep_the_same_rows(terminal: bool) -> None:
+    arrays = {"observations": np.arange(8.0)[:, None], "actions": np.linspace(-1, 1, 8)[:, None]}
+    arrays |= {"rewards": np.eye(8)[3], "terminals": np.eye(8)[3] * terminal, "timeouts": np.eye(8)[3] * (not terminal)}
+    data, notes = transitions(rows_from_episodes(split(arrays, 4), origin="toy"))
+    flat, flat_notes = transitions(rows_from_flat(arrays, max_episode_steps=None, origin="toy"))
+    assert (data == flat).all()
+    told = [{note.code: note.count for note in each}["no_next_observation"] for each in (notes, flat_notes)]
+    assert told == [1 if terminal else 2] * 2
+    assert data["next", "reward"].sum().item() == terminal, "the reward of a terminal row is kept"
+
+
 @pytest.mark.parametrize("shape", [(12,), (12, 1)])
 def test_rewards_of_either_shape(flat: Arrays, shape: tuple[int, ...]) -> None:
     flat["rewards"] = flat["rewards"].reshape(shape)
@@ -97,15 +137,15 @@ def test_episodes_with_one_more_observation_lose_nothing(episodes: list[Arrays])
     assert data["observation"].dtype == data["next", "reward"].dtype == torch.float32
 
 
-def test_as_many_observations_as_actions_drops_the_last(episodes: list[Arrays]) -> None:
+def test_as_many_observations_as_actions_drops_the_last_unless_terminal(episodes: list[Arrays]) -> None:
     for episode in episodes:
         episode["observations"] = episode["observations"][:-1]
     data, notes = transitions(rows_from_episodes(episodes, origin="toy"), shortest=1)
-    assert data["observation"][:, 0].tolist() == [0, 1, 10]
-    assert data["next", "observation"][:, 0].tolist() == [1, 2, 11]
-    assert data["next", "done"][:, 0].tolist() == [False, True, True]
-    assert not data["next", "terminated"].any()
-    assert notes[0].message.startswith("2 transitions have no next observation in the data")
+    assert data["observation"][:, 0].tolist() == [0, 1, 2, 10]
+    assert data["next", "observation"][:, 0].tolist() == [1, 2, 2, 11]  # nothing bootstraps from what follows row 2
+    assert data["next", "terminated"][:, 0].tolist() == [False, False, True, False]
+    assert data["next", "truncated"][:, 0].tolist() == [False, False, False, True]
+    assert notes[0].message.startswith("1 transitions have no next observation in the data")
 
 
 def test_other_counts_of_observations_name_the_episode(episodes: list[Arrays]) -> None:

@@ -26,7 +26,7 @@ from torchrl_o2o.durable import reserve, write_durably
 
 __all__ = ["RawDataset", "SourceMeta", "cached", "dataset_root", "default_cache_dir"]
 
-_FORMAT = 2
+_FORMAT = 3  # raised when the readers give other rows
 _MANIFEST = "manifest.json"
 _HIDDEN_FOLDER = ".torchrl_o2o"
 

@@ -451,7 +451,8 @@ def unread_notes(columns: Columns, terminals: np.ndarray, ends: np.ndarray, orig
                 f"{origin}: {name} is not read, but it could say where episodes end, and differs in row {row} from "
                 f"what is read. Say what it is by names={{{name!r}: ...}}: 'terminals' (true terminals only), 'ends' "
                 "(the last row of each episode, whatever the reason), 'dones' (terminals, but time limits at "
-                "max_episode_steps), 'masks' (1 - terminal), 'starts', 'timeouts', 'episode' or 'ignore'."
+                "max_episode_steps and in rows of timeouts), 'masks' (1 - terminal), 'starts', 'timeouts', 'episode' "
+                "or 'ignore'."
             )
     if not columns.unread:
         return ()

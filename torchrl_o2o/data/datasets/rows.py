@@ -82,7 +82,8 @@ def rows_from_episodes(
     """Join episodes that hold T+1 observations for T actions, or T and their ``next_observations``.
 
     Where an episode has as many observations as actions and no next observations, its last transition has no
-    successor: it is dropped and counted, and the transition before it ends the episode, truncated unless terminal.
+    successor. A terminal one stays: nothing bootstraps from its successor, for which its own observation stands in. Any
+    other is dropped and counted, and the transition before it ends the episode, truncated unless terminal.
 
     Args:
         episodes: dictionaries with ``observations``, ``actions``, ``rewards`` and, if known, ``terminals`` and
@@ -130,10 +131,14 @@ def _episode_columns(
     observation = _vectors(arrays["observations"], f"observations of {origin}")
     steps = len(arrays["actions"])
     following = arrays.get("next_observations")
+    arrays = {role: _per_step(values, role, steps) for role, values in arrays.items()}
+    terminated, truncated = _flags(replace(found, arrays=arrays), steps, limit, origin)
     if len(observation) == steps + 1 and following is None:
         kept, observation, successor = steps, observation[:-1], observation[1:]
     elif len(observation) == steps and following is not None:
         kept, successor = steps, _vectors(following, f"next_observations of {origin}")
+    elif len(observation) == steps and terminated[-1:].any():
+        kept, successor = steps, np.concatenate([observation[1:], observation[-1:]])
     elif len(observation) == steps:
         kept, successor = max(steps - 1, 0), observation[1:]
     else:
@@ -141,9 +146,7 @@ def _episode_columns(
             f"{origin} has {len(observation)} observations for {steps} actions; expected {steps + 1} (or {steps} "
             "with next_observations)."
         )
-    arrays = {role: _per_step(values, role, steps) for role, values in arrays.items()}
     reward = cast_column(arrays["rewards"], f"rewards of {origin}").reshape(-1)
-    terminated, truncated = _flags(replace(found, arrays=arrays), steps, limit, origin)
     columns = {
         "observation": observation[:kept],
         "action": _actions(arrays["actions"], origin)[:kept],
@@ -182,6 +185,8 @@ def rows_from_flat(
     which ends an episode by a time limit (or by the end of the file) is not in the data, so the row is dropped and the
     one before it ends the episode, truncated. A terminal row stays: nothing bootstraps from its successor, for which
     its own observation stands in.
+
+    A row at a time limit ends an episode there, also where the ``episode`` numbers go on, as those of a worker do.
 
     Rows of an episode that are spread over the file, as several environments at once record them, are brought together.
 
@@ -224,7 +229,7 @@ def rows_from_flat(
             notes += (Finding("grouped", "note", message, count=len(order)),)
             if "next_observation" not in columns:
                 _refuse_shuffled(columns["observation"], episode, order, origin)
-    last = _ends(done, episode)
+    last = _ends(done, episode, "next_observation" in columns)
     ends = np.flatnonzero(last)
     notes += (
         *unread_notes(found, columns["terminated"], last, origin),
@@ -291,9 +296,14 @@ def _numbered(done: np.ndarray, episode: np.ndarray, order: np.ndarray) -> tuple
     return done, np.cumsum(begins)
 
 
-def _ends(done: np.ndarray, episode: np.ndarray | None) -> np.ndarray:
-    """Which rows are the last of their episode; the file's last row is."""
+def _ends(done: np.ndarray, episode: np.ndarray | None, linked: bool) -> np.ndarray:
+    """Which rows are the last of their episode; the file's last row is.
+
+    Unless rows are ``linked`` by next observations, the row after a flag begins another episode, whatever its number.
+    """
     inner = done[:-1] if episode is None else episode[1:] != episode[:-1]
+    if not linked:
+        inner = inner | done[:-1]
     return np.append(inner, True)[: len(done)]
 
 
@@ -418,7 +428,7 @@ def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[
                 f"{origin}: an array was said to be 'dones', terminals and time limits in one; pass max_episode_steps, "
                 "at which a row counts as a time limit."
             )
-        at_limit = _index_in_run(flags["dones"]) % limit == limit - 1
+        at_limit = truncated | (_index_in_run(flags["dones"] | truncated) % limit == limit - 1)
         terminated, truncated = terminated | (flags["dones"] & ~at_limit), truncated | (flags["dones"] & at_limit)
     if "starts" in flags:
         flags["ends"] = flags.get("ends", nothing) | np.append(flags["starts"][1:], False)[:steps]

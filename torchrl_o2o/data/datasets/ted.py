@@ -29,7 +29,8 @@ def to_transitions(rows: Rows, *, min_episode_length: int, origin: str) -> tuple
     """Apply the rules of TED and pack the rows.
 
     Episodes shorter than ``min_episode_length`` are skipped. A row that is both terminated and truncated is
-    terminated. The last row of an episode that ends without a flag is truncated.
+    terminated; where most time limits are, a warning says so. The last row of an episode that ends without a flag is
+    truncated.
 
     Args:
         rows: the raw rows.
@@ -96,7 +97,13 @@ def _episode_flags(rows: Rows) -> tuple[np.ndarray, list[Finding]]:
     truncated = rows.truncated & ~both
     if both.any():
         message = f"{both.sum()} transitions are terminal and at their time limit; they count as terminated."
-        notes.append(Finding("both_flags", "note", message, count=int(both.sum())))
+        most = both.sum() > truncated.sum()
+        if most:
+            message += (
+                " Most time limits are terminal here: if the array of terminals marks every end of an episode, say "
+                "so by names={...: 'dones'} and max_episode_steps."
+            )
+        notes.append(Finding("both_flags", "warning" if most else "note", message, count=int(both.sum())))
     last = np.cumsum(rows.lengths) - 1
     open_ends = last[~(rows.terminated | truncated)[last]]
     if len(open_ends):
