@@ -256,6 +256,28 @@ def test_a_fleet_goes_on_from_its_state():
     assert other.actors.published[0] == (crew.version, False)
 
 
+def test_a_resumed_fleet_repeats_no_random_stream():
+    """Streams go by number and attempt, so none is started twice: neither after a resume, nor if iterated again."""
+    started: list[tuple[int, int]] = []
+
+    def noted(number: int, attempt: int) -> Iterator[TensorDict]:
+        started.append((number, attempt))
+        return endless(number, attempt)
+
+    crew = scripted(noted, num_actors=2, total_frames=20)
+    collect(crew)
+    crew.total_frames = 40
+    collect(crew)
+    assert sorted(started) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    resumed = scripted(noted, num_actors=3, total_frames=60)
+    resumed.load_state_dict(crew.state_dict())
+    collect(resumed)
+    assert sorted(started[4:]) == [(0, 2), (1, 2), (2, 0)]
+    older = scripted(noted, num_actors=1, total_frames=60)
+    older.load_state_dict({name: value for name, value in crew.state_dict().items() if name != "starts"})
+    assert older.frames == 40
+
+
 def test_metrics_say_how_old_policies_were():
     crew = scripted(endless, total_frames=5, queue_size=1)
     with crew:

@@ -73,7 +73,10 @@ def test_case_a10_samg_refuses_losses_that_only_seem_to_fit() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", "abc"), ("num_threads", 0), ("online.total_frames", -5), ("online.batch_size", "abc"), ("seed", True)],
+    [
+        *(("seed", "abc"), ("num_threads", 0), ("online.total_frames", -5), ("online.batch_size", "abc")),
+        *(("seed", True), ("update_every", 0), ("phases.every", 0), ("phases.every", None)),
+    ],
 )
 def test_case_b16_settings_are_checked_before_the_first_step(name: str, value: object) -> None:
     cfg = OmegaConf.create({"seed": 0, "num_threads": 1, "online": {"total_frames": 1, "batch_size": 1}})

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from omegaconf import OmegaConf
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.trainers.launch import choose_route, launch, offline_phase, product_dtype, run_options
+from torchrl_o2o.trainers.launch import accept_seeds, choose_route, launch, offline_phase, product_dtype, run_options
+from torchrl_o2o.trainers.seeds import seed_configs
 from torchrl_o2o.updates.matmul import matmul_route
 
 CONFIG = {
@@ -65,6 +67,31 @@ def test_a_phase_takes_from_its_section_what_is_the_users_to_say(name: str) -> N
     cfg = OmegaConf.merge(OmegaConf.create(CONFIG | sections), OmegaConf.from_dotlist([f"{name}=5"]))
     with pytest.raises(O2OSpecError, match=rf"got {name}, which the script sets itself"):
         offline_phase(cfg, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seeds", [3, None, "all", [], [1.5], [-1], [True], ["a"]])
+def test_seeds_are_a_list_of_whole_numbers(seeds: object) -> None:
+    with pytest.raises(
+        O2OSpecError, match=r"got seeds=.*expected (a list of seeds, such as seeds=\[|an integer, not neg)"
+    ):
+        seed_configs(OmegaConf.create({"seeds": seeds, "run_dir": "runs/${seed}", "resume": False}))
+
+
+def test_seeds_are_five_if_not_said(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"run_dir": f"{tmp_path}/${{seed}}", "resume": False})
+    assert [own.seed for own in seed_configs(cfg)] == [0, 1, 2, 3, 4]
+    cfg.seeds = [7]
+    assert [own.seed for own in seed_configs(cfg)] == [7]
+
+
+@pytest.mark.parametrize("word", ["seed=7", "+seed=7", "++seed=7"])
+def test_one_seed_for_many_is_refused(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setattr("sys.argv", ["rlpd_seeds.py", "task=hopper", word])
+    with pytest.raises(SystemExit, match=r"O2OSpecError: got \+*seed=7, .*; say seeds=\[7\]"):
+        accept_seeds()
+    monkeypatch.setattr("sys.argv", ["rlpd_seeds.py", "task=hopper", "seeds=[7]"])
+    accept_seeds()
+    assert sys.argv[1:] == ["task=hopper", "+seeds=[7]"]
 
 
 @pytest.mark.parametrize("name", ["onednn", "auto"])

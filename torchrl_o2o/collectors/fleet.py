@@ -131,6 +131,7 @@ class Fleet:
         self._held: dict[int, TensorDictBase] = {}
         self._given_up: dict[int, str] = {}
         self._warned: set[tuple[int, str]] = set()
+        self._starts = [0] * self.num_actors  # of each actor, in all parts of the run: no two repeat a random stream
         self._threads: list[threading.Thread] = []
         self._sources: dict[int, Source] = {}
         self._stop = threading.Event()
@@ -190,16 +191,19 @@ class Fleet:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters. What is on its way is not stored yet and not part of it."""
+        """The counters, and how often each actor was started; not what is on its way, which is not stored yet."""
         counters = {name: getattr(self, name) for name in ("frames", "version", "owed", "restarts")}
-        return {**counters, "refused": dict(self.refused)}
+        return {**counters, "refused": dict(self.refused), "starts": list(self._starts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned; the actors begin new episodes."""
-        check_state(self, state_dict, {**self.state_dict(), "owed": None, "refused": None})
+        """Go on from what :meth:`state_dict` returned; the actors begin new episodes, with new random numbers."""
+        known = {**self.state_dict(), "owed": None, "refused": None, "starts": None}
+        check_state(self, state_dict, known, optional=("starts",))
         for name in ("frames", "version", "owed", "restarts"):
             setattr(self, name, state_dict[name])
         self.refused = Counter(state_dict["refused"])
+        before = state_dict.get("starts", [])
+        self._starts = [*before[: self.num_actors], *[0] * (self.num_actors - len(before))]
 
     def shutdown(self) -> None:
         """End the actors, as TorchRL's collectors do. They start again if the fleet is iterated again."""
@@ -227,9 +231,10 @@ class Fleet:
 
     def _feed(self, number: int) -> None:
         """Take what an actor delivers, and start it again when it dies."""
-        attempt = failures = 0
+        failures = 0
         while failures <= self.max_restarts and self._wants(number):
-            delivered = False
+            delivered, attempt = False, self._starts[number]
+            self._starts[number] += 1
             try:
                 source = self._sources[number] = self.actors.start(number, attempt)
                 for data in source:
@@ -243,7 +248,6 @@ class Fleet:
             finally:
                 if (source := self._sources.pop(number, None)) is not None:
                     _close(source)
-            attempt += 1
         self._put(number, O2OSpecError(f"it died {failures} times in a row without a transition"))
 
     def _wants(self, number: int) -> bool:

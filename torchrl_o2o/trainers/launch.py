@@ -250,7 +250,15 @@ def online_phase(
 
 
 def accept_seeds() -> None:
-    """Let the command line say ``seeds=...``, which the configuration of the single runs does not have."""
+    """Let the command line say ``seeds=...``, which the configuration of the single runs does not have.
+
+    Raises:
+        SystemExit: with a sentence if it says ``seed=...``, since the seeds take its place.
+    """
+    for word in sys.argv[1:]:
+        name, _, seed = word.lstrip("+").partition("=")
+        if name == "seed":
+            _leave(O2OSpecError(f"got {word}, this script trains several seeds at once; say seeds=[{seed}]"))
     _accept("seeds=")
 
 

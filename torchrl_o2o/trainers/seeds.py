@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.checkpoint.streams import RandomStream
 from torchrl_o2o.checkpoint.together import common_step
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_seed
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.trainers.interrupt import graceful_exit
@@ -199,10 +199,19 @@ def seed_configs(cfg: DictConfig) -> list[DictConfig]:
         One per seed, with ``seed`` in the place of ``seeds``.
 
     Raises:
-        O2OSpecError: if several seeds have one folder, or a folder holds a run and ``resume`` is off.
+        O2OSpecError: if ``seeds`` is no list of whole numbers of 0 or more, several seeds have one folder, or a folder
+            holds a run and ``resume`` is off.
+
+    Examples:
+        >>> seed_configs(OmegaConf.create({"seeds": 3}))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got seeds=3, expected a list of seeds, such as seeds=[3]
     """
-    configs = []
-    for seed in cfg.get("seeds", range(5)):
+    configs, seeds = [], cfg.get("seeds", OmegaConf.create(list(range(5))))
+    if not OmegaConf.is_list(seeds) or not len(seeds):
+        example = [seeds] if isinstance(seeds, int) else [0, 1, 2]
+        raise O2OSpecError(f"got seeds={seeds}, expected a list of seeds, such as seeds={example}")
+    for seed in [check_seed(each, "seeds") for each in seeds]:
         own = copy.deepcopy(cfg)
         with open_dict(own):
             own.pop("seeds", None)

@@ -37,6 +37,8 @@ _LEAST = {
     "num_threads": 1,
     "utd_ratio": 1,
     "num_agents": 1,
+    "update_every": 1,
+    "phases.every": 1,
     "schedule.eval_every": 1,
     "schedule.log_every": 1,
     "schedule.checkpoint_every": 1,
