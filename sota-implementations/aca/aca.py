@@ -14,7 +14,9 @@ The updates are those of examples/aca.py, in the same order.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -36,6 +38,15 @@ ONLINE_ONLY = ("learner", "level", "alignment", "interpolation", "max_grad_norm"
 LEARNERS = {"aca": make_aca, "sac": make_sac_after_sac_ml}
 
 
+def family_of(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """Which policy a pre-training has: as its configuration says, or by its parameters."""
+    if "policy_family" in config:
+        return config["policy_family"]
+    # Both families can have one standard deviation an action dimension; only make_actor calls that "vector".
+    is_gaussian = any(key.endswith(".log_std") for key in state) and config["actor"].get("std") != "vector"
+    return "gaussian" if is_gaussian else "tanh"
+
+
 def policy_of(cfg: DictConfig, problem: Problem) -> tuple[DictConfig, dict[str, Tensor]]:
     """The policy that `policy` names, and the configuration with the sections that build it."""
     source = Pretrained.read(cfg.policy)
@@ -48,7 +59,7 @@ def policy_of(cfg: DictConfig, problem: Problem) -> tuple[DictConfig, dict[str, 
             f"that a critic could be aligned with; name a pre-training with a Gaussian policy (CQL, AWAC, IQL)"
         )
     cfg = copy.deepcopy(cfg)
-    cfg.policy_family = "gaussian" if any(key.endswith(".log_std") for key in state) else "tanh"
+    cfg.policy_family = family_of(source.config, state)
     cfg.actor = source.config["actor"]
     return cfg, state
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.scripts.running import compose, script_of
 from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.alignment import interpolation_weight
-from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import TD3BCLoss
 from torchrl_o2o.trainers import HandOver, Learner, Pretrained, offline_phase, plain
 from torchrl_o2o.trainers.algorithms import make_aca, make_sac_after_sac_ml, make_sac_ml
@@ -136,6 +137,23 @@ def test_baselines_on_the_policy_of_another_script(
     assert rows(tmp_path / "again") == rows(tmp_path / "run")
     with pytest.raises(O2OSpecError, match="no 'qvalue_network'"):  # plain SAC needs the other learner's critics
         train("aca", tmp_path / "sac", policy, convention, "learner=sac")
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "family"),
+    [
+        (make_actor, {"actor": {}}, "tanh"),
+        (make_actor, {"actor": {"std": "vector"}}, "tanh"),
+        (make_gaussian_actor, {"actor": {}}, "gaussian"),
+        (make_gaussian_actor, {"actor": {"std": "sigmoid"}}, "gaussian"),
+        (make_actor, {"actor": {"std": "vector"}, "policy_family": "tanh"}, "tanh"),
+        (make_gaussian_actor, {"actor": {}, "policy_family": "gaussian"}, "gaussian"),
+    ],
+)
+def test_the_family_of_a_policy_is_told(make: Any, config: dict[str, Any], family: str) -> None:
+    """Also where both have one standard deviation an action dimension."""
+    state = make(3, 2, hidden_sizes=(8,), **config["actor"]).state_dict()
+    assert script_of("aca").family_of(config, state) == family
 
 
 class Deterministic(Learner):
