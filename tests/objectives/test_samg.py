@@ -27,20 +27,33 @@ from torchrl.objectives.common import LossModule
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.modules import (
     ConservativePenalty,
+    make_action_vae,
     make_actor,
     make_deterministic_actor,
+    make_flow_network,
     make_gaussian_actor,
+    make_one_step_actor,
+    make_pixel_actor,
+    make_pixel_encoder,
     make_qvalue_ensemble,
     make_value_network,
 )
 from torchrl_o2o.objectives import (
+    ACALoss,
     AWACLoss,
+    BEARLoss,
+    BestOfNLoss,
+    BRACLoss,
     CalQLLoss,
     CQLLoss,
     EnsembleSACLoss,
+    FQLLoss,
     FrozenCritic,
     GeneratorNoise,
     IQLLoss,
+    PessimisticEnsembleLoss,
+    PixelSACLoss,
+    ReBRACLoss,
     SAMGEstimator,
 )
 from torchrl_o2o.testing import random_transitions
@@ -108,6 +121,23 @@ OURS: dict[str, Callable[[], LossModule]] = {
     "cal_ql": lambda: cql(CalQLLoss),
     "sac": lambda: EnsembleSACLoss(actor(), critics(3), sub_sample_len=2),
     "sac without entropy": lambda: EnsembleSACLoss(actor(), critics(3), entropy_backup=False),
+}
+
+
+def fql(**settings: Any) -> FQLLoss:
+    sizes: dict[str, Any] = {"hidden_sizes": (16, 16)}
+    return FQLLoss(make_one_step_actor(5, 3, **sizes), make_flow_network(5, 3, **sizes), critics(), **settings)
+
+
+#: Losses whose targets take something else than a minimum, or subtract a penalty on a'.
+OTHERS: dict[str, Callable[[], LossModule]] = {
+    "flow, mean": fql,
+    "flow, minimum": lambda: fql(aggregation="min"),
+    "best of n, mean": lambda: BestOfNLoss(make_flow_network(5, 3, hidden_sizes=(16,)), critics(), num_samples=3),
+    "sac, mean": lambda: EnsembleSACLoss(actor(), critics(3), target_q="mean"),
+    "best of n, bear": lambda: BEARLoss(actor(), critics(), make_action_vae(5, 3, hidden_sizes=(16,))),
+    "brac": lambda: BRACLoss(actor(), critics(), actor(), soft_min_weight=0.75, value_penalty=True),
+    "rebrac": lambda: ReBRACLoss(make_deterministic_actor(5, 3, hidden_sizes=(16,)), critics(), critic_bc_coef=1.0),
 }
 UPSTREAM: dict[str, Callable[[], LossModule]] = {
     "torchrl sac": upstream_sac,
@@ -187,25 +217,28 @@ def drift(loss: LossModule) -> None:
                     value.data.add_(0.3 * torch.randn_like(value))
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, *OTHERS])
 def test_full_confidence_bootstraps_on_the_frozen_critic_alone(name: str) -> None:
     torch.manual_seed(0)
-    loss = OURS[name]()
+    loss: Any = {**OURS, **OTHERS}[name]()
     SoftUpdate(loss, tau=0.5)  # makes targets equal to the critics
     if name == "sac":
         loss.sub_sample_len = loss.num_qvalue_nets
     samg(loss)
-    data = trust(batch(), 1.0)
+    data, untrusted = (trust(batch(), p) for p in (1.0, 0.0))
+    if name == "rebrac":  # the action recorded in the next step
+        for rows in (data, untrusted):
+            rows["next", "action"] = rows["action"].roll(1, 0)
     before = targets(loss, data)
     base = copy.deepcopy(loss)
     base.make_value_estimator(gamma=GAMMA)
     torch.testing.assert_close(before, targets(base, data))  # at the hand-over the two critics are one
     drift(loss)
-    if name.startswith("cql,"):  # which of the n next actions is best is the live critic's to say
-        assert not torch.equal(targets(loss, trust(batch(), 0.0)), before)
+    if name.startswith(("cql,", "best of n")):  # which of the n next actions is best is the live critic's to say
+        assert not torch.equal(targets(loss, untrusted), before)
     else:
         torch.testing.assert_close(targets(loss, data), before)
-    assert not torch.allclose(targets(loss, trust(batch(), 0.0)), before)
+    assert not torch.allclose(targets(loss, untrusted), before)
 
 
 @pytest.mark.parametrize("name", [*OURS, *UPSTREAM])
@@ -368,6 +401,8 @@ def test_guidance_ends() -> None:
     estimator.set_step(100)
     assert torch.equal(targets(loss, trust(batch(), 1.0)), none)
     assert torch.equal(targets(loss, batch()), none)  # not even p is needed any more
+    loss.load_state_dict(restored.state_dict())  # of before the end: the guidance is there again
+    torch.testing.assert_close(targets(loss, trust(batch(), 1.0)), 0.25 * none + 0.75 * full)
     estimator.set_step(99)
     assert not torch.equal(targets(loss, trust(batch(), 1.0)), none)
 
@@ -545,4 +580,19 @@ def test_upstream_losses_of_unknown_targets_are_refused_by_name() -> None:
     }
     for message, loss in unknown.items():
         with pytest.raises(O2OSpecError, match=message):
+            SAMGEstimator.from_loss(loss)
+
+
+def test_losses_whose_critics_do_not_tell_the_target_are_refused_by_name() -> None:
+    encoder = make_pixel_encoder((9, 16, 16), features=(8, 8), strides=(2, 2), latent_dim=10)
+    heads = make_qvalue_ensemble(10, 3, num_qvalue_nets=2, hidden_sizes=(16,), in_keys=("latent", "action"))
+    losses: dict[str, LossModule] = {
+        "PixelSACLoss, whose critics read": PixelSACLoss(
+            make_pixel_actor(encoder, 3, hidden_sizes=(16,)), encoder, heads
+        ),
+        "ACALoss": ACALoss(actor(), critics(), actor()),
+        "PessimisticEnsembleLoss": PessimisticEnsembleLoss(actor(), critics()),
+    }
+    for message, loss in losses.items():
+        with pytest.raises(O2OSpecError, match=f"got {message}"):
             SAMGEstimator.from_loss(loss)

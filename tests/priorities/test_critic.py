@@ -26,8 +26,14 @@ from torchrl_o2o.functional.replay import resampling_log_prob
 from torchrl_o2o.modules import (
     Temperature,
     make_actor,
+    make_bottleneck,
     make_deterministic_actor,
+    make_flow_network,
     make_gaussian_actor,
+    make_latent_actor,
+    make_one_step_actor,
+    make_pixel_actor,
+    make_pixel_encoder,
     make_qvalue_ensemble,
     make_value_network,
 )
@@ -35,11 +41,15 @@ from torchrl_o2o.objectives import (
     ACALoss,
     AWACLoss,
     BCLoss,
+    BestOfNLoss,
     CQLLoss,
+    DrQV2Loss,
     EnsembleSACLoss,
+    FQLLoss,
     GeneratorNoise,
     IQLLoss,
     PessimisticEnsembleLoss,
+    PixelSACLoss,
     RecordedNoise,
     TD3BCLoss,
 )
@@ -220,7 +230,7 @@ def test_options_out_of_range(build: Any, settings: dict[str, Any], message: str
         build(make_loss(), **settings)
 
 
-ROOMY = {"hidden_sizes": (16,)}
+ROOMY: dict[str, Any] = {"hidden_sizes": (16,)}
 
 
 def ours(kind: str) -> Any:
@@ -366,6 +376,23 @@ def test_n_step_rows_are_discounted_by_gamma_to_the_n() -> None:
     torch.testing.assert_close(errors[1], reward + 0.99**steps * bootstrap - online, rtol=1e-4, atol=1e-5)
 
 
+def behind_something() -> list[Any]:
+    """Losses whose networks read what the losses make themselves: noise, a latent vector."""
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, **ROOMY)
+    flow = make_flow_network(3, 2, **ROOMY)
+    encoder = make_pixel_encoder((9, 16, 16), features=(8, 8), strides=(2, 2), latent_dim=10)
+    heads = make_qvalue_ensemble(10, 2, num_qvalue_nets=2, in_keys=("latent", "action"), **ROOMY)
+    features = make_pixel_encoder((9, 16, 16), features=(8,), strides=(2,), latent_dim=None, out_key="features")
+    width = features.module.out_features
+    latent_actor = make_latent_actor(width, 2, latent_dim=10, **ROOMY)
+    return [
+        DrQV2Loss(features, latent_actor, make_bottleneck(width, 10), heads),
+        FQLLoss(make_one_step_actor(3, 2, **ROOMY), flow, critics),
+        BestOfNLoss(flow, critics),
+        PixelSACLoss(make_pixel_actor(encoder, 2, **ROOMY), encoder, heads),
+    ]
+
+
 @pytest.mark.parametrize("score", [Advantage, TDError])
 def test_what_does_not_fit_is_refused_by_name(score: Any) -> None:
     actor, critics = make_actor(3, 2, **ROOMY), make_qvalue_ensemble(3, 2, **ROOMY)
@@ -381,6 +408,9 @@ def test_what_does_not_fit_is_refused_by_name(score: Any) -> None:
     }
     for message, loss in cases.items():
         with pytest.raises(O2OSpecError, match=re.escape(message)):
+            score(loss)
+    for loss in behind_something():
+        with pytest.raises(O2OSpecError, match=f"got {type(loss).__name__}, whose actor and critics read"):
             score(loss)
     with pytest.raises(O2OSpecError, match="got entropy=True with TD3BCLoss, which has no temperature"):
         score(ours("td3_bc"), entropy=True)

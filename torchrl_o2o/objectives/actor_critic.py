@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from tensordict import TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -29,7 +30,7 @@ from torchrl_o2o.objectives.networks import (
     tied,
 )
 
-__all__ = ["ActorCriticLoss"]
+__all__ = ["ActorCriticLoss", "inputs_made_inside"]
 
 
 class ActorCriticLoss(TransitionLoss):
@@ -117,6 +118,31 @@ class ActorCriticLoss(TransitionLoss):
         error = ensemble_squared_error(qvalue, target, over_members)
         qvalue = qvalue.detach()
         return error, {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
+
+
+def inputs_made_inside(loss: TransitionLoss, *names: str) -> list[NestedKey]:
+    """What some of a loss's networks read that no batch holds: a latent vector of its encoder, the noise of a flow.
+
+    Args:
+        loss: the loss.
+        names: of its networks.
+
+    Returns:
+        The entries.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_flow_network, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import BestOfNLoss
+        >>> flow = make_flow_network(3, 2, hidden_sizes=(8,))
+        >>> loss = BestOfNLoss(flow, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+        >>> inputs_made_inside(loss, "qvalue_network"), len(inputs_made_inside(loss, "actor_network"))
+        ([], 2)
+    """
+    read, asked = (
+        dict.fromkeys(key for name in each for key in getattr(loss, name).in_keys)
+        for each in (loss._networks_read[0], names)
+    )
+    return [key for key in asked if key not in read and key != loss.tensor_keys.action]
 
 
 def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.behavior import soft_minimum, squared_mmd
-from torchrl_o2o.functional.soft import sac_actor_objective
+from torchrl_o2o.functional.soft import sac_actor_objective, soft_value
 from torchrl_o2o.modules.multiplier import Multiplier
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction, dispatch
@@ -150,10 +150,13 @@ class BRACLoss(DivergenceLoss, SoftLoss):
         noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
         policy = self._policy(following)
         action, log_prob = sample_policy(policy, noise)  # a' ~ pi(.|s')
-        value = soft_minimum(self._qvalues(following, action, self._target_critics), self.soft_min_weight)  # Q'(s', a')
-        if self.value_penalty:
-            value = value - self.multiplier.value * self._divergence(following, policy, action, "next_")
-        return self._soft_target(tensordict, action, log_prob, value)
+        qvalues = self._qvalues(following, action, self._target_critics)  # Q'_i(s', a')
+        qvalue = soft_minimum(qvalues, self.soft_min_weight)
+        if not self.value_penalty:
+            return self._soft_target(tensordict, action, log_prob, qvalue)
+        value = qvalue - self.multiplier.value * self._divergence(following, policy, action, "next_")
+        value = soft_value(value, log_prob, self.temperature.alpha)
+        return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
 
     def qvalue_loss(
         self, tensordict: TensorDictBase, *, target_value: Tensor | None = None

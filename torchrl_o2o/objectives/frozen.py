@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -19,6 +19,7 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.functional.behavior import soft_minimum
 from torchrl_o2o.objectives.networks import call_ensemble, call_network, flat_parameters
 
 __all__ = ["FrozenCritic"]
@@ -30,6 +31,8 @@ Source = Literal["online", "target"]
 class FrozenCritic(nn.Module):
     r"""Frozen :math:`\min_j Q_j(s,a)` or :math:`V(s)`; a copy that is saved with the module it is part of.
 
+    In place of the minimum, the mean or :math:`\lambda\min_jQ_j+(1-\lambda)\max_jQ_j`, as the loss's own target.
+
     Its parameters are buffers: no optimizer finds them, ``.to()`` moves them and strict loading restores them.
 
     Args:
@@ -40,9 +43,11 @@ class FrozenCritic(nn.Module):
         kind: ``"qvalue"`` (default) or ``"value"``.
         out_key: the entry the network writes. Defaults to its last one.
         maximum: upper bound on Q, or ``None`` (default).
+        aggregation: ``"min"`` (default) or ``"mean"`` of the critics.
+        soft_min_weight: :math:`\lambda` of ``"min"``. Defaults to 1, the minimum.
 
     Raises:
-        O2OSpecError: if the kind is unknown.
+        O2OSpecError: if an option is unknown or out of range.
 
     Examples:
         >>> import torch
@@ -67,9 +72,16 @@ class FrozenCritic(nn.Module):
         kind: Kind = "qvalue",
         out_key: NestedKey | None = None,
         maximum: float | None = None,
+        aggregation: Literal["min", "mean"] = "min",
+        soft_min_weight: float = 1.0,
     ) -> None:
         super().__init__()
         check_option("kind", kind, ("qvalue", "value"))
+        check_option("aggregation", aggregation, ("min", "mean"))
+        self.aggregation: Literal["min", "mean"] = aggregation
+        if not 0.0 <= soft_min_weight <= 1.0:
+            raise O2OSpecError(f"got soft_min_weight={soft_min_weight}, expected a share in [0, 1]")
+        self.soft_min_weight = soft_min_weight
         # Out of the registry: the template's own parameters are never used, only `params` are.
         self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False)
         frozen = params.data.clone()
@@ -82,6 +94,7 @@ class FrozenCritic(nn.Module):
     def from_loss(cls, loss: LossModule, *, source: Source = "online", kind: Kind | None = None) -> FrozenCritic:
         """Copy the critic of a trained loss module, this package's or torchrl's.
 
+        What the loss's target takes of its critics, their minimum, mean or soft minimum, the frozen ones give.
         Where a loss takes the minimum over Z of its E critics, drawn anew each time, the first Z are frozen.
 
         Args:
@@ -106,7 +119,8 @@ class FrozenCritic(nn.Module):
         size = getattr(loss, "sub_sample_len", None) if kind == "qvalue" else None
         key = loss.tensor_keys.value if kind == "value" else loss.tensor_keys.state_action_value
         maximum = getattr(loss, "q_max", None) if kind == "qvalue" else None
-        return cls(network, params.data[:size] if size else params, kind=kind, out_key=key, maximum=maximum)
+        params = params.data[:size] if size else params
+        return cls(network, params, kind=kind, out_key=key, maximum=maximum, **_reduction_of(loss))
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -127,5 +141,14 @@ class FrozenCritic(nn.Module):
         params = flat_parameters(self.params)
         if self.kind == "value":
             return call_network(self.network, params, inputs, self.out_key)
-        value = call_ensemble(self.network, params, inputs, self.out_key).amin(0).unsqueeze(-1)
-        return value if self.maximum is None else value.clamp(max=self.maximum)
+        values = call_ensemble(self.network, params, inputs, self.out_key)
+        if self.maximum is not None:
+            values = values.clamp(max=self.maximum)
+        value = values.mean(0) if self.aggregation == "mean" else soft_minimum(values, self.soft_min_weight)
+        return value.unsqueeze(-1)
+
+
+def _reduction_of(loss: LossModule) -> dict[str, Any]:
+    """What a loss's target takes of its critics: the names are those of flows, of soft losses, and of BEAR and BRAC."""
+    means = "mean" in (getattr(loss, "aggregation", None), getattr(loss, "target_q", None))
+    return {"aggregation": "mean" if means else "min", "soft_min_weight": getattr(loss, "soft_min_weight", 1.0)}

@@ -23,9 +23,12 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.samg import Guidance, guidance_factor, samg_value
+from torchrl_o2o.objectives.aca import ACALoss
+from torchrl_o2o.objectives.actor_critic import inputs_made_inside
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic, Source
 from torchrl_o2o.objectives.networks import flat_parameters, policy_distribution, sample_policy
+from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 
 __all__ = ["SAMGEstimator"]
 
@@ -42,6 +45,12 @@ _REASONS = {
 
 def _check_known(loss: LossModule) -> None:
     """Let through the losses whose target is known to come out as the class says, refuse others by name."""
+    if isinstance(loss, ACALoss):
+        raise O2OSpecError("got ACALoss, whose value is R + k log pi_0 and not its critics' alone; take another loss")
+    if isinstance(loss, PessimisticEnsembleLoss):
+        raise O2OSpecError(
+            "got PessimisticEnsembleLoss, which has a target of its own for each pair of critics; take EnsembleSACLoss"
+        )
     if isinstance(loss, TransitionLoss) or type(loss) in (REDQLoss, UpstreamIQLLoss):
         return
     if type(loss) is SACLoss:
@@ -82,9 +91,10 @@ class SAMGEstimator(TD0Estimator):
             - \alpha\log\pi(a'|s')\big],\qquad a'\sim\pi(\cdot|s')
 
     with p = p(s, a) read from the batch, the same a' for both critics, the base algorithm's entropy term, if it has
-    one, subtracted once outside the mix, and :math:`g\in[0,1]` the fading of :meth:`set_step`. Where the offline
-    learner has a state value (IQL), :math:`V` and :math:`V_\mathrm{off}` stand for the two :math:`\bar Q`. With p = 0
-    the target is the base algorithm's bit for bit; with p = 1 it is the frozen critic's alone.
+    one, subtracted once outside the mix, as are penalties on a' (ReBRAC, BRAC), and :math:`g\in[0,1]` the fading of
+    :meth:`set_step`. Both :math:`\bar Q` take of their members what the base algorithm takes: the minimum, the mean or
+    a soft minimum. Where the offline learner has a state value (IQL), :math:`V` and :math:`V_\mathrm{off}` stand for
+    them. With p = 0 the target is the base algorithm's bit for bit; with p = 1 it is the frozen critic's alone.
 
     Source: Zhang et al. 2024 (SAMG), Eq. 1 and 4 to 6. See docs/algorithms/samg.md for what is certain.
 
@@ -171,7 +181,8 @@ class SAMGEstimator(TD0Estimator):
         """Freeze a loss's critic as it is now, and find out how the loss hands its next value on.
 
         Args:
-            loss: a loss of this package, or torchrl's ``SACLoss``, ``REDQLoss`` or ``IQLLoss``.
+            loss: a loss of this package whose critics read observations (not behind an encoder, as from pixels) but
+                ``ACALoss`` and ``PessimisticEnsembleLoss``, or torchrl's ``SACLoss``, ``REDQLoss`` or ``IQLLoss``.
             gamma: discount. Defaults to 0.99.
             source: freeze the ``"online"`` networks (default) or their ``"target"`` copies.
             guidance: ``"constant"`` (default), ``"step"`` or ``"linear"``.
@@ -190,6 +201,11 @@ class SAMGEstimator(TD0Estimator):
         _check_known(loss)
         critic = FrozenCritic.from_loss(loss, source=source)
         ours = isinstance(loss, TransitionLoss)
+        if ours and (inside := inputs_made_inside(loss, f"{critic.kind}_network")):
+            raise O2OSpecError(
+                f"got {type(loss).__name__}, whose critics read {inside}, which it makes itself and no batch holds; "
+                f"expected critics on observations and actions"
+            )
         asks = critic.kind == "value" and not ours
         next_action = None if ours or critic.kind == "value" else _PolicyOf(loss, noise)
         if confidence_key is None:
@@ -216,6 +232,10 @@ class SAMGEstimator(TD0Estimator):
         factor = guidance_factor(step, self.guidance, self.cutoff)
         self.weight.fill_(factor)
         self._active = factor > 0.0
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._active = float(self.weight) > 0.0
 
     def confidence(self, tensordict: TensorDictBase) -> Tensor:
         """The confidence as it enters the target: p times the fading.

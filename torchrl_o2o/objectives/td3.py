@@ -75,9 +75,9 @@ class SmoothedTargetLoss(CriticLoss):
         box = self.action_low, self.action_high
         action = self._act(following, self.target_actor_network_params)  # pi'(s')
         action = smoothed_action(action, noise, self.policy_noise, self.noise_clip, *box)  # a~'
-        value = self._qvalues(following, action, self._target_critics).amin(0)  # min_j Q'_j(s', a~')
-        value = value - self._next_penalty(tensordict, action)
-        return self._estimate(tensordict, value, qvalue=value, action=action)
+        qvalue = self._qvalues(following, action, self._target_critics).amin(0)  # min_j Q'_j(s', a~')
+        value = qvalue - self._next_penalty(tensordict, action)
+        return self._estimate(tensordict, value, qvalue=qvalue, action=action)
 
     def _next_penalty(self, tensordict: TensorDictBase, action: Tensor) -> Tensor | float:
         """What a target action pays, shape [*B]; nothing in TD3."""

@@ -44,8 +44,9 @@ class Advantage(CriticScore):
 
     Args:
         loss: its actor, critics, subset size and temperature are used, whatever its own equations are. Any loss of this
-            package with an actor and critics but ACA's, torchrl's ``SACLoss`` without a ``value_network``, or its
-            ``REDQLoss``. A deterministic actor has one action, whatever ``num_samples``.
+            package with an actor and critics that read observations themselves (not behind an encoder as from pixels,
+            nor the noise of a flow) but ACA's, torchrl's ``SACLoss`` without a ``value_network``, or its ``REDQLoss``.
+            A deterministic actor has one action, whatever ``num_samples``.
 
     Keyword Args:
         num_samples: M. Defaults to 10; the authors use 100.
@@ -61,7 +62,7 @@ class Advantage(CriticScore):
         chunk_size: critic inputs evaluated at once. Defaults to 4096.
 
     Raises:
-        O2OSpecError: if a number or an option is out of range.
+        O2OSpecError: if a number or an option is out of range, or the loss is none of those named.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble

@@ -24,7 +24,7 @@ from torchrl_o2o.errors import O2OSpecError, check_compiler
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.misfit import check_rows
 from torchrl_o2o.objectives.aca import ACALoss
-from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
+from torchrl_o2o.objectives.actor_critic import ActorCriticLoss, inputs_made_inside
 from torchrl_o2o.objectives.feed_forward import input_dims
 from torchrl_o2o.objectives.networks import (
     Inputs,
@@ -124,7 +124,8 @@ class CriticScore(LogPriority):
         chunk_size: critic inputs evaluated at once.
 
     Raises:
-        O2OSpecError: if a number is out of range, or the loss's values are not those of an actor and its critics.
+        O2OSpecError: if a number is out of range, or the loss's values are not those of an actor and its critics on
+            observations.
     """
 
     _draw = "advantage"
@@ -221,6 +222,11 @@ def _check_loss(loss: ScoredLoss, entropy: bool) -> None:
         raise O2OSpecError(
             f"got {kind}, expected a loss of this package with an actor and critics, such as EnsembleSACLoss, or "
             f"torchrl's SACLoss or REDQLoss; write a LogPriority for others"
+        )
+    if isinstance(loss, ActorCriticLoss) and (inside := inputs_made_inside(loss, "actor_network", "qvalue_network")):
+        raise O2OSpecError(
+            f"got {kind}, whose actor and critics read {inside}, which it makes itself and no batch holds; expected "
+            f"networks on observations and actions. Write a LogPriority"
         )
     if entropy and _alpha(loss) is None:
         raise O2OSpecError(f"got entropy=True with {kind}, which has no temperature; leave entropy out")
