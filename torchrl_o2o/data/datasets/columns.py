@@ -59,6 +59,8 @@ _STAND_INS = {
     "starts": ("timeouts", "episode"),
     "ends": ("timeouts", "episode", "starts"),
 }
+#: Together these say that the last row of an episode holds only an observation, as in RLDS.
+_RLDS = ("is_first", "is_last", "is_terminal")
 _NEEDED = ("observations", "actions", "rewards")
 _OBSERVATIONS = ("observations", "next_observations")
 _COULD_BE_ENDS = re.compile(
@@ -116,12 +118,14 @@ class Columns:
         said: those of its keys that the caller named.
         unread: names of other arrays with one row per step.
         doubtful: those of them that could say where episodes end, by name, [N].
+        notes: how they were read, where that is not as they lie there.
     """
 
     arrays: dict[str, np.ndarray]
     said: frozenset[str] = frozenset()
     unread: tuple[str, ...] = ()
     doubtful: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[Finding, ...] = ()
 
 
 def check_size(size: int, stored: int, origin: str) -> None:
@@ -154,6 +158,10 @@ def find_columns(
 ) -> Columns:
     """Tell what each array of a source is, and read those that are needed.
 
+    A source with ``is_first``, ``is_last`` and ``is_terminal``, none of them in ``names``, is read as `RLDS
+    <https://github.com/google-research/rlds#dataset-format>`_ writes it: the last row of an episode holds only an
+    observation, the next one of the row before, and ``is_terminal`` speaks of that observation.
+
     Args:
         source: name -> array, list of numbers, or for observations a dictionary of them.
         names: array -> what it is, for arrays that :data:`NAMES` does not know or that mean something else here.
@@ -185,8 +193,8 @@ def find_columns(
         elif role in values:
             refuse_keys(obs_keys, f"{roles[role]} of {origin}")
     values = {role: _shaped(value, f"{roles[role]} of {origin}") for role, value in values.items()}
-    flags = set(values) - {*_NEEDED, *_OBSERVATIONS} if single else set()
-    lone = [role for role, value in values.items() if not value.shape and role not in flags]
+    rows = (*_NEEDED, *_OBSERVATIONS)  # flags may be one value for an episode
+    lone = [role for role, value in values.items() if not value.shape and (role in rows or not single)]
     if lone:
         remedy = "stack single transitions to arrays, in one dictionary" if single else "record them again"
         raise O2ODataError(f"{', '.join(lone)} of {origin}: one value instead of one row per step; {remedy}.")
@@ -201,7 +209,69 @@ def find_columns(
     arrays = {role: _read(role, value, f"{roles[role]} of {origin}") for role, value in values.items()}
     said = frozenset(role for role, name in roles.items() if name in names)
     marks = {name: _owned(_at(source, name), f"{name} of {origin}").reshape(-1) for name in doubtful}
-    return Columns(arrays, said, tuple(unread), marks)
+    found = Columns(arrays, said, tuple(unread), marks)
+    follows = "next_observations" in arrays or len(arrays["observations"]) != steps
+    if follows or set(_RLDS) & set(names) or any(name not in source for name in _RLDS):
+        return found
+    others = [name for role, name in roles.items() if role not in (*_NEEDED, "episode") and name not in _RLDS]
+    flags = [cast_flags(source[name], f"{name} of {origin}") for name in _RLDS]
+    return _from_rlds(found, flags, others, origin)
+
+
+def _from_rlds(found: Columns, flags: Sequence[np.ndarray], others: Sequence[str], origin: str) -> Columns:
+    """Transitions from RLDS's steps: the last of an episode only gives its observation, and says if it is terminal."""
+    arrays = dict(found.arrays)
+    lengths = {len(flag) for flag in flags} | {len(arrays[role]) for role in _NEEDED}
+    if others or len(lengths) > 1:
+        wrong = f"also {', '.join(others)}" if others else f"arrays of the lengths {sorted(lengths)}"
+        raise O2ODataError(
+            f"{origin} has {', '.join(_RLDS)}, RLDS's flags of each step, and {wrong}; expected one row per step and "
+            "nothing else that says where episodes end. Say what each is by names, such as names={...: 'ignore'}."
+        )
+    first, last, terminal = flags
+    ends = last | np.append(first[1:], True)[: len(last)]
+    _check_rlds(arrays, ends, last, terminal, origin)
+    rows = np.flatnonzero(~ends)
+    arrays["next_observations"] = arrays["observations"][rows + 1]
+    arrays |= {role: arrays[role][rows] for role in (*_NEEDED, "episode") if role in arrays}
+    arrays |= {"terminals": terminal[rows + 1], "ends": ends[rows + 1]}
+    arrays.pop("starts", None)
+    doubtful = {name: marks[rows] for name, marks in found.doubtful.items() if name not in _RLDS}
+    message = (
+        f"{', '.join(_RLDS)}: read as RLDS, whose last step of an episode holds only an observation; its action and "
+        "reward are left out, and its is_terminal is that of the transition before."
+    )
+    return Columns(arrays, found.said, found.unread, doubtful, (Finding("rlds", "note", message),))
+
+
+def _check_rlds(
+    arrays: Mapping[str, np.ndarray], ends: np.ndarray, last: np.ndarray, terminal: np.ndarray, origin: str
+) -> None:
+    """Refuse steps that are not as in RLDS, though their flags have its names."""
+    said = "names={'is_first': 'starts', 'is_last': 'ends', 'is_terminal': 'terminals'}"
+    about = f"{origin} has {', '.join(_RLDS)}, as RLDS, whose last step of an episode holds only an observation"
+    inside = np.flatnonzero(terminal & ~ends)
+    if len(inside):
+        raise O2ODataError(
+            f"{about}, but row {inside[0]} is terminal and not the last of its episode. If each row is a transition, "
+            f"say {said}."
+        )
+    rewards = arrays["rewards"].reshape(len(last), -1)
+    paid = np.flatnonzero(last & (rewards != 0).any(1))
+    if len(paid):
+        raise O2ODataError(
+            f"{about}, but {len(paid)} such steps have a reward, first row {paid[0]} with {rewards[paid[0]].max():g}. "
+            f"If each row is a transition, the last too, say {said}. If a reward was stored with the observation that "
+            "came after it, move rewards one row up. If it means nothing, set it to 0."
+        )
+    if "episode" in arrays:
+        episode = cast_episode(arrays["episode"], f"episode of {origin}")
+        spread = np.flatnonzero((episode[1:] != episode[:-1]) & ~ends[:-1])
+        if len(spread):
+            raise O2ODataError(
+                f"{about}, but row {spread[0]} of episode {episode[spread[0]]} is not its last and is followed by one "
+                "of another episode. Put the rows of each episode together."
+            )
 
 
 def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> dict[str, str]:
@@ -455,9 +525,9 @@ def unread_notes(columns: Columns, terminals: np.ndarray, ends: np.ndarray, orig
                 "or 'ignore'."
             )
     if not columns.unread:
-        return ()
+        return columns.notes
     message = f"{', '.join(columns.unread)}: arrays with one row per step that are not read."
-    return (Finding("unread_arrays", "warning", message, count=len(columns.unread)),)
+    return (*columns.notes, Finding("unread_arrays", "warning", message, count=len(columns.unread)))
 
 
 def _says_something_new(
