@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,35 @@ def test_equals_storages_of_their_own(count: int) -> None:
         first.writer.truncate_last()
         second.writer.truncate_last()
         assert equal(first.storage[:], second.storage[:])
+
+
+MASK = torch.arange(17) % 3 == 1
+INDICES = [-1, -17, torch.tensor([-1, 0, -5]), [12, -2], MASK, MASK.tolist(), torch.tensor(-3), range(10, 14)]
+INDICES += [slice(-6, None), slice(2, 17, 3), slice(13, 17), slice(-3, -9), torch.tensor([[0, -1], [13, 2]])]
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+def test_any_index_is_that_of_a_storage_of_its_own(index: Any) -> None:
+    ours, own = pairs()
+    fill(ours, own, count=4)  # agent 1 has 17 rows
+    assert equal(ours[1].storage.get(index), own[1].storage.get(index))
+    others = [ours[agent].storage[:].clone() for agent in (0, 2)]
+    if torch.as_tensor(range(17)[index] if isinstance(index, slice) else index).dtype == torch.bool:
+        return  # torchrl's storages write at no mask
+    rows = torch.zeros_like(own[1].storage.get(index))
+    for each in (ours[1], own[1]):
+        each.storage.set(index, rows, set_cursor=False)
+    assert equal(ours[1].storage[:], own[1].storage[:])
+    for agent, before in zip((0, 2), others, strict=True):
+        assert equal(before[OFFLINE:], ours[agent].storage[:][OFFLINE:])
+
+
+@pytest.mark.parametrize("index", [17, -18, torch.tensor([0, 17]), torch.ones(16, dtype=torch.bool), True, [0.5]])
+def test_rows_that_are_not_there_are_refused(index: Any) -> None:
+    ours, _ = pairs()
+    fill(ours, count=4)
+    with pytest.raises(O2OSpecError, match="index"):
+        ours[1].storage.get(index)
 
 
 def test_offline_rows_are_there_once() -> None:

@@ -257,3 +257,12 @@ def test_probe_critic_discounts_a_delayed_reward() -> None:
     qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
     torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
     torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)
+
+
+def test_a_baselines_td_error_is_the_mean_absolute_one() -> None:
+    loss = BaselineLoss(policy(5, 3, PLAIN), make_baselines(5, hidden_sizes=(16,)), clip_min=None)
+    rows = random_transitions(8, 5, 3)
+    _, info = loss.baseline_loss(rows)
+    density = loss._policy(loss._state(rows)).log_prob(rows["action"])
+    expected = (density + info["baseline"] - info["target_value"]).abs().mean(0)
+    torch.testing.assert_close(info["td_error"], expected.detach())

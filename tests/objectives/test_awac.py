@@ -148,3 +148,12 @@ def test_probe_critic_discounts_a_delayed_reward() -> None:
     qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
     torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
     torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)
+
+
+def test_the_advantage_is_of_the_clamped_actions() -> None:
+    loss, batch = build(5, 3, action_clip=0.3, value_samples=0), random_transitions(8, 5, 3)
+    clamped = batch.clone().set("action", batch["action"].clamp(-0.3, 0.3))
+    _, info = loss.actor_loss(batch)
+    for other in (loss.advantage(batch), loss.advantage(clamped), loss.actor_loss(clamped)[1]["advantage"]):
+        assert torch.equal(info["advantage"], other)
+    assert not torch.equal(loss.qvalue_loss(batch)[1]["qvalue"], loss.qvalue_loss(clamped)[1]["qvalue"])

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from tests import golden_vectors as golden
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional import advantage_weight, lambda_return, normalized_advantage
-from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, make_value_network
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_value_network
 from torchrl_o2o.objectives import AWRLoss
 from torchrl_o2o.testing import LossContract, random_transitions
 
@@ -97,3 +97,5 @@ def test_wrong_settings_are_refused() -> None:
         build(temperature=0.0)
     with pytest.raises(O2OSpecError, match="deterministic"):
         AWRLoss(make_deterministic_actor(5, 3), make_value_network(5))  # type: ignore[arg-type]
+    with pytest.raises(O2OSpecError, match="TanhNormal, which has no mean"):
+        AWRLoss(make_actor(5, 3), make_value_network(5))

@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
 from torchrl.data import TensorStorage
 
 from torchrl_o2o.data.keys import stored_keys
@@ -71,11 +69,17 @@ class SharedRows:
 class AgentStorage(TensorStorage):
     """One agent's view of :class:`SharedRows`: slots as in a storage of its own, offline data first.
 
+    Slots are taken as in any storage: numbers, from the end if negative, slices, tensors and lists of numbers, and
+    masks of as many entries as there are rows (``set``: slots).
+
     Args:
         rows: all rows.
         num_offline: number of offline rows at their start.
         online_capacity: online slots of each agent.
         agent: which agent's.
+
+    Raises:
+        O2OSpecError: if rows are asked for, or slots written, that the agent does not have.
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
@@ -89,29 +93,37 @@ class AgentStorage(TensorStorage):
         self._num_offline, self._shift = num_offline, agent * online_capacity
         self._len = num_offline
 
-    def _slots(self, index: Any) -> Any:
-        """Where an agent's slots lie among all rows."""
+    def _slots(self, index: Any, size: int) -> Any:
+        """Where an agent's slots lie among all rows: those of an index into its first ``size``."""
         if isinstance(index, slice):
-            start, stop, step = index.indices(self.max_size)
-            if start < self._num_offline < stop:
-                return self._slots(torch.arange(start, stop, step))
+            start, stop, step = index.indices(size)
+            if step < 0 or start < self._num_offline < stop:
+                return self._slots(torch.tensor(range(start, stop, step), dtype=torch.long), size)
             shift = self._shift if start >= self._num_offline else 0
-            return slice(start + shift, stop + shift, step)
-        if isinstance(index, Tensor | Sequence | range):
-            index = torch.as_tensor(index)
-            return index + self._shift * (index >= self._num_offline)
-        return index + self._shift if index >= self._num_offline else index
+            return slice(start + shift, max(start, stop) + shift, step)
+        slots = torch.as_tensor(index)
+        if slots.dtype == torch.bool and tuple(slots.shape) == (size,):
+            slots = slots.nonzero().squeeze(-1)
+        elif slots.dtype == torch.bool or slots.is_floating_point():
+            raise O2OSpecError(
+                f"got an index of type {str(slots.dtype).removeprefix('torch.')} and shape {list(slots.shape)}, "
+                f"expected numbers of rows, or a mask of shape [{size}]"
+            )
+        slots = slots.long()
+        if ((slots < -size) | (slots >= size)).any():
+            raise O2OSpecError(f"got an index into {size} rows from {int(slots.min())} to {int(slots.max())}")
+        slots = torch.where(slots < 0, slots + size, slots)
+        slots = slots + self._shift * (slots >= self._num_offline)
+        return int(slots) if slots.ndim == 0 else slots
 
     def get(self, index: Any) -> Any:
         """The rows in an agent's slots."""
-        return self._storage[self._slots(self._filled(index))]
-
-    def _filled(self, index: Any) -> Any:
-        return slice(*index.indices(len(self))) if isinstance(index, slice) else index
+        return self._storage[self._slots(index, len(self))]
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
         """Write rows into an agent's slots."""
+        slots = self._slots(cursor, self.max_size)
         if set_cursor:
             self._get_new_len(data, cursor)
-        self._storage[self._slots(cursor)] = data
+        self._storage[slots] = data
         self._bump_mutation_revision()

@@ -67,8 +67,8 @@ class AWACLoss(CriticLoss):
         value_samples: actions K that V(s) averages over; 0 takes the mean action. Defaults to 1.
         advantage_q: the recorded action's value is the ``"min"`` (default) of the critics or the ``"first"``.
         q_max: upper bound on all Q values (authors, hand: 0), or ``None`` (default).
-        action_clip: the actor's loss clamps recorded actions to plus and minus this (jaxrl: 1 - 1e-5), or ``None``
-            (default). The critics see them as they are.
+        action_clip: the actor's loss clamps recorded actions to plus and minus this, in the advantage as in the density
+            (jaxrl: 1 - 1e-5), or ``None`` (default). The critics' loss takes them as they are.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
         actor_reduction: ``"mean"`` or ``"sum"`` for the actor's loss alone; ``None`` (default) is ``reduction``.
             ``reduction="none"`` keeps the rows of both.
@@ -140,7 +140,7 @@ class AWACLoss(CriticLoss):
 
     @torch.no_grad()
     def advantage(self, tensordict: TensorDictBase) -> Tensor:
-        r"""A(s, a) of the recorded actions under the current networks.
+        r"""A(s, a) of the recorded actions, clamped as ``action_clip`` says, under the current networks.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
@@ -149,7 +149,7 @@ class AWACLoss(CriticLoss):
             A before any clipping, shape [*B], without gradient.
         """
         state = self._state(tensordict)
-        return self._advantage(state, self._action(tensordict), self._policy(state))
+        return self._advantage(state, self._clamped_action(tensordict), self._policy(state))
 
     @torch.no_grad()
     def _advantage(self, state: Inputs, action: Tensor, policy: Distribution) -> Tensor:
@@ -163,6 +163,11 @@ class AWACLoss(CriticLoss):
         data = self._qvalues(state, action)
         return (data.amin(0) if self.advantage_q == "min" else data[0]) - values.amin(0)
 
+    def _clamped_action(self, tensordict: TensorDictBase) -> Tensor:
+        """The recorded action as the actor's loss takes it, shape [*B, A]."""
+        action = self._action(tensordict)
+        return action if self.action_clip is None else action.clamp(-self.action_clip, self.action_clip)
+
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics or the weights.
 
@@ -173,9 +178,7 @@ class AWACLoss(CriticLoss):
             The loss, and per row, detached: ``advantage``, ``weight``, ``log_prob`` of the recorded action, and
             ``clipped``, 1 where the weight is at its bound (rewards on a large scale saturate it quickly).
         """
-        state, action = self._state(tensordict), self._action(tensordict)
-        if self.action_clip is not None:
-            action = action.clamp(-self.action_clip, self.action_clip)
+        state, action = self._state(tensordict), self._clamped_action(tensordict)
         policy = self._policy(state)
         advantage = self._advantage(state, action, policy)
         weight = awac_weight(clip_score(advantage, self.score_clip), self.awac_lambda, self.weight, self.weight_clip)

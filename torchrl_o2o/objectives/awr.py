@@ -13,6 +13,8 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
+from torch.distributions import Distribution
+from torchrl.modules import TanhNormal as SquashedNormal
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.episodes import lambda_return, normalized_advantage
@@ -55,7 +57,8 @@ class AWRLoss(TransitionLoss):
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the actor is deterministic or a setting is out of range.
+        O2OSpecError: if the actor is deterministic, its distribution has no mean (``make_actor``'s squashed one), or a
+            setting is out of range.
 
     Examples:
         >>> from torchrl_o2o.modules import make_gaussian_actor, make_value_network
@@ -114,6 +117,12 @@ class AWRLoss(TransitionLoss):
             raise O2OSpecError(
                 f"got the deterministic actor {type(actor_network).__name__}, expected a stochastic one, for example "
                 f"make_gaussian_actor(...)"
+            )
+        kind = getattr(actor_network[-1], "distribution_class", None)
+        if isinstance(kind, type) and (getattr(kind, "mean", None) is Distribution.mean or kind is SquashedNormal):
+            raise O2OSpecError(
+                f"got an actor of {kind.__name__}, which has no mean in closed form; build it with "
+                f"make_gaussian_actor(..., mean='linear')"
             )
         if not temperature > 0.0 or not 0.0 <= lmbda <= 1.0 or not weight_clip > 0.0 or bound_weight < 0.0:
             raise O2OSpecError(

@@ -119,14 +119,20 @@ class BaselineLoss(TransitionLoss):
             tensordict: transitions, shape [*B]; not modified.
 
         Returns:
-            The loss, and ``td_error`` (absolute, shape [*B]), ``baseline`` and ``target_value``, detached.
+            The loss, and ``td_error`` (mean over baselines of the absolute error, shape [*B]), ``baseline`` and
+            ``target_value``, detached.
         """
         target, state = self.target_value(tensordict), self._state(tensordict)  # y
         with torch.no_grad():
             density = self._clipped(self._policy(state).log_prob(self._action(tensordict)))  # log pi_0(a|s)
         baseline = self._baselines(state)  # Z_i(s)
-        error = ensemble_squared_error(density + baseline, target)
-        info = {"td_error": error.detach().sqrt(), "baseline": baseline.detach(), "target_value": target}
+        qvalue = density + baseline
+        error = ensemble_squared_error(qvalue, target)
+        info = {
+            "td_error": (qvalue.detach() - target).abs().mean(0),
+            "baseline": baseline.detach(),
+            "target_value": target,
+        }
         return self._reduce(error, self._weights(tensordict)), info
 
     @dispatch
