@@ -11,7 +11,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -144,6 +146,25 @@ def test_any_function_may_act(tmp_path: Path) -> None:
         data = load_offline(folder, cache=False)
     assert torch.equal(data["action"].unique(dim=0), torch.tensor([[0.25, -0.5, 0.0]]))
     assert "forward" in describe_offline(folder).provenance["o2o"]["policy"]
+
+
+def test_another_function_of_one_name_is_another_policy(tmp_path: Path) -> None:
+    def constant(value: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda observation: np.full(3, value)
+
+    class Stateful:
+        def __call__(self, observation: np.ndarray) -> np.ndarray:
+            return np.zeros(3)
+
+    def make(policy: Any, root: str) -> Path:
+        return make_local_dataset("o2o/hopper/medium-v0", num_steps=20, root=tmp_path / root, policy=policy)
+
+    assert make(constant(0.25), "plain") == make(constant(0.25), "plain")
+    with pytest.raises(O2ODataError, match=r"was made with \{'policy': .*remove that folder"):
+        make(constant(0.5), "plain")
+    make(Stateful(), "stateful")
+    with pytest.raises(O2ODataError, match=r"whose code and values have no hash, function .*Stateful"):
+        make(Stateful(), "stateful")
 
 
 def test_medium_expert_is_half_and_half(tmp_path: Path) -> None:

@@ -128,6 +128,18 @@ def test_a_policy_acts_on_what_it_was_trained_on(sees: bool, root: Path, tmp_pat
         observation, *_ = env.step(row["action"].numpy())
 
 
+def test_another_function_is_another_policy() -> None:
+    def record(value: float, policy: str | None = None) -> Path:
+        act = lambda observation: np.full(1, value)  # noqa: E731
+        return record_frames("slide/fixed-v0", env_of(), num_steps=20, act=act, policy=policy)
+
+    assert record(0.5) == record(0.5)
+    with pytest.raises(O2ODataError, match=r"was made with \{'policy': "):
+        record(0.25)
+    with pytest.raises(O2ODataError, match=r"was made with \{'policy': "):
+        record(0.5, "halves")
+
+
 def test_what_does_not_fit_is_said(tmp_path: Path, capsys: Any) -> None:
     record_frames("slide/random-v0", env_of(), num_steps=20)
     with pytest.raises(O2ODataError, match=r"was made with \{'env': .*'render_size': 8.*not .*'render_size': 9"):

@@ -27,6 +27,7 @@ from torchrl_o2o.data.datasets.actors import (
     uniform_policy,
 )
 from torchrl_o2o.data.datasets.cache import dataset_root
+from torchrl_o2o.data.datasets.functions import UNKNOWN, function_fingerprint
 from torchrl_o2o.data.datasets.minari import read_metadata
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.pointmaze import wander
@@ -71,7 +72,9 @@ def make_local_dataset(
         num_steps: environment steps to simulate; ``None`` takes the recipe's.
         root: where to put it; ``None`` is Minari's data set folder.
         policy: for names that need one: an npz file (see :func:`~torchrl_o2o.data.datasets.actors.load_actor`), or a
-            function of one observation [o] that returns an action [a] in the environment's own units.
+            function of one observation [o] that returns an action [a] in the environment's own units. A function is
+            told from others by its code and the numbers, arrays and functions that it uses; one that uses anything
+            else, or an object that is called, makes a set only where there is none.
 
     Returns:
         The data set's folder.
@@ -128,7 +131,7 @@ def _recipe(name: str, policy: Policy | None) -> Recipe:
 
 def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
     if callable(policy):
-        return f"function {getattr(policy, '__qualname__', type(policy).__qualname__)}"
+        return f"function {function_fingerprint(policy)}"
     if policy is None and not recipe.kind.startswith(("linear", "teacher")):
         return None
     path = Path(policy) if policy is not None else _POLICIES / recipe.actors[0]
@@ -141,6 +144,8 @@ def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
 def check_same(target: Path, made: Mapping[str, Any]) -> None:
     """See that a data set that exists was made as it would be made now, but for versions.
 
+    A policy that has no hash (see :func:`~torchrl_o2o.data.datasets.functions.function_fingerprint`) is never the same.
+
     Args:
         target: its folder.
         made: what would be stored as ``"o2o"`` of its metadata.
@@ -151,6 +156,11 @@ def check_same(target: Path, made: Mapping[str, Any]) -> None:
     stored = read_metadata(target / "data" / "metadata.json").get("o2o", {})
     keys = ("seed", "num_steps", "policy", "env", "noise")
     differing = [key for key in keys if stored.get(key) != made.get(key)]
+    if not differing and str(made.get("policy")).endswith(UNKNOWN):
+        raise O2ODataError(
+            f"{target} was made by a policy whose code and values have no hash, {stored.get('policy')}, so nothing "
+            "says that it is this one; remove that folder, choose another root, or leave the call out and load the set."
+        )
     if differing:
         was, wanted = ({key: described.get(key) for key in differing} for described in (stored, made))
         raise O2ODataError(f"{target} was made with {was}, not {wanted}; remove that folder or choose another root.")

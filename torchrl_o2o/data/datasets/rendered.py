@@ -17,6 +17,7 @@ import numpy as np
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.datasets.actors import EpisodeActors, gaussian_noise, uniform_policy
 from torchrl_o2o.data.datasets.cache import dataset_root
+from torchrl_o2o.data.datasets.functions import function_fingerprint
 from torchrl_o2o.data.datasets.local import check_same, store_trajectories
 from torchrl_o2o.data.datasets.minari import check_dataset_id
 from torchrl_o2o.data.datasets.optional import require
@@ -60,7 +61,9 @@ def record_frames(
             ``None`` (default) draws actions uniformly.
         sees_frames: whether ``act`` is given the recorded frames, [H, W, 3], one by one; ``False`` (default) gives it
             what the environment itself observes.
-        policy: what to call ``act`` in the metadata. Defaults to ``None``: by its own name.
+        policy: what to call ``act`` in the metadata, by which it is told from others. Defaults to ``None``: its own
+            name and a hash of what it does; an ``act`` that has none (see
+            :func:`~torchrl_o2o.data.datasets.functions.function_fingerprint`) records only where there is no set.
         noise: standard deviation of normal noise on its actions, which are clipped. Defaults to 0.
         num_steps: steps of the agent. Defaults to 10 000.
         seed: of the environment, the actions and the noise. Defaults to 0.
@@ -96,7 +99,7 @@ def record_frames(
         "env": arguments,
         "seed": seed,
         "num_steps": num_steps,
-        "policy": None if act is None else policy or getattr(act, "__qualname__", type(act).__qualname__),
+        "policy": None if act is None else policy or function_fingerprint(act),
         "noise": noise,
         "versions": package_versions(),
     }

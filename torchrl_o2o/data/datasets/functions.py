@@ -1,0 +1,128 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a function is, for the record of a data set that it made."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["UNKNOWN", "function_fingerprint"]
+
+#: In the place of a hash: the function is like no other, not even itself at another time.
+UNKNOWN = "(not comparable)"
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
+#: What these hold is known by its name, as their versions are recorded.
+_LIBRARIES = {*sys.stdlib_module_names, "numpy", "torch", "tensordict", "torchrl", "gymnasium", "torchrl_o2o"}
+
+
+class _NotComparable(Exception):
+    pass
+
+
+def function_fingerprint(function: Callable[..., Any]) -> str:
+    """Name a function and hash what it does: its code, and the values that it uses from outside.
+
+    Values are numbers, texts, arrays, tensors, containers of them and other functions. What else a function uses, such
+    as an object with a state, has no hash, and neither has an object that is called: :data:`UNKNOWN` says so.
+
+    Args:
+        function: what acted.
+
+    Examples:
+        >>> from torchrl_o2o.data.datasets.functions import function_fingerprint
+        >>> function_fingerprint(lambda x: x + 1) == function_fingerprint(lambda x: x + 1)
+        True
+        >>> function_fingerprint(lambda x: x + 1) == function_fingerprint(lambda x: x + 2)
+        False
+    """
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for part in _parts(function, {}):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    except (_NotComparable, RuntimeError):  # a list that holds itself, a tensor without values
+        return f"{name} {UNKNOWN}"
+    return f"{name} blake2b:{digest.hexdigest()}"
+
+
+def _parts(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
+    """What tells a value from others, piece by piece; ``seen`` numbers the functions on the way, which may be circles.
+
+    Raises:
+        _NotComparable: if it cannot be told.
+    """
+    yield type(value).__qualname__.encode()
+    if type(value) in _PLAIN:
+        yield repr(value).encode()
+    elif _is_array(value):
+        yield f"{value.dtype} {value.shape}".encode()
+        yield value.tobytes()
+    elif type(value) in (torch.Tensor, torch.nn.Parameter) and value.layout == torch.strided:
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif _of_library(value):
+        yield f"{getattr(value, '__module__', '')} {getattr(value, '__qualname__', value.__name__)}".encode()
+    elif type(value) in (tuple, list, dict):
+        items = [part for item in value.items() for part in item] if type(value) is dict else value
+        yield str(len(items)).encode()
+        for item in items:
+            yield from _parts(item, seen)
+    elif type(value) in (set, frozenset):  # words have another order in another process
+        yield from sorted(b"".join(_parts(item, seen)) for item in value)
+    elif type(value) is functools.partial:
+        yield from _parts((value.func, value.args, value.keywords), seen)
+    elif isinstance(value, types.CodeType):
+        names = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
+        yield repr((value.co_argcount, value.co_kwonlyargcount, value.co_flags, names)).encode()
+        yield value.co_code
+        yield from _parts(value.co_consts, seen)
+    elif isinstance(value, types.FunctionType):
+        yield str(seen.get(id(value))).encode()
+        if id(value) not in seen:
+            seen[id(value)] = len(seen)
+            yield from _parts((value.__code__, value.__defaults__, value.__kwdefaults__, _outside(value)), seen)
+    else:
+        raise _NotComparable
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiubcUS"
+
+
+def _of_library(value: Any) -> bool:
+    """Whether a module, class or function is a library's, found there under its name."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in _LIBRARIES
+    if isinstance(value, np.ufunc):
+        return getattr(np, value.__name__, None) is value
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module.partition(".")[0] not in _LIBRARIES:
+        return False
+    return getattr(sys.modules.get(module), name, None) is value
+
+
+def _outside(function: types.FunctionType) -> dict[str, Any]:
+    """The values of a function that are not its own: of the functions around it, and of its module."""
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError as error:  # a name that has no value yet
+        raise _NotComparable from error
+    used = {
+        name: function.__globals__[name] for name in sorted(_names(function.__code__)) if name in function.__globals__
+    }
+    return {**used, **dict(zip(function.__code__.co_freevars, cells))}
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
