@@ -133,7 +133,7 @@ def load_offline(
             ``achieved_goal``, ``desired_goal``, those that are there (PointMaze without ``achieved_goal``).
         names: array -> what it is, for arrays of other names than those in
             :data:`~torchrl_o2o.data.datasets.columns.NAMES`, or of another meaning: a key of that table, ``"dones"``
-            (terminals, but time limits at ``max_episode_steps``) or ``"ignore"``.
+            (terminals, but time limits at ``max_episode_steps`` and in rows of ``timeouts``) or ``"ignore"``.
         min_episode_length: shorter episodes are skipped with a warning.
         cache: keep the converted form of Minari sets and pickles, memory-mapped and keyed by the files' state.
         cache_dir: where; ``None`` is a hidden folder beside Minari's data sets.

@@ -35,7 +35,7 @@ _FAMILIES = {"tanh": make_actor, "gaussian": make_gaussian_actor}
 def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Soft actor-critic that pays for its divergence from a clone of the data.
 
-    The order is the authors': targets, critics, actor, then the weights where they are learnt.
+    The order is the authors': targets, critics, actor, then the weights where they are learned.
 
     Args:
         cfg: sections ``actor``, ``qvalue``, ``multiplier``, ``temperature``, ``loss``, ``value_estimator``, ``target``,
@@ -63,7 +63,7 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
         Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))),
         Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.actor_optim))),
-        *_learnt_weights(cfg, {"alpha": loss.temperature, "multiplier": loss.multiplier}),
+        *_learned_weights(cfg, {"alpha": loss.temperature, "multiplier": loss.multiplier}),
     )
     further = {"behavior": compiled(Update(clone, Descend("actor", clone_optim)), cfg)}
     return Learner(actor, loss, compiled(update, cfg), tester=_tester(cfg, loss), further=further)
@@ -91,7 +91,7 @@ def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         Descend("vae", Adam(loss.vae_network_params.parameters(), **plain(cfg.behavior_optim))),
         Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))),
         Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.actor_optim))),
-        *_learnt_weights(cfg, {"multiplier": loss.multiplier}),
+        *_learned_weights(cfg, {"multiplier": loss.multiplier}),
         MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
     )
     return Learner(actor, loss, compiled(update, cfg), tester=_tester(cfg, loss))
@@ -116,7 +116,7 @@ BEHAVIOR_REGULARIZED: Mapping[str, Callable[[DictConfig, tuple[int, int]], Learn
 }
 
 
-def _learnt_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[Descend]:
+def _learned_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[Descend]:
     """Steps of those weights that have something to train."""
     return [
         Descend(name, Adam(part.parameters(), **plain(cfg.weight_optim)))
