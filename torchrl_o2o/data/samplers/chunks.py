@@ -127,7 +127,8 @@ class ChunkSampler(ChecksArguments, Sampler):
         """
         if getattr(storage, "ndim", 1) > 1:
             raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
-        row, joined = self._rows(storage, start.cpu())
+        ring = _ring_of(storage)
+        row, joined = self._rows(ring, start.cpu())
         flat = storage.get(row.reshape(-1))
         if not isinstance(flat, TensorDictBase):
             raise O2OSpecError(f"got a {type(storage).__name__}, expected a tensor storage")
@@ -139,7 +140,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         rows = flat.reshape(*row.shape)
         following = rows["next"]
         reward, joined = following["reward"].squeeze(-1), joined.to(following.device or "cpu")
-        unsure = self._unsure(row, _ring_of(storage))
+        unsure = self._unsure(row, ring)
         if unsure is not None:
             joined = joined & _in_turns(rows, unsure.to(joined.device))
         done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1) & joined
@@ -167,9 +168,8 @@ class ChunkSampler(ChecksArguments, Sampler):
             return row >= ring.first - ring.room
         return (row >= ring.first - ring.room) & (row < ring.first) if ring.room else None
 
-    def _rows(self, storage: Storage, start: Tensor) -> tuple[Tensor, Tensor]:
+    def _rows(self, ring: _Ring, start: Tensor) -> tuple[Tensor, Tensor]:
         """Row numbers of the chunks, and whether each follows the ones before it, both [B, h]; else one is repeated."""
-        ring = _ring_of(storage)
         if self.num_envs > 1 and ring.slots % self.num_envs:
             raise O2OSpecError(
                 f"got {ring.slots} online slots for num_envs={self.num_envs}, expected a multiple: else environments "
