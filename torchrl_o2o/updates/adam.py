@@ -114,7 +114,10 @@ def count_steps(optim: torch.optim.Optimizer, steps: Tensor | int) -> None:
         steps: how many, a number or a scalar on the counters' device.
     """
     counters = [optim.state[param]["step"] for group in optim.param_groups for param in group["params"]]
-    torch._foreach_add_(counters, steps)
+    if isinstance(steps, Tensor):  # one per counter: the form that takes a single tensor may read its value
+        torch._foreach_add_(counters, [steps.to(counters[0].dtype)] * len(counters))
+    else:
+        torch._foreach_add_(counters, steps)
 
 
 def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
