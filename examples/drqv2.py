@@ -93,7 +93,7 @@ def main(cfg: Config) -> DrQV2BCLoss:
     policy, schedule = TensorDictSequential(encoder, actor), (cfg.std_start, cfg.std_end, cfg.std_duration)
     noise = AdditiveGaussianModule(actor.spec, cfg.std_end, cfg.std_end)
     online = StepCollector(env, TensorDictSequential(policy, noise), total_frames=cfg.total_frames, seed=cfg.seed)
-    episode = []
+    episode, metrics = [], dict[str, torch.Tensor]()
     for step, row in enumerate(chain(repeat(None, cfg.offline_steps), online), 1 - cfg.offline_steps):
         if row is not None:
             loss.use_bc, sampler.offline_fraction = cfg.online_bc, 0.5
@@ -108,7 +108,8 @@ def main(cfg: Config) -> DrQV2BCLoss:
             metrics = update(buffer.sample())
         if step % cfg.eval_every == 0:
             result = evaluate(policy, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
-            print(f"step {step}: {result}, Q {metrics['qvalue']:.2f}, distance to the data {metrics['bc_error']:.3f}")
+            learned = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("qvalue", "bc_error") if name in metrics)
+            print(f"step {step}: {result}", learned)
     online.shutdown()
     return loss
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 
 import torch
-from torchrl.data import RandomSampler, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
-from torchrl_o2o.data import TRANSITION, ChunkSampler, OnlineWriter, load_offline, offline_online_storage
+from torchrl_o2o.data import TRANSITION, ChunkSampler, OnlineWriter, load_offline
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.modules import act_in_chunks, chunk_box, make_flow_network, make_qvalue_ensemble
 from torchrl_o2o.objectives import BestOfNLoss
@@ -69,15 +69,15 @@ def main(cfg: Config) -> BestOfNLoss:
             Descend("flow", torch.optim.Adam(loss.actor_network_params.parameters(), lr=cfg.lr, fused=True)),
         ),
     )
-    writer = OnlineWriter(0)  # in the end online rows overwrite the data
-    writer.total_written = len(data)
     buffer = TensorDictReplayBuffer(
-        storage=offline_online_storage(data, cfg.total_frames),
+        storage=LazyTensorStorage(len(data) + cfg.total_frames),
         sampler=ChunkSampler(RandomSampler(), cfg.horizon, gamma=cfg.gamma),
-        writer=writer,
+        writer=OnlineWriter(0),  # all rows are drawn alike
         batch_size=cfg.batch_size,
     )
+    buffer.extend(data.select(*TRANSITION))
     online = StepCollector(env, actor, total_frames=cfg.total_frames, seed=cfg.seed)
+    metrics: dict[str, torch.Tensor] = {}
     for step, row in enumerate(chain(repeat(None, cfg.offline_steps), online), 1 - cfg.offline_steps):
         if row is not None:
             row["next", "reward"] = row["next", "reward"] + cfg.reward_shift
@@ -86,7 +86,8 @@ def main(cfg: Config) -> BestOfNLoss:
             metrics = update(buffer.sample())
         if step % cfg.eval_every == 0:
             result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
-            print(f"step {step}: {result}, Q {metrics['qvalue']:.1f}, flow error {metrics['loss_flow']:.3f}")
+            learned = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("qvalue", "loss_flow") if name in metrics)
+            print(f"step {step}: {result}", learned)
     online.shutdown()
     return loss
 

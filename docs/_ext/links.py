@@ -80,8 +80,12 @@ def _page_of(path: Path) -> Path | None:
     name = str(path.relative_to(ROOT))
     if name in PAGES or f"{name}/README.md" in PAGES:
         return DOCS / (PAGES.get(name) or PAGES[f"{name}/README.md"])
+    if path.parent == DOCS / "tutorials":
+        return DOCS / "lessons" / f"{path.stem}.rst"
     if path.is_relative_to(DOCS) and path.is_file():
         return path
     if path.parent == ROOT / "examples":
         return DOCS / "gallery" / f"{path.stem}.rst"
+    if path == ROOT / "examples":
+        return DOCS / "gallery" / "index.rst"
     return None

@@ -118,6 +118,13 @@ def test_files_that_a_page_names_exist(page: str) -> None:
         assert (ROOT / path).exists() or path.endswith(("/_build/html", "history.jsonl", "CLAIM.csv")), path
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_files_lead_somewhere_in_the_repository(page: str) -> None:
+    """Pages are read there too, where nothing is generated."""
+    for link in re.findall(r"\]\(([^)\s#]+)", (ROOT / page).read_text()):
+        assert "://" in link or link.startswith("mailto:") or (ROOT / page).parent.joinpath(link).exists(), link
+
+
 def check_script(path: Path, words: list[str]) -> None:
     keys, choices = settings(path.parent)
     choices |= {"task=arm"} if "--config-dir" in words else set()  # the reader's own

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,6 @@ def _record(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from torchrl_o2o.data import describe_offline
 
     info = describe_offline(arguments.source, **reading(arguments))
