@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.objectives.value import TD0Estimator
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
@@ -95,6 +96,20 @@ def test_hyper_parameters_beside_an_estimator_are_refused() -> None:
         loss.make_value_estimator(SAMGEstimator.from_loss(loss), gamma=0.9)
 
 
+def test_an_estimator_is_built_of_its_class() -> None:
+    """As TorchRL's losses do."""
+    loss, batch = losses()[1], random_transitions(4, 3, 2)
+    expected, got = [], []
+    for target, arguments in ((expected, {}), (got, {"value_type": TD0Estimator})):
+        loss.make_value_estimator(gamma=0.5, **arguments)
+        torch.manual_seed(0)
+        target.append(loss.target_value(batch))
+    torch.testing.assert_close(got, expected)
+    assert type(loss.value_estimator) is TD0Estimator
+    with pytest.raises(O2OSpecError, match=r"got TD0Estimator with \['lmbda'\].*make_value_estimator\(TD0Estimator"):
+        loss.make_value_estimator(TD0Estimator, lmbda=0.9)
+
+
 @pytest.mark.slow
 def test_a_compiled_loss_takes_other_batch_sizes() -> None:
     """Where noise is drawn with ``generator=None``, the second size was an error of torch's."""
@@ -160,3 +175,19 @@ def test_a_reduction_that_is_none_is_refused_at_any_time() -> None:
     with pytest.raises(O2OSpecError, match="got reduction='avg'"):
         loss.reduction = "avg"  # type: ignore[assignment]
     assert loss.reduction == "mean"
+
+
+def test_none_is_the_mean() -> None:
+    """TorchRL's losses take it so."""
+    actor, batch = make_actor(3, 2, hidden_sizes=(8,)), random_transitions(4, 3, 2)
+    loss = BCLoss(actor, reduction=None)
+    assert loss.reduction == "mean"
+    assert loss(batch)["loss_actor"].shape == ()
+
+
+def test_selected_outputs_stay_selected() -> None:
+    loss = BCLoss(make_actor(3, 2, hidden_sizes=(8,))).select_out_keys("loss_actor")
+    for loss.reduction in ("none", "mean"):
+        assert loss.out_keys == ["loss_actor"]
+    loss.reset_out_keys()
+    assert loss.out_keys == ["loss_actor", "imitation_error"]

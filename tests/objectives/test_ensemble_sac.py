@@ -69,6 +69,15 @@ class TestContractPerSample(TestContractRLPD):
     settings = {"sub_sample_len": 1, "subset_per": "sample", "entropy_backup": False, "ensemble_reduction": "mean"}
 
 
+class TestContractWeighted(TestContractRLPD):
+    """A3RL as its authors' code has it."""
+
+    settings = {"sub_sample_len": 2, "weight_actor": True, "ensemble_reduction": "mean"}
+
+    def make_batch(self, **keys: Any) -> TensorDict:
+        return super().make_batch(**keys).set("priority_weight", torch.linspace(0.5, 1.5, self.batch_size))
+
+
 class TestContractOnChunks(TestContractRLPD):
     """RLPD-AC and QC-RLPD."""
 

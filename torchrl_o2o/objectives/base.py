@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ from torchrl_o2o.objectives.networks import Inputs
 
 __all__ = ["Reduction", "TransitionLoss", "dispatch"]
 
-Reduction = Literal["mean", "sum", "none"]
+Reduction = Literal["mean", "sum", "none"] | None
 
 #: Lets ``forward`` take tensors by name. TensorDict's own guesses their batch size, for which it takes the width as
 #: well where all entries have the same: one observation and one action of one number each, for example.
@@ -47,7 +48,7 @@ class TransitionLoss(ChecksArguments, LossModule):
     Subclasses set ``_networks_read`` and end their ``__init__`` with :meth:`make_value_estimator`.
 
     Args:
-        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"`` over the batch; ``None`` is ``"mean"``, as in TorchRL.
 
     Raises:
         O2OSpecError: if the reduction is unknown.
@@ -94,18 +95,31 @@ class TransitionLoss(ChecksArguments, LossModule):
         self._reads: dict[tuple[str, ...], list[NestedKey]] = {}
         self._dims: dict[tuple[str, ...], dict[NestedKey, tuple[int, ...]]] = {}
         super().__init__()
+        self._written: list[NestedKey] = list(self.out_keys)
         self.reduction = reduction
         self.noise: NoiseSource = GeneratorNoise()
 
     @property
-    def reduction(self) -> Reduction:
-        """``"mean"``, ``"sum"`` or ``"none"`` over the batch; may be changed at any time."""
+    def reduction(self) -> Literal["mean", "sum", "none"]:
+        """``"mean"``, ``"sum"`` or ``"none"`` over the batch; may be changed at any time.
+
+        Of ``"none"``, :attr:`out_keys` are the losses alone: scalars have no rows.
+        """
         return self._reduction
 
     @reduction.setter
     def reduction(self, value: Reduction) -> None:
+        value = "mean" if value is None else value
         check_option("reduction", value, ("mean", "sum", "none"))
-        self._reduction: Reduction = value
+        self._reduction: Literal["mean", "sum", "none"] = value
+        self._name_outputs()
+
+    def _name_outputs(self, *more: NestedKey) -> None:
+        """Let ``out_keys`` be what ``forward`` returns under this reduction; ``more`` is what this loss adds."""
+        self._written += more
+        if self.out_keys == self.out_keys_source:  # nobody has selected some of them
+            rows = self.reduction == "none"
+            self.out_keys = [key for key in self._written if not rows or str(key).startswith("loss_")]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of every module, but names and shapes are compared before anything is loaded.
@@ -170,7 +184,9 @@ class TransitionLoss(ChecksArguments, LossModule):
         return out
 
     def make_value_estimator(
-        self, value_type: ValueEstimators | ValueEstimatorBase | None = None, **hyperparams: float
+        self,
+        value_type: ValueEstimators | ValueEstimatorBase | type[ValueEstimatorBase] | None = None,
+        **hyperparams: Any,
     ) -> None:
         """Choose how the target is formed from reward and next value.
 
@@ -178,17 +194,21 @@ class TransitionLoss(ChecksArguments, LossModule):
         compares.
 
         Args:
-            value_type: ``ValueEstimators.TD0`` (default), or an estimator of your own such as SAMG's.
-            hyperparams: ``gamma`` (defaults to 0.99) for TD0.
+            value_type: ``ValueEstimators.TD0`` (default), or an estimator of your own such as SAMG's, or the class of
+                one.
+            hyperparams: ``gamma`` (defaults to 0.99) for TD0; of a class, the arguments of its constructor, where
+                ``value_network`` is ``None`` unless given: losses hand the next value over.
 
         Raises:
-            O2OSpecError: if hyper-parameters are given beside an estimator, which has its own, or ``gamma`` is outside
-                [0, 1].
+            O2OSpecError: if hyper-parameters are given beside an estimator, which has its own; a class does not take
+                them; or ``gamma`` is outside [0, 1].
         """
         if not 0.0 <= hyperparams.get("gamma", 0.0) <= 1.0:
             raise O2OSpecError(f"got gamma={hyperparams['gamma']}, expected a discount in [0, 1]")
         if value_type is None:
             value_type = self.default_value_estimator
+        if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):
+            value_type, hyperparams = self._built(value_type, hyperparams), {}
         if isinstance(value_type, ValueEstimatorBase):
             if hyperparams:
                 raise O2OSpecError(
@@ -203,6 +223,19 @@ class TransitionLoss(ChecksArguments, LossModule):
             estimator.value_network = None
         self._forward_value_estimator_keys()
 
+    def _built(self, kind: type[ValueEstimatorBase], hyperparams: Mapping[str, Any]) -> ValueEstimatorBase:
+        """An estimator of a class, on the device of this loss."""
+        asked = inspect.signature(kind).parameters
+        known = {"value_network": None, "device": self._default_device}
+        given = {name: value for name, value in known.items() if name in asked} | dict(hyperparams)
+        try:
+            return kind(**given)
+        except TypeError as error:
+            raise O2OSpecError(
+                f"got {kind.__name__} with {sorted(hyperparams)}, expected the arguments of its constructor ({error}); "
+                f"or build it yourself, make_value_estimator({kind.__name__}(...))"
+            ) from error
+
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         self._in_keys, self._reads, self._dims = None, {}, {}
         if self._value_estimator is not None:
@@ -213,10 +246,8 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Entries that ``forward`` reads, in the order of its positional arguments."""
-        if self._in_keys is None:
-            self._in_keys = self._keys_read()
-        return self._in_keys
+        """Entries that ``forward`` reads as this loss is set now, in the order of its positional arguments."""
+        return self._keys_read() if self._in_keys is None else self._in_keys
 
     @in_keys.setter
     def in_keys(self, values: list[NestedKey]) -> None:

@@ -89,7 +89,7 @@ class BRACLoss(DivergenceLoss, SoftLoss):
     """
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "loss_multiplier", "divergence", "qvalue_policy"]
-    out_keys += ["alpha", "entropy", "multiplier", "qvalue", "target_value"]
+    out_keys += ["log_prob", "alpha", "entropy", "multiplier", "qvalue", "target_value"]
 
     behavior_network: ProbabilisticTensorDictSequential
     behavior_network_params: TensorDictParams

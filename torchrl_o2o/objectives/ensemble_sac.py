@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -168,6 +169,10 @@ class EnsembleSACLoss(SoftLoss):
         self.weight_actor = weight_actor
         self.make_value_estimator()
 
+    def _keys_read(self) -> list[NestedKey]:
+        keys = super()._keys_read()
+        return [*keys, self.tensor_keys.priority_weight] if self.weight_actor else keys
+
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         r"""The Bellman target y of the class docstring.
@@ -235,6 +240,7 @@ class EnsembleSACLoss(SoftLoss):
             raise O2OSpecError(f"got bc_alpha={bc_alpha}, expected 0 or more")
         self.bc_alpha = bc_alpha
         if bc_alpha:  # others need no bounded spec
+            self._name_outputs("cloning")
             low, high = actor_box(actor_network)
             self.register_buffer("cloning_middle", 0.5 * (high + low))
             self.register_buffer("cloning_half_width", 0.5 * (high - low))
@@ -280,10 +286,10 @@ class EnsembleSACLoss(SoftLoss):
 
         Returns:
             ``loss_qvalue``, ``loss_actor``, ``loss_alpha`` and, unless ``reduction="none"``, the scalars ``alpha``,
-            ``entropy``, ``qvalue`` and ``target_value``.
+            ``entropy``, ``qvalue`` and ``target_value``, and with ``bc_alpha`` ``cloning``.
         """
         loss_qvalue, info = self.qvalue_loss(tensordict)
         loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
+        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info.pop("log_prob"))
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
-        return self._collect(tensordict, losses, {**info, **alpha_info})
+        return self._collect(tensordict, losses, {**info, **actor_info, **alpha_info})

@@ -141,14 +141,22 @@ class LossContract:
         assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
     def test_dispatch_equals_tensordict(self) -> None:
-        """Calling with keyword tensors gives what calling with a tensordict gives."""
+        """Calling with keyword tensors gives what calling with a tensordict gives, under every reduction."""
         loss, batch = self._seeded(), self.make_batch()
-        expected = self._run(loss, batch)
         words = {"_".join(key) if isinstance(key, tuple) else key: batch[key] for key in loss.in_keys}
-        torch.manual_seed(1)
-        values = loss(**words)
-        for key, value in zip(loss.out_keys, values, strict=True):
-            torch.testing.assert_close(value, expected[key])
+        for loss.reduction in ("none", "sum", "mean"):
+            expected = self._run(loss, batch)
+            torch.manual_seed(1)
+            values = loss(**words)
+            values = values if isinstance(values, tuple) else (values,)
+            for key, value in zip(loss.out_keys, values, strict=True):
+                torch.testing.assert_close(value, expected[key])
+
+    def test_out_keys_are_what_is_returned(self) -> None:
+        """Under every reduction, and behind a change of it."""
+        loss, batch = self._seeded(), self.make_batch()
+        for loss.reduction in ("mean", "none", "sum", None):
+            assert sorted(loss.out_keys) == sorted(self._run(loss, batch).keys()), loss.reduction
 
     def test_input_is_not_modified(self) -> None:
         """No entry of the batch changes; only the declared priority is added."""
