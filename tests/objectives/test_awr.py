@@ -29,6 +29,7 @@ def build(
 
 class TestContract(LossContract):
     trains = {"loss_actor": ("actor_network_params",), "loss_value": ("value_network_params",)}
+    weighted = ("loss_actor", "loss_value")
 
     def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> AWRLoss:
         return build(self.observation_dim, self.action_dim, keys=(observation_key, action_key))

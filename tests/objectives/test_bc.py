@@ -25,6 +25,7 @@ def build(kind: str = "gaussian", observation: int = 5, action: int = 3, **keys:
 
 class TestContract(LossContract):
     trains = {"loss_actor": ("actor_network_params",)}
+    weighted = ("loss_actor", "loss_value")
     kind = "gaussian"
 
     def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> BCLoss:

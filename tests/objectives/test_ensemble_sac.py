@@ -73,9 +73,15 @@ class TestContractWeighted(TestContractRLPD):
     """A3RL as its authors' code has it."""
 
     settings = {"sub_sample_len": 2, "weight_actor": True, "ensemble_reduction": "mean"}
+    weighted = ("loss_qvalue", "loss_actor")
 
     def make_batch(self, **keys: Any) -> TensorDict:
         return super().make_batch(**keys).set("priority_weight", torch.linspace(0.5, 1.5, self.batch_size))
+
+    def test_importance_weights(self) -> None:
+        """The temperature's rows are the weighted mean; see ``test_weight_actor_weights_actor_and_entropy``."""
+        self.trains = {name: groups for name, groups in self.trains.items() if name != "loss_alpha"}
+        super().test_importance_weights()
 
 
 class TestContractOnChunks(TestContractRLPD):

@@ -17,9 +17,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from torchrl_o2o import objectives
 from torchrl_o2o.errors import O2OError, O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import BCLoss, EnsembleSACLoss, ReBRACLoss
+from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.testing import LossContract, random_transitions
 
@@ -65,6 +67,20 @@ def test_every_loss_refuses(contract: type[LossContract], wrong: str) -> None:
     loss, batch = tests.make_loss(), WRONG[wrong](tests.make_batch())
     with pytest.raises(O2OError, match=r"got (an empty batch|'(observation|action)')"):
         loss(batch)
+
+
+LOSSES = [value for value in vars(objectives).values() if isinstance(value, type) and issubclass(value, TransitionLoss)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_says_what_importance_weights_do(loss: type[TransitionLoss]) -> None:
+    """Their contracts hold it to ``weighted``."""
+    assert "mportance weights" in (loss.__doc__ or "")
+
+
+def test_every_loss_has_a_contract() -> None:
+    built = {type(contract.values[0]().make_loss()) for contract in contracts()}
+    assert set(LOSSES) - built == set()
 
 
 @pytest.mark.parametrize("actor", [make_gaussian_actor, make_actor, make_deterministic_actor])

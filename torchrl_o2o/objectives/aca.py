@@ -55,6 +55,8 @@ class ACALoss(SoftLoss):
     following the authors' code. Difference: fresh actions are scored under :math:`\pi_0` at their own
     pre-tanh value and not through atanh of the clipped action.
 
+    Importance weights multiply the rows of the critics' loss, not those of actor and temperature.
+
     Args:
         actor_network: the policy, starting as a copy of the offline one.
         qvalue_network: E residual critics R_i(s, a).

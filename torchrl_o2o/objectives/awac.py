@@ -54,6 +54,8 @@ class AWACLoss(CriticLoss):
     over the batch, with which the gradient's scale does not depend on the rewards' scale). The authors' ``"exp"``,
     ``"whiten"`` and ``"sign"`` are multiplied by the batch size: take ``actor_reduction="sum"`` for that.
 
+    Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
+
     Args:
         actor_network: a probabilistic actor, for example :func:`~torchrl_o2o.modules.make_gaussian_actor`.
         qvalue_network: critics, two in the references.

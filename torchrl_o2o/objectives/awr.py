@@ -45,6 +45,8 @@ class AWRLoss(TransitionLoss):
     Differences from the paper: advantages are normalized, the penalty on the mean is added, both as in the code. The
     code standardizes values; here rewards may be scaled.
 
+    Importance weights multiply the rows of both losses.
+
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_gaussian_actor`, with a linear mean.
         value_network: V(s), :func:`~torchrl_o2o.modules.make_value_network`.

@@ -42,7 +42,10 @@ dispatch = guessing_dispatch(auto_batch_size=False)
 class TransitionLoss(ChecksArguments, LossModule):
     r"""Abstract base of losses on batches of transitions.
 
-    Importance weights under ``tensor_keys.priority_weight`` multiply the rows' losses and are *not* renormalized
+    Importance weights under ``tensor_keys.priority_weight`` multiply the rows of losses by which something is fitted to
+    the data: critics, state values, baselines, VAEs, and the actors of behavior cloning and AWR. The losses of other
+    actors, of temperatures and penalties' weights, and of flows and density ratios leave them alone, as the papers on
+    such samplers do; each class says which it weights. They are *not* renormalized
     (:math:`\frac1B\sum_b w_b\ell_b`): the sampler decides their scale. TorchRL's own losses divide by their sum.
 
     Subclasses set ``_networks_read`` and end their ``__init__`` with :meth:`make_value_estimator`.

@@ -37,6 +37,8 @@ class BaselineLoss(TransitionLoss):
     Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9; for policies that were not trained by SAC+ML the paper clips
     :math:`\log\pi_0` to 0 where negative (``clip_min=0``; no code was released for that case).
 
+    Importance weights multiply the rows.
+
     Args:
         actor_network: the offline policy; a frozen copy is kept.
         baseline_network: E baselines, for example :func:`~torchrl_o2o.modules.make_baselines`.

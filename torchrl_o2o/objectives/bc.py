@@ -24,8 +24,9 @@ class BCLoss(TransitionLoss):
     .. math:: L = -\frac1B\sum_b\log\pi(a_b|s_b) \qquad\text{or}\qquad
         L = \frac1B\sum_b\frac1A\lVert\pi(s_b)-a_b\rVert^2
 
-    What the actor *is* decides, not how its outputs are called. It reads no reward and no next state; rows may carry
-    importance weights.
+    What the actor *is* decides, not how its outputs are called. It reads no reward and no next state.
+
+    Importance weights multiply the rows.
 
     Differences from :class:`torchrl.objectives.BCLoss`, which computes the same two numbers: that one takes an actor
     for deterministic unless one of its outputs is called ``loc``, ``scale``, ``logits`` or ``probs``, and then clones a

@@ -62,6 +62,9 @@ class BEARLoss(DivergenceLoss, CriticLoss):
     by default, as in the setting that the authors recommend. They draw the first :math:`\log\eta` from N(0, 1); here it
     is 0. They clamp :math:`\log\eta` behind its step; here its gradient stops at the bounds.
 
+    Importance weights multiply the rows of :math:`L_Q` and of :meth:`vae_loss`, not those of :math:`L_\pi` or of
+    :math:`\eta`.
+
     Args:
         actor_network: a tanh-Gaussian actor, :func:`~torchrl_o2o.modules.make_actor`.
         qvalue_network: critics, two in the paper.
@@ -198,7 +201,7 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         """
         error, kl = vae_terms(self, self.vae_network, flat_parameters(self.vae_network_params), tensordict)
         info = {"kl": kl.detach(), "reconstruction_error": error.detach()}
-        return self._reduce(error + self.vae_beta * kl), info
+        return self._reduce(error + self.vae_beta * kl, self._weights(tensordict)), info
 
     @torch.no_grad()
     def estimate_divergence(self, tensordict: TensorDictBase) -> Tensor:

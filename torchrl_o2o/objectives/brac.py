@@ -54,6 +54,9 @@ class BRACLoss(DivergenceLoss, SoftLoss):
     Differences from the paper: none in the equations. Its dual estimates, with a critic of the divergence, are left
     out. The authors draw anew for the weight's step; here it takes the divergence that the actor's step measured.
 
+    Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`, of the temperature or of
+    :math:`\alpha`.
+
     Args:
         actor_network: a tanh-Gaussian actor, :func:`~torchrl_o2o.modules.make_actor`.
         qvalue_network: critics, two in the paper.

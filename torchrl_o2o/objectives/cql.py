@@ -57,6 +57,9 @@ class CQLLoss(SoftLoss):
     The references' ``alpha_multiplier`` c is not an argument: :math:`c\,e^{\log\alpha}` with the same optimizer steps
     is ``Temperature(init=c * alpha)``.
 
+    Importance weights multiply the rows of :math:`L_Q`, penalty included, not those of actor, temperature and
+    multiplier.
+
     Args:
         actor_network: a probabilistic actor whose spec is bounded; CQL's is
             ``make_actor(..., affine_log_std=True, initialization="orthogonal_small_last")``.
@@ -280,6 +283,8 @@ class CalQLLoss(CQLLoss):
     Source: Nakamoto et al. 2023 (Cal-QL), Eq. 5.1 and the authors' code, which keeps the calibration on during online
     fine-tuning with the true returns of the collected trajectories. CORL's variant turns it off at the switch: set
     ``loss.calibrate = False`` there. Without calibration, or with returns of minus infinity, this is CQL.
+
+    Importance weights: see :class:`CQLLoss`.
 
     Args:
         actor_network: see :class:`CQLLoss`.

@@ -36,6 +36,8 @@ class ConditionalVAELoss(TransitionLoss):
     then rises (:func:`~torchrl_o2o.functional.kl_weight`). Without such calls it is constant. The module given is
     trained in place: hand it to :class:`~torchrl_o2o.modules.OfflineConfidence` afterwards.
 
+    Importance weights multiply the rows.
+
     Args:
         vae_network: of :func:`~torchrl_o2o.modules.make_conditional_vae`.
 
@@ -125,6 +127,8 @@ class InverseDynamicsLoss(TransitionLoss):
     r"""Fit an inverse-dynamics embedding: :math:`L=\frac1B\sum_b\frac1A\lVert h(\phi(s),\phi(s'))-a\rVert^2`.
 
     Source: Badia et al. 2020 (Never Give Up), section 2, for the embedding-network variant of SAMG's appendix.
+
+    Importance weights multiply the rows.
 
     Args:
         inverse_network: of :func:`~torchrl_o2o.modules.make_inverse_dynamics`.

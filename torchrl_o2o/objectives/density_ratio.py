@@ -43,6 +43,8 @@ class DensityRatioLoss(TransitionLoss):
     Differences from the references: log w instead of w behind a ReLU, and no epsilon inside the logarithms. To repeat
     them exactly, use ``DensityRatio(..., parametrization="relu")`` and ``eps=1e-10``.
 
+    Importance weights are not read: the ratio is that of the rows as they were drawn.
+
     Args:
         density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`.
 

@@ -48,6 +48,8 @@ class DrQV2Loss(CriticLoss):
 
     Source: Yarats et al. 2021 (DrQ-v2), arXiv:2107.09645, Eq. 2-4; order as in the authors' code.
 
+    Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
+
     Args:
         encoder_network: :func:`~torchrl_o2o.modules.make_pixel_encoder` with ``latent_dim=None, out_key="features"``.
         actor_network: :func:`~torchrl_o2o.modules.make_latent_actor`, reads the features.
@@ -261,6 +263,8 @@ class DrQV2BCLoss(DrQV2Loss):
                                             *loss.encoder_network_params.parameters()])))
 
     Source: Lu et al. 2023 (V-D4RL), arXiv:2206.04779, section 4.1, and ``drqbc`` of the code.
+
+    Importance weights multiply the rows of :math:`L_Q` and of :meth:`clone_loss`, not those of :math:`L_\pi`.
 
     Args:
         encoder_network: see :class:`DrQV2Loss`.

@@ -71,7 +71,8 @@ class EnsembleSACLoss(SoftLoss):
     being clamped, only the drawn members are evaluated, the temperature is not clamped, importance weights are used,
     and a critic step does not compute the actor's loss.
 
-    Importance weights multiply the squared errors as :class:`~torchrl_o2o.objectives.base.TransitionLoss` says.
+    Importance weights multiply the rows of :math:`L_Q`, as :class:`~torchrl_o2o.objectives.base.TransitionLoss` says,
+    and those of actor and temperature with ``weight_actor`` only.
 
     Args:
         actor_network: a probabilistic actor, for example :func:`~torchrl_o2o.modules.make_actor`.

@@ -179,6 +179,8 @@ class FQLLoss(FlowLoss):
 
     Differences from the paper: the paper prints sums over action dimensions, the code and this class take means.
 
+    Importance weights multiply the rows of :math:`L_Q` alone: those of a chunk say where its return is known.
+
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_one_step_actor`.
         flow_network: :func:`~torchrl_o2o.modules.make_flow_network`.
@@ -306,6 +308,8 @@ class BestOfNLoss(FlowLoss):
     Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, Eq. 8-10, and the authors' code.
 
     Differences from the paper: none in the equations. The flow is held as ``actor_network``, the only policy there is.
+
+    Importance weights multiply the rows of :math:`L_Q` alone: those of a chunk say where its return is known.
 
     Args:
         flow_network: :func:`~torchrl_o2o.modules.make_flow_network`.

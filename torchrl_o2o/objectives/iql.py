@@ -61,6 +61,8 @@ class IQLLoss(CriticLoss):
     Differences from the paper: none in the equations; the clip at 100 is from the authors' code. The cosine decay of
     the actor's learning rate belongs to the offline phase only: continued online, as in CORL, it rises again.
 
+    Importance weights multiply the rows of :math:`L_Q` and :math:`L_V`, not those of :math:`L_\pi`.
+
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_gaussian_actor`, or a deterministic actor.
         qvalue_network: critics, two in the references.

@@ -42,9 +42,9 @@ class PessimisticEnsembleLoss(SoftLoss):
 
     Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble, with the authors' code: K = 5 agents trained offline by
     CQL (:class:`~torchrl_o2o.objectives.CQLLoss`), all losses taken at the same parameters, then temperature, actor and
-    critics step, then the targets. Replay is by :class:`~torchrl_o2o.data.BalancedReplaySampler`, without importance
-    weights; where a batch has some, they multiply the critics' errors as
-    :class:`~torchrl_o2o.objectives.base.TransitionLoss` says.
+    critics step, then the targets. Replay is by :class:`~torchrl_o2o.data.BalancedReplaySampler`, without weights.
+
+    Importance weights, where a batch has some, multiply the rows of :math:`L_Q`, not those of actor and temperature.
 
     Under ``"next"`` the value estimator is handed a batch of shape [K, *B], one layer per pair.
 

@@ -39,6 +39,8 @@ class PerturbationRatioLoss(DensityRatioLoss):
 
     Source: the loss is :class:`DensityRatioLoss`'s; the reference is ours.
 
+    Importance weights are not read.
+
     Args:
         density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`.
 

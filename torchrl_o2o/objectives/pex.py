@@ -83,6 +83,8 @@ class PEXLoss(IQLLoss):
     Nothing ties the new policy to the data: it may learn to repeat the offline one. ``offline_share`` says how often
     that is chosen. :math:`\kappa` multiplies the values as they are, so that a scale of rewards changes the choice.
 
+    Importance weights multiply the rows of :math:`L_Q` and :math:`L_V`, not those of :math:`L_\pi`.
+
     Args:
         actor_network: the new policy :math:`\pi`, freshly initialized, :func:`~torchrl_o2o.modules.make_gaussian_actor`
             with ``clip_samples=False`` in the authors' code.

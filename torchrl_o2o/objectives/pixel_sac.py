@@ -43,6 +43,8 @@ class PixelSACLoss(EnsembleSACLoss):
 
     Source: Ball et al. 2023 (RLPD), section 4 (pixels); order and wiring as in ``DrQLearner`` of the authors' code.
 
+    Importance weights: see :class:`EnsembleSACLoss`.
+
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_pixel_actor`.
         encoder_network: :func:`~torchrl_o2o.modules.make_pixel_encoder`; trained with the critics, by one optimizer.

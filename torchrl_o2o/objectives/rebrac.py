@@ -45,6 +45,8 @@ class ReBRACLoss(SmoothedTargetLoss):
 
     Differences from the paper: none in the equations. The code always divides by the mean of |Q|, as here.
 
+    Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
+
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
         qvalue_network: two critics, in the paper with LayerNorm behind each ReLU.

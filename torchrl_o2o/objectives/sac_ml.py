@@ -49,6 +49,9 @@ class SACMLLoss(SoftLoss):
     Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9 for the baseline. Difference from the paper, following the authors' code:
     the baseline's target has an entropy term (``baseline_entropy``).
 
+    Importance weights multiply the rows of :math:`L_Q` and :math:`L_Z`, not those of :math:`L_\pi` or of the
+    temperature.
+
     Args:
         actor_network: a stochastic actor with a log-density, squashed or not.
         qvalue_network: E critics, 2 in the paper, without LayerNorm.

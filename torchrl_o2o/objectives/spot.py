@@ -51,6 +51,8 @@ class SPOTLoss(SmoothedTargetLoss):
     Differences from the paper: none in the equations. CORL's importance-sampled estimate calls an attribute that does
     not exist; here it runs.
 
+    Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
+
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
         qvalue_network: two critics; the actor climbs the first.

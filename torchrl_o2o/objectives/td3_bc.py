@@ -40,6 +40,8 @@ class TD3BCLoss(SmoothedTargetLoss):
     its smoothing noise is in absolute units, its importance weights are renormalized, its default distance is not the
     square, and its noise cannot be recorded.
 
+    Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
+
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
         qvalue_network: two critics; the actor climbs the first.

@@ -83,6 +83,8 @@ class VAELoss(TransitionLoss):
     Source: Wu et al. 2022 (SPOT), Eq. 8, with the code's averages over action and latent dimensions. The module given
     is trained in place: hand it to :class:`~torchrl_o2o.objectives.SPOTLoss` afterwards.
 
+    Importance weights multiply the rows.
+
     Args:
         vae_network: of :func:`~torchrl_o2o.modules.make_action_vae`.
 

@@ -72,6 +72,8 @@ class LossContract:
 
     #: Output -> names of the parameter groups (attributes of the loss) that its gradient reaches; all others get none.
     trains: Mapping[str, tuple[str, ...]] = {}
+    #: Outputs whose rows importance weights multiply, where the loss has them; the others do not read weights.
+    weighted: tuple[str, ...] = ("loss_qvalue", "loss_value", "loss_baseline", "loss_vae", "loss_inverse")
 
     def make_loss(self, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action") -> LossModule:
         """Build the loss on networks that read the given entries; called anew in every test."""
@@ -205,6 +207,18 @@ class LossContract:
             assert rows[key].shape == (self.batch_size,), key
             torch.testing.assert_close(rows[key].sum(), total[key])
             torch.testing.assert_close(rows[key].mean(), mean[key])
+
+    def test_importance_weights(self) -> None:
+        """They multiply the rows of the outputs in :attr:`weighted`, as they are, and change no other."""
+        loss, batch = self._seeded(), self.make_batch()
+        loss.reduction, key = "none", loss.tensor_keys.priority_weight
+        weights = torch.linspace(0.5, 1.5, self.batch_size)
+        plain = self._run(loss, batch.clone().set(key, torch.ones_like(weights)))
+        for shaped in (weights, weights.unsqueeze(-1)):
+            rows = self._run(loss, batch.clone().set(key, shaped))
+            for output in self.trains:
+                expected = weights * plain[output] if output in self.weighted else plain[output]
+                torch.testing.assert_close(rows[output], expected, msg=lambda text, name=output: f"{name}: {text}")
 
     def test_state_dict_round_trip(self) -> None:
         """A freshly built loss loads the state strictly and computes the same."""
