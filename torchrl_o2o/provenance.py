@@ -24,7 +24,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, SCMode
 
 from torchrl_o2o.errors import O2OSpecError
 
@@ -115,7 +115,7 @@ def _referenced(config: Any) -> Any:
     ``${key}`` or ``${a.b.c}`` stays the text it is.
     """
     raw, root = (
-        OmegaConf.to_container(node, resolve=False, structured_config_mode="dict")
+        OmegaConf.to_container(node, resolve=False, structured_config_mode=SCMode.DICT)
         for node in (config, config._get_root())
     )
     here = [] if config._get_parent() is None else str(config._get_full_key(None)).replace("]", "").split(".")

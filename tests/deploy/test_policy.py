@@ -191,6 +191,9 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     odd = Actor(nn.Sequential(nn.Linear(3, 2), nn.Softsign()), in_keys=["observation"], spec=spec)
     with pytest.raises(O2OSpecError, match="a network with a Softsign, expected layers among Sequential, Linear"):
         save_policy(tmp_path, odd, action_box=NATIVE)
+    function = Actor(lambda seen: seen[..., :2], in_keys=["observation"], spec=spec)
+    with pytest.raises(O2OSpecError, match=r"got Actor with keys \['observation'\] -> \['action'\], expected an actor"):
+        save_policy(tmp_path, function, action_box=NATIVE)
     with pytest.raises(O2OSpecError, match="got neither env nor action_box, expected one of them: which actions"):
         save_policy(tmp_path, actor)
     with pytest.raises(O2OSpecError, match="the actor has 2 action dimensions, the environment 1"):

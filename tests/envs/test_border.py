@@ -94,6 +94,13 @@ def test_real_numbers_are_not_cut_to_whole_ones() -> None:
     assert read_reset((np.array([3, 4], np.uint8), {}), pixels)[0].dtype == np.uint8
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.int64, np.uint8])
+def test_a_space_without_a_type_leaves_it_open(kind: type[np.generic]) -> None:
+    seen = read_reset((np.array([1, 2], kind), {}), spaces.Space((2,), None))[0]
+    assert seen.dtype == kind
+    assert seen.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39, -1e39])
 def test_finite_means_finite_in_float32(value: float) -> None:
     assert "the reward" in str(find_fault(SEEN, value))

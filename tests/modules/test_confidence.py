@@ -157,6 +157,10 @@ def test_vae_and_embedding_serve_as_encoders(aggregator: str) -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(O2OSpecError, match=r"which has no encode\(observation, action\)"):
         OfflineConfidence(nn.Linear(3, 2))
+    without = Linear()
+    del without.latent_dim
+    with pytest.raises(O2OSpecError, match=r"got Linear, .* or no latent_dim"):
+        OfflineConfidence(without)
     with pytest.raises(O2OSpecError, match=r"got threshold=1\.5"):
         OfflineConfidence(Linear(), threshold=1.5)
     with pytest.raises(O2OSpecError, match="got aggregator='max'"):

@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, make_value_network
-from torchrl_o2o.modules.boxes import BoxTanh, action_box
+from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
 from torchrl_o2o.objectives.networks import sample_policy
 
@@ -38,6 +38,7 @@ def test_action_without_a_box_is_refused() -> None:
         with pytest.raises(O2OSpecError, match="expected a bounded continuous box"):
             make(5, Unbounded(shape=(2,)))
     assert action_box(WIDE) is WIDE
+    assert [edge.tolist() for edge in box_edges(WIDE)] == [[-2.0, 0.0], [2.0, 1.0]]
 
 
 class TestBoxNormal:

@@ -67,6 +67,13 @@ def test_frames_that_are_too_small_are_refused() -> None:
         make_pixel_encoder((9, 16, 16))
 
 
+def test_an_encoder_names_its_parts() -> None:
+    net = make_pixel_encoder({"pixels": (9, 16, 16)}, vectors={"state": 5}, features=(8, 4), strides=(2, 1)).module
+    assert [conv.out_channels for stack in net.stacks for conv in stack.convs] == [8, 4]
+    sizes = [(each.in_features, each.out_features) for each in net.bottlenecks]
+    assert sizes == [(4 * 5 * 5, 50), (5, 50)]
+
+
 def test_an_actor_needs_a_bottleneck() -> None:
     with pytest.raises(O2OSpecError, match="without bottleneck"):
         make_pixel_actor(make_pixel_encoder((9, 16, 16), features=(8,), strides=(2,), latent_dim=None), 2)

@@ -9,6 +9,7 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import nn
 from torchrl.data import Bounded
 from torchrl.envs import GymWrapper
@@ -16,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.off2on import merge_gaussians
-from torchrl_o2o.modules import GaussianHead, PolicyEnsemble, average_actors, make_actor
+from torchrl_o2o.modules import GaussianHead, PolicyEnsemble, TanhNormal, average_actors, make_actor
 from torchrl_o2o.testing import ContextualTargetEnv
 
 
@@ -101,3 +102,17 @@ def test_what_cannot_be_merged_is_refused() -> None:
         PolicyEnsemble([])
     with pytest.raises(O2OSpecError, match="policies with buffers"):
         PolicyEnsemble([nn.Sequential(nn.BatchNorm1d(3), GaussianHead(3, 2))])
+
+
+def test_what_is_no_actor_of_a_network_is_refused() -> None:
+    body = TensorDictModule(GaussianHead(3, 2), in_keys=["observation"], out_keys=["loc", "scale"])
+    head = ProbabilisticTensorDictModule(["loc", "scale"], ["action"], distribution_class=TanhNormal)
+    with pytest.raises(O2OSpecError, match="ends in a ProbabilisticTensorDictModule"):  # which states no box
+        average_actors([ProbabilisticTensorDictSequential(body, head)])
+    actor = make_actor(3, 2, hidden_sizes=(8,))
+    function = TensorDictModule(lambda seen: (seen, seen), in_keys=["observation"], out_keys=["loc", "scale"])
+    with pytest.raises(O2OSpecError, match="got an actor of a function, expected one of a network"):
+        average_actors([actor, ProbabilisticTensorDictSequential(function, actor[-1])])
+    deep = TensorDictModule(nn.Linear(3, 3), in_keys=["observation"], out_keys=["seen"])
+    with pytest.raises(O2OSpecError, match=r"got an actor of 3 parts writing \['seen'\]"):
+        average_actors([actor, ProbabilisticTensorDictSequential(deep, body, actor[-1])])

@@ -28,7 +28,7 @@ from torchrl.modules import MLP, Actor, ProbabilisticActor
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
 from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, MeanOnly
-from torchrl_o2o.modules.boxes import BoxTanh, action_box
+from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges
 from torchrl_o2o.modules.chunks import act_in_chunks, chunk_length
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
@@ -132,18 +132,17 @@ def _chosen(layer: BestOfN) -> dict[str, Any]:
 
 
 def _conv_stack(layer: ConvStack) -> dict[str, Any]:
-    convs = list(layer.layers)
     return {
         "shape": list(layer.shape),
-        "features": [conv.out_channels for conv in convs],  # pyright: ignore[reportAttributeAccessIssue]
-        "strides": [conv.stride[0] for conv in convs],  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-        "kernel_size": convs[0].kernel_size[0],  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+        "features": [conv.out_channels for conv in layer.convs],
+        "strides": [conv.stride[0] for conv in layer.convs],
+        "kernel_size": layer.convs[0].kernel_size[0],
         "offset": layer.offset,
     }
 
 
 def _bottleneck(layer: Bottleneck) -> dict[str, Any]:
-    return {"in_features": layer[0].in_features, "latent_dim": layer[0].out_features, "layer_norm_eps": layer[1].eps}
+    return {"in_features": layer.in_features, "latent_dim": layer.out_features, "layer_norm_eps": layer[1].eps}
 
 
 def _pixel_encoder(*inner: Any, num_images: int, vector_sizes: Sequence[int], detach_conv: bool) -> nn.Module:
@@ -194,8 +193,8 @@ def observation_shapes(net: nn.Module) -> tuple[tuple[int, ...], ...]:
     """
     for layer in net.modules():
         if isinstance(layer, PixelEncoder):
-            images = [conv.shape for conv in layer.conv]  # pyright: ignore[reportAttributeAccessIssue]
-            return (*images, *((size,) for size in layer.sizes[len(images) :]))  # pyright: ignore[reportReturnType]
+            images = [conv.shape for conv in layer.stacks]
+            return (*images, *((size,) for size in layer.sizes[len(images) :]))
     return (observation_shape(net) or (0,),)
 
 
@@ -236,14 +235,16 @@ _LAYERS = {
     "Standardize": _Layer(_two_edges(Standardize), lambda layer: {"size": len(layer.mean)}),
     "ToBox": _Layer(_two_edges(ToBox), lambda layer: {"size": len(layer.middle)}),
 }
-_NAMES: dict[type[nn.Module], str] = {MLP: "Sequential", nn.ReLU: "ReLU"} | {
-    kind: kind.__name__
-    for kind in (
-        *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
-        *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
-        *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN, BestOfPolicies, MeanOnly),
-        *(ConvStack, Bottleneck, PixelEncoder, LatentPolicy, PixelPolicy),
-    )
+_KINDS: tuple[type[nn.Module], ...] = (
+    *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
+    *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
+    *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN, BestOfPolicies, MeanOnly),
+    *(ConvStack, Bottleneck, PixelEncoder, LatentPolicy, PixelPolicy),
+)
+_NAMES: dict[type[nn.Module], str] = {
+    MLP: "Sequential",
+    nn.ReLU: "ReLU",
+    **{kind: kind.__name__ for kind in _KINDS},
 }
 
 
@@ -385,20 +386,25 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
         True
     """
     if type(actor) is Actor and len(actor.in_keys) == len(actor.out_keys) == 1:
-        box = _box(actor, actor.out_keys[0])
-        return ActorParts(actor.module, None, {}, actor.in_keys[0], actor.out_keys[0], *box, chunk_length(actor))
-    if type(actor) is TensorDictSequential and len(actor) == 2 and type(actor[1]) is Actor:
-        first, then = actor[0], take_apart(actor[1])  # an encoder, and an actor on its features
-        if type(first) is TensorDictModule and first.out_keys == [then.observation_key]:
-            read = first.in_keys[0] if len(first.in_keys) == 1 else list(first.in_keys)
-            return replace(then, net=LatentPolicy(first.module, then.net), observation_key=read)
+        net = actor.module
+        if isinstance(net, nn.Module):  # and no plain function
+            box = _box(actor, actor.out_keys[0])
+            return ActorParts(net, None, {}, actor.in_keys[0], actor.out_keys[0], *box, chunk_length(actor))
+    if type(actor) is TensorDictSequential and len(actor) == 2:
+        first, last = actor[0], actor[1]
+        if type(last) is Actor and type(first) is TensorDictModule and isinstance(first.module, nn.Module):
+            then = take_apart(last)  # on an encoder's features
+            if first.out_keys == [then.observation_key]:
+                net = LatentPolicy(first.module, then.net)
+                return replace(then, net=net, observation_key=_read(first))
     if type(actor) is ProbabilisticActor and len(actor) == 2:
         body, head = actor[0], actor[1]
-        if _is_gaussian(body, head):
-            kind, settings = head.distribution_class.__name__, dict(head.distribution_kwargs)
-            box = _box(actor, head.out_keys[0])
-            read = body.in_keys[0] if len(body.in_keys) == 1 else list(body.in_keys)
-            return ActorParts(body.module, kind, settings, read, head.out_keys[0], *box, chunk_length(actor))
+        if isinstance(body, TensorDictModule) and isinstance(head, ProbabilisticTensorDictModule):
+            net = body.module
+            if isinstance(net, nn.Module) and _is_gaussian(body, head):
+                kind, settings = head.distribution_class.__name__, dict(head.distribution_kwargs)
+                box = _box(actor, head.out_keys[0])
+                return ActorParts(net, kind, settings, _read(body), head.out_keys[0], *box, chunk_length(actor))
     raise O2OSpecError(
         f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
         "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, of "
@@ -407,11 +413,14 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
     )
 
 
-def _is_gaussian(body: nn.Module, head: nn.Module) -> bool:
+def _read(module: TensorDictModule) -> NestedKey | list[NestedKey]:
+    """The entry that a module reads, or all of them."""
+    return module.in_keys[0] if len(module.in_keys) == 1 else list(module.in_keys)
+
+
+def _is_gaussian(body: TensorDictModule, head: ProbabilisticTensorDictModule) -> bool:
     return (
-        isinstance(body, TensorDictModule)
-        and isinstance(head, ProbabilisticTensorDictModule)
-        and (len(body.in_keys) == 1 or isinstance(body.module, PixelPolicy))
+        (len(body.in_keys) == 1 or isinstance(body.module, PixelPolicy))
         and len(head.out_keys) == 1
         and body.out_keys == head.in_keys == ["loc", "scale"]
         and head.distribution_class in _DISTRIBUTIONS.values()
@@ -423,5 +432,5 @@ def _box(actor: TensorDictModuleBase, key: NestedKey) -> tuple[Tensor, Tensor]:
     action = None if spec is None or key not in spec.keys(True) else spec[key]
     if not isinstance(action, Bounded):
         raise O2OSpecError(f"got an actor without a bounded spec of {key!r}, expected the box of its actions")
-    box = action_box(action)
-    return box.space.low.cpu(), box.space.high.cpu()
+    low, high = box_edges(action_box(action))
+    return low.cpu(), high.cpu()

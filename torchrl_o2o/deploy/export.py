@@ -113,10 +113,17 @@ def _export_onnx(policy: nn.Module, example: Tensor, batch: dict, path: Path) ->
             f"format='onnx' needs {' and '.join(missing)}; install them with pip install torchrl_o2o[onnx], or use "
             "format='torch_export'"
         )
-    names = {"input_names": ["observation"], "output_names": ["action"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own deprecations within its exporter
-        program = torch.onnx.export(policy, (example,), dynamo=True, dynamic_shapes=batch, verbose=False, **names)
+        program = torch.onnx.export(
+            policy,
+            (example,),
+            input_names=["observation"],
+            output_names=["action"],
+            dynamo=True,
+            dynamic_shapes=batch,
+            verbose=False,
+        )
     assert program is not None
     program.save(path)
     return path

@@ -366,7 +366,7 @@ def _own_observation(observation: Any, space: spaces.Space) -> Observation:
     found = _array("an observation", observation)
     if found.shape != space.shape:
         raise MalformedReturn(f"an observation of shape {found.shape} came back, the space says {space.shape}")
-    if found.dtype == space.dtype:
+    if space.dtype is None or found.dtype == space.dtype:  # a space of another kind may leave the type open
         return found.copy()
     if not np.can_cast(found.dtype, space.dtype, "same_kind"):
         raise MalformedReturn(f"an observation of type {found.dtype} came back, the space says {space.dtype}")

@@ -330,10 +330,10 @@ def _is_vector(space: spaces.Space) -> bool:
 def _flat_observation(env: gymnasium.Env, env_id: str, keys: Sequence[str] | None) -> gymnasium.Env:
     space = env.observation_space
     if isinstance(space, spaces.Dict):
-        return _concatenated_observation(env, env_id, _goal_keys(env_id, space, keys))
+        return _concatenated_observation(env, env_id, space, _goal_keys(env_id, space, keys))
     if keys is not None:
         raise O2OSpecError(f"observation_keys={tuple(keys)} were given, but {env_id} observes {space}; leave them out.")
-    _vector_size(env_id, "observation", space)
+    space = _vector_box(env_id, "observation", space)
     # Not gymnasium's DtypeObservation: it warns at every float64 environment that precision is lowered, as asked for.
     with np.errstate(over="ignore"):  # the largest float64 is infinite in float32
         flat = spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
@@ -357,9 +357,10 @@ def _goal_keys(env_id: str, space: spaces.Dict, keys: Sequence[str] | None) -> t
     return tuple(keys)
 
 
-def _concatenated_observation(env: gymnasium.Env, env_id: str, keys: tuple[str, ...]) -> gymnasium.Env:
-    boxes = env.observation_space
-    size = sum(_vector_size(env_id, f"observation[{key!r}]", boxes[key]) for key in keys)
+def _concatenated_observation(
+    env: gymnasium.Env, env_id: str, space: spaces.Dict, keys: tuple[str, ...]
+) -> gymnasium.Env:
+    size = sum(_vector_box(env_id, f"observation[{key!r}]", space[key]).shape[0] for key in keys)
     flat = spaces.Box(-np.inf, np.inf, (size,), np.float32)
     return TransformObservation(env, partial(_concatenate, keys=keys), flat)
 
@@ -368,10 +369,10 @@ def _concatenate(observation: Mapping[str, np.ndarray], keys: tuple[str, ...]) -
     return np.concatenate([observation[key] for key in keys], dtype=np.float32, casting="same_kind")
 
 
-def _vector_size(env_id: str, name: str, space: spaces.Space) -> int:
+def _vector_box(env_id: str, name: str, space: spaces.Space) -> spaces.Box:
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
         raise O2OSpecError(f"{name} of {env_id} is {space}; expected a Box of one dimension. Wrap the environment.")
-    return space.shape[0]
+    return space
 
 
 def unit_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
@@ -391,7 +392,7 @@ def unit_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     space = env.action_space
     if not (isinstance(space, spaces.Box) and space.dtype.kind in "iu"):
         check_continuous(space, env_id)
-    _vector_size(env_id, "the action space", space)
+    space = _vector_box(env_id, "the action space", space)
     if not space.is_bounded():
         raise O2OSpecError(f"the action space of {env_id} is {space}; expected finite bounds to scale to.")
     unit = spaces.Box(-1.0, 1.0, space.shape, np.float32)

@@ -10,6 +10,7 @@ substep, and environments read them to compute velocities, so the arrays compute
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,8 +48,7 @@ def restore_model(model: Any, captured: Mapping[str, torch.Tensor]) -> None:
 
 def capture_data(data: Any) -> dict[str, Any]:
     """The integration state and the arrays computed from it."""
-    import mujoco
-
+    mujoco = _mujoco()
     spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
     state = np.empty(mujoco.mj_stateSize(data.model, spec))
     mujoco.mj_getState(data.model, data, state, spec)
@@ -62,8 +62,7 @@ def restore_data(data: Any, captured: Mapping[str, Any]) -> None:
     Raises:
         O2OCheckpointError: if it is another model's.
     """
-    import mujoco
-
+    mujoco = _mujoco()
     spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
     state = captured["integration"].numpy()
     size = mujoco.mj_stateSize(data.model, spec)
@@ -72,6 +71,11 @@ def restore_data(data: Any, captured: Mapping[str, Any]) -> None:
     mujoco.mj_setState(data.model, data, state, spec)
     mujoco.mj_forward(data.model, data)  # contacts
     _restore_arrays(data, captured["derived"])
+
+
+def _mujoco() -> Any:
+    """MuJoCo, imported when it is needed. What its compiled modules hold, it does not declare."""
+    return importlib.import_module("mujoco")
 
 
 def _arrays(struct: Any, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:

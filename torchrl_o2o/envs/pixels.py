@@ -76,8 +76,12 @@ class StackFrames(gymnasium.Wrapper):
         parts = dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
         self._vectors = {key: part for key, part in parts.items() if self._named and len(part.shape or ()) == 1}
         self._stacks = {key: _Stack(part, num_stack) for key, part in parts.items() if key not in self._vectors}
-        boxes = {key: spaces.Box(-np.inf, np.inf, part.shape, np.float32) for key, part in self._vectors.items()}
-        boxes = {key: boxes.get(key) or self._stacks[key].space for key in parts}
+        boxes: dict[str, spaces.Space] = {
+            key: spaces.Box(-np.inf, np.inf, part.shape, np.float32)
+            if key in self._vectors
+            else self._stacks[key].space
+            for key, part in parts.items()
+        }
         self.observation_space = spaces.Dict(boxes) if self._named else boxes[""]
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -72,7 +72,7 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
         torchrl_o2o.errors.O2OSpecError: the policy acts in [-3.0]..[3.0], the environment takes [-1.0]..[1.0], ...
     """
     own, edges = env.action_space, (np.asarray(low, np.float32), np.asarray(high, np.float32))
-    if _takes(own, *edges):
+    if not isinstance(own, spaces.Box) or _takes(own, *edges):
         return env
     native = native_action_space(env)
     if _takes(native, *edges):

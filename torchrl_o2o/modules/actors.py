@@ -19,7 +19,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option, check_order
-from torchrl_o2o.modules.boxes import action_box, is_unit_box
+from torchrl_o2o.modules.boxes import action_box, box_edges, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import GaussianVectorHead
 from torchrl_o2o.modules.initialization import Initialization, initialize_
@@ -138,7 +138,7 @@ def make_actor(
         if isinstance(layer, nn.Linear):
             initialize_(layer, initialization, last_bound=1e-3)
     module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
-    low, high = action_spec.space.low, action_spec.space.high
+    low, high = box_edges(action_spec)
     box = {"low": -1.0, "high": 1.0} if is_unit_box(action_spec) else {"low": low, "high": high}
     return ProbabilisticActor(
         module,

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from tensordict.nn import ProbabilisticTensorDictSequential
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torchrl.data import Bounded
 
-from torchrl_o2o.errors import check_count, check_option
+from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.conservative import best_of
-from torchrl_o2o.modules.boxes import BoxTanh, is_unit_box
+from torchrl_o2o.modules.boxes import BoxTanh, box_edges, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import ClipToBox, euler_flow
 
@@ -183,16 +183,26 @@ def mode_net(actor: ProbabilisticTensorDictSequential, action: Bounded) -> nn.Se
     Returns:
         A net from observations [*B, o] to actions [*B, A].
 
+    Raises:
+        O2OSpecError: if it is another actor.
+
     Examples:
         >>> from torchrl_o2o.modules import make_actor
         >>> actor = make_actor(3, 1, hidden_sizes=(8,))
         >>> mode_net(actor, actor.spec["action"])(torch.zeros(5, 3)).shape
         torch.Size([5, 1])
     """
-    low, high = action.space.low, action.space.high
-    squashed = actor[-1].distribution_class is TanhNormal
-    place = (nn.Tanh() if is_unit_box(action) else BoxTanh(low, high)) if squashed else ClipToBox(low, high)
-    return nn.Sequential(actor[0].module, MeanOnly(), place)
+    body, head = actor[0], actor[-1]
+    net = body.module if isinstance(body, TensorDictModule) else None
+    if len(actor) != 2 or not isinstance(net, nn.Module) or not isinstance(head, ProbabilisticTensorDictModule):
+        raise O2OSpecError(
+            f"got {type(actor).__name__} of {len(actor)} parts, expected a network and a distribution; build the actor "
+            f"with make_actor(...) or make_gaussian_actor(...)"
+        )
+    edges = box_edges(action)
+    squashed = head.distribution_class is TanhNormal
+    place = (nn.Tanh() if is_unit_box(action) else BoxTanh(*edges)) if squashed else ClipToBox(*edges)
+    return nn.Sequential(net, MeanOnly(), place)
 
 
 def _plain(name: str) -> str:

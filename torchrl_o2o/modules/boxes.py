@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torchrl.data import Bounded, TensorSpec
+from torchrl.data.tensor_specs import ContinuousBox
 
 from torchrl_o2o.errors import O2OSpecError, check_count
 
-__all__ = ["BoxTanh", "action_box", "action_spec", "action_specs", "actor_box", "is_unit_box"]
+__all__ = ["BoxTanh", "action_box", "action_spec", "action_specs", "actor_box", "box_edges", "is_unit_box"]
 
 
 class BoxTanh(nn.Module):
@@ -54,25 +57,41 @@ def action_box(action: TensorSpec | int) -> Bounded:
         O2OSpecError: if the action has no finite box, or one without an inside.
 
     Examples:
-        >>> action_box(2).space.high
-        tensor([1., 1.])
+        >>> action_box(2).shape
+        torch.Size([2])
     """
     if isinstance(action, int):
         check_count("the number of action dimensions", action, least=1)
-        return Bounded(-torch.ones(action), torch.ones(action), shape=(action,), dtype=torch.float32)
-    if not isinstance(action, Bounded) or not (
-        action.space.low.isfinite().all() and action.space.high.isfinite().all()
-    ):
+        return Bounded(-torch.ones(action), torch.ones(action), shape=torch.Size((action,)), dtype=torch.float32)
+    if not isinstance(action, Bounded) or not all(edge.isfinite().all() for edge in box_edges(action)):
         raise O2OSpecError(
             f"got action spec {action!r}, expected a bounded continuous box [A]; wrap the environment with "
             f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
         )
-    if not (action.space.low < action.space.high).all():
+    low, high = box_edges(action)
+    if not (low < high).all():
         raise O2OSpecError(
-            f"got an action box from {action.space.low.tolist()} to {action.space.high.tolist()}, expected low below "
-            f"high in each dimension; leave out what has one value only, or wrap the environment with make_env"
+            f"got an action box from {low.tolist()} to {high.tolist()}, expected low below high in each dimension; "
+            f"leave out what has one value only, or wrap the environment with make_env"
         )
     return action
+
+
+def box_edges(spec: Bounded) -> tuple[Tensor, Tensor]:
+    """Lower and upper edges of a bounded spec.
+
+    Args:
+        spec: a bounded spec, shape [A].
+
+    Returns:
+        Two vectors of shape [A].
+
+    Examples:
+        >>> box_edges(action_box(2))
+        (tensor([-1., -1.]), tensor([1., 1.]))
+    """
+    box = cast(ContinuousBox, spec.space)  # TorchRL's annotation covers all specs; a bounded one has edges
+    return box.low, box.high
 
 
 def action_specs(actor: nn.Module | None) -> list[TensorSpec]:
@@ -134,8 +153,7 @@ def actor_box(actor: nn.Module) -> tuple[Tensor, Tensor]:
         >>> actor_box(make_actor(3, 2, hidden_sizes=(8,)))
         (tensor([-1., -1.]), tensor([1., 1.]))
     """
-    box = action_box(action_spec(actor))
-    return box.space.low, box.space.high
+    return box_edges(action_box(action_spec(actor)))
 
 
 def is_unit_box(action: Bounded) -> bool:
@@ -151,4 +169,5 @@ def is_unit_box(action: Bounded) -> bool:
         >>> is_unit_box(action_box(2))
         True
     """
-    return bool((action.space.low == -1).all() and (action.space.high == 1).all())
+    low, high = box_edges(action)
+    return bool((low == -1).all() and (high == 1).all())

@@ -14,7 +14,7 @@ from torchrl.data import Bounded
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count
-from torchrl_o2o.modules.boxes import action_box, action_spec
+from torchrl_o2o.modules.boxes import action_box, action_spec, box_edges
 
 __all__ = ["act_in_chunks", "chunk_box", "chunk_length"]
 
@@ -38,7 +38,7 @@ def chunk_box(action: Bounded | int, horizon: int) -> Bounded:
         torch.Size([10])
     """
     box, count = action_box(action), check_count("horizon", horizon, least=1)
-    low, high = box.space.low.repeat(count), box.space.high.repeat(count)
+    low, high = (edge.repeat(count) for edge in box_edges(box))
     return Bounded(low, high, shape=low.shape, dtype=low.dtype)
 
 
@@ -66,12 +66,13 @@ def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
         >>> chunk_length(act_in_chunks(make_actor(3, chunk_box(2, 5)), 5))
         5
     """
-    box, count = action_box(action_spec(actor)), check_count("horizon", horizon, least=1)
-    size = len(box.space.low) // count
-    whole = size * count == len(box.space.low)
-    if not whole or any((edge != edge[:size].repeat(count)).any() for edge in (box.space.low, box.space.high)):
+    low, high = box_edges(action_box(action_spec(actor)))
+    count = check_count("horizon", horizon, least=1)
+    size = len(low) // count
+    whole = size * count == len(low)
+    if not whole or any((edge != edge[:size].repeat(count)).any() for edge in (low, high)):
         raise O2OSpecError(
-            f"got horizon={horizon} for an actor of {len(box.space.low)} action dimensions, expected those of one "
+            f"got horizon={horizon} for an actor of {len(low)} action dimensions, expected those of one "
             "action that many times; build it for chunk_box(action, horizon)"
         )
     setattr(actor, _MARK, count)

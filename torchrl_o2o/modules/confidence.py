@@ -14,6 +14,7 @@ import math
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeGuard, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -37,6 +38,20 @@ __all__ = [
 
 _KEYS: tuple[NestedKey, NestedKey] = ("observation", "action")
 _SMALL = 1e-6  # a latent dimension that moves less than this on the data counts as typical
+
+
+class _Encodes(Protocol):
+    """A network as the confidence needs it."""
+
+    latent_dim: int
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """See :meth:`torch.nn.Module.requires_grad_`."""
+        ...
+
+    def encode(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The latent's mean, and its standard deviation if it has one, each [*B, Z]."""
+        ...
 
 
 class Confidence(TensorDictModuleBase):
@@ -69,7 +84,9 @@ class Confidence(TensorDictModuleBase):
         if not 0.0 <= threshold <= 1.0:
             raise O2OSpecError(f"got threshold={threshold}, expected a probability; the paper's is mostly 0.5")
         self.threshold = threshold
-        self.in_keys, self.out_keys = list(in_keys), [out_key]
+        # tensordict's setters take keys of any depth, which their annotations do not say.
+        self.in_keys = cast("list[str | tuple[str]]", list(in_keys))
+        self.out_keys = cast("list[str | tuple[str]]", [out_key])
 
     @abstractmethod
     def probability(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -296,10 +313,10 @@ class OfflineConfidence(Confidence):
     ) -> None:
         super().__init__(threshold=threshold, in_keys=in_keys, out_key=out_key)
         network = encoder.module if isinstance(encoder, TensorDictModule) else encoder
-        if not callable(getattr(network, "encode", None)):
+        if not _is_encoder(network):
             raise O2OSpecError(
-                f"got {type(network).__name__}, which has no encode(observation, action); build the encoder with "
-                f"make_conditional_vae(...) or make_inverse_dynamics(...)"
+                f"got {type(network).__name__}, which has no encode(observation, action) or no latent_dim; build the "
+                f"encoder with make_conditional_vae(...) or make_inverse_dynamics(...)"
             )
         latent_confidence(torch.zeros(1, 1), aggregator)  # an unknown aggregator is refused here, not at first use
         self.encoder = copy.deepcopy(network).requires_grad_(False)
@@ -376,6 +393,11 @@ class OfflineConfidence(Confidence):
                 f"{_reach(report, self.threshold)}, so it rejects nothing; raise it, or set it to 0 if that is meant",
                 stacklevel=3,
             )
+
+
+def _is_encoder(network: object) -> TypeGuard[_Encodes]:
+    found = callable(getattr(network, "encode", None)) and hasattr(network, "latent_dim")
+    return found and isinstance(network, nn.Module)
 
 
 def _warn_if_nothing_passes(report: ConfidenceReport, threshold: float) -> None:

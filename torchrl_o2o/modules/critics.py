@@ -106,7 +106,7 @@ def make_qvalue_ensemble(
         raise O2OSpecError(f"got num_qvalue_nets={num_qvalue_nets}, expected at least 1")
     width = feature_dim(observation, "observation") + feature_dim(action, "action")
 
-    def member() -> ValueOperator:
+    def member() -> QValueNet:
         trunk = make_trunk(
             width,
             hidden_sizes,
@@ -116,11 +116,10 @@ def make_qvalue_ensemble(
             unit_norm=unit_norm,
             activation=activation,
         )
-        net = initialize_(QValueNet(trunk, hidden_sizes[-1], shared_head), initialization)
-        return ValueOperator(net, in_keys=list(in_keys))
+        return initialize_(QValueNet(trunk, hidden_sizes[-1], shared_head), initialization)
 
     members = [member() for _ in range(num_qvalue_nets)]
     if shared_head:
         for other in members[1:]:
-            other.module.head.load_state_dict(members[0].module.head.state_dict())
-    return members
+            other.head.load_state_dict(members[0].head.state_dict())
+    return [ValueOperator(net, in_keys=list(in_keys)) for net in members]

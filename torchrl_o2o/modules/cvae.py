@@ -163,7 +163,7 @@ def make_conditional_vae(
     latent = 2 * action_dim if latent_dim is None else latent_dim
     width = feature_dim(observation, "observation")
     vae = ConditionalVAE(width, action_dim, latent, hidden_sizes, decoder, log_std_bounds)
-    out_keys = ["reconstruction", "latent_mean", "latent_std", "latent"]
+    out_keys: list[NestedKey] = ["reconstruction", "latent_mean", "latent_std", "latent"]
     return TensorDictModule(vae, in_keys=[observation_key, action_key], out_keys=out_keys)
 
 

@@ -29,8 +29,12 @@ class BoxDistribution(D.Distribution):
         high: upper edge of the box, scalar or [A].
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.positive}
-    support = constraints.real_vector
+    # torch's base class declares properties, which all of torch's own distributions override by class attributes too.
+    arg_constraints = {  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+        "loc": constraints.real_vector,
+        "scale": constraints.positive,
+    }
+    support = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
     has_rsample = True
     num_params = 2
     #: That ``rsample_and_log_prob(sample_shape, noise=...)`` exists; losses look for it.
@@ -58,7 +62,9 @@ class BoxDistribution(D.Distribution):
         value = self.loc + self.scale * noise
         return self._place(value), value
 
-    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None) -> Tensor:
+    def rsample(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = (), *, noise: Tensor | None = None
+    ) -> Tensor:
         """Draw actions with pathwise gradients.
 
         Args:
@@ -71,7 +77,7 @@ class BoxDistribution(D.Distribution):
         return self._draw(torch.Size(sample_shape), noise)[0]
 
     def rsample_and_log_prob(
-        self, sample_shape: torch.Size | tuple[int, ...] = (), *, noise: Tensor | None = None
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = (), *, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw actions with pathwise gradients, and score them.
 
@@ -195,7 +201,7 @@ class TanhNormal(BoxDistribution):
             value = 2.0 * (value - self.low) / (self.high - self.low) - 1.0
         return self._score(inverse_tanh(value, self.margin))
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> TanhNormal:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: None = None) -> TanhNormal:
         """Broadcast to a larger batch shape.
 
         Args:

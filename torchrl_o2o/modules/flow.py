@@ -17,7 +17,7 @@ from torchrl.modules import Actor
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.boxes import action_box
+from torchrl_o2o.modules.boxes import action_box, box_edges
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
 
@@ -46,9 +46,9 @@ class Joined(nn.Sequential):
         torch.Size([4, 1])
     """
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
         """Map inputs [*B, n_i] to [*B, m]."""
-        return super().forward(torch.cat(inputs, -1))
+        return super().forward(torch.cat((input, *others), -1))
 
 
 class FlowNetwork(TensorDictModule):
@@ -241,7 +241,7 @@ def make_one_step_actor(
     norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
     width = feature_dim(observation, "observation") + size
     net = _gelu_net(width, size, hidden_sizes, initialization, **norm)
-    clip = ClipToBox(spec.space.low.clone(), spec.space.high.clone())
+    clip = ClipToBox(*(edge.clone() for edge in box_edges(spec)))
     return Actor(
         nn.Sequential(AppendNoise(size), net, clip),
         in_keys=[observation_key],
@@ -266,8 +266,9 @@ def one_step_network(actor: nn.Module) -> TensorDictModule:
         >>> one_step_network(make_one_step_actor(3, 1, hidden_sizes=(8,))).in_keys
         ['observation', 'flow_point']
     """
-    layers = list(actor.module.children()) if type(actor) is Actor else []
-    if [type(layer) for layer in layers] != [AppendNoise, Joined, ClipToBox]:
+    net = actor.module if type(actor) is Actor else None
+    layers = list(net.children()) if isinstance(net, nn.Module) else []
+    if not isinstance(actor, Actor) or [type(layer) for layer in layers] != [AppendNoise, Joined, ClipToBox]:
         raise O2OSpecError(f"got {type(actor).__name__}, expected an actor of make_one_step_actor(...)")
     return TensorDictModule(layers[1], in_keys=[actor.in_keys[0], FLOW_POINT], out_keys=list(actor.out_keys))
 

@@ -21,7 +21,7 @@ from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import check_option, check_order
 from torchrl_o2o.functional.offline import normal_log_prob
-from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
+from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges, is_unit_box
 from torchrl_o2o.modules.distributions import BoxDistribution
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
@@ -96,7 +96,7 @@ class BoxNormal(BoxDistribution):
         """The mean, clipped to the box, what evaluation acts by, shape [*B, A]."""
         return self._clip(self.loc)
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> BoxNormal:
+    def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: None = None) -> BoxNormal:
         """Broadcast to a larger batch shape.
 
         Args:
@@ -216,7 +216,7 @@ def make_gaussian_actor(
     """
     check_option("mean", mean, ("tanh", "linear"))
     spec = action_box(action)
-    low, high, unit = spec.space.low, spec.space.high, is_unit_box(spec)
+    (low, high), unit = box_edges(spec), is_unit_box(spec)
     squash = nn.Identity() if mean == "linear" else nn.Tanh() if unit else BoxTanh(low, high)
     trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout)
     head = GaussianVectorHead(hidden_sizes[-1], feature_dim(spec, "action"), squash, std, log_std_bounds)

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["Initialization", "initialize_"]
 
+_Module = TypeVar("_Module", bound=nn.Module)
 Initialization = Literal[
     "xavier_uniform",
     "torch",
@@ -28,8 +29,8 @@ Initialization = Literal[
 
 
 def initialize_(
-    module: nn.Module, recipe: Initialization, *, has_output: bool = True, last_bound: float = 3e-3
-) -> nn.Module:
+    module: _Module, recipe: Initialization, *, has_output: bool = True, last_bound: float = 3e-3
+) -> _Module:
     r"""Re-draw every linear layer of ``module`` in place by a named recipe.
 
     =============================  ==========================================  ========================================

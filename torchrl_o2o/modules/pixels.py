@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 from tensordict.nn import TensorDictModule
@@ -21,7 +21,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.pixels import check_stack
 from torchrl_o2o.modules.actors import GaussianHead
-from torchrl_o2o.modules.boxes import BoxTanh, action_box, is_unit_box
+from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.initialization import initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_trunk
@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 _Recipe = Literal["xavier_uniform", "orthogonal"]
+_Module = TypeVar("_Module", bound=nn.Module)
 Shape = Sequence[int]
 
 
@@ -77,17 +78,23 @@ class ConvStack(nn.Module):
         self.shape, self.offset = tuple(shape), offset
         channels = (shape[0], *features)
         self.layers = nn.ModuleList(
-            nn.Conv2d(*pair, kernel_size, stride) for *pair, stride in zip(channels, features, strides)
+            nn.Conv2d(before, behind, kernel_size, stride)
+            for before, behind, stride in zip(channels, features, strides)
         )
         self.out_features = _flat_size(self.shape, features[-1], kernel_size, strides)
+
+    @property
+    def convs(self) -> list[nn.Conv2d]:
+        """The convolutions, in order."""
+        return cast("list[nn.Conv2d]", list(self.layers))  # torch's ModuleList does not say what it holds
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map uint8 frames [*B, C, H, W] to features [*B, F], channel after channel, each row by row."""
         check_stack(frames, self.shape)
-        first = self.layers[0].weight
+        dtype = self.convs[0].weight.dtype
         # Channels last in memory: a CPU convolves such frames in half the time.
         last = frames.reshape(-1, *self.shape).movedim(-3, -1).contiguous()
-        features = last.to(first.dtype).div_(255.0)  # in place: to divide into new memory takes twice the time
+        features = last.to(dtype).div_(255.0)  # in place: to divide into new memory takes twice the time
         if self.offset:
             features.sub_(self.offset)
         features = features.movedim(-1, -3)
@@ -128,6 +135,7 @@ class Bottleneck(nn.Sequential):
         check_count("latent_dim", latent_dim, least=1)
         norm = nn.LayerNorm(latent_dim, eps=layer_norm_eps)
         super().__init__(nn.Linear(in_features, latent_dim), norm, nn.Tanh())
+        self.in_features, self.out_features = in_features, latent_dim
 
 
 class PixelEncoder(nn.Module):
@@ -160,10 +168,20 @@ class PixelEncoder(nn.Module):
         self.conv, self.latent = nn.ModuleList(convs), nn.ModuleList(latents or ())
         self.sizes = (*(conv.out_features for conv in convs), *vector_sizes)
         self.detach_conv = detach_conv
-        widths = [latent[0].out_features for latent in latents] if latents else self.sizes
+        widths = [latent.out_features for latent in latents] if latents else self.sizes
         self.out_features = sum(widths)
         if detach_conv:
             _as_buffers_(self.conv)
+
+    @property
+    def stacks(self) -> list[ConvStack]:
+        """The stacks of convolutions, one an image."""
+        return cast("list[ConvStack]", list(self.conv))  # torch's ModuleList does not say what it holds
+
+    @property
+    def bottlenecks(self) -> list[Bottleneck]:
+        """The bottlenecks of the images and then the vectors; none if all is joined as it is."""
+        return cast("list[Bottleneck]", list(self.latent))  # nor here
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map images [*B, C, H, W] and then vectors [*B, n] to features [*B, F]."""
@@ -231,9 +249,9 @@ class LatentPolicy(nn.Sequential):
     def __init__(self, encoder: nn.Module, net: nn.Module) -> None:
         super().__init__(encoder, net)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
         """Map images [*B, C, H, W] and then vectors [*B, n] to actions [*B, A]."""
-        return self[1](self[0](*inputs))
+        return self[1](self[0](input, *others))
 
 
 @checked_arguments
@@ -296,7 +314,7 @@ def make_pixel_encoder(
     return TensorDictModule(net, in_keys=[*shapes, *sizes], out_keys=[out_key])
 
 
-def _draw_(module: nn.Module, recipe: _Recipe) -> nn.Module:
+def _draw_(module: _Module, recipe: _Recipe) -> _Module:
     """Draw convolutions and linear layers anew; biases 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -349,24 +367,24 @@ def make_pixel_actor(
     if not isinstance(theirs, PixelEncoder) or not len(theirs.latent):
         raise O2OSpecError("got an encoder without bottleneck, expected make_pixel_encoder(..., latent_dim=50)")
     spec = action_box(action)
-    latents = _draw_(copy.deepcopy(theirs.latent), "xavier_uniform")
+    latents = [_draw_(copy.deepcopy(latent), "xavier_uniform") for latent in theirs.bottlenecks]
     vectors = theirs.sizes[len(theirs.conv) :]
-    own = PixelEncoder(copy.deepcopy(theirs.conv), latents, vectors, detach_conv=True)  # pyright: ignore
+    own = PixelEncoder(copy.deepcopy(theirs.stacks), latents, vectors, detach_conv=True)
     trunk = initialize_(make_trunk(own.out_features, hidden_sizes), "xavier_uniform", has_output=False)
     head = GaussianHead(hidden_sizes[-1], feature_dim(spec, "action"), log_std_bounds)
     module = TensorDictModule(
-        PixelPolicy(own, trunk, _draw_(head, "xavier_uniform")),  # pyright: ignore[reportArgumentType]
+        PixelPolicy(own, trunk, _draw_(head, "xavier_uniform")),
         in_keys=list(encoder.in_keys),
         out_keys=["loc", "scale"],
     )
-    box = {"low": -1.0, "high": 1.0} if is_unit_box(spec) else {"low": spec.space.low, "high": spec.space.high}
+    low, high = (-1.0, 1.0) if is_unit_box(spec) else box_edges(spec)
     return ProbabilisticActor(
         module,
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=spec,
         distribution_class=TanhNormal,
-        distribution_kwargs=box,
+        distribution_kwargs={"low": low, "high": high},
     )
 
 
@@ -429,7 +447,7 @@ def make_latent_actor(
         torch.Size([2, 3])
     """
     spec = action_box(action)
-    squash = nn.Tanh() if is_unit_box(spec) else BoxTanh(spec.space.low, spec.space.high)
+    squash = nn.Tanh() if is_unit_box(spec) else BoxTanh(*box_edges(spec))
     output = nn.Linear(hidden_sizes[-1], feature_dim(spec, "action"))
     bottleneck = Bottleneck(in_features, latent_dim, 1e-5)
     net = _draw_(nn.Sequential(bottleneck, make_trunk(latent_dim, hidden_sizes), output), "orthogonal")

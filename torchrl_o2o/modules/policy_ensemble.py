@@ -15,9 +15,10 @@ from operator import attrgetter
 
 import torch
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torchrl.modules import ProbabilisticActor
+from torchrl.modules import ProbabilisticActor, SafeProbabilisticModule
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_order
@@ -120,22 +121,35 @@ def average_actors(
     """
     if not actors:
         raise O2OSpecError("got no actor to average; pass a list of them")
-    body, head = actors[0][0], actors[0][-1]
-    for actor in actors:
-        if len(actor) != 2 or not isinstance(actor[0], TensorDictModule) or actor[0].out_keys != head.in_keys:
-            raise O2OSpecError(
-                f"got an actor of {len(actor)} parts writing {actor[0].out_keys}, expected a network that writes "
-                f"{head.in_keys} and a distribution, as make_actor builds them"
-            )
-    merged = PolicyEnsemble([actor[0].module for actor in actors], log_std_bounds=log_std_bounds)
+    head = actors[0][-1]
+    if not isinstance(head, SafeProbabilisticModule):
+        raise O2OSpecError(f"got an actor that ends in a {type(head).__name__}, expected one of make_actor(...)")
+    nets = [_net(actor, head.in_keys) for actor in actors]
+    merged = PolicyEnsemble(nets, log_std_bounds=log_std_bounds)
     return ProbabilisticActor(
-        TensorDictModule(merged, in_keys=body.in_keys, out_keys=body.out_keys),
+        TensorDictModule(merged, in_keys=actors[0][0].in_keys, out_keys=head.in_keys),
         in_keys=head.in_keys,
         out_keys=head.out_keys,
         spec=head.spec,
         distribution_class=head.distribution_class,
         distribution_kwargs=head.distribution_kwargs,
     )
+
+
+def _net(actor: ProbabilisticTensorDictSequential, writes: list[NestedKey]) -> nn.Module:
+    """The network of an actor, which writes what the distribution reads."""
+    body = actor[0]
+    net = body.module if isinstance(body, TensorDictModule) else body
+    if len(actor) != 2 or not isinstance(body, TensorDictModule) or body.out_keys != writes:
+        raise O2OSpecError(
+            f"got an actor of {len(actor)} parts writing {body.out_keys}, expected a network that writes {writes} and "
+            f"a distribution, as make_actor builds them"
+        )
+    if not isinstance(net, nn.Module):
+        raise O2OSpecError(
+            f"got an actor of a {type(net).__name__}, expected one of a network, as make_actor builds it"
+        )
+    return net
 
 
 def _check_alike(members: Sequence[nn.Module]) -> None:

@@ -14,6 +14,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded
 
+from torchrl_o2o.modules.boxes import box_edges
 from torchrl_o2o.modules.chunks import chunk_length
 
 __all__ = ["Standardize", "ToBox", "declared_box"]
@@ -99,6 +100,6 @@ def declared_box(actor: TensorDictModuleBase, key: NestedKey = "action") -> tupl
     action = None if spec is None or key not in spec.keys(True) else spec[key]
     if not isinstance(action, Bounded):
         return None
-    low, high = action.space.low.cpu(), action.space.high.cpu()  # pyright: ignore[reportOptionalMemberAccess]
+    low, high = (edge.cpu() for edge in box_edges(action))
     horizon = chunk_length(actor)
     return (low, high) if horizon == 1 else (low[: len(low) // horizon], high[: len(high) // horizon])

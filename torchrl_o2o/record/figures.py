@@ -114,7 +114,7 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         b'PNG'
     """
     try:
-        from matplotlib import colormaps
+        from matplotlib import color_sequences
         from matplotlib.figure import Figure
     except ImportError as error:
         raise O2OSpecError("drawing needs matplotlib; pip install torchrl_o2o[plot]") from error
@@ -124,7 +124,7 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
     figure = Figure(figsize=(width, 0.9 + 3.2 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     labels = dict.fromkeys(curve.label for panel in panels for curve in panel.curves)
-    palette = _COLORBLIND_SAFE if len(labels) <= len(_COLORBLIND_SAFE) else colormaps["tab20"].colors
+    palette = _COLORBLIND_SAFE if len(labels) <= len(_COLORBLIND_SAFE) else color_sequences["tab20"]
     colors = {label: palette[index % len(palette)] for index, label in enumerate(labels)}
     for panel, ax in zip(panels, axes):
         _draw_panel(ax, panel, colors)

@@ -90,7 +90,8 @@ class TensorBoardSink:
 
     def show(self, step: int, name: str, video: Path) -> None:
         """Add a GIF among the images; TensorBoard moves nothing else."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        # protobuf makes the classes of a _pb2 module when it is imported, unseen by a type checker.
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         if video.suffix != ".gif":
             warnings.warn(f"TensorBoard shows GIFs and not {video.name}; name the video .gif", stacklevel=5)
