@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 from typing import ClassVar, Literal
 
 import torch
@@ -21,6 +19,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss
+from torchrl_o2o.objectives.members import check_members
 from torchrl_o2o.objectives.networks import (
     Inputs,
     Parameters,
@@ -74,7 +73,7 @@ class ActorCriticLoss(TransitionLoss):
                 f"got the deterministic actor {type(actor_network).__name__}, expected a stochastic one, for example "
                 f"make_actor(...), make_gaussian_actor(...) or ProbabilisticActor(...)"
             )
-        members = _members(qvalue_network)
+        members = check_members(qvalue_network)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=target_actor)
         self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)
         self.num_qvalue_nets = len(members)
@@ -143,41 +142,6 @@ def inputs_made_inside(loss: TransitionLoss, *names: str) -> list[NestedKey]:
         for each in (loss._networks_read[0], names)
     )
     return [key for key in asked if key not in read and key != loss.tensor_keys.action]
-
-
-def _members(networks: list[TensorDictModule]) -> list[TensorDictModule]:
-    """The critics as a list, if they are one."""
-    if isinstance(networks, TensorDictModuleBase):
-        raise O2OSpecError(
-            f"got one {type(networks).__name__}, expected a list of critics, each with parameters of its own, for "
-            f"example make_qvalue_ensemble(...)"
-        )
-    members = list(networks)
-    if not members:
-        raise O2OSpecError("got no critic; pass a list of them, for example make_qvalue_ensemble(...)")
-    if any(_are_copies(one, other) for one, other in itertools.combinations(members, 2)):
-        raise O2OSpecError(
-            "got one critic several times, expected critics with parameters of their own; copies of one network stay "
-            "equal forever. Build each anew, for example by make_qvalue_ensemble(...)"
-        )
-    owners = collections.Counter(id(value) for member in members for value in member.parameters())
-    if max(owners.values(), default=1) > 1:
-        raise O2OSpecError(
-            "got critics that have parameters in common, of which a loss would keep a copy for each; build each critic "
-            "anew, for example by make_qvalue_ensemble(...), or with shared_head=True for one output layer"
-        )
-    shapes = [{name: tuple(value.shape) for name, value in member.named_parameters()} for member in members]
-    if odd := next((number for number, each in enumerate(shapes) if each != shapes[0]), None):
-        raise O2OSpecError(
-            f"got critics of which number {odd} has other layers than the first, expected networks of one shape, for "
-            f"example make_qvalue_ensemble(...)"
-        )
-    return members
-
-
-def _are_copies(one: TensorDictModule, other: TensorDictModule) -> bool:
-    pairs = list(zip(one.parameters(), other.parameters(), strict=False))
-    return bool(pairs) and all(mine.shape == theirs.shape and torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def _shares_head(members: list[TensorDictModule]) -> bool:

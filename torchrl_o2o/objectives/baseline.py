@@ -14,11 +14,12 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.distributions import Distribution
 
-from torchrl_o2o.errors import O2OSpecError, check_number
+from torchrl_o2o.errors import check_number
 from torchrl_o2o.functional.alignment import baseline_value
 from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
+from torchrl_o2o.objectives.members import check_members
 from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, policy_distribution, sample_policy
 
 __all__ = ["BaselineLoss"]
@@ -50,7 +51,7 @@ class BaselineLoss(TransitionLoss):
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the policy has no log-density or no baseline is given.
+        O2OSpecError: if the policy has no log-density, or the baselines are no list of networks of their own.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_baselines
@@ -85,9 +86,7 @@ class BaselineLoss(TransitionLoss):
     ) -> None:
         super().__init__(reduction)
         check_alignable(actor_network)
-        members = list(baseline_network)
-        if not members:
-            raise O2OSpecError("got no baseline; pass a list of them, for example make_baselines(...)")
+        members = check_members(baseline_network, "baseline")
         frozen = copy.deepcopy(actor_network).requires_grad_(False)
         self.convert_to_functional(frozen, "actor_network", create_target_params=False)
         self.convert_to_functional(members, "baseline_network", len(members), create_target_params=False)

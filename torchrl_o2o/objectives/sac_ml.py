@@ -14,13 +14,14 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError, check_number
+from torchrl_o2o.errors import check_number
 from torchrl_o2o.functional.alignment import baseline_value, ml_actor_objective
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction, dispatch
+from torchrl_o2o.objectives.members import check_members
 from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 
@@ -65,8 +66,8 @@ class SACMLLoss(SoftLoss):
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch. :math:`\lambda` is always of the batch.
 
     Raises:
-        O2OSpecError: if the actor has no log-density, no baseline is given, or the action dimension is needed but
-            unknown.
+        O2OSpecError: if the actor has no log-density, the baselines are no list of networks of their own, or the action
+            dimension is needed but unknown.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_baselines, make_qvalue_ensemble
@@ -102,9 +103,7 @@ class SACMLLoss(SoftLoss):
     ) -> None:
         super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
         check_alignable(actor_network)
-        members = list(baseline_network)
-        if not members:
-            raise O2OSpecError("got no baseline; pass a list of them, for example make_baselines(...)")
+        members = check_members(baseline_network, "baseline")
         self.convert_to_functional(members, "baseline_network", len(members), create_target_params=False)
         check_number("ml_weight", ml_weight, least=0)
         self.ml_weight = ml_weight

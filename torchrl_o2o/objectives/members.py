@@ -1,0 +1,75 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What an ensemble is made of: networks of one shape, each with parameters of its own."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from typing import Literal
+
+import torch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+
+from torchrl_o2o.errors import O2OSpecError
+
+__all__ = ["check_members"]
+
+_MAKERS = {"critic": "make_qvalue_ensemble(...)", "baseline": "make_baselines(...)"}
+
+
+def check_members(
+    networks: list[TensorDictModule], kind: Literal["critic", "baseline"] = "critic"
+) -> list[TensorDictModule]:
+    """The members of an ensemble as a list, if they are one.
+
+    Args:
+        networks: critics or baselines.
+        kind: what they are called. Defaults to ``"critic"``.
+
+    Returns:
+        The same networks.
+
+    Raises:
+        O2OSpecError: if they are none or no list, equal one another, share parameters or have other shapes.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_qvalue_ensemble
+        >>> len(check_members(make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))))
+        2
+    """
+    maker = _MAKERS[kind]
+    if isinstance(networks, TensorDictModuleBase):
+        raise O2OSpecError(
+            f"got one {type(networks).__name__}, expected a list of {kind}s, each with parameters of its own, for "
+            f"example {maker}"
+        )
+    members = list(networks)
+    if not members:
+        raise O2OSpecError(f"got no {kind}; pass a list of them, for example {maker}")
+    if any(_are_copies(one, other) for one, other in itertools.combinations(members, 2)):
+        raise O2OSpecError(
+            f"got one {kind} several times, expected {kind}s with parameters of their own; copies of one network stay "
+            f"equal forever. Build each anew, for example by {maker}"
+        )
+    owners = collections.Counter(id(value) for member in members for value in member.parameters())
+    if max(owners.values(), default=1) > 1:
+        shared = ", or with shared_head=True for one output layer" if kind == "critic" else ""
+        raise O2OSpecError(
+            f"got {kind}s that have parameters in common, of which a loss would keep a copy for each; build each "
+            f"{kind} anew, for example by {maker}{shared}"
+        )
+    shapes = [{name: tuple(value.shape) for name, value in member.named_parameters()} for member in members]
+    if odd := next((number for number, each in enumerate(shapes) if each != shapes[0]), None):
+        raise O2OSpecError(
+            f"got {kind}s of which number {odd} has other layers than the first, expected networks of one shape, for "
+            f"example {maker}"
+        )
+    return members
+
+
+def _are_copies(one: TensorDictModule, other: TensorDictModule) -> bool:
+    pairs = list(zip(one.parameters(), other.parameters(), strict=False))
+    return bool(pairs) and all(mine.shape == theirs.shape and torch.equal(mine, theirs) for mine, theirs in pairs)
