@@ -116,7 +116,7 @@ def renamed_arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, 
                     raise TypeError(f"got both {new!r} and its old name {old!r}; leave {old!r} out")
                 _warn(f"the argument {old!r} is now called {new!r}")
                 named[new] = named.pop(old)
-            return function(*args, **named)  # type: ignore[call-arg]
+            return function(*args, **named)
 
         return call
 

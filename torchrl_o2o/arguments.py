@@ -118,7 +118,7 @@ class ChecksArguments:
         """Check the arguments of the constructor that this class brings along, if it does."""
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = checked_arguments(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = checked_arguments(cls.__init__)
 
 
 def _checked(name: str, kind: Any, value: Any) -> Any:

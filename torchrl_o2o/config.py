@@ -10,16 +10,19 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_o2o.errors import O2OSpecError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = ["parse_config"]
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
@@ -51,7 +54,7 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
         torchrl_o2o.errors.O2OSpecError: unknown setting 'sede'; did you mean seed? Known are: seed
     """
     words = sys.argv[1:] if words is None else list(words)
-    known = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
+    known = [field.name for field in dataclasses.fields(schema)]
     if {"-h", "--help"} & set(words):
         sys.stdout.write(_usage(schema))
         raise SystemExit(0)
@@ -65,16 +68,16 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
             raise O2OSpecError(f"unknown setting {name!r}; {hint}Known are: {', '.join(known)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(words))
-        config: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
+        config = cast(T, OmegaConf.to_object(merged))  # an object of the schema that it was structured by
     except OmegaConfBaseException as error:
         raise O2OSpecError(f"{str(error).splitlines()[0]} (in {' '.join(words)})") from error
     tuples = {name: tuple(value) for name, value in vars(config).items() if isinstance(value, list)}
-    return dataclasses.replace(config, **tuples)  # type: ignore[type-var]
+    return dataclasses.replace(config, **tuples)
 
 
-def _usage(schema: type) -> str:
+def _usage(schema: type[DataclassInstance]) -> str:
     """The fields with types and defaults, a line each."""
-    fields = dataclasses.fields(schema)  # type: ignore[arg-type]
+    fields = dataclasses.fields(schema)
     defaults = vars(schema())
     kinds = [field.type.__name__ if isinstance(field.type, type) else field.type for field in fields]
     lines = [f"  {field.name}={defaults[field.name]}  ({kind})" for field, kind in zip(fields, kinds, strict=True)]

@@ -72,7 +72,7 @@ def open_file(path: Path, *, append: bool = False) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return open(descriptor, "a+b" if append else "wb", buffering=0 if append else -1)  # type: ignore[return-value]
+    return open(descriptor, "a+b" if append else "wb", buffering=0 if append else -1)
 
 
 def refuse_link(folder: Path) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -102,7 +102,7 @@ class StackFrames(gymnasium.Wrapper):
                 key: put(self._stacks[key], observation[key])
                 if key in self._stacks
                 else np.array(observation[key], np.float32)
-                for key in self.observation_space  # type: ignore[attr-defined]
+                for key in cast(spaces.Dict, self.observation_space)  # which it is where parts have names
             }
 
 

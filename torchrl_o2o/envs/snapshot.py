@@ -55,7 +55,7 @@ _STATIC_NAMES: tuple[tuple[type, frozenset[str]], ...] = (
 _INLINE = (bool, int, float, str, types.NoneType)
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 #: The generators of the whole process, which a checkpoint keeps apart.
-_GLOBAL_GENERATORS = (np.random.mtrand._rand, random._inst, torch.default_generator)  # type: ignore[attr-defined]
+_GLOBAL_GENERATORS = (np.random.mtrand._rand, random._inst, torch.default_generator)
 _CODE = (type, types.ModuleType, np.ufunc, type(np.clip), np.dtype, EnvSpec, types.MethodDescriptorType)
 
 
@@ -174,9 +174,9 @@ def _attributes(owner: Any) -> dict[str, Any]:
 def _owner(array: np.ndarray) -> np.ndarray:
     """The array that owns an array's memory."""
     while True:
-        base = array.base
+        base: Any = array.base
         if type(base).__name__ == "DummyArray":  # of numpy's stride tricks
-            base = base.base  # type: ignore[union-attr]
+            base = base.base
         if not isinstance(base, np.ndarray):
             return array
         array = base
