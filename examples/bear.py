@@ -84,7 +84,7 @@ def main(cfg: Config) -> BEARLoss:
         target_updater.step()
         if step % cfg.eval_every == 0:
             runs = {"num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
-            result = evaluate(BestAction(loss, 10), cfg.env, **runs)  # the authors' test policy
+            result = evaluate(BestAction(loss, num_actions=10), cfg.env, **runs)  # the authors' test policy
             eta, divergence = loss.multiplier.value, info["divergence"].mean()
             print(f"step {step}: {result}, discrepancy {divergence:.3f}, its weight {eta:.2f}")
     online.shutdown()

@@ -96,7 +96,7 @@ def main(cfg: Config) -> BRACLoss:
             descend(weight_optim, loss.multiplier_loss(batch, divergence=info["divergence"])[0])
         if step % cfg.eval_every == 0:
             runs = {"num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
-            result, best = (evaluate(policy, cfg.env, **runs) for policy in (actor, BestAction(loss, 10)))
+            result, best = (evaluate(policy, cfg.env, **runs) for policy in (actor, BestAction(loss, num_actions=10)))
             print(f"step {step}: {result}, best of ten {best}, divergence {info['divergence'].mean():.2f}")
     online.shutdown()
     return loss

@@ -23,7 +23,7 @@ def build() -> AWACLoss:
 def test_it_is_the_action_that_the_first_critic_values_most() -> None:
     loss, state, noise = build(), {"observation": torch.randn(6, 3)}, torch.randn(5, 6, 2)
     loss.noise = RecordedNoise({"best_action": noise})
-    best = BestAction(loss, 5)(TensorDict(state, [6]))["action"]
+    best = BestAction(loss, num_actions=5)(TensorDict(state, [6]))["action"]
     actions = loss._policy(state).rsample_and_log_prob((5,), noise=noise)[0]
     values = torch.stack([loss._qvalues(state, action)[0] for action in actions])
     expected = torch.stack([actions[values[:, row].argmax(), row] for row in range(6)])
@@ -44,4 +44,23 @@ def test_it_follows_the_loss_and_draws_when_evaluated() -> None:
 
 def test_no_action_is_refused() -> None:
     with pytest.raises(O2OSpecError, match="num_actions=0"):
-        BestAction(build(), 0)
+        BestAction(build(), num_actions=0)
+
+
+def test_critics_may_read_what_the_actor_does_not() -> None:
+    """A state that only the critics see, as in asymmetric actor-critic; where it is not there, it is named."""
+    actor = make_actor(3, 2, hidden_sizes=(8,))
+    critics = make_qvalue_ensemble(4, 2, num_qvalue_nets=2, hidden_sizes=(8,), in_keys=("state", "action"))
+    policy = BestAction(AWACLoss(actor, critics))
+    assert policy.in_keys == ["observation", "state"]
+    data = TensorDict({"observation": torch.zeros(6, 3), "state": torch.zeros(6, 4)}, [6])
+    assert policy(data)["action"].shape == (6, 2)
+    with pytest.raises(O2OSpecError, match=r"found no 'state' among \['observation'\]"):
+        policy(data.select("observation"))
+
+
+def test_the_loss_is_no_part_of_it() -> None:
+    """A checkpoint of both would hold its networks twice."""
+    policy = BestAction(build())
+    assert not policy.state_dict()
+    assert not list(policy.parameters())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.data import TensorSpec
 
@@ -33,6 +34,8 @@ class BestAction(TensorDictModuleBase):
 
     Args:
         loss: has a stochastic actor and critics.
+
+    Keyword Args:
         num_actions: N. Defaults to 10.
 
     Raises:
@@ -50,17 +53,24 @@ class BestAction(TensorDictModuleBase):
     """
 
     @checked_arguments
-    def __init__(self, loss: ActorCriticLoss, num_actions: int = 10) -> None:
+    def __init__(self, loss: ActorCriticLoss, *, num_actions: int = 10) -> None:
         super().__init__()
         if num_actions < 1:
             raise O2OSpecError(f"got num_actions={num_actions}, expected at least 1")
-        self.loss, self.num_actions = loss, num_actions
-        self.in_keys, self.out_keys = list(loss.actor_network.in_keys), [loss.tensor_keys.action]
+        self.__dict__["loss"] = loss  # not a part of this module: a checkpoint holds it already
+        self.num_actions = num_actions
+        self.out_keys: list[NestedKey] = [loss.tensor_keys.action]
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """What actor and critics read of a state."""
+        loss: ActorCriticLoss = self.__dict__["loss"]
+        return loss._inputs_of(loss._networks_read[0])
 
     @property
     def spec(self) -> TensorSpec:
         """What the actor states of its actions."""
-        return self.loss.actor_network.spec  # pyright: ignore[reportReturnType]
+        return self.__dict__["loss"].actor_network.spec
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -72,14 +82,15 @@ class BestAction(TensorDictModuleBase):
         Returns:
             The same.
         """
-        state = {key: tensordict.get(key) for key in self.in_keys}
+        loss: ActorCriticLoss = self.__dict__["loss"]
+        state = {key: loss._entry(tensordict, key) for key in self.in_keys}
         return tensordict.set(self.out_keys[0], self._best(state))
 
     def _best(self, state: Inputs) -> Tensor:
         """The best of N actions, shape [*B, A]."""
-        loss, count = self.loss, (self.num_actions,)
-        policy = loss._policy(state)
-        like = next(iter(state.values()))
+        loss: ActorCriticLoss = self.__dict__["loss"]
+        policy, count = loss._policy(state), (self.num_actions,)
+        like = state[loss.actor_network.in_keys[0]]
         like = like.new_empty((*like.shape[:-1], action_spec(loss.actor_network).shape[-1]))
         action, _ = sample_policy(policy, loss.noise.normal("best_action", like, count), count)  # [N, *B, A]
         qvalue = loss._qvalues(repeated(state, *count), action)[0]  # Q_1, [N, *B]

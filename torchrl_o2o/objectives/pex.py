@@ -332,7 +332,7 @@ class ExpandedPolicy(TensorDictModuleBase):
         """
         loss: PEXLoss = self.__dict__["loss"]
         greedy = self.eval_eps if exploration_type() == ExplorationType.DETERMINISTIC else None
-        state = {key: tensordict.get(key) for key in self.in_keys}
+        state = {key: loss._entry(tensordict, key) for key in self.in_keys}
         return tensordict.set(self.out_keys[0], loss.propose(state, self.noise, greedy=greedy).action)
 
 

@@ -127,4 +127,4 @@ def _learned_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[
 
 def _tester(cfg: DictConfig, loss: BRACLoss | BEARLoss) -> BestAction | None:
     """The best of ``best_of`` actions; the mean policy where that is 0."""
-    return BestAction(loss, cfg.best_of) if cfg.best_of else None
+    return BestAction(loss, num_actions=cfg.best_of) if cfg.best_of else None
