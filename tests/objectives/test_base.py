@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import Bounded
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_o2o.errors import O2OSpecError
@@ -19,7 +20,7 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
     make_value_network,
 )
-from torchrl_o2o.objectives import AWACLoss, BCLoss, EnsembleSACLoss, IQLLoss, SAMGEstimator, TD3BCLoss
+from torchrl_o2o.objectives import AWACLoss, BCLoss, CQLLoss, EnsembleSACLoss, IQLLoss, SAMGEstimator, TD3BCLoss
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.testing import random_transitions
 
@@ -156,6 +157,40 @@ class TestState:
         state["loss.actor_network_params.module.extra"] = torch.zeros(1)
         with pytest.raises(RuntimeError, match=r"Missing key(.|\n)*head.weight(.|\n)*Unexpected key(.|\n)*extra"):
             other.load_state_dict(state)
+
+
+def boxed() -> list[tuple[TransitionLoss, TransitionLoss, dict[str, Any]]]:
+    """Two losses of a kind, and the state of the first as it was saved before losses kept the box alike."""
+    torch.manual_seed(0)
+    wide = Bounded(torch.tensor([-1.0, 0.0]), torch.tensor([3.0, 1.0]), shape=(2,))
+    out = []
+    for build, old in ((CQLLoss, {}), (EnsembleSACLoss, {"bc_alpha": 0.1})):
+        one, other = (build(make_actor(3, wide, **SMALL), critics(), **old) for _ in range(2))
+        state = {name: value for name, value in one.state_dict().items() if not name.startswith("action_")}
+        if old:
+            state |= {"cloning_middle": torch.tensor([1.0, 0.5]), "cloning_half_width": torch.tensor([2.0, 0.5])}
+        out.append((one, other, state))
+    return out
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_earlier_states_have_their_box(inside: bool) -> None:
+    for one, other, state in boxed():
+        if inside:
+            torch.nn.ModuleDict({"loss": other}).load_state_dict({f"loss.{name}": state[name] for name in state})
+        else:
+            other.load_state_dict(state)
+        for name, value in one.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), name
+        assert other.state_dict()["action_high"].tolist() == [3.0, 1.0]
+
+
+def test_the_box_has_the_type_of_the_networks() -> None:
+    """An environment's float64 actions made targets and losses of float64."""
+    spec = Bounded(-torch.ones(2).double(), torch.ones(2).double(), shape=(2,))
+    loss = TD3BCLoss(make_deterministic_actor(3, spec, **SMALL), critics())
+    assert loss.action_low.dtype == torch.float32
+    assert loss.target_value(random_transitions(4, 3, 2)).dtype == torch.float32
 
 
 def test_the_discount_keeps_its_precision() -> None:

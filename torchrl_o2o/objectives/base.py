@@ -137,7 +137,8 @@ class TransitionLoss(ChecksArguments, LossModule):
         """
         if not isinstance(state_dict, Mapping):
             raise O2OSpecError(f"got a {type(state_dict).__name__}, expected what loss.state_dict() returned")
-        missing, unknown = self._other_names(state_dict, "")
+        current = self._current_state(state_dict, "")
+        missing, unknown = self._other_names(current, "")
         if strict and (missing or unknown):
             raise O2OSpecError(
                 f"got a state without {missing[:3]} and with {unknown[:3]} ({len(missing)} and {len(unknown)} names in "
@@ -145,13 +146,17 @@ class TransitionLoss(ChecksArguments, LossModule):
                 f"strict=False, which leaves what is missing as it is"
             )
         for name, own in self.state_dict().items():
-            given: Any = state_dict.get(name)
+            given: Any = current.get(name)
             if isinstance(given, Tensor) and isinstance(own, Tensor) and given.shape != own.shape:
                 raise O2OSpecError(
                     f"got {name!r} of shape {list(given.shape)}, this {type(self).__name__} has {list(own.shape)}; "
                     f"build its networks as those of the saved one: dimensions, hidden_sizes, number of critics"
                 )
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """A state that an earlier version of this class saved, in today's names, which begin with ``prefix``."""
+        return state_dict
 
     def _other_names(self, state_dict: Mapping[str, Any], prefix: str) -> tuple[list[str], list[str]]:
         """Names that a state lacks, and those that this loss has not; all begin with ``prefix``."""
@@ -170,6 +175,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         error_msgs: list[str],
     ) -> None:
         """Also where the loss is part of another module: parameters of networks say nothing of names themselves."""
+        state_dict = self._current_state(state_dict, prefix)
         missing, unknown = self._other_names(state_dict, prefix)
         held = tuple(f"{prefix}{name}." for name, child in self.named_children() if isinstance(child, TensorDictParams))
         missing_keys += [name for name in missing if name.startswith(held)]
@@ -332,9 +338,12 @@ class TransitionLoss(ChecksArguments, LossModule):
         return action
 
     def _hold_box(self, actor_network: TensorDictModuleBase) -> None:
-        """Keep the actor's action box as buffers ``action_low`` and ``action_high``, each [A]."""
+        """Keep the actor's action box as buffers ``action_low`` and ``action_high``, each [A], of torch's default type.
+
+        A spec's type is that of the environment's actions; in a wider one all that is clipped would become wide.
+        """
         for name, edge in zip(("action_low", "action_high"), actor_box(actor_network), strict=True):
-            self.register_buffer(name, edge.clone())
+            self.register_buffer(name, edge.to(torch.get_default_dtype(), copy=True))
 
     def _following(self, tensordict: TensorDictBase) -> TensorDictBase:
         """What came after the action: the entries under ``"next"``."""

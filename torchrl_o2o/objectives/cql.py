@@ -9,8 +9,9 @@ Shapes: E critics, B any batch shape, n actions per proposal, A action dimension
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -21,7 +22,6 @@ from torch import Tensor
 from torchrl_o2o.errors import O2ODataError, check_option
 from torchrl_o2o.functional.conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
 from torchrl_o2o.functional.soft import sac_actor_objective
-from torchrl_o2o.modules.boxes import actor_box
 from torchrl_o2o.modules.conservative import ConservativePenalty
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
@@ -137,10 +137,7 @@ class CQLLoss(SoftLoss):
         self.num_target_actions = self.penalty.num_actions if max_target_backup else 1
         self.entropy_backup = entropy_backup
         self.actor_q: Literal["min", "mean"] = actor_q
-        low, high = actor_box(actor_network)
-        dtype = torch.get_default_dtype()
-        self.register_buffer("action_low", low.to(dtype).clone(), persistent=False)
-        self.register_buffer("action_high", high.to(dtype).clone(), persistent=False)
+        self._hold_box(actor_network)
         self.make_value_estimator()
 
     @torch.no_grad()
@@ -244,6 +241,11 @@ class CQLLoss(SoftLoss):
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         losses["loss_alpha_prime"], _ = self.alpha_prime_loss(tensordict, gap=info["gap"])
         return self._collect(tensordict, losses, {**info, **alpha_info})
+
+    def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The box was no part of the state."""
+        box = {f"{prefix}{name}": getattr(self, name) for name in ("action_low", "action_high")}
+        return {**box, **state_dict}
 
     @torch.no_grad()
     def _proposals(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -18,7 +19,7 @@ from torch.distributions import Distribution
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.soft import sac_actor_objective, soft_value
-from torchrl_o2o.modules.boxes import action_spec, actor_box
+from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import repeated, sample_policy
@@ -132,8 +133,8 @@ class EnsembleSACLoss(SoftLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy", "qvalue", "target_value"]
 
-    cloning_middle: Tensor
-    cloning_half_width: Tensor
+    action_low: Tensor
+    action_high: Tensor
 
     def __init__(
         self,
@@ -242,14 +243,22 @@ class EnsembleSACLoss(SoftLoss):
         self.bc_alpha = bc_alpha
         if bc_alpha:  # others need no bounded spec
             self._name_outputs("cloning")
-            low, high = actor_box(actor_network)
-            self.register_buffer("cloning_middle", 0.5 * (high + low))
-            self.register_buffer("cloning_half_width", 0.5 * (high - low))
+            self._hold_box(actor_network)
+
+    def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The box was its middle and half its width."""
+        names = f"{prefix}cloning_middle", f"{prefix}cloning_half_width"
+        if any(name not in state_dict for name in names):
+            return state_dict
+        middle, half_width = (state_dict[name] for name in names)
+        rest = {name: value for name, value in state_dict.items() if name not in names}
+        return {**rest, f"{prefix}action_low": middle - half_width, f"{prefix}action_high": middle + half_width}
 
     def _cloning(self, dist: Distribution, action: Tensor) -> Tensor:
         """-log pi(a|s) of recorded actions, kept off the edges of the box, where tanh has no inverse, shape [*B]."""
         dtype = action.dtype  # that of the box may be coarser, and what is left at the edge is small
-        middle, half_width = self.cloning_middle.to(dtype), self.cloning_half_width.to(dtype) * _INSIDE
+        low, high = self.action_low.to(dtype), self.action_high.to(dtype)
+        middle, half_width = 0.5 * (high + low), 0.5 * (high - low) * _INSIDE
         return -dist.log_prob(torch.minimum(torch.maximum(action, middle - half_width), middle + half_width))
 
     def alpha_loss(
