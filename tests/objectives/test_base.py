@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Bounded
+from torchrl.data import Bounded, Composite
+from torchrl.modules import Actor
 from torchrl.objectives.value import TD0Estimator
 
 from torchrl_o2o.errors import O2OSpecError
@@ -186,9 +187,10 @@ def test_earlier_states_have_their_box(inside: bool) -> None:
 
 
 def test_the_box_has_the_type_of_the_networks() -> None:
-    """An environment's float64 actions made targets and losses of float64."""
+    """An actor of one's own may state a box of float64, as environments do; clipped actions became float64 by it."""
     spec = Bounded(-torch.ones(2).double(), torch.ones(2).double(), shape=(2,))
-    loss = TD3BCLoss(make_deterministic_actor(3, spec, **SMALL), critics())
+    actor = Actor(torch.nn.Linear(3, 2), in_keys=["observation"], spec=Composite(action=spec))
+    loss = TD3BCLoss(actor, critics())
     assert loss.action_low.dtype == torch.float32
     assert loss.target_value(random_transitions(4, 3, 2)).dtype == torch.float32
 
