@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_o2o.collectors import ReturnConditionedRollouts
-from torchrl_o2o.envs import GuardedEnv
+from torchrl_o2o.envs import EnvFaultError, GuardedEnv
 from torchrl_o2o.errors import O2OSpecError
 
 
@@ -115,3 +115,21 @@ def test_a_rejected_step_ends_the_episode_and_is_left_out(broken_at: int, length
 def test_numbers_out_of_range(bad: dict[str, Any]) -> None:
     with pytest.raises(O2OSpecError, match=next(iter(bad))):
         ReturnConditionedRollouts(Counting(), Witness(), 1.0, **bad)
+
+
+def test_rewards_may_be_arrays_and_infos_have_words_of_their_own() -> None:
+    class Shaped(Counting):
+        def step(self, action: np.ndarray) -> Any:
+            state, reward, terminated, truncated, _ = super().step(action)
+            return state, np.array([reward]), np.array(terminated), truncated, {"rejected": True}
+
+    episode = ReturnConditionedRollouts(Shaped(), Witness(), 1.0).roll_out(1.0, seed=0)
+    assert episode["next", "reward"].squeeze(-1).tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert episode["next", "terminated"].squeeze(-1).tolist() == [False, False, False, True]
+
+
+def test_without_a_guard_a_fault_is_an_error_and_the_policy_trains_on() -> None:
+    witness = Witness()
+    with pytest.raises(EnvFaultError, match="step returned an observation that is not finite"):
+        ReturnConditionedRollouts(Counting(broken_at=2), witness, 1.0).roll_out(1.0, seed=0)
+    assert witness.training

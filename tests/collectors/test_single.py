@@ -316,3 +316,10 @@ def test_an_action_for_each_of_several_vectors_is_refused() -> None:
     collector = StepCollector(Windows(), make_actor(3, 1, hidden_sizes=(8,)), total_frames=1)
     with pytest.raises(O2OSpecError, match=r"an action of shape \[2, 1\] for observations of shape \[\[2, 3\]\]"):
         next(iter(collector))
+
+
+def test_an_action_that_is_not_finite_is_refused() -> None:
+    actor = make_actor(1, 1, hidden_sizes=(8,))
+    next(iter(actor.parameters())).data.fill_(torch.nan)
+    with pytest.raises(O2OSpecError, match=r"got the action \[nan\] from the actor, expected finite numbers"):
+        next(iter(StepCollector(Counter(), actor, total_frames=1)))

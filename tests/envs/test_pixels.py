@@ -4,13 +4,16 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from torchrl_o2o.envs import DotReachEnv, RenderedFrames, StackFrames, env_state, make_gym_env, restore_env_state
-from torchrl_o2o.envs.pixels import chase_dot
+from torchrl_o2o.envs.border import CheckedEnv
+from torchrl_o2o.envs.pixels import RepeatAction, chase_dot
 from torchrl_o2o.errors import O2OSpecError
 
 
@@ -91,6 +94,19 @@ def test_an_action_is_repeated_until_the_episode_ends() -> None:
     assert [step[3] for step in steps] == [False] * 6 + [True]
     with pytest.raises(O2OSpecError, match="shadows=True without render_size"):
         make_gym_env("o2o/DotReach-v0", shadows=True)
+
+
+def test_a_reward_may_be_an_array_of_one_number() -> None:
+    class Shaped(DotReachEnv):
+        def step(self, action: np.ndarray) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, np.array([reward]), *rest
+
+    action, envs = np.full(2, 0.1, np.float32), (DotReachEnv(), Shaped())
+    plain, shaped = (CheckedEnv(StackFrames(RepeatAction(env, 3))) for env in envs)
+    for env in (plain, shaped):
+        env.reset(seed=0)
+    assert plain.step(action)[1] == shaped.step(action)[1] > 0.0
 
 
 class Shows(gymnasium.Env):

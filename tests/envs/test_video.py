@@ -51,6 +51,15 @@ def test_every_fourth_frame_and_the_last(max_steps: int | None, shades: list[int
     assert (film.fps, film.total, film.length) == (25.0, *[7 if max_steps is None else max_steps] * 2)
 
 
+def test_a_reward_may_be_an_array_of_one_number() -> None:
+    class Shaped(Counting):
+        def step(self, action: Any) -> Any:
+            observation, reward, *rest = super().step(action)
+            return observation, np.array([reward]), *rest
+
+    assert film_episode(Shaped(), lambda _: np.zeros(1), seed=0).total == 7.0
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_an_environment_draws_with_its_own_textures(held: bool) -> None:
     current: list[str] = []

@@ -41,6 +41,13 @@ def test_inverse_tanh_clips_by_the_margin() -> None:
     assert F.inverse_tanh(tensor(0.5, dtype=torch.float64)).item() == pytest.approx(math.atanh(0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_inverse_tanh_keeps_its_margin_where_the_type_would_round_it_away(dtype: torch.dtype) -> None:
+    got = F.inverse_tanh(tensor([1.0, -1.0], dtype=dtype))
+    assert got.dtype == dtype
+    assert got.tolist() == pytest.approx([7.25, -7.25], abs=0.01)  # atanh(1 - 1e-6) = 7.254, in float32 7.247
+
+
 def test_soft_value() -> None:
     assert F.soft_value(tensor([3.0]), tensor([-2.0]), 0.25).tolist() == [3.5]
 

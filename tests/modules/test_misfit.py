@@ -78,6 +78,8 @@ def test_an_actor_that_does_not_fit_the_environment(run: str) -> None:
         RUNS[run](make_actor(5, 1, **SMALL))
     with pytest.raises(O2OSpecError, match="reads 'state'"):
         RUNS[run](make_actor(3, 1, observation_key="state", **SMALL))
+    with pytest.raises(O2OSpecError, match=r"writes \['loc', 'scale', 'taken'\], expected 'action' among them"):
+        RUNS[run](make_actor(3, 1, action_key="taken", **SMALL))
 
 
 def test_other_errors_of_torch_stay_what_they_are() -> None:

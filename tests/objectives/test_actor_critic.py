@@ -13,7 +13,7 @@ from torchrl.modules import MLP, ValueOperator
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import AWACLoss, CQLLoss, EnsembleSACLoss
+from torchrl_o2o.objectives import AWACLoss, CQLLoss, EnsembleSACLoss, IQLLoss
 from torchrl_o2o.testing import random_transitions
 
 SMALL: dict[str, Any] = {"hidden_sizes": (8,)}
@@ -50,6 +50,19 @@ class TestNetworks:
         with pytest.raises(O2OSpecError, match="critics that have parameters in common"):
             build(make_actor(3, 2, **SMALL), [one, other])
 
+    def test_critics_with_a_layer_of_the_actor(self, build: type) -> None:
+        actor, member = make_actor(2, 2, **SMALL), critics()[0]
+        member.module.trunk = next(layer for layer in actor.modules() if isinstance(layer, torch.nn.Linear))
+        with pytest.raises(
+            O2OSpecError, match=r"in common with another network of this loss; .*build each network anew"
+        ):
+            build(actor, [member])
+
+    def test_layers_without_a_size(self, build: type) -> None:
+        members = [ValueOperator(torch.nn.LazyLinear(1), in_keys=["action"]) for _ in range(2)]
+        with pytest.raises(O2OSpecError, match=r"critic whose 'module.weight' has no size yet"):
+            build(make_actor(3, 2, **SMALL), members)
+
     def test_no_critic(self, build: type) -> None:
         with pytest.raises(O2OSpecError, match="no critic"):
             build(make_actor(3, 2, **SMALL), [])
@@ -63,6 +76,18 @@ def test_critics_that_read_no_action() -> None:
     values = [ValueOperator(MLP(in_features=3, out_features=1, num_cells=[8])) for _ in range(2)]
     with pytest.raises(O2OSpecError, match=r"read \['observation'\], expected the action 'action'"):
         EnsembleSACLoss(make_actor(3, 2, **SMALL), values)(random_transitions(4, 3, 2))
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+def test_networks_of_several_outputs() -> None:
+    batch, actor = random_transitions(4, 3, 2), make_actor(3, 2, **SMALL)
+    wide = [ValueOperator(torch.nn.Linear(2, 2), in_keys=["action"]) for _ in range(2)]
+    with pytest.raises(
+        O2OSpecError, match=r"of shape \[4, 2\] for actions of shape \[4, 2\], expected one number an action"
+    ):
+        EnsembleSACLoss(actor, wide)(batch)
+    with pytest.raises(O2OSpecError, match=r"'state_value' of shape \[4, 2\], expected one number a row"):
+        IQLLoss(actor, critics(), ValueOperator(torch.nn.Linear(3, 2)))(batch)
 
 
 def test_default_temperature_under_a_renamed_action() -> None:

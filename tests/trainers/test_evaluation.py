@@ -23,6 +23,7 @@ from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, normalized_score
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_actor
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 
 FLAT = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -247,8 +248,10 @@ def test_the_policys_own_mistakes_are_no_fault_of_the_environment(env_class):
         evaluate(linear_actor(outputs=3), env_class, num_episodes=1, seed=0)
     actor = linear_actor()
     actor.module.bias.data.fill_(float("nan"))
-    with pytest.raises(O2OSpecError, match="expected finite numbers"):
+    with pytest.raises(O2OSpecError, match=r"the policy gave the actions \[\[nan\]\], expected finite numbers"):
         evaluate(actor, env_class, num_episodes=1, seed=0)
+    with pytest.raises(O2OSpecError, match=r"acts in \[-1.0, -1.0\]..\[1.0, 1.0\], the environment takes \[-1.0\]"):
+        evaluate(make_actor(2, 2, hidden_sizes=(8,)), env_class, num_episodes=1, seed=0)
     with pytest.raises(O2OSpecError, match="has discrete actions"):
         evaluate(linear_actor(4), "CartPole-v1", num_episodes=1, seed=0)
     with pytest.raises(O2OSpecError, match="expected an integer"):
@@ -413,3 +416,9 @@ def test_one_environment_cannot_run_several_episodes_at_once(env_class):
 def test_an_environment_in_place_of_its_builder_is_named(env_class):
     with pytest.raises(O2OSpecError, match=r"got env=.*, expected a word or"):
         evaluate(linear_actor(), env_class(), num_episodes=1, seed=0)
+
+
+def test_an_episode_that_may_never_end_is_told(env_class, monkeypatch):
+    monkeypatch.setattr("torchrl_o2o.trainers.evaluation._LONG", 6)
+    with pytest.warns(UserWarning, match=r"goes on after 6 steps; .* put gymnasium.wrappers.TimeLimit around it"):
+        evaluate(linear_actor(), env_class, num_episodes=1, seed=6)  # of seven steps

@@ -476,3 +476,32 @@ def test_without_a_compiler_compile_says_what_to_do() -> None:
     with nowhere, pytest.raises(O2OSpecError, match=r"C\+\+ compiler.*CXX.*compile=false"):
         update.compile()
     assert not update.compiled
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_parameters_that_are_frozen_stand_in_no_optimizer(compiled: bool) -> None:
+    agent = make_agent("awac")
+    next(iter(agent.loss.actor_network_params.parameters())).requires_grad_(False)
+    update = Update(agent.loss, Descend("actor", agent.optims["actor"]))
+    with without_kernels(), pytest.raises(O2OSpecError, match=r"'actor' holds .*actor_network.*requires_grad=False"):
+        (update.compile() if compiled else update)(make_batch())
+
+
+def test_an_optimizer_of_the_critics_that_a_loss_was_given_is_refused() -> None:
+    agent, members = make_agent("awac"), make_qvalue_ensemble(5, 2, num_qvalue_nets=2, hidden_sizes=(16,))
+    optim = torch.optim.Adam([value for member in members for value in member.parameters()])
+    update = Update(agent.loss, Descend("qvalue", optim), MoveTargets(agent.updater))
+    with pytest.raises(O2OSpecError, match="a loss copies the critics that it is given"):
+        update(make_batch())
+
+
+def test_critics_whose_targets_nothing_moves_are_told() -> None:
+    agent = make_agent("awac")
+    with pytest.warns(UserWarning, match="no step of this update moves target_qvalue_network_params"):
+        Update(agent.loss, Descend("qvalue", agent.optims["qvalue"]))
+
+
+def test_a_batch_is_a_tensordict() -> None:
+    agent = make_agent("awac")
+    with pytest.raises(O2OSpecError, match="got a batch of dict, expected a TensorDict"):
+        Update(agent.loss, Descend("actor", agent.optims["actor"]))(make_batch().to_dict())

@@ -35,6 +35,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.collectors.acting import regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.collectors.vector import no_interrupt_for_children
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option, check_seed
@@ -113,7 +114,7 @@ class ActingPolicy(TensorDictModuleBase):
     """A policy whose weights the learner publishes into shared memory and an actor reads before it acts.
 
     An actor of this package acts as a :class:`~torchrl_o2o.collectors.FastActor`, in numpy. Any other TorchRL actor
-    that writes ``"action"`` is called as it is.
+    that writes ``"action"`` is called as it is, dropout and batch normalization as in evaluation.
 
     The weights are one float32 array. An actor copies it when a new version stands there, and takes the copy only if
     its checksum is the published one: it never acts by a mixture of two policies, and waits for nobody.
@@ -148,7 +149,10 @@ class ActingPolicy(TensorDictModuleBase):
         self.in_keys, self.out_keys = ["observation"], ["action", POLICY_VERSION, PACKAGE_VERSION]
         self.seed, self.number, self.attempt = check_seed(seed), 0, 0
         # In a tuple, so that TorchRL finds no parameters to send by its own means.
-        self._copy = (deepcopy(actor).cpu().requires_grad_(False),)
+        own = deepcopy(actor).cpu().requires_grad_(False)
+        for module in regularizers(own):
+            module.training = False
+        self._copy = (own,)
         flat = _flat(actor)
         self._weights = torch.zeros_like(flat).share_memory_()
         self._stamp = torch.full((4,), -1, dtype=torch.int64).share_memory_()

@@ -16,6 +16,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import cut_off_
+from torchrl_o2o.envs.border import CheckedEnv
+from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 
 __all__ = ["ReturnConditionedRollouts"]
@@ -34,7 +36,8 @@ class ReturnConditionedRollouts:
 
     Args:
         env: with the observations and actions of the policy. A :class:`~torchrl_o2o.envs.GuardedEnv` may end an episode
-            early; the step that it rejected is left out.
+            early; the step that it rejected is left out. Any other is put into a
+            :class:`~torchrl_o2o.envs.CheckedEnv`.
         actor: the policy.
         asked: the return asked for, unscaled.
 
@@ -45,7 +48,8 @@ class ReturnConditionedRollouts:
         seed: of the first episode; each has the next. Defaults to 0.
 
     Raises:
-        O2OSpecError: if a number is out of range.
+        O2OSpecError: if a number is out of range, or the environment has other spaces than vectors.
+        EnvFaultError: while it collects, if an environment without a guard returns what is malformed or not finite.
 
     Examples:
         >>> import gymnasium, torch
@@ -71,7 +75,8 @@ class ReturnConditionedRollouts:
     ) -> None:
         if not return_scale > 0.0:
             raise O2OSpecError(f"got return_scale={return_scale}, expected more than 0")
-        self.env, self.actor, self.asked = env, actor, asked
+        self.env = env if isinstance(env, GuardedEnv | CheckedEnv) else CheckedEnv(env)
+        self.actor, self.asked = actor, asked
         self.context, self.return_scale = check_count("context", context, least=1), return_scale
         self.total_frames = None if total_frames is None else check_count("total_frames", total_frames)
         self.seed = check_seed(seed)
@@ -105,9 +110,11 @@ class ReturnConditionedRollouts:
         was_training = self.actor.training
         self.actor.eval()
         how = ExplorationType.RANDOM if explore else ExplorationType.DETERMINISTIC
-        with set_exploration_type(how):
-            rows = list(self._steps(asked * self.return_scale, seed))
-        self.actor.train(was_training)
+        try:
+            with set_exploration_type(how):
+                rows = list(self._steps(asked * self.return_scale, seed))
+        finally:
+            self.actor.train(was_training)
         if rows:
             cut_off_(rows[-1])  # the step after it may have been rejected
         episode = TensorDict.lazy_stack(rows).contiguous() if rows else self._nothing()
@@ -127,8 +134,8 @@ class ReturnConditionedRollouts:
             observation, reward, terminated, truncated, info = self.env.step(action.numpy().copy())
             if info.get("rejected", False):
                 return
-            done, to_go = bool(terminated or truncated), to_go - float(reward) * self.return_scale
-            ends = {"reward": float(reward), "terminated": bool(terminated), "truncated": bool(truncated), "done": done}
+            done, to_go = terminated or truncated, to_go - float(reward) * self.return_scale
+            ends = {"reward": reward, "terminated": terminated, "truncated": truncated, "done": done}
             row = {name: torch.tensor([value]) for name, value in ends.items()}
             yield TensorDict({"observation": own, "action": action, "next": TensorDict(row)})
 

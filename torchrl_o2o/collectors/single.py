@@ -19,6 +19,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.collectors.acting import as_in_evaluation, has_batch_norm, regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.envs.border import (
     box_of_observations,
@@ -91,6 +92,9 @@ class StepCollector:
     An actor that decides several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is asked when its last
     chunk has been taken, and when an episode begins.
 
+    Dropout is off and batch normalization takes its running statistics while it acts, whatever the actor's training
+    mode, as in evaluation and as :class:`~torchrl_o2o.collectors.FastActor` acts.
+
     An actor of this package is called without its tensordict plumbing, which gives the same bits in a fraction of the
     time; any other TorchRL actor is called as it is. The actor may live on any device.
 
@@ -112,7 +116,7 @@ class StepCollector:
     Raises:
         O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one, has discrete actions or takes
             other actions than the actor's spec says, random actions are asked for without bounds, or ``fast_act`` is
-            asked of an actor that it does not know.
+            asked of an actor that it does not know; while it collects, if an action has another shape or is not finite.
         EnvFaultError: if an environment without a guard returns what is malformed or not finite.
 
     Examples:
@@ -163,7 +167,7 @@ class StepCollector:
     def __iter__(self) -> Iterator[TensorDict]:
         """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
         # Looked up here, since an actor may be replaced or moved between two collections.
-        self._parts = find_parts(self.actor)
+        self._parts, self._switched = find_parts(self.actor), regularizers(self.actor)
         self._actor_device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
         if self._fast is not None:
             self._fast.actor = self.actor
@@ -205,11 +209,17 @@ class StepCollector:
                 self._fast.refresh()
             return torch.from_numpy(self._fast.decide(self._observation["observation"].numpy()))
         observation = {key: part.to(self._actor_device) for key, part in self._observation.items()}
-        if self._parts is not None:
+        if self._parts is not None and not self._switched:
             with torch.no_grad():
                 return self._parts.act(observation["observation"]).cpu()
-        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            return self.actor(TensorDict(observation))["action"].cpu()
+        rows = has_batch_norm(self._switched)
+        observation = {key: part.unsqueeze(0) for key, part in observation.items()} if rows else observation
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM), as_in_evaluation(self._switched):
+            if self._parts is not None:
+                action = self._parts.act(observation["observation"])
+            else:
+                action = self.actor(TensorDict(observation, [1] if rows else []))["action"]
+            return (action.squeeze(0) if rows else action).cpu()
 
     def _cut_episode(self) -> None:
         if self._step_count and self.on_cut is not None:
@@ -224,6 +234,11 @@ class StepCollector:
                 f"got an action of shape {list(action.shape)} for observations of shape {shapes}, the environment "
                 f"takes {list(self._low.shape)}; build the actor for this environment, and flatten observations that "
                 f"are no vectors"
+            )
+        if not np.isfinite(action.numpy()).all():
+            raise O2OSpecError(
+                f"got the action {action.tolist()} from the actor, expected finite numbers; its parameters or its "
+                f"observations are not finite: go back to the last checkpoint whose losses were"
             )
         # The environment gets a copy, since it may scale its argument in place.
         result = checked_step(self.env, action.numpy().copy(), self._space)

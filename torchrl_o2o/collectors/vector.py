@@ -26,6 +26,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.collectors.acting import as_in_evaluation, regularizers
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
 from torchrl_o2o.collectors.single import action_bounds
 from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn_of_running_statistics
@@ -108,9 +109,9 @@ class VectorCollector:
     come: those of a ``StepCollector`` under ``torch.manual_seed(seeds[i])``. Actions then differ by the rounding of a
     batched product only. An actor that is not one of this package's draws its noise itself, from the global generator.
 
-    Iterating acts with ``actor``; :meth:`step` takes the actions from outside, for instance one agent's per
-    environment. A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered by the iteration;
-    :meth:`step` returns all N rows and says in :attr:`accepted` which of them count.
+    Iterating acts with ``actor``, dropout and batch normalization as in evaluation; :meth:`step` takes the actions from
+    outside, for instance one agent's per environment. A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is
+    not delivered by the iteration; :meth:`step` returns all N rows and says in :attr:`accepted` which of them count.
 
     Args:
         envs: of :func:`make_vector_env`, or any whose autoreset mode is ``SAME_STEP`` or ``DISABLED``. The copies of a
@@ -203,7 +204,7 @@ class VectorCollector:
         """Collect with the actor until ``total_frames`` have been delivered, from wherever the collector stands."""
         if self.actor is None:
             raise O2OSpecError("there is no actor to collect with; pass one, or call step with actions of your own")
-        parts = find_parts(self.actor)
+        parts, self._switched = find_parts(self.actor), regularizers(self.actor)
         while self.total_frames is None or self.frames < self.total_frames:
             random = self.frames < self.init_random_frames
             data = self.step(self.random_action() if random else self._act(parts))
@@ -245,7 +246,7 @@ class VectorCollector:
         observation = self.observation[list(rows)].to(device)
         noise = None if parts is None or parts.distribution is None else self._draw(torch.randn, shape, rows).to(device)
         try:
-            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM), as_in_evaluation(self._switched):
                 if parts is None:
                     return self.actor(TensorDict({"observation": observation}, [len(rows)]))["action"].cpu()
                 return parts.act(observation, noise=noise).cpu()

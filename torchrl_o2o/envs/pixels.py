@@ -89,10 +89,10 @@ class StackFrames(gymnasium.Wrapper):
         observation, info = self.env.reset(**kwargs)
         return self._observed(observation, _Stack.fill), info
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Go on."""
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Go on; the reward is as the environment returns it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._observed(observation, _Stack.push), float(reward), terminated, truncated, info
+        return self._observed(observation, _Stack.push), reward, terminated, truncated, info
 
     def _observed(self, observation: Any, put: Callable[[_Stack, np.ndarray], np.ndarray]) -> Any:
         if not self._named:
@@ -187,14 +187,14 @@ class RepeatAction(gymnasium.Wrapper):
             raise O2OSpecError(f"got action_repeat={times}, expected at least 1")
         self._times = times
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take the action so many times."""
         total, step = 0.0, self.env.step(action)
         for _ in range(self._times - 1):
             if step[2] or step[3]:
                 break
-            total, step = total + float(step[1]), self.env.step(action)
-        return step[0], total + float(step[1]), *step[2:]
+            total, step = total + step[1], self.env.step(action)  # a reward may be an array of one entry
+        return step[0], total + step[1], *step[2:]
 
 
 class DotReachEnv(gymnasium.Env):

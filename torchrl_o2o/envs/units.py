@@ -80,7 +80,8 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
         return TransformAction(
             env, partial(_to_unit, low=edges[0].astype(np.float64), high=edges[1].astype(np.float64)), box
         )
-    if _takes(native, own.low, own.high) and (edges[0] == -1.0).all() and (edges[1] == 1.0).all():
+    unit = edges[0].shape == own.shape and (edges[0] == -1.0).all() and (edges[1] == 1.0).all()
+    if unit and _takes(native, own.low, own.high):
         return unit_actions(env, env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
     raise O2OSpecError(_mismatch(own, *edges, native))
 

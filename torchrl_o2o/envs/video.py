@@ -181,7 +181,7 @@ def film_episode(
     frames, total, length, over = [_draw(env)], 0.0, 0, False
     while not over and length != max_steps:
         observation, reward, terminated, truncated, _ = env.step(act(observation))
-        total, length, over = total + float(reward), length + 1, terminated or truncated
+        total, length, over = total + float(np.asarray(reward).item()), length + 1, terminated or truncated
         if length % every == 0 or over or length == max_steps:
             frames.append(_draw(env))
     return Film(frames, rate / every, total, length)

@@ -84,6 +84,8 @@ def inverse_tanh(action: Tensor, margin: float = 1e-6) -> Tensor:
         >>> bool(inverse_tanh(torch.tensor([-1.0, 1.0])).isfinite().all())
         True
     """
+    if action.itemsize < 4:  # bfloat16 and float16 round 1 - 1e-6 to 1, whose atanh is infinite
+        return inverse_tanh(action.float(), margin).to(action.dtype)
     return action.clamp(-1.0 + margin, 1.0 - margin).atanh()
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 from tensordict.utils import NestedKey
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_rows", "misfit", "refuse_misfit"]
+__all__ = ["check_parameters", "check_rows", "misfit", "refuse_misfit"]
 
 
 def check_rows(
@@ -46,6 +46,35 @@ def check_rows(
             f"{kind} for each action: [*B, n] and [*B, A]; unsqueeze(-1) single numbers, flatten what has more "
             f"dimensions, and build the networks for it"
         )
+
+
+def check_parameters(network: nn.Module, name: str, taken: Collection[int] = ()) -> None:
+    """Refuse parameters without a size, and those of a stack of members that another network trains too.
+
+    Args:
+        network: the network.
+        name: what it is called.
+        taken: ``id`` of each parameter that is another network's. Defaults to none.
+
+    Raises:
+        O2OSpecError: if there is such a parameter.
+
+    Examples:
+        >>> check_parameters(nn.LazyLinear(1), "critic")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got a critic whose 'weight' has no size yet, as lazy layers have none before...
+    """
+    for parameter, value in network.named_parameters():
+        if nn.parameter.is_lazy(value):
+            raise O2OSpecError(
+                f"got a {name} whose {parameter!r} has no size yet, as lazy layers have none before their first call; "
+                f"call it on a batch before it is given to a loss, or say its sizes"
+            )
+        if id(value) in taken:
+            raise O2OSpecError(
+                f"got a {name} that has {parameter!r} in common with another network of this loss; a stack of members "
+                f"keeps a copy, so that the two would part: build each network anew"
+            )
 
 
 def misfit(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, Tensor]) -> str | None:
@@ -99,6 +128,11 @@ def refuse_misfit(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error:
     else:
         read = {key: inputs[key] for key in keys}
         reason = misfit(type(network).__name__, dict(network.named_parameters()), read)
+    if reason is None and "action" not in getattr(network, "out_keys", ["action"]):
+        reason = (
+            f"this {type(network).__name__} writes {list(network.out_keys)}, expected 'action' among them; build it "
+            f"with action_key='action'"
+        )
     if reason is None:
         raise error
     raise O2OSpecError(reason) from error

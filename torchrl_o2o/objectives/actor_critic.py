@@ -93,6 +93,11 @@ class ActorCriticLoss(TransitionLoss):
             )
         params = self._trained_critics() if params is None else params
         qvalue = call_ensemble(network, params, {**state, keys.action: action}, keys.state_action_value)
+        if qvalue.shape[1:] != action.shape[:-1]:
+            raise O2OSpecError(
+                f"a critic gave {keys.state_action_value!r} of shape {list(qvalue.shape[1:])} for actions of shape "
+                f"{list(action.shape)}, expected one number an action, [*B, 1]; let its last layer have one output"
+            )
         return qvalue if self.q_max is None else qvalue.clamp(max=self.q_max)
 
     def _trained_critics(self) -> Parameters:

@@ -20,7 +20,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.episodes import lambda_return, normalized_advantage
 from torchrl_o2o.functional.offline import advantage_weight
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
-from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, policy_distribution
+from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, policy_distribution, single_output
 
 __all__ = ["AWRLoss"]
 
@@ -215,7 +215,8 @@ class AWRLoss(TransitionLoss):
     def _value(self, state: Inputs) -> Tensor:
         """V(s), shape [*B]."""
         params = flat_parameters(self.value_network_params)
-        return call_network(self.value_network, params, state, self.tensor_keys.value).squeeze(-1)
+        key = self.tensor_keys.value
+        return single_output(call_network(self.value_network, params, state, key), key)
 
     def _label(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         """What :meth:`label` wrote, shape [*B]."""

@@ -17,7 +17,7 @@ from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase
 from tensordict.nn import dispatch as guessing_dispatch
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
@@ -26,7 +26,7 @@ from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import action_specs, actor_box
-from torchrl_o2o.modules.misfit import check_rows
+from torchrl_o2o.modules.misfit import check_parameters, check_rows
 from torchrl_o2o.objectives.feed_forward import input_dims
 from torchrl_o2o.objectives.networks import Inputs
 
@@ -123,6 +123,32 @@ class TransitionLoss(ChecksArguments, LossModule):
         if self.out_keys == self.out_keys_source:  # nobody has selected some of them
             rows = self.reduction == "none"
             self.out_keys = [key for key in self._written if not rows or str(key).startswith("loss_")]
+
+    def convert_to_functional(
+        self,
+        module: Any,
+        module_name: str,
+        expand_dim: int | None = None,
+        create_target_params: bool = False,
+        compare_against: list[nn.Parameter] | None = None,
+    ) -> None:
+        """As TorchRL's, but for networks whose parameters could not be what they were given as.
+
+        Args:
+            module: a network, or a list of members to be stacked.
+            module_name: what the loss calls it.
+            expand_dim: number of members.
+            create_target_params: whether it has targets. Defaults to ``False``.
+            compare_against: see TorchRL's. Defaults to ``None``.
+
+        Raises:
+            O2OSpecError: if a layer's size is not known yet, or members that are copied into a stack have parameters in
+                common with a network that is not.
+        """
+        own = {id(value) for value in self.parameters()}
+        for member in module if isinstance(module, list) else [module]:
+            check_parameters(member, module_name, own if isinstance(module, list) else set())
+        super().convert_to_functional(module, module_name, expand_dim, create_target_params, compare_against)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of every module, but names and shapes are compared before anything is loaded.

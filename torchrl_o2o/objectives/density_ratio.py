@@ -18,7 +18,7 @@ from torchrl_o2o.errors import check_number
 from torchrl_o2o.functional.replay import js_conjugate, js_derivative
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.feed_forward import event_dims
-from torchrl_o2o.objectives.networks import call_network, flat_parameters
+from torchrl_o2o.objectives.networks import call_network, flat_parameters, single_output
 
 __all__ = ["DensityRatioLoss", "join_sources"]
 
@@ -150,7 +150,8 @@ class DensityRatioLoss(TransitionLoss):
         inputs, dims = {key: self._entry(tensordict, key) for key in network.in_keys}, event_dims(network)
         for key in network.in_keys if dims else ():
             self._check_rows(tensordict, key, inputs[key], dims)
-        return call_network(network, params, inputs, network.out_keys[0]).squeeze(-1)
+        key = network.out_keys[0]
+        return single_output(call_network(network, params, inputs, key), key)
 
 
 def join_sources(offline: TensorDictBase, online: TensorDictBase) -> TensorDictBase:

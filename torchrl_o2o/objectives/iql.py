@@ -18,7 +18,7 @@ from torchrl_o2o.functional.offline import advantage_weight, expectile_objective
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.imitation import imitation_error
-from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters
+from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, single_output
 
 __all__ = ["IQLLoss"]
 
@@ -221,7 +221,8 @@ class IQLLoss(CriticLoss):
     def _value(self, state: Inputs) -> Tensor:
         """V(s), shape [*B]."""
         params = flat_parameters(self.value_network_params)
-        return call_network(self.value_network, params, state, self.tensor_keys.value).squeeze(-1)
+        key = self.tensor_keys.value
+        return single_output(call_network(self.value_network, params, state, key), key)
 
     @torch.no_grad()
     def _data_q(self, state: Inputs, action: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.misfit import check_parameters
 
 __all__ = ["check_members"]
 
@@ -33,7 +34,8 @@ def check_members(
         The same networks.
 
     Raises:
-        O2OSpecError: if they are none or no list, equal one another, share parameters or have other shapes.
+        O2OSpecError: if they are none or no list, equal one another, share parameters or have other shapes, or
+            layers without a size.
 
     Examples:
         >>> from torchrl_o2o.modules import make_qvalue_ensemble
@@ -49,6 +51,8 @@ def check_members(
     members = list(networks)
     if not members:
         raise O2OSpecError(f"got no {kind}; pass a list of them, for example {maker}")
+    for member in members:
+        check_parameters(member, kind)
     if any(_are_copies(one, other) for one, other in itertools.combinations(members, 2)):
         raise O2OSpecError(
             f"got one {kind} several times, expected {kind}s with parameters of their own; copies of one network stay "

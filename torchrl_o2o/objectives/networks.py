@@ -42,6 +42,7 @@ __all__ = [
     "policy_distribution",
     "repeated",
     "sample_policy",
+    "single_output",
     "take_members",
     "tied",
 ]
@@ -266,6 +267,34 @@ def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inp
         return torch.stack([evaluated(member) for member in members]).squeeze(-1)
     features = _joined([inputs[key] for key in network.in_keys])  # once for all members
     return torch.stack([_evaluate_by_rows(layers, member, features) for member in members]).squeeze(-1)
+
+
+def single_output(values: Tensor, key: NestedKey) -> Tensor:
+    """What a network of one output gave, without the column's dimension.
+
+    Args:
+        values: [*B, 1].
+        key: what they are called.
+
+    Returns:
+        Shape [*B].
+
+    Raises:
+        O2OSpecError: if there are several outputs a row.
+
+    Examples:
+        >>> single_output(torch.zeros(4, 1), "state_value").shape
+        torch.Size([4])
+        >>> single_output(torch.zeros(4, 2), "state_value")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: a network gave 'state_value' of shape [4, 2], expected one number a row, ...
+    """
+    if values.ndim > 1 and values.shape[-1] != 1:
+        raise O2OSpecError(
+            f"a network gave {key!r} of shape {list(values.shape)}, expected one number a row, [*B, 1]; let its last "
+            f"layer have one output"
+        )
+    return values.squeeze(-1)
 
 
 def _evaluate_by_rows(layers: Layers, params: Parameters, features: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ __all__ = [
 
 # The names under which environments report success, the first one found counts.
 _SUCCESS_KEYS = ("success", "is_success")
+# An episode of so many steps makes one ask whether it ever ends; the longest of the usual tasks have 1000.
+_LONG = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +154,8 @@ def evaluate(
             an environment that standardizes them, or to be one of ``load_policy``. It gets observations of real numbers
             in the type of its parameters.
         env: an id for :func:`~torchrl_o2o.envs.make_gym_env`, or a function that builds a gymnasium environment with a
-            flat observation, stacked frames, or both by name. It needs a time limit, or an episode may not end.
+            flat observation, stacked frames, or both by name. It needs a time limit, or an episode may not end; a
+            warning says so after 10 000 steps of one.
         num_episodes: at least 1. The papers use 10, and 100 for AntMaze and Adroit.
         seed: seed of the first episode.
         num_envs: environments to step in lockstep, at most.
@@ -275,6 +278,12 @@ class _Episode:
         self.total += float(reward)
         self.length += 1
         self.done = terminated or truncated
+        if self.length == _LONG and not self.done:
+            warnings.warn(
+                f"an episode of the evaluation goes on after {_LONG} steps; if this environment has no time limit it "
+                f"may never end: build it with max_episode_steps=..., or put gymnasium.wrappers.TimeLimit around it",
+                stacklevel=2,
+            )
         reached = next((info[key] for key in _SUCCESS_KEYS if key in info), None)
         if reached is None and _has_goal(self.env):
             reached = terminated
@@ -382,6 +391,11 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
         refuse_misfit(actor, {key: data[key] for key in rows}, error)
     if len(action) != len(episodes):
         raise O2OSpecError(f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations")
+    if not action.isfinite().all():
+        raise O2OSpecError(
+            f"the policy gave the actions {action.tolist()}, expected finite numbers; its parameters are not finite: "
+            f"go back to the last checkpoint whose losses were"
+        )
     return action.to("cpu", torch.float64 if action.dtype == torch.float64 else torch.float32).numpy()
 
 

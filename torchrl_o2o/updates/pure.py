@@ -80,6 +80,11 @@ def _trained(
                     f"{owner}; build it from the loss's parameters, after any cast or copy"
                 )
             name = names[id(param)]
+            if not param.requires_grad:
+                raise O2OSpecError(
+                    f"the optimizer of {step.name!r} holds {name}, which has requires_grad=False; leave it out of it: "
+                    f"[param for param in ... if param.requires_grad]"
+                )
             if name in taken:
                 raise O2OSpecError(
                     f"{name} is trained by the steps {taken[name]!r} and {step.name!r}; a compiled update takes one "

@@ -138,6 +138,7 @@ class Update:
                 _check_move(loss, step)
             elif isinstance(step, Copy):
                 copied_pairs(loss, step.source, step.target)
+        _warn_of_still_targets(loss, steps)
 
     def __repr__(self) -> str:
         """The steps, a line each."""
@@ -325,6 +326,8 @@ class Update:
             return self._run(batch)
 
     def _check_batch(self, batch: TensorDictBase) -> None:
+        if not isinstance(batch, TensorDictBase):
+            raise O2OSpecError(f"got a batch of {type(batch).__name__}, expected a TensorDict of shape [n]")
         if batch.ndim != 1 or not len(batch) or len(batch) % self.num_minibatches:
             raise O2OSpecError(
                 f"got a batch of shape {list(batch.shape)}, expected [n], n a multiple of {self.num_minibatches}"
@@ -401,6 +404,22 @@ def _check_move(loss: LossModule, step: MoveTargets) -> None:
         raise O2OSpecError(f"got names={step.names}, but {type(loss).__name__} has no target of {missing[0]!r}")
 
 
+def _warn_of_still_targets(loss: LossModule, steps: Sequence[Step]) -> None:
+    """Warn where critics are trained whose targets nothing in the update moves."""
+    if any(isinstance(step, MoveTargets) for step in walk(tuple(steps))):
+        return
+    state = state_of(loss)
+    critic_steps = [step for step in descends_of(tuple(steps)) if step.name == "qvalue"]
+    trained = {id(param) for step in critic_steps for param in step.parameters}
+    still = [target for target, source in target_pairs(loss).items() if id(state[source]) in trained]
+    if still:
+        warnings.warn(
+            f"no step of this update moves {still[0].partition('.')[0]}, whose critics it trains; put "
+            f"MoveTargets(SoftUpdate(loss, tau=0.005)) behind their step, unless the targets are moved elsewhere",
+            stacklevel=4,
+        )
+
+
 def _move(loss: LossModule, step: MoveTargets) -> None:
     """All targets by their updater's own step, or those of some networks."""
     if step.names is None:
@@ -433,14 +452,32 @@ def _gradients(
     value = value if step.scale == 1.0 else step.scale * value
     known |= info | {f"loss_{step.name}": value.detach()}
     params = step.parameters
+    if frozen := [param for param in params if not param.requires_grad]:
+        raise O2OSpecError(
+            f"the optimizer of {step.name!r} holds {_names(loss, frozen)}, which have requires_grad=False; leave them "
+            f"out of it: [param for param in ... if param.requires_grad]"
+        )
     found = torch.autograd.grad(value, params, allow_unused=True) if value.requires_grad else (None,) * len(params)
     if any(gradient is None for gradient in found):
-        names = {id(param): name for name, param in loss.named_parameters()}
-        without = [names.get(id(param), list(param.shape)) for param, got in zip(params, found) if got is None]
+        own = {id(param) for param in loss.parameters()}
+        without = [param for param, got in zip(params, found, strict=True) if got is None]
+        if foreign := [list(param.shape) for param in without if id(param) not in own]:
+            raise O2OSpecError(
+                f"the optimizer of {step.name!r} holds parameters of shape {foreign}, which are none of this "
+                f"{type(loss).__name__}; build it of the loss's own, such as loss.qvalue_network_params.parameters(): "
+                f"a loss copies the critics that it is given"
+            )
         raise O2OSpecError(
-            f"{step.name}_loss gives {without} no gradient; leave them out of the optimizer of {step.name!r}"
+            f"{step.name}_loss gives {_names(loss, without)} no gradient; leave them out of the optimizer of "
+            f"{step.name!r}"
         )
     return found
+
+
+def _names(loss: LossModule, params: Sequence[Tensor]) -> list[str]:
+    """Parameters by their names in the loss, or by their shapes."""
+    names = {id(param): name for name, param in loss.named_parameters()}
+    return [names.get(id(param), str(list(param.shape))) for param in params]
 
 
 def _laid_out_as(param: Tensor, gradient: Tensor) -> Tensor:
