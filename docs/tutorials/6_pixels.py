@@ -66,14 +66,14 @@ buffer = TensorDictReplayBuffer(
 import torch
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
+from torchrl_o2o.modules import Temperature, encoder_width, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
 from torchrl_o2o.objectives import PixelSACLoss
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Update
 
 encoder = make_pixel_encoder(env.observation_space.shape, features=(16, 32), strides=(2, 2), latent_dim=32)
 actor = make_pixel_actor(encoder, 2, hidden_sizes=(64, 64))
 heads = make_qvalue_ensemble(
-    encoder.module.out_features, 2, num_qvalue_nets=5, hidden_sizes=(64, 64), in_keys=("latent", "action")
+    encoder_width(encoder), 2, num_qvalue_nets=5, hidden_sizes=(64, 64), in_keys=("latent", "action")
 )
 loss = PixelSACLoss(
     actor,

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import AdditiveGaussianModule, ValueOperator
+from torchrl.modules import Actor, AdditiveGaussianModule, ProbabilisticActor, ValueOperator
 
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts, policy_parts
 from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.envs import make_gym_env
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import average_actors, make_actor, make_deterministic_actor, make_gaussian_actor
+from torchrl_o2o.modules.distributions import TanhNormal
 
 BOX = Bounded(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 0.5]), shape=(2,), dtype=torch.float32)
 
@@ -137,6 +140,22 @@ def test_observations_are_not_written_to() -> None:
     observation = np.full(5, -1.0, np.float32)
     FastActor(trained("standard"))(observation)
     assert (observation == -1.0).all()
+
+
+def test_an_actor_of_a_plain_function_is_called_as_it_is() -> None:
+    box = Bounded(-torch.ones(2), torch.ones(2))
+    halved = Actor(lambda observation: observation[..., :2] / 2, spec=box)
+    body = TensorDictModule(
+        lambda observation: (observation[..., :2], torch.ones(2)), in_keys=["observation"], out_keys=["loc", "scale"]
+    )
+    drawn = ProbabilisticActor(
+        body, in_keys=["loc", "scale"], out_keys=["action"], spec=box, distribution_class=TanhNormal
+    )
+    assert find_parts(halved) is None
+    assert find_parts(drawn) is None
+    pushed = Actor(lambda observation: observation[..., :1] / 2, spec=Bounded(-torch.ones(1), torch.ones(1)))
+    (row,) = StepCollector(make_gym_env("Pendulum-v1"), pushed, total_frames=1, seed=0)
+    assert torch.equal(row["action"], row["observation"][:, :1] / 2)
 
 
 def test_what_it_cannot_do_it_says() -> None:

@@ -10,17 +10,33 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torchrl.data import ReplayBuffer
+from torchrl.data import ReplayBuffer, TensorStorage
 
 from torchrl_o2o.checkpoint.marks import fingerprint, row_marks
-from torchrl_o2o.checkpoint.segments import Region, buffer_regions, part_of, read_segment, stored_rows, write_segments
+from torchrl_o2o.checkpoint.segments import (
+    KeepsFrames,
+    Region,
+    buffer_regions,
+    part_of,
+    read_segment,
+    stored_rows,
+    tensor_storage,
+    write_segments,
+)
 from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["BufferArchive"]
+
+
+@runtime_checkable
+class _TellsChanges(Protocol):
+    """A storage that knows what was written among its offline rows, and when."""
+
+    def first_written(self, since: int) -> int: ...
 
 
 class BufferArchive:
@@ -66,6 +82,10 @@ class BufferArchive:
         self._seen = self._newly_seen = 0  # writes of offline rows
         self._given = self._fingerprint()
 
+    @property
+    def _storage(self) -> TensorStorage:
+        return tensor_storage(self._buffer)
+
     def save_rows(self) -> dict[str, Any]:
         """Write the rows that are new or changed and return the manifest's part, JSON values.
 
@@ -80,39 +100,40 @@ class BufferArchive:
             known = [entry for entry in self._known if entry["region"] == region.name]
             changed = self._first_changed(region, known)
             known = [entry for entry in known if entry["stop"] <= changed]
-            segments += write_segments(self._folder, self._buffer.storage, region, known, copies=self._copies)
+            segments += write_segments(self._folder, self._storage, region, known, copies=self._copies)
         return {
             "regions": [asdict(region) for region in regions],
             "segments": segments,
-            "length": len(self._buffer.storage),
+            "length": len(self._storage),
             "given": self._given,
         }
 
     def _look(self, regions: list[Region]) -> None:
         """Take down what the rows are, for the next save to compare with."""
         self._new_marks = {region.name: self._mark(region) for region in regions}
-        self._newly_seen = getattr(self._buffer.storage, "offline_writes", 0)
+        self._newly_seen = getattr(self._storage, "offline_writes", 0)
 
     def _mark(self, region: Region) -> Tensor:
         """Marks of the living rows, by slot."""
         filled = min(region.total, region.capacity)
-        frames = part_of(self._buffer.storage, region) is not self._buffer.storage  # they never change
-        if not filled or frames or self._tells_changes(region):
+        frames = part_of(self._storage, region) is not self._storage  # they never change
+        if not filled or frames or self._teller(region) is not None:
             return torch.zeros(0, dtype=torch.int64)
-        return row_marks(stored_rows(self._buffer.storage, region.first, region.first + filled))
+        return row_marks(stored_rows(self._storage, region.first, region.first + filled))
 
-    def _tells_changes(self, region: Region) -> bool:
-        """Whether the storage itself knows what was written among the offline rows, so that none has to be read."""
-        return region.name == "offline" and hasattr(self._buffer.storage, "first_written")
+    def _teller(self, region: Region) -> _TellsChanges | None:
+        """The storage, if it knows itself what was written among the offline rows, so that none has to be read."""
+        storage = self._storage
+        return storage if region.name == "offline" and isinstance(storage, _TellsChanges) else None
 
     def _first_changed(self, region: Region, known: list[dict[str, Any]]) -> int:
         """The number of the first living row that is not what its segment holds."""
         written = known[-1]["stop"] if known else 0
-        frames = part_of(self._buffer.storage, region) is not self._buffer.storage
+        frames = part_of(self._storage, region) is not self._storage
         if frames or not region.oldest < written <= region.total:  # none of them lives, or they are counted anew
             return written
-        if self._tells_changes(region):
-            return min(written, self._buffer.storage.first_written(self._seen))
+        if (teller := self._teller(region)) is not None:
+            return min(written, teller.first_written(self._seen))
         rows = torch.arange(region.oldest, written)
         slots = rows % region.capacity
         changed = rows[self._marks[region.name][slots] != self._new_marks[region.name][slots]]
@@ -121,9 +142,9 @@ class BufferArchive:
     def _fingerprint(self) -> str | None:
         """Of the offline rows as they are before the run; ``None`` if there are none yet."""
         region = buffer_regions(self._buffer)[0]
-        if region.name != "offline" or len(self._buffer.storage) < region.capacity:
+        if region.name != "offline" or len(self._storage) < region.capacity:
             return None
-        return fingerprint(stored_rows(self._buffer.storage, 0, region.capacity))
+        return fingerprint(stored_rows(self._storage, 0, region.capacity))
 
     def adopt(self, saved: Mapping[str, Any]) -> None:
         """Take segments as known, so that later saves share them; a checkpoint that is in place must name them.
@@ -136,12 +157,12 @@ class BufferArchive:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the sampler, the writer, the transforms and the generator."""
-        buffer = self._buffer
+        buffer, storage = self._buffer, self._storage
         return {
             "sampler": buffer.sampler.state_dict(),
             "writer": buffer.writer.state_dict(),
             "transform": buffer._transform.state_dict(),
-            "frames": buffer.storage.frame_state() if hasattr(buffer.storage, "frame_state") else None,
+            "frames": storage.frame_state() if isinstance(storage, KeepsFrames) else None,
             "generator": None if buffer._rng is None else [str(buffer._rng.device), buffer._rng.get_state()],
         }
 
@@ -156,17 +177,17 @@ class BufferArchive:
         Raises:
             O2OCheckpointError: if the buffer is not laid out as the saved one.
         """
-        buffer = self._buffer
-        if state.get("frames") is not None and hasattr(buffer.storage, "load_frame_state"):
-            buffer.storage.load_frame_state(state["frames"])
+        buffer, storage = self._buffer, self._storage
+        if state.get("frames") is not None and isinstance(storage, KeepsFrames):
+            storage.load_frame_state(state["frames"])
         regions = {region["name"]: Region(**region) for region in saved["regions"]}
         self._check_regions(regions)
         for entry in saved["segments"]:
-            read_segment(read(entry), entry, buffer.storage, regions[entry["region"]])
+            read_segment(read(entry), entry, storage, regions[entry["region"]])
         self._check_given(saved.get("given"))
         # The storage's own state_dict would hold the rows; its length is all that is left of it.
         filled = sum(min(region.total, region.capacity) for region in regions.values())
-        buffer.storage._len = saved.get("length", filled)
+        storage._len = saved.get("length", filled)
         buffer.sampler.load_state_dict(state["sampler"])
         buffer.writer.load_state_dict(state["writer"])
         buffer._transform.load_state_dict(state["transform"])

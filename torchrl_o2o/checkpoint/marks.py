@@ -65,7 +65,7 @@ def fingerprint(rows: TensorDictBase) -> str:
     """
     marks = running_digest()
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        marks.update(row_marks(rows[start : start + _ROWS_AT_ONCE]).numpy())
+        marks.update(row_marks(rows[start : start + _ROWS_AT_ONCE]).numpy().tobytes())
     return marks.hexdigest()[:32]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, cat
 
 from torchrl_o2o.checkpoint.folders import step_folder, steps, verify, verify_segment
 from torchrl_o2o.checkpoint.manifest import FORMAT, DamagedError, load, verify_file
@@ -240,7 +240,7 @@ def read_rows(root: Path, manifest: Mapping[str, Any]) -> TensorDict | None:
     for entry in manifest["buffer"]["segments"]:
         rows = TensorDict(load(verify_segment(root, entry)[0]), [entry["stop"] - entry["start"]])
         parts.append(rows[max(0, regions[entry["region"]].oldest - entry["start"]) :])
-    return torch.cat(parts) if parts else None
+    return cat(parts) if parts else None
 
 
 def restore_objects(root: Path, manifest: Mapping[str, Any], objects: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -27,7 +27,16 @@ from torchrl_o2o.checkpoint.manifest import digest, dump, load
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 
-__all__ = ["Region", "buffer_regions", "part_of", "read_segment", "stored_rows", "write_segments"]
+__all__ = [
+    "KeepsFrames",
+    "Region",
+    "buffer_regions",
+    "part_of",
+    "read_segment",
+    "stored_rows",
+    "tensor_storage",
+    "write_segments",
+]
 
 _ROWS_PER_SEGMENT = 2**17
 _FRAMES_PER_SEGMENT = 2**13
@@ -96,12 +105,10 @@ def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
         >>> buffer_regions(buffer)
         [Region(name='online', first=0, capacity=8, total=5)]
     """
-    storage, writer = buffer.storage, buffer.writer
-    if not isinstance(storage, TensorStorage) or storage.ndim != 1:
-        raise O2OSpecError(f"the buffer has a {type(storage).__name__}, expected a tensor storage of one dimension")
+    storage, writer = tensor_storage(buffer), buffer.writer
     if isinstance(writer, RoundRobinWriter):
         num_offline, total = 0, writer._write_count
-    elif hasattr(writer, "num_offline") and hasattr(writer, "total_written"):
+    elif isinstance(writer, _Counting):
         num_offline, total = writer.num_offline, writer.total_written
     else:
         raise O2OSpecError(f"the buffer has a {type(writer).__name__}, expected an OnlineWriter or a RoundRobinWriter")
@@ -118,8 +125,54 @@ def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
     return [Region("offline", 0, num_offline, num_offline), online, *frames]
 
 
+def tensor_storage(buffer: ReplayBuffer) -> TensorStorage:
+    """A buffer's storage, if it is one whose rows can be saved.
+
+    Args:
+        buffer: see :func:`buffer_regions`.
+
+    Raises:
+        O2OSpecError: if it is no tensor storage of one dimension.
+
+    Examples:
+        >>> from torchrl.data import LazyTensorStorage
+        >>> storage = LazyTensorStorage(4)
+        >>> tensor_storage(ReplayBuffer(storage=storage)) is storage
+        True
+    """
+    storage = buffer.storage
+    if not isinstance(storage, TensorStorage) or storage.ndim != 1:
+        raise O2OSpecError(f"the buffer has a {type(storage).__name__}, expected a tensor storage of one dimension")
+    return storage
+
+
+@runtime_checkable
+class _Counting(Protocol):
+    """A writer that leaves leading slots alone and counts what it writes behind them."""
+
+    num_offline: int
+    total_written: int
+
+
+@runtime_checkable
+class KeepsFrames(Protocol):
+    """A storage that keeps frames beside its rows."""
+
+    def frame_parts(self) -> Mapping[str, Any]:
+        """By region: where its frames are, the first slot, how many there are and how many were ever written."""
+        ...
+
+    def frame_state(self) -> Any:
+        """What it has to know of its frames beside them."""
+        ...
+
+    def load_frame_state(self, state: Any) -> None:
+        """Restore what :meth:`frame_state` returned."""
+        ...
+
+
 def _frame_parts(storage: Storage) -> Mapping[str, Any]:
-    return storage.frame_parts() if hasattr(storage, "frame_parts") else {}
+    return storage.frame_parts() if isinstance(storage, KeepsFrames) else {}
 
 
 def part_of(storage: Storage, region: Region) -> Any:

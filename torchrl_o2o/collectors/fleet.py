@@ -13,10 +13,10 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, cat
 from torch import Tensor
 
 import torchrl_o2o
@@ -277,7 +277,7 @@ class Fleet:
         if number in self._given_up:
             return self._like[:0]
         rows = self._cut_off(number, item) if isinstance(item, Exception) else self._accept(number, item)
-        return torch.cat([self._like[:0], *(row.select(*self._keys) for row in rows)])
+        return cat([self._like[:0], *(row.select(*self._keys) for row in rows)])
 
     @property
     def _keys(self) -> list[Any]:
@@ -356,9 +356,10 @@ class Fleet:
 
 def _template(like: TensorDictBase) -> TensorDict:
     """One row with the entries of a transition and the running return and length that a session logs."""
-    row = TensorDict(like[:1].select(*TRANSITION).to_dict(), [1])
-    if like.get(INTERVENED, None) is not None:
-        row[INTERVENED] = like[:1].get(INTERVENED).clone()
+    first = cast(TensorDictBase, like[:1])  # its annotation leaves open what an index gives
+    row = TensorDict(first.select(*TRANSITION).to_dict(), [1])
+    if first.get(INTERVENED, None) is not None:
+        row[INTERVENED] = first.get(INTERVENED).clone()
     row["next", "episode_reward"], row["next", "step_count"] = torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64)
     return row
 

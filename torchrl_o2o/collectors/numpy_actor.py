@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -112,13 +112,17 @@ def find_parts(actor: TensorDictModuleBase) -> PolicyParts | None:
         True
     """
     if type(actor) is Actor:
-        return PolicyParts(actor.module) if _plain(actor, ["observation"], ["action"]) else None
+        net = actor.module if _plain(actor, ["observation"], ["action"]) else None
+        return PolicyParts(net) if isinstance(net, nn.Module) else None  # not of a plain function
     if type(actor) is not ProbabilisticActor or len(actor) != 2:
         return None
     body, head = actor[0], actor[1]
     if not _plain(body, ["observation"], ["loc", "scale"]) or not _draws_only(head):
         return None
-    return PolicyParts(body.module, head.distribution_class, dict(head.distribution_kwargs))
+    net, kind = body.module, head.distribution_class
+    if not isinstance(net, nn.Module) or not issubclass(kind, TanhNormal | BoxNormal):
+        return None
+    return PolicyParts(net, kind, dict(head.distribution_kwargs))
 
 
 def policy_parts(actor: TensorDictModuleBase) -> PolicyParts:
@@ -147,13 +151,14 @@ def policy_parts(actor: TensorDictModuleBase) -> PolicyParts:
     return parts
 
 
-def _plain(module: nn.Module, in_keys: list[str], out_keys: list[str]) -> bool:
+def _plain(module: object, in_keys: list[str], out_keys: list[str]) -> TypeGuard[TensorDictModule]:
     safe = isinstance(module, SafeModule) and module.safe
-    keys = isinstance(module, TensorDictModule) and module.in_keys == in_keys and module.out_keys == out_keys
-    return keys and not safe and not module._forward_hooks and not module._forward_pre_hooks
+    if safe or not isinstance(module, TensorDictModule) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return module.in_keys == in_keys and module.out_keys == out_keys
 
 
-def _draws_only(head: nn.Module) -> bool:
+def _draws_only(head: object) -> TypeGuard[ProbabilisticTensorDictModule]:
     return (
         isinstance(head, ProbabilisticTensorDictModule)
         and head.in_keys == ["loc", "scale"]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 from tensordict.nn import TensorDictModuleBase
@@ -86,7 +86,7 @@ class RayActors(PublishedActors):
             frames_per_batch=self.frames_per_batch,
             total_frames=_ENDLESS,
             sync=False,
-            collector_class="single",
+            collector_class=cast(Any, "single"),  # its annotation leaves out the names that it takes
             update_after_each_batch=True,
             replay_buffer=self.replay_buffer,
             remote_configs={"num_cpus": self.num_cpus, "num_gpus": 0},

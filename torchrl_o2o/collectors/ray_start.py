@@ -37,7 +37,7 @@ def start_ray(address: str | None, instead: str) -> None:
         >>> start_ray(None, "ProcessActors for actors on this machine")  # doctest: +SKIP
     """
     check_ray(instead)
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]  # no extra installs it
 
     with _STARTING:
         if ray.is_initialized():
@@ -68,8 +68,8 @@ def check_ray(instead: str) -> None:
 
 
 def _start_here() -> None:
-    import ray
-    from ray._private import ray_constants
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray._private import ray_constants  # pyright: ignore[reportMissingImports]
 
     variable, constant = os.environ.get(_NO_CLUSTERS), ray_constants.ENABLE_RAY_CLUSTER
     os.environ[_NO_CLUSTERS], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for its processes, and for this one

@@ -38,6 +38,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.acting import regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.collectors.vector import no_interrupt_for_children
+from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
 
@@ -224,7 +225,7 @@ class ActingPolicy(TensorDictModuleBase):
 
     def _decide(self, tensordict: TensorDictBase) -> Tensor:
         if self._fast is not None:
-            return torch.from_numpy(self._fast.decide(tensordict["observation"].numpy()))
+            return torch.from_numpy(self._fast.decide(tensordict.get("observation").numpy()))
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
             return self._copy[0](tensordict.select("observation"))["action"]
 
@@ -451,13 +452,13 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: b
         tensor([1, 2, 3])
     """
     gym_env = make_env()
-    entries = {"rejected": Unbounded(())}  # of a GuardedEnv
+    entries = {"rejected": Unbounded(torch.Size(()))}  # of a GuardedEnv
     if intervened:
         gym_env = _SaysIntervened(gym_env)
-        entries["intervened"] = Unbounded(gym_env.action_space.shape)
+        entries["intervened"] = Unbounded(torch.Size(gym_env.nobody.shape))
     env = GymWrapper(gym_env)
     env.set_info_dict_reader(default_info_dict_reader(list(entries), spec=Composite(entries)))
-    env = TransformedEnv(env, Compose(RewardSum(), StepCounter()))
+    env = TransformedEnv(env, Compose([RewardSum(), StepCounter()]))
     env.set_seed(seed)
     return env
 
@@ -465,13 +466,19 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: b
 class _SaysIntervened(gymnasium.Wrapper):
     """Says at every step whether somebody intervened, as NaN if nobody did; TorchRL would read zeros."""
 
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        space = env.action_space
+        check_continuous(space, type(env.unwrapped).__name__)
+        self.nobody = np.full(space.shape or (), np.nan, np.float32)
+
     def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**settings)
-        return observation, {**info, "intervened": np.full(self.action_space.shape, np.nan, np.float32)}
+        return observation, {**info, "intervened": self.nobody.copy()}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         *outcome, info = self.env.step(action)
-        given = info.get("intervened", np.full(self.action_space.shape, np.nan))
+        given = info.get("intervened", self.nobody.copy())
         return *outcome, {**info, "intervened": np.asarray(given, np.float32)}  # pyright: ignore[reportReturnType]
 
 

@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
+from tensordict.utils import NestedKey
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -66,7 +67,7 @@ def action_bounds(space: spaces.Space, name: str, *, random: bool) -> tuple[torc
     return torch.as_tensor(space.low, dtype=torch.float32), torch.as_tensor(space.high, dtype=torch.float32)
 
 
-def _observed(observation: Any) -> dict[str, torch.Tensor]:
+def _observed(observation: Any) -> dict[NestedKey, torch.Tensor]:
     """Entries by name, float32, images as they are."""
     parts = observation if isinstance(observation, dict) else {"observation": observation}
     tensors = {key: torch.from_numpy(part) for key, part in parts.items()}
@@ -260,7 +261,7 @@ class StepCollector:
         }
         if terminated or truncated:
             self._start_episode()
-        transition: dict[str, Any] = {key: part.unsqueeze(0) for key, part in observation.items()}
+        transition: dict[NestedKey, Any] = {key: part.unsqueeze(0) for key, part in observation.items()}
         transition["action"] = action.unsqueeze(0)
         # The constructor without checks, as TorchRL's environments use it: a tenth of a frame's time.
         transition["next"] = TensorDict._new_unsafe(outcome, batch_size=_ONE)

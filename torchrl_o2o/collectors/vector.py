@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -183,7 +183,8 @@ class VectorCollector:
         if seeds is not None:
             numbers = [check_seed(seed, "seeds") for seed in seeds]
             self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]
-            envs.reset(seed=numbers)  # as StepCollector does, whose first episode begins with a reset of its own
+            each = cast(Any, numbers)  # gymnasium's base class leaves out that all its kinds take one seed for each
+            envs.reset(seed=each)  # as StepCollector does, whose first episode begins with a reset of its own
         #: Per environment what is left of its last chunk, for an actor that decides several actions at once.
         self._queues: list[list[Tensor]] = [[] for _ in range(envs.num_envs)]
         #: Whose last transition is still to be marked as its episode's last, after :meth:`load_state_dict`.

@@ -36,11 +36,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.deploy import export_policy, read_policy
+    from torchrl_o2o.modules.boxes import actor_box
 
     policy = read_policy(arguments.policy)
     actor = policy.actor(native_actions=not arguments.unit_actions)
     out = arguments.out or policy.path.with_suffix(_ENDINGS[arguments.format])
     export_policy(actor, out, format=arguments.format)
-    low, high = (edge.tolist() for edge in (actor.spec["action"].space.low, actor.spec["action"].space.high))
+    low, high = (edge.tolist() for edge in actor_box(actor))
     print(f"written to {out}: observations as the environment gives them, actions in {low} to {high}")
     return 0

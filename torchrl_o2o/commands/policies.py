@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from torchrl_o2o.errors import O2OSpecError
 
 if TYPE_CHECKING:
+    from tensordict import NestedKey
+
     from torchrl_o2o.deploy import PolicyFile
 
 __all__ = ["add_arguments", "env_arguments", "recording_policy"]
@@ -112,7 +114,7 @@ def _check_fits(policy: PolicyFile, known: Mapping[str, Any], remedy: str) -> No
     env = make_gym_env(**known)
     space, actions = env.observation_space, env.action_space.shape[0]  # type: ignore[index]
     parts = dict(space.items()) if isinstance(space, spaces.Dict) else {"observation": space}
-    shapes = {key: tuple(part.shape or ()) for key, part in parts.items()}
+    shapes: dict[NestedKey, tuple[int, ...]] = {key: tuple(part.shape or ()) for key, part in parts.items()}
     env.close()
     one = len(policy.shapes) == 1 and not isinstance(space, spaces.Dict)  # under whatever name
     read = {"observation": policy.dims[:-1]} if one else policy.shapes

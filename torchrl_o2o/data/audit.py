@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torchrl_o2o.data.env_match import EnvFacts, EnvLike, match_environment
 from torchrl_o2o.data.findings import AuditReport, Finding
-from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.keys import EPISODE, TRANSITION, key_text
 from torchrl_o2o.errors import O2ODataError, check_option
 
 __all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
@@ -72,7 +72,7 @@ class _Subject:
             return []
         first = rows.view(torch.uint8).argmax().reshape(1) if mask else rows[:1]
         episode, step = int(self.data.get(EPISODE)[first]), int(self.steps(first))
-        name = key if isinstance(key, str) else ".".join(key)
+        name = key_text(key)
         place = f"first at episode {episode}, step {step}"
         text = message.format(count=count, key=name, place=place)
         return [Finding(code, severity, text, count=count, key=name, episode=episode, step=step)]
@@ -210,7 +210,7 @@ def drop_non_finite(data: TensorDictBase) -> TensorDict:
     begins = torch.ones(len(kept), dtype=torch.bool)
     begins[1:] = (episode[1:] != episode[:-1]) | (kept[1:] != kept[:-1] + 1)
     ends = torch.cat([begins[1:], begins.new_ones(1)]).unsqueeze(-1)
-    out = data[kept].clone()
+    out = cast(TensorDictBase, data[kept]).clone()  # its annotation leaves open what an index gives
     out.set(EPISODE, begins.long().cumsum(0) - 1)
     terminated = out.get(("next", "terminated"))
     out.set(("next", "truncated"), (out.get(("next", "truncated")) | ends) & ~terminated)
@@ -220,7 +220,7 @@ def drop_non_finite(data: TensorDictBase) -> TensorDict:
 
 def _check_layout(data: TensorDictBase) -> list[Finding]:
     keys = data.keys(include_nested=True)
-    missing = [key if isinstance(key, str) else ".".join(key) for key in (*TRANSITION, EPISODE) if key not in keys]
+    missing = [key_text(key) for key in (*TRANSITION, EPISODE) if key not in keys]
     if missing or data.ndim != 1:
         message = (
             f"the transitions have the batch size {tuple(data.shape)} and lack {missing}; expected [N] and every key."
@@ -231,8 +231,8 @@ def _check_layout(data: TensorDictBase) -> list[Finding]:
     findings = []
     for key in TRANSITION[3:]:
         if data.get(key).shape[1:] != (1,):
-            message = f"{'.'.join(key)} has the shape {tuple(data.get(key).shape)}; expected [N, 1]."
-            findings.append(Finding("layout", "error", message, key=".".join(key)))
+            message = f"{key_text(key)} has the shape {tuple(data.get(key).shape)}; expected [N, 1]."
+            findings.append(Finding("layout", "error", message, key=key_text(key)))
     if data.get("observation").shape != data.get(("next", "observation")).shape:
         message = "observation and next.observation differ in shape."
         findings.append(Finding("layout", "error", message, key="next.observation"))

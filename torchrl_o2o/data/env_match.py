@@ -16,6 +16,7 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.data.tensor_specs import ContinuousBox
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
 from torchrl_o2o.data.findings import Finding
@@ -195,8 +196,13 @@ def _torchrl_facts(env: EnvBase) -> EnvFacts:
     if "observation" not in env.observation_spec.keys():  # noqa: SIM118  # a spec is no mapping
         raise O2OSpecError(f"{name} observes {sorted(map(str, env.observation_spec.keys()))}; expected 'observation'.")
     observation = tuple(env.observation_spec["observation"].shape[batch:])
-    space = env.action_spec.space
-    low, high = space.low.cpu(), space.high.cpu()
+    box = env.action_spec.space
+    if not isinstance(box, ContinuousBox):
+        raise O2OSpecError(
+            f"the actions of {name} are {type(env.action_spec).__name__}, expected a continuous box; name the "
+            "environment that the data are of"
+        )
+    low, high = box.low.cpu(), box.high.cpu()
     own_low, own_high = _own_box(inner._env, low, high) if isinstance(inner, GymWrapper) else (low, high)
     limit = None if spec is None else spec.max_episode_steps
     moves = isinstance(inner, GymWrapper) and hasattr(inner._env.unwrapped, "dt")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, cat
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import EPISODE, TRANSITION, cut_off_
@@ -67,7 +67,7 @@ class EpisodeRows:
         if transition["next", "done"].item():
             self._close()
         ended, self._ended = self._ended, []
-        return torch.cat(ended) if ended else transition[:0]
+        return cat(ended) if ended else transition[:0]
 
     def cut(self) -> None:
         """The transition taken last turned out to be its episode's last; its rows come with the next transition."""
@@ -76,16 +76,14 @@ class EpisodeRows:
             self._close()
 
     def _close(self) -> None:
-        episode = torch.cat(self._open)
+        episode = cat(self._open)
         rows = n_step(episode.set(EPISODE, torch.zeros(len(episode), dtype=torch.long)), n=self.n, gamma=self.gamma)
         self._ended.append(rows.select(*stored_keys(rows)))
         self._open = []
 
     def state_dict(self) -> dict[str, Any]:
         """What is held back."""
-        return {
-            name: torch.cat(rows).to_dict() for name, rows in (("open", self._open), ("ended", self._ended)) if rows
-        }
+        return {name: cat(rows).to_dict() for name, rows in (("open", self._open), ("ended", self._ended)) if rows}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""

@@ -452,9 +452,9 @@ class FrameStorage(LazyTensorStorage):
         # No online row has a frame with a smaller number.
         self._oldest = {key: len(ring.fixed) for key, ring in self.rings.items()}
 
-    def get(self, index: Any) -> Any:
+    def get(self, indices: Any) -> Any:
         """Rows with their stacks, shape [*B, S C, H, W]."""
-        rows = self.get_rows(index).copy()
+        rows = self.get_rows(indices).copy()
         for key, ring in self.rings.items():
             for entry in (key, ("next", key)):
                 rows.set(entry, ring.take(rows.get(entry)).flatten(-4, -3))
@@ -464,7 +464,10 @@ class FrameStorage(LazyTensorStorage):
         """Rows with the numbers of their frames."""
         return super().get(index)
 
-    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+    # TorchRL's own is a choice among versions, which no method can override by its type.
+    def set(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, cursor: Any, data: Any, *, set_cursor: bool = True
+    ) -> None:
         """Write rows; with ``set_cursor=False`` everything but the frames of rows that are there.
 
         Raises:

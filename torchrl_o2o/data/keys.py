@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tensordict import NestedKey, TensorDictBase
 
-__all__ = ["EPISODE", "STEPS", "TRANSITION", "cut_off_", "has_steps", "stored_keys", "transition_keys"]
+__all__ = ["EPISODE", "STEPS", "TRANSITION", "cut_off_", "has_steps", "key_text", "stored_keys", "transition_keys"]
 
 #: What a loss reads and a replay buffer stores. ``done`` is always ``terminated | truncated``.
 TRANSITION: tuple[NestedKey, ...] = (
@@ -39,6 +39,20 @@ def transition_keys(*observed: str) -> tuple[NestedKey, ...]:
         ('pixels', 'state', 'action', ('next', 'pixels'))
     """
     return *observed, "action", *(("next", key) for key in observed), *TRANSITION[3:]
+
+
+def key_text(key: NestedKey, between: str = ".") -> str:
+    """A key as one word.
+
+    Args:
+        key: a name, or names one within the other.
+        between: what stands between two names. Defaults to ``"."``.
+
+    Examples:
+        >>> key_text(("next", "reward")), key_text(("next", ("agent", "reward")), "_")
+        ('next.reward', 'next_agent_reward')
+    """
+    return key if isinstance(key, str) else between.join(key_text(part, between) for part in key)
 
 
 def cut_off_(row: TensorDictBase) -> TensorDictBase:

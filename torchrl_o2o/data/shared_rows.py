@@ -120,7 +120,10 @@ class AgentStorage(TensorStorage):
         """The rows in an agent's slots."""
         return self._storage[self._slots(index, len(self))]
 
-    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+    # TorchRL's own is a choice among versions, which no method can override by its type.
+    def set(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, cursor: Any, data: Any, *, set_cursor: bool = True
+    ) -> None:
         """Write rows into an agent's slots."""
         slots = self._slots(cursor, self.max_size)
         if set_cursor:

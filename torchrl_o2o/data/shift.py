@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensordict import TensorDictBase
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import NestedKey
 from torchrl.envs.transforms import Transform
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.data.keys import key_text
 from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
 from torchrl_o2o.functional.pixels import shift_frames
@@ -77,8 +78,6 @@ class RandomShift(Transform):
                 raise O2OSpecError(
                     f"got {found} under {key!r}, expected stacked frames [B, C, H, W]; name them by keys="
                 )
-            name = unravel_key(key)
-            name = f"{name if isinstance(name, str) else '/'.join(name)}_shift"
-            offset = self.noise.integers(name, 0, 2 * self.pad + 1, 2 * len(frames))
+            offset = self.noise.integers(f"{key_text(key, '/')}_shift", 0, 2 * self.pad + 1, 2 * len(frames))
             out.set(key, shift_frames(frames, offset.reshape(-1, 2).to(frames.device), self.pad))
         return out

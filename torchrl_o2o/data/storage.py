@@ -10,12 +10,12 @@ import bisect
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, Storage
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import TRANSITION, stored_keys
@@ -23,6 +23,40 @@ from torchrl_o2o.durable import reserve
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["MappedStorage", "offline_online_storage"]
+
+
+class Rows(Protocol):
+    """What a storage has, whatever its kind."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def get(self, index: Any) -> Any:
+        """Rows, by number, slice or tensor of numbers."""
+        ...
+
+    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+        """Write rows, by number, slice or tensor of numbers."""
+        ...
+
+
+def rows_of(storage: Storage) -> Rows:
+    """A storage with the types that storages have.
+
+    Args:
+        storage: any.
+
+    Returns:
+        The same.
+
+    Examples:
+        >>> storage = LazyTensorStorage(4)
+        >>> len(rows_of(storage)), rows_of(storage) is storage
+        (0, True)
+    """
+    # TorchRL's base class says that a storage has no length, and is read and written by single numbers alone.
+    return cast(Rows, storage)
 
 
 class MappedStorage(LazyMemmapStorage):
@@ -86,13 +120,21 @@ class MappedStorage(LazyMemmapStorage):
 
     def get(self, index: Any) -> Any:
         """Read rows, as any storage does."""
-        if isinstance(index, Tensor) and index.dtype == torch.int64 and index.numel() and self.initialized:
-            low, high = index.aminmax()
-            if low >= 0 and high < len(self):  # not through a view of the filled slots, which takes twice the time
-                return self._storage[index]
+        if self.initialized and self._in_filled(index):
+            return self._storage[index]  # not through a view of the filled slots, which takes twice the time
         return super().get(index)
 
-    def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
+    def _in_filled(self, index: Any) -> bool:
+        """Whether an index is numbers of rows, all of them written."""
+        if not isinstance(index, Tensor) or index.dtype != torch.int64 or not index.numel():
+            return False
+        low, high = index.aminmax()
+        return bool(low >= 0 and high < len(self))
+
+    # TorchRL's own is a choice among versions, which no method can override by its type.
+    def set(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, cursor: Any, data: Any, *, set_cursor: bool = True
+    ) -> None:
         """Write rows, as any storage does."""
         super().set(cursor, data, set_cursor=set_cursor)
         self._note(cursor)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, stack
 from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
@@ -166,4 +166,4 @@ class TrajectoryReplay:
         which = torch.multinomial(starts, batch_size, replacement=True)
         first = (torch.rand(batch_size, dtype=torch.float64) * starts[which]).long()
         pairs = zip(which.tolist(), first.tolist(), strict=True)
-        return torch.stack([self.episodes[index][start : start + context] for index, start in pairs])
+        return stack([self.episodes[int(index)][start : start + context] for index, start in pairs])

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -334,7 +334,8 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
     episode = number_episodes(data)
     goes_on = (episode[1:] == episode[:-1]) | data["next", "terminated"].squeeze(-1)[:-1]
     rows = goes_on.nonzero().squeeze(-1)
-    return data[rows].set(key, data["action"][rows + 1])
+    out = cast(TensorDictBase, data[rows])  # its annotation leaves open what an index gives
+    return out.set(key, data["action"][rows + 1])
 
 
 def check_one_step(data: TensorDictBase, what: str) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torchrl.data import RoundRobinWriter, Storage, Writer
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import STEPS, cut_off_, has_steps
+from torchrl_o2o.data.storage import rows_of
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["OnlineWriter", "check_offline_rows", "row_differences"]
@@ -111,7 +112,8 @@ class OnlineWriter(Writer):
         self.total_written += count
         return self.num_offline + torch.arange(first, first + count) % self.capacity
 
-    def add(self, data: Any) -> Tensor:
+    # As TorchRL's round-robin writers, whatever their base class says.
+    def add(self, data: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write one transition and return its slot."""
         self._compare(data, 0)
         index = self._slots(1)[0]
@@ -119,14 +121,14 @@ class OnlineWriter(Writer):
         self._mark(index)
         return index
 
-    def extend(self, data: TensorDictBase) -> Tensor:
+    def extend(self, data: TensorDictBase | Sequence[Any]) -> Tensor:
         """Write a batch of transitions, shape [n], and return their slots, shape [n]; n may be 0."""
         if len(data) == 0:
             return torch.zeros(0, dtype=torch.int64)
         self._compare(data, 1)
         _check_terminals(data)
         index = self._slots(len(data))
-        self._storage.set(index, data)
+        rows_of(self._storage).set(index, data)
         self._mark(index)
         return index
 
@@ -145,11 +147,11 @@ class OnlineWriter(Writer):
         self._compare(data, 1)
         first, self.offline_written = self.offline_written, self.offline_written + len(data)
         index = self.num_offline - self.room + torch.arange(first, self.offline_written) % max(self.room, 1)
-        self._storage.set(index, data, set_cursor=False)
+        rows_of(self._storage).set(index, data, set_cursor=False)
         self._mark(index)
         return index
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Any:
         if get_spawning_popen() is not None:
             raise O2OSpecError(
                 "an OnlineWriter cannot count rows in several processes; leave the buffer with the learner, and let "
@@ -157,7 +159,7 @@ class OnlineWriter(Writer):
             )
         return super().__getstate__()
 
-    def _compare(self, data: TensorDictBase, batch_dims: int) -> None:
+    def _compare(self, data: Any, batch_dims: int) -> None:
         """Refuse rows unlike those stored, which torch would broadcast, or leave old entries beside new ones.
 
         They are looked at closely only where they differ from the rows before.
@@ -167,7 +169,7 @@ class OnlineWriter(Writer):
                 f"got transitions of batch shape {list(data.batch_size)}, expected {['N'][:batch_dims]}; flatten them "
                 f"with data.reshape(-1), and add a single one by buffer.add(data)"
             )
-        if len(self._storage) == 0 or not isinstance(data, TensorDictBase):
+        if len(rows_of(self._storage)) == 0 or not isinstance(data, TensorDictBase):
             return
         alike = [
             (key, value.shape[batch_dims:], value.dtype, value.requires_grad) for key, value in data.items(True, True)
@@ -198,7 +200,8 @@ class OnlineWriter(Writer):
             raise O2OSpecError("no transition was written yet, so none can be truncated; write one first")
         last = self.total_written - 1
         slot = torch.tensor([self.num_offline + last % self.capacity])
-        self._storage.set(slot, cut_off_(self._storage.get(slot).clone()), set_cursor=False)
+        rows = rows_of(self._storage)
+        rows.set(slot, cut_off_(rows.get(slot).clone()), set_cursor=False)
         self.changed_from = last if self.changed_from is None else min(last, self.changed_from)
 
     def _mark(self, index: Tensor) -> None:
@@ -274,7 +277,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
     """
     if getattr(storage, "ndim", 1) > 1:
         raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
-    expected = 0
+    expected, size = 0, len(rows_of(storage))
     for buffer in storage._attached_entities_iter():
         writer = getattr(buffer, "_writer", None)
         if isinstance(writer, OnlineWriter):
@@ -287,14 +290,14 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
         # Not so if the data set went through the same writer, until that has come round to its beginning.
         if num_offline and isinstance(writer, RoundRobinWriter):
             written = int(getattr(writer, "_write_count", 0))
-            if 0 < written < len(storage) or written > getattr(storage, "max_size", written):
+            if 0 < written < size or written > getattr(storage, "max_size", written):
                 raise O2OSpecError(
                     f"the replay buffer's {type(writer).__name__} has overwritten offline rows; build the buffer with "
                     f"writer=OnlineWriter({num_offline})"
                 )
-    if len(storage) < expected:
+    if size < expected:
         raise O2OSpecError(
-            f"the storage holds {len(storage)} rows, expected {num_offline} offline ones and those written since; "
+            f"the storage holds {size} rows, expected {num_offline} offline ones and those written since; "
             f"buffer.empty() takes the data set away too. Build the storage and its buffers anew"
         )
 
@@ -314,7 +317,7 @@ def _advice(data: TensorDictBase, stored: TensorDictBase) -> str:
     )
 
 
-def _check_terminals(data: TensorDictBase) -> None:
+def _check_terminals(data: Any) -> None:
     """Refuse rows over several steps whose last step is terminal without their saying so, as MultiStep leaves them.
 
     The m-th step of row i is row i + m - 1 of the batch, if that has the same next observation.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from tensordict.nn import ProbabilisticTensorDictSequential
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -155,7 +155,7 @@ def make_baselines(
     hidden_sizes: Sequence[int] = (256, 256),
     initialization: Initialization = "torch",
     observation_key: NestedKey = "observation",
-) -> list[ValueOperator]:
+) -> list[TensorDictModule]:
     """Baselines Z_i(s), one for each critic of the online phase.
 
     Source: Yu & Zhang 2023 (ACA), Eq. 8: two of them, 256 x 256, torch's initialization.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
@@ -66,7 +67,7 @@ def make_qvalue_ensemble(
     shared_head: bool = False,
     activation: Activation = "relu",
     in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
-) -> list[ValueOperator]:
+) -> list[TensorDictModule]:
     """Independently initialized critics with LayerNorm in every hidden layer.
 
     A *list* goes into a loss, which stacks the parameters: one module expanded N times would be re-drawn uniformly

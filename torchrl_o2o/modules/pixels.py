@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar, cast
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Composite, TensorSpec
@@ -32,6 +32,7 @@ __all__ = [
     "LatentPolicy",
     "PixelEncoder",
     "PixelPolicy",
+    "encoder_width",
     "make_bottleneck",
     "make_latent_actor",
     "make_pixel_actor",
@@ -299,7 +300,7 @@ def make_pixel_encoder(
     Examples:
         >>> import torch
         >>> encoder = make_pixel_encoder({"pixels": (9, 64, 64)}, vectors={"state": 5})
-        >>> encoder.in_keys, encoder.module.out_features
+        >>> encoder.in_keys, encoder_width(encoder)
         (['pixels', 'state'], 100)
         >>> encoder(torch.zeros(4, 9, 64, 64, dtype=torch.uint8), torch.zeros(4, 5)).shape
         torch.Size([4, 100])
@@ -312,6 +313,28 @@ def make_pixel_encoder(
     latents = None if latent_dim is None else [Bottleneck(width, latent_dim, layer_norm_eps) for width in widths]
     net = _draw_(PixelEncoder(convs, latents, tuple(sizes.values())), initialization)
     return TensorDictModule(net, in_keys=[*shapes, *sizes], out_keys=[out_key])
+
+
+def encoder_width(encoder: TensorDictModuleBase) -> int:
+    """How many numbers an encoder makes of its images and vectors.
+
+    Args:
+        encoder: of :func:`make_pixel_encoder`.
+
+    Returns:
+        The width that critics and latent actors are built for.
+
+    Raises:
+        O2OSpecError: if it is another module.
+
+    Examples:
+        >>> encoder_width(make_pixel_encoder((9, 64, 64), latent_dim=50))
+        50
+    """
+    net = encoder.module if isinstance(encoder, TensorDictModule) else None
+    if not isinstance(net, PixelEncoder):
+        raise O2OSpecError(f"got a {type(encoder).__name__}, expected an encoder of make_pixel_encoder(...)")
+    return net.out_features
 
 
 def _draw_(module: _Module, recipe: _Recipe) -> _Module:

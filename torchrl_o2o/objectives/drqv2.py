@@ -68,13 +68,13 @@ class DrQV2Loss(CriticLoss):
     Examples:
         >>> import torch
         >>> from torchrl_o2o.modules import (
-        ...     make_bottleneck, make_latent_actor, make_pixel_encoder, make_qvalue_ensemble
+        ...     encoder_width, make_bottleneck, make_latent_actor, make_pixel_encoder, make_qvalue_ensemble
         ... )
         >>> from torchrl_o2o.objectives import DrQV2Loss
         >>> from torchrl_o2o.testing import random_transitions
         >>> settings = {"features": (8, 8), "strides": (2, 1), "offset": 0.5, "initialization": "orthogonal"}
         >>> encoder = make_pixel_encoder((9, 16, 16), latent_dim=None, out_key="features", **settings)
-        >>> width = encoder.module.out_features
+        >>> width = encoder_width(encoder)
         >>> critics = make_qvalue_ensemble(
         ...     10, 2, num_qvalue_nets=2, hidden_sizes=(16,), layer_norm=False, in_keys=("latent", "action")
         ... )
@@ -285,13 +285,13 @@ class DrQV2BCLoss(DrQV2Loss):
     Examples:
         >>> import torch
         >>> from torchrl_o2o.modules import (
-        ...     make_bottleneck, make_latent_actor, make_pixel_encoder, make_qvalue_ensemble
+        ...     encoder_width, make_bottleneck, make_latent_actor, make_pixel_encoder, make_qvalue_ensemble
         ... )
         >>> from torchrl_o2o.testing import random_transitions
         >>> encoder = make_pixel_encoder(
         ...     (9, 16, 16), features=(8, 8), strides=(2, 1), latent_dim=None, out_key="features"
         ... )
-        >>> width = encoder.module.out_features
+        >>> width = encoder_width(encoder)
         >>> critics = make_qvalue_ensemble(
         ...     10, 2, num_qvalue_nets=2, hidden_sizes=(16,), layer_norm=False, in_keys=("latent", "action")
         ... )

@@ -49,7 +49,7 @@ class PixelSACLoss(EnsembleSACLoss):
         actor_network: :func:`~torchrl_o2o.modules.make_pixel_actor`.
         encoder_network: :func:`~torchrl_o2o.modules.make_pixel_encoder`; trained with the critics, by one optimizer.
         qvalue_network: E critics that read what the encoder writes and the action:
-            ``make_qvalue_ensemble(encoder.module.out_features, A, in_keys=("latent", "action"))``.
+            ``make_qvalue_ensemble(encoder_width(encoder), A, in_keys=("latent", "action"))``.
 
     Keyword Args:
         settings: see :class:`EnsembleSACLoss`. RLPD from pixels has ``sub_sample_len=1, entropy_backup=False,

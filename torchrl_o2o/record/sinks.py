@@ -132,7 +132,7 @@ class WandbSink:
 
     def __init__(self, folder: Path, run: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]  # the extra wandb is not in dev
         except ImportError as error:
             raise O2OSpecError("wandb=... needs an extra: pip install torchrl_o2o[wandb]") from error
         settings = {"dir": folder, "config": run["config"], "id": run["id"], "resume": "allow"} | dict(options)
@@ -155,7 +155,7 @@ class WandbSink:
 
     def show(self, step: int, name: str, video: Path) -> None:
         """Log a video, as :meth:`write` a row."""
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         if step >= self._logged:
             self._run.log({"step": step, name: wandb.Video(str(video), format=video.suffix[1:])})

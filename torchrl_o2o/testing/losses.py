@@ -14,7 +14,9 @@ from tensordict import TensorDict
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.objectives import SoftUpdate
-from torchrl.objectives.common import LossModule
+
+from torchrl_o2o.data.keys import key_text
+from torchrl_o2o.objectives.base import TransitionLoss
 
 __all__ = ["LossContract", "random_transitions"]
 
@@ -75,7 +77,9 @@ class LossContract:
     #: Outputs whose rows importance weights multiply, where the loss has them; the others do not read weights.
     weighted: tuple[str, ...] = ("loss_qvalue", "loss_value", "loss_baseline", "loss_vae", "loss_inverse")
 
-    def make_loss(self, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action") -> LossModule:
+    def make_loss(
+        self, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action"
+    ) -> TransitionLoss:
         """Build the loss on networks that read the given entries; called anew in every test."""
         raise AssertionError(f"{type(self).__name__} must implement make_loss")
 
@@ -90,7 +94,7 @@ class LossContract:
             generator=torch.Generator().manual_seed(0),
         )
 
-    def bootstrapped(self, loss: LossModule, batch: TensorDict) -> Tensor | None:
+    def bootstrapped(self, loss: TransitionLoss, batch: TensorDict) -> Tensor | None:
         """What terminals must cut off from the next state, shape [B]: the critic's loss by default.
 
         Override it for losses that read the next state for another purpose as well (CQL draws actions there); return
@@ -99,24 +103,24 @@ class LossContract:
         output = next((key for key in ("loss_qvalue", "loss_value") if key in self.trains), None)
         return None if output is None else self._run(loss, batch)[output]
 
-    def _seeded(self, **keys: NestedKey) -> LossModule:
+    def _seeded(self, **keys: NestedKey) -> TransitionLoss:
         torch.manual_seed(0)
         loss = self.make_loss(**keys)
         self._updater = SoftUpdate(loss, tau=0.5) if self._targets(loss) else None
         return loss
 
     @staticmethod
-    def _targets(loss: LossModule) -> list[str]:
+    def _targets(loss: TransitionLoss) -> list[str]:
         return [name for name, _ in loss.named_children() if name.startswith("target_")]
 
-    def _run(self, loss: LossModule, batch: TensorDict, seed: int = 1) -> TensorDict:
+    def _run(self, loss: TransitionLoss, batch: TensorDict, seed: int = 1) -> TensorDict:
         torch.manual_seed(seed)
         return loss(batch.clone())
 
     def test_outputs_are_finite_scalars(self) -> None:
         """Every output is one finite number under the default reduction."""
         out = self._run(self._seeded(), self.make_batch())
-        assert set(self.trains) == {key for key in sorted(out.keys()) if key.startswith("loss_")}
+        assert set(self.trains) == {key for key in map(key_text, out.keys()) if key.startswith("loss_")}
         for key, value in out.items():
             assert value.shape == (), key
             assert value.isfinite(), key
@@ -145,7 +149,7 @@ class LossContract:
     def test_dispatch_equals_tensordict(self) -> None:
         """Calling with keyword tensors gives what calling with a tensordict gives, under every reduction."""
         loss, batch = self._seeded(), self.make_batch()
-        words = {"_".join(key) if isinstance(key, tuple) else key: batch[key] for key in loss.in_keys}
+        words = {key_text(key, "_"): batch[key] for key in loss.in_keys}
         for loss.reduction in ("none", "sum", "mean"):
             expected = self._run(loss, batch)
             torch.manual_seed(1)
@@ -239,7 +243,7 @@ class LossContract:
             assert value.dtype == torch.float64, key
             torch.testing.assert_close(value.float(), single[key], rtol=1e-4, atol=1e-5)
 
-    def _single_noise(self, loss: LossModule, batch: TensorDict) -> TensorDict:
+    def _single_noise(self, loss: TransitionLoss, batch: TensorDict) -> TensorDict:
         """Run with float32 noise whatever the dtype, since torch draws other numbers in float64."""
         noise = loss.noise
 
@@ -291,7 +295,7 @@ class LossContract:
         for key, value in self._run(twin.double(), double).items():
             assert torch.equal(moved[key], value), f"after .double() the copy's {key} is not what its state says"
 
-    def _step(self, loss: LossModule, batch: TensorDict) -> None:
+    def _step(self, loss: TransitionLoss, batch: TensorDict) -> None:
         optim = torch.optim.SGD([value for value in loss.parameters() if value.requires_grad], lr=0.05)
         out = self._run(loss, batch)
         sum(out[key] for key in self.trains).backward()  # type: ignore[union-attr]

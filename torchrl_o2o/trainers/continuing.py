@@ -21,9 +21,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, cat
 from torch.optim import Optimizer
 
 from torchrl_o2o import deploy
@@ -445,7 +444,8 @@ def _parts(
 
 def _joined(*parts: TensorDictBase) -> TensorDictBase:
     """All rows; no episode goes on in the next recording, which chunks of rows would take it for."""
-    rows = torch.cat(parts)
+    rows: TensorDictBase = cat(parts)
     for end in list(accumulate(map(len, parts)))[:-1]:
-        rows[end - 1 : end] = cut_off_(rows[end - 1 : end].clone())
+        last: TensorDictBase = rows[end - 1 : end].clone()
+        rows[end - 1 : end] = cut_off_(last)
     return rows

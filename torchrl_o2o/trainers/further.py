@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -94,7 +93,7 @@ class Further:
         rows, section = problem.offline, "online" if self.cfg.get("online", {}).get("batch_size") else "offline"
         size = self.cfg[section].batch_size * getattr(self.learner.update, "num_minibatches", 1)
         storage = LazyTensorStorage(len(rows) + 1)  # a writer has at least one slot
-        storage.set(torch.arange(len(rows)), rows)
+        storage.set(slice(0, len(rows)), rows)
         return TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(len(rows)), batch_size=size)
 
     def update(self, phase: Phase, step: int) -> dict[str, Tensor]:

@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, stack
 from torch import Tensor
 
 from torchrl_o2o.checkpoint.streams import RandomStream
@@ -23,6 +22,7 @@ from torchrl_o2o.checkpoint.together import common_step
 from torchrl_o2o.errors import O2OSpecError, check_seed
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.functional.noise import GeneratorNoise
+from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.trainers.interrupt import graceful_exit
 from torchrl_o2o.trainers.pipeline import Finetuning
 from torchrl_o2o.updates import StackedNonFiniteError, StackedUpdate, Update
@@ -51,7 +51,8 @@ class Seeds:
             self.runs.append(make(config))
             self.streams.append(RandomStream())
             for loss in (self.runs[-1].learner.loss, *(own.loss for own in self.runs[-1].learner.further.values())):
-                loss.noise = GeneratorNoise(self.streams[-1].generator)
+                if isinstance(loss, TransitionLoss):  # TorchRL's have no source that could be replaced
+                    loss.noise = GeneratorNoise(self.streams[-1].generator)
         self._signals, self._stack = _SharedSignals(), ExitStack()
         for run in self.runs:
             run.session.interrupt = self._signals
@@ -127,7 +128,7 @@ class Seeds:
         for run, stream in zip(self.runs, self.streams, strict=True):
             with stream.torch_only():
                 batches.append(sample(run))
-        return torch.stack(batches)
+        return stack(batches)
 
     def learn(self, update: StackedUpdate, batches: TensorDictBase) -> dict[str, Tensor]:
         """Do one update of all seeds; a batch that makes a loss or a gradient not finite is kept in its folder.

@@ -312,9 +312,9 @@ class Session:
         self._began = True
 
     def _log_episodes(self, step: int, data: TensorDict) -> None:
-        done = data["next", "done"].flatten()
+        done = data.get(("next", "done")).flatten()
         if done.any():
-            for value in data["next", "episode_reward"].flatten()[done]:
+            for value in data.get(("next", "episode_reward")).flatten()[done]:
                 self.record.log(step, {"train/episode_return": value})
 
     def _after(self, step: int, before: int, *, last: bool, count: int, online: bool = False) -> bool:

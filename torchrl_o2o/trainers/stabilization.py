@@ -25,6 +25,7 @@ from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.updates import Descend, MoveTargets, Update
+from torchrl_o2o.updates.calling import call_loss
 from torchrl_o2o.updates.steps import descends_of, walk
 
 __all__ = [
@@ -223,7 +224,7 @@ def policy_value_loss(loss: LossModule, batches: list[TensorDictBase]) -> float:
     Returns:
         The mean.
     """
-    return float(torch.stack([loss.actor_loss(batch)[0] for batch in batches]).mean())
+    return float(torch.stack([call_loss(loss, "actor", batch, {})[0] for batch in batches]).mean())
 
 
 def critics_alone(learner: Learner, *, scale: float = 0.5) -> Update:
@@ -322,10 +323,10 @@ def stabilize(
             f"out a batch of {batch_size}; begin phases later, or let them run with patience=None"
         )
     storage = buffer._storage
-    batches = [storage.get(rows) for rows in held.batches]
+    batches = [storage[rows] for rows in held.batches]
 
     def learn() -> None:
         parts = [rows[torch.randint(len(rows), (batch_size,))] for rows in (held.offline, held.online) if len(rows)]
-        update(storage.get(torch.cat(parts)))
+        update(storage[torch.cat(parts)])
 
     return rule.run(learn, lambda: policy_value_loss(learner.loss, batches))

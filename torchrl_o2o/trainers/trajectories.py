@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, cat
 from torch import Tensor
 
 from torchrl_o2o.data.transforms import add_mc_return
@@ -51,13 +51,13 @@ class Trajectory:
 
     def take(self) -> TensorDictBase:
         """Its rows [T] as one episode; a new trajectory begins."""
-        rows = torch.cat(self.rows)
+        rows = cat(self.rows)
         self.rows = []
         return rows.set("episode", torch.zeros(len(rows), dtype=torch.long))
 
     def state_dict(self) -> dict[str, Any]:
         """The rows' entries, nested as they are, and the metrics."""
-        return {"rows": torch.cat(self.rows).to_dict() if self.rows else None, "metrics": dict(self.metrics)}
+        return {"rows": cat(self.rows).to_dict() if self.rows else None, "metrics": dict(self.metrics)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.

@@ -146,7 +146,7 @@ def _write(entry: Path, raw: RawDataset) -> None:
 
 def _memmap(data: TensorDict, folder: Path) -> None:
     """Write memory-mapped files whose blocks are reserved first: on a full disk a mapped write ends in SIGBUS."""
-    mapped = data.memmap_like(folder)
+    mapped = data.memmap_like(str(folder))
     for path in folder.rglob("*.memmap"):
         reserve(path)
     mapped.update_(data)

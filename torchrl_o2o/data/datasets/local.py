@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -346,5 +346,6 @@ def _store(
             terminations=episode.terminations,
             truncations=episode.truncations,
         )
-        for number, episode in enumerate(trajectories)
+        # Minari's annotations say lists; its storages write arrays.
+        for number, episode in enumerate(cast("Sequence[Any]", trajectories))
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
+from torchrl_o2o.data.storage import rows_of
 from torchrl_o2o.data.writers import check_offline_rows
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
@@ -105,13 +106,14 @@ class BalancedSampler(DrawingSampler):
                 the buffer's writer does not leave the offline rows alone.
         """
         check_offline_rows(storage, self.num_offline)
-        if 0 < len(storage) < self.num_offline:
+        size = len(rows_of(storage))
+        if 0 < size < self.num_offline:
             raise O2OSpecError(
-                f"the storage holds {len(storage)} rows, the sampler takes {self.num_offline} for offline; pass the "
+                f"the storage holds {size} rows, the sampler takes {self.num_offline} for offline; pass the "
                 "length of the data set"
             )
         is_offline = self.is_offline_row(check_count("batch_size", batch_size))
-        num_online = len(storage) - self.num_offline
+        num_online = size - self.num_offline
         count = int(is_offline.sum())
         if count == batch_size or num_online <= 0:
             self._check_offline_only(num_online)
@@ -119,7 +121,7 @@ class BalancedSampler(DrawingSampler):
         self.check_capacity(storage, batch_size)
         index = torch.empty(batch_size, dtype=torch.long)
         index[is_offline] = self._uniform("offline_rows", 0, self.num_offline, count)
-        index[~is_offline] = self._uniform("online_rows", self.num_offline, len(storage), batch_size - count)
+        index[~is_offline] = self._uniform("online_rows", self.num_offline, size, batch_size - count)
         return index, {}
 
     def check_capacity(self, storage: Storage, batch_size: int) -> None:
@@ -135,7 +137,7 @@ class BalancedSampler(DrawingSampler):
             O2OSpecError: if the online slots are fewer than the online rows of a batch.
         """
         needed = batch_size - int(self.is_offline_row(batch_size).sum())
-        capacity = getattr(storage, "max_size", len(storage)) - self.num_offline
+        capacity = getattr(storage, "max_size", len(rows_of(storage))) - self.num_offline
         if capacity < needed:
             raise O2OSpecError(
                 f"a batch of {batch_size} at offline_fraction={self._offline_fraction} needs {needed} online rows, but "

@@ -17,6 +17,7 @@ from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.data.keys import STEPS
+from torchrl_o2o.data.storage import rows_of
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2OSpecError, check_count
 
@@ -98,7 +99,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         self.horizon = check_count("horizon", horizon, least=1)
         self.num_envs = check_count("num_envs", num_envs, least=1)
 
-    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[NestedKey, Any]]:
         """Draw first rows, and gather their chunks.
 
         Args:
@@ -129,7 +130,7 @@ class ChunkSampler(ChecksArguments, Sampler):
             raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
         ring = _ring_of(storage)
         row, joined = self._rows(ring, start.cpu())
-        flat = storage.get(row.reshape(-1))
+        flat = storage[row.reshape(-1)]
         if not isinstance(flat, TensorDictBase):
             raise O2OSpecError(f"got a {type(storage).__name__}, expected a tensor storage")
         if flat.get(STEPS, None) is not None:
@@ -187,12 +188,12 @@ class ChunkSampler(ChecksArguments, Sampler):
         return torch.stack(rows, 1), torch.stack(joined, 1)
 
     @property
-    def _rng(self) -> torch.Generator | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def _rng(self) -> torch.Generator | None:
         """The replay buffer's generator, which the sampler inside draws from."""
         return self.sampler._rng
 
     @_rng.setter
-    def _rng(self, generator: torch.Generator | None) -> None:
+    def _rng(self, generator: torch.Generator | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sampler._rng = generator
 
     @property
@@ -237,7 +238,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         """Read what :meth:`dumps` wrote."""
         self.sampler.loads(path)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Any:
         """The sampler inside leaves its generator out by itself."""
         return dict(self.__dict__)
 
@@ -256,7 +257,7 @@ class _Ring(NamedTuple):
 
 def _in_turns(rows: TensorDictBase, online: Tensor) -> Tensor:
     """Whether each of the rows begins where the one before it in the chunk ended, and so all before, [B, h]."""
-    led_to, begins = rows["next", "observation"][:, :-1], rows["observation"][:, 1:]
+    led_to, begins = rows.get(("next", "observation"))[:, :-1], rows.get("observation")[:, 1:]
     same = (led_to == begins).flatten(2).all(-1)
     follows = same | ~online[:, 1:] | rows["next", "done"][:, :-1, 0]
     return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
@@ -264,7 +265,8 @@ def _in_turns(rows: TensorDictBase, online: Tensor) -> Tensor:
 
 def _ring_of(storage: Storage) -> _Ring:
     """The part of a storage that is written to, from its writer; what lies before it stays."""
-    size, capacity = len(storage), int(getattr(storage, "max_size", len(storage)))
+    size = len(rows_of(storage))
+    capacity = int(getattr(storage, "max_size", size))
     ring = _Ring(0, max(capacity, 1), size - 1)
     for buffer in storage._attached_entities_iter():
         writer = getattr(buffer, "_writer", None)

@@ -228,7 +228,7 @@ class PoolSampler(DrawingSampler):
         """log P over the pool, in float64 on the CPU, shape [N]."""
         device = getattr(storage, "device", None)
         # One copy of the indices, not one for every entry of a row.
-        rows = storage.get(pool if device in (None, "auto") else pool.to(device))
+        rows = storage[pool if device in (None, "auto") else pool.to(device)]
         if not isinstance(rows, TensorDictBase):
             raise O2OSpecError(
                 f"got a {type(storage).__name__}, expected a tensor storage, whose rows are scored at once"

@@ -18,6 +18,7 @@ from torchrl.data import Storage
 
 from torchrl_o2o.data.samplers.drawing import DrawingSampler
 from torchrl_o2o.data.samplers.sum_tree import SumTree
+from torchrl_o2o.data.storage import rows_of
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["StoredPrioritySampler"]
@@ -153,7 +154,7 @@ class StoredPrioritySampler(DrawingSampler):
         self._store(*self._pairs(index, self.default_priority))
 
     def _meet(self, storage: Storage) -> None:
-        size = len(storage)
+        size = len(rows_of(storage))
         if max(size, getattr(storage, "max_size", 0)) > self.capacity:
             raise O2OSpecError(
                 f"the storage has {getattr(storage, 'max_size', size)} slots, the sampler was built for {self.capacity}"

@@ -125,7 +125,7 @@ def density_rows(buffer: TensorDictReplayBuffer, num_offline: int, batch_size: i
         Rows [batch_size] with ``is_offline``.
     """
     index, _ = BalancedSampler(num_offline).sample(buffer.storage, batch_size)
-    return buffer.storage.get(index).set("is_offline", index < num_offline)
+    return buffer.storage[index].set("is_offline", index < num_offline)
 
 
 def learn_density(cfg: DictConfig, run: Phase) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -103,7 +104,8 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
         O2OSpecError: if the library transformers is not installed.
     """
     require("transformers", "odt")
-    keys, size = ["observation", "action", "return_to_go"], cfg.transformer.n_embd
+    keys: list[NestedKey] = ["observation", "action", "return_to_go"]
+    size = cfg.transformer.n_embd
     shape = {"n_positions": 3 * cfg.context, "n_inner": 4 * size, "activation": "relu", **plain(cfg.transformer)}
     body = TensorDictModule(OnlineDTActor(*dims, transformer_config=shape), in_keys=keys, out_keys=["loc", "scale"])
     box = Bounded(-torch.ones(dims[1]), torch.ones(dims[1]))
@@ -111,7 +113,7 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
     loss = OnlineDTLoss(actor, **plain(cfg.loss))
     optim = AdamW([value for name, value in loss.named_parameters() if name != "log_alpha"], **plain(cfg.optim))
     warmup = LambdaLR(optim, lambda step: min((step + 1) / cfg.warmup_updates, 1.0))
-    alpha_optim = Adam([loss.log_alpha], **plain(cfg.alpha_optim))
+    alpha_optim = Adam([loss.get_parameter("log_alpha")], **plain(cfg.alpha_optim))
     return TransformerLearner(actor, loss, optim, warmup, alpha_optim, cfg.clip_grad_norm)
 
 

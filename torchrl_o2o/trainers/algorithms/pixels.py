@@ -42,6 +42,7 @@ from torchrl_o2o.envs import GuardedEnv, drawing_arguments, make_gym_env, seed_e
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.modules import (
     Temperature,
+    encoder_width,
     make_bottleneck,
     make_latent_actor,
     make_pixel_actor,
@@ -100,7 +101,7 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
     """
     encoder = _laid_out(make_pixel_encoder(shape, **plain(cfg.encoder)), cfg)
     actor = make_pixel_actor(encoder, action_dim, **plain(cfg.actor))
-    width = encoder.module.out_features
+    width = encoder_width(encoder)
     heads = make_qvalue_ensemble(width, action_dim, in_keys=("latent", "action"), **plain(cfg.qvalue))  # pyright: ignore
     temperature = Temperature(cfg.target_entropy_per_dim * action_dim, **plain(cfg.temperature))
     loss = PixelSACLoss(actor, encoder, heads, temperature=temperature, **plain(cfg.loss))  # pyright: ignore
@@ -138,7 +139,7 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
         raise O2OSpecError(f"got utd_ratio={cfg.utd_ratio}; DrQ-v2 makes one update of all networks, expected 1")
     fixed: dict[str, Any] = {"offset": 0.5, "initialization": "orthogonal", "latent_dim": None, "out_key": "features"}
     encoder = _laid_out(make_pixel_encoder(shape, **fixed, **plain(cfg.encoder)), cfg)
-    width: int = encoder.module.out_features  # type: ignore[assignment]
+    width = encoder_width(encoder)
     actor, latent = make_latent_actor(width, action_dim, **plain(cfg.actor)), cfg.actor.latent_dim
     heads = make_qvalue_ensemble(latent, action_dim, in_keys=("latent", "action"), **plain(cfg.qvalue))
     networks, settings = (encoder, actor, make_bottleneck(width, latent), heads), plain(cfg.loss)
@@ -147,14 +148,17 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
     else:
         loss = DrQV2BCLoss(*networks, **plain(cfg.cloning), **settings)
     loss.make_value_estimator(**plain(cfg.value_estimator))
-    policy, noise = TensorDictSequential(encoder, actor), AdditiveGaussianModule(actor.spec)
-    explorer = TensorDictSequential(encoder, actor, noise)
+    policy, noise = TensorDictSequential([encoder, actor]), AdditiveGaussianModule(actor.spec)
+    explorer = TensorDictSequential([encoder, actor, noise])
     return Learner(policy, loss, _prepared(_drqv2_update(loss, cfg), cfg), explorer=explorer)
 
 
 def _laid_out(encoder: TensorDictModule, cfg: DictConfig) -> TensorDictModule:
     """Its convolutions' weights with the channels last in memory, as frames always are, if asked for."""
-    return encoder.to(memory_format=torch.channels_last) if cfg.channels_last else encoder
+    if not cfg.channels_last:
+        return encoder
+    # torch's overloads leave this argument out.
+    return encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def _prepared(update: Update, cfg: DictConfig) -> Update:

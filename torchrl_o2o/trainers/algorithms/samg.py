@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torch import Tensor
+from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_o2o.data import Convention, get_convention
 from torchrl_o2o.envs import seed_everything
@@ -110,7 +111,8 @@ class Guide:
             raise O2OSpecError(f"{type(loss).__name__} has no penalty to weigh; set weigh_penalty=false")
         self.confidence, self.weigh_penalty, self.steps = confidence, weigh_penalty, {"online": 0}
         self.estimator = SAMGEstimator.from_loss(loss, gamma=float(loss.value_estimator.gamma), **settings)  # type: ignore[arg-type]
-        loss.make_value_estimator(self.estimator)
+        # It takes estimators as well as their names, which its annotation leaves out.
+        loss.make_value_estimator(cast(ValueEstimators, self.estimator))
         learner.keys = (*learner.keys, "p_off")
 
     def insert(self, row: TensorDictBase) -> TensorDictBase:

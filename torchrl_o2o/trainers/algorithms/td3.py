@@ -148,5 +148,5 @@ def _td3(
         loss, Descend("qvalue", critic_optim), Every(cfg.policy_delay, Descend("actor", actor_optim), targets)
     )
     noise = AdditiveGaussianModule(actor.spec, **plain(cfg.exploration))  # pyright: ignore[reportAttributeAccessIssue]
-    explorer = TensorDictSequential(actor, noise)
+    explorer = TensorDictSequential([actor, noise])
     return Learner(actor, loss, compiled(update, cfg), explorer=explorer, further=further)
