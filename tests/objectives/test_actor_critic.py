@@ -67,6 +67,53 @@ class TestNetworks:
         with pytest.raises(O2OSpecError, match="no critic"):
             build(make_actor(3, 2, **SMALL), [])
 
+    def test_members_draw_as_they_are_told(self, build: type) -> None:
+        torch.manual_seed(0)
+        one, other = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, dropout=0.5, layer_norm=False, hidden_sizes=(64,))
+        for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            theirs.data.copy_(mine.data + 1e-6)  # apart from what they draw they agree
+        loss, batch = build(make_actor(3, 2, **SMALL), [one, other]), random_transitions(16, 3, 2)
+        state = {"observation": batch["observation"]}
+
+        def apart() -> float:
+            values = loss._qvalues(state, batch["action"])
+            return float((values[0] - values[1]).detach().abs().max())
+
+        assert loss.vmap_randomness == "different"
+        assert apart() > 1e-2
+        loss.set_vmap_randomness("same")
+        assert apart() < 1e-3
+        loss.deactivate_vmap = True
+        with pytest.raises(O2OSpecError, match="deactivate_vmap=True and randomness 'same'"):
+            apart()
+        loss.set_vmap_randomness("different")
+        assert apart() > 1e-2
+        loss.deactivate_vmap = False
+        loss.set_vmap_randomness("error")
+        with pytest.raises(RuntimeError, match="randomness error mode"):
+            apart()
+
+    def test_members_one_after_the_other(self, build: type) -> None:
+        """For networks that vmap cannot take, also where operations are recorded."""
+
+        class Branching(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Linear(5, 1)
+
+            def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+                return self.layer(torch.cat([observation, action], -1)) if self.layer.weight.sum() < 99.0 else action
+
+        members = [ValueOperator(Branching(), in_keys=["observation", "action"]) for _ in range(2)]
+        loss, batch = build(make_actor(3, 2, **SMALL), members), random_transitions(4, 3, 2)
+        state = {"observation": batch["observation"]}
+        expected = loss._qvalues(state, batch["action"])
+        loss.set_vmap_randomness("error")
+        with pytest.raises(RuntimeError, match="vmap"):
+            loss._qvalues(state, batch["action"])
+        loss.deactivate_vmap = True
+        assert torch.equal(loss._qvalues(state, batch["action"]), expected)
+
     def test_module_lists_are_lists(self, build: type) -> None:
         assert build(make_actor(3, 2, **SMALL), torch.nn.ModuleList(critics())).num_qvalue_nets == 2
 

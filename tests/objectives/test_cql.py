@@ -14,7 +14,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import CalQLLoss, CQLLoss, EnsembleSACLoss, GeneratorNoise, actor_critic
+from torchrl_o2o.objectives import CalQLLoss, CQLLoss, EnsembleSACLoss, GeneratorNoise, base
 from torchrl_o2o.testing import (
     ContextualTargetEnv,
     DelayedRewardEnv,
@@ -167,13 +167,13 @@ def test_each_proposal_is_evaluated_at_the_current_state(monkeypatch: pytest.Mon
     batch = random_transitions(6, 5, 3)
     batch["next", "terminated"] = torch.ones(6, 1, dtype=torch.bool)
     seen = []
-    original = actor_critic.call_ensemble
+    original = base.call_ensemble
 
-    def spy(network: Any, params: Any, inputs: Any, out_key: Any) -> Any:
+    def spy(network: Any, params: Any, inputs: Any, *further: Any) -> Any:
         seen.append(inputs["observation"])
-        return original(network, params, inputs, out_key)
+        return original(network, params, inputs, *further)
 
-    monkeypatch.setattr(actor_critic, "call_ensemble", spy)
+    monkeypatch.setattr(base, "call_ensemble", spy)
     loss.qvalue_loss(batch)
     _, current = seen  # of the target, and of the 3n + 1 actions
     assert all(torch.equal(each, batch["observation"]) for each in current)
@@ -182,13 +182,13 @@ def test_each_proposal_is_evaluated_at_the_current_state(monkeypatch: pytest.Mon
 def test_one_batched_critic_call_per_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """3n + 1 actions of all critics go through one call, not through a loop."""
     shapes = []
-    original = actor_critic.call_ensemble
+    original = base.call_ensemble
 
-    def spy(network: Any, params: Any, inputs: Any, out_key: Any) -> Any:
+    def spy(network: Any, params: Any, inputs: Any, *further: Any) -> Any:
         shapes.append(tuple(inputs["action"].shape))
-        return original(network, params, inputs, out_key)
+        return original(network, params, inputs, *further)
 
-    monkeypatch.setattr(actor_critic, "call_ensemble", spy)
+    monkeypatch.setattr(base, "call_ensemble", spy)
     build(max_target_backup=True).qvalue_loss(random_transitions(6, 5, 3))
     assert shapes == [(4, 6, 3), (13, 6, 3)]
 

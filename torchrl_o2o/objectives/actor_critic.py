@@ -23,7 +23,6 @@ from torchrl_o2o.objectives.members import check_members
 from torchrl_o2o.objectives.networks import (
     Inputs,
     Parameters,
-    call_ensemble,
     flat_parameters,
     policy_distribution,
     tied,
@@ -92,7 +91,7 @@ class ActorCriticLoss(TransitionLoss):
                 f"in_keys=[..., {keys.action!r}], or name theirs with loss.set_keys(action=...)"
             )
         params = self._trained_critics() if params is None else params
-        qvalue = call_ensemble(network, params, {**state, keys.action: action}, keys.state_action_value)
+        qvalue = self._call_ensemble(network, params, {**state, keys.action: action}, keys.state_action_value)
         if qvalue.shape[1:] != action.shape[:-1]:
             raise O2OSpecError(
                 f"a critic gave {keys.state_action_value!r} of shape {list(qvalue.shape[1:])} for actions of shape "

@@ -28,7 +28,7 @@ from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import action_specs, actor_box
 from torchrl_o2o.modules.misfit import check_parameters, check_rows
 from torchrl_o2o.objectives.feed_forward import input_dims
-from torchrl_o2o.objectives.networks import Inputs
+from torchrl_o2o.objectives.networks import Inputs, Parameters, Randomness, call_ensemble
 
 __all__ = ["Reduction", "TransitionLoss", "dispatch"]
 
@@ -47,6 +47,11 @@ class TransitionLoss(ChecksArguments, LossModule):
     actors, of temperatures and penalties' weights, and of flows and density ratios leave them alone, as the papers on
     such samplers do; each class says which it weights. They are *not* renormalized
     (:math:`\frac1B\sum_b w_b\ell_b`): the sampler decides their scale. TorchRL's own losses divide by their sum.
+
+    Ensembles are evaluated at once (:func:`torch.func.vmap`) where that is faster, that is, on other devices than a CPU
+    and compiled. ``loss.deactivate_vmap = True`` evaluates one member after the other everywhere, for networks that
+    vmap cannot take; what members draw themselves is ``"different"`` unless ``set_vmap_randomness`` says otherwise. A
+    compiled update sees either after ``update.recompile()``.
 
     Subclasses set ``_networks_read`` and end their ``__init__`` with :meth:`make_value_estimator`.
 
@@ -87,6 +92,10 @@ class TransitionLoss(ChecksArguments, LossModule):
     default_keys = _AcceptedKeys
     default_value_estimator = ValueEstimators.TD0
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
+
+    #: Whether members of ensembles are evaluated one after the other everywhere.
+    deactivate_vmap: bool = False
+    _vmap_randomness: Randomness | None
 
     #: Attributes holding networks whose inputs are read at s, and of those the ones read at s' as well.
     _networks_read: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
@@ -370,6 +379,20 @@ class TransitionLoss(ChecksArguments, LossModule):
         """
         for name, edge in zip(("action_low", "action_high"), actor_box(actor_network), strict=True):
             self.register_buffer(name, edge.to(torch.get_default_dtype(), copy=True))
+
+    @property
+    def vmap_randomness(self) -> Randomness:
+        """What members of ensembles do where they draw numbers, as by dropout; see ``set_vmap_randomness``."""
+        return self._vmap_randomness or "different"
+
+    def _make_vmap(self) -> None:
+        """Nothing is kept: every call looks at the setting."""
+
+    def _call_ensemble(
+        self, network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey
+    ) -> Tensor:
+        """What the members say, shape [E, *B]."""
+        return call_ensemble(network, params, inputs, out_key, self._vmap_randomness, self.deactivate_vmap)
 
     def _following(self, tensordict: TensorDictBase) -> TensorDictBase:
         """What came after the action: the entries under ``"next"``."""

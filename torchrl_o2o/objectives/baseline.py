@@ -20,7 +20,7 @@ from torchrl_o2o.functional.soft import ensemble_squared_error
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.members import check_members
-from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, policy_distribution, sample_policy
+from torchrl_o2o.objectives.networks import Inputs, flat_parameters, policy_distribution, sample_policy
 
 __all__ = ["BaselineLoss"]
 
@@ -156,7 +156,7 @@ class BaselineLoss(TransitionLoss):
     def _baselines(self, state: Inputs) -> Tensor:
         """Z_i(s), shape [E, *B]."""
         params = flat_parameters(self.baseline_network_params)
-        return call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)
+        return self._call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)
 
     def _clipped(self, log_prob: Tensor) -> Tensor:
         """The log-density in its role as critic."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -34,6 +34,7 @@ from torchrl_o2o.objectives.feed_forward import Layers, evaluate, layers_of
 __all__ = [
     "Inputs",
     "Parameters",
+    "Randomness",
     "call_ensemble",
     "call_module",
     "call_network",
@@ -49,6 +50,7 @@ __all__ = [
 
 Inputs = Mapping[NestedKey, Tensor]
 Parameters = Mapping[str, Tensor]
+Randomness = Literal["error", "same", "different"]
 C = TypeVar("C", bound=Callable[..., Any])
 
 # Rows that a critic takes at a time: at width 256 a layer's output is 0.75 MB then.
@@ -237,7 +239,14 @@ def call_module(module: nn.Module, params: Parameters, *arguments: Tensor) -> An
 
 
 @_explained(_by_key)
-def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
+def call_ensemble(
+    network: TensorDictModuleBase,
+    params: Parameters,
+    inputs: Inputs,
+    out_key: NestedKey,
+    randomness: Randomness | None = None,
+    deactivate_vmap: bool = False,
+) -> Tensor:
     """Evaluate all members of an ensemble on the same inputs.
 
     On a CPU members are evaluated one after the other, in two thirds of the time of batched products. On other devices,
@@ -249,20 +258,32 @@ def call_ensemble(network: TensorDictModuleBase, params: Parameters, inputs: Inp
         params: stacked parameters with dotted names relative to ``network``, each of shape [E, ...].
         inputs: the entries the network reads, each of shape [*B, ...].
         out_key: the entry the network writes.
+        randomness: what members draw themselves, as dropout does: ``"different"`` numbers each, the ``"same"``, or an
+            ``"error"``; the last two by :func:`torch.func.vmap` on every device. ``None`` (default) is ``"different"``.
+        deactivate_vmap: one member after the other on every device. Defaults to ``False``.
 
     Returns:
         The outputs without their last (singleton) dimension, shape [E, *B].
+
+    Raises:
+        O2OSpecError: if members are to draw the same without vmap.
     """
+    if deactivate_vmap and randomness == "same":
+        raise O2OSpecError(
+            "got deactivate_vmap=True and randomness 'same', expected 'different' or 'error': members that are "
+            "evaluated one after the other draw one after the other"
+        )
 
     def evaluated(member: Parameters) -> Tensor:
         return call_network(network, member, inputs, out_key)
 
-    if _is_captured() or next(iter(params.values())).device.type != "cpu":
-        return vmap(evaluated, randomness="different")(dict(params)).squeeze(-1)
+    at_once = _is_captured() or next(iter(params.values())).device.type != "cpu" or randomness in ("same", "error")
+    if at_once and not deactivate_vmap:
+        return vmap(evaluated, randomness=randomness or "different")(dict(params)).squeeze(-1)
     members = [
         dict(zip(params, each, strict=True)) for each in zip(*(v.unbind() for v in params.values()), strict=True)
     ]
-    layers = layers_of(_plain_module(network))
+    layers = None if _is_captured() else layers_of(_plain_module(network))
     if layers is None:
         return torch.stack([evaluated(member) for member in members]).squeeze(-1)
     features = _joined([inputs[key] for key in network.in_keys])  # once for all members

@@ -22,7 +22,7 @@ from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.members import check_members
-from torchrl_o2o.objectives.networks import Inputs, call_ensemble, flat_parameters, sample_policy
+from torchrl_o2o.objectives.networks import Inputs, flat_parameters, sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["SACMLLoss"]
@@ -215,4 +215,4 @@ class SACMLLoss(SoftLoss):
     def _baselines(self, state: Inputs) -> Tensor:
         """Z_i(s), shape [E, *B]."""
         params = flat_parameters(self.baseline_network_params)
-        return call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)
+        return self._call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)
