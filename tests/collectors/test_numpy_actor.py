@@ -171,6 +171,8 @@ def test_what_it_cannot_do_it_says() -> None:
         FastActor(strange)
     with pytest.raises(O2OSpecError, match=r"bfloat16.*float32 or float64"):
         FastActor(make_actor(5, 2).bfloat16())
+    with pytest.raises(O2OSpecError, match=r"statistics of \[1\] and \[1\], the actor reads 5 observation entries"):
+        FastActor(trained("standard"), stats=ObservationStats(*torch.ones(2, 1)))
     with pytest.raises(O2OSpecError, match=r"shape \(4,\), expected \[5\] or \[B, 5\]"):
         FastActor(trained("standard"))(np.zeros(4))
 

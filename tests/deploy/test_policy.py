@@ -198,6 +198,10 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         save_policy(tmp_path, actor)
     with pytest.raises(O2OSpecError, match="the actor has 2 action dimensions, the environment 1"):
         save_policy(tmp_path, actor, env="Pendulum-v1")
+    with pytest.raises(
+        O2OSpecError, match=r"reads observations of \[4\], Pendulum-v1 gives \[3\]; name the environment"
+    ):
+        save_policy(tmp_path, make_actor(4, 1), env="Pendulum-v1")
     four = FittedConvention(AffineReward(), ObservationStats(torch.zeros(4), torch.ones(4)))
     with pytest.raises(O2OSpecError, match=r"reads 3 observation entries.*\(4,\)"):
         save_policy(tmp_path, actor, convention=four, action_box=NATIVE)

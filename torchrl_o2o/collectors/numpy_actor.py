@@ -199,7 +199,8 @@ class FastActor:
         generator: torch generator of the samples' noise; ``None`` (default) is the global one, which the actor uses.
 
     Raises:
-        O2OSpecError: if the actor is none of those, or its parameters are of another type.
+        O2OSpecError: if the actor is none of those, its parameters are of another type, or the statistics are not of
+            its observations.
 
     Examples:
         >>> import numpy as np
@@ -222,6 +223,11 @@ class FastActor:
         self._left: np.ndarray | None = None  # actions left of each row's chunk
         self._stats = None if stats is None else (stats.mean.cpu().numpy(), stats.scale.cpu().numpy())
         self.refresh()
+        if stats is not None and not stats.mean.shape == stats.scale.shape == (self._width,):
+            raise O2OSpecError(
+                f"got statistics of {list(stats.mean.shape)} and {list(stats.scale.shape)}, the actor reads "
+                f"{self._width} observation entries; take those of its own data set"
+            )
 
     def refresh(self) -> None:
         """Look up the actor's parameters anew, and copy those that are not on the CPU."""

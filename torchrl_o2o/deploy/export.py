@@ -78,7 +78,8 @@ def export_policy(
         The path.
 
     Raises:
-        O2OSpecError: if the actor is none of those, the format is unknown, or ONNX is not installed.
+        O2OSpecError: if the actor is none of those, the format is unknown, ONNX is not installed, the path has the
+            other format's ending or no folder, or the statistics are not of its observations.
         O2OCheckpointError: if the policy file cannot be read.
 
     Examples:
@@ -91,6 +92,7 @@ def export_policy(
         torch.Size([5, 1])
     """
     check_option("format", format, ("torch_export", "onnx"))
+    _check_path(Path(path), format)
     if isinstance(actor, str | Path):
         actor = load_policy(actor)
     policy = copy.deepcopy(_Policy(actor, stats)).cpu().eval()
@@ -98,12 +100,29 @@ def export_policy(
     shape = observation_shape(policy.net) or first.shape[-1:]
     example = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else first.dtype)
     batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
+    if stats is not None and not stats.mean.shape == stats.scale.shape == shape:
+        raise O2OSpecError(
+            f"got statistics of {list(stats.mean.shape)} and {list(stats.scale.shape)}, the actor reads observations "
+            f"of {list(shape)}; take those of its own data set"
+        )
     if format == "onnx":
         return _export_onnx(policy, example, batch, Path(path))
     with torch.no_grad():
         program = torch.export.export(policy, (example,), dynamic_shapes=batch)
     torch.export.save(program, path)
     return Path(path)
+
+
+def _check_path(path: Path, format: str) -> None:
+    """Refuse a file that its readers would take for another one's, and a folder that is not there."""
+    other = {"torch_export": ".onnx", "onnx": ".pt2"}[format]
+    if path.suffix == other:
+        raise O2OSpecError(
+            f"got {path.name} for format={format!r}, expected another ending than {other}, which names the "
+            f"other format; name the file otherwise, or say format={'onnx' if other == '.onnx' else 'torch_export'!r}"
+        )
+    if not path.parent.is_dir():
+        raise O2OSpecError(f"got {path}, but there is no folder {path.parent}; make it first")
 
 
 def _export_onnx(policy: nn.Module, example: Tensor, batch: dict, path: Path) -> Path:

@@ -192,7 +192,7 @@ def policy_saver(
         'policy.pt'
     """
     parts, arguments = take_apart(actor), _env_arguments(env)
-    low, high = (edge.repeat(parts.horizon) for edge in _native_box(arguments, action_box, parts.low.dtype))
+    low, high = (edge.repeat(parts.horizon) for edge in _native_box(arguments, action_box, parts))
     stats = None if convention is None else convention.observation
     if stats is not None and isinstance(parts.observation_key, list):
         raise O2OSpecError(
@@ -364,9 +364,9 @@ def _env_arguments(env: str | Mapping[str, Any] | None) -> dict[str, Any] | None
 
 
 def _native_box(
-    env: Mapping[str, Any] | None, action_box: tuple[Edge, Edge] | None, dtype: torch.dtype
+    env: Mapping[str, Any] | None, action_box: tuple[Edge, Edge] | None, parts: ActorParts
 ) -> tuple[Tensor, Tensor]:
-    """The environment's own action box, in the type of the actor's."""
+    """The environment's own action box, in the type of the actor's; refuses one with other observations."""
     if action_box is not None:
         low, high = action_box
     elif env is None:
@@ -377,11 +377,18 @@ def _native_box(
     else:
         random_state = rng_state()  # some environments draw while they are built, and a run must not notice
         built = make_gym_env(**env)
-        space = native_action_space(built)
+        space, observed = native_action_space(built), built.observation_space.shape
         built.close()
         restore_rng_state(random_state)
+        read = observation_shape(parts.net)
+        if not isinstance(parts.observation_key, list) and None not in (read, observed) and read != observed:
+            raise O2OSpecError(
+                f"the actor reads observations of {list(read or ())}, {env['env_id']} gives {list(observed or ())}; "
+                f"name the environment, and the arguments of make_gym_env, that it was trained on"
+            )
         low, high = space.low, space.high
-    return torch.as_tensor(low, dtype=dtype).cpu().clone(), torch.as_tensor(high, dtype=dtype).cpu().clone()
+    low, high = (torch.as_tensor(edge, dtype=parts.low.dtype).cpu().clone() for edge in (low, high))
+    return low, high
 
 
 def _check_sizes(parts: ActorParts, low: Tensor, high: Tensor, mean: Tensor | None) -> None:

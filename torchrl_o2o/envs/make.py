@@ -178,6 +178,8 @@ def make_gym_env(
         torchrl_o2o.errors.O2OSpecError: environment 'Pendulun-v1' is not registered. Close matches: Pendulum-v1...
     """
     kwargs = dict(env_kwargs or {})
+    if "max_episode_steps" in kwargs:
+        raise O2OSpecError("got max_episode_steps among env_kwargs, expected it beside them: max_episode_steps=...")
     if env_id.startswith(_OWN_NAMESPACE):
         task = _own_task(env_id)
         env_id, kwargs = task.env_id, {**task.kwargs, **kwargs}
