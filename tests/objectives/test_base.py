@@ -222,6 +222,22 @@ def test_none_is_the_mean() -> None:
     assert loss(batch)["loss_actor"].shape == ()
 
 
+def test_outputs_are_inherited() -> None:
+    """Whether an object of the parent was there before or not."""
+
+    class Parent(BCLoss):
+        out_keys = ["loss_actor", "imitation_error"]
+
+    class Child(Parent):
+        pass
+
+    actor = make_actor(3, 2, hidden_sizes=(8,))
+    child = Child(actor, reduction="none")
+    Parent(actor)
+    assert child.out_keys == ["loss_actor"]
+    assert Child(actor).out_keys == ["loss_actor", "imitation_error"]
+
+
 def test_selected_outputs_stay_selected() -> None:
     loss = BCLoss(make_actor(3, 2, hidden_sizes=(8,))).select_out_keys("loss_actor")
     for loss.reduction in ("none", "mean"):

@@ -134,3 +134,13 @@ def test_nested_rows_of_either_source_are_a_batch() -> None:
     nested = TensorDict({"offline": offline, "online": online}, [8])
     expected, _ = loss.density_ratio_loss(join_sources(offline, online))
     torch.testing.assert_close(loss.density_ratio_loss(nested)[0], expected)
+
+
+def test_the_entries_of_both_sources_can_be_renamed() -> None:
+    loss, offline, online = DensityRatioLoss(DensityRatio(15, 2, hidden_sizes=(16,))), rows(0.0, 8), rows(0.3, 8)
+    expected, _ = loss.density_ratio_loss(join_sources(offline, online))
+    loss.set_keys(offline="demonstrations", online=("replay", "rows"), is_offline=("source", "is_offline"))
+    nested = TensorDict({"demonstrations": offline, "replay": {"rows": online}}, [8])
+    torch.testing.assert_close(loss.density_ratio_loss(nested)[0], expected)
+    joined = join_sources(offline, online, is_offline=("source", "is_offline"))
+    torch.testing.assert_close(loss(joined)["loss_density_ratio"], expected)

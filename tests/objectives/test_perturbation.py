@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torchrl.modules import MLP
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import DensityRatio, DensityRatioConfidence
@@ -111,3 +113,21 @@ def test_scale_is_fixed_saved_and_asked_for() -> None:
     assert torch.equal(other(data.clone())["log_density_ratio"], ratio(data.clone())["log_density_ratio"])
     with pytest.raises(O2OSpecError, match="standardize=True"):
         DensityRatio(3, 2, hidden_sizes=(8,)).fit_scale(data)
+
+
+def test_observations_in_several_entries_and_in_any_order() -> None:
+    """The reference is that of the one observation that they are together."""
+    data, noise = rows(6), {"perturbation": torch.randn(6, 5), "size": torch.zeros(6, 1)}
+    noise |= {"other_action": torch.rand(6, 2), "swap": torch.linspace(-1.0, 1.0, 6).unsqueeze(-1)}
+    network = TensorDictModule(MLP(5, 1, num_cells=[8]), in_keys=["action", "goal", "at"], out_keys=["log_ratio"])
+    whole, parts = build(), PerturbationRatioLoss(network)
+    whole.noise = parts.noise = RecordedNoise(noise)
+    expected = whole.reference(data)
+    data["goal"], data["at"] = data["observation"].split([1, 2], -1)
+    got = parts.reference(data)
+    torch.testing.assert_close(torch.cat([got["goal"], got["at"]], -1), expected["observation"])
+    torch.testing.assert_close(got["action"], expected["action"])
+    assert parts(data)["loss_density_ratio"].isfinite()
+    parts.set_keys(action="command")
+    with pytest.raises(O2OSpecError, match=r"reads .*'at'.*, expected the action 'command'"):
+        parts.reference(data)

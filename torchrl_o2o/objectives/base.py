@@ -102,6 +102,16 @@ class TransitionLoss(ChecksArguments, LossModule):
     #: Whether rewards and ends are read; behavior cloning and density models do not.
     _bootstraps: ClassVar[bool] = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give a class that inherits its outputs a list of its own, which its first object makes a property of.
+
+        TensorDict does so for the class of an object alone, so that a parent's list would stay one until the parent's
+        own first object, and then change under the children's.
+        """
+        super().__init_subclass__(**kwargs)
+        if "out_keys" not in vars(cls) and isinstance(cls.out_keys, list):
+            cls.out_keys = list(cls.out_keys)
+
     def __init__(self, reduction: Reduction = "mean") -> None:
         self._in_keys: list[NestedKey] | None = None
         self._reads: dict[tuple[str, ...], list[NestedKey]] = {}

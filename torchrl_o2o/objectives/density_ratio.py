@@ -71,9 +71,13 @@ class DensityRatioLoss(TransitionLoss):
 
         Attributes:
             is_offline: which rows are offline, bool. Defaults to ``"is_offline"``.
+            offline: the rows of the data set, in a batch that has both sources apart. Defaults to ``"offline"``.
+            online: the others. Defaults to ``"online"``.
         """
 
         is_offline: NestedKey = "is_offline"
+        offline: NestedKey = "offline"
+        online: NestedKey = "online"
 
     tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleVariableOverride]
     default_keys = _AcceptedKeys
@@ -107,10 +111,12 @@ class DensityRatioLoss(TransitionLoss):
         Raises:
             O2OSpecError: if the batch does not say which rows are offline.
         """
-        if {"offline", "online"} <= set(tensordict.keys()):
-            return self._two_sources(tensordict.get("offline"), tensordict.get("online"))
+        keys = self.tensor_keys
+        sources = [tensordict.get(key, None) for key in (keys.offline, keys.online)]
+        if None not in sources:
+            return self._two_sources(*sources)
         log_ratio = self.log_ratio(tensordict)
-        offline = self._entry(tensordict, self.tensor_keys.is_offline).reshape(log_ratio.shape).to(log_ratio.dtype)
+        offline = self._entry(tensordict, keys.is_offline).reshape(log_ratio.shape).to(log_ratio.dtype)
         online = 1.0 - offline
         of_offline, of_online = offline / offline.mean().clamp_min(1e-12), online / online.mean().clamp_min(1e-12)
         rows = of_offline * js_conjugate(log_ratio, self.eps) - of_online * js_derivative(log_ratio, self.eps)
@@ -154,12 +160,17 @@ class DensityRatioLoss(TransitionLoss):
         return single_output(call_network(network, params, inputs, key), key)
 
 
-def join_sources(offline: TensorDictBase, online: TensorDictBase) -> TensorDictBase:
+def join_sources(
+    offline: TensorDictBase, online: TensorDictBase, *, is_offline: NestedKey = "is_offline"
+) -> TensorDictBase:
     """One batch of offline and of online rows that says by ``is_offline`` which is which.
 
     Args:
         offline: offline rows, shape [B].
         online: online rows with the same entries, shape [C].
+
+    Keyword Args:
+        is_offline: the entry that says so, as the loss's ``tensor_keys`` have it. Defaults to ``"is_offline"``.
 
     Returns:
         Rows of shape [B + C], offline ones first; a copy.
@@ -172,4 +183,4 @@ def join_sources(offline: TensorDictBase, online: TensorDictBase) -> TensorDictB
         tensor([ True,  True, False])
     """
     joined = torch.cat([offline, online])
-    return joined.set("is_offline", torch.arange(len(joined), device=joined.device) < len(offline))
+    return joined.set(is_offline, torch.arange(len(joined), device=joined.device) < len(offline))

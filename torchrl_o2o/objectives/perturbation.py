@@ -42,10 +42,13 @@ class PerturbationRatioLoss(DensityRatioLoss):
     Importance weights are not read.
 
     Args:
-        density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`.
+        density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`; it reads the action
+            (``tensor_keys.action``) and observations.
 
     Keyword Args:
-        uniform_share: chance of a uniform action in [-1, 1] instead of noise. Defaults to 0.5.
+        uniform_share: chance of a uniform action in [-1, 1] instead of noise. There is no actor here to tell another
+            box; :func:`~torchrl_o2o.data.load_offline` and :func:`~torchrl_o2o.envs.make_env` bring actions into this
+            one. Defaults to 0.5.
         noise_sizes: least and largest size of the noise, in standard deviations. Defaults to (0.1, 1.0).
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
@@ -89,14 +92,25 @@ class PerturbationRatioLoss(DensityRatioLoss):
 
         Returns:
             Those entries, of the same shapes.
+
+        Raises:
+            O2OSpecError: if the network does not read the action and an observation.
         """
-        keys = self.in_keys
-        observation, action = (self._entry(tensordict, key) for key in keys)
-        self._check_rows(tensordict, keys[0], observation)
+        keys, action_key = self.density_ratio_network.in_keys, self.tensor_keys.action
+        observed = [key for key in keys if key != action_key]
+        if len(observed) != len(keys) - 1 or not observed:
+            raise O2OSpecError(
+                f"the network reads {keys}, expected the action {action_key!r} and observations; name the action with "
+                f"loss.set_keys(action=...)"
+            )
+        action, observations = self._entry(tensordict, action_key), [self._entry(tensordict, key) for key in observed]
+        for key, value in zip(observed, observations, strict=True):
+            self._check_rows(tensordict, key, value)
+        observation = torch.cat(observations, -1)
         normal, uniform, one = self.noise.normal, self.noise.uniform, action[..., :1]
         least, largest = map(math.log, self.noise_sizes)
         middle, half = (least + largest) / 2.0, (largest - least) / 2.0
-        moved = perturbed_pairs(
+        state, moved = perturbed_pairs(
             observation,
             action,
             noise=normal("perturbation", torch.cat([observation, action], -1)),
@@ -104,7 +118,8 @@ class PerturbationRatioLoss(DensityRatioLoss):
             other_action=uniform("other_action", action),
             swap=uniform("swap", one) < 2.0 * self.uniform_share - 1.0,
         )
-        return TensorDict(dict(zip(keys, moved)), tensordict.batch_size)
+        states = state.split([value.shape[-1] for value in observations], -1)
+        return TensorDict({action_key: moved, **dict(zip(observed, states, strict=True))}, tensordict.batch_size)
 
     def density_ratio_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch of the data against its perturbed rows.
@@ -115,5 +130,4 @@ class PerturbationRatioLoss(DensityRatioLoss):
         Returns:
             The loss, and the means ``log_ratio_offline`` (of the data) and ``log_ratio_online`` (of the reference).
         """
-        sources = {"offline": tensordict, "online": self.reference(tensordict)}
-        return super().density_ratio_loss(TensorDict(sources, tensordict.batch_size))
+        return self._two_sources(tensordict, self.reference(tensordict))
