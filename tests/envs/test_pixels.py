@@ -105,7 +105,7 @@ def test_a_reward_may_be_an_array_of_one_number() -> None:
     action, envs = np.full(2, 0.1, np.float32), (DotReachEnv(), Shaped())
     plain, shaped = (CheckedEnv(StackFrames(RepeatAction(env, 3))) for env in envs)
     for env in (plain, shaped):
-        env.reset(seed=0)
+        env.reset(seed=6)  # which begins near the target
     assert plain.step(action)[1] == shaped.step(action)[1] > 0.0
 
 

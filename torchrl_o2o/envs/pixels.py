@@ -189,11 +189,13 @@ class RepeatAction(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take the action so many times."""
-        total, step = 0.0, self.env.step(action)
+        # gymnasium's rewards are only said to become floats; these are added, and may be arrays of one entry.
+        take = cast("Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]", self.env.step)
+        total, step = 0.0, take(action)
         for _ in range(self._times - 1):
             if step[2] or step[3]:
                 break
-            total, step = total + step[1], self.env.step(action)  # a reward may be an array of one entry
+            total, step = total + step[1], take(action)
         return step[0], total + step[1], *step[2:]
 
 

@@ -128,9 +128,10 @@ def refuse_misfit(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error:
     else:
         read = {key: inputs[key] for key in keys}
         reason = misfit(type(network).__name__, dict(network.named_parameters()), read)
-    if reason is None and "action" not in getattr(network, "out_keys", ["action"]):
+    written = list(getattr(network, "out_keys", ["action"]))
+    if reason is None and "action" not in written:
         reason = (
-            f"this {type(network).__name__} writes {list(network.out_keys)}, expected 'action' among them; build it "
+            f"this {type(network).__name__} writes {written}, expected 'action' among them; build it "
             f"with action_key='action'"
         )
     if reason is None:
