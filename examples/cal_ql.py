@@ -81,8 +81,8 @@ def main(cfg: Config) -> CalQLLoss:
     qvalues = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, **networks)
     penalty = ConservativePenalty(cfg.cql_alpha, num_actions=cfg.num_actions, target_gap=cfg.target_gap)
     temperature = Temperature(-dims[1], form="log_alpha")
-    loss = CalQLLoss(actor, qvalues, temperature=temperature, penalty=penalty, max_target_backup=cfg.max_target_backup)
-    loss.calibrate = cfg.calibrate
+    settings = {"calibrate": cfg.calibrate, "max_target_backup": cfg.max_target_backup}
+    loss = CalQLLoss(actor, qvalues, temperature=temperature, penalty=penalty, **settings)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
     slow = [*loss.actor_network_params.parameters(), *temperature.parameters()]

@@ -4,6 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -21,7 +22,17 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
     make_value_network,
 )
-from torchrl_o2o.objectives import AWACLoss, BCLoss, CQLLoss, EnsembleSACLoss, IQLLoss, SAMGEstimator, TD3BCLoss
+from torchrl_o2o.objectives import (
+    AWACLoss,
+    BCLoss,
+    CalQLLoss,
+    CQLLoss,
+    EnsembleSACLoss,
+    IQLLoss,
+    PixelSACLoss,
+    SAMGEstimator,
+    TD3BCLoss,
+)
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.testing import random_transitions
 
@@ -158,6 +169,18 @@ class TestState:
         state["loss.actor_network_params.module.extra"] = torch.zeros(1)
         with pytest.raises(RuntimeError, match=r"Missing key(.|\n)*head.weight(.|\n)*Unexpected key(.|\n)*extra"):
             other.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("loss", "parent", "more"),
+    [(PixelSACLoss, EnsembleSACLoss, {"encoder_network"}), (CalQLLoss, CQLLoss, {"calibrate"})],
+)
+def test_a_variant_has_all_settings_of_its_parent(loss: type, parent: type, more: set[str]) -> None:
+    """Spelled out, with the same defaults."""
+    own, theirs = (inspect.signature(each).parameters for each in (loss, parent))
+    assert set(own) - set(theirs) == more
+    assert all((own[name].default, own[name].kind) == (each.default, each.kind) for name, each in theirs.items())
+    assert inspect.Parameter.VAR_KEYWORD not in {each.kind for each in own.values()}
 
 
 def boxed() -> list[tuple[TransitionLoss, TransitionLoss, dict[str, Any]]]:

@@ -106,9 +106,14 @@ def test_calibration_can_be_turned_off_as_corl_does() -> None:
     cql, calql = same_networks()
     batch = random_transitions(12, 5, 3)
     calql.calibrate = False
+    assert calql.in_keys == cql.in_keys
     got = seeded(calql, batch)
     for key, value in seeded(cql, batch).items():
         assert torch.equal(got[key], value), key
+    other = CalQLLoss(
+        make_actor(5, 3, hidden_sizes=(8,)), make_qvalue_ensemble(5, 3, num_qvalue_nets=2), calibrate=False
+    )
+    assert other(batch)["bound_rate"] == 0.0
 
 
 def test_calibration_stops_the_push_on_policy_actions_only() -> None:

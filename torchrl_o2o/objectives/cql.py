@@ -284,7 +284,8 @@ class CalQLLoss(CQLLoss):
 
     Source: Nakamoto et al. 2023 (Cal-QL), Eq. 5.1 and the authors' code, which keeps the calibration on during online
     fine-tuning with the true returns of the collected trajectories. CORL's variant turns it off at the switch: set
-    ``loss.calibrate = False`` there. Without calibration, or with returns of minus infinity, this is CQL.
+    ``loss.calibrate = False`` there, and call ``update.recompile()`` where the update is compiled. Without calibration,
+    for which no returns are read, or with returns of minus infinity, this is CQL.
 
     Importance weights: see :class:`CQLLoss`.
 
@@ -293,6 +294,7 @@ class CalQLLoss(CQLLoss):
         qvalue_network: see :class:`CQLLoss`.
 
     Keyword Args:
+        calibrate: whether the bound is applied; may be changed at any time. Defaults to ``True``.
         temperature: see :class:`CQLLoss`.
         penalty: see :class:`CQLLoss`.
         max_target_backup: see :class:`CQLLoss`.
@@ -328,11 +330,40 @@ class CalQLLoss(CQLLoss):
     tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleVariableOverride]
     default_keys = _AcceptedKeys
 
-    #: Whether the bound is applied; CORL turns it off online.
-    calibrate: bool = True
+    def __init__(
+        self,
+        actor_network: ProbabilisticTensorDictSequential,
+        qvalue_network: list[TensorDictModule],
+        *,
+        calibrate: bool = True,
+        temperature: Temperature | None = None,
+        penalty: ConservativePenalty | None = None,
+        max_target_backup: bool = False,
+        entropy_backup: bool = False,
+        actor_q: Literal["min", "mean"] = "min",
+        sub_sample_len: int | None = None,
+        subset_replacement: bool = False,
+        entropy_at: Literal["state", "next_state"] = "state",
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            temperature=temperature,
+            penalty=penalty,
+            max_target_backup=max_target_backup,
+            entropy_backup=entropy_backup,
+            actor_q=actor_q,
+            sub_sample_len=sub_sample_len,
+            subset_replacement=subset_replacement,
+            entropy_at=entropy_at,
+            reduction=reduction,
+        )
+        self.calibrate = calibrate
 
     def _keys_read(self) -> list[NestedKey]:
-        return [*super()._keys_read(), self.tensor_keys.mc_return]
+        keys = super()._keys_read()
+        return [*keys, self.tensor_keys.mc_return] if self.calibrate else keys
 
     def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
         if not self.calibrate:

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 from tensordict import TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules.temperature import Temperature
+from torchrl_o2o.objectives.base import Reduction
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, call_network, flat_parameters
 
@@ -52,8 +54,19 @@ class PixelSACLoss(EnsembleSACLoss):
             ``make_qvalue_ensemble(encoder_width(encoder), A, in_keys=("latent", "action"))``.
 
     Keyword Args:
-        settings: see :class:`EnsembleSACLoss`. RLPD from pixels has ``sub_sample_len=1, entropy_backup=False,
-            ensemble_reduction="mean"`` and a temperature that starts at 0.1.
+        temperature: see :class:`EnsembleSACLoss`, as for all of these; RLPD's from pixels starts at 0.1.
+        sub_sample_len: see there; RLPD from pixels: 1.
+        subset_per: see there.
+        subset_replacement: see there.
+        num_target_actions: see there.
+        entropy_at: see there.
+        entropy_backup: see there; RLPD from pixels: ``False``.
+        target_q: see there.
+        actor_q: see there.
+        bc_alpha: see there.
+        ensemble_reduction: see there; RLPD from pixels: ``"mean"``.
+        weight_actor: see there.
+        reduction: see there.
 
     Raises:
         O2OSpecError: as :class:`EnsembleSACLoss`, or if the critics do not read what the encoder writes.
@@ -89,9 +102,38 @@ class PixelSACLoss(EnsembleSACLoss):
         actor_network: ProbabilisticTensorDictSequential,
         encoder_network: TensorDictModule,
         qvalue_network: list[TensorDictModule],
-        **settings: Any,
+        *,
+        temperature: Temperature | None = None,
+        sub_sample_len: int | None = None,
+        subset_per: Literal["batch", "sample"] = "batch",
+        subset_replacement: bool = False,
+        num_target_actions: int = 1,
+        entropy_at: Literal["state", "next_state"] = "state",
+        entropy_backup: bool = True,
+        target_q: Literal["mean", "min"] = "min",
+        actor_q: Literal["mean", "min"] = "mean",
+        bc_alpha: float = 0.0,
+        ensemble_reduction: Literal["sum", "mean"] = "sum",
+        weight_actor: bool = False,
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(actor_network, qvalue_network, **settings)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            temperature=temperature,
+            sub_sample_len=sub_sample_len,
+            subset_per=subset_per,
+            subset_replacement=subset_replacement,
+            num_target_actions=num_target_actions,
+            entropy_at=entropy_at,
+            entropy_backup=entropy_backup,
+            target_q=target_q,
+            actor_q=actor_q,
+            bc_alpha=bc_alpha,
+            ensemble_reduction=ensemble_reduction,
+            weight_actor=weight_actor,
+            reduction=reduction,
+        )
         written = encoder_network.out_keys[0]
         if written not in self.qvalue_network.in_keys:
             raise O2OSpecError(
