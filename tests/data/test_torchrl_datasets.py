@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object, instantiate
 from torchrl.data import OfflineToOnlineReplayBuffer
 from torchrl.data.datasets import load_dataset
+from torchrl.data.replay_buffers import Sampler, Writer
+from torchrl.objectives import LossModule
 
+from torchrl_o2o import data, objectives
 from torchrl_o2o.data import TRANSITION, load_offline, offline_replay_buffer, register_with_torchrl
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives import EnsembleSACLoss
@@ -122,3 +126,20 @@ def test_every_entry_names_something_that_exists() -> None:
         assert entries, group
         for name in entries:
             assert callable(get_object(store.load(f"{group}/{name}").node._target_))
+
+
+@pytest.mark.parametrize(
+    ("group", "room", "kind"),
+    [
+        ("loss", objectives, LossModule),
+        ("sampler", data, Sampler),
+        ("writer", data, Writer),
+    ],
+)
+def test_every_part_has_an_entry(group: str, room: Any, kind: type) -> None:
+    register_with_torchrl()
+    store = ConfigStore.instance()
+    names = [name for name in store.list(group) if name.startswith("o2o")]
+    parts = [getattr(room, name) for name in room.__all__]
+    expected = {part for part in parts if isinstance(part, type) and issubclass(part, kind)}
+    assert {get_object(store.load(f"{group}/{name}").node._target_) for name in names} == expected

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import O2OSpecError
@@ -143,3 +144,11 @@ def test_probe_policy_finds_the_contextual_optimum(kind: str) -> None:
     with torch.no_grad():
         action = policy(TensorDict({"observation": observation}, [7]))["action"]
     assert (action - observation / 2).abs().mean() < 0.2
+
+
+def test_critics_of_several_observations_are_not_cut_to_one() -> None:
+    keys = ["observation", "goal", "action"]
+    critics = [ValueOperator(MLP(10, 1, num_cells=[8]), in_keys=keys) for _ in range(2)]
+    loss = BestOfNLoss(make_flow_network(5, 3, hidden_sizes=(8,)), critics)
+    with pytest.raises(O2OSpecError, match=r"policies read \['observation'\] and whose critics read .*'goal'"):
+        loss.make_actor()

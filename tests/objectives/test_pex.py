@@ -12,6 +12,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import MLP, ValueOperator
 
 from torchrl_o2o.collectors import FastActor
 from torchrl_o2o.deploy import export_policy, load_policy, save_policy
@@ -157,3 +158,17 @@ def test_the_policy_to_deploy_takes_what_the_critics_value_more(make: Any, tmp_p
     torch.testing.assert_close(loaded(state), 1 + 3 * expected, rtol=1e-5, atol=1e-5)
     export_policy(loaded, file := tmp_path / "policy.pt2")
     torch.testing.assert_close(torch.export.load(file).module()(state), 1 + 3 * expected, rtol=1e-5, atol=1e-5)
+
+
+def test_policies_and_critics_of_several_observations_are_not_cut_to_one() -> None:
+    """``ExpandedPolicy`` hands them all on; the actor to deploy is handed one."""
+    actor, _, value = networks()
+    critics = [ValueOperator(MLP(10, 1, num_cells=[8]), in_keys=["observation", "goal", "action"]) for _ in range(2)]
+    loss = PEXLoss(actor, critics, value, networks()[0])
+    data = TensorDict({"observation": torch.randn(4, 5), "goal": torch.randn(4, 2)}, [4])
+    assert ExpandedPolicy(loss)(data)["action"].shape == (4, 3)
+    with pytest.raises(O2OSpecError, match=r"whose critics read \['observation', 'goal', 'action'\], expected one"):
+        loss.make_actor()
+    other = PEXLoss(networks()[0], networks()[1], value, networks(keys=("elsewhere", "action"))[0])
+    with pytest.raises(O2OSpecError, match=r"whose policies read \['elsewhere', 'observation'\]"):
+        other.make_actor()

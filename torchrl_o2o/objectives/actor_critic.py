@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -28,7 +29,7 @@ from torchrl_o2o.objectives.networks import (
     tied,
 )
 
-__all__ = ["ActorCriticLoss", "inputs_made_inside"]
+__all__ = ["ActorCriticLoss", "inputs_made_inside", "one_observation"]
 
 
 class ActorCriticLoss(TransitionLoss):
@@ -146,6 +147,37 @@ def inputs_made_inside(loss: TransitionLoss, *names: str) -> list[NestedKey]:
         for each in (loss._networks_read[0], names)
     )
     return [key for key in asked if key not in read and key != loss.tensor_keys.action]
+
+
+def one_observation(loss: ActorCriticLoss, read: Sequence[NestedKey]) -> NestedKey:
+    """The entry that a policy reads which is handed one observation alone, if that is all its networks read.
+
+    Args:
+        loss: whose critics choose.
+        read: what its policies read.
+
+    Returns:
+        The entry.
+
+    Raises:
+        O2OSpecError: if they read several, or the critics other than this one and the action, in this order.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import AWACLoss
+        >>> critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))
+        >>> loss = AWACLoss(make_actor(3, 2, hidden_sizes=(8,)), critics)
+        >>> one_observation(loss, loss.actor_network.in_keys)
+        'observation'
+    """
+    critics, keys = list(loss.qvalue_network.in_keys), list(dict.fromkeys(read))
+    if len(keys) != 1 or critics != [keys[0], loss.tensor_keys.action]:
+        raise O2OSpecError(
+            f"got a {type(loss).__name__} whose policies read {keys} and whose critics read {critics}, expected one "
+            f"observation for all, and the action behind it: the actor to deploy is handed that alone. Join the "
+            f"observations into one entry, for example by torchrl.envs.CatTensors"
+        )
+    return keys[0]
 
 
 def _shares_head(members: list[TensorDictModule]) -> bool:

@@ -22,6 +22,7 @@ from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.modules.best_of import BestOfN
 from torchrl_o2o.modules.flow import FLOW_POINT, FLOW_TIME, FlowNetwork, euler_flow, one_step_network
+from torchrl_o2o.objectives.actor_critic import one_observation
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, inner_parameters, repeated
@@ -372,7 +373,11 @@ class BestOfNLoss(FlowLoss):
 
         Returns:
             An actor that shares this loss's parameters; random under every exploration type.
+
+        Raises:
+            O2OSpecError: if the critics read more than the flow's observation and the action.
         """
+        read = one_observation(self, [key for key in self.actor_network.in_keys if key not in (FLOW_POINT, FLOW_TIME)])
         flow = copy.deepcopy(self.actor_network)  # its own parameters are only shapes
         self.actor_network_params.to_module(flow)
         net = BestOfN(
@@ -386,7 +391,7 @@ class BestOfNLoss(FlowLoss):
             aggregation=self.aggregation,
         )
         (action_key,) = flow.spec.keys(True, True)
-        return Actor(net, in_keys=[flow.in_keys[0]], out_keys=[action_key], spec=flow.spec.clone())
+        return Actor(net, in_keys=[read], out_keys=[action_key], spec=flow.spec.clone())
 
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:

@@ -31,6 +31,7 @@ from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.offline import advantage_weight, expansion_probability
 from torchrl_o2o.modules.best_of import BestOfPolicies, mode_net
 from torchrl_o2o.modules.boxes import action_box, action_spec
+from torchrl_o2o.objectives.actor_critic import one_observation
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.networks import (
@@ -179,7 +180,11 @@ class PEXLoss(IQLLoss):
 
         Returns:
             An actor that shares this loss's parameters.
+
+        Raises:
+            O2OSpecError: if policies and critics read more than one observation; :class:`ExpandedPolicy` takes several.
         """
+        read = one_observation(self, [*self.offline_actor_network.in_keys, *self.actor_network.in_keys])
         spec = action_box(action_spec(self.actor_network))
         policies = [
             mode_net(_with_parameters(network, params), spec)
@@ -191,7 +196,7 @@ class PEXLoss(IQLLoss):
         critics = inner_parameters(flat_parameters(self.qvalue_network_params))
         net = BestOfPolicies(policies, self.__dict__["_critic"], critics, aggregation="min")
         key = self.tensor_keys.action
-        return Actor(net, in_keys=[self.actor_network.in_keys[0]], out_keys=[key], spec=Composite({key: spec.clone()}))
+        return Actor(net, in_keys=[read], out_keys=[key], spec=Composite({key: spec.clone()}))
 
     @torch.no_grad()
     def propose(
