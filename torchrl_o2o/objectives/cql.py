@@ -190,6 +190,22 @@ class CQLLoss(SoftLoss):
             penalty = penalty * factor
         return self._reduce(error + penalty, self._weights(tensordict)), info
 
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Actor loss of one minibatch; no gradient reaches the critics or the temperature.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
+
+        Returns:
+            The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
+        """
+        noise, state = self.noise.normal("action", self._action(tensordict)), self._state(tensordict)
+        action, log_prob = sample_policy(self._policy(state), noise)  # a ~ pi(.|s)
+        qvalues = self._qvalues(state, action, self._frozen_critics)
+        qvalue = qvalues.mean(0) if self.actor_q == "mean" else qvalues.amin(0)
+        objective = sac_actor_objective(log_prob, qvalue, self.temperature.alpha)  # alpha log pi - Q
+        return self._reduce(objective), {"log_prob": log_prob.detach()}
+
     def alpha_prime_loss(
         self, tensordict: TensorDictBase, *, gap: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -207,22 +223,6 @@ class CQLLoss(SoftLoss):
         self._check_batch(tensordict, "alpha_prime_loss(batch, gap=gap)")
         gap = self.qvalue_loss(tensordict)[1]["gap"] if gap is None else gap
         return self._reduce(self.penalty.objective(gap)), {}
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Actor loss of one minibatch; no gradient reaches the critics or the temperature.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
-
-        Returns:
-            The loss, and ``log_prob`` of the sampled actions, shape [*B], detached, for :meth:`alpha_loss`.
-        """
-        noise, state = self.noise.normal("action", self._action(tensordict)), self._state(tensordict)
-        action, log_prob = sample_policy(self._policy(state), noise)  # a ~ pi(.|s)
-        qvalues = self._qvalues(state, action, self._frozen_critics)
-        qvalue = qvalues.mean(0) if self.actor_q == "mean" else qvalues.amin(0)
-        objective = sac_actor_objective(log_prob, qvalue, self.temperature.alpha)  # alpha log pi - Q
-        return self._reduce(objective), {"log_prob": log_prob.detach()}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

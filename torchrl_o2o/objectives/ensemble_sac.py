@@ -237,30 +237,6 @@ class EnsembleSACLoss(SoftLoss):
         weights = self._required_weights(tensordict) if self.weight_actor else None
         return self._reduce(objective, weights), info
 
-    def _set_cloning(self, actor_network: ProbabilisticTensorDictSequential, bc_alpha: float) -> None:
-        if not bc_alpha >= 0.0:
-            raise O2OSpecError(f"got bc_alpha={bc_alpha}, expected 0 or more")
-        self.bc_alpha = bc_alpha
-        if bc_alpha:  # others need no bounded spec
-            self._name_outputs("cloning")
-            self._hold_box(actor_network)
-
-    def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-        """The box was its middle and half its width."""
-        names = f"{prefix}cloning_middle", f"{prefix}cloning_half_width"
-        if any(name not in state_dict for name in names):
-            return state_dict
-        middle, half_width = (state_dict[name] for name in names)
-        rest = {name: value for name, value in state_dict.items() if name not in names}
-        return {**rest, f"{prefix}action_low": middle - half_width, f"{prefix}action_high": middle + half_width}
-
-    def _cloning(self, dist: Distribution, action: Tensor) -> Tensor:
-        """-log pi(a|s) of recorded actions, kept off the edges of the box, where tanh has no inverse, shape [*B]."""
-        dtype = action.dtype  # that of the box may be coarser, and what is left at the edge is small
-        low, high = self.action_low.to(dtype), self.action_high.to(dtype)
-        middle, half_width = 0.5 * (high + low), 0.5 * (high - low) * _INSIDE
-        return -dist.log_prob(torch.minimum(torch.maximum(action, middle - half_width), middle + half_width))
-
     def alpha_loss(
         self, tensordict: TensorDictBase, *, log_prob: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -303,3 +279,27 @@ class EnsembleSACLoss(SoftLoss):
         loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info.pop("log_prob"))
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         return self._collect(tensordict, losses, {**info, **actor_info, **alpha_info})
+
+    def _set_cloning(self, actor_network: ProbabilisticTensorDictSequential, bc_alpha: float) -> None:
+        if not bc_alpha >= 0.0:
+            raise O2OSpecError(f"got bc_alpha={bc_alpha}, expected 0 or more")
+        self.bc_alpha = bc_alpha
+        if bc_alpha:  # others need no bounded spec
+            self._name_outputs("cloning")
+            self._hold_box(actor_network)
+
+    def _cloning(self, dist: Distribution, action: Tensor) -> Tensor:
+        """-log pi(a|s) of recorded actions, kept off the edges of the box, where tanh has no inverse, shape [*B]."""
+        dtype = action.dtype  # that of the box may be coarser, and what is left at the edge is small
+        low, high = self.action_low.to(dtype), self.action_high.to(dtype)
+        middle, half_width = 0.5 * (high + low), 0.5 * (high - low) * _INSIDE
+        return -dist.log_prob(torch.minimum(torch.maximum(action, middle - half_width), middle + half_width))
+
+    def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+        """The box was its middle and half its width."""
+        names = f"{prefix}cloning_middle", f"{prefix}cloning_half_width"
+        if any(name not in state_dict for name in names):
+            return state_dict
+        middle, half_width = (state_dict[name] for name in names)
+        rest = {name: value for name, value in state_dict.items() if name not in names}
+        return {**rest, f"{prefix}action_low": middle - half_width, f"{prefix}action_high": middle + half_width}

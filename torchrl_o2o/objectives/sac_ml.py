@@ -139,6 +139,23 @@ class SACMLLoss(SoftLoss):
         error, info = self._bellman_error(qvalue, target)
         return self._reduce(error, self._weights(tensordict)), info
 
+    @torch.no_grad()
+    def baseline_target(self, tensordict: TensorDictBase) -> Tensor:
+        """The baselines' target y_Z of the class docstring.
+
+        Args:
+            tensordict: transitions, shape [*B]; not modified.
+
+        Returns:
+            y_Z, shape [*B], without gradient.
+        """
+        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
+        following = self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
+        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
+        value = baseline_value(log_prob, baseline, self.temperature.alpha, entropy)  # log pi + min_k Z_k - alpha log pi
+        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
+
     def baseline_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the baselines; no gradient reaches the policy.
 
@@ -194,23 +211,6 @@ class SACMLLoss(SoftLoss):
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         losses["loss_baseline"] = loss_baseline
         return self._collect(tensordict, losses, {**info, **baseline_info, **actor_info, **alpha_info})
-
-    @torch.no_grad()
-    def baseline_target(self, tensordict: TensorDictBase) -> Tensor:
-        """The baselines' target y_Z of the class docstring.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            y_Z, shape [*B], without gradient.
-        """
-        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
-        following = self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
-        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
-        value = baseline_value(log_prob, baseline, self.temperature.alpha, entropy)  # log pi + min_k Z_k - alpha log pi
-        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
 
     def _baselines(self, state: Inputs) -> Tensor:
         """Z_i(s), shape [E, *B]."""
