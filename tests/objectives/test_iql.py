@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch.optim import SGD
 from torchrl.objectives import IQLLoss as UpstreamIQLLoss
 
 from tests.objectives.offline_losses import act, train
@@ -27,6 +28,7 @@ from torchrl_o2o.testing import (
     probe_transitions,
     random_transitions,
 )
+from torchrl_o2o.updates import Descend, Joint, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -188,3 +190,19 @@ def test_value_network_that_is_not_one_plain_module() -> None:
     actor, critics = make_gaussian_actor(5, 3), make_qvalue_ensemble(5, 3, num_qvalue_nets=2)
     rows = [IQLLoss(actor, critics, net).value_loss(batch)[0] for net in (value, split)]
     torch.testing.assert_close(*rows)
+
+
+def test_an_update_hands_the_target_critics_on_and_no_old_advantage() -> None:
+    """The authors' actor sees the V that has just been stepped; CORL's, in one ``Joint``, the one before."""
+    batch, seen = random_transitions(8, 5, 3), {}
+    for order in ("authors", "corl"):
+        torch.manual_seed(0)
+        loss = build()
+        optims = {name: SGD(getattr(loss, f"{name}_network_params").parameters(), 0.5) for name in ("value", "actor")}
+        steps = [Descend(name, optim) for name, optim in optims.items()]
+        old = loss.value_loss(batch)[1]
+        weights = {"old": loss.actor_loss(batch, old_advantage=old["advantage"])[1]["weight"].mean()}
+        metrics = Update(loss, *steps)(batch) if order == "authors" else Update(loss, Joint(*steps))(batch)
+        weights["new"] = loss.actor_loss(batch)[1]["weight"].mean()
+        seen[order] = [name for name, weight in weights.items() if torch.isclose(metrics["weight"], weight)]
+    assert seen == {"authors": ["new"], "corl": ["old"]}

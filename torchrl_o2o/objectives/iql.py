@@ -47,6 +47,10 @@ class IQLLoss(CriticLoss):
       the actor with ``actor_loss(batch, old_advantage=advantage)``: both come from the *old* V. They also average over
       critics (``ensemble_reduction="mean"``).
 
+    The two names keep the orders apart: an :class:`~torchrl_o2o.updates.Update` hands on what is asked for by the name
+    it was returned by, so ``target_qvalue`` but never ``advantage``, and its actor sees the new V. CORL's order is
+    ``Update(loss, Joint(Descend("value", ...), Descend("actor", ...), Descend("qvalue", ...)), MoveTargets(...))``.
+
     :meth:`forward` computes all from one set of parameters.
 
     ============  ===========  ======  ==============================
@@ -187,7 +191,8 @@ class IQLLoss(CriticLoss):
             tensordict: transitions, shape [*B]; not modified.
 
         Keyword Args:
-            old_advantage: A of an earlier V, shape [*B], as in CORL's order; ``None`` (default) takes the current V.
+            old_advantage: A of an earlier V, shape [*B], as in CORL's order: the ``advantage`` of :meth:`value_loss`,
+                handed over by the caller; ``None`` (default) takes the current V.
             target_qvalue: :math:`\min_j Q'_j(s, a)` of :meth:`value_loss` on this batch, shape [*B], for as long as
                 the targets have not moved; ``None`` (default) evaluates the target critics. Not read beside
                 ``old_advantage``.

@@ -242,6 +242,7 @@ class PEXLoss(IQLLoss):
             takes_new = torch.where(explores, takes_new, values[1] > values[0])
         return Proposals(offline, new, probability, takes_new.to(offline.dtype))
 
+    # Nothing is handed on: what V's step measured is of the recorded actions, and this policy sees proposed ones.
     def actor_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, tensordict: TensorDictBase
     ) -> tuple[Tensor, dict[str, Tensor]]:
