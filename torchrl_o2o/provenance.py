@@ -94,7 +94,7 @@ def _plain(value: Any, key: str) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_plain(item, f"{key}.{index}") for index, item in enumerate(value)]
     raise O2OSpecError(
         f"config value {key.removeprefix('config.')} is a {type(value).__name__}, "

@@ -463,3 +463,18 @@ def test_reading_what_is_not_there_says_what_is(tmp_path):
     Checkpointer(tmp_path, objects={"net": {}}).save(1)
     with pytest.raises(O2OCheckpointError, match=r"holds \['net.pt', 'rng.pt'\], not \['actor'\]"):
         load_objects(tmp_path, {"actor": {}})
+
+
+def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's runs and some environments change it; a folder given from there stays where it was."""
+    monkeypatch.chdir(tmp_path)
+    counters = {"updates": 1}
+    checkpoint = Checkpointer("run/checkpoints", objects={"counters": counters})
+    checkpoint.save(1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    counters["updates"] = 2
+    checkpoint.save(2)
+    counters["updates"] = 3
+    assert (checkpoint.restore(), counters) == (2, {"updates": 2})
+    assert (tmp_path / "run/checkpoints/step-2").is_dir()

@@ -74,3 +74,12 @@ def test_files_are_checked_by_size_and_hash(tmp_path):
     path.unlink()
     with pytest.raises(DamagedError, match="is missing"):
         verify_file(path, entry)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [(np.zeros(2), r"numpy.*_reconstruct"), (deque([1]), r"collections\.deque")]
+)
+def test_what_cannot_be_read_is_named(value: object, named: str) -> None:
+    """Not in torch's words, which are about how to read it all the same."""
+    with pytest.raises(O2OCheckpointError, match=rf"would run code: it names {named}\); return tensors"):
+        dump("counters", {"step": value})

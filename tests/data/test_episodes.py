@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_o2o.data import Convention, n_step, stack_rows
+from torchrl_o2o.data import Convention, OnlineWriter, load_offline, n_step, stack_rows
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.starting import top_episodes
+from torchrl_o2o.data.torchrl_datasets import select_transition
 from torchrl_o2o.data.trajectories import TrajectoryReplay
 from torchrl_o2o.data.transforms import add_mc_return, add_next_action, episode_returns, locomotion_reward
 from torchrl_o2o.errors import O2ODataError
@@ -116,3 +118,35 @@ def test_no_rows_have_no_episodes() -> None:
     assert episode_returns(data).tolist() == []
     with pytest.raises(O2ODataError, match="got no transitions"):
         locomotion_reward(data)
+
+
+@pytest.mark.parametrize("flags", [("terminated", "truncated"), ("truncated",), ("done",)])
+def test_any_flag_ends_an_episode(flags: tuple[str, ...]) -> None:
+    """Also where ``done`` is absent: a sum must not lead over a time limit."""
+    data = rows([0, 0, 0, 0], [1.0, 2.0, 4.0, 8.0], [1])
+    data["next"] = data["next"].select("observation", "reward", *flags)
+    assert number_episodes(data).tolist() == [0, 0, 1, 1]
+    assert n_step(data, n=3, gamma=1.0)["next", "reward"].squeeze(-1).tolist() == [3.0, 2.0, 12.0, 8.0]
+    marked = data.exclude("episode").set(("collector", "traj_ids"), torch.zeros(4, dtype=torch.int64))
+    assert n_step(marked, n=3, gamma=1.0)["steps_to_next_obs"].tolist() == [2, 1, 2, 1]
+
+
+def test_rows_that_fill_trajectories_up_are_refused() -> None:
+    """TorchRL's ``split_trajectories`` pads: [2, 3] of a trajectory of two rows and one of three."""
+    data = rows([0, 0, 0, 1, 1, 1], [1.0] * 6, [1, 5])
+    data["collector", "mask"] = torch.tensor([True, True, False, True, True, True])
+    data["collector", "traj_ids"] = data["episode"]
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(10), writer=OnlineWriter(0), batch_size=2)
+    calls = [
+        lambda: n_step(data, n=2, gamma=1.0),
+        lambda: n_step(data.exclude("episode"), n=2, gamma=1.0),
+        lambda: add_mc_return(data, gamma=1.0),
+        lambda: load_offline(data),
+        lambda: select_transition(data),
+        lambda: buffer.extend(data),
+    ]
+    for call in calls:
+        with pytest.raises(O2ODataError, match="1 of 6 rows, the first in row 2, only fill trajectories up"):
+            call()
+    whole = data[data["collector", "mask"]]
+    assert n_step(whole, n=2, gamma=1.0)["next", "reward"].squeeze(-1).tolist() == [2.0, 1.0, 2.0, 2.0, 1.0]

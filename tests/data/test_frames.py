@@ -299,3 +299,30 @@ def test_interventions_have_no_room_among_frames() -> None:
     online = data.stacks(torch.tensor([4, 7]))
     with pytest.raises(O2OSpecError, match="FrameStorage has no room"):
         insert_intervened(buffer, online.set(INTERVENED, torch.ones(2, 2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": np.array([0.0, np.nan])}, r"'reward' of episode 1 is nan at step 1, expected finite numbers"),
+        ({"action": np.array([[0.0], [3.0]])}, r"'action' of episode 1 is 3 at step 1, expected \[-1, 1\]"),
+        ({"state": np.array([[0.0], [np.inf], [0.0]])}, r"'state' of episode 1 is inf at step 1"),
+        ({"is_terminal": np.array([0, 0, 1])}, r"'is_terminal' of episode 1 is not read, but it could say how"),
+        ({"discount": np.ones(3)}, r"'discount' of episode 1 is not read"),
+    ],
+)
+def test_numbers_that_nothing_else_looks_at(change: dict[str, np.ndarray], message: str) -> None:
+    """Episodes from pixels do not go through the audit; flags of T+1 rows were taken for observations."""
+    good = {"observation": np.zeros((3, 8, 8, 3), np.uint8), "action": np.zeros((2, 1)), "reward": np.zeros(2)}
+    good |= {"state": np.zeros((3, 1))}
+    assert len(pixel_data([good, good]).rows) == 4
+    with pytest.raises(O2ODataError, match=message):
+        pixel_data([good, good | change])
+
+
+def test_what_is_no_list_of_episodes() -> None:
+    rows = TensorDict({"observation": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, [2])
+    with pytest.raises(O2ODataError, match="got a TensorDict, expected a list of episodes; take stack_rows"):
+        pixel_data(rows)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(O2ODataError, match="got a dict, expected a list of episodes; put it into a list"):
+        pixel_data({"observation": np.zeros(1)})  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
-from torchrl.data.replay_buffers.samplers import Sampler
+from torchrl.data.replay_buffers.samplers import RandomSampler, Sampler
 
 from torchrl_o2o.data import (
     TRANSITION,
@@ -349,3 +349,18 @@ def test_less_rows_than_the_sampler_was_told() -> None:
     for size in (-1, 2.5):
         with pytest.raises(O2OSpecError, match="got batch_size="):
             buffer._sampler.sample(offline_online_storage(random_transitions(8, 3, 2), 4), size)
+
+
+@pytest.mark.parametrize("sampler", [RandomSampler, lambda: PrioritizedReplaySampler(20, alpha=1.0, beta=1.0)])
+def test_an_emptied_buffer_takes_no_online_rows(sampler: Callable[[], Sampler]) -> None:
+    """They would lie behind the storage's end, and the rows that were emptied away would be drawn in their place."""
+    data = random_transitions(10, 3, 1)
+    storage, writer = offline_online_storage(data, 10), OnlineWriter(10)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler(), batch_size=4)
+    buffer.extend(random_transitions(4, 3, 1))
+    buffer.empty()
+    for write in (lambda: buffer.extend(data), lambda: buffer.add(data[0])):
+        with pytest.raises(
+            O2OSpecError, match=r"holds 0 of 10 offline rows: buffer\.empty\(\) takes the data set away"
+        ):
+            write()

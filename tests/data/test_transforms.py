@@ -279,3 +279,13 @@ class TestNStep:
             n_step(data.reshape(2, 3), n=2, gamma=0.9)
         with pytest.raises(O2ODataError, match="have no 'episode'"):
             n_step(data.exclude("episode"), n=2, gamma=0.9)
+
+
+def test_rewards_that_are_not_finite_and_observations_by_name_are_refused() -> None:
+    data = random_transitions(4, 3, 2).set("episode", torch.tensor([0, 0, 1, 1]))
+    data["next", "reward"][3] = torch.nan
+    with pytest.raises(O2ODataError, match=r"episode \d+ returns nan; expected finite rewards"):
+        locomotion_reward(data)
+    parts = TensorDict({"observation": {"image": torch.zeros(4, 2), "state": torch.zeros(4, 2)}}, [4])
+    with pytest.raises(O2OSpecError, match=r"several entries, \['image', 'state'\]"):
+        ObservationStats.of(parts)

@@ -47,3 +47,21 @@ def test_an_unfinished_last_row_does_not_look_at_the_first_one() -> None:
     nothing = torch.zeros(2, dtype=torch.bool)
     advantage = F.generalized_advantage(torch.zeros(2), torch.tensor([100.0, 3.0]), nothing, nothing, 1.0, 0.0)
     torch.testing.assert_close(advantage, torch.tensor([-97.0, 0.0]))
+
+
+def test_whole_numbers_are_not_cut_off() -> None:
+    sums = F.discounted_sum(torch.ones(3, dtype=torch.int64), torch.tensor([0.5, 0.5, 0.0]))
+    assert sums.tolist() == [1.75, 1.5, 1.0]
+
+
+def test_columns_and_flags_of_numbers_are_refused() -> None:
+    """[N, 1] beside [N] would broadcast, and ``~1`` is -2."""
+    one, ends = torch.ones(2), torch.tensor([False, True])
+    for of in (F.lambda_return, F.generalized_advantage):
+        with pytest.raises(O2OSpecError, match=r"got the shapes .* expected \[N\] for each"):
+            of(one.unsqueeze(-1), one, ends, ends, 0.5, 0.5)
+        for flags in ((ends.long(), ends), (ends, ends.float())):
+            with pytest.raises(O2OSpecError, match=r"got flags of the types .* expected bool"):
+                of(one, one, *flags, 0.5, 0.5)
+    with pytest.raises(O2OSpecError, match="got the shapes"):
+        F.discounted_sum(one, torch.ones(3))

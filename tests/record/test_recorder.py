@@ -301,3 +301,21 @@ def test_what_describes_no_run_is_told(tmp_path: Path, run: str) -> None:
     (tmp_path / "run.json").write_text(run)
     with pytest.raises(O2OCheckpointError, match=r"run\.json is (not JSON|JSON, but)"):
         read_run(tmp_path)
+
+
+def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with Recorder("run", config={"seed": 0}) as recorder:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        recorder.log(1, {"train/x": 1.0})
+        recorder.note("lineage", ["a"])
+    assert (len(read_metrics(tmp_path / "run")), read_run(tmp_path / "run")["lineage"]) == (1, ["a"])
+
+
+def test_metrics_that_are_none_and_bytes_are_refused(tmp_path: Path) -> None:
+    words = r"log\(\) got metrics=None, a NoneType; expected numbers by name"
+    with Recorder(tmp_path / "run", config={"seed": 0}) as recorder, pytest.raises(O2OSpecError, match=words):
+        recorder.log(1, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(O2OSpecError, match="config value key is a bytes"):
+        Recorder(tmp_path / "other", config={"key": b"xx"})

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from torchrl_o2o.errors import O2OCheckpointError, O2ODataError
+from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.record.runs import find_runs, group_runs, load_run
 
@@ -170,3 +171,19 @@ def test_a_setting_that_is_null_is_none(tmp_path):
     write_run(tmp_path / "b", seed=1, algorithm="rlpd", evaluation={"video": None})
     (group,) = group_runs([load_run(tmp_path / name) for name in "ab"])
     assert [run.seed for run in group.runs] == [0, 1]
+
+
+def test_folders_are_a_list(tmp_path: Path) -> None:
+    """A text is a sequence too: of its letters, among them a slash, which is the whole disk."""
+    for given in (str(tmp_path), tmp_path, []):
+        with pytest.raises(O2OSpecError, match="expected a list of at least one folder"):
+            find_runs(given)  # pyright: ignore[reportArgumentType]
+
+
+def test_links_to_runs_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "runs/seed-0").mkdir(parents=True)
+    (tmp_path / "runs/seed-0/run.json").write_text("{}")
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen/best").symlink_to(tmp_path / "runs/seed-0")
+    (tmp_path / "chosen/around").symlink_to(tmp_path)
+    assert find_runs([tmp_path / "chosen"]) == [tmp_path / "runs/seed-0"]

@@ -94,7 +94,7 @@ class Checkpointer:
     ) -> None:
         if keep < 1:
             raise O2OSpecError(f"keep is {keep}, expected at least 1")
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # an environment, or Hydra, may change the working directory
         self._objects = checked_objects(objects)
         self._keep = keep
         self._config = {} if config is None else plain_config(config)

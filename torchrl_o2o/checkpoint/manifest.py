@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ MANIFEST = "manifest.json"
 #: The layout of a checkpoint; it grows when older readers could not make sense of a newer checkpoint.
 FORMAT = 1
 _DIGEST_BYTES = 32
+_GLOBAL = re.compile(r"Unsupported global: GLOBAL (\S+)")
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -114,10 +116,11 @@ def dump(name: str, state: Any) -> bytes:
         data = stream.getvalue()
         load(data, device="meta")  # all but the tensors' numbers, which would be in memory once more
     except Exception as error:  # pickle raises what the state's own classes raise
-        reason = str(error).partition("\n")[0]
+        reason = str(error) if isinstance(error, O2OCheckpointError) else f"{type(error).__name__}: {error}"
         raise O2OCheckpointError(
-            f"the state of {name!r} cannot be read back without running code ({type(error).__name__}: {reason}); "
-            "return tensors and plain numbers, strings, lists and dicts from its state_dict()"
+            f"the state of {name!r} cannot be read back without running code ({reason.partition(chr(10))[0]}); "
+            "return tensors and plain numbers, strings, lists and dicts from its state_dict(); numpy's arrays become "
+            "tensors by torch.as_tensor, and its numbers plain by item()"
         ) from error
     return data
 
@@ -141,8 +144,9 @@ def load(data: bytes, *, device: str = "cpu") -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise O2OCheckpointError(f"refused, because reading it would run code ({reason})") from error
+        named = _GLOBAL.search(str(error))  # torch's own words are about how to load it all the same
+        reason = f"it names {named[1]}" if named else str(error).partition("\n")[0]
+        raise O2OCheckpointError(f"refused, because reading it would run code: {reason}") from error
 
 
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:

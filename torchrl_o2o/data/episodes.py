@@ -10,10 +10,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.data.keys import EPISODE
+from torchrl_o2o.data.keys import EPISODE, check_padding
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["column", "number_episodes", "number_runs"]
+__all__ = ["column", "ends_of", "number_episodes", "number_runs"]
 
 
 def number_episodes(data: TensorDictBase) -> Tensor:
@@ -30,8 +30,8 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         [N] int64.
 
     Raises:
-        O2ODataError: if ``episode`` is missing or is not one whole number a row, or an episode that has not ended goes
-            on further down: the rows were shuffled.
+        O2ODataError: if ``episode`` is missing or is not one whole number a row, an episode that has not ended goes on
+            further down (the rows were shuffled), or rows are none (:func:`~torchrl_o2o.data.keys.check_padding`).
 
     Examples:
         >>> from tensordict import TensorDict
@@ -42,6 +42,7 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2ODataError: episode 3 breaks off after row 0 and goes on further down: the rows are...
     """
+    check_padding(data)
     episode = data.get(EPISODE, None)
     if episode is None:
         raise O2ODataError(
@@ -54,10 +55,30 @@ def number_episodes(data: TensorDictBase) -> Tensor:
             f"got {EPISODE!r} of shape {list(episode.shape)} and {episode.dtype} for {len(data)} transitions, expected "
             f"one whole number a row, [{len(data)}]; squeeze it, or number the episodes from 0"
         )
-    done = data.get(("next", "done"), None)
-    ended = torch.zeros_like(episode, dtype=torch.bool) if done is None else column(data, done, "done").bool()
+    ended = ends_of(data)
     _refuse_shuffled(episode, (episode[1:] != episode[:-1]) & ~ended[:-1])
     return number_runs(episode, ended)
+
+
+def ends_of(data: TensorDictBase) -> Tensor:
+    """Which rows end their episode, [N] bool: by ``done``, or by the other flags where that is not there.
+
+    Args:
+        data: transitions [N].
+
+    Raises:
+        O2ODataError: if a flag is not one a row.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> ends_of(TensorDict({"next": {"truncated": torch.tensor([False, True])}}, [2]))
+        tensor([False,  True])
+    """
+    flags = {name: data.get(("next", name), None) for name in ("done", "terminated", "truncated")}
+    found = [column(data, flag, name).bool() for name, flag in flags.items() if flag is not None]
+    if flags["done"] is not None or len(found) == 1:
+        return found[0]
+    return found[0] | found[1] if found else torch.zeros(len(data), dtype=torch.bool, device=data.device)
 
 
 def number_runs(marks: Tensor, ended: Tensor) -> Tensor:

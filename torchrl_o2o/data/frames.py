@@ -21,6 +21,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.data.datasets.columns import speaks_of_ends
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.keys import EPISODE
 from torchrl_o2o.data.transforms import check_one_step
@@ -28,6 +29,7 @@ from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["FrameRing", "FrameStorage", "PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
 
+_EDGE = 2e-6  # rounding of actions at the edge of [-1, 1]
 _REMEMBERED = 256  # frames that are compared with new ones: of stacks that overlap, of environments that take turns
 
 
@@ -168,8 +170,8 @@ def pixel_data(
 
     Args:
         episodes: each with T+1 images under every image key, T ``action`` [T, A] and T ``reward``, and ``terminated``
-            [T] where an episode ends in a terminal state; without it, all ends are cuts. Other entries of T+1 rows are
-            observations, too, and become float32.
+            [T] where an episode ends in a terminal state; without it, all ends are cuts. Actions are in [-1, 1]. Other
+            entries of T+1 rows are observations, too, and become float32, unless their name speaks of ends.
 
     Keyword Args:
         num_stack: frames of a stack. Defaults to 3.
@@ -179,7 +181,8 @@ def pixel_data(
         The data, actions and rewards float32.
 
     Raises:
-        O2ODataError: if there is no episode, an entry is missing, images are of several sizes, or lengths do not fit.
+        O2ODataError: if there is no episode, an entry is missing, images are of several sizes, lengths do not fit, a
+            number is not finite or an action beyond [-1, 1], or an entry that could say where episodes end is not read.
 
     Examples:
         >>> episode = {"pixels": np.zeros((4, 32, 32, 3), np.uint8), "state": np.zeros((4, 5)),
@@ -188,6 +191,9 @@ def pixel_data(
         >>> rows["pixels"].tolist(), rows["next", "state"].shape
         ([[0, 0, 0], [0, 0, 1], [0, 1, 2]], torch.Size([3, 5]))
     """
+    if isinstance(episodes, Mapping | TensorDictBase):
+        remedy = "take stack_rows of transitions" if isinstance(episodes, TensorDictBase) else "put it into a list"
+        raise O2ODataError(f"got a {type(episodes).__name__}, expected a list of episodes; {remedy}")
     frames: dict[str, list[Tensor]] = {key: [] for key in image_keys}
     columns: dict[str, list[Tensor]] = {}
     lengths: list[int] = []
@@ -268,11 +274,22 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
     for key, value in episode.items():
         if key in image_keys:
             continue
+        if key != "terminated" and speaks_of_ends(key):
+            raise O2ODataError(
+                f"{key!r} of episode {number} is not read, but it could say how the episode ends; give 'terminated' "
+                f"[{steps}], true at the last step of an episode that ends in a terminal state, and leave {key!r} out"
+            )
         column = torch.as_tensor(np.asarray(value))
         expected = steps if key in ("action", "reward", "terminated") else steps + 1
         if len(column) != expected:
             raise O2ODataError(f"{key!r} of episode {number} has {len(column)} rows, expected {expected}")
         out[key] = column.bool() if key == "terminated" else column.float()
+    for key, column in out.items():
+        bad = ~column.isfinite() if key != "action" else ~(column.abs() <= 1 + _EDGE)
+        if bad.any():
+            step, found = int(bad.reshape(len(column), -1).any(1).nonzero()[0]), float(column[bad][0])
+            expected = "finite numbers" if key != "action" else "[-1, 1]; map them to it"
+            raise O2ODataError(f"{key!r} of episode {number} is {found:g} at step {step}, expected {expected}")
     if out["terminated"][:-1].any():
         raise O2ODataError(f"episode {number} goes on behind a terminal state; split it there")
     return out

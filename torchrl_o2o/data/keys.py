@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from tensordict import NestedKey, TensorDictBase
 
-__all__ = ["EPISODE", "STEPS", "TRANSITION", "cut_off_", "has_steps", "key_text", "stored_keys", "transition_keys"]
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = [
+    "EPISODE",
+    "STEPS",
+    "TRANSITION",
+    "check_padding",
+    "cut_off_",
+    "has_steps",
+    "key_text",
+    "stored_keys",
+    "transition_keys",
+]
 
 #: What a loss reads and a replay buffer stores. ``done`` is always ``terminated | truncated``.
 TRANSITION: tuple[NestedKey, ...] = (
@@ -26,6 +38,39 @@ EPISODE: NestedKey = "episode"
 
 #: How many steps lie between a row's two observations, int64, shape [N]; TorchRL's name. Without it, one.
 STEPS: NestedKey = "steps_to_next_obs"
+
+#: False in the rows that TorchRL's ``split_trajectories`` fills short trajectories up with.
+_MASK: NestedKey = ("collector", "mask")
+
+
+def check_padding(data: TensorDictBase) -> None:
+    """Refuse rows that are no transitions: those that fill trajectories up to one length.
+
+    TorchRL's ``split_trajectories``, and its collectors with ``split_trajs=True``, add them.
+
+    Args:
+        data: rows [N].
+
+    Raises:
+        O2ODataError: if there are such rows.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(3, 3, 1).set(("collector", "mask"), torch.tensor([True, True, False]))
+        >>> check_padding(rows[rows["collector", "mask"]])
+        >>> check_padding(rows)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2ODataError: 1 of 3 rows, the first in row 2, only fill trajectories up to one length...
+    """
+    mask = data.get(_MASK, None)
+    if mask is None or bool(mask.all()):
+        return
+    mask = mask.reshape(-1)
+    raise O2ODataError(
+        f"{int((~mask).sum())} of {len(mask)} rows, the first in row {int((~mask).nonzero()[0])}, only fill "
+        f"trajectories up to one length ({_MASK} is False there); take data[data[{_MASK!r}]]"
+    )
 
 
 def transition_keys(*observed: str) -> tuple[NestedKey, ...]:

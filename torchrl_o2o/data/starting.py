@@ -22,7 +22,7 @@ from torchrl_o2o.data.samplers import BalancedSampler
 from torchrl_o2o.data.storage import MappedStorage, stored_keys
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 
 __all__ = ["MakeStorage", "StartingData", "offline_buffer", "starting_buffer", "top_episodes"]
 
@@ -45,7 +45,7 @@ def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
         Their transitions, in order.
 
     Raises:
-        O2OSpecError: if ``number`` is negative.
+        O2OSpecError: if ``number`` is no whole number of at least 0.
         O2ODataError: if the data have no episode numbers, or rows are shuffled.
 
     Examples:
@@ -56,8 +56,7 @@ def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
         >>> top_episodes(data, 2)["episode"]
         tensor([0, 2])
     """
-    if number < 0:
-        raise O2OSpecError(f"got number={number}, expected 0 or more episodes")
+    number = check_count("number", number)
     returns, episode = episode_returns(data), number_episodes(data)
     best = returns.argsort(stable=True)[max(len(returns) - number, 0) :]
     return data[torch.cat([torch.where(episode == index)[0] for index in best] or [episode[:0]])]

@@ -87,12 +87,13 @@ class MappedStorage(LazyMemmapStorage):
     """
 
     def __init__(self, num_offline: int, online_capacity: int, scratch_dir: str | Path) -> None:
-        folder = Path(scratch_dir)
+        folder = Path(scratch_dir).absolute()  # the files are made when the first rows come
         if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+            found = "not empty" if folder.is_dir() else "a file"
             raise O2OSpecError(
-                f"got scratch_dir={str(folder)!r}, which is {'not empty' if folder.is_dir() else 'a file'}, expected a "
-                "folder that is empty or absent; name another one, or remove it if an earlier run left it: no run "
-                "needs its old files, a resumed one has its rows from the data and the checkpoint"
+                f"got scratch_dir={str(scratch_dir)!r}, which is {found}, expected a folder that is empty or "
+                "absent; name another one, or remove it if an earlier run left it: no run needs its old files, a "
+                "resumed one has its rows from the data and the checkpoint"
             )
         super().__init__(num_offline + online_capacity, scratch_dir=folder)
         self.num_offline = num_offline

@@ -16,7 +16,7 @@ from torchrl.data import ImmutableDatasetWriter, ReplayBuffer, TensorDictReplayB
 from torchrl.data.datasets import register_dataset
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.keys import TRANSITION, check_padding
 from torchrl_o2o.data.load import load_offline
 from torchrl_o2o.data.starting import StartingData, starting_buffer
 from torchrl_o2o.errors import check_count
@@ -143,12 +143,14 @@ def select_transition(data: TensorDictBase) -> TensorDictBase:
 
     Raises:
         KeyError: if an entry is missing.
+        O2ODataError: if rows only fill trajectories up (:func:`~torchrl_o2o.data.keys.check_padding`).
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
         >>> len(select_transition(random_transitions(4, 3, 2).set("log_prob", torch.zeros(4))).keys(True, True))
         7
     """
+    check_padding(data)
     return data.select(*TRANSITION)
 
 

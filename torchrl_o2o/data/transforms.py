@@ -24,8 +24,8 @@ from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.episodes import column, number_episodes, number_runs
-from torchrl_o2o.data.keys import STEPS, has_steps
+from torchrl_o2o.data.episodes import column, ends_of, number_episodes, number_runs
+from torchrl_o2o.data.keys import STEPS, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_option
 
 __all__ = [
@@ -133,6 +133,9 @@ def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) ->
     if not len(returns):
         raise O2ODataError("got no transitions, expected episodes whose returns rewards are scaled by")
     spread = float(returns.max() - returns.min())
+    if not returns.isfinite().all():
+        first = int((~returns.isfinite()).nonzero()[0])
+        raise O2ODataError(f"episode {first} returns {float(returns[first])}; expected finite rewards to scale by.")
     if spread <= 0:
         raise O2ODataError(f"all {len(returns)} episodes return {float(returns[0]):g}; expected a spread to divide by.")
     return AffineReward(scale=max_episode_steps / spread)
@@ -361,7 +364,8 @@ def check_one_step(data: TensorDictBase, what: str) -> None:
 
 def _segments(data: TensorDictBase, trajectory: Tensor) -> Tensor:
     """Numbers of the runs of rows that belong together, from 0, shape [N]; a collector's numbers may come back."""
-    return number_runs(trajectory, column(data, data.get(("next", "done")), "done").bool())
+    check_padding(data)
+    return number_runs(trajectory, ends_of(data))
 
 
 def _rewards(data: TensorDictBase) -> Tensor:
@@ -413,10 +417,15 @@ class ObservationStats:
             eps: added to the standard deviation.
 
         Raises:
-            O2OSpecError: if the observations are images.
+            O2OSpecError: if the observations are images, or several entries.
             O2ODataError: if there is none, or one is not finite.
         """
         observation = data.get("observation")
+        if not isinstance(observation, Tensor):
+            raise O2OSpecError(
+                f"observations are several entries, {sorted(map(str, observation.keys()))}; expected one vector a row. "
+                "Join them, or standardize none"
+            )
         if not observation.is_floating_point():
             raise O2OSpecError(f"observations are {observation.dtype}; expected floats. Images are not standardized.")
         if not len(data) or not observation.isfinite().all():

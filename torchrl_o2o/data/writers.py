@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrl.data import RoundRobinWriter, Storage, Writer
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import STEPS, cut_off_, has_steps
+from torchrl_o2o.data.keys import STEPS, check_padding, cut_off_, has_steps
 from torchrl_o2o.data.storage import rows_of
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
@@ -164,12 +164,21 @@ class OnlineWriter(Writer):
 
         They are looked at closely only where they differ from the rows before.
         """
+        if isinstance(data, TensorDictBase) and batch_dims:
+            check_padding(data)
         if isinstance(data, TensorDictBase) and data.batch_dims != batch_dims:
             raise O2OSpecError(
                 f"got transitions of batch shape {list(data.batch_size)}, expected {['N'][:batch_dims]}; flatten them "
                 f"with data.reshape(-1), and add a single one by buffer.add(data)"
             )
-        if len(rows_of(self._storage)) == 0 or not isinstance(data, TensorDictBase):
+        held = len(rows_of(self._storage))
+        if held < self.num_offline:  # the rows would lie behind the storage's end, and old ones would be drawn
+            raise O2OSpecError(
+                f"got online transitions for a storage that holds {held} of {self.num_offline} offline rows: "
+                "buffer.empty() takes the data set away too. Build the storage and its buffers anew, with "
+                "OnlineWriter(0) if they shall hold online rows alone"
+            )
+        if held == 0 or not isinstance(data, TensorDictBase):
             return
         alike = [
             (key, value.shape[batch_dims:], value.dtype, value.requires_grad) for key, value in data.items(True, True)

@@ -9,7 +9,7 @@ Rows [N] are flat: steps in their order, one episode behind the other; ``done`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -35,18 +35,34 @@ def discounted_sum(increment: Tensor, discount: Tensor) -> Tensor:
         discount: c, shape [N]; 0 at an episode's last row.
 
     Returns:
-        G, shape [N], without gradient.
+        G, shape [N], without gradient, in the type of x; whole numbers become floating point.
+
+    Raises:
+        O2OSpecError: if there is not one of each a row.
 
     Examples:
         >>> import torch
         >>> discounted_sum(torch.ones(3), torch.tensor([0.5, 0.0, 0.5]))
         tensor([1.5000, 1.0000, 1.0000])
     """
+    _check_rows({"increment": increment, "discount": discount}, {})
     out, following = [], 0.0
     for x, c in zip(reversed(increment.tolist()), reversed(discount.tolist()), strict=True):
         following = x + c * following
         out.append(following)
-    return torch.tensor(out[::-1], dtype=increment.dtype, device=increment.device)
+    dtype = increment.dtype if increment.is_floating_point() else torch.get_default_dtype()
+    return torch.tensor(out[::-1], dtype=dtype, device=increment.device)
+
+
+def _check_rows(numbers: Mapping[str, Tensor], flags: Mapping[str, Tensor]) -> None:
+    """Refuse columns [N, 1], which broadcast against [N], and flags of numbers, which ``~`` does not turn round."""
+    columns = {**numbers, **flags}
+    shapes = {name: list(column.shape) for name, column in columns.items()}
+    if any(len(shape) != 1 for shape in shapes.values()) or len({tuple(shape) for shape in shapes.values()}) > 1:
+        raise O2OSpecError(f"got the shapes {shapes}, expected [N] for each; squeeze columns [N, 1]")
+    wrong = {name: flag.dtype for name, flag in flags.items() if flag.dtype != torch.bool}
+    if wrong:
+        raise O2OSpecError(f"got flags of the types {wrong}, expected bool; convert them with flag.bool()")
 
 
 def lambda_return(
@@ -69,6 +85,9 @@ def lambda_return(
     Returns:
         G, shape [N], without gradient.
 
+    Raises:
+        O2OSpecError: if there is not one of each a row, or a flag is no bool.
+
     Examples:
         >>> import torch
         >>> ends = torch.tensor([False, True])
@@ -77,6 +96,7 @@ def lambda_return(
         >>> lambda_return(torch.ones(2), torch.full((2,), 10.0), ends, ends, 0.5, 1.0)  # to the end
         tensor([1.5000, 1.0000])
     """
+    _check_rows({"reward": reward, "next_value": next_value}, {"terminated": terminated, "done": done})
     goes_on = gamma * (~terminated).to(reward.dtype)
     ends = done.clone()
     ends[-1:] = True
@@ -123,12 +143,16 @@ def generalized_advantage(
     Returns:
         A, shape [N], without gradient.
 
+    Raises:
+        O2OSpecError: if there is not one of each a row, or a flag is no bool.
+
     Examples:
         >>> import torch
         >>> ends = torch.tensor([False, True])
         >>> generalized_advantage(torch.ones(2), torch.tensor([1.0, 2.0]), ends, ends, 1.0, 1.0)
         tensor([ 1., -1.])
     """
+    _check_rows({"reward": reward, "value": value}, {"terminated": terminated, "done": done})
     done = done.clone()
     done[-1:] = True
     last = torch.where(terminated, torch.zeros_like(value), value)

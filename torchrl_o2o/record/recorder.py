@@ -96,7 +96,7 @@ class Recorder:
         wandb: Mapping[str, Any] | None = None,
         progress_total: int | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # an environment, or Hydra, may change the working directory
         plain = _seeded(plain_config(config), seed)
         _make_folder(self.folder)
         self._identity = identity(self.folder)
@@ -166,6 +166,8 @@ class Recorder:
             raise O2OSpecError(
                 f"log() got step {step} after step {self._last_step}; count one step through all phases of the run"
             )
+        if not hasattr(metrics, "items"):
+            raise O2OSpecError(f"log() got metrics={metrics!r}, a {type(metrics).__name__}; expected numbers by name")
         numbers = {name: _number(name, value) for name, value in metrics.items()}
         row = {"step": step, "time": round(self._elapsed(), 3)}
         self._metrics.append(row | {name: plain_number(value) for name, value in numbers.items()})

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.record.curves import common_scores
 from torchrl_o2o.record.recorder import read_metrics, read_rows, read_run
 
@@ -119,6 +119,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         O2ODataError: if a folder holds no run.
+        O2OSpecError: if one folder is given in the place of several, or none.
 
     Examples:
         >>> import tempfile
@@ -130,6 +131,8 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         >>> [run.name for run in find_runs([root, root / "a"])]
         ['a', 'b']
     """
+    if isinstance(folders, str | Path) or not (folders := list(folders)):
+        raise O2OSpecError(f"got folders={folders!r}, expected a list of at least one folder")
     found: dict[Path, None] = {}
     for folder in map(Path, folders):
         runs = sorted(_run_folders(folder))
@@ -142,8 +145,13 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     """Folders that hold a run.json; those that come and go while a run saves are not looked into."""
-    for where, inner, files in os.walk(folder):  # passes over what has vanished meanwhile
-        inner[:] = [name for name in inner if name not in _NOT_RUNS]
+    seen: set[str] = set()
+    for where, inner, files in os.walk(folder, followlinks=True):  # passes over what has vanished meanwhile
+        if (place := os.path.realpath(where)) in seen:  # a link to a folder above it, or to one that was there
+            inner[:] = []
+            continue
+        seen.add(place)
+        inner[:] = sorted(name for name in inner if name not in _NOT_RUNS)
         if "run.json" in files:
             yield Path(where)
 

@@ -174,7 +174,7 @@ class Session:
         config = plain_config(self.config)
         self.record = Recorder(self.folder, config=config, resume=self.resume, **self.recorder)
         objects = {**self.objects, "recorder": self.record, "counters": self.counters}
-        folder = Path(self.folder) / "checkpoints"
+        folder = self.record.folder / "checkpoints"
         try:
             self.checkpoint = Checkpointer(folder, objects=objects, buffer=self.buffer, config=config)
         except BaseException:
@@ -190,7 +190,7 @@ class Session:
             self.restored = self._saved = self.restore(self.checkpoint) if self.resume else None
             _say(f"{self._title}: {self.folder}{'' if self._saved is None else f', from checkpoint {self._saved}'}")
             if self.restored is not None and self.on_save is not None:
-                self.on_save(Path(self.folder))  # a process killed between the two saves left an older one
+                self.on_save(self.record.folder)  # a process killed between the two saves left an older one
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -214,9 +214,8 @@ class Session:
     def _say_goodbye(self) -> None:
         scores = [f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in self._measured.items()]
         _say(f"{self._title}: complete{': ' if scores else ''}{', '.join(scores)}")
-        policy = Path(self.folder) / "policy.pt"
-        if policy.exists():
-            _say(f"  policy: {policy}")
+        if (self.record.folder / "policy.pt").exists():
+            _say(f"  policy: {Path(self.folder) / 'policy.pt'}")
         _say(f"  curves: {shlex.join(['o2o', 'report', str(self.folder)])}")
 
     @property
@@ -333,7 +332,7 @@ class Session:
 
     def _log_handover(self, step: int) -> None:
         try:
-            self.record.log(step, handover_metrics(read_metrics(self.folder)))
+            self.record.log(step, handover_metrics(read_metrics(self.record.folder)))
         except O2OSpecError as error:  # evaluations are missing; no reason to lose the end of a run
             warnings.warn(f"what going online did cannot be said: {error}", stacklevel=2)
 
@@ -345,7 +344,7 @@ class Session:
         self.checkpoint.save(count)
         self._saved = count
         if self.on_save is not None:
-            self.on_save(Path(self.folder))
+            self.on_save(self.record.folder)
 
     def _evaluate(self, step: int) -> None:
         if self.evaluate is None:

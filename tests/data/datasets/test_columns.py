@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from torchrl_o2o.data import check_offline, load_offline
 from torchrl_o2o.data.datasets.columns import (
@@ -160,3 +161,15 @@ def test_rows_that_are_transitions_are_said_to_be() -> None:
     data = load_offline(steps_of_rlds() | {"reward": np.arange(8.0)}, names=said)
     assert data["next", "reward"][:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6], "of the cut row nothing says what followed"
     assert data["next", "terminated"][:, 0].nonzero()[:, 0].tolist() == [3]
+
+
+def test_tensors_that_numpy_does_not_take(flat: dict[str, np.ndarray]) -> None:
+    """With gradients, in bfloat16: read as they are from a dictionary, and from TED."""
+    wide = {name: torch.as_tensor(values) for name, values in flat.items()}
+    tensors = {name: value.bfloat16() if value.is_floating_point() else value for name, value in wide.items()}
+    tensors["rewards"] = wide["rewards"].clone().requires_grad_()
+    data = load_offline(tensors)
+    assert torch.equal(data["observation"], wide["observations"].bfloat16().float())
+    assert torch.equal(data["next", "reward"], wide["rewards"].unsqueeze(-1))
+    half = data.apply(lambda value: value.bfloat16() if value.is_floating_point() else value)
+    assert torch.equal(load_offline(half)["observation"], data["observation"])

@@ -114,3 +114,17 @@ def test_many_rows_are_looked_at_in_parts(tmp_path: Path, monkeypatch: pytest.Mo
     data["episode"][28] = 0
     with pytest.raises(O2ODataError, match="row 28 is of episode 0, the one before of 2"):
         load_offline(path)
+
+
+def test_terminals_at_the_time_limit_can_be_said_to_be_terminal(tmp_path: Path) -> None:
+    """The loader's error about them says what to pass, and takes it."""
+
+    def all_terminal(data: TensorDict) -> None:
+        data["next", "terminated"] = data["next", "done"].clone()
+        data["next", "truncated"] = torch.zeros_like(data["next", "done"])
+
+    where = folder(tmp_path / "rows", all_terminal)
+    with pytest.raises(O2ODataError, match=r"names={'terminals': 'terminals'} if they are terminal"):
+        load_offline(where, max_episode_steps=10)
+    data = load_offline(where, max_episode_steps=10, names={"terminals": "terminals"})
+    assert int(data["next", "terminated"].sum()) == 4

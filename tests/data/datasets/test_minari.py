@@ -16,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from torchrl_o2o.data import load_offline
+from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.minari import check_dataset_id, read_minari
 from torchrl_o2o.errors import O2ODataError
 
@@ -92,15 +93,15 @@ def test_goal_observations_are_joined_in_the_stated_order(dataset_root: Path) ->
         ("toy/maze-v0", "PointMaze_UMaze-v3", [1, 1, 1, 3, 3, 3]),
     ):
         folder = write(dataset_root, name, [episode], space=space, spec=EnvSpec(env_id, entry_point="x:Y"))
-        raw = read_minari(folder, obs_keys=None, min_episode_length=1)
+        raw = read_minari(folder, ReadOptions(min_episode_length=1))
         assert raw.data["observation"][0].tolist() == expected
         assert raw.meta.env_id == env_id
-    chosen = read_minari(folder, obs_keys=("desired_goal", "observation"), min_episode_length=1)
+    chosen = read_minari(folder, ReadOptions(obs_keys=("desired_goal", "observation"), min_episode_length=1))
     assert chosen.data["next", "observation"][0].tolist() == [3, 3, 3, 1, 1, 1]
     with pytest.raises(
         O2ODataError, match=r"observes \['achieved_goal', 'desired_goal', 'observation'\], not \['pixels'"
     ):
-        read_minari(folder, obs_keys=("pixels",), min_episode_length=1)
+        read_minari(folder, ReadOptions(obs_keys=("pixels",), min_episode_length=1))
 
 
 def test_nested_observations_are_joined_in_alphabetical_order(dataset_root: Path) -> None:
@@ -110,7 +111,7 @@ def test_nested_observations_are_joined_in_alphabetical_order(dataset_root: Path
         "achieved_goal": {"b": np.full((3, 3), 3.0), "a": np.full((3, 3), 2.0)},
     }
     folder = write(dataset_root, "toy/kitchen-v0", [episode], space=space)
-    data = read_minari(folder, obs_keys=None, min_episode_length=1).data
+    data = read_minari(folder, ReadOptions(min_episode_length=1)).data
     assert data["observation"][0].tolist() == [1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
@@ -118,14 +119,14 @@ def test_images_are_decoded_and_stay_bytes(dataset_root: Path) -> None:
     space = spaces.Box(0, 255, (16, 16, 3), np.uint8)
     images = np.repeat(np.arange(4, dtype=np.uint8)[:, None, None, None] * 60, 16 * 16 * 3).reshape(4, 16, 16, 3)
     folder = write(dataset_root, "toy/pixels-v0", [images], space=space)
-    data = read_minari(folder, obs_keys=None, min_episode_length=1).data
+    data = read_minari(folder, ReadOptions(min_episode_length=1)).data
     np.testing.assert_array_equal(data["next", "observation"], images[1:])  # flat colors survive JPEG
 
 
 def test_actions_of_another_box_are_mapped(dataset_root: Path) -> None:
     box = spaces.Box(np.array([-0.4, 0.0], np.float32), np.array([0.4, 3.0], np.float32))
     folder = write(dataset_root, "toy/box-v0", vectors(50), box=box)
-    stored = read_minari(folder, obs_keys=None, min_episode_length=1).data["action"]
+    stored = read_minari(folder, ReadOptions(min_episode_length=1)).data["action"]
     action = load_offline(folder)["action"]
     np.testing.assert_allclose(action[:, 0], stored[:, 0] / 0.4, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(action[:, 1], stored[:, 1] / 1.5 - 1, rtol=1e-5, atol=1e-6)
@@ -154,7 +155,7 @@ def test_damaged_data_files_are_named(dataset_root: Path, damage: str) -> None:
             del file["episode_1"]
     else:
         path.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"x" * 999, "empty": b""}[damage])
-    with pytest.raises(O2ODataError, match=rf"{path} is damaged or not HDF5 .*download or record it again"):
+    with pytest.raises(O2ODataError, match=rf"{path} is damaged.*download or record\s+it again"):
         load_offline("toy/damaged-v0")
     path.write_bytes(content)
     assert len(load_offline("toy/damaged-v0")) == 9  # the failure left nothing in the cache
@@ -223,8 +224,37 @@ def test_metadata_become_the_description(dataset_root: Path) -> None:
     extra = {"ref_min_score": 1.5, "ref_max_score": 9.0, "algorithm_name": "walking"}
     spec = EnvSpec("Toy-v3", entry_point="x:Y", max_episode_steps=77)
     folder = write(dataset_root, "toy/meta-v0", vectors(4), spec=spec, extra=extra)
-    meta = read_minari(folder, obs_keys=None, min_episode_length=1).meta
+    meta = read_minari(folder, ReadOptions(min_episode_length=1)).meta
     assert (meta.id, meta.env_id, meta.max_episode_steps) == ("toy/meta-v0", "Toy-v3", 77)
     assert (meta.action_low, meta.action_high) == ((-1.0, -1.0), (1.0, 1.0))
     assert (meta.ref_min_score, meta.ref_max_score) == (1.5, 9.0)
     assert meta.provenance["algorithm_name"] == "walking"
+
+
+@pytest.mark.filterwarnings("ignore:toy/limits-v0")
+def test_what_the_loader_says_of_flags_can_be_said_to_it(dataset_root: Path) -> None:
+    """All terminal states are at the time limit: the error asks what they are, and takes the answer."""
+    spec = EnvSpec("Pendulum-v1", entry_point="none:None", max_episode_steps=4)
+    write(dataset_root, "toy/limits-v0", vectors(4) * 5, spec=spec)
+    path = dataset_root / "toy/limits-v0/data/main_data.hdf5"
+    with h5py.File(path, "a") as file:
+        for number in range(5):
+            flags = np.arange(4) == 3
+            file[f"episode_{number}/terminations"][:], file[f"episode_{number}/truncations"][:] = flags, ~flags & False
+    with pytest.raises(O2ODataError, match=r"look like time limits stored as terminals. Pass names"):
+        load_offline("toy/limits-v0")
+    ends = []
+    for role in ("terminals", "timeouts"):
+        data = load_offline("toy/limits-v0", names={"terminations": role})
+        ends.append([int(data["next", key].sum()) for key in ("terminated", "truncated")])
+    assert ends == [[5, 0], [0, 5]]
+
+
+def test_metadata_that_count_too_many_and_a_file_in_the_place_of_its_folder(dataset_root: Path) -> None:
+    folder = write(dataset_root, "toy/many-v0", vectors(4, 4)) / "data"
+    with pytest.raises(O2ODataError, match="is the data of a Minari set; name its folder"):
+        load_offline(folder / "main_data.hdf5")
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "total_episodes": 9}))
+    with pytest.raises(O2ODataError, match="is damaged: it holds 2 episodes and its metadata speak of 9"):
+        load_offline("toy/many-v0")

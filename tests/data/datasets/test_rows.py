@@ -182,3 +182,12 @@ def test_episodes_that_differ_in_width_are_named(episodes: list[Arrays]) -> None
         O2ODataError, match=r"toy: one observation has the shape \[5\] in episode 1 and \[2\] in episode 0"
     ):
         rows_from_episodes(episodes, origin="toy")
+
+
+def test_the_array_that_could_say_where_episodes_end_is_named(flat: Arrays) -> None:
+    ends = flat["terminals"] | flat.pop("timeouts")
+    flat["episode_terminals"] = ends
+    with pytest.raises(O2ODataError, match=r"'episode_terminals' could say it: tell by names={'episode_terminals'"):
+        rows_from_flat(flat, max_episode_steps=None, origin="d3rlpy")
+    rows = rows_from_flat(flat, max_episode_steps=None, origin="d3rlpy", names={"episode_terminals": "ends"})
+    assert rows.lengths.tolist() == [4, 5, 3]

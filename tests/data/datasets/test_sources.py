@@ -103,3 +103,20 @@ def test_a_known_set_loads_from_its_cache_quickly(dataset_root: Path) -> None:
     start = time.perf_counter()
     describe_offline("o2o/halfcheetah/random-v0")
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("meta/info.json", "it is LeRobot's"),
+        ("dataset_info.json", "RLDS"),
+        (".zgroup", "it is Zarr's"),
+        ("episode_1.npz", "its 1 files such as episode_1.npz are loaded one by one"),
+        ("notes.txt", "TensorDict.memmap. Read another form"),
+    ],
+)
+def test_folders_of_others(name: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(O2ODataError, match=what):
+        load_offline(tmp_path)

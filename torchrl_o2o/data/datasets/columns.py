@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.envs.tasks import observation_keys
@@ -34,7 +36,9 @@ __all__ = [
     "check_size",
     "find_columns",
     "joined",
+    "plain_tensor",
     "refuse_keys",
+    "speaks_of_ends",
     "unread_notes",
 ]
 
@@ -325,11 +329,24 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(shape) if shape is not None else (len(value),) if isinstance(value, list | tuple) else ()
 
 
+def speaks_of_ends(name: str) -> bool:
+    """Whether an array's name says that it could tell where episodes end.
+
+    Args:
+        name: of the array.
+
+    Examples:
+        >>> speaks_of_ends("is_last"), speaks_of_ends("velocity")
+        (True, False)
+    """
+    return _COULD_BE_ENDS.search(name) is not None
+
+
 def _could_be_ends(name: str, value: Any, steps: int) -> bool:
     """Whether an array has one number per step and a name that speaks of ends."""
     shape, dtype = _shape(value), getattr(value, "dtype", np.dtype(float))
     numbers = getattr(dtype, "kind", "f") in "fiub" and len(shape) > 0 and math.prod(shape) == steps
-    return numbers and _COULD_BE_ENDS.search(name) is not None
+    return numbers and speaks_of_ends(name)
 
 
 def _shaped(value: Any, origin: str) -> Any:
@@ -348,11 +365,27 @@ def _owned(value: Any, origin: str) -> np.ndarray:
         row = int(np.flatnonzero(np.ma.getmaskarray(value).reshape(len(value), -1).any(1))[0])
         raise O2ODataError(f"{origin} is masked in row {row}; fill it, or leave those rows out.")
     try:
+        value = plain_tensor(value) if isinstance(value, Tensor) else value
         return np.array(value) if isinstance(value, np.ndarray) else np.asarray(value)
     except O2ODataError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign objects
         raise O2ODataError(f"{origin} is not an array ({error}); expected real numbers, one row per step.") from error
+
+
+def plain_tensor(value: Tensor) -> Tensor:
+    """A tensor that numpy takes: without gradients, on the CPU, and of a type that numpy has.
+
+    Args:
+        value: any tensor.
+
+    Examples:
+        >>> import torch
+        >>> plain_tensor(torch.ones(1, dtype=torch.bfloat16, requires_grad=True)).numpy()
+        array([1.], dtype=float32)
+    """
+    value = value.detach().cpu()
+    return value.float() if value.dtype == torch.bfloat16 else value
 
 
 def _same_length(values: Mapping[str, Any], origin: str) -> None:

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray, check_size
+from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray, check_size, plain_tensor
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5
 from torchrl_o2o.data.datasets.ogbench import is_ogbench, ogbench_arrays
 from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
-from torchrl_o2o.data.keys import STEPS, TRANSITION, has_steps
+from torchrl_o2o.data.keys import STEPS, TRANSITION, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OError
 
 __all__ = ["pack_rows", "read_arrays", "read_episodes", "read_flat", "read_hdf5", "read_npz"]
@@ -47,6 +48,8 @@ def read_hdf5(path: Path, options: ReadOptions) -> RawDataset:
         O2ODataError: if the file is damaged, lacks arrays, keeps them elsewhere, or does not say where episodes end.
     """
     with open_hdf5(path) as file:
+        if "episode_0" in file and "observations" not in file:
+            raise O2ODataError(f"{path} is the data of a Minari set; name its folder, which holds data/metadata.json.")
         demos = _demos(file)
         if demos is None:
             return read_flat(file, str(path), options)
@@ -176,6 +179,7 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
         )
     if data.device is not None and data.device.type == "meta":
         raise O2ODataError("the TensorDict is on the device meta, where tensors have no values; expected numbers.")
+    check_padding(data)
     named = {
         "observations": "observation",
         "actions": "action",
@@ -190,7 +194,7 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
 
 def _numpy(value: Any) -> Any:
     """A tensor for numpy, which knows no gradients; parts of a nested observation stay by name."""
-    return value.detach().cpu().numpy()
+    return plain_tensor(value).numpy() if isinstance(value, Tensor) else value.detach().cpu().numpy()
 
 
 def read_flat(arrays: Mapping[str, Any], origin: str, options: ReadOptions) -> RawDataset:

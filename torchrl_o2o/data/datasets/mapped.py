@@ -104,9 +104,10 @@ def read_mapped(data: TensorDictBase, origin: str, options: ReadOptions) -> RawD
         O2ODataError: if an entry is missing, of another type or shape, or episodes are not in order from 0 on.
         O2OSpecError: if an option says that the rows are something else.
     """
-    if options.names:
+    if options.names not in ({}, {"terminals": "terminals"}):  # terminals at a limit are terminal
         raise O2OSpecError(
-            f"got names={dict(options.names)} for {origin}, whose entries have fixed meanings; leave it out"
+            f"got names={dict(options.names)} for {origin}, whose entries in memory-mapped files have fixed meanings; "
+            "load_offline(data.clone(), names=...) reads the rows in memory"
         )
     refuse_keys(options.obs_keys, origin)
     entries = {key: data.get(key, None) for key in TRANSITION}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.columns import StoredArray, joined, refuse_keys
+from torchrl_o2o.data.datasets.columns import ReadOptions, StoredArray, joined, refuse_keys
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes
 from torchrl_o2o.data.datasets.ted import to_transitions
@@ -77,23 +77,22 @@ def minari_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_minari(folder: Path, *, obs_keys: Sequence[str] | None, min_episode_length: int) -> RawDataset:
+def read_minari(folder: Path, options: ReadOptions) -> RawDataset:
     """Read a Minari data set.
 
     Args:
         folder: the folder that holds ``data/``.
-        obs_keys: entries of a dictionary observation to concatenate, in order; ``None`` takes those of the
-            environment's usual keys that are there.
-        min_episode_length: shorter episodes are skipped.
+        options: how. ``obs_keys=None`` takes those of the environment's usual keys that are there; ``names`` say what
+            ``terminations``, ``truncations`` and other arrays of an episode are, where they are not what Minari means.
 
     Raises:
         O2ODataError: if a file is damaged or does not hold what Minari writes; the message names it.
     """
     metadata_file, data_file = minari_files(folder)
     metadata = read_metadata(metadata_file)
-    rows = _read_rows(data_file, metadata, obs_keys)
-    data, notes = to_transitions(rows, min_episode_length=min_episode_length, origin=str(data_file))
-    return RawDataset(data, _meta(metadata, metadata_file), notes, rows.kept_returns(min_episode_length))
+    rows = _read_rows(data_file, metadata, options)
+    data, notes = to_transitions(rows, min_episode_length=options.min_episode_length, origin=str(data_file))
+    return RawDataset(data, _meta(metadata, metadata_file), notes, rows.kept_returns(options.min_episode_length))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -150,32 +149,38 @@ def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | N
     return tuple(map(float, described["low"])), tuple(map(float, described["high"]))
 
 
-def _read_rows(path: Path, metadata: Mapping[str, Any], obs_keys: Sequence[str] | None) -> Rows:
+def _read_rows(path: Path, metadata: Mapping[str, Any], options: ReadOptions) -> Rows:
     usual = observation_keys(str(metadata["env_spec"].get("id")))
     with open_hdf5(path) as file:
         stored = sum(_EPISODE.fullmatch(name) is not None for name in file)
-        if stored > metadata["total_episodes"]:
+        stated = metadata["total_episodes"]
+        if stored > stated:
             raise O2ODataError(
-                f"{path} holds {stored} episodes and its metadata speak of {metadata['total_episodes']}: from "
-                f"episode_{metadata['total_episodes']} on they would be left out. Set total_episodes to {stored} in "
-                "metadata.json, or remove them."
+                f"{path} holds {stored} episodes and its metadata speak of {stated}: from episode_{stated} on they "
+                f"would be left out. Set total_episodes to {stored} in metadata.json, or remove them."
             )
-        read = (_read_episode(file, number, obs_keys, usual) for number in range(metadata["total_episodes"]))
-        rows = rows_from_episodes(read, origin=str(path))
+        if stored < stated:
+            raise O2ODataError(
+                f"{path} is damaged: it holds {stored} episodes and its metadata speak of {stated}; download or record "
+                "it again."
+            )
+        read = (_read_episode(file, number, options, usual) for number in range(stated))
+        limit, names = options.max_episode_steps, options.names
+        rows = rows_from_episodes(read, origin=str(path), max_episode_steps=limit, names=names)
         first = file["episode_0"]
         assert isinstance(first, StoredGroup)
-        others = [name for name in first if name not in _ARRAYS and isinstance(first[name], StoredArray)]
+        known = (*_ARRAYS, *options.names)
+        others = [name for name in first if name not in known and isinstance(first[name], StoredArray)]
     message = f"{', '.join(others)}: arrays of each episode that are not read."
     notes = (Finding("unread_arrays", "warning", message, count=len(others)),) if others else ()
     return replace(rows, notes=(*rows.notes, *notes))
 
 
-def _read_episode(
-    file: StoredGroup, number: int, keys: Sequence[str] | None, usual: Sequence[str]
-) -> dict[str, np.ndarray]:
-    group = file[f"episode_{number}"]
+def _read_episode(file: StoredGroup, number: int, options: ReadOptions, usual: Sequence[str]) -> dict[str, np.ndarray]:
+    group, keys = file[f"episode_{number}"], options.obs_keys
     assert isinstance(group, StoredGroup)
-    episode = {name: read_array(group, name) for name in _ARRAYS[1:]}
+    named = [name for name in options.names if name not in _ARRAYS and isinstance(group.get(name), StoredArray)]
+    episode = {name: read_array(group, name) for name in (*_ARRAYS[1:], *named)}
     observations = group["observations"]
     if isinstance(observations, StoredGroup):
         return episode | {"observations": joined(observations, keys, f"{file.filename}, {group.path[1:]}", usual=usual)}

@@ -317,9 +317,11 @@ def _time_limits(
     if limit is not None:
         return truncated | (_index_in_run(terminated) % limit == limit - 1), ()
     if not told:
+        perhaps = ", ".join(map(repr, found.doubtful))
+        remedy = f" {perhaps} could say it: tell by names={{{perhaps.partition(',')[0]}: 'ends'}}." if perhaps else ""
         raise O2ODataError(
             f"{origin} has no timeouts, so nothing says where an episode ended by its time limit; expected a "
-            "'timeouts' or an 'episode' array. Pass max_episode_steps to cut episodes at that length."
+            f"'timeouts' or an 'episode' array.{remedy} Pass max_episode_steps to cut episodes at that length."
         )
     if "next_observations" in found.arrays:
         message = "no row is at a time limit: timeouts are all False."

@@ -31,6 +31,7 @@ __all__ = ["Source", "known_names", "local_minari_ids", "read_source"]
 #: A Minari id or local data set's name, a file (``Path`` or ``"path:FILE"``), arrays, episodes, or transitions in TED.
 Source = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | TensorDictBase
 
+_SUFFIXES = (".npz", ".hdf5", ".h5", ".pkl", ".pickle", ".csv")
 _PATH_PREFIX = "path:"
 _LOCAL_PREFIX = "o2o/"
 #: Well-known remote sets, for hints on misspelled names.
@@ -129,7 +130,10 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
     if is_mapped_folder(path):
         return read_mapped(open_mapped(path), str(path), options)
     if path.is_dir():
-        return _read_minari(path.parent if path.name == "data" else path, options)
+        folder = path.parent if path.name == "data" else path
+        if not any((folder / "data" / name).exists() for name in ("metadata.json", "main_data.hdf5")):
+            raise O2ODataError(_other_folder(path))
+        return _read_minari(folder, options)
     if not path.is_file():  # a pipe or a device, which may never end
         raise O2ODataError(f"{path} is no regular file; expected one, or a Minari data set's folder.")
     suffix = path.suffix.lower()
@@ -141,17 +145,32 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
         return read_flat(csv_arrays(path), str(path), options)
     if suffix in (".pickle", ".pkl"):
         return _cached([path], options, lambda: read_demos(path, options))
-    raise O2ODataError(f"{path} ends in {suffix!r}; expected .hdf5 or .h5 (D4RL), .npz, .csv, .pickle or .pkl.")
+    raise O2ODataError(
+        f"{path} ends in {suffix!r}; expected .hdf5 or .h5 (D4RL), .npz, .csv, .pickle or .pkl. Read it with its own "
+        "library, and hand load_offline a dictionary of arrays."
+    )
+
+
+def _other_folder(path: Path) -> str:
+    """What to say of a folder that no reader takes."""
+    kind, files = "", sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    if (path / "meta" / "info.json").exists():
+        kind = "; it is LeRobot's"
+    elif (path / "dataset_info.json").exists():
+        kind = "; it is TensorFlow's (RLDS)"
+    elif any((path / name).exists() for name in (".zgroup", ".zarray", "zarr.json")):
+        kind = "; it is Zarr's"
+    elif files:
+        kind = f"; its {len(files)} files such as {files[0].name} are loaded one by one, and torch.cat joins them"
+    return (
+        f"{path}/data/metadata.json is missing; expected a Minari data set, or a folder of TensorDict.memmap{kind}. "
+        "Read another form with its own library, and hand load_offline a dictionary of arrays; names={...} says which "
+        "is which."
+    )
 
 
 def _read_minari(folder: Path, options: ReadOptions) -> RawDataset:
-    if options.names:
-        raise O2OSpecError(f"names={dict(options.names)} for {folder}: a Minari data set's arrays have fixed meanings.")
-    return _cached(
-        minari_files(folder),
-        options,
-        lambda: read_minari(folder, obs_keys=options.obs_keys, min_episode_length=options.min_episode_length),
-    )
+    return _cached(minari_files(folder), options, lambda: read_minari(folder, options))
 
 
 def _cached(files: list[Path], options: ReadOptions, convert: Any) -> RawDataset:
