@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data.tensor_specs import ContinuousBox
@@ -24,8 +28,14 @@ from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["EnvFacts", "EnvLike", "env_facts", "match_environment", "match_units"]
+__all__ = ["EnvFacts", "EnvLike", "described", "env_facts", "match_environment", "match_settings", "match_units"]
 
+#: Arguments that say how an environment is drawn, and wrappers that leave its numbers as they are.
+_DRAWING = re.compile(r"render|width$|height$|camera|default_camera|visual|disable_env_checker|max_episode_steps")
+_HARMLESS = {"TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "FlattenObservation"}
+_HARMLESS |= {"RecordVideo", "HumanRendering", "RenderCollection", "AddRenderObservation", "DataCollector"}
+#: Wrappers that this package puts around an environment.
+_OWN_WRAPPERS = ("TransformObservation", "TransformAction", "StackFrames")
 #: An environment, or the id of one for :func:`torchrl_o2o.envs.make_gym_env`.
 EnvLike = str | gymnasium.Env | EnvBase
 
@@ -44,6 +54,7 @@ class EnvFacts:
         own_high: upper bounds.
         max_episode_steps: its time limit.
         moves: whether it moves by small steps in time, as physics does. Defaults to ``False``: not known.
+        spec: its id, arguments and wrappers, as :func:`described` gives them; empty where it has none.
     """
 
     name: str
@@ -55,6 +66,7 @@ class EnvFacts:
     own_high: Tensor
     max_episode_steps: int | None
     moves: bool = False
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 def match_environment(
@@ -137,6 +149,69 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
     return [Finding("action_units", "error" if own_units else "warning", message, count=len(action), key="action")]
 
 
+def described(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str]) -> dict[str, Any]:
+    """What of an environment's spec says how it behaves, in JSON values.
+
+    Args:
+        env_id: of the registered environment.
+        kwargs: its arguments; those that only say how it is drawn are left out.
+        wrappers: names of what is around it; those that change nothing are left out.
+
+    Examples:
+        >>> described("Hopper-v5", {"render_mode": "human", "ctrl_cost_weight": 0}, ["OrderEnforcing"])
+        {'id': 'Hopper-v5', 'kwargs': {'ctrl_cost_weight': 0}, 'wrappers': []}
+    """
+    kept = {name: value for name, value in kwargs.items() if not _DRAWING.match(name)}
+    plain = json.loads(json.dumps(kept, default=str))
+    return {"id": env_id, "kwargs": plain, "wrappers": [name for name in wrappers if name not in _HARMLESS]}
+
+
+def match_settings(recorded: Sequence[Mapping[str, Any]], env: EnvFacts) -> list[Finding]:
+    """Compare the environment that data were recorded in with the one that they are for.
+
+    Args:
+        recorded: how it was made, and how the one for evaluation is, as :func:`described` gives them; may be empty.
+        env: what is known of the other.
+
+    Returns:
+        A warning if it is none of those: rewards, ends and observations of equal shape may mean something else.
+
+    Examples:
+        >>> import torch
+        >>> edge = torch.ones(1)
+        >>> spec = described("AntMaze_UMaze-v5", {}, [])
+        >>> facts = EnvFacts("AntMaze_UMaze-v5", (3,), (1,), -edge, edge, -edge, edge, None, spec=spec)
+        >>> print(*match_settings([described("AntMaze_Large-v5", {"continuing_task": True}, [])], facts))
+        warning [other_environment] the data were recorded in AntMaze_Large-v5 with continuing_task=True, and the...
+    """
+    own = dict(env.spec)
+    if not recorded or not own or any(_same_settings(other, own) for other in recorded):
+        return []
+    was, now = _settings(recorded[0], own), _settings(own, recorded[0])
+    message = (
+        f"the data were recorded in {was}, and the environment is {now}: rewards, ends of episodes and observations "
+        "may differ, whatever their shapes. Make the environment as it was (env_kwargs=...), or be sure that they agree."
+    )
+    return [Finding("other_environment", "warning", message)]
+
+
+def _same_settings(recorded: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    same = recorded["id"] == own["id"] and recorded["kwargs"] == own["kwargs"]
+    return same and set(recorded["wrappers"]) <= set(own["wrappers"])
+
+
+def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """An environment's id, and the arguments and wrappers in which it differs from another."""
+    absent = object()
+    differing = [name for name, value in one["kwargs"].items() if other["kwargs"].get(name, absent) != value]
+    short = [
+        f"{name}={text}" if len(text := repr(one["kwargs"][name])) < 40 else f"another {name}" for name in differing
+    ]
+    inside = [f"the wrapper {name}" for name in one["wrappers"] if name not in (*other["wrappers"], *_OWN_WRAPPERS)]
+    said = [*short, *inside]
+    return f"{one['id']} with {', '.join(said)}" if said else str(one["id"])
+
+
 def env_facts(env: EnvLike, frame_size: int | None = None) -> EnvFacts:
     """Look at an environment without a step.
 
@@ -178,7 +253,15 @@ def _gym_facts(env: gymnasium.Env) -> EnvFacts:
     own_low, own_high = _own_box(env, low, high)
     limit = None if env.spec is None else env.spec.max_episode_steps
     moves = hasattr(env.unwrapped, "dt")
-    return EnvFacts(name, observation, tuple(box.shape), low, high, own_low, own_high, limit, moves)
+    return EnvFacts(
+        name, observation, tuple(box.shape), low, high, own_low, own_high, limit, moves, _described(env.spec)
+    )
+
+
+def _described(spec: EnvSpec | None) -> dict[str, Any]:
+    if spec is None:
+        return {}
+    return described(spec.id, spec.kwargs, [wrapper.name for wrapper in spec.additional_wrappers])
 
 
 def _own_box(env: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +289,8 @@ def _torchrl_facts(env: EnvBase) -> EnvFacts:
     own_low, own_high = _own_box(inner._env, low, high) if isinstance(inner, GymWrapper) else (low, high)
     limit = None if spec is None else spec.max_episode_steps
     moves = isinstance(inner, GymWrapper) and hasattr(inner._env.unwrapped, "dt")
-    return EnvFacts(name, observation, tuple(env.action_spec.shape[batch:]), low, high, own_low, own_high, limit, moves)
+    shape = tuple(env.action_spec.shape[batch:])
+    return EnvFacts(name, observation, shape, low, high, own_low, own_high, limit, moves, _described(spec))
 
 
 def _inner(env: EnvBase) -> EnvBase:

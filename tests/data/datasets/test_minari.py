@@ -6,16 +6,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import NormalizeObservation
 
-from torchrl_o2o.data import load_offline
+from torchrl_o2o.data import check_offline, load_offline
 from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.minari import check_dataset_id, read_minari
 from torchrl_o2o.errors import O2ODataError
@@ -258,3 +261,42 @@ def test_metadata_that_count_too_many_and_a_file_in_the_place_of_its_folder(data
     (folder / "metadata.json").write_text(json.dumps({**metadata, "total_episodes": 9}))
     with pytest.raises(O2ODataError, match="is damaged: it holds 2 episodes and its metadata speak of 9"):
         load_offline("toy/many-v0")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "evaluated", "said"),
+    [
+        (EnvSpec("Pendulum-v1", entry_point="none:None"), None, None),
+        (EnvSpec("Pendulum-v1", entry_point="none:None", kwargs={"render_mode": "rgb_array"}), None, None),
+        (EnvSpec("Pendulum-v1", entry_point="none:None", kwargs={"g": 9.81}), None, "in Pendulum-v1 with g=9.81, and"),
+        (EnvSpec("Other-v1", entry_point="none:None"), None, "in Other-v1, and the environment is Pendulum-v1:"),
+        (EnvSpec("Other-v1", entry_point="none:None"), EnvSpec("Pendulum-v1", entry_point="none:None"), None),
+    ],
+)
+def test_the_environment_is_the_one_that_was_recorded(
+    dataset_root: Path, recorded: EnvSpec, evaluated: EnvSpec | None, said: str | None
+) -> None:
+    """Mazes of one name have equal shapes; arguments and wrappers change rewards and ends."""
+    extra = {} if evaluated is None else {"eval_env_spec": evaluated.to_json()}
+    box = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    write(dataset_root, "toy/spec-v0", vectors(4, 4), spec=recorded, box=box, extra=extra)
+    codes = [finding.message for finding in check_offline("toy/spec-v0", env="Pendulum-v1").findings]
+    found = [message for message in codes if "were recorded in" in message]
+    assert [said is not None and said in message for message in found] == [True] * (said is not None)
+
+
+def test_wrappers_that_changed_what_was_recorded_are_named(dataset_root: Path) -> None:
+    env = NormalizeObservation(gymnasium.make("Pendulum-v1"))
+    write(dataset_root, "toy/wrapped-v0", vectors(4, 4), spec=env.spec)
+    with pytest.warns(UserWarning, match="in Pendulum-v1 with the wrapper NormalizeObservation, and the"):
+        load_offline("toy/wrapped-v0", env=OneMore(gymnasium.make("Pendulum-v1")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_offline("toy/wrapped-v0", env=OneMore(env))
+    assert not any("were recorded in" in str(each.message) for each in caught)
+
+
+class OneMore(gymnasium.Wrapper):
+    """An environment of two actions, as the toy sets have, in [-1, 1]."""
+
+    action_space = BOX

@@ -26,7 +26,7 @@ from torchrl_o2o.durable import reserve, write_durably
 
 __all__ = ["RawDataset", "SourceMeta", "cached", "dataset_root", "default_cache_dir"]
 
-_FORMAT = 3  # raised when the readers give other rows
+_FORMAT = 4  # raised when the readers give other rows
 _MANIFEST = "manifest.json"
 _HIDDEN_FOLDER = ".torchrl_o2o"
 
@@ -44,6 +44,8 @@ class SourceMeta:
         ref_min_score: return that counts as a score of 0.
         ref_max_score: return that counts as a score of 100.
         provenance: how the data came to be: algorithm, author, seed, versions, ...
+        recorded: how the environment was made, and the one for evaluation, as
+            :func:`~torchrl_o2o.data.env_match.described` gives them.
     """
 
     id: str
@@ -54,6 +56,7 @@ class SourceMeta:
     ref_min_score: float | None = None
     ref_max_score: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    recorded: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,5 +181,5 @@ def _read(entry: Path) -> RawDataset | None:
     bounds = {
         name: None if (value := getattr(meta, name)) is None else tuple(value) for name in ("action_low", "action_high")
     }
-    returns = manifest["returns"]
+    meta, returns = replace(meta, recorded=tuple(meta.recorded)), manifest["returns"]
     return RawDataset(data, replace(meta, **bounds), notes, None if returns is None else tuple(returns))

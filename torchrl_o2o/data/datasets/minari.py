@@ -23,6 +23,7 @@ from torchrl_o2o.data.datasets.columns import ReadOptions, StoredArray, joined, 
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes
 from torchrl_o2o.data.datasets.ted import to_transitions
+from torchrl_o2o.data.env_match import described
 from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2ODataError
@@ -137,7 +138,18 @@ def _meta(metadata: dict[str, Any], path: Path) -> SourceMeta:
         ref_min_score=metadata.get("ref_min_score"),
         ref_max_score=metadata.get("ref_max_score"),
         provenance={key: metadata[key] for key in _PROVENANCE if metadata.get(key)},
+        recorded=tuple(filter(None, (_recorded(metadata.get(name)) for name in ("env_spec", "eval_env_spec")))),
     )
+
+
+def _recorded(spec: Any) -> dict[str, Any] | None:
+    """What of an environment's spec, JSON or parsed, says how it behaves; ``None`` where it is none."""
+    try:
+        found = json.loads(spec) if isinstance(spec, str) else spec
+        wrappers = [wrapper["name"] for wrapper in found.get("additional_wrappers") or ()]
+        return described(str(found["id"]), dict(found.get("kwargs") or {}), wrappers)
+    except (ValueError, KeyError, TypeError, AttributeError):  # nothing is read from it but for a comparison
+        return None
 
 
 def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
