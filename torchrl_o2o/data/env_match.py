@@ -190,7 +190,8 @@ def match_settings(recorded: Sequence[Mapping[str, Any]], env: EnvFacts) -> list
     was, now = _settings(recorded[0], own), _settings(own, recorded[0])
     message = (
         f"the data were recorded in {was}, and the environment is {now}: rewards, ends of episodes and observations "
-        "may differ, whatever their shapes. Make the environment as it was (env_kwargs=...), or be sure that they agree."
+        "may differ, whatever their shapes. Make the environment as it was (env_kwargs=...), or be sure that they "
+        "agree."
     )
     return [Finding("other_environment", "warning", message)]
 
