@@ -4,6 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -307,3 +308,14 @@ def test_a_state_that_is_none_changes_nothing() -> None:
     del state["frames"]
     with pytest.raises(O2OSpecError, match="no 'frames'"):
         collector.load_state_dict(state)
+
+
+def builds_here_only() -> gymnasium.Env:
+    if multiprocessing.parent_process() is not None:
+        raise RuntimeError("not here")
+    return make_gym_env("Pendulum-v1")
+
+
+def test_a_process_that_cannot_build_its_environment() -> None:
+    with pytest.raises(O2OSpecError, match=r"ended before it had built its environment; .*register it in make_env"):
+        make_vector_env(builds_here_only, 1, asynchronous=True)

@@ -56,8 +56,8 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
     not get Ctrl-C, so that the run can finish its update, save and close them.
 
     Raises:
-        O2OSpecError: if ``num_envs`` is below 1, ``make_env`` returns one environment several times, or the spaces are
-            no ``Box`` of real numbers.
+        O2OSpecError: if ``num_envs`` is below 1, ``make_env`` returns one environment several times, the spaces are no
+            ``Box`` of real numbers, or a process cannot build its environment.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -71,8 +71,15 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
         envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         check_apart(envs.envs)
         return envs
-    with no_interrupt_for_children():
-        return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    try:
+        with no_interrupt_for_children():
+            return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    except (EOFError, ConnectionError) as error:
+        raise O2OSpecError(
+            "a process of the vector environment ended before it had built its environment; see its own message. It "
+            "starts anew: it knows no environment that the script has registered (register it in make_env, or name its "
+            'module, "my_module:MyEnv-v0"), and the script needs if __name__ == "__main__":'
+        ) from error
 
 
 def _checked(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import multiprocessing
 import random
 import re
 import warnings
@@ -312,6 +313,8 @@ def _unknown(name: str, known: list[str]) -> str:
     hint = f"Close matches: {', '.join(matches)}." if matches else "No registered name is close to it."
     if importlib.util.find_spec("gymnasium_robotics") is None:
         hint += " Mazes and hands need pip install torchrl_o2o[robotics]."
+    if multiprocessing.parent_process() is not None:
+        hint += " This process knows nothing that another one has registered: register it here, or name its module."
     return f"environment {name!r} is not registered. {hint} Give the full id with its version."
 
 
