@@ -7,6 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -14,13 +15,14 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import NormalizeReward
 from tensordict import TensorDict
 from torchrl.modules import ValueOperator
 
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data import TRANSITION
-from torchrl_o2o.envs.border import EnvFaultError
+from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OSpecError
@@ -319,3 +321,54 @@ def builds_here_only() -> gymnasium.Env:
 def test_a_process_that_cannot_build_its_environment() -> None:
     with pytest.raises(O2OSpecError, match=r"ended before it had built its environment; .*register it in make_env"):
         make_vector_env(builds_here_only, 1, asynchronous=True)
+
+
+class Plain(VectorEnv):
+    """Two environments of someone else's making, which count their steps and begin anew at the third."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    single_observation_space = spaces.Box(-9.0, 9.0, (2,), np.float32)
+    single_action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    num_envs, broken_at, says_final = 2, 0, True
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict]:
+        self.count = 0
+        return np.zeros((2, 2), np.float32), {}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict]:
+        self.count += 1
+        done = self.count % 3 == 0
+        infos = {"final_obs": np.full((2, 2), 3.0)} if done and self.says_final else {}
+        state = np.full((2, 2), np.nan if self.count == self.broken_at else self.count % 3)
+        return torch.from_numpy(state), [1.0, 2.0], [done, done], np.zeros((2, 1)), infos
+
+
+def test_a_vector_of_another_kind_may_return_lists_and_tensors() -> None:
+    collector = VectorCollector(Plain())
+    rows = [collector.step(torch.zeros(2, 1)) for _ in range(4)]
+    assert [row["next", "observation"][0, 0].item() for row in rows] == [1.0, 2.0, 3.0, 1.0]
+    assert [row["next", "terminated"][0].item() for row in rows] == [False, False, True, False]
+    assert rows[2]["next", "episode_reward"].squeeze(-1).tolist() == [3.0, 6.0]
+
+
+def test_what_a_vector_of_another_kind_returns_is_looked_at() -> None:
+    silent, broken = Plain(), Plain()
+    silent.says_final, broken.broken_at = False, 2
+    collector = VectorCollector(silent)
+    for _ in range(2):
+        collector.step(torch.zeros(2, 1))
+    with pytest.raises(EnvFaultError, match=r"environments \[0, 1\] began anew, but infos has no 'final_obs'"):
+        collector.step(torch.zeros(2, 1))
+    collector = VectorCollector(broken)
+    collector.step(torch.zeros(2, 1))
+    with pytest.raises(
+        EnvFaultError, match=r"environments \[0, 1\] returned an observation or a reward that is not fin"
+    ):
+        collector.step(torch.zeros(2, 1))
+
+
+def test_wrappers_of_vectors_are_looked_into() -> None:
+    envs = SyncVectorEnv([lambda: make_gym_env("Pendulum-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.warns(UserWarning, match=r"Pendulum-v1 normalizes by running statistics \(NormalizeReward\)"):
+        VectorCollector(NormalizeReward(envs))
+    assert all(isinstance(env, CheckedEnv) for env in envs.envs)

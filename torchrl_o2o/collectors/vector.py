@@ -19,7 +19,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -163,10 +163,11 @@ class VectorCollector:
         device: torch.device | str | None = None,
     ) -> None:
         self._autoreset = _autoreset_mode(envs)
-        if isinstance(envs, SyncVectorEnv):
-            check_apart(envs.envs)
-            warn_of_running_statistics(envs.envs[0])
-            envs.envs = [_checked(lambda env=env: env) for env in envs.envs]
+        inside = envs.unwrapped if isinstance(envs, VectorWrapper) else envs
+        if isinstance(inside, SyncVectorEnv):
+            check_apart(inside.envs)
+            inside.envs = [_checked(lambda env=env: env) for env in inside.envs]
+        warn_of_running_statistics(envs)
         if total_frames is not None and total_frames < 1:
             raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1, or None")
         if seeds is not None and len(seeds) != envs.num_envs:
@@ -273,7 +274,8 @@ class VectorCollector:
 
         Raises:
             O2OSpecError: if there is not one action per environment, or one is not finite.
-            EnvFaultError: if a process of an environment has died.
+            EnvFaultError: if a process of an environment has died, or a vector environment of another kind returns what
+                is not finite, or not what an episode ended with.
         """
         taken = torch.as_tensor(action, dtype=self._low.dtype).detach().cpu().clone()
         if taken.shape != (self.num_envs, *self._low.shape):
@@ -285,6 +287,8 @@ class VectorCollector:
         observation = self.observation
         following, reward, terminated, truncated, infos = self._step_all(taken.numpy().copy())
         done = terminated | truncated
+        if not isinstance(self.envs, SyncVectorEnv):  # whose copies are checked
+            _require_finite(following, reward)
         self._episode_reward += reward
         self._step_count += 1
         outcome = {
@@ -303,7 +307,9 @@ class VectorCollector:
 
     def _step_all(self, action: np.ndarray) -> Any:
         try:
-            return self.envs.step(action)
+            following, reward, *ends, infos = self.envs.step(action)
+            reward, *flags = (np.asarray(each).reshape(self.num_envs) for each in (reward, *ends))
+            return np.asarray(following), reward.astype(np.float64), *(flag.astype(np.bool_) for flag in flags), infos
         except (EOFError, ConnectionError) as error:
             for process in getattr(self.envs, "processes", ()):  # closing waits for answers, of the dead one as well
                 process.terminate()
@@ -319,6 +325,12 @@ class VectorCollector:
         if not done.any():
             return following
         if self._autoreset is AutoresetMode.SAME_STEP:
+            if "final_obs" not in infos:
+                raise EnvFaultError(
+                    f"the environments {np.flatnonzero(done).tolist()} began anew, but infos has no 'final_obs', what "
+                    f"their last steps led to; let the vector environment say it as gymnasium's do, or set "
+                    f"autoreset_mode DISABLED"
+                )
             final = following.copy()
             final[done] = np.stack([infos["final_obs"][i] for i in np.flatnonzero(done)])
             return final
@@ -416,6 +428,17 @@ def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
             "build them with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP, as make_vector_env does"
         )
     return mode
+
+
+def _require_finite(observation: np.ndarray, reward: np.ndarray) -> None:
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in it
+        parts = np.column_stack([observation.reshape(len(reward), -1), reward]).astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(parts).all(1))
+    if len(bad):
+        raise EnvFaultError(
+            f"environments {bad.tolist()} returned an observation or a reward that is not finite; mend them, or build "
+            f"them by make_vector_env from GuardedEnv"
+        )
 
 
 def _rejected(infos: dict[str, Any], done: np.ndarray) -> np.ndarray:

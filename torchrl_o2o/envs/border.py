@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
+from gymnasium.wrappers import vector as vector_wrappers
 
 from torchrl_o2o.errors import O2OError, O2OSpecError
 
@@ -35,6 +37,12 @@ __all__ = [
     "warn_of_running_statistics",
 ]
 
+_NORMALIZING = (
+    NormalizeObservation,
+    NormalizeReward,
+    vector_wrappers.NormalizeObservation,
+    vector_wrappers.NormalizeReward,
+)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMERIC = "biuf"
 _SEQUENCES, _CHANGING = (tuple, list), (np.ndarray, dict, list)  # tuples: unions take a microsecond to build
@@ -114,11 +122,11 @@ def check_apart(envs: Iterable[gymnasium.Env]) -> None:
         seen.add(id(env.unwrapped))
 
 
-def warn_of_running_statistics(env: gymnasium.Env) -> None:
+def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
     """Warn where a wrapper of gymnasium's normalizes by what it has seen so far: a copy of it begins anew.
 
     Args:
-        env: the environment.
+        env: the environment, or several as one, of which the first is looked at.
 
     Examples:
         >>> import warnings
@@ -128,18 +136,24 @@ def warn_of_running_statistics(env: gymnasium.Env) -> None:
         >>> str(caught[0].message)[:56]
         'Pendulum-v1 normalizes by running statistics (NormalizeR'
     """
-    found, inner = [], env
-    while isinstance(inner, gymnasium.Wrapper):
-        if isinstance(inner, NormalizeObservation | NormalizeReward) and inner.update_running_mean:
-            found.append(type(inner).__name__)
-        inner = inner.env
+    layers = list(_layers(env))
+    normalizing = [layer for layer in layers if isinstance(layer, _NORMALIZING)]
+    found = [type(layer).__name__ for layer in normalizing if getattr(layer, "update_running_mean", True)]
     if found:
         warnings.warn(
-            f"{env_name(env)} normalizes by running statistics ({', '.join(found)}): each copy of it begins anew, and "
-            f"its rows and returns are in other units than a data set's and than the task's. Standardize by the data "
+            f"{env_name(layers[-1])} normalizes by running statistics ({', '.join(found)}): each copy of it begins anew, "
+            f"and its rows and returns are in other units than a data set's and than the task's. Standardize by the data "
             f"(torchrl_o2o.data.Convention), or set update_running_mean=False and the statistics that are meant",
             stacklevel=4,
         )
+
+
+def _layers(env: gymnasium.Env | VectorEnv) -> Iterator[gymnasium.Env | VectorEnv]:
+    """An environment and all that is inside of it; of several as one the first."""
+    yield env
+    while isinstance(env, gymnasium.Wrapper | VectorWrapper | SyncVectorEnv):
+        env = env.envs[0] if isinstance(env, SyncVectorEnv) else env.env
+        yield env
 
 
 def read_reset(result: Any, space: spaces.Space) -> tuple[Observation, dict[str, Any]]:
@@ -335,7 +349,7 @@ def box_of_observations(env: gymnasium.Env) -> spaces.Space:
     return space
 
 
-def env_name(env: gymnasium.Env) -> str:
+def env_name(env: gymnasium.Env | VectorEnv) -> str:
     """What to call an environment in a message: its id, or its class."""
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
