@@ -141,9 +141,10 @@ def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
     found = [type(layer).__name__ for layer in normalizing if getattr(layer, "update_running_mean", True)]
     if found:
         warnings.warn(
-            f"{env_name(layers[-1])} normalizes by running statistics ({', '.join(found)}): each copy of it begins anew, "
-            f"and its rows and returns are in other units than a data set's and than the task's. Standardize by the data "
-            f"(torchrl_o2o.data.Convention), or set update_running_mean=False and the statistics that are meant",
+            f"{env_name(layers[-1])} normalizes by running statistics ({', '.join(found)}): each copy of it begins "
+            f"anew, and its rows and returns are in other units than a data set's and than the task's. Standardize by "
+            f"the data (torchrl_o2o.data.Convention), or set update_running_mean=False and the statistics "
+            f"that are meant",
             stacklevel=4,
         )
 
