@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torchrl.modules import MLP, ValueOperator
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import AWACLoss, CQLLoss, EnsembleSACLoss, IQLLoss
+from torchrl_o2o.objectives import AWACLoss, CQLLoss, EnsembleSACLoss, FrozenCritic, IQLLoss
+from torchrl_o2o.priorities import Advantage
 from torchrl_o2o.testing import random_transitions
 
 SMALL: dict[str, Any] = {"hidden_sizes": (8,)}
@@ -96,23 +98,28 @@ class TestNetworks:
     def test_members_one_after_the_other(self, build: type) -> None:
         """For networks that vmap cannot take, also where operations are recorded."""
 
-        class Branching(torch.nn.Module):
+        class InPlace(torch.nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.layer = torch.nn.Linear(5, 1)
 
             def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-                return self.layer(torch.cat([observation, action], -1)) if self.layer.weight.sum() < 99.0 else action
+                return torch.zeros(4, 1).add_(self.layer(torch.cat([observation, action], -1)))
 
-        members = [ValueOperator(Branching(), in_keys=["observation", "action"]) for _ in range(2)]
+        members = [ValueOperator(InPlace(), in_keys=["observation", "action"]) for _ in range(2)]
         loss, batch = build(make_actor(3, 2, **SMALL), members), random_transitions(4, 3, 2)
         state = {"observation": batch["observation"]}
         expected = loss._qvalues(state, batch["action"])
         loss.set_vmap_randomness("error")
-        with pytest.raises(RuntimeError, match="vmap"):
+        with pytest.raises(RuntimeError, match="broadcast shape"):
             loss._qvalues(state, batch["action"])
         loss.deactivate_vmap = True
         assert torch.equal(loss._qvalues(state, batch["action"]), expected)
+
+        frozen, score = FrozenCritic.from_loss(loss), Advantage(loss)._networks("online", None)
+        for ask in (lambda: frozen(batch).squeeze(-1), lambda: score.qvalues(state, batch["action"]).amin(0)):
+            traced = make_fx(ask)()
+            torch.testing.assert_close(traced(), expected.amin(0))
 
     def test_module_lists_are_lists(self, build: type) -> None:
         assert build(make_actor(3, 2, **SMALL), torch.nn.ModuleList(critics())).num_qvalue_nets == 2

@@ -45,6 +45,7 @@ class FrozenCritic(nn.Module):
         maximum: upper bound on Q, or ``None`` (default).
         aggregation: ``"min"`` (default) or ``"mean"`` of the critics.
         soft_min_weight: :math:`\lambda` of ``"min"``. Defaults to 1, the minimum.
+        deactivate_vmap: evaluate one critic after the other everywhere. Defaults to ``False``.
 
     Raises:
         O2OSpecError: if an option is unknown or out of range.
@@ -74,6 +75,7 @@ class FrozenCritic(nn.Module):
         maximum: float | None = None,
         aggregation: Literal["min", "mean"] = "min",
         soft_min_weight: float = 1.0,
+        deactivate_vmap: bool = False,
     ) -> None:
         super().__init__()
         check_option("kind", kind, ("qvalue", "value"))
@@ -81,7 +83,7 @@ class FrozenCritic(nn.Module):
         self.aggregation: Literal["min", "mean"] = aggregation
         if not 0.0 <= soft_min_weight <= 1.0:
             raise O2OSpecError(f"got soft_min_weight={soft_min_weight}, expected a share in [0, 1]")
-        self.soft_min_weight = soft_min_weight
+        self.soft_min_weight, self.deactivate_vmap = soft_min_weight, deactivate_vmap
         # Out of the registry: the template's own parameters are never used, only `params` are.
         self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False)
         frozen = params.data.clone()
@@ -120,7 +122,8 @@ class FrozenCritic(nn.Module):
         key = loss.tensor_keys.value if kind == "value" else loss.tensor_keys.state_action_value
         maximum = getattr(loss, "q_max", None) if kind == "qvalue" else None
         params = params.data[:size] if size else params
-        return cls(network, params, kind=kind, out_key=key, maximum=maximum, **_reduction_of(loss))
+        settings = {**_reduction_of(loss), "deactivate_vmap": getattr(loss, "deactivate_vmap", False)}
+        return cls(network, params, kind=kind, out_key=key, maximum=maximum, **settings)
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -141,7 +144,7 @@ class FrozenCritic(nn.Module):
         params = flat_parameters(self.params)
         if self.kind == "value":
             return call_network(self.network, params, inputs, self.out_key)
-        values = call_ensemble(self.network, params, inputs, self.out_key)
+        values = call_ensemble(self.network, params, inputs, self.out_key, None, self.deactivate_vmap)
         if self.maximum is not None:
             values = values.clamp(max=self.maximum)
         value = values.mean(0) if self.aggregation == "mean" else soft_minimum(values, self.soft_min_weight)

@@ -75,6 +75,7 @@ class Networks(NamedTuple):
         out_key: the entry that critics write.
         alpha: the entropy term's weight; ``None`` leaves the term out.
         q_max: upper bound on Q, or ``None``.
+        deactivate_vmap: as of the loss.
     """
 
     actor: TensorDictModuleBase
@@ -85,6 +86,7 @@ class Networks(NamedTuple):
     out_key: NestedKey
     alpha: Tensor | None
     q_max: float | None
+    deactivate_vmap: bool
 
     def sample(self, inputs: Inputs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """M actions a ~ pi(.|s), shape [M, n, A], and log pi(a|s), shape [M, n]."""
@@ -96,7 +98,8 @@ class Networks(NamedTuple):
 
     def qvalues(self, inputs: Inputs, action: Tensor) -> Tensor:
         """Q_i(s, a) of all members given, shape [Z, n]."""
-        values = call_ensemble(self.qvalue, self.critic_params, {**inputs, self.action_key: action}, self.out_key)
+        entries, settings = {**inputs, self.action_key: action}, (None, self.deactivate_vmap)
+        values = call_ensemble(self.qvalue, self.critic_params, entries, self.out_key, *settings)
         return values if self.q_max is None else values.clamp(max=self.q_max)
 
     def min_qvalue(self, inputs: Inputs, action: Tensor) -> Tensor:
@@ -171,6 +174,7 @@ class CriticScore(LogPriority):
             keys.state_action_value,
             _alpha(loss) if self.entropy else None,
             getattr(loss, "q_max", None),
+            getattr(loss, "deactivate_vmap", False),
         )
 
     def _device(self) -> torch.device:
