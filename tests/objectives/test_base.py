@@ -123,6 +123,13 @@ def test_an_estimator_is_built_of_its_class() -> None:
         loss.make_value_estimator(TD0Estimator, lmbda=0.9)
 
 
+def test_choosing_an_estimator_gives_the_loss_back() -> None:
+    """As TorchRL's losses do, so that calls can be chained."""
+    loss = losses()[0]
+    assert loss.make_value_estimator(gamma=0.9) is loss
+    assert loss.make_value_estimator(SAMGEstimator.from_loss(loss)) is loss
+
+
 @pytest.mark.slow
 def test_a_compiled_loss_takes_other_batch_sizes() -> None:
     """Where noise is drawn with ``generator=None``, the second size was an error of torch's."""

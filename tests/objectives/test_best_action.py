@@ -10,8 +10,8 @@ from tensordict import TensorDict
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import AWACLoss, BestAction, RecordedNoise
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import AWACLoss, BestAction, RecordedNoise, TD3BCLoss
 
 
 def build() -> AWACLoss:
@@ -64,3 +64,10 @@ def test_the_loss_is_no_part_of_it() -> None:
     policy = BestAction(build())
     assert not policy.state_dict()
     assert not list(policy.parameters())
+
+
+def test_a_deterministic_actor_is_refused() -> None:
+    actor = make_deterministic_actor(3, 2, hidden_sizes=(8,))
+    loss = TD3BCLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+    with pytest.raises(O2OSpecError, match=r"got the deterministic actor .*, expected a stochastic one"):
+        BestAction(loss)

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.modules import IndependentNormal, NormalParamExtractor, ProbabilisticActor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_qvalue_ensemble
-from torchrl_o2o.objectives.networks import call_ensemble, policy_distribution, sample_policy
+from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives.networks import call_ensemble, inner_module, policy_distribution, sample_policy
 
 INPUTS = {"observation": torch.zeros(4, 3)}
 
@@ -33,6 +33,20 @@ def test_one_density_for_each_dimension_is_refused() -> None:
     policy = actor(torch.distributions.Normal)
     with pytest.raises(O2OSpecError, match=r"got Normal, .*IndependentNormal"):
         policy_distribution(policy, dict(policy.named_parameters()), INPUTS)
+
+
+def test_a_deterministic_actor_has_no_distribution() -> None:
+    policy = make_deterministic_actor(3, 2, hidden_sizes=(8,))
+    with pytest.raises(O2OSpecError, match=r"got the deterministic actor Actor, expected a stochastic one"):
+        policy_distribution(policy, dict(policy.named_parameters()), INPUTS)
+
+
+def test_a_network_of_several_parts_has_no_one_module_inside() -> None:
+    parts = [TensorDictModule(nn.Linear(3, 3), ["observation"], ["observation"]) for _ in range(2)]
+    assert inner_module(parts[0]) is parts[0].module
+    for network in (TensorDictSequential(*parts), TensorDictModule(torch.relu, ["observation"], ["action"])):
+        with pytest.raises(O2OSpecError, match=r"of several parts or of a function, expected"):
+            inner_module(network)
 
 
 def test_discrete_actions_are_refused() -> None:

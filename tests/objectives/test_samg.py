@@ -569,6 +569,12 @@ def test_theorems_speak_of_the_estimator() -> None:
     torch.testing.assert_close(mdp.backup(table, p, offline), policy_value(mdp, table, p, offline, greedy))
 
 
+def test_a_target_without_any_next_value_is_refused_by_name() -> None:
+    estimator = SAMGEstimator.from_loss(AWACLoss(actor(), critics()))
+    with pytest.raises(O2OSpecError, match=r"without 'state_value' under 'next'.*pass next_value="):
+        estimator.value_estimate(random_transitions(4, 5, 3).set("p_off", torch.ones(4, 1)))
+
+
 def test_upstream_losses_of_unknown_targets_are_refused_by_name() -> None:
     policy, qvalue, value = upstream_networks()
     deterministic = make_deterministic_actor(5, 3, hidden_sizes=(16,))

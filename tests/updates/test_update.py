@@ -18,12 +18,12 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.objectives import HardUpdate, SoftUpdate
+from torchrl.objectives import HardUpdate, SACLoss, SoftUpdate
 
 from tests.kernels import without_kernels
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, loop, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import BCLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
@@ -299,6 +299,17 @@ def test_refusals() -> None:
     refused(agent, "multiple of 5", utd_ratio=5)
     agent.loss.reduction = "none"
     refused(agent, "expected a scalar")
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater", "ignore:no step of this update moves")
+def test_losses_that_draw_by_themselves_are_not_compiled() -> None:
+    """TorchRL's take part in updates that are not compiled."""
+    sizes, batch = {"hidden_sizes": (8,)}, random_transitions(6, 3, 2)
+    loss = SACLoss(make_actor(3, 2, **sizes), make_qvalue_ensemble(3, 2, num_qvalue_nets=2, **sizes))
+    update = Update(loss, Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters())))
+    assert update(batch)["finite"]
+    with without_kernels(), pytest.raises(O2OSpecError, match=r"got torchrl.*SACLoss, which draws .* uncompiled"):
+        update.compile()(batch)
 
 
 def test_a_parameter_the_graph_cannot_follow_is_refused(captured: list[Any]) -> None:

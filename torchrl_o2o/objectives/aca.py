@@ -91,6 +91,7 @@ class ACALoss(SoftLoss):
     reference_network: ProbabilisticTensorDictSequential
     reference_network_params: TensorDictParams
     target_reference_network_params: TensorDictParams
+    _interpolation: Tensor
 
     _networks_read = (_ALL, _ALL)
 

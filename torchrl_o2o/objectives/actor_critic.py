@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDictParams
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributions import Distribution
@@ -26,6 +26,7 @@ from torchrl_o2o.objectives.networks import (
     Parameters,
     flat_parameters,
     policy_distribution,
+    stochastic,
     tied,
 )
 
@@ -46,7 +47,7 @@ class ActorCriticLoss(TransitionLoss):
             deterministic where its density is needed.
     """
 
-    actor_network: TensorDictModuleBase
+    actor_network: TensorDictModule
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
     qvalue_network: TensorDictModule
@@ -61,18 +62,15 @@ class ActorCriticLoss(TransitionLoss):
 
     def __init__(
         self,
-        actor_network: TensorDictModuleBase,
+        actor_network: TensorDictModule,
         qvalue_network: list[TensorDictModule],
         *,
         target_actor: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
-        if self._stochastic and not isinstance(actor_network, ProbabilisticTensorDictSequential):
-            raise O2OSpecError(
-                f"got the deterministic actor {type(actor_network).__name__}, expected a stochastic one, for example "
-                f"make_actor(...), make_gaussian_actor(...) or ProbabilisticActor(...)"
-            )
+        if self._stochastic:
+            stochastic(actor_network)
         members = check_members(qvalue_network)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=target_actor)
         self.convert_to_functional(members, "qvalue_network", len(members), create_target_params=True)

@@ -18,7 +18,7 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.offline import AdvantageWeight, awac_weight, clip_score
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
-from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy
+from torchrl_o2o.objectives.networks import Inputs, deterministic_action, repeated, sample_policy
 
 __all__ = ["AWACLoss"]
 
@@ -94,8 +94,6 @@ class AWACLoss(CriticLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "advantage", "weight", "clipped", "log_prob", "qvalue", "target_value"]
 
-    actor_network: ProbabilisticTensorDictSequential
-
     def __init__(
         self,
         actor_network: ProbabilisticTensorDictSequential,
@@ -161,7 +159,7 @@ class AWACLoss(CriticLoss):
             samples, _ = sample_policy(policy, self.noise.normal("action", action, count), count)
             values = self._qvalues(repeated(state, *count), samples).mean(1)
         else:
-            values = self._qvalues(state, policy.deterministic_sample)
+            values = self._qvalues(state, deterministic_action(policy))
         data = self._qvalues(state, action)
         return (data.amin(0) if self.advantage_q == "min" else data[0]) - values.amin(0)
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -168,7 +169,7 @@ class AWRLoss(TransitionLoss):
         self._check_outcome(following, rows.batch_size)
         columns = (self._entry(following, key).squeeze(-1) for key in (keys.reward, keys.terminated, keys.done))
         reward, terminated, done = columns
-        gamma = float(self.value_estimator.gamma)
+        gamma = float(cast(Tensor, self.value_estimator.gamma))  # a buffer, not annotated
         returns = lambda_return(reward, next_value, terminated, done, gamma, self.lmbda)
         advantage = normalized_advantage(returns - value)
         weight = advantage_weight(advantage, 1.0 / self.temperature, self.weight_clip)

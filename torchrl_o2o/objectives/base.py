@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -63,7 +63,7 @@ class TransitionLoss(ChecksArguments, LossModule):
     """
 
     @dataclass
-    class _AcceptedKeys:
+    class _AcceptedKeys(LossModule._AcceptedKeys):
         """Tensordict keys that can be renamed with ``set_keys``.
 
         Attributes:
@@ -88,7 +88,10 @@ class TransitionLoss(ChecksArguments, LossModule):
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
 
-    tensor_keys: _AcceptedKeys
+    # A property of LossModule, which annotates it as here; each loss has more keys than the one before it.
+    tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleMethodOverride]
+    # A property too, which TensorDictModuleBase puts in the place of the list that a class states.
+    out_keys: list[NestedKey]  # pyright: ignore[reportIncompatibleMethodOverride]
     default_keys = _AcceptedKeys
     default_value_estimator = ValueEstimators.TD0
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
@@ -241,7 +244,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         self,
         value_type: ValueEstimators | ValueEstimatorBase | type[ValueEstimatorBase] | None = None,
         **hyperparams: Any,
-    ) -> None:
+    ) -> Self:
         """Choose how the target is formed from reward and next value.
 
         Built in the constructor and not at first use: its buffer ``gamma`` is part of the state that strict loading
@@ -252,6 +255,9 @@ class TransitionLoss(ChecksArguments, LossModule):
                 one.
             hyperparams: ``gamma`` (defaults to 0.99) for TD0; of a class, the arguments of its constructor, where
                 ``value_network`` is ``None`` unless given: losses hand the next value over.
+
+        Returns:
+            This loss.
 
         Raises:
             O2OSpecError: if hyper-parameters are given beside an estimator, which has its own; a class does not take
@@ -269,13 +275,15 @@ class TransitionLoss(ChecksArguments, LossModule):
                     f"got {sorted(hyperparams)} beside a {type(value_type).__name__}, which has its own; pass them to "
                     f"its constructor"
                 )
-            LossModule.make_value_estimator(self, value_type)
+            # It takes estimators as well as their names, which its annotation leaves out.
+            LossModule.make_value_estimator(self, cast(ValueEstimators, value_type))
         else:
             supported = self.SUPPORTED_VALUE_ESTIMATORS
             estimator = dispatch_value_estimator(self, value_type, supported=supported, **hyperparams)
             # Losses hand over the next value; a network kept here would go its own way in deep copies and casts.
             estimator.value_network = None
         self._forward_value_estimator_keys()
+        return self
 
     def _built(self, kind: type[ValueEstimatorBase], hyperparams: Mapping[str, Any]) -> ValueEstimatorBase:
         """An estimator of a class, on the device of this loss."""
@@ -304,8 +312,8 @@ class TransitionLoss(ChecksArguments, LossModule):
         return self._keys_read() if self._in_keys is None else self._in_keys
 
     @in_keys.setter
-    def in_keys(self, values: list[NestedKey]) -> None:
-        self._in_keys = values
+    def in_keys(self, value: Sequence[NestedKey]) -> None:
+        self._in_keys = list(value)
 
     def _keys_read(self) -> list[NestedKey]:
         """The entries of :attr:`in_keys`, where nobody has set others."""

@@ -71,6 +71,7 @@ class BaselineLoss(TransitionLoss):
     baseline_network: TensorDictModule
     baseline_network_params: TensorDictParams
     target_baseline_network_params: TensorDictParams
+    alpha: Tensor
 
     _networks_read = (("actor_network", "baseline_network"), ("actor_network", "baseline_network"))
 

@@ -11,7 +11,7 @@ import math
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.behavior import Kernel, soft_minimum, squared_mmd
@@ -30,7 +30,7 @@ from torchrl_o2o.objectives.networks import (
     repeated,
 )
 from torchrl_o2o.objectives.penalty import DivergenceLoss
-from torchrl_o2o.objectives.vae import latent_dim, vae_terms
+from torchrl_o2o.objectives.vae import action_vae, latent_dim, vae_terms
 
 __all__ = ["BEARLoss"]
 
@@ -103,7 +103,6 @@ class BEARLoss(DivergenceLoss, CriticLoss):
     out_keys = ["loss_actor", "loss_qvalue", "loss_multiplier", "loss_vae", "divergence", "qvalue_policy"]
     out_keys += ["multiplier", "kl", "reconstruction_error", "qvalue", "target_value"]
 
-    actor_network: ProbabilisticTensorDictSequential
     vae_network: TensorDictModule
     vae_network_params: TensorDictParams
     target_vae_network_params: TensorDictParams
@@ -250,11 +249,11 @@ class BEARLoss(DivergenceLoss, CriticLoss):
     @torch.no_grad()
     def _behavior(self, state: Inputs, like: Tensor) -> Tensor:
         """Actions of the VAE before tanh, shape [M, *B, A]."""
-        network = self.vae_network
+        network, vae = self.vae_network, action_vae(self.vae_network)
         latent = like.new_empty((*like.shape[:-1], self.latent_dim))
         latent = self.noise.normal("behavior", latent, (self.behavior_samples,)).clamp(-0.5, 0.5)
         observation = state[network.in_keys[0]].expand(*latent.shape[:-1], -1)
-        decoder: nn.Module = network.module.decoder[:-1]  # without its tanh
+        decoder = vae.decoder[:-1]  # without its tanh
         prefix = "module.decoder."
         params = flat_parameters(self.vae_network_params, detach=True)
         params = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}

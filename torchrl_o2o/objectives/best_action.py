@@ -18,7 +18,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
-from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy
+from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy, stochastic
 
 __all__ = ["BestAction"]
 
@@ -39,7 +39,7 @@ class BestAction(TensorDictModuleBase):
         num_actions: N. Defaults to 10.
 
     Raises:
-        O2OSpecError: if ``num_actions`` is below 1.
+        O2OSpecError: if ``num_actions`` is below 1, or the actor is deterministic.
 
     Examples:
         >>> import torch
@@ -57,15 +57,11 @@ class BestAction(TensorDictModuleBase):
         super().__init__()
         if num_actions < 1:
             raise O2OSpecError(f"got num_actions={num_actions}, expected at least 1")
+        stochastic(loss.actor_network)
         self.__dict__["loss"] = loss  # not a part of this module: a checkpoint holds it already
         self.num_actions = num_actions
+        self.in_keys: list[NestedKey] = list(loss._inputs_of(loss._networks_read[0]))
         self.out_keys: list[NestedKey] = [loss.tensor_keys.action]
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """What actor and critics read of a state."""
-        loss: ActorCriticLoss = self.__dict__["loss"]
-        return loss._inputs_of(loss._networks_read[0])
 
     @property
     def spec(self) -> TensorSpec:

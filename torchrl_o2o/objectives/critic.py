@@ -10,7 +10,7 @@ from abc import abstractmethod
 from typing import Literal
 
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import check_option
@@ -40,7 +40,7 @@ class CriticLoss(ActorCriticLoss):
 
     def __init__(
         self,
-        actor_network: TensorDictModuleBase,
+        actor_network: TensorDictModule,
         qvalue_network: list[TensorDictModule],
         *,
         target_actor: bool = False,

@@ -17,7 +17,7 @@ from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.functional.samg import kl_weight
 from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
-from torchrl_o2o.objectives.networks import call_module, flat_parameters
+from torchrl_o2o.objectives.networks import call_module, flat_parameters, inner_module
 
 __all__ = ["ConditionalVAELoss", "InverseDynamicsLoss"]
 
@@ -72,8 +72,7 @@ class ConditionalVAELoss(TransitionLoss):
 
     def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
-        if not isinstance(getattr(vae_network, "module", None), ConditionalVAE):
-            raise O2OSpecError(f"got {vae_network!r}, expected the VAE that make_conditional_vae(...) builds")
+        _vae_of(vae_network)
         if beta < 0.0:
             raise O2OSpecError(f"got beta={beta}, expected 0 or more")
         self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
@@ -103,10 +102,10 @@ class ConditionalVAELoss(TransitionLoss):
         observation, action, following = (self._entry(tensordict, key) for key in self.in_keys)
         for key, value in zip(self.in_keys[::2], (observation, following), strict=True):
             self._check_rows(tensordict, key, value)
-        latent = self.vae_network.module.latent_dim
-        noise = self.noise.normal("latent", action.new_empty((*action.shape[:-1], latent)))
+        vae = _vae_of(self.vae_network)
+        noise = self.noise.normal("latent", action.new_empty((*action.shape[:-1], vae.latent_dim)))
         params = flat_parameters(self.vae_network_params)
-        predicted, mean, std, _ = call_module(self.vae_network.module, params, observation, action, noise)
+        predicted, mean, std, _ = call_module(vae, params, observation, action, noise)
         if predicted.shape != following.shape:
             raise O2OSpecError(
                 f"got {self.in_keys[2]!r} of shape {list(following.shape)}, expected that of {self.in_keys[0]!r}, "
@@ -179,7 +178,7 @@ class InverseDynamicsLoss(TransitionLoss):
         for key, value in zip(self.in_keys[:2], (observation, following), strict=True):
             self._check_rows(tensordict, key, value)
         params = flat_parameters(self.inverse_network_params)
-        predicted: Tensor = call_module(self.inverse_network.module, params, observation, following)
+        predicted: Tensor = call_module(inner_module(self.inverse_network), params, observation, following)
         error = (predicted - action).square().mean(-1)
         variance = action.reshape(-1, action.shape[-1]).var(0, correction=0).mean()
         explained = 1.0 - error.detach().mean() / variance.clamp_min(torch.finfo(variance.dtype).tiny)
@@ -190,6 +189,14 @@ class InverseDynamicsLoss(TransitionLoss):
         """The loss and, unless ``reduction="none"``, the explained variance; see :meth:`inverse_loss`."""
         loss, info = self.inverse_loss(tensordict)
         return self._collect(tensordict, {"loss_inverse": loss}, info)
+
+
+def _vae_of(network: TensorDictModule) -> ConditionalVAE:
+    """The VAE inside a network, if it is one."""
+    vae = getattr(network, "module", None)
+    if not isinstance(vae, ConditionalVAE):
+        raise O2OSpecError(f"got {network!r}, expected the VAE that make_conditional_vae(...) builds")
+    return vae
 
 
 def _next(key: NestedKey) -> NestedKey:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -182,5 +183,6 @@ def join_sources(
         >>> join_sources(rows, rows[:1])["is_offline"]
         tensor([ True,  True, False])
     """
-    joined = torch.cat([offline, online])
+    # It gives what it is given, which its annotation leaves out.
+    joined = cast(TensorDictBase, torch.cat([offline, online]))
     return joined.set(is_offline, torch.arange(len(joined), device=joined.device) < len(offline))

@@ -25,7 +25,14 @@ from torchrl_o2o.modules.flow import FLOW_POINT, FLOW_TIME, FlowNetwork, euler_f
 from torchrl_o2o.objectives.actor_critic import one_observation
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
-from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, inner_parameters, repeated
+from torchrl_o2o.objectives.networks import (
+    Inputs,
+    call_network,
+    flat_parameters,
+    inner_module,
+    inner_parameters,
+    repeated,
+)
 
 __all__ = ["BestOfNLoss", "FQLLoss"]
 
@@ -364,8 +371,6 @@ class BestOfNLoss(FlowLoss):
             reduction=reduction,
         )
         self.num_samples = check_count("num_samples", num_samples, least=1)
-        # Kept without registering it: the parameters that train are those of this loss.
-        self.__dict__["_critic"] = qvalue_network[0].module
         self.make_value_estimator()
 
     def make_actor(self) -> Actor:
@@ -379,10 +384,11 @@ class BestOfNLoss(FlowLoss):
         """
         read = one_observation(self, [key for key in self.actor_network.in_keys if key not in (FLOW_POINT, FLOW_TIME)])
         flow = copy.deepcopy(self.actor_network)  # its own parameters are only shapes
+        assert isinstance(flow, FlowNetwork)  # the constructor has seen to it
         self.actor_network_params.to_module(flow)
         net = BestOfN(
-            flow.module,
-            self.__dict__["_critic"],
+            inner_module(flow),
+            inner_module(self.qvalue_network),
             inner_parameters(flat_parameters(self.qvalue_network_params)),
             self.action_low.clone(),
             self.action_high.clone(),

@@ -62,6 +62,7 @@ class FrozenCritic(nn.Module):
         (torch.Size([8, 1]), [])
     """
 
+    network: TensorDictModuleBase
     params: TensorDictParams
 
     @checked_arguments
@@ -119,7 +120,7 @@ class FrozenCritic(nn.Module):
             raise O2OSpecError(f"{type(loss).__name__} has no {name}, so there is nothing to freeze")
         params = getattr(loss, f"{name}_params" if source == "online" else f"target_{name}_params")
         size = getattr(loss, "sub_sample_len", None) if kind == "qvalue" else None
-        key = loss.tensor_keys.value if kind == "value" else loss.tensor_keys.state_action_value
+        key = getattr(loss.tensor_keys, "value" if kind == "value" else "state_action_value")
         maximum = getattr(loss, "q_max", None) if kind == "qvalue" else None
         params = params.data[:size] if size else params
         settings = {**_reduction_of(loss), "deactivate_vmap": getattr(loss, "deactivate_vmap", False)}

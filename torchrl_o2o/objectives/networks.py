@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeGuard, TypeVar, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
@@ -38,12 +38,15 @@ __all__ = [
     "call_ensemble",
     "call_module",
     "call_network",
+    "deterministic_action",
     "flat_parameters",
+    "inner_module",
     "inner_parameters",
     "policy_distribution",
     "repeated",
     "sample_policy",
     "single_output",
+    "stochastic",
     "take_members",
     "tied",
 ]
@@ -121,6 +124,57 @@ def inner_parameters(params: Parameters) -> dict[str, Tensor]:
         {'0.weight': tensor([0.])}
     """
     return {name.removeprefix("module."): value for name, value in params.items()}
+
+
+def inner_module(network: TensorDictModuleBase) -> nn.Module:
+    """The module from tensors to tensors inside a :class:`~tensordict.nn.TensorDictModule`.
+
+    Args:
+        network: for example a critic.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        O2OSpecError: if the network is made of several, or of a plain function.
+
+    Examples:
+        >>> inner_module(TensorDictModule(nn.Linear(3, 1), in_keys=["observation"], out_keys=["state_value"]))
+        Linear(in_features=3, out_features=1, bias=True)
+    """
+    module = _plain_module(network)
+    if module is None:
+        raise O2OSpecError(
+            f"got {type(network).__name__} of several parts or of a function, expected a TensorDictModule of one "
+            f"torch.nn.Module, for example make_qvalue_ensemble(...)"
+        )
+    return module
+
+
+def stochastic(actor_network: TensorDictModuleBase) -> ProbabilisticTensorDictSequential:
+    """The actor, if it is one that has a distribution.
+
+    Args:
+        actor_network: the actor.
+
+    Returns:
+        The same.
+
+    Raises:
+        O2OSpecError: if it is deterministic.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> actor = make_actor(3, 2, hidden_sizes=(8,))
+        >>> stochastic(actor) is actor
+        True
+    """
+    if not isinstance(actor_network, ProbabilisticTensorDictSequential):
+        raise O2OSpecError(
+            f"got the deterministic actor {type(actor_network).__name__}, expected a stochastic one, for example "
+            f"make_actor(...), make_gaussian_actor(...) or ProbabilisticActor(...)"
+        )
+    return actor_network
 
 
 def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
@@ -339,9 +393,9 @@ def policy_distribution(actor_network: TensorDictModuleBase, params: Parameters,
         A distribution of batch shape [*B].
 
     Raises:
-        O2OSpecError: if it has one density per action dimension and not one per action.
+        O2OSpecError: if the actor is deterministic, or has one density per action dimension and not one per action.
     """
-    dist = _distribution(actor_network, params, inputs)
+    dist = _distribution(stochastic(actor_network), params, inputs)
     if not dist.event_shape:
         raise O2OSpecError(
             f"got {type(dist).__name__}, which has one density for each action dimension, expected one for the whole "
@@ -357,11 +411,24 @@ def _distribution(actor_network: ProbabilisticTensorDictSequential, params: Para
         stripped = {name.removeprefix("module.0.module."): value for name, value in params.items()}
         outputs = functional_call(plain, stripped, tuple(inputs[key] for key in body.in_keys))
         values = dict(zip(body.out_keys, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-        arguments = {name: values[key] for name, key in zip(head.dist_keys, head.in_keys, strict=True)}
+        names = cast(list[str], head.dist_keys)  # of the class's arguments
+        arguments = {name: values[key] for name, key in zip(names, head.in_keys, strict=True)}
         return head.distribution_class(**arguments, **head.distribution_kwargs)
     data = TensorDict({key: inputs[key] for key in actor_network.in_keys}, _batch_shape(inputs))
     with TensorDict(dict(params)).unflatten_keys(".").to_module(actor_network):
         return actor_network.get_dist(data)
+
+
+class _TakesNoise(Protocol):
+    """The protocol of this package's distributions, see TanhNormal."""
+
+    def rsample_and_log_prob(
+        self, sample_shape: tuple[int, ...] = (), *, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def _takes_noise(dist: Distribution) -> TypeGuard[_TakesNoise]:
+    return getattr(dist, "takes_noise", False)
 
 
 def sample_policy(
@@ -385,7 +452,7 @@ def sample_policy(
         dist, UpstreamTanhNormal
     ):  # the same density, but with our noise and without clamping saturated actions
         dist = TanhNormal(dist.loc, dist.scale, low=dist.low, high=dist.high)
-    if getattr(dist, "takes_noise", False):  # the protocol of this package's distributions, see TanhNormal
+    if _takes_noise(dist):
         return dist.rsample_and_log_prob(sample_shape, noise=noise)
     if not dist.has_rsample:
         raise O2OSpecError(
@@ -394,6 +461,22 @@ def sample_policy(
         )
     action = dist.rsample(torch.Size(sample_shape))
     return action, dist.log_prob(action)
+
+
+def deterministic_action(dist: Distribution) -> Tensor:
+    """The action that a policy takes without randomness, as TorchRL's actors find it.
+
+    Args:
+        dist: a policy distribution of batch shape [*B].
+
+    Returns:
+        Its ``deterministic_sample``; of torch's own distributions, which have none, the mean. Shape [*B, A].
+
+    Examples:
+        >>> deterministic_action(torch.distributions.Normal(torch.zeros(2), 1.0))
+        tensor([0., 0.])
+    """
+    return dist.mean if (action := getattr(dist, "deterministic_sample", None)) is None else action
 
 
 def _joined(inputs: list[Tensor]) -> Tensor:

@@ -37,9 +37,11 @@ from torchrl_o2o.objectives.iql import IQLLoss
 from torchrl_o2o.objectives.networks import (
     Inputs,
     flat_parameters,
+    inner_module,
     inner_parameters,
     policy_distribution,
     sample_policy,
+    stochastic,
 )
 
 __all__ = ["ExpandedPolicy", "PEXLoss", "Proposals"]
@@ -168,7 +170,6 @@ class PEXLoss(IQLLoss):
             )
         if not inv_temperature >= 0.0:
             raise O2OSpecError(f"got inv_temperature={inv_temperature}, expected 0 (a coin) or more")
-        self.__dict__["_critic"] = qvalue_network[0].module  # not a part of this module: its layers, for make_actor
         frozen = copy.deepcopy(offline_actor_network).requires_grad_(False)
         self.convert_to_functional(frozen, "offline_actor_network", create_target_params=False)
         self.inv_temperature = inv_temperature
@@ -190,11 +191,11 @@ class PEXLoss(IQLLoss):
             mode_net(_with_parameters(network, params), spec)
             for network, params in (
                 (self.offline_actor_network, self.offline_actor_network_params),
-                (self.actor_network, self.actor_network_params),
+                (stochastic(self.actor_network), self.actor_network_params),
             )
         ]
         critics = inner_parameters(flat_parameters(self.qvalue_network_params))
-        net = BestOfPolicies(policies, self.__dict__["_critic"], critics, aggregation="min")
+        net = BestOfPolicies(policies, inner_module(self.qvalue_network), critics, aggregation="min")
         key = self.tensor_keys.action
         return Actor(net, in_keys=[read], out_keys=[key], spec=Composite({key: spec.clone()}))
 
@@ -313,13 +314,8 @@ class ExpandedPolicy(TensorDictModuleBase):
         self.__dict__["loss"] = loss  # not a part of this module: a checkpoint holds it already
         self.eval_eps = eval_eps
         self.noise: NoiseSource = GeneratorNoise()
+        self.in_keys: list[NestedKey] = list(loss._inputs_of(loss._networks_read[0]))
         self.out_keys: list[NestedKey] = [loss.tensor_keys.action]
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """What the networks read of a state."""
-        loss: PEXLoss = self.__dict__["loss"]
-        return loss._inputs_of(loss._networks_read[0])
 
     @property
     def spec(self) -> TensorSpec:

@@ -133,7 +133,7 @@ class SAMGEstimator(TD0Estimator):
         >>> actor = make_gaussian_actor(5, 2, hidden_sizes=(16,))
         >>> critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=2, layer_norm=False, hidden_sizes=(16,))
         >>> loss = AWACLoss(actor, critics)  # ... trained offline, then:
-        >>> loss.make_value_estimator(SAMGEstimator.from_loss(loss, guidance="linear", cutoff=100_000))
+        >>> _ = loss.make_value_estimator(SAMGEstimator.from_loss(loss, guidance="linear", cutoff=100_000))
         >>> batch = ConstantConfidence(0.5)(random_transitions(8, 5, 2))
         >>> loss_qvalue, _ = loss.qvalue_loss(batch)
         >>> loss.value_estimator.set_step(50_000)
@@ -141,6 +141,9 @@ class SAMGEstimator(TD0Estimator):
         tensor(0.5000)
     """
 
+    critic: FrozenCritic
+    next_action: NextAction | None
+    gamma: Tensor
     weight: Tensor
 
     @checked_arguments
@@ -206,14 +209,13 @@ class SAMGEstimator(TD0Estimator):
                 f"got {type(loss).__name__}, whose critics read {inside}, which it makes itself and no batch holds; "
                 f"expected critics on observations and actions"
             )
-        asks = critic.kind == "value" and not ours
         next_action = None if ours or critic.kind == "value" else _PolicyOf(loss, noise)
         if confidence_key is None:
             confidence_key = "p_off" if ours else ("next", "p_off")
         return cls(
             critic,
             gamma=gamma,
-            value_network=loss.value_network if asks else None,
+            value_network=loss.value_network if isinstance(loss, UpstreamIQLLoss) else None,
             next_action=next_action,
             guidance=guidance,
             cutoff=cutoff,
@@ -270,6 +272,11 @@ class SAMGEstimator(TD0Estimator):
         """The mixed target; see :meth:`torchrl.objectives.value.ValueEstimatorBase.value_estimate`."""
         if next_value is None:
             next_value = self._next_value(tensordict, target_params, kwargs=kwargs)
+        if next_value is None:
+            raise O2OSpecError(
+                f"got a batch without {self.tensor_keys.value!r} under 'next', expected the next state's value there; "
+                f"let the loss ask for the target, or pass next_value=..."
+            )
         if self._active:
             offline_value = self._offline_value(tensordict.get("next"), next_value)
             next_value = samg_value(next_value, offline_value, self.confidence(tensordict))

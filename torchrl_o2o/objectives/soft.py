@@ -37,8 +37,6 @@ class SoftLoss(ActorCriticLoss):
         O2OSpecError: if fewer than one critic is given or the action dimension is needed but unknown.
     """
 
-    actor_network: ProbabilisticTensorDictSequential
-
     sub_sample_len: int
     subset_per: Literal["batch", "sample"] = "batch"
     subset_replacement: bool = False
@@ -124,8 +122,9 @@ class SoftLoss(ActorCriticLoss):
 
     def _temperature_log_prob(self, tensordict: TensorDictBase, log_prob: Tensor | None) -> Tensor:
         """The log-densities that the temperature is steered by, shape [*B]."""
-        fresh = log_prob is None or self.entropy_at == "next_state"
-        return self.sample_log_prob(tensordict) if fresh else log_prob
+        if log_prob is None or self.entropy_at == "next_state":
+            return self.sample_log_prob(tensordict)
+        return log_prob
 
     def alpha_loss(
         self, tensordict: TensorDictBase, *, log_prob: Tensor | None = None

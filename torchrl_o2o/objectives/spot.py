@@ -16,7 +16,7 @@ from torchrl_o2o.functional.offline import elbo_penalty, iwae_penalty, q_normali
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import Inputs, call_module, flat_parameters
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
-from torchrl_o2o.objectives.vae import latent_dim
+from torchrl_o2o.objectives.vae import action_vae, latent_dim
 
 __all__ = ["SPOTLoss"]
 
@@ -168,7 +168,7 @@ class SPOTLoss(SmoothedTargetLoss):
             flat_parameters(self.vae_network_params, detach=True),
         )
         inputs = (known[key] for key in self.vae_network.in_keys)
-        decoded, mean, std, latent = call_module(self.vae_network.module, params, *inputs, noise)
+        decoded, mean, std, latent = call_module(action_vae(self.vae_network), params, *inputs, noise)
         if self.iwae:
             return iwae_penalty(decoded, action, latent, mean, std, self.vae_beta)
         return elbo_penalty(decoded, action, mean, std, self.vae_beta)

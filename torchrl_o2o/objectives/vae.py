@@ -16,7 +16,30 @@ from torchrl_o2o.modules.vae import ActionVAE
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.networks import Parameters, call_module, flat_parameters
 
-__all__ = ["VAELoss", "latent_dim", "vae_terms"]
+__all__ = ["VAELoss", "action_vae", "latent_dim", "vae_terms"]
+
+
+def action_vae(network: TensorDictModule) -> ActionVAE:
+    """The VAE inside a network.
+
+    Args:
+        network: of :func:`~torchrl_o2o.modules.make_action_vae`.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        O2OSpecError: if the module is no such VAE.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_action_vae
+        >>> action_vae(make_action_vae(3, 2, hidden_sizes=(8,))).latent_dim
+        4
+    """
+    vae = getattr(network, "module", None)
+    if not isinstance(vae, ActionVAE):
+        raise O2OSpecError(f"got {type(network).__name__}, expected the VAE that make_action_vae(...) builds")
+    return vae
 
 
 def latent_dim(network: TensorDictModule) -> int:
@@ -36,9 +59,7 @@ def latent_dim(network: TensorDictModule) -> int:
         >>> latent_dim(make_action_vae(3, 2, hidden_sizes=(8,)))
         4
     """
-    if not isinstance(getattr(network, "module", None), ActionVAE):
-        raise O2OSpecError(f"got {type(network).__name__}, expected the VAE that make_action_vae(...) builds")
-    return network.module.latent_dim
+    return action_vae(network).latent_dim
 
 
 def vae_terms(
@@ -70,7 +91,7 @@ def vae_terms(
     inputs = [loss._entry(tensordict, key) for key in network.in_keys]
     for key, value in zip(network.in_keys, inputs, strict=True):
         loss._check_rows(tensordict, key, value)
-    reconstruction, mean, std, _ = call_module(network.module, params, *inputs, noise)
+    reconstruction, mean, std, _ = call_module(action_vae(network), params, *inputs, noise)
     return (reconstruction - action).square().mean(-1), gaussian_kl(mean, std)
 
 

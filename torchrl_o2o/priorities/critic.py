@@ -11,7 +11,7 @@ Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, ParamSpec
+from typing import Literal, NamedTuple, ParamSpec, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -60,7 +60,8 @@ def compiled(equation: Callable[P, Tensor]) -> Callable[P, Tensor]:
         O2OSpecError: if there is no C++ compiler.
     """
     check_compiler()
-    return torch.compile(equation, dynamic=False, fullgraph=True, recompile_limit=_MAX_SHAPES, isolate_recompiles=True)
+    options = {"recompile_limit": _MAX_SHAPES, "isolate_recompiles": True}  # of which torch's overloads say nothing
+    return torch.compile(equation, dynamic=False, fullgraph=True, **options)  # pyright: ignore[reportCallIssue]
 
 
 class Networks(NamedTuple):
@@ -241,7 +242,8 @@ def _alpha(loss: ScoredLoss) -> Tensor | None:
     if isinstance(loss, REDQLoss):
         return loss.alpha
     if isinstance(loss, SACLoss):
-        return loss.log_alpha.detach().exp()
+        log_alpha = cast(Tensor, loss.log_alpha)  # a parameter or a buffer, which it does not annotate
+        return log_alpha.detach().exp()
     temperature = getattr(loss, "temperature", None)
     return None if temperature is None else temperature.alpha
 

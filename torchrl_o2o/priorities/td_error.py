@@ -9,7 +9,7 @@ Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemb
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -124,6 +124,6 @@ class TDError(CriticScore):
     def _discount(self, tensordict: TensorDictBase) -> Tensor:
         """gamma, a scalar, or gamma^n of rows that are n steps from their next observation, shape [N]."""
         estimator = self.loss.value_estimator
-        gamma = estimator.gamma.to(self._device())
+        gamma = cast(Tensor, estimator.gamma).to(self._device())  # a buffer, which estimators do not annotate
         steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
         return gamma if steps is None else gamma ** steps.reshape(tensordict.batch_size).to(gamma.device)

@@ -114,10 +114,12 @@ def count_steps(optim: torch.optim.Optimizer, steps: Tensor | int) -> None:
         steps: how many, a number or a scalar on the counters' device.
     """
     counters = [optim.state[param]["step"] for group in optim.param_groups for param in group["params"]]
+    # What torch's optimizers call, of whose name its annotations say nothing.
+    add = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
     if isinstance(steps, Tensor):  # one per counter: the form that takes a single tensor may read its value
-        torch._foreach_add_(counters, [steps.to(counters[0].dtype)] * len(counters))
+        add(counters, [steps.to(counters[0].dtype)] * len(counters))
     else:
-        torch._foreach_add_(counters, steps)
+        add(counters, steps)
 
 
 def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
@@ -44,9 +44,10 @@ class Graph(NamedTuple):
         """
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        values = graph.graph_copy(self.module.graph, copies)
+        # Captured graphs give a tuple; others may give anything.
+        values = cast(tuple[fx.Node, ...], graph.graph_copy(self.module.graph, copies))
         placeholders = dict(zip(self.inputs, graph.find_nodes(op="placeholder"), strict=True))
-        kept, new = values[: len(self.outputs)], values[len(self.outputs) :]  # type: ignore[index]
+        kept, new = values[: len(self.outputs)], values[len(self.outputs) :]
         for name, value in zip(self.changed, new, strict=True):
             graph.call_function(torch.ops.aten.copy_.default, (placeholders[name], value))
         graph.output(tuple(kept))

@@ -81,6 +81,5 @@ def _cast(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> fx.Node:
 
 def _is_wide(node: fx.Node, left: Any, right: Any) -> bool:
     values = [each.meta.get("val", each.meta.get("tensor_meta")) for each in (node, left, right)]
-    return all(isinstance(value, Tensor) and value.dtype == torch.float32 for value in values) and (
-        min(*values[0].shape[-2:], values[1].shape[-1]) >= WIDE
-    )
+    shapes = [value.shape for value in values if isinstance(value, Tensor) and value.dtype == torch.float32]
+    return len(shapes) == len(values) and min(*shapes[0][-2:], shapes[1][-1]) >= WIDE

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, fx
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from torchrl_o2o.errors import O2OSpecError
@@ -90,10 +90,14 @@ class Program:
         )
         began = time.perf_counter()
 
+        def compiled(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+            # A function, of a graph; its annotation names what compiling ahead of time gives as well.
+            return cast(Callable[..., Any], torch._inductor.compile(module, [*inputs], options))
+
         def finished(graph: Graph, example: Named) -> Execute:
             if matmul_dtype is not None:
                 lower_products(graph.module.graph, matmul_dtype)
-            return graph.executable(lambda module, inputs: torch._inductor.compile(module, inputs, options), example)
+            return graph.executable(compiled, example)
 
         before, parts = self.capture(columns)
         self._before = None if before is None else finished(*self._all_rounds(before))

@@ -17,6 +17,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
 from torchrl_o2o.updates.calling import call_loss, summary
 from torchrl_o2o.updates.draws import HandedNoise
@@ -37,7 +38,7 @@ class Learning(NamedTuple):
         rows: entries to hand back row by row.
     """
 
-    loss: LossModule
+    loss: TransitionLoss
     descends: tuple[Descend, ...]
     trained: tuple[dict[str, tuple[Tensor, int]], ...]
     moves: dict[MoveTargets, tuple[dict[str, str], float]]
@@ -53,9 +54,14 @@ def learning_of(loss: LossModule, plan: Plan, rows: tuple[str, ...]) -> Learning
         rows: entries to hand back row by row.
 
     Raises:
-        O2OSpecError: if an optimizer is not Adam or AdamW, holds a tensor that is not the loss's or one that another
-            step trains, or targets move otherwise than by a ``SoftUpdate``.
+        O2OSpecError: if the loss is none of this package's, an optimizer is not Adam or AdamW, holds a tensor that is
+            not the loss's or one that another step trains, or targets move otherwise than by a ``SoftUpdate``.
     """
+    if not isinstance(loss, TransitionLoss):
+        raise O2OSpecError(
+            f"got {type(loss).__module__}.{type(loss).__name__}, which draws its random numbers by itself, so a "
+            f"compiled update cannot hand them in; take a loss of this package, or leave the update uncompiled"
+        )
     for part in plan.parts:
         if len(set(stepped(part))) < len(stepped(part)):
             raise O2OSpecError("got a Ghost beside its own step on one minibatch; a compiled update takes one of them")
@@ -190,15 +196,15 @@ def _differentiate(
     unused = (None,) * len(leaves)
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True) if value.requires_grad else unused
     known |= info | {f"loss_{step.name}": value.detach()}
-    named = dict(zip(leaves, gradients, strict=True))
-    missing = [key for key, gradient in named.items() if gradient is None]
+    named = {key: gradient for key, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+    missing = [key for key in leaves if key not in named]
     if missing:
         raise O2OSpecError(
             f"{step.name}_loss gives {missing} no gradient; leave them out of the optimizer of {step.name!r}"
         )
-    total = value.detach() + sum(gradient.abs().sum() for gradient in named.values() if gradient is not None)
+    total = value.detach() + sum(gradient.abs().sum() for gradient in named.values())
     values["ok"] = values["ok"] & total.isfinite()
-    return named  # type: ignore[return-value]
+    return named
 
 
 def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, Tensor]:

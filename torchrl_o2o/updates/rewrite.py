@@ -132,7 +132,8 @@ def _same_layout(node: fx.Node, source: fx.Node) -> bool:
 def _swaps_last(node: fx.Node) -> bool:
     if node.target is _ATEN.t.default:
         return _value(node).ndim == 2
-    return {axis % 3 for axis in node.args[1:3]} == {1, 2} and _value(node).ndim == 3
+    axes = {axis % 3 for axis in node.args[1:3] if isinstance(axis, int)}
+    return axes == {1, 2} and _value(node).ndim == 3
 
 
 def _is_tall(node: fx.Node) -> bool:
@@ -147,7 +148,8 @@ def _is_product(node: Any) -> bool:
 def _transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """The transpose of a factor, undoing one that is there."""
     if node.target in (_ATEN.transpose.int, _ATEN.t.default) and _swaps_last(node):
-        return node.args[0]
+        (source,) = node.all_input_nodes
+        return source
     value = _value(node)
     fresh = graph.call_function(_ATEN.transpose.int, (node, -2, -1))
     fresh.meta = {"val": value.transpose(-2, -1)}

@@ -187,9 +187,9 @@ class Update:
             This update.
 
         Raises:
-            O2OSpecError: if an option is unknown, an optimizer is not Adam or AdamW, holds something the loss has not,
-                or serves two steps, targets do not move by a :class:`~torchrl.objectives.SoftUpdate`, or there is no
-                C++ compiler.
+            O2OSpecError: if an option is unknown, there is no C++ compiler, or, at the next call, the loss is none of
+                this package's, an optimizer is not Adam or AdamW, holds something the loss has not, or serves two
+                steps, or targets do not move by a :class:`~torchrl.objectives.SoftUpdate`.
         """
         check_option("mode", mode, _MODES)
         self._check_either(self._autocast is not None)
@@ -458,7 +458,8 @@ def _gradients(
             f"out of it: [param for param in ... if param.requires_grad]"
         )
     found = torch.autograd.grad(value, params, allow_unused=True) if value.requires_grad else (None,) * len(params)
-    if any(gradient is None for gradient in found):
+    gradients = tuple(gradient for gradient in found if gradient is not None)
+    if len(gradients) < len(params):
         own = {id(param) for param in loss.parameters()}
         without = [param for param, got in zip(params, found, strict=True) if got is None]
         if foreign := [list(param.shape) for param in without if id(param) not in own]:
@@ -471,7 +472,7 @@ def _gradients(
             f"{step.name}_loss gives {_names(loss, without)} no gradient; leave them out of the optimizer of "
             f"{step.name!r}"
         )
-    return found
+    return gradients
 
 
 def _names(loss: LossModule, params: Sequence[Tensor]) -> list[str]:
