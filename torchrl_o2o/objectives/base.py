@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.nn import dispatch as guessing_dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ class TransitionLoss(ChecksArguments, LossModule):
     # A property of LossModule, which annotates it as here; each loss has more keys than the one before it.
     tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleMethodOverride]
     # A property too, which TensorDictModuleBase puts in the place of the list that a class states.
-    out_keys: list[NestedKey]  # pyright: ignore[reportIncompatibleMethodOverride]
+    out_keys: list[NestedKey]
     default_keys = _AcceptedKeys
     default_value_estimator = ValueEstimators.TD0
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
@@ -144,11 +144,12 @@ class TransitionLoss(ChecksArguments, LossModule):
         self._written += more
         if self.out_keys == self.out_keys_source:  # nobody has selected some of them
             rows = self.reduction == "none"
-            self.out_keys = [key for key in self._written if not rows or str(key).startswith("loss_")]
+            written = [key for key in self._written if not rows or str(key).startswith("loss_")]
+            self.out_keys = written  # pyright: ignore[reportIncompatibleMethodOverride]  # a property, see above
 
-    def convert_to_functional(
+    def convert_to_functional(  # pyright: ignore[reportIncompatibleMethodOverride]  # TorchRL's refuses more arguments
         self,
-        module: Any,
+        module: TensorDictModule | list[TensorDictModule],
         module_name: str,
         expand_dim: int | None = None,
         create_target_params: bool = False,
@@ -170,7 +171,8 @@ class TransitionLoss(ChecksArguments, LossModule):
         own = {id(value) for value in self.parameters()}
         for member in module if isinstance(module, list) else [module]:
             check_parameters(member, module_name, own if isinstance(module, list) else set())
-        super().convert_to_functional(module, module_name, expand_dim, create_target_params, compare_against)
+        network = cast(TensorDictModule, module)  # TorchRL's takes lists too, which its annotation leaves out
+        super().convert_to_functional(network, module_name, expand_dim, create_target_params, compare_against)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of every module, but names and shapes are compared before anything is loaded.
