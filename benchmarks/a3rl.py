@@ -29,7 +29,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -113,7 +113,8 @@ def at_once(loss: EnsembleSACLoss, rows: TensorDictBase, samples: int = 100) -> 
     critics = take_members(flat_parameters(loss.target_qvalue_network_params.data), torch.randperm(MEMBERS)[:SUBSET])
     with loss.actor_network_params.to_module(loss.actor_network):
         action = torch.cat([rows["action"].unsqueeze(0), loss.actor_network.get_dist(rows).rsample((samples,))])
-    inputs = {"observation": rows["observation"].repeat(samples + 1, 1), "action": action.flatten(0, 1)}
+    states = rows.get("observation").repeat(samples + 1, 1)
+    inputs: dict[NestedKey, Tensor] = {"observation": states, "action": action.flatten(0, 1)}
     qvalue = call_ensemble(loss.qvalue_network, critics, inputs, "state_action_value").amin(0).reshape(samples + 1, -1)
     return qvalue[0] - qvalue[1:].mean(0)
 
@@ -133,7 +134,7 @@ def buffers(sampler: BalancedSampler | PoolSampler, batch_size: int) -> ReplayBu
     generator = torch.Generator().manual_seed(0)
     rows = random_transitions(40_000, OBSERVATION, ACTION, generator=generator)
     storage = offline_online_storage(rows[:20_000], 20_000)
-    storage.set(torch.arange(20_000, 40_000), rows[20_000:])
+    storage.set(slice(20_000, 40_000), rows[20_000:])
     return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(20_000), batch_size=batch_size)
 
 
@@ -234,7 +235,9 @@ class Members:
     def __init__(self, advantage: Advantage, members: list[int]) -> None:
         self.normal, self.uniform, self.members = advantage.noise.normal, advantage.noise.uniform, members
 
-    def subset(self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False) -> Tensor:
+    def subset(
+        self, name: str, num_members: int, size: int, like: Tensor, *, per_row: bool = False, replacement: bool = False
+    ) -> Tensor:
         """The fixed members."""
         return torch.tensor(self.members[:size])
 
@@ -257,6 +260,7 @@ def ranks(steps: int, repeats: int, dataset: str) -> None:
     estimators["M=10  common, antithetic, all ten members"] = {"sub_sample_len": MEMBERS}
     estimators["M=10  common, antithetic, two other members"] = {"other": True}
     found: dict[str, list[float]] = {name: [] for name in estimators}
+    reference = torch.zeros(0)  # of the last repeat
     for _ in range(repeats):
         rows, order = data[torch.randint(len(data), (POOL,))], torch.randperm(MEMBERS).tolist()
         reference = build(agent, order, num_samples=100, shared_noise=False, antithetic=False)(rows)

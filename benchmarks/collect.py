@@ -22,6 +22,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import gymnasium
 import mujoco
@@ -67,7 +68,8 @@ def measure(title: str, tasks: Mapping[str, tuple[Task, int, int]], rounds: int,
 
 def bare(env: gymnasium.Env) -> Iterator[None]:
     """Steps without an actor or a tensordict: what cannot be saved."""
-    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (1000, *env.action_space.shape)).astype(np.float32)
+    shape = (1000, *(env.action_space.shape or ()))
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, shape).astype(np.float32)
     env.reset(seed=0)
     for action in itertools.cycle(actions):
         _, _, terminated, truncated, _ = env.step(action)
@@ -85,7 +87,7 @@ def one_frame(actor: ProbabilisticActor, rounds: int) -> None:
             make_gym_env(ENV), actor, total_frames=ENDLESS, seed=0, fast_act=True
         ),
     }
-    sources = {"Collector(frames_per_batch=1) (TorchRL)": iter(theirs)}
+    sources: dict[str, Iterator[Any]] = {"Collector(frames_per_batch=1) (TorchRL)": iter(theirs)}
     sources |= {name: iter(collector) for name, collector in ours.items()}
     sources["the environment's steps alone"] = bare(make_gym_env(ENV))
     tasks = {name: (source.__next__, 25, 1) for name, source in sources.items()}

@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -49,17 +50,18 @@ def _make_minari(folder: Path, episode_length: int) -> Path:
     storage = MinariStorage.new(folder / "data", observation, spaces.Box(-1.0, 1.0, (ACTION,), np.float32))
     rng = np.random.default_rng(0)
     last = np.arange(episode_length) == episode_length - 1
-    storage.update_episodes(
-        EpisodeBuffer(
-            id=number,
-            observations=rng.standard_normal((episode_length + 1, OBSERVATION)),
-            actions=rng.uniform(-1, 1, (episode_length, ACTION)).astype(np.float32),
-            rewards=rng.standard_normal(episode_length),
-            terminations=np.zeros(episode_length, dtype=bool),
-            truncations=last,
-        )
-        for number in range(ROWS // episode_length)
-    )
+
+    def episode(number: int) -> EpisodeBuffer:
+        arrays: dict[str, Any] = {  # Minari's annotations say lists; its storages write arrays
+            "observations": rng.standard_normal((episode_length + 1, OBSERVATION)),
+            "actions": rng.uniform(-1, 1, (episode_length, ACTION)).astype(np.float32),
+            "rewards": rng.standard_normal(episode_length),
+            "terminations": np.zeros(episode_length, dtype=bool),
+            "truncations": last,
+        }
+        return EpisodeBuffer(id=number, **arrays)
+
+    storage.update_episodes(episode(number) for number in range(ROWS // episode_length))
     return folder
 
 
@@ -83,7 +85,7 @@ def _make_d4rl(path: Path) -> Path:
 FORMS = ("float32", "float64", "without next observations", "npz", "hdf5", "TensorDict")
 
 
-def _small_arrays(form: str, count: int) -> dict[str, np.ndarray]:
+def _small_arrays(form: str, count: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     walk = rng.standard_normal((count + 1, 3), dtype=np.float32).cumsum(0) % 7
     arrays = {
@@ -127,7 +129,7 @@ def _load_small(form: str, count: int, folder: Path) -> None:
     before, began = _memory("VmRSS"), time.process_time()
     data = load_offline(source)
     spent, peak = time.process_time() - began, _memory("VmHWM") - before
-    size = sum(value.numel() * value.element_size() for value in data.values(True, True)) / 2**20
+    size = sum(value.numel() * value.element_size() for _, value in data.items(True, True)) / 2**20
     print(f"{form:26} {size:5.0f} MiB, peak {peak:5.0f} MiB, {peak / size:.2f} times as much; {spent:.2f} s")
 
 

@@ -35,6 +35,7 @@ import torch
 import torchrl
 from hydra import compose, initialize_config_dir
 
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.trainers import Finetuning, load_problem, online_phase
 from torchrl_o2o.trainers.algorithms import make_rlpd
 
@@ -89,6 +90,7 @@ class Stopwatch:
 
 def instrument(watch: Stopwatch, run: Finetuning) -> None:
     """Replace the run's parts by timed ones."""
+    assert isinstance(run.collector, StepCollector)
     env: Any = run.collector.env
     watch.wrap(env.env, "step", "environment")
     watch.wrap(env.env, "reset", "environment")
@@ -120,6 +122,7 @@ def measure(cfg: Any, steps: int) -> tuple[Stopwatch, float, float]:
         began = time.perf_counter()
         run.session.checkpoint.save(run.collector.frames)
         saved = time.perf_counter()
+        assert run.session.evaluate is not None
         run.session.evaluate()
         seconds = saved - began, time.perf_counter() - saved
     run.collector.shutdown()

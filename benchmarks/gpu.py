@@ -142,21 +142,21 @@ def pixels(arguments: argparse.Namespace) -> Iterator[Row]:
     """The update of RLPD from pixels: 64x64 frames, the paper's networks, batch 256, utd_ratio 1."""
     from torchrl.objectives import SoftUpdate
 
-    from torchrl_o2o.modules import make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
+    from torchrl_o2o.modules import encoder_width, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
     from torchrl_o2o.objectives import PixelSACLoss
     from torchrl_o2o.testing import random_transitions
     from torchrl_o2o.updates import Copy, Descend, MoveTargets, Update
 
     size, rows = ((9, 16, 16), 16) if arguments.short else ((9, 64, 64), 256)
-    shape = {"features": (16, 32), "strides": (2, 2)} if arguments.short else {}
+    shape: dict[str, Any] = {"features": (16, 32), "strides": (2, 2)} if arguments.short else {}
     batch = random_transitions(rows, 1, 6)
-    for where in (batch, batch["next"]):
-        where["observation"] = torch.randint(0, 256, (rows, *size), dtype=torch.uint8)
+    for key in ("observation", ("next", "observation")):
+        batch[key] = torch.randint(0, 256, (rows, *size), dtype=torch.uint8)
     batch = batch.to(arguments.device)
 
     def make(mode: str) -> Callable[[], Any]:
         encoder = make_pixel_encoder(size, **shape)
-        heads = make_qvalue_ensemble(encoder.module.out_features, 6, num_qvalue_nets=10, in_keys=("latent", "action"))
+        heads = make_qvalue_ensemble(encoder_width(encoder), 6, num_qvalue_nets=10, in_keys=("latent", "action"))
         loss = PixelSACLoss(make_pixel_actor(encoder, 6), encoder, heads, sub_sample_len=1).to(arguments.device)
         adam = lambda *parts: torch.optim.Adam([p for part in parts for p in part.parameters()], fused=True)  # noqa: E731
         update = Update(

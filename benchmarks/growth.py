@@ -35,7 +35,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensordict
 import torch
+from tensordict import TensorDict
 from timing import seconds
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -131,12 +133,12 @@ SMALL, EPISODE, PART, ONLINE = (3, 1), 1_000, 1_000_000, 100_000
 def write_rows(count: int, folder: Path) -> None:
     """Write episodes of small rows into memory-mapped files, so many rows at a time."""
     row = random_transitions(1, *SMALL).set("episode", torch.zeros(1, dtype=torch.int64))[0]
-    rows = row.expand(count).clone(recurse=False).memmap_like(folder)
+    rows = TensorDict.expand(row, count).clone(recurse=False).memmap_like(str(folder))
     for start in range(0, count, PART):
         number = torch.arange(start, min(start + PART, count))
         part = random_transitions(len(number), *SMALL)
         last = (number % EPISODE == EPISODE - 1).unsqueeze(-1)
-        part["next", "observation"] = part["observation"].roll(-1, 0) + last
+        part["next", "observation"] = part.get("observation").roll(-1, 0) + last
         part["next", "terminated"].zero_()
         part["next", "truncated"] = part["next", "done"] = last
         rows[start : start + len(number)] = part.set("episode", number // EPISODE)
@@ -253,7 +255,7 @@ def agent(members: int = 2, ratio: int = 1) -> Callable[[], object]:
 def stack(count: int) -> Callable[[], object]:
     """One compiled update of stacked agents."""
     update = Update.stack([update_of() for _ in range(count)]).compile()
-    batches = torch.stack([random_transitions(BATCH, OBSERVATION, ACTION)] * count)
+    batches = tensordict.stack([random_transitions(BATCH, OBSERVATION, ACTION)] * count)
     update(batches)
     return lambda: update(batches)
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+# JAX is in no extra of this package: this file alone needs it.
+import jax  # pyright: ignore[reportMissingImports]
+import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
 import numpy as np
-import optax
+import optax  # pyright: ignore[reportMissingImports]
 from tensordict import TensorDict
 from timing import Update
 
@@ -127,6 +128,7 @@ def actor_step(agent: Agent, rows: Rows) -> Agent:
 def whole_update(agent: Agent, batch: Rows, utd_ratio: int, subset: int) -> Agent:
     """`utd_ratio` critic steps, then one of the actor and one of the temperature."""
     size = batch.reward.shape[0] // utd_ratio
+    rows = batch
     for number in range(utd_ratio):
         rows = Rows(*(value[number * size : (number + 1) * size] for value in batch))
         agent = critic_step(agent, rows, subset)
@@ -145,8 +147,8 @@ def rlpd(members: int, width: int, utd_ratio: int, subset: int, observation: int
     agents = [Agent(actor, critics, critics, log_alpha, optims, keys[2])]
 
     def update(batch: TensorDict) -> None:
-        after, mask = batch["next"], 1 - batch["next", "terminated"].float()
-        columns = (batch["observation"], batch["action"], after["reward"], after["observation"], mask)
+        reward, mask = batch["next", "reward"], 1 - batch.get(("next", "terminated")).float()
+        columns = (batch["observation"], batch["action"], reward, batch["next", "observation"], mask)
         state, taken, reward, following, going_on = (np.asarray(column) for column in columns)
         rows = Rows(state, taken, reward[:, 0], following, going_on[:, 0])
         agents[0] = jax.block_until_ready(whole_update(agents[0], rows, utd_ratio, subset))

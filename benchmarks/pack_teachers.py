@@ -51,7 +51,9 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 def measured(path: Path, group: str, env_id: str, episodes: int) -> float:
     """Mean return of whole episodes with the noise of training."""
     env = gymnasium.make(env_id)
-    actors = load_actor(path, group, env.action_space)
+    box = env.action_space
+    assert isinstance(box, gymnasium.spaces.Box)
+    actors = load_actor(path, group, box)
     trajectories = roll_out(env, actors, num_steps=1000 * episodes, seed=0)
     whole = [run.rewards.sum() for run in trajectories if run.terminations[-1] or len(run.rewards) == 1000]
     return float(np.mean(whole))

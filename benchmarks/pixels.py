@@ -19,6 +19,7 @@ import argparse
 import copy
 import json
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.data import FrameStorage, RandomShift
 from torchrl_o2o.modules import (
     Temperature,
+    encoder_width,
     make_bottleneck,
     make_latent_actor,
     make_pixel_actor,
@@ -128,7 +130,7 @@ def plain_update(size: tuple, device: str) -> Callable[[TensorDict], Any]:
 
     def update(batch: TensorDict) -> Any:
         actor.conv.load_state_dict(critic.conv.state_dict())
-        frames, following = (crop(part["observation"], pad) for part in (batch, batch["next"]))
+        frames, following = (crop(batch[key], pad) for key in ("observation", ("next", "observation")))
         with torch.no_grad():
             action, _ = act(following)
             value = target.judge(target.features(following), action).squeeze(-1)
@@ -171,7 +173,7 @@ def plain_drqv2(size: tuple, device: str) -> Callable[[TensorDict], Any]:
         return (mean + (0.2 * torch.randn_like(mean)).clamp(-0.3, 0.3)).clamp(-1.0, 1.0)
 
     def update(batch: TensorDict) -> Any:
-        frames, following = (crop(part["observation"], pad) for part in (batch, batch["next"]))
+        frames, following = (crop(batch[key], pad) for key in ("observation", ("next", "observation")))
         features = critic.features(frames)
         with torch.no_grad():
             after = critic.features(following)
@@ -193,14 +195,22 @@ def plain_drqv2(size: tuple, device: str) -> Callable[[TensorDict], Any]:
     return update
 
 
+def lay_out_(*modules: nn.Module) -> None:
+    """Their convolutions' weights with the channels last in memory."""
+    for layer in chain.from_iterable(module.modules() for module in modules):
+        if isinstance(layer, nn.Conv2d):
+            # torch's overloads leave this argument out.
+            layer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def our_drqv2(size: tuple, device: str, *, channels_last: bool = False) -> tuple[Update, RandomShift]:
     """The package's, eager."""
     frame, channels, strides, _, _, hidden, pad = size
     conv = {"features": channels, "strides": strides, "offset": 0.5, "initialization": "orthogonal"}
     encoder = make_pixel_encoder((9, frame, frame), latent_dim=None, out_key="features", **conv)
     if channels_last:
-        encoder.module.to(memory_format=torch.channels_last)
-    width = encoder.module.out_features
+        lay_out_(encoder)
+    width = encoder_width(encoder)
     actor = make_latent_actor(width, ACTION, latent_dim=LATENT, hidden_sizes=(hidden, hidden))
     heads = {"hidden_sizes": (hidden, hidden), "layer_norm": False, "in_keys": ("latent", "action")}
     critics = make_qvalue_ensemble(LATENT, ACTION, num_qvalue_nets=2, **heads)
@@ -225,8 +235,7 @@ def our_update(size: tuple, device: str, *, channels_last: bool = False) -> tupl
         LATENT, ACTION, num_qvalue_nets=members, hidden_sizes=(hidden, hidden), in_keys=("latent", "action")
     )
     if channels_last:
-        for module in (encoder.module, actor[0].module):
-            module.to(memory_format=torch.channels_last)
+        lay_out_(encoder, actor)
     settings = {"sub_sample_len": 1, "entropy_backup": False, "ensemble_reduction": "mean"}
     loss = PixelSACLoss(actor, encoder, heads, temperature=Temperature(-0.5 * ACTION), **settings).to(device)
     loss.make_value_estimator(gamma=GAMMA)
@@ -246,8 +255,8 @@ def contenders(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """All forms of one update, on the same batch."""
     size, device = SIZES[arguments.size], arguments.device
     batch = random_transitions(size[3], 1, ACTION)
-    for part in (batch, batch["next"]):
-        part["observation"] = torch.randint(0, 256, (size[3], 9, size[0], size[0]), dtype=torch.uint8)
+    for key in ("observation", ("next", "observation")):
+        batch[key] = torch.randint(0, 256, (size[3], 9, size[0], size[0]), dtype=torch.uint8)
     batch = batch.to(device)
     forms: dict[str, Callable[[], Any]] = {}
     make_plain, ours = (plain_drqv2, our_drqv2) if arguments.size == "drqv2" else (plain_update, our_update)

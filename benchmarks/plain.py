@@ -113,7 +113,7 @@ class Gaussian(nn.Module):
 
 def unpack(batch: TensorDict) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """State, action, reward, next state, discount."""
-    discount = GAMMA * (1 - batch["next", "terminated"].float()).squeeze(-1)
+    discount = GAMMA * (1 - batch.get(("next", "terminated")).float()).squeeze(-1)
     reward = batch["next", "reward"].squeeze(-1)
     return batch["observation"], batch["action"], reward, batch["next", "observation"], discount
 

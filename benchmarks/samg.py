@@ -22,10 +22,12 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 import torchrl
 from tensordict import TensorDict
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.modules import (
@@ -48,7 +50,7 @@ def critics(hidden: tuple[int, ...], number: int = 2, layer_norm: bool = False) 
     return make_qvalue_ensemble(OBSERVATION, ACTION, num_qvalue_nets=number, hidden_sizes=hidden, layer_norm=layer_norm)
 
 
-def gaussian(hidden: tuple[int, ...]) -> torch.nn.Module:
+def gaussian(hidden: tuple[int, ...]) -> ProbabilisticActor:
     """The actor of AWAC and IQL."""
     return make_gaussian_actor(OBSERVATION, ACTION, hidden_sizes=hidden)
 
@@ -80,15 +82,14 @@ def updater(name: str, guided: bool) -> Callable[[TensorDict], None]:
     if guided:
         loss.make_value_estimator(SAMGEstimator.from_loss(loss))
     targets = SoftUpdate(loss, tau=0.005)
-    critic_only = name.startswith("RLPD")
-    network = loss.qvalue_network_params if critic_only else loss
+    network = loss.qvalue_network_params if isinstance(loss, EnsembleSACLoss) else loss
     optim = torch.optim.Adam([value for value in network.parameters() if value.requires_grad], lr=3e-4, fused=True)
 
     def update(batch: TensorDict) -> None:
-        if critic_only:
+        if isinstance(loss, EnsembleSACLoss):  # the critics alone
             value = loss.qvalue_loss(batch)[0]
         else:
-            value = sum(term for key, term in loss(batch).items() if key.startswith("loss_"))
+            value = reduce(torch.add, [term for key, term in loss(batch).items() if key.startswith("loss_")])
         optim.zero_grad()
         value.backward()
         optim.step()

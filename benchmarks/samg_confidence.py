@@ -91,8 +91,11 @@ def snapshots(name: str) -> dict[str, Act]:
 def rows(name: str, act: Act, num_steps: int, seed: int) -> TensorDict:
     """Transitions of one policy."""
     env = gymnasium.make(ENVS[name])
-    parts = roll_out(env, gaussian_noise(lambda rng: act, env.action_space, low=NOISE), num_steps=num_steps, seed=seed)
-    columns = [(part.observations[:-1], part.actions, part.observations[1:]) for part in parts]
+    box = env.action_space
+    assert isinstance(box, gymnasium.spaces.Box)
+    parts = roll_out(env, gaussian_noise(lambda rng: act, box, low=NOISE), num_steps=num_steps, seed=seed)
+    states = [np.asarray(part.observations) for part in parts]
+    columns = [(seen[:-1], part.actions, seen[1:]) for seen, part in zip(states, parts, strict=True)]
     observation, action, following = (torch.as_tensor(np.concatenate(c), dtype=torch.float32) for c in zip(*columns))
     return TensorDict({"observation": observation, "action": action, "next": {"observation": following}}, [num_steps])
 
@@ -104,7 +107,7 @@ def acting(data: TensorDict, act: Act | None, seed: int) -> TensorDict:
     if act is None:
         action = rng.uniform(-1, 1, shape)
     else:
-        means = np.stack([act(row) for row in data["observation"].double().numpy()])
+        means = np.stack([act(row) for row in data.get("observation").double().numpy()])
         action = np.clip(means + NOISE * rng.standard_normal(shape), -1, 1)
     return data.copy().set("action", torch.as_tensor(action, dtype=torch.float32))
 
@@ -120,7 +123,6 @@ def fit_encoder(kind: str, data: TensorDict, steps: int) -> nn.Module:
     dims = data["observation"].shape[-1], data["action"].shape[-1]
     if kind == "raw":
         return Raw(sum(dims))
-    loss: nn.Module
     if kind == "density-ratio":
         encoder = DensityRatio(*dims, standardize=True)
         encoder.fit_scale(data)
@@ -133,7 +135,7 @@ def fit_encoder(kind: str, data: TensorDict, steps: int) -> nn.Module:
         loss = ConditionalVAELoss(encoder)
     optim = torch.optim.Adam(loss.parameters(), lr=1e-3, fused=True)
     for step in range(steps):
-        if kind == "vae-annealed":
+        if kind == "vae-annealed" and isinstance(loss, ConditionalVAELoss):
             loss.set_progress(step / steps)
         out = loss(data[torch.randint(len(data), (256,))])
         optim.zero_grad()

@@ -165,7 +165,7 @@ def main() -> None:
     rows = random_transitions(arguments.rows, 17, 6).select(*TRANSITION)
     half = len(rows) // 2
     storage = offline_online_storage(rows[:half], len(rows) - half)
-    storage.set(torch.arange(half, len(rows)), rows[half:])
+    storage.set(slice(half, len(rows)), rows[half:])
     mixed_batches(rows, storage, 5120, rounds)
     mixed_batches(rows, storage, 256, rounds)
     priorities(storage, 256, rounds)

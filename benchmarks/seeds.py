@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable
 
 import torch
+from tensordict import stack
 from torch.optim import AdamW
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -60,7 +61,7 @@ def make_agent(size: str, device: str, seed: int) -> tuple[EnsembleSACLoss, Upda
 def contenders(size: str, agents: int, device: str, mode: str) -> dict[str, Callable[[], object]]:
     """N single updates and one stacked one, of agents of their own; eagerly both do one agent after the other."""
     batch = random_transitions(SIZES[size][2] * BATCH, OBSERVATION, ACTION).to(device)
-    batches = torch.stack([batch] * agents)
+    batches = stack([batch] * agents)
     _, update = make_agent(size, device, 0)
     stacked = Update.stack([make_agent(size, device, seed)[1] for seed in range(agents)])
     if mode != "eager":
@@ -79,7 +80,8 @@ def timed(table: dict[str, Callable[[], object]], rounds: int, device: str) -> l
     """Milliseconds per call by wall clock and of CPU time, taking turns."""
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     for call in table.values():
-        call(), call()
+        for _ in range(2):
+            call()
     wall: dict[str, list[float]] = {name: [] for name in table}
     cpu: dict[str, list[float]] = {name: [] for name in table}
     for _ in range(rounds):
@@ -118,7 +120,7 @@ def a3rl(size: str, agents: int, arguments: argparse.Namespace) -> None:
     ]
     rows = random_transitions(BATCH // 2, OBSERVATION, ACTION)
     both = join_sources(rows, rows)
-    many, stacked, alone = torch.stack([both] * agents), Update.stack(updates[:-1]), updates[-1]
+    many, stacked, alone = stack([both] * agents), Update.stack(updates[:-1]), updates[-1]
     loss, _ = make_agent(size, "cpu", 0)
     score = Advantage(loss) + DensityRatioScore(densities[-1].density_ratio_network)
     offline = random_transitions(5_000, OBSERVATION, ACTION)

@@ -21,8 +21,9 @@ import torch
 from omegaconf import DictConfig
 
 from torchrl_o2o.scripts import start
-from torchrl_o2o.trainers import EvaluationResult, Finetuning, launch, load_problem, online_phase
+from torchrl_o2o.trainers import Finetuning, launch, load_problem, online_phase
 from torchrl_o2o.trainers.algorithms import make_rlpd
+from torchrl_o2o.trainers.session import Measured
 
 SCRIPT = Path(__file__).parents[1] / "sota-implementations" / "rlpd"
 
@@ -30,9 +31,10 @@ SCRIPT = Path(__file__).parents[1] / "sota-implementations" / "rlpd"
 def keep_snapshots(run: Finetuning) -> None:
     """Let every evaluation of a run write the actor and its return to the run folder's `snapshots`."""
     session, evaluate = run.session, run.session.evaluate
+    assert evaluate is not None
     folder = Path(session.folder) / "snapshots"
 
-    def evaluate_and_keep() -> EvaluationResult:
+    def evaluate_and_keep() -> Measured:
         folder.mkdir(exist_ok=True)
         result, step = evaluate(), session.counters["online"]
         torch.save(run.learner.actor.state_dict(), folder / f"{step:08}.pt")

@@ -32,9 +32,10 @@ import torch
 import torchrl
 from memory import remember
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from timing import Update, by_onednn, count_gflop, products, seconds, take_turns
 from torch import nn
-from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import REDQLoss, SACLoss, SoftUpdate
 from torchrl.objectives.common import LossModule
 
@@ -58,7 +59,7 @@ PAPER = Size(10, 256, 20)
 SIZES = {"paper": PAPER, "cpu": Size(2, 64, 4)}
 
 
-def networks(size: Size) -> tuple[ProbabilisticActor, list[ValueOperator]]:
+def networks(size: Size) -> tuple[ProbabilisticActor, list[TensorDictModule]]:
     """RLPD's networks: two hidden layers, critics with LayerNorm."""
     hidden = [size.width, size.width]
     actor = make_actor(OBSERVATION, ACTION, hidden_sizes=hidden)
@@ -90,12 +91,13 @@ def ours(size: Size = PAPER) -> Update:
     alpha = adam(group(loss, "temperature"))
 
     def update(batch: TensorDict) -> None:
-        for minibatch in batch.split(BATCH):
+        minibatches = batch.split(BATCH)
+        for minibatch in minibatches:
             descend(critic, loss.qvalue_loss(minibatch)[0])
             updater.step()
-        loss_actor, info = loss.actor_loss(minibatch)
+        loss_actor, info = loss.actor_loss(minibatches[-1])
         descend(actor, loss_actor)
-        descend(alpha, loss.alpha_loss(minibatch, log_prob=info["log_prob"])[0])
+        descend(alpha, loss.alpha_loss(minibatches[-1], log_prob=info["log_prob"])[0])
 
     return update
 
@@ -117,11 +119,12 @@ def redq(size: Size = PAPER) -> Update:
     critic, actor, alpha = adam(group(loss, "qvalue")), adam(group(loss, "actor")), adam(group(loss, "log_alpha"))
 
     def update(batch: TensorDict) -> None:
-        for minibatch in batch.split(BATCH):
+        minibatches = batch.split(BATCH)
+        for minibatch in minibatches:
             out = loss(minibatch)
             descend(critic, out["loss_qvalue"])
             updater.step()
-        out = loss(minibatch)
+        out = loss(minibatches[-1])
         descend(actor, out["loss_actor"])
         descend(alpha, out["loss_alpha"])
 
@@ -136,11 +139,12 @@ def sac(size: Size = PAPER) -> Update:
     critic, actor, alpha = adam(group(loss, "qvalue")), adam(group(loss, "actor")), adam(group(loss, "log_alpha"))
 
     def update(batch: TensorDict) -> None:
-        for minibatch in batch.split(BATCH):
+        minibatches = batch.split(BATCH)
+        for minibatch in minibatches:
             value = loss.qvalue_v2_loss(minibatch)[0]
             descend(critic, value.sum(0).mean() if value.ndim else value)
             updater.step()
-        value, info = loss.actor_loss(minibatch)
+        value, info = loss.actor_loss(minibatches[-1])
         descend(actor, value.mean())
         descend(alpha, loss.alpha_loss(info["log_prob"]).mean())
 

@@ -20,7 +20,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import reduce
+from typing import Any, cast
 
 import plain
 import torch
@@ -46,6 +47,7 @@ from torchrl_o2o.objectives import ACALoss, AWACLoss, CalQLLoss, CQLLoss, IQLLos
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import compile_update
 from torchrl_o2o.updates.calling import call_loss
+from torchrl_o2o.updates.program import Mode
 
 OBSERVATION, ACTION, BATCH = plain.OBSERVATION, plain.ACTION, 256
 SIZE = (OBSERVATION, ACTION)
@@ -86,13 +88,14 @@ PLAIN: dict[str, Callable[[], Update]] = {
     "sac_ml": plain.sac_ml,
     "aca": plain.aca,
 }
+EDGES: Any = (-1, 1)  # TorchRL's annotation says one number
 UPSTREAM: dict[str, Callable[[], Any]] = {
     "iql": lambda: UpstreamIQLLoss(
         make_gaussian_actor(*SIZE), critics(), make_value_network(OBSERVATION), num_qvalue_nets=2, loss_function="l2"
     ),
     "cql": lambda: UpstreamCQLLoss(make_actor(*SIZE), critics(), loss_function="l2"),
     "td3_bc": lambda: UpstreamTD3BCLoss(
-        make_deterministic_actor(*SIZE), critics(), bounds=(-1, 1), num_qvalue_nets=2, loss_function="l2"
+        make_deterministic_actor(*SIZE), critics(), bounds=EDGES, num_qvalue_nets=2, loss_function="l2"
     ),
 }
 JOINT = ("cql", "cal_ql")
@@ -116,7 +119,7 @@ def joint_update(loss: Any) -> Update:
     def update(batch: TensorDict) -> None:
         out = loss(batch)
         optim.zero_grad()
-        sum(value for key, value in out.items() if key.startswith("loss_")).backward()
+        reduce(torch.add, [value for key, value in out.items() if key.startswith("loss_")]).backward()
         optim.step()
         updater.step()
 
@@ -149,8 +152,9 @@ def compiled(kind: str, matmul_dtype: torch.dtype | None = None, mode: str = "de
     make, names = LOSSES[kind]
     loss = make()
     updater = SoftUpdate(loss, tau=plain.TAU)
+    how = cast(Mode, mode)  # compile_update checks it
     return compile_update(
-        loss, optimizers(loss, names), updater, joint=kind in JOINT, mode=mode, matmul_dtype=matmul_dtype
+        loss, optimizers(loss, names), updater, joint=kind in JOINT, mode=how, matmul_dtype=matmul_dtype
     )
 
 

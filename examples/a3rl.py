@@ -81,29 +81,30 @@ def main(cfg: Config) -> EnsembleSACLoss:
     uniform = BalancedSampler(len(offline))
     writer, rows_drawn = OnlineWriter(len(offline)), cfg.utd_ratio * cfg.batch_size
     buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=rows_drawn)
-    frames = {"total_frames": cfg.total_frames, "init_random_frames": cfg.init_random_frames}
-    collector = Collector(env, actor, frames_per_batch=1, auto_register_policy_transforms=False, **frames)
+    settings = {"init_random_frames": cfg.init_random_frames, "auto_register_policy_transforms": False}
+    collector = Collector(env, actor, frames_per_batch=1, total_frames=cfg.total_frames, **settings)
     for step, data in enumerate(collector):
         buffer.extend(data.select(*TRANSITION))
         if step >= cfg.init_random_frames:
             index, _ = uniform.sample(storage, cfg.batch_size)
-            rows = storage.get(index).set("is_offline", index < len(offline))
+            rows = storage[index].set("is_offline", index < len(offline))
             loss_ratio, _ = ratio_loss.density_ratio_loss(rows)  # Algorithm 1: first the ratio, ...
             ratio_optim.zero_grad()
             loss_ratio.backward()
             ratio_optim.step()
             sampler.beta = annealed_beta(cfg.is_beta, step / cfg.total_frames)
-            for minibatch in buffer.sample().split(cfg.batch_size):  # ... then RLPD's updates
+            minibatches = buffer.sample().split(cfg.batch_size)  # ... then RLPD's updates
+            for minibatch in minibatches:
                 loss_qvalue, _ = loss.qvalue_loss(minibatch)
                 critic_optim.zero_grad()
                 loss_qvalue.backward()
                 critic_optim.step()
                 target_updater.step()
-            loss_actor, actor_info = loss.actor_loss(minibatch)
+            loss_actor, actor_info = loss.actor_loss(minibatches[-1])
             actor_optim.zero_grad()
             loss_actor.backward()
             actor_optim.step()
-            loss_alpha, _ = loss.alpha_loss(minibatch, log_prob=actor_info["log_prob"])
+            loss_alpha, _ = loss.alpha_loss(minibatches[-1], log_prob=actor_info["log_prob"])
             alpha_optim.zero_grad()
             loss_alpha.backward()
             alpha_optim.step()

@@ -9,6 +9,7 @@ for seeing the effect; the paper's own settings are in sota-implementations/aca.
 from dataclasses import dataclass
 
 import torch
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.objectives import SoftUpdate
 
@@ -64,7 +65,7 @@ def descend(optim: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | N
     optim.step()
 
 
-def report(step: int, actor: nn.Module, cfg: Config) -> None:
+def report(step: int, actor: TensorDictModuleBase, cfg: Config) -> None:
     """Print an evaluation."""
     result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
     print(f"step {step}: return {result.returns.mean():.1f}")
@@ -74,10 +75,10 @@ def main(cfg: Config) -> ACALoss:
     """Train, printing the evaluations; returns the online loss module."""
     seed_everything(cfg.seed)
     offline = load_offline(cfg.dataset, env=cfg.env)
-    dims, sizes = (offline["observation"].shape[-1], offline["action"].shape[-1]), {"hidden_sizes": cfg.hidden_sizes}
-    actor = make_actor(*dims, initialization="torch", **sizes)
-    critic = {"num_qvalue_nets": 2, "layer_norm": False, "initialization": "torch", **sizes}
-    baselines = make_baselines(dims[0], **sizes)
+    dims, hidden = (offline["observation"].shape[-1], offline["action"].shape[-1]), cfg.hidden_sizes
+    actor = make_actor(*dims, initialization="torch", hidden_sizes=hidden)
+    critic = {"num_qvalue_nets": 2, "layer_norm": False, "initialization": "torch", "hidden_sizes": hidden}
+    baselines = make_baselines(dims[0], hidden_sizes=hidden)
     sac_ml = SACMLLoss(actor, make_qvalue_ensemble(*dims, **critic), baselines, ml_weight=cfg.ml_weight)
     sac_ml.make_value_estimator(gamma=cfg.gamma)
     target_updater, optims = SoftUpdate(sac_ml, tau=cfg.tau), make_optims(sac_ml, cfg)
@@ -99,18 +100,17 @@ def main(cfg: Config) -> ACALoss:
     if not cfg.align_critic:  # without its share of log pi_0, ACA is SAC, here on the offline critics
         carry_over(sac_ml, loss, ("qvalue_network", "temperature"))
     buffer = starting_buffer(offline, cfg.total_frames, data="top", num_top_episodes=cfg.num_top_episodes)
-    env, num_updates = make_gym_env(cfg.env), 0
+    env, updates = make_gym_env(cfg.env), 0
     for step, data in enumerate(StepCollector(env, actor, total_frames=cfg.total_frames, seed=cfg.seed), 1):
         buffer.extend(data.select(*TRANSITION))
         if len(buffer) > cfg.batch_size:
-            weight = interpolation_weight(num_updates, horizon=cfg.horizon, floor=cfg.floor)
-            loss.interpolation = weight * cfg.align_critic
+            loss.interpolation = cfg.align_critic * interpolation_weight(updates, horizon=cfg.horizon, floor=cfg.floor)
             batch = buffer.sample(cfg.batch_size)
             descend(optims["alpha"], loss.alpha_loss(batch)[0])
             descend(optims["qvalue"], loss.qvalue_loss(batch)[0])
             descend(optims["actor"], loss.actor_loss(batch)[0], cfg.max_grad_norm)
             target_updater.step()
-            num_updates += 1
+            updates += 1
         if step % cfg.eval_every == 0:
             report(step, actor, cfg)
     return loss

@@ -55,7 +55,8 @@ def main(cfg: Config) -> AWACLoss:
     )
     critics = {"hidden_sizes": cfg.hidden_sizes, "layer_norm": False, "initialization": "torch"}
     qvalues = make_qvalue_ensemble(observation_dim, action_dim, num_qvalue_nets=2, **critics)
-    loss = AWACLoss(actor, qvalues, awac_lambda=cfg.awac_lambda, weight=cfg.weight)
+    rule = {"awac_lambda": cfg.awac_lambda, "weight": cfg.weight}
+    loss = AWACLoss(actor, qvalues, **rule)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
     critic_optim = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=cfg.lr, fused=True)

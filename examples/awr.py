@@ -7,11 +7,15 @@ defaults are a CPU preset made for seeing the effect; docs/algorithms/awr.md lis
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDictBase, cat
+from torch import Tensor
+from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
@@ -48,7 +52,7 @@ class Config:
     eval_episodes: int = 5
 
 
-def make_policy(observation_dim: int, action_dim: int, cfg: Config) -> torch.nn.Module:
+def make_policy(observation_dim: int, action_dim: int, cfg: Config) -> ProbabilisticActor:
     """A Gaussian whose width stays as it is."""
     actor = make_gaussian_actor(observation_dim, action_dim, hidden_sizes=cfg.hidden_sizes, mean="linear")
     for head in actor.modules():
@@ -58,9 +62,14 @@ def make_policy(observation_dim: int, action_dim: int, cfg: Config) -> torch.nn.
     return actor
 
 
-def regress(cfg: Config, optim: torch.optim.Optimizer, loss_of: object, rows: TensorDict, steps: int) -> dict:
+LossOf = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
+
+
+def regress(
+    cfg: Config, optim: torch.optim.Optimizer, loss_of: LossOf, rows: TensorDictBase, steps: int
+) -> dict[str, Tensor]:
     """Steps of one loss on minibatches of all rows; returns what the last one measured."""
-    info: dict = {}
+    info: dict[str, Tensor] = {}
     for _ in range(steps):
         value, info = loss_of(rows[torch.randint(len(rows), (cfg.batch_size,))])
         optim.zero_grad()
@@ -89,9 +98,10 @@ def main(cfg: Config) -> AWRLoss:
     collected = iter(online)
     for iteration in range(1 - cfg.offline_iterations, cfg.online_iterations + 1):
         if iteration > 0:
-            fresh = torch.cat([data.select(*TRANSITION).clone() for data in islice(collected, frames)])
+            fresh = cat([data.select(*TRANSITION).clone() for data in islice(collected, frames)])
             fresh["next", "reward"] *= cfg.reward_scale
-            rows = torch.cat([rows.select(*TRANSITION), fresh])[-cfg.capacity :]
+            newest = cat([rows.select(*TRANSITION), fresh])[-cfg.capacity :]
+            rows = cast(TensorDictBase, newest)  # its annotation leaves open what an index gives
         regress(cfg, critic_optim, loss.value_loss, loss.label(rows), cfg.critic_steps)
         info = regress(cfg, actor_optim, loss.actor_loss, loss.label(rows), cfg.actor_steps)
         if iteration % cfg.eval_every == 0:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import LossModule, SoftUpdate
@@ -52,7 +53,7 @@ def step(loss: LossModule, batch: TensorDictBase, optim: torch.optim.Optimizer, 
     """All losses at the old parameters, then one step; no parameter is in two losses, so one optimizer serves all."""
     losses = loss(batch)
     optim.zero_grad()
-    sum(value for key, value in losses.items() if key.startswith("loss_")).backward()
+    sum((value for key, value in losses.items() if key.startswith("loss_")), torch.zeros(())).backward()
     optim.step()
     target_updater.step()
 
@@ -74,16 +75,15 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
         loss.make_value_estimator(gamma=cfg.gamma)
         return torch.optim.Adam(loss.parameters(), lr=cfg.lr, fused=True), SoftUpdate(loss, tau=cfg.tau)
 
-    def report(actor: torch.nn.Module, when: str) -> None:
+    def report(actor: TensorDictModuleBase, when: str) -> None:
         result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
         print(f"{when}: return {result.returns.mean():.1f}")
 
     actors, critics, networks = [], [], {"hidden_sizes": cfg.hidden_sizes, "initialization": "fanin"}
     for agent in range(cfg.num_agents):  # offline: agents that differ in their initialization and batches only
         actors.append(make_actor(*specs, **networks))
-        pair = make_qvalue_ensemble(*specs, num_qvalue_nets=2, layer_norm=False, **networks)
-        critics += pair
-        loss = CQLLoss(actors[-1], pair, penalty=ConservativePenalty(cfg.cql_alpha, num_actions=4))  # the paper: 10
+        critics += make_qvalue_ensemble(*specs, num_qvalue_nets=2, layer_norm=False, **networks)
+        loss = CQLLoss(actors[-1], critics[-2:], penalty=ConservativePenalty(cfg.cql_alpha, num_actions=4))  # paper: 10
         optim, target_updater = setup(loss)
         for _ in range(cfg.offline_steps):
             step(loss, recorded.sample(), optim, target_updater)

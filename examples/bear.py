@@ -8,6 +8,7 @@ seeing the effect; docs/algorithms/bear.md lists the settings of the paper.
 
 from dataclasses import dataclass
 from itertools import chain, repeat
+from typing import Any
 
 import torch
 from torchrl.data import TensorDictReplayBuffer
@@ -63,7 +64,8 @@ def main(cfg: Config) -> BEARLoss:
     dims, hidden = (offline["observation"].shape[-1], offline["action"].shape[-1]), cfg.hidden_sizes
     actor, vae = make_actor(*dims, hidden_sizes=hidden), make_action_vae(*dims, hidden_sizes=hidden)
     qvalues = make_qvalue_ensemble(*dims, num_qvalue_nets=2, hidden_sizes=hidden)
-    loss = BEARLoss(actor, qvalues, vae, kernel=cfg.kernel)
+    settings: dict[str, Any] = {"kernel": cfg.kernel}
+    loss = BEARLoss(actor, qvalues, vae, **settings)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
     trained = {"vae": loss.vae_network_params, "qvalue": loss.qvalue_network_params, "actor": loss.actor_network_params}
@@ -83,8 +85,8 @@ def main(cfg: Config) -> BEARLoss:
         descend(weight_optim, loss.multiplier_loss(batch, divergence=info["divergence"])[0])
         target_updater.step()
         if step % cfg.eval_every == 0:
-            runs = {"num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
-            result = evaluate(BestAction(loss, num_actions=10), cfg.env, **runs)  # the authors' test policy
+            tested = BestAction(loss, num_actions=10)  # the authors' test policy
+            result = evaluate(tested, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
             eta, divergence = loss.multiplier.value, info["divergence"].mean()
             print(f"step {step}: {result}, discrepancy {divergence:.3f}, its weight {eta:.2f}")
     online.shutdown()

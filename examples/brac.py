@@ -95,8 +95,8 @@ def main(cfg: Config) -> BRACLoss:
         if weight_optim is not None:
             descend(weight_optim, loss.multiplier_loss(batch, divergence=info["divergence"])[0])
         if step % cfg.eval_every == 0:
-            runs = {"num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
-            result, best = (evaluate(policy, cfg.env, **runs) for policy in (actor, BestAction(loss, num_actions=10)))
+            policies, seed = (actor, BestAction(loss, num_actions=10)), cfg.seed + 10_000
+            result, best = (evaluate(each, cfg.env, num_episodes=cfg.eval_episodes, seed=seed) for each in policies)
             print(f"step {step}: {result}, best of ten {best}, divergence {info['divergence'].mean():.2f}")
     online.shutdown()
     return loss

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, cat
+from tensordict.nn import TensorDictModuleBase
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector
@@ -63,7 +64,7 @@ def update(loss: CalQLLoss, optim: torch.optim.Adam, target_updater: SoftUpdate,
     return {name: round(out[name].item(), 2) for name in ("qvalue", "gap", "bound_rate")}
 
 
-def report(step: int, actor: torch.nn.Module, cfg: Config, info: dict) -> None:
+def report(step: int, actor: TensorDictModuleBase, cfg: Config, info: dict) -> None:
     """Print an evaluation."""
     result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
     print(f"step {step}: return {result.returns.mean():.1f}, {info}")
@@ -81,8 +82,8 @@ def main(cfg: Config) -> CalQLLoss:
     qvalues = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, **networks)
     penalty = ConservativePenalty(cfg.cql_alpha, num_actions=cfg.num_actions, target_gap=cfg.target_gap)
     temperature = Temperature(-dims[1], form="log_alpha")
-    settings = {"calibrate": cfg.calibrate, "max_target_backup": cfg.max_target_backup}
-    loss = CalQLLoss(actor, qvalues, temperature=temperature, penalty=penalty, **settings)
+    settings = {"penalty": penalty, "calibrate": cfg.calibrate, "max_target_backup": cfg.max_target_backup}
+    loss = CalQLLoss(actor, qvalues, temperature=temperature, **settings)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
     slow = [*loss.actor_network_params.parameters(), *temperature.parameters()]
@@ -104,7 +105,7 @@ def main(cfg: Config) -> CalQLLoss:
     for step, data in enumerate(collector, 1):
         trajectory.append(data.select(*TRANSITION))
         if data["next", "done"].item():  # the return of a step is known once its trajectory is over
-            rows = reward(torch.cat(trajectory))
+            rows = reward(cat(trajectory))
             rows["episode"] = torch.zeros(len(rows), dtype=torch.long)
             buffer.extend(add_return(rows).select(*KEYS))
             for _ in range(len(trajectory) * cfg.utd_ratio):

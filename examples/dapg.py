@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import gymnasium
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, stack
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
@@ -59,6 +59,11 @@ class Config:
 class Policy(nn.Module):
     """A Gaussian around an MLP of standardized observations, rescaled to the demonstrations' actions."""
 
+    in_shift: Tensor
+    in_scale: Tensor
+    out_shift: Tensor
+    out_scale: Tensor
+
     def __init__(self, observation: Tensor, action: Tensor, hidden_sizes: tuple[int, ...]) -> None:
         super().__init__()
         widths = [observation.shape[-1], *hidden_sizes]
@@ -89,11 +94,11 @@ def flat(tensors: Iterator[Tensor] | tuple[Tensor, ...]) -> Tensor:
 
 def dapg_gradient(policy: Policy, rows: TensorDict, demos: TensorDict, weights: tuple[Tensor, Tensor]) -> Tensor:
     """g: weighted log-densities of the policy's rows and of the demonstrations, over the number of the former."""
-    surrogate = sum(
+    parts = [
         (weight * policy.log_prob(data["observation"], data["action"])).sum()
         for weight, data in zip(weights, (rows, demos), strict=True)
-    )
-    return flat(torch.autograd.grad(surrogate / len(rows), list(policy.parameters())))
+    ]
+    return flat(torch.autograd.grad(torch.stack(parts).sum() / len(rows), list(policy.parameters())))
 
 
 def divergence_product(policy: Policy, observation: Tensor, vector: Tensor, damping: float) -> Tensor:
@@ -145,7 +150,7 @@ def collect(env: gymnasium.Env, policy: Policy, episodes: int, seed: int) -> Ten
             done = bool(terminated or truncated)
             row = {"observation": state, "action": action, "reward": torch.tensor(float(reward))}
             rows.append(TensorDict({**row, "terminated": torch.tensor(bool(terminated)), "done": torch.tensor(done)}))
-    return torch.stack(rows)
+    return stack(rows)
 
 
 def main(cfg: Config) -> Policy:
@@ -170,7 +175,7 @@ def main(cfg: Config) -> Policy:
         if iteration == cfg.iterations:
             break
         rows = collect(env, policy, cfg.episodes_per_iteration, cfg.seed + 1_000 * iteration)
-        terminated, done = rows["terminated"], rows["done"]
+        terminated, done = rows.get("terminated"), rows.get("done")
         baseline = value(rows["observation"]).detach()
         discounts = cfg.gamma, cfg.gae_lambda
         advantage = generalized_advantage(rows["reward"], baseline, terminated, done, *discounts)

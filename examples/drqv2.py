@@ -11,6 +11,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import torch
+from tensordict import cat
 from tensordict.nn import TensorDictSequential
 from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
@@ -19,19 +20,12 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
-from torchrl_o2o.data import (
-    BalancedSampler,
-    OnlineWriter,
-    RandomShift,
-    load_offline,
-    load_vd4rl,
-    n_step,
-    stack_rows,
-    stored_keys,
-)
+from torchrl_o2o.data import BalancedSampler, OnlineWriter, RandomShift, load_offline, load_vd4rl, n_step, stack_rows
+from torchrl_o2o.data.keys import stored_keys
 from torchrl_o2o.envs import make_gym_env, seed_everything
 from torchrl_o2o.functional import linear_schedule
 from torchrl_o2o.modules import make_bottleneck, make_latent_actor, make_pixel_encoder, make_qvalue_ensemble
+from torchrl_o2o.modules.pixels import encoder_width
 from torchrl_o2o.objectives import DrQV2BCLoss
 from torchrl_o2o.trainers import evaluate
 from torchrl_o2o.updates import Descend, MoveTargets, Update
@@ -71,9 +65,10 @@ def main(cfg: Config) -> DrQV2BCLoss:
     env = make_gym_env(cfg.env)
     data = load_vd4rl(cfg.dataset) if Path(cfg.dataset).exists() else stack_rows(load_offline(cfg.dataset))
     data = replace(data, rows=n_step(data.rows, n=cfg.n_step, gamma=cfg.gamma))  # sums end where episodes do
+    shape, action_dim = data.stacks(torch.arange(1))["observation"].shape[1:], data.rows["action"].shape[-1]
     conv = {"features": cfg.features, "strides": cfg.strides, "offset": 0.5, "initialization": "orthogonal"}
-    encoder = make_pixel_encoder(env.observation_space.shape, latent_dim=None, out_key="features", **conv)
-    width, action_dim = encoder.module.out_features, env.action_space.shape[0]
+    encoder = make_pixel_encoder(shape, latent_dim=None, out_key="features", **conv)
+    width = encoder_width(encoder)
     actor = make_latent_actor(width, action_dim, latent_dim=cfg.latent_dim, hidden_sizes=cfg.hidden_sizes)
     heads = {"hidden_sizes": cfg.hidden_sizes, "layer_norm": False, "in_keys": ("latent", "action")}
     heads["initialization"] = "orthogonal_unit"
@@ -90,16 +85,16 @@ def main(cfg: Config) -> DrQV2BCLoss:
     sampler = BalancedSampler(len(data), 1.0)
     parts = {"sampler": sampler, "writer": OnlineWriter(len(data)), "transform": RandomShift(cfg.pad)}
     buffer = TensorDictReplayBuffer(storage=data.storage(cfg.total_frames), batch_size=cfg.batch_size, **parts)
-    policy, schedule = TensorDictSequential(encoder, actor), (cfg.std_start, cfg.std_end, cfg.std_duration)
+    policy, schedule = TensorDictSequential([encoder, actor]), (cfg.std_start, cfg.std_end, cfg.std_duration)
     noise = AdditiveGaussianModule(actor.spec, cfg.std_end, cfg.std_end)
-    online = StepCollector(env, TensorDictSequential(policy, noise), total_frames=cfg.total_frames, seed=cfg.seed)
+    online = StepCollector(env, TensorDictSequential([policy, noise]), total_frames=cfg.total_frames, seed=cfg.seed)
     episode, metrics = [], dict[str, torch.Tensor]()
     for step, row in enumerate(chain(repeat(None, cfg.offline_steps), online), 1 - cfg.offline_steps):
         if row is not None:
             loss.use_bc, sampler.offline_fraction = cfg.online_bc, 0.5
             episode.append(row)
             if row["next", "done"].item():  # its sums over n steps are known now
-                rows = torch.cat(episode).set("episode", torch.zeros(len(episode), dtype=torch.long))
+                rows = cat(episode).set("episode", torch.zeros(len(episode), dtype=torch.long))
                 rows = n_step(rows, n=cfg.n_step, gamma=cfg.gamma)
                 buffer.extend(rows.select(*stored_keys(rows)))
                 episode.clear()
@@ -108,8 +103,8 @@ def main(cfg: Config) -> DrQV2BCLoss:
             metrics = update(buffer.sample())
         if step % cfg.eval_every == 0:
             result = evaluate(policy, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
-            learned = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("qvalue", "bc_error") if name in metrics)
-            print(f"step {step}: {result}", learned)
+            learned = [f"{name} {metrics[name]:.3f}" for name in ("qvalue", "bc_error") if name in metrics]
+            print(f"step {step}:", ", ".join([str(result), *learned]))
     online.shutdown()
     return loss
 

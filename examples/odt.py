@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from tensordict import NestedKey
 from tensordict.nn import TensorDictModule
 from torchrl.data import Bounded
 from torchrl.modules import OnlineDTActor, ProbabilisticActor, TanhNormal
@@ -20,7 +21,7 @@ from torchrl_o2o.data import Convention, TrajectoryReplay, load_offline
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.envs import make_gym_env, seed_everything
 
-KEYS = ["observation", "action", "return_to_go"]
+KEYS: list[NestedKey] = ["observation", "action", "return_to_go"]
 
 
 @dataclass
@@ -68,9 +69,10 @@ def main(cfg: Config) -> OnlineDTLoss:
     transformer = [value for name, value in loss.named_parameters() if name != "log_alpha"]
     optim = torch.optim.AdamW(transformer, lr=cfg.lr, weight_decay=cfg.weight_decay)
     warmup = torch.optim.lr_scheduler.LambdaLR(optim, lambda step: min((step + 1) / cfg.warmup, 1.0))
-    alpha_optim = torch.optim.Adam([loss.log_alpha], lr=1e-4)
+    alpha_optim = torch.optim.Adam([loss.get_parameter("log_alpha")], lr=1e-4)
     how = {"context": cfg.acting_context, "return_scale": cfg.return_scale}
     rollouts = ReturnConditionedRollouts(env, actor, cfg.exploration_return, **how)
+    entropy = torch.tensor(torch.nan)  # of the newest update
     for rollout in range(cfg.rollouts + 1):
         if rollout:
             episode = rollouts.roll_out(cfg.exploration_return, seed=cfg.seed + 1_000 + rollout)
@@ -85,11 +87,12 @@ def main(cfg: Config) -> OnlineDTLoss:
             alpha_optim.zero_grad()
             out["loss_alpha"].backward()
             alpha_optim.step()
+            entropy = out["entropy"]
         if rollout % cfg.eval_every == 0:
             ask = partial(rollouts.roll_out, cfg.eval_return, explore=False)
             seeds = range(cfg.seed + 10_000, cfg.seed + 10_000 + cfg.eval_episodes)
             mean = sum(float(ask(seed=seed)["next", "reward"].sum()) for seed in seeds) / cfg.eval_episodes
-            print(f"rollout {rollout}: return {mean:.1f}, entropy {out['entropy']:.2f}")
+            print(f"rollout {rollout}: return {mean:.1f}, entropy {entropy:.2f}")
     return loss
 
 

@@ -9,6 +9,7 @@ own settings are in sota-implementations/pex.
 from dataclasses import dataclass
 
 import torch
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector
@@ -55,11 +56,11 @@ def main(cfg: Config) -> PEXLoss:
     offline = load_offline(cfg.dataset, env=cfg.env)
     dims = offline["observation"].shape[-1], offline["action"].shape[-1]
 
-    def policy() -> torch.nn.Module:
+    def policy() -> ProbabilisticActor:
         shape = {"hidden_sizes": cfg.hidden_sizes, "initialization": "xavier_uniform", "log_std_bounds": (-5.0, 2.0)}
         return make_gaussian_actor(*dims, clip_samples=False, **shape)
 
-    def adams(loss: torch.nn.Module) -> list[torch.optim.Adam]:
+    def adams(loss: IQLLoss) -> list[torch.optim.Adam]:
         parts = loss.value_network_params, loss.qvalue_network_params, loss.actor_network_params
         return [torch.optim.Adam(part.parameters(), lr=cfg.lr, fused=True) for part in parts]
 
@@ -91,8 +92,8 @@ def main(cfg: Config) -> PEXLoss:
     how.apply(iql, loss)
     buffer = how.buffer(offline, cfg.total_frames, batch_size=cfg.batch_size)
     both = ExpandedPolicy(loss)
-    scored = {"num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
-    print("step 0: offline policy", evaluate(loss.offline_actor_network, cfg.env, **scored))
+    scored = {"env": cfg.env, "num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
+    print("step 0: offline policy", evaluate(loss.offline_actor_network, **scored))
     info = {"offline_share": torch.ones(1)}
     collector = StepCollector(make_gym_env(cfg.env), both, total_frames=cfg.total_frames, seed=cfg.seed)
     for frame, data in enumerate(collector, 1):
@@ -107,7 +108,7 @@ def main(cfg: Config) -> PEXLoss:
             step(actor_optim, loss_actor)
         if frame % cfg.eval_every == 0:
             share = info["offline_share"].mean()
-            print(f"step {frame}: {evaluate(both, cfg.env, **scored)}, offline policy chosen {share:.2f}")
+            print(f"step {frame}: {evaluate(both, **scored)}, offline policy chosen {share:.2f}")
     return loss
 
 

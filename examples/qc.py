@@ -86,8 +86,8 @@ def main(cfg: Config) -> BestOfNLoss:
             metrics = update(buffer.sample())
         if step % cfg.eval_every == 0:
             result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
-            learned = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("qvalue", "loss_flow") if name in metrics)
-            print(f"step {step}: {result}", learned)
+            learned = [f"{name} {metrics[name]:.3f}" for name in ("qvalue", "loss_flow") if name in metrics]
+            print(f"step {step}:", ", ".join([str(result), *learned]))
     online.shutdown()
     return loss
 

@@ -77,6 +77,7 @@ def main(cfg: Config) -> ReBRACLoss:
         batch_size=cfg.batch_size,
     )
     online = StepCollector(env, actor, total_frames=cfg.total_frames, seed=cfg.seed)
+    info = {"bc_error": torch.tensor(torch.nan)}  # of the actor's newest step
     for step, data in enumerate(chain(repeat(None, cfg.offline_steps), online), -cfg.offline_steps):
         if data is not None:
             buffer.extend(data.select(*TRANSITION))

@@ -86,18 +86,20 @@ def main(cfg: Config) -> EnsembleSACLoss:
     for step, data in enumerate(collector):
         buffer.extend(reward(data).select(*TRANSITION))
         if step >= cfg.init_random_frames:
-            for minibatch in buffer.sample().split(cfg.batch_size):  # Algorithm 1: utd_ratio critic updates ...
+            minibatches = buffer.sample().split(cfg.batch_size)
+            for minibatch in minibatches:  # Algorithm 1: utd_ratio critic updates ...
                 loss_qvalue, _ = loss.qvalue_loss(minibatch)
                 critic_optim.zero_grad()
                 loss_qvalue.backward()
                 critic_optim.step()
                 target_updater.step()
-            loss_actor, actor_info = loss.actor_loss(minibatch)  # ... then one of the actor, on the last minibatch
+            last = minibatches[-1]  # ... then one of the actor, on the last minibatch
+            loss_actor, actor_info = loss.actor_loss(last)
             actor_optim.zero_grad()
             loss_actor.backward()
             actor_optim.step()
             log_prob = actor_info["log_prob"]  # ... and one of the temperature
-            loss_alpha, _ = loss.alpha_loss(minibatch, log_prob=log_prob)
+            loss_alpha, _ = loss.alpha_loss(last, log_prob=log_prob)
             alpha_optim.zero_grad()
             loss_alpha.backward()
             alpha_optim.step()

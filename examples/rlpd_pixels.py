@@ -10,6 +10,7 @@ values stand beside them.
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -26,7 +27,7 @@ from torchrl_o2o.data import (
     stack_rows,
 )
 from torchrl_o2o.envs import make_gym_env, seed_everything
-from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
+from torchrl_o2o.modules import Temperature, encoder_width, make_pixel_actor, make_pixel_encoder, make_qvalue_ensemble
 from torchrl_o2o.objectives import PixelSACLoss
 from torchrl_o2o.trainers import evaluate
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
@@ -63,11 +64,11 @@ def main(cfg: Config) -> PixelSACLoss:
     seed_everything(cfg.seed)
     env = make_gym_env(cfg.env)
     data = load_vd4rl(cfg.dataset) if Path(cfg.dataset).exists() else stack_rows(load_offline(cfg.dataset))
-    shape, action_dim = env.observation_space.shape, env.action_space.shape[0]
+    shape, action_dim = data.stacks(torch.arange(1))["observation"].shape[1:], data.rows["action"].shape[-1]
     encoder = make_pixel_encoder(shape, features=cfg.features, strides=cfg.strides, latent_dim=cfg.latent_dim)
     actor = make_pixel_actor(encoder, action_dim, hidden_sizes=cfg.hidden_sizes)
     heads = make_qvalue_ensemble(  # on one latent vector, which the encoder gives to all of them
-        encoder.module.out_features,
+        encoder_width(encoder),
         action_dim,
         num_qvalue_nets=cfg.num_qvalue_nets,
         hidden_sizes=cfg.hidden_sizes,

@@ -62,8 +62,8 @@ def fit_confidence(cfg: Config, offline: TensorDictBase, buffer: TensorDictRepla
     if cfg.confidence != "vae":
         fixed = {"none": ConstantConfidence(0.0), "even": ConstantConfidence(0.5), "random": RandomConfidence()}
         return fixed[cfg.confidence]
-    dims = offline["observation"].shape[-1], offline["action"].shape[-1]
-    vae = make_conditional_vae(*dims, hidden_sizes=cfg.hidden_sizes, decoder=cfg.decoder)
+    shape = {"hidden_sizes": cfg.hidden_sizes, "decoder": cfg.decoder}
+    vae = make_conditional_vae(offline["observation"].shape[-1], offline["action"].shape[-1], **shape)
     loss = ConditionalVAELoss(vae)
     optim = torch.optim.Adam(loss.parameters(), lr=1e-3, fused=True)
     for step in range(cfg.vae_steps):
@@ -78,9 +78,10 @@ def main(cfg: Config) -> AWACLoss:
     """Train, printing the evaluations; returns the trained loss module."""
     seed_everything(cfg.seed)
     offline = load_offline(cfg.dataset, env=cfg.env)
-    dims, sizes = (offline["observation"].shape[-1], offline["action"].shape[-1]), {"hidden_sizes": cfg.hidden_sizes}
-    actor = make_gaussian_actor(*dims, std="sigmoid", log_std_bounds=(-6.0, 0.0), **sizes)
-    critics = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, initialization="torch", **sizes)
+    dims, hidden = (offline["observation"].shape[-1], offline["action"].shape[-1]), cfg.hidden_sizes
+    actor = make_gaussian_actor(*dims, std="sigmoid", log_std_bounds=(-6.0, 0.0), hidden_sizes=hidden)
+    plain = {"layer_norm": False, "initialization": "torch", "hidden_sizes": hidden}
+    critics = make_qvalue_ensemble(*dims, num_qvalue_nets=2, **plain)
     loss = AWACLoss(actor, critics)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
@@ -97,10 +98,10 @@ def main(cfg: Config) -> AWACLoss:
     for _ in range(cfg.offline_steps):
         update(buffer.sample())
     confidence = fit_confidence(cfg, offline, buffer)
-    guided = SAMGEstimator.from_loss(loss, gamma=cfg.gamma, guidance=cfg.guidance, cutoff=cfg.cutoff)  # frozen here
+    guidance = {"gamma": cfg.gamma, "guidance": cfg.guidance, "cutoff": cfg.cutoff}
+    guided = SAMGEstimator.from_loss(loss, **guidance)  # frozen here
     loss.make_value_estimator(guided)
     del offline, buffer  # from here on there are the frozen critic, the confidence and what the policy does
-
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(cfg.online_capacity), batch_size=cfg.batch_size)
     online = StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed)
     for step, data in enumerate(online, 1):

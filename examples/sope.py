@@ -10,7 +10,7 @@ of Config can be given as field=value. The defaults are a CPU preset; the paper'
 from dataclasses import dataclass
 
 import torch
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives import LossModule, SoftUpdate
 
 from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.config import parse_config
@@ -59,7 +59,7 @@ def make_learner(cfg: Config, dims: tuple[int, int]) -> Learner:
     return Learner(actor, loss, Update(loss, Joint(*steps), MoveTargets(SoftUpdate(loss, tau=cfg.tau))))
 
 
-def main(cfg: Config) -> EnsembleSACLoss:
+def main(cfg: Config) -> LossModule:
     """Train, printing phases and evaluations; returns the trained loss module."""
     offline = load_offline(cfg.dataset, env=cfg.env)
     seed_everything(cfg.seed)
@@ -68,8 +68,13 @@ def main(cfg: Config) -> EnsembleSACLoss:
     watch = {"check_every": cfg.check_every, "patience": cfg.patience or None, "sope_code": cfg.sope_code}
     rule = StoppingRule(max_updates=cfg.max_updates, **watch)
     buffer = HandOver(data="symmetric").buffer(offline, cfg.total_frames, batch_size=2 * cfg.batch_size)
-    frames = {"total_frames": cfg.total_frames, "init_random_frames": cfg.init_random_frames}
-    collector = StepCollector(make_gym_env(cfg.env), learner.actor, seed=cfg.seed, **frames)
+    collector = StepCollector(
+        make_gym_env(cfg.env),
+        learner.actor,
+        total_frames=cfg.total_frames,
+        init_random_frames=cfg.init_random_frames,
+        seed=cfg.seed,
+    )
     updates = 0
     for step, data in enumerate(collector, 1):
         buffer.extend(data.select(*TRANSITION))

@@ -79,16 +79,17 @@ def main(cfg: Config) -> SPOTLoss:
     networks = {"hidden_sizes": hidden, "initialization": "uniform_small_last"}
     actor = make_deterministic_actor(*dims, **networks)
     qvalues = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, **networks)
-    density = {"density_weight": cfg.density_weight, "vae_beta": cfg.vae_beta}
-    loss = SPOTLoss(actor, qvalues, vae, num_samples=cfg.num_samples, iwae=cfg.iwae, **density)
+    density = {"density_weight": cfg.density_weight, "vae_beta": cfg.vae_beta, "iwae": cfg.iwae}
+    loss = SPOTLoss(actor, qvalues, vae, num_samples=cfg.num_samples, **density)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater = SoftUpdate(loss, tau=cfg.tau)
     critic_optim = torch.optim.Adam(loss.qvalue_network_params.parameters(), lr=cfg.lr, fused=True)
     actor_optim = torch.optim.Adam(loss.actor_network_params.parameters(), lr=cfg.lr, fused=True)
 
     noise = {"sigma_init": cfg.exploration_noise, "sigma_end": cfg.exploration_noise, "safe": True}
-    explorer = TensorDictSequential(actor, AdditiveGaussianModule(actor.spec, **noise))
+    explorer = TensorDictSequential([actor, AdditiveGaussianModule(actor.spec, **noise)])
     online = StepCollector(env, explorer, total_frames=cfg.total_frames, seed=cfg.seed)
+    info = dict.fromkeys(("penalty", "qvalue_policy"), torch.tensor(torch.nan))  # of the actor's newest step
     for step, data in enumerate(chain(repeat(None, cfg.offline_steps), online), 1 - cfg.offline_steps):
         if data is not None:
             buffer.extend(data.select(*TRANSITION))

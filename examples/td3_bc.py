@@ -75,8 +75,9 @@ def main(cfg: Config) -> TD3BCLoss:
         batch_size=cfg.batch_size,
     )
     noise = {"sigma_init": cfg.exploration_noise, "sigma_end": cfg.exploration_noise, "safe": True}
-    explorer = TensorDictSequential(actor, AdditiveGaussianModule(actor.spec, **noise))
+    explorer = TensorDictSequential([actor, AdditiveGaussianModule(actor.spec, **noise)])
     online = StepCollector(env, explorer, total_frames=cfg.total_frames, seed=cfg.seed)
+    info = {"bc_error": torch.tensor(torch.nan)}  # of the actor's newest step
     for step, data in enumerate(chain(repeat(None, cfg.offline_steps), online), 1 - cfg.offline_steps):
         if data is not None:
             buffer.extend(data.select(*TRANSITION))

@@ -55,7 +55,7 @@ def networks(cfg: Config, dims: tuple[int, int]) -> tuple:
     return actor, qvalues, Temperature(-float(dims[1]), form="softplus")
 
 
-def optimizers(loss: torch.nn.Module, critic_lr: float, actor_lr: float) -> dict[str, torch.optim.Adam]:
+def optimizers(loss: CQLLoss | EnsembleSACLoss, critic_lr: float, actor_lr: float) -> dict[str, torch.optim.Adam]:
     """One of each network."""
     parts = {"qvalue": loss.qvalue_network_params, "actor": loss.actor_network_params, "alpha": loss.temperature}
     rates = {"qvalue": critic_lr, "actor": actor_lr, "alpha": actor_lr}
@@ -67,7 +67,7 @@ def descend(loss: torch.nn.Module, optims: dict, batch: object, *names: str) -> 
     losses = [getattr(loss, f"{name}_loss")(batch)[0] for name in names]
     for name in names:
         optims[name].zero_grad()
-    sum(losses).backward()
+    sum(losses, torch.zeros(())).backward()
     for name in names:
         optims[name].step()
 
@@ -100,8 +100,8 @@ def main(cfg: Config) -> EnsembleSACLoss:
     targets, optims = SoftUpdate(loss, tau=cfg.tau), optimizers(loss, *rates)
     how.apply(cql, loss, [(before[name], optims[name]) for name in optims])
     buffer = how.buffer(offline, cfg.total_frames, batch_size=rows)
-    scored = {"num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
-    print("step 0:", evaluate(actor, cfg.env, **scored))
+    scored = {"env": cfg.env, "num_episodes": cfg.eval_episodes, "seed": cfg.seed + 10_000}
+    print("step 0:", evaluate(actor, **scored))
     collector = StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed)
     for step, data in enumerate(collector, 1):
         buffer.extend(data.select(*TRANSITION))
@@ -112,7 +112,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
                 targets.step()
             descend(loss, optims, batch, "actor", "alpha")
         if step % cfg.eval_every == 0:
-            print(f"step {step}:", evaluate(actor, cfg.env, **scored))
+            print(f"step {step}:", evaluate(actor, **scored))
     return loss
 
 

@@ -20,6 +20,7 @@ import hydra
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.scripts import start
@@ -64,6 +65,7 @@ def finetune_trajectories(
             trajectory.metrics = online.learner.update(online.sample())
         online.log(trajectory.metrics)
 
+    assert isinstance(online.collector, StepCollector)
     online.collector.on_cut = trajectory.truncate  # its last row is not in the buffer yet
     with online:
         online.log(trajectory.metrics)  # of a run that goes on

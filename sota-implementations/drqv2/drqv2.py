@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import hydra
 from omegaconf import DictConfig
+from tensordict.nn import TensorDictSequential
 
-from torchrl_o2o.data import EpisodeRows
+from torchrl_o2o.data import BalancedSampler, EpisodeRows
 from torchrl_o2o.functional import linear_schedule
+from torchrl_o2o.objectives import DrQV2Loss
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch
 from torchrl_o2o.trainers.algorithms import PixelRun, make_drqv2
@@ -26,11 +28,15 @@ def train(cfg: DictConfig) -> None:
     rows = EpisodeRows(cfg.n_step, cfg.value_estimator.gamma)
     run = PixelRun(cfg, make_drqv2, rows=rows)
     learner, sampler = run.learner, run.buffer.sampler
+    loss, explorer = learner.loss, learner.explorer
+    assert isinstance(loss, DrQV2Loss)
+    assert isinstance(explorer, TensorDictSequential)
+    assert isinstance(sampler, BalancedSampler)
 
     def shrink_noise(counted: int) -> None:
         std = linear_schedule(counted, cfg.std.start, cfg.std.end, cfg.std.duration)
-        learner.loss.std.fill_(std)
-        learner.explorer[-1].sigma.fill_(std)
+        loss.std.fill_(std)
+        explorer[-1].get_buffer("sigma").fill_(std)
 
     with run.session as session:
         sampler.offline_fraction = float(cfg.offline.num_steps > 0)

@@ -14,6 +14,8 @@ in docs/actors_elsewhere.md.
 
 from __future__ import annotations
 
+from typing import cast
+
 import hydra
 import rlpd
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +27,8 @@ from torchrl_o2o.trainers import accept_actors, launch
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train one seed into one run folder."""
-    launch(OmegaConf.merge({"actors": 2}, cfg), rlpd.train, optional=("actors", "fleet"))
+    merged = cast(DictConfig, OmegaConf.merge({"actors": 2}, cfg))  # its annotation covers lists too
+    launch(merged, rlpd.train, optional=("actors", "fleet"))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ SAMG_ONLY = ("confidence", "encoder", "threshold", "guidance", "weigh_penalty", 
 def prepare(cfg: DictConfig, start: Path) -> None:
     """All that needs the data set: the base's offline phase and the confidence."""
     problem = Problem.load(plain(cfg.env), plain(cfg.dataset), raw_convention(cfg))
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = plain(cfg)
     base = OmegaConf.create({key: value for key, value in config.items() if key not in SAMG_ONLY})
     if cfg.learner.label == "cal_ql":
         problem = replace(problem, offline=returns_of(cfg, problem)(problem.offline))
