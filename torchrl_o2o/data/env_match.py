@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import FlattenObservation
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data.tensor_specs import ContinuousBox
@@ -28,7 +29,16 @@ from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["EnvFacts", "EnvLike", "described", "env_facts", "match_environment", "match_settings", "match_units"]
+__all__ = [
+    "EnvFacts",
+    "EnvLike",
+    "described",
+    "env_facts",
+    "match_environment",
+    "match_keys",
+    "match_settings",
+    "match_units",
+]
 
 #: Arguments that say how an environment is drawn, and wrappers that leave its numbers as they are.
 _DRAWING = re.compile(r"render|width$|height$|camera|default_camera|visual|disable_env_checker|max_episode_steps")
@@ -55,6 +65,8 @@ class EnvFacts:
         max_episode_steps: its time limit.
         moves: whether it moves by small steps in time, as physics does. Defaults to ``False``: not known.
         spec: its id, arguments and wrappers, as :func:`described` gives them; empty where it has none.
+        keys: entries of its dictionary observation that are joined, in order; empty where nothing is joined.
+        entries: all entries of that dictionary.
     """
 
     name: str
@@ -67,6 +79,8 @@ class EnvFacts:
     max_episode_steps: int | None
     moves: bool = False
     spec: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    entries: frozenset[str] = frozenset()
 
 
 def match_environment(
@@ -166,6 +180,33 @@ def described(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str]) -
     return {"id": env_id, "kwargs": plain, "wrappers": [name for name in wrappers if name not in _HARMLESS]}
 
 
+def match_keys(keys: Sequence[str], env: EnvFacts) -> list[Finding]:
+    """Compare the entries of a dictionary observation that were joined with those that the environment joins.
+
+    Args:
+        keys: of the data, in order; empty where nothing was joined.
+        env: what is known of the environment.
+
+    Returns:
+        An error if they are other entries of the same dictionary, or in another order. Shapes do not tell: goals, and
+        what was achieved of them, are equally wide.
+
+    Examples:
+        >>> import torch
+        >>> edge, keys = torch.ones(1), ("observation", "desired_goal")
+        >>> facts = EnvFacts("Maze", (6,), (1,), -edge, edge, -edge, edge, None, keys=keys, entries=frozenset(keys))
+        >>> print(*match_keys(("desired_goal", "observation"), facts))
+        error [observation_keys] the data's observation joins ['desired_goal', 'observation'], and Maze's...
+    """
+    if not keys or not env.keys or tuple(keys) == env.keys or not set(keys) <= env.entries:
+        return []
+    message = (
+        f"the data's observation joins {list(keys)}, and {env.name}'s {list(env.keys)}. Pass "
+        f"obs_keys={list(env.keys)}, or build the environment with observation_keys={list(keys)}."
+    )
+    return [Finding("observation_keys", "error", message, key="observation")]
+
+
 def match_settings(recorded: Sequence[Mapping[str, Any]], env: EnvFacts) -> list[Finding]:
     """Compare the environment that data were recorded in with the one that they are for.
 
@@ -246,17 +287,31 @@ def _gym_facts(env: gymnasium.Env) -> EnvFacts:
     assert isinstance(box, spaces.Box)
     space = env.observation_space
     if isinstance(space, spaces.Dict):
-        entries = [space[key] for key in observation_keys(name) if key in space.spaces]
-        observation: tuple[int, ...] = (sum(int(np.prod(entry.shape or ())) for entry in entries),)
+        keys, names = tuple(key for key in observation_keys(name) if key in space.spaces), frozenset(space.spaces)
+        observation: tuple[int, ...] = (sum(int(np.prod(space[key].shape or ())) for key in keys),)
     else:
-        observation = tuple(space.shape or ())
+        observation, (keys, names) = tuple(space.shape or ()), _joined(env)
     low, high = torch.as_tensor(box.low), torch.as_tensor(box.high)
     own_low, own_high = _own_box(env, low, high)
     limit = None if env.spec is None else env.spec.max_episode_steps
     moves = hasattr(env.unwrapped, "dt")
-    return EnvFacts(
-        name, observation, tuple(box.shape), low, high, own_low, own_high, limit, moves, _described(env.spec)
-    )
+    spec, shape = _described(env.spec), tuple(box.shape)
+    return EnvFacts(name, observation, shape, low, high, own_low, own_high, limit, moves, spec, keys, names)
+
+
+def _joined(env: gymnasium.Env) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The entries that a wrapper joins to one vector, in order, and all that there are; none where nothing is."""
+    from torchrl_o2o.envs.make import concatenated_keys  # late, as above
+
+    while isinstance(env, gymnasium.Wrapper):
+        inner = env.env.observation_space
+        if isinstance(inner, spaces.Dict):
+            if isinstance(env, FlattenObservation):
+                return tuple(inner.spaces), frozenset(inner.spaces)
+            if keys := concatenated_keys(env):
+                return keys, frozenset(inner.spaces)
+        env = env.env
+    return (), frozenset()
 
 
 def _described(spec: EnvSpec | None) -> dict[str, Any]:
@@ -291,7 +346,8 @@ def _torchrl_facts(env: EnvBase) -> EnvFacts:
     limit = None if spec is None else spec.max_episode_steps
     moves = isinstance(inner, GymWrapper) and hasattr(inner._env.unwrapped, "dt")
     shape = tuple(env.action_spec.shape[batch:])
-    return EnvFacts(name, observation, shape, low, high, own_low, own_high, limit, moves, _described(spec))
+    keys, names = _joined(inner._env) if isinstance(inner, GymWrapper) else ((), frozenset())
+    return EnvFacts(name, observation, shape, low, high, own_low, own_high, limit, moves, _described(spec), keys, names)
 
 
 def _inner(env: EnvBase) -> EnvBase:

@@ -21,7 +21,7 @@ from torchrl_o2o.data.datasets.cache import RawDataset
 from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.mapped import is_mapped
 from torchrl_o2o.data.datasets.sources import Source, read_source
-from torchrl_o2o.data.env_match import EnvFacts, EnvLike, env_facts, match_settings, match_units
+from torchrl_o2o.data.env_match import EnvFacts, EnvLike, env_facts, match_keys, match_settings, match_units
 from torchrl_o2o.data.findings import AuditReport, Finding
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_option
 
@@ -210,6 +210,7 @@ def _examine(
             else units
         )
     if facts is not None:
+        found += match_keys(options.obs_keys or raw.meta.obs_keys, facts)
         found += match_settings(raw.meta.recorded, facts)
     limit = options.max_episode_steps
     if limit is None and any(note.code == "no_timeouts" for note in raw.notes):

@@ -370,6 +370,22 @@ def _concatenated_observation(
     return TransformObservation(env, partial(_concatenate, keys=keys), flat)
 
 
+def concatenated_keys(env: gymnasium.Env) -> tuple[str, ...]:
+    """The entries of a dictionary observation that a wrapper of :func:`make_gym_env` joins, in order; else none.
+
+    Args:
+        env: one wrapper.
+
+    Examples:
+        >>> import gymnasium
+        >>> concatenated_keys(gymnasium.make("Pendulum-v1"))
+        ()
+    """
+    function = getattr(env, "func", None)
+    mine = isinstance(function, partial) and function.func is _concatenate
+    return tuple(function.keywords["keys"]) if mine else ()
+
+
 def _concatenate(observation: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray:
     return np.concatenate([observation[key] for key in keys], dtype=np.float32, casting="same_kind")
 

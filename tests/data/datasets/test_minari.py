@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import NormalizeObservation
+from gymnasium.wrappers import FlattenObservation, NormalizeObservation
+from torchrl.envs import GymWrapper
 
 from torchrl_o2o.data import check_offline, load_offline
 from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.minari import check_dataset_id, read_minari
+from torchrl_o2o.envs import make_gym_env
 from torchrl_o2o.errors import O2ODataError
 
 minari = pytest.importorskip("minari")
@@ -300,3 +302,36 @@ class OneMore(gymnasium.Wrapper):
     """An environment of two actions, as the toy sets have, in [-1, 1]."""
 
     action_space = BOX
+
+
+class Goals(gymnasium.Env):
+    """A place, a goal and what is reached, each of two numbers."""
+
+    observation_space = spaces.Dict(dict.fromkeys(("a", "desired_goal", "observation"), spaces.Box(-9, 9, (2,))))
+    action_space = BOX
+
+
+gymnasium.register("Goals-v0", entry_point=Goals)
+
+
+def test_entries_are_joined_as_the_environment_joins_them(dataset_root: Path) -> None:
+    """Goals, and what was achieved of them, are equally wide: only their names tell them apart."""
+    parts = [{key: np.random.rand(5, 2).astype(np.float32) for key in Goals.observation_space} for _ in range(2)]
+    write(dataset_root, "toy/goals-v0", parts, space=Goals.observation_space)
+    order = ("observation", "desired_goal")
+    envs = {
+        order: make_gym_env("Goals-v0", allow_modules=[__name__]),
+        order[::-1]: make_gym_env("Goals-v0", allow_modules=[__name__], observation_keys=order[::-1]),
+        ("a", *order[::-1]): FlattenObservation(gymnasium.make("Goals-v0")),
+    }
+    for joined, env in envs.items():
+        assert len(load_offline("toy/goals-v0", env=env, obs_keys=joined)) == 8
+        for other in (("observation", "a"), ("desired_goal", "a"), ("a", *order)):
+            if len(other) == len(joined):
+                with pytest.raises(O2ODataError, match="the data's observation joins"):
+                    load_offline("toy/goals-v0", env=env, obs_keys=other)
+    with pytest.raises(O2ODataError, match=r"joins \['observation', 'desired_goal'\], and Goals-v0's \['desired_goal'"):
+        load_offline("toy/goals-v0", env=envs[order[::-1]])
+    torchrl = GymWrapper(envs[order[::-1]])
+    with pytest.raises(O2ODataError, match="the data's observation joins"):
+        load_offline("toy/goals-v0", env=torchrl)

@@ -46,6 +46,7 @@ class SourceMeta:
         provenance: how the data came to be: algorithm, author, seed, versions, ...
         recorded: how the environment was made, and the one for evaluation, as
             :func:`~torchrl_o2o.data.env_match.described` gives them.
+        obs_keys: the entries of a dictionary observation that were joined, in order.
     """
 
     id: str
@@ -57,6 +58,7 @@ class SourceMeta:
     ref_max_score: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     recorded: tuple[Mapping[str, Any], ...] = ()
+    obs_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,5 +183,5 @@ def _read(entry: Path) -> RawDataset | None:
     bounds = {
         name: None if (value := getattr(meta, name)) is None else tuple(value) for name in ("action_low", "action_high")
     }
-    meta, returns = replace(meta, recorded=tuple(meta.recorded)), manifest["returns"]
+    meta, returns = replace(meta, recorded=tuple(meta.recorded), obs_keys=tuple(meta.obs_keys)), manifest["returns"]
     return RawDataset(data, replace(meta, **bounds), notes, None if returns is None else tuple(returns))

@@ -91,9 +91,10 @@ def read_minari(folder: Path, options: ReadOptions) -> RawDataset:
     """
     metadata_file, data_file = minari_files(folder)
     metadata = read_metadata(metadata_file)
-    rows = _read_rows(data_file, metadata, options)
+    rows, keys = _read_rows(data_file, metadata, options)
     data, notes = to_transitions(rows, min_episode_length=options.min_episode_length, origin=str(data_file))
-    return RawDataset(data, _meta(metadata, metadata_file), notes, rows.kept_returns(options.min_episode_length))
+    meta = replace(_meta(metadata, metadata_file), obs_keys=keys)
+    return RawDataset(data, meta, notes, rows.kept_returns(options.min_episode_length))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -161,7 +162,8 @@ def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | N
     return tuple(map(float, described["low"])), tuple(map(float, described["high"]))
 
 
-def _read_rows(path: Path, metadata: Mapping[str, Any], options: ReadOptions) -> Rows:
+def _read_rows(path: Path, metadata: Mapping[str, Any], options: ReadOptions) -> tuple[Rows, tuple[str, ...]]:
+    """The rows, and the entries of a dictionary observation that were joined."""
     usual = observation_keys(str(metadata["env_spec"].get("id")))
     with open_hdf5(path) as file:
         stored = sum(_EPISODE.fullmatch(name) is not None for name in file)
@@ -181,11 +183,13 @@ def _read_rows(path: Path, metadata: Mapping[str, Any], options: ReadOptions) ->
         rows = rows_from_episodes(read, origin=str(path), max_episode_steps=limit, names=names)
         first = file["episode_0"]
         assert isinstance(first, StoredGroup)
-        known = (*_ARRAYS, *options.names)
+        observed, known = first["observations"], (*_ARRAYS, *options.names)
+        entries = observed if isinstance(observed, StoredGroup) else ()
+        keys = tuple(options.obs_keys or (key for key in usual if key in entries))
         others = [name for name in first if name not in known and isinstance(first[name], StoredArray)]
     message = f"{', '.join(others)}: arrays of each episode that are not read."
     notes = (Finding("unread_arrays", "warning", message, count=len(others)),) if others else ()
-    return replace(rows, notes=(*rows.notes, *notes))
+    return replace(rows, notes=(*rows.notes, *notes)), keys
 
 
 def _read_episode(file: StoredGroup, number: int, options: ReadOptions, usual: Sequence[str]) -> dict[str, np.ndarray]:
