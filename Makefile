@@ -36,8 +36,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# With the environment's own interpreter: without torch's types nothing would be checked.
 types: setup
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: setup
 	$(BIN)/python benchmarks/update.py --short

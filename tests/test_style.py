@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def is_setter(node: Function) -> bool:
 def test_functions_are_short() -> None:
     count, name = max(lengths())
     assert count <= 60, name
+
+
+def test_types_are_checked_with_the_libraries() -> None:
+    """Without torch everything is unknown to pyright, and it finds nothing."""
+    recipe = (ROOT / "Makefile").read_text().partition("\ntypes: setup\n")[2].splitlines()[0]
+    assert recipe.split() == ["$(BIN)/pyright", "--pythonpath", "$(BIN)/python"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
+    assert settings["reportMissingImports"] == "error"
+    assert {"torchrl_o2o", "examples", "sota-implementations", "benchmarks"} <= set(settings["include"])
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
