@@ -382,8 +382,9 @@ def concatenated_keys(env: gymnasium.Env) -> tuple[str, ...]:
         ()
     """
     function = getattr(env, "func", None)
-    mine = isinstance(function, partial) and function.func is _concatenate
-    return tuple(function.keywords["keys"]) if mine else ()
+    if isinstance(function, partial) and function.func is _concatenate:
+        return tuple(function.keywords["keys"])
+    return ()
 
 
 def _concatenate(observation: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray:
