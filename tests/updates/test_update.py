@@ -27,7 +27,7 @@ from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gauss
 from torchrl_o2o.objectives import BCLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
-from torchrl_o2o.updates import Descend, Every, Ghost, Joint, MoveTargets, Repeat, Update, Whole, compile_update
+from torchrl_o2o.updates import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Update, Whole, compile_update
 from torchrl_o2o.updates.program import columns_of
 from torchrl_o2o.updates.steps import WHOLE, plan
 
@@ -516,3 +516,103 @@ def test_a_batch_is_a_tensordict() -> None:
     agent = make_agent("awac")
     with pytest.raises(O2OSpecError, match="got a batch of dict, expected a TensorDict"):
         Update(agent.loss, Descend("actor", agent.optims["actor"]))(make_batch().to_dict())
+
+
+def moved_between(agent: Agent, how: str) -> list[Any]:
+    """V and critics step, the targets move, the actor steps."""
+    steps = {name: Descend(name, optim) for name, optim in agent.optims.items()}
+    moves = MoveTargets(agent.updater)
+    if how == "joint":
+        return [Joint(steps["value"], steps["qvalue"], moves), steps["actor"]]
+    if how == "copy":
+        moves = Copy("qvalue_network_params", "target_qvalue_network_params")
+    return [steps["value"], steps["qvalue"], moves, steps["actor"]]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("how", ["move", "joint", "copy"])
+def test_what_targets_said_before_they_moved_is_not_handed_on(how: str, compiled: bool, captured: list[Any]) -> None:
+    """IQL's actor takes min_j Q'_j of the value's step only for as long as the targets are the same."""
+    written, agent, batch = make_agent("iql"), make_agent("iql"), make_batch(rows=8)
+    written.loss.ensemble_reduction = agent.loss.ensemble_reduction = "mean"
+    update = Update(agent.loss, *moved_between(agent, how))
+    metrics = (update.compile() if compiled else update)(batch)
+    value, qvalue = written.loss.value_loss(batch)[0], None
+    if how == "joint":
+        qvalue = written.loss.qvalue_loss(batch)[0]
+        written.updater.step()
+    written.descend("value", value)
+    written.descend("qvalue", written.loss.qvalue_loss(batch)[0] if qvalue is None else qvalue)
+    if how == "move":
+        written.updater.step()
+    elif how == "copy":
+        written.loss.target_qvalue_network_params.data.copy_(written.loss.qvalue_network_params.data)
+    expected = written.loss.actor_loss(batch)[0]
+    written.descend("actor", expected)
+    assert_close(agent.tensors(), written.tensors(), 1e-9)
+    torch.testing.assert_close(metrics["loss_actor"], expected.detach())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_targets_said_is_handed_on_while_they_stand_still(
+    compiled: bool, captured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target critics are asked about the recorded actions once an update."""
+    agent = make_agent("iql")
+    asked, data_q = [], agent.loss._data_q
+    monkeypatch.setattr(agent.loss, "_data_q", lambda *args: (asked.append(1), data_q(*args))[1])
+    update = Update(agent.loss, *(Descend(name, agent.optims[name]) for name in ("value", "actor")))
+    (update.compile() if compiled else update)(make_batch())
+    assert len(asked) == (2 if compiled else 1)  # compiled: when draws are looked for, and when it is captured
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", ["awac", "td3_bc"])
+def test_a_loss_is_not_handed_what_it_returned_itself(kind: str, compiled: bool, captured: list[Any]) -> None:
+    """The second step of the critics on a minibatch has a target of its own, with draws of its own."""
+    written, agent, batch = make_agent(kind), make_agent(kind), make_batch(rows=8)
+    optims = []
+    for each in (written, agent):
+        params = list(each.loss.qvalue_network_params.parameters())
+        halves = [params[::2], params[1::2]]  # a compiled update takes one step per parameter
+        optims.append([torch.optim.Adam(half, lr=1e-2) for half in halves])
+    torch.manual_seed(1)
+    for optim in optims[0]:
+        expected = written.loss.qvalue_loss(batch)[0]
+        descend(optim, expected)
+    update = Update(agent.loss, *(Descend("qvalue", optim) for optim in optims[1]))
+    torch.manual_seed(1)
+    metrics = (update.compile() if compiled else update)(batch)
+    torch.testing.assert_close(metrics["loss_qvalue"], expected.detach())
+    for mine, theirs in zip(agent.loss.parameters(), written.loss.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_log_densities_are_handed_on_over_moving_targets(compiled: bool, captured: list[Any]) -> None:
+    """They come from the actor: the temperature draws no actions of its own."""
+    written, agent, batch = make_agent("rlpd"), make_agent("rlpd"), make_batch(rows=8)
+    steps = [Descend(name, agent.optims[name]) for name in ("actor", "alpha")]
+    update = Update(agent.loss, steps[0], MoveTargets(agent.updater), steps[1])
+    torch.manual_seed(1)
+    (update.compile() if compiled else update)(batch)
+    torch.manual_seed(1)
+    value, info = written.loss.actor_loss(batch)
+    written.descend("actor", value)
+    written.updater.step()
+    written.descend("alpha", written.loss.alpha_loss(batch, log_prob=info["log_prob"])[0])
+    assert_close(agent.tensors(), written.tensors(), 1e-9)
+
+
+def test_an_entry_that_is_stale_is_missing() -> None:
+    agent, batch = make_agent("iql"), make_batch(rows=8)
+
+    class Demanding(type(agent.loss)):  # type: ignore[misc]
+        def actor_loss(self, tensordict: TensorDict, *, target_qvalue: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return super().actor_loss(tensordict, target_qvalue=target_qvalue)
+
+    agent.loss.__class__ = Demanding
+    value, actor = (Descend(name, agent.optims[name]) for name in ("value", "actor"))
+    Update(agent.loss, value, actor)(batch)
+    with pytest.raises(O2OSpecError, match="'target_qvalue', which no other loss before it returns"):
+        Update(agent.loss, value, MoveTargets(agent.updater), actor)(batch)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 
 import torch
@@ -145,6 +146,30 @@ class LossContract:
         self._run(loss, self.make_batch())
         after = [value for name in self._targets(loss) for value in getattr(loss, name).values(True, True)]
         assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+    def test_what_is_handed_on_of_targets_is_named_so(self) -> None:
+        """What goes to other losses is named ``target_...`` if targets are in it: an update drops it when they move."""
+        loss, batch = self._seeded(), self.make_batch()
+        methods = [getattr(loss, f"{output.removeprefix('loss_')}_loss", None) for output in self.trains]
+        given = [inspect.signature(method).parameters for method in methods if method is not None]
+        asked = {name for each in given for name, one in each.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+        before = self._handed_on(loss, batch, asked)
+        for name in self._targets(loss):
+            for value in getattr(loss, name).values(True, True):
+                value.data.add_(0.1)
+        after = self._handed_on(loss, batch, asked)
+        changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+        assert not {name for name in changed if not name.startswith("target_")}
+
+    def _handed_on(self, loss: LossModule, batch: TensorDict, asked: set[str]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for output in self.trains:
+            method = getattr(loss, f"{output.removeprefix('loss_')}_loss", None)
+            if method is not None:
+                torch.manual_seed(1)
+                info = method(batch)[1]
+                found |= {name: value for name, value in info.items() if name in asked}
+        return found
 
     def test_dispatch_equals_tensordict(self) -> None:
         """Calling with keyword tensors gives what calling with a tensordict gives, under every reduction."""

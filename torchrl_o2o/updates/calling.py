@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -16,8 +17,56 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.updates.steps import Primitive, moves_targets
 
-__all__ = ["call_loss", "summary"]
+__all__ = ["Measured", "call_loss", "summary"]
+
+#: How the names of entries begin that a loss computes from target networks; they hold until the targets move.
+_OF_TARGETS = "target_"
+
+
+@dataclass
+class Measured:
+    """What the losses of one minibatch returned: all of it is logged, and later losses get by name what still holds.
+
+    A loss gets what another one was the last to return, never what it returned itself: that was measured before its own
+    step. Entries whose names begin with ``target_`` come from target networks; nobody gets them once these have moved.
+
+    Args:
+        entries: the losses, and what came with them, detached.
+        returned_by: of what is handed on, the name of the loss.
+
+    Examples:
+        >>> import torch
+        >>> measured = Measured()
+        >>> measured.add("value", torch.zeros(()), {"target_qvalue": torch.ones(2), "advantage": torch.ones(2)})
+        >>> sorted(measured.handed_to("actor")), measured.handed_to("value")
+        (['advantage', 'target_qvalue'], {})
+    """
+
+    entries: dict[str, Tensor] = field(default_factory=dict)
+    returned_by: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor, info: Mapping[str, Tensor]) -> None:
+        """Take what a loss returned.
+
+        Args:
+            name: of the loss.
+            value: the loss, detached.
+            info: what came with it.
+        """
+        self.entries |= {**info, f"loss_{name}": value}
+        self.returned_by |= dict.fromkeys(info, name)
+
+    def handed_to(self, name: str) -> dict[str, Tensor]:
+        """What the loss of that name may ask for."""
+        return {entry: self.entries[entry] for entry, loss in self.returned_by.items() if loss != name}
+
+    def outdate(self, step: Primitive) -> None:
+        """Hand on no more what a step that has been done made stale."""
+        if moves_targets(step):
+            holds = self.returned_by.items()
+            self.returned_by = {entry: loss for entry, loss in holds if not entry.startswith(_OF_TARGETS)}
 
 
 def call_loss(
@@ -29,7 +78,7 @@ def call_loss(
         loss: has a method ``<name>_loss(tensordict, *, ...)``, or returns ``loss_<name>`` from its ``forward``.
         name: for example ``"qvalue"``.
         minibatch: transitions [B].
-        known: what earlier calls on this minibatch returned beside their losses; ``log_prob`` for ``alpha_loss``.
+        known: what it may ask for, see :meth:`Measured.handed_to`; ``log_prob`` for ``alpha_loss``.
 
     Returns:
         The loss, a scalar, and what was returned beside it, detached.
@@ -45,7 +94,8 @@ def call_loss(
         missing = [extra for extra in needed if extra not in known]
         if missing:
             raise O2OSpecError(
-                f"{name}_loss needs {missing[0]!r}, which no loss before it returns; put the one that does before it"
+                f"{name}_loss needs {missing[0]!r}, which no other loss before it returns, or only one before the "
+                f"targets moved; put the one that does right before it"
             )
         result = method(minibatch, **{extra: known[extra] for extra in wanted if extra in known})
         value, info = result if isinstance(result, tuple) else (result, {})

@@ -19,7 +19,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps, moments_of, step_scalars
-from torchrl_o2o.updates.calling import call_loss
+from torchrl_o2o.updates.calling import Measured, call_loss
 from torchrl_o2o.updates.draws import Draw, DrawFinder
 from torchrl_o2o.updates.graph import Graph, Named, capture, hoist, over_leading_dim
 from torchrl_o2o.updates.precision import lower_products
@@ -162,11 +162,14 @@ class Program:
     @torch.no_grad()
     def _find_draws(self, part: tuple[Primitive, ...], columns: Named) -> list[Draw]:
         """Which random numbers a part asks for, in order."""
-        loss, finder, known = self.learning.loss, DrawFinder(), {}
+        loss, finder, measured = self.learning.loss, DrawFinder(), Measured()
         noise, loss.noise = loss.noise, finder
         try:
-            for step in descends_of(part):
-                known |= call_loss(loss, step.name, minibatch_of(columns), known)[1]
+            for step in part:
+                for each in descends_of((step,)):
+                    known = measured.handed_to(each.name)
+                    measured.add(each.name, *call_loss(loss, each.name, minibatch_of(columns), known))
+                measured.outdate(step)
         finally:
             loss.noise = noise
         return finder.draws

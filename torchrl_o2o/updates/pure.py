@@ -19,7 +19,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
-from torchrl_o2o.updates.calling import call_loss, summary
+from torchrl_o2o.updates.calling import Measured, call_loss, summary
 from torchrl_o2o.updates.draws import HandedNoise
 from torchrl_o2o.updates.state import copied_pairs, replaced, state_of, target_pairs
 from torchrl_o2o.updates.steps import Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped, walk
@@ -128,10 +128,11 @@ def run_part(
     minibatch = minibatch_of(values)
     noise, loss.noise = loss.noise, HandedNoise(_numbered(values, "noise:"))
     try:
-        known: dict[str, Tensor] = {}
+        measured = Measured()
         for step in part:
             if isinstance(step, MoveTargets):
                 _average(*learning.moves[step], new)
+                measured.outdate(step)
                 continue
             if isinstance(step, Ghost):
                 trained = learning.trained[learning.descends.index(step.step)]
@@ -139,17 +140,19 @@ def run_part(
                 continue
             if isinstance(step, Copy):
                 _copy(copied_pairs(loss, step.source, step.target), new)
+                measured.outdate(step)
                 continue
             descends = step.descends if isinstance(step, Joint) else (step,)
-            gradients = [_differentiate(learning, each, new, minibatch, known) for each in descends]
+            gradients = [_differentiate(learning, each, new, minibatch, measured) for each in descends]
             for move in step.moves if isinstance(step, Joint) else ():
                 _average(*learning.moves[move], new)
             for each, gradient in zip(descends, gradients, strict=True):
                 _step(learning, each, _clipped(gradient, each.clip_grad_norm), new)
+            measured.outdate(step)
     finally:
         loss.noise = noise
     changed = {name: value for name, value in new.items() if value is not values[name]}
-    return summary(known, learning.rows), changed
+    return summary(measured.entries, learning.rows), changed
 
 
 def _numbered(values: Mapping[str, Tensor], prefix: str) -> Sequence[Tensor]:
@@ -184,18 +187,18 @@ def _copy(pairs: Mapping[str, str], values: dict[str, Tensor]) -> None:
 
 
 def _differentiate(
-    learning: Learning, step: Descend, values: dict[str, Tensor], minibatch: TensorDict, known: dict[str, Tensor]
+    learning: Learning, step: Descend, values: dict[str, Tensor], minibatch: TensorDict, measured: Measured
 ) -> dict[str, Tensor]:
-    """Gradients by parameter; adds the loss and what came with it to ``known``."""
+    """Gradients by parameter; adds the loss and what came with it to ``measured``."""
     state = {key.removeprefix("state:"): value for key, value in values.items() if key.startswith("state:")}
     trained = learning.trained[learning.descends.index(step)]
     leaves = {key: state[key].detach().requires_grad_() for key in trained}
     with torch.enable_grad(), replaced(learning.loss, state | leaves):
-        value, info = call_loss(learning.loss, step.name, minibatch.copy(), known)
+        value, info = call_loss(learning.loss, step.name, minibatch.copy(), measured.handed_to(step.name))
         value = value if step.scale == 1.0 else step.scale * value
     unused = (None,) * len(leaves)
     gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True) if value.requires_grad else unused
-    known |= info | {f"loss_{step.name}": value.detach()}
+    measured.add(step.name, value.detach(), info)
     named = {key: gradient for key, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
     missing = [key for key in leaves if key not in named]
     if missing:

@@ -29,6 +29,7 @@ __all__ = [
     "Step",
     "Whole",
     "descends_of",
+    "moves_targets",
     "plan",
     "repeat_of",
     "stepped",
@@ -343,6 +344,24 @@ def descends_of(steps: tuple[Step, ...]) -> list[Descend]:
         The steps, those inside of others too.
     """
     return [step for step in walk(steps) if isinstance(step, Descend)]
+
+
+def moves_targets(step: Primitive) -> bool:
+    """Whether target networks are others after a step: what was computed from them before does not hold any more.
+
+    Args:
+        step: of a plan.
+
+    Returns:
+        The answer.
+
+    Examples:
+        >>> moves_targets(Copy("qvalue_network_params", "target_qvalue_network_params"))
+        True
+    """
+    if isinstance(step, Copy):
+        return step.target.startswith("target_")
+    return isinstance(step, MoveTargets) or (isinstance(step, Joint) and bool(step.moves))
 
 
 def stepped(steps: tuple[Step, ...]) -> list[Descend]:

@@ -21,7 +21,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_compiler, check_option, check_state
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
-from torchrl_o2o.updates.calling import call_loss, summary
+from torchrl_o2o.updates.calling import Measured, call_loss, summary
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
@@ -69,7 +69,8 @@ class Update:
 
     ``Descend("qvalue", optim)`` is ``loss.qvalue_loss(batch)``, its gradient at the parameters that ``optim`` holds,
     and ``optim.step()``. What a loss returns beside its value is handed by name to later losses on the same minibatch
-    that ask for it: ``log_prob`` goes from ``actor_loss`` to ``alpha_loss``, ``gap`` to ``alpha_prime_loss``.
+    that ask for it: ``log_prob`` goes from ``actor_loss`` to ``alpha_loss``, ``gap`` to ``alpha_prime_loss``. A loss
+    never gets what it returned itself, and none gets an entry whose name begins with ``target_`` after targets moved.
     :class:`Joint` takes several gradients at the same parameters, :class:`Every` delays steps as TD3 does,
     :class:`Whole` takes all minibatches together.
 
@@ -337,30 +338,31 @@ class Update:
         """All steps, eagerly; the first that is not finite is the last."""
         now = self.plan()
         minibatches = batch.split(len(batch) // now.minibatches) if now.minibatches > 1 else [batch]
-        measured: list[dict[str, Tensor]] = []
+        measured: list[Measured] = []
         try:
             for part, minibatch in now.sequence:
-                measured.append({})
+                measured.append(Measured())
                 for step in now.parts[part]:
                     self._do(step, batch if minibatch == WHOLE else minibatches[minibatch], measured[-1])
         except NonFiniteError as error:
-            return summary(measured[-1], ()) | {"finite": torch.tensor(False)}, error
-        metrics = summary(measured[now.minibatches - 1] | measured[-1], ())
+            return summary(measured[-1].entries, ()) | {"finite": torch.tensor(False)}, error
+        metrics = summary(measured[now.minibatches - 1].entries | measured[-1].entries, ())
         for name in self.rows:
-            metrics[name] = torch.cat([_row(each, name) for each in measured[: now.minibatches]], -1)
+            metrics[name] = torch.cat([_row(each.entries, name) for each in measured[: now.minibatches]], -1)
         return metrics | {"finite": torch.tensor(True)}, None
 
-    def _do(self, step: Primitive, minibatch: TensorDictBase, known: dict[str, Tensor]) -> None:
-        """One step; what its losses return is added to ``known``."""
+    def _do(self, step: Primitive, minibatch: TensorDictBase, measured: Measured) -> None:
+        """One step; what its losses return is added to ``measured``."""
         if isinstance(step, Copy | MoveTargets):
             _copy(self.loss, step) if isinstance(step, Copy) else _move(self.loss, step)
+            measured.outdate(step)
             return
         if isinstance(step, Ghost):
             _coast(step.step)
             return
         descends = step.descends if isinstance(step, Joint) else (step,)
-        gradients = [_gradients(self.loss, each, minibatch, known) for each in descends]
-        seen = {f"loss_{each.name}": known[f"loss_{each.name}"] for each in descends}
+        gradients = [_gradients(self.loss, each, minibatch, measured) for each in descends]
+        seen = {f"loss_{each.name}": measured.entries[f"loss_{each.name}"] for each in descends}
         for each, found in zip(descends, gradients, strict=True):
             seen |= {f"loss_{each.name}.gradient{index}": gradient for index, gradient in enumerate(found)}
         finite_or_raise(seen)
@@ -372,6 +374,7 @@ class Update:
             if each.clip_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(each.parameters, each.clip_grad_norm)
             each.optim.step()
+        measured.outdate(step)
 
     def _run_compiled(self, batch: TensorDictBase) -> dict[str, Tensor]:
         assert self._options is not None
@@ -444,13 +447,11 @@ def _copy(loss: LossModule, step: Copy) -> None:
             state[target].copy_(state[source])
 
 
-def _gradients(
-    loss: LossModule, step: Descend, minibatch: TensorDictBase, known: dict[str, Tensor]
-) -> tuple[Tensor, ...]:
-    """The loss's gradient at what the step trains; adds the loss and what came with it to ``known``."""
-    value, info = call_loss(loss, step.name, minibatch, known)
+def _gradients(loss: LossModule, step: Descend, minibatch: TensorDictBase, measured: Measured) -> tuple[Tensor, ...]:
+    """The loss's gradient at what the step trains; adds the loss and what came with it to ``measured``."""
+    value, info = call_loss(loss, step.name, minibatch, measured.handed_to(step.name))
     value = value if step.scale == 1.0 else step.scale * value
-    known |= info | {f"loss_{step.name}": value.detach()}
+    measured.add(step.name, value.detach(), info)
     params = step.parameters
     if frozen := [param for param in params if not param.requires_grad]:
         raise O2OSpecError(
