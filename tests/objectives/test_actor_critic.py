@@ -14,7 +14,16 @@ from torchrl.modules import MLP, ValueOperator
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import AWACLoss, CQLLoss, EnsembleSACLoss, FrozenCritic, IQLLoss
+from torchrl_o2o.objectives import (
+    ACALoss,
+    AWACLoss,
+    BRACLoss,
+    CQLLoss,
+    EnsembleSACLoss,
+    FrozenCritic,
+    IQLLoss,
+    PessimisticEnsembleLoss,
+)
 from torchrl_o2o.priorities import Advantage
 from torchrl_o2o.testing import random_transitions
 
@@ -148,3 +157,27 @@ def test_default_temperature_under_a_renamed_action() -> None:
     actor = make_actor(3, 2, action_key=("agent", "action"), **SMALL)
     loss = EnsembleSACLoss(actor, critics())
     assert loss.temperature.target_entropy == -1.0
+
+
+@pytest.mark.parametrize("kind", ["aca", "awac", "brac", "cql", "ensemble_sac", "off2on"])
+def test_the_copies_of_a_shared_output_layer_stay_equal_bit_for_bit(kind: str) -> None:
+    torch.manual_seed(0)
+    qvalues = make_qvalue_ensemble(3, 2, num_qvalue_nets=4, shared_head=True, **SMALL)
+    actor, other = (make_actor(3, 2, **SMALL) for _ in range(2))
+    losses: dict[str, Any] = {
+        "aca": lambda: ACALoss(actor, qvalues, other),
+        "awac": lambda: AWACLoss(actor, qvalues),
+        "brac": lambda: BRACLoss(actor, qvalues, other),
+        "cql": lambda: CQLLoss(actor, qvalues),
+        "ensemble_sac": lambda: EnsembleSACLoss(actor, qvalues),
+        "off2on": lambda: PessimisticEnsembleLoss(actor, qvalues),
+    }
+    loss, batch = losses[kind](), random_transitions(12, 3, 2)
+    head = loss.qvalue_network_params["module", "head", "weight"]
+    before, optim = head.detach().clone(), torch.optim.SGD(loss.qvalue_network_params.parameters(), lr=0.01)
+    for _ in range(3):
+        optim.zero_grad()
+        loss.qvalue_loss(batch)[0].backward()
+        optim.step()
+    assert not torch.equal(head, before)
+    assert all(torch.equal(head[0], member) for member in head)

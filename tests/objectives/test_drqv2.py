@@ -104,3 +104,20 @@ def test_networks_that_do_not_fit_are_refused() -> None:
     encoder, actor, latent, critics = networks()
     with pytest.raises(O2OSpecError, match="the next reads"):
         DrQV2Loss(encoder, actor, make_bottleneck(latent.module[0].in_features, 10, out_key="z"), critics)
+
+
+def test_the_copies_of_a_shared_output_layer_stay_equal_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    encoder, actor, latent, critics = networks()
+    shared = make_qvalue_ensemble(
+        10, 3, num_qvalue_nets=2, hidden_sizes=(16,), in_keys=critics[0].in_keys, shared_head=True
+    )
+    loss, batch = DrQV2Loss(encoder, actor, latent, shared), TestContract().make_batch()
+    head = loss.qvalue_network_params["module", "head", "weight"]
+    before, optim = head.detach().clone(), torch.optim.SGD(loss.qvalue_network_params.parameters(), lr=0.1)
+    for _ in range(3):
+        optim.zero_grad()
+        loss.qvalue_loss(batch)[0].backward()
+        optim.step()
+    assert not torch.equal(head, before)
+    assert torch.equal(head[0], head[1])

@@ -155,8 +155,8 @@ class ACALoss(SoftLoss):
             The loss, and, detached, ``td_error`` and ``reference_log_prob`` (unclipped log pi_0 of the recorded
             actions, shape [*B]), ``qvalue`` (aligned, shape [E, *B]) and ``target_value`` (shape [*B]).
         """
-        target, params = self.target_value(tensordict), flat_parameters(self.qvalue_network_params)  # y
-        qvalue, density = self._aligned(self._state(tensordict), self._action(tensordict), params)  # Q_i(s, a)
+        target, residuals = self.target_value(tensordict), self._trained_critics()  # y
+        qvalue, density = self._aligned(self._state(tensordict), self._action(tensordict), residuals)  # Q_i(s, a)
         error, info = self._bellman_error(qvalue, target)
         return self._reduce(error, self._weights(tensordict)), {**info, "reference_log_prob": density.detach()}
 

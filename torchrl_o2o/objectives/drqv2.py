@@ -174,7 +174,7 @@ class DrQV2Loss(CriticLoss):
         """
         features = self._features(self._state(tensordict))  # f(s)
         target = self.target_value(tensordict) if target_value is None else target_value  # y
-        latent, heads = flat_parameters(self.latent_network_params), flat_parameters(self.qvalue_network_params)
+        latent, heads = flat_parameters(self.latent_network_params), self._trained_critics()
         qvalue = self._heads(features, self._action(tensordict), latent, heads)  # Q_j(f(s), a)
         error, info = self._bellman_error(qvalue, target, self.ensemble_reduction)
         return self._reduce(error, self._weights(tensordict)), info | {"encoding": features.detach()}
