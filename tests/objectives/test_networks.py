@@ -4,6 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -11,8 +14,16 @@ from torch import nn
 from torchrl.modules import IndependentNormal, NormalParamExtractor, ProbabilisticActor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_deterministic_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives.networks import call_ensemble, inner_module, policy_distribution, sample_policy
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.objectives.networks import (
+    call_ensemble,
+    call_network,
+    inner_module,
+    policy_distribution,
+    sample_policy,
+)
+from torchrl_o2o.testing import random_transitions
 
 INPUTS = {"observation": torch.zeros(4, 3)}
 
@@ -73,3 +84,88 @@ def test_many_rows_are_what_each_of_them_is_alone() -> None:
     theirs = torch.autograd.grad(torch.stack(each, 1).sin().sum(), list(params.values()))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def value_net() -> TensorDictModule:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU()), nn.Linear(8, 1))
+    return TensorDictModule(layers, ["observation"], ["state_value"])
+
+
+def value_of(network: TensorDictModule) -> torch.Tensor:
+    inputs = {"observation": torch.linspace(-2.0, 2.0, 12).view(4, 3)}
+    return call_network(network, dict(network.named_parameters()), inputs, "state_value")
+
+
+def direct(network: TensorDictModule) -> torch.Tensor:
+    return network.module(torch.linspace(-2.0, 2.0, 12).view(4, 3))
+
+
+def replace_activation(net: Any) -> None:
+    net[0][2] = nn.Tanh()
+
+
+def widen_epsilon(net: Any) -> None:
+    net[0][1].eps = 0.5
+
+
+def append_layer(net: Any) -> None:
+    net.append(nn.Tanh())
+
+
+def unknown_layer(net: Any) -> None:
+    net[0][2] = nn.Softsign()
+
+
+def parametrize(net: Any) -> None:
+    nn.utils.parametrizations.weight_norm(net[1])
+    net[1].parametrizations.weight.original0.data.mul_(3.0)
+
+
+@pytest.mark.parametrize("change", [replace_activation, widen_epsilon, append_layer, unknown_layer, parametrize])
+def test_a_network_that_was_changed_after_the_first_call_is_the_one_it_is_now(change: Any) -> None:
+    network = value_net()
+    before = value_of(network)
+    twin = copy.deepcopy(network)
+    change(network.module)
+    torch.testing.assert_close(value_of(network), direct(network))
+    assert not torch.equal(value_of(network), before)
+    assert torch.equal(value_of(twin), before)  # the copy has its own layers
+    change(twin.module)
+    assert torch.equal(value_of(twin), value_of(network))
+
+
+@pytest.mark.parametrize("part", ["layer", "container", "module", "all"])
+def test_hooks_of_critics_run_once_a_member(part: str) -> None:
+    torch.manual_seed(0)
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=3, hidden_sizes=(8,))
+    loss, batch = EnsembleSACLoss(make_actor(3, 2, hidden_sizes=(8,)), critics), random_transitions(12, 3, 2)
+    target = torch.zeros(12)
+    loss.__dict__["target_value"] = lambda _: target
+    expected, calls = loss.qvalue_loss(batch)[0], []
+    network = loss.qvalue_network
+
+    def hook(module: nn.Module, *_: Any) -> None:
+        calls.append(module)
+
+    if part == "all":
+        handle = nn.modules.module.register_module_forward_hook(hook)
+    else:
+        hooked = {"layer": network.module.head, "container": network.module, "module": network}[part]
+        handle = hooked.register_forward_hook(hook)
+    try:
+        torch.testing.assert_close(loss.qvalue_loss(batch)[0], expected)
+    finally:
+        handle.remove()
+    assert len([module for module in calls if module is network.module.head or part != "all"]) == 3
+    calls.clear()
+    torch.testing.assert_close(loss.qvalue_loss(batch)[0], expected)
+    assert not calls
+
+
+def test_hooks_of_an_actor_s_body_run() -> None:
+    policy, calls = actor(IndependentNormal), []
+    expected = policy_distribution(policy, dict(policy.named_parameters()), INPUTS).mean
+    policy[0].register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(policy_distribution(policy, dict(policy.named_parameters()), INPUTS).mean, expected)
+    assert calls == [1]

@@ -14,13 +14,14 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as torch_module
 from torchrl.modules import MLP
 
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.flow import Joined
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 
-__all__ = ["Layers", "evaluate", "event_dims", "input_dims", "layers_of"]
+__all__ = ["Layers", "evaluate", "event_dims", "has_hooks", "input_dims", "layers_of"]
 
 _CONTAINERS = (QValueNet, nn.Sequential, MLP, Joined)
 #: Layers that treat each vector by itself, whatever dimensions stand before it, and what networks are put together by.
@@ -42,11 +43,11 @@ class _Linear(NamedTuple):
 class _LayerNorm(NamedTuple):
     weight: str
     bias: str
-    shape: tuple[int, ...]
-    eps: float
+    module: nn.LayerNorm
 
     def __call__(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        return functional.layer_norm(features, self.shape, params.get(self.weight), params.get(self.bias), self.eps)
+        shape, eps = self.module.normalized_shape, self.module.eps
+        return functional.layer_norm(features, shape, params.get(self.weight), params.get(self.bias), eps)
 
 
 class _Plain(NamedTuple):
@@ -63,6 +64,37 @@ def _relu(params: Mapping[str, Tensor], features: Tensor) -> Tensor:
 
 
 Layers = tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
+#: Kept with a network: its layers, and what tells whether they are those still.
+_Found = tuple[Layers | None, list[dict[str, nn.Module | None]], list[dict[str, nn.Module | None]], list[Mapping]]
+
+_EVERYWHERE = (
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_forward_hooks,
+    torch_module._global_backward_pre_hooks,
+    torch_module._global_backward_hooks,
+)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook waits for a call of a module, be it registered on this one or on all.
+
+    Args:
+        module: any module; those in it do not count.
+
+    Returns:
+        The answer.
+
+    Examples:
+        >>> layer = nn.Linear(2, 1)
+        >>> handle = layer.register_forward_hook(lambda *_: None)
+        >>> has_hooks(layer), handle.remove(), has_hooks(layer)
+        (True, None, False)
+    """
+    return any(_hooks_of(module)) or any(_EVERYWHERE)
+
+
+def _hooks_of(module: nn.Module) -> tuple[Mapping, ...]:
+    return module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
 
 
 def event_dims(network: nn.Module) -> tuple[int, ...]:
@@ -116,7 +148,8 @@ def layers_of(network: nn.Module | None) -> Layers | None:
         network: any module, as it stands inside a TensorDictModule.
 
     Returns:
-        Its layers, which name parameters as that TensorDictModule does; ``None`` for any other network.
+        Its layers, which name parameters as that TensorDictModule does; ``None`` for any other network, and for one
+        with a hook anywhere, which only a call of the module itself runs.
 
     Examples:
         >>> from torchrl_o2o.modules import make_qvalue_ensemble
@@ -127,9 +160,13 @@ def layers_of(network: nn.Module | None) -> Layers | None:
     if type(network) not in _CONTAINERS:
         return None
     assert network is not None
-    if "_layers" not in network.__dict__:  # kept with the network: what it is made of does not change
-        network.__dict__["_layers"] = _find(network)
-    return network.__dict__["_layers"]
+    found: _Found | None = network.__dict__.get("_layers")
+    if found is None or found[1][0] is not network._modules or found[1] != found[2]:  # a layer was replaced or added
+        parts = list(network.modules())
+        children = [part._modules for part in parts]
+        hooks = [each for part in parts for each in _hooks_of(part)]
+        found = network.__dict__["_layers"] = _find(network), children, [dict(each) for each in children], hooks
+    return None if any(found[3]) or any(_EVERYWHERE) else found[0]
 
 
 def _find(network: nn.Module) -> Layers | None:
@@ -138,7 +175,7 @@ def _find(network: nn.Module) -> Layers | None:
         if type(module) is nn.Linear:
             layers.append(_Linear(f"{name}.weight", f"{name}.bias"))
         elif type(module) is nn.LayerNorm:
-            layers.append(_LayerNorm(f"{name}.weight", f"{name}.bias", tuple(module.normalized_shape), module.eps))
+            layers.append(_LayerNorm(f"{name}.weight", f"{name}.bias", module))
         elif type(module) in (ReLU, nn.ReLU):
             layers.append(_relu)
         elif type(module) in (nn.Tanh, nn.GELU, UnitNorm):

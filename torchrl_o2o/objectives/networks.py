@@ -29,7 +29,7 @@ from torchrl.modules import TanhNormal as UpstreamTanhNormal
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.misfit import misfit
-from torchrl_o2o.objectives.feed_forward import Layers, evaluate, layers_of
+from torchrl_o2o.objectives.feed_forward import Layers, evaluate, has_hooks, layers_of
 
 __all__ = [
     "Inputs",
@@ -240,7 +240,7 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
     """Evaluate a deterministic network, for example a state value or a deterministic actor.
 
     The plain module inside a :class:`~tensordict.nn.TensorDictModule` is evaluated directly on tensors; any other
-    module gets a TensorDict.
+    module gets a TensorDict. Where a hook is registered, the modules themselves are called, so that it runs.
 
     Args:
         network: the template.
@@ -489,8 +489,8 @@ def _is_captured() -> bool:
 
 
 def _plain_module(network: nn.Module) -> nn.Module | None:
-    """The tensor-to-tensor module inside a TensorDictModule, if that is all there is to it."""
-    if not isinstance(network, TensorDictModule) or isinstance(network, TensorDictSequential):
+    """The tensor-to-tensor module inside a TensorDictModule, if that is all there is to it: no hook waits for it."""
+    if not isinstance(network, TensorDictModule) or isinstance(network, TensorDictSequential) or has_hooks(network):
         return None
     module = network.module
     return module if isinstance(module, nn.Module) and not isinstance(module, TensorDictModuleBase) else None
