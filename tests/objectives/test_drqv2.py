@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch.optim import Adam
+from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from tests.objectives.test_pixel_sac import with_frames
 from torchrl_o2o.errors import O2OSpecError
@@ -92,6 +93,48 @@ def test_steps_and_discounts_of_the_batch_enter_the_target() -> None:
     factor = batch.clone()
     factor["next", "discount"] = torch.full((12, 1), 0.5)
     torch.testing.assert_close(loss.target_value(factor)[goes_on], (reward + 0.5 * value)[goes_on])
+
+
+class Halved(TD0Estimator):
+    """Trusts the next value half."""
+
+    def value_estimate(self, tensordict: Any, target_params: Any = None, next_value: Any = None, **kwargs: Any) -> Any:
+        next_value = tensordict["next", "state_value"] if next_value is None else next_value
+        return super().value_estimate(tensordict, next_value=0.5 * next_value)
+
+
+class Returns(ValueEstimatorBase):
+    """No one-step target."""
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    def value_estimate(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_discounts_of_the_batch_go_through_the_value_estimator() -> None:
+    """They are the whole factor of the next value, at terminal rows and after several steps too."""
+    loss, batch = DrQV2Loss(*networks(), std=0.0), TestContract().make_batch()
+    loss.noise = RecordedNoise({"next_action": torch.zeros(12, 3)})
+    loss.make_value_estimator(gamma=1.0)
+    everything_goes_on = batch.clone()
+    everything_goes_on["next", "terminated"] = torch.zeros(12, 1, dtype=torch.bool)
+    reward = batch["next", "reward"].squeeze(-1)
+    value = loss.target_value(everything_goes_on) - reward
+    batch["next", "discount"] = torch.linspace(0.0, 1.0, 12).unsqueeze(-1)
+    batch["steps_to_next_obs"] = torch.full((12,), 3)
+    before = batch.clone()
+    expected = batch["next", "discount"].squeeze(-1) * value
+    torch.testing.assert_close(loss.target_value(batch), reward + expected)
+    estimator = Halved(gamma=0.9, value_network=None)
+    loss.make_value_estimator(estimator)
+    torch.testing.assert_close(loss.target_value(batch), reward + 0.5 * expected)
+    assert estimator.gamma == 0.9
+    assert (batch == before).all()
+    loss.make_value_estimator(Returns(value_network=None))
+    with pytest.raises(O2OSpecError, match="discounts of their own for a Returns, expected a TD0Estimator"):
+        loss.target_value(batch)
 
 
 @pytest.mark.parametrize("settings", [{"std": -1.0}, {"noise_clip": -0.1}, {"bc_weight": -1.0}])

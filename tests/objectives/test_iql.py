@@ -139,6 +139,27 @@ def test_the_actor_takes_the_target_critics_of_the_value_loss(monkeypatch: pytes
     assert torch.equal(loss.actor_loss(batch, target_qvalue=target_qvalue)[0], expected)
 
 
+def test_an_actor_that_acts_does_so_again_after_a_batch_that_is_refused() -> None:
+    """It is trained with dropout and acts without; a batch that does not fit left it acting with."""
+    actor = make_gaussian_actor(5, 3, hidden_sizes=(16,), dropout=0.5).eval()
+    critics = make_qvalue_ensemble(5, 3, num_qvalue_nets=2, hidden_sizes=(16,))
+    loss, batch = IQLLoss(actor, critics, make_value_network(5, hidden_sizes=(16,))), random_transitions(12, 5, 3)
+    loss.actor_network.eval()
+    first, second = (loss.actor_loss(batch)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert not any(part.training for part in loss.actor_network.modules())
+    wide = batch.clone()
+    wide["observation"] = torch.zeros(12, 7)
+    with pytest.raises(O2OSpecError):
+        loss.actor_loss(wide, old_advantage=torch.zeros(12))
+    assert not any(part.training for part in loss.actor_network.modules())
+    loss.actor_network.train()
+    kept = loss.actor_network[0].eval()  # in a network that trains, a part that does not stays so
+    loss.actor_loss(batch)
+    assert loss.actor_network.training
+    assert not kept.training
+
+
 def test_the_target_is_the_value_of_the_next_state() -> None:
     loss, batch = build(), random_transitions(12, 5, 3)
     following = batch["next"].clone().set("next", batch["next"]).set("action", batch["action"])

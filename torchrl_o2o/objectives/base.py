@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -495,15 +496,19 @@ class TransitionLoss(ChecksArguments, LossModule):
         qvalue: Tensor | None = None,
         log_prob: Tensor | None = None,
         action: Tensor | None = None,
+        discount: Tensor | None = None,
     ) -> Tensor:
         """y = r + gamma (1 - d) V(s'), or what the value estimator makes of it, shape [*B].
 
         The estimator finds V(s') under ``"next"``, with the a', Q'(s', a') and log pi(a'|s') it comes from where there
-        are any; the batch itself stays as it is.
+        are any; the batch itself stays as it is. A ``discount``, [*B, 1], takes the place of gamma^n (1 - d).
         """
         keys, following, estimator = self.tensor_keys, self._following(tensordict), self.value_estimator
         self._check_outcome(following, value.shape)
         self._check_steps(tensordict, value.shape)
+        if discount is not None:
+            estimator, tensordict = _discounted(estimator, tensordict, discount, keys.terminated)
+            following = self._following(tensordict)
         if type(estimator) is TD0Estimator and estimator.value_network is None and not estimator.average_rewards:
             # It reads nothing else that is put there.
             return estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
@@ -543,3 +548,19 @@ class TransitionLoss(ChecksArguments, LossModule):
             rows = tensordict.batch_size or next(iter(losses.values())).shape
             return TensorDict(losses, rows)
         return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
+
+
+def _discounted(
+    estimator: ValueEstimatorBase, tensordict: TensorDictBase, discount: Tensor, terminated: NestedKey
+) -> tuple[ValueEstimatorBase, TensorDictBase]:
+    """An estimator whose gamma is each row's whole factor of the next value, and a batch in which nothing else is."""
+    if not isinstance(estimator, TD0Estimator):
+        raise O2OSpecError(
+            f"got rows with discounts of their own for a {type(estimator).__name__}, expected a TD0Estimator or a "
+            f"subclass, whose gamma they replace; leave that entry out of the batch"
+        )
+    twin = copy.copy(estimator)  # a buffer of its own: the loss's keeps its gamma
+    twin._buffers = {**estimator._buffers, "gamma": discount}
+    following = tensordict["next"].copy()
+    following.set(terminated, torch.zeros_like(following.get(terminated)))
+    return twin, tensordict.exclude(estimator.tensor_keys.steps_to_next_obs).set("next", following)

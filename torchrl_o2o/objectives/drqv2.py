@@ -42,7 +42,7 @@ class DrQV2Loss(CriticLoss):
 
     Rows over n steps (:func:`~torchrl_o2o.data.n_step`) are discounted by their number of steps. Where the batch has
     ``("next", "discount")``, that is the whole factor of the next value: :math:`\gamma^n\prod_i d_i` of an environment
-    with discounts of its own.
+    with discounts of its own. A value estimator of your own takes it for its gamma.
 
     Set ``loss.std`` before an update: ``loss.std.fill_(linear_schedule(step, 1.0, 0.1, 500_000))``.
 
@@ -150,12 +150,10 @@ class DrQV2Loss(CriticLoss):
         action, _ = self._act(features, self.noise.normal("next_action", self._action(tensordict)))  # a'
         latent, heads = flat_parameters(self.target_latent_network_params), self._target_critics
         value = self._heads(features, action, latent, heads).amin(0)  # min_j Q'_j(f(s'), a')
-        following, keys = self._following(tensordict), self.tensor_keys
-        if following.get(keys.discount, None) is None:
-            return self._estimate(tensordict, value, qvalue=value, action=action)
-        self._check_outcome(following, value.shape)
-        discount = self._column(following, keys.discount, value.shape)
-        return (self._entry(following, keys.reward) + discount * value.unsqueeze(-1)).squeeze(-1)
+        following, key = self._following(tensordict), self.tensor_keys.discount
+        given = following.get(key, None) is not None
+        discount = self._column(following, key, value.shape) if given else None
+        return self._estimate(tensordict, value, qvalue=value, action=action, discount=discount)
 
     def qvalue_loss(
         self, tensordict: TensorDictBase, *, target_value: Tensor | None = None

@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import advantage_weight, expectile_objective
@@ -204,12 +206,9 @@ class IQLLoss(CriticLoss):
         advantage = self.advantage(tensordict, target_qvalue) if old_advantage is None else old_advantage
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
         params, key = flat_parameters(self.actor_network_params), self.tensor_keys.action
-        acts = not self.actor_network.training
-        if acts:  # an actor in evaluation mode acts without dropout, and is trained with it
-            self.actor_network.train()
-        error = imitation_error(self.actor_network, params, self._state(tensordict), self._action(tensordict), key)
-        if acts:
-            self.actor_network.eval()
+        state, action = self._state(tensordict), self._action(tensordict)
+        with _in_training(self.actor_network):  # an actor in evaluation mode acts without dropout
+            error = imitation_error(self.actor_network, params, state, action, key)
         clipped = (weight >= self.weight_clip).to(weight.dtype)
         info = {"weight": weight, "imitation_error": error.detach(), "clipped": clipped}
         return self._reduce(weight * error), info
@@ -233,3 +232,16 @@ class IQLLoss(CriticLoss):
     def _data_q(self, state: Inputs, action: Tensor) -> Tensor:
         """min_j Q'_j(s, a) of the recorded actions, shape [*B]."""
         return self._qvalues(state, action, self._target_critics).amin(0)
+
+
+@contextmanager
+def _in_training(network: nn.Module) -> Iterator[None]:
+    """Inside a ``with`` block a network in evaluation mode is in training mode; its parts come back to their own."""
+    before = {} if network.training else {part: part.training for part in network.modules()}
+    if before:
+        network.train()
+    try:
+        yield
+    finally:
+        for part, trains in before.items():
+            part.training = trains
