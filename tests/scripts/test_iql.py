@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,18 @@ def test_it_acts_without_dropout_and_trains_with_it() -> None:
     trained_on = [iql.update(batch)["imitation_error"]]
     assert not torch.isclose(trained_on[0], acting, rtol=1e-5)
     assert not iql.actor.training
+
+
+def test_that_dropout_keeps_an_update_from_being_compiled_is_said() -> None:
+    """Adroit's actor has dropout and scripts compile by default."""
+    words = ("iql", "task=adroit-pen", *SMALL)
+    with pytest.warns(UserWarning, match=r"compile=true and dropout=0\.1: this update of IQLLoss is not compiled"):
+        assert not make_iql(compose(*words), (3, 2)).update.compiled
+    with pytest.raises(O2OSpecError, match="matmul_dtype=bfloat16 is for compiled updates"):
+        make_iql(compose(*words, "matmul_dtype=bfloat16"), (3, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not make_iql(compose(*words, "compile=false"), (3, 2)).update.compiled
 
 
 def test_published_settings() -> None:

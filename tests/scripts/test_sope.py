@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from tests.scripts.phases import assert_equal, dying, newest, rows
 from tests.scripts.running import TASKS, compose, load_script, script_of
+from torchrl_o2o.trainers.algorithms import make_sope
 
 SHORT = (
     "task=halfcheetah",
@@ -64,6 +65,11 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 def test_relatives(tmp_path: Path, algorithm: str) -> None:
     train(tmp_path, f"algorithm={algorithm}")
     assert not any("train/validation_loss" in row for row in rows(tmp_path)), "their phases are not watched"
+
+
+def test_that_dropout_keeps_an_update_from_being_compiled_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"dropout=0\.005: this update of EnsembleSACLoss is not compiled"):
+        assert not make_sope(compose("sope", "task=halfcheetah"), (3, 2)).update.compiled
 
 
 def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -316,16 +317,32 @@ def product_dtype(name: str, *, compiled: bool = True) -> torch.dtype | None:
     return torch.bfloat16
 
 
-def compiled(update: Update, cfg: DictConfig) -> Update:
+def compiled(update: Update, cfg: DictConfig, *, dropout: float | None = None) -> Update:
     """Compile an update if the configuration says so.
 
     Args:
         update: not called yet.
         cfg: of which ``compile`` and ``matmul_dtype`` are read.
 
+    Keyword Args:
+        dropout: of the networks that are trained. Its random numbers are not the loss's, so that a compiled update
+            would draw others: with dropout the update stays as it is, and a warning says so. ``None`` (default) is
+            none.
+
     Returns:
         The same update.
+
+    Raises:
+        O2OSpecError: if ``matmul_dtype=bfloat16`` is asked of an update that is not compiled for its dropout.
     """
     if not cfg.compile:
+        return update
+    if dropout:
+        product_dtype(cfg.matmul_dtype, compiled=False)
+        warnings.warn(
+            f"got compile=true and dropout={dropout}: this update of {type(update.loss).__name__} is not compiled, for "
+            "a compiled one draws other random numbers for dropout; set compile=false, or dropout=null to have it fast",
+            stacklevel=2,
+        )
         return update
     return update.compile(matmul_dtype=product_dtype(cfg.matmul_dtype))

@@ -37,7 +37,7 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
             ``None`` (default) keeps it.
 
     Returns:
-        The learner.
+        The learner; it is not compiled where its actor has dropout, and a warning says so.
     """
     check_option("order", cfg.order, ("authors", "corl"))
     actor = make_gaussian_actor(*dims, **plain(cfg.actor))
@@ -52,8 +52,7 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
     steps = Descend("value", value_optim), Descend("actor", actor_optim), Descend("qvalue", critic_optim)
     update = Update(loss, *steps, targets) if cfg.order == "authors" else Update(loss, Joint(*steps), targets)
     schedule = None if decay_steps is None else CosineAnnealingLR(actor_optim, max(decay_steps, 1))
-    if not cfg.actor.get("dropout"):  # its random numbers are not the loss's, so a compiled update cannot draw them
-        compiled(update, cfg)
+    update = compiled(update, cfg, dropout=cfg.actor.get("dropout"))
     return Learner(actor, loss, update, state={} if schedule is None else {"actor_schedule": schedule})
 
 

@@ -31,7 +31,7 @@ def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         dims: observation and action dimension.
 
     Returns:
-        The learner; it is not compiled where its critics have dropout, whose random numbers are not the loss's.
+        The learner; it is not compiled where its critics have dropout, and a warning says so.
     """
     actor, qvalues = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     target_entropy = -float(dims[1]) if cfg.target_entropy is None else cfg.target_entropy
@@ -66,4 +66,4 @@ def phase_settings(cfg: DictConfig, num_offline: int) -> dict[str, Any]:
 
 
 def _compiled(update: Update, cfg: DictConfig) -> Update:
-    return update if cfg.qvalue.dropout else compiled(update, cfg)
+    return compiled(update, cfg, dropout=cfg.qvalue.dropout)
