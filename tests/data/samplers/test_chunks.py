@@ -4,13 +4,14 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, RandomSampler, SamplerWithoutReplacement, TensorDictReplayBuffer
 
 from tests import golden_vectors as golden
 from torchrl_o2o.data import (
@@ -268,3 +269,130 @@ def test_rows_in_the_room_that_do_not_follow_one_another_are_no_chunk() -> None:
     first = len(data) - 3
     weight = chunks(buffer, [0, first, first + 1, first + 2, len(data)])["priority_weight"]
     assert weight.tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
+
+
+def stored(data: TensorDict) -> LazyTensorStorage:
+    storage = LazyTensorStorage(len(data))
+    storage.set(torch.arange(len(data)), data)
+    return storage
+
+
+def test_everything_that_the_rows_lead_to_is_of_the_last_one() -> None:
+    """Pixels, a state beside them and the next action stood at s + 1, beside rewards and discounts of h steps."""
+    data = numbered(0, 9)
+    number = data["observation"]
+    data["next", "pixels"] = (number + 1).to(torch.uint8).reshape(9, 1, 1, 1).expand(9, 3, 2, 2).clone()
+    data["next", "agent"] = TensorDict({"state": number + 1}, [9])
+    data["next", "action"] = number + 1
+    replay = TensorDictReplayBuffer(
+        storage=stored(data), sampler=ChunkSampler(RandomSampler(), 3, gamma=0.5), batch_size=64
+    )
+    batch = replay.sample()
+    batch = batch[batch["priority_weight"] == 1]
+    after = batch["observation"] + 3
+    assert torch.equal(batch["next", "observation"], after)
+    assert torch.equal(batch["next", "pixels"][:, 0, 0, 0].float(), after.squeeze(-1))
+    assert torch.equal(batch["next", "agent", "state"], after)
+    assert torch.equal(batch["next", "action"], after)
+    start = batch["observation"]
+    torch.testing.assert_close(batch["next", "reward"], start + 0.5 * (start + 1) + 0.25 * (start + 2))
+
+
+def test_discounts_of_the_rows_take_the_place_of_gamma() -> None:
+    """Row by row y = r + D V(s'), so that three rows give r0 + D0 (r1 + D1 (r2 + D2 V))."""
+    data = numbered(1, 5, ends=(5,))
+    each = torch.tensor([0.9, 0.5, 0.8, 0.0, 0.7]).unsqueeze(-1)
+    data["next", "discount"] = each
+    got = ChunkSampler(RandomSampler(), 3, gamma=0.1).chunks(stored(data), torch.tensor([0, 1, 4]))
+    assert got["next", "discount"].flatten().tolist() == pytest.approx([0.9 * 0.5 * 0.8, 0.0, 0.7])
+    assert got["next", "reward"].flatten().tolist() == pytest.approx(
+        [1 + 0.9 * 2 + 0.9 * 0.5 * 3, 2 + 0.5 * 3 + 0.5 * 0.8 * 4, 5]
+    )
+
+
+def test_rows_without_truncated_are_so_where_they_are_done_and_not_terminated() -> None:
+    data = numbered(0, 6, ends=(2,))
+    data["next", "terminated"][5] = data["next", "done"][5] = True
+    sampler = ChunkSampler(RandomSampler(), 2, gamma=1.0)
+    start = torch.arange(5)
+    expected = sampler.chunks(stored(data), start)
+    del data["next", "truncated"]
+    got = sampler.chunks(stored(data), start)
+    assert torch.equal(got["next", "done"], expected["next", "done"])
+    assert got["next", "done"].flatten().tolist() == [False, True, False, False, True]
+
+
+def test_renamed_and_nested_entries_give_the_same_chunks() -> None:
+    """Also where turns of environments are told by what they saw."""
+    names = {
+        "observation": ("agent", "pixels"),
+        "action": ("agent", "action"),
+        "reward": ("agent", "r"),
+        "done": ("agent", "over"),
+        "terminated": "dead",
+        "truncated": "late",
+    }
+    keys = {f"{name}_key": key for name, key in names.items() if name != "observation"}
+
+    def renamed(rows: TensorDict) -> TensorDict:
+        out = TensorDict({}, rows.batch_size)
+        for key, value in rows.items(True, True):
+            words = (key,) if isinstance(key, str) else key
+            new = names[words[-1]]
+            out[(*words[:-1], *((new,) if isinstance(new, str) else new))] = value
+        return out
+
+    plain = two_regions(2, 8, 0, num_envs=2)
+    storage = stored(torch.cat([renamed(numbered(0, 2)), renamed(numbered(0, 8))]))
+    sampler = ChunkSampler(
+        BalancedSampler(2, 0.5), 3, gamma=1.0, num_envs=2, observation_keys=[names["observation"]], **keys
+    )
+    other = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(2), batch_size=8)
+    for step in range(6):
+        rows = torch.cat([numbered(200 + step, 1, ends=(203,)), numbered(300 + step, 1)])
+        plain.extend(rows)
+        other.extend(renamed(rows))
+    start = torch.tensor([2, 3, 4, 6, 7, 9])
+    got, expected = sampler.chunks(other.storage, start), plain.sampler.chunks(plain.storage, start)
+    for key in ("action", ("next", "observation"), *(("next", name) for name in ("reward", "done", "terminated"))):
+        words = (key,) if isinstance(key, str) else key
+        new = names[words[-1]]
+        assert torch.equal(got[_key((*words[:-1], *((new,) if isinstance(new, str) else new)))], expected[key]), key
+    for key in ("valid", "priority_weight", "steps_to_next_obs"):
+        assert torch.equal(got[key], expected[key]), key
+    batch = other.sample()
+    assert batch["agent", "action"].shape == (8, 3)
+    loss = EnsembleSACLoss(
+        make_actor(1, 3, hidden_sizes=(8,), observation_key=names["observation"], action_key=names["action"]),
+        make_qvalue_ensemble(1, 3, hidden_sizes=(8,), in_keys=(names["observation"], names["action"])),
+    )
+    loss.set_keys(action=names["action"], reward=names["reward"], done=names["done"], terminated="dead")
+    assert loss(batch)["loss_qvalue"].isfinite()
+
+
+def _key(words: tuple[str, ...]) -> Any:
+    return words[0] if len(words) == 1 else words
+
+
+@pytest.mark.parametrize(("gone", "argument"), [("action", "action_key"), (("next", "reward"), "reward_key")])
+def test_an_entry_that_is_missing_is_named(gone: Any, argument: str) -> None:
+    data = numbered(0, 6)
+    del data[gone]
+    with pytest.raises(O2OSpecError, match=rf"without .*name it: ChunkSampler\(\.\.\., {argument}=\.\.\.\)"):
+        ChunkSampler(RandomSampler(), 2, gamma=1.0).chunks(stored(data), torch.arange(2))
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [4, 4, 2]), (True, [4, 4])])
+def test_going_through_a_buffer_once_comes_to_an_end(drop_last: bool, sizes: list[int]) -> None:
+    sampler = ChunkSampler(SamplerWithoutReplacement(drop_last=drop_last), 3, gamma=1.0)
+    replay = TensorDictReplayBuffer(storage=stored(numbered(0, 10)), sampler=sampler, batch_size=4)
+    for _ in range(2):
+        drawn = list(itertools.islice(replay, 4))
+        assert [len(batch) for batch in drawn] == sizes
+        rows = torch.cat([batch["index"] for batch in drawn])
+        assert len(rows.unique()) == len(rows)
+    assert replay.can_sample(11) == (not drop_last)
+    assert sampler.ran_out
+    assert sampler._remaining_batches == sampler.sampler._remaining_batches
+    assert sampler._sampleable_count(replay.storage, 4) == 10
+    assert sampler.drop_last == drop_last

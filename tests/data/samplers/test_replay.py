@@ -4,13 +4,14 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import RandomSampler
 
 from tests import golden_vectors as golden
@@ -221,11 +222,23 @@ def test_a_run_that_never_sets_priorities_is_told(recwarn: pytest.WarningsRecord
     ]
 
 
-def test_priorities_of_chunks_are_told_of_too() -> None:
-    """TorchRL's buffer takes a ChunkSampler for none with priorities, whatever is inside."""
-    inside = PrioritizedReplaySampler(60, alpha=1.0, beta=1.0)
+def test_priorities_of_chunks_are_set_where_the_sampler_inside_is_prioritized() -> None:
+    """TorchRL's buffer passed over them in silence."""
+    inside = PrioritizedReplaySampler(60, alpha=1.0, beta=1.0, eps=0.0, reduction="min")
     storage = offline_online_storage(random_transitions(50, 3, 1), 10)
     sampler, writer = ChunkSampler(inside, 2, gamma=0.9), OnlineWriter(50)
+    replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=1)
+    index = torch.tensor([3, 7, 9])
+    errors = torch.tensor([[2.0, 0.5], [4.0, 5.0], [0.0, 1.0]])
+    replay.update_tensordict_priority(TensorDict({"index": index, "td_error": errors}, [3]))
+    assert inside.values[index].tolist() == [0.5, 4.0, 0.0]
+    assert pickle.loads(pickle.dumps(sampler)).reduction == "min"
+    assert not isinstance(ChunkSampler(RandomSampler(), 2, gamma=0.9), PrioritizedSampler)
+
+
+def test_a_run_of_chunks_that_never_sets_priorities_is_told() -> None:
+    sampler = ChunkSampler(BalancedReplaySampler(50, 10), 2, gamma=0.9)
+    storage, writer = offline_online_storage(random_transitions(50, 3, 1), 10), OnlineWriter(50)
     replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=1)
     for _ in range(1000):
         replay.update_tensordict_priority(replay.sample().set("td_error", torch.ones(1)))

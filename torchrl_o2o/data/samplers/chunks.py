@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
-from torchrl.data import RoundRobinWriter, Storage
+from torchrl.data import PrioritizedSampler, RoundRobinWriter, Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_o2o.arguments import ChecksArguments
@@ -36,8 +37,12 @@ class ChunkSampler(ChecksArguments, Sampler):
     ===========================  =============  ====================================================================
     ``action``                   [B, h A]       the h actions; with ``action_chunking=False`` the first alone, [B, A]
     ``("next", "reward")``       [B, 1]         :math:`\sum_{i<h}\gamma^i r_{s+i}`
-    ``("next", "observation")``  [B, o]         of row s + h - 1
     ``("next", "terminated")``   [B, 1]         whether one of the h rows is terminal
+    ``("next", "done")``         [B, 1]         that, or row s + h - 1 is truncated
+    ``("next", "discount")``     [B, 1]         where it is stored, as the whole factor of a row's next value: the
+                                                product of the h rows', which takes the place of :math:`\gamma^h`, and
+                                                that of the rows before in the sum of rewards
+    other entries in ``"next"``  as stored      of row s + h - 1, the observation among them
     ``steps_to_next_obs``        [B]            h: the losses discount by :math:`\gamma^h`
     ``valid``                    [B, h]         1 for row i unless the episode ended before it; not without chunking
     ``priority_weight``          [B]            1 if the whole chunk lies in one episode, else 0; times the weight of
@@ -49,6 +54,9 @@ class ChunkSampler(ChecksArguments, Sampler):
     :class:`~torchrl_o2o.data.OnlineWriter` they are cut where a row does not begin where the one before ended. Cut
     chunks, like those over an episode's end, have weight 0 and therefore dilute the gradient of the critics, as in the
     authors' code; the last h - 1 states of an episode appear as successors only.
+
+    Around a prioritized sampler it is one for ``TensorDictReplayBuffer.update_tensordict_priority`` as well; a chunk's
+    priority is its first row's.
 
     Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, section 4, and the authors' ``Dataset.sample_sequence``.
 
@@ -68,6 +76,15 @@ class ChunkSampler(ChecksArguments, Sampler):
             :class:`~torchrl_o2o.collectors.VectorCollector` delivers them; the online slots are a multiple of it, and
             offline rows are not in the ring. Where a rejected step has shifted the turns, which the observations tell,
             chunks are cut. Defaults to 1.
+        observation_keys: entries by which it is told whether an online row begins where the one before ended: with
+            ``num_envs`` above 1, and in the room of a writer. Defaults to ``("observation",)``.
+        action_key: Defaults to ``"action"``.
+        reward_key: under ``"next"``. Defaults to ``"reward"``.
+        done_key: likewise. Defaults to ``"done"``.
+        terminated_key: likewise. Defaults to ``"terminated"``.
+        truncated_key: likewise; rows without it are truncated where they are done and not terminated. Defaults to
+            ``"truncated"``.
+        discount_key: likewise, if it is there. Defaults to ``"discount"``.
 
     Raises:
         O2OSpecError: if a number is out of range, the stored rows go over several steps already, or the online slots
@@ -91,13 +108,31 @@ class ChunkSampler(ChecksArguments, Sampler):
     """
 
     def __init__(
-        self, sampler: Sampler, horizon: int, *, gamma: float, action_chunking: bool = True, num_envs: int = 1
+        self,
+        sampler: Sampler,
+        horizon: int,
+        *,
+        gamma: float,
+        action_chunking: bool = True,
+        num_envs: int = 1,
+        observation_keys: Sequence[NestedKey] = ("observation",),
+        action_key: NestedKey = "action",
+        reward_key: NestedKey = "reward",
+        done_key: NestedKey = "done",
+        terminated_key: NestedKey = "terminated",
+        truncated_key: NestedKey = "truncated",
+        discount_key: NestedKey = "discount",
     ) -> None:
         if not 0.0 <= gamma <= 1.0:
             raise O2OSpecError(f"got gamma={gamma}, expected a number in [0, 1]")
         self.sampler, self.gamma, self.action_chunking = sampler, gamma, action_chunking
         self.horizon = check_count("horizon", horizon, least=1)
         self.num_envs = check_count("num_envs", num_envs, least=1)
+        self.observation_keys, self.action_key = tuple(observation_keys), action_key
+        self.reward_key, self.done_key, self.terminated_key = reward_key, done_key, terminated_key
+        self.truncated_key, self.discount_key = truncated_key, discount_key
+        if type(self) is ChunkSampler and isinstance(sampler, PrioritizedSampler):
+            self.__class__ = _PrioritizedChunkSampler  # by which TorchRL's buffers tell whether to set priorities
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[NestedKey, Any]]:
         """Draw first rows, and gather their chunks.
@@ -139,29 +174,66 @@ class ChunkSampler(ChecksArguments, Sampler):
                 "ChunkSampler"
             )
         rows = flat.reshape(*row.shape)
-        following = rows["next"]
-        reward, joined = following["reward"].squeeze(-1), joined.to(following.device or "cpu")
+        following = self._entry(rows, "next", "")
+        joined = joined.to(following.device or "cpu")
         unsure = self._unsure(row, ring)
         if unsure is not None:
-            joined = joined & _in_turns(rows, unsure.to(joined.device))
-        done, terminated = following["done"].squeeze(-1), following["terminated"].squeeze(-1) & joined
+            joined = joined & self._in_turns(rows, unsure.to(joined.device))
+        done = self._column(following, "done")
         before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended before
-        valid = (joined & ~before).to(reward.dtype)
-        discount = self.gamma ** torch.arange(self.horizon, dtype=reward.dtype, device=reward.device)
-        last = rows[:, -1]["next"]
-        ends = terminated.any(1, keepdim=True)
-        out: dict[NestedKey, Tensor] = {
-            ("next", "reward"): (discount * reward * joined).sum(1, keepdim=True),
-            ("next", "observation"): last["observation"],
-            ("next", "terminated"): ends,
-            ("next", "truncated"): last["truncated"],
-            ("next", "done"): ends | last["truncated"],
-            STEPS: torch.full_like(row[:, 0], self.horizon, device=reward.device),
-            _WEIGHT: valid[:, -1] if weight is None else valid[:, -1] * weight.reshape(-1).to(valid),
-        }
+        out = self._outcome(following, joined)
+        valid = (joined & ~before).to(out[_next(self.reward_key)].dtype)
+        out[STEPS] = torch.full_like(row[:, 0], self.horizon, device=valid.device)
+        out[_WEIGHT] = valid[:, -1] if weight is None else valid[:, -1] * weight.reshape(-1).to(valid)
         if self.action_chunking:
-            out |= {"action": rows["action"].flatten(1), "valid": valid}
+            action = self._entry(rows, self.action_key, "action_key")
+            out |= {self.action_key: action.flatten(1), "valid": valid}
         return out
+
+    def _outcome(self, following: TensorDictBase, joined: Tensor) -> dict[NestedKey, Tensor]:
+        """What h rows lead to: everything under ``"next"`` of the last one, but rewards, ends and discounts of all."""
+        last = following[:, -1]
+        out: dict[NestedKey, Tensor] = {
+            _next(key): value for key, value in last.items(True, True) if isinstance(value, Tensor)
+        }
+        reward, ends = self._column(following, "reward"), self._column(following, "terminated")
+        factor = self.gamma ** torch.arange(self.horizon, dtype=reward.dtype, device=reward.device)
+        if last.get(self.discount_key, None) is not None:  # of a row the whole factor of what comes after it
+            each = torch.where(joined, self._column(following, "discount"), 1.0).cumprod(1)
+            factor = torch.cat([torch.ones_like(each[:, :1]), each[:, :-1]], 1)
+            out[_next(self.discount_key)] = each[:, -1:]
+        truncated = last.get(self.truncated_key, None)
+        if truncated is None:
+            truncated = self._column(following, "done")[:, -1:] & ~ends[:, -1:]
+        terminated = (ends & joined).any(1, keepdim=True)
+        return out | {
+            _next(self.reward_key): (factor * reward * joined).sum(1, keepdim=True),
+            _next(self.terminated_key): terminated,
+            _next(self.done_key): terminated | truncated,
+        }
+
+    def _column(self, following: TensorDictBase, name: str) -> Tensor:
+        """Of the rows one number each, [B, h], by the key that the constructor was given for it."""
+        return self._entry(following, getattr(self, f"{name}_key"), f"{name}_key").squeeze(-1)
+
+    def _entry(self, rows: TensorDictBase, key: NestedKey, argument: str) -> Any:
+        """An entry that must be there."""
+        value = rows.get(key, None)
+        if value is None:
+            there = sorted(map(str, rows.keys(True, True)))
+            named = f"; name it: ChunkSampler(..., {argument}=...)" if argument else "; store whole transitions"
+            raise O2OSpecError(f"got stored rows without {key!r}: {there}{named}")
+        return value
+
+    def _in_turns(self, rows: TensorDictBase, online: Tensor) -> Tensor:
+        """Whether each of the rows begins where the one before it in the chunk ended, and so all before, [B, h]."""
+        same = torch.ones_like(online[:, 1:])
+        for key in self.observation_keys:
+            led_to = self._entry(rows["next"], key, "observation_keys")[:, :-1]
+            begins = self._entry(rows, key, "observation_keys")[:, 1:]
+            same = same & (led_to == begins).flatten(2).all(-1)
+        follows = same | ~online[:, 1:] | self._column(rows["next"], "done")[:, :-1]
+        return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
 
     def _unsure(self, row: Tensor, ring: _Ring) -> Tensor | None:
         """Rows that need not follow the one before, [B, h]: of environments in turns, or written one by one."""
@@ -195,6 +267,31 @@ class ChunkSampler(ChecksArguments, Sampler):
     @_rng.setter
     def _rng(self, generator: torch.Generator | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sampler._rng = generator
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether the sampler inside has delivered all rows, where it delivers each once."""
+        return self.sampler.ran_out
+
+    @ran_out.setter
+    def ran_out(self, value: bool) -> None:  # TorchRL's buffers set it when they are gone through anew
+        self.sampler.ran_out = value  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether the sampler inside leaves out a batch that would not be full."""
+        return getattr(self.sampler, "drop_last", False)
+
+    @property
+    def _remaining_batches(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.sampler._remaining_batches
+
+    def _sampleable_count(self, storage: Storage, batch_size: int) -> int | Tensor:
+        return self.sampler._sampleable_count(storage, batch_size)
+
+    def can_sample(self, storage: Storage, batch_size: int) -> bool:
+        """Whether the sampler inside can draw that many rows."""
+        return self.sampler.can_sample(storage, batch_size)
 
     @property
     def default_priority(self) -> float:
@@ -246,6 +343,16 @@ class ChunkSampler(ChecksArguments, Sampler):
         return f"ChunkSampler({self.sampler}, horizon={self.horizon}, gamma={self.gamma})"
 
 
+@PrioritizedSampler.register
+class _PrioritizedChunkSampler(ChunkSampler):
+    """One around a prioritized sampler."""
+
+    @property
+    def reduction(self) -> str:
+        """How TorchRL's buffers reduce priorities of more dimensions: as the sampler inside has it."""
+        return self.sampler.reduction  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class _Ring(NamedTuple):
     """Slots ``first .. first + slots - 1``, written in a circle, up to now to ``newest``; ``room`` before it."""
 
@@ -255,12 +362,8 @@ class _Ring(NamedTuple):
     room: int = 0
 
 
-def _in_turns(rows: TensorDictBase, online: Tensor) -> Tensor:
-    """Whether each of the rows begins where the one before it in the chunk ended, and so all before, [B, h]."""
-    led_to, begins = rows.get(("next", "observation"))[:, :-1], rows.get("observation")[:, 1:]
-    same = (led_to == begins).flatten(2).all(-1)
-    follows = same | ~online[:, 1:] | rows["next", "done"][:, :-1, 0]
-    return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
+def _next(key: NestedKey) -> tuple[str, ...]:
+    return ("next", key) if isinstance(key, str) else ("next", *key)
 
 
 def _ring_of(storage: Storage) -> _Ring:

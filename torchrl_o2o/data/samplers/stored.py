@@ -36,7 +36,7 @@ class StoredPrioritySampler(DrawingSampler):
     hold offline rows only.
 
     A warning says so when 1000 batches were drawn and no priority was ever set: replay buffers pass over samplers that
-    they do not take for prioritized ones, such as a :class:`~torchrl_o2o.data.ChunkSampler` over one, in
+    they do not take for prioritized ones, such as :class:`~torchrl_o2o.data.BalancedReplaySampler`, in
     ``update_tensordict_priority``.
 
     The draw is called ``"within_strata"``: for each row of a batch where in its stratum it is, in [0, 1). Row i of a
@@ -96,7 +96,7 @@ class StoredPrioritySampler(DrawingSampler):
             warnings.warn(
                 f"{_BATCHES_BEFORE_WARNING} batches were drawn and no priority was ever set; call "
                 f"buffer.update_priority(batch['index'], priority) (update_tensordict_priority passes over "
-                f"BalancedReplaySampler and ChunkSampler)",
+                f"BalancedReplaySampler, also inside of a ChunkSampler)",
                 stacklevel=5,
             )
         self.num_batches += 1
