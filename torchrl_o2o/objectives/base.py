@@ -561,6 +561,6 @@ def _discounted(
         )
     twin = copy.copy(estimator)  # a buffer of its own: the loss's keeps its gamma
     twin._buffers = {**estimator._buffers, "gamma": discount}
-    following = tensordict["next"].copy()
+    following = cast(TensorDictBase, tensordict.get("next")).copy()
     following.set(terminated, torch.zeros_like(following.get(terminated)))
     return twin, tensordict.exclude(estimator.tensor_keys.steps_to_next_obs).set("next", following)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -192,7 +192,7 @@ class ChunkSampler(ChecksArguments, Sampler):
 
     def _outcome(self, following: TensorDictBase, joined: Tensor) -> dict[NestedKey, Tensor]:
         """What h rows lead to: everything under ``"next"`` of the last one, but rewards, ends and discounts of all."""
-        last = following[:, -1]
+        last = cast(TensorDictBase, following[:, -1])
         out: dict[NestedKey, Tensor] = {
             _next(key): value for key, value in last.items(True, True) if isinstance(value, Tensor)
         }
@@ -362,7 +362,7 @@ class _Ring(NamedTuple):
     room: int = 0
 
 
-def _next(key: NestedKey) -> tuple[str, ...]:
+def _next(key: NestedKey) -> NestedKey:
     return ("next", key) if isinstance(key, str) else ("next", *key)
 
 
