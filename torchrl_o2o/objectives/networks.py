@@ -259,7 +259,7 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
         >>> call_network(value, params, {"observation": torch.zeros(4, 3)}, "state_value").shape
         torch.Size([4, 1])
     """
-    plain = _plain_module(network)
+    plain = _called_inside(network)
     layers = None if _is_captured() else layers_of(plain)
     if layers is not None:
         return evaluate(layers, params, _joined([inputs[key] for key in network.in_keys]))
@@ -337,7 +337,7 @@ def call_ensemble(
     members = [
         dict(zip(params, each, strict=True)) for each in zip(*(v.unbind() for v in params.values()), strict=True)
     ]
-    layers = None if _is_captured() else layers_of(_plain_module(network))
+    layers = None if _is_captured() else layers_of(_called_inside(network))
     if layers is None:
         return torch.stack([evaluated(member) for member in members]).squeeze(-1)
     features = _joined([inputs[key] for key in network.in_keys])  # once for all members
@@ -406,7 +406,7 @@ def policy_distribution(actor_network: TensorDictModuleBase, params: Parameters,
 
 def _distribution(actor_network: ProbabilisticTensorDictSequential, params: Parameters, inputs: Inputs) -> Distribution:
     body, head = actor_network[0], actor_network[-1]
-    plain = _plain_module(body)
+    plain = _called_inside(body)
     if len(actor_network) == 2 and plain is not None and isinstance(head, ProbabilisticTensorDictModule):
         stripped = {name.removeprefix("module.0.module."): value for name, value in params.items()}
         outputs = functional_call(plain, stripped, tuple(inputs[key] for key in body.in_keys))
@@ -489,11 +489,16 @@ def _is_captured() -> bool:
 
 
 def _plain_module(network: nn.Module) -> nn.Module | None:
-    """The tensor-to-tensor module inside a TensorDictModule, if that is all there is to it: no hook waits for it."""
-    if not isinstance(network, TensorDictModule) or isinstance(network, TensorDictSequential) or has_hooks(network):
+    """The tensor-to-tensor module inside a TensorDictModule, if that is all there is to it."""
+    if not isinstance(network, TensorDictModule) or isinstance(network, TensorDictSequential):
         return None
     module = network.module
     return module if isinstance(module, nn.Module) and not isinstance(module, TensorDictModuleBase) else None
+
+
+def _called_inside(network: nn.Module) -> nn.Module | None:
+    """The same, if calling it is calling the network: no hook waits for a call of that."""
+    return None if has_hooks(network) else _plain_module(network)
 
 
 def _batch_shape(inputs: Inputs) -> torch.Size:

@@ -161,7 +161,7 @@ class LossContract:
         changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
         assert not {name for name in changed if not name.startswith("target_")}
 
-    def _handed_on(self, loss: LossModule, batch: TensorDict, asked: set[str]) -> dict[str, Tensor]:
+    def _handed_on(self, loss: TransitionLoss, batch: TensorDict, asked: set[str]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         for output in self.trains:
             method = getattr(loss, f"{output.removeprefix('loss_')}_loss", None)
