@@ -18,7 +18,7 @@ from tests.scripts.phases import SHORT, PhasesContract, assert_equal, dying, new
 from tests.scripts.running import compose, script_of
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.data import TRANSITION
-from torchrl_o2o.data.conventions import Convention, get_convention
+from torchrl_o2o.data.conventions import get_convention
 from torchrl_o2o.envs.make import seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.testing import random_transitions
@@ -27,7 +27,7 @@ from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.trainers.launch import load_problem
 from torchrl_o2o.trainers.pipeline import Pretrained, Problem, hand_over
-from torchrl_o2o.trainers.settings import plain
+from torchrl_o2o.trainers.settings import overlay_convention, plain
 from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
 from torchrl_o2o.updates import MoveTargets, Update
 
@@ -211,8 +211,7 @@ def test_failing_for_ever() -> None:
             data["next", key] = torch.tensor([[False], [False], [True]] * 2)
         data["next", "reward"] = torch.full((6, 1), paid)
         data["next", "reward"][5] = 10.0 if task == "adroit-pen" else 1.0
-        own = cfg.get("convention")
-        convention = get_convention("cal_ql", cfg.domain) if own is None else Convention(**plain(own))
+        convention = overlay_convention(get_convention("cal_ql", cfg.domain), cfg)
         problem = Problem({}, data, convention.fit(data))
         returns = returns_of(cfg, problem)(problem.convention.data(data))["mc_return"].squeeze(-1)
         assert returns[:3].tolist() == pytest.approx([-500.0] * 3, rel=1e-5)

@@ -6,13 +6,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.scripts.running import ROOT, compose
+from tests.scripts.running import ROOT, compose, script_of
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention
+from torchrl_o2o.trainers import Problem
 
 #: Who standardizes observations on hands, in CORL's runs and AWR's code; nobody else does.
 STANDARDIZE = {"awac", "td3_bc", "bc", "odt", "awr"}
@@ -23,27 +26,78 @@ SCRIPTS = [
 ]
 
 
+class _LoadedError(Exception):
+    """A script has come to its data."""
+
+    def __init__(self, convention: Convention) -> None:
+        self.convention = convention
+
+
+def convention_of(script: str, *words: str) -> Convention:
+    """What a script does to rewards and observations, caught where it loads its data."""
+
+    def stop(*arguments: Any) -> None:
+        raise _LoadedError(arguments[-1])
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_LoadedError) as loaded:
+        patch.setattr(Problem, "load", stop)
+        patch.setitem(sys.modules, "transformers", ModuleType("transformers"))  # ODT asks for it first
+        script_of(script).train(compose(script, *words))
+    return loaded.value.convention
+
+
 @pytest.mark.parametrize("task", ["adroit-pen", "adroit-pen-dense", "adroit-door"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_observations_on_hands(script: str, task: str) -> None:
-    convention = compose(script, f"task={task}").convention
-    assert bool(convention.get("normalize_observations", False)) == (script in STANDARDIZE)
+    assert convention_of(script, f"task={task}").normalize_observations == (script in STANDARDIZE)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_rewards_of_dense_hands_stay(script: str) -> None:
+    convention = convention_of(script, "task=adroit-pen-dense")
+    scale = 0.01 if script == "awr" else 1.0
+    assert (convention.reward_scale, convention.reward_shift, convention.scale_by_returns) == (scale, 0.0, False)
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name in CONVENTIONS])
 def test_the_table_agrees_on_hands(script: str) -> None:
     """A domain may change rewards, since those of the environment differ; not whether observations are standardized."""
-    convention = Convention(**OmegaConf.to_container(compose(script, "task=adroit-door").convention))  # type: ignore[arg-type]
+    convention = convention_of(script, "task=adroit-door")
     assert convention.normalize_observations == CONVENTIONS[script]["adroit"].normalize_observations
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("awac", "task=pointmaze-medium"), Convention(reward_shift=-1.0, normalize_observations=True)),
+        (
+            ("awac", "task=pointmaze-medium", "convention={normalize_observations: false}"),
+            Convention(reward_shift=-1.0),
+        ),
+        (("awac", "task=adroit-pen-dense", "reference=authors_mujoco"), Convention()),
+        (("awac", "task=adroit-pen", "reference=authors_hand"), Convention(0.0990099, -0.990099)),
+        (("iql", "task=adroit-pen", "reference=corl"), Convention(0.0990099, -0.990099, normalize_observations=True)),
+        (("iql", "task=adroit-pen-dense", "reference=corl"), Convention(normalize_observations=True)),
+        (("iql", "convention={reward_shift: -1.0}"), Convention(reward_shift=-1.0, scale_by_returns=True)),
+        (("samg", "base=cql", "task=antmaze-large"), Convention(10.0, -5.0)),
+        (
+            ("samg", "base=cql", "task=antmaze-large", "convention={normalize_observations: true}"),
+            Convention(10.0, -5.0, normalize_observations=True),
+        ),
+        (("awr", "task=antmaze-umaze"), Convention(0.01, normalize_observations=True)),
+    ],
+)
+def test_a_configuration_changes_what_it_names(words: tuple[str, ...], expected: Convention) -> None:
+    """What it does not name is the table's."""
+    assert convention_of(*words) == expected
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_rewards_of_binary_hands_are_the_same_two_numbers(script: str) -> None:
     """The environment pays -0.1 and 10; a learner sees -1 and 0, or a multiple of them."""
     for settings in ([], ["base=cal_ql"], ["base=cql"]) if script == "samg" else ([],):
-        convention = compose(script, "task=adroit-door", *settings).convention
-        scale, shift = convention.get("reward_scale", 1.0), convention.get("reward_shift", 0.0)
-        low, high = (scale * reward + shift for reward in (-0.1, 10.0))
+        convention = convention_of(script, "task=adroit-door", *settings)
+        low, high = (convention.reward_scale * reward + convention.reward_shift for reward in (-0.1, 10.0))
         if script == "odt":  # returns are asked for in the environment's own rewards
             assert (low, high) == (-0.1, 10.0)
         elif settings or script in ("cql", "wsrl"):
@@ -76,8 +130,8 @@ def test_rewards_of_binary_hands_are_the_same_two_numbers(script: str) -> None:
         ("samg", ("base=awac", "task=adroit-door"), {"loss.awac_lambda": 0.1}),
         ("samg", ("base=cql", "task=antmaze-large"), {"qvalue.initialization": "orthogonal"}),
         ("cql", ("task=antmaze-large", "domain=antmaze_corl"), {"qvalue.initialization": "orthogonal"}),
-        ("iql", ("task=adroit-pen", "reference=corl"), {"convention.normalize_observations": True, "loss.beta": 3.0}),
-        ("iql", ("task=adroit-pen-dense", "reference=corl"), {"convention.normalize_observations": True}),
+        ("iql", ("task=adroit-pen", "reference=corl"), {"loss.expectile": 0.8, "loss.beta": 3.0}),
+        ("iql", ("task=adroit-pen-dense", "reference=corl"), {"loss.expectile": 0.8, "loss.beta": 3.0}),
         ("awac", ("task=antmaze-medium", "reference=authors_mujoco"), {"convention": None}),
         ("samg", ("base=rlpd", "task=pointmaze-medium"), {"loss.entropy_backup": False}),
         ("samg", ("base=rlpd", "task=adroit-pen"), {"loss.entropy_backup": False}),

@@ -21,7 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
-from torchrl_o2o.data.conventions import Convention, get_convention
+from torchrl_o2o.data.conventions import get_convention
 from torchrl_o2o.data.load import load_offline
 from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env, seed_everything
@@ -42,6 +42,7 @@ from torchrl_o2o.trainers.settings import (
     check_settings,
     choose_route,
     not_taken,
+    overlay_convention,
     plain,
     product_dtype,
 )
@@ -82,14 +83,12 @@ def load_problem(cfg: DictConfig, method: str) -> Problem:
     """Environment and data (sections ``env``, ``dataset``), under the method's convention for ``domain``.
 
     Args:
-        cfg: the configuration; ``convention`` may replace the table's row by arguments of
-            :class:`~torchrl_o2o.data.Convention`.
+        cfg: the configuration; ``convention`` holds what differs from the table's row.
         method: a row of :data:`~torchrl_o2o.data.CONVENTIONS`.
     """
     check_arguments("env", cfg.env, make_gym_env)
     check_arguments("dataset", cfg.dataset, load_offline, own=("env",))
-    own = cfg.get("convention")
-    convention = get_convention(method, cfg.domain) if own is None else Convention(**plain(own))
+    convention = overlay_convention(get_convention(method, cfg.domain), cfg)
     return Problem.load(plain(cfg.env), plain(cfg.dataset), convention)
 
 

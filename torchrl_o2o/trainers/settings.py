@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from torchrl_o2o.data.conventions import Convention
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.updates import Update, choose_matmul_route, set_matmul_route
@@ -28,6 +29,7 @@ __all__ = [
     "choose_route",
     "compiled",
     "not_taken",
+    "overlay_convention",
     "plain",
     "product_dtype",
 ]
@@ -86,6 +88,30 @@ def plain(section: DictConfig) -> dict[str, Any]:
         {'lr': 0.0003}
     """
     return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
+
+
+def overlay_convention(row: Convention, cfg: DictConfig) -> Convention:
+    """A row of the table, with what the configuration says otherwise.
+
+    Args:
+        row: of :data:`~torchrl_o2o.data.CONVENTIONS`.
+        cfg: of which ``convention`` is read, arguments of :class:`~torchrl_o2o.data.Convention`; ``null`` or none: the
+            row as it is.
+
+    Raises:
+        O2OSpecError: if ``convention`` is no section.
+
+    Examples:
+        >>> row = Convention(reward_shift=-1.0, normalize_observations=True)
+        >>> overlay_convention(row, OmegaConf.create({"convention": {"normalize_observations": False}})).reward_shift
+        -1.0
+    """
+    own = cfg.get("convention")
+    if own is None:
+        return row
+    if not OmegaConf.is_dict(own):
+        raise O2OSpecError(f"got convention={own}, expected a section; give its settings, as convention.NAME=VALUE")
+    return replace(row, **plain(own))
 
 
 def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:

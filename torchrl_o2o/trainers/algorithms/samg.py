@@ -39,7 +39,7 @@ from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.pipeline import Problem
-from torchrl_o2o.trainers.settings import plain
+from torchrl_o2o.trainers.settings import overlay_convention, plain
 
 __all__ = ["BASES", "Guide", "make_base", "make_confidence", "raw_convention"]
 
@@ -76,14 +76,13 @@ def make_base(cfg: DictConfig, *, online: bool) -> MakeLearner:
 
 
 def raw_convention(cfg: DictConfig) -> Convention:
-    """The base's row of the table without standardized observations, or the configuration's own convention.
+    """The base's row of the table without standardized observations, with what the configuration says otherwise.
 
     Args:
         cfg: ``convention``, ``learner.convention`` and ``domain``.
     """
-    if cfg.convention is not None:
-        return Convention(**plain(cfg.convention))
-    return replace(get_convention(cfg.learner.convention, cfg.domain), normalize_observations=False)
+    row = replace(get_convention(cfg.learner.convention, cfg.domain), normalize_observations=False)
+    return overlay_convention(row, cfg)
 
 
 class Guide:
