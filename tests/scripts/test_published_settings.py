@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +21,16 @@ from torchrl_o2o.trainers import Problem
 
 #: Who standardizes observations on hands, in CORL's runs and AWR's code; nobody else does.
 STANDARDIZE = {"awac", "td3_bc", "bc", "odt", "awr"}
+#: What a CPU preset may change of a domain's settings.
+SIZES = {
+    "actor.hidden_sizes",
+    "qvalue.hidden_sizes",
+    "offline.num_steps",
+    "offline.batch_size",
+    "online.total_frames",
+    "actor_lr",
+}
+CPU_PRESETS = sorted((ROOT / "sota-implementations").glob("*/*preset/*cpu.yaml"))
 SCRIPTS = [
     path.parent.name
     for path in sorted((ROOT / "sota-implementations").glob("*/config.yaml"))
@@ -39,10 +51,12 @@ def convention_of(script: str, *words: str) -> Convention:
     def stop(*arguments: Any) -> None:
         raise _LoadedError(arguments[-1])
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(_LoadedError) as loaded:
+    cfg = compose(script, *words)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Problem, "load", stop)
         patch.setitem(sys.modules, "transformers", ModuleType("transformers"))  # ODT asks for it first
-        script_of(script).train(compose(script, *words))
+        with pytest.raises(_LoadedError) as loaded:
+            script_of(script).train(cfg)
     return loaded.value.convention
 
 
@@ -139,8 +153,50 @@ def test_rewards_of_binary_hands_are_the_same_two_numbers(script: str) -> None:
         ("odt", ("task=antmaze-large",), {"returns.evaluation": 1, "return_scale": 1.0}),
         ("odt", (), {"returns.evaluation": 3_600}),
         ("off2on", (), {"qvalue.initialization": "fanin", "actor.initialization": "fanin"}),
+        ("iql", ("preset=cpu",), {"loss.beta": 0.3}),
+        ("iql", ("preset=cpu", "task=antmaze-large"), {"loss.beta": 10.0, "loss.expectile": 0.9}),
+        ("iql", ("preset=cpu", "task=adroit-pen", "reference=corl"), {"loss.beta": 3.0}),
+        ("awac", ("preset=cpu",), {"loss.awac_lambda": 2.0}),
+        ("awac", ("preset=cpu", "task=adroit-pen-dense"), {"loss.awac_lambda": 0.1}),
+        ("spot", ("preset=cpu", "task=halfcheetah"), {"loss.density_weight": 5.0}),
+        ("spot", ("preset=cpu", "task=antmaze-large"), {"loss.density_weight": 0.025}),
+        ("qc", ("preset=cpu",), {"loss.one_step.alpha": 10.0}),
+        ("qc", ("preset=cpu", "task=adroit-pen-dense"), {"loss.one_step.alpha": 10_000.0}),
+        ("cql", ("preset=cpu",), {"penalty.weight": 5.0}),
+        ("cql", ("preset=cpu", "task=adroit-door"), {"penalty.weight": 1.0}),
+        ("off2on", ("preset=cpu",), {"penalty.weight": 5.0}),
+        ("off2on", ("preset=cpu", "task=adroit-door"), {"penalty.weight": 1.0}),
+        ("samg", ("preset=cpu", "base=cql", "task=hopper"), {"penalty.weight": 5.0}),
+        ("samg", ("preset=cpu", "base=cql", "task=antmaze-large"), {"penalty.weight": 2.5}),
+        ("samg", ("preset=cpu", "base=iql", "task=antmaze-large"), {"loss.beta": 10.0}),
+        ("samg", ("preset=cpu", "base=awac", "task=adroit-door"), {"loss.awac_lambda": 0.1}),
     ],
 )
 def test_settings_of_domains(script: str, words: tuple[str, ...], expected: dict[str, Any]) -> None:
     cfg = compose(script, *words)
     assert {key: OmegaConf.select(cfg, key) for key in expected} == expected
+
+
+def leaves(path: Path) -> dict[str, Any]:
+    """The settings of a file by name."""
+
+    def named(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from named(value, f"{prefix}{key}.")
+            elif prefix + key != "defaults":
+                yield prefix + key, value
+
+    return dict(named(OmegaConf.to_container(OmegaConf.load(path)) or {}))
+
+
+@pytest.mark.parametrize("preset", CPU_PRESETS, ids=lambda path: "-".join(path.parts[-3:]))
+def test_a_cpu_preset_keeps_what_a_domain_tunes(preset: Path) -> None:
+    """It changes sizes, steps and learning rates; what else small networks need stands before the domains."""
+    of_base = preset.parent.name == "base_preset"
+    folders = ("base_domain",) if of_base else ("domain", "maze", "reference_domain", "base_domain")
+    base = f"{preset.stem.removesuffix('-cpu')}-*.yaml" if of_base else "*.yaml"
+    own, changed = leaves(preset), set[str]()
+    for tuned in (leaves(path) for folder in folders for path in (preset.parents[1] / folder).glob(base)):
+        changed |= {name for name in tuned.keys() & own.keys() if tuned[name] != own[name]}
+    assert {name for name in changed if not name.startswith(("schedule.", "evaluation."))} <= SIZES
