@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 import multiprocessing
@@ -30,6 +31,7 @@ from torchrl.data import TensorDictReplayBuffer
 
 from tests.collectors import learner
 from tests.collectors.actors import Numbered, Scripted, check_numbered, one_slow, other_version, row
+from tests.scripts.phases import assert_equal
 from torchrl_o2o.collectors import ActingPolicy, FastActor, Fleet, ProcessActors, RayActors, fleet
 from torchrl_o2o.data import OnlineWriter, offline_online_storage
 from torchrl_o2o.envs import EnvFaultError, GuardedEnv
@@ -250,10 +252,37 @@ def test_a_fleet_goes_on_from_its_state():
         break
     other = scripted(endless)
     other.load_state_dict(crew.state_dict())
-    assert other.state_dict() == crew.state_dict()
+    assert_equal(other.state_dict(), crew.state_dict(), "state")
     assert (other.frames, other.version, other.owed) == (12, crew.version, 2)
     assert len(collect(other)) == 18
     assert other.actors.published[0] == (crew.version, False)
+
+
+@pytest.mark.parametrize("how", ["saved while it collects", "saved when it is shut down", "iterated again"])
+def test_a_resumed_fleet_ends_the_episodes_that_were_cut_off(how: str):
+    """Each actor's episode has its last row, once and truncated, before the first of a new one."""
+    crew = scripted(endless, num_actors=3, total_frames=100)
+    stored = []
+    with crew:
+        for data in crew:
+            stored.append(data)
+            if crew.frames >= 40:
+                state = copy.deepcopy(crew.state_dict())
+                break
+    if how != "iterated again":
+        resumed = scripted(endless, num_actors=3, total_frames=100)
+        resumed.load_state_dict(state if how == "saved while it collects" else crew.state_dict())
+        crew = resumed
+    rows = torch.cat([*stored, collect(crew)])
+    assert len(rows) == 100
+    for number in range(3):
+        own = rows[rows["observation"][:, 0] == number]
+        for attempt in range(2):
+            episode = own[own["observation"][:, 1] == attempt]
+            assert torch.equal(episode["observation"][:, 2], torch.arange(len(episode)).float())
+            last = torch.arange(len(episode)) == len(episode) - 1
+            assert torch.equal(episode["next", "truncated"].flatten(), last & (attempt == 0))
+            assert torch.equal(episode["next", "done"].flatten(), last & (attempt == 0))
 
 
 def test_a_resumed_fleet_repeats_no_random_stream():

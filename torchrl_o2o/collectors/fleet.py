@@ -58,7 +58,9 @@ class Fleet:
 
     **An actor that dies** is started again, in a new episode, at most ``max_restarts`` times in a row without a
     transition; then it is given up. What was delivered stays, once. The last row of an episode that was cut off is
-    marked truncated; to know it for the last, each row waits here for the next one of its actor.
+    marked truncated; to know it for the last, each row waits here for the next one of its actor. Rows that wait when
+    the fleet is shut down or saved are the last of episodes that nobody goes on with: so marked, they come first when
+    it is iterated again or resumed.
 
     Args:
         actors: starts actors and publishes weights.
@@ -129,6 +131,7 @@ class Fleet:
             check_count("queue_size", queue_size, least=1)
         )
         self._held: dict[int, TensorDictBase] = {}
+        self._cut_due: list[TensorDictBase] = []  # last rows of episodes that were cut off, not delivered yet
         self._given_up: dict[int, str] = {}
         self._warned: set[tuple[int, str]] = set()
         self._starts = [0] * self.num_actors  # of each actor, in all parts of the run: no two repeat a random stream
@@ -151,7 +154,8 @@ class Fleet:
         self._publish()
         self._start()
         while self.frames < self.total_frames:
-            data = self._next()[: self.total_frames - self.frames]
+            data = self._deliver(self._cut_due or self._next())[: self.total_frames - self.frames]
+            self._cut_due = []
             before, self.frames = self.frames, self.frames + len(data)
             if before < self.init_random_frames <= self.frames:
                 self._publish()
@@ -191,19 +195,27 @@ class Fleet:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, and how often each actor was started; not what is on its way, which is not stored yet."""
+        """The counters, how often each actor was started, and rows that wait to be their episodes' last.
+
+        Not what is on its way, which nobody has seen yet.
+        """
         counters = {name: getattr(self, name) for name in ("frames", "version", "owed", "restarts")}
-        return {**counters, "refused": dict(self.refused), "starts": list(self._starts)}
+        state = {**counters, "refused": dict(self.refused), "starts": list(self._starts)}
+        if last := [*self._cut_due, *(cut_off_(row.clone()) for row in self._held.values())]:
+            state["last_rows"] = self._deliver(last).to_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned; the actors begin new episodes, with new random numbers."""
-        known = {**self.state_dict(), "owed": None, "refused": None, "starts": None}
-        check_state(self, state_dict, known, optional=("starts",))
+        known = {**self.state_dict(), **dict.fromkeys(("owed", "refused", "starts", "last_rows"))}
+        check_state(self, state_dict, known, optional=("starts", "last_rows"))
         for name in ("frames", "version", "owed", "restarts"):
             setattr(self, name, state_dict[name])
         self.refused = Counter(state_dict["refused"])
         before = state_dict.get("starts", [])
         self._starts = [*before[: self.num_actors], *[0] * (self.num_actors - len(before))]
+        last = state_dict.get("last_rows")
+        self._cut_due = [] if last is None else list(TensorDict(last, [len(last["action"])]).split(1))
 
     def shutdown(self) -> None:
         """End the actors, as TorchRL's collectors do. They start again if the fleet is iterated again."""
@@ -212,6 +224,7 @@ class Fleet:
             _close(source)
         for thread in self._threads:
             thread.join(timeout=30.0)
+        self._cut_due += [cut_off_(row) for row in self._held.values()]
         self._threads, self._held = [], {}
         while not self._queue.empty():  # what was on its way
             self._queue.get()
@@ -265,19 +278,23 @@ class Fleet:
 
     # The learner's thread.
 
-    def _next(self) -> TensorDict:
+    def _deliver(self, rows: list[TensorDictBase]) -> TensorDict:
+        """Rows as they are delivered, shape [n]."""
+        return cat([self._like[:0], *(row.select(*self._keys) for row in rows)])
+
+    def _next(self) -> list[TensorDictBase]:
+        """What may be delivered after the next item of the queue; nothing if none came for a second."""
         began = time.monotonic()
         try:
             number, item = self._queue.get(timeout=_HEARTBEAT)
         except queue.Empty:
             self._check_alive()
-            return self._like[:0]
+            return []
         finally:
             self.waited += time.monotonic() - began
         if number in self._given_up:
-            return self._like[:0]
-        rows = self._cut_off(number, item) if isinstance(item, Exception) else self._accept(number, item)
-        return cat([self._like[:0], *(row.select(*self._keys) for row in rows)])
+            return []
+        return self._cut_off(number, item) if isinstance(item, Exception) else self._accept(number, item)
 
     @property
     def _keys(self) -> list[Any]:
