@@ -272,23 +272,63 @@ def test_frames_of_rows_several_steps_ahead_are_refused() -> None:
         stack_rows(rows)
 
 
+def fresh_rows(data: PixelData, count: int) -> TensorDict:
+    """Rows of an episode whose frames all differ."""
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count + 1, 3, 3, 2), dtype=np.uint8))
+    now, following = stack_numbers([count], 3)
+    rows = data.stacks(torch.zeros(count, dtype=torch.long))
+    rows["observation"], rows["next", "observation"] = frames[now].flatten(1, 2), frames[following].flatten(1, 2)
+    return rows
+
+
 @pytest.mark.parametrize("num_online", [10, 60])
 def test_offline_rows_that_go_are_overwritten_with_their_own_frames(num_online: int) -> None:
     """The writer comes round to the offline slots, again and again; the ring holds what every row needs."""
     images = np.stack([image(number) for number in range(101)])
     data = pixel_data([{"observation": images, "action": np.zeros((100, 2)), "reward": np.zeros(100)}])
     buffer = starting_buffer(data.rows, num_online, make_storage=data.make_storage)
-    rng = np.random.default_rng(0)
-    frames = torch.from_numpy(rng.integers(0, 256, (1_301, 3, 3, 2), dtype=np.uint8))
-    now, following = stack_numbers([1_300], 3)
-    rows = data.stacks(torch.zeros(1_300, dtype=torch.long))
-    rows["observation"], rows["next", "observation"] = frames[now].flatten(1, 2), frames[following].flatten(1, 2)
+    rows = fresh_rows(data, 1_300)
     for first in range(0, 1_300, 5):
         buffer.extend(rows[first : first + 5])
     size = 100 + num_online
     stored = buffer.storage.get((100 + 1_300 + torch.arange(size)) % size)  # oldest first
     for entry in ("observation", ("next", "observation")):
         assert torch.equal(stored[entry], rows[-size:][entry])
+
+
+def looked_at(monkeypatch: pytest.MonkeyPatch, num_offline: int, *, let_go: bool) -> int:
+    """Rows that a storage reads while 2000 are written, online or, if the offline ones go, round to their slots too."""
+    images = np.stack([image(number % 90) for number in range(num_offline + 1)])
+    columns = {"action": np.zeros((num_offline, 2)), "reward": np.zeros(num_offline)}
+    data = pixel_data([{"observation": images, **columns}])
+    storage = data.storage(20)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(num_offline), batch_size=4)
+    rows, count = fresh_rows(data, 2_000), 0
+    counted = FrameStorage.get_rows
+
+    def count_rows(storage: FrameStorage, index: Any) -> Any:
+        nonlocal count
+        found = counted(storage, index)
+        count += len(found)
+        return found
+
+    monkeypatch.setattr(FrameStorage, "get_rows", count_rows)
+    for row in range(2_000):
+        if let_go:  # twelve slots on both sides of the last offline row's end, from the first slot on
+            slots = torch.tensor([row % 12 if row % 2 else num_offline + row % 12])
+            storage.set(slots, rows[row : row + 1])
+        else:
+            buffer.extend(rows[row : row + 1])
+    monkeypatch.undo()
+    return count
+
+
+@pytest.mark.parametrize("let_go", [False, True])
+def test_a_full_ring_costs_as_much_whatever_the_number_of_offline_rows(
+    monkeypatch: pytest.MonkeyPatch, let_go: bool
+) -> None:
+    few, many = (looked_at(monkeypatch, number, let_go=let_go) for number in (40, 4_000))
+    assert 0 < few == many
 
 
 def test_interventions_have_no_room_among_frames() -> None:

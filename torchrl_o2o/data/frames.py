@@ -468,6 +468,8 @@ class FrameStorage(LazyTensorStorage):
         self._recent: dict[str, dict[int, int]] = {key: {} for key in frames}
         # No online row has a frame with a smaller number.
         self._oldest = {key: len(ring.fixed) for key, ring in self.rings.items()}
+        # Online rows lie behind the offline ones, and in the first so many slots of those, which a writer let go.
+        self._let_go = 0
 
     def get(self, indices: Any) -> Any:
         """Rows with their stacks, shape [*B, S C, H, W]."""
@@ -502,6 +504,7 @@ class FrameStorage(LazyTensorStorage):
             rows = rows.copy()
             for key in self.rings:
                 self._number(rows, key, slots)
+            self._let_go = max([self._let_go, *(slots[slots < self.num_offline] + 1).tolist()])
         self.set_rows(cursor, rows.squeeze(0) if single else rows, set_cursor=set_cursor)
 
     def set_rows(self, slots: Any, rows: Any, *, set_cursor: bool = True) -> None:
@@ -576,12 +579,18 @@ class FrameStorage(LazyTensorStorage):
         ring = self.rings[key]
         if not self.initialized or len(self) == 0:
             return ring.newest + 1
-        rows = self.get_rows(slice(0, len(self)))
-        numbers = torch.stack([rows.get(entry).amin(-1) for entry in (key, ("next", key))]).amin(0)
-        kept = torch.ones(len(numbers), dtype=torch.bool, device=numbers.device)
-        kept[slots[slots < len(self)].to(numbers.device)] = False
-        numbers = numbers[kept & (numbers >= len(ring.fixed))]
-        return int(numbers.amin()) if len(numbers) else ring.newest + 1
+        oldest, written_over = ring.newest + 1, slots.tolist()
+        for start, stop in ((0, min(self._let_go, len(self))), (self.num_offline, len(self))):
+            if start >= stop:
+                continue
+            rows = self.get_rows(slice(start, stop))
+            numbers = torch.stack([rows.get(entry).amin(-1) for entry in (key, ("next", key))]).amin(0)
+            online = numbers >= len(ring.fixed)
+            if start == 0 and self.num_offline:
+                self._let_go = int(online.nonzero()[-1]) + 1 if online.any() else 0
+            online[[slot - start for slot in written_over if start <= slot < stop]] = False
+            oldest = min([oldest, *numbers[online].tolist()])
+        return oldest
 
     def frame_state(self) -> dict[str, Any]:
         """What a checkpoint has to know besides rows and frames: counts, and the frames written lately."""
@@ -607,6 +616,7 @@ class FrameStorage(LazyTensorStorage):
             ring.total = total
         self._recent = {key: dict(each) for key, each in state["recent"].items()}
         self._oldest = dict(state["oldest"])
+        self._let_go = self.num_offline  # until the rows are looked at
 
     def frame_parts(self) -> dict[str, tuple[FrameRing, int, int, int]]:
         """The frames as regions of rows, for a checkpoint: name -> ring, first slot, slots, frames ever written."""
