@@ -14,31 +14,20 @@ The update is that of examples/pex.py, in the same order.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from torchrl_o2o.errors import check_option
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import decay_actor_lr, make_iql, make_pex
 
-#: What the baselines change in the hand-over.
-HANDOVER: dict[str, dict[str, Any]] = {
-    "pex": {},
-    "direct": {"carry": ["actor_network", "qvalue_network", "value_network"]},
-    "buffer": {"carry": []},
-    "scratch": {"carry": [], "data": "none"},
-}
 #: Entries that only the online phase reads.
 ONLINE_ONLY = ("expansion", "eval_eps")
 
 
 def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, unless the algorithm does without; then learn online."""
-    check_option("algorithm", cfg.algorithm, tuple(HANDOVER))
-    cfg = OmegaConf.merge(cfg, {"handover": HANDOVER[cfg.algorithm]})  # type: ignore[assignment]
     problem, make_online = load_problem(cfg, "pex"), make_pex if cfg.algorithm == "pex" else make_iql
     folder = None
     if cfg.handover.carry:

@@ -13,10 +13,8 @@ A phase follows every `phases.every` environment steps, before that step's own u
 
 from __future__ import annotations
 
-from typing import Any
-
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from torchrl_o2o.errors import check_option
 from torchrl_o2o.scripts import start
@@ -31,24 +29,12 @@ from torchrl_o2o.trainers import (
 )
 from torchrl_o2o.trainers.algorithms import make_critics_alone, make_sope, phase_settings
 
-#: What SOPE's relatives change.
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "sope": {},
-    "speq_o2o": {"phases": {"rule": {"patience": None}}},
-    "speq": {"phases": {"rule": {"patience": None}}, "handover": {"data": "none"}},
-}
-
 
 def train(cfg: DictConfig) -> None:
     """Learn online beside the data, with phases of the critics."""
-    check_option("algorithm", cfg.algorithm, tuple(ALGORITHMS))
-    cfg = OmegaConf.merge(cfg, ALGORITHMS[cfg.algorithm])  # type: ignore[assignment]
     check_option("handover.data", cfg.handover.data, ("symmetric", "none"))
-    both = cfg.handover.data == "symmetric"
-    if not both:
-        cfg = OmegaConf.merge(cfg, {"online": {"batch_size": cfg.online.batch_size // 2}})  # type: ignore[assignment]
     problem, rule = load_problem(cfg, "sope"), StoppingRule(**plain(cfg.phases.rule))
-    phase = phase_settings(cfg, len(problem.offline) if both else 0)
+    phase = phase_settings(cfg, len(problem.offline) if cfg.handover.data == "symmetric" else 0)
     with online_phase(cfg, problem, None, make_sope) as run:
         alone = make_critics_alone(cfg, run.learner)
         for step, data in run.steps():

@@ -45,6 +45,11 @@ class TestPEX(PhasesContract):
         assert int(newest(tmp_path, "update")["calls"]) == (15 if algorithm != "scratch" else 9)
 
 
+def test_the_command_line_wins_over_a_baseline() -> None:
+    cfg = compose("pex", "algorithm=scratch", "handover.data=all", "handover.carry=[qvalue_network]")
+    assert (cfg.handover.data, cfg.handover.carry) == ("all", ["qvalue_network"])
+
+
 def test_the_example_ends_where_the_script_does(tmp_path: Path) -> None:
     """Offline bit for bit; the policies that begin then are drawn in another order."""
     example = load_script("examples/pex.py")

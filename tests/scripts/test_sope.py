@@ -27,7 +27,8 @@ SHORT = (
     "online.init_random_frames=8",
     "online.batch_size=16",
     "phases.every=20",
-    "phases.rule={max_updates: 6, check_every: 2, patience: 100, sope_code: false}",
+    "phases.rule.max_updates=6",
+    "phases.rule.check_every=2",
     "evaluation.num_episodes=1",
     "schedule.eval_every=44",
     "schedule.log_every=1",
@@ -72,6 +73,18 @@ def test_that_dropout_keeps_an_update_from_being_compiled_is_said() -> None:
         assert not make_sope(compose("sope", "task=halfcheetah"), (3, 2)).update.compiled
 
 
+def test_the_command_line_wins_over_an_algorithm(tmp_path: Path) -> None:
+    """SPEQ's phases end early and its batches have the size that one writes, if one does."""
+    words = ("algorithm=speq", "phases.rule.patience=2", "phases.rule.max_updates=600", "online.batch_size=4")
+    train(tmp_path, *words, "schedule.checkpoint_every=44")
+    logged = rows(tmp_path)
+    assert any("train/validation_loss" in row for row in logged)
+    assert all(row["train/phase_updates"] < 600 for row in logged if "train/phase_updates" in row)
+    cfg = compose("sope", *SHORT, *words)
+    assert (cfg.phases.rule.patience, cfg.online.batch_size, cfg.handover.data) == (2, 4, "none")
+    assert compose("sope", "algorithm=speq", "handover.data=symmetric").handover.data == "symmetric"
+
+
 def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
     example = load_script("examples/sope.py")
     phases = {"phase_every": 20, "max_updates": 6, "check_every": 2, "patience": 100, "batch_size": 8}
@@ -94,3 +107,10 @@ def test_published_settings() -> None:
     assert (cfg.online.init_random_frames, cfg.online.total_frames, cfg.optim.lr) == (5_000, 300_000, 3e-4)
     assert (cfg.qvalue.num_qvalue_nets, cfg.qvalue.dropout, cfg.qvalue.layer_norm_eps) == (2, 0.005, 1e-5)
     assert (cfg.loss.actor_q, cfg.target_entropy, cfg.phases.rule.sope_code) == ("mean", None, False)
+    for preset, whole in (("paper", 512), ("cpu", 256)):
+        one, other, alone = (
+            compose("sope", f"algorithm={name}", f"preset={preset}") for name in ("sope", "speq_o2o", "speq")
+        )
+        assert (one.online.batch_size, other.online.batch_size, alone.online.batch_size) == (whole, whole, whole // 2)
+        assert (other.phases.rule.patience, alone.phases.rule.patience) == (None, None)
+        assert (other.handover.data, alone.handover.data) == ("symmetric", "none")
