@@ -46,3 +46,16 @@ def act(loss: LossModule, observation: Tensor) -> Tensor:
         torch.no_grad(),
     ):
         return loss.actor_network(data)["action"]
+
+
+def assert_optimal(loss: LossModule) -> None:
+    """The actor does what `ContextualTargetEnv` rewards most: half of the observation."""
+    observation = torch.linspace(-0.9, 0.9, 7).unsqueeze(-1)
+    assert (act(loss, observation) - observation / 2).abs().max() < 0.15
+
+
+def assert_discounted(loss: LossModule, data: TensorDict) -> None:
+    """The critics' values of the two steps of 32 episodes of `DelayedRewardEnv` with gamma = 0.5."""
+    qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
+    torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
+    torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)

@@ -11,9 +11,8 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.objectives import SoftUpdate
 
+from tests.objectives.offline_losses import act, assert_discounted, assert_optimal, train
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_qvalue_ensemble
 from torchrl_o2o.modules.gaussian_policies import make_gaussian_actor
@@ -206,34 +205,11 @@ def test_clip_min_bounds_the_density_from_below() -> None:
     assert bounded > 1e5 > free
 
 
-def minimize(total: torch.Tensor, optim: torch.optim.Optimizer, updater: SoftUpdate) -> None:
-    optim.zero_grad()
-    total.backward()
-    optim.step()
-    updater.step()
-
-
-def train(loss: Any, data: TensorDict, updates: int) -> None:
-    updater = SoftUpdate(loss, tau=0.05)
-    optim = torch.optim.Adam([value for value in loss.parameters() if value.requires_grad], lr=3e-3)
-    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(len(data)), batch_size=64)
-    replay.extend(data)
-    for _ in range(updates):
-        out = loss(replay.sample())
-        minimize(sum(value for key, value in out.items() if key.startswith("loss_")), optim, updater)
-
-
-def act(loss: Any, observation: torch.Tensor) -> torch.Tensor:
-    with loss.actor_network_params.to_module(loss.actor_network):
-        return loss.actor_network.get_dist(TensorDict({"observation": observation}, [len(observation)])).mode
-
-
 def test_probe_aca_finds_the_contextual_optimum_from_a_useless_policy() -> None:
     torch.manual_seed(0)
     loss = aca(1, 1, temperature=Temperature(None, init=0.01), interpolation=0.0)
     train(loss, probe_transitions(ContextualTargetEnv(), 512), 500)
-    observation = torch.linspace(-0.9, 0.9, 7).unsqueeze(-1)
-    assert (act(loss, observation) - observation / 2).abs().max() < 0.15
+    assert_optimal(loss)
 
 
 def test_probe_sacml_imitates_where_the_reward_says_nothing() -> None:
@@ -254,9 +230,7 @@ def test_probe_critic_discounts_a_delayed_reward() -> None:
     loss.make_value_estimator(gamma=0.5)
     data = probe_transitions(DelayedRewardEnv(), 64)
     train(loss, data, 400)
-    qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
-    torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
-    torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)
+    assert_discounted(loss, data)
 
 
 def test_a_baselines_td_error_is_the_mean_absolute_one() -> None:

@@ -219,11 +219,9 @@ class TestAlign:
         with pytest.raises(O2OSpecError, match="policy family"):
             align(sacml(), make_gaussian_actor(5, 3, hidden_sizes=(16, 16)), critics())
 
-    def test_golden_initialization(self, request: pytest.FixtureRequest) -> None:
+    @pytest.mark.usefixtures("float64")
+    def test_golden_initialization(self) -> None:
         """Layers, zero columns, targets and values as the authors' critic_init makes them."""
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        request.addfinalizer(lambda: torch.set_default_dtype(before))
         tree = golden.load("aca/init_A")
         offline = sacml()
         net = offline.baseline_network.module

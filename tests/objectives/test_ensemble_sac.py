@@ -11,11 +11,12 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
-from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import Bounded
 from torchrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, ValueOperator
 from torchrl.modules import TanhNormal as UpstreamTanhNormal
-from torchrl.objectives import SACLoss, SoftUpdate
+from torchrl.objectives import SACLoss
 
+from tests.objectives.offline_losses import assert_discounted, assert_optimal, train
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss, GeneratorNoise, RecordedNoise
@@ -276,28 +277,11 @@ def test_critics_that_are_sequences_of_modules() -> None:
     torch.testing.assert_close(*values)
 
 
-def train(loss: EnsembleSACLoss, data: TensorDict, updates: int) -> None:
-    updater = SoftUpdate(loss, tau=0.05)
-    optim = torch.optim.Adam(loss.parameters(), lr=3e-3)
-    storage = LazyTensorStorage(len(data))
-    replay = TensorDictReplayBuffer(storage=storage, batch_size=64)
-    replay.extend(data)
-    for _ in range(updates):
-        out = loss(replay.sample())
-        optim.zero_grad()
-        (out["loss_qvalue"] + out["loss_actor"] + out["loss_alpha"]).backward()
-        optim.step()
-        updater.step()
-
-
 def test_probe_actor_finds_the_contextual_optimum() -> None:
     torch.manual_seed(0)
     loss = build(1, 1, sub_sample_len=2, temperature=Temperature(None, init=0.01))
     train(loss, probe_transitions(ContextualTargetEnv(), 512), 500)
-    observation = torch.linspace(-0.9, 0.9, 7).unsqueeze(-1)
-    with loss.actor_network_params.to_module(loss.actor_network):
-        action = loss.actor_network.get_dist(TensorDict({"observation": observation}, [7])).mode
-    assert (action - observation / 2).abs().max() < 0.15
+    assert_optimal(loss)
 
 
 def test_probe_critic_discounts_a_delayed_reward() -> None:
@@ -306,9 +290,7 @@ def test_probe_critic_discounts_a_delayed_reward() -> None:
     loss.make_value_estimator(gamma=0.5)
     data = probe_transitions(DelayedRewardEnv(), 64)
     train(loss, data, 400)
-    qvalue = loss.qvalue_loss(data)[1]["qvalue"].mean(0)
-    torch.testing.assert_close(qvalue[0::2], torch.full((32,), 0.5), atol=0.1, rtol=0)
-    torch.testing.assert_close(qvalue[1::2], torch.ones(32), atol=0.1, rtol=0)
+    assert_discounted(loss, data)
 
 
 def test_a_shared_output_layer_stays_one_under_adam_and_gets_the_sum_of_the_gradients() -> None:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,18 +17,12 @@ from tests import golden_vectors as golden
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import CalQLLoss, CQLLoss, RecordedNoise
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 CORL = ["cql/A", "cql/B", "cql/C", "cal_ql/A", "cal_ql/B", "cal_ql/C"]
 OFFICIAL = "cal_ql/official_A"
 ACTOR_PREFIX = "module.0.module."
 HEAD = "module.0.module.1."
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def two_heads(tree: golden.Tree) -> dict[str, torch.Tensor]:

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torchrl.objectives import SoftUpdate
@@ -17,17 +15,11 @@ from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss, RecordedNoise
 from torchrl_o2o.trainers.optim import weight_decay_groups
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SINGLE = ["A", "B", "C_saturated"]
 UPDATES = ["update_A", "update_B"]
 ACTOR_PREFIX = "module.0.module."
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def build(tree: golden.Tree) -> tuple[EnsembleSACLoss, SoftUpdate]:

@@ -111,15 +111,9 @@ def test_critics_come_in_pairs(number: int) -> None:
         PessimisticEnsembleLoss(make_actor(5, 3), make_qvalue_ensemble(5, 3, num_qvalue_nets=number))
 
 
+@pytest.mark.usefixtures("float64")
 class TestGolden:
     """Off2OnRL@6f298fa, ``OursTrainer`` with ``ParallelMlp`` and ``ParallelTanhGaussianPolicy``."""
-
-    @pytest.fixture(autouse=True)
-    def _float64(self) -> Any:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        yield
-        torch.set_default_dtype(before)
 
     @staticmethod
     def member(tree: golden.Tree, k: int) -> ProbabilisticActor:

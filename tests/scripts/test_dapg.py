@@ -20,14 +20,6 @@ from torchrl_o2o.functional import dapg_weights
 CASES = ("dapg/update_A", "dapg/update_B")
 
 
-@pytest.fixture
-def float64() -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
 def fill(policy: Any, tree: golden.Tree) -> None:
     golden.fill(policy.net, {key: value for key, value in tree.items() if key != "log_std"})
     policy.log_std.data.copy_(tree["log_std"])

@@ -42,14 +42,6 @@ from torchrl_o2o.updates import Descend, Every, Joint, MoveTargets, Repeat, Upda
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.fixture
-def float64() -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
 class Recorded:
     """Recorded numbers, each used once, in the order of the draws of their name."""
 

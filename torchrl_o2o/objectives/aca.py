@@ -187,11 +187,8 @@ class ACALoss(SoftLoss):
             ``loss_qvalue``, ``loss_actor``, ``loss_alpha`` and, unless ``reduction="none"``, the scalars of
             :attr:`out_keys`.
         """
-        loss_qvalue, info = self.qvalue_loss(tensordict)
-        loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
-        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
-        return self._collect(tensordict, losses, {**info, **alpha_info, "interpolation": self.interpolation.clone()})
+        losses, info = self._soft_losses(tensordict)
+        return self._collect(tensordict, losses, {**info, "interpolation": self.interpolation.clone()})
 
     def _aligned(
         self, state: Inputs, action: Tensor, residuals: Parameters, policy: Distribution | None = None

@@ -22,10 +22,43 @@ from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.members import check_members
 from torchrl_o2o.objectives.networks import Inputs, flat_parameters, policy_distribution, sample_policy
 
-__all__ = ["BaselineLoss"]
+__all__ = ["BaselineLoss", "FitsBaselines"]
 
 
-class BaselineLoss(TransitionLoss):
+class FitsBaselines(TransitionLoss):
+    """Abstract base of losses that fit baselines Z, so that log pi + Z is a critic of the policy pi."""
+
+    baseline_network: TensorDictModule
+    baseline_network_params: TensorDictParams
+    target_baseline_network_params: TensorDictParams
+
+    #: Whether the target has an entropy term, as in the authors' code.
+    baseline_entropy: bool
+
+    def _policy(self, state: Inputs) -> Distribution:
+        """pi(.|s)."""
+        raise NotImplementedError
+
+    def _clipped(self, log_prob: Tensor) -> Tensor:
+        """The log-density in its role as critic."""
+        return log_prob
+
+    def _baselines(self, state: Inputs) -> Tensor:
+        """Z_i(s), shape [E, *B]."""
+        params = flat_parameters(self.baseline_network_params)
+        return self._call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)
+
+    def _baseline_target(self, tensordict: TensorDictBase, alpha: Tensor) -> Tensor:
+        """y = r + gamma (1 - d) [log pi(a'|s') + min_k Z_k(s') - alpha log pi(a'|s')], shape [*B]."""
+        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
+        following = self._next_state(tensordict)
+        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
+        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
+        value = baseline_value(self._clipped(log_prob), baseline, alpha, entropy)
+        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
+
+
+class BaselineLoss(FitsBaselines):
     r"""Policy evaluation in the form :math:`Q(s,a)=\log\pi_0(a|s)+Z(s)`: only the state's part Z is trained.
 
     .. math::
@@ -68,9 +101,6 @@ class BaselineLoss(TransitionLoss):
     actor_network: ProbabilisticTensorDictSequential
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
-    baseline_network: TensorDictModule
-    baseline_network_params: TensorDictParams
-    target_baseline_network_params: TensorDictParams
     alpha: Tensor
 
     _networks_read = (("actor_network", "baseline_network"), ("actor_network", "baseline_network"))
@@ -107,12 +137,7 @@ class BaselineLoss(TransitionLoss):
         Returns:
             y, shape [*B], without gradient.
         """
-        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
-        following = self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi_0(.|s')
-        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
-        value = baseline_value(self._clipped(log_prob), baseline, self.alpha, entropy)
-        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
+        return self._baseline_target(tensordict, self.alpha)
 
     def baseline_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one minibatch; no gradient reaches the policy.
@@ -154,11 +179,5 @@ class BaselineLoss(TransitionLoss):
         """pi_0(.|s)."""
         return policy_distribution(self.actor_network, flat_parameters(self.actor_network_params), state)
 
-    def _baselines(self, state: Inputs) -> Tensor:
-        """Z_i(s), shape [E, *B]."""
-        params = flat_parameters(self.baseline_network_params)
-        return self._call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)
-
     def _clipped(self, log_prob: Tensor) -> Tensor:
-        """The log-density in its role as critic."""
         return log_prob if self.clip_min is None else log_prob.clamp(min=self.clip_min)

@@ -235,12 +235,9 @@ class CQLLoss(SoftLoss):
             ``loss_qvalue``, ``loss_actor``, ``loss_alpha``, ``loss_alpha_prime`` and, unless ``reduction="none"``, the
             scalars of :attr:`out_keys`.
         """
-        loss_qvalue, info = self.qvalue_loss(tensordict)
-        loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
-        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
+        losses, info = self._soft_losses(tensordict)
         losses["loss_alpha_prime"], _ = self.alpha_prime_loss(tensordict, gap=info["gap"])
-        return self._collect(tensordict, losses, {**info, **alpha_info})
+        return self._collect(tensordict, losses, info)
 
     def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
         """The box was no part of the state."""

@@ -274,11 +274,7 @@ class EnsembleSACLoss(SoftLoss):
             ``loss_qvalue``, ``loss_actor``, ``loss_alpha`` and, unless ``reduction="none"``, the scalars ``alpha``,
             ``entropy``, ``qvalue`` and ``target_value``, and with ``bc_alpha`` ``cloning``.
         """
-        loss_qvalue, info = self.qvalue_loss(tensordict)
-        loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info.pop("log_prob"))
-        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
-        return self._collect(tensordict, losses, {**info, **actor_info, **alpha_info})
+        return self._collect(tensordict, *self._soft_losses(tensordict))
 
     def _set_cloning(self, actor_network: ProbabilisticTensorDictSequential, bc_alpha: float) -> None:
         if not bc_alpha >= 0.0:

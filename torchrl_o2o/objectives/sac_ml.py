@@ -10,19 +10,20 @@ Shapes: E critics and baselines, B any batch shape, A action dimensions.
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase, TensorDictParams
+from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
 from torchrl_o2o.errors import check_number
-from torchrl_o2o.functional.alignment import baseline_value, ml_actor_objective
+from torchrl_o2o.functional.alignment import ml_actor_objective
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.functional.soft import ensemble_squared_error, sac_actor_objective
 from torchrl_o2o.modules.aligned import check_alignable
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction, dispatch
+from torchrl_o2o.objectives.baseline import FitsBaselines
 from torchrl_o2o.objectives.members import check_members
-from torchrl_o2o.objectives.networks import Inputs, flat_parameters, sample_policy
+from torchrl_o2o.objectives.networks import sample_policy
 from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["SACMLLoss"]
@@ -30,7 +31,7 @@ __all__ = ["SACMLLoss"]
 _ALL = ("actor_network", "qvalue_network", "baseline_network")
 
 
-class SACMLLoss(SoftLoss):
+class SACMLLoss(SoftLoss, FitsBaselines):
     r"""Soft actor-critic with a maximum-likelihood term and the baseline that ACA needs at the hand-over.
 
     .. math::
@@ -83,10 +84,6 @@ class SACMLLoss(SoftLoss):
 
     out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "loss_baseline"]
     out_keys += ["alpha", "entropy", "qvalue", "target_value", "baseline", "data_log_prob", "ml_coefficient"]
-
-    baseline_network: TensorDictModule
-    baseline_network_params: TensorDictParams
-    target_baseline_network_params: TensorDictParams
 
     _networks_read = (_ALL, _ALL)
 
@@ -149,12 +146,7 @@ class SACMLLoss(SoftLoss):
         Returns:
             y_Z, shape [*B], without gradient.
         """
-        noise = self.noise.normal("baseline_next_action", self._action(tensordict))
-        following = self._next_state(tensordict)
-        action, log_prob = sample_policy(self._policy(following), noise)  # a' ~ pi(.|s')
-        baseline, entropy = self._baselines(following).amin(0), log_prob if self.baseline_entropy else None
-        value = baseline_value(log_prob, baseline, self.temperature.alpha, entropy)  # log pi + min_k Z_k - alpha log pi
-        return self._estimate(tensordict, value, log_prob=log_prob, action=action)
+        return self._baseline_target(tensordict, self.temperature.alpha)
 
     def baseline_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the baselines; no gradient reaches the policy.
@@ -211,8 +203,3 @@ class SACMLLoss(SoftLoss):
         losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
         losses["loss_baseline"] = loss_baseline
         return self._collect(tensordict, losses, {**info, **baseline_info, **actor_info, **alpha_info})
-
-    def _baselines(self, state: Inputs) -> Tensor:
-        """Z_i(s), shape [E, *B]."""
-        params = flat_parameters(self.baseline_network_params)
-        return self._call_ensemble(self.baseline_network, params, state, self.tensor_keys.value)

@@ -120,6 +120,14 @@ class SoftLoss(ActorCriticLoss):
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if entropy else qvalue
         return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
 
+    def _soft_losses(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of critics, actor and temperature from one set of parameters, and what they measured."""
+        loss_qvalue, info = self.qvalue_loss(tensordict)
+        loss_actor, actor_info = self.actor_loss(tensordict)
+        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info.pop("log_prob"))
+        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue, "loss_alpha": loss_alpha}
+        return losses, {**info, **actor_info, **alpha_info}
+
     def _temperature_log_prob(self, tensordict: TensorDictBase, log_prob: Tensor | None) -> Tensor:
         """The log-densities that the temperature is steered by, shape [*B]."""
         if log_prob is None or self.entropy_at == "next_state":

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
@@ -28,16 +27,10 @@ from torchrl_o2o.modules import DensityRatio
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss, RecordedNoise, join_sources
 from torchrl_o2o.priorities import Advantage, AdvantageAligned, DensityRatioScore, LogPriority, TDError
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 CASES = ["A", "B", "update_A"]
 ALIGNMENTS = ["official", "gathered"]
-
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 def pool_rows(tree: golden.Tree) -> TensorDict:
