@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
 from torchrl.data import TensorDictReplayBuffer
 
 from tests.collectors import learner
@@ -36,7 +37,7 @@ from torchrl_o2o.collectors import ActingPolicy, FastActor, Fleet, ProcessActors
 from torchrl_o2o.data import OnlineWriter, offline_online_storage
 from torchrl_o2o.envs import EnvFaultError, GuardedEnv
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_actor
+from torchrl_o2o.modules import make_actor, make_deterministic_actor
 from torchrl_o2o.testing import random_transitions
 
 LIKE = random_transitions(4, 3, 1)
@@ -355,6 +356,14 @@ def test_an_actor_acts_by_the_policy_that_was_published():
     want = expected.decide(data["observation"].numpy(), np.ones((5, 1), np.float32))
     np.testing.assert_array_equal(now, want)
     assert not np.allclose(still, want)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_actor_in_float64_delivers_float32(wrapped: bool):
+    actor = make_deterministic_actor(3, 1).double()
+    data = ActingPolicy(TensorDictSequential(actor) if wrapped else actor).for_actor(0)(observed(5))
+    expected = actor(TensorDict({"observation": data["observation"].double()}, [5]))["action"]
+    torch.testing.assert_close(data["action"], expected.float())
 
 
 def test_weights_that_are_being_written_are_not_taken():

@@ -20,6 +20,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import AdditiveGaussianModule
 
+from tests.collectors.envs import Counter
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import TRANSITION, EpisodeRows, OnlineWriter
@@ -87,6 +88,19 @@ def test_fast_acting_is_the_same_to_rounding() -> None:
         StepCollector(
             make_gym_env("Pendulum-v1"), TensorDictSequential(make_actor(3, 1)), total_frames=1, fast_act=True
         )
+
+
+@pytest.mark.parametrize("how", ["in parts", "as it is", "fast"])
+def test_an_actor_in_float64_acts_and_delivers_float32(how: str) -> None:
+    """It computes in its own type, on what a buffer of float32 then holds."""
+    torch.manual_seed(0)
+    actor = make_deterministic_actor(3, 1, hidden_sizes=(8,)).double()
+    called = TensorDictSequential(actor) if how == "as it is" else actor
+    collector = StepCollector(make_gym_env("Pendulum-v1"), called, total_frames=3, seed=0, fast_act=how == "fast")
+    rows = torch.cat(list(collector))
+    assert {rows[key].dtype for key in ("observation", "action", ("next", "reward"))} == {torch.float32}
+    expected = actor(TensorDict({"observation": rows["observation"].double()}, [3]))["action"]
+    torch.testing.assert_close(rows["action"], expected.float())
 
 
 def test_an_actor_replaced_between_two_collections_acts() -> None:
@@ -173,24 +187,6 @@ def test_a_torchrl_environment_is_refused() -> None:
     env = make_env("Pendulum-v1")
     with pytest.raises(O2OSpecError, match=r"got TorchRL's GymWrapper.* make_gym_env"):
         StepCollector(env, make_actor(3, 1, hidden_sizes=(8,)), total_frames=1)  # type: ignore[arg-type]
-
-
-class Counter(gymnasium.Env):
-    """Returns its own array, writes into its argument, and ends after three steps."""
-
-    observation_space, action_space = spaces.Box(-99, 99, (1,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
-
-    def __init__(self) -> None:
-        self.state = np.zeros(1, np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
-        self.state[:] = 0.0
-        return self.state, {}
-
-    def step(self, action: np.ndarray) -> tuple:
-        self.state += 1.0
-        action[:] = 9.0
-        return self.state, np.array([0.5]), False, bool(self.state[0] >= 3), {}
 
 
 class Uncapturable(Counter):

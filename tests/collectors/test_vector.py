@@ -17,8 +17,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import NormalizeReward
 from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
 from torchrl.modules import ValueOperator
 
+from tests.collectors.envs import Counter
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data import TRANSITION
@@ -204,29 +206,11 @@ def test_what_does_not_fit_is_refused() -> None:
         other.load_state_dict(seeded.state_dict())
 
 
-class Own(gymnasium.Env):
-    """Returns its own array and rewards of shape (1,), scales its argument in place, ends after three steps."""
-
-    observation_space, action_space = spaces.Box(-99, 99, (1,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
-
-    def __init__(self) -> None:
-        self.state = np.zeros(1, np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
-        self.state[:] = 0.0
-        return self.state, {}
-
-    def step(self, action: np.ndarray) -> tuple:
-        self.state += 1.0
-        action *= 9.0
-        return self.state, np.array([0.5]), False, bool(self.state[0] >= 3), {}
-
-
 def own_vector(kind: str) -> VectorEnv:
     if kind in ("same step", "disabled"):
         mode = AutoresetMode.SAME_STEP if kind == "same step" else AutoresetMode.DISABLED
-        return SyncVectorEnv([Own] * 2, autoreset_mode=mode)
-    return make_vector_env(Own, 2, asynchronous=kind == "other processes")
+        return SyncVectorEnv([Counter] * 2, autoreset_mode=mode)
+    return make_vector_env(Counter, 2, asynchronous=kind == "other processes")
 
 
 @pytest.mark.parametrize("kind", ["same step", "disabled", "ours", "other processes"])
@@ -277,7 +261,7 @@ def test_actions_have_to_be_continuous_and_finite() -> None:
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
 def test_processes_of_environments_do_not_get_ctrl_c() -> None:
     """A terminal sends it to every process; only the run's own is to answer it, and one that is dead says so."""
-    collector = VectorCollector(make_vector_env(Own, 2, asynchronous=True))
+    collector = VectorCollector(make_vector_env(Counter, 2, asynchronous=True))
     workers = collector.envs.processes
     for worker in workers:
         os.kill(worker.pid, signal.SIGINT)
@@ -372,3 +356,12 @@ def test_wrappers_of_vectors_are_looked_into() -> None:
     with pytest.warns(UserWarning, match=r"Pendulum-v1 normalizes by running statistics \(NormalizeReward\)"):
         VectorCollector(NormalizeReward(envs))
     assert all(isinstance(env, CheckedEnv) for env in envs.envs)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_actor_in_float64_acts_and_delivers_float32(wrapped: bool) -> None:
+    actor = make_actor(3, 1, hidden_sizes=(8,)).double()
+    called = TensorDictSequential(actor) if wrapped else actor
+    envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), 2)
+    rows = torch.cat(list(VectorCollector(envs, called, total_frames=4, seeds=[0, 1])))
+    assert {rows[key].dtype for key in ("observation", "action", ("next", "reward"))} == {torch.float32}

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, multiprocessing
@@ -37,6 +37,7 @@ import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.acting import regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
+from torchrl_o2o.collectors.single import kind_of
 from torchrl_o2o.collectors.vector import no_interrupt_for_children
 from torchrl_o2o.envs.border import check_continuous
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option, check_seed
@@ -225,9 +226,12 @@ class ActingPolicy(TensorDictModuleBase):
 
     def _decide(self, tensordict: TensorDictBase) -> Tensor:
         if self._fast is not None:
-            return torch.from_numpy(self._fast.decide(tensordict.get("observation").numpy()))
+            return torch.from_numpy(self._fast.decide(tensordict.get("observation").numpy())).float()
+        observation = tensordict.get("observation")
+        if observation.is_floating_point():
+            observation = observation.to(kind_of(self._copy[0])[1])
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            return self._copy[0](tensordict.select("observation"))["action"]
+            return self._copy[0](TensorDict({"observation": observation}, tensordict.batch_size))["action"].float()
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``"action"``, :data:`POLICY_VERSION` and :data:`PACKAGE_VERSION`.

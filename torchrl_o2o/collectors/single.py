@@ -37,7 +37,7 @@ from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
 
-__all__ = ["StepCollector"]
+__all__ = ["StepCollector", "kind_of"]
 
 _ONE = torch.Size([1])
 
@@ -74,6 +74,21 @@ def _observed(observation: Any) -> dict[NestedKey, torch.Tensor]:
     return {key: part if part.dtype == torch.uint8 and part.ndim > 1 else part.float() for key, part in tensors.items()}
 
 
+def kind_of(actor: TensorDictModuleBase) -> tuple[torch.device, torch.dtype]:
+    """Where an actor computes and in which type, float32 on the CPU if it has no parameters.
+
+    Args:
+        actor: any.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> kind_of(make_actor(3, 1).double())
+        (device(type='cpu'), torch.float64)
+    """
+    own = next((value for value in actor.parameters() if value.is_floating_point()), torch.zeros(()))
+    return own.device, own.dtype
+
+
 class StepCollector:
     """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
 
@@ -97,7 +112,8 @@ class StepCollector:
     mode, as in evaluation and as :class:`~torchrl_o2o.collectors.FastActor` acts.
 
     An actor of this package is called without its tensordict plumbing, which gives the same bits in a fraction of the
-    time; any other TorchRL actor is called as it is. The actor may live on any device.
+    time; any other TorchRL actor is called as it is. The actor may live on any device and be of any floating type; what
+    is delivered is float32.
 
     Args:
         env: an environment of :func:`~torchrl_o2o.envs.make_gym_env`.
@@ -169,7 +185,7 @@ class StepCollector:
         """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
         # Looked up here, since an actor may be replaced or moved between two collections.
         self._parts, self._switched = find_parts(self.actor), regularizers(self.actor)
-        self._actor_device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
+        self._actor_device, self._actor_dtype = kind_of(self.actor)
         if self._fast is not None:
             self._fast.actor = self.actor
             self._fast.refresh()
@@ -208,11 +224,15 @@ class StepCollector:
         if self._fast is not None:
             if self._actor_device.type != "cpu":  # then it holds a copy
                 self._fast.refresh()
-            return torch.from_numpy(self._fast.decide(self._observation["observation"].numpy()))
-        observation = {key: part.to(self._actor_device) for key, part in self._observation.items()}
+            return torch.from_numpy(self._fast.decide(self._observation["observation"].numpy())).float()
+        device, dtype = self._actor_device, self._actor_dtype
+        observation = {
+            key: part.to(device, dtype if part.is_floating_point() else part.dtype)
+            for key, part in self._observation.items()
+        }
         if self._parts is not None and not self._switched:
             with torch.no_grad():
-                return self._parts.act(observation["observation"]).cpu()
+                return self._parts.act(observation["observation"]).to("cpu", torch.float32)
         rows = has_batch_norm(self._switched)
         observation = {key: part.unsqueeze(0) for key, part in observation.items()} if rows else observation
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM), as_in_evaluation(self._switched):
@@ -220,7 +240,7 @@ class StepCollector:
                 action = self._parts.act(observation["observation"])
             else:
                 action = self.actor(TensorDict(observation, [1] if rows else []))["action"]
-            return (action.squeeze(0) if rows else action).cpu()
+            return (action.squeeze(0) if rows else action).to("cpu", torch.float32)
 
     def _cut_episode(self) -> None:
         if self._step_count and self.on_cut is not None:

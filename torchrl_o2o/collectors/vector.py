@@ -28,7 +28,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.acting import as_in_evaluation, regularizers
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
-from torchrl_o2o.collectors.single import action_bounds
+from torchrl_o2o.collectors.single import action_bounds, kind_of
 from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
@@ -251,9 +251,13 @@ class VectorCollector:
     def _decide(self, parts: PolicyParts | None, rows: Sequence[int], shape: torch.Size) -> Tensor:
         """What the actor says in some of the environments, shape [len(rows), *shape]."""
         assert self.actor is not None
-        device = next((value.device for value in self.actor.parameters()), torch.device("cpu"))
-        observation = self.observation[list(rows)].to(device)
-        noise = None if parts is None or parts.distribution is None else self._draw(torch.randn, shape, rows).to(device)
+        device, dtype = kind_of(self.actor)
+        observation = self.observation[list(rows)].to(device, dtype)
+        noise = (
+            None
+            if parts is None or parts.distribution is None
+            else self._draw(torch.randn, shape, rows).to(device, dtype)
+        )
         try:
             with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM), as_in_evaluation(self._switched):
                 if parts is None:

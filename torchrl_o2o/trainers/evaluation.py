@@ -29,6 +29,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.collectors.single import kind_of
 from torchrl_o2o.envs.border import EnvFaultError, check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
@@ -379,12 +380,12 @@ def _film_again(episode: _Episode, env: gymnasium.Env) -> tuple[Sequence[np.ndar
 
 
 def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
-    parameter = next((each for each in actor.parameters() if each.is_floating_point()), torch.zeros(()))
+    device, dtype = kind_of(actor)
     seen = [each if isinstance(each, dict) else {"observation": each} for each in (one.observation for one in episodes)]
     rows = {key: torch.from_numpy(np.stack([each[key] for each in seen])) for key in seen[0]}
     images = {key for key, part in rows.items() if part.dtype == torch.uint8 and part.ndim > 2}
-    rows = {key: part if key in images else part.to(parameter.dtype) for key, part in rows.items()}
-    data = TensorDict(rows, [len(episodes)]).to(parameter.device)
+    rows = {key: part if key in images else part.to(dtype) for key, part in rows.items()}
+    data = TensorDict(rows, [len(episodes)]).to(device)
     try:
         action = actor(data)["action"]
     except (RuntimeError, KeyError) as error:
