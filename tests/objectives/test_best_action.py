@@ -4,19 +4,26 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules import ProbabilisticActor
 
+from torchrl_o2o.collectors import FastActor
+from torchrl_o2o.deploy import load_policy, save_policy
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
+from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import AWACLoss, BestAction, RecordedNoise, TD3BCLoss
 
 
-def build() -> AWACLoss:
+def build(family: Callable[..., ProbabilisticActor] = make_actor) -> AWACLoss:
     torch.manual_seed(0)
-    actor = make_actor(3, 2, hidden_sizes=(8,))
+    actor = family(3, 2, hidden_sizes=(8,))
     return AWACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
 
 
@@ -40,6 +47,40 @@ def test_it_follows_the_loss_and_draws_when_evaluated() -> None:
         value.data.zero_()
     loss.noise = RecordedNoise({"best_action": torch.zeros(10, 2)})
     assert policy(data)["action"].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("family", [make_actor, make_gaussian_actor])
+def test_the_policy_that_is_saved_acts_as_the_one_that_is_evaluated(
+    tmp_path: Path, family: Callable[..., ProbabilisticActor]
+) -> None:
+    """In the file, under numpy and in the environment's units."""
+    loss, box = build(family), (torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]))
+    policy, seen = BestAction(loss, num_actions=5), torch.randn(6, 3)
+    saved = policy.make_actor()
+    for value in loss.parameters():
+        value.data.add_(0.1 * torch.randn_like(value))
+    torch.manual_seed(3)
+    noise = torch.randn(5, 6, 2)
+    loss.noise = RecordedNoise({"best_action": noise})
+    expected = policy(TensorDict({"observation": seen}, [6]))["action"]
+
+    def act(actor: TensorDictModuleBase) -> torch.Tensor:
+        torch.manual_seed(3)
+        return actor(TensorDict({"observation": seen}, [6]))["action"]
+
+    assert torch.equal(act(saved), expected), "it follows the loss"
+    loaded = load_policy(save_policy(tmp_path / "unit.pt", saved, action_box=(-torch.ones(2), torch.ones(2))))
+    assert torch.equal(act(loaded), expected)
+    numbers = noise.transpose(0, 1).reshape(6, 10).numpy()
+    torch.testing.assert_close(torch.from_numpy(FastActor(loaded)(seen.numpy(), numbers)), expected)
+    native = load_policy(save_policy(tmp_path / "native.pt", saved, action_box=box))
+    torch.testing.assert_close(act(native), box[0] + 0.5 * (box[1] - box[0]) * (expected + 1.0))
+
+
+def test_a_policy_of_unlike_inputs_is_not_saved() -> None:
+    critics = make_qvalue_ensemble(4, 2, num_qvalue_nets=2, hidden_sizes=(8,), in_keys=("state", "action"))
+    with pytest.raises(O2OSpecError, match="one observation for all"):
+        BestAction(AWACLoss(make_actor(3, 2, hidden_sizes=(8,)), critics)).make_actor()
 
 
 def test_no_action_is_refused() -> None:

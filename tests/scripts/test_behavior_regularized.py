@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from tests.kernels import without_kernels
 from tests.scripts.compiling import assert_compiled_equals_written_out, assert_resumed_is_bit_for_bit
 from tests.scripts.phases import PhasesContract, rows
 from tests.scripts.running import compose
+from torchrl_o2o.deploy import load_policy, save_policy
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.objectives import BestAction
+from torchrl_o2o.objectives import BestAction, RecordedNoise
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.algorithms import BEHAVIOR_REGULARIZED, start_on_penalty
 
@@ -45,6 +47,23 @@ class TestBEAR(PhasesContract):
     script = "behavior_regularized"
     words = (*SMALL[1:], "method=bear", "warm_start=2")
     optims = ("actor", "qvalue", "vae", "multiplier")
+
+
+def test_bears_policy_chooses_among_ten_actions(tmp_path: Path) -> None:
+    """What is saved is what is evaluated; online the actor itself collects."""
+    made = learner("bear")
+    assert isinstance(made.tester, BestAction)
+    assert made.explorer is not made.actor
+    loaded = load_policy(save_policy(tmp_path, made.actor, action_box=(-torch.ones(2), torch.ones(2))))
+    seen, acted = torch.randn(6, 3), []
+    for policy in (made.actor, loaded):
+        torch.manual_seed(1)
+        acted.append(policy(TensorDict({"observation": seen}, [6]))["action"])
+    torch.manual_seed(1)
+    made.loss.noise = RecordedNoise({"best_action": torch.randn(10, 6, 2)})
+    acted.append(made.tester(TensorDict({"observation": seen}, [6]))["action"])
+    assert torch.equal(acted[0], acted[1])
+    assert torch.equal(acted[0], acted[2])
 
 
 def learner(method: str, *words: str, compiled: bool = False) -> Any:
@@ -86,7 +105,8 @@ def test_the_clone_that_is_trained_is_the_one_that_is_read() -> None:
 def test_the_best_of_several_actions_is_evaluated() -> None:
     brac = learner("brac_v", "best_of=5")
     assert isinstance(brac.tester, BestAction)
-    assert brac.explorer is brac.actor
+    assert brac.explorer is not brac.actor
+    assert "loc" in brac.explorer.out_keys, "the actor itself collects"
     mean = learner("brac_v")
     assert mean.tester is mean.actor
 

@@ -27,7 +27,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_layers import Operation, first_linear, flat_layers, moments_of, operations
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.best_of import BestOfN
+from torchrl_o2o.modules.best_of import BestOfN, BestOfSamples
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import AppendNoise
@@ -190,8 +190,8 @@ class FastActor:
         actor: of :func:`~torchrl_o2o.deploy.load_policy`, :func:`~torchrl_o2o.modules.make_actor`,
             :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor`,
             :func:`~torchrl_o2o.modules.make_one_step_actor`, :func:`~torchrl_o2o.modules.average_actors`,
-            :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor` or
-            :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`, in float32 or float64, also one of chunks.
+            :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor`, :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`
+            or :meth:`~torchrl_o2o.objectives.BestAction.make_actor`, in float32 or float64, also one of chunks.
 
     Keyword Args:
         deterministic: the actor under ``ExplorationType.DETERMINISTIC``; ``False`` samples. Defaults to ``True``.
@@ -237,12 +237,17 @@ class FastActor:
         self._width, self._dtype = first.in_features, first.weight.detach().cpu().numpy().dtype
         self._before: list[Operation] = []
         self._noise_size = 0
-        drawing = next((i for i, layer in enumerate(layers) if isinstance(layer, AppendNoise | BestOfN)), None)
+        drawing = next(
+            (i for i, layer in enumerate(layers) if isinstance(layer, AppendNoise | BestOfN | BestOfSamples)), None
+        )
         if drawing is not None:
             layer, self._before = layers[drawing], operations(layers[:drawing])
             if isinstance(layer, BestOfN):
                 self._noise_size = layer.num_samples * len(layer.low)
                 self._width -= len(layer.low) + 1  # the flow reads a point and a time besides
+                layers = layers[drawing:]
+            elif isinstance(layer, BestOfSamples):
+                self._noise_size = layer.num_samples * layer.action_dim
                 layers = layers[drawing:]
             else:
                 assert isinstance(layer, AppendNoise)

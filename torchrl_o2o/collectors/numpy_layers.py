@@ -16,7 +16,7 @@ from torchrl.modules import MLP
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
-from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, MeanOnly
+from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, BestOfSamples, MeanOnly
 from torchrl_o2o.modules.boxes import BoxTanh
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
@@ -36,7 +36,7 @@ Moments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
 
 _LAYERS = (
     *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, AppendNoise, ClipToBox),
-    *(BestOfN, BestOfPolicies, MeanOnly, ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead),
+    *(BestOfN, BestOfPolicies, BestOfSamples, MeanOnly, ReLU, UnitNorm, BoxTanh, GaussianHead, GaussianVectorHead),
     *(PolicyEnsemble, Standardize, ToBox),
 )
 _DTYPES = frozenset({torch.float32, torch.float64})
@@ -63,7 +63,7 @@ def first_linear(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
     leaves = [leaf for layer in layers for leaf in (layer, *_members(layer))]
     unknown = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _LAYERS)})
     dtypes = {parameter.dtype for parameter in net.parameters()}
-    leading = Standardize | PolicyEnsemble | AppendNoise | BestOfN | BestOfPolicies
+    leading = Standardize | PolicyEnsemble | AppendNoise | BestOfN | BestOfPolicies | BestOfSamples
     first = next((leaf for leaf in leaves if not isinstance(leaf, leading)), None)
     if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
         raise O2OSpecError(
@@ -80,6 +80,8 @@ def _members(layer: nn.Module) -> list[nn.Module]:
         return [*flat_layers(layer.flow), *flat_layers(layer.critic)]
     if isinstance(layer, BestOfPolicies):
         return [leaf for net in (*layer.policies, layer.critic) for leaf in flat_layers(net)]
+    if isinstance(layer, BestOfSamples):
+        return [leaf for net in (layer.policy, layer.place, layer.critic) for leaf in flat_layers(net)]
     return flat_layers(layer.members) if isinstance(layer, PolicyEnsemble) else []
 
 
@@ -143,6 +145,8 @@ def _head(last: nn.Module, read: Read) -> Moments:
         return _chosen(last)
     if isinstance(last, BestOfPolicies):
         return _better(last)
+    if isinstance(last, BestOfSamples):
+        return _best_sample(last)
     if isinstance(last, GaussianHead):
         return _gaussian([last.mean], _gaussian_scale(last, read), read)
     if isinstance(last, GaussianVectorHead):
@@ -183,10 +187,10 @@ def _merged(ensemble: PolicyEnsemble) -> Moments:
     return moments
 
 
-def _judge(policy: BestOfN | BestOfPolicies) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _judge(policy: BestOfN | BestOfPolicies | BestOfSamples) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """The value of each row's action by all critics together, [B]."""
     names = {id(value): name for name, value in policy.critic.named_parameters()}
-    stacked = policy.stacked
+    stacked = policy.judges
     critics = [
         operations(flat_layers(policy.critic), lambda tensor, k=k: _array(stacked[names[id(tensor)]])[k])
         for k in range(len(next(iter(stacked.values()))))
@@ -195,7 +199,7 @@ def _judge(policy: BestOfN | BestOfPolicies) -> Callable[[np.ndarray, np.ndarray
     def value(observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         judged = np.concatenate([observation, action], -1)
         values = np.stack([_applied(critic, judged)[..., 0] for critic in critics])
-        return values.mean(0) if policy.aggregation == "mean" else values.min(0)
+        return values.min(0) if policy.aggregation == "min" else values.mean(0)
 
     return value
 
@@ -235,6 +239,24 @@ def _chosen(policy: BestOfN) -> Moments:
             point = point + _applied(flow, np.concatenate([observation, point, time], -1)) / policy.flow_steps
         action = np.minimum(np.maximum(point, low), high)
         value = value_of(observation, action).reshape(-1, count)
+        best = action.reshape(-1, count, size)[np.arange(len(rows)), value.argmax(-1)]
+        return best.reshape(*features.shape[:-1], size), None
+
+    return moments
+
+
+def _best_sample(policy: BestOfSamples) -> Moments:
+    """As :class:`~torchrl_o2o.modules.BestOfSamples`; the noise of its N actions stands behind the observation."""
+    count, size, value_of = policy.num_samples, policy.action_dim, _judge(policy)
+    moments_of_policy, place = moments_of(flat_layers(policy.policy)), operations(flat_layers(policy.place))
+
+    def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = features.reshape(-1, features.shape[-1])
+        observation, noise = rows[:, : -count * size], rows[:, -count * size :].reshape(-1, count, size)
+        loc, scale = moments_of_policy(observation, True)
+        assert scale is not None
+        action = _applied(place, (loc[:, None] + np.broadcast_to(scale, loc.shape)[:, None] * noise).reshape(-1, size))
+        value = value_of(np.repeat(observation, count, 0), action).reshape(-1, count)
         best = action.reshape(-1, count, size)[np.arange(len(rows)), value.argmax(-1)]
         return best.reshape(*features.shape[:-1], size), None
 

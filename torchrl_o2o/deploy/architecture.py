@@ -27,7 +27,7 @@ from torchrl.modules import MLP, Actor, ProbabilisticActor
 
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
-from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, MeanOnly
+from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, BestOfSamples, MeanOnly
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges
 from torchrl_o2o.modules.chunks import act_in_chunks, chunk_length
 from torchrl_o2o.modules.critics import QValueNet
@@ -115,6 +115,20 @@ def _best_of_n(flow: nn.Module, critic: nn.Module, num_members: int, size: int, 
 def _best_of_policies(*inner: nn.Module, num_members: int, aggregation: str) -> nn.Module:
     *policies, critic = inner
     return BestOfPolicies(policies, critic, _repeated(critic, num_members), aggregation=aggregation)
+
+
+def _best_of_samples(policy: nn.Module, place: nn.Module, critic: nn.Module, **settings: Any) -> nn.Module:
+    params = _repeated(critic, settings.pop("num_members"))
+    return BestOfSamples(policy, place, critic, params, **settings)
+
+
+def _sampled(layer: BestOfSamples) -> dict[str, Any]:
+    return {
+        "num_members": len(next(iter(layer.critics.values()))),
+        "num_samples": layer.num_samples,
+        "action_dim": layer.action_dim,
+        "aggregation": layer.aggregation,
+    }
 
 
 def _judging(layer: BestOfPolicies) -> dict[str, Any]:
@@ -217,6 +231,7 @@ _LAYERS = {
     "QValueNet": _Layer(QValueNet, lambda layer: {"features": layer.head.in_features}, lambda layer: (layer.trunk,)),
     "BestOfN": _Layer(_best_of_n, _chosen, lambda layer: (layer.flow, layer.critic)),
     "BestOfPolicies": _Layer(_best_of_policies, _judging, lambda layer: (*layer.policies, layer.critic)),
+    "BestOfSamples": _Layer(_best_of_samples, _sampled, lambda layer: (layer.policy, layer.place, layer.critic)),
     "MeanOnly": _Layer(MeanOnly),
     "UnitNorm": _Layer(UnitNorm, lambda layer: {"eps": layer.eps}),
     "BoxTanh": _Layer(_two_edges(BoxTanh), lambda layer: {"size": len(layer.middle)}),
@@ -238,7 +253,7 @@ _LAYERS = {
 _KINDS: tuple[type[nn.Module], ...] = (
     *(nn.Sequential, nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, ReLU, nn.Tanh, UnitNorm, BoxTanh),
     *(GaussianHead, GaussianVectorHead, PolicyEnsemble, Standardize, ToBox),
-    *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN, BestOfPolicies, MeanOnly),
+    *(nn.GELU, Joined, AppendNoise, ClipToBox, QValueNet, BestOfN, BestOfPolicies, BestOfSamples, MeanOnly),
     *(ConvStack, Bottleneck, PixelEncoder, LatentPolicy, PixelPolicy),
 )
 _NAMES: dict[type[nn.Module], str] = {
@@ -408,8 +423,8 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
     raise O2OSpecError(
         f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
         "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, of "
-        "BestOfNLoss.make_actor, PEXLoss.make_actor or make_pixel_actor, or make_latent_actor behind its encoder, "
-        "without exploration noise behind it"
+        "BestOfNLoss.make_actor, PEXLoss.make_actor, BestAction.make_actor or make_pixel_actor, or make_latent_actor "
+        "behind its encoder, without exploration noise behind it"
     )
 
 

@@ -123,10 +123,11 @@ def save_policy(
         actor: of :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor`,
             :func:`~torchrl_o2o.modules.make_deterministic_actor`, :func:`~torchrl_o2o.modules.make_one_step_actor`,
             :func:`~torchrl_o2o.modules.average_actors`, :func:`~torchrl_o2o.modules.make_pixel_actor`,
-            :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor`, :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`
-            or :func:`load_policy`, or an encoder with :func:`~torchrl_o2o.modules.make_latent_actor` behind it; its
-            actions may be chunks (:func:`~torchrl_o2o.modules.act_in_chunks`). On any device, as the learner trains it:
-            without exploration noise.
+            :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor`, :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`,
+            :meth:`~torchrl_o2o.objectives.BestAction.make_actor` or :func:`load_policy`, or an encoder with
+            :func:`~torchrl_o2o.modules.make_latent_actor` behind it; its actions may be chunks
+            (:func:`~torchrl_o2o.modules.act_in_chunks`). On any device, as the learner trains it: without exploration
+            noise.
 
     Keyword Args:
         convention: what was done to rewards and observations in training. Defaults to ``None``: nothing.

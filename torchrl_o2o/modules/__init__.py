@@ -9,7 +9,7 @@ from __future__ import annotations
 from torchrl_o2o._moved import old_names
 from torchrl_o2o.modules.actors import GaussianHead, make_actor
 from torchrl_o2o.modules.aligned import make_baselines
-from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies
+from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, BestOfSamples
 from torchrl_o2o.modules.chunks import act_in_chunks, chunk_box, chunk_length
 from torchrl_o2o.modules.confidence import (
     Confidence,
@@ -51,6 +51,7 @@ __all__ = [
     "ActionVAE",
     "BestOfN",
     "BestOfPolicies",
+    "BestOfSamples",
     "Bottleneck",
     "BoxNormal",
     "ConditionalVAE",

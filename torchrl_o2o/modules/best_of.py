@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policies that ask critics: the best of N actions of a flow, the better of several policies' actions."""
+"""Policies that ask critics: the best of N actions of a flow or a policy, the better of several policies' actions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchrl_o2o.modules.boxes import BoxTanh, box_edges, is_unit_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import ClipToBox, euler_flow
 
-__all__ = ["BestOfN", "BestOfPolicies", "MeanOnly", "mode_net"]
+__all__ = ["BestOfN", "BestOfPolicies", "BestOfSamples", "MeanOnly", "mode_net", "moments_and_place"]
 
 
 class _Judged(nn.Module):
@@ -28,7 +28,7 @@ class _Judged(nn.Module):
 
     def __init__(self, critic: nn.Module, critic_params: Mapping[str, Tensor], aggregation: str) -> None:
         super().__init__()
-        check_option("aggregation", aggregation, ("mean", "min"))
+        check_option("aggregation", aggregation, ("mean", "min", "first"))
         self.aggregation = aggregation
         self.critics = nn.ParameterDict({_plain(name): value for name, value in critic_params.items()})
         self._names = tuple(critic_params)
@@ -41,17 +41,24 @@ class _Judged(nn.Module):
             return functional_call(self.critic, member, (observation, action))
 
         if torch.compiler.is_exporting():  # LayerNorm under vmap fixes the batch size there
-            members = zip(*(value.unbind() for value in self.stacked.values()))
+            members = zip(*(value.unbind() for value in self.judges.values()))
             qvalue = torch.stack([judge(dict(zip(self._names, member))) for member in members]).squeeze(-1)
         else:
-            qvalue = vmap(judge)(self.stacked).squeeze(-1)
-        qvalue = qvalue.mean(0) if self.aggregation == "mean" else qvalue.amin(0)
+            qvalue = vmap(judge)(self.judges).squeeze(-1)
+        qvalue = qvalue.amin(0) if self.aggregation == "min" else qvalue.mean(0)
         return best_of(qvalue, action)[0]
 
     @property
     def stacked(self) -> dict[str, Tensor]:
         """The parameters of the critics by the template's names, stacked."""
         return {name: self.critics[_plain(name)] for name in self._names}
+
+    @property
+    def judges(self) -> dict[str, Tensor]:
+        """Those of the critics that count, stacked."""
+        if self.aggregation != "first":
+            return self.stacked
+        return {name: value[:1] for name, value in self.stacked.items()}
 
     @property
     def critic(self) -> nn.Module:
@@ -74,7 +81,7 @@ class BestOfN(_Judged):
     Keyword Args:
         num_samples: N.
         flow_steps: Euler steps of the flow.
-        aggregation: ``"mean"`` or ``"min"`` over critics.
+        aggregation: ``"mean"`` or ``"min"`` over critics, or ``"first"``.
 
     Raises:
         O2OSpecError: if a number is below 1 or the aggregation unknown.
@@ -122,6 +129,58 @@ class BestOfN(_Judged):
         return self.best(repeated, action)
 
 
+class BestOfSamples(_Judged):
+    r"""The best of N draws of a Gaussian policy by the critics' value: :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
+
+    Source: Kumar et al. 2019 (BEAR), arXiv:1906.00949, section 5, with the first critic alone.
+
+    Args:
+        policy: net from observations to mean and standard deviation.
+        place: net from what was drawn to actions in the box.
+        critic: one critic's net, the template of all.
+        critic_params: their stacked parameters by dotted names; these very tensors are used.
+
+    Keyword Args:
+        num_samples: N.
+        action_dim: A.
+        aggregation: ``"mean"`` or ``"min"`` over critics, or ``"first"``.
+
+    Raises:
+        O2OSpecError: if a number is below 1 or the aggregation unknown.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> (critic,) = make_qvalue_ensemble(3, 1, num_qvalue_nets=1, hidden_sizes=(8,))
+        >>> params = {name: value[None] for name, value in critic.module.named_parameters()}
+        >>> policy, settings = make_actor(3, 1)[0].module, {"num_samples": 4, "action_dim": 1, "aggregation": "mean"}
+        >>> BestOfSamples(policy, nn.Tanh(), critic.module, params, **settings)(torch.zeros(5, 3)).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        place: nn.Module,
+        critic: nn.Module,
+        critic_params: Mapping[str, Tensor],
+        *,
+        num_samples: int,
+        action_dim: int,
+        aggregation: str,
+    ) -> None:
+        super().__init__(critic, critic_params, aggregation)
+        self.num_samples = check_count("num_samples", num_samples, least=1)
+        self.action_dim = check_count("action_dim", action_dim, least=1)
+        self.policy, self.place = policy, place
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Map observations [*B, o] to actions [*B, A], with noise of torch's global generator."""
+        loc, scale = self.policy(observation)
+        noise = torch.randn(self.num_samples, *loc.shape, dtype=loc.dtype, device=loc.device)
+        action = self.place(loc + scale * noise)
+        return self.best(observation.expand(self.num_samples, *observation.shape), action)
+
+
 class MeanOnly(nn.Module):
     """Of a mean and a standard deviation the mean.
 
@@ -146,7 +205,7 @@ class BestOfPolicies(_Judged):
         critic_params: their stacked parameters by dotted names; these very tensors are used.
 
     Keyword Args:
-        aggregation: ``"mean"`` or ``"min"`` over critics.
+        aggregation: ``"mean"`` or ``"min"`` over critics, or ``"first"``.
 
     Raises:
         O2OSpecError: if the aggregation is unknown.
@@ -192,6 +251,23 @@ def mode_net(actor: ProbabilisticTensorDictSequential, action: Bounded) -> nn.Se
         >>> mode_net(actor, actor.spec["action"])(torch.zeros(5, 3)).shape
         torch.Size([5, 1])
     """
+    net, place = moments_and_place(actor, action)
+    return nn.Sequential(net, MeanOnly(), place)
+
+
+def moments_and_place(actor: ProbabilisticTensorDictSequential, action: Bounded) -> tuple[nn.Module, nn.Module]:
+    """A Gaussian actor's own layers, and what takes a draw from its normal distribution into the box.
+
+    Args:
+        actor: of :func:`~torchrl_o2o.modules.make_actor` or :func:`~torchrl_o2o.modules.make_gaussian_actor`.
+        action: bounded spec of its actions, shape [A].
+
+    Returns:
+        A net from observations [*B, o] to mean and standard deviation, and one of actions [*B, A].
+
+    Raises:
+        O2OSpecError: if it is another actor.
+    """
     body, head = actor[0], actor[-1]
     net = body.module if isinstance(body, TensorDictModule) else None
     if len(actor) != 2 or not isinstance(net, nn.Module) or not isinstance(head, ProbabilisticTensorDictModule):
@@ -201,8 +277,7 @@ def mode_net(actor: ProbabilisticTensorDictSequential, action: Bounded) -> nn.Se
         )
     edges = box_edges(action)
     squashed = head.distribution_class is TanhNormal
-    place = (nn.Tanh() if is_unit_box(action) else BoxTanh(*edges)) if squashed else ClipToBox(*edges)
-    return nn.Sequential(net, MeanOnly(), place)
+    return net, (nn.Tanh() if is_unit_box(action) else BoxTanh(*edges)) if squashed else ClipToBox(*edges)
 
 
 def _plain(name: str) -> str:

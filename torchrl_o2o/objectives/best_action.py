@@ -11,14 +11,25 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.data import TensorSpec
+from torchrl.data import Composite, TensorSpec
+from torchrl.modules import Actor
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.conservative import best_of
-from torchrl_o2o.modules.boxes import action_spec
-from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
-from torchrl_o2o.objectives.networks import Inputs, repeated, sample_policy, stochastic
+from torchrl_o2o.modules.best_of import BestOfSamples, moments_and_place
+from torchrl_o2o.modules.boxes import action_box, action_spec
+from torchrl_o2o.objectives.actor_critic import ActorCriticLoss, one_observation
+from torchrl_o2o.objectives.networks import (
+    Inputs,
+    flat_parameters,
+    inner_module,
+    inner_parameters,
+    repeated,
+    sample_policy,
+    stochastic,
+    with_parameters,
+)
 
 __all__ = ["BestAction"]
 
@@ -67,6 +78,31 @@ class BestAction(TensorDictModuleBase):
     def spec(self) -> TensorSpec:
         """What the actor states of its actions."""
         return self.__dict__["loss"].actor_network.spec
+
+    def make_actor(self) -> Actor:
+        r"""The policy to deploy: it acts as this does, without the loss.
+
+        Returns:
+            An actor that shares the loss's parameters; random under every exploration type.
+
+        Raises:
+            O2OSpecError: if the loss's actor is not one of :func:`~torchrl_o2o.modules.make_actor` or
+                :func:`~torchrl_o2o.modules.make_gaussian_actor`, or actor and critics read more than one observation.
+        """
+        loss: ActorCriticLoss = self.__dict__["loss"]
+        read = one_observation(loss, loss.actor_network.in_keys)
+        spec = action_box(action_spec(loss.actor_network))
+        actor = with_parameters(stochastic(loss.actor_network), loss.actor_network_params)
+        net = BestOfSamples(
+            *moments_and_place(actor, spec),
+            inner_module(loss.qvalue_network),
+            inner_parameters(flat_parameters(loss.qvalue_network_params)),
+            num_samples=self.num_actions,
+            action_dim=spec.shape[-1],
+            aggregation="first",
+        )
+        (key,) = self.out_keys
+        return Actor(net, in_keys=[read], out_keys=[key], spec=Composite({key: spec.clone()}))
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

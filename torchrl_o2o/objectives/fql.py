@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,6 +31,7 @@ from torchrl_o2o.objectives.networks import (
     inner_module,
     inner_parameters,
     repeated,
+    with_parameters,
 )
 
 __all__ = ["BestOfNLoss", "FQLLoss"]
@@ -383,9 +383,8 @@ class BestOfNLoss(FlowLoss):
             O2OSpecError: if the critics read more than the flow's observation and the action.
         """
         read = one_observation(self, [key for key in self.actor_network.in_keys if key not in (FLOW_POINT, FLOW_TIME)])
-        flow = copy.deepcopy(self.actor_network)  # its own parameters are only shapes
+        flow = with_parameters(self.actor_network, self.actor_network_params)
         assert isinstance(flow, FlowNetwork)  # the constructor has seen to it
-        self.actor_network_params.to_module(flow)
         net = BestOfN(
             inner_module(flow),
             inner_module(self.qvalue_network),

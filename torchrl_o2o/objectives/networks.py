@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, TypeGuard, TypeVar, cast
@@ -49,12 +50,14 @@ __all__ = [
     "stochastic",
     "take_members",
     "tied",
+    "with_parameters",
 ]
 
 Inputs = Mapping[NestedKey, Tensor]
 Parameters = Mapping[str, Tensor]
 Randomness = Literal["error", "same", "different"]
 C = TypeVar("C", bound=Callable[..., Any])
+TM = TypeVar("TM", bound=TensorDictModuleBase)
 
 # Rows that a critic takes at a time: at width 256 a layer's output is 0.75 MB then.
 _ROWS = 768
@@ -236,6 +239,26 @@ def repeated(inputs: Inputs, count: int) -> Inputs:
 
 
 @_explained(_by_key)
+def with_parameters(network: TM, params: TensorDictParams) -> TM:
+    """A network that has these very parameters, of one whose own are only shapes.
+
+    Args:
+        network: of a loss.
+        params: the loss's parameters of it.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> loss = BCLoss(make_actor(3, 2, hidden_sizes=(8,)))
+        >>> actor = with_parameters(loss.actor_network, loss.actor_network_params)
+        >>> {id(each) for each in actor.parameters()} == {id(each) for each in loss.actor_network_params.parameters()}
+        True
+    """
+    whole = copy.deepcopy(network)
+    params.to_module(whole)
+    return whole
+
+
 def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate a deterministic network, for example a state value or a deterministic actor.
 

@@ -42,6 +42,7 @@ from torchrl_o2o.objectives.networks import (
     policy_distribution,
     sample_policy,
     stochastic,
+    with_parameters,
 )
 
 __all__ = ["ExpandedPolicy", "PEXLoss", "Proposals"]
@@ -188,7 +189,7 @@ class PEXLoss(IQLLoss):
         read = one_observation(self, [*self.offline_actor_network.in_keys, *self.actor_network.in_keys])
         spec = action_box(action_spec(self.actor_network))
         policies = [
-            mode_net(_with_parameters(network, params), spec)
+            mode_net(with_parameters(network, params), spec)
             for network, params in (
                 (self.offline_actor_network, self.offline_actor_network_params),
                 (stochastic(self.actor_network), self.actor_network_params),
@@ -336,15 +337,6 @@ class ExpandedPolicy(TensorDictModuleBase):
         greedy = self.eval_eps if exploration_type() == ExplorationType.DETERMINISTIC else None
         state = {key: loss._entry(tensordict, key) for key in self.in_keys}
         return tensordict.set(self.out_keys[0], loss.propose(state, self.noise, greedy=greedy).action)
-
-
-def _with_parameters(
-    network: ProbabilisticTensorDictSequential, params: TensorDictParams
-) -> ProbabilisticTensorDictSequential:
-    """A network that has these very parameters, of one whose own are only shapes."""
-    whole = copy.deepcopy(network)
-    params.to_module(whole)
-    return whole
 
 
 def _fraction(noise: NoiseSource, name: str, like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from omegaconf import DictConfig
+from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
@@ -66,7 +67,8 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         *_learned_weights(cfg, {"alpha": loss.temperature, "multiplier": loss.multiplier}),
     )
     further = {"behavior": compiled(Update(clone, Descend("actor", clone_optim)), cfg)}
-    return Learner(actor, loss, compiled(update, cfg), tester=_tester(cfg, loss), further=further)
+    policy, tester = _tested(cfg, loss, actor)
+    return Learner(policy, loss, compiled(update, cfg), explorer=actor, tester=tester, further=further)
 
 
 def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
@@ -94,7 +96,8 @@ def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         *_learned_weights(cfg, {"multiplier": loss.multiplier}),
         MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
     )
-    return Learner(actor, loss, compiled(update, cfg), tester=_tester(cfg, loss))
+    policy, tester = _tested(cfg, loss, actor)
+    return Learner(policy, loss, compiled(update, cfg), explorer=actor, tester=tester)
 
 
 def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
@@ -125,6 +128,11 @@ def _learned_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[
     ]
 
 
-def _tester(cfg: DictConfig, loss: BRACLoss | BEARLoss) -> BestAction | None:
-    """The best of ``best_of`` actions; the mean policy where that is 0."""
-    return BestAction(loss, num_actions=cfg.best_of) if cfg.best_of else None
+def _tested(
+    cfg: DictConfig, loss: BRACLoss | BEARLoss, actor: TensorDictModuleBase
+) -> tuple[TensorDictModuleBase, BestAction | None]:
+    """What is saved and what is evaluated: the best of ``best_of`` actions; the mean policy where that is 0."""
+    if not cfg.best_of:
+        return actor, None
+    tester = BestAction(loss, num_actions=cfg.best_of)
+    return tester.make_actor(), tester
