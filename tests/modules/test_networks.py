@@ -67,6 +67,9 @@ class TestTanhNormal:
         dist = TanhNormal(torch.tensor([0.5]), torch.tensor([3.0]))
         assert dist.mode.item() == pytest.approx(math.tanh(0.5))
         assert torch.equal(dist.deterministic_sample, dist.mode)
+        assert torch.equal(dist.median, dist.mode)
+        with pytest.raises(NotImplementedError, match="average -log_prob over samples"):
+            dist.entropy()
 
     def test_sample_shape_and_expand(self) -> None:
         dist = TanhNormal(torch.zeros(4, 2), torch.ones(4, 2))

@@ -252,6 +252,9 @@ def test_the_policys_own_mistakes_are_no_fault_of_the_environment(env_class):
         evaluate(actor, env_class, num_episodes=1, seed=0)
     with pytest.raises(O2OSpecError, match=r"acts in \[-1.0, -1.0\]..\[1.0, 1.0\], the environment takes \[-1.0\]"):
         evaluate(make_actor(2, 2, hidden_sizes=(8,)), env_class, num_episodes=1, seed=0)
+    flat = TensorDictModule(lambda seen: seen[..., 0], in_keys=["observation"], out_keys=["action"])
+    with pytest.raises(O2OSpecError, match=r"gave actions \(1,\) for 1 observations, expected \[n, A\]"):
+        evaluate(flat, env_class, num_episodes=1, seed=0)
     with pytest.raises(O2OSpecError, match="has discrete actions"):
         evaluate(linear_actor(4), "CartPole-v1", num_episodes=1, seed=0)
     with pytest.raises(O2OSpecError, match="expected an integer"):

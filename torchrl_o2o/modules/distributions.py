@@ -98,6 +98,11 @@ class BoxDistribution(D.Distribution):
         return self._place(self.loc)
 
     @property
+    def median(self) -> Tensor:
+        """Same as :attr:`mode`: what puts onto the box keeps the order, so each entry's median is the mean's place."""
+        return self.mode
+
+    @property
     def deterministic_sample(self) -> Tensor:
         """Same as :attr:`mode`; the name TorchRL's exploration types look for."""
         return self.mode
@@ -200,6 +205,17 @@ class TanhNormal(BoxDistribution):
         if not self._unit_box:
             value = 2.0 * (value - self.low) / (self.high - self.low) - 1.0
         return self._score(inverse_tanh(value, self.margin))
+
+    def entropy(self) -> Tensor:
+        """There is no closed form.
+
+        Raises:
+            NotImplementedError: always, with what to do instead.
+        """
+        raise NotImplementedError(
+            "the entropy of a squashed Gaussian has no closed form; average -log_prob over samples, which losses do: "
+            "'entropy' in what they return"
+        )
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: None = None) -> TanhNormal:
         """Broadcast to a larger batch shape.

@@ -390,8 +390,10 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
         action = actor(data)["action"]
     except (RuntimeError, KeyError) as error:
         refuse_misfit(actor, {key: data[key] for key in rows}, error)
-    if len(action) != len(episodes):
-        raise O2OSpecError(f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations")
+    if action.ndim != 2 or len(action) != len(episodes):
+        raise O2OSpecError(
+            f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations, expected [n, A]"
+        )
     if not action.isfinite().all():
         raise O2OSpecError(
             f"the policy gave the actions {action.tolist()}, expected finite numbers; its parameters are not finite: "

@@ -19,7 +19,9 @@ from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.data import TRANSITION
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates import Update
+from torchrl_o2o.updates.state import state_of
 
 __all__ = ["Learner"]
 
@@ -43,6 +45,9 @@ class Learner:
         state: further objects that change while training, by name, for the checkpoint. Defaults to none.
         view: from the sampler of a buffer to the one that the update's batches are drawn by, such as
             :class:`~torchrl_o2o.data.ChunkSampler` around it; ``None`` (default) leaves it.
+
+    Raises:
+        O2OSpecError: if the update is of another loss, or the loss trains an actor and a policy has no parameter of it.
 
     Examples:
         >>> import torch
@@ -80,6 +85,17 @@ class Learner:
         state: Mapping[str, Any] | None = None,
         view: Callable[[Sampler], Sampler] | None = None,
     ) -> None:
+        if getattr(update, "loss", loss) is not loss:
+            raise O2OSpecError(
+                f"got an update of another {type(update.loss).__name__} than the learner's loss, expected Update(loss, "
+                f"...) of the same one: what is saved would not be what is trained"
+            )
+        for name, policy in {"actor": actor, "tester": tester, "explorer": explorer}.items():
+            if policy is not None and _is_left_behind(policy, loss):
+                raise O2OSpecError(
+                    f"got an {name} that has no parameter in common with the {type(loss).__name__}, expected the "
+                    f"policy that it was built of, and no copy: this one would never learn"
+                )
         self.actor, self.loss, self.update = actor, loss, update
         self.optims = update.optims
         self.keys, self._explorer, self._tester, self._view = keys, explorer, tester, view
@@ -117,3 +133,12 @@ class Learner:
             for of, optim in update.optims.items():
                 objects[f"{name}_optim" if of in self.optims else f"{of}_optim"] = optim
         return objects
+
+
+def _is_left_behind(policy: TensorDictModuleBase, loss: LossModule) -> bool:
+    """Whether a loss trains an actor and a policy with parameters has none of the loss's."""
+    trained = getattr(loss, "actor_network_params", None)
+    if trained is None or not any(value.requires_grad for value in trained.parameters()):
+        return False
+    own = {value.untyped_storage().data_ptr() for value in state_of(policy).values()}
+    return bool(own) and own.isdisjoint(value.untyped_storage().data_ptr() for value in state_of(loss).values())
