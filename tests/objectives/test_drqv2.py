@@ -10,8 +10,10 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch.optim import Adam
+from torchrl.objectives import SoftUpdate
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
+from tests.kernels import without_kernels
 from tests.objectives.test_pixel_sac import with_frames
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
@@ -23,7 +25,7 @@ from torchrl_o2o.modules import (
 from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, RecordedNoise
 from torchrl_o2o.objectives.networks import flat_parameters
 from torchrl_o2o.testing import LossContract
-from torchrl_o2o.updates import Descend, Update
+from torchrl_o2o.updates import Descend, MoveTargets, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -135,6 +137,28 @@ def test_discounts_of_the_batch_go_through_the_value_estimator() -> None:
     loss.make_value_estimator(Returns(value_network=None))
     with pytest.raises(O2OSpecError, match="discounts of their own for a Returns, expected a TD0Estimator"):
         loss.target_value(batch)
+
+
+@pytest.mark.parametrize("estimator", [None, Halved])
+def test_a_compiled_update_discounts_by_the_batch_too(estimator: Any) -> None:
+    measured = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        loss, batch = DrQV2Loss(*networks(), std=0.2), TestContract().make_batch()
+        if estimator is not None:
+            loss.make_value_estimator(estimator(gamma=0.9, value_network=None))
+        batch["next", "discount"] = torch.linspace(0.0, 1.0, 12).unsqueeze(-1)
+        update = Update(
+            loss,
+            Descend("qvalue", Adam(loss.qvalue_network_params.parameters())),
+            MoveTargets(SoftUpdate(loss, tau=0.1)),
+        )
+        if compiled:
+            update.compile()
+        torch.manual_seed(1)
+        with without_kernels():
+            measured.append(torch.stack([update(batch)["loss_qvalue"] for _ in range(2)]))
+    torch.testing.assert_close(*measured)
 
 
 @pytest.mark.parametrize("settings", [{"std": -1.0}, {"noise_clip": -0.1}, {"bc_weight": -1.0}])

@@ -175,7 +175,8 @@ class Update:
         """From now on compute the same numbers as compiled graphs. The *next* call compiles, and says so in the log.
 
         What was compiled is kept on disk, in ``TORCHINDUCTOR_CACHE_DIR`` if that is set. Settings that are not tensors
-        (betas, ``loss.calibrate``) are read then: after changing one, call :meth:`recompile`.
+        (betas, ``loss.calibrate``) are read then: after changing one, or a layer, call :meth:`recompile`. Hooks of
+        networks run when it is compiled and not at each call.
 
         Args:
             mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"``
