@@ -16,6 +16,7 @@ import torch
 from tests.scripts.phases import assert_equal, dying, newest, rows
 from tests.scripts.running import TASKS, compose, load_script, script_of
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.trainers.algorithms import make_odt
 
 SHORT: dict[str, Any] = {
     "dataset": "o2o/hopper/linear-mix-v0",
@@ -55,6 +56,11 @@ def test_what_is_missing_is_named() -> None:
         script.main(script.Config(**SHORT))
     with pytest.raises(O2OSpecError, match=r"torchrl_o2o\[odt\]"):
         script_of("odt").train(compose("odt", *SMALL))
+
+
+def test_compiling_is_refused() -> None:
+    with pytest.raises(O2OSpecError, match="got compile=true, but ODT"):
+        make_odt(compose("odt", *SMALL, "compile=true"), (3, 2))
 
 
 @pytest.mark.parametrize("stop", [4, 24])

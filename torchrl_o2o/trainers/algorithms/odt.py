@@ -101,8 +101,10 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
         dims: observation and action dimension.
 
     Raises:
-        O2OSpecError: if the library transformers is not installed.
+        O2OSpecError: if it is to be compiled, or the library transformers is not installed.
     """
+    if cfg.compile:
+        raise O2OSpecError("got compile=true, but ODT trains TorchRL's loss as it is, by no Update; compile=false")
     require("transformers", "odt")
     keys: list[NestedKey] = ["observation", "action", "return_to_go"]
     size = cfg.transformer.n_embd
