@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tensordict import TensorDictBase
@@ -119,6 +119,12 @@ class SoftLoss(ActorCriticLoss):
         """y = r + gamma (1 - d) [Q'(s', a') - alpha log pi(a'|s')], shape [*B]; ``entropy`` keeps the last term."""
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if entropy else qvalue
         return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
+
+    if TYPE_CHECKING:  # of each loss itself
+
+        def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
+
+        def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
 
     def _soft_losses(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses of critics, actor and temperature from one set of parameters, and what they measured."""
