@@ -118,3 +118,16 @@ def test_the_replay_of_the_door_demonstrations_agrees() -> None:
     assert demo_info.episodes == replay_info.episodes == 25
     assert demo_info.transitions == replay_info.transitions - 25
     assert demo_info.observation_shape == replay_info.observation_shape == (39,)
+
+
+def test_a_pickled_dictionary_of_flat_arrays_is_read_as_one_in_memory(flat: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "d4rl.pkl"
+    path.write_bytes(pickle.dumps(flat, protocol=4))
+    expected, found = load_offline(flat), load_offline(path, cache=False)
+    assert all((found[key] == expected[key]).all() for key in expected.keys(True, True))
+    path.write_bytes(pickle.dumps([1, 2], protocol=4))
+    with pytest.raises(O2ODataError, match="it holds a list of other things; expected a list of episodes"):
+        load_offline(path, cache=False)
+    path.write_bytes(pickle.dumps({"obs": np.zeros((3, 2))}, protocol=4))
+    with pytest.raises(O2ODataError, match="has no actions, rewards; it holds"):
+        load_offline(path, cache=False)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset
-from torchrl_o2o.data.datasets.columns import ReadOptions, StoredArray
-from torchrl_o2o.data.datasets.flat import read_episodes
+from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray
+from torchrl_o2o.data.datasets.flat import read_episodes, read_flat
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["load_pickled_episodes", "read_demos"]
@@ -30,6 +30,8 @@ _CODE = re.compile(r"b1|[iuf][1248]")
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
 #: A file may refer to one array several times, and pack small numbers; beyond this many times its size it is a bomb.
 _LARGEST_RATIO = 64
+#: Names of arrays, one of which a dictionary of flat arrays has.
+_KNOWN = frozenset(alias for aliases in NAMES.values() for alias in aliases)
 #: Levels of dictionaries and lists below an episode that are looked into.
 _DEPTH = 4
 
@@ -229,11 +231,11 @@ def _raiser(error: O2ODataError) -> Callable[[], np.ndarray]:
     return read
 
 
-def load_pickled_episodes(path: Path) -> Sequence[dict[str, Any]]:
-    """Read a pickled list of episodes without running anything that the file names.
+def load_pickled_episodes(path: Path) -> dict[str, Any] | Sequence[dict[str, Any]]:
+    """Read pickled episodes, or one dictionary of flat arrays, without running anything that the file names.
 
     Args:
-        path: a pickled list of dictionaries of numpy arrays, or of lists of numbers.
+        path: a pickled dictionary of numpy arrays, or of lists of numbers, or a list of such.
 
     Raises:
         O2ODataError: if the file is damaged, asks for anything besides numpy's arrays, or holds something else.
@@ -241,9 +243,12 @@ def load_pickled_episodes(path: Path) -> Sequence[dict[str, Any]]:
     try:
         data = path.read_bytes()
         episodes = _Machine().run(data)
-        if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
-            raise TypeError(f"it holds a {type(episodes).__name__}; expected a list of episodes (dictionaries)")
         reader = _Reader(_LARGEST_RATIO * len(data))
+        if isinstance(episodes, dict) and _KNOWN & set(map(str, episodes)):
+            return reader.value(episodes)
+        if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
+            found = f"a {type(episodes).__name__}" if not isinstance(episodes, list) else "a list of other things"
+            raise TypeError(f"it holds {found}; expected a list of episodes (dictionaries), or one of flat arrays")
         return [reader.value(episode) for episode in episodes]
     except O2ODataError as error:
         raise O2ODataError(f"{path} is refused: {error}.") from error
@@ -252,7 +257,7 @@ def load_pickled_episodes(path: Path) -> Sequence[dict[str, Any]]:
 
 
 def read_demos(path: Path, options: ReadOptions) -> RawDataset:
-    """Read demonstrations: per episode ``observations`` [T, o], ``actions`` [T, a], ``rewards`` [T].
+    """Read demonstrations: per episode ``observations`` [T, o], ``actions`` [T, a], ``rewards`` [T]; or flat arrays.
 
     Where there are as many observations as actions, the last transition of each episode has no successor: it is dropped
     and counted. Flags are read as from a list of episodes in memory; without any, nothing is terminal and each episode
@@ -265,4 +270,7 @@ def read_demos(path: Path, options: ReadOptions) -> RawDataset:
     Raises:
         O2ODataError: as :func:`load_pickled_episodes`, or if an episode's arrays do not fit together.
     """
-    return read_episodes(load_pickled_episodes(path), str(path), options)
+    content = load_pickled_episodes(path)
+    if isinstance(content, dict):
+        return read_flat(content, str(path), options)
+    return read_episodes(content, str(path), options)
