@@ -324,11 +324,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch, num_offline: int, *, let_go: bool
 
 
 @pytest.mark.parametrize("let_go", [False, True])
-def test_a_full_ring_costs_as_much_whatever_the_number_of_offline_rows(
-    monkeypatch: pytest.MonkeyPatch, let_go: bool
-) -> None:
+def test_a_full_ring_costs_no_more_with_more_offline_rows(monkeypatch: pytest.MonkeyPatch, let_go: bool) -> None:
     few, many = (looked_at(monkeypatch, number, let_go=let_go) for number in (40, 4_000))
-    assert 0 < few == many
+    assert 0 < many <= few
 
 
 def test_interventions_have_no_room_among_frames() -> None:

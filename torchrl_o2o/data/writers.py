@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Sequence
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
@@ -172,11 +173,12 @@ class OnlineWriter(Writer):
                 f"with data.reshape(-1), and add a single one by buffer.add(data)"
             )
         held = len(rows_of(self._storage))
-        if held < self.num_offline:  # the rows would lie behind the storage's end, and old ones would be drawn
-            raise O2OSpecError(
+        if held < self.num_offline:  # the rows lie behind the storage's end, where uniform draws do not look
+            warnings.warn(
                 f"got online transitions for a storage that holds {held} of {self.num_offline} offline rows: "
-                "buffer.empty() takes the data set away too. Build the storage and its buffers anew, with "
-                "OnlineWriter(0) if they shall hold online rows alone"
+                "buffer.empty() takes the data set away too, and samplers that do not ask for it draw the old rows. "
+                "Build the storage and its buffers anew, with OnlineWriter(0) if they shall hold online rows alone",
+                stacklevel=4,
             )
         if held == 0 or not isinstance(data, TensorDictBase):
             return

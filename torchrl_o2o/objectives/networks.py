@@ -238,7 +238,6 @@ def repeated(inputs: Inputs, count: int) -> Inputs:
     return {key: value.expand(count, *value.shape) for key, value in inputs.items()}
 
 
-@_explained(_by_key)
 def with_parameters(network: TM, params: TensorDictParams) -> TM:
     """A network that has these very parameters, of one whose own are only shapes.
 
@@ -259,6 +258,7 @@ def with_parameters(network: TM, params: TensorDictParams) -> TM:
     return whole
 
 
+@_explained(_by_key)
 def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey) -> Tensor:
     """Evaluate a deterministic network, for example a state value or a deterministic actor.
 

@@ -111,7 +111,7 @@ def overlay_convention(row: Convention, cfg: DictConfig) -> Convention:
         return row
     if not OmegaConf.is_dict(own):
         raise O2OSpecError(f"got convention={own}, expected a section; give its settings, as convention.NAME=VALUE")
-    return replace(row, **plain(own))
+    return replace(row, **plain(cfg.convention))
 
 
 def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
