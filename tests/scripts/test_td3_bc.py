@@ -22,6 +22,7 @@ from tests.scripts.compiling import (
 )
 from tests.scripts.phases import PhasesContract, newest, rows
 from tests.scripts.running import compose
+from tests.scripts.test_published_settings import convention_of
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.algorithms import make_td3_bc
 
@@ -118,4 +119,4 @@ def test_published_settings() -> None:
         False,
     )
     assert compose("td3_bc", "task=antmaze-medium").evaluation.num_episodes == 100
-    assert compose("td3_bc", "task=adroit-pen").convention.normalize_observations
+    assert convention_of("td3_bc", "task=adroit-pen").normalize_observations
