@@ -19,6 +19,7 @@ from torchrl_o2o.data.keys import cut_off_
 from torchrl_o2o.envs.border import CheckedEnv
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
+from torchrl_o2o.modules.modes import in_mode
 
 __all__ = ["ReturnConditionedRollouts"]
 
@@ -107,14 +108,9 @@ class ReturnConditionedRollouts:
             ``observation``, ``action`` and, under ``next``, ``reward``, ``terminated``, ``truncated``, ``done`` and
             ``episode_reward``, the sum so far; shape [T].
         """
-        was_training = self.actor.training
-        self.actor.eval()
         how = ExplorationType.RANDOM if explore else ExplorationType.DETERMINISTIC
-        try:
-            with set_exploration_type(how):
-                rows = list(self._steps(asked * self.return_scale, seed))
-        finally:
-            self.actor.train(was_training)
+        with in_mode(self.actor, training=False), set_exploration_type(how):
+            rows = list(self._steps(asked * self.return_scale, seed))
         if rows:
             cut_off_(rows[-1])  # the step after it may have been rejected
         episode = TensorDict.lazy_stack(rows).contiguous() if rows else self._nothing()

@@ -230,16 +230,14 @@ class StepCollector:
             key: part.to(device, dtype if part.is_floating_point() else part.dtype)
             for key, part in self._observation.items()
         }
-        if self._parts is not None and not self._switched:
-            with torch.no_grad():
-                return self._parts.act(observation["observation"]).to("cpu", torch.float32)
         rows = has_batch_norm(self._switched)
         observation = {key: part.unsqueeze(0) for key, part in observation.items()} if rows else observation
-        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM), as_in_evaluation(self._switched):
+        with torch.no_grad(), as_in_evaluation(self._switched):
             if self._parts is not None:
                 action = self._parts.act(observation["observation"])
             else:
-                action = self.actor(TensorDict(observation, [1] if rows else []))["action"]
+                with set_exploration_type(ExplorationType.RANDOM):
+                    action = self.actor(TensorDict(observation, [1] if rows else []))["action"]
             return (action.squeeze(0) if rows else action).to("cpu", torch.float32)
 
     def _cut_episode(self) -> None:

@@ -19,7 +19,7 @@ from torchrl.modules import ProbabilisticActor
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option, check_order
-from torchrl_o2o.modules.boxes import action_box, box_edges, is_unit_box
+from torchrl_o2o.modules.boxes import action_box, distribution_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import GaussianVectorHead
 from torchrl_o2o.modules.initialization import Initialization, initialize_
@@ -138,15 +138,14 @@ def make_actor(
         if isinstance(layer, nn.Linear):
             initialize_(layer, initialization, last_bound=1e-3)
     module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
-    low, high = box_edges(action_spec)
-    box = {"low": -1.0, "high": 1.0} if is_unit_box(action_spec) else {"low": low, "high": high}
+    edge = {} if log_prob_edge is None else {"edge": log_prob_edge}
     return ProbabilisticActor(
         module,
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=action_spec,
         distribution_class=TanhNormal,
-        distribution_kwargs={**box, **({} if log_prob_edge is None else {"edge": log_prob_edge})},
+        distribution_kwargs=distribution_box(action_spec) | edge,
     )
 
 

@@ -16,7 +16,7 @@ from torchrl.data import Bounded
 
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.conservative import best_of
-from torchrl_o2o.modules.boxes import BoxTanh, box_edges, is_unit_box
+from torchrl_o2o.modules.boxes import box_edges, make_squash
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import ClipToBox, euler_flow
 
@@ -275,9 +275,8 @@ def moments_and_place(actor: ProbabilisticTensorDictSequential, action: Bounded)
             f"got {type(actor).__name__} of {len(actor)} parts, expected a network and a distribution; build the actor "
             f"with make_actor(...) or make_gaussian_actor(...)"
         )
-    edges = box_edges(action)
     squashed = head.distribution_class is TanhNormal
-    return net, (nn.Tanh() if is_unit_box(action) else BoxTanh(*edges)) if squashed else ClipToBox(*edges)
+    return net, make_squash(action) if squashed else ClipToBox(*box_edges(action))
 
 
 def _plain(name: str) -> str:

@@ -15,7 +15,17 @@ from torchrl.data.tensor_specs import ContinuousBox
 
 from torchrl_o2o.errors import O2OSpecError, check_count
 
-__all__ = ["BoxTanh", "action_box", "action_spec", "action_specs", "actor_box", "box_edges", "is_unit_box"]
+__all__ = [
+    "BoxTanh",
+    "action_box",
+    "action_spec",
+    "action_specs",
+    "actor_box",
+    "box_edges",
+    "distribution_box",
+    "is_unit_box",
+    "make_squash",
+]
 
 
 class BoxTanh(nn.Module):
@@ -171,3 +181,30 @@ def is_unit_box(action: Bounded) -> bool:
     """
     low, high = box_edges(action)
     return bool((low == -1).all() and (high == 1).all())
+
+
+def distribution_box(action: Bounded) -> dict[str, Tensor | float]:
+    """The arguments ``low`` and ``high`` of a distribution: numbers where the box is [-1, 1], else vectors [A].
+
+    Args:
+        action: bounded spec, shape [A].
+
+    Examples:
+        >>> distribution_box(action_box(2))
+        {'low': -1.0, 'high': 1.0}
+    """
+    low, high = (-1.0, 1.0) if is_unit_box(action) else box_edges(action)
+    return {"low": low, "high": high}
+
+
+def make_squash(action: Bounded) -> nn.Module:
+    """What takes any numbers [*B, A] into a box: tanh, scaled and shifted where the box is not [-1, 1].
+
+    Args:
+        action: bounded spec, shape [A].
+
+    Examples:
+        >>> make_squash(action_box(2))
+        Tanh()
+    """
+    return nn.Tanh() if is_unit_box(action) else BoxTanh(*box_edges(action))

@@ -15,7 +15,7 @@ from torchrl.modules import Actor
 
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges, is_unit_box
+from torchrl_o2o.modules.boxes import action_box, make_squash
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
 
@@ -68,7 +68,7 @@ def make_deterministic_actor(
         torch.Size([4, 6])
     """
     spec = action_box(action)
-    squash = nn.Tanh() if is_unit_box(spec) else BoxTanh(*box_edges(spec))
+    squash = make_squash(spec)
     norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
     trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout, **norm)
     output = nn.Linear(hidden_sizes[-1], feature_dim(spec, "action"))

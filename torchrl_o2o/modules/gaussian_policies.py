@@ -21,7 +21,7 @@ from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import check_option, check_order
 from torchrl_o2o.functional.offline import normal_log_prob
-from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges, is_unit_box
+from torchrl_o2o.modules.boxes import action_box, distribution_box, make_squash
 from torchrl_o2o.modules.distributions import BoxDistribution
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
@@ -216,17 +216,15 @@ def make_gaussian_actor(
     """
     check_option("mean", mean, ("tanh", "linear"))
     spec = action_box(action)
-    (low, high), unit = box_edges(spec), is_unit_box(spec)
-    squash = nn.Identity() if mean == "linear" else nn.Tanh() if unit else BoxTanh(low, high)
+    squash = nn.Identity() if mean == "linear" else make_squash(spec)
     trunk = make_trunk(feature_dim(observation, "observation"), hidden_sizes, dropout=dropout)
     head = GaussianVectorHead(hidden_sizes[-1], feature_dim(spec, "action"), squash, std, log_std_bounds)
     net = initialize_(nn.Sequential(trunk, head), initialization, last_bound=1e-3)
-    box = {"low": -1.0, "high": 1.0} if unit else {"low": low, "high": high}
     return ProbabilisticActor(
         TensorDictModule(net, in_keys=[observation_key], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=spec,
         distribution_class=BoxNormal,
-        distribution_kwargs={**box, "clip_samples": clip_samples},
+        distribution_kwargs={**distribution_box(spec), "clip_samples": clip_samples},
     )

@@ -21,7 +21,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 from torchrl_o2o.functional.pixels import check_stack
 from torchrl_o2o.modules.actors import GaussianHead
-from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges, is_unit_box
+from torchrl_o2o.modules.boxes import action_box, distribution_box, make_squash
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.initialization import initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, feature_dim, make_trunk
@@ -400,14 +400,13 @@ def make_pixel_actor(
         in_keys=list(encoder.in_keys),
         out_keys=["loc", "scale"],
     )
-    low, high = (-1.0, 1.0) if is_unit_box(spec) else box_edges(spec)
     return ProbabilisticActor(
         module,
         in_keys=["loc", "scale"],
         out_keys=[action_key],
         spec=spec,
         distribution_class=TanhNormal,
-        distribution_kwargs={"low": low, "high": high},
+        distribution_kwargs=distribution_box(spec),
     )
 
 
@@ -470,7 +469,7 @@ def make_latent_actor(
         torch.Size([2, 3])
     """
     spec = action_box(action)
-    squash = nn.Tanh() if is_unit_box(spec) else BoxTanh(*box_edges(spec))
+    squash = make_squash(spec)
     output = nn.Linear(hidden_sizes[-1], feature_dim(spec, "action"))
     bottleneck = Bottleneck(in_features, latent_dim, 1e-5)
     net = _draw_(nn.Sequential(bottleneck, make_trunk(latent_dim, hidden_sizes), output), "orthogonal")

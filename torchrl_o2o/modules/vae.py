@@ -16,7 +16,7 @@ from torchrl.data import TensorSpec
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import check_count, check_order
-from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges, is_unit_box
+from torchrl_o2o.modules.boxes import action_box, make_squash
 from torchrl_o2o.modules.trunk import feature_dim, make_trunk
 
 __all__ = ["ActionVAE", "GaussianEncoder", "make_action_vae"]
@@ -153,7 +153,7 @@ def make_action_vae(
     """
     spec = action_box(action)
     action_dim = feature_dim(spec, "action")
-    squash = nn.Tanh() if is_unit_box(spec) else BoxTanh(*box_edges(spec))
+    squash = make_squash(spec)
     latent = 2 * action_dim if latent_dim is None else latent_dim
     vae = ActionVAE(feature_dim(observation, "observation"), action_dim, latent, hidden_sizes, squash, log_std_bounds)
     out_keys: list[NestedKey] = ["reconstruction", "latent_mean", "latent_std", "latent"]

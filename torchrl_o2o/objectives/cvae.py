@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
-from tensordict.utils import NestedKey
+from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
@@ -80,7 +80,7 @@ class ConditionalVAELoss(TransitionLoss):
         self.register_buffer("kl_weight", torch.tensor(beta, dtype=torch.get_default_dtype()))
 
     def _keys_read(self) -> list[NestedKey]:
-        return [*self.vae_network.in_keys, _next(self.vae_network.in_keys[0])]
+        return [*self.vae_network.in_keys, unravel_key(("next", self.vae_network.in_keys[0]))]
 
     def set_progress(self, progress: float) -> None:
         """Set the weight of the divergence for this moment of the training.
@@ -197,7 +197,3 @@ def _vae_of(network: TensorDictModule) -> ConditionalVAE:
     if not isinstance(vae, ConditionalVAE):
         raise O2OSpecError(f"got {network!r}, expected the VAE that make_conditional_vae(...) builds")
     return vae
-
-
-def _next(key: NestedKey) -> NestedKey:
-    return ("next", key) if isinstance(key, str) else ("next", *key)

@@ -6,17 +6,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.offline import advantage_weight, expectile_objective
+from torchrl_o2o.modules.modes import in_mode
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.imitation import imitation_error
@@ -207,7 +207,8 @@ class IQLLoss(CriticLoss):
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
         params, key = flat_parameters(self.actor_network_params), self.tensor_keys.action
         state, action = self._state(tensordict), self._action(tensordict)
-        with _in_training(self.actor_network):  # an actor in evaluation mode acts without dropout
+        acts = not self.actor_network.training  # in evaluation mode, without dropout; it is trained with it
+        with in_mode(self.actor_network, training=True) if acts else nullcontext():
             error = imitation_error(self.actor_network, params, state, action, key)
         clipped = (weight >= self.weight_clip).to(weight.dtype)
         info = {"weight": weight, "imitation_error": error.detach(), "clipped": clipped}
@@ -232,16 +233,3 @@ class IQLLoss(CriticLoss):
     def _data_q(self, state: Inputs, action: Tensor) -> Tensor:
         """min_j Q'_j(s, a) of the recorded actions, shape [*B]."""
         return self._qvalues(state, action, self._target_critics).amin(0)
-
-
-@contextmanager
-def _in_training(network: nn.Module) -> Iterator[None]:
-    """Inside a ``with`` block a network in evaluation mode is in training mode; its parts come back to their own."""
-    before = {} if network.training else {part: part.training for part in network.modules()}
-    if before:
-        network.train()
-    try:
-        yield
-    finally:
-        for part, trains in before.items():
-            part.training = trains

@@ -39,6 +39,7 @@ from torchrl_o2o.envs.video import check_video, drawing_arguments, drawing_env, 
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.misfit import refuse_misfit
+from torchrl_o2o.modules.modes import in_mode
 from torchrl_o2o.modules.units import declared_box
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
 
@@ -405,12 +406,11 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
 @contextmanager
 def _undisturbed(actor: TensorDictModuleBase, seed: int) -> Iterator[None]:
     """Deterministic, without gradients, in evaluation mode; every mode and every global random state restored."""
-    training = [module for module in actor.modules() if module.training]
     cuda = {parameter.device for parameter in actor.parameters() if parameter.is_cuda}
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    actor.eval()
     try:
         with (
+            in_mode(actor, training=False),
             torch.random.fork_rng(devices=list(cuda)),
             torch.no_grad(),
             set_exploration_type(ExplorationType.DETERMINISTIC),
@@ -421,7 +421,5 @@ def _undisturbed(actor: TensorDictModuleBase, seed: int) -> Iterator[None]:
                     torch.cuda.manual_seed(seed)
             yield
     finally:
-        for module in training:
-            module.training = True
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002

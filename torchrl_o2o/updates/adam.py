@@ -106,20 +106,18 @@ def moments_of(optim: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]
     return state
 
 
-def count_steps(optim: torch.optim.Optimizer, steps: Tensor | int) -> None:
+def count_steps(optim: torch.optim.Optimizer, steps: Tensor) -> None:
     """Tell the optimizer how many steps were done in its stead.
 
     Args:
         optim: the optimizer.
-        steps: how many, a number or a scalar on the counters' device.
+        steps: how many, a scalar on the counters' device.
     """
     counters = [optim.state[param]["step"] for group in optim.param_groups for param in group["params"]]
     # What torch's optimizers call, of whose name its annotations say nothing.
     add = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
-    if isinstance(steps, Tensor):  # one per counter: the form that takes a single tensor may read its value
-        add(counters, [steps.to(counters[0].dtype)] * len(counters))
-    else:
-        add(counters, steps)
+    # One per counter: the form that takes a single tensor may read its value.
+    add(counters, [steps.to(counters[0].dtype)] * len(counters))
 
 
 def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:

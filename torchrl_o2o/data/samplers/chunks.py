@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from tensordict import NestedKey, TensorDictBase
+from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.data import PrioritizedSampler, RoundRobinWriter, Storage
 from torchrl.data.replay_buffers.samplers import Sampler
@@ -182,7 +183,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         done = self._column(following, "done")
         before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended before
         out = self._outcome(following, joined)
-        valid = (joined & ~before).to(out[_next(self.reward_key)].dtype)
+        valid = (joined & ~before).to(out[unravel_key(("next", self.reward_key))].dtype)
         out[STEPS] = torch.full_like(row[:, 0], self.horizon, device=valid.device)
         out[_WEIGHT] = valid[:, -1] if weight is None else valid[:, -1] * weight.reshape(-1).to(valid)
         if self.action_chunking:
@@ -194,23 +195,24 @@ class ChunkSampler(ChecksArguments, Sampler):
         """What h rows lead to: everything under ``"next"`` of the last one, but rewards, ends and discounts of all."""
         last = cast(TensorDictBase, following[:, -1])
         out: dict[NestedKey, Tensor] = {
-            _next(key): value for key, value in last.items(True, True) if isinstance(value, Tensor)
+            unravel_key(("next", key)): value for key, value in last.items(True, True) if isinstance(value, Tensor)
         }
         reward, ends = self._column(following, "reward"), self._column(following, "terminated")
         factor = self.gamma ** torch.arange(self.horizon, dtype=reward.dtype, device=reward.device)
         if last.get(self.discount_key, None) is not None:  # of a row the whole factor of what comes after it
             each = torch.where(joined, self._column(following, "discount"), 1.0).cumprod(1)
             factor = torch.cat([torch.ones_like(each[:, :1]), each[:, :-1]], 1)
-            out[_next(self.discount_key)] = each[:, -1:]
+            out[unravel_key(("next", self.discount_key))] = each[:, -1:]
         truncated = last.get(self.truncated_key, None)
         if truncated is None:
             truncated = self._column(following, "done")[:, -1:] & ~ends[:, -1:]
         terminated = (ends & joined).any(1, keepdim=True)
-        return out | {
-            _next(self.reward_key): (factor * reward * joined).sum(1, keepdim=True),
-            _next(self.terminated_key): terminated,
-            _next(self.done_key): terminated | truncated,
+        of_all: dict[NestedKey, Tensor] = {
+            unravel_key(("next", self.reward_key)): (factor * reward * joined).sum(1, keepdim=True),
+            unravel_key(("next", self.terminated_key)): terminated,
+            unravel_key(("next", self.done_key)): terminated | truncated,
         }
+        return out | of_all
 
     def _column(self, following: TensorDictBase, name: str) -> Tensor:
         """Of the rows one number each, [B, h], by the key that the constructor was given for it."""
@@ -360,10 +362,6 @@ class _Ring(NamedTuple):
     slots: int
     newest: int
     room: int = 0
-
-
-def _next(key: NestedKey) -> NestedKey:
-    return ("next", key) if isinstance(key, str) else ("next", *key)
 
 
 def _ring_of(storage: Storage) -> _Ring:
