@@ -8,15 +8,16 @@ set. Every field of Config can be given as field=value. The defaults are a CPU p
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import gymnasium
 import torch
 from tensordict import TensorDict, stack
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torchrl.modules import MLP
 
 from torchrl_o2o.config import parse_config
 from torchrl_o2o.data import load_offline
@@ -64,14 +65,11 @@ class Policy(nn.Module):
     out_shift: Tensor
     out_scale: Tensor
 
-    def __init__(self, observation: Tensor, action: Tensor, hidden_sizes: tuple[int, ...]) -> None:
+    def __init__(self, observation: Tensor, action: Tensor, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
-        widths = [observation.shape[-1], *hidden_sizes]
-        layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.Tanh())]
-        last = nn.Linear(widths[-1], action.shape[-1])
-        last.weight.data.mul_(1e-2)
-        last.bias.data.mul_(1e-2)
-        self.net = nn.Sequential(*layers, last)
+        self.net = MLP(observation.shape[-1], action.shape[-1], num_cells=hidden_sizes, activation_class=nn.Tanh)
+        for parameter in self.net[-1].parameters():
+            parameter.data.mul_(1e-2)
         self.log_std = nn.Parameter(action.std(0).log())
         for name, rows in (("in", observation), ("out", action)):
             self.register_buffer(f"{name}_shift", rows.mean(0))
@@ -82,54 +80,45 @@ class Policy(nn.Module):
         features = (observation - self.in_shift) / (self.in_scale + 1e-8)
         return self.net(features) * self.out_scale + self.out_shift
 
-    def log_prob(self, observation: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, rows: TensorDict) -> Tensor:
         """log pi(a|s)."""
-        return normal_log_prob(action, self(observation), self.log_std.exp())
+        return normal_log_prob(rows["action"], self(rows["observation"]), self.log_std.exp())
 
 
-def flat(tensors: Iterator[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """One vector of all."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def slope(policy: Policy, objective: Tensor, *, create_graph: bool = False) -> Tensor:
+    """The gradient of an objective with respect to all parameters, as one vector."""
+    parameters = list(policy.parameters())
+    return parameters_to_vector(torch.autograd.grad(objective, parameters, create_graph=create_graph))
 
 
 def dapg_gradient(policy: Policy, rows: TensorDict, demos: TensorDict, weights: tuple[Tensor, Tensor]) -> Tensor:
-    """g: weighted log-densities of the policy's rows and of the demonstrations, over the number of the former."""
-    parts = [
-        (weight * policy.log_prob(data["observation"], data["action"])).sum()
-        for weight, data in zip(weights, (rows, demos), strict=True)
-    ]
-    return flat(torch.autograd.grad(torch.stack(parts).sum() / len(rows), list(policy.parameters())))
+    """g: of the weighted log-densities of rows and demonstrations, divided by the number of rows."""
+    own, recorded = (weight * policy.log_prob(data) for weight, data in zip(weights, (rows, demos), strict=True))
+    return slope(policy, (own.sum() + recorded.sum()) / len(rows))
 
 
-def divergence_product(policy: Policy, observation: Tensor, vector: Tensor, damping: float) -> Tensor:
-    """(F + damping) v, with F the Hessian of the mean KL divergence of the policy from itself."""
+def fisher_product(policy: Policy, observation: Tensor, vector: Tensor, damping: float) -> Tensor:
+    """(F + damping) v, where F is the Hessian of the mean KL divergence of the policy from itself."""
     mean, std = policy(observation), policy.log_std.exp()
     fixed_mean, fixed_std = mean.detach(), std.detach()
     distance = ((mean - fixed_mean).square() + fixed_std.square() - std.square()) / (2.0 * std.square() + 1e-8)
     divergence = (distance + policy.log_std - policy.log_std.detach()).sum(-1).mean()
-    parameters = list(policy.parameters())
-    slope = flat(torch.autograd.grad(divergence, parameters, create_graph=True))
-    return flat(torch.autograd.grad(slope @ vector, parameters)) + damping * vector
+    return slope(policy, slope(policy, divergence, create_graph=True) @ vector) + damping * vector
 
 
 def natural_step(policy: Policy, observation: Tensor, gradient: Tensor, cfg: Config, cg_iterations: int = 10) -> Tensor:
     """theta += sqrt(2 delta / (g x)) x with F x = g; returns x."""
-    product = lambda vector: divergence_product(policy, observation, vector, cfg.damping)  # noqa: E731
+    product = lambda vector: fisher_product(policy, observation, vector, cfg.damping)  # noqa: E731
     direction = conjugate_gradient(product, gradient, cg_iterations)
     step = normalized_step(gradient, direction, cfg.step_size) * direction
-    parameters = list(policy.parameters())
-    with torch.no_grad():
-        for parameter, change in zip(parameters, step.split([p.numel() for p in parameters]), strict=True):
-            parameter.add_(change.view_as(parameter))
-        policy.log_std.clamp_(min=cfg.min_log_std)
+    vector_to_parameters(parameters_to_vector(policy.parameters()).detach() + step, policy.parameters())
+    policy.log_std.data.clamp_(min=cfg.min_log_std)
     return direction
 
 
-def fit(
-    net: nn.Module, observation: Tensor, target: Tensor, optim: torch.optim.Optimizer, steps: int, size: int
-) -> None:
-    """Squared error on minibatches drawn with replacement."""
-    for _ in range(steps):
+def fit(net: nn.Module, optim: torch.optim.Adam, observation: Tensor, target: Tensor, epochs: int, size: int) -> None:
+    """Least squares on minibatches drawn with replacement."""
+    for _ in range(epochs * math.ceil(len(target) / size)):
         index = torch.randint(len(target), (size,))
         loss = (net(observation[index]) - target[index]).square().mean()
         optim.zero_grad()
@@ -148,8 +137,8 @@ def collect(env: gymnasium.Env, policy: Policy, episodes: int, seed: int) -> Ten
             action = policy(state) + policy.log_std.exp() * torch.randn_like(policy.log_std)
             observation, reward, terminated, truncated, _ = env.step(action.clamp(-1.0, 1.0).numpy())
             done = bool(terminated or truncated)
-            row = {"observation": state, "action": action, "reward": torch.tensor(float(reward))}
-            rows.append(TensorDict({**row, "terminated": torch.tensor(bool(terminated)), "done": torch.tensor(done)}))
+            row = {"observation": state, "action": action, "reward": float(reward)}
+            rows.append(TensorDict({**row, "terminated": bool(terminated), "done": done}))
     return stack(rows)
 
 
@@ -160,12 +149,9 @@ def main(cfg: Config) -> Policy:
     demos = top_episodes(load_offline(cfg.dataset, env=env), cfg.num_demos)
     policy = Policy(demos["observation"], demos["action"], cfg.hidden_sizes)
     clone_optim = torch.optim.Adam(policy.net.parameters(), lr=cfg.lr)
-    steps = cfg.clone_epochs * math.ceil(len(demos) / 32)
-    fit(policy, demos["observation"], demos["action"], clone_optim, steps, 32)
+    fit(policy, clone_optim, demos["observation"], demos["action"], cfg.clone_epochs, 32)
 
-    widths = [demos["observation"].shape[-1], 64, 64]
-    layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
-    value = nn.Sequential(*layers, nn.Linear(64, 1), nn.Flatten(0))
+    value = MLP(demos["observation"].shape[-1], 1, num_cells=(64, 64), activation_class=nn.ReLU)
     value_optim = torch.optim.Adam(value.parameters(), lr=cfg.lr)
     actor = TensorDictModule(nn.Sequential(policy, nn.Hardtanh()), in_keys=["observation"], out_keys=["action"])
     for iteration in range(cfg.iterations + 1):
@@ -175,15 +161,13 @@ def main(cfg: Config) -> Policy:
         if iteration == cfg.iterations:
             break
         rows = collect(env, policy, cfg.episodes_per_iteration, cfg.seed + 1_000 * iteration)
-        terminated, done = rows.get("terminated"), rows.get("done")
-        baseline = value(rows["observation"]).detach()
-        discounts = cfg.gamma, cfg.gae_lambda
-        advantage = generalized_advantage(rows["reward"], baseline, terminated, done, *discounts)
+        reward, terminated, done = (rows.get(key) for key in ("reward", "terminated", "done"))
+        baseline = value(rows["observation"]).detach().squeeze(-1)
+        advantage = generalized_advantage(reward, baseline, terminated, done, cfg.gamma, cfg.gae_lambda)
         weights = dapg_weights(advantage, len(demos), iteration, lam_0=cfg.lam_0, lam_1=cfg.lam_1)
-        gradient = dapg_gradient(policy, rows, demos, weights)
-        natural_step(policy, rows["observation"], gradient, cfg)
-        returns = discounted_sum(rows["reward"], cfg.gamma * (~done).float())
-        fit(value, rows["observation"], returns, value_optim, 2 * math.ceil(len(rows) / 64), 64)
+        natural_step(policy, rows["observation"], dapg_gradient(policy, rows, demos, weights), cfg)
+        returns = discounted_sum(reward, cfg.gamma * (~done).float())
+        fit(value, value_optim, rows["observation"], returns.unsqueeze(-1), 2, 64)
     return policy
 
 
