@@ -23,14 +23,13 @@ from torch import Tensor
 
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.envs import seed_everything
-from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional import offline_share
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import (
     ONLINE_ONLY,
     Finetuning,
     HandOver,
-    Pretrained,
+    Learner,
     Pretraining,
     Problem,
     carry_over,
@@ -45,63 +44,33 @@ from torchrl_o2o.trainers.algorithms import (
     density_rows,
     make_off2on_agent,
     make_off2on_ensemble,
+    read_off2on_agents,
     replay_priority,
 )
 
 #: What the agents do not read, so that they serve ensembles that differ in it.
-NOT_OF_AGENTS = (
-    *(*ONLINE_ONLY, "num_agents", "online_optim"),
-    *("density_ratio", "density_loss", "density_optim", "priority", "sampler"),
-)
+OF_ENSEMBLE = ("num_agents", "online_optim", "density_ratio", "density_loss", "density_optim", "priority", "sampler")
 
 
-def pretrain_agents(cfg: DictConfig, problem: Problem) -> list[Path]:
-    """Train the agents, which differ in their seeds alone, or find those that ``pretrained`` names."""
-    if cfg.pretrained is not None:
-        return agent_folders(cfg, problem)
-    options = run_options(cfg, Path(cfg.run_dir) / "offline", without=NOT_OF_AGENTS)
-    rehearse(cfg, problem)
-    folders = [Path(options.folder) / f"agent{position}" for position in range(cfg.num_agents)]
-    for position, folder in enumerate(folders):
-        seed_everything(cfg.seed + 1000 * position)
-        learner = make_off2on_agent(cfg, problem.dims)
-        with Pretraining(problem, learner, replace(options, folder=folder), **plain(cfg.offline)) as agent:
-            for _ in agent.steps():
-                agent.log(learner.update(agent.sample()))
-    return folders
-
-
-def rehearse(cfg: DictConfig, problem: Problem) -> None:
-    """Build agent and ensemble once, so that what does not fit is known before the training."""
-    agent = make_off2on_agent(cfg, problem.dims).loss.state_dict()
-    carry_over(stack_agents([agent] * cfg.num_agents), make_off2on_ensemble(cfg, problem.dims).loss)
-
-
-def agent_folders(cfg: DictConfig, problem: Problem) -> list[Path]:
-    """The folders that ``pretrained`` means: a list of them, a folder of agents, or the folder of one agent."""
-    if not isinstance(cfg.pretrained, str):
-        folders = [Path(folder) for folder in cfg.pretrained]
-    else:
-        folders = sorted(Path(cfg.pretrained).glob("agent*"), key=lambda folder: int(folder.name[5:]))
-        folders = folders or [Path(cfg.pretrained)] * cfg.num_agents
-    if len(folders) < cfg.num_agents:
-        raise O2OSpecError(
-            f"pretrained={cfg.pretrained} holds {len(folders)} agents, expected num_agents={cfg.num_agents}; train more"
-        )
-    for folder in folders[: cfg.num_agents]:
-        Pretrained.read(folder).check(problem)
-    return folders[: cfg.num_agents]
-
-
-def ensemble_phase(cfg: DictConfig, problem: Problem, agents: list[Path]) -> Finetuning:
-    """The online phase of an ensemble that starts from its agents."""
-    states = [Pretrained.read(folder).states["loss"] for folder in agents]
-    seed_everything(cfg.seed)
+def ensemble_of(cfg: DictConfig, problem: Problem, agents: list[dict[str, Tensor]]) -> Learner:
+    """Hand over: the averaged policy and all critics of the agents, whose losses have these states."""
     learner = make_off2on_ensemble(cfg, problem.dims)
-    carry_over(stack_agents(states), learner.loss)
-    buffer, frames = balanced_replay_buffer(cfg, problem, learner), cfg.online.total_frames
-    how = {"handover": HandOver(), "total_frames": frames, "batch_size": cfg.online.batch_size, "buffer": buffer}
-    return Finetuning(problem, learner, run_options(cfg, cfg.run_dir), **how)
+    carry_over(stack_agents(agents), learner.loss)
+    return learner
+
+
+def pretrain_agents(cfg: DictConfig, problem: Problem) -> None:
+    """Train agents that differ in their seeds alone, one after the other."""
+    agent = make_off2on_agent(cfg, problem.dims).loss.state_dict()
+    ensemble_of(cfg, problem, [agent] * cfg.num_agents)  # what does not fit is refused before it costs
+    options = run_options(cfg, Path(cfg.run_dir) / "offline", without=(*ONLINE_ONLY, *OF_ENSEMBLE))
+    for number in range(cfg.num_agents):
+        seed_everything(cfg.seed + 1000 * number)
+        learner = make_off2on_agent(cfg, problem.dims)
+        own = replace(options, folder=Path(options.folder) / f"agent{number}")
+        with Pretraining(problem, learner, own, **plain(cfg.offline)) as offline:
+            for _ in offline.steps():
+                offline.log(learner.update(offline.sample()))
 
 
 def replay(cfg: DictConfig, run: Finetuning) -> dict[str, Tensor]:
@@ -117,8 +86,14 @@ def replay(cfg: DictConfig, run: Finetuning) -> dict[str, Tensor]:
 def train(cfg: DictConfig) -> None:
     """Epochs of environment steps, each followed by as many updates, in the first epoch by several times as many."""
     problem, online = load_problem(cfg, "off2on"), cfg.online
-    agents = pretrain_agents(cfg, problem)
-    with ensemble_phase(cfg, problem, agents) as run:
+    if cfg.pretrained is None:
+        pretrain_agents(cfg, problem)
+    agents = [agent.states["loss"] for agent in read_off2on_agents(cfg, problem)]
+    seed_everything(cfg.seed)
+    learner = ensemble_of(cfg, problem, agents)
+    buffer = balanced_replay_buffer(cfg, problem, learner)
+    settings = {"handover": HandOver(), "total_frames": online.total_frames, "batch_size": online.batch_size}
+    with Finetuning(problem, learner, run_options(cfg, cfg.run_dir), buffer=buffer, **settings) as run:
         for step, data in run.steps():
             run.buffer.extend(problem.convention.online(data).select(*TRANSITION))
             run.log({})  # logged at the ends of epochs only

@@ -32,6 +32,7 @@ from torchrl_o2o.trainers.algorithms.off2on import (
     balanced_replay_buffer,
     make_off2on_agent,
     make_off2on_ensemble,
+    read_off2on_agents,
     replay_priority,
 )
 from torchrl_o2o.trainers.algorithms.pex import make_pex
@@ -97,6 +98,7 @@ __all__ = [
     "phase_settings",
     "pool_metrics",
     "raw_convention",
+    "read_off2on_agents",
     "replay_priority",
     "start_on_penalty",
     "warm_start_update",

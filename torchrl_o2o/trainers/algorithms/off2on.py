@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
@@ -16,6 +18,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.data import BalancedReplaySampler, OnlineWriter, offline_online_storage
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional import off2on_priority
 from torchrl_o2o.modules import (
     ConservativePenalty,
@@ -27,11 +30,17 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.pipeline import Problem
+from torchrl_o2o.trainers.pipeline import Pretrained, Problem
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
-__all__ = ["balanced_replay_buffer", "make_off2on_agent", "make_off2on_ensemble", "replay_priority"]
+__all__ = [
+    "balanced_replay_buffer",
+    "make_off2on_agent",
+    "make_off2on_ensemble",
+    "read_off2on_agents",
+    "replay_priority",
+]
 
 
 def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
@@ -59,6 +68,34 @@ def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         steps.append(Descend("alpha_prime", Adam(loss.penalty.parameters(), **critic)))
     update = Update(loss, Joint(*steps), MoveTargets(SoftUpdate(loss, **plain(cfg.target))))
     return Learner(actor, loss, compiled(update, cfg))
+
+
+def read_off2on_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
+    """The agents that an ensemble starts from: the first ``num_agents`` of those that ``pretrained`` names.
+
+    Args:
+        cfg: ``num_agents``, ``run_dir``, and ``pretrained``: a folder of folders ``agent0``, ``agent1``, ..., a list of
+            folders, or the folder of one agent, which all start from then. ``None`` stands for ``run_dir/offline``.
+        problem: what the ensemble is to be fine-tuned in.
+
+    Raises:
+        O2OSpecError: if there are too few agents, or one was trained in another environment or convention.
+        O2OCheckpointError: if the training of one is not finished.
+    """
+    named = cfg.pretrained or str(Path(cfg.run_dir) / "offline")
+    if isinstance(named, str):
+        folders = sorted(Path(named).glob("agent*"), key=lambda folder: int(folder.name.removeprefix("agent")))
+        folders = folders or [Path(named)] * cfg.num_agents
+    else:
+        folders = [Path(folder) for folder in named]
+    if len(folders) < cfg.num_agents:
+        raise O2OSpecError(
+            f"pretrained={named} holds {len(folders)} agents, expected num_agents={cfg.num_agents}; train more"
+        )
+    agents = [Pretrained.read(folder) for folder in folders[: cfg.num_agents]]
+    for agent in agents:
+        agent.check(problem)
+    return agents
 
 
 def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
