@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from torchrl_o2o.data.datasets.optional import require
-from torchrl_o2o.data.frames import PixelData, pixel_data
+from torchrl_o2o.data.pixels import PixelData, pixel_data
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["load_vd4rl"]

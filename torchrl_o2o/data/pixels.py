@@ -1,0 +1,317 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Data sets from pixels: whole episodes, or transitions with single images, as rows of frame numbers beside the frames.
+
+Shapes: N rows, stacks of S frames, F frames of C channels, H x W pixels, uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from torchrl_o2o.data.datasets.columns import speaks_of_ends
+from torchrl_o2o.data.episodes import number_episodes
+from torchrl_o2o.data.frames import FrameStorage
+from torchrl_o2o.data.keys import EPISODE
+from torchrl_o2o.data.transforms import check_one_step
+from torchrl_o2o.errors import O2ODataError
+
+__all__ = ["PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
+
+_EDGE = 2e-6  # rounding of actions at the edge of [-1, 1]
+
+
+def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
+    """Images as this package stores them: uint8, channels first, three of them.
+
+    Channels last are moved to the front and a fourth one (alpha) is left out.
+
+    Args:
+        array: images, shape [F, H, W, 3 or 4] or [F, 3 or 4, H, W].
+        name: what they are, for the message.
+
+    Returns:
+        Shape [F, 3, H, W].
+
+    Raises:
+        O2ODataError: if they are no uint8 images of three or four channels.
+
+    Examples:
+        >>> as_frames(np.zeros((5, 64, 48, 4), np.uint8)).shape
+        torch.Size([5, 3, 64, 48])
+    """
+    frames = torch.as_tensor(array)
+    if frames.dtype != torch.uint8:
+        raise O2ODataError(
+            f"got {name} of type {str(frames.dtype).removeprefix('torch.')}, expected uint8; convert values in [0, 1] "
+            f"with (255 * frames).round() and cast. Frames are stored as bytes and scaled by the encoder"
+        )
+    channels = (3, 4)
+    if frames.ndim == 4 and frames.shape[-1] in channels and (frames.shape[1] not in channels or frames.shape[2] > 4):
+        frames = frames.movedim(-1, 1)
+    if frames.ndim != 4 or frames.shape[1] not in channels:
+        raise O2ODataError(
+            f"got {name} of shape {list(frames.shape)}, expected color images [F, H, W, 3] or [F, 3, H, W]; repeat a "
+            f"gray channel three times"
+        )
+    return frames[:, :3].contiguous()
+
+
+def stack_numbers(lengths: Sequence[int], num_stack: int) -> tuple[Tensor, Tensor]:
+    """Which frames are stacked at s and at s', where each episode has one frame more than transitions.
+
+    At an episode's start its first frame takes the places of those before it; no stack spans two episodes.
+
+    Args:
+        lengths: transitions of each episode, in order; frames are numbered through.
+        num_stack: frames of a stack S, oldest first.
+
+    Returns:
+        Two tensors of frame numbers, int64, shape [sum of lengths, S].
+
+    Examples:
+        >>> now, following = stack_numbers([2, 1], 3)
+        >>> now.tolist(), following.tolist()
+        ([[0, 0, 0], [0, 0, 1], [3, 3, 3]], [[0, 0, 1], [0, 1, 2], [3, 3, 4]])
+    """
+    counts = torch.as_tensor(list(lengths), dtype=torch.long)
+    first = (counts + 1).cumsum(0) - counts - 1
+    starts = first.repeat_interleave(counts)
+    step = torch.arange(len(starts)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    back = torch.arange(num_stack) - num_stack + 1
+    now = (step.unsqueeze(-1) + back).clamp(min=0) + starts.unsqueeze(-1)
+    return now, (step.unsqueeze(-1) + 1 + back).clamp(min=0) + starts.unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class PixelData:
+    """A data set from pixels: transitions whose image entries are numbers of frames, and the frames.
+
+    Whatever changes rows alone works on :attr:`rows` (:func:`~torchrl_o2o.data.n_step`, reward transforms, selecting
+    episodes): ``dataclasses.replace(data, rows=n_step(data.rows, n=3, gamma=0.99))``.
+
+    Args:
+        rows: transitions in TED [N] with ``episode``; image entries are int64 [N, S].
+        frames: image entry -> uint8 [F, C, H, W].
+
+    Examples:
+        >>> episode = {"observation": np.zeros((4, 32, 32, 3), np.uint8), "action": np.zeros((3, 2)),
+        ...            "reward": np.ones(3)}
+        >>> data = pixel_data([episode])
+        >>> len(data), data.stacks(torch.arange(2))["next", "observation"].shape
+        (3, torch.Size([2, 9, 32, 32]))
+    """
+
+    rows: TensorDictBase
+    frames: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        """Transitions."""
+        return len(self.rows)
+
+    def stacks(self, index: Any) -> TensorDictBase:
+        """Rows as a loss reads them.
+
+        Args:
+            index: of the rows.
+        """
+        rows = self.rows.exclude(EPISODE)[index].copy()
+        for key, frames in self.frames.items():
+            for entry in (key, ("next", key)):
+                rows.set(entry, frames[rows.get(entry)].flatten(-4, -3))
+        return rows
+
+    def storage(self, online_capacity: int, *, device: torch.device | str = "cpu") -> FrameStorage:
+        """Offline rows and frames first and fixed, online ones behind them.
+
+        Args:
+            online_capacity: slots for online transitions, at least 1.
+
+        Keyword Args:
+            device: where rows and frames live. Defaults to ``"cpu"``.
+        """
+        return self.make_storage(self.rows.exclude(EPISODE), online_capacity, device=device)
+
+    def make_storage(
+        self, rows: TensorDictBase, online_capacity: int, *, device: torch.device | str = "cpu"
+    ) -> FrameStorage:
+        """The same for some of the rows: what ``make_storage`` of :func:`~torchrl_o2o.data.starting.starting_buffer`
+        asks for.
+
+        Args:
+            rows: of :attr:`rows`.
+            online_capacity: slots for online transitions, at least 1.
+
+        Keyword Args:
+            device: where rows and frames live. Defaults to ``"cpu"``.
+        """
+        storage = FrameStorage(len(rows) + online_capacity, self.frames, num_offline=len(rows), device=device)
+        if len(rows):
+            storage.set(torch.arange(len(rows)), rows.exclude(EPISODE).to(device))
+        return storage
+
+
+def pixel_data(
+    episodes: Iterable[Mapping[str, Any]], *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)
+) -> PixelData:
+    """A data set from pixels out of whole episodes.
+
+    Args:
+        episodes: each with T+1 images under every image key, T ``action`` [T, A] and T ``reward``, and ``terminated``
+            [T] where an episode ends in a terminal state; without it, all ends are cuts. Actions are in [-1, 1]. Other
+            entries of T+1 rows are observations, too, and become float32, unless their name speaks of ends.
+
+    Keyword Args:
+        num_stack: frames of a stack. Defaults to 3.
+        image_keys: entries of images. Defaults to ``"observation"``.
+
+    Returns:
+        The data, actions and rewards float32.
+
+    Raises:
+        O2ODataError: if there is no episode, an entry is missing, images are of several sizes, lengths do not fit, a
+            number is not finite or an action beyond [-1, 1], or an entry that could say where episodes end is not read.
+
+    Examples:
+        >>> episode = {"pixels": np.zeros((4, 32, 32, 3), np.uint8), "state": np.zeros((4, 5)),
+        ...            "action": np.zeros((3, 2)), "reward": np.ones(3)}
+        >>> rows = pixel_data([episode], image_keys=["pixels"]).rows
+        >>> rows["pixels"].tolist(), rows["next", "state"].shape
+        ([[0, 0, 0], [0, 0, 1], [0, 1, 2]], torch.Size([3, 5]))
+    """
+    if isinstance(episodes, Mapping | TensorDictBase):
+        remedy = "take stack_rows of transitions" if isinstance(episodes, TensorDictBase) else "put it into a list"
+        raise O2ODataError(f"got a {type(episodes).__name__}, expected a list of episodes; {remedy}")
+    frames: dict[str, list[Tensor]] = {key: [] for key in image_keys}
+    columns: dict[str, list[Tensor]] = {}
+    lengths: list[int] = []
+    for number, episode in enumerate(episodes):
+        missing = [key for key in (*image_keys, "action", "reward") if key not in episode]
+        if missing:
+            raise O2ODataError(f"episode {number} has no {missing}; it has {sorted(episode)}")
+        lengths.append(len(episode["action"]))
+        for key in image_keys:
+            frames[key].append(as_frames(episode[key], f"{key!r} of episode {number}"))
+            _check_images(key, number, frames[key], lengths[-1])
+        for key, value in _columns(episode, image_keys, lengths[-1], number).items():
+            columns.setdefault(key, []).append(value)
+    if not lengths:
+        raise O2ODataError("got no episode; expected at least one with images, actions and rewards")
+    joined = {key: torch.cat(values) for key, values in columns.items()}
+    now, following = stack_numbers(lengths, num_stack)
+    rows = _transitions(joined, lengths, dict.fromkeys(image_keys, (now, following)))
+    return PixelData(rows, {key: torch.cat(values) for key, values in frames.items()})
+
+
+def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)) -> PixelData:
+    """A data set from pixels out of transitions with single images, as ``load_offline`` reads them.
+
+    Args:
+        data: transitions in TED [N] with ``episode``, whole episodes in order; images [N, H, W, 3] or [N, 3, H, W].
+
+    Keyword Args:
+        num_stack: frames of a stack. Defaults to 3.
+        image_keys: entries of images. Defaults to ``"observation"``.
+
+    Returns:
+        The data; other entries stay.
+
+    Raises:
+        O2ODataError: if there is no ``episode``, rows are shuffled or go over several steps (take ``n_step`` of
+            :attr:`PixelData.rows`), or an entry holds no uint8 images.
+
+    Examples:
+        >>> image = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+        >>> columns = {"observation": image, "episode": torch.tensor([0, 0, 1]), "next": {"observation": image}}
+        >>> data = stack_rows(TensorDict(columns, [3]))
+        >>> data.rows["next", "observation"].tolist(), data.frames["observation"].shape
+        ([[0, 0, 1], [0, 1, 2], [3, 3, 4]], torch.Size([5, 3, 8, 8]))
+    """
+    check_one_step(data, "stacks of frames one step apart")
+    number = number_episodes(data)
+    lengths = torch.bincount(number)
+    last = lengths.cumsum(0) - 1
+    now, following = stack_numbers(lengths.tolist(), num_stack)
+    rows, frames = data.copy(), {}
+    for key in image_keys:
+        images, ends = (as_frames(data.get(entry), repr(entry)) for entry in (key, ("next", key)))
+        every = images.new_empty((len(data) + len(lengths), *images.shape[1:]))
+        every[torch.arange(len(data)) + number] = images
+        every[last + torch.arange(len(lengths)) + 1] = ends[last]
+        frames[key] = every
+        rows.set(key, now).set(("next", key), following)
+    return PixelData(rows, frames)
+
+
+def _check_images(key: str, number: int, frames: list[Tensor], steps: int) -> None:
+    if len(frames[-1]) != steps + 1:
+        raise O2ODataError(
+            f"episode {number} has {len(frames[-1])} images under {key!r} for {steps} actions, expected one more than "
+            f"actions: the image at reset comes first. Frames are missing, or the reset frame is"
+        )
+    if frames[-1].shape[1:] != frames[0].shape[1:]:
+        raise O2ODataError(
+            f"images under {key!r} are {list(frames[-1].shape[1:])} in episode {number}, {list(frames[0].shape[1:])} "
+            f"before; resize them all to one size"
+        )
+
+
+def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, number: int) -> dict[str, Tensor]:
+    """Everything but images: [T] rewards and flags, [T, A] actions, other observations [T+1, n]."""
+    out: dict[str, Tensor] = {"terminated": torch.zeros(steps, dtype=torch.bool)}
+    for key, value in episode.items():
+        if key in image_keys:
+            continue
+        if key != "terminated" and speaks_of_ends(key):
+            raise O2ODataError(
+                f"{key!r} of episode {number} is not read, but it could say how the episode ends; give 'terminated' "
+                f"[{steps}], true at the last step of an episode that ends in a terminal state, and leave {key!r} out"
+            )
+        column = torch.as_tensor(np.asarray(value))
+        expected = steps if key in ("action", "reward", "terminated") else steps + 1
+        if len(column) != expected:
+            raise O2ODataError(f"{key!r} of episode {number} has {len(column)} rows, expected {expected}")
+        out[key] = column.bool() if key == "terminated" else column.float()
+    for key, column in out.items():
+        bad = ~column.isfinite() if key != "action" else ~(column.abs() <= 1 + _EDGE)
+        if bad.any():
+            step, found = int(bad.reshape(len(column), -1).any(1).nonzero()[0]), float(column[bad][0])
+            expected = "finite numbers" if key != "action" else "[-1, 1]; map them to it"
+            raise O2ODataError(f"{key!r} of episode {number} is {found:g} at step {step}, expected {expected}")
+    if out["terminated"][:-1].any():
+        raise O2ODataError(f"episode {number} goes on behind a terminal state; split it there")
+    return out
+
+
+def _transitions(
+    columns: Mapping[str, Tensor], lengths: Sequence[int], stacks: Mapping[str, tuple[Tensor, Tensor]]
+) -> TensorDict:
+    """TED out of joined columns."""
+    counts = torch.as_tensor(list(lengths))
+    terminated = columns["terminated"].unsqueeze(-1)
+    last = torch.zeros_like(terminated)
+    last[counts.cumsum(0) - 1] = True
+    following: dict[str, Any] = {
+        "reward": columns["reward"].reshape(-1, 1),
+        "terminated": terminated,
+        "truncated": last & ~terminated,
+        "done": last | terminated,
+    }
+    current: dict[str, Any] = {"action": columns["action"]}
+    row = torch.arange(len(terminated)) + torch.arange(len(counts)).repeat_interleave(counts)
+    for key, value in columns.items():
+        if key not in ("action", "reward", "terminated"):
+            current[key], following[key] = value[row], value[row + 1]
+    for key, (now, then) in stacks.items():
+        current[key], following[key] = now, then
+    episode = torch.arange(len(counts)).repeat_interleave(counts)
+    return TensorDict({**current, EPISODE: episode, "next": following}, [len(terminated)])
