@@ -70,8 +70,13 @@ def table(title: str, sizes: Sequence[int], curves: dict[str, list[float]]) -> N
     """Print a curve a line, with its exponent."""
     print(f"\n{title}\n{'':50s}" + "".join(f"{size:>12,d}" for size in sizes) + f"{'exponent':>12s}")
     for name, values in curves.items():
-        slope = math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
-        print(f"{name:50s}" + "".join(f"{1e3 * value:9.3g} ms" for value in values) + f"{slope:12.2f}", flush=True)
+        row = "".join(f"{1e3 * value:9.3g} ms" for value in values) + f"{exponent(sizes, values):12.2f}"
+        print(f"{name:50s}" + row, flush=True)
+
+
+def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """The slope between the last two sizes in double logarithms: 1 is proportional, 0 constant."""
+    return math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
 def gather(sizes: Sequence[int], measured: Callable[[int], Iterator[tuple[str, float]]]) -> dict[str, list[float]]:
@@ -227,9 +232,11 @@ def files(largest: int) -> None:
             for name, value in values.items():
                 found.setdefault(name, []).append(value)
     table(f"rows in files (offline; {ONLINE:,d} online slots)", sizes, curves)
-    print("largest memory, MiB")
+    imports = sums.pop("imports")
+    print("largest memory above what the imports take, MiB")
     for name, values in sums.items():
-        print(f"{name:54s}" + "".join(f"{value:>12,.0f}" for value in values))
+        grown = [max(value - before, 1.0) for value, before in zip(values, imports, strict=True)]
+        print(f"{name:54s}" + "".join(f"{value:>12,.0f}" for value in grown) + f"{exponent(sizes, grown):12.2f}")
 
 
 def update_of(members: int = 2, ratio: int = 1) -> Update:
