@@ -81,10 +81,10 @@ sphinx_gallery_conf = gallery.configuration(ROOT, execute=EXECUTE)
 
 
 def setup(app: Sphinx) -> None:
-    """Generate pages before Sphinx looks for sources; mend links that leave the folder of the pages."""
+    """Generate pages before Sphinx looks for sources; fix links that leave the folder of the pages."""
     reference.write(HERE / "generated")
     datasets.write(HERE / "generated")
     links.write_pages(ROOT, HERE / "generated")
     app.connect("source-read", results.append)
-    app.connect("source-read", links.mend)
-    app.connect("autodoc-process-docstring", docstrings.mend, priority=400)
+    app.connect("source-read", links.fix)
+    app.connect("autodoc-process-docstring", docstrings.fix, priority=400)

@@ -81,7 +81,7 @@ def main(cfg: Config) -> PEXLoss:
         targets.step()
         step(actor_optim, loss_actor)
 
-    # The hand-over: critics and V go on, the policy is frozen, and a new one begins.
+    # The hand-over: critics and V continue, the policy is frozen, and a new one begins.
     critics = make_qvalue_ensemble(*dims, num_qvalue_nets=2, layer_norm=False, **sizes)
     value, expansion = make_value_network(dims[0], **sizes), {"inv_temperature": cfg.inv_temperature, **rule}
     loss = PEXLoss(policy(), critics, value, policy(), **expansion)

@@ -3,7 +3,7 @@
 Run:  python examples/td3_bc.py                     HalfCheetah, about two minutes on one core
       python examples/td3_bc.py alpha=0             behavior cloning
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
-seeing the effect. The paper is offline only; going on online like this is the usual baseline.
+seeing the effect. The paper is offline only; continuing online like this is the usual baseline.
 """
 
 from dataclasses import dataclass

@@ -87,7 +87,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
         descend(cql, before, buffer.sample(), "qvalue", "actor", "alpha")
         targets.step()
 
-    # The hand-over: everything goes on but the penalty, and the data are gone.
+    # The hand-over: everything continues but the penalty, and the data are gone.
     seed_everything(cfg.seed)
     actor, qvalues, temperature = networks(cfg, dims)
     sac = {"ensemble_reduction": "mean", "entropy_backup": False, **SOFT}

@@ -41,7 +41,7 @@ _ZEROS = 2**20
 
 
 def open_file(path: Path, *, append: bool = False) -> BinaryIO:
-    """Open a file to write bytes: a new one in the place of what is there, or to read and append to what is there.
+    """Open a file to write bytes: a new one in place of what is there, or to read and append to what is there.
 
     A symbolic link is replaced in the first case and refused in the second; what it points to is never touched.
 
@@ -125,7 +125,7 @@ def refuse_other(folder: Path, expected: tuple[int, int]) -> None:
         if identity(folder) == expected:
             return
     raise O2OCheckpointError(
-        f"{folder} is not the folder this run began in: it was moved or removed while the run went on; move it back, "
+        f"{folder} is not the folder this run began in: it was moved or removed while the run continued; move it back, "
         "or resume the run where it is now"
     )
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The errors this package raises on purpose. Each message says what was got, what was expected and how to mend it."""
+"""The errors this package raises on purpose. Each message says what was got, what was expected and how to fix it."""
 
 from __future__ import annotations
 

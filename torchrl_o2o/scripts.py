@@ -152,7 +152,7 @@ def _hydra_parts(file: Path, folder: Path) -> Iterator[str]:
         documents = list(yaml.safe_load_all(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).replace("\n", " ")
-        raise O2OSpecError(f"{file} cannot be read as YAML ({reason}); mend it or take it out of {folder}") from error
+        raise O2OSpecError(f"{file} cannot be read as YAML ({reason}); fix it or take it out of {folder}") from error
     yield from (package for package in _PACKAGE_LINE.findall(text) if "hydra" in package)
     for document in documents:
         if isinstance(document, dict):

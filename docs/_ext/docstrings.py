@@ -16,7 +16,7 @@ _PAPER = re.compile(r"arXiv:(\d{4}\.\d{5})")
 _SHAPE = re.compile(r"(?<=[\[(, ])\*(?=[\w.])")
 
 
-def mend(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def fix(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Sphinx's `autodoc-process-docstring`: shapes such as ``[*B, A]`` are no emphasis, bars no names, papers
     links; a constant has no docstring of its type."""
     if what in ("data", "attribute") and "\n".join(lines).strip() == str(type(value).__doc__).strip():

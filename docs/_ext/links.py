@@ -48,7 +48,7 @@ def write_pages(root: Path, folder: Path) -> None:
     replace(folder / "scripts.md", "\n".join([*lines, "```{toctree}", *names, "```", ""]))
 
 
-def mend(app: Any, docname: str, source: list[str]) -> None:
+def fix(app: Any, docname: str, source: list[str]) -> None:
     """Sphinx's `source-read`: replace the links of one Markdown page."""
     page = Path(f"{docname}.md")
     if not (DOCS / page).exists():

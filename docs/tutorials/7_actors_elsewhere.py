@@ -88,7 +88,7 @@ actors = ProcessActors(partial(make_gym_env, "Pendulum-v1"), actor, seed=0)
 # The loop
 # --------
 # :class:`~torchrl_o2o.collectors.Fleet` gives what has arrived, which at times is nothing. ``fleet.updates(n)`` counts:
-# one update for each transition on average, at most ``slack`` more or less. So the learner goes on learning while
+# one update for each transition on average, at most ``slack`` more or less. So the learner continues learning while
 # nothing waits, and takes what waits otherwise.
 from torchrl_o2o.trainers import evaluate
 

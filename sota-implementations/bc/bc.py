@@ -40,7 +40,7 @@ def best_only(problem: Problem, share: float) -> Problem:
 
 
 def train(cfg: DictConfig) -> None:
-    """Clone, or read what was cloned; go on as ``learner`` says."""
+    """Clone, or read what was cloned; continue as ``learner`` says."""
     check_option("learner", cfg.learner, ("none", *LEARNERS))
     if cfg.learner == "sac" and cfg.policy == "deterministic":
         raise O2OSpecError("learner=sac needs a stochastic policy; clone policy=tanh_gaussian or policy=gaussian")

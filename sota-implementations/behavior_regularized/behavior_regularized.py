@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""BRAC (Wu et al. 2019) and BEAR (Kumar et al. 2019): pre-train, hand over, go on online with the same update.
+"""BRAC (Wu et al. 2019) and BEAR (Kumar et al. 2019): pre-train, hand over, continue online with the same update.
 
     python sota-implementations/behavior_regularized/behavior_regularized.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/behavior_regularized/behavior_regularized.py method=brac_p task=hopper

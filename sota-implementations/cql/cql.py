@@ -68,7 +68,7 @@ def finetune_trajectories(
     assert isinstance(online.collector, StepCollector)
     online.collector.on_cut = trajectory.truncate  # its last row is not in the buffer yet
     with online:
-        online.log(trajectory.metrics)  # of a run that goes on
+        online.log(trajectory.metrics)  # of a run that continues
         for step, data in online.steps():
             if trajectory.over:  # cut by a failure of the environment
                 learn(step)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""FQL (Park et al. 2025), Q-chunking (Li et al. 2025) and their relatives: pre-train, hand over, go on online.
+"""FQL (Park et al. 2025), Q-chunking (Li et al. 2025) and their relatives: pre-train, hand over, continue online.
 
     python sota-implementations/qc/qc.py task=pointmaze-medium preset=cpu seed=0
     python sota-implementations/qc/qc.py algorithm=fql task=... ; also qc_fql, bfn, fql_n, bfn_n, rlpd_ac, qc_rlpd

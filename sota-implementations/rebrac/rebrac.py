@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""ReBRAC (Tarasov et al. 2023): pre-train, hand over, go on online without the critics' penalty.
+"""ReBRAC (Tarasov et al. 2023): pre-train, hand over, continue online without the critics' penalty.
 
     python sota-implementations/rebrac/rebrac.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/rebrac/rebrac.py preset=cpu seed=1 pretrained=runs/rebrac/.../seed0/offline

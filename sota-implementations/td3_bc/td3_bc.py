@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""TD3+BC (Fujimoto & Gu 2021): pre-train, hand over, go on online with the same loss and exploration noise.
+"""TD3+BC (Fujimoto & Gu 2021): pre-train, hand over, continue online with the same loss and exploration noise.
 
     python sota-implementations/td3_bc/td3_bc.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/td3_bc/td3_bc.py task=halfcheetah preset=cpu pretrained=runs/td3_bc/.../seed0/offline

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""WSRL (Zhou et al. 2024): learn offline, look around with the frozen policy, go on without the data.
+"""WSRL (Zhou et al. 2024): learn offline, look around with the frozen policy, continue without the data.
 
     python sota-implementations/wsrl/wsrl.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/wsrl/wsrl.py preset=cpu handover.warmup_steps=0 pretrained=runs/wsrl/.../seed0/offline

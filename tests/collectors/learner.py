@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A learner that a test can kill: stores what actors send, checkpoints, goes on; the folder is the first argument."""
+"""A learner that a test can kill: stores what actors send, checkpoints, continues; the folder is the first argument."""
 
 from __future__ import annotations
 

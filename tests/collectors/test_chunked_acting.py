@@ -174,7 +174,7 @@ def test_fast_actors_carry_chunks_out(kind: str) -> None:
         np.testing.assert_allclose(got, chunk[:, step : step + 1], rtol=1e-5, atol=1e-6)
     act.reset()
     np.testing.assert_allclose(act(observation, noise.numpy()), chunk[:, :1], rtol=1e-5, atol=1e-6)
-    act.reset(np.array([True, False]))  # the second row goes on with its chunk
+    act.reset(np.array([True, False]))  # the second row continues with its chunk
     np.testing.assert_allclose(act(observation, noise.numpy()), [*chunk[:1, :1], *chunk[1:, 1:2]], rtol=1e-5, atol=1e-6)
     assert act(np.ones(3)).shape == (1,)
 

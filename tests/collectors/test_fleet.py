@@ -520,7 +520,7 @@ def test_a_real_actor_of_another_version_delivers_nothing():
     ("wrong", "said"),
     [
         ("type", r"'observation' is torch\.float64 in place of torch\.float32.*; give it the learner's task"),
-        ("shape", r"got observations of shape \(4,\), expected \[3\].*; mend them"),
+        ("shape", r"got observations of shape \(4,\), expected \[3\].*; fix them"),
     ],
 )
 def test_a_real_actor_of_another_task_delivers_nothing(wrong: str, said: str):
@@ -581,7 +581,7 @@ def numbered_by_process(number: int, attempt: int) -> Iterator[TensorDict]:
 
 
 def test_a_killed_learner_goes_on_from_its_checkpoint(tmp_path: Path):
-    """What is stored after it is what its checkpoint held, and new rows; the counts go on from there."""
+    """What is stored after it is what its checkpoint held, and new rows; the counts continue from there."""
     if (child := os.fork()) == 0:
         die = partial(lambda step, crew: os.kill(os.getpid(), signal.SIGKILL) if step >= 37 else None)
         learner.learn(tmp_path, Scripted(numbered_by_process), total=60, at_step=die)
@@ -607,7 +607,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_learners_killed_twenty_times(tmp_path: Path):
-    """Real actors: they end with their learner; the next one goes on, and in the end every count is exact."""
+    """Real actors: they end with their learner; the next one continues, and in the end every count is exact."""
     draw, said, last = random.Random(0), tmp_path / "said", 0
     command = [sys.executable, "-m", "tests.collectors.learner", str(tmp_path)]
     where: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
@@ -621,7 +621,7 @@ def test_learners_killed_twenty_times(tmp_path: Path):
         child.kill()
         child.wait()
         step, *actors = map(int, said.read_text().split())
-        assert step > last - 10, "it went on from the last checkpoint"
+        assert step > last - 10, "it continued from the last checkpoint"
         last, deadline = step, time.monotonic() + 20.0
         while not all(map(is_gone, actors)):
             assert time.monotonic() < deadline, "actors end with their learner"

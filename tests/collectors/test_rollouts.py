@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""ReturnConditionedRollouts: what the policy is shown, what is delivered, and going on."""
+"""ReturnConditionedRollouts: what the policy is shown, what is delivered, and continuing."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torchrl_o2o.commands.cli import main
 
 
 class Became(Exception):
-    """Raised in the place of becoming another program."""
+    """Raised in place of becoming another program."""
 
 
 @pytest.fixture

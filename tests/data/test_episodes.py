@@ -88,7 +88,7 @@ SUMS: list[Callable[[TensorDict], Any]] = [
 @pytest.mark.parametrize("form", SUMS)
 def test_shuffled_rows_are_refused(form: Callable[[TensorDict], Any]) -> None:
     data = rows([0, 0, 0, 1, 1, 1], [1.0] * 6, [2, 5])
-    with pytest.raises(O2ODataError, match="episode 1 breaks off after row 0 and goes on further down"):
+    with pytest.raises(O2ODataError, match="episode 1 breaks off after row 0 and continues further down"):
         form(data[torch.tensor([3, 0, 4, 1, 5, 2])])
 
 

@@ -105,7 +105,7 @@ def test_offline_rows_are_there_once() -> None:
 
 @pytest.mark.parametrize("count", [5, 11])
 def test_saved_and_restored_for_itself(tmp_path: Path, count: int) -> None:
-    """Also by a storage of its own: a single run can go on from a checkpoint of many."""
+    """Also by a storage of its own: a single run can continue from a checkpoint of many."""
     ours, own = pairs()
     fill(ours, count=count)
     Checkpointer(tmp_path, objects={}, buffer=ours[1]).save(1)

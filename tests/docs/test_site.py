@@ -58,13 +58,13 @@ def test_links_that_leave_the_pages_become_pages_or_names(site: dict) -> None:
     source = [
         "[code](../../torchrl_o2o/objectives/awac.py) [script](../../sota-implementations/awac) [a](../data.md#forms)"
     ]
-    site["links"].mend(None, "algorithms/awac", source)
+    site["links"].fix(None, "algorithms/awac", source)
     assert source == ["code [script](../generated/script-awac.md) [a](../data.md#forms)"]
     with pytest.raises(FileNotFoundError, match=r"docs/nothing\.md"):
-        site["links"].mend(None, "algorithms/awac", ["[x](../nothing.md)"])
+        site["links"].fix(None, "algorithms/awac", ["[x](../nothing.md)"])
 
 
 def test_shapes_are_escaped_outside_of_code(site: dict) -> None:
     lines = ["shape [*B, A] of |Q|, ``[*B]``", "", ".. math::", "    |x| * [*B]", ">>> f(*args)"]
-    site["docstrings"].mend(None, "function", "f", None, None, lines)
+    site["docstrings"].fix(None, "function", "f", None, None, lines)
     assert lines == [r"shape [\*B, A] of \|Q\|, ``[*B]``", "", ".. math::", "    |x| * [*B]", ">>> f(*args)"]

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A restored environment goes on bit for bit, in the middle of an episode and through the next reset."""
+"""A restored environment continues bit for bit, in the middle of an episode and through the next reset."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""State that hides: what has two names, views, closures, slots and bound methods goes on exactly, or is refused."""
+"""State that hides: what has two names, views, closures, slots and bound methods continues exactly, or is refused."""
 
 from __future__ import annotations
 

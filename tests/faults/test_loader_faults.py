@@ -272,14 +272,16 @@ def test_case_a05_shuffled_rows() -> None:
     arrays = walk()
     order = np.random.default_rng(1).permutation(240)
     shuffled = {name: values[order] for name, values in arrays.items()}
-    with pytest.raises(O2ODataError, match=r"go on in another row than the next, first at episode 0, step 0: the rows"):
+    with pytest.raises(
+        O2ODataError, match=r"continue in another row than the next, first at episode 0, step 0: the rows"
+    ):
         load(shuffled)
     single = load(shuffled | {"episode": np.arange(240)}, min_episode_length=1)
     assert len(single) == 240
     numbered = {**shuffled, "episode": (np.arange(240) // LIMIT)[order]}
     with pytest.raises(O2ODataError, match=r"row \d+ ends episode \d+, which has rows after it: the rows are shuffled"):
         load(numbered)
-    with pytest.raises(O2ODataError, match=r"episode \d+ comes again in row \d+, and nothing says"):
+    with pytest.raises(O2ODataError, match=r"episode \d+ appears again in row \d+, and nothing shows"):
         load(without(numbered, "timeouts"))
     with pytest.raises(O2ODataError, match=r"row \d+ ends episode \d+"):
         load(without(numbered, "next_observations"))
@@ -309,17 +311,17 @@ def pendulum(steps: int = 2_400, **columns: Any) -> dict[str, np.ndarray]:
 
 
 def test_case_a05_shuffled_rows_of_an_environment_that_moves_in_time() -> None:
-    """Episodes that end by themselves, as Hopper's: their lengths say nothing, but no entry goes on."""
+    """Episodes that end by themselves, as Hopper's: their lengths say nothing, but no entry continues."""
     arrays, order = pendulum(timeouts=np.zeros(2_400, bool)), np.random.default_rng(1).permutation(2_400)
     shuffled = {name: values[order] for name, values in arrays.items()}
     said: dict[str, Any] = {"action_bounds": (-1, 1), "max_episode_steps": 100_000, "min_episode_length": 1}
     assert len(load(arrays, env="Pendulum-v1", **said)) > 2_000
-    with pytest.raises(O2ODataError, match="the rows are shuffled: no entry of the observation goes on"):
+    with pytest.raises(O2ODataError, match="the rows are shuffled: no entry of the observation continues"):
         load(shuffled, env="Pendulum-v1", **said)
     assert check_offline(shuffled, **said).codes[0] == "no_entry_goes_on", "a warning where nothing is known"
     noise = pendulum(observations=np.random.default_rng(2).normal(size=(2_400, 3)).astype(np.float32))
     noise["observations"][:, 0] = pendulum()["observations"][:, 0]
-    assert "shuffled" not in check_offline(noise, env="Pendulum-v1", **said).codes, "one entry goes on: that is order"
+    assert "shuffled" not in check_offline(noise, env="Pendulum-v1", **said).codes, "one entry continues: that is order"
 
 
 def test_case_a05_timeouts_all_false_beside_next_observations() -> None:
@@ -375,12 +377,12 @@ def test_case_a05_interleaved_rows_are_grouped(following: bool, flags: bool) -> 
 
 
 def test_case_a05_episode_numbers_that_come_again() -> None:
-    """Files put together: the numbers begin anew, and nothing of one file goes on in the other."""
+    """Files put together: the numbers begin anew, and nothing of one file continues in the other."""
     arrays = walk() | {"episode": np.tile(np.arange(120) // LIMIT, 2)}
     assert np.bincount(load(arrays)["episode"]).tolist() == [LIMIT] * 12
-    with pytest.raises(O2ODataError, match="episode 0 comes again in row 120, and nothing says"):
+    with pytest.raises(O2ODataError, match="episode 0 appears again in row 120, and nothing shows"):
         load(without(arrays, "timeouts"))
-    with pytest.raises(O2ODataError, match="episode 0 comes again in row 120, and nothing says"):
+    with pytest.raises(O2ODataError, match="episode 0 appears again in row 120, and nothing shows"):
         load(without(arrays, "timeouts", "next_observations"))
 
 
@@ -789,7 +791,7 @@ def test_case_c26_images_of_few_formats_and_sizes(
             load(folder, cache=False)
 
 
-# D: data of one's own
+# D: data of your own
 
 
 def test_case_d_arrays_never_written(tmp_path: Path) -> None:

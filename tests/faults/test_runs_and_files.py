@@ -211,7 +211,7 @@ def test_case_b20_a_sink_that_fails_does_not_end_the_run(tmp_path: Path, fails_a
             recorder.log(step, {"train/loss": 1.0})
         recorder.close()
 
-    with pytest.warns(UserWarning, match=r"Failing FAILED \(OSError.*No space left.*the run goes on"):
+    with pytest.warns(UserWarning, match=r"Failing FAILED \(OSError.*No space left.*the run continues"):
         run()
     assert sink.rows == {"write": 1, "rewind": 0, "close": 2}[fails_at]
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
@@ -465,7 +465,7 @@ def test_case_b18_a_run_folder_that_was_moved(tmp_path: Path) -> None:
             for _ in session.online(first.collector):
                 first.update()
 
-    with pytest.raises(O2OCheckpointError, match="it was moved or removed while the run went on; move it back"):
+    with pytest.raises(O2OCheckpointError, match="it was moved or removed while the run continued; move it back"):
         move_after_the_offline_phase()
     assert folders.steps(tmp_path / "run" / "checkpoints") == [15, 14], "the run that took the name is whole"
     whole = TwoPhases(tmp_path / "elsewhere", resume=True).run()
@@ -804,7 +804,7 @@ def test_case_d_figures_show_whole_labels_and_plain_numbers(tmp_path: Path, monk
     kept: list[Any] = []
     real = figure.Figure.savefig
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (kept.append(self), real(self, *a, **k)))
-    labels = [f"rlpd {number} with_a_long_key=and a long value that goes on" for number in range(5)]
+    labels = [f"rlpd {number} with_a_long_key=and a long value that continues" for number in range(5)]
     curves = [Curve(label, np.arange(3), 1000 + np.arange(3) / 1e3) for label in labels]
     draw_panels([Panel("door", "return", curves)], tmp_path / "a.png")
     (drawn,) = kept

@@ -217,7 +217,7 @@ def test_earlier_states_have_their_box(inside: bool) -> None:
 
 
 def test_the_box_has_the_type_of_the_networks() -> None:
-    """An actor of one's own may state a box of float64, as environments do; clipped actions became float64 by it."""
+    """An actor of your own may state a box of float64, as environments do; clipped actions became float64 by it."""
     spec = Bounded(-1.0, 1.0, shape=(2,), dtype=torch.float64)
     actor = Actor(torch.nn.Linear(3, 2), in_keys=["observation"], spec=Composite(action=spec))
     loss = TD3BCLoss(actor, critics())

@@ -23,7 +23,7 @@ SMALL: Any = {"features": (8, 8), "strides": (2, 2), "latent_dim": 10}
 
 
 def with_frames(batch: TensorDict, key: Any = "observation") -> TensorDict:
-    """Random frames in the place of random vectors."""
+    """Random frames in place of random vectors."""
     generator = torch.Generator().manual_seed(0)
     for entry in (key, ("next", *key) if isinstance(key, tuple) else ("next", key)):
         frames = torch.randint(0, 256, (len(batch), 9, 16, 16), generator=generator, dtype=torch.uint8)

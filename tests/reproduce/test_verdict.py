@@ -123,7 +123,7 @@ def test_a_fall_after_the_window_does_not_count(window: float, kept: float) -> N
 
 
 def test_a_method_that_acts_otherwise_from_step_0_on_is_measured_from_another_groups_start() -> None:
-    """Group a falls at the hand-over itself, from the 40 of the policy that b goes on with to 3."""
+    """Group a falls at the hand-over itself, from the 40 of the policy that b continues with to 3."""
     runs = [*curves("a", 3.0, 5.0, 60.0), *curves("b", 40.0, 41.0, 42.0)]
     parts = {name: Comparison("a", None, name, "no_less", 3.0, start="b") for name in ("kept", "gain")}
     assert {name: judged(part, runs) for name, part in parts.items()} == {"kept": -37.0, "gain": 20.0}

@@ -55,7 +55,7 @@ def numbers(state: Any, where: str = "") -> dict[str, float | torch.Tensor]:
 
 
 def assert_resumed_is_bit_for_bit(make: MakeLearner, batch: TensorDictBase, stop: int, updates: int) -> None:
-    """A new learner that compiles anew goes on from what was saved as the first one does."""
+    """A new learner that compiles anew continues from what was saved as the first one does."""
     first, resumed = make(True), make(True)
     torch.manual_seed(0)
     for _ in range(stop):

@@ -126,7 +126,7 @@ def test_uniform_is_rlpd(tmp_path: Path) -> None:
 
 
 def seeded_again(make: Callable[..., Any]) -> Callable[..., Any]:
-    """The density ratio's initialization takes random numbers; both runs go on from the same state."""
+    """The density ratio's initialization takes random numbers; both runs continue from the same state."""
 
     def made(*arguments: Any) -> Any:
         learner = make(*arguments)

@@ -47,7 +47,7 @@ class TestOff2On(PhasesContract):
             assert rows(tmp_path / "whole" / folder) == rows(tmp_path / "parts" / folder)
 
     def test_epochs_density_ratio_and_priorities(self, tmp_path: Path) -> None:
-        """Updates come in epochs, 16 after 8 frames, then 8 each; all state of replay goes on where it was."""
+        """Updates come in epochs, 16 after 8 frames, then 8 each; all state of replay continues where it was."""
         every = "schedule.checkpoint_every=17"
         self.train(tmp_path / "whole", every)
         trained = [row for row in rows(tmp_path / "whole") if "train/loss_qvalue" in row]

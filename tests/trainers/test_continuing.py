@@ -188,7 +188,7 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
         continue_run(run, [record(tmp_path / "third.npz", 6)], num_steps=4)
     with pytest.raises(O2OCheckpointError, match=r"round 2 of .* has 2 updates left"):
         continue_run(run, [record(tmp_path / "more.npz", 7)], num_steps=4, resume=True)  # other data of the same name
-    with pytest.raises(O2OSpecError, match="got num_steps=5, the round that goes on has 4"):
+    with pytest.raises(O2OSpecError, match="got num_steps=5, the round that continues has 4"):
         continue_run(run, num_steps=5, resume=True)
 
 
@@ -208,7 +208,7 @@ _Q = "qvalue.hidden_sizes=[16]"
 _BRAC = (_Q, "clone_steps=2", "warm_start=2", "best_of=3")
 _CHUNKS = ("hidden_sizes=[16]", "phases.flow.warmup=0", "phases.rlpd.random=4")
 _SAMG = ("encoder.hidden_sizes=[16]", "encoder.num_steps=6", "handover.warmup_steps=2", "threshold=0.2")
-#: Scripts that go on, with words and with the phases that do.
+#: Scripts that continue, with words and with the phases that do.
 BOTH, FIRST = ("offline", "."), ("offline",)
 
 
@@ -266,7 +266,7 @@ def newest_rows(folder: Path) -> int:
 
 def test_a_method_that_cannot_and_a_run_that_is_not_over(run: Path, tmp_path: Path) -> None:
     for config, said in {
-        "off2on": r"is a run of off2on online, which cannot go on from recordings alone: its rows have priorities",
+        "off2on": r"is a run of off2on online, which cannot continue from recordings alone: its rows have priorities",
         "awr": r"is a run of awr, which cannot .*: one of its steps is an iteration .*; expected",
         "bc-gaussian-none": r"a share of 0.1 of its data \(best_episodes\)",
     }.items():

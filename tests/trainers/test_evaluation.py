@@ -423,5 +423,5 @@ def test_an_environment_in_place_of_its_builder_is_named(env_class):
 
 def test_an_episode_that_may_never_end_is_told(env_class, monkeypatch):
     monkeypatch.setattr("torchrl_o2o.trainers.evaluation._LONG", 6)
-    with pytest.warns(UserWarning, match=r"goes on after 6 steps; .* put gymnasium.wrappers.TimeLimit around it"):
+    with pytest.warns(UserWarning, match=r"continues after 6 steps; .* put gymnasium.wrappers.TimeLimit around it"):
         evaluate(linear_actor(), env_class, num_episodes=1, seed=6)  # of seven steps

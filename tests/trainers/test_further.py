@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What is a method's own when a run goes on from recordings: pools, phases, confidences, weights that fall."""
+"""What is a method's own when a run continues from recordings: pools, phases, confidences, weights that fall."""
 
 from __future__ import annotations
 

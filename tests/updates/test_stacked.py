@@ -83,7 +83,7 @@ def test_kernels(kind: str) -> None:
 
 
 def test_agents_stay_usable_and_loaded_states_are_followed(captured: list[Any]) -> None:
-    """Saved agent by agent and loaded into other ones that had run together: they go on bit for bit."""
+    """Saved agent by agent and loaded into other ones that had run together: they continue bit for bit."""
     agents, others = make_agents("rlpd"), make_agents("rlpd")
     update, resumed = stacked("rlpd", agents), stacked("rlpd", others)
     update(make_batches(0))

@@ -132,7 +132,7 @@ def test_weight_decay_groups_and_a_changing_learning_rate(captured: list[Any]) -
 
 
 def test_resume_is_exact(captured: list[Any]) -> None:
-    """Loss and optimizers are all there is: saved and loaded into new objects, the run goes on bit for bit."""
+    """Loss and optimizers are all there is: saved and loaded into new objects, the run continues bit for bit."""
     agent, batch = make_agent("rlpd"), make_batch()
     update = make_update("rlpd", agent)
     torch.manual_seed(1)

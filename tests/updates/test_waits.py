@@ -23,7 +23,7 @@ READS = {ATEN._local_scalar_dense.default, ATEN.nonzero.default, ATEN.masked_sel
 
 
 class Reads(TorchDispatchMode):
-    """Counts operations whose result, or the shape of it, the processor has to know before it can go on."""
+    """Counts operations whose result, or the shape of it, the processor has to know before it can continue."""
 
     def __init__(self) -> None:
         super().__init__()

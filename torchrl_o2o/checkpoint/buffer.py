@@ -196,7 +196,7 @@ class BufferArchive:
         if {region.name: region for region in present} != regions:
             raise O2OCheckpointError(
                 f"the checkpoint's rows are {list(regions.values())}, its writer counts {present}: they are not of one "
-                "save; move this checkpoint away to go on with the one before it"
+                "save; move this checkpoint away to continue with the one before it"
             )
         self._look(present)
         self.adopt(saved)
@@ -215,8 +215,8 @@ class BufferArchive:
         if given is not None and self._given is not None and given != self._given:
             raise O2OCheckpointError(
                 "the buffer's offline rows are as many as those that the checkpoint's run was given, but not the same: "
-                "other data of the same name, or a convention that was fitted anew; resume with the data and the "
-                "convention of that run, or start anew in another folder"
+                "other data of the same name, or a convention that was fitted again; resume with the data and the "
+                "convention of that run, or start a new run in another folder"
             )
 
     def _restore_generator(self, state: list[Any] | None) -> None:

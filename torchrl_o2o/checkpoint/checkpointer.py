@@ -41,7 +41,7 @@ _NO_ROWS: dict[str, Any] = {"regions": [], "segments": [], "given": None}
 
 
 class Checkpointer:
-    """Save everything a run needs to go on as if it had never stopped, and restore it.
+    """Save everything a run needs to continue as if it had never stopped, and restore it.
 
     Beside the given objects and buffer it keeps the states of the global random generators. Making one sweeps away
     what a killed process left in the folder.
@@ -121,7 +121,7 @@ class Checkpointer:
         Raises:
             O2OCheckpointError: if it cannot be written (disk full, an object whose state is not plain, a folder that
                 was moved), or its step is not above those in the folder. The checkpoints before it are intact and the
-                run may go on.
+                run may continue.
             O2OSpecError: if the step is no whole number of at least 0.
         """
         step = check_count("step", step)
@@ -190,7 +190,7 @@ class Checkpointer:
         """
         manifest, damaged = newest_valid(self.folder)
         if manifest is None:
-            _LOG.info("no checkpoint in %s to go on with: the run starts afresh", self.folder)
+            _LOG.info("no checkpoint in %s to continue with: the run starts afresh", self.folder)
             return None
         check_config(manifest["config"], self._config)
         self._check_objects(manifest)

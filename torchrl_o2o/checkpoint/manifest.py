@@ -59,7 +59,7 @@ def _read(path: Path) -> bytes:
         if error.errno in _MISSING:
             raise DamagedError(f"{path} is missing ({error})") from error
         raise O2OCheckpointError(
-            f"{path} cannot be read at the moment ({error}), so nothing is known of its checkpoint; mend that and "
+            f"{path} cannot be read at the moment ({error}), so nothing is known of its checkpoint; fix that and "
             "resume again, or move the checkpoint away to do without it"
         ) from error
 

@@ -106,7 +106,7 @@ def newest_valid(root: Path) -> tuple[dict[str, Any] | None, list[int]]:
     if damaged:
         raise O2OCheckpointError(
             f"every checkpoint in {root} is damaged (steps {damaged}, see the warnings); "
-            "restore the files from a copy, or start anew in another folder"
+            "restore the files from a copy, or start a new run in another folder"
         )
     return None, []
 
@@ -115,7 +115,7 @@ def _steps(root: Path) -> list[int]:
     try:
         return steps(root)
     except OSError as error:
-        raise O2OCheckpointError(f"{root} cannot be read at the moment ({error}); mend that and try again") from error
+        raise O2OCheckpointError(f"{root} cannot be read at the moment ({error}); fix that and try again") from error
 
 
 def _check_format(manifest: Any, root: Path, step: int) -> None:
@@ -155,7 +155,7 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     if differing:
         raise O2OCheckpointError(
             f"the checkpoint is of another configuration: {'; '.join(differing)}. "
-            "Resume with its configuration, or start anew in another folder"
+            "Resume with its configuration, or start a new run in another folder"
         )
 
 

@@ -52,14 +52,14 @@ class Fleet:
     Older ones than ``max_staleness`` are not delivered.
 
     **What is not delivered**, counted by reason in :attr:`refused`: rows of another version of this package, of other
-    entries, shapes or types (either ends that actor for good, since it would never mend), with values that are not
+    entries, shapes or types (either ends that actor for good, since that would never change), with values that are not
     finite, by a policy that was never published, too old, or rejected by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each
     is a warning the first time.
 
     **An actor that dies** is started again, in a new episode, at most ``max_restarts`` times in a row without a
     transition; then it is given up. What was delivered stays, once. The last row of an episode that was cut off is
     marked truncated; to know it for the last, each row waits here for the next one of its actor. Rows that wait when
-    the fleet is shut down or saved are the last of episodes that nobody goes on with: so marked, they come first when
+    the fleet is shut down or saved are the last of episodes that nobody continues with: so marked, they come first when
     it is iterated again or resumed.
 
     Args:
@@ -206,7 +206,7 @@ class Fleet:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned; the actors begin new episodes, with new random numbers."""
+        """Continue from what :meth:`state_dict` returned; the actors begin new episodes, with new random numbers."""
         known = {**self.state_dict(), **dict.fromkeys(("owed", "refused", "starts", "last_rows"))}
         check_state(self, state_dict, known, optional=("starts", "last_rows"))
         for name in ("frames", "version", "owed", "restarts"):
@@ -302,7 +302,7 @@ class Fleet:
 
     def _check_alive(self) -> None:
         if len(self._given_up) == self.num_actors:
-            raise EnvFaultError(f"no actor is left: {self._given_up}; mend them, and resume from the last checkpoint")
+            raise EnvFaultError(f"no actor is left: {self._given_up}; fix them, and resume from the last checkpoint")
 
     def _cut_off(self, number: int, error: Exception) -> list[TensorDictBase]:
         """An actor has died."""

@@ -55,7 +55,7 @@ def start_ray(address: str | None, instead: str) -> None:
 
 
 def check_ray(instead: str) -> None:
-    """Refuse to go on without Ray.
+    """Refuse to continue without Ray.
 
     Args:
         instead: what else there is.

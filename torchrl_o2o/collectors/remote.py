@@ -379,7 +379,7 @@ class ProcessActors(PublishedActors):
         seed: of environments and noise, with the actor's number and attempt. Defaults to 0.
         frames_per_batch: transitions that an actor sends at once. Defaults to 1.
         intervened: whether transitions carry :data:`~torchrl_o2o.data.INTERVENED`, from the ``info["intervened"]`` of
-            the environment's steps: the action that was executed in the place of the policy's, in its units. Steps
+            the environment's steps: the action that was executed in place of the policy's, in its units. Steps
             without it had none. Defaults to ``False``.
         start_method: ``"forkserver"`` (default) imports the package once for all actors, so that one starts in a
             fraction of a second; ``"spawn"`` imports it for each.

@@ -146,6 +146,6 @@ class ReturnConditionedRollouts:
         return {"frames": self.frames, "episodes": self.episodes}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Continue from what :meth:`state_dict` returned."""
         check_state(self, state_dict, {"frames": 0, "episodes": 0})
         self.frames, self.episodes = state_dict["frames"], state_dict["episodes"]

@@ -306,7 +306,7 @@ class StepCollector:
         """Restore what :meth:`state_dict` returned.
 
         An environment whose state could not be captured starts a new episode; ``restarted`` then says so. If an episode
-        was under way, ``on_cut`` is called when collecting goes on, since by then the buffer is restored too.
+        was under way, ``on_cut`` is called when collecting continues, since by then the buffer is restored too.
         """
         known = {"frames": 0, "step_count": 0} | dict.fromkeys(("observation", "episode_reward", "env", "queue"))
         check_state(self, state_dict, known, optional=("queue",))

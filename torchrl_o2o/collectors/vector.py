@@ -440,7 +440,7 @@ def _require_finite(observation: np.ndarray, reward: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(parts).all(1))
     if len(bad):
         raise EnvFaultError(
-            f"environments {bad.tolist()} returned an observation or a reward that is not finite; mend them, or build "
+            f"environments {bad.tolist()} returned an observation or a reward that is not finite; fix them, or build "
             f"them by make_vector_env from GuardedEnv"
         )
 

@@ -28,7 +28,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "--data", nargs="+", default=[], metavar="NEW", help="new recordings, each as in `o2o data show`"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="updates to make")
-    parser.add_argument("--resume", action="store_true", help="go on with a round that was stopped")
+    parser.add_argument("--resume", action="store_true", help="continue with a round that was stopped")
     parser.add_argument(
         "--without-env", action="store_true", help="build no environment: no evaluation, and a weaker audit"
     )

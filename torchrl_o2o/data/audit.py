@@ -57,7 +57,7 @@ class _Subject:
         return rows - self.starts[torch.searchsorted(self.starts, rows, right=True) - 1]
 
     def same_episode(self) -> Tensor:
-        """Whether a row's episode goes on in the next row, [N - 1]."""
+        """Whether a row's episode continues in the next row, [N - 1]."""
         episode = self.data.get(EPISODE)
         same = episode[1:] == episode[:-1]
         return same if self.rows is None else same & (self.rows[1:] == self.rows[:-1] + 1)
@@ -117,7 +117,7 @@ def audit(
     rows not continuing in the next row, next observations that are the next episode's first, the row's own or zeros at
     time limits, most rows zero throughout. Warnings: columns without
     variation, rewards that are all equal or beyond 1e6, some next observations that do not continue in the next row, an
-    episode that goes on after its end.
+    episode that continues after its end.
 
     Args:
         data: transitions [N] with the entries of :data:`~torchrl_o2o.data.TRANSITION` and ``episode``. Not modified.
@@ -293,7 +293,7 @@ def _check_flags(subject: _Subject) -> list[Finding]:
     last = torch.cat([episode[1:] != episode[:-1], torch.ones(1, dtype=torch.bool)])
     findings += subject.finding(
         "goes_on", "warning", done & ~last, ("next", "done"),
-        "{count} transitions are done although their episode goes on, {place}; returns stop there.",
+        "{count} transitions are done although their episode continues, {place}; returns stop there.",
     )  # fmt: skip
     findings += subject.finding(
         "unfinished", "warning", last & ~done, ("next", "done"),
@@ -383,7 +383,7 @@ def _check_alignment(subject: _Subject) -> list[Finding]:
     if _count(broken) > _count(same) // 2 and _come_elsewhere(observation, following, broken):
         return subject.finding(
             "shuffled", "error", broken, ("next", "observation"),
-            f"{{count}} of {_count(same)} transitions go on in another row than the next, {{place}}: the rows are "
+            f"{{count}} of {_count(same)} transitions continue in another row than the next, {{place}}: the rows are "
             "shuffled. Put them in order; or, if they are single transitions, give each row an episode of its own (an "
             "array episode = 0, 1, 2, ...) and pass min_episode_length=1.",
         )  # fmt: skip

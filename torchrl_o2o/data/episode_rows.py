@@ -24,8 +24,8 @@ __all__ = ["EpisodeRows"]
 class EpisodeRows:
     """Transitions of one environment, kept until their episode has ended and sums over n steps are known.
 
-    DrQ-v2's replay, too, has an episode when it has ended. Put it among a run's objects, so that a resumed run goes on
-    in mid-episode, and give :meth:`cut` to the collector as ``on_cut``.
+    DrQ-v2's replay, too, has an episode when it has ended. Put it among a run's objects, so that a resumed run
+    continues in mid-episode, and give :meth:`cut` to the collector as ``on_cut``.
 
     Args:
         n: steps of a sum, at least 1; with 1, too, rows come when their episode has ended.

@@ -30,8 +30,9 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         [N] int64.
 
     Raises:
-        O2ODataError: if ``episode`` is missing or is not one whole number a row, an episode that has not ended goes on
-            further down (the rows were shuffled), or rows are none (:func:`~torchrl_o2o.data.keys.check_padding`).
+        O2ODataError: if ``episode`` is missing or is not one whole number a row, an episode that has not ended
+            continues further down (the rows were shuffled), or rows only fill up trajectories
+            (:func:`~torchrl_o2o.data.keys.check_padding`).
 
     Examples:
         >>> from tensordict import TensorDict
@@ -40,7 +41,7 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         tensor([0, 0, 1])
         >>> number_episodes(data[torch.tensor([0, 2, 1])])
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2ODataError: episode 3 breaks off after row 0 and goes on further down: the rows are...
+        torchrl_o2o.errors.O2ODataError: episode 3 breaks off after row 0 and continues further down: the rows are...
     """
     check_padding(data)
     episode = data.get(EPISODE, None)
@@ -124,7 +125,7 @@ def column(data: TensorDictBase, values: Tensor, name: str) -> Tensor:
 
 
 def _refuse_shuffled(episode: Tensor, left: Tensor) -> None:
-    """Refuse episodes that go on after rows of others; ``left`` says where others follow on no end, [N - 1]."""
+    """Refuse episodes that continue after rows of others; ``left`` says where others follow on no end, [N - 1]."""
     if not left.any():
         return
     row = torch.arange(len(episode), device=episode.device)
@@ -134,7 +135,7 @@ def _refuse_shuffled(episode: Tensor, left: Tensor) -> None:
     if len(again):
         first = int(again[0])
         raise O2ODataError(
-            f"episode {int(episode[first])} breaks off after row {first} and goes on further down: the rows are "
+            f"episode {int(episode[first])} breaks off after row {first} and continues further down: the rows are "
             f"shuffled. Sums over episodes need the rows of each together and in the order of recording, as "
             f"load_offline gives them"
         )

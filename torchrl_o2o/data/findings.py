@@ -22,7 +22,7 @@ class Finding:
     Args:
         code: a stable name for programs, e.g. ``"non_finite"``.
         severity: ``"error"`` makes the data unusable, ``"warning"`` deserves a look, ``"note"`` tells what was done.
-        message: what was found, what was expected and how to mend it.
+        message: what was found, what was expected and how to fix it.
         count: how many transitions, columns or episodes are concerned.
         key: the entry concerned, ``"next.observation"`` in nested form.
         episode: the first episode concerned.

@@ -229,8 +229,8 @@ def _in_env(note: Finding, facts: EnvFacts | None) -> Finding:
     if note.code != "no_entry_goes_on" or facts is None or not facts.moves:
         return note
     message = (
-        f"the rows are shuffled: no entry of the observation goes on from one row to the next, as in {facts.name} some "
-        "do. Put the rows in the order in which they were recorded, or record next observations with them."
+        f"the rows are shuffled: no entry of the observation continues from one row to the next, as in {facts.name} "
+        "some do. Put the rows in the order in which they were recorded, or record next observations with them."
     )
     return replace(note, code="shuffled", severity="error", message=message)
 

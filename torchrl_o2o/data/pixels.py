@@ -288,7 +288,7 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
             expected = "finite numbers" if key != "action" else "[-1, 1]; map them to it"
             raise O2ODataError(f"{key!r} of episode {number} is {found:g} at step {step}, expected {expected}")
     if out["terminated"][:-1].any():
-        raise O2ODataError(f"episode {number} goes on behind a terminal state; split it there")
+        raise O2ODataError(f"episode {number} continues behind a terminal state; split it there")
     return out
 
 

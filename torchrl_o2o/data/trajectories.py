@@ -78,7 +78,7 @@ class TrajectoryReplay:
         self._appended: set[int] = set()
 
     def append(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
-        """Add one episode, in the place of the oldest where there is no room.
+        """Add one episode, in place of the oldest where there is no room.
 
         Args:
             observation: as the policy sees them, shape [T, o].
@@ -125,7 +125,7 @@ class TrajectoryReplay:
         return {"oldest": self._oldest, "length": len(self.episodes), "appended": episodes}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned, on the same loaded data.
+        """Continue from what :meth:`state_dict` returned, on the same loaded data.
 
         Args:
             state_dict: what was returned.

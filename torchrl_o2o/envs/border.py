@@ -98,7 +98,7 @@ def check_continuous(space: spaces.Space, name: str) -> None:
 
 
 def check_apart(envs: Iterable[gymnasium.Env]) -> None:
-    """Refuse environments of which two are the same one: each would go on with the other's episode.
+    """Refuse environments of which two are the same one: each would continue with the other's episode.
 
     Args:
         envs: that are to be stepped side by side.
@@ -244,7 +244,7 @@ def find_fault(observation: Observation, reward: float = 0.0) -> str | None:
 class CheckedEnv(gymnasium.Wrapper):
     """Pass on copies, and nothing that is malformed or not finite; the cheapest guard, which ends a run.
 
-    Use :class:`~torchrl_o2o.envs.GuardedEnv` to go on after a fault.
+    Use :class:`~torchrl_o2o.envs.GuardedEnv` to continue after a fault.
 
     Args:
         env: with observations in a ``Box``, or in several by name, and continuous actions.
@@ -362,7 +362,9 @@ def _require_finite(env: gymnasium.Env, where: str, observation: Observation, re
 
 
 def _fault(env: gymnasium.Env, what: str) -> EnvFaultError:
-    return EnvFaultError(f"{env_name(env)}: {what}; mend the environment, or put GuardedEnv around it to go on without")
+    return EnvFaultError(
+        f"{env_name(env)}: {what}; fix the environment, or put GuardedEnv around it to continue without"
+    )
 
 
 def _unpacked(where: str, result: Any, names: tuple[str, ...]) -> Any:

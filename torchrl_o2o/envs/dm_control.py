@@ -98,7 +98,7 @@ class DMControlEnv(gymnasium.Env):
         return _joined(self._env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Go on by one step of control."""
+        """Continue by one step of control."""
         self._env._step_count, self._env._reset_next_step = self._steps, False
         step = self._env.step(action)
         self._steps += 1

@@ -36,7 +36,7 @@ from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 
 __all__ = ["EnvFaultError", "GuardedEnv"]
 
-#: The caller's mistakes, which no rebuilding mends.
+#: The caller's mistakes, which no rebuilding fixes.
 _NOT_THE_ENVIRONMENTS = (O2OError, ResetNeeded)
 
 
@@ -194,7 +194,7 @@ class GuardedEnv(gymnasium.Wrapper):
         self._rejected_in_a_row += 1
         if self._rejected_in_a_row > self.max_rejected:
             raise EnvFaultError(
-                f"{what}, {self._rejected_in_a_row} times in a row (max_rejected={self.max_rejected}); mend the "
+                f"{what}, {self._rejected_in_a_row} times in a row (max_rejected={self.max_rejected}); fix the "
                 "environment and resume from the last checkpoint"
             )
         warnings.warn(f"{what}: it is left out and the episode ends ({self.num_rejected} so far)", stacklevel=3)
@@ -204,11 +204,11 @@ class GuardedEnv(gymnasium.Wrapper):
         self.num_rebuilt, self.last_fault = self.num_rebuilt + 1, what
         if self.num_rebuilt > self.max_rebuilds:
             raise EnvFaultError(
-                f"{what}, after {self.max_rebuilds} rebuilds (max_rebuilds); mend the environment and resume from the "
+                f"{what}, after {self.max_rebuilds} rebuilds (max_rebuilds); fix the environment and resume from the "
                 "last checkpoint"
             ) from error
         warnings.warn(
-            f"{what}: the episode ends and the environment is built anew "
+            f"{what}: the episode ends and the environment is rebuilt "
             f"(rebuild {self.num_rebuilt} of {self.max_rebuilds})",
             stacklevel=3,
         )
@@ -253,7 +253,7 @@ class _Watchdog:
         except queue.Empty:
             self._requests = None
             raise EnvFaultError(
-                f"the environment has not answered for {self._timeout:g} s (timeout); mend it, or allow more time, and "
+                f"the environment has not answered for {self._timeout:g} s (timeout); fix it, or allow more time, and "
                 "resume from the last checkpoint"
             ) from None
         if error is not None:

@@ -90,7 +90,7 @@ class StackFrames(gymnasium.Wrapper):
         return self._observed(observation, _Stack.fill), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Go on; the reward is as the environment returns it."""
+        """Continue; the reward is as the environment returns it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._observed(observation, _Stack.push), reward, terminated, truncated, info
 

@@ -60,7 +60,7 @@ _CODE = (type, types.ModuleType, np.ufunc, type(np.clip), np.dtype, EnvSpec, typ
 
 
 def env_state(env: gymnasium.Env) -> dict[str, Any] | None:
-    """Capture an environment, so that :func:`restore_env_state` goes on in the middle of its episode.
+    """Capture an environment, so that :func:`restore_env_state` continues in the middle of its episode.
 
     Covered are MuJoCo environments of gymnasium and gymnasium_robotics, environments whose attributes are plain values,
     arrays, views of them, containers, generators, and functions that close over such (gymnasium's classic control), the

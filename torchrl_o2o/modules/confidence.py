@@ -201,7 +201,7 @@ class DensityRatioConfidence(Confidence):
 
     Not in the paper: the density ratio that A3RL and Off2On learn, put to SAMG's use. Before there are rows of another
     policy, :class:`~torchrl_o2o.objectives.PerturbationRatioLoss` trains it on the data set alone, against its own rows
-    perturbed in the place of :math:`d_\pi`: as SAMG needs it, which goes online without the data set. With rows of the
+    perturbed in place of :math:`d_\pi`: as SAMG needs it, which goes online without the data set. With rows of the
     policy, it is :class:`~torchrl_o2o.objectives.DensityRatioLoss`; stored p do not follow a ratio that is trained on.
 
     Args:

@@ -27,7 +27,7 @@ __all__ = ["DensityRatio", "DensityRatioNet", "Parametrization"]
 
 Parametrization = Literal["logit", "softplus", "relu"]
 
-_LINEAR_BELOW = -15.0  # here log softplus(x) is x to float32's last digit, and softplus itself goes on to underflow
+_LINEAR_BELOW = -15.0  # here log softplus(x) is x to float32's last digit, and softplus itself continues to underflow
 
 
 class DensityRatioNet(nn.Module):

@@ -32,7 +32,7 @@ class Temperature(nn.Module):
         init: initial :math:`\alpha`, positive; a fixed one may be 0. Defaults to 1.
         form: ``"alpha"`` (RLPD, A3RL, jaxrl) or ``"log_alpha"`` (rlkit, CORL, d3rlpy, REDQ, TorchRL); see
             :func:`~torchrl_o2o.functional.temperature_objective`. ``"softplus"`` (WSRL) keeps p of
-            :math:`\alpha=\mathrm{softplus}(p)` as ``raw_alpha`` in the place of ``log_alpha``. Defaults to ``"alpha"``.
+            :math:`\alpha=\mathrm{softplus}(p)` as ``raw_alpha`` in place of ``log_alpha``. Defaults to ``"alpha"``.
 
     Raises:
         O2OSpecError: if ``init`` is negative, or 0 and trained, or the form unknown.

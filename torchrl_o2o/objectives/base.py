@@ -91,7 +91,7 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     # A property of LossModule, which annotates it as here; each loss has more keys than the one before it.
     tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleMethodOverride]
-    # A property too, which TensorDictModuleBase puts in the place of the list that a class states.
+    # A property too, which TensorDictModuleBase puts in place of the list that a class states.
     out_keys: list[NestedKey]
     default_keys = _AcceptedKeys
     default_value_estimator = ValueEstimators.TD0
@@ -422,7 +422,7 @@ class TransitionLoss(ChecksArguments, LossModule):
     def _check_outcome(self, following: TensorDictBase, rows: torch.Size) -> None:
         """Refuse reward and ends that do not fit the values, shape [*rows]; the estimator would not say which.
 
-        Ends are bool: of whole numbers the estimator would take ``~1``, which is -2, for "goes on".
+        Ends are bool: of whole numbers the estimator would take ``~1``, which is -2, for "continues".
         """
         keys = self.tensor_keys
         for key in (keys.reward, keys.done, keys.terminated):

@@ -87,7 +87,7 @@ def carry_over(
 def carry_optimizer(
     state: Mapping[str, Any] | torch.optim.Optimizer, destination: torch.optim.Optimizer
 ) -> torch.optim.Optimizer:
-    """Go on with an offline optimizer's moments and step counts; the online learning rate and settings stay.
+    """Continue with an offline optimizer's moments and step counts; the online learning rate and settings stay.
 
     The references differ: Cal-QL, IQL and ACA's code keep them, starting afresh is the recommendation for ACA.
 

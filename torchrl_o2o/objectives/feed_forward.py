@@ -105,7 +105,7 @@ def event_dims(network: nn.Module) -> tuple[int, ...]:
 
     Returns:
         (1,) for layers that take vectors one by one, (1, 3) if there are convolutions among them. None of both where
-        it is not known: a module of one's own may put its input into another shape before its first layer.
+        it is not known: a module of your own may put its input into another shape before its first layer.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor

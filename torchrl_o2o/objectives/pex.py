@@ -217,8 +217,8 @@ class PEXLoss(IQLLoss):
 
         Keyword Args:
             greedy: ``None`` (default) collects: the new policy's sample, a draw by the probabilities. A number
-                :math:`\epsilon` evaluates: with probability :math:`1-\epsilon` the new policy's mode in the place of
-                its sample, and, independently, the larger value in the place of the draw.
+                :math:`\epsilon` evaluates: with probability :math:`1-\epsilon` the new policy's mode in place of
+                its sample, and, independently, the larger value in place of the draw.
             like: any action of the states, shape [*B, A], for shape and type of the noise; ``None`` (default) takes the
                 offline policy's.
 

@@ -50,8 +50,8 @@ _DESCRIBED = ("id", "resumed", "config", "command", "commit", "versions", "threa
 class Recorder:
     """Write a run's configuration and metrics into its folder.
 
-    A resumed run (``resume=True``) goes on with the same files. Loading the recorder's state from a checkpoint cuts the
-    rows that were written after it, so that the file ends up as an uninterrupted run's, except for the times. If no
+    A resumed run (``resume=True``) continues with the same files. Loading the recorder's state from a checkpoint cuts
+    the rows that were written after it, so that the file ends up as an uninterrupted run's, except for the times. If no
     state is loaded, the first row logged cuts the rows of its own step and later ones, with a warning.
 
     Args:
@@ -61,7 +61,7 @@ class Recorder:
         config: the run's configuration, a mapping or dataclass of plain values (see
             :func:`~torchrl_o2o.provenance.plain_config`).
         seed: the run's seed, recorded as ``config["seed"]``; may be left out if the configuration has it.
-        resume: go on with the run in ``folder`` if there is one. Defaults to ``False``: a folder with a run is refused.
+        resume: continue with the run in ``folder`` if there is one. Defaults to ``False``, which refuses such a folder.
         tensorboard: also write event files to ``folder/tensorboard``. Defaults to ``False``.
         wandb: keyword arguments of ``wandb.init``, such as ``{"project": "o2o"}``, to log there too. Without a key or a
             network the run is logged offline, with a warning. Defaults to ``None``: not used.
@@ -124,7 +124,7 @@ class Recorder:
     def _start(self, kind: Callable[..., Sink], *arguments: Any) -> None:
         try:
             self._sinks.append(kind(*arguments))
-        except O2OError:  # a missing extra: the caller's to mend, before the run begins
+        except O2OError:  # a missing extra: the caller's to fix, before the run begins
             raise
         except Exception as error:
             _warn_of_sink(kind.__name__, error)
@@ -175,7 +175,7 @@ class Recorder:
         self._to_sinks(lambda sink: sink.write(step, numbers))
 
     def note(self, name: str, value: Any) -> None:
-        """Put an entry into ``run.json``, in the place of the one of that name.
+        """Put an entry into ``run.json``, in place of the one of that name.
 
         Args:
             name: the entry's name, none of what :func:`~torchrl_o2o.provenance.describe_run` writes.
@@ -271,7 +271,7 @@ class Recorder:
         return {**self._metrics.sync(), "step": self._last_step, "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go back to the state: cut the rows written after it and go on counting its seconds.
+        """Go back to the state: cut the rows written after it and continue counting its seconds.
 
         Rows that were altered since then are dropped or named in a warning, and the file as it was is kept as
         ``metrics.jsonl.damaged``: a damaged record is no reason to give up the training.
@@ -308,7 +308,7 @@ class Recorder:
 
 def _warn_of_sink(name: str, error: Exception) -> None:
     warnings.warn(
-        f"{name} FAILED ({type(error).__name__}: {error}) and is left out from here on; the run goes on, and its "
+        f"{name} FAILED ({type(error).__name__}: {error}) and is left out from here on; the run continues, and its "
         "metrics.jsonl has every row",
         stacklevel=5,
     )
@@ -437,7 +437,7 @@ class _RowFile:
         if position > self._position:
             raise O2OCheckpointError(
                 f"{self.path} has {self._position} bytes, the checkpoint was taken at {position}: rows were removed, "
-                "or it is another run's; restore the file or start anew in another folder"
+                "or it is another run's; restore the file or start a new run in another folder"
             )
         content = self._read()
         kept = content[:position]
@@ -470,7 +470,7 @@ class _RowFile:
             if _step(line, -math.inf) >= step:
                 warnings.warn(
                     f"{self.path}: {len(lines) - index} rows from step {step} on are dropped, because the run "
-                    "goes on from there without the recorder's state; they are recomputed",
+                    "continues from there without the recorder's state; they are recomputed",
                     stacklevel=4,
                 )
                 self._cut_to(content[:position])

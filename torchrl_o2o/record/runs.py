@@ -119,7 +119,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         O2ODataError: if a folder holds no run.
-        O2OSpecError: if one folder is given in the place of several, or none.
+        O2OSpecError: if one folder is given in place of several, or none.
 
     Examples:
         >>> import tempfile

@@ -25,7 +25,7 @@ _RETURN = "evaluation/return"
 class Sink(Protocol):
     """Takes rows of metrics, in the order of their steps, until it is closed.
 
-    What goes wrong in a sink is the sink's loss: the recorder warns, leaves it out from then on, and the run goes on.
+    What goes wrong in a sink is the sink's loss: the recorder warns, leaves it out from then on, and the run continues.
 
     Examples:
         >>> class Memory:
@@ -52,7 +52,7 @@ class Sink(Protocol):
         ...
 
     def rewind(self, step: int) -> None:
-        """A resumed run goes on at this step: rows of it and of later steps, shown earlier, are written again."""
+        """A resumed run continues at this step: rows of it and of later steps, shown earlier, are written again."""
         ...
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class TensorBoardSink:
         self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def rewind(self, step: int) -> None:
-        """Go on in a new event file, at whose beginning TensorBoard drops the steps from this one on."""
+        """Continue in a new event file, at whose beginning TensorBoard drops the steps from this one on."""
         self._writer.close()
         self._writer = self._open(self._folder, purge_step=step)
 
@@ -119,8 +119,8 @@ class WandbSink:
 
     Args:
         folder: the run's folder; wandb's files go to ``folder/wandb``.
-        run: the run's description; ``id`` names the wandb run (so that a resumed run goes on with it) and ``config`` is
-            shown.
+        run: the run's description; ``id`` names the wandb run, so that a resumed run continues with it, and
+            ``config`` is shown.
         options: keyword arguments of ``wandb.init`` that come on top.
 
     Raises:

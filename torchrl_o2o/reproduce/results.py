@@ -146,7 +146,7 @@ def _latest(job: Job, claim: Claim, folder: Path, before: Result | None) -> Resu
     if (before is not None and before.status == "finished") or not (folder / OUTCOME).exists():
         return before
     outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    if outcome["status"] not in ("finished", "failed"):  # stopped: it goes on some other time
+    if outcome["status"] not in ("finished", "failed"):  # stopped: it continues some other time
         return None
     steps, scores, record, status = np.zeros(0), np.zeros(0), {}, outcome["status"]
     if status == "finished":

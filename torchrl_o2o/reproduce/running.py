@@ -78,9 +78,9 @@ def run_jobs(
 ) -> Iterator[tuple[Job, str, Progress]]:
     """Run jobs, some at a time, and yield each with its outcome when it ends.
 
-    Every job goes on from its newest checkpoint if it was begun before. What a run prints goes to ``output.log`` in its
-    folder. A job that starts from another one's offline phase waits for that one; where that one failed, or is neither
-    here nor waiting, the job does its own.
+    Every job continues from its newest checkpoint if it was begun before. What a run prints goes to ``output.log`` in
+    its folder. A job that starts from another one's offline phase waits for that one; where that one failed, or is
+    neither here nor waiting, the job does its own.
 
     Args:
         jobs: what to run, in this order.

@@ -105,7 +105,7 @@ class SamplerContract:
         assert not torch.equal(self.make_buffer(4).sample()["index"], first)
 
     def test_state_round_trip(self) -> None:
-        """A restored buffer goes on exactly where the saved one stood."""
+        """A restored buffer continues exactly where the saved one stood."""
         buffer = self.make_buffer()
         buffer.sample()
         other = self.make_buffer(7)

@@ -33,7 +33,7 @@ _KEEP: dict[Regime, tuple[str, str]] = {
         "handover.data=none handover.warmup_steps=5000 (cql, samg), or Off2On, ACA, which hold on to it in other ways.",
     ),
     "equal": (
-        "keep both: go on from the policy, and draw half of each batch from the data.",
+        "keep both: continue from the policy, and draw half of each batch from the data.",
         "cql algorithm=cal_ql (half offline), awac, iql (one buffer that starts with the data).",
     ),
     "worse": (

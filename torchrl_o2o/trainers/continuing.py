@@ -8,7 +8,7 @@ No environment is needed.
 
 The rows that a run has (its data set, what it collected, what was added before) and the new ones lie in one storage and
 are drawn from uniformly, but for methods that tell data from experience (see :mod:`torchrl_o2o.trainers.further`).
-Networks, targets, optimizers and metrics go on where the run stands, and so do its folder, its checkpoints and its
+Networks, targets, optimizers and metrics continue where the run stands, and so do its folder, its checkpoints and its
 ``policy.pt``. Rewards and observations keep the numbers that the run began with.
 """
 
@@ -133,7 +133,7 @@ def _check_finished(folder: Path, manifest: Mapping[str, Any], config: Entry, co
     if planned is not None and done < planned:
         raise O2OCheckpointError(
             f"{folder} stands at {done} of {planned} steps; let it end (resume=true) before it is continued, since "
-            "nothing else can go on with it afterwards"
+            "nothing else can continue with it afterwards"
         )
 
 
@@ -163,13 +163,13 @@ def _entry(number: int, source: str, rows: TensorDictBase, episodes: int | None,
 class Continuing(Phase):
     """A round of learning on recorded rows alone, in the folder of the run that it continues.
 
-    A round that is stopped goes on from its newest checkpoint, bit for bit; one that was killed before its first begins
-    anew from where the run stood, with the same numbers.
+    A round that is stopped continues from its newest checkpoint, bit for bit; one that was killed before its first
+    starts over from where the run stood, with the same numbers.
 
     Args:
         standing: where the run stands.
         problem: environment, convention, and the run's rows in the learner's numbers, the new ones at the end.
-        method: with the run's state, which a round that goes on reads again.
+        method: with the run's state, which a round that continues reads again.
         options: where and how; its configuration is the run's.
 
     Keyword Args:
@@ -243,7 +243,7 @@ def _box(policy: deploy.PolicyFile) -> tuple[Any, Any]:
 
 
 def _take_over(standing: Standing, method: Further) -> None:
-    """Go on with a run's networks, targets, moments and counts; learning rates are those of the configuration."""
+    """Continue with a run's networks, targets, moments and counts; learning rates are those of the configuration."""
     try:
         for name, part in method.objects().items():
             state = standing.state(name)
@@ -271,8 +271,8 @@ def continue_run(
     """Append new recordings to a run's data and learn on from all of them.
 
     It may be called any number of times. Each time is a round: it has a number, its own seed (the run's plus that
-    number), and entries in the run's lineage, which is in ``run.json`` and in every checkpoint. Metrics go on after the
-    run's last step. The runs are those of the scripts awac, iql, td3_bc, cql (and cal_ql), bc, rebrac, spot,
+    number), and entries in the run's lineage, which is in ``run.json`` and in every checkpoint. Metrics continue after
+    the run's last step. The runs are those of the scripts awac, iql, td3_bc, cql (and cal_ql), bc, rebrac, spot,
     behavior_regularized, pex, rlpd, wsrl, qc, aca, samg, a3rl and sope, either phase.
 
     Args:
@@ -280,8 +280,8 @@ def continue_run(
         data: new recordings, each a source of :func:`~torchrl_o2o.data.load_offline`.
 
     Keyword Args:
-        num_steps: updates of this round; ``None`` (default) is for a round that goes on.
-        resume: go on with a round that was stopped; without one, begin it. Defaults to ``False``.
+        num_steps: updates of this round; ``None`` (default) is for a round that continues.
+        resume: continue with a round that was stopped; without one, begin it. Defaults to ``False``.
         with_env: whether to build the run's environment, to audit the recordings against it and to evaluate the policy.
             Defaults to ``True``.
         reading: arguments of :func:`~torchrl_o2o.data.load_offline` for the new recordings; those of the run's own data
@@ -294,7 +294,7 @@ def continue_run(
 
     Raises:
         O2ODataError: if a recording is broken, does not fit the run, or is in the run already.
-        O2OSpecError: if the run's method cannot go on from recordings, or an argument does not fit.
+        O2OSpecError: if the run's method cannot continue from recordings, or an argument does not fit.
         O2OCheckpointError: if the run has not come to its end, or cannot be read.
         SystemExit: if a signal asked to stop; the checkpoint is written.
     """
@@ -344,7 +344,7 @@ def _environment(standing: Standing) -> Any:
         return make_gym_env(**standing.config["env"])
     except Exception as error:  # an environment fails to be built in ways of its own
         raise O2OSpecError(
-            f"the environment of {standing.folder} cannot be built here ({error}); go on without it, and so without "
+            f"the environment of {standing.folder} cannot be built here ({error}); continue without it, and so without "
             "evaluation, by with_env=False (--without-env)"
         ) from error
 
@@ -359,7 +359,7 @@ def _load(cfg: DictConfig, source: Any, env: Any, reading: Mapping[str, Any]) ->
 def _next_lineage(
     standing: Standing, new: Sequence[_Recording], num_steps: int | None, *, resume: bool
 ) -> list[Entry] | None:
-    """The lineage with this round's entries; ``None`` to go on with the round that was begun last."""
+    """The lineage with this round's entries; ``None`` to continue with the round that was begun last."""
     left = standing.planned - standing.further
     last = [entry for entry in standing.lineage if entry["round"] == standing.round and standing.round]
     found = [recording.entry(standing.round + 1, num_steps or 0) for recording in new]
@@ -367,13 +367,13 @@ def _next_lineage(
     if resume and last and (not found or prints == [entry["fingerprint"] for entry in last]):
         if num_steps not in (None, last[-1]["updates"]):
             raise O2OSpecError(
-                f"got num_steps={num_steps}, the round that goes on has {last[-1]['updates']}; leave it out"
+                f"got num_steps={num_steps}, the round that continues has {last[-1]['updates']}; leave it out"
             )
         return None
     if left:
         names = ", ".join(str(entry["source"]) for entry in last)
         raise O2OCheckpointError(
-            f"round {standing.round} of {standing.folder}, on {names}, has {left} updates left; go on with it first "
+            f"round {standing.round} of {standing.folder}, on {names}, has {left} updates left; continue with it first "
             "(resume=True, --resume), with the same data or none named"
         )
     if not found:
@@ -437,13 +437,13 @@ def _parts(
         if planned not in (None, fingerprint(old)):
             raise O2ODataError(
                 f"{cfg.dataset.source} does not hold the rows that {standing.folder} has learned from: other data of "
-                "the same name; put those back, or start anew in another folder"
+                "the same name; put those back, or start a new run in another folder"
             )
     return [old, *(seen(recording.rows) for recording in new)]
 
 
 def _joined(*parts: TensorDictBase) -> TensorDictBase:
-    """All rows; no episode goes on in the next recording, which chunks of rows would take it for."""
+    """All rows; no episode continues in the next recording, which chunks of rows would take it for."""
     rows: TensorDictBase = cat(parts)
     for end in list(accumulate(map(len, parts)))[:-1]:
         last: TensorDictBase = rows[end - 1 : end].clone()

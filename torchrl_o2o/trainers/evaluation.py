@@ -138,11 +138,11 @@ def evaluate(
     modes of the policy's modules are left as they were.
 
     This steps plain environments and not :class:`gymnasium.vector.SyncVectorEnv`, which restarts episodes without our
-    seeds and goes on stepping environments that have no episode left. Results are reproducible for equal arguments;
+    seeds and continues stepping environments that have no episode left. Results are reproducible for equal arguments;
     another ``num_envs`` changes the batch of the policy call and with it the last bits of its actions.
 
     Every environment is guarded (:class:`~torchrl_o2o.envs.GuardedEnv`): where one raises, or returns what is malformed
-    or not finite, a warning says so, the environment is built anew if it raised, and its episode is run again from its
+    or not finite, a warning says so, the environment is rebuilt if it raised, and its episode is run again from its
     own seed. What a failed attempt returned counts nowhere.
 
     With ``video`` the best, the median and the worst episode, by return, are run once more from their seeds with the
@@ -238,7 +238,7 @@ class _Guards:
         self._failures += 1
         if self._failures > self._max_retries:
             raise EnvFaultError(
-                f"{what}, after {self._max_retries} other failures (max_retries); mend the environment and resume from "
+                f"{what}, after {self._max_retries} other failures (max_retries); fix the environment and resume from "
                 "the last checkpoint"
             ) from cause
         warnings.warn(f"{what}: tried again (failure {self._failures} of {self._max_retries})", stacklevel=4)
@@ -282,7 +282,7 @@ class _Episode:
         self.done = terminated or truncated
         if self.length == _LONG and not self.done:
             warnings.warn(
-                f"an episode of the evaluation goes on after {_LONG} steps; if this environment has no time limit it "
+                f"an episode of the evaluation continues after {_LONG} steps; if this environment has no time limit it "
                 f"may never end: build it with max_episode_steps=..., or put gymnasium.wrappers.TimeLimit around it",
                 stacklevel=2,
             )

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Which methods go on from recorded rows alone, and what is a method's own around an update then."""
+"""Which methods continue from recorded rows alone, and what is a method's own around an update then."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ __all__ = ["Further", "find_method"]
 
 
 class Further:
-    """How a method goes on: batches are drawn from all rows uniformly, and each update is the learner's.
+    """How a method continues: batches are drawn from all rows uniformly, and each update is the learner's.
 
     Args:
         cfg: the run's configuration.
@@ -110,7 +110,7 @@ class Further:
 
 
 class _Aligned(Further):
-    """ACA: k goes on falling, as it does with every update."""
+    """ACA: k continues falling, as it does with every update."""
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
         # The state that aligns a new critic is there for its shapes; all of it is read from the checkpoint.
@@ -219,7 +219,7 @@ def _make_samg_offline(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 _QC = dict.fromkeys(("fql", "fql_n", "qc_fql", "bfn", "bfn_n", "qc"), make_qc)
-#: Learners that go on from rows alone, by what a configuration calls its algorithm, up to the first hyphen.
+#: Learners that continue from rows alone, by what a configuration calls its algorithm, up to the first hyphen.
 _OFFLINE: Mapping[str, _MakeLearner] = {
     "awac": make_awac,
     "iql": make_iql,
@@ -250,7 +250,7 @@ _ONLINE_OWN: Mapping[str, MakeFurther] = {
     "a3rl": _Pooled,
     "samg": _Guided,
 }
-#: Online, by ``learner``, where a script goes on with another than it began with. WSRL's configuration has none.
+#: Online, by ``learner``, where a script continues with another than it began with. WSRL's configuration has none.
 _AFTER_CQL: Mapping[str, MakeFurther] = {
     "cql": _uniform(make_cql),
     "cal_ql": _uniform(make_cal_ql),
@@ -280,7 +280,7 @@ def find_method(folder: Path, config: Mapping[str, Any]) -> MakeFurther:
         config: its configuration as recorded.
 
     Raises:
-        O2OSpecError: if the method cannot go on from recordings alone.
+        O2OSpecError: if the method cannot continue from recordings alone.
 
     Examples:
         >>> find_method(Path("runs/a3rl"), {"algorithm": "a3rl-uniform", "online": {}}).__name__
@@ -301,7 +301,7 @@ def find_method(folder: Path, config: Mapping[str, Any]) -> MakeFurther:
     if make is None:
         reason = f": {_REASONS[name]}" if name in _REASONS else ""
         raise O2OSpecError(
-            f"{folder} is a run of {named}{' online' if online else ''}, which cannot go on from recordings "
+            f"{folder} is a run of {named}{' online' if online else ''}, which cannot continue from recordings "
             f"alone{reason}; expected an offline phase of {', '.join(_OFFLINE)}, or an online one of "
             f"{', '.join([*_ONLINE, *_ONLINE_OWN, *_BY_LEARNER])}"
         )

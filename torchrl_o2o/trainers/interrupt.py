@@ -74,7 +74,7 @@ class graceful_exit:
 
 
 def resume_command(option: str = "resume=true") -> str:
-    """Return the command line that goes on with this run, to be shown when it stops.
+    """Return the command line that continues with this run, to be shown when it stops.
 
     Args:
         option: the word that makes the script resume, put at the end unless it is there already.

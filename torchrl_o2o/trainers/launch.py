@@ -220,7 +220,7 @@ def online_phase(
         make_learner: builds the online learner from configuration and dimensions.
 
     Keyword Args:
-        make_buffer: builds the buffer in the place of the hand-over's. Defaults to ``None``.
+        make_buffer: builds the buffer in place of the hand-over's. Defaults to ``None``.
         make_storage: makes the storage of the hand-over's buffer, see
             :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to ``None``.
         objects: further objects that change while training, by name. Defaults to none.
@@ -302,10 +302,10 @@ def launch(
     may_be_zero: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> None:
-    """Run a script's training; what a user can mend ends with a sentence and not with a trace.
+    """Run a script's training; what a user can fix ends with a sentence and not with a trace.
 
     That is data, settings, networks and checkpoints that do not fit, values that are not finite, and failing
-    environments. In a sweep (``-m``) the sentence is printed and the error raised, so that Hydra's launcher goes on
+    environments. In a sweep (``-m``) the sentence is printed and the error raised, so that Hydra's launcher continues
     with the other runs and reports the failure at the end.
 
     Args:
@@ -329,7 +329,7 @@ def launch(
         product_dtype(cfg.matmul_dtype, compiled=cfg.compile)
         train(cfg)
     except (NonFiniteError, EnvFaultError) as error:
-        _leave(error, f"\nOnce that is mended, go on with:\n  {resume_command()}")
+        _leave(error, f"\nOnce that is fixed, continue with:\n  {resume_command()}")
     except O2OError as error:
         _leave(error)
     except TypeError as error:

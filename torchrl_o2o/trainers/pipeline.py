@@ -124,7 +124,7 @@ class RunOptions:
         config: recorded, and compared when a run is resumed.
         seed: of networks, sampling and exploration; evaluation uses ``seed + 10_000``.
         schedule: how often to evaluate, log and save.
-        resume: go on with what is in the folder. Defaults to ``False``.
+        resume: continue with what is in the folder. Defaults to ``False``.
         evaluation: ``num_episodes``, ``num_envs`` and ``video`` of :func:`~torchrl_o2o.trainers.evaluate`.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`.
         env_guard: further arguments of :class:`~torchrl_o2o.envs.GuardedEnv`.
@@ -229,7 +229,7 @@ class Pretrained:
         return cls(Path(folder), states, convention, manifest["config"], manifest["step"])
 
     def check(self, problem: Problem) -> None:
-        """Refuse to go on in another world than the one that was pre-trained in.
+        """Refuse to continue in another world than the one that was pre-trained in.
 
         Args:
             problem: what is to be fine-tuned in.
@@ -266,11 +266,11 @@ class Plan:
         return {"num_steps": self.num_steps, "data": self.data}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """A run that goes on may be planned longer than it was, on the same data."""
+        """A run that continues may be planned longer than it was, on the same data."""
         if state_dict.get("data", self.data) != self.data:
             raise O2OCheckpointError(
                 "the data are not those that the run began with: other data of the same name, or a convention that was "
-                "fitted anew; resume with the data and the convention of that run, or start anew in another folder"
+                "fitted again; resume with the data and convention of that run, or start a new run in another folder"
             )
 
 
@@ -293,7 +293,7 @@ class Phase:
         self._batch: TensorDictBase | None = None
 
     def __enter__(self) -> Self:
-        """Go on where the run stands."""
+        """Continue where the run stands."""
         self.session.__enter__()
         return self
 

@@ -71,7 +71,7 @@ class Seeds:
         return Update.stack(updates)
 
     def __enter__(self) -> Self:
-        """Go on where all runs stand."""
+        """Continue where all runs stand."""
         self._signals.begin()
         if self.runs[0].session.resume:
             common_step([Path(run.session.checkpoint.folder) for run in self.runs])
@@ -197,7 +197,7 @@ def seed_configs(cfg: DictConfig) -> list[DictConfig]:
         cfg: ``seeds``, ``run_dir`` with ``${seed}`` in it, ``resume``.
 
     Returns:
-        One per seed, with ``seed`` in the place of ``seeds``.
+        One per seed, with ``seed`` in place of ``seeds``.
 
     Raises:
         O2OSpecError: if ``seeds`` is no list of whole numbers of 0 or more, several seeds have one folder, or a folder
@@ -223,5 +223,7 @@ def seed_configs(cfg: DictConfig) -> list[DictConfig]:
         raise O2OSpecError(f"got run_dir={folders[0]} for several seeds, expected one each; put ${{seed}} into it")
     taken = [str(folder) for folder in folders if (folder / "run.json").exists()]
     if taken and not cfg.resume:
-        raise O2OSpecError(f"{', '.join(taken)} hold runs; go on with resume=true, or choose other seeds or a run_dir")
+        raise O2OSpecError(
+            f"{', '.join(taken)} hold runs; continue with resume=true, or choose other seeds or a run_dir"
+        )
     return configs

@@ -98,8 +98,8 @@ class Collector(Protocol):
 class Session:
     """A run folder and what goes into it, as a context.
 
-    Entering it goes on with the newest valid checkpoint if ``resume`` is on and there is one. SIGTERM and the first
-    Ctrl-C end the running phase after its step, with a checkpoint; the context then prints the command to go on with
+    Entering it continues with the newest valid checkpoint if ``resume`` is on and there is one. SIGTERM and the first
+    Ctrl-C end the running phase after its step, with a checkpoint; the context then prints the command to continue with
     and exits with the shell's status for that signal. What the run is, where it is and how to look at it is said on
     standard error when it begins and when it ends.
 
@@ -122,13 +122,13 @@ class Session:
         buffer: the replay buffer of the run.
         evaluate: evaluates the policy; ``None``: there is no environment to do it in.
         schedule: how often. Defaults to :class:`Schedule`'s.
-        resume: whether to go on with what is in the folder. Defaults to ``False``.
+        resume: whether to continue with what is in the folder. Defaults to ``False``.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`, such as ``{"tensorboard": True}``.
         on_save: called with the run's folder after each checkpoint, the last one included, and after a checkpoint was
             restored; writes what belongs beside it, such as the policy's file. Defaults to ``None``.
-        restore: how to go on with what is in the folder, from the checkpointer to the step restored. Defaults to
+        restore: how to continue with what is in the folder, from the checkpointer to the step restored. Defaults to
             :meth:`~torchrl_o2o.checkpoint.Checkpointer.restore`.
-        resume_word: the word of the command line that goes on with a stopped run. Defaults to ``"resume=true"``.
+        resume_word: the word of the command line that continues with a stopped run. Defaults to ``"resume=true"``.
 
     Raises:
         O2OCheckpointError: if the folder cannot be written, or holds a run and ``resume`` is off.
@@ -206,7 +206,7 @@ class Session:
             self.interrupt.__exit__(kind, error, trace)
         if kind is None and self.interrupt.requested:
             command = resume_command(self.resume_word)
-            _say(f"stopped by {self.interrupt.signal_name}, saved in {self.folder}; go on with:\n  {command}")
+            _say(f"stopped by {self.interrupt.signal_name}, saved in {self.folder}; continue with:\n  {command}")
             raise SystemExit(self.interrupt.exit_code)
         if kind is None:
             self._say_goodbye()

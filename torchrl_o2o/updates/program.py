@@ -149,7 +149,7 @@ class Program:
         return over_leading_dim(graph, example, mapped), example
 
     def _check_constants(self, graph: Graph) -> None:
-        """Refuse a graph that would go on computing with what a parameter was when it was captured."""
+        """Refuse a graph that would continue computing with what a parameter was when it was captured."""
         own = {value.data_ptr(): name for name, value in self._state.items()}
         for node in graph.module.graph.find_nodes(op="get_attr"):
             name = own.get(getattr(graph.module, str(node.target)).data_ptr())

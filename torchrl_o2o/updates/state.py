@@ -113,7 +113,7 @@ def copied_pairs(loss: nn.Module, source: str, target: str) -> dict[str, str]:
     Args:
         loss: a loss module.
         source: how the names of the tensors that are copied begin, without the last dot.
-        target: how the names of the tensors that are overwritten begin; they go on as those of the source.
+        target: how the names of the tensors that are overwritten begin; they continue as those of the source.
 
     Returns:
         Name of the target -> name of its source.

@@ -120,7 +120,7 @@ class Copy:
 
     Args:
         source: names of the tensors that are copied start so, see :func:`~torchrl_o2o.updates.state.state_of`.
-        target: names of the tensors that are overwritten start so, and go on as those of the source do.
+        target: names of the tensors that are overwritten start so, and continue as those of the source do.
 
     Examples:
         >>> Copy("encoder_network_params.module.conv", "actor_network_params.module.0.module.encoder.conv").source

@@ -21,7 +21,7 @@ from torchrl_o2o.testing import random_transitions
 
 
 def episodes() -> TensorDict:
-    """Four episodes of ten rows, each going on in the next one."""
+    """Four episodes of ten rows, each continuing in the next one."""
     data = random_transitions(40, 3, 2, generator=torch.Generator().manual_seed(0))
     walk = torch.randn(4, 11, 3, generator=torch.Generator().manual_seed(1)).cumsum(1)
     data["observation"], data["next", "observation"] = walk[:, :-1].reshape(40, 3), walk[:, 1:].reshape(40, 3)

@@ -71,9 +71,10 @@ def ogbench_arrays(path: Path) -> dict[str, np.ndarray]:
     """Flat arrays of a file of OGBench, with the rewards of its single task as ``ogbench`` gives them.
 
     The last row of an episode is the successor of the one before it and nothing else, as in OGBench's own loader. An
-    episode also ends where the task succeeds, since the environment ends there; while the recorded one goes on, rows of
-    success are episodes of one row. All of them are kept. (A chunk that meets a success before its last row therefore
-    has weight 0 in :class:`~torchrl_o2o.data.ChunkSampler`, where QC's code trains on it without bootstrapping.)
+    episode also ends where the task succeeds, since the environment ends there. Where the recording continues,
+    each row of success is an episode of its own. All of them are kept. (A chunk that meets a success before its last
+    row therefore has weight 0 in :class:`~torchrl_o2o.data.ChunkSampler`, where QC's code trains on it without
+    bootstrapping.)
 
     Source: ``ogbench.utils.load_dataset`` and ``ogbench.relabel_utils.relabel_dataset`` of ogbench 1.2 (Park et al.
     2025, arXiv:2410.20092).

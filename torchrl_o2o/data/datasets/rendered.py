@@ -88,7 +88,7 @@ def record_frames(
     check_dataset_id(name)
     if name in LOCAL_DATASETS or num_steps < 2 or seed < 0 or noise < 0 or (noise > 0 and act is None):
         raise O2OSpecError(
-            f"got name={name!r}, num_steps={num_steps}, seed={seed}, noise={noise}; expected a name of one's own, at "
+            f"got name={name!r}, num_steps={num_steps}, seed={seed}, noise={noise}; expected a name of your own, at "
             "least 2 steps, a seed and noise of at least 0, and noise only on a policy's actions"
         )
     arguments = {"render_size": 64, **({"env_id": env} if isinstance(env, str) else plain_config(env))}

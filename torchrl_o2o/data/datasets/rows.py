@@ -186,7 +186,7 @@ def rows_from_flat(
     one before it ends the episode, truncated. A terminal row stays: nothing bootstraps from its successor, for which
     its own observation stands in.
 
-    A row at a time limit ends an episode there, also where the ``episode`` numbers go on, as those of a worker do.
+    A row at a time limit ends an episode there, also where the ``episode`` numbers continue, as those of a worker do.
 
     Rows of an episode that are spread over the file, as several environments at once record them, are brought together.
 
@@ -281,8 +281,8 @@ def _spread_rows(episode: np.ndarray, columns: Mapping[str, np.ndarray], origin:
     if not goes_on.all():
         row = int(there[~goes_on][0])
         raise O2ODataError(
-            f"{origin}: episode {episode[row]} comes again in row {row}, and nothing says that its rows before went on "
-            "there; expected a number of its own for each episode, or rows that continue."
+            f"{origin}: episode {episode[row]} appears again in row {row}, and nothing shows that it continues there; "
+            "expected one number for each episode, and its rows together."
         )
     first_run = np.full(len(ids), len(firsts))
     np.minimum.at(first_run, of_run, np.arange(len(firsts)))
@@ -362,7 +362,7 @@ def _order_notes(observation: np.ndarray, last: np.ndarray, truncated: np.ndarra
         return (Finding("shuffled", "error", message, count=len(last), key="observation"),)
     message += "; without next observations of their own, transitions are only sound in the order of recording."
     steps, any_twos = (np.square(here - other).mean(0)[spread > 0] for other in (there, here[::-1]))
-    # In an environment that moves in time some entry goes on, whatever the others do: a position, an angle.
+    # In an environment that moves in time some entry continues, whatever the others do: a position, an angle.
     none = len(inside) >= _ENOUGH and len(steps) > 0 and bool((steps > _UNORDERED * any_twos).all())
     return (
         Finding("no_entry_goes_on" if none else "unordered", "warning", message, count=len(last), key="observation"),
@@ -389,7 +389,7 @@ def _refuse_shuffled(observation: np.ndarray, episode: np.ndarray, order: np.nda
     if len(rows) >= _MANY and moving.any() and (steps > _UNORDERED * any_two)[moving].all():
         raise O2ODataError(
             f"{origin}: the rows are shuffled: those of an episode are spread over the file at uneven distances, from "
-            f"row {order[0]} on, and no entry of the observation goes on from one to the next. Put them in the order "
+            f"row {order[0]} on, and no entry of the observation continues from one to the next. Put them in the order "
             "in which they were recorded, or record next observations with them."
         )
 

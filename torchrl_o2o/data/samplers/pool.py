@@ -62,7 +62,7 @@ class PoolSampler(DrawingSampler):
     Differences from the authors' code (``train_finetuning_a3rl.py`` at 0770a7d), all repaired here and all but the
     first available through :meth:`as_published`:
 
-    - there the weight of pool row j goes to the j-th *drawn* row, another one (mended in their newer script);
+    - there the weight of pool row j goes to the j-th *drawn* row, another one (fixed in their newer script);
       ``misaligned_weights`` repeats it;
     - the pool is as large as the batch of all minibatches (``pool_size=None`` here), where the paper's is k = 4
       minibatches; drawing from 1024 instead of 5120 rows is what makes scoring cheap;
