@@ -15,11 +15,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_config_dirs", "find_script", "script_command", "start"]
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["check_config_dirs", "find_script", "script_command", "script_config", "start"]
 
 _PACKAGE = Path(__file__).resolve().parent
 #: In a wheel, beside the modules; in a checkout, beside the package.
@@ -78,6 +81,43 @@ def script_command(name: str, overrides: Sequence[str]) -> list[str]:
     """
     check_config_dirs(overrides)
     return [sys.executable, str(find_script(name)), *overrides]
+
+
+def script_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a script has under some overrides, for a notebook, a test or a script of your own.
+
+    Its sections are what the constructors of :mod:`torchrl_o2o.trainers.algorithms` read.
+
+    Args:
+        name: as in :func:`find_script`.
+        overrides: Hydra overrides, for example ``["task=hopper", "preset=cpu", "seed=1"]``. Defaults to none.
+
+    Returns:
+        The configuration, composed anew at each call.
+
+    Raises:
+        O2OSpecError: if there is no such script, Hydra is not installed or refuses an override, or as
+            :func:`check_config_dirs`.
+
+    Examples:
+        >>> cfg = script_config("awac", ["preset=cpu", "offline.num_steps=10"])
+        >>> cfg.offline.num_steps, cfg.actor.hidden_sizes
+        (10, [64, 64])
+    """
+    check_config_dirs(overrides)
+    folder = find_script(name).parent
+    try:
+        from hydra import compose, initialize_config_dir
+        from hydra.errors import HydraException
+    except ImportError as error:
+        raise O2OSpecError("hydra is not installed; pip install torchrl_o2o[sota]") from error
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            return compose("config", list(overrides))
+    except HydraException as error:
+        raise O2OSpecError(
+            f"{str(error).splitlines()[0]} (in {' '.join(overrides)}); the settings and their choices are in {folder}"
+        ) from error
 
 
 def start(main: Callable[[], object]) -> None:

@@ -14,6 +14,8 @@ from types import ModuleType
 
 from omegaconf import DictConfig
 
+from torchrl_o2o.scripts import script_config
+
 ROOT = Path(__file__).parents[2]
 #: Tasks of the package; `custom` needs words of its own.
 TASKS = sorted(
@@ -46,11 +48,7 @@ def script_of(name: str) -> ModuleType:
 
 def compose(folder: str, *overrides: str) -> DictConfig:
     """Compose `config.yaml` of a folder below `sota-implementations`."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    with initialize_config_dir(str(ROOT / "sota-implementations" / folder), version_base="1.3"):
-        return hydra_compose("config", overrides=list(overrides))
+    return script_config(folder, overrides)
 
 
 def run_script(path: str, *words: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -33,6 +33,8 @@ __all__ = ["anneal_pool", "density_rows", "learn_density", "make_a3rl", "make_po
 def make_a3rl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """RLPD's learner and the density ratio beside it.
 
+    Source: Liu et al. 2025 (A3RL).
+
     Args:
         cfg: sections of :func:`~torchrl_o2o.trainers.algorithms.make_rlpd`, and ``density_ratio``, ``density_loss``,
             ``density_optim``.
@@ -40,6 +42,24 @@ def make_a3rl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner; ``further["density_ratio"]`` is the update of the ratio.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("a3rl", ["preset=cpu", "compile=false"])
+        >>> learner = make_a3rl(cfg, (3, 2))
+        >>> learner.update
+        Update of EnsembleSACLoss
+          Repeat(2)
+            Descend('qvalue', AdamW)
+            MoveTargets(SoftUpdate)
+          Descend('actor', AdamW)
+          Descend('alpha', AdamW)
+        >>> rows = random_transitions(8, 3, 2)
+        >>> rows["is_offline"] = torch.arange(8) % 2 == 0
+        >>> bool(learner.further["density_ratio"](rows)["loss_density_ratio"].isfinite())
+        True
     """
     actor = make_actor(*dims, **plain(cfg.actor))
     loss, update = ensemble_sac(actor, dims, cfg, utd_ratio=cfg.utd_ratio)
@@ -67,6 +87,16 @@ def make_pool(
 
     Raises:
         O2OSpecError: if ``handover`` or ``online`` ask for another buffer: the pool holds all data and all steps.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("a3rl", ["preset=cpu", "compile=false"])
+        >>> make_pool(cfg, problem, make_a3rl(cfg, problem.dims)).sampler
+        PoolSampler(pool_size=1024, alpha=0.3, beta=0.4, uniform=BalancedSampler(num_offline=100, offline_fraction=0.5))
     """
     other = {"handover.data": cfg.handover.data, "online.online_capacity": cfg.online.get("online_capacity")}
     if other != {"handover.data": "symmetric", "online.online_capacity": None}:
@@ -107,6 +137,21 @@ def anneal_pool(cfg: DictConfig, buffer: TensorDictReplayBuffer, step: int) -> N
         cfg: ``pool.alpha``, ``priority_from``, ``beta_start`` and ``online.total_frames``.
         buffer: of :func:`make_pool`.
         step: the environment step.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("a3rl", ["preset=cpu", "compile=false", "beta_start=0.4", "online.total_frames=1_000"])
+        >>> buffer = make_pool(cfg, problem, make_a3rl(cfg, problem.dims))
+        >>> for step in (1, 501, 1_001):
+        ...     anneal_pool(cfg, buffer, step)
+        ...     print(round(buffer.sampler.beta, 2))
+        0.4
+        0.7
+        1.0
     """
     sampler = _sampler_of(buffer)
     sampler.alpha = cfg.pool.alpha if step > cfg.priority_from else 0.0
@@ -123,6 +168,14 @@ def density_rows(buffer: TensorDictReplayBuffer, num_offline: int, batch_size: i
 
     Returns:
         Rows [batch_size] with ``is_offline``.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import starting_buffer
+        >>> buffer = starting_buffer(random_transitions(100, 3, 2), 10, data="symmetric")
+        >>> _ = buffer.extend(random_transitions(5, 3, 2))  # online
+        >>> density_rows(buffer, 100, 4)["is_offline"]
+        tensor([ True, False,  True, False])
     """
     index, _ = BalancedSampler(num_offline).sample(buffer.storage, batch_size)
     return buffer.storage[index].set("is_offline", index < num_offline)
@@ -137,6 +190,22 @@ def learn_density(cfg: DictConfig, run: Phase) -> dict[str, Tensor]:
 
     Returns:
         What the last step measured; nothing while there are no online rows, or no steps are wanted.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import online_phase
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> folder = f"run_dir={tempfile.mkdtemp()}/run"
+        >>> cfg = script_config("a3rl", ["preset=cpu", "compile=false", "online.batch_size=16", folder])
+        >>> pool = partial(make_pool, cfg, problem)
+        >>> with online_phase(cfg, problem, None, make_a3rl, make_buffer=pool) as run:
+        ...     _ = run.buffer.extend(random_transitions(20, 3, 1))  # what the environment gave
+        ...     sorted(learn_density(cfg, run))
+        ['log_ratio_offline', 'log_ratio_online', 'loss_density_ratio']
     """
     info: dict[str, Tensor] = {}
     number = _sampler_of(run.buffer).uniform.num_offline
@@ -157,6 +226,23 @@ def pool_metrics(run: Phase, batch: TensorDictBase, step: int) -> dict[str, Tens
 
     Returns:
         ``offline_share`` and the sampler's metrics.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import online_phase
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> folder = f"run_dir={tempfile.mkdtemp()}/run"
+        >>> cfg = script_config("a3rl", ["preset=cpu", "compile=false", "online.batch_size=16", folder])
+        >>> pool = partial(make_pool, cfg, problem)
+        >>> with online_phase(cfg, problem, None, make_a3rl, make_buffer=pool) as run:
+        ...     _ = run.buffer.extend(random_transitions(20, 3, 1))  # what the environment gave
+        ...     share = pool_metrics(run, run.sample(), step=1)["offline_share"]
+        >>> 0.0 < share.item() < 1.0
+        True
     """
     sampler = _sampler_of(run.buffer)
     share = {"offline_share": offline_share(batch["index"], sampler.uniform.num_offline)}

@@ -34,6 +34,8 @@ def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     The order is the authors': temperature, critics, baselines, actor, then the targets.
 
+    Source: Yu & Zhang 2023, Eq. 8 and 9, and the authors' code.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``baseline``, ``sac_ml``, ``value_estimator``, ``target``, ``optim``, and
             ``policy_family``, ``target_entropy_per_dim``.
@@ -41,6 +43,24 @@ def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner.
+
+    Raises:
+        O2OSpecError: if the policy's family is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("aca", ["preset=cpu", "compile=false"])
+        >>> learner = make_sac_ml(cfg, (3, 2))
+        >>> learner.update
+        Update of SACMLLoss
+          Descend('alpha', Adam)
+          Descend('qvalue', Adam)
+          Descend('baseline', Adam)
+          Descend('actor', Adam)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor, qvalues = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     baselines, temperature = make_baselines(dims[0], **plain(cfg.baseline)), _temperature(cfg, dims)
@@ -50,6 +70,8 @@ def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Mapping[str, Tensor]) -> Learner:
     """Offline, for the policy of another learner: baselines on top of it; the policy stays as it is.
+
+    Source: Yu & Zhang 2023, Eq. 8 and 9.
 
     Args:
         cfg: sections ``actor``, ``baseline``, ``policy_baseline``, ``value_estimator``, ``optim`` and
@@ -61,6 +83,18 @@ def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Map
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("aca", ["preset=cpu", "compile=false"])
+        >>> cloned = make_sac_ml(cfg, (3, 2)).actor  # or any policy of the same shape
+        >>> learner = make_baseline_learner(cfg, (3, 2), policy=cloned.state_dict())
+        >>> learner.update
+        Update of BaselineLoss
+          Descend('baseline', Adam)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_baseline"].isfinite())
+        True
     """
     actor, baselines = _policy(cfg, dims), make_baselines(dims[0], **plain(cfg.baseline))
     actor.load_state_dict(policy)
@@ -73,6 +107,8 @@ def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Map
 def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
     """Online: the critic is k log pi_0 + R, where R starts as the baseline; k falls by :func:`fade_alignment`.
 
+    Source: Yu & Zhang 2023, and the authors' code; see :class:`~torchrl_o2o.objectives.ACALoss`.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``alignment``, ``interpolation``, ``value_estimator``, ``target``,
             ``optim``, and ``policy_family``, ``target_entropy_per_dim``, ``max_grad_norm``.
@@ -81,6 +117,24 @@ def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor
 
     Returns:
         The learner.
+
+    Raises:
+        O2OSpecError: if the offline state does not fit, or the policy's family is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("aca", ["preset=cpu", "compile=false"])
+        >>> offline = make_sac_ml(cfg, (3, 2))
+        >>> learner = make_aca(cfg, (3, 2), offline.loss.state_dict())
+        >>> learner.update
+        Update of ACALoss
+          Descend('alpha', Adam)
+          Descend('qvalue', Adam)
+          Descend('actor', Adam, clip_grad_norm=0.25)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor, residuals = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     loss = align(source, actor, residuals, temperature=_temperature(cfg, dims), **plain(cfg.alignment))
@@ -98,6 +152,18 @@ def fade_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
 
     Returns:
         ``interpolation``, the k of the update before, for the log.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("aca", ["preset=cpu", "compile=false", "interpolation.horizon=0.004"])
+        >>> learner = make_aca(cfg, (3, 2), make_sac_ml(cfg, (3, 2)).loss.state_dict())
+        >>> for _ in range(3):
+        ...     _ = learner.update(random_transitions(64, 3, 2))
+        ...     print(f"{fade_alignment(cfg, learner)['interpolation']:.2f}")
+        1.00
+        0.75
+        0.50
     """
     if not isinstance(learner.loss, ACALoss):
         return {}
@@ -116,6 +182,15 @@ def make_sac_after_sac_ml(cfg: DictConfig, dims: tuple[int, int], source: Mappin
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.trainers import HandOver, hand_over
+        >>> cfg = script_config("aca", ["preset=cpu", "compile=false", "learner=sac"])
+        >>> offline = make_sac_ml(cfg, (3, 2))
+        >>> learner = make_sac_after_sac_ml(cfg, (3, 2), offline.loss.state_dict())
+        >>> hand_over(offline, learner, HandOver(carry=("actor_network", "qvalue_network")))  # what starts afresh
+        ['temperature']
     """
     actor, qvalues = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     loss = EnsembleSACLoss(actor, qvalues, temperature=_temperature(cfg, dims), actor_q="min")

@@ -26,6 +26,8 @@ def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     In the authors' order all gradients are taken at the old parameters; in CORL's the actor learns from the critics
     that have just been moved.
 
+    Source: Nair et al. 2020, arXiv:2006.09359, Algorithm 1.
+
     Args:
         cfg: ``order`` (``"corl"`` or ``"authors"``), ``actor_weight_decay``, and sections ``actor``, ``qvalue``,
             ``loss``, ``value_estimator``, ``target`` and ``optim``.
@@ -36,6 +38,19 @@ def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Raises:
         O2OSpecError: if the order is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("awac", ["preset=cpu", "compile=false"])
+        >>> learner = make_awac(cfg, (3, 2))
+        >>> learner.update
+        Update of AWACLoss
+          Descend('qvalue', Adam)
+          Descend('actor', Adam)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     check_option("order", cfg.order, ("corl", "authors"))
     actor = make_gaussian_actor(*dims, **plain(cfg.actor))

@@ -25,6 +25,8 @@ __all__ = ["check_awr", "make_awr"]
 def make_awr(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """A value and a policy of fixed width, each with steps of its own on labeled rows.
 
+    Source: Peng et al. 2019, arXiv:1910.00177, Algorithm 1, and the authors' code.
+
     Args:
         cfg: sections ``actor``, ``value``, ``loss``, ``value_estimator``, ``actor_optim``, ``value_optim``, and
             ``actor_std`` in half-widths of the action box.
@@ -32,6 +34,17 @@ def make_awr(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner. ``further["value"]`` is the update of V.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("awr", ["preset=cpu", "compile=false"])
+        >>> learner = make_awr(cfg, (3, 2))
+        >>> rows = learner.loss.label(random_transitions(64, 3, 2))  # all rows, in their order
+        >>> sorted(learner.further["value"](rows[:16]))
+        ['finite', 'loss_value', 'value']
+        >>> bool(learner.update(rows[:16])["loss_actor"].isfinite())
+        True
     """
     actor = make_gaussian_actor(*dims, mean="linear", **plain(cfg.actor))
     _fix_width(actor, cfg.actor_std)
@@ -59,6 +72,12 @@ def check_awr(cfg: DictConfig) -> None:
 
     Raises:
         O2OSpecError: naming the setting.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> check_awr(script_config("awr", ["preset=cpu", "actor_std=0.0"]))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got actor_std=0.0, expected more than 0, in half-widths of the action box
     """
     for name in ("value_steps", "actor_steps", "batch_size", "frames_per_iteration"):
         check_count(name, cfg[name], least=1)

@@ -37,6 +37,20 @@ def make_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner.
+
+    Raises:
+        O2OSpecError: if the policy is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> learner = make_bc(cfg, (3, 2))
+        >>> learner.update
+        Update of BCLoss
+          Descend('actor', Adam)
+        >>> sorted(learner.update(random_transitions(64, 3, 2)))
+        ['finite', 'imitation_error', 'loss_actor']
     """
     actor = _make_policy(cfg, dims)
     loss = BCLoss(actor)
@@ -57,6 +71,21 @@ def make_sac_of_clone(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Raises:
         O2OSpecError: if the policy is deterministic.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false", "policy=tanh_gaussian", "learner=sac"])
+        >>> learner = make_sac_of_clone(cfg, (3, 2))
+        >>> learner.update
+        Update of EnsembleSACLoss
+          Repeat(1)
+            Descend('qvalue', AdamW)
+            MoveTargets(SoftUpdate)
+          Descend('actor', AdamW)
+          Descend('alpha', AdamW)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     if cfg.policy == "deterministic":
         raise O2OSpecError("learner=sac needs a stochastic policy; clone policy=tanh_gaussian or policy=gaussian")

@@ -38,6 +38,8 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     The order is the authors': targets, critics, actor, then the weights where they are learned.
 
+    Source: Wu et al. 2019, arXiv:1911.11361, Eq. 3-6, and the authors' code.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``multiplier``, ``temperature``, ``loss``, ``value_estimator``, ``target``,
             ``actor_optim``, ``qvalue_optim``, ``weight_optim``, ``behavior_optim``, and ``policy_family``, ``best_of``.
@@ -45,6 +47,24 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner. ``further["behavior"]`` is the update that clones the data; it comes first.
+
+    Raises:
+        O2OSpecError: if the policy's family is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("behavior_regularized", ["preset=cpu", "compile=false", "method=brac_p"])
+        >>> learner = make_brac(cfg, (3, 2))
+        >>> learner.update
+        Update of BRACLoss
+          MoveTargets(SoftUpdate)
+          Descend('qvalue', Adam)
+          Descend('actor', Adam)
+        >>> rows = random_transitions(64, 3, 2)
+        >>> _ = learner.further["behavior"](rows)  # first a clone of the data
+        >>> bool(learner.update(rows)["divergence"].isfinite())
+        True
     """
     check_option("policy_family", cfg.policy_family, tuple(_FAMILIES))
     actor, behavior = (_FAMILIES[cfg.policy_family](*dims, **plain(cfg.actor)) for _ in range(2))
@@ -76,6 +96,8 @@ def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     The order is the authors': VAE, critics, actor, its weight, targets.
 
+    Source: Kumar et al. 2019, arXiv:1906.00949, Algorithm 1, and the authors' code.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``vae``, ``multiplier``, ``loss``, ``value_estimator``, ``target``,
             ``actor_optim``, ``qvalue_optim``, ``weight_optim``, ``behavior_optim``, and ``best_of``.
@@ -83,6 +105,21 @@ def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("behavior_regularized", ["preset=cpu", "compile=false", "method=bear"])
+        >>> learner = make_bear(cfg, (3, 2))
+        >>> learner.update
+        Update of BEARLoss
+          Descend('vae', Adam)
+          Descend('qvalue', Adam)
+          Descend('actor', Adam)
+          Descend('multiplier', Adam)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor, vae = make_actor(*dims, **plain(cfg.actor)), make_action_vae(*dims, **plain(cfg.vae))
     qvalues, multiplier = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), Multiplier(**plain(cfg.multiplier))
@@ -106,6 +143,14 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
     Args:
         cfg: of which ``warm_start`` is read.
         learner: of :func:`make_brac` or :func:`make_bear`.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("behavior_regularized", ["preset=cpu", "method=bear", "warm_start=20_000"])
+        >>> learner = make_bear(cfg, (3, 2))
+        >>> start_on_penalty(cfg, learner)  # before each update
+        >>> learner.loss.q_weight
+        tensor(0.)
     """
     assert isinstance(learner.loss, BRACLoss | BEARLoss)
     learner.loss.q_weight.fill_(float(learner.calls >= cfg.warm_start))

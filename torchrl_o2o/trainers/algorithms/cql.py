@@ -23,6 +23,8 @@ __all__ = ["make_cal_ql", "make_cql", "make_sac_after_cql"]
 def make_cql(cfg: DictConfig, dims: tuple[int, int], kind: type[CQLLoss] = CQLLoss) -> Learner:
     """Values of actions that the data do not show are pushed down; all gradients at the same parameters.
 
+    Source: Kumar et al. 2020, arXiv:2006.04779, Eq. 4 and appendix F.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``penalty``, ``temperature``, ``loss``, ``value_estimator``, ``target``,
             ``optim``, and ``qvalue_lr``, ``actor_lr``.
@@ -31,6 +33,21 @@ def make_cql(cfg: DictConfig, dims: tuple[int, int], kind: type[CQLLoss] = CQLLo
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("cql", ["preset=cpu", "compile=false"])
+        >>> learner = make_cql(cfg, (3, 2))
+        >>> learner.update
+        Update of CQLLoss
+          Joint()
+            Descend('qvalue', Adam)
+            Descend('actor', Adam)
+            Descend('alpha', Adam)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["gap"].isfinite())  # of values on and off the data
+        True
     """
     actor, qvalues = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     penalty = ConservativePenalty(**plain(cfg.penalty))
@@ -46,12 +63,26 @@ def make_cql(cfg: DictConfig, dims: tuple[int, int], kind: type[CQLLoss] = CQLLo
 def make_cal_ql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """CQL that stops at the value that the data's own policy earned; see :func:`make_cql`.
 
+    Source: Nakamoto et al. 2023, arXiv:2303.05479, Eq. 5.1.
+
     Args:
         cfg: as there.
         dims: observation and action dimension.
 
     Returns:
         The learner, which reads ``mc_return``.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("cql", ["preset=cpu", "compile=false", "algorithm=cal_ql"])
+        >>> learner = make_cal_ql(cfg, (3, 2))
+        >>> learner.keys[-1]
+        'mc_return'
+        >>> rows = random_transitions(64, 3, 2)
+        >>> rows["mc_return"] = rows["next", "reward"]  # see returns_of
+        >>> bool(learner.update(rows)["bound_rate"].isfinite())
+        True
     """
     return make_cql(cfg, dims, CalQLLoss)
 
@@ -65,6 +96,18 @@ def make_sac_after_cql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import HandOver, hand_over
+        >>> cfg = script_config("cql", ["preset=cpu", "compile=false", "learner=sac"])
+        >>> online = make_sac_after_cql(cfg, (3, 2))
+        >>> how = HandOver(carry=("actor_network", "qvalue_network"))
+        >>> hand_over(make_cql(cfg, (3, 2)), online, how)  # what starts afresh
+        ['temperature']
+        >>> bool(online.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor, qvalues = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     loss = EnsembleSACLoss(actor, qvalues, temperature=_temperature(cfg, dims), actor_q="min")

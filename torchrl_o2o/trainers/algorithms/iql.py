@@ -29,6 +29,8 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
     ``order="authors"`` steps V, then the actor and the critics on the new V. ``order="corl"`` (CORL, PEX) takes all
     gradients at the old parameters.
 
+    Source: Kostrikov et al. 2022, arXiv:2110.06169, Algorithm 1, Eq. 5-7.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``value``, ``loss``, ``value_estimator``, ``target``, ``optim`` and
             ``order``.
@@ -38,6 +40,23 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
 
     Returns:
         The learner; it is not compiled where its actor has dropout, and a warning says so.
+
+    Raises:
+        O2OSpecError: if the order is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("iql", ["preset=cpu", "compile=false"])
+        >>> learner = make_iql(cfg, (3, 2))
+        >>> learner.update
+        Update of IQLLoss
+          Descend('value', Adam)
+          Descend('actor', Adam)
+          Descend('qvalue', Adam)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     check_option("order", cfg.order, ("authors", "corl"))
     actor = make_gaussian_actor(*dims, **plain(cfg.actor))
@@ -64,6 +83,17 @@ def decay_actor_lr(learner: Learner) -> dict[str, Tensor]:
 
     Returns:
         ``lr_actor``, the next step's learning rate, for the log.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("iql", ["preset=cpu", "compile=false"])
+        >>> learner = make_iql(cfg, (3, 2), decay_steps=2)
+        >>> for _ in range(2):
+        ...     _ = learner.update(random_transitions(64, 3, 2))
+        ...     print(f"{decay_actor_lr(learner)['lr_actor']:.2e}")
+        1.50e-04
+        0.00e+00
     """
     if "actor_schedule" in learner.state:
         learner.state["actor_schedule"].step()

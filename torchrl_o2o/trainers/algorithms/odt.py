@@ -49,6 +49,21 @@ class TransformerLearner:
         warmup: its learning rate, one step an update.
         alpha_optim: of the entropy's weight.
         clip_grad_norm: bound of the transformer's gradient.
+
+    Examples:
+        >>> from torch import nn
+        >>> from tensordict.nn import NormalParamExtractor
+        >>> body = nn.Sequential(nn.Linear(3, 4), NormalParamExtractor())  # in the place of a transformer
+        >>> policy = TensorDictModule(body, in_keys=["observation"], out_keys=["loc", "scale"])
+        >>> box = Bounded(-torch.ones(2), torch.ones(2))
+        >>> actor = ProbabilisticActor(policy, in_keys=["loc", "scale"], spec=box, distribution_class=TanhNormal)
+        >>> loss, optim = OnlineDTLoss(actor), AdamW(body.parameters())
+        >>> warmup, alpha_optim = LambdaLR(optim, lambda step: 1.0), Adam([loss.log_alpha])
+        >>> learner = TransformerLearner(actor, loss, optim, warmup, alpha_optim, clip_grad_norm=0.25)
+        >>> replay = TrajectoryReplay()
+        >>> replay.append(torch.randn(9, 3), torch.zeros(9, 2), torch.ones(9))
+        >>> sorted(learner.update(replay.sample(4, context=5)))
+        ['alpha', 'entropy', 'loss_alpha', 'loss_entropy', 'loss_log_likelihood']
     """
 
     def __init__(
@@ -95,13 +110,28 @@ class TransformerLearner:
 def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
     """TorchRL's ``OnlineDTActor`` under ``OnlineDTLoss``.
 
+    Source: Zheng et al. 2022, arXiv:2202.05607, with AdamW in the place of LAMB.
+
     Args:
         cfg: sections ``transformer``, ``loss``, ``optim``, ``alpha_optim``, and ``context``, ``warmup_updates``,
             ``clip_grad_norm``.
         dims: observation and action dimension.
 
+    Returns:
+        The learner.
+
     Raises:
         O2OSpecError: if it is to be compiled, or the library transformers is not installed.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("odt", ["preset=cpu", "compile=false"])
+        >>> learner = make_odt(cfg, (3, 2))  # doctest: +SKIP
+        >>> learner.actor.in_keys  # doctest: +SKIP
+        ['observation', 'action', 'return_to_go']
+        >>> make_odt(script_config("odt", ["compile=true"]), (3, 2))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got compile=true, but ODT trains TorchRL's loss as it is, by no Update; ...
     """
     if cfg.compile:
         raise O2OSpecError("got compile=true, but ODT trains TorchRL's loss as it is, by no Update; compile=false")
@@ -134,6 +164,22 @@ def open_odt(
 
     Raises:
         O2OSpecError: if videos are asked for, or the library transformers is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(100, 3, 1).set("episode", torch.arange(100))
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("odt", ["preset=cpu", "compile=false", f"run_dir={tempfile.mkdtemp()}/run"])
+        >>> session, learner, replay, rollouts = open_odt(cfg, problem)  # doctest: +SKIP
+        >>> len(replay.episodes), rollouts.asked  # doctest: +SKIP
+        (100, 7200)
+        >>> cfg.evaluation.num_envs = 10
+        >>> open_odt(cfg, problem)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got evaluation.video=None, evaluation.num_envs=10; a policy that reads its ...
     """
     video, num_envs = cfg.evaluation.video, cfg.evaluation.num_envs
     if video is not None or num_envs != 1:

@@ -46,6 +46,8 @@ __all__ = [
 def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Offline: CQL, all losses taken at the same parameters, then all optimizers step, then the targets.
 
+    Source: Lee et al. 2021, arXiv:2107.00591, whose agents are CQL's (Kumar et al. 2020).
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``temperature``, ``penalty``, ``loss``, ``value_estimator``, ``target``,
             ``optim``, and ``actor_lr``.
@@ -53,6 +55,21 @@ def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner of one agent.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("off2on", ["preset=cpu", "compile=false"])
+        >>> learner = make_off2on_agent(cfg, (3, 2))
+        >>> learner.update
+        Update of CQLLoss
+          Joint()
+            Descend('actor', Adam)
+            Descend('alpha', Adam)
+            Descend('qvalue', Adam)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor, critics = _networks(cfg, dims)
     penalty = ConservativePenalty(**plain(cfg.penalty))
@@ -101,6 +118,8 @@ def read_off2on_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
 def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Online: the averaged policy and all pairs of critics as one learner, and the density ratio beside it.
 
+    Source: Lee et al. 2021, arXiv:2107.00591, pessimistic Q-ensemble.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``temperature``, ``value_estimator``, ``target``, ``online_optim``,
             ``density_ratio``, ``density_loss``, ``density_optim``, and ``num_agents``.
@@ -108,6 +127,18 @@ def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner; ``further["density_ratio"]`` is the update of the ratio.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import carry_over, stack_agents
+        >>> cfg = script_config("off2on", ["preset=cpu", "compile=false", "num_agents=2"])
+        >>> agents = [make_off2on_agent(cfg, (3, 2)).loss.state_dict() for _ in range(2)]
+        >>> ensemble = make_off2on_ensemble(cfg, (3, 2))
+        >>> carry_over(stack_agents(agents), ensemble.loss)  # what starts afresh
+        ['temperature']
+        >>> bool(ensemble.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     agents = [_networks(cfg, dims) for _ in range(cfg.num_agents)]
     actor = average_actors([own for own, _ in agents])
@@ -129,6 +160,8 @@ def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) -> TensorDictReplayBuffer:
     """One storage for recorded and new rows, drawn from by stored priorities.
 
+    Source: Lee et al. 2021, arXiv:2107.00591, balanced replay.
+
     Args:
         cfg: sections ``sampler``, ``priority`` and ``online`` (with ``scratch_dir``, the rows lie in files there).
         problem: whose data come first.
@@ -136,6 +169,17 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
 
     Returns:
         The buffer; its sampler is a :class:`~torchrl_o2o.data.BalancedReplaySampler`.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("off2on", ["preset=cpu", "compile=false", "online.capacity=1_000"])
+        >>> buffer = balanced_replay_buffer(cfg, problem, make_off2on_ensemble(cfg, problem.dims))
+        >>> len(buffer), buffer.sample().shape
+        (100, torch.Size([256]))
     """
     ratio = _ratio(learner)
 
@@ -165,6 +209,15 @@ def replay_priority(cfg: DictConfig, learner: Learner, rows: TensorDictBase, off
 
     Returns:
         Priorities, shape [B]; see :func:`~torchrl_o2o.functional.off2on_priority`.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("off2on", ["preset=cpu", "compile=false"])
+        >>> learner = make_off2on_ensemble(cfg, (3, 2))
+        >>> rows, offline = random_transitions(4, 3, 2), random_transitions(64, 3, 2)
+        >>> replay_priority(cfg, learner, rows, offline).shape
+        torch.Size([4])
     """
     ratio = _ratio(learner)
     return off2on_priority(ratio.log_ratio(rows), ratio.log_ratio(offline), **plain(cfg.priority))

@@ -22,6 +22,8 @@ __all__ = ["make_pex"]
 def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """V and critics as IQL's at the parameters before either has moved, targets, then the new policy.
 
+    Source: Zhang et al. 2023, arXiv:2302.00935, and the authors' code.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``value``, ``loss``, ``expansion``, ``value_estimator``, ``target``,
             ``optim``, and ``eval_eps``.
@@ -30,6 +32,22 @@ def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     Returns:
         The learner. The choice between both policies collects and is evaluated; ``policy.pt`` of a run holds both, and
         the critics that choose, without randomness.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("pex", ["preset=cpu", "compile=false"])
+        >>> learner = make_pex(cfg, (3, 2))
+        >>> learner.update
+        Update of PEXLoss
+          Joint()
+            Descend('value', Adam)
+            Descend('qvalue', Adam)
+          MoveTargets(SoftUpdate)
+          Descend('actor', Adam)
+        >>> share = learner.update(random_transitions(64, 3, 2))["offline_share"]
+        >>> 0.0 <= share.item() <= 1.0
+        True
     """
     new, offline = (make_gaussian_actor(*dims, **plain(cfg.actor)) for _ in range(2))
     qvalues, value = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), make_value_network(dims[0], **plain(cfg.value))

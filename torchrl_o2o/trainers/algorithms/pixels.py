@@ -69,8 +69,18 @@ def load_pixels(cfg: DictConfig, shape: tuple[int, ...]) -> PixelData:
             ``value_estimator.gamma`` where rows are sums over several steps.
         shape: of the stacked frames, (channels, height, width).
 
+    Returns:
+        Rows, and the frames that they are stacked of.
+
     Raises:
         O2ODataError: if it is neither, or broken.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("rlpd_pixels", ["dataset.source=null"])  # online without data
+        >>> data = load_pixels(cfg, (9, 16, 16))
+        >>> len(data), data.frames["observation"].shape
+        (0, torch.Size([0, 3, 16, 16]))
     """
     source = cfg.dataset.source
     if source is None:
@@ -90,6 +100,8 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
     The critics' convolutions are copied to the actor first; then a step of the critics and of their targets on each
     minibatch; then, on the last, a step of the actor and of the temperature.
 
+    Source: Ball et al. 2023, arXiv:2302.02948, section 4 (pixels), and the authors' code.
+
     Args:
         cfg: sections ``encoder``, ``actor``, ``qvalue``, ``temperature``, ``loss``, ``value_estimator``, ``target``,
             ``optim``, and ``target_entropy_per_dim``, ``utd_ratio``, ``channels_last``, ``autocast``.
@@ -98,6 +110,16 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("rlpd_pixels", ["preset=cpu", "compile=false"])
+        >>> learner = make_rlpd_pixels(cfg, (9, 16, 16), action_dim=2)  # stacks of three frames
+        >>> rows, frames = random_transitions(8, 1, 2), torch.zeros(8, 9, 16, 16, dtype=torch.uint8)
+        >>> rows["observation"] = rows["next", "observation"] = frames
+        >>> bool(learner.update(rows)["loss_actor"].isfinite())
+        True
     """
     encoder = _laid_out(make_pixel_encoder(shape, **plain(cfg.encoder)), cfg)
     actor = make_pixel_actor(encoder, action_dim, **plain(cfg.actor))
@@ -121,6 +143,8 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
 def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
     """DrQ-v2's networks, loss and update: critics with encoder, the actor on the features of before, the targets.
 
+    Source: Yarats et al. 2021 (DrQ-v2), arXiv:2107.09645; Lu et al. 2023 (V-D4RL), arXiv:2206.04779.
+
     Args:
         cfg: sections ``encoder``, ``actor``, ``qvalue``, ``loss``, ``cloning``, ``value_estimator``, ``target``,
             ``optim``, ``channels_last``, ``autocast``, and ``algorithm``: ``"drqv2"``; ``"drqv2_bc"``, held to the
@@ -133,6 +157,21 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
 
     Raises:
         O2OSpecError: if the algorithm is none of those, or ``utd_ratio`` is not 1.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("drqv2", ["preset=cpu", "compile=false", "algorithm=drqv2"])
+        >>> learner = make_drqv2(cfg, (9, 16, 16), action_dim=2)  # stacks of three frames
+        >>> learner.update
+        Update of DrQV2Loss
+          Descend('qvalue', Adam)
+          Descend('actor', Adam)
+          MoveTargets(SoftUpdate)
+        >>> rows, frames = random_transitions(8, 1, 2), torch.zeros(8, 9, 16, 16, dtype=torch.uint8)
+        >>> rows["observation"] = rows["next", "observation"] = frames
+        >>> bool(learner.update(rows)["loss_actor"].isfinite())
+        True
     """
     check_option("algorithm", cfg.algorithm, ("drqv2", "drqv2_bc", "bc"))
     if cfg.utd_ratio != 1:
@@ -194,6 +233,18 @@ class PixelRun:
     Raises:
         O2ODataError: if the data are broken.
         O2OSpecError: if something does not fit.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.scripts import script_config
+        >>> words = ["preset=cpu", "compile=false", "task=dotreach", "dataset.source=null", "offline_fraction=0.0"]
+        >>> words += ["online.total_frames=3", "evaluation.num_episodes=1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> run = PixelRun(script_config("rlpd_pixels", words), make_rlpd_pixels)
+        >>> with run.session as session:
+        ...     for step, transition in session.online(run.collector):
+        ...         _ = run.buffer.extend(transition)
+        >>> step, len(run.buffer)
+        (3, 3)
     """
 
     def __init__(self, cfg: DictConfig, make_learner: MakePixelLearner, *, rows: EpisodeRows | None = None) -> None:

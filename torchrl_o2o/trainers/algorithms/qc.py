@@ -44,6 +44,8 @@ def make_qc(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> 
     Everything is stepped at once, and the target critics follow the critics from before the step, as in the authors'
     codes.
 
+    Source: Park et al. 2025 (FQL), arXiv:2502.02538; Li et al. 2025 (QC), arXiv:2507.07969.
+
     Args:
         cfg: ``policy``, ``horizon``, ``action_chunking``, sections ``actor``, ``qvalue``, ``loss``,
             ``value_estimator``, ``target``, ``optim``; ``one_step`` beside ``flow``, ``best_of_n`` or ``gaussian``.
@@ -57,6 +59,26 @@ def make_qc(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> 
 
     Raises:
         O2OSpecError: if the policy is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import starting_buffer
+        >>> cfg = script_config("qc", ["preset=cpu", "compile=false", "algorithm=qc"])
+        >>> learner = make_qc(cfg, (3, 2))
+        >>> learner.update
+        Update of BestOfNLoss
+          Joint()
+            MoveTargets(SoftUpdate)
+            Descend('qvalue', AdamW)
+            Descend('flow', AdamW)
+        >>> buffer = starting_buffer(random_transitions(100, 3, 2), 10, batch_size=16)
+        >>> learner.see(buffer)  # which draws chunks from now on, as the phases of a run do
+        >>> batch = buffer.sample()
+        >>> batch["action"].shape  # five actions of two dimensions
+        torch.Size([16, 10])
+        >>> bool(learner.update(batch)["loss_flow"].isfinite())
+        True
     """
     acted = cfg.horizon if cfg.action_chunking else 1
     makers = {"one_step": _one_step, "best_of_n": _best_of_n, "gaussian": _gaussian}

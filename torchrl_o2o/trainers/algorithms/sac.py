@@ -24,6 +24,8 @@ __all__ = ["ensemble_sac", "make_rlpd"]
 def make_rlpd(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """RLPD's networks, loss and update.
 
+    Source: Ball et al. 2023, arXiv:2302.02948, Algorithm 1; REDQ, SACfD and SAC are other settings of the same.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``temperature``, ``loss``, ``value_estimator``, ``target``, ``optim``, and
             ``target_entropy_per_dim``, ``critic_weight_decay``, ``utd_ratio``.
@@ -31,6 +33,21 @@ def make_rlpd(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("rlpd", ["preset=cpu", "compile=false", "utd_ratio=2"])
+        >>> learner = make_rlpd(cfg, (3, 2))
+        >>> learner.update
+        Update of EnsembleSACLoss
+          Repeat(2)
+            Descend('qvalue', AdamW)
+            MoveTargets(SoftUpdate)
+          Descend('actor', AdamW)
+          Descend('alpha', AdamW)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor = make_actor(*dims, **plain(cfg.actor))
     loss, update = ensemble_sac(actor, dims, cfg, utd_ratio=cfg.utd_ratio)
@@ -55,6 +72,16 @@ def ensemble_sac(
 
     Returns:
         The loss and its update, not compiled.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("rlpd", ["preset=cpu", "compile=false"])
+        >>> loss, update = ensemble_sac(make_actor(3, 2, hidden_sizes=(8,)), (3, 2), cfg, utd_ratio=4)
+        >>> update.num_minibatches
+        4
+        >>> bool(update(random_transitions(4 * 16, 3, 2))["loss_qvalue"].isfinite())
+        True
     """
     qvalues = make_qvalue_ensemble(*dims, **plain(section.qvalue))
     temperature = Temperature(section.target_entropy_per_dim * dims[1], **plain(section.temperature))

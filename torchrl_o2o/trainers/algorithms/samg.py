@@ -67,6 +67,16 @@ def make_base(cfg: DictConfig, *, online: bool) -> MakeLearner:
 
     Returns:
         A function of configuration and dimensions.
+
+    Raises:
+        O2OSpecError: if the base is unknown.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("samg", ["preset=cpu", "compile=false", "base=cal_ql"])
+        >>> offline, online = (make_base(cfg, online=phase)(cfg, (3, 2)) for phase in (False, True))
+        >>> type(offline.loss).__name__, type(online.loss).__name__
+        ('CalQLLoss', 'CQLLoss')
     """
     check_option("learner.label", cfg.learner.label, tuple(BASES))
     make = BASES[cfg.learner.label][int(online)]
@@ -80,6 +90,12 @@ def raw_convention(cfg: DictConfig) -> Convention:
 
     Args:
         cfg: ``convention``, ``learner.convention`` and ``domain``.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("samg", ["base=iql", "convention={reward_scale: 2.0}"])
+        >>> raw_convention(cfg)
+        Convention(reward_scale=2.0, reward_shift=0.0, scale_by_returns=False, normalize_observations=False)
     """
     row = replace(get_convention(cfg.learner.convention, cfg.domain), normalize_observations=False)
     return overlay_convention(row, cfg)
@@ -89,6 +105,8 @@ class Guide:
     """The mixed target of a learner, and the confidence p that is stored with each transition.
 
     Making one freezes the learner's critic as it is.
+
+    Source: Zhang et al. 2024 (SAMG), arXiv:2410.18626; see :class:`~torchrl_o2o.objectives.SAMGEstimator`.
 
     Args:
         learner: changed in place: its targets are mixed from now on, and its rows hold ``p_off``.
@@ -100,6 +118,21 @@ class Guide:
 
     Raises:
         O2OSpecError: if there is no penalty to weigh.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("samg", ["preset=cpu", "compile=false", "base=cql", "confidence=random"])
+        >>> learner = make_base(cfg, online=True)(cfg, (3, 2))
+        >>> confidence = make_confidence(cfg, (3, 2))
+        >>> guide = Guide(learner, confidence, {"guidance": "step", "cutoff": 100}, weigh_penalty=True)
+        >>> learner.keys[-1]
+        'p_off'
+        >>> row = guide.insert(random_transitions(1, 3, 2))  # what the environment gave, on its way into the buffer
+        >>> sorted(guide.weigh(row)), "penalty_weight" in row
+        (['p_mean', 'p_passing'], True)
+        >>> bool(learner.update(row)["loss_qvalue"].isfinite())
+        True
     """
 
     def __init__(
@@ -155,7 +188,18 @@ def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | N
         problem: environment and data; ``None`` (default) trains nothing.
 
     Returns:
-        The confidence.
+        The confidence, or ``None``.
+
+    Raises:
+        O2OSpecError: if the kind is unknown.
+        O2OCheckpointError: if ``confidence.pretrained`` names no finished run of such an encoder.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("samg", ["preset=cpu", "compile=false", "confidence=even"])
+        >>> make_confidence(cfg, (3, 2))(random_transitions(2, 3, 2))["p_off"].squeeze(-1)
+        tensor([0.5000, 0.5000])
     """
     own = cfg.confidence
     check_option("confidence.kind", own.kind, ("none", "constant", "random", *_ENCODERS))

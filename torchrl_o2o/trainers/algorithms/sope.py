@@ -32,6 +32,21 @@ def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner; it is not compiled where its critics have dropout, and a warning says so.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("sope", ["preset=cpu", "compile=false"])
+        >>> learner = make_sope(cfg, (3, 2))
+        >>> learner.update
+        Update of EnsembleSACLoss
+          Joint()
+            Descend('qvalue', Adam)
+            Descend('actor', Adam)
+            Descend('alpha', Adam)
+          MoveTargets(SoftUpdate)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor, qvalues = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     target_entropy = -float(dims[1]) if cfg.target_entropy is None else cfg.target_entropy
@@ -50,6 +65,21 @@ def make_critics_alone(cfg: DictConfig, learner: Learner) -> Update:
     Args:
         cfg: as in :func:`make_sope`.
         learner: of :func:`make_sope`.
+
+    Returns:
+        The update, on the learner's own optimizer.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("sope", ["preset=cpu", "compile=false"])
+        >>> alone = make_critics_alone(cfg, make_sope(cfg, (3, 2)))
+        >>> alone
+        Update of EnsembleSACLoss
+          Descend('qvalue', Adam, scale=0.5)
+          MoveTargets(SoftUpdate)
+        >>> bool(alone(random_transitions(64, 3, 2))["loss_qvalue"].isfinite())
+        True
     """
     return _compiled(critics_alone(learner), cfg)
 
@@ -60,6 +90,15 @@ def phase_settings(cfg: DictConfig, num_offline: int) -> dict[str, Any]:
     Args:
         cfg: ``online.batch_size`` and ``phases.held_out``.
         num_offline: offline rows in the buffer. If there are any, half of a batch is offline.
+
+    Returns:
+        ``num_offline``, ``batch_size`` and ``share``.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("sope", ["preset=cpu", "compile=false"])
+        >>> phase_settings(cfg, num_offline=1_000)
+        {'num_offline': 1000, 'batch_size': 128, 'share': 0.1}
     """
     rows = cfg.online.batch_size // (2 if num_offline else 1)
     return {"num_offline": num_offline, "batch_size": rows, "share": cfg.phases.held_out}

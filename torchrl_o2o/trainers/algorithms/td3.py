@@ -26,6 +26,8 @@ __all__ = ["cool_constraint", "cool_penalty", "make_rebrac", "make_spot", "make_
 def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Critics on smoothed target actions; the actor climbs the first and is held to the recorded actions.
 
+    Source: Fujimoto & Gu 2021, arXiv:2106.06860, Eq. 3-5.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``loss``, ``value_estimator``, ``target``, ``optim``, ``exploration`` and
             ``policy_delay``.
@@ -33,6 +35,20 @@ def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner; its explorer adds Gaussian noise.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("td3_bc", ["preset=cpu", "compile=false"])
+        >>> learner = make_td3_bc(cfg, (3, 2))
+        >>> learner.update
+        Update of TD3BCLoss
+          Descend('qvalue', Adam)
+          Every(2)
+            Descend('actor', Adam)
+            MoveTargets(SoftUpdate)
+        >>> ["loss_actor" in learner.update(random_transitions(64, 3, 2)) for _ in range(4)]
+        [False, True, False, True]
     """
     actor = make_deterministic_actor(*dims, **plain(cfg.actor))
     loss = TD3BCLoss(actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
@@ -48,6 +64,8 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
     Critics with every update; with every ``policy_delay``-th, from the first on, the target actor follows the actor,
     then the actor moves on the new critics, then the target critics follow: the authors' order.
 
+    Source: Tarasov et al. 2023, arXiv:2305.09836, Eq. 3-4, and the authors' code; online as in CORL.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``loss``, ``value_estimator``, ``target``, ``actor_optim``,
             ``qvalue_optim`` and ``policy_delay``.
@@ -58,6 +76,23 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
 
     Returns:
         The learner, which reads the action of the next step offline; it collects without noise.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("rebrac", ["preset=cpu", "compile=false"])
+        >>> learner = make_rebrac(cfg, (3, 2))
+        >>> learner.update
+        Update of ReBRACLoss
+          Descend('qvalue', Adam)
+          Every(2)
+            MoveTargets(SoftUpdate, ('actor_network',))
+            Descend('actor', Adam)
+            MoveTargets(SoftUpdate, ('qvalue_network',))
+        >>> rows = random_transitions(64, 3, 2)
+        >>> rows["next", "action"] = rows["action"]  # see add_next_action
+        >>> bool(learner.update(rows)["loss_actor"].isfinite())
+        True
     """
     actor = make_deterministic_actor(*dims, **plain(cfg.actor))
     settings = plain(cfg.loss)
@@ -89,6 +124,19 @@ def cool_penalty(cfg: DictConfig, learner: Learner) -> None:
     Args:
         cfg: section ``loss``, ``online.total_frames`` and ``cooling_floor``.
         learner: of :func:`make_rebrac`.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("rebrac", ["preset=cpu", "compile=false", "online.total_frames=4"])
+        >>> learner = make_rebrac(cfg, (3, 2), online=True)
+        >>> for _ in range(3):
+        ...     cool_penalty(cfg, learner)
+        ...     print(f"{learner.loss.actor_bc_coef.item():.5f}")
+        ...     _ = learner.update(random_transitions(64, 3, 2))
+        0.00100
+        0.00075
+        0.00050
     """
     assert isinstance(learner.loss, ReBRACLoss)
     weight = spot_cooling(cfg.loss.actor_bc_coef, learner.calls, cfg.online.total_frames, cfg.cooling_floor)
@@ -97,6 +145,8 @@ def cool_penalty(cfg: DictConfig, learner: Learner) -> None:
 
 def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
     """TD3 whose actor pays for actions that a VAE of the data finds unlikely.
+
+    Source: Wu et al. 2022, arXiv:2202.06239, Eq. 10-13.
 
     Args:
         cfg: sections ``vae``, ``actor``, ``qvalue``, ``loss``, ``target``, ``vae_optim``, ``qvalue_optim``,
@@ -108,6 +158,22 @@ def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -
 
     Returns:
         The learner; its explorer adds Gaussian noise. ``further["vae"]`` is the update that fits the VAE.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("spot", ["preset=cpu", "compile=false"])
+        >>> learner = make_spot(cfg, (3, 2))
+        >>> learner.update
+        Update of SPOTLoss
+          Descend('qvalue', Adam)
+          Every(2)
+            Descend('actor', Adam)
+            MoveTargets(SoftUpdate)
+        >>> rows = random_transitions(64, 3, 2)
+        >>> _ = learner.further["vae"](rows)  # fitted first
+        >>> bool(learner.update(rows)["loss_qvalue"].isfinite())
+        True
     """
     vae = make_action_vae(*dims, **plain(cfg.vae))
     actor = make_deterministic_actor(*dims, **plain(cfg.actor))
@@ -128,6 +194,19 @@ def cool_constraint(cfg: DictConfig, learner: Learner) -> None:
     Args:
         cfg: section ``loss``, ``online.total_frames`` and ``cooling_floor``.
         learner: of :func:`make_spot`.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("spot", ["preset=cpu", "compile=false", "online.total_frames=4"])
+        >>> learner = make_spot(cfg, (3, 2), online=True)
+        >>> for _ in range(3):
+        ...     cool_constraint(cfg, learner)
+        ...     print(f"{learner.loss.density_weight.item():.4f}")
+        ...     _ = learner.update(random_transitions(64, 3, 2))
+        0.0375
+        0.0250
+        0.0125
     """
     assert isinstance(learner.loss, SPOTLoss)
     weight = spot_cooling(cfg.loss.density_weight, learner.calls + 1, cfg.online.total_frames, cfg.cooling_floor)

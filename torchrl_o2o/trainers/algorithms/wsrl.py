@@ -43,6 +43,8 @@ def ghostless_lr(lr: float, steps: int, ghosts: int) -> float:
 def make_wsrl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """WSRL's networks, loss and update, of the same shapes as the offline learner's.
 
+    Source: Zhou et al. 2024, arXiv:2412.07762, and the authors' code.
+
     Args:
         cfg: sections ``actor``, ``qvalue``, ``temperature``, ``online_loss``, ``value_estimator``, ``target``,
             ``optim``, and ``qvalue_lr``, ``actor_lr``, ``utd_ratio``, ``ghost_steps``.
@@ -50,6 +52,23 @@ def make_wsrl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
     Returns:
         The learner.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("wsrl", ["preset=cpu", "compile=false"])
+        >>> learner = make_wsrl(cfg, (3, 2))
+        >>> learner.update
+        Update of EnsembleSACLoss
+          Repeat(4)
+            Descend('qvalue', Adam)
+            MoveTargets(SoftUpdate)
+          Whole()
+            Joint()
+              Descend('actor', Adam)
+              Descend('alpha', Adam)
+        >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
+        True
     """
     actor, qvalues = make_actor(*dims, **plain(cfg.actor)), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     temperature = Temperature(-float(dims[1]), **plain(cfg.temperature))
@@ -89,6 +108,22 @@ def warm_start_update(
 
     Returns:
         The update, not compiled.
+
+    Examples:
+        >>> actor = make_actor(3, 2, hidden_sizes=(8,))
+        >>> loss = EnsembleSACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+        >>> warm_start_update(loss, SoftUpdate(loss, tau=0.005), utd_ratio=2, ghost_steps=True)
+        Update of EnsembleSACLoss
+          Repeat(2)
+            Descend('qvalue', Adam)
+            Ghost('actor')
+            Ghost('alpha')
+            MoveTargets(SoftUpdate)
+          Whole()
+            Joint()
+              Descend('actor', Adam)
+              Descend('alpha', Adam)
+            Ghost('qvalue')
     """
     if not ghost_steps:
         qvalue_lr = ghostless_lr(qvalue_lr, steps=utd_ratio, ghosts=1)

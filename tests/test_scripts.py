@@ -1,0 +1,49 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A script's configuration outside of the script."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.scripts import script_config
+
+
+def test_it_is_what_the_command_line_composes() -> None:
+    cfg = script_config("rlpd_seeds", ["task=hopper", "preset=cpu", "utd_ratio=3"])
+    assert (cfg.env.env_id, cfg.utd_ratio, cfg.actor.hidden_sizes) == ("Hopper-v5", 3, [64, 64])
+    assert not OmegaConf.missing_keys(cfg)
+    cfg.utd_ratio = 7
+    assert script_config("rlpd", ["utd_ratio=3"]).utd_ratio == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["presett=cpu"], r"Could not override 'presett'\. \(in presett=cpu\); the settings .* are in .*awac$"),
+        (["preset=cpuu"], "Could not find 'preset/cpuu'"),
+        (["a b"], r"\(in a b\)"),
+    ],
+)
+def test_what_hydra_refuses_is_said_in_a_line(words: list[str], said: str) -> None:
+    with pytest.raises(O2OSpecError, match=said):
+        script_config("awac", words)
+
+
+def test_settings_files_from_elsewhere_are_looked_at_first(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("hydra: {callbacks: {mine: {_target_: os.getcwd}}}")
+    with pytest.raises(O2OSpecError, match="configures Hydra itself"):
+        script_config("awac", [f"hydra.searchpath=[file://{tmp_path}]"])
+
+
+def test_without_hydra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    with pytest.raises(O2OSpecError, match=r"hydra is not installed; pip install torchrl_o2o\[sota\]"):
+        script_config("awac")
