@@ -33,7 +33,7 @@ from torchrl_o2o.objectives import AWACLoss, BCLoss, CQLLoss, IQLLoss, SACMLLoss
 from torchrl_o2o.trainers import HandOver
 from torchrl_o2o.updates import Descend
 
-ROOMS = ("checkpoint", "collectors", "data", "envs", "modules", "objectives", "priorities", "record", "trainers")
+SUBPACKAGES = ("checkpoint", "collectors", "data", "envs", "modules", "objectives", "priorities", "record", "trainers")
 SMALL: Any = {"hidden_sizes": (8,)}
 NAN = float("nan")
 
@@ -124,8 +124,8 @@ def test_classes_derived_from_a_checked_one_are_checked() -> None:
 def test_what_the_package_annotates_is_known_when_it_runs() -> None:
     """A name that is imported for type checkers only would switch a function's checks off."""
     checked = 0
-    for room in ROOMS:
-        for item in vars(importlib.import_module(f"torchrl_o2o.{room}")).values():
+    for subpackage in SUBPACKAGES:
+        for item in vars(importlib.import_module(f"torchrl_o2o.{subpackage}")).values():
             function = item.__init__ if isinstance(item, type) else item
             if getattr(function, "__module__", "").startswith("torchrl_o2o") and hasattr(function, "__wrapped__"):
                 assert get_type_hints(function)

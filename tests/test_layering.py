@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The package's rooms, from the ground up: what each of them may import, and nothing else."""
+"""The package's subpackages, from the base layer up, and what each of them may import."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "torchrl_o2o"
 
-GROUND = {"arguments", "errors", "durable", "provenance", "config", "scripts", "_moved"}
-# Room -> rooms it may import, at the top of a file or inside a function. It holds no circle: every room stands below
-# those that name it.
-ALLOWED: dict[str, set[str]] = dict.fromkeys((*GROUND, "__init__", "conf"), GROUND)
+BASE = {"arguments", "errors", "durable", "provenance", "config", "scripts", "_moved"}
+# Subpackage -> subpackages that it may import, at the top of a file or inside a function. There is no cycle.
+ALLOWED: dict[str, set[str]] = dict.fromkeys((*BASE, "__init__", "conf"), BASE)
 ALLOWED |= {
     "functional": set(),
     "envs": set(),
@@ -30,7 +29,7 @@ ALLOWED |= {
     "updates": {"functional", "modules", "objectives"},
     "deploy": {"functional", "envs", "checkpoint", "modules", "data", "collectors"},
 }
-ALLOWED["trainers"] = set(ALLOWED) - GROUND
+ALLOWED["trainers"] = set(ALLOWED) - BASE
 ALLOWED["testing"] = {"data", "envs", "objectives"}
 ALLOWED["reproduce"] = {"record"}
 ALLOWED["commands"] = {*ALLOWED["trainers"], "trainers", "reproduce"}
@@ -39,7 +38,7 @@ LAZY = {"hydra", "wandb", "minari", "h5py", "mujoco", "gymnasium_robotics", "mat
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room(path: Path) -> str:
+def subpackage(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -57,14 +56,14 @@ def imported(tree: ast.AST) -> set[str]:
 def test_layers(path: Path) -> None:
     tree = ast.parse(path.read_text())
     own = {name.split(".")[1] for name in imported(tree) if name.startswith("torchrl_o2o.")}
-    upward = own - {room(path)} - GROUND - ALLOWED[room(path)]
-    assert not upward, f"{room(path)} must not import {sorted(upward)}"
+    upward = own - {subpackage(path)} - BASE - ALLOWED[subpackage(path)]
+    assert not upward, f"{subpackage(path)} must not import {sorted(upward)}"
     top = {name.split(".")[0] for node in tree.body for name in imported_here(node)}
     assert not top & LAZY, "optional libraries are imported where they are used"
-    if room(path) in ("commands", "errors", "_moved", "__init__"):
+    if subpackage(path) in ("commands", "errors", "_moved", "__init__"):
         assert not top & {"torch", "torchrl", "tensordict", "numpy", "gymnasium"}, "`o2o --help` has to be quick"
-    if room(path) in GROUND:
-        assert not top & {"torch", "torchrl", "tensordict", "gymnasium"}, "the ground is small"
+    if subpackage(path) in BASE:
+        assert not top & {"torch", "torchrl", "tensordict", "gymnasium"}, "the base layer imports no torch"
 
 
 def imported_here(node: ast.stmt) -> set[str]:

@@ -230,7 +230,7 @@ def describe_run(config: Mapping[str, Any]) -> dict[str, Any]:
         >>> sorted(describe_run({"seed": 1}))
         ['command', 'commit', 'config', 'started', 'threads', 'versions']
     """
-    import torch  # here: the ground is imported by what must start quickly
+    import torch  # here: programs that must start quickly import the base layer
 
     script_folder = Path(sys.argv[0]).resolve().parent
     return {

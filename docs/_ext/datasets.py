@@ -16,14 +16,14 @@ from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
 from torchrl_o2o.data.figure import plot_offline
 
 HEAD = """\
-# Data sets made here
+# Local data sets
 
-`o2o data make NAME` makes one in seconds to minutes, with Minari's layout, into Minari's folder. Nothing is downloaded.
-`--steps` asks for more or fewer. `o2o data show NAME` sums up returns, lengths, terminals and how the
-data came about; `--plot FILE.png` draws them. Names with *yes* in the last column need an actor: `--policy FILE.npz`.
-Data of your own: [data](../data.md).
+`o2o data make NAME` makes a data set in seconds to minutes, in Minari's format and folder. Nothing is downloaded.
+`--steps` sets the number of steps. `o2o data show NAME` summarizes returns, lengths, terminal states and the
+origin of the data; `--plot FILE.png` draws them. Names with *yes* in the last column need `--policy FILE.npz`.
+To load your own data, see [data](../data.md).
 
-| name | environment | steps | what acts | needs a policy |
+| name | environment | steps | policy | needs a policy |
 |---|---|---|---|---|
 """
 
@@ -54,7 +54,7 @@ def _page(name: str, recipe: Recipe, folder: Path) -> list[str]:
     lines = [
         f"# {name}",
         "",
-        f"Environment: `{recipe.env_id}`. What acts: {_actor(recipe)}. {recipe.num_steps:,} steps by default.",
+        f"Environment: `{recipe.env_id}`. Policy: {_actor(recipe)}. {recipe.num_steps:,} steps by default.",
         "",
         "```",
         f"o2o data make {name}{policy}",

@@ -42,7 +42,7 @@ def write_pages(root: Path, folder: Path) -> None:
     lines = [
         "# Scripts of the papers",
         "",
-        "One folder for each paper below `sota-implementations/`: its settings, what was run, and what came out.",
+        "One folder for each paper below `sota-implementations/`: its settings, runs and results.",
         "",
     ]
     replace(folder / "scripts.md", "\n".join([*lines, "```{toctree}", *names, "```", ""]))

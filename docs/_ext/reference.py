@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The reference: one page for each room, with every public name of the package. A name cannot be forgotten."""
+"""The reference: one page for each subpackage, with every public name of the package. No name can be forgotten."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from pathlib import Path
 
 import torchrl_o2o
 
-#: Rooms in the order of ARCHITECTURE: what a script imports first comes first.
-ROOMS = (
+#: Subpackages in the order in which a reader meets them.
+SUBPACKAGES = (
     *("data", "modules", "objectives", "updates", "priorities", "envs", "collectors", "trainers"),
     *("record", "checkpoint", "deploy", "functional", "testing", "reproduce", "commands"),
 )
-GROUND_FLOOR = "ground floor"
+BASE = "base layer"
 INDEX = """\
 Reference
 =========
 
-Every public name of the package, by the room it lives in.
+Every public name of the package, by subpackage.
 """
 
 
 def public_names() -> dict[str, dict[str, list[str]]]:
-    """Every public name, once, by the room and the shortest module it can be imported from.
+    """Every public name, once, by the subpackage and the shortest module it can be imported from.
 
     Returns:
-        Room to module to names.
+        Subpackage to module to names.
     """
-    found: dict[str, dict[str, list[str]]] = {room: {} for room in (*ROOMS, GROUND_FLOOR)}
+    found: dict[str, dict[str, list[str]]] = {part: {} for part in (*SUBPACKAGES, BASE)}
     seen: set[int] = set()
     modules = sorted(pkgutil.walk_packages(torchrl_o2o.__path__, "torchrl_o2o."), key=lambda info: info.name.count("."))
     for info in modules:
@@ -41,16 +41,16 @@ def public_names() -> dict[str, dict[str, list[str]]]:
         if any(part.startswith("_") for part in parts) or parts[1] == "conf":
             continue
         module = importlib.import_module(info.name)
-        room = parts[1] if parts[1] in ROOMS else GROUND_FLOOR
+        part = parts[1] if parts[1] in SUBPACKAGES else BASE
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
             known = inspect.isclass(value) or inspect.isroutine(value)
             if known and id(value) in seen:
                 continue
-            if not known and any(name in names for names in found[room].values()):
+            if not known and any(name in names for names in found[part].values()):
                 continue
             seen.add(id(value))
-            found[room].setdefault(info.name, []).append(name)
+            found[part].setdefault(info.name, []).append(name)
     return found
 
 
@@ -75,7 +75,7 @@ def page(module: str, names: dict[str, str]) -> str:
 
 
 def pages(modules: dict[str, list[str]]) -> dict[str, dict[str, str]]:
-    """The names of one room by the module that defines them, each with the module it is best imported from."""
+    """The names of one subpackage by the module that defines them, each with the module it is best imported from."""
     found: dict[str, dict[str, str]] = {}
     for home, names in modules.items():
         for name in names:
@@ -89,19 +89,19 @@ def pages(modules: dict[str, list[str]]) -> dict[str, dict[str, str]]:
 def write(folder: Path) -> None:
     """Write the pages and their index; only what changed, so that a second build is short."""
     (folder / "api").mkdir(parents=True, exist_ok=True)
-    rooms = []
-    for room, modules in public_names().items():
-        title = room if room == GROUND_FLOOR else f"torchrl_o2o.{room}"
+    entries = []
+    for part, modules in public_names().items():
+        title = part if part == BASE else f"torchrl_o2o.{part}"
         lines = [title, "=" * len(title), ""]
-        if room != GROUND_FLOOR:
+        if part != BASE:
             lines += [(inspect.getdoc(importlib.import_module(title)) or "").strip(), ""]
         lines += [".. toctree::", "   :maxdepth: 1", ""]
         for module, names in sorted(pages(modules).items()):
             replace(folder / "api" / f"{module}.rst", page(module, names))
             lines.append(f"   api/{module}")
-        rooms.append("reference-" + room.replace(" ", "-"))
-        replace(folder / f"{rooms[-1]}.rst", "\n".join([*lines, ""]))
-    replace(folder / "reference.rst", "\n".join([INDEX, ".. toctree::", "", *(f"   {room}" for room in rooms), ""]))
+        entries.append("reference-" + part.replace(" ", "-"))
+        replace(folder / f"{entries[-1]}.rst", "\n".join([*lines, ""]))
+    replace(folder / "reference.rst", "\n".join([INDEX, ".. toctree::", "", *(f"   {part}" for part in entries), ""]))
 
 
 def replace(path: Path, text: str) -> None:

@@ -129,17 +129,17 @@ def test_every_entry_names_something_that_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "room", "kind"),
+    ("group", "subpackage", "kind"),
     [
         ("loss", objectives, LossModule),
         ("sampler", data, Sampler),
         ("writer", data, Writer),
     ],
 )
-def test_every_part_has_an_entry(group: str, room: Any, kind: type) -> None:
+def test_every_part_has_an_entry(group: str, subpackage: Any, kind: type) -> None:
     register_with_torchrl()
     store = ConfigStore.instance()
     names = [name for name in store.list(group) if name.startswith("o2o")]
-    parts = [getattr(room, name) for name in room.__all__]
+    parts = [getattr(subpackage, name) for name in subpackage.__all__]
     expected = {part for part in parts if isinstance(part, type) and issubclass(part, kind)}
     assert {get_object(store.load(f"{group}/{name}").node._target_) for name in names} == expected
