@@ -7,15 +7,20 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import inspect
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "torchrl_o2o"
 FILES = sorted(PACKAGE.rglob("*.py"))
+PACKAGES = sorted(".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py"))
 SCRIPTS = sorted([*(ROOT / "examples").glob("*.py"), *(ROOT / "sota-implementations").rglob("*.py")])
 HEADER = (PACKAGE / "errors.py").read_text().splitlines()[:4]
 
@@ -72,6 +77,21 @@ def test_file(path: Path) -> None:
                 arguments = [*function.args.args, *function.args.kwonlyargs]
                 untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
                 assert not untyped, f"{name}.{function.name}: {untyped} have no type"
+
+
+def exported(package: str) -> dict[str, Any]:
+    """The classes and functions that a package exports, by name."""
+    module = import_module(package)
+    named = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    return {name: each for name, each in named.items() if inspect.isclass(each) or inspect.isfunction(each)}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_exports_has_an_example(package: str) -> None:
+    """In the docstring of the class or function itself; the doctests run it."""
+    parser = doctest.DocTestParser()
+    lacking = [name for name, each in exported(package).items() if not parser.get_examples(each.__doc__ or "")]
+    assert not lacking, f"{package} exports without an example: {lacking}"
 
 
 def public(tree: ast.Module) -> Iterator[tuple[str, ast.ClassDef | Function]]:

@@ -281,7 +281,21 @@ def _checksum(flat: Tensor) -> int:
 
 
 class Source(Protocol):
-    """Transitions of one actor as they come, such as a collector of TorchRL."""
+    """Transitions of one actor as they come, such as a collector of TorchRL.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> class Replayed:  # a recording in the place of an environment
+        ...     def __init__(self, rows):
+        ...         self.rows = rows
+        ...     def __iter__(self):
+        ...         return iter(self.rows.split(10))
+        ...     def shutdown(self, timeout=None):
+        ...         pass  # there is no process
+        >>> source: Source = Replayed(random_transitions(30, 3, 2))
+        >>> [batch.shape for batch in source]
+        [torch.Size([10]), torch.Size([10]), torch.Size([10])]
+    """
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         """Deliver batches [n], without end."""
@@ -293,7 +307,15 @@ class Source(Protocol):
 
 
 class Actors(Protocol):
-    """Where a :class:`~torchrl_o2o.collectors.Fleet` gets its actors: :class:`ProcessActors`, or your own."""
+    """Where a :class:`~torchrl_o2o.collectors.Fleet` gets its actors: :class:`ProcessActors`, or your own.
+
+    Examples:
+        >>> from functools import partial
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> actors: Actors = ProcessActors(partial(make_gym_env, "Pendulum-v1"), make_actor(3, 1), seed=0)
+        >>> actors.publish(1, random=True)  # before the first is started: all will act at random
+    """
 
     def start(self, number: int, attempt: int) -> Source:
         """Start an actor, or start it again.

@@ -62,6 +62,14 @@ class DatasetInfo:
         ref_max_score: return that counts as a score of 100.
         provenance: how the data came to be.
         notes: what the reader changed.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data import describe_offline
+        >>> info = describe_offline({"observations": np.zeros((6, 2)), "actions": np.zeros((6, 1)),
+        ...                          "rewards": np.ones(6), "episode": np.array([0, 0, 0, 1, 1, 1])})
+        >>> info.observation_shape, info.action_dim, info.lengths.mean
+        ((2,), 1, 2.0)
     """
 
     id: str

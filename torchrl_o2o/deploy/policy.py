@@ -68,6 +68,16 @@ class PolicyFile:
         env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`; ``None`` where it was not of this package.
         metadata: what the writer added, such as the algorithm's name.
         versions: of the packages that wrote it.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.modules import make_actor
+        >>> file = save_policy(tempfile.mkdtemp(), make_actor(3, 1, hidden_sizes=(8,)), env="Pendulum-v1")
+        >>> policy = read_policy(file)
+        >>> policy.dims, policy.low, policy.high
+        ((3, 1), tensor([-2.]), tensor([2.]))
+        >>> policy.actor().spec["action"].space.high  # in the environment's own units
+        tensor([2.])
     """
 
     path: Path

@@ -31,6 +31,12 @@ class EnvTask:
         obs_keys: entries of a dictionary observation, in the order in which they are concatenated.
         max_episode_steps: the time limit in environment steps.
         entry_point: ``module:Class`` of an environment of this package, which gymnasium's registry does not know.
+
+    Examples:
+        >>> from torchrl_o2o.envs import EnvTask
+        >>> task = EnvTask("PointMaze_UMaze-v3", {"continuing_task": False}, max_episode_steps=300)
+        >>> task.kwargs
+        {'continuing_task': False}
     """
 
     env_id: str

@@ -45,6 +45,11 @@ class Film:
         fps: frames a second at the environment's own speed.
         total: return of what was seen.
         length: steps of it.
+
+    Examples:
+        >>> film = Film([np.zeros((16, 16, 3), np.uint8)] * 26, fps=20.0, total=3.5, length=25)
+        >>> len(film.frames), film.total / film.length
+        (26, 0.14)
     """
 
     frames: Sequence[np.ndarray]

@@ -18,7 +18,17 @@ __all__ = ["GeneratorNoise", "NoiseSource", "RecordedNoise", "RowSource"]
 
 
 class NoiseSource(Protocol):
-    """What a loss asks for when its equations contain a random draw. Each draw is named after what it is for."""
+    """What a loss asks for when its equations contain a random draw. Each draw is named after what it is for.
+
+    Examples:
+        >>> def dithered(action: Tensor, noise: NoiseSource) -> Tensor:
+        ...     return action + 0.1 * noise.normal("action", action)
+        >>> action = torch.zeros(1, 2)
+        >>> dithered(action, GeneratorNoise(torch.Generator().manual_seed(0))).shape
+        torch.Size([1, 2])
+        >>> dithered(action, RecordedNoise({"action": torch.ones(1, 2)}))  # what a test knows
+        tensor([[0.1000, 0.1000]])
+    """
 
     def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Standard-normal numbers of shape [*sample_shape, *like.shape], in ``like``'s dtype and device."""

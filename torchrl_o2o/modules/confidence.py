@@ -62,14 +62,23 @@ class Confidence(TensorDictModuleBase):
 
     Source: SAMG, Eq. 3.
 
-    Args:
-        threshold: p_m; what is less confident counts as 0.
-        in_keys: entries of observation and action.
+    Keyword Args:
+        threshold: p_m; what is less confident counts as 0. Defaults to 0.
+        in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
         out_key: entry written, shape [*B, 1]. ``("next", "p_off")`` for torchrl's own losses, of which some hand only
-            ``"next"`` on to their estimator.
+            ``"next"`` on to their estimator. Defaults to ``"p_off"``.
 
     Raises:
         O2OSpecError: if the threshold is outside [0, 1].
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> class Central(Confidence):  # sure in the middle of the action box
+        ...     def probability(self, observation, action):
+        ...         return 1.0 - action.abs().amax(-1)
+        >>> rows = random_transitions(2, 3, 1).set("action", torch.tensor([[0.0], [-0.9]]))
+        >>> Central(threshold=0.5)(rows)["p_off"].squeeze(-1)
+        tensor([1., 0.])
     """
 
     @checked_arguments
@@ -241,6 +250,12 @@ class ConfidenceReport:
         spread: standard deviation of the latent means over the rows, mean over dimensions.
         mean: mean of p before the threshold.
         passing: share of rows at or above the threshold.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> report = ConstantConfidence(0.5).check(random_transitions(8, 3, 2))
+        >>> report.mean, report.passing
+        (0.5, 1.0)
     """
 
     kl: float

@@ -42,6 +42,12 @@ class Curve:
         low: ``[n]``, lower end of the interval, or ``None`` for no band.
         high: ``[n]``, upper end.
         peer: somebody else's curve, drawn thin and dotted.
+
+    Examples:
+        >>> middle = np.array([10.0, 60.0])
+        >>> curve = Curve("rlpd", np.array([0, 1_000]), middle, low=middle - 5.0, high=middle + 5.0)
+        >>> curve.high.tolist()
+        [15.0, 65.0]
     """
 
     label: str
@@ -82,6 +88,12 @@ class Panel:
         ylabel: beside them.
         curves: what is drawn, in order.
         levels: values to compare with, by their names in the legend; drawn as thin horizontal lines. Defaults to none.
+
+    Examples:
+        >>> curve = Curve("rlpd", np.array([0, 1_000]), np.array([10.0, 60.0]))
+        >>> panel = Panel("Hopper-v5", "normalized score", [curve], levels={"behavior policy": 45.0})  # for draw_panels
+        >>> [each.label for each in panel.curves]
+        ['rlpd']
     """
 
     title: str

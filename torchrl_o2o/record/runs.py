@@ -47,6 +47,15 @@ class Run:
         steps: ``[n]``, rising; negative steps are offline.
         scores: ``[n]``, the metric at those steps.
         rows: ``metrics.jsonl`` as it stands, for :meth:`curve`. Defaults to none.
+
+    Examples:
+        >>> rows = [{"step": 0, "train/qvalue": 1.0}, {"step": 10, "train/qvalue": 2.0}]
+        >>> config, none = {"algorithm": "rlpd", "task_name": "hopper"}, np.array([])
+        >>> run = Run(Path("runs/a"), 0, config, {}, none, none, rows)
+        >>> run.name, run.task
+        ('rlpd', 'hopper')
+        >>> run.curve("train/qvalue")
+        (array([ 0, 10]), array([1., 2.]))
     """
 
     folder: Path
@@ -96,6 +105,14 @@ class Group:
         steps: ``[n]``, the common steps.
         scores: ``[seeds, n]``.
         unfinished: runs left out, since they have not come half as far as the longest.
+
+    Examples:
+        >>> def run(seed, last):
+        ...     config = {"algorithm": "rlpd", "task_name": "hopper"}
+        ...     return Run(Path(f"runs/{seed}"), seed, config, {}, np.array([0, 10]), np.array([0.0, last]))
+        >>> group = group_runs([run(1, 70.0), run(0, 60.0)])[0]
+        >>> group.label, group.task, group.scores.tolist()
+        ('rlpd', 'hopper', [[0.0, 60.0], [0.0, 70.0]])
     """
 
     label: str

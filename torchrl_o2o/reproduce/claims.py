@@ -41,6 +41,14 @@ class Comparison:
         start: the group whose score at the hand-over ``gain`` and ``kept`` are measured from, by seed and task; the
             group's own evaluation at step 0 then counts as its first online. For methods that act by another policy
             from step 0 on. ``None`` (default) is the group itself.
+
+    Raises:
+        O2OSpecError: if the statistic or the rule is unknown, a number is out of range, or the statistic has no start.
+
+    Examples:
+        >>> part = Comparison("rlpd", than="sac", statistic="final", rule="more", margin=5.0)
+        >>> part.measured
+        'final'
     """
 
     group: str
@@ -85,6 +93,10 @@ class Job:
         overrides: Hydra overrides without the seed and the run's folder.
         offline_of: key of the run whose offline phase this one starts from; ``None`` does its own. It does not count
             for the key: an offline phase of the same settings and seed gives the same numbers.
+
+    Examples:
+        >>> Job("no-norm", "hopper", 0, "rlpd", ("task=hopper", "qvalue.layer_norm=false")).key
+        'rlpd-af050bdd9cb7'
     """
 
     group: str
@@ -120,6 +132,15 @@ class Claim:
         comparisons: what is compared; the claim holds if all of them do.
         share_offline: the group whose offline phase serves all groups, where they differ only afterwards; ``None`` lets
             every run do its own.
+
+    Raises:
+        O2OSpecError: if a comparison names a group that there is not, or there is no task, group, comparison or seed.
+
+    Examples:
+        >>> from torchrl_o2o.reproduce import load_claim
+        >>> claim = load_claim("rlpd-layer-norm")
+        >>> claim.metric, len(claim.seeds)
+        ('evaluation/normalized_score', 5)
     """
 
     name: str

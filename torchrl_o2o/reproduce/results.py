@@ -43,6 +43,12 @@ class Result:
         command: words of the training script.
         steps: ``[n]``, rising, negative offline.
         scores: ``[n]``, evaluations; NaN stays NaN.
+
+    Examples:
+        >>> curve = {"steps": np.array([0.0, 10.0]), "scores": np.array([20.0, 80.0])}
+        >>> result = Result("rlpd", "hopper", 0, "rlpd-1a2b", "finished", 0.5, "8 cores", "", "rlpd.py seed=0", **curve)
+        >>> result.status, float(result.scores[-1])
+        ('finished', 80.0)
     """
 
     group: str

@@ -38,6 +38,11 @@ class Finding:
         finished: number of finished runs of both groups.
         wanted: number of runs that the claim declares for them.
         remarks: what a reader has to know: runs that failed or diverged.
+
+    Examples:
+        >>> part = Comparison("rlpd", None, "gain", "more", margin=5.0)
+        >>> Finding(part, "holds", difference=12.0, low=8.0, high=15.0, finished=5, wanted=5).verdict
+        'holds'
     """
 
     comparison: Comparison
@@ -86,6 +91,15 @@ def judge(claim: Claim, results: Sequence[Result]) -> list[Finding]:
     Args:
         claim: the claim.
         results: of its runs.
+
+    Returns:
+        One finding for each comparison, in their order.
+
+    Examples:
+        >>> from torchrl_o2o.reproduce import load_claim
+        >>> claim = load_claim("rlpd-layer-norm")
+        >>> [(finding.verdict, finding.finished) for finding in judge(claim, [])]  # before a run is finished
+        [('undecided', 0)]
     """
     return [_judge(claim, part, results) for part in claim.comparisons]
 

@@ -67,6 +67,18 @@ class LossContract:
 
     Subclasses provide :meth:`make_loss` and say in :attr:`trains` which parameters each loss may move. ``make_batch``
     may be overridden for losses that read more than transitions.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_gaussian_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> class TestBC(LossContract):
+        ...     trains = {"loss_actor": ("actor_network_params",)}
+        ...     weighted = ("loss_actor",)
+        ...
+        ...     def make_loss(self, *, observation_key="observation", action_key="action"):
+        ...         keys = {"observation_key": observation_key, "action_key": action_key}
+        ...         return BCLoss(make_gaussian_actor(5, 3, hidden_sizes=(8,), **keys))
+        >>> TestBC().test_gradients_reach_only_their_own_parameters()  # pytest runs all that begin with test
     """
 
     observation_dim = 5

@@ -72,7 +72,7 @@ def probe_transitions(env: gymnasium.Env, num_transitions: int, seed: int = 0) -
     """Transitions of uniformly random actions, as an offline data set or a full replay buffer.
 
     Args:
-        env: a probe environment.
+        env: a probe environment, or another with one action dimension in [-1, 1].
         num_transitions: number of rows N.
         seed: of the environment and the actions.
 

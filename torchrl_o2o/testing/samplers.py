@@ -41,7 +41,19 @@ def counting_storage(num_offline: int, num_online: int, capacity: int) -> LazyTe
 
 
 class SamplerContract:
-    """Tests that hold for any sampler; subclasses provide :meth:`make_sampler`."""
+    """Tests that hold for any sampler; subclasses provide :meth:`make_sampler`.
+
+    Examples:
+        >>> from torchrl_o2o.data import BalancedSampler
+        >>> class TestBalanced(SamplerContract):
+        ...     def make_sampler(self):
+        ...         return BalancedSampler(self.num_offline, offline_fraction=0.5)
+        ...
+        ...     def expected_frequencies(self):
+        ...         offline = torch.full((self.num_offline,), 0.5 / self.num_offline)
+        ...         return torch.cat([offline, torch.full((self.num_online,), 0.5 / self.num_online)])
+        >>> TestBalanced().test_draws_follow_the_generator()  # pytest runs all that begin with test
+    """
 
     num_offline = 40
     num_online = 24

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from torchrl_o2o.trainers.continuing import Continuing, Standing, continue_run
+from torchrl_o2o.trainers.continuing import Standing, continue_run
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.evaluation import (
     EvaluationResult,
@@ -71,7 +71,6 @@ from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
 
 __all__ = [
     "ONLINE_ONLY",
-    "Continuing",
     "EvaluationResult",
     "Finetuning",
     "GivenPretraining",

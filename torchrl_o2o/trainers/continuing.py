@@ -60,6 +60,26 @@ class Standing:
             ``source``, ``rows``, ``episodes``, ``fingerprint``, ``added`` (time, UTC), and ``updates`` of the round.
         further: updates made in all continuations.
         policy: the run's policy file.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import probe_transitions
+        >>> from torchrl_o2o.trainers import online_phase
+        >>> from torchrl_o2o.trainers.algorithms import make_rlpd
+        >>> rows = probe_transitions(make_gym_env("Pendulum-v1"), 100)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", "env.env_id=Pendulum-v1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> words += ["online.total_frames=8", "online.batch_size=4", "evaluation.num_episodes=1"]
+        >>> cfg = script_config("rlpd", words)
+        >>> with online_phase(cfg, problem, None, make_rlpd) as run:
+        ...     for step, data in run.steps():
+        ...         _ = run.buffer.extend(data.select(*run.learner.keys))
+        >>> standing = Standing.read(cfg.run_dir)
+        >>> standing.round, standing.num_offline, standing.policy.dims
+        (0, 100, (3, 1))
     """
 
     folder: Path
@@ -297,6 +317,27 @@ def continue_run(
         O2OSpecError: if the run's method cannot continue from recordings, or an argument does not fit.
         O2OCheckpointError: if the run has not come to its end, or cannot be read.
         SystemExit: if a signal asked to stop; the checkpoint is written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import probe_transitions
+        >>> from torchrl_o2o.trainers import online_phase
+        >>> from torchrl_o2o.trainers.algorithms import make_rlpd
+        >>> rows = probe_transitions(make_gym_env("Pendulum-v1"), 100)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", "env.env_id=Pendulum-v1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> words += ["online.total_frames=8", "online.batch_size=4", "evaluation.num_episodes=1"]
+        >>> cfg = script_config("rlpd", words)
+        >>> with online_phase(cfg, problem, None, make_rlpd) as run:
+        ...     for step, data in run.steps():
+        ...         _ = run.buffer.extend(data.select(*run.learner.keys))
+        >>> new = probe_transitions(make_gym_env("Pendulum-v1"), 20, seed=1)
+        >>> lineage = continue_run(cfg.run_dir, [new], num_steps=2, with_env=False)
+        >>> [(entry["round"], entry["rows"], entry["updates"]) for entry in lineage]
+        [(0, 108, 0), (1, 20, 2)]
     """
     standing = Standing.read(folder)
     cfg: DictConfig = OmegaConf.create(_numbers(standing.config))  # type: ignore[assignment]

@@ -110,6 +110,13 @@ def read_encoder(folder: str | Path, loss: EncoderLoss, config: Mapping[str, Any
 
     Raises:
         O2OCheckpointError: if there is no such run, it is not finished, or has another configuration.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_inverse_dynamics
+        >>> loss = InverseDynamicsLoss(make_inverse_dynamics(3, 2, hidden_sizes=(8,)))
+        >>> read_encoder("nowhere", loss, {"seed": 0}, num_steps=4)  # train_encoder shows one that is there
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OCheckpointError: nowhere/checkpoints holds no encoder of 4 steps; name the folder of a ...
     """
     root = Path(folder) / "checkpoints"
     manifest, _ = newest_valid(root)

@@ -72,6 +72,11 @@ class EvaluationResult:
             Where a flag was neither true nor false and no other one true, it is NaN and the array float64.
         normalized_score: ``[n]`` float64 (:func:`~torchrl_o2o.envs.normalized_score`); ``None`` without a reference.
         videos: files by what they show: ``"best"``, ``"median"``, ``"worst"``. Defaults to none.
+
+    Examples:
+        >>> result = EvaluationResult(np.array([1.0, 3.0]), np.array([10, 20]), success=np.array([False, True]))
+        >>> print(result)
+        return 2.0, success 0.50
     """
 
     returns: np.ndarray

@@ -85,6 +85,27 @@ def load_problem(cfg: DictConfig, method: str) -> Problem:
     Args:
         cfg: the configuration; ``convention`` holds what differs from the table's row.
         method: a row of :data:`~torchrl_o2o.data.CONVENTIONS`.
+
+    Returns:
+        The problem.
+
+    Raises:
+        O2ODataError: if the data are broken or belong to another environment.
+        O2OSpecError: if a setting or the environment is unknown.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import probe_transitions
+        >>> folder = tempfile.mkdtemp()
+        >>> rows = probe_transitions(make_gym_env("Pendulum-v1", max_episode_steps=10), 40)
+        >>> _ = rows.set("episode", torch.arange(40) // 10).memmap(folder)  # any file that load_offline reads
+        >>> words = ["task=custom", "task_name=pendulum", "env.env_id=Pendulum-v1"]
+        >>> words += [f"dataset.source=path:{folder}", "dataset.action_bounds=[-1, 1]"]
+        >>> problem = load_problem(script_config("awac", words), "awac")
+        >>> problem.dims, len(problem.offline)
+        ((3, 1), 40)
     """
     check_arguments("env", cfg.env, make_gym_env)
     check_arguments("dataset", cfg.dataset, load_offline, own=("env",))
@@ -100,7 +121,20 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
         folder: the run's folder.
 
     Keyword Args:
-        without: entries of the configuration that are not this phase's.
+        without: entries of the configuration that are not this phase's. Defaults to none.
+
+    Returns:
+        The options, whose ``config`` is what a resumed run has to agree with.
+
+    Raises:
+        O2OSpecError: if a section has an entry that what it is for does not take, or that the script sets itself.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("awac", ["preset=cpu", "seed=3"])
+        >>> options = run_options(cfg, "runs/awac", without=("online",))
+        >>> options.seed, options.schedule.eval_every, "online" in options.config
+        (3, 1000, False)
     """
     for name, (function, own) in _ARGUMENTS.items():
         check_arguments(name, cfg[name], function, own=own)
@@ -124,6 +158,25 @@ class GivenPretraining:
 
     Args:
         pretrained: that pre-training.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", "evaluation.num_episodes=1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> words += ["env.env_id=Pendulum-v1", "+env.max_episode_steps=9", "offline.num_steps=2"]
+        >>> cfg = script_config("bc", words)
+        >>> with offline_phase(cfg, problem, make_bc) as phase:
+        ...     for _ in phase.steps():
+        ...         phase.log(phase.learner.update(phase.sample()))
+        >>> cfg.pretrained = str(phase.folder)
+        >>> with offline_phase(cfg, problem, make_bc) as phase:
+        ...     type(phase).__name__, list(phase.steps())
+        ('GivenPretraining', [])
     """
 
     def __init__(self, pretrained: Pretrained) -> None:
@@ -184,6 +237,22 @@ def offline_phase(
     Raises:
         O2OSpecError: if the pre-training named is of another environment or convention, the rehearsal fails, or the
             sections ``offline`` and ``online`` have entries that their phases do not take.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", "evaluation.num_episodes=1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> cfg = script_config("bc", [*words, "offline.num_steps=2"])
+        >>> with offline_phase(cfg, problem, make_bc, then=make_bc) as phase:
+        ...     for step in phase.steps():
+        ...         phase.log(phase.learner.update(phase.sample()))
+        >>> step, phase.folder.name
+        (0, 'offline')
     """
     check_arguments("offline", cfg.offline, Pretraining, own=_OF_PHASES)
     check_arguments("online", cfg.online, Finetuning, own=_OF_ONLINE)
@@ -231,6 +300,24 @@ def online_phase(
 
     Raises:
         O2OSpecError: if something does not fit, or the configuration asks for actors and the script has no ``fleet``.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_rlpd
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", "evaluation.num_episodes=1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> words += ["online.total_frames=6", "online.batch_size=2", "online.init_random_frames=3"]
+        >>> with online_phase(script_config("rlpd", words), problem, None, make_rlpd) as run:
+        ...     for step, data in run.steps():
+        ...         _ = run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
+        ...         for _ in run.updates(step, data):
+        ...             run.log(run.learner.update(run.sample()))
+        >>> step, run.learner.calls
+        (6, 3)
     """
     if fleet is None and fleet_settings(cfg) is not None:
         raise O2OSpecError(f"got actors={cfg.actors}, this script steps one environment itself; leave it out")
@@ -253,6 +340,13 @@ def accept_seeds() -> None:
 
     Raises:
         SystemExit: with a sentence if it says ``seed=...``, since the seeds take its place.
+
+    Examples:
+        >>> from unittest.mock import patch
+        >>> with patch("sys.argv", ["rlpd_seeds.py", "task=hopper", "seeds=[0,1]"]):
+        ...     accept_seeds()  # Hydra adds only what begins with a plus
+        ...     sys.argv[1:]
+        ['task=hopper', '+seeds=[0,1]']
     """
     for word in sys.argv[1:]:
         name, _, seed = word.lstrip("+").partition("=")
@@ -263,7 +357,15 @@ def accept_seeds() -> None:
 
 def accept_actors() -> None:
     """Let the command line say ``actors=...`` and ``fleet.slack=...``, which the configuration of the single runs does
-    not have."""
+    not have.
+
+    Examples:
+        >>> from unittest.mock import patch
+        >>> with patch("sys.argv", ["rlpd.py", "task=hopper", "actors=4"]):
+        ...     accept_actors()  # Hydra adds only what begins with a plus
+        ...     sys.argv[1:]
+        ['task=hopper', '+actors=4']
+    """
     _accept("actors=", "fleet.")
 
 
@@ -319,6 +421,16 @@ def launch(
     Raises:
         SystemExit: with that sentence.
         O2OError: in a sweep, or a ``NonFiniteError`` or ``EnvFaultError``.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> cfg = script_config("awac", ["preset=cpu", "compile=false"])
+        >>> launch(cfg, lambda cfg: print("trains", cfg.algorithm))
+        trains awac
+        >>> cfg.online.batch_size = 0
+        >>> launch(cfg, lambda cfg: print("trains", cfg.algorithm))
+        Traceback (most recent call last):
+        SystemExit: O2OSpecError: got online.batch_size=0, expected a whole number of at least 1
     """
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:

@@ -70,6 +70,15 @@ class Problem:
         env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`.
         offline: transitions [N] as the learner sees them.
         convention: what was applied to them.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(100, 3, 1)
+        >>> convention = Convention(reward_shift=-1.0).fit(rows)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, convention.data(rows), convention)
+        >>> problem.dims, problem.make_env().action_space
+        ((3, 1), Box(-1.0, 1.0, (1,), float32))
     """
 
     env: Mapping[str, Any]
@@ -189,6 +198,23 @@ class Pretrained:
         convention: what its data and observations went through.
         config: its configuration.
         updates: how many updates it made.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> _ = pretrain(problem, make_bc(cfg, problem.dims), options, num_steps=2, batch_size=16)
+        >>> pretrained = Pretrained.read(folder)
+        >>> pretrained.updates, sorted(pretrained.states)
+        (2, ['actor_optim', 'loss'])
+        >>> pretrained.check(problem)  # no word: it is of this problem
     """
 
     folder: Path
@@ -284,6 +310,26 @@ class Phase:
         learner: what is trained.
         buffer: where batches come from.
         session: the run folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> from torchrl_o2o.trainers import starting_buffer
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> learner, buffer = make_bc(cfg, problem.dims), starting_buffer(rows, 1, batch_size=16)
+        >>> session = options.session(problem, learner, buffer, learner.objects(), total=0)
+        >>> with Phase(problem, learner, buffer, session) as phase:
+        ...     for step in session.offline(2):
+        ...         phase.log(learner.update(phase.sample()))
+        >>> step
+        0
     """
 
     @checked_arguments
@@ -329,6 +375,24 @@ class Pretraining(Phase):
     Keyword Args:
         num_steps: updates. Steps count up to 0.
         batch_size: rows drawn uniformly per update.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> learner = make_bc(cfg, problem.dims)
+        >>> with Pretraining(problem, learner, options, num_steps=3, batch_size=16) as phase:
+        ...     for step in phase.steps():
+        ...         phase.log(learner.update(phase.sample()))
+        >>> step, learner.calls
+        (0, 3)
     """
 
     @checked_arguments
@@ -376,6 +440,26 @@ class Finetuning(Phase):
     Raises:
         O2OSpecError: if ``online_capacity`` is given and leaves the buffer fewer slots than a batch has rows.
         EnvFaultError: if the environment keeps failing.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> learner = make_bc(cfg, problem.dims)
+        >>> with Finetuning(problem, learner, options, handover=HandOver(), total_frames=3, batch_size=16) as phase:
+        ...     for step, data in phase.steps():
+        ...         _ = phase.buffer.extend(problem.convention.online(data).select(*learner.keys))
+        ...         if phase.may_update(step):
+        ...             phase.log(learner.update(phase.sample()))
+        >>> step, len(phase.buffer), learner.calls
+        (3, 103, 3)
     """
 
     @checked_arguments
@@ -541,6 +625,20 @@ def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_ste
     Raises:
         NonFiniteError: if a loss becomes NaN or infinite; the batch is kept in the folder.
         SystemExit: if a signal asked to stop; the checkpoint is written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> pretrain(problem, make_bc(cfg, problem.dims), options, num_steps=2, batch_size=16).updates
+        2
     """
     with Pretraining(problem, learner, options, num_steps=num_steps, batch_size=batch_size) as phase:
         for _ in phase.steps():
@@ -561,6 +659,14 @@ def hand_over(source: Pretrained | Learner, learner: Learner, how: HandOver) -> 
 
     Raises:
         O2OSpecError: if something does not fit.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.trainers.algorithms import make_cql, make_sac_after_cql
+        >>> cfg = script_config("cql", ["preset=cpu", "compile=false", "learner=sac"])
+        >>> offline, online = make_cql(cfg, (3, 2)), make_sac_after_cql(cfg, (3, 2))
+        >>> hand_over(offline, online, HandOver(carry=("actor_network",)))  # or from a Pretrained
+        ['qvalue_network', 'temperature']
     """
     offline = source.states if isinstance(source, Pretrained) else source.objects()
     pairs = [(offline[f"{name}_optim"], optim) for name, optim in learner.optims.items() if f"{name}_optim" in offline]
@@ -601,6 +707,24 @@ def finetune(
         NonFiniteError: if a loss becomes NaN or infinite; the batch is kept in the folder.
         EnvFaultError: if the environment keeps failing.
         SystemExit: if a signal asked to stop; the checkpoint is written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> learner = make_bc(cfg, problem.dims)
+        >>> finetune(problem, learner, options, handover=HandOver(warmup_steps=2), total_frames=3, batch_size=16)
+        >>> learner.calls  # after steps 2 and 3
+        2
+        >>> Path(folder, "policy.pt").exists()
+        True
     """
     phase = Finetuning(
         problem,
@@ -628,7 +752,36 @@ def make_collector(
     total_frames: int,
     init_random_frames: int = 0,
 ) -> StepCollector:
-    """A guarded environment stepped by the learner's explorer; a failed step truncates the row before it."""
+    """A guarded environment stepped by the learner's explorer; a failed step truncates the row before it.
+
+    Args:
+        problem: whose environment is stepped; its data stay here.
+        learner: whose explorer acts.
+        options: of which the seed and ``env_guard`` are read.
+        buffer: where the transitions will lie; its writer truncates the row before a failed step.
+        total_frames: transitions in all.
+        init_random_frames: the first, with uniform actions. Defaults to 0.
+
+    Returns:
+        The collector.
+
+    Raises:
+        O2OSpecError: if a setting of ``env_guard`` or a count is out of range.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> from torchrl_o2o.trainers import starting_buffer
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> learner, options = make_bc(cfg, problem.dims), RunOptions("runs/bc", {}, seed=0)
+        >>> collector = make_collector(problem, learner, options, starting_buffer(rows, 10), total_frames=3)
+        >>> [data.shape for data in collector]
+        [torch.Size([1]), torch.Size([1]), torch.Size([1])]
+    """
     env = GuardedEnv(problem.make_env, **options.env_guard)
     cut = buffer.writer.truncate_last  # pyright: ignore[reportAttributeAccessIssue]
     return StepCollector(
@@ -666,8 +819,27 @@ def make_fleet(
             :class:`~torchrl_o2o.collectors.Fleet`; ``frames_per_batch``, ``start_method`` of
             :class:`~torchrl_o2o.collectors.ProcessActors`.
 
+    Returns:
+        The fleet; no process runs before it is iterated over.
+
     Raises:
         O2OSpecError: if a setting is unknown or out of range.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> learner, options = make_bc(cfg, problem.dims), RunOptions("runs/bc", {}, seed=0)
+        >>> fleet = make_fleet(problem, learner, options, 10_000, 100, {"num_actors": 4})
+        >>> fleet.total_frames, fleet.frames
+        (10000, 0)
+        >>> make_fleet(problem, learner, options, 10_000, 100, {"actors": 4})
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got fleet.actors, expected one of ['num_actors', ...]
     """
     unknown = sorted(settings.keys() - {*_OF_FLEET, *_OF_PROCESSES})
     if unknown:

@@ -41,7 +41,26 @@ class Seeds:
         configs: one per seed.
 
     Examples:
-        See ``sota-implementations/rlpd/rlpd_seeds.py``.
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import Problem, online_phase
+        >>> from torchrl_o2o.trainers.algorithms import make_rlpd
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", "online.total_frames=2", "online.batch_size=2", "handover.data=all"]
+        >>> words += ["evaluation.num_episodes=1", f"run_dir={tempfile.mkdtemp()}/${{seed}}", "+seeds=[0, 1]"]
+        >>> configs = seed_configs(script_config("rlpd", words))
+        >>> with Seeds(lambda own: online_phase(own, problem, None, make_rlpd), configs) as seeds:
+        ...     update = seeds.stacked()
+        ...     for step, transitions in seeds.steps():
+        ...         for run, data in zip(seeds.runs, transitions):
+        ...             _ = run.buffer.extend(problem.convention.online(data).select(*run.learner.keys))
+        ...         metrics = seeds.learn(update, seeds.draw(lambda run: run.sample()))
+        ...         seeds.log(metrics)
+        >>> step, metrics["loss_qvalue"].shape
+        (2, torch.Size([2]))
     """
 
     def __init__(self, make: Callable[[DictConfig], Finetuning], configs: Sequence[DictConfig]) -> None:

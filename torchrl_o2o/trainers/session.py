@@ -41,6 +41,15 @@ class Measured(Protocol):
     """What an evaluation returns: an :class:`~torchrl_o2o.trainers.EvaluationResult`, or other numbers by name.
 
     Its ``videos``, if it has any, are shown where the metrics are.
+
+    Examples:
+        >>> class Reached:
+        ...     def metrics(self):
+        ...         return {"evaluation/reached": 0.5}
+        >>> def evaluate() -> Measured:  # what Session(..., evaluate, ...) calls
+        ...     return Reached()
+        >>> evaluate().metrics()
+        {'evaluation/reached': 0.5}
     """
 
     def metrics(self) -> Mapping[str, float]:

@@ -360,6 +360,16 @@ def compiled(update: Update, cfg: DictConfig, *, dropout: float | None = None) -
 
     Raises:
         O2OSpecError: if ``matmul_dtype=bfloat16`` is asked of an update that is not compiled for its dropout.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.modules import make_gaussian_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> from torchrl_o2o.updates import Descend
+        >>> loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
+        >>> update = Update(loss, Descend("actor", torch.optim.Adam(loss.parameters())))
+        >>> compiled(update, script_config("bc", ["compile=false"])).compiled
+        False
     """
     if not cfg.compile:
         return update

@@ -48,6 +48,11 @@ class PhaseReport(NamedTuple):
         losses: validation losses, before the phase and at each check.
         improved: whether each check improved on the best before it.
         stopped: whether it ended before its time.
+
+    Examples:
+        >>> report = PhaseReport(updates=20, losses=[-1.0, -1.5], improved=[True], stopped=False)
+        >>> report.metrics()
+        {'phase_updates': tensor(20.), 'validation_loss': tensor(-1.5000), 'validation_change': tensor(-0.5000)}
     """
 
     updates: int
@@ -293,6 +298,8 @@ def stabilize(
 ) -> PhaseReport:
     """One phase: critics and targets learn, policy and temperature stay as they are.
 
+    Source: SPEQ's and SOPE's code.
+
     Batches are ``batch_size`` offline rows and as many online ones, without the rows held out; where there are no
     offline rows they are online ones alone (SPEQ).
 
@@ -312,6 +319,20 @@ def stabilize(
 
     Raises:
         O2OSpecError: if there are too few rows to hold any out, and the rule watches.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import starting_buffer
+        >>> from torchrl_o2o.trainers.algorithms import make_critics_alone, make_sope
+        >>> cfg = script_config("sope", ["preset=cpu", "compile=false"])
+        >>> learner = make_sope(cfg, (3, 2))
+        >>> buffer = starting_buffer(random_transitions(100, 3, 2), 100, data="symmetric")
+        >>> _ = buffer.extend(random_transitions(50, 3, 2))
+        >>> rule = StoppingRule(max_updates=4, check_every=2, patience=2)
+        >>> report = stabilize(learner, make_critics_alone(cfg, learner), buffer, rule, num_offline=100, batch_size=16)
+        >>> len(report.losses) >= 2, report.updates <= 4
+        (True, True)
     """
     num_online = len(buffer) - num_offline
     nothing = HeldOut(torch.arange(num_offline), torch.arange(num_offline, len(buffer)), [])

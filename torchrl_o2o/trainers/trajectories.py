@@ -83,6 +83,17 @@ def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], 
     Returns:
         A function of rows with ``episode``, which sets ``mc_return``; see
         :func:`~torchrl_o2o.data.transforms.add_mc_return`.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(3, 2, 1).set("episode", torch.zeros(3, dtype=torch.long))
+        >>> rows["next", "reward"], rows["next", "done"] = torch.ones(3, 1), torch.tensor([[False], [False], [True]])
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("cql", ["algorithm=cal_ql", "value_estimator.gamma=0.5"])
+        >>> returns_of(cfg, problem)(rows)["mc_return"].squeeze(-1)
+        tensor([1.7500, 1.5000, 1.0000])
     """
     failure = cfg.failure_reward
     if failure is not None:  # by the same arithmetic as the rows', since they are compared for equality

@@ -87,5 +87,19 @@ def stack_updates(updates: Sequence[Update]) -> StackedUpdate:
 
     Args:
         updates: one per agent.
+
+    Returns:
+        The update of all agents.
+
+    Raises:
+        O2OSpecError: as :class:`StackedUpdate`.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_gaussian_actor
+        >>> from torchrl_o2o.objectives import BCLoss
+        >>> losses = [BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,))) for _ in range(2)]
+        >>> updates = [Update(loss, Descend("actor", torch.optim.Adam(loss.parameters()))) for loss in losses]
+        >>> type(stack_updates(updates)).__name__
+        'StackedUpdate'
     """
     return StackedUpdate(updates)

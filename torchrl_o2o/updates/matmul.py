@@ -29,7 +29,16 @@ _SETTINGS: dict[str, str] = {"default": "none", "onednn": "bf16"}
 
 @dataclass(frozen=True)
 class Measured:
-    """One route's rate, in GFLOP/s, and relative error against float64."""
+    """One route's rate, in GFLOP/s, and relative error against float64.
+
+    Args:
+        rate: GFLOP/s.
+        error: norm of the difference by the norm of the product, without unit.
+
+    Examples:
+        >>> Measured(rate=97.0, error=2.9e-7).rate
+        97.0
+    """
 
     rate: float
     error: float
@@ -44,6 +53,12 @@ class MatmulReport:
         routes: rate and error by route.
         shape: of the products, [E, M, K] times [E, K, N].
         threads: torch's threads while measuring.
+
+    Examples:
+        >>> routes = {"default": Measured(97.0, 2.9e-7), "onednn": Measured(201.0, 2.9e-7)}
+        >>> print(MatmulReport("onednn", routes, shape=(10, 256, 256, 256), threads=1))
+        float32 products 10 x [256, 256] @ [256, 256], 1 thread(s): default 97 GFLOP/s, error 2.9e-07;
+        onednn 201 GFLOP/s, error 2.9e-07; taken: onednn
     """
 
     chosen: Route
@@ -116,6 +131,11 @@ def probe_matmul_routes(
 
     Returns:
         Rate and error by route.
+
+    Examples:
+        >>> routes = probe_matmul_routes(shape=(2, 16, 16, 16), rounds=2)
+        >>> sorted(routes), routes["default"].error < 1e-5
+        (['default', 'onednn'], True)
     """
     members, rows, inner, columns = shape
     generator = torch.Generator().manual_seed(0)
@@ -149,6 +169,13 @@ def set_matmul_route(route: Route) -> None:
 
     Raises:
         O2OSpecError: if the route is unknown.
+
+    Examples:
+        >>> with matmul_route("default"):  # puts back what was in force
+        ...     set_matmul_route("onednn")
+        >>> set_matmul_route("mkl")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: ...
     """
     check_option("route", route, tuple(_SETTINGS))
     torch.backends.mkldnn.matmul.fp32_precision = _SETTINGS[route]  # type: ignore[attr-defined]

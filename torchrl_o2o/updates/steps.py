@@ -87,6 +87,16 @@ class MoveTargets:
         updater: for example :class:`torchrl.objectives.SoftUpdate` of the update's loss.
         names: networks whose targets are moved, such as ``("actor_network",)``, by a ``SoftUpdate``; ``None`` (default)
             moves all targets of the loss.
+
+    Examples:
+        >>> from torchrl.objectives import SoftUpdate
+        >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
+        >>> from torchrl_o2o.objectives import EnsembleSACLoss
+        >>> actor = make_actor(3, 2, hidden_sizes=(8,))
+        >>> loss = EnsembleSACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
+        >>> move = MoveTargets(SoftUpdate(loss, tau=0.005), ("qvalue_network",))  # as the last step of an Update
+        >>> move.names
+        ('qvalue_network',)
     """
 
     updater: TargetNetUpdater
@@ -143,6 +153,12 @@ class Joint:
 
     Raises:
         O2OSpecError: if there is another kind of step among them, or no :class:`Descend`.
+
+    Examples:
+        >>> optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+        >>> critic, actor = Descend("qvalue", optim), Descend("actor", optim)  # each with an optimizer of its own
+        >>> [step.name for step in Joint(critic, actor).descends]
+        ['qvalue', 'actor']
     """
 
     def __init__(self, *steps: Descend | MoveTargets) -> None:
@@ -178,8 +194,21 @@ class Every:
     Keyword Args:
         first: begin with the first turn. Defaults to ``False``: with the ``interval``-th.
 
+    Source: Fujimoto et al. 2018 (TD3), arXiv:1802.09477, Algorithm 1.
+
     Raises:
         O2OSpecError: if ``interval`` is below 1, or there is no step.
+
+    Examples:
+        >>> optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+        >>> critic, actor = Descend("qvalue", optim), Descend("actor", optim)  # each with an optimizer of its own
+        >>> steps = critic, Every(2, actor)  # of an Update
+        >>> counts = {}
+        >>> for _ in range(3):
+        ...     print([step.name for step in plan(steps, counts).parts[0]])
+        ['qvalue']
+        ['qvalue', 'actor']
+        ['qvalue']
     """
 
     def __init__(self, interval: int, *steps: Descend | Joint | MoveTargets | Ghost, first: bool = False) -> None:
@@ -198,8 +227,17 @@ class Repeat:
         times: number of minibatches, the update-to-data ratio.
         steps: what is done on each.
 
+    Source: Ball et al. 2023 (RLPD), arXiv:2302.02948, Algorithm 1.
+
     Raises:
         O2OSpecError: if ``times`` is below 1, or there is no step.
+
+    Examples:
+        >>> optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+        >>> critic, actor = Descend("qvalue", optim), Descend("actor", optim)  # each with an optimizer of its own
+        >>> steps = Repeat(20, critic), actor  # of an Update
+        >>> plan(steps, {}).minibatches
+        20
     """
 
     def __init__(self, times: int, *steps: Descend | Joint | MoveTargets | Ghost | Every) -> None:
@@ -213,8 +251,17 @@ class Whole:
     Args:
         steps: what is done.
 
+    Source: Zhou et al. 2024 (WSRL), arXiv:2412.07762.
+
     Raises:
         O2OSpecError: if there is no step.
+
+    Examples:
+        >>> optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+        >>> critic, actor = Descend("qvalue", optim), Descend("actor", optim)  # each with an optimizer of its own
+        >>> steps = Repeat(4, critic), Whole(actor)  # of an Update
+        >>> plan(steps, {}).sequence[-1][1] == WHOLE
+        True
     """
 
     def __init__(self, *steps: Descend | Joint | MoveTargets | Ghost | Every) -> None:

@@ -95,9 +95,27 @@ def read_off2on_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
             folders, or the folder of one agent, which all start from then. ``None`` stands for ``run_dir/offline``.
         problem: what the ensemble is to be fine-tuned in.
 
+    Returns:
+        One pre-training for each agent.
+
     Raises:
         O2OSpecError: if there are too few agents, or one was trained in another environment or convention.
         O2OCheckpointError: if the training of one is not finished.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers import RunOptions, pretrain
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> folder = tempfile.mkdtemp() + "/agent0"
+        >>> cfg = script_config("off2on", ["preset=cpu", "compile=false", "num_agents=2", f"pretrained={folder}"])
+        >>> options = RunOptions(folder, {"algorithm": "off2on"}, seed=0, evaluation={"num_episodes": 1})
+        >>> _ = pretrain(problem, make_off2on_agent(cfg, problem.dims), options, num_steps=2, batch_size=16)
+        >>> [agent.updates for agent in read_off2on_agents(cfg, problem)]  # one for both
+        [2, 2]
     """
     named = cfg.pretrained or str(Path(cfg.run_dir) / "offline")
     if isinstance(named, str):
