@@ -55,6 +55,9 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
     Each environment is put into a :class:`~torchrl_o2o.envs.CheckedEnv` unless it is guarded. Processes of their own do
     not get Ctrl-C, so that the run can finish its update, save and close them.
 
+    Returns:
+        The vector environment; its spaces are those of N environments.
+
     Raises:
         O2OSpecError: if ``num_envs`` is below 1, ``make_env`` returns one environment several times, the spaces are no
             ``Box`` of real numbers, or a process cannot build its environment.

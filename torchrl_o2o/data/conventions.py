@@ -199,6 +199,9 @@ def get_convention(method: str, domain: str) -> Convention:
         method: a key of :data:`CONVENTIONS`.
         domain: ``"locomotion"``, ``"antmaze"``, ``"pointmaze"`` or ``"adroit"`` (binary rewards).
 
+    Returns:
+        The convention, not fitted to data yet.
+
     Raises:
         O2OSpecError: if there is no such row or column.
 

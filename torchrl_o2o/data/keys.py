@@ -79,6 +79,9 @@ def transition_keys(*observed: str) -> tuple[NestedKey, ...]:
     Args:
         observed: names of what is observed.
 
+    Returns:
+        Entries of a transition, those of the current step first.
+
     Examples:
         >>> transition_keys("pixels", "state")[:4]
         ('pixels', 'state', 'action', ('next', 'pixels'))

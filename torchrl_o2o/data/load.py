@@ -270,6 +270,9 @@ def check_offline(
         names: as in :func:`load_offline`.
         min_episode_length: as in :func:`load_offline`.
 
+    Returns:
+        The report, ``ok`` if :func:`load_offline` would take the data as they are.
+
     Raises:
         O2ODataError: if the source cannot be read at all.
 
@@ -302,6 +305,9 @@ def describe_offline(
         obs_keys: as in :func:`load_offline`.
         names: as in :func:`load_offline`.
         min_episode_length: as in :func:`load_offline`.
+
+    Returns:
+        The summary.
 
     Raises:
         O2ODataError: if the source cannot be read.

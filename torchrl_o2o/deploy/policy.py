@@ -283,6 +283,9 @@ def read_policy(path: str | Path) -> PolicyFile:
     Args:
         path: a run folder or a policy file.
 
+    Returns:
+        The policy's parts and what was recorded with them; nothing of it is run.
+
     Raises:
         O2OCheckpointError: as :func:`load_policy`.
 

@@ -96,6 +96,9 @@ def make_env(
         allow_modules: as in :func:`make_gym_env`.
         device: where the tensors go; ``None`` means the CPU.
 
+    Returns:
+        The environment, whose observations are float32 of shape [o] and whose actions are in [-1, 1]^A.
+
     Raises:
         O2OSpecError: as :func:`make_gym_env` does.
 
@@ -162,6 +165,9 @@ def make_gym_env(
             observes. ``None`` (default): observe what it observes.
         shadows: whether MuJoCo renders them with shadows, reflections and smooth edges, as V-D4RL's frames have them.
             Defaults to ``False``, which takes a seventh of the time on a processor.
+
+    Returns:
+        The environment.
 
     Raises:
         O2OSpecError: if the id is unknown or not trusted, a dependency is missing, the actions are discrete or no

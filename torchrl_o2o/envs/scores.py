@@ -139,6 +139,9 @@ def get_reference(task: str) -> Reference:
     Args:
         task: as in :func:`find_reference`.
 
+    Returns:
+        The reference.
+
     Raises:
         O2OSpecError: if there is no reference for the task.
 

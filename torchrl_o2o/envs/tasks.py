@@ -51,6 +51,12 @@ def observation_keys(env_id: str) -> tuple[str, ...]:
 
     PointMaze leaves out ``achieved_goal``, which repeats the position; entries that an environment lacks are skipped.
 
+    Args:
+        env_id: the gymnasium id.
+
+    Returns:
+        The names; an environment need not have all of them.
+
     Examples:
         >>> from torchrl_o2o.envs.tasks import observation_keys
         >>> observation_keys("PointMaze_UMaze-v3")

@@ -64,6 +64,9 @@ def drawing_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         arguments: of one that need not.
 
+    Returns:
+        The arguments with ``render_mode``; the given ones stay as they are.
+
     Examples:
         >>> drawing_arguments({"env_id": "Pendulum-v1"})
         {'env_id': 'Pendulum-v1', 'env_kwargs': {'render_mode': 'rgb_array'}}
@@ -83,6 +86,9 @@ def drawing_env(make: Callable[[], gymnasium.Env], name: str, *, plainly: bool =
 
     Keyword Args:
         plainly: whether MuJoCo leaves out shadows and smooth edges. Defaults to ``True``.
+
+    Returns:
+        The environment, reset once.
 
     Raises:
         O2OSpecError: if it does not draw images, saying what to install.
@@ -172,6 +178,9 @@ def film_episode(
     Keyword Args:
         seed: of the reset.
         max_steps: where to stop; ``None`` (default): where the episode ends.
+
+    Returns:
+        The frames, and the return and length of what was seen.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env

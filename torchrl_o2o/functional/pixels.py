@@ -130,6 +130,9 @@ def linear_schedule(step: int, start: float, end: float, duration: int) -> float
         end: value from ``duration`` on.
         duration: steps, at least 1.
 
+    Returns:
+        The value at that step.
+
     Raises:
         O2OSpecError: if the duration is below 1.
 

@@ -170,6 +170,9 @@ def make_baselines(
     Returns:
         E value operators writing ``"state_value"`` of shape [*B, 1].
 
+    Raises:
+        O2OSpecError: if ``num_baselines`` is below 1.
+
     Examples:
         >>> len(make_baselines(17, hidden_sizes=(8,)))
         2

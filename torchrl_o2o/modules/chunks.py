@@ -33,6 +33,9 @@ def chunk_box(action: Bounded | int, horizon: int) -> Bounded:
     Returns:
         A spec of shape [h A].
 
+    Raises:
+        O2OSpecError: if ``horizon`` is below 1, or the spec is no box of one action.
+
     Examples:
         >>> chunk_box(2, 5).shape
         torch.Size([10])

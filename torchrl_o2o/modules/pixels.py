@@ -424,6 +424,9 @@ def make_bottleneck(
         in_key: entry read. Defaults to ``"features"``.
         out_key: entry written. Defaults to ``"latent"``.
 
+    Returns:
+        A module from [*B, in_features] to [*B, latent_dim].
+
     Examples:
         >>> import torch
         >>> make_bottleneck(39200)(torch.zeros(2, 39200)).shape

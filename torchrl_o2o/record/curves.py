@@ -142,6 +142,9 @@ def handover_score(steps: ArrayLike, scores: ArrayLike) -> float:
         steps: ``[n]``, rising, in environment steps; offline training at negative steps.
         scores: ``[n]``, the evaluations.
 
+    Returns:
+        The score.
+
     Raises:
         O2OSpecError: if the two do not match, or there is no evaluation at or before step 0.
 
@@ -195,6 +198,9 @@ def gain(steps: ArrayLike, scores: ArrayLike) -> float:
         steps: ``[n]`` as in :func:`handover_score`.
         scores: ``[n]``.
 
+    Returns:
+        The difference, in the scores' units.
+
     Raises:
         O2OSpecError: as :func:`handover_score`, or if there is no online evaluation.
 
@@ -218,6 +224,9 @@ def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> fl
         steps: ``[n]`` as in :func:`handover_score`.
         scores: ``[n]``.
         optimum: the score without regret: 100 for normalized scores, 1 for success rates.
+
+    Returns:
+        The regret, without unit.
 
     Raises:
         O2OSpecError: if ``steps`` and ``scores`` do not match, there are not two evaluations to average between, or the

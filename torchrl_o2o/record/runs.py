@@ -184,6 +184,9 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
         folder: the run's folder, with ``run.json`` and ``metrics.jsonl``.
         metric: the metric to report.
 
+    Returns:
+        The run.
+
     Raises:
         O2ODataError: if the configuration has no seed, or no row has the metric.
         O2OCheckpointError: if a file is missing or damaged.

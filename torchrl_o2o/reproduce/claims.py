@@ -196,6 +196,9 @@ class Claim:
 def find_claims() -> list[str]:
     """Name the claims that the package declares, in alphabetic order.
 
+    Returns:
+        Names that :func:`load_claim` takes.
+
     Examples:
         >>> from torchrl_o2o.reproduce import find_claims
         >>> "rlpd-layer-norm" in find_claims()
@@ -209,6 +212,9 @@ def load_claim(name: str | Path) -> Claim:
 
     Args:
         name: one of :func:`find_claims`, or the path of a YAML file of your own (it ends in ``.yaml``).
+
+    Returns:
+        The claim, checked.
 
     Raises:
         O2OSpecError: if there is no such claim, or the file lacks a key, has an unknown one, or contradicts itself.

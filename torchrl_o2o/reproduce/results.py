@@ -73,6 +73,9 @@ def read_results(path: Path) -> list[Result]:
     Args:
         path: the file; one that does not exist yet holds no results.
 
+    Returns:
+        The results, in the order of the file.
+
     Raises:
         O2ODataError: if it is no such file.
 

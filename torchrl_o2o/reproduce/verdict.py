@@ -64,6 +64,9 @@ def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray, window: floa
         scores: ``[n]``.
         window: of ``kept``. Defaults to 0.1.
 
+    Returns:
+        The score, in units of the metric.
+
     Examples:
         >>> import numpy as np
         >>> from torchrl_o2o.reproduce import score_of
@@ -109,6 +112,9 @@ def verdict_of(findings: Sequence[Finding]) -> str:
 
     Args:
         findings: from :func:`judge`.
+
+    Returns:
+        ``holds``, ``does not hold`` or ``undecided``.
 
     Examples:
         >>> from torchrl_o2o.reproduce import verdict_of

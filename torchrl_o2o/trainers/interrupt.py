@@ -79,6 +79,9 @@ def resume_command(option: str = "resume=true") -> str:
     Args:
         option: the word that makes the script resume, put at the end unless it is there already.
 
+    Returns:
+        The command line, quoted for a shell.
+
     Examples:
         >>> resume_command("--resume").endswith(" --resume")
         True

@@ -83,6 +83,12 @@ _SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online")
 def plain(section: DictConfig) -> dict[str, Any]:
     """A section as keyword arguments.
 
+    Args:
+        section: of a configuration; references to other entries are replaced.
+
+    Returns:
+        The keyword arguments.
+
     Examples:
         >>> plain(OmegaConf.create({"lr": 3e-4}))
         {'lr': 0.0003}

@@ -279,6 +279,9 @@ def is_due(step: int, interval: int) -> bool:
         step: environment steps so far.
         interval: steps between phases, 10,000 in the papers.
 
+    Returns:
+        The answer.
+
     Examples:
         >>> [step for step in range(451) if is_due(step, 100)]
         [100, 200, 300, 400]

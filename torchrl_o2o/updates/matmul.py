@@ -188,6 +188,9 @@ def matmul_route(route: Route) -> Iterator[None]:
     Args:
         route: see :func:`set_matmul_route`.
 
+    Raises:
+        O2OSpecError: if the route is unknown.
+
     Examples:
         >>> import torch
         >>> with matmul_route("onednn"):

@@ -91,6 +91,9 @@ def raw_convention(cfg: DictConfig) -> Convention:
     Args:
         cfg: ``convention``, ``learner.convention`` and ``domain``.
 
+    Returns:
+        The convention, not fitted to data yet.
+
     Examples:
         >>> from torchrl_o2o.scripts import script_config
         >>> cfg = script_config("samg", ["base=iql", "convention={reward_scale: 2.0}"])
