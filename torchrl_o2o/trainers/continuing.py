@@ -70,8 +70,9 @@ class Standing:
         >>> from torchrl_o2o.trainers import online_phase
         >>> from torchrl_o2o.trainers.algorithms import make_rlpd
         >>> rows = probe_transitions(make_gym_env("Pendulum-v1"), 100)
-        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
-        >>> words = ["preset=cpu", "compile=false", "env.env_id=Pendulum-v1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> words += ["env.env_id=Pendulum-v1", "+env.max_episode_steps=9"]
         >>> words += ["online.total_frames=8", "online.batch_size=4", "evaluation.num_episodes=1"]
         >>> cfg = script_config("rlpd", words)
         >>> with online_phase(cfg, problem, None, make_rlpd) as run:
@@ -327,8 +328,9 @@ def continue_run(
         >>> from torchrl_o2o.trainers import online_phase
         >>> from torchrl_o2o.trainers.algorithms import make_rlpd
         >>> rows = probe_transitions(make_gym_env("Pendulum-v1"), 100)
-        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
-        >>> words = ["preset=cpu", "compile=false", "env.env_id=Pendulum-v1", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> words = ["preset=cpu", "compile=false", f"run_dir={tempfile.mkdtemp()}/run"]
+        >>> words += ["env.env_id=Pendulum-v1", "+env.max_episode_steps=9"]
         >>> words += ["online.total_frames=8", "online.batch_size=4", "evaluation.num_episodes=1"]
         >>> cfg = script_config("rlpd", words)
         >>> with online_phase(cfg, problem, None, make_rlpd) as run:
