@@ -22,7 +22,7 @@ from torchrl_o2o.errors import O2OSpecError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["check_config_dirs", "find_script", "script_command", "script_config", "start"]
+__all__ = ["check_config_dirs", "find_script", "script_command", "script_config", "script_names", "start"]
 
 _PACKAGE = Path(__file__).resolve().parent
 #: In a wheel, beside the modules; in a checkout, beside the package.
@@ -50,7 +50,7 @@ def find_script(name: str) -> Path:
         >>> find_script("rlpd").name, find_script("rlpd_seeds").parent.name
         ('rlpd.py', 'rlpd')
     """
-    scripts = {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*/*.py"))}
+    scripts = _scripts()
     path = scripts.get(name.rpartition("/")[2])
     if path is not None and name in (path.stem, f"{path.parent.name}/{path.stem}"):
         return path
@@ -59,6 +59,21 @@ def find_script(name: str) -> Path:
     close = difflib.get_close_matches(name, scripts)
     hint = f" ({close[0]}?)" if close else ""
     raise O2OSpecError(f"no script is called {name!r}; there are {', '.join(scripts)}{hint}")
+
+
+def script_names() -> list[str]:
+    """The names of all scripts.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_names
+        >>> script_names()[:2]
+        ['a3rl', 'a3rl_seeds']
+    """
+    return sorted(_scripts())
+
+
+def _scripts() -> dict[str, Path]:
+    return {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*/*.py"))}
 
 
 def script_command(name: str, overrides: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from torchrl_o2o.commands.adding import add_command
+
 __all__ = ["register"]
 
 
@@ -20,14 +22,18 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     from torchrl_o2o.commands.data import add_reading
 
-    parser = subparsers.add_parser("advise", help="say which methods suit a data set, and a policy pre-trained on it")
-    parser.add_argument("source", metavar="SOURCE", help="as in `o2o data show`")
+    parser = add_command(
+        subparsers, "advise", "suggest methods for a data set, and optionally for a policy pre-trained on it"
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a data set's name or path:FILE, as for `o2o data show`")
     add_reading(parser)
     parser.add_argument("--policy", metavar="RUN", help="run folder or policy file of a pre-training")
-    parser.add_argument("--episodes", type=int, default=20, metavar="N", help="of the policy (default: %(default)s)")
-    parser.add_argument("--env", metavar="ID", help="the task, where neither data nor policy name it")
+    parser.add_argument(
+        "--episodes", type=int, default=20, metavar="N", help="episodes to evaluate the policy (default: %(default)s)"
+    )
+    parser.add_argument("--env", metavar="ID", help="the environment, if neither data nor policy name it")
     parser.add_argument("--allow-modules", nargs="+", default=[], metavar="MODULE", help="as in `o2o evaluate`")
-    parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: %(default)s)")
     parser.set_defaults(run=_advise)
 
 

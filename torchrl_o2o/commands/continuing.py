@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from torchrl_o2o.commands.adding import add_command
+
 __all__ = ["register"]
 
 
@@ -20,24 +22,34 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     from torchrl_o2o.commands.data import add_actions, add_reading
 
-    parser = subparsers.add_parser(
-        "continue", help="learn on from new recordings; no environment is needed (--without-env)"
+    parser = add_command(
+        subparsers, "continue", "continue training on new recordings; needs no environment (--without-env)"
     )
     parser.add_argument("folder", metavar="RUN", help="a finished run; its offline phase is RUN/offline")
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="NEW", help="new recordings, each as in `o2o data show`"
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="NEW",
+        help="new recordings: names or path:FILE, as for `o2o data show`",
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="updates to make")
-    parser.add_argument("--resume", action="store_true", help="continue with a round that was stopped")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of updates")
+    parser.add_argument("--resume", action="store_true", help="resume a round that was stopped")
     parser.add_argument(
-        "--without-env", action="store_true", help="build no environment: no evaluation, and a weaker audit"
+        "--without-env", action="store_true", help="build no environment: skips evaluation and part of the audit"
     )
     add_reading(parser, of_run=True)
     add_actions(parser, of_run=True)
-    for name, default in (("eval", 5_000), ("log", 1_000), ("checkpoint", 25_000)):
-        help_text = "updates between two (default: %(default)s)"
+    for name, what, default in (
+        ("eval", "evaluations", 5_000),
+        ("log", "rows of metrics", 1_000),
+        ("checkpoint", "checkpoints", 25_000),
+    ):
+        help_text = f"updates between {what} (default: %(default)s)"
         parser.add_argument(f"--{name}-every", type=int, default=default, metavar="N", help=help_text)
-    parser.add_argument("--num-threads", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--num-threads", type=int, default=1, metavar="N", help="threads of torch (default: %(default)s)"
+    )
     parser.set_defaults(run=_continue)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torchrl_o2o.commands.adding import add_command
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["actions", "add_actions", "add_reading", "reading", "register"]
@@ -28,43 +29,56 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     Args:
         subparsers: of the `o2o` parser.
     """
-    parser = subparsers.add_parser("data", help="list, make, show, check and compare offline data sets")
+    parser = add_command(subparsers, "data", "list, make, show, check and compare offline data sets")
     subcommands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = subcommands.add_parser("list", help="names that can be made here, and data sets on this machine")
+    listing = add_command(subcommands, "list", "list data sets that can be made, and those on this machine")
     listing.set_defaults(run=_list)
-    _register_make(subcommands.add_parser("make", help="make one of this package's data sets, or record frames"))
-    show = subcommands.add_parser("show", help="summarize a data set")
+    _register_make(add_command(subcommands, "make", "make one of this package's data sets, or record frames"))
+    show = add_command(subcommands, "show", "summarize a data set")
     _add_source(show)
-    show.add_argument("--plot", metavar="FILE.png", help="draw returns, lengths and rewards")
+    show.add_argument("--plot", metavar="FILE.png", help="plot returns, lengths and rewards")
     show.add_argument("--json", action="store_true", help="print JSON")
     show.set_defaults(run=_show)
-    check = subcommands.add_parser("check", help="audit a data set; exits with 1 if it has errors")
+    check = add_command(subcommands, "check", "audit a data set; exits with status 1 if it has errors")
     _add_source(check)
     add_actions(check)
     check.add_argument("--env", metavar="ID", help="an environment that the data should fit")
     check.add_argument(
-        "--allow-modules", nargs="+", default=[], metavar="MODULE", help="whose environment may be built"
+        "--allow-modules",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="trusted modules, whose environments may be built",
     )
     check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(run=_check)
-    _register_coverage(subcommands.add_parser("coverage", help="which clusters of their union data sets cover"))
+    _register_coverage(
+        add_command(subcommands, "coverage", "compare data sets by the clusters of their union that they cover")
+    )
 
 
 def _register_make(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="such as o2o/halfcheetah/linear-mix-v0; with --env a new name")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, metavar="N", help="environment steps; the recipe's number by default")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where to put it; Minari's folder by default")
+    parser.add_argument("name", metavar="NAME", help="for example o2o/halfcheetah/linear-mix-v0; a new name with --env")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="environment steps (default: the recipe's)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where to write it (default: Minari's folder)")
     parser.add_argument(
-        "--policy", type=Path, metavar="FILE", help="who acts: .npz for names that need one; with --env a run"
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="the policy that acts: .npz for names that need one, a run with --env",
     )
-    frames = parser.add_argument_group("recording what an environment renders")
-    frames.add_argument("--env", metavar="ID", help="an environment, dm_control/walker-walk-v0 for example")
+    frames = parser.add_argument_group("recording rendered frames")
+    frames.add_argument("--env", metavar="ID", help="the environment, for example dm_control/walker-walk-v0")
     frames.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the frames (default: 64)")
-    frames.add_argument("--action-repeat", type=int, metavar="N", help="(default: the policy's, or 1)")
-    frames.add_argument("--shadows", action="store_true", help="MuJoCo's shadows, reflections and smooth edges")
-    frames.add_argument("--noise", type=float, metavar="STD", help="on the policy's actions (default: 0)")
-    frames.add_argument("--allow-modules", nargs="+", metavar="MODULE", help="whose environments may be built")
+    frames.add_argument("--action-repeat", type=int, metavar="N", help="steps per action (default: the policy's, or 1)")
+    frames.add_argument("--shadows", action="store_true", help="render MuJoCo's shadows, reflections and anti-aliasing")
+    frames.add_argument(
+        "--noise", type=float, metavar="STD", help="standard deviation of noise on the policy's actions (default: 0)"
+    )
+    frames.add_argument(
+        "--allow-modules", nargs="+", metavar="MODULE", help="trusted modules, whose environments may be built"
+    )
     parser.set_defaults(run=_make)
 
 
@@ -72,10 +86,14 @@ def _register_coverage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help=f"two or more, each {_SOURCE}")
     add_reading(parser)
     add_actions(parser)
-    parser.add_argument("--clusters", type=int, default=50, metavar="K", help="(default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=1_000, metavar="N", help="drawn from each (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the t-SNE")
+    parser.add_argument(
+        "--clusters", type=int, default=50, metavar="K", help="number of clusters (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=1_000, metavar="N", help="rows sampled from each data set (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument("--plot", metavar="FILE.png", help="plot the t-SNE embedding")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_coverage)
 
@@ -96,7 +114,7 @@ def add_reading(parser: argparse.ArgumentParser, *, of_run: bool = False) -> Non
     """
     same = _SAME if of_run else ""
     parser.add_argument(
-        "--max-episode-steps", type=int, metavar="T", help=f"the time limit, for files without timeouts{same}"
+        "--max-episode-steps", type=int, metavar="T", help=f"time limit of an episode, for files without timeouts{same}"
     )
     parser.add_argument(
         "--min-episode-length",
@@ -106,14 +124,14 @@ def add_reading(parser: argparse.ArgumentParser, *, of_run: bool = False) -> Non
         help=f"shorter episodes are skipped{same or ' (default: %(default)s)'}",
     )
     parser.add_argument(
-        "--obs-keys", nargs="+", metavar="KEY", help=f"entries of a dictionary observation, in order{same}"
+        "--obs-keys", nargs="+", metavar="KEY", help=f"entries of a dictionary observation to use, in order{same}"
     )
     parser.add_argument(
         "--names",
         nargs="+",
         type=_name,
         metavar="ARRAY=WHAT",
-        help=f"what arrays of other names are: terminals, timeouts, dones, ends, masks, ..., ignore{same}",
+        help=f"meaning of arrays with other names: terminals, timeouts, dones, ends, masks, ..., ignore{same}",
     )
 
 
@@ -132,13 +150,13 @@ def add_actions(parser: argparse.ArgumentParser, *, of_run: bool = False) -> Non
         nargs=2,
         type=_bound,
         metavar=("LOW", "HIGH"),
-        help=f"each a number, or one per entry: '[-1, 0]'{same}",
+        help=f"bounds of the recorded actions: two numbers, or lists with one per entry: '[-1, 0]'{same}",
     )
     parser.add_argument(
         "--actions",
         choices=("error", "clip", "rescale"),
         default=None if of_run else "error",
-        help=f"if outside the box{same or ' (default: %(default)s)'}",
+        help=f"what to do with actions outside the bounds{same or ' (default: %(default)s)'}",
     )
 
 

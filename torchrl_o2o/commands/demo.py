@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from torchrl_o2o.commands.adding import add_command
+
 __all__ = ["register"]
 
 _SETTINGS = {
@@ -34,13 +36,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     Args:
         subparsers: of the `o2o` parser.
     """
-    parser = subparsers.add_parser("demo", help="RLPD beside SAC from scratch on a local data set, in a few minutes")
+    parser = add_command(subparsers, "demo", "train RLPD on a local data set and SAC without data, in a few minutes")
     parser.add_argument(
-        "task", nargs="?", default="halfcheetah", choices=sorted(_SETTINGS), help="(default: %(default)s)"
+        "task", nargs="?", default="halfcheetah", choices=sorted(_SETTINGS), help="task (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="Hydra override for both runs")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder of both runs (default: %(default)s)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for both runs")
     parser.set_defaults(run=_demo)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from torchrl_o2o.commands.adding import add_command
+
 __all__ = ["register"]
 
 
@@ -19,11 +21,15 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     from torchrl_o2o.commands.policies import add_arguments
 
-    parser = subparsers.add_parser("evaluate", help="run a trained policy and print its returns")
+    parser = add_command(subparsers, "evaluate", "run a trained policy and print its returns")
     add_arguments(parser)
-    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="(default: %(default)s)")
     parser.add_argument(
-        "--video", metavar="FILE", help="write the best, median and worst episode: x.gif or x.mp4 gives x-best.gif, ..."
+        "--episodes", type=int, default=10, metavar="N", help="number of episodes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--video",
+        metavar="FILE",
+        help="write videos of the best, median and worst episode: x.gif or x.mp4 gives x-best.gif, ...",
     )
     parser.set_defaults(run=_evaluate)
 

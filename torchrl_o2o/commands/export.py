@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from torchrl_o2o.commands.adding import add_command
+
 __all__ = ["register"]
 
 _ENDINGS = {"torch_export": ".pt2", "onnx": ".onnx"}
@@ -22,14 +24,16 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     from torchrl_o2o.commands.policies import add_arguments
 
-    parser = subparsers.add_parser("export", help="write a trained policy for torch.export or ONNX runtimes")
+    parser = add_command(subparsers, "export", "export a trained policy with torch.export or to ONNX")
     add_arguments(parser, env=False)
-    parser.add_argument("--format", choices=sorted(_ENDINGS), default="torch_export", help="(default: %(default)s)")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="(default: policy.pt2 or policy.onnx beside the policy)"
+        "--format", choices=sorted(_ENDINGS), default="torch_export", help="file format (default: %(default)s)"
     )
     parser.add_argument(
-        "--unit-actions", action="store_true", help="actions in [-1, 1] instead of the environment's own units"
+        "--out", type=Path, metavar="FILE", help="(default: policy.pt2 or policy.onnx next to the policy)"
+    )
+    parser.add_argument(
+        "--unit-actions", action="store_true", help="output actions in [-1, 1] instead of the environment's own units"
     )
     parser.set_defaults(run=_export)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from torchrl_o2o.commands.adding import add_command
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["register"]
@@ -22,11 +23,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     """
     from torchrl_o2o.commands.policies import add_arguments
 
-    parser = subparsers.add_parser("play", help="run a trained policy and write a GIF or mp4 of it")
+    parser = add_command(subparsers, "play", "run a trained policy and write a GIF or MP4 video")
     add_arguments(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help=".gif or .mp4 (default: policy.gif beside the policy)")
-    parser.add_argument("--episodes", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--max-steps", type=int, default=1000, metavar="N", help="in all (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=".gif or .mp4 (default: policy.gif next to the policy)"
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=1, metavar="N", help="number of episodes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-steps", type=int, default=1000, metavar="N", help="total number of steps (default: %(default)s)"
+    )
     parser.set_defaults(run=_play)
 
 

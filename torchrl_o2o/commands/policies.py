@@ -31,19 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser, *, env: bool = True) -> None:
     Keyword Args:
         env: whether the command needs an environment. Defaults to ``True``.
     """
-    parser.add_argument("policy", metavar="RUN", help="a run folder, or the policy file of one")
+    parser.add_argument("policy", metavar="RUN", help="a run folder or its policy.pt")
     if env:
-        parser.add_argument(
-            "--env", metavar="ID", help="another environment than the one that the policy was trained in"
-        )
+        parser.add_argument("--env", metavar="ID", help="environment (default: that of the policy's training)")
         parser.add_argument(
             "--allow-modules",
             nargs="+",
             default=[],
             metavar="MODULE",
-            help="modules whose environments may be built, besides this package's; a policy file may not name any",
+            help="trusted modules, whose environments may be built; a policy file cannot add any",
         )
-        parser.add_argument("--seed", type=int, default=0, help="of the first episode (default: %(default)s)")
+        parser.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: %(default)s)")
 
 
 def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from torchrl_o2o.commands.adding import add_command
+
 __all__ = ["register"]
 
 
@@ -17,9 +19,9 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     Args:
         subparsers: of the `o2o` parser.
     """
-    parser = subparsers.add_parser("report", help="draw learning curves and tabulate results over seeds")
+    parser = add_command(subparsers, "report", "draw learning curves and tabulate results over seeds")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders of run folders")
-    parser.add_argument("--out", default="report", metavar="DIR", help="folder to write to")
+    parser.add_argument("--out", default="report", metavar="DIR", help="output folder (default: %(default)s)")
     parser.add_argument(
         "--metric",
         default="evaluation/return",
@@ -30,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="a configuration entry to group across, besides seed",
+        help="a setting, in addition to seed, in which runs of one group may differ",
     )
     parser.add_argument("--peers", metavar="FILE.npz", help="published curves to overlay (normalized scores)")
     parser.add_argument("--peers-task", metavar="NAME", help="the task's name in that file, if it differs")

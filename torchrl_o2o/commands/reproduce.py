@@ -10,6 +10,8 @@ import argparse
 import os
 from pathlib import Path
 
+from torchrl_o2o.commands.adding import add_command
+
 __all__ = ["register"]
 
 _RUNS = Path("runs/claims")
@@ -22,20 +24,26 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     Args:
         subparsers: of the `o2o` parser.
     """
-    parser = subparsers.add_parser("reproduce", help="measure the papers' claims")
+    parser = add_command(subparsers, "reproduce", "test the papers' claims")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="the claims, and how many of their runs are done")
+    listing = add_command(actions, "list", "list the claims, and how many of their runs are finished")
     _add_folders(listing)
     listing.set_defaults(run=_list)
-    run = actions.add_parser("run", help="do the runs that are missing; stop and start it at any time")
-    run.add_argument("claims", nargs="+", metavar="CLAIM", help="names from the list, a file of yours, or 'all'")
-    run.add_argument("--workers", type=int, default=1, metavar="N", help="processes of one thread (default: 1)")
-    run.add_argument("--part", metavar="K/N", help="of N machines that share the folders, do the K-th part (1 to N)")
-    run.add_argument("--dry-run", action="store_true", help="print the commands that are missing, one a line")
+    run = add_command(actions, "run", "make the missing runs of claims; you can stop and restart it at any time")
+    run.add_argument(
+        "claims", nargs="+", metavar="CLAIM", help="a name from `o2o reproduce list`, your own file, or 'all'"
+    )
+    run.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="number of processes, each with one thread (default: 1)"
+    )
+    run.add_argument(
+        "--part", metavar="K/N", help="make the K-th of N parts of the runs, for N machines that share the folders"
+    )
+    run.add_argument("--dry-run", action="store_true", help="print the commands of the missing runs, one per line")
     _add_folders(run)
     run.set_defaults(run=_run)
-    show = actions.add_parser("show", help="table and verdict of claims")
-    show.add_argument("claims", nargs="*", default=["all"], metavar="CLAIM", help="(default: all)")
+    show = add_command(actions, "show", "print tables and verdicts of claims")
+    show.add_argument("claims", nargs="*", default=["all"], metavar="CLAIM", help="names of claims (default: all)")
     show.add_argument("--figures", type=Path, metavar="DIR", help="draw CLAIM.png into this folder")
     show.add_argument("--page", type=Path, metavar="FILE.md", help="write the results page")
     _add_folders(show)
@@ -43,8 +51,12 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_folders(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=Path, default=_RUNS, metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=_RESULTS, metavar="DIR", help="CSV (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=Path, default=_RUNS, metavar="DIR", help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=_RESULTS, metavar="DIR", help="folder of the CSV files (default: %(default)s)"
+    )
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,9 @@ import argparse
 import os
 import sys
 
+from torchrl_o2o.commands.adding import add_command
+from torchrl_o2o.scripts import script_names
+
 __all__ = ["register"]
 
 
@@ -20,14 +23,14 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         subparsers: of the `o2o` parser.
     """
     usage = "o2o train [-h] SCRIPT [KEY=VALUE ...] [HYDRA OPTIONS]"
-    parser = subparsers.add_parser("train", usage=usage, help="train by one of the papers' scripts")
-    parser.add_argument("script", metavar="SCRIPT", help="such as rlpd or rlpd_seeds")
+    parser = add_command(subparsers, "train", "train with one of the papers' scripts", usage=usage)
+    parser.add_argument("script", metavar="SCRIPT", help=f"one of {', '.join(script_names())}")
     parser.add_argument(
         "overrides",
         nargs=argparse.REMAINDER,
         metavar="KEY=VALUE",
-        help="such as task=hopper seed=1, for a script of many seeds 'seeds=[0,1,2]' in quotes; and "
-        "Hydra's own options, such as --cfg job, which prints the settings",
+        help="settings, for example task=hopper preset=cpu seed=1 (for a script of many seeds 'seeds=[0,1,2]', in "
+        "quotes), and Hydra's own options, for example --cfg job, which prints all settings",
     )
     parser.set_defaults(run=_train)
 
