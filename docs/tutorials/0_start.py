@@ -2,15 +2,15 @@
 The start page as a notebook
 ============================
 
-What ``make demo`` does, by hand and shorter: RLPD on HalfCheetah with recorded data, and the same learner without
-them. It takes about two minutes on one core; the data are made within seconds.
+This tutorial does in Python what ``make demo`` does, with fewer steps: it trains RLPD on HalfCheetah with recorded
+data, and the same learner without data. It takes about two minutes on one core; the data are made within seconds.
 """
 
 # %%
 # Data
 # ----
-# 100 000 steps of a linear policy at many stages of its training. A name of Minari, a D4RL file or arrays of your own
-# would do as well.
+# The data set has 100 000 steps of a linear policy at many stages of its training. You can use a Minari name, a D4RL
+# file or your own arrays instead.
 from torchrl_o2o.data import describe_offline, load_offline, make_local_dataset
 
 NAME = "o2o/halfcheetah/linear-mix-v0"
@@ -23,8 +23,8 @@ print(f"mean return {info.returns.mean:.0f}, best {info.returns.max:.0f}")
 # %%
 # The learner
 # -----------
-# An actor, two critics and the loss; a storage whose first rows are the data; and what is updated in which order.
-# Half of each batch comes from the data, or, without data, none of it.
+# The learner consists of an actor, two critics and the loss, a storage whose first rows are the data, and the steps of
+# an update in order. Half of each batch comes from the data, or none of it in the run without data.
 import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -41,7 +41,7 @@ ENV, FRAMES, EVERY = "HalfCheetah-v5", 6_000, 1_500
 
 
 def learn(offline_fraction: float) -> list[float]:
-    """Learn online, and return what evaluation gave every 1 500 steps."""
+    """Train online, and return the evaluations, one every 1 500 steps."""
     seed_everything(0)
     actor = make_actor(17, 6, hidden_sizes=(64, 64))
     critics = make_qvalue_ensemble(17, 6, num_qvalue_nets=2, hidden_sizes=(64, 64))
@@ -57,7 +57,7 @@ def learn(offline_fraction: float) -> list[float]:
         Descend("actor", actor_optim),
         Descend("alpha", alpha_optim),
     )
-    update.compile()  # half a minute, and each step takes a fraction of its time
+    update.compile()  # takes half a minute; then each update takes a fraction of its time
     buffer = TensorDictReplayBuffer(
         storage=offline_online_storage(offline, online_capacity=FRAMES),
         sampler=BalancedSampler(len(offline), offline_fraction=offline_fraction),
@@ -77,10 +77,10 @@ def learn(offline_fraction: float) -> list[float]:
 curves = {"RLPD, half of each batch from the data": learn(0.5), "the same without data": learn(0.0)}
 
 # %%
-# What you see
-# ------------
-# In our run RLPD had come up to the mean of the data after 6 000 steps, where the learner without data had hardly
-# begun. The demo takes 12 000 steps, and RLPD then comes near the best recorded episode.
+# Results
+# -------
+# In our run, RLPD reached the mean return of the data after 6 000 steps, while the learner without data had hardly
+# improved. After the demo's 12 000 steps, RLPD comes close to the best recorded episode.
 import matplotlib.pyplot as plt
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
@@ -93,4 +93,4 @@ axis.legend(fontsize=8)
 plt.show()
 
 # %%
-# Next: :doc:`your own logs <1_own_logs>`, or the dip at the hand-over in :doc:`pictures <2_the_hand_over>`.
+# Next: :doc:`your own logs <1_own_logs>`, or :doc:`the dip at the hand-over <2_the_hand_over>`.

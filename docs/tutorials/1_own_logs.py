@@ -2,22 +2,22 @@
 Your own logs to a deployed policy
 ==================================
 
-A machine has been running under a hand-written controller, and its logs are there. This tutorial loads them, learns
-from them while the policy tries itself in the environment, and ends with a policy that runs in a loop without this
+A machine has been running under a hand-written controller, and you have its logs. This tutorial loads the logs, trains
+on them while the policy also acts in the environment, and ends with a policy that runs in a plain loop without this
 package's training code. It takes about a minute on one core.
 """
 
 # %%
-# Logs as you have them
-# ---------------------
-# Here a pendulum stands for the machine. Its controller swings it up most of the time; noise makes it fail now and
-# then. What remains of it is what any logger writes: arrays with one row per step.
+# The logs
+# --------
+# Here the machine is a pendulum. Its controller swings it up most of the time, but noise makes it fail now and
+# then. The logs are arrays with one row per step.
 import gymnasium
 import numpy as np
 
 
 def controller(observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Pump energy while the pendulum hangs, balance it when it is up, and err a lot."""
+    """Pump energy while the pendulum hangs, balance it when it is up, and add much noise."""
     cos, sin, speed = observation
     torque = -8.0 * sin - 2.0 * speed if cos > 0.8 else 2.0 * np.sign(speed + 1e-3)
     return np.clip(np.array([torque + rng.normal(0.0, 1.0)]), -2.0, 2.0)
@@ -38,10 +38,10 @@ for episode in range(25):
 arrays = {name: np.asarray(values) for name, values in logs.items()}
 
 # %%
-# Load and look
-# -------------
-# `load_offline` takes the arrays, a file or a Minari name. It scales actions from the machine's units to [-1, 1],
-# finds the episodes, and refuses what is broken with the row that is broken. `describe_offline` sums up.
+# Load and summarize
+# ------------------
+# `load_offline` takes arrays, a file or a Minari name. It scales actions from the machine's units to [-1, 1],
+# finds the episodes, and raises an error with the row if the data are broken. `describe_offline` summarizes the data.
 from torchrl_o2o.data import describe_offline, load_offline
 
 offline = load_offline(arrays, env="Pendulum-v1", action_bounds=(-2.0, 2.0))
@@ -49,10 +49,10 @@ info = describe_offline(arrays)
 print(f"{len(offline)} transitions, return {info.returns.mean:.0f} on average, {info.returns.max:.0f} at best")
 
 # %%
-# Learn
+# Train
 # -----
-# RLPD: an actor, critics with LayerNorm, and batches that are half logs, half new experience. All parts are TorchRL's
-# or plug into it.
+# We train RLPD: an actor, critics with LayerNorm, and batches that are half logs and half new experience. All
+# components are TorchRL's or plug into it.
 import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -110,9 +110,9 @@ plt.show()
 # %%
 # Deploy
 # ------
-# `save_policy` writes one file with everything that is needed to act: networks, the action box in the machine's
-# units, how observations are scaled. On the machine, `load_policy` and `FastActor` make a function from numpy to
-# numpy of it.
+# `save_policy` writes one file with everything that is needed to act: the networks, the action bounds in the machine's
+# units, and the scaling of observations. On the machine, `load_policy` and `FastActor` turn it into a function from
+# numpy observations to numpy actions.
 import tempfile
 from pathlib import Path
 

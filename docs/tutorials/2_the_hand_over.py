@@ -2,14 +2,14 @@
 The hand-over, and what can go wrong in it
 ==========================================
 
-Training on logs alone and training online ask different things of a method. This tutorial trains two methods on the
-same logs, hands both over to the environment, and shows what each makes of it.
+Training on logs alone and training online place different demands on a method. This tutorial trains two methods on the
+same logs, continues both online, and compares the results.
 """
 
 # %%
 # Logs
 # ----
-# A pendulum under a controller that is right half of the time. Its logs hold only actions that the controller took.
+# A controller swings up and balances a pendulum. The logs hold only the actions of this controller.
 import gymnasium
 import numpy as np
 
@@ -36,9 +36,9 @@ offline = load_offline(
 # %%
 # One loop, two phases, two methods
 # ---------------------------------
-# Steps below zero are offline: batches come from the logs alone. From step 0 on the policy acts, and its transitions
-# join the logs. *SAC* does not know that the data are limited. *AWAC* changes the actor only toward actions that
-# were recorded and that turned out well.
+# Negative steps are offline: batches come from the logs alone. From step 0 on, the policy acts, and its transitions are
+# added to the logs. *SAC* does not account for the limited data. *AWAC* changes the actor only toward recorded actions
+# with a high advantage.
 import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler
@@ -101,8 +101,8 @@ def train(method: str) -> tuple[list[int], list[float], list[float]]:
 curves = {method: train(method) for method in ("SAC", "AWAC")}
 
 # %%
-# What it looks like
-# ------------------
+# Results
+# -------
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -119,15 +119,15 @@ plt.show()
 # %%
 # How to read it
 # --------------
-# In our run SAC got worse than chance from the logs alone. Its critic had seen only the controller's actions and
-# guessed the value of all others; where a guess was too high, the actor went there. Online it could try those
-# actions, see that they are bad, and recover. AWAC stayed with actions that were recorded, so it was good at step 0.
-# It may fall later, when its own transitions begin to outweigh the logs.
+# In our run, SAC became worse than random on the logs alone. Its critic had seen only the controller's actions and
+# extrapolated the values of all others. Where it overestimated them, the actor followed. Online, SAC tried these
+# actions, learned that they are bad, and recovered. AWAC stayed close to recorded actions, so it was good at step 0.
+# It may get worse later, when its own transitions start to outnumber the logs.
 #
-# So watch three things in your own runs: the return at step 0, how far it falls behind it (``handover/dip`` in the
-# scripts), and whether Q values rise while returns do not.
+# Therefore watch three things in your own runs: the return at step 0, how far it falls after that (``handover/dip`` in
+# the scripts), and whether Q values rise while returns do not.
 #
-# Methods that were made for this: :class:`~torchrl_o2o.objectives.ACALoss` rebuilds the critic from the policy at the
+# Some methods address this problem: :class:`~torchrl_o2o.objectives.ACALoss` rebuilds the critic from the policy at the
 # switch, :class:`~torchrl_o2o.objectives.CalQLLoss` keeps values at the data's scale,
-# :class:`~torchrl_o2o.objectives.PessimisticEnsembleLoss` takes the lower of many opinions. RLPD has no switch at
-# all.
+# :class:`~torchrl_o2o.objectives.PessimisticEnsembleLoss` uses pessimistic values of several critics. RLPD has no
+# switch at all.

@@ -1,15 +1,15 @@
 """
-A priority of A3RL with a loss of another paper
-===============================================
+A3RL's priority with another loss
+=================================
 
-Samplers and losses do not know each other. Here A3RL's priority, made for RLPD, draws the batches of AWAC.
+Samplers and losses are independent. Here A3RL's priority, designed for RLPD, selects the batches of AWAC.
 """
 
 # %%
-# Parts
-# -----
-# Any transitions will do for a look; random ones keep this page short. The first 1000 rows play the data, the rest
-# what was collected online.
+# Components
+# ----------
+# Random transitions keep this page short. The first 1000 rows stand for the data, and the others for
+# online transitions.
 import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -28,17 +28,17 @@ loss = AWACLoss(make_gaussian_actor(3, 1), make_qvalue_ensemble(3, 1, num_qvalue
 # %%
 # The priority
 # ------------
-# A3RL's Eq. 5: how much a row looks like the current policy's experience (a density ratio), times how good its action
-# is (an advantage). `Advantage` asks the loss for its critics and its actor; it takes AWAC's as well as RLPD's, and
-# TorchRL's `SACLoss` too.
+# A3RL's Eq. 5 combines how much a row resembles the current policy's experience (a density ratio) with how good its
+# action is (an advantage). `Advantage` uses the critics and the actor of a loss. It accepts AWAC's and RLPD's losses,
+# and also TorchRL's `SACLoss`.
 ratio = DensityRatio(3, 1)
 score = AdvantageAligned(Advantage(loss, num_samples=4), DensityRatioScore(ratio), adv_temp=1.0)
 
 # %%
 # The sampler
 # -----------
-# `PoolSampler` draws a uniform pool, half of it data, scores it, and draws the batch from it. It plugs into TorchRL's
-# buffer.
+# `PoolSampler` draws a uniform pool, half of it from the data, scores its rows, and draws the batch from the pool by
+# these scores. It plugs into TorchRL's buffer.
 sampler = PoolSampler(score, len(offline), pool_size=512, alpha=0.3)
 buffer = TensorDictReplayBuffer(
     storage=offline_online_storage(offline, online_capacity=2_000),
@@ -51,8 +51,8 @@ buffer.extend(online)
 # %%
 # The loop
 # --------
-# First the density ratio learns to tell the two kinds of rows apart, then AWAC's update runs on prioritized rows.
-# Their importance weights are in the batch as ``priority_weight``, and the critics' loss reads them.
+# In each step, the density ratio first learns to distinguish the two kinds of rows. Then AWAC's update runs on
+# prioritized rows. Their importance weights are in the batch as ``priority_weight``, and the critics' loss uses them.
 ratio_loss = DensityRatioLoss(ratio)
 ratio_optim = torch.optim.Adam(ratio_loss.parameters(), lr=1e-3)
 update = Update(
@@ -73,4 +73,4 @@ for step in range(50):
 print({name: round(float(value), 2) for name, value in sampler.metrics().items()})
 
 # %%
-# Among the metrics is the effective sample size of the weights. If it falls to a few rows, lower ``alpha``.
+# The metrics include the effective sample size of the weights. If it falls to a few rows, lower ``alpha``.

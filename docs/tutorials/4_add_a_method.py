@@ -8,10 +8,10 @@ You have an idea for a loss. This tutorial adds one to RLPD, trains it, and show
 # %%
 # The loss
 # --------
-# The idea: RLPD, whose actor also imitates what was recorded in the batch. A loss has one method for each network. A
-# method takes the batch and returns a scalar, and a dictionary with what it measured. So it is enough to override one
-# of them. `_state` and `_action` read the batch by the names that the networks use, `_policy` is pi(.|s), and `_reduce`
-# takes the mean over the rows, or what else the loss was asked for.
+# The idea: RLPD whose actor also imitates the recorded actions of the batch. A loss has one method for each network.
+# Each method takes the batch and returns a scalar loss and a dictionary of metrics. So it is enough to override one of
+# them. `_state` and `_action` read the batch by the networks' keys, `_policy` is pi(.|s), and `_reduce` applies the
+# loss's ``reduction``, by default the mean over the rows.
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -29,7 +29,7 @@ class ImitatingSACLoss(EnsembleSACLoss):
         """The actor's loss of one minibatch."""
         loss, info = super().actor_loss(tensordict)
         action = self._action(tensordict).clamp(-1 + 1e-6, 1 - 1e-6)
-        imitation = -self._policy(self._state(tensordict)).log_prob(action)  # one number a row
+        imitation = -self._policy(self._state(tensordict)).log_prob(action)  # one number per row
         info["imitation"] = imitation.mean().detach()
         return loss + self.imitation_coef * self._reduce(imitation, None), info
 
@@ -43,7 +43,7 @@ def make() -> ImitatingSACLoss:
 # %%
 # Train it
 # --------
-# The order of the steps is a value, too: read it from top to bottom.
+# The `Update` lists the optimization steps in order.
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.testing import random_transitions
@@ -67,9 +67,9 @@ print({name: round(float(measured[name]), 3) for name in ("imitation", "loss_act
 # %%
 # Check it
 # --------
-# `LossContract` holds what every loss here keeps: gradients that reach only their own parameters, terminals that cut
-# off the next state, weights, other key names, copies, casts, saved states. In a project it is a class in a test
-# file, and pytest runs it:
+# `LossContract` tests what every loss must satisfy: each loss trains only its own parameters, terminal states do not
+# bootstrap, and importance weights, custom keys, copies, casts and saved states work. In your project, put such a class
+# into a test file, and pytest runs it:
 #
 # .. code-block:: python
 #
@@ -87,5 +87,5 @@ print({name: round(float(measured[name]), 3) for name in ("imitation", "loss_act
 #            actor = make_actor(5, 3, observation_key=observation_key, action_key=action_key, **sizes)
 #            return ImitatingSACLoss(actor, make_qvalue_ensemble(5, 3, num_qvalue_nets=2, in_keys=keys, **sizes))
 #
-# Samplers have a `SamplerContract` of the same kind. Where a loss goes inside this package, and what else it needs
-# there, is in "How the package is built".
+# For samplers there is a similar `SamplerContract`. "How the package is built" says where to put a loss inside this
+# package and what else it needs there.

@@ -2,15 +2,15 @@
 Many seeds and a report
 =======================
 
-One run says little: the next seed may end elsewhere. This tutorial trains three agents of each of two methods,
-keeps what they did in run folders, and turns the folders into intervals and a figure. It takes about two minutes on
-one core, half of them for the compiler.
+A single run says little, because another seed may give a different result. This tutorial trains three agents with each
+of two methods, records them in run folders, and turns the folders into intervals and a figure. It takes about two
+minutes on one core, half of it for the compiler.
 """
 
 # %%
 # Logs
 # ----
-# A pendulum under a controller that errs a lot, as in the first tutorial.
+# A pendulum under a noisy controller, as in the first tutorial.
 import gymnasium
 import numpy as np
 
@@ -36,8 +36,8 @@ offline = load_offline(arrays, env="Pendulum-v1", action_bounds=(-2.0, 2.0))
 # %%
 # One agent
 # ---------
-# An agent is its networks and its update, from one seed. Two methods learn from the logs alone: *SAC*, which does not
-# know that the data are limited, and *AWAC*, which stays with actions that were recorded and turned out well.
+# An agent consists of its networks and its update, built from one seed. Two methods train on the logs alone: *SAC*,
+# which does not account for the limited data, and *AWAC*, which stays close to recorded actions with a high advantage.
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -66,19 +66,19 @@ def make(method: str, seed: int) -> tuple[torch.nn.Module, Update]:
     else:
         actor = make_gaussian_actor(3, 1, hidden_sizes=(64, 64))
         loss, last = AWACLoss(actor, critics), ()
-    loss.noise = GeneratorNoise(torch.Generator().manual_seed(seed))  # its own draws, whoever learns beside it
+    loss.noise = GeneratorNoise(torch.Generator().manual_seed(seed))  # its own random numbers
     critic = Descend("qvalue", adam(loss.qvalue_network_params))
     targets = MoveTargets(SoftUpdate(loss, tau=0.005))
     return actor, Update(loss, critic, targets, Descend("actor", adam(loss.actor_network_params)), *last)
 
 
 # %%
-# Three of them at once
-# ---------------------
-# :meth:`Update.stack <torchrl_o2o.updates.Update.stack>` makes one update of three: their parameters become slices of
-# one, and each agent's numbers stay its own. ``compile()`` makes one function of it, which is faster. A
-# :class:`~torchrl_o2o.record.Recorder` keeps each seed's evaluations in a folder, with the configuration, the command
-# and the versions that made them. Steps below zero are offline.
+# Three agents at once
+# --------------------
+# :meth:`Update.stack <torchrl_o2o.updates.Update.stack>` combines three updates into one: their parameters become
+# slices of stacked tensors, and each agent computes the same numbers as alone. ``compile()`` makes it faster. A
+# :class:`~torchrl_o2o.record.Recorder` writes each seed's evaluations into a folder, with the configuration, the
+# command and the versions. Negative steps are offline.
 import tempfile
 from pathlib import Path
 
@@ -113,8 +113,8 @@ train("sac")
 # %%
 # The report
 # ----------
-# :func:`~torchrl_o2o.record.write_report` groups runs that differ in nothing but the seed, and writes a page and a
-# figure. At the command line it is ``o2o report runs/``.
+# :func:`~torchrl_o2o.record.write_report` groups runs that differ only in the seed, and writes a page and a
+# figure. On the command line, use ``o2o report runs/``.
 from torchrl_o2o.record import write_report
 
 report = write_report([runs], runs / "report", levels={"mean of the logs": describe_offline(arrays).returns.mean})
@@ -132,9 +132,9 @@ plt.show()
 # %%
 # How to read it
 # --------------
-# The line is the interquartile mean: the mean of the middle half of the seeds, which one lucky or broken seed does not
-# move. The band is its 95 % bootstrap interval. Two bands that overlap do not show a difference; bands apart do, for
-# this task. To say it in numbers, take the interval of the difference:
+# The line is the interquartile mean, the mean of the middle half of the seeds, which is robust to a single outlier.
+# The band is its 95 % bootstrap interval. Overlapping bands do not show a difference; separate bands do, for
+# this task. For a numeric comparison, compute the interval of the difference:
 from torchrl_o2o.record import iqm, load_run
 
 final = {
@@ -147,5 +147,5 @@ low, high = np.percentile(drawn, [2.5, 97.5])
 print(f"AWAC - SAC after {UPDATES} updates: {iqm(final['awac']) - iqm(final['sac']):.0f} [{low:.0f}, {high:.0f}]")
 
 # %%
-# Three seeds are few; the papers use five to ten. ``o2o reproduce`` does all of this from a file: the runs, the
-# statistic, the smallest difference that matters, and the verdict. See :doc:`/reproduce`.
+# Three seeds are few; the papers use five to ten. ``o2o reproduce`` automates all of this from one file, which declares
+# the runs, the statistic and the smallest difference of interest, and prints the verdict. See :doc:`/reproduce`.

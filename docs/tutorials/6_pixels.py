@@ -2,9 +2,9 @@
 From pixels
 ===========
 
-A robot sees by camera. This tutorial looks at a task in images, stores each frame once, and trains RLPD with the
-augmentation of DrQ: a convolutional encoder, random shifts, half of each batch from logs. It takes about two minutes
-on one core and needs no renderer.
+This tutorial trains on images, as a robot with a camera does. It stores each frame once and trains RLPD with the
+augmentation of DrQ: a convolutional encoder, random shifts, and half of each batch from logs. It takes about two
+minutes on one core and needs no renderer.
 """
 
 # %%
@@ -22,9 +22,9 @@ print(env.observation_space)
 # %%
 # Logs
 # ----
-# A controller that steers to the target with much noise made them. `load_offline` reads rows with whole stacks;
-# `stack_rows` keeps each frame once: rows then hold the numbers of their frames, and stacks are put together when a
-# batch is drawn. The storage has room for the transitions that will come online.
+# The data come from a controller that steers to the target with much noise. `load_offline` reads rows with whole
+# stacks. `stack_rows` keeps each frame only once: rows then hold the indices of their frames, and stacks are assembled
+# when a batch is drawn. The storage has room for the online transitions.
 from torchrl_o2o.data import load_offline, stack_rows
 from torchrl_o2o.data.datasets.local import make_local_dataset
 
@@ -44,8 +44,8 @@ plt.show()
 # %%
 # Random shifts
 # -------------
-# The augmentation that makes it work: each stack of a batch is shifted by a random number of pixels, the three frames
-# of a stack alike, s and s' apart. It is a transform of the replay buffer.
+# The augmentation is essential: each stack of a batch is shifted by a random number of pixels. The three frames of a
+# stack have the same shift, s and s' have different ones. `RandomShift` is a transform of the replay buffer.
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, RandomShift
@@ -61,8 +61,8 @@ buffer = TensorDictReplayBuffer(
 # %%
 # Networks and update
 # -------------------
-# The critics share one encoder and learn it. The actor has its own copy, which no gradient of the actor changes: its
-# convolutions are copied from the critics' at the beginning of each update (`Copy`).
+# The critics share one encoder and train it. The actor has its own copy, which the actor's loss does not train: its
+# convolutions are copied from the critics' at the start of each update (`Copy`).
 import torch
 from torchrl.objectives import SoftUpdate
 
@@ -104,7 +104,7 @@ update = Update(
 # %%
 # The loop
 # --------
-# The same loop as from states.
+# The loop is the same as with vector observations.
 from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.trainers import evaluate
 
@@ -131,6 +131,6 @@ plt.legend()
 plt.show()
 
 # %%
-# Frames of your own: :func:`~torchrl_o2o.data.pixel_data` takes episodes of images, and
+# For your own frames: :func:`~torchrl_o2o.data.pixel_data` takes episodes of images, and
 # :func:`~torchrl_o2o.data.load_vd4rl` reads V-D4RL's files. The paper's sizes and a script with logs, checkpoints and
 # resume are in ``sota-implementations/rlpd_pixels``.

@@ -1,15 +1,15 @@
 """
-Actors elsewhere
-================
+Actors in other processes
+=========================
 
-A robot does not wait for a gradient step. Here two pendulums swing in processes of their own, each under its own copy
-of the policy, while one learner trains from what they send and from logs. It takes about a minute on two cores.
+A robot cannot wait for a gradient step. Here two pendulums run in their own processes, each with its own copy
+of the policy, while one learner trains on their transitions and on logs. It takes about a minute on two cores.
 """
 
 # %%
 # Logs
 # ----
-# The controller of the first tutorial.
+# A pendulum under a noisy controller, as in the first tutorial.
 import gymnasium
 import numpy as np
 
@@ -35,7 +35,7 @@ offline = load_offline(arrays, env="Pendulum-v1", action_bounds=(-2.0, 2.0))
 # %%
 # The learner
 # -----------
-# Networks, update and buffer are those of a run in one process: nothing in them knows of actors.
+# Networks, update and buffer are the same as for a run in one process. They do not depend on the actors.
 import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -74,9 +74,9 @@ buffer = TensorDictReplayBuffer(
 # %%
 # The actors
 # ----------
-# :class:`~torchrl_o2o.collectors.ProcessActors` starts them. Each builds its environment in its own process, so what
-# builds it has to be a function of a module; ``make_gym_env`` with its arguments is one. The policy's weights lie in
-# shared memory, where an actor looks for newer ones before each step.
+# :class:`~torchrl_o2o.collectors.ProcessActors` starts the actors. Each builds its environment in its own process, with
+# a module-level function such as ``make_gym_env``. The policy's weights are in shared memory, and an actor checks for
+# newer ones before each step.
 from functools import partial
 
 from torchrl_o2o.collectors import Fleet, ProcessActors
@@ -87,9 +87,9 @@ actors = ProcessActors(partial(make_gym_env, "Pendulum-v1"), actor, seed=0)
 # %%
 # The loop
 # --------
-# :class:`~torchrl_o2o.collectors.Fleet` gives what has arrived, which at times is nothing. ``fleet.updates(n)`` counts:
-# one update for each transition on average, at most ``slack`` more or less. So the learner continues learning while
-# nothing waits, and takes what waits otherwise.
+# :class:`~torchrl_o2o.collectors.Fleet` yields the transitions that have arrived, sometimes none. ``fleet.updates(n)``
+# yields one update per transition on average, with a deviation of at most ``slack``. So the learner continues to train
+# while no transitions are queued, and otherwise stores them first.
 from torchrl_o2o.trainers import evaluate
 
 
@@ -102,7 +102,7 @@ def learn() -> tuple[Fleet, list[tuple[int, float]], list[dict[str, float]]]:
             buffer.extend(data.select(*TRANSITION))
             for _ in fleet.updates(len(data)):
                 update(buffer.sample())
-                fleet.publish()  # both act by the new policy from their next step on
+                fleet.publish()  # both use the new policy from their next step on
                 seen.append({name: float(value) for name, value in fleet.metrics().items()})
             if fleet.frames >= 400 * len(curve):
                 result = evaluate(actor, "Pendulum-v1", num_episodes=5, seed=100)
@@ -111,13 +111,13 @@ def learn() -> tuple[Fleet, list[tuple[int, float]], list[dict[str, float]]]:
 
 
 # %%
-# What came of it
-# ---------------
-# A new process imports the script that starts it, so a script has to say what it does only when it is run itself.
+# Results
+# -------
+# A new process imports the script that starts it, so the main code must be below ``if __name__ == "__main__":``.
 #
-# On the left the return. On the right the staleness: how many policies were published between the one that acted and
-# the arrival of its transition. A pendulum in a simulator is faster than the learner, so the queue is full and rows
-# wait in it. With a robot it is the other way round.
+# The left plot shows the return. The right plot shows the staleness: how many policies were published between the one
+# that acted and the arrival of its transition. A simulated pendulum is faster than the learner, so the queue is full
+# and rows wait in it. With a robot it is the other way round.
 import matplotlib.pyplot as plt
 
 if __name__ == "__main__":
@@ -138,7 +138,8 @@ if __name__ == "__main__":
 # %%
 # What to set
 # -----------
-# ``max_staleness`` refuses what is older, ``queue_size`` bounds what may wait, ``slack`` bounds how far updates and
-# transitions may part. An actor that dies is started again, and what it had delivered stays stored once. The promises,
-# Ray instead of processes, and humans who take over are in :doc:`/actors_elsewhere`. This loop with logs, checkpoints
-# and resume is ``actors=2`` for ``rlpd.py``, ``a3rl.py`` and ``awac.py`` in ``sota-implementations``.
+# ``max_staleness`` rejects older transitions, ``queue_size`` limits the queue, and ``slack`` limits the difference
+# between the numbers of updates and transitions. An actor that dies is restarted, and its delivered rows are stored
+# exactly once. :doc:`/actors_elsewhere` describes the guarantees, actors on Ray, and human interventions. To run this
+# loop with logs, checkpoints and resume, pass ``actors=2`` to ``rlpd.py``, ``a3rl.py`` or ``awac.py`` in
+# ``sota-implementations``.
