@@ -158,3 +158,79 @@ def test_what_cannot_be_saved_is_refused_and_the_folder_is_free_again(tmp_path: 
 def test_schedule_needs_steps(field: str) -> None:
     with pytest.raises(O2OSpecError, match=field):
         Schedule(**{field: 0})
+
+
+def collect(total_frames: int = 6) -> StepCollector:
+    env = gymnasium.wrappers.TimeLimit(DelayedRewardEnv(), 10)
+    return StepCollector(env, make_gaussian_actor(1, 1, hidden_sizes=(8,)), total_frames=total_frames, seed=0)
+
+
+SELDOM = Schedule(eval_every=100, log_every=1, checkpoint_every=100)
+
+
+def test_a_phase_that_is_left_by_break_is_saved_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run_offline(tmp_path / "whole", SELDOM)
+    torch.manual_seed(0)
+    walk = Walk()
+    with open_session(tmp_path / "run", walk, SELDOM) as session:
+        for step in session.offline(10):
+            session.log(walk.step())
+            if step == -6:
+                break
+    assert "left before its end, saved there" in capsys.readouterr().err
+    parts = run_offline(tmp_path / "run", SELDOM, resume=True)
+    assert torch.equal(whole.state["value"], parts.state["value"])
+    assert steps(tmp_path / "run", "train/value") == [-9, -8, -7, *range(-5, 1)]  # a step left is not logged
+
+
+def test_an_online_phase_that_is_left_goes_on_with_the_next_transition(tmp_path: Path) -> None:
+    collector = collect()
+    with open_session(tmp_path / "run", Walk(), SELDOM, collector=collector) as session:
+        assert list(session.offline(4)) == [-3, -2, -1, 0]
+        for step, _ in session.online(collector):
+            if step == 2:
+                break
+        assert [step for step, _ in session.online(collector)] == [3, 4, 5, 6]
+    collector = collect(8)
+    with open_session(tmp_path / "run", Walk(), SELDOM, True, collector=collector) as session:
+        assert [step for step, _ in session.online(collector)] == [7, 8]
+
+
+def test_a_failure_in_a_step_saves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        run_offline(tmp_path / "run", SELDOM, die_at=-3)
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_a_run_goes_on_with_its_own_collector(tmp_path: Path) -> None:
+    collector = collect()
+    with open_session(tmp_path / "run", Walk(), SELDOM) as session, pytest.warns(UserWarning, match="not among"):
+        assert [step for step, _ in session.online(collector)] == [1, 2, 3, 4, 5, 6]
+    with (
+        open_session(tmp_path / "run", Walk(), SELDOM, resume=True) as session,
+        pytest.raises(O2OSpecError, match="delivered 0 transitions, but the run has made 6"),
+    ):
+        next(session.online(collect()))
+
+
+def test_steps_of_an_offline_phase_are_counted_by_one_number(tmp_path: Path) -> None:
+    run_offline(tmp_path / "run", SELDOM)
+    with open_session(tmp_path / "run", Walk(), SELDOM, resume=True) as session:
+        with pytest.raises(O2OSpecError, match=r"the 10 offline steps .* were counted to step 0"):
+            next(session.offline(12))
+        with pytest.raises(O2OSpecError, match="num_steps=-3"):
+            next(session.offline(-3))
+        with pytest.raises(O2OSpecError, match="num_steps=-1"):
+            next(session.further(-1))
+        collector = collect()
+        assert [step for step, _ in session.online(collector)] == [1, 2, 3, 4, 5, 6]
+        with pytest.raises(O2OSpecError, match=r"went online after 10 offline steps"):
+            next(session.offline(12))
+
+
+def test_what_is_no_evaluation_is_named(tmp_path: Path) -> None:
+    with (
+        Session(tmp_path / "run", {"seed": 0}, {}, None, lambda: 3.0) as session,  # type: ignore[arg-type,return-value]
+        pytest.raises(O2OSpecError, match=r"evaluate gave 3\.0"),
+    ):
+        next(session.offline(1))

@@ -142,6 +142,11 @@ class Recorder:
         self._to_sinks(lambda sink: sink.close())
         self._sinks = []
 
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last row, of the state restored if there is none since; ``None`` in a run without rows."""
+        return self._last_step
+
     def log(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
         """Write one row: ``{"step": step, "time": seconds since the start, **metrics}``.
 

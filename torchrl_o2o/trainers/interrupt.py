@@ -9,6 +9,8 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import threading
+import warnings
 from types import FrameType, TracebackType
 
 __all__ = ["graceful_exit", "resume_command"]
@@ -20,10 +22,7 @@ class graceful_exit:
     """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C raises ``KeyboardInterrupt`` at once.
 
     Within the context the loop looks at :attr:`requested` between two updates. The handlers that were there before come
-    back at its end. To be entered in the main thread, which is the only one that gets signals.
-
-    Raises:
-        ValueError: if entered in another thread.
+    back at its end. Only the main thread gets signals: entered in another one it warns that nothing will be requested.
 
     Examples:
         >>> import os
@@ -62,6 +61,13 @@ class graceful_exit:
         self._received = self._received or signal.Signals(number)
 
     def __enter__(self) -> graceful_exit:
+        if threading.current_thread() is not threading.main_thread():
+            warnings.warn(
+                "signals come to the main thread alone: Ctrl-C and SIGTERM will not end this run with a checkpoint, "
+                "since it is in another thread",
+                stacklevel=2,
+            )
+            return self
         self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 

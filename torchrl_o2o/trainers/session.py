@@ -26,7 +26,7 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint import Checkpointer
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record.curves import dip, gain, handover_score, regret
 from torchrl_o2o.record.recorder import Recorder, read_metrics
@@ -113,7 +113,8 @@ class Session:
     standard error when it begins and when it ends.
 
     A run may have an offline phase, an online phase, or first the one and then the other. Checkpoints are numbered by
-    the steps of both together. What is done between the phases must not be repeated if a run is resumed online::
+    the steps of both together. A phase that is left by ``break`` is saved where it was left, and goes on there if the
+    run is resumed. What is done between the phases must not be repeated if a run is resumed online::
 
         with Session(...) as session:
             for step in session.offline(1_000):
@@ -127,7 +128,8 @@ class Session:
     Args:
         folder: the run's folder.
         config: what is recorded, and compared when a run is resumed: a mapping or dataclass of plain values.
-        objects: what changes while training, by name; see :class:`~torchrl_o2o.checkpoint.Checkpointer`.
+        objects: what changes while training, by name, the collector included; see
+            :class:`~torchrl_o2o.checkpoint.Checkpointer`.
         buffer: the replay buffer of the run.
         evaluate: evaluates the policy; ``None``: there is no environment to do it in.
         schedule: how often. Defaults to :class:`Schedule`'s.
@@ -177,6 +179,10 @@ class Session:
     _saved: int | None = field(default=None, init=False)
     _began: bool = field(default=False, init=False)
     _measured: dict[str, float] = field(default_factory=dict, init=False)
+    #: The phase whose step is with the caller, what the online one collects from, and whether one was left so.
+    _under_way: str | None = field(default=None, init=False)
+    _collector: Collector | None = field(default=None, init=False)
+    _broken_off: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Open the folder; what is wrong with it is said before training."""
@@ -210,6 +216,8 @@ class Session:
     ) -> None:
         """Close the files; leave with the signal's status if one came."""
         try:
+            if kind is None:
+                self._keep_what_was_left()
             self.record.close()
         finally:
             self.interrupt.__exit__(kind, error, trace)
@@ -222,7 +230,8 @@ class Session:
 
     def _say_goodbye(self) -> None:
         scores = [f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in self._measured.items()]
-        _say(f"{self._title}: complete{': ' if scores else ''}{', '.join(scores)}")
+        end = "left before its end, saved there" if self._broken_off else "complete"
+        _say(f"{self._title}: {end}{': ' if scores else ''}{', '.join(scores)}")
         if (self.record.folder / "policy.pt").exists():
             _say(f"  policy: {Path(self.folder) / 'policy.pt'}")
         _say(f"  curves: {shlex.join(['o2o', 'report', str(self.folder)])}")
@@ -261,12 +270,21 @@ class Session:
 
         Yields:
             The step that the next update is.
+
+        Raises:
+            O2OSpecError: if ``num_steps`` is negative, or larger than before in a run that was counted by another
+                number or is online already.
         """
+        num_steps = check_count("num_steps", num_steps)
+        self._keep_what_was_left()
+        self._check_offline(num_steps)
         self._begin(-num_steps)
         stop = self.stopped
         while not stop and self.counters["offline"] < num_steps:
             step = self.counters["offline"] + 1 - num_steps
+            self._under_way = "offline"
             yield step
+            self._under_way = None
             self.counters["offline"] += 1
             stop = self._after(step, step - 1, last=step == 0, count=self.counters["offline"])
         self._save()
@@ -280,13 +298,20 @@ class Session:
 
         Yields:
             The number of the step, from 1, and its transition, shape [1]; from N environments, N at a time.
+
+        Raises:
+            O2OSpecError: if the run has made more online steps than the collector, whose state was not saved with it.
         """
-        self.counters["online"] = collector.frames
+        self._keep_what_was_left()
+        self._check_collector(collector)
+        self.counters["online"], self._collector = collector.frames, collector
         self._begin(0)
         if not self.stopped:
             for data in collector:
                 before, step = self.counters["online"], collector.frames
+                self._under_way = "online"
                 yield step, data
+                self._under_way = None
                 self.counters["online"] = step
                 self._log_episodes(step, data)
                 last = collector.total_frames is not None and step >= collector.total_frames
@@ -302,16 +327,65 @@ class Session:
 
         Yields:
             The step that the next update is; it follows the last online step, or step 0.
+
+        Raises:
+            O2OSpecError: if ``num_steps`` is negative.
         """
+        num_steps = check_count("num_steps", num_steps)
+        self._keep_what_was_left()
         stop = self.stopped
         while not stop and self.counters.setdefault("further", 0) < num_steps:
             step = self.counters.get("online", 0) + self.counters["further"] + 1
+            self._under_way = "further"
             yield step
+            self._under_way = None
             self.counters["further"] += 1
             last = self.counters["further"] == num_steps
             stop = self._after(step, step - 1, last=last, count=sum(self.counters.values()))
         self._save()
         self.metrics = {}
+
+    def _check_offline(self, num_steps: int) -> None:
+        """Steps are numbered back from the phase's end, which cannot be moved once they are logged."""
+        made, last = self.counters["offline"], self.record.last_step
+        if made >= num_steps:
+            return
+        if self.is_online:
+            raise O2OSpecError(
+                f"got num_steps={num_steps}, but this run went online after {made} offline steps; give it that number, "
+                f"or begin the phase only `if not session.is_online`"
+            )
+        if made and last is not None and made + 1 - num_steps <= last:
+            raise O2OSpecError(
+                f"got num_steps={num_steps}, but the {made} offline steps that this run has made were counted to step "
+                f"{last}, from the end of a shorter phase; resume with its number, or start anew in another folder"
+            )
+
+    def _check_collector(self, collector: Collector) -> None:
+        if collector.frames < self.counters["online"]:
+            raise O2OSpecError(
+                f"the collector has delivered {collector.frames} transitions, but the run has made "
+                f"{self.counters['online']} online steps; one collector counts them all. It is to be among the "
+                f"session's objects, so that it goes on where the run was saved; start anew if it was not"
+            )
+        if self.restored is None and not any(each is collector for each in self.objects.values()):
+            warnings.warn(
+                "the collector is not among the session's objects, so that this run cannot be resumed online; name it "
+                'there: {"collector": collector}',
+                stacklevel=3,
+            )
+
+    def _keep_what_was_left(self) -> None:
+        """Count and save the step at which the caller left a phase by ``break``."""
+        self._broken_off = self._under_way is not None
+        if self._under_way is None:
+            return
+        if self._under_way == "online" and self._collector is not None:
+            self.counters["online"] = self._collector.frames
+        else:
+            self.counters[self._under_way] += 1
+        self._under_way = None
+        self._save()
 
     def _begin(self, step: int) -> None:
         """Evaluate what a run begins with, once."""
@@ -359,6 +433,11 @@ class Session:
         if self.evaluate is None:
             return
         result = self.evaluate()
+        if not callable(getattr(result, "metrics", None)):
+            raise O2OSpecError(
+                f"evaluate gave {result!r}, expected a result of torchrl_o2o.trainers.evaluate, or something else "
+                f"whose metrics() are numbers by name"
+            )
         self._measured = dict(result.metrics())
         self.record.log(step, self._measured)
         self.record.show(step, getattr(result, "videos", {}))
