@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import numpy as np
@@ -51,8 +52,9 @@ def takes(
     network: torch.nn.Module | None = None,
     anything: Any = None,
     odd: float = None,  # type: ignore[assignment]  # noqa: RUF013
+    file: str | Path | None = None,
 ) -> tuple[Any, ...]:
-    return number, count, switch, choice, widths, bounds, function, settings, network, anything, odd
+    return number, count, switch, choice, widths, bounds, function, settings, network, anything, odd, file
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,8 @@ def takes(
         ({"bounds": (-1, float("inf"))}, (-1, float("inf"))),
         ({"anything": object}, object),
         ({"odd": None}, None),
+        ({"file": "a"}, "a"),
+        ({"file": Path("a")}, Path("a")),
     ],
 )
 def test_what_fits_comes_through(given: dict[str, Any], kept: Any) -> None:
@@ -87,14 +91,16 @@ def test_what_fits_comes_through(given: dict[str, Any], kept: Any) -> None:
     "given",
     [
         *({"number": value} for value in ("1.0", True, None, NAN, [1.0], torch.tensor(1.0, requires_grad=True))),
-        *({"count": value} for value in (2.0, True, "3", NAN)),
+        *({"count": value} for value in (2.0, True, "3", NAN, object(), torch.nn.Linear(1, 1))),
         *({"switch": value} for value in (1, "false", None)),
         *({"choice": value} for value in ("z", 1, None)),
         *({"widths": value} for value in (3, "ab", (1.5,), [True], None)),
         *({"bounds": value} for value in ((1,), (1, 2, 3), (0, "1"), (0.0, NAN))),
         {"function": 3},
-        {"settings": [1]},
+        {"function": object()},
+        *({"settings": value} for value in ([1], object())),
         {"network": "mlp"},
+        *({"file": value} for value in (3, object(), torch.nn.Linear(1, 1))),
     ],
     ids=str,
 )

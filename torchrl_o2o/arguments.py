@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from types import NoneType, UnionType
@@ -139,6 +140,8 @@ def _fitted(kind: Any, value: Any) -> Any:
         return _only_if(any(isinstance(value, type(option)) and value == option for option in inner), value)
     if kind in (float, int, bool):
         return _number(kind, value)
+    if kind is NoneType:
+        return _only_if(value is None, value)
     if origin is Callable:
         return _only_if(callable(value), value)
     if isinstance(origin, type) and issubclass(origin, Iterable):
@@ -153,6 +156,8 @@ def _is_kin(kind: type, value: Any) -> bool:
     family = next((each for each in _FAMILIES if each in {base.__name__ for base in kind.__mro__}), None)
     if family is not None:
         return family in {base.__name__ for base in type(value).__mro__}
+    if issubclass(kind, os.PathLike):
+        return isinstance(value, os.PathLike)
     return isinstance(value, kind) or not (kind in (str, bytes) or isinstance(value, _PLAIN))
 
 

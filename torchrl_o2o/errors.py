@@ -150,7 +150,7 @@ def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> in
         name: the argument's name.
 
     Keyword Args:
-        below: the first integer that is too large; ``None`` (default) is no limit.
+        below: the first integer that is too large; ``None`` (default) is 2**63, beyond which torch takes none.
 
     Returns:
         The seed as Python's ``int``, which every library takes.
@@ -166,8 +166,8 @@ def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> in
         number = -1 if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
         number = -1
-    if number < 0 or (below is not None and number >= below):
-        limit = "not negative" if below is None else f"in [0, {below})"
+    if not 0 <= number < (2**63 if below is None else below):
+        limit = "not negative and below 2**63" if below is None else f"in [0, {below})"
         raise O2OSpecError(f"got {name}={seed!r}, a {type(seed).__name__}; expected an integer, {limit}")
     return number
 

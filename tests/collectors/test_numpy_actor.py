@@ -182,3 +182,18 @@ def test_parts_of_averaged_actors() -> None:
     expected = reference(actor, observation, ExplorationType.DETERMINISTIC)
     with torch.no_grad():
         assert torch.equal(policy_parts(actor).act(observation, deterministic=True), expected)
+
+
+@pytest.mark.parametrize("make", [make_actor, make_gaussian_actor, make_deterministic_actor])
+def test_no_action_is_given_that_is_not_finite(make: Callable[..., TensorDictModuleBase]) -> None:
+    actor = make(3, 2, hidden_sizes=(8,))
+    act = FastActor(actor)
+    assert np.isfinite(act(np.full(3, 1e30, np.float32))).all() or make is not make_actor
+    with pytest.raises(
+        O2OSpecError, match=r"the policy gave the action \[nan, nan\] for the observation \[nan, 0.0, 0.0\]"
+    ):
+        act(np.array([np.nan, 0.0, 0.0]))
+    with torch.no_grad():
+        next(actor.parameters()).fill_(float("nan"))
+    with pytest.raises(O2OSpecError, match="expected finite numbers"):
+        act(np.zeros((4, 3)))

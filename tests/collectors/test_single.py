@@ -22,6 +22,7 @@ from torchrl.modules import AdditiveGaussianModule
 
 from tests.collectors.envs import Counter
 from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.collectors import VectorCollector, make_vector_env
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import TRANSITION, EpisodeRows, OnlineWriter
 from torchrl_o2o.envs.border import EnvFaultError
@@ -319,3 +320,12 @@ def test_an_action_that_is_not_finite_is_refused() -> None:
     next(iter(actor.parameters())).data.fill_(torch.nan)
     with pytest.raises(O2OSpecError, match=r"got the action \[nan\] from the actor, expected finite numbers"):
         next(iter(StepCollector(Counter(), actor, total_frames=1)))
+
+
+def test_negative_numbers_of_frames_are_refused() -> None:
+    actor = make_actor(3, 1, hidden_sizes=(8,))
+    with pytest.raises(O2OSpecError, match="init_random_frames=-1"):
+        StepCollector(make_gym_env("Pendulum-v1"), actor, total_frames=1, init_random_frames=-1)
+    envs = make_vector_env(lambda: make_gym_env("Pendulum-v1"), 2)
+    with pytest.raises(O2OSpecError, match="init_random_frames=-1"):
+        VectorCollector(envs, actor, init_random_frames=-1)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -51,6 +52,18 @@ def test_the_metric_can_be_chosen(tmp_path, capsys):
 def test_a_folder_without_runs_is_an_input_error(tmp_path):
     with pytest.raises(O2ODataError, match="holds no run"):
         run_report(tmp_path, "--out", tmp_path)
+
+
+def test_a_terminal_that_lacks_a_letter_gets_its_code(tmp_path):
+    pytest.importorskip("matplotlib")
+    write_runs(tmp_path / "läufe")
+    command = [sys.executable, "-m", "torchrl_o2o.commands.cli", "report", str(tmp_path / "läufe"), "--ignore", "out"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "blätter")], env=environment, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"bl\\xe4tter" in done.stdout
 
 
 def test_registering_imports_nothing_heavy():

@@ -29,6 +29,7 @@ from torchrl_o2o.collectors import FastActor
 from torchrl_o2o.data.conventions import FittedConvention
 from torchrl_o2o.data.transforms import AffineReward, ObservationStats
 from torchrl_o2o.deploy import export_policy, load_policy, policy_saver, read_policy, save_policy
+from torchrl_o2o.envs import make_gym_env
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules import average_actors, make_actor, make_deterministic_actor, make_gaussian_actor
 
@@ -359,3 +360,19 @@ def test_no_code_runs(tmp_path: Path) -> None:
     with pytest.raises(O2OCheckpointError, match="is no policy"):
         load_policy(tmp_path)
     assert not (tmp_path / "was_here").exists()
+
+
+@pytest.mark.parametrize("wrong", [torch.nn.Linear(3, 1), None, "actor"])
+def test_what_is_no_actor_is_refused(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(O2OSpecError, match=r"got actor=.*, expected TensorDictModuleBase"):
+        save_policy(tmp_path, wrong)
+    if not isinstance(wrong, str):  # which is a policy file's name there
+        with pytest.raises(O2OSpecError, match=r"got actor=.*, expected TensorDictModuleBase or a word or Path"):
+            export_policy(wrong, tmp_path / "policy.pt2")
+
+
+def test_arguments_of_another_kind_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(O2OSpecError, match=r"got env=.*, expected a word or Mapping or None"):
+        save_policy(tmp_path, make_actor(3, 1, hidden_sizes=(8,)), env=make_gym_env("Pendulum-v1"))  # type: ignore[arg-type]
+    with pytest.raises(O2OSpecError, match="got path=None, expected a word or Path"):
+        load_policy(None)  # type: ignore[arg-type]

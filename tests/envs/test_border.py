@@ -176,3 +176,66 @@ def test_running_statistics_are_told_of(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         use(lambda: build(False))
+
+
+class Older(gymnasium.Env):
+    """In the form of the older gym."""
+
+    observation_space, action_space = BOX, spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self) -> np.ndarray:
+        return SEEN
+
+    def step(self, action: Any) -> Any:
+        return SEEN, 0.0, False, {}
+
+
+class OlderStep(Older):
+    """Of which only the reset was converted."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> Any:
+        return SEEN, {}
+
+
+USES: dict[str, Callable[[Callable[[], gymnasium.Env]], Any]] = {
+    "make_gym_env": lambda make: make_gym_env(_registered(make), allow_modules=(__name__,)),
+    "StepCollector": lambda make: StepCollector(make(), make_actor(2, 1, hidden_sizes=(8,)), total_frames=1, seed=0),
+    "in TimeLimit": lambda make: StepCollector(
+        TimeLimit(make(), 5), make_actor(2, 1, hidden_sizes=(8,)), total_frames=1
+    ),
+    "VectorCollector": lambda make: make_vector_env(make, 2),
+    "GuardedEnv": GuardedEnv,
+    "evaluate": lambda make: evaluate(make_actor(2, 1, hidden_sizes=(8,)), make, num_episodes=1, seed=0),
+}
+
+
+def _registered(make: Callable[[], gymnasium.Env]) -> str:
+    gymnasium.register("Older-v0", entry_point=make)
+    return "Older-v0"
+
+
+@pytest.mark.parametrize("use", USES)
+def test_environments_of_the_older_gym_are_told_what_has_changed(use: str) -> None:
+    with pytest.raises(O2OSpecError, match=r"has reset\(\), expected gymnasium's reset\(\*, seed=None, options=None\)"):
+        USES[use](Older)
+
+
+def test_a_step_of_four_values_in_a_wrapper_is_named() -> None:
+    collector = StepCollector(TimeLimit(OlderStep(), 5), make_actor(2, 1, hidden_sizes=(8,)), total_frames=1, seed=0)
+    with pytest.raises(EnvFaultError, match="step returned 4 values, expected"):
+        next(iter(collector))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fits"),
+    [(-np.inf, np.inf, True), (0.0, np.inf, False), (-np.inf, 0.5, False), (-2.0, np.inf, True)],
+)
+def test_a_policy_stays_within_the_edges_that_a_half_open_box_has(low: float, high: float, fits: bool) -> None:
+    env = Returns()
+    env.action_space = spaces.Box(low, high, (1,), np.float32)
+    actor = make_actor(2, 1, hidden_sizes=(8,))
+    if fits:
+        assert len(list(StepCollector(env, actor, total_frames=2, seed=0))) == 2
+        return
+    with pytest.raises(O2OSpecError, match=r"the policy acts in \[-1.0\]..\[1.0\]"):
+        StepCollector(env, actor, total_frames=2, seed=0)

@@ -379,3 +379,15 @@ def test_an_argument_that_an_environment_does_not_take_is_named() -> None:
         make_gym_env("Pendulum-v1", env_kwargs={"gravity": 9.8})
     with pytest.raises(O2OSpecError, match="max_episode_steps among env_kwargs, expected it beside them"):
         make_gym_env("Pendulum-v1", env_kwargs={"max_episode_steps": 10})
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_time_limit_is_at_least_one_step(limit: int) -> None:
+    """Gymnasium takes -1 for none, without which an evaluation never ends."""
+    with pytest.raises(O2OSpecError, match=f"max_episode_steps={limit}, expected at least 1"):
+        make_gym_env("Pendulum-v1", max_episode_steps=limit)
+
+
+def test_a_seed_that_torch_cannot_take_is_named() -> None:
+    with pytest.raises(O2OSpecError, match=r"below 2\*\*63"):
+        make_gym_env("Pendulum-v1", seed=2**63)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -78,8 +79,8 @@ class FakeWandb(types.ModuleType):
     def log(self, row):
         self.rows.append(row)
 
-    def finish(self):
-        self.finished = True
+    def finish(self, exit_code=0):
+        self.finished, self.exit_code = True, exit_code
 
 
 def test_wandb_without_a_key_goes_on_offline_with_a_warning(tmp_path, monkeypatch):
@@ -96,6 +97,18 @@ def test_wandb_without_a_key_goes_on_offline_with_a_warning(tmp_path, monkeypatc
     assert fake.rows == [{"step": 1, "train/a": 2.0}]
     assert fake.metrics["*"] == {"step_metric": "step"}
     assert fake.finished
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_wandb_knows_whether_a_run_failed(tmp_path, monkeypatch, error):
+    fake = FakeWandb()
+    monkeypatch.setattr(fake, "init", lambda **settings: fake)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with suppress(ValueError), Recorder(tmp_path, config={}, wandb={}) as recorder:
+        recorder.log(1, {"train/a": 1.0})
+        if error is not None:
+            raise error
+    assert (fake.finished, fake.exit_code) == (True, 0 if error is None else 1)
 
 
 def test_wandb_that_is_not_installed_names_the_extra(tmp_path, monkeypatch):

@@ -19,8 +19,9 @@ from torch import nn
 from torchrl.envs.utils import exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.envs.border import EnvFaultError
-from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.make import make_env, make_gym_env
 from torchrl_o2o.envs.scores import Reference, normalized_score
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor
@@ -425,3 +426,21 @@ def test_an_episode_that_may_never_end_is_told(env_class, monkeypatch):
     monkeypatch.setattr("torchrl_o2o.trainers.evaluation._LONG", 6)
     with pytest.warns(UserWarning, match=r"continues after 6 steps; .* put gymnasium.wrappers.TimeLimit around it"):
         evaluate(linear_actor(), env_class, num_episodes=1, seed=6)  # of seven steps
+
+
+def test_what_is_not_one_fresh_environment_is_refused() -> None:
+    env = make_gym_env("Pendulum-v1")
+    actor = make_actor(3, 1, hidden_sizes=(8,))
+    collector = StepCollector(env, actor, total_frames=3, seed=0)
+    rows = iter(collector)
+    next(rows)
+    with pytest.raises(O2OSpecError, match=r"that a StepCollector collects from \(1 of 3 transitions so far\)"):
+        evaluate(actor, lambda: env, num_episodes=1, seed=0)
+    before = collector.env.unwrapped.state.copy()
+    evaluate(actor, "Pendulum-v1", num_episodes=1, seed=0)
+    assert np.array_equal(collector.env.unwrapped.state, before)
+    assert len(list(rows)) == 2
+    assert evaluate(actor, lambda: env, num_episodes=1, seed=0).lengths.tolist() == [200]  # nobody needs it any more
+    for wrong in (3, gymnasium.make_vec("Pendulum-v1", num_envs=2), make_env("Pendulum-v1")):
+        with pytest.raises(O2OSpecError, match=r"env\(\) gave"):
+            evaluate(actor, lambda wrong=wrong: wrong, num_episodes=1, seed=0)

@@ -55,3 +55,12 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
     loss = EnsembleSACLoss(make_actor(3, 2, hidden_sizes=(8,)), critics)
     with pytest.raises(O2OSpecError, match="no gradient at any of the 12 parameters"):
         descend(optim, loss.qvalue_loss(random_transitions(4, 3, 2))[0])
+
+
+def test_a_loss_without_gradient_is_named() -> None:
+    weight = torch.nn.Parameter(torch.ones(()))
+    optim = torch.optim.SGD([weight], lr=0.5)
+    with torch.no_grad():
+        value = weight.square()
+    with pytest.raises(O2OSpecError, match="loss_actor has no gradient at all"):
+        descend(optim, value, "loss_actor")

@@ -616,3 +616,25 @@ def test_an_entry_that_is_stale_is_missing() -> None:
     Update(agent.loss, value, actor)(batch)
     with pytest.raises(O2OSpecError, match="'target_qvalue', which no other loss before it returns"):
         Update(agent.loss, value, MoveTargets(agent.updater), actor)(batch)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_are_taken_under_no_grad_too(compiled: bool, captured: list[Any]) -> None:
+    one, other = make_agent("iql"), make_agent("iql")
+    batch = make_batch(rows=8)
+    updates = make_update("iql", one), make_update("iql", other)
+    if compiled:
+        updates[1].compile()
+    updates[0](batch)
+    with torch.no_grad():
+        updates[1](batch)
+    assert_close(other.tensors(), one.tensors(), 1e-9)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_inference_mode_is_refused(compiled: bool, captured: list[Any]) -> None:
+    update = make_update("iql", make_agent("iql"))
+    if compiled:
+        update.compile()
+    with torch.inference_mode(), pytest.raises(O2OSpecError, match="inference_mode"):
+        update(make_batch(rows=8))

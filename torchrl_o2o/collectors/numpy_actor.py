@@ -12,6 +12,7 @@ Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -269,7 +270,7 @@ class FastActor:
             Actions, [A] or [B, A].
 
         Raises:
-            O2OSpecError: if the observation is of another shape.
+            O2OSpecError: if the observation is of another shape, or the action is not finite.
         """
         horizon = chunk_length(self.actor)
         return self.decide(observation, noise) if horizon == 1 else self._next(horizon, np.asarray(observation), noise)
@@ -311,7 +312,7 @@ class FastActor:
             [A] or [B, A], of an actor of chunks [h A] or [B, h A].
 
         Raises:
-            O2OSpecError: if the observation is of another shape.
+            O2OSpecError: if the observation is of another shape, or the action is not finite.
         """
         features = np.asarray(observation, dtype=self._dtype)
         if features.ndim not in (1, 2) or features.shape[-1] != self._width:
@@ -329,7 +330,13 @@ class FastActor:
         action, scale = self._moments(features, not self.deterministic)
         if scale is not None:
             action = action + scale * (self._draw(action.shape) if noise is None else noise)
-        return self._finish(action)
+        action = self._finish(action)
+        if not math.isfinite(np.vdot(action, action)) and not np.isfinite(action).all():
+            raise O2OSpecError(
+                f"the policy gave the action {action.tolist()} for the observation {np.asarray(observation).tolist()}, "
+                f"expected finite numbers; look at the sensor, or load a policy whose parameters are finite"
+            )
+        return action
 
     def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
         dtype = torch.float32 if self._dtype == np.float32 else torch.float64

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,9 +38,11 @@ from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
 
-__all__ = ["StepCollector", "kind_of"]
+__all__ = ["StepCollector", "kind_of", "refuse_collected"]
 
 _ONE = torch.Size([1])
+#: Those that exist, to be asked what they collect from.
+_COLLECTORS: weakref.WeakSet[StepCollector] = weakref.WeakSet()
 
 
 def _scalar(value: Any, dtype: type) -> torch.Tensor:
@@ -89,6 +92,32 @@ def kind_of(actor: TensorDictModuleBase) -> tuple[torch.device, torch.dtype]:
     return own.device, own.dtype
 
 
+def refuse_collected(env: gymnasium.Env) -> None:
+    """Refuse an environment that a :class:`StepCollector` is collecting from: it would go on in another's episode.
+
+    Args:
+        env: which somebody else is about to reset.
+
+    Raises:
+        O2OSpecError: if a collector that has transitions to deliver holds it.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> collector = StepCollector(make_gym_env("Pendulum-v1"), make_actor(3, 1), total_frames=2, seed=0)
+        >>> refuse_collected(collector.env)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got the Pendulum-v1 that a StepCollector collects from (0 of 2 transitions ...
+    """
+    for each in list(_COLLECTORS):
+        if each.frames < each.total_frames and each.env.unwrapped is env.unwrapped:
+            raise O2OSpecError(
+                f"got the {env_name(env)} that a StepCollector collects from ({each.frames} of {each.total_frames} "
+                f"transitions so far), whose episode would end without its knowledge; build a new one in each call: "
+                f"lambda: make_gym_env(...), and not lambda: env"
+            )
+
+
 class StepCollector:
     """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
 
@@ -131,9 +160,10 @@ class StepCollector:
             are the actor's to rounding only. Defaults to ``False``: the actor's own bits.
 
     Raises:
-        O2OSpecError: if ``total_frames`` is below 1, the environment is a TorchRL one, has discrete actions or takes
-            other actions than the actor's spec says, random actions are asked for without bounds, or ``fast_act`` is
-            asked of an actor that it does not know; while it collects, if an action has another shape or is not finite.
+        O2OSpecError: if ``total_frames`` is below 1 or ``init_random_frames`` below 0, the environment is a TorchRL
+            one, has discrete actions or takes other actions than the actor's spec says, random actions are asked for
+            without bounds, or ``fast_act`` is asked of an actor that it does not know; while it collects, if an action
+            has another shape or is not finite.
         EnvFaultError: if an environment without a guard returns what is malformed or not finite.
 
     Examples:
@@ -158,8 +188,11 @@ class StepCollector:
         device: torch.device | str | None = None,
         fast_act: bool = False,
     ) -> None:
-        if total_frames < 1:
-            raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1")
+        if total_frames < 1 or init_random_frames < 0:
+            raise O2OSpecError(
+                f"got total_frames={total_frames} and init_random_frames={init_random_frames}, expected at least 1 and "
+                f"0"
+            )
         if isinstance(env, EnvBase):
             raise O2OSpecError(
                 f"got TorchRL's {type(env).__name__}, expected a gymnasium environment; build it with make_gym_env, or "
@@ -175,11 +208,10 @@ class StepCollector:
         warn_of_running_statistics(env)
         self._low, self._high = action_bounds(env.action_space, env_name(env), random=init_random_frames > 0)
         check_actions(env.action_space, declared_box(actor))
-        if seed is not None:
-            self.env.reset(
-                seed=check_seed(seed)
-            )  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
+        if seed is not None:  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
+            checked_reset(self.env, self._space, seed=check_seed(seed))
         self._start_episode()
+        _COLLECTORS.add(self)
 
     def __iter__(self) -> Iterator[TensorDict]:
         """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""

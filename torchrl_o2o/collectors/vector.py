@@ -171,8 +171,11 @@ class VectorCollector:
             check_apart(inside.envs)
             inside.envs = [_checked(lambda env=env: env) for env in inside.envs]
         warn_of_running_statistics(envs)
-        if total_frames is not None and total_frames < 1:
-            raise O2OSpecError(f"got total_frames={total_frames}, expected at least 1, or None")
+        if (total_frames is not None and total_frames < 1) or init_random_frames < 0:
+            raise O2OSpecError(
+                f"got total_frames={total_frames} and init_random_frames={init_random_frames}, expected at least 1 (or "
+                f"None) and 0"
+            )
         if seeds is not None and len(seeds) != envs.num_envs:
             raise O2OSpecError(f"got {len(seeds)} seeds for {envs.num_envs} environments, expected one for each")
         self.envs, self.actor, self.device = envs, actor, device

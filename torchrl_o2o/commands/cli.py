@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 when the input is at fault or a file cannot be read or written (the reason goes to standard
         error).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names and dashes that a terminal's encoding lacks, as on Windows
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments) or 0)

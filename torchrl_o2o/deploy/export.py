@@ -19,6 +19,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_actor import policy_parts
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.deploy.architecture import observation_shape
@@ -49,6 +50,7 @@ class _Policy(nn.Module):
         return self.parts.act(observation, deterministic=True)
 
 
+@checked_arguments
 def export_policy(
     actor: TensorDictModuleBase | str | Path,
     path: str | Path,

@@ -27,6 +27,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import Actor, ProbabilisticActor
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint.manifest import dump, load
 from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
 from torchrl_o2o.data.conventions import FittedConvention
@@ -117,6 +118,7 @@ class PolicyFile:
         return parts.assemble().eval()
 
 
+@checked_arguments
 def save_policy(
     path: str | Path,
     actor: TensorDictModuleBase,
@@ -168,6 +170,7 @@ def save_policy(
     return policy_saver(actor, convention=convention, env=env, action_box=action_box, metadata=metadata)(path)
 
 
+@checked_arguments
 def policy_saver(
     actor: TensorDictModuleBase,
     *,
@@ -243,6 +246,7 @@ def policy_saver(
     return save
 
 
+@checked_arguments
 def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
     """Read an actor that acts in its environment, whatever algorithm trained it.
 
@@ -277,6 +281,7 @@ def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | Pro
     return read_policy(path).actor(native_actions=native_actions)
 
 
+@checked_arguments
 def read_policy(path: str | Path) -> PolicyFile:
     """Read all that a policy file holds.
 

@@ -11,6 +11,7 @@ finite if they are so in float32, which is what buffers hold: 1e39 is not.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,7 @@ __all__ = [
     "MalformedReturn",
     "check_apart",
     "check_continuous",
+    "check_reset",
     "find_fault",
     "read_reset",
     "read_step",
@@ -46,6 +48,10 @@ _NORMALIZING = (
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NUMERIC = "biuf"
 _SEQUENCES, _CHANGING = (tuple, list), (np.ndarray, dict, list)  # tuples: unions take a microsecond to build
+
+_STEP = ("observation", "reward", "terminated", "truncated", "info")
+#: What Python says in a wrapper of gymnasium's where an environment returns what the older gym's did.
+_UNPACKED_OLD = "not enough values to unpack (expected 5, got 4)"
 
 #: Vector environments keep what an episode ended with under these names in infos, apart from an environment's own.
 _FINAL = ("final_info", "final_obs")
@@ -122,6 +128,38 @@ def check_apart(envs: Iterable[gymnasium.Env]) -> None:
         seen.add(id(env.unwrapped))
 
 
+def check_reset(env: gymnasium.Env) -> None:
+    """Refuse an environment in the form of the older gym, whose ``reset`` takes no seed and no options.
+
+    Args:
+        env: the environment; what is looked at is the innermost one.
+
+    Raises:
+        O2OSpecError: if its ``reset`` does not take ``seed`` and ``options``.
+
+    Examples:
+        >>> class Old(gymnasium.Env):
+        ...     def reset(self):
+        ...         return np.zeros(2)
+        >>> check_reset(Old())
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: Old has reset(), expected gymnasium's reset(*, seed=None, options=None), ...
+    """
+    try:
+        signature = inspect.signature(env.unwrapped.reset)
+    except (TypeError, ValueError):  # of a compiled function
+        return
+    try:
+        signature.bind(seed=None, options=None)
+    except TypeError:
+        taken = signature.replace(return_annotation=signature.empty)
+        raise O2OSpecError(
+            f"{env_name(env)} has reset{taken}, expected gymnasium's reset(*, seed=None, options=None), which "
+            f"returns (observation, info), and step that returns (observation, reward, terminated, truncated, info); "
+            f"an environment in the older gym's form has to be written so, or converted by the package shimmy"
+        ) from None
+
+
 def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
     """Warn where a wrapper of gymnasium's normalizes by what it has seen so far: a copy of it begins anew.
 
@@ -186,8 +224,7 @@ def read_step(result: Any, space: spaces.Space) -> Step:
         >>> read_step(([0.5, 1], np.array([2.0]), False, np.array(True), {}), space)
         (array([0.5, 1. ], dtype=float32), 2.0, False, True, {})
     """
-    names = ("observation", "reward", "terminated", "truncated", "info")
-    observation, reward, terminated, truncated, info = _unpacked("step", result, names)
+    observation, reward, terminated, truncated, info = _unpacked("step", result, _STEP)
     return (
         _own_observation(observation, space),
         reward if type(reward) is float else _number("the reward", reward),
@@ -263,6 +300,7 @@ class CheckedEnv(gymnasium.Wrapper):
         super().__init__(env)
         self._space = box_of_observations(env)
         check_continuous(env.action_space, env_name(env))
+        check_reset(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode.
@@ -298,11 +336,15 @@ def checked_reset(env: gymnasium.Env, space: spaces.Space, **settings: Any) -> t
 
     Raises:
         EnvFaultError: if what comes back is malformed or not finite.
+        O2OSpecError: if it takes no seed and options.
     """
     try:
         observation, info = read_reset(env.reset(**settings), space)
     except MalformedReturn as error:
         raise _fault(env, str(error)) from None
+    except TypeError:
+        check_reset(env)
+        raise
     _require_finite(env, "reset", observation, 0.0)
     return observation, info
 
@@ -322,6 +364,10 @@ def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) ->
         result = read_step(env.step(action), space)
     except MalformedReturn as error:
         raise _fault(env, str(error)) from None
+    except ValueError as error:
+        if str(error) != _UNPACKED_OLD:
+            raise
+        raise _fault(env, f"step returned 4 values, expected ({', '.join(_STEP)})") from error
     _require_finite(env, "step", result[0], result[1])
     if "rejected" in result[4] and not env.has_wrapper_attr("max_rejected"):
         del result[4]["rejected"]  # the environment's own word for something else; a guard's says to leave a step out

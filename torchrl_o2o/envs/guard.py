@@ -26,6 +26,7 @@ from torchrl_o2o.envs.border import (
     blank,
     box_of_observations,
     check_continuous,
+    check_reset,
     copied,
     env_name,
     find_fault,
@@ -100,6 +101,7 @@ class GuardedEnv(gymnasium.Wrapper):
         super().__init__(make_env())
         self._space = box_of_observations(self.env)
         check_continuous(self.env.action_space, env_name(self.env))
+        check_reset(self.env)
         self._action_shape = self.env.action_space.shape
         self.max_rebuilds, self.max_rejected = max_rebuilds, max_rejected
         self.num_rebuilt = 0  #: times the environment was built anew

@@ -33,7 +33,7 @@ from gymnasium.wrappers import FilterObservation, TransformAction, TransformObse
 from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.border import check_continuous
+from torchrl_o2o.envs.border import check_continuous, check_reset
 from torchrl_o2o.envs.pixels import RenderedFrames, RepeatAction, StackFrames
 from torchrl_o2o.envs.tasks import TASKS, observation_keys
 from torchrl_o2o.envs.video import drawing_env
@@ -150,7 +150,7 @@ def make_gym_env(
             ("o2o/PointMaze-Medium-v0"), which carries its own arguments, or one of dm_control's suite
             ("dm_control/walker-walk-v0").
         seed: seeds the environment, by one reset, and the sampling of its action space. ``None`` leaves both unseeded.
-        max_episode_steps: replaces the registered time limit; ``None`` keeps it.
+        max_episode_steps: replaces the registered time limit, at least 1; ``None`` keeps it.
         observation_keys: the entries of a dictionary observation to concatenate, in this order. ``None`` takes
             ``observation``, ``achieved_goal`` and ``desired_goal`` as far as they exist (PointMaze without
             ``achieved_goal``, which repeats the position). Where there are images: the entries to keep; ``None`` keeps
@@ -170,9 +170,9 @@ def make_gym_env(
         The environment.
 
     Raises:
-        O2OSpecError: if the id is unknown or not trusted, a dependency is missing, the actions are discrete or no
-            bounded vector, the observation is not a vector, a dictionary of vectors or an image of uint8, or nothing
-            can be rendered here.
+        O2OSpecError: if the id is unknown or not trusted, a dependency is missing, ``reset`` takes no seed and options
+            (the older gym's form), the actions are discrete or no bounded vector, the observation is not a vector, a
+            dictionary of vectors or an image of uint8, or nothing can be rendered here.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -187,6 +187,8 @@ def make_gym_env(
     kwargs = dict(env_kwargs or {})
     if "max_episode_steps" in kwargs:
         raise O2OSpecError("got max_episode_steps among env_kwargs, expected it beside them: max_episode_steps=...")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise O2OSpecError(f"got max_episode_steps={max_episode_steps}, expected at least 1, or None for its own limit")
     if env_id.startswith(_OWN_NAMESPACE):
         task = _own_task(env_id)
         env_id, kwargs = task.env_id, {**task.kwargs, **kwargs}
@@ -199,6 +201,7 @@ def make_gym_env(
         kwargs = {"render_mode": "rgb_array", **_frame_arguments(spec, render_size), **kwargs}
     build = partial(_build, spec, max_episode_steps, kwargs)
     env = build() if render_size is None else drawing_env(build, env_id, plainly=not shadows)
+    check_reset(env)
     if action_repeat != 1:
         env = RepeatAction(env, action_repeat)
     if render_size is not None:

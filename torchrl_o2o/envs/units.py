@@ -124,7 +124,12 @@ def _mismatch(own: spaces.Space, low: np.ndarray, high: np.ndarray, native: spac
 
 
 def _takes(space: spaces.Space, low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether a space is a box with these edges; one without bounds takes any, and no box is refused elsewhere."""
-    if not isinstance(space, spaces.Box) or (space.shape == low.shape and not space.is_bounded()):
+    """Whether a space is a box with these edges, or within infinite ones; what is no box is refused elsewhere."""
+    if not isinstance(space, spaces.Box):
         return True
-    return np.array_equal(np.float32(space.low), low) and np.array_equal(np.float32(space.high), high)
+    if space.shape != low.shape:
+        return False
+    own_low, own_high = np.float32(space.low), np.float32(space.high)
+    bounded = np.isfinite(own_low) & np.isfinite(own_high)
+    equal = (own_low == low) & (own_high == high)
+    return bool(np.where(bounded, equal, (own_low <= low) & (high <= own_high)).all())

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,8 +166,11 @@ class WandbSink:
         self._logged = self._run.summary.get("step", -math.inf)
 
     def close(self) -> None:
-        """Finish the wandb run."""
-        self._run.finish()
+        """Finish the wandb run, as a failed one if an exception ends it."""
+        if sys.exc_info()[0] is None:
+            self._run.finish()
+        else:
+            self._run.finish(exit_code=1)
 
 
 class ProgressSink:

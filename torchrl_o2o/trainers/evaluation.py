@@ -29,7 +29,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.single import kind_of
+from torchrl_o2o.collectors.single import kind_of, refuse_collected
 from torchrl_o2o.envs.border import EnvFaultError, check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
@@ -178,7 +178,8 @@ def evaluate(
 
     Raises:
         O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built or has discrete
-            actions, ``env`` returns one environment for several episodes at once, the policy's actions do not fit it,
+            actions, ``env`` returns no gymnasium environment, one for several episodes at once or the one that a
+            collector collects from, the policy's actions do not fit it,
             ``reference`` names no known task, or a video is asked for and the environment does not draw itself or
             ``video`` has another ending.
         EnvFaultError: if the environment fails more often than ``max_retries``, or hangs.
@@ -199,7 +200,7 @@ def evaluate(
         reference = find_reference(env)
     elif isinstance(reference, str):
         reference = get_reference(reference)  # an unknown name fails before the episodes are run
-    make = _maker(env, drawing=video is not None) if isinstance(env, str) else env
+    make = _maker(env, drawing=video is not None) if isinstance(env, str) else partial(_own, env)
     box = declared_box(actor)
     build = make if box is None else lambda: match_actions(make(), *box)
     with _undisturbed(actor, seed):
@@ -219,6 +220,18 @@ def evaluate(
 def _maker(env_id: str, *, drawing: bool) -> Callable[[], gymnasium.Env]:
     arguments: dict[str, Any] = {"env_id": env_id}
     return partial(make_gym_env, **(drawing_arguments(arguments) if drawing else arguments))
+
+
+def _own(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    """Build an environment, and refuse what is none, or somebody else's."""
+    env = make()
+    if not isinstance(env, gymnasium.Env):
+        raise O2OSpecError(
+            f"env() gave {type(env).__name__}, expected one gymnasium environment; build it with make_gym_env, "
+            f"and say how many are stepped side by side by num_envs"
+        )
+    refuse_collected(env)
+    return env
 
 
 class _Guards:

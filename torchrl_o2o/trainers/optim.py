@@ -33,7 +33,7 @@ def descend(
 
     Raises:
         NonFiniteError: naming what is not finite; the parameters are left as they were.
-        O2OSpecError: if the loss has no gradient at any of the optimizer's parameters.
+        O2OSpecError: if the loss has no gradient, or none at any of the optimizer's parameters.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.tensor(1.0))
@@ -41,6 +41,11 @@ def descend(
         >>> weight.item()
         0.0
     """
+    if not loss.requires_grad:
+        raise O2OSpecError(
+            f"{name} has no gradient at all; compute it outside of torch.no_grad() and torch.inference_mode(), and do "
+            f"not detach it"
+        )
     optim.zero_grad()
     loss.backward()
     parameters = [parameter for group in optim.param_groups for parameter in group["params"]]

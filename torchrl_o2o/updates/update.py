@@ -304,7 +304,8 @@ class Update:
             ``qvalue_std`` between critics, of the last minibatch; ``finite``; and the rows asked for.
 
         Raises:
-            O2OSpecError: if the batch cannot be split into equal minibatches.
+            O2OSpecError: if the batch cannot be split into equal minibatches, or gradients are impossible (inference
+                mode; ``torch.no_grad()`` is overruled).
             NonFiniteError: see ``check_finite``.
         """
         metrics, error = self.attempt(batch)
@@ -324,10 +325,16 @@ class Update:
         self._check_batch(batch)
         if self._options is not None:
             return self._run_compiled(batch), None
-        with torch.autocast(self._autocast or "cpu", torch.bfloat16, enabled=self._autocast is not None):
+        autocast = torch.autocast(self._autocast or "cpu", torch.bfloat16, enabled=self._autocast is not None)
+        with torch.enable_grad(), autocast:
             return self._run(batch)
 
     def _check_batch(self, batch: TensorDictBase) -> None:
+        if torch.is_inference_mode_enabled() or next(self.loss.parameters()).is_inference():
+            raise O2OSpecError(
+                "an update is made, or its networks were built, under torch.inference_mode(), where nothing has a "
+                "gradient; do both outside of it"
+            )
         if not isinstance(batch, TensorDictBase):
             raise O2OSpecError(f"got a batch of {type(batch).__name__}, expected a TensorDict of shape [n]")
         if batch.ndim != 1 or not len(batch) or len(batch) % self.num_minibatches:
