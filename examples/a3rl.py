@@ -1,9 +1,9 @@
-"""A3RL (Liu et al. 2025): RLPD on rows that are replayed by how on-policy and how advantageous they are.
+"""A3RL (Liu et al. 2025): RLPD on rows sampled by how on-policy and how advantageous they are.
 
 Run:  python examples/a3rl.py                                   HalfCheetah
       python examples/a3rl.py env=o2o/PointMaze-Medium-v0 dataset=o2o/pointmaze/medium-play-v0 utd_ratio=5 lr=1e-3
-Every field of Config can be given as field=value. Differs from examples/rlpd.py by the density ratio, the score, the
-sampler and beta; prio_alpha=0 is RLPD. The paper's own settings are in sota-implementations/a3rl.
+Every field of Config can be given as field=value. The differences from examples/rlpd.py are the density ratio, the
+score, the sampler and beta; prio_alpha=0 is RLPD. The paper's own settings are in sota-implementations/a3rl.
 """
 
 from dataclasses import dataclass

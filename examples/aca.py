@@ -2,7 +2,7 @@
 
 Run:  python examples/aca.py                              HalfCheetah, several minutes on one core
       python examples/aca.py align_critic=false           the same offline phase, then plain SAC on its critics
-Steps below zero are offline (SAC+ML). Every field of Config can be given as field=value. The defaults are a CPU preset
+Steps up to zero are offline (SAC+ML). Every field of Config can be given as field=value. The defaults are a CPU preset
 for seeing the effect; the paper's own settings are in sota-implementations/aca.
 """
 

@@ -1,4 +1,4 @@
-"""AWAC (Nair et al. 2020, arXiv:2006.09359): one weighted maximum-likelihood update, offline and online alike.
+"""AWAC (Nair et al. 2020, arXiv:2006.09359): the same weighted maximum-likelihood update offline and online.
 
 Run:  python examples/awac.py                       HalfCheetah, about two minutes on one core
       python examples/awac.py weight=softmax        the authors' weights

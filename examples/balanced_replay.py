@@ -1,8 +1,8 @@
 """Off2On (Lee et al. 2021, arXiv:2107.00591): agents trained offline by CQL go online as one pessimistic ensemble, on
-batches in which each transition, recorded or new, is drawn by how much it looks like the current policy's.
+batches whose rows are sampled by how much they resemble the current policy's own.
 
 Run:  python examples/balanced_replay.py num_agents=1            every field of Config can be given as field=value
-The defaults are a CPU preset, its offline phase far too short for the paper's effect: see docs/algorithms/off2on.md.
+The defaults are a CPU preset whose offline phase is far too short for the paper's effect: docs/algorithms/off2on.md.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""BEAR (Kumar et al. 2019, arXiv:1906.00949): actor-critic held to the support of the data by a discrepancy.
+"""BEAR (Kumar et al. 2019, arXiv:1906.00949): actor-critic that stays within the support of the data.
 
 Run:  python examples/bear.py                       HalfCheetah, some minutes on one core
       python examples/bear.py kernel=laplacian

@@ -1,4 +1,4 @@
-"""BRAC (Wu et al. 2019, arXiv:1911.11361): soft actor-critic that pays for its divergence from a clone of the data.
+"""BRAC (Wu et al. 2019, arXiv:1911.11361): soft actor-critic with a penalty on divergence from the data.
 
 Run:  python examples/brac.py                       HalfCheetah, about three minutes on one core
       python examples/brac.py value_penalty=false   BRAC-p: the penalty on the policy alone

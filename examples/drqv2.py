@@ -2,8 +2,8 @@
 
 Run:  python examples/drqv2.py                     about two minutes on one core, no renderer
       python examples/drqv2.py dataset=FOLDER env=...   episodes of V-D4RL
-Steps up to zero are offline; online a gradient step is made each second agent step. Every field of Config can be given
-as field=value. The defaults are a CPU preset made for seeing the effect; the papers' values stand beside them.
+Steps up to zero are offline; online, an update is made every second agent step. Every field of Config can be given
+as field=value. The defaults are a CPU preset made for seeing the effect; comments give the papers' values.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """Online decision transformer (Zheng et al. 2022, arXiv:2202.05607) on TorchRL's OnlineDTLoss; needs transformers.
 
 Run:  python examples/odt.py                       Hopper, a small transformer, some minutes on one core
-Updates up to the first rollout are offline; then each rollout asks for a high return and is followed by updates. The
+Updates up to the first rollout are offline; then each rollout has a high target return and is followed by updates. The
 defaults are a CPU preset made for seeing the effect; docs/algorithms/odt.md lists the settings of the paper.
 """
 

@@ -1,7 +1,7 @@
-"""PEX (Zhang et al. 2023, arXiv:2302.00935): the offline policy is frozen, and a new one learns beside it.
+"""PEX (Zhang et al. 2023, arXiv:2302.00935): the offline policy is frozen, and a new one learns next to it.
 
 Run:  python examples/pex.py                       HalfCheetah, about two minutes on one core
-      python examples/pex.py inv_temperature=0     a coin chooses between the policies, not their values
+      python examples/pex.py inv_temperature=0     a coin flip chooses between the policies, not their values
 Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect; the paper's
 own settings are in sota-implementations/pex.
 """

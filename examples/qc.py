@@ -3,8 +3,8 @@
 Run:  python examples/qc.py                                   a point mass in a maze, some minutes on one core
       python examples/qc.py horizon=1 num_samples=4           single actions (the paper's BFN)
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
-seeing the effect. Data and online rows lie in one buffer; each batch is of chunks of ``horizon`` rows, and each chunk
-is carried out to its end before the policy is asked again.
+seeing the effect. One buffer holds data and online rows. Batches consist of chunks of ``horizon`` rows, and the policy
+chooses a new chunk only when the last one has been executed.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """ReBRAC (Tarasov et al. 2023, arXiv:2305.09836), continued online without the critics' penalty.
 
 Run:  python examples/rebrac.py                     HalfCheetah, about two minutes on one core
-      python examples/rebrac.py critic_bc_coef=0    only the actor pays for leaving the data
+      python examples/rebrac.py critic_bc_coef=0    a penalty on the actor alone
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
-seeing the effect. Online half of each batch is from the data, and the policy collects without noise, as in CORL.
+seeing the effect. Online, half of each batch is from the data, and the policy collects without noise, as in CORL.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
-"""RLPD from pixels (Ball et al. 2023, arXiv:2302.02948): a dot is steered to a target, seen in images.
+"""RLPD from pixels (Ball et al. 2023, arXiv:2302.02948): steering a dot to a target, from images.
 
 Run:  python examples/rlpd_pixels.py                          about two minutes on one core, no renderer
       python examples/rlpd_pixels.py offline_fraction=0       the same learner without data
       python examples/rlpd_pixels.py dataset=FOLDER env=...   episodes of V-D4RL
-Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect; the paper's
-values stand beside them.
+Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect; comments
+give the paper's values.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
 """SAMG (Zhang et al. 2024, arXiv:2410.18626) on AWAC: online without the data set, guided by the frozen offline critic.
 
 Run:  python examples/samg.py                       HalfCheetah, several minutes on one core
-      python examples/samg.py confidence=none       AWAC alone, the same in everything else
+      python examples/samg.py confidence=none       AWAC alone, with the same settings
       python examples/samg.py confidence=even       p = 1/2 everywhere, the paper's ablation; random is another
 Every field of Config can be given as field=value. The defaults are a CPU preset for
-seeing the effect; docs/algorithms/samg.md lists the paper's settings, and what of them is our reconstruction.
+seeing the effect; docs/algorithms/samg.md lists the paper's settings and which of them we reconstructed.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
-"""SOPE (2025): soft actor-critic beside the data at one update a step, and phases in which the critics alone learn.
+"""SOPE (2025): soft actor-critic with prior data at one update per step, and phases that train only the critics.
 
 Run:  python examples/sope.py                       HalfCheetah, a few minutes on one core
-      python examples/sope.py patience=0            SPEQ-O2O: every phase has its full length
-      python examples/sope.py phase_every=100000    no phase at all: SAC beside the data
+      python examples/sope.py patience=0            SPEQ-O2O: every phase runs to its maximum
+      python examples/sope.py phase_every=100000    no phases: SAC with prior data
 A phase ends when the values of the policy's actions have not risen on held-out rows for `patience` updates. Every field
 of Config can be given as field=value. The defaults are a CPU preset; the paper's are in sota-implementations/sope.
 """

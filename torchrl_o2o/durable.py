@@ -262,7 +262,7 @@ class FolderLock:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise O2OCheckpointError(f"cannot lock {path} ({error}); choose a folder on a local disk") from error
         raise O2OCheckpointError(
-            f"{path.parent} is in use by {holder}; end that run, or choose another folder for this one"
+            f"{path.parent} is in use by {holder}; stop that run, or choose another folder for this one"
         ) from error
 
     def release(self) -> None:

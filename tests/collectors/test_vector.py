@@ -303,7 +303,7 @@ def builds_here_only() -> gymnasium.Env:
 
 
 def test_a_process_that_cannot_build_its_environment() -> None:
-    with pytest.raises(O2OSpecError, match=r"ended before it had built its environment; .*register it in make_env"):
+    with pytest.raises(O2OSpecError, match=r"ended before it had built its environment; .*register them in make_env"):
         make_vector_env(builds_here_only, 1, asynchronous=True)
 
 
@@ -341,7 +341,7 @@ def test_what_a_vector_of_another_kind_returns_is_looked_at() -> None:
     collector = VectorCollector(silent)
     for _ in range(2):
         collector.step(torch.zeros(2, 1))
-    with pytest.raises(EnvFaultError, match=r"environments \[0, 1\] began anew, but infos has no 'final_obs'"):
+    with pytest.raises(EnvFaultError, match=r"environments \[0, 1\] were reset, but infos has no 'final_obs'"):
         collector.step(torch.zeros(2, 1))
     collector = VectorCollector(broken)
     collector.step(torch.zeros(2, 1))

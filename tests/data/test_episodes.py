@@ -96,7 +96,7 @@ def test_shuffled_rows_are_refused(form: Callable[[TensorDict], Any]) -> None:
 @pytest.mark.parametrize("wrong", [torch.zeros(3, 1, dtype=torch.long), torch.zeros(3), torch.zeros(3) > 0])
 def test_numbers_that_are_none_are_refused(form: Callable[[TensorDict], Any], wrong: torch.Tensor) -> None:
     data = rows([0, 0, 0], [1.0] * 3, [2]).exclude("episode").set("episode", wrong)
-    with pytest.raises(O2ODataError, match="expected one whole number a row"):
+    with pytest.raises(O2ODataError, match="expected one integer per row"):
         form(data)
 
 

@@ -359,5 +359,5 @@ def test_online_rows_of_an_emptied_buffer_are_warned_of() -> None:
     buffer.extend(random_transitions(4, 3, 1))
     for write in (lambda: buffer.extend(data), lambda: buffer.add(data[0])):
         buffer.empty()
-        with pytest.warns(UserWarning, match=r"holds 0 of 10 offline rows: buffer\.empty\(\) takes the data set away"):
+        with pytest.warns(UserWarning, match=r"holds 0 of 10 offline rows: buffer\.empty\(\) removes the data set"):
             write()

@@ -180,7 +180,7 @@ def test_statistics_survive_a_checkpoint() -> None:
 def test_refusals() -> None:
     data = golden_data("misc/reward_A")
     data["next", "reward"][:] = 0.0
-    with pytest.raises(O2ODataError, match="all 4 episodes return 0; expected a spread"):
+    with pytest.raises(O2ODataError, match="all 4 episodes return 0; expected returns that differ"):
         locomotion_reward(data)
     data["observation"] = torch.zeros(27, 4, 4, dtype=torch.uint8)
     with pytest.raises(O2OSpecError, match=r"observations are torch\.uint8"):

@@ -96,9 +96,9 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         export_policy(value, tmp_path / "policy.pt2")
     with pytest.raises(O2OSpecError, match="format='tflite'"):
         export_policy(ACTORS["standard"](), tmp_path / "policy", format="tflite")  # type: ignore[arg-type]
-    with pytest.raises(O2OSpecError, match=r"policy.onnx for format='torch_export'.* or say format='onnx'"):
+    with pytest.raises(O2OSpecError, match=r"policy.onnx for format='torch_export'.* or pass format='onnx'"):
         export_policy(ACTORS["standard"](), tmp_path / "policy.onnx")
-    with pytest.raises(O2OSpecError, match=r"policy.pt2 for format='onnx'.* or say format='torch_export'"):
+    with pytest.raises(O2OSpecError, match=r"policy.pt2 for format='onnx'.* or pass format='torch_export'"):
         export_policy(ACTORS["standard"](), tmp_path / "policy.pt2", format="onnx")
     with pytest.raises(O2OSpecError, match=r"there is no folder .*nowhere; make it first"):
         export_policy(ACTORS["standard"](), tmp_path / "nowhere" / "policy.pt2")

@@ -316,7 +316,7 @@ def test_numpys_integers_are_seeds():
 def test_a_wrong_action_is_the_callers_mistake(action):
     env = guarded()
     env.reset()
-    with pytest.raises(O2OSpecError, match="the caller's mistake"):
+    with pytest.raises(O2OSpecError, match="a mistake of the caller"):
         env.step(action)
     assert (env.num_rebuilt, env.num_rejected, env.env.count) == (0, 0, 0)
 

@@ -146,7 +146,7 @@ def test_case_a04_dones_are_split_at_the_time_limit() -> None:
     arrays["next_observations"] = np.concatenate([arrays["observations"][1:], arrays["observations"][:1]])
     with pytest.raises(O2ODataError, match="dones is not read"):
         load(arrays | {"dones": dones, "episode": np.cumsum(dones) - dones})
-    with pytest.raises(O2ODataError, match=r"said to be 'dones'.*pass max_episode_steps"):
+    with pytest.raises(O2ODataError, match=r"declares an array as 'dones'.*pass max_episode_steps"):
         load(arrays | {"dones": dones}, names={"dones": "dones"})
     data = load({**arrays, "dones": dones, "observations": np.cumsum(arrays["actions"], 0), "next_observations":
                  np.cumsum(arrays["actions"], 0)}, names={"dones": "dones"}, max_episode_steps=20)  # fmt: skip
@@ -189,7 +189,7 @@ def test_case_a04_nothing_says_what_is_terminal() -> None:
 def test_case_a04_names_that_are_not_understood() -> None:
     with pytest.raises(O2OSpecError, match=r"names=\{'dones': 'end'\}, expected each to be one of observations, "):
         load(walk(), names={"dones": "end"})
-    with pytest.raises(O2ODataError, match="has no dones, which names speaks of"):
+    with pytest.raises(O2ODataError, match="has no dones, which names refers to"):
         load(walk(), names={"dones": "ends"})
     states = {"states" if name == "observations" else name: values for name, values in walk().items()}
     assert len(load(states, names={"states": "observations"})) == 240
@@ -717,7 +717,7 @@ def test_case_c26_arrays_that_grow_beyond_reason(tmp_path: Path, shape: tuple[in
     with archive(tmp_path / "log.npz", without(walk(), "observations", "next_observations")) as out:
         member(out, "observations", shape)
     with pytest.raises(
-        O2ODataError, match=r"differ in length: \{'observation': 268435456|numbers do not pack like that"
+        O2ODataError, match=r"differ in length: \{'observation': 268435456|numbers do not compress like that"
     ):
         load(tmp_path / "log.npz")
 
@@ -800,7 +800,7 @@ def test_case_d_arrays_never_written(tmp_path: Path) -> None:
     assert len(load(tmp_path / "log.hdf5")) == 240
     with hdf5(tmp_path / "large.hdf5", without(walk(), "observations")) as file:
         file.create_dataset("observations", (240, 1 << 28), "f4")
-    with pytest.raises(O2ODataError, match="claims 257698037760 bytes"):
+    with pytest.raises(O2ODataError, match="declares 257698037760 bytes"):
         load(tmp_path / "large.hdf5")
 
 

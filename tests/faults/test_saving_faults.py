@@ -347,7 +347,7 @@ def test_case_30_wandb_without_key_or_network(tmp_path: Path, monkeypatch: pytes
 
 def test_case_31_two_runs_in_one_folder(tmp_path: Path) -> None:
     first = Run(tmp_path)
-    with pytest.raises(O2OCheckpointError, match=rf"in use by process {os.getpid()} .*end that run"):
+    with pytest.raises(O2OCheckpointError, match=rf"in use by process {os.getpid()} .*stop that run"):
         Run(tmp_path, resume=True)
     first.train(1).save().close()
     with pytest.raises(O2OCheckpointError, match="holds a run already"):

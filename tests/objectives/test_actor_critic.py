@@ -65,7 +65,7 @@ class TestNetworks:
         actor, member = make_actor(2, 2, **SMALL), critics()[0]
         member.module.trunk = next(layer for layer in actor.modules() if isinstance(layer, torch.nn.Linear))
         with pytest.raises(
-            O2OSpecError, match=r"in common with another network of this loss; .*build each network anew"
+            O2OSpecError, match=r"in common with another network of this loss; .*build each network separately"
         ):
             build(actor, [member])
 
@@ -146,10 +146,10 @@ def test_networks_of_several_outputs() -> None:
     batch, actor = random_transitions(4, 3, 2), make_actor(3, 2, **SMALL)
     wide = [ValueOperator(torch.nn.Linear(2, 2), in_keys=["action"]) for _ in range(2)]
     with pytest.raises(
-        O2OSpecError, match=r"of shape \[4, 2\] for actions of shape \[4, 2\], expected one number an action"
+        O2OSpecError, match=r"of shape \[4, 2\] for actions of shape \[4, 2\], expected one number per action"
     ):
         EnsembleSACLoss(actor, wide)(batch)
-    with pytest.raises(O2OSpecError, match=r"'state_value' of shape \[4, 2\], expected one number a row"):
+    with pytest.raises(O2OSpecError, match=r"'state_value' of shape \[4, 2\], expected one number per row"):
         IQLLoss(actor, critics(), ValueOperator(torch.nn.Linear(3, 2)))(batch)
 
 

@@ -131,9 +131,9 @@ class TestCarryOptimizer:
         first, second = nn.Linear(3, 2), nn.Linear(4, 2)
         offline = torch.optim.Adam(first.parameters())
         advance(first, offline, torch.randn(4, 3))
-        with pytest.raises(O2OSpecError, match="start the online optimizer afresh"):
+        with pytest.raises(O2OSpecError, match="start with a new online optimizer"):
             carry_optimizer(offline, torch.optim.Adam(second.parameters()))
-        with pytest.raises(O2OSpecError, match="steers 2 parameters, the online one 1"):
+        with pytest.raises(O2OSpecError, match="has 2 parameters, the online one 1"):
             carry_optimizer(offline, torch.optim.Adam([second.weight]))
 
 

@@ -314,7 +314,7 @@ def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_metrics_that_are_none_and_bytes_are_refused(tmp_path: Path) -> None:
-    words = r"log\(\) got metrics=None, a NoneType; expected numbers by name"
+    words = r"log\(\) got metrics=None, a NoneType; expected a dictionary of numbers"
     with Recorder(tmp_path / "run", config={"seed": 0}) as recorder, pytest.raises(O2OSpecError, match=words):
         recorder.log(1, None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(O2OSpecError, match="config value key is a bytes"):

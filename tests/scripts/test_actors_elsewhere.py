@@ -106,12 +106,12 @@ def test_settings_that_do_not_fit(tmp_path: Path, recorded: Path) -> None:
     for words, said in {
         ("+fleet.speed=3", "+actors=2"): r"got fleet\.speed, expected one of",
         ("+actors=0",): "got num_actors=0",
-        ("+fleet.slack=2",): "without actors; say how many, as in actors=4",
+        ("+fleet.slack=2",): "without actors; set their number, for example actors=4",
     }.items():
         with pytest.raises(O2OSpecError, match=said):
             train("rlpd", tmp_path, recorded, *words)
     cfg = compose("a3rl", *SCRIPTS["a3rl"][0], f"run_dir={tmp_path}", "+actors=4")
-    with pytest.raises(O2OSpecError, match="got actors=4, this script steps one environment itself; leave it out"):
+    with pytest.raises(O2OSpecError, match="got actors=4, this script steps a single environment; leave it out"):
         online_phase(cfg, Mock(), None, make_a3rl)
 
 

@@ -278,7 +278,7 @@ def test_a_method_that_cannot_and_a_run_that_is_not_over(run: Path, tmp_path: Pa
             find_method(standing.folder, standing.config)
     with dying("online", 12):
         train(tmp_path / "begun", "awac", "schedule.checkpoint_every=12")
-    with pytest.raises(O2OCheckpointError, match="stands at 12 of 24 steps; let it end"):
+    with pytest.raises(O2OCheckpointError, match="stands at 12 of 24 steps; let it finish"):
         continue_run(tmp_path / "begun", [tmp_path / "new.npz"], num_steps=2)
 
 

@@ -87,7 +87,7 @@ def test_seeds_are_five_if_not_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["seed=7", "+seed=7", "++seed=7"])
 def test_one_seed_for_many_is_refused(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     monkeypatch.setattr("sys.argv", ["rlpd_seeds.py", "task=hopper", word])
-    with pytest.raises(SystemExit, match=r"O2OSpecError: got \+*seed=7, .*; say seeds=\[7\]"):
+    with pytest.raises(SystemExit, match=r"O2OSpecError: got \+*seed=7, .*; pass seeds=\[7\]"):
         accept_seeds()
     monkeypatch.setattr("sys.argv", ["rlpd_seeds.py", "task=hopper", "seeds=[7]"])
     accept_seeds()

@@ -614,7 +614,7 @@ def test_an_entry_that_is_stale_is_missing() -> None:
     agent.loss.__class__ = Demanding
     value, actor = (Descend(name, agent.optims[name]) for name in ("value", "actor"))
     Update(agent.loss, value, actor)(batch)
-    with pytest.raises(O2OSpecError, match="'target_qvalue', which no other loss before it returns"):
+    with pytest.raises(O2OSpecError, match="'target_qvalue', which no preceding loss returns"):
         Update(agent.loss, value, MoveTargets(agent.updater), actor)(batch)
 
 

@@ -190,7 +190,7 @@ class Checkpointer:
         """
         manifest, damaged = newest_valid(self.folder)
         if manifest is None:
-            _LOG.info("no checkpoint in %s to continue with: the run starts afresh", self.folder)
+            _LOG.info("no checkpoint in %s to resume from: starting a new run", self.folder)
             return None
         check_config(manifest["config"], self._config)
         self._check_objects(manifest)

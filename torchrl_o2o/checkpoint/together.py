@@ -54,7 +54,7 @@ def common_step(folders: Sequence[Path]) -> int | None:
     else:
         raise O2OCheckpointError(
             f"the runs have no valid checkpoint of one step; they have {found}. Resume together those that stand at "
-            "one step, and start the others anew"
+            "one step, and start the others as new runs"
         )
     for folder in folders:
         for newer in [other for other in steps(folder) if step is None or other > step]:

@@ -79,9 +79,9 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
             return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
     except (EOFError, ConnectionError) as error:
         raise O2OSpecError(
-            "a process of the vector environment ended before it had built its environment; see its own message. It "
-            "starts anew: it knows no environment that the script has registered (register it in make_env, or name its "
-            'module, "my_module:MyEnv-v0"), and the script needs if __name__ == "__main__":'
+            "a process of the vector environment ended before it had built its environment; see its own message. A "
+            "new process does not know environments that the script registered (register them in make_env, or name "
+            'their module, "my_module:MyEnv-v0"), and the script needs if __name__ == "__main__":'
         ) from error
 
 
@@ -337,8 +337,8 @@ class VectorCollector:
         if self._autoreset is AutoresetMode.SAME_STEP:
             if "final_obs" not in infos:
                 raise EnvFaultError(
-                    f"the environments {np.flatnonzero(done).tolist()} began anew, but infos has no 'final_obs', what "
-                    f"their last steps led to; let the vector environment say it as gymnasium's do, or set "
+                    f"the environments {np.flatnonzero(done).tolist()} were reset, but infos has no 'final_obs', the "
+                    f"last observations of their episodes; return them as gymnasium's vector environments do, or set "
                     f"autoreset_mode DISABLED"
                 )
             final = following.copy()

@@ -56,7 +56,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     out = fresh_folder(arguments.out / arguments.task)
     print(f"data: {_DATASETS[arguments.task]} (made here if absent)", flush=True)
     data = load_offline(_DATASETS[arguments.task])
-    print(f"      {len(data)} transitions; training RLPD, and SAC without data beside it, into {out}", flush=True)
+    print(f"      {len(data)} transitions; training RLPD, and SAC without data, into {out}", flush=True)
     words = [*_SETTINGS[arguments.task], "preset=cpu", f"seed={arguments.seed}"]
     try:
         check_compiler()

@@ -137,7 +137,7 @@ class TrajectoryReplay:
         appended = state_dict["appended"]
         loaded = 1 + max({-1, *range(len(self.episodes))} - self._appended)
         if lost := sorted(position for position in self._appended - set(appended) if position < loaded):
-            raise O2OSpecError(f"trajectory {lost[0]} of the data was overwritten since; load the data anew before")
+            raise O2OSpecError(f"trajectory {lost[0]} of the data was overwritten since; load the data again first")
         other = state_dict["length"] < loaded
         if other or any(position not in appended for position in range(loaded, state_dict["length"])):
             raise O2OSpecError(f"got {loaded} trajectories, other data than those that the state was saved with")

@@ -137,7 +137,10 @@ def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) ->
         first = int((~returns.isfinite()).nonzero()[0])
         raise O2ODataError(f"episode {first} returns {float(returns[first])}; expected finite rewards to scale by.")
     if spread <= 0:
-        raise O2ODataError(f"all {len(returns)} episodes return {float(returns[0]):g}; expected a spread to divide by.")
+        raise O2ODataError(
+            f"all {len(returns)} episodes return {float(returns[0]):g}; expected returns that differ: their "
+            "range is the divisor."
+        )
     return AffineReward(scale=max_episode_steps / spread)
 
 
@@ -423,8 +426,8 @@ class ObservationStats:
         observation = data.get("observation")
         if not isinstance(observation, Tensor):
             raise O2OSpecError(
-                f"observations are several entries, {sorted(map(str, observation.keys()))}; expected one vector a row. "
-                "Join them, or standardize none"
+                f"observations are several entries, {sorted(map(str, observation.keys()))}; expected one vector per "
+                "row. Join them, or do not standardize observations"
             )
         if not observation.is_floating_point():
             raise O2OSpecError(f"observations are {observation.dtype}; expected floats. Images are not standardized.")

@@ -176,8 +176,8 @@ class OnlineWriter(Writer):
         if held < self.num_offline:  # the rows lie behind the storage's end, where uniform draws do not look
             warnings.warn(
                 f"got online transitions for a storage that holds {held} of {self.num_offline} offline rows: "
-                "buffer.empty() takes the data set away too, and samplers that do not ask for it draw the old rows. "
-                "Build the storage and its buffers anew, with OnlineWriter(0) if they shall hold online rows alone",
+                "buffer.empty() removes the data set too, and samplers that do not check for it draw the old rows. "
+                "Build the storage and its buffers anew, with OnlineWriter(0) if they should hold only online rows",
                 stacklevel=4,
             )
         if held == 0 or not isinstance(data, TensorDictBase):
@@ -309,7 +309,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
     if size < expected:
         raise O2OSpecError(
             f"the storage holds {size} rows, expected {num_offline} offline ones and those written since; "
-            f"buffer.empty() takes the data set away too. Build the storage and its buffers anew"
+            f"buffer.empty() removes the data set too. Build the storage and its buffers anew"
         )
 
 

@@ -120,8 +120,8 @@ def _check_path(path: Path, format: str) -> None:
     other = {"torch_export": ".onnx", "onnx": ".pt2"}[format]
     if path.suffix == other:
         raise O2OSpecError(
-            f"got {path.name} for format={format!r}, expected another ending than {other}, which names the "
-            f"other format; name the file otherwise, or say format={'onnx' if other == '.onnx' else 'torch_export'!r}"
+            f"got {path.name} for format={format!r}, expected another suffix than {other}, which belongs to the "
+            f"other format; rename the file, or pass format={'onnx' if other == '.onnx' else 'torch_export'!r}"
         )
     if not path.parent.is_dir():
         raise O2OSpecError(f"got {path}, but there is no folder {path.parent}; make it first")

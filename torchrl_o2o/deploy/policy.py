@@ -210,7 +210,7 @@ def policy_saver(
     stats = None if convention is None else convention.observation
     if stats is not None and isinstance(parts.observation_key, list):
         raise O2OSpecError(
-            f"got a convention that standardizes observations beside an actor that reads {parts.observation_key}; "
+            f"got a convention that standardizes observations for an actor that reads {parts.observation_key}; "
             "standardize the vectors in the environment"
         )
     _check_sizes(parts, low, high, None if stats is None else stats.mean)

@@ -161,7 +161,7 @@ def check_reset(env: gymnasium.Env) -> None:
 
 
 def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
-    """Warn where a wrapper of gymnasium's normalizes by what it has seen so far: a copy of it begins anew.
+    """Warn where a wrapper of gymnasium's normalizes by what it has seen so far: each copy has its own statistics.
 
     Args:
         env: the environment, or several as one, of which the first is looked at.
@@ -179,10 +179,10 @@ def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
     found = [type(layer).__name__ for layer in normalizing if getattr(layer, "update_running_mean", True)]
     if found:
         warnings.warn(
-            f"{env_name(layers[-1])} normalizes by running statistics ({', '.join(found)}): each copy of it begins "
-            f"anew, and its rows and returns are in other units than a data set's and than the task's. Standardize by "
-            f"the data (torchrl_o2o.data.Convention), or set update_running_mean=False and the statistics "
-            f"that are meant",
+            f"{env_name(layers[-1])} normalizes by running statistics ({', '.join(found)}): each copy of it has its "
+            f"own statistics, and its rows and returns are in other units than a data set's and than the task's. "
+            f"Standardize by the data (torchrl_o2o.data.Convention), or set the statistics yourself and "
+            f"update_running_mean=False",
             stacklevel=4,
         )
 
@@ -390,8 +390,8 @@ def box_of_observations(env: gymnasium.Env) -> spaces.Space:
     boxes = all(isinstance(part, spaces.Box) and part.shape for part in parts)
     if not boxes or (isinstance(space, spaces.Dict) and not sees):
         raise O2OSpecError(
-            f"the observations of {env_name(env)} are {space}, expected a Box of vectors, or images and vectors by "
-            "name; use make_gym_env"
+            f"the observations of {env_name(env)} are {space}, expected a Box of vectors, or a dictionary of images "
+            "and vectors; use make_gym_env"
         )
     return space
 

@@ -184,7 +184,7 @@ class GuardedEnv(gymnasium.Wrapper):
         if own.shape != self._action_shape or own.dtype.kind not in "biuf" or find_fault(own) is not None:
             raise O2OSpecError(
                 f"got the action {action!r} of shape {own.shape}, expected finite numbers of shape "
-                f"{self._action_shape}; this is the caller's mistake, not the environment's"
+                f"{self._action_shape}; this is a mistake of the caller, not of the environment"
             )
         return own
 

@@ -186,7 +186,9 @@ def make_gym_env(
     """
     kwargs = dict(env_kwargs or {})
     if "max_episode_steps" in kwargs:
-        raise O2OSpecError("got max_episode_steps among env_kwargs, expected it beside them: max_episode_steps=...")
+        raise O2OSpecError(
+            "got max_episode_steps among env_kwargs, expected it as an argument of its own: max_episode_steps=..."
+        )
     if max_episode_steps is not None and max_episode_steps < 1:
         raise O2OSpecError(f"got max_episode_steps={max_episode_steps}, expected at least 1, or None for its own limit")
     if env_id.startswith(_OWN_NAMESPACE):

@@ -156,5 +156,7 @@ def _head(
     if std == "head":
         return GaussianHead(features, action_dim, log_std_bounds, affine_log_std)
     if affine_log_std:
-        raise O2OSpecError("got affine_log_std=True with std='vector', which is trained itself; leave one of them out")
+        raise O2OSpecError(
+            "got affine_log_std=True with std='vector', which is already trainable; leave one of them out"
+        )
     return GaussianVectorHead(features, action_dim, nn.Identity(), "clip", log_std_bounds)

@@ -374,7 +374,7 @@ class OfflineConfidence(Confidence):
             raise O2ODataError(f"got {len(data)} rows to fit the confidence to, expected the offline data set")
         means, kl = self._encode(data, batch_size)
         if not means.isfinite().all():
-            raise O2ODataError("the encoder's latent means are not all finite; train it anew, with a smaller step")
+            raise O2ODataError("the encoder's latent means are not all finite; retrain it with a smaller learning rate")
         std = means.std(0)
         self.latent_mean.copy_(means.mean(0))
         self.latent_scale.copy_(_whitening(means) if self.whiten else std.clamp_min(_SMALL).reciprocal().diag())

@@ -73,7 +73,7 @@ def check_parameters(network: nn.Module, name: str, taken: Collection[int] = ())
         if id(value) in taken:
             raise O2OSpecError(
                 f"got a {name} that has {parameter!r} in common with another network of this loss; a stack of members "
-                f"keeps a copy, so that the two would part: build each network anew"
+                f"keeps a copy, so that the two would part: build each network separately"
             )
 
 

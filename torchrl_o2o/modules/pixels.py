@@ -55,7 +55,7 @@ class ConvStack(nn.Module):
         offset: subtracted after the division by 255: 0 (RLPD) or 0.5 (DrQ-v2).
 
     Raises:
-        O2OSpecError: if the frames are too small for the layers, or there is not one stride a layer.
+        O2OSpecError: if the frames are too small for the layers, or there is not one stride per layer.
 
     Examples:
         >>> import torch
@@ -72,7 +72,7 @@ class ConvStack(nn.Module):
         if len(shape) != 3 or len(features) != len(strides) or not features:
             raise O2OSpecError(
                 f"got shape={tuple(shape)}, features={tuple(features)}, strides={tuple(strides)}, expected (C, H, W) "
-                f"and one stride a layer"
+                f"and one stride per layer"
             )
         for width in (kernel_size, *shape, *features, *strides):
             check_count("a size of the convolutions", width, least=1)

@@ -87,14 +87,14 @@ class ActorCriticLoss(TransitionLoss):
         if keys.action not in network.in_keys:
             raise O2OSpecError(
                 f"the critics read {network.in_keys}, expected the action {keys.action!r} among them; build them with "
-                f"in_keys=[..., {keys.action!r}], or name theirs with loss.set_keys(action=...)"
+                f"in_keys=[..., {keys.action!r}], or set their key with loss.set_keys(action=...)"
             )
         params = self._trained_critics() if params is None else params
         qvalue = self._call_ensemble(network, params, {**state, keys.action: action}, keys.state_action_value)
         if qvalue.shape[1:] != action.shape[:-1]:
             raise O2OSpecError(
                 f"a critic gave {keys.state_action_value!r} of shape {list(qvalue.shape[1:])} for actions of shape "
-                f"{list(action.shape)}, expected one number an action, [*B, 1]; let its last layer have one output"
+                f"{list(action.shape)}, expected one number per action, [*B, 1]; give its last layer one output"
             )
         return qvalue if self.q_max is None else qvalue.clamp(max=self.q_max)
 

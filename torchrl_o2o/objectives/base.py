@@ -461,7 +461,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         if isinstance(tensordict, Tensor):
             raise O2OSpecError(
                 f"got a tensor of shape {list(tensordict.shape)} for the batch, expected {type(self).__name__}.{call}: "
-                f"the batch comes first, and what an earlier step returned goes by name"
+                f"the batch comes first, and results of earlier steps are keyword arguments"
             )
 
     def _required_weights(self, tensordict: TensorDictBase) -> Tensor:
@@ -470,7 +470,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         if weights is None:
             key = self.tensor_keys.priority_weight
             raise O2OSpecError(
-                f"{type(self).__name__} is to weight its losses, but the batch has no {key!r}; sample by a sampler "
+                f"{type(self).__name__} should weight its losses, but the batch has no {key!r}; sample by a sampler "
                 f"that writes importance weights, or name them by loss.set_keys(priority_weight=...)"
             )
         return weights
@@ -522,7 +522,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         if target.shape != value.shape:
             raise O2OSpecError(
                 f"{type(estimator).__name__} gave targets of shape {list(target.shape)}, expected {list(value.shape)}; "
-                f"what it reads of the batch beside this loss has to be one column, [*B, 1]"
+                f"what it reads from the batch in addition to this loss has to be one column, [*B, 1]"
             )
         return target
 
@@ -531,7 +531,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         steps = None if key is None else tensordict.get(key, None)
         if steps is not None and steps.numel() != rows.numel():
             raise O2OSpecError(
-                f"got {key!r} of shape {list(steps.shape)} for rows {list(rows)}, expected one number of steps a row"
+                f"got {key!r} of shape {list(steps.shape)} for rows {list(rows)}, expected one number of steps per row"
             )
 
     def _collect(

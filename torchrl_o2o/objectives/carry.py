@@ -121,8 +121,8 @@ def carry_optimizer(
         if isinstance(tensor, Tensor) and name != "step"
     ):
         raise O2OSpecError(
-            f"the offline optimizer steers {len(moments)} parameters, the online one {len(params)}, or their shapes "
-            f"differ; start the online optimizer afresh, or carry it only together with the same networks"
+            f"the offline optimizer has {len(moments)} parameters, the online one {len(params)}, or their shapes "
+            f"differ; start with a new online optimizer, or carry it only together with the same networks"
         )
     groups = [
         {**{key: value for key, value in new.items() if key != "params"}, "params": old["params"]}
@@ -271,7 +271,7 @@ def _copy(state: Mapping[str, Tensor], source: str, loss: LossModule, group: str
         groups = sorted({key.split(".")[0].removesuffix("_params") for key in state} - {"_value_estimator"})
         raise O2OSpecError(
             f"the offline loss has no {source.removesuffix('_params')!r}, it has {groups}; leave the name out of the "
-            f"hand-over to start that network afresh"
+            f"hand-over to start with a new network"
         )
     _check_same(source.removesuffix("_params"), given, live)
     for key, value in given.items():

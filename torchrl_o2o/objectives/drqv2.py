@@ -240,7 +240,7 @@ def _check_chain(first: TensorDictModule, second: TensorDictModule) -> None:
     """Refuse a network that does not read what the one before it writes."""
     if first.out_keys[0] not in second.in_keys:
         raise O2OSpecError(
-            f"got networks of which one writes {first.out_keys[0]!r} and the next reads {second.in_keys}, expected "
+            f"got networks, one of which writes {first.out_keys[0]!r} and the next reads {second.in_keys}, expected "
             f"that entry among them; set out_key and in_key"
         )
 

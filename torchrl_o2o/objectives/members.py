@@ -56,7 +56,7 @@ def check_members(
     if any(_are_copies(one, other) for one, other in itertools.combinations(members, 2)):
         raise O2OSpecError(
             f"got one {kind} several times, expected {kind}s with parameters of their own; copies of one network stay "
-            f"equal forever. Build each anew, for example by {maker}"
+            f"equal forever. Build each separately, for example by {maker}"
         )
     owners = collections.Counter(id(value) for member in members for value in member.parameters())
     if max(owners.values(), default=1) > 1:

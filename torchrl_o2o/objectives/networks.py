@@ -348,7 +348,7 @@ def call_ensemble(
     if deactivate_vmap and randomness == "same":
         raise O2OSpecError(
             "got deactivate_vmap=True and randomness 'same', expected 'different' or 'error': members that are "
-            "evaluated one after the other draw one after the other"
+            "evaluated one after the other draw different numbers"
         )
 
     def evaluated(member: Parameters) -> Tensor:
@@ -385,11 +385,11 @@ def single_output(values: Tensor, key: NestedKey) -> Tensor:
         torch.Size([4])
         >>> single_output(torch.zeros(4, 2), "state_value")
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OSpecError: a network gave 'state_value' of shape [4, 2], expected one number a row, ...
+        torchrl_o2o.errors.O2OSpecError: a network gave 'state_value' of shape [4, 2], expected one number per row, ...
     """
     if values.ndim > 1 and values.shape[-1] != 1:
         raise O2OSpecError(
-            f"a network gave {key!r} of shape {list(values.shape)}, expected one number a row, [*B, 1]; let its last "
+            f"a network gave {key!r} of shape {list(values.shape)}, expected one number per row, [*B, 1]; let its last "
             f"layer have one output"
         )
     return values.squeeze(-1)

@@ -91,6 +91,6 @@ def _pairs(network: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor])
         if value.shape != own[name].shape:
             raise O2OSpecError(
                 f"got {name!r} of shape {list(value.shape)} for {network!r}, expected {list(own[name].shape)}; an "
-                f"ensemble's are stacked, one layer a member"
+                f"ensemble's are stacked, one layer per member"
             )
     return [(own[name], value) for name, value in given.items()]

@@ -172,7 +172,9 @@ class Recorder:
                 f"log() got step {step} after step {self._last_step}; count one step through all phases of the run"
             )
         if not hasattr(metrics, "items"):
-            raise O2OSpecError(f"log() got metrics={metrics!r}, a {type(metrics).__name__}; expected numbers by name")
+            raise O2OSpecError(
+                f"log() got metrics={metrics!r}, a {type(metrics).__name__}; expected a dictionary of numbers"
+            )
         numbers = {name: _number(name, value) for name, value in metrics.items()}
         row = {"step": step, "time": round(self._elapsed(), 3)}
         self._metrics.append(row | {name: plain_number(value) for name, value in numbers.items()})

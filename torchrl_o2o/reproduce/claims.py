@@ -275,7 +275,7 @@ def _check_apart(path: Path, claim: Claim) -> None:
 
 def _overrides(path: Path, key: str, section: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(section, dict):
-        raise O2OSpecError(f"{path}: {key} is {section!r}; expected a list of overrides by name.")
+        raise O2OSpecError(f"{path}: {key} is {section!r}; expected a dictionary of lists of overrides.")
     return {str(name): _words(path, f"{key}.{name}", words) for name, words in section.items()}
 
 

@@ -153,7 +153,7 @@ def _check_finished(folder: Path, manifest: Mapping[str, Any], config: Entry, co
         planned, done = config.get("online", {}).get("total_frames"), counters.get("online", 0)
     if planned is not None and done < planned:
         raise O2OCheckpointError(
-            f"{folder} stands at {done} of {planned} steps; let it end (resume=true) before it is continued, since "
+            f"{folder} stands at {done} of {planned} steps; let it finish (resume=true) before it is continued, since "
             "nothing else can continue with it afterwards"
         )
 

@@ -291,7 +291,7 @@ def find_method(folder: Path, config: Mapping[str, Any]) -> MakeFurther:
     if config.get("best_episodes", 1.0) != 1.0 and not online:
         raise O2OSpecError(
             f"{folder} has learned from a share of {config['best_episodes']} of its data (best_episodes), and "
-            f"which of new recordings are the best is not said; clone all (best_episodes=1.0), or start anew"
+            f"which of new recordings are the best is not said; clone all (best_episodes=1.0), or start a new run"
         )
     if online:
         own = _BY_LEARNER.get(name, {}).get(str(config.get("learner")), _ONLINE_OWN.get(name))

@@ -154,7 +154,7 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
 
 
 class GivenPretraining:
-    """Stands for the offline phase of a run that starts from a pre-training made before: it has no step left.
+    """Stands for the offline phase of a run that starts from a pre-training made before: it has no steps left.
 
     Args:
         pretrained: that pre-training.
@@ -192,7 +192,7 @@ class GivenPretraining:
     @property
     def learner(self) -> Learner:
         """There is nothing to train."""
-        raise O2OSpecError(f"the pre-training in {self.folder} is finished; it has no step left")
+        raise O2OSpecError(f"the pre-training in {self.folder} is finished; it has no steps left")
 
     @property
     def buffer(self) -> TensorDictReplayBuffer:
@@ -320,7 +320,7 @@ def online_phase(
         (6, 3)
     """
     if fleet is None and fleet_settings(cfg) is not None:
-        raise O2OSpecError(f"got actors={cfg.actors}, this script steps one environment itself; leave it out")
+        raise O2OSpecError(f"got actors={cfg.actors}, this script steps a single environment; leave it out")
     if pretrained is None:
         check_no_pretraining(cfg)
     source = None if pretrained is None else Pretrained.read(pretrained)
@@ -328,7 +328,7 @@ def online_phase(
     learner, how = make_learner(cfg, problem.dims), HandOver(**plain(cfg.handover))
     if source is not None:
         fresh = hand_over(source, learner, how)
-        logging.getLogger(__name__).info("from %s; starting afresh: %s", source.folder, fresh)
+        logging.getLogger(__name__).info("carried over from %s; not carried over: %s", source.folder, fresh)
     buffer = None if make_buffer is None else make_buffer(learner)
     options = run_options(cfg, cfg.run_dir)
     parts = {"handover": how, "buffer": buffer, "make_storage": make_storage, "objects": objects, "fleet": fleet}
@@ -351,7 +351,7 @@ def accept_seeds() -> None:
     for word in sys.argv[1:]:
         name, _, seed = word.lstrip("+").partition("=")
         if name == "seed":
-            _leave(O2OSpecError(f"got {word}, this script trains several seeds at once; say seeds=[{seed}]"))
+            _leave(O2OSpecError(f"got {word}, this script trains several seeds at once; pass seeds=[{seed}]"))
     _accept("seeds=")
 
 
@@ -393,7 +393,7 @@ def fleet_settings(cfg: DictConfig) -> dict[str, Any] | None:
     if "actors" in cfg:
         return {"num_actors": cfg.actors, **plain(cfg.get("fleet", OmegaConf.create()))}
     if "fleet" in cfg:
-        raise O2OSpecError(f"got fleet={plain(cfg.fleet)} without actors; say how many, as in actors=4")
+        raise O2OSpecError(f"got fleet={plain(cfg.fleet)} without actors; set their number, for example actors=4")
     return None
 
 

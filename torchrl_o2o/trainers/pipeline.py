@@ -246,7 +246,7 @@ class Pretrained:
         if manifest["step"] != planned:
             total = "an unknown number of" if planned is None else planned
             raise O2OCheckpointError(
-                f"{folder} stands at {manifest['step']} of {total} updates; let it end (resume=true) before "
+                f"{folder} is at {manifest['step']} of {total} updates; let it finish (resume=true) before "
                 "something starts from it"
             )
         names = [name for name in saved if name == "loss" or name.endswith("_optim")]
@@ -521,7 +521,7 @@ class Finetuning(Phase):
             O2OSpecError: if the phase steps one environment itself.
         """
         if not isinstance(self.collector, Fleet):
-            raise O2OSpecError("this phase steps one environment itself; give it fleet={'num_actors': 4}")
+            raise O2OSpecError("this phase steps a single environment; pass fleet={'num_actors': 4}")
         return self.collector
 
     def __exit__(

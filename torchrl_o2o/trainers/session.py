@@ -82,7 +82,7 @@ class Schedule:
     def __post_init__(self) -> None:
         """Check the values."""
         if min(self.eval_every, self.log_every, self.checkpoint_every) < 1:
-            raise O2OSpecError(f"got {self}, expected at least 1 step between two of anything")
+            raise O2OSpecError(f"got {self}, expected intervals of at least 1 step")
 
 
 class Collector(Protocol):
@@ -417,7 +417,7 @@ class Session:
         try:
             self.record.log(step, handover_metrics(read_metrics(self.record.folder)))
         except O2OSpecError as error:  # evaluations are missing; no reason to lose the end of a run
-            warnings.warn(f"what going online did cannot be said: {error}", stacklevel=2)
+            warnings.warn(f"the effect of going online cannot be computed: {error}", stacklevel=2)
 
     def _save(self) -> None:
         count = sum(self.counters.values())

@@ -94,8 +94,8 @@ def call_loss(
         missing = [extra for extra in needed if extra not in known]
         if missing:
             raise O2OSpecError(
-                f"{name}_loss needs {missing[0]!r}, which no other loss before it returns, or only one before the "
-                f"targets moved; put the one that does right before it"
+                f"{name}_loss needs {missing[0]!r}, which no preceding loss returns, or only one before the "
+                f"targets moved; put the loss that returns it right before it"
             )
         result = method(minibatch, **{extra: known[extra] for extra in wanted if extra in known})
         value, info = result if isinstance(result, tuple) else (result, {})

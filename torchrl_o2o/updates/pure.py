@@ -64,7 +64,9 @@ def learning_of(loss: LossModule, plan: Plan, rows: tuple[str, ...]) -> Learning
         )
     for part in plan.parts:
         if len(set(stepped(part))) < len(stepped(part)):
-            raise O2OSpecError("got a Ghost beside its own step on one minibatch; a compiled update takes one of them")
+            raise O2OSpecError(
+                "got a Ghost together with its own step on one minibatch; a compiled update takes one of them"
+            )
     descends = tuple(dict.fromkeys(step for part in plan.parts for step in stepped(part)))
     names = {id(value): key for key, value in state_of(loss).items()}
     taken: dict[str, str] = {}

@@ -107,7 +107,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, source: Path, damage: str)
         (entry / "transitions" / "other.pickle").write_bytes(b"cos\nsystem\n")
     else:
         (entry / "manifest.json").write_text(json.dumps({"files": {}})[:-3])
-    with pytest.warns(UserWarning, match="are damaged .*; reading the source anew"):
+    with pytest.warns(UserWarning, match="are damaged .*; reading the source again"):
         again = cached(tmp_path / "cache", [source], {}, convert)
     assert convert.calls == 2
     assert (again.data == raw().data).all()

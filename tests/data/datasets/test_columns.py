@@ -94,7 +94,7 @@ def test_sizes() -> None:
     check_size(2 << 30, 1 << 30, "x")
     with pytest.raises(O2ODataError, match="x is damaged: it claims 2000000 bytes in 1000"):
         check_size(2_000_000, 1_000, "x")
-    with pytest.raises(O2ODataError, match="numbers do not pack like that"):
+    with pytest.raises(O2ODataError, match="numbers do not compress like that"):
         check_size(2 << 30, 4 << 20, "x")
 
 
@@ -146,7 +146,7 @@ def test_the_last_step_of_rlds_is_only_an_observation(form: str) -> None:
     ("changed", "message"),
     [
         ({"reward": np.arange(8.0)}, "2 such steps have a reward, first row 3 with 3. If each row is a transition"),
-        ({"is_terminal": np.arange(8) == 2}, "row 2 is terminal and not the last of its episode"),
+        ({"is_terminal": np.arange(8) == 2}, "row 2 is terminal but not the last row of its episode"),
         ({"truncated": np.arange(8) == 7}, "and also truncated; expected one row per step and nothing else"),
         ({"episode": np.arange(8) % 2}, "row 0 of episode 0 is not its last and is followed by one of another"),
     ],

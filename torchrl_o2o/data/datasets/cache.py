@@ -122,7 +122,7 @@ def cached(
             if other.name.startswith(source) and other != entry:
                 discard_directory(other)
     except OSError as error:
-        warnings.warn(f"cannot keep converted data in {cache_dir} ({error}); they will be read anew.", stacklevel=2)
+        warnings.warn(f"cannot keep converted data in {cache_dir} ({error}); they will be read again.", stacklevel=2)
     return raw
 
 
@@ -178,7 +178,7 @@ def _read(entry: Path) -> RawDataset | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # whatever is wrong with an entry, the source is still there to be read
-        warnings.warn(f"the converted data in {entry} are damaged ({error}); reading the source anew.", stacklevel=3)
+        warnings.warn(f"the converted data in {entry} are damaged ({error}); reading the source again.", stacklevel=3)
         return None
     bounds = {
         name: None if (value := getattr(meta, name)) is None else tuple(value) for name in ("action_low", "action_high")

@@ -144,11 +144,11 @@ def check_size(size: int, stored: int, origin: str) -> None:
         O2ODataError: if the claim is impossible, or not plausible for numbers.
     """
     if size > _LARGEST_RATIO * stored:
-        raise O2ODataError(f"{origin} is damaged: it claims {size} bytes in {stored}; download or record it again.")
+        raise O2ODataError(f"{origin} is damaged: it declares {size} bytes in {stored}; download or record it again.")
     if size > _LARGE and size > _LARGE_RATIO * stored:
         raise O2ODataError(
-            f"{origin} would be {size} bytes out of {stored} in the file: numbers do not pack like that, it is "
-            "refused. If it is sound, store it without compression."
+            f"{origin} would be {size} bytes out of {stored} in the file: numbers do not compress like that. "
+            "If the file is intact, store it without compression."
         )
 
 
@@ -257,16 +257,16 @@ def _check_rlds(
     inside = np.flatnonzero(terminal & ~ends)
     if len(inside):
         raise O2ODataError(
-            f"{about}, but row {inside[0]} is terminal and not the last of its episode. If each row is a transition, "
-            f"say {said}."
+            f"{about}, but row {inside[0]} is terminal but not the last row of its episode. If each row is a "
+            f"transition, pass {said}."
         )
     rewards = arrays["rewards"].reshape(len(last), -1)
     paid = np.flatnonzero(last & (rewards != 0).any(1))
     if len(paid):
         raise O2ODataError(
             f"{about}, but {len(paid)} such steps have a reward, first row {paid[0]} with {rewards[paid[0]].max():g}. "
-            f"If each row is a transition, the last too, say {said}. If a reward was stored with the observation that "
-            "came after it, move rewards one row up. If it means nothing, set it to 0."
+            f"If each row is a transition, also the last one, pass {said}. If a reward was stored with the "
+            "observation after it, move rewards one row up. If it means nothing, set it to 0."
         )
     if "episode" in arrays:
         episode = cast_episode(arrays["episode"], f"episode of {origin}")
@@ -292,7 +292,7 @@ def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> 
     absent = [name for name in names if _at(source, name) is None]
     if absent:
         raise O2ODataError(
-            f"{origin} has no {', '.join(absent)}, which names speaks of; it holds {sorted(map(str, source))}."
+            f"{origin} has no {', '.join(absent)}, which names refers to; it holds {sorted(map(str, source))}."
         )
     roles = {role: name for name, role in names.items() if role != "ignore"}
     for role, aliases in NAMES.items():
@@ -552,10 +552,10 @@ def unread_notes(columns: Columns, terminals: np.ndarray, ends: np.ndarray, orig
         if row is not None:
             raise O2ODataError(
                 f"{origin}: {name} is not read, but it could say where episodes end, and differs in row {row} from "
-                f"what is read. Say what it is by names={{{name!r}: ...}}: 'terminals' (true terminals only), 'ends' "
-                "(the last row of each episode, whatever the reason), 'dones' (terminals, but time limits at "
-                "max_episode_steps and in rows of timeouts), 'masks' (1 - terminal), 'starts', 'timeouts', 'episode' "
-                "or 'ignore'."
+                f"the arrays that are read. Say what it means with names={{{name!r}: ...}}: 'terminals' (terminal "
+                "states), 'ends' (the last row of each episode, whatever the reason), 'dones' (terminals, but time "
+                "limits at max_episode_steps and in rows of timeouts), 'masks' (1 - terminal), 'starts', 'timeouts', "
+                "'episode' or 'ignore'."
             )
     if not columns.unread:
         return columns.notes

@@ -161,7 +161,7 @@ class _Machine:
     def find(self, module: Any, name: Any) -> None:
         if (module, name) not in _CALLS:
             raise O2ODataError(
-                f"it asks for {module}.{name}, but only numpy arrays are allowed in a data file; if it is your own, "
+                f"it refers to {module}.{name}, but only numpy arrays are allowed in a data file; if it is your own, "
                 "save it as npz"
             )
         self.stack.append((module, name))

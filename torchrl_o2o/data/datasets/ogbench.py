@@ -95,7 +95,7 @@ def ogbench_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         env = gymnasium.make(name)
     except gymnasium.error.Error as error:
-        raise O2ODataError(f"{package.__name__} has no task {name!r}, which {path.name} asks for ({error}).") from error
+        raise O2ODataError(f"{package.__name__} has no task {name!r}, which {path.name} requires ({error}).") from error
     try:
         data = utils.load_dataset(str(path), add_info=True)
         relabel.relabel_dataset(name, env, data)

@@ -427,8 +427,8 @@ def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[
     if "dones" in flags:
         if limit is None:
             raise O2ODataError(
-                f"{origin}: an array was said to be 'dones', terminals and time limits in one; pass max_episode_steps, "
-                "at which a row counts as a time limit."
+                f"{origin}: names declares an array as 'dones', which mixes terminal states and time limits; pass "
+                "max_episode_steps, at which a row counts as a time limit."
             )
         at_limit = truncated | (_index_in_run(flags["dones"] | truncated) % limit == limit - 1)
         terminated, truncated = terminated | (flags["dones"] & ~at_limit), truncated | (flags["dones"] & at_limit)

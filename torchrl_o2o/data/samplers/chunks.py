@@ -248,7 +248,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         if self.num_envs > 1 and ring.slots % self.num_envs:
             raise O2OSpecError(
                 f"got {ring.slots} online slots for num_envs={self.num_envs}, expected a multiple: else environments "
-                "change their places when the ring begins anew"
+                "change their places when the ring restarts"
             )
         rows, joined = [start], [torch.ones_like(start, dtype=torch.bool)]
         for _ in range(self.horizon - 1):
