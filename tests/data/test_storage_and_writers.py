@@ -361,3 +361,21 @@ def test_online_rows_of_an_emptied_buffer_are_warned_of() -> None:
         buffer.empty()
         with pytest.warns(UserWarning, match=r"holds 0 of 10 offline rows: buffer\.empty\(\) removes the data set"):
             write()
+
+
+@pytest.mark.parametrize("held", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_transition_that_is_not_finite_is_not_written(held: int, dtype: torch.dtype, bad: float) -> None:
+    data = random_transitions(held + 3, 3, 1).apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+    storage = offline_online_storage(data[:held], 8) if held else LazyTensorStorage(8)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(held), batch_size=2)
+    rows = data[held:].clone()
+    rows["next", "reward"][1] = bad
+    with pytest.raises(O2OSpecError, match=r"\('next', 'reward'\) of the transitions is not finite in row 1 of 3"):
+        buffer.extend(rows)
+    with pytest.raises(O2OSpecError, match="is not finite in a row"):
+        buffer.add(rows[1])
+    assert (len(buffer), buffer._writer.total_written) == (held, 0)
+    rows["next", "reward"][1] = 1e30  # squares of which are infinite
+    assert len(buffer.extend(rows)) == 3

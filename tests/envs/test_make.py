@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from torchrl.envs.utils import check_env_specs
 
+from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_env, make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OSpecError
 
@@ -391,3 +392,19 @@ def test_a_time_limit_is_at_least_one_step(limit: int) -> None:
 def test_a_seed_that_torch_cannot_take_is_named() -> None:
     with pytest.raises(O2OSpecError, match=r"below 2\*\*63"):
         make_gym_env("Pendulum-v1", seed=2**63)
+
+
+def test_torchrls_collectors_get_nothing_that_is_not_finite() -> None:
+    class Broken(gymnasium.Env):
+        observation_space = action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: np.ndarray) -> tuple:
+            return np.full(1, np.nan, np.float32), 0.0, False, False, {}
+
+    gymnasium.register("Broken-v0", entry_point=Broken)
+    env = make_env("Broken-v0", allow_modules=(__name__,))
+    with pytest.raises(EnvFaultError, match="step returned an observation that is not finite"):
+        env.rollout(2)

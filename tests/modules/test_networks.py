@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -240,3 +241,15 @@ class TestTemperature:
 def test_bounds_in_the_wrong_order(make: Callable[..., object]) -> None:
     with pytest.raises(O2OSpecError, match=r"log_std_bounds=\(2.0, -5.0\), expected \(lo, hi\)"):
         make(3, 2, hidden_sizes=(8,), log_std_bounds=(2.0, -5.0))
+
+
+def test_a_fixed_temperature_says_that_a_state_has_set_it() -> None:
+    learned, fixed = Temperature(-1.0, init=0.5), Temperature(None, init=0.02)
+    with pytest.warns(UserWarning, match=r"fixed temperature of 0\.02 has become the 0\.5 of the state"):
+        fixed.load_state_dict(learned.state_dict())
+    fixed.fill_(0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fixed.load_state_dict(Temperature(None, init=0.02).state_dict())  # the same run goes on
+        learned.load_state_dict(fixed.state_dict())  # what is learned begins anywhere
+    assert (fixed.alpha.item(), learned.alpha.item()) == (pytest.approx(0.02), pytest.approx(0.02))

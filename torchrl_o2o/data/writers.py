@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Collection, Sequence
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -163,7 +165,8 @@ class OnlineWriter(Writer):
     def _compare(self, data: Any, batch_dims: int) -> None:
         """Refuse rows unlike those stored, which torch would broadcast, or leave old entries beside new ones.
 
-        They are looked at closely only where they differ from the rows before.
+        They are looked at closely only where they differ from the rows before. Nor is a row taken that is not finite:
+        it would be in every checkpoint, and end the run whenever it is drawn.
         """
         if isinstance(data, TensorDictBase) and batch_dims:
             check_padding(data)
@@ -180,13 +183,23 @@ class OnlineWriter(Writer):
                 "Build the storage and its buffers anew, with OnlineWriter(0) if they should hold only online rows",
                 stacklevel=4,
             )
-        if held == 0 or not isinstance(data, TensorDictBase):
+        if not isinstance(data, TensorDictBase):
             return
-        alike = [
-            (key, value.shape[batch_dims:], value.dtype, value.requires_grad) for key, value in data.items(True, True)
-        ]
-        if alike == self._alike:
-            return
+        entries = list(data.items(True, True))
+        if held:
+            alike = [(key, value.shape[batch_dims:], value.dtype, value.requires_grad) for key, value in entries]
+            if alike != self._alike:
+                self._look_closely(data, batch_dims, alike)
+        for key, value in entries:
+            if value.is_floating_point() and not _is_finite(value):
+                rows = value.isfinite().reshape(*value.shape[:batch_dims], -1).all(-1)
+                where = f"row {int(rows.logical_not().nonzero()[0, 0])} of {len(rows)}" if batch_dims else "a row"
+                raise O2OSpecError(
+                    f"{key!r} of the transitions is not finite in {where}, so that no update could be made that draws "
+                    f"it; leave it out, or collect from GuardedEnv(lambda: ...), which does so"
+                )
+
+    def _look_closely(self, data: TensorDictBase, batch_dims: int, alike: list[tuple[Any, ...]]) -> None:
         stored = self._storage.get(0)
         own = {getattr(buffer, "priority_key", None) for buffer in self._storage._attached_entities_iter()} | {"index"}
         if isinstance(stored, TensorDictBase) and (found := row_differences(data, stored, batch_dims, own)):
@@ -259,6 +272,14 @@ class OnlineWriter(Writer):
 
     def __repr__(self) -> str:
         return f"OnlineWriter(num_offline={self.num_offline}, total_written={self.total_written})"
+
+
+def _is_finite(value: Tensor) -> bool:
+    """By numpy where it can, in a fraction of torch's time for a row; the squares tell where they do not overflow."""
+    if value.device.type != "cpu" or value.dtype not in (torch.float32, torch.float64):
+        return bool(value.isfinite().all())
+    flat = (value.detach() if value.requires_grad else value).numpy().ravel()
+    return math.isfinite(np.vdot(flat, flat)) or bool(np.isfinite(flat).all())
 
 
 def check_offline_rows(storage: Storage, num_offline: int) -> None:

@@ -33,7 +33,7 @@ from gymnasium.wrappers import FilterObservation, TransformAction, TransformObse
 from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.border import check_continuous, check_reset
+from torchrl_o2o.envs.border import CheckedEnv, check_continuous, check_reset
 from torchrl_o2o.envs.pixels import RenderedFrames, RepeatAction, StackFrames
 from torchrl_o2o.envs.tasks import TASKS, observation_keys
 from torchrl_o2o.envs.video import drawing_env
@@ -97,7 +97,8 @@ def make_env(
         device: where the tensors go; ``None`` means the CPU.
 
     Returns:
-        The environment, whose observations are float32 of shape [o] and whose actions are in [-1, 1]^A.
+        The environment, whose observations are float32 of shape [o] and whose actions are in [-1, 1]^A. What it returns
+        is looked at by a :class:`~torchrl_o2o.envs.CheckedEnv`.
 
     Raises:
         O2OSpecError: as :func:`make_gym_env` does.
@@ -117,7 +118,7 @@ def make_env(
         env_kwargs=env_kwargs,
         allow_modules=allow_modules,
     )
-    env = GymWrapper(gym_env, device=device)
+    env = GymWrapper(CheckedEnv(gym_env), device=device)
     if seed is not None:
         env.set_seed(check_seed(seed))
     return env

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+import warnings
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ class Temperature(nn.Module):
     One object instead of four arguments in every loss: RLPD, SAC+ML, ACA, CQL and Off2On all take it.
 
     Args:
-        target_entropy: :math:`\bar H` in nats; ``None`` keeps :math:`\alpha` fixed.
+        target_entropy: :math:`\bar H` in nats; ``None`` keeps :math:`\alpha` fixed; a state that is loaded
+            sets it all the same, with a warning if it was another.
 
     Keyword Args:
         init: initial :math:`\alpha`, positive; a fixed one may be 0. Defaults to 1.
@@ -84,6 +86,18 @@ class Temperature(nn.Module):
         """The temperature, a detached scalar."""
         value: Tensor = getattr(self, self._name).detach()
         return softplus(value) if self.form == "softplus" else value.exp()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load, and say so where a fixed temperature was given another value by that."""
+        before = float(self.alpha)
+        super()._load_from_state_dict(*args, **kwargs)
+        after = float(self.alpha)
+        if self.target_entropy is None and not math.isclose(before, after, rel_tol=1e-6):
+            warnings.warn(
+                f"a fixed temperature of {before:g} has become the {after:g} of the state that was loaded; set it "
+                f"again by fill_({before:g}) if the state is of another run",
+                stacklevel=2,
+            )
 
     def fill_(self, alpha: float) -> None:
         """Set the temperature, as a hand-over does.

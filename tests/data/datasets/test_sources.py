@@ -88,6 +88,18 @@ def test_things_that_are_no_source(source: Any) -> None:
         load_offline(source)
 
 
+def test_a_set_that_minari_has_opened_says_what_to_give_instead() -> None:
+    class MinariDataset:
+        spec = type("Spec", (), {"dataset_id": "D4RL/door/human-v2"})
+
+        def iterate_episodes(self) -> None: ...
+
+    with pytest.raises(
+        O2ODataError, match=r"Give its name, 'D4RL/door/human-v2', or, if it was filtered, its episodes"
+    ):
+        load_offline(MinariDataset())  # type: ignore[arg-type]
+
+
 def test_a_known_set_loads_from_its_cache_quickly(dataset_root: Path) -> None:
     pytest.importorskip("mujoco")
     from torchrl_o2o.data import make_local_dataset

@@ -79,8 +79,16 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
         return read_arrays(source, options)
     raise O2ODataError(
         f"a {type(source).__name__} is not a source; expected a name, a pathlib.Path, a dictionary of arrays, "
-        "a list of episodes or a TensorDict."
+        f"a list of episodes or a TensorDict.{_advice(source)}"
     )
+
+
+def _advice(source: object) -> str:
+    """What to give in place of a data set that Minari has opened."""
+    if not hasattr(source, "iterate_episodes"):
+        return ""
+    name = getattr(getattr(source, "spec", None), "dataset_id", None) or "its id"
+    return f" Give its name, {name!r}, or, if it was filtered, its episodes: [vars(episode) for episode in dataset]."
 
 
 def _dataset_folder(dataset_id: str) -> Path:
