@@ -191,3 +191,24 @@ def test_numbers_of_numpy_are_pythons() -> None:
     loss = TD3BCLoss(make_deterministic_actor(3, 2, **SMALL), critics(), alpha=np.float64(2.0))
     assert type(loss.alpha) is float
     assert type(BalancedSampler(np.int64(4)).num_offline) is int
+
+
+def test_paths_may_be_words_everywhere() -> None:
+    """Of everything public that takes a path."""
+    names = ("checkpoint", "collectors", "data", "deploy", "envs", "record", "reproduce", "trainers", "updates")
+    rooms = {room: importlib.import_module(f"torchrl_o2o.{room}") for room in names}
+    results = {"PolicyFile", "Run", "Pretrained", "Standing", "EvaluationResult"}  # which the package itself makes
+    internal = {"TensorBoardSink", "WandbSink", "write_html"}  # a recorder and a report make these
+    strict = []
+    for room, module in rooms.items():
+        for name in set(module.__all__) - results - internal:
+            made = getattr(module, name)
+            if not inspect.isfunction(made) and not inspect.isclass(made):
+                continue
+            if issubclass(made if inspect.isclass(made) else object, Exception):
+                continue
+            for argument in inspect.signature(made).parameters.values():
+                kinds = str(argument.annotation)
+                if "Path" in kinds and "str" not in kinds and "Callable" not in kinds:
+                    strict.append(f"{room}.{name}({argument.name}: {kinds})")
+    assert strict == []

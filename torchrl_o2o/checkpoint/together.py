@@ -17,7 +17,7 @@ from torchrl_o2o.errors import O2OCheckpointError
 __all__ = ["common_step"]
 
 
-def common_step(folders: Sequence[Path]) -> int | None:
+def common_step(folders: Sequence[str | Path]) -> int | None:
     """Set aside what some runs have beyond the newest step of which every one has a valid checkpoint.
 
     A process killed while it saves leaves some runs one checkpoint ahead; that one is set aside, with a warning. If
@@ -44,19 +44,20 @@ def common_step(folders: Sequence[Path]) -> int | None:
         ...     common_step(folders)
         5
     """
-    found = {str(folder): steps(folder) for folder in folders}
+    roots = [Path(folder) for folder in folders]
+    found = {str(folder): steps(folder) for folder in roots}
     if not any(found.values()):
         return None
     if _first_round(list(found.values())):
         step = None
-    elif common := set.intersection(*(_valid(folder) for folder in folders)):
+    elif common := set.intersection(*(_valid(folder) for folder in roots)):
         step = max(common)
     else:
         raise O2OCheckpointError(
             f"the runs have no valid checkpoint of one step; they have {found}. Resume together those that stand at "
             "one step, and start the others as new runs"
         )
-    for folder in folders:
+    for folder in roots:
         for newer in [other for other in steps(folder) if step is None or other > step]:
             whither = "the start" if step is None else f"{step}"
             warnings.warn(f"{folder} goes back from step {newer} to {whither}, where all runs stand", stacklevel=2)

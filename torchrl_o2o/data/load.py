@@ -102,7 +102,7 @@ def load_offline(
     names: Mapping[str, str] | None = None,
     min_episode_length: int = 2,
     cache: bool = True,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
 ) -> TensorDict:
     """Load a data set as transitions in TED and audit it.
 

@@ -67,7 +67,7 @@ class Result:
 _COLUMNS = [field.name for field in fields(Result) if field.name not in ("steps", "scores")] + ["curve"]
 
 
-def read_results(path: Path) -> list[Result]:
+def read_results(path: str | Path) -> list[Result]:
     """Read a claim's CSV file.
 
     Args:
@@ -85,6 +85,7 @@ def read_results(path: Path) -> list[Result]:
         >>> read_results(Path("/nowhere/claim.csv"))
         []
     """
+    path = Path(path)
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -104,7 +105,7 @@ def _result(row: Mapping[str, str], path: Path) -> Result:
         raise O2ODataError(f"{path} has a damaged row ({error}): {dict(row)}.") from error
 
 
-def write_results(path: Path, results: Iterable[Result]) -> None:
+def write_results(path: str | Path, results: Iterable[Result]) -> None:
     """Write a claim's CSV file, replacing it at once.
 
     Args:
@@ -129,6 +130,7 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
         row = {name: getattr(result, name) for name in _COLUMNS[:-1]}
         points = zip(result.steps.tolist(), result.scores.tolist(), strict=True)
         writer.writerow(row | {"curve": ";".join(f"{step:g}:{score:.6g}" for step, score in points)})
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_durably(path, text.getvalue().encode())
 

@@ -4,7 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import pickle
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,15 @@ def test_files_of_no_known_kind(tmp_path: Path) -> None:
 def test_things_that_are_no_source(source: Any) -> None:
     with pytest.raises(O2ODataError, match=r"is not a source; expected a name|is a int; expected a dictionary"):
         load_offline(source)
+
+
+def test_the_cache_folder_may_be_a_word(tmp_path: Path) -> None:
+    episode = {"observations": np.zeros((3, 2)), "actions": np.zeros((2, 1)), "rewards": np.arange(2.0)}
+    (tmp_path / "demos.pkl").write_bytes(pickle.dumps([episode], protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(load_offline(tmp_path / "demos.pkl", cache_dir=str(tmp_path / "kept"))) == 2
+    assert list((tmp_path / "kept").iterdir())
 
 
 def test_a_set_that_minari_has_opened_says_what_to_give_instead() -> None:

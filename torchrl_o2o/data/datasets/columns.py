@@ -89,7 +89,7 @@ class ReadOptions:
     obs_keys: tuple[str, ...] | None = None
     min_episode_length: int = 2
     cache: bool = True
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -57,7 +57,12 @@ Policy = str | Path | Callable[[np.ndarray], np.ndarray]
 
 @checked_arguments
 def make_local_dataset(
-    name: str, *, seed: int = 0, num_steps: int | None = None, root: Path | None = None, policy: Policy | None = None
+    name: str,
+    *,
+    seed: int = 0,
+    num_steps: int | None = None,
+    root: str | Path | None = None,
+    policy: Policy | None = None,
 ) -> Path:
     """Make one of :data:`~torchrl_o2o.data.datasets.recipes.LOCAL_DATASETS`, unless it is there already.
 

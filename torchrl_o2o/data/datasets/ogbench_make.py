@@ -26,7 +26,7 @@ _NOISE = 0.5
 Cell = tuple[int, int]
 
 
-def make_ogbench(name: str, *, seed: int = 0, num_steps: int | None = None, root: Path | None = None) -> Path:
+def make_ogbench(name: str, *, seed: int = 0, num_steps: int | None = None, root: str | Path | None = None) -> Path:
     """Make a data set of OGBench, ``pointmaze-*-navigate``: a noisy way from goal to goal, a thousand steps an episode.
 
     The numbers are not those of the published file, which was made with other draws. The others of OGBench's sets need

@@ -42,7 +42,7 @@ def record_frames(
     noise: float = 0.0,
     num_steps: int = 10_000,
     seed: int = 0,
-    root: Path | None = None,
+    root: str | Path | None = None,
 ) -> Path:
     """Record what an environment renders, unless that is there already: a data set for learning from pixels.
 

@@ -185,4 +185,4 @@ def _cached(files: list[Path], options: ReadOptions, convert: Any) -> RawDataset
     if not options.cache:
         return convert()
     key = {name: getattr(options, name) for name in ("obs_keys", "min_episode_length", "max_episode_steps", "names")}
-    return cached(options.cache_dir or default_cache_dir(), files, key, convert)
+    return cached(Path(options.cache_dir or default_cache_dir()), files, key, convert)
