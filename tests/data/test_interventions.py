@@ -109,13 +109,13 @@ def test_actions_that_cannot_be_meant(given: torch.Tensor, sentence: str):
 
 def test_no_room_says_how_to_make_some():
     buffer = buffer_with_room(room=0)
-    with pytest.raises(O2OSpecError, match="give the writer a room"):
+    with pytest.raises(O2OSpecError, match="reserve more in the data"):
         insert_intervened(buffer, rows(0.5))
     assert buffer.writer.total_written == 0, "both regions or none"
     with pytest.raises(O2OSpecError, match="got room=5 of num_offline=4"):
         OnlineWriter(4, room=5)
     other = TensorDictReplayBuffer(storage=offline_online_storage(OFFLINE, 5), batch_size=1)
-    with pytest.raises(O2OSpecError, match="expected an OnlineWriter with a room"):
+    with pytest.raises(O2OSpecError, match="expected an OnlineWriter with reserved slots"):
         insert_intervened(other, rows(0.5))
 
 

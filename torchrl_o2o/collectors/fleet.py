@@ -37,30 +37,30 @@ class Fleet:
     r"""Collect from actors that act on their own time, and say how many updates may be made meanwhile.
 
     It is a collector as :meth:`torchrl_o2o.trainers.Session.online` takes one. A thread for each actor takes what
-    that delivers into one bounded queue; iterating takes it out, checks it and yields it. While nothing comes, it
+    that delivers into one bounded queue; iterating takes transitions out, checks and yields them. While none arrive, it
     yields an empty batch each second, so that the run can answer signals.
 
     **Updates.** T transitions were given to :meth:`updates`, U updates were made: after every call
 
     .. math:: -slack \le T - U \le slack,
 
-    and at no time are there more than ``slack`` updates beyond the transitions. Within the bound the learner updates
-    when nothing is waiting, and takes what waits otherwise. At the bound the faster side waits: the learner for a
-    transition, or the actors for room in the queue.
+    and U is never more than ``slack`` ahead of T. Within the bound, the learner updates when the queue is empty, and
+    takes transitions otherwise. At the bound, the faster side waits: the learner for a transition, or the actors for
+    space in the queue.
 
-    **Staleness** of a transition is how many policies were published between the one that acted and its arrival.
-    Older ones than ``max_staleness`` are not delivered.
+    **Staleness** of a transition is the number of policies published between the one that acted and its arrival.
+    Transitions with more than ``max_staleness`` are not delivered.
 
     **What is not delivered**, counted by reason in :attr:`refused`: rows of another version of this package, of other
     entries, shapes or types (either ends that actor for good, since that would never change), with values that are not
     finite, by a policy that was never published, too old, or rejected by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each
     is a warning the first time.
 
-    **An actor that dies** is started again, in a new episode, at most ``max_restarts`` times in a row without a
-    transition; then it is given up. What was delivered stays, once. The last row of an episode that was cut off is
-    marked truncated; to know it for the last, each row waits here for the next one of its actor. Rows that wait when
-    the fleet is shut down or saved are the last of episodes that nobody continues with: so marked, they come first when
-    it is iterated again or resumed.
+    **An actor that dies** is restarted with a new episode, at most ``max_restarts`` times in a row without a
+    transition; then it is given up. Delivered rows are kept exactly once. The last row of an interrupted episode is
+    marked truncated; to recognize it, the fleet holds each row until the next one of its actor arrives. Rows that are
+    held when the fleet is shut down or saved end their episodes: they are marked truncated and come first when it is
+    iterated again or resumed.
 
     Args:
         actors: starts actors and publishes weights.

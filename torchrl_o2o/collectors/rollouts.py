@@ -25,7 +25,7 @@ __all__ = ["ReturnConditionedRollouts"]
 
 
 class ReturnConditionedRollouts:
-    """Collect one episode after the other, each under the same return asked for; each reward is taken from it.
+    """Collect one episode after the other, each with the same target return, from which each reward is subtracted.
 
     The policy reads ``observation``, ``action`` and ``return_to_go`` of the last steps, shape [1, K, ...]. The last
     action is not known yet and is zero. It writes ``action``, of which the last is taken. It acts in evaluation mode,
@@ -40,7 +40,7 @@ class ReturnConditionedRollouts:
             early; the step that it rejected is left out. Any other is put into a
             :class:`~torchrl_o2o.envs.CheckedEnv`.
         actor: the policy.
-        asked: the return asked for, unscaled.
+        asked: the target return, unscaled.
 
     Keyword Args:
         context: K, steps that the policy sees. Defaults to 5.
@@ -98,7 +98,7 @@ class ReturnConditionedRollouts:
         """One episode.
 
         Args:
-            asked: the return asked for, unscaled.
+            asked: the target return, unscaled.
 
         Keyword Args:
             seed: of the episode.

@@ -128,14 +128,14 @@ class StepCollector:
     A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered, and a new episode begins. Without a
     guard, a return that is malformed or not finite is an error. Nothing delivered shares memory with the environment.
 
-    Observations by name, such as images and a state, are entries of their own in place of ``"observation"``
+    Dictionary observations, such as images and a state, are separate entries in place of ``"observation"``
     (:func:`~torchrl_o2o.data.transition_keys`).
 
     Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
     and ``("next", "step_count")`` of its episode, as TorchRL's ``RewardSum`` and ``StepCounter`` write them.
 
-    An actor that decides several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is asked when its last
-    chunk has been taken, and when an episode begins.
+    An actor that chooses several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is called when its last
+    chunk has been executed, and when an episode begins.
 
     Dropout is off and batch normalization takes its running statistics while it acts, whatever the actor's training
     mode, as in evaluation and as :class:`~torchrl_o2o.collectors.FastActor` acts.

@@ -31,14 +31,14 @@ INTERVENED: NestedKey = ("next", "intervened")
 
 @checked_arguments
 def with_room(offline: TensorDictBase, room: int) -> TensorDictBase:
-    """A data set with slots for transitions that come later.
+    """Reserve slots in a data set for transitions that are written later.
 
-    The slots hold the data set's rows once more, from its first on, until something is written there: a sampler meets
-    no empty row. If the room is not small beside the data, its rows are drawn more often meanwhile.
+    Until something is written there, the slots hold copies of the data set's first rows, so that no slot is empty. If
+    the reserved slots are many compared with the data, these rows are drawn more often meanwhile.
 
     Args:
         offline: transitions [N].
-        room: R, how many slots.
+        room: R, number of slots.
 
     Returns:
         Transitions [N + R].
@@ -52,7 +52,7 @@ def with_room(offline: TensorDictBase, room: int) -> TensorDictBase:
         14
     """
     if len(offline) == 0:
-        raise O2ODataError("got no transitions, expected at least one to fill the room with")
+        raise O2ODataError("got no transitions, expected at least one to fill the slots with")
     return offline[torch.cat([torch.arange(len(offline)), torch.arange(check_count("room", room)) % len(offline)])]
 
 
@@ -60,7 +60,7 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
     """Store online transitions with the actions that were executed; interventions among the offline rows as well.
 
     Args:
-        buffer: whose writer is an :class:`~torchrl_o2o.data.OnlineWriter` with a room.
+        buffer: whose writer is an :class:`~torchrl_o2o.data.OnlineWriter` with ``room``.
         data: transitions [n], with :data:`INTERVENED` if anybody could intervene.
 
     Keyword Args:
@@ -84,7 +84,7 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         >>> data[INTERVENED] = torch.tensor([[float("nan")], [0.5], [float("nan")]])
         >>> insert_intervened(buffer, data)
         tensor([6, 7, 8])
-        >>> storage[7]["action"], storage[4]["action"]  # the first slot of the room
+        >>> storage[7]["action"], storage[4]["action"]  # the first reserved slot
         (tensor([0.5000]), tensor([0.5000]))
     """
     given = data.get(INTERVENED, None)
@@ -105,7 +105,9 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
     executed["action"] = torch.where(taken.unsqueeze(-1), given, data["action"]).to(data["action"].dtype)
     writer = buffer.writer
     if not isinstance(writer, OnlineWriter):
-        raise O2OSpecError(f"got a buffer with a {type(writer).__name__}, expected an OnlineWriter with a room")
+        raise O2OSpecError(
+            f"got a buffer with a {type(writer).__name__}, expected an OnlineWriter with reserved slots, room=R"
+        )
     with buffer._replay_lock:  # both or none, whoever else writes
         if taken.any():
             writer.write_offline(executed[taken])

@@ -60,17 +60,17 @@ def rows_of(storage: Storage) -> Rows:
 
 
 class MappedStorage(LazyMemmapStorage):
-    """Offline rows, and behind them slots for online rows, in memory-mapped files.
+    """Offline rows, followed by slots for online rows, in memory-mapped files.
 
-    It differs in two ways from TorchRL's storage. It takes the room on the disk before it writes, since a mapped write
-    to a full disk kills the process. And it knows which offline rows were written when, so that a save need not read
-    all of them to find those that changed. Change offline rows through the storage or the writer only: a change in
-    place in ``storage[a:b]``, which looks into the files, is in no later checkpoint.
+    It differs in two ways from TorchRL's storage. It reserves disk space before it writes, since a mapped write
+    to a full disk kills the process. And it records which offline rows were written, so that a save need not read
+    all of them to find changes. Change offline rows only through the storage or the writer: checkpoints miss changes
+    made in place in ``storage[a:b]``, which is a view of the files.
 
     Args:
         num_offline: number of offline rows at its start.
-        online_capacity: number of slots behind them.
-        scratch_dir: folder of the files, empty or absent. They stay when the process ends, and no run reads them again.
+        online_capacity: number of slots after them.
+        scratch_dir: folder of the files, empty or absent. They stay when the process ends, but no run reads them again.
 
     Raises:
         O2OSpecError: if the folder is not empty, or is a file.

@@ -39,11 +39,11 @@ def returns_to_go(reward: Tensor) -> Tensor:
 
 
 class TrajectoryReplay:
-    """A ring of trajectories from which slices of equal length are drawn, every start alike.
+    """A ring of trajectories from which slices of equal length are drawn, with a uniform start.
 
-    The offline trajectories lie in the order of their returns, so that the worst is replaced first. The returns to go
-    are those that came about, whatever the policy was asked for. Slices are whole: TorchRL's transformer has no mask
-    for padding, so that an episode's last ``context - 1`` steps are seen only behind others.
+    The offline trajectories are sorted by their returns, so that the worst is replaced first. The returns to go
+    are the achieved ones, whatever the target return was. Slices have full length: TorchRL's transformer has no mask
+    for padding, so that an episode's last ``context - 1`` steps never start a slice.
 
     Source: Zheng et al. 2022 (ODT), Algorithm 1 and section 4.
 

@@ -33,18 +33,19 @@ _OUTCOME = ("reward", "original_reward", "done", "terminated", "truncated")
 class OnlineWriter(Writer):
     """Round-robin writer over the online slots of :func:`~torchrl_o2o.data.offline_online_storage`.
 
-    The offline slots ``0 .. num_offline - 1`` are never written; when the online slots are full, the oldest online
-    transition goes first.
+    The offline slots ``0 .. num_offline - 1`` are never written. When the online slots are full, the oldest online
+    transition is overwritten.
 
-    Threads may write at once through their replay buffer, whose lock guards the writer. Processes may not, since each
-    would count for itself: a writer refuses to be sent to another one. Actors there send their rows to the learner, see
-    :class:`~torchrl_o2o.collectors.Fleet`, or to a replay service, see :func:`~torchrl_o2o.collectors.serve_replay`.
+    Several threads may write through their replay buffer, whose lock guards the writer. Several processes may not,
+    since each would keep its own count: a writer cannot be pickled to another process. Actors in other processes send
+    their rows to the learner, see :class:`~torchrl_o2o.collectors.Fleet`, or to a replay service, see
+    :func:`~torchrl_o2o.collectors.serve_replay`.
 
     Args:
-        num_offline: number of slots at the storage's start that are left alone.
+        num_offline: number of slots at the storage's start that are not written.
 
     Keyword Args:
-        room: how many of those, the last ones, :meth:`write_offline` may write; see
+        room: number of the last offline slots that are reserved for :meth:`write_offline`; see
             :func:`~torchrl_o2o.data.with_room`. Defaults to 0.
 
     Raises:
@@ -136,16 +137,16 @@ class OnlineWriter(Writer):
         return index
 
     def write_offline(self, data: TensorDictBase) -> Tensor:
-        """Write transitions [n] into the room among the offline slots, the oldest there go first; return their slots.
+        """Write transitions [n] into the reserved offline slots, the oldest first; return their slots.
 
         Raises:
-            O2OSpecError: if there are more of them than room, or the storage is a
+            O2OSpecError: if there are more of them than reserved slots, or the storage is a
                 :class:`~torchrl_o2o.data.FrameStorage`, which has no room for images among the offline rows.
         """
         if len(data) > self.room:
             raise O2OSpecError(
-                f"got {len(data)} transitions for a room of {self.room} offline slots; give the writer a room, of "
-                f"which the data have to hold the rows: OnlineWriter(len(data), room=R) with data=with_room(data, R)"
+                f"got {len(data)} transitions for {self.room} reserved offline slots; reserve more in the data and the "
+                f"writer: data = with_room(data, R) and OnlineWriter(len(data), room=R)"
             )
         self._compare(data, 1)
         first, self.offline_written = self.offline_written, self.offline_written + len(data)

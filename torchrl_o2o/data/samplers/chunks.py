@@ -51,10 +51,10 @@ class ChunkSampler(ChecksArguments, Sampler):
     ===========================  =============  ====================================================================
 
     Chunks follow the order in which rows were written, around the end of the ring. They are cut at the end of the
-    offline rows and at the write pointer: there rows are missing and not mixed with the oldest ones. In the room of an
-    :class:`~torchrl_o2o.data.OnlineWriter` they are cut where a row does not begin where the one before ended. Cut
-    chunks, like those over an episode's end, have weight 0 and therefore dilute the gradient of the critics, as in the
-    authors' code; the last h - 1 states of an episode appear as successors only.
+    offline rows and at the write pointer: there rows are missing, and are not mixed with the oldest ones. In the
+    reserved slots of an :class:`~torchrl_o2o.data.OnlineWriter` they are cut where a row does not begin where the one
+    before ended. Cut chunks, like those over an episode's end, have weight 0 and therefore dilute the gradient of the
+    critics, as in the authors' code; the last h - 1 states of an episode appear as successors only.
 
     Around a prioritized sampler it is one for ``TensorDictReplayBuffer.update_tensordict_priority`` as well; a chunk's
     priority is its first row's.
