@@ -30,7 +30,7 @@ def test_of_a_data_set(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].startswith(f"{data}: 300 transitions in ")
     assert any(line.startswith("Use rlpd") for line in lines)
     assert len(lines) <= 10
-    assert lines[-1].startswith("Not known")
+    assert lines[-1].startswith("The returns alone do not show")
 
 
 def test_of_a_data_set_and_a_policy(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

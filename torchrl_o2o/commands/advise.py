@@ -56,8 +56,8 @@ def _advise(arguments: argparse.Namespace) -> int:
     for line in advise(returns.numpy(), policy_returns=acted, reference=reference):
         print(line)
     print(
-        "Not known from returns alone: how far the policy's states lie from the recorded ones, and whether rewards are "
-        "sparse by design. `o2o data coverage` compares data sets; a run of each candidate over three seeds decides."
+        "The returns alone do not show how far the policy's states lie from the recorded ones, or whether rewards are "
+        "sparse by design. `o2o data coverage` compares data sets. To decide, run each candidate over three seeds."
     )
     return 0
 

@@ -30,19 +30,19 @@ _RESAMPLES = 4000
 _KEEP: dict[Regime, tuple[str, str]] = {
     "better": (
         "keep the policy: let it collect before the first update, and do not dilute its experience with the data.",
-        "handover.data=none handover.warmup_steps=5000 (cql, samg), or Off2On, ACA, which hold on to it in other ways.",
+        "handover.data=none handover.warmup_steps=5000 (cql, samg), or Off2On, ACA, which preserve it in other ways.",
     ),
     "equal": (
         "keep both: continue from the policy, and draw half of each batch from the data.",
         "cql algorithm=cal_ql (half offline), awac, iql (one buffer that starts with the data).",
     ),
     "worse": (
-        "keep the data: the policy has lost some of what is in them. Start afresh, half of each batch from the data.",
+        "keep the data: the policy has lost some of what is in them. Start a new policy with half data in each batch.",
         "rlpd, a3rl; they need no pre-training.",
     ),
     "undecided": (
         "more episodes are needed to say which is better; until then keep both.",
-        "cql algorithm=cal_ql, awac or iql; or ask again with --episodes 50.",
+        "cql algorithm=cal_ql, awac or iql; or repeat this with --episodes 50.",
     ),
 }
 
@@ -184,7 +184,9 @@ def _without_policy(data: np.ndarray, reference: Reference | None) -> list[str]:
     if score is not None and score < 10.0 and not mixed:
         use = "rlpd or a3rl, online from the first step: such data hold little that a policy could be trained on."
     elif mixed:
-        use = "rlpd or a3rl without pre-training, or iql, awac, cql, which weigh good actions above the others."
+        use = "rlpd or a3rl without pre-training, or iql, awac, cql, which give good actions more weight."
     else:
-        use = "bc, td3_bc or rebrac first: cloning such data is hard to beat offline; then ask again with --policy RUN."
-    return [f"Use {use}", "With a pre-trained policy (--policy RUN) the advice is about what to keep online."]
+        use = (
+            "bc, td3_bc or rebrac first: cloning such data is hard to beat offline; then repeat this with --policy RUN."
+        )
+    return [f"Use {use}", "With a pre-trained policy (--policy RUN), the advice is about what to keep online."]
