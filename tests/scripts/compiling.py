@@ -17,7 +17,7 @@ from tensordict.utils import NestedKey
 
 from tests.scripts.phases import assert_equal
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.trainers.pipeline import Learner
+from torchrl_o2o.trainers.learner import Learner
 
 MakeLearner = Callable[[bool], Learner]
 

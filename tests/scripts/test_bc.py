@@ -27,7 +27,7 @@ from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.algorithms import make_bc, make_sac_of_clone
-from torchrl_o2o.trainers.pipeline import Problem
+from torchrl_o2o.trainers.problem import Problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 

@@ -26,7 +26,8 @@ from torchrl_o2o.trainers.algorithms import make_cal_ql, make_sac_after_cql
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.trainers.launch import load_problem
-from torchrl_o2o.trainers.pipeline import Pretrained, Problem, hand_over
+from torchrl_o2o.trainers.pipeline import Pretrained, hand_over
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import overlay_convention, plain
 from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
 from torchrl_o2o.updates import MoveTargets, Update
@@ -148,7 +149,7 @@ def test_a_failure_of_the_environment_ends_the_trajectory(tmp_path: Path) -> Non
     with (
         patch.object(type(problem), "make_env", breaking),
         patch(
-            "torchrl_o2o.trainers.pipeline.evaluate",
+            "torchrl_o2o.trainers.options.evaluate",
             lambda *_, **__: EvaluationResult(np.zeros(1), np.ones(1, dtype=int)),
         ),
         pytest.warns(UserWarning, match="fell over"),

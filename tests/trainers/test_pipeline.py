@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,80 +18,25 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.data.conventions import Convention, FittedConvention
+from tests.trainers.probe import AWAC, options
+from torchrl_o2o.data.conventions import FittedConvention
 from torchrl_o2o.data.starting import StartingData
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.deploy import load_policy, read_policy
 from torchrl_o2o.envs.guard import EnvFaultError
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import AWACLoss
 from torchrl_o2o.record.recorder import read_metrics
-from torchrl_o2o.testing import ContextualTargetEnv, DelayedRewardEnv, probe_transitions
+from torchrl_o2o.testing import DelayedRewardEnv
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.handover import HandOver
-from torchrl_o2o.trainers.optim import descend
-from torchrl_o2o.trainers.pipeline import (
-    Finetuning,
-    Learner,
-    Pretrained,
-    Problem,
-    RunOptions,
-    finetune,
-    hand_over,
-    pretrain,
-)
+from torchrl_o2o.trainers.pipeline import Pretrained, finetune, hand_over, pretrain
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
-ENV = "torchrl_o2o_tests/ContextualTarget-v0"
-
-
-class AWAC(Learner):
-    loss: AWACLoss
-
-    def __init__(self, width: int = 32, lr: float = 3e-3) -> None:
-        torch.manual_seed(0)
-        self.actor = make_gaussian_actor(1, 1, hidden_sizes=(width,))
-        critics = make_qvalue_ensemble(1, 1, num_qvalue_nets=2, hidden_sizes=(width,), layer_norm=False)
-        self.loss = AWACLoss(self.actor, critics, awac_lambda=0.1)
-        self.updater = SoftUpdate(self.loss, tau=0.05)
-        self.optims = {
-            "qvalue": torch.optim.Adam(self.loss.qvalue_network_params.parameters(), lr=lr),
-            "actor": torch.optim.Adam(self.loss.actor_network_params.parameters(), lr=lr),
-        }
-
-    def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        loss_qvalue, _ = self.loss.qvalue_loss(batch)
-        descend(self.optims["qvalue"], loss_qvalue, "loss_qvalue")
-        loss_actor, _ = self.loss.actor_loss(batch)
-        descend(self.optims["actor"], loss_actor, "loss_actor")
-        self.updater.step()
-        return {"loss_qvalue": loss_qvalue.detach()}
-
-
-@pytest.fixture
-def problem(monkeypatch: pytest.MonkeyPatch) -> Problem:
-    def make_probe(env_id: str, **_: Any) -> gymnasium.Env:
-        assert env_id == ENV
-        return gymnasium.wrappers.TimeLimit(ContextualTargetEnv(), 5)
-
-    for module in ("trainers.pipeline", "deploy.policy"):
-        monkeypatch.setattr(f"torchrl_o2o.{module}.make_gym_env", make_probe)
-    data = probe_transitions(ContextualTargetEnv(), 500)
-    data["episode"] = torch.arange(500)
-    fitted = Convention(reward_shift=-1.0).fit(data)
-    return Problem({"env_id": ENV}, fitted.data(data), fitted)
-
-
-def options(folder: Path, **changes: Any) -> RunOptions:
-    given = {"seed": 0, "schedule": Schedule(50, 10, 100), "evaluation": {"num_episodes": 5}} | changes
-    return RunOptions(folder, {"algorithm": "probe", "env": {"env_id": ENV}}, **given)
 
 
 def returns(folder: Path) -> list[float]:
@@ -131,43 +75,6 @@ def test_warm_up_trains_nothing(tmp_path: Path, problem: Problem) -> None:
     assert all(torch.equal(value, before[name]) for name, value in learner.loss.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("total", "how", "others", "warns"),
-    [
-        (20, {"warmup_steps": 21}, {}, True),
-        (20, {"warmup_steps": 20}, {}, False),
-        (20, {}, {"init_random_frames": 20}, True),
-        (20, {}, {"init_random_frames": 19}, False),
-        (20, {"data": "none"}, {"batch_size": 21}, True),
-        (20, {"data": "none"}, {"batch_size": 20}, False),
-    ],
-)
-def test_a_run_that_will_make_no_update_says_so(
-    tmp_path: Path, problem: Problem, total: int, how: dict[str, Any], others: dict[str, Any], warns: bool
-) -> None:
-    """As the first step is looked at, not at the end; and only if it is so."""
-    settings = {"handover": HandOver(**how), "total_frames": total, "batch_size": 8} | others
-    phase = Finetuning(problem, AWAC(), options(tmp_path / "run"), **settings)
-    updates = 0
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for step in range(1, total + 1):
-            phase.buffer.extend(problem.offline[:1].select(*phase.learner.keys))
-            updates += phase.may_update(step)
-    said = [str(each.message) for each in caught if "makes no update" in str(each.message)]
-    assert len(said) == warns
-    assert (updates == 0) == warns
-    assert all(f"total_frames={total}" in each for each in said)
-
-
-def test_a_buffer_that_never_holds_a_batch_is_refused(tmp_path: Path, problem: Problem) -> None:
-    settings = {"handover": HandOver(data="none"), "total_frames": 5000, "batch_size": 1024}
-    with pytest.raises(O2OSpecError, match=r"online_capacity=100, .* 100 slots .* 1024 rows of a batch"):
-        Finetuning(problem, AWAC(), options(tmp_path / "run"), online_capacity=100, **settings)
-    assert not (tmp_path / "run").exists()
-    Finetuning(problem, AWAC(), options(tmp_path / "run"), online_capacity=1024, **settings)
-
-
 def test_rows_are_converted_once_and_inserted_through_the_hook(tmp_path: Path, problem: Problem) -> None:
     seen: list[float] = []
 
@@ -203,19 +110,6 @@ def test_rows_in_files_train_the_same_networks(tmp_path: Path, problem: Problem,
         trained.append({key: value.clone() for key, value in learner.loss.state_dict().items()})
     assert (tmp_path / "scratch" / "observation.memmap").exists()
     torch.testing.assert_close(*trained, rtol=0, atol=0)
-
-
-def test_files_beside_a_buffer_in_memory_are_refused(tmp_path: Path, problem: Problem) -> None:
-    how, buffer = HandOver(), TensorDictReplayBuffer()
-    settings: dict[str, Any] = {
-        "handover": how,
-        "buffer": buffer,
-        "total_frames": 1,
-        "batch_size": 1,
-        "scratch_dir": tmp_path / "a",
-    }
-    with pytest.raises(O2OSpecError, match="a buffer whose rows are in memory; leave it out"):
-        Finetuning(problem, AWAC(), options(tmp_path / "run"), **settings)
 
 
 def test_a_run_that_diverges_keeps_the_batch_and_says_so(tmp_path: Path, problem: Problem) -> None:
@@ -279,7 +173,7 @@ def test_an_environment_that_fails_is_built_anew_and_nothing_is_invented(
             return super().step(action)
 
     monkeypatch.setattr(
-        "torchrl_o2o.trainers.pipeline.make_gym_env", lambda env_id: gymnasium.wrappers.TimeLimit(Fragile(), 5)
+        "torchrl_o2o.trainers.problem.make_gym_env", lambda env_id: gymnasium.wrappers.TimeLimit(Fragile(), 5)
     )
     rows: list[TensorDictBase] = []
 
@@ -289,14 +183,14 @@ def test_an_environment_that_fails_is_built_anew_and_nothing_is_invented(
 
     how, run = HandOver(data="none", warmup_steps=100), options(tmp_path / "run", env_guard={"max_rebuilds": 1})
     quick = replace(run, schedule=Schedule(1000, 1000, 4))
-    monkeypatch.setattr("torchrl_o2o.trainers.pipeline.evaluate", lambda *_, **__: evaluated())
+    monkeypatch.setattr("torchrl_o2o.trainers.options.evaluate", lambda *_, **__: evaluated())
     with pytest.warns(UserWarning, match="simulator"):
         finetune(problem, AWAC(), quick, handover=how, total_frames=4, batch_size=8, insert=insert)
     assert len(rows) == 4
     assert all(torch.isfinite(row["next", "reward"]).all() for row in rows)
 
     monkeypatch.setattr(
-        "torchrl_o2o.trainers.pipeline.make_gym_env", lambda env_id: gymnasium.wrappers.TimeLimit(Fragile(), 5)
+        "torchrl_o2o.trainers.problem.make_gym_env", lambda env_id: gymnasium.wrappers.TimeLimit(Fragile(), 5)
     )
     calls["steps"] = 0
     stubborn = replace(quick, folder=tmp_path / "other", env_guard={"max_rebuilds": 0})

@@ -43,19 +43,10 @@ from torchrl_o2o.trainers.launch import (
 )
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
-from torchrl_o2o.trainers.pipeline import (
-    Finetuning,
-    Phase,
-    Pretrained,
-    Pretraining,
-    Problem,
-    RunOptions,
-    finetune,
-    hand_over,
-    make_collector,
-    make_fleet,
-    pretrain,
-)
+from torchrl_o2o.trainers.options import RunOptions
+from torchrl_o2o.trainers.phases import Finetuning, Phase, Pretraining, make_collector, make_fleet
+from torchrl_o2o.trainers.pipeline import Pretrained, finetune, hand_over, pretrain
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.seeds import Seeds, seed_configs
 from torchrl_o2o.trainers.session import Measured, Schedule, Session, handover_metrics
 from torchrl_o2o.trainers.settings import choose_route, compiled, plain, product_dtype

@@ -37,7 +37,9 @@ from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.objectives.carry import carry_optimizer
 from torchrl_o2o.trainers.further import Further, find_method
-from torchrl_o2o.trainers.pipeline import Phase, Plan, Problem, RunOptions
+from torchrl_o2o.trainers.options import RunOptions
+from torchrl_o2o.trainers.phases import Phase, Plan
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Schedule, Session
 from torchrl_o2o.trainers.settings import choose_route, plain
 from torchrl_o2o.trainers.trajectories import returns_of

@@ -18,7 +18,7 @@ from torchrl_o2o.checkpoint.reading import check_config, newest_valid, read_stat
 from torchrl_o2o.errors import O2OCheckpointError
 from torchrl_o2o.objectives import ConditionalVAELoss, InverseDynamicsLoss, PerturbationRatioLoss
 from torchrl_o2o.trainers.handover import starting_buffer
-from torchrl_o2o.trainers.pipeline import RunOptions
+from torchrl_o2o.trainers.options import RunOptions
 from torchrl_o2o.updates import Descend, Update
 
 __all__ = ["read_encoder", "train_encoder"]

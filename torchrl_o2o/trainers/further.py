@@ -53,7 +53,8 @@ from torchrl_o2o.trainers.algorithms import (
 )
 from torchrl_o2o.trainers.handover import HandOver
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.pipeline import Phase, Problem
+from torchrl_o2o.trainers.phases import Phase
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.trainers.stabilization import StoppingRule, is_due, stabilize
 

@@ -33,7 +33,10 @@ from torchrl_o2o.trainers.evaluation import evaluate
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.pipeline import Finetuning, Pretrained, Pretraining, Problem, RunOptions, hand_over
+from torchrl_o2o.trainers.options import RunOptions
+from torchrl_o2o.trainers.phases import Finetuning, Pretraining
+from torchrl_o2o.trainers.pipeline import Pretrained, hand_over
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Schedule
 from torchrl_o2o.trainers.settings import (
     check_added,

@@ -24,7 +24,7 @@ from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.trainers.interrupt import graceful_exit
-from torchrl_o2o.trainers.pipeline import Finetuning
+from torchrl_o2o.trainers.phases import Finetuning
 from torchrl_o2o.updates import StackedNonFiniteError, StackedUpdate, Update
 
 __all__ = ["Seeds", "seed_configs"]

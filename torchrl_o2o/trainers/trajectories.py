@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchrl_o2o.data.transforms import add_mc_return
 from torchrl_o2o.errors import check_state
-from torchrl_o2o.trainers.pipeline import Problem
+from torchrl_o2o.trainers.problem import Problem
 
 __all__ = ["Trajectory", "returns_of"]
 

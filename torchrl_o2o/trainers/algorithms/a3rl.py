@@ -23,7 +23,8 @@ from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Su
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
 from torchrl_o2o.trainers.handover import MakeStorage
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.pipeline import Phase, Problem
+from torchrl_o2o.trainers.phases import Phase
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Update
 

@@ -32,7 +32,8 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import finite_or_raise
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.launch import run_options
-from torchrl_o2o.trainers.pipeline import Plan, Problem
+from torchrl_o2o.trainers.phases import Plan
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.trainers.settings import plain
 

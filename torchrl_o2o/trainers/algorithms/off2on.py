@@ -30,7 +30,8 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.pipeline import Pretrained, Problem
+from torchrl_o2o.trainers.pipeline import Pretrained
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 

@@ -38,7 +38,7 @@ from torchrl_o2o.trainers.algorithms.sac import make_rlpd
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
-from torchrl_o2o.trainers.pipeline import Problem
+from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import overlay_convention, plain
 
 __all__ = ["BASES", "Guide", "make_base", "make_confidence", "raw_convention"]

@@ -1,0 +1,89 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a run is besides its learner: folder, configuration, seed, schedule, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from torchrl.data import ReplayBuffer
+
+from torchrl_o2o import deploy
+from torchrl_o2o.envs.scores import find_reference
+from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.problem import Problem
+from torchrl_o2o.trainers.session import Measured, Schedule, Session
+
+__all__ = ["RunOptions"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run is besides its learner.
+
+    Args:
+        folder: the run's folder.
+        config: recorded, and compared when a run is resumed.
+        seed: of networks, sampling and exploration; evaluation uses ``seed + 10_000``.
+        schedule: how often to evaluate, log and save.
+        resume: continue with what is in the folder. Defaults to ``False``.
+        evaluation: ``num_episodes``, ``num_envs`` and ``video`` of :func:`~torchrl_o2o.trainers.evaluate`.
+        recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`.
+        env_guard: further arguments of :class:`~torchrl_o2o.envs.GuardedEnv`.
+
+    Examples:
+        >>> RunOptions("runs/awac", {"algorithm": "awac"}, seed=0).schedule.eval_every
+        5000
+    """
+
+    folder: str | Path
+    config: Any
+    seed: int
+    schedule: Schedule = field(default_factory=Schedule)
+    resume: bool = False
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    recorder: Mapping[str, Any] = field(default_factory=dict)
+    env_guard: Mapping[str, Any] = field(default_factory=dict)
+
+    def session(
+        self, problem: Problem, learner: Learner, buffer: ReplayBuffer | None, objects: Mapping[str, Any], total: int
+    ) -> Session:
+        """Open the run folder for a learner; ``total`` is the last step, for the progress bar."""
+        score = self.scorer(learner, problem.make_env, problem.env["env_id"])
+        save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
+        return self.open(objects, buffer, score, total, save)
+
+    def open(
+        self,
+        objects: Mapping[str, Any],
+        buffer: ReplayBuffer | None,
+        evaluate: Callable[[], Measured] | None,
+        total: int,
+        on_save: Callable[[Path], object] | None = None,
+    ) -> Session:
+        """Open the run folder; ``total`` is the last step, for the progress bar, the rest as in :class:`Session`."""
+        recorder = {"progress_total": total, **self.recorder}
+        return Session(
+            self.folder, self.config, objects, buffer, evaluate, self.schedule, self.resume, recorder, on_save
+        )
+
+    def scorer(
+        self, learner: Learner, make_env: Callable[..., gymnasium.Env], env_id: str
+    ) -> Callable[[], EvaluationResult]:
+        """What evaluates a learner's policy, always from the same seeds; ``make_env`` takes ``drawing``."""
+
+        def score() -> EvaluationResult:
+            reference, seed = find_reference(env_id), self.seed + 10_000
+            settings = {"timeout": self.env_guard.get("timeout"), **self.evaluation}
+            make = partial(make_env, drawing=bool(settings.get("video")))
+            return evaluate(learner.tester, make, seed=seed, reference=reference, **settings)
+
+        return score

@@ -1,0 +1,481 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The two phases of a run as contexts: what the loop of a script needs, offline and online."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import gymnasium
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import TensorDictReplayBuffer
+
+from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.checkpoint.marks import fingerprint
+from torchrl_o2o.collectors.fleet import Fleet
+from torchrl_o2o.collectors.remote import ProcessActors
+from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.data import BalancedSampler
+from torchrl_o2o.data.starting import offline_buffer
+from torchrl_o2o.data.storage import MappedStorage
+from torchrl_o2o.envs.guard import GuardedEnv
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.trainers.handover import HandOver, MakeStorage
+from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.options import RunOptions
+from torchrl_o2o.trainers.problem import Problem
+from torchrl_o2o.trainers.session import Session
+from torchrl_o2o.updates import Update
+
+__all__ = ["Finetuning", "Phase", "Plan", "Pretraining", "make_collector", "make_fleet"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many updates a run is to make, so that a part is not taken for all, and on which data.
+
+    Args:
+        num_steps: updates.
+        data: the rows' :func:`~torchrl_o2o.checkpoint.marks.fingerprint`.
+    """
+
+    num_steps: int
+    data: str
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both, for the checkpoint."""
+        return {"num_steps": self.num_steps, "data": self.data}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """A run that continues may be planned longer than it was, on the same data."""
+        if state_dict.get("data", self.data) != self.data:
+            raise O2OCheckpointError(
+                "the data are not those that the run began with: other data of the same name, or a convention that was "
+                "fitted again; resume with the data and convention of that run, or start a new run in another folder"
+            )
+
+
+class Phase:
+    """A phase of a run that is under way, as a context: what the loop of a script needs.
+
+    Leaving it closes the run folder. A batch that makes a loss or a gradient NaN or infinite is kept in the folder.
+
+    Args:
+        problem: environment and data.
+        learner: what is trained.
+        buffer: where batches come from.
+        session: the run folder.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> from torchrl_o2o.trainers import starting_buffer
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> learner, buffer = make_bc(cfg, problem.dims), starting_buffer(rows, 1, batch_size=16)
+        >>> session = options.session(problem, learner, buffer, learner.objects(), total=0)
+        >>> with Phase(problem, learner, buffer, session) as phase:
+        ...     for step in session.offline(2):
+        ...         phase.log(learner.update(phase.sample()))
+        >>> step
+        0
+    """
+
+    @checked_arguments
+    def __init__(self, problem: Problem, learner: Learner, buffer: TensorDictReplayBuffer, session: Session) -> None:
+        self.problem, self.learner, self.buffer, self.session = problem, learner, buffer, session
+        learner.see(buffer)
+        self._batch: TensorDictBase | None = None
+
+    def __enter__(self) -> Self:
+        """Continue where the run stands."""
+        self.session.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep what is not finite, and close the folder."""
+        try:
+            if isinstance(error, NonFiniteError) and self._batch is not None:
+                with self.session.record.dump_if_not_finite(self._batch):
+                    raise error
+        finally:
+            self.session.__exit__(kind, error, trace)
+
+    def sample(self) -> TensorDictBase:
+        """Draw the next batch."""
+        self._batch = self.buffer.sample()
+        return self._batch
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Hand over what the update measured; every ``log_every`` steps it is written."""
+        self.session.log({name: value for name, value in metrics.items() if name != "finite"})
+
+
+class Pretraining(Phase):
+    """Learning from the data alone. What it ends with is a checkpoint that any compatible fine-tuning can start from.
+
+    Args:
+        problem: environment and data.
+        learner: what is trained.
+        options: where and how.
+
+    Keyword Args:
+        num_steps: updates. Steps count up to 0.
+        batch_size: rows drawn uniformly per update.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> learner = make_bc(cfg, problem.dims)
+        >>> with Pretraining(problem, learner, options, num_steps=3, batch_size=16) as phase:
+        ...     for step in phase.steps():
+        ...         phase.log(learner.update(phase.sample()))
+        >>> step, learner.calls
+        (0, 3)
+    """
+
+    @checked_arguments
+    def __init__(
+        self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
+    ) -> None:
+        buffer = offline_buffer(problem.offline, batch_size=batch_size, keys=learner.keys)
+        objects = {
+            **learner.objects(),
+            "convention": problem.convention.state_dict(),
+            "pretraining": Plan(num_steps, fingerprint(problem.offline.select(*learner.keys))),
+        }
+        self.num_steps, self.folder = num_steps, Path(options.folder)
+        super().__init__(problem, learner, buffer, options.session(problem, learner, None, objects, 0))
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, from ``1 - num_steps`` to 0; each is one update."""
+        return self.session.offline(self.num_steps)
+
+
+class Finetuning(Phase):
+    """Learning online, from a learner that was handed over already. The policy is written to
+    ``policy.pt`` at every checkpoint; :func:`~torchrl_o2o.deploy.load_policy` reads it.
+
+    Args:
+        problem: environment and data; the latter are used only as ``handover.data`` says.
+        learner: what is trained.
+        options: where and how.
+
+    Keyword Args:
+        handover: starting buffer and warm-up.
+        total_frames: environment steps.
+        batch_size: rows per minibatch; a learner whose update repeats on G minibatches gets G times as many.
+        online_capacity: slots for online rows; ``None`` (default) keeps all.
+        init_random_frames: environment steps with uniform actions and without updates. Defaults to 0.
+        buffer: replaces the starting buffer of the hand-over. Defaults to ``None``.
+        make_storage: makes the storage of that buffer, see :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to
+            ``None``.
+        scratch_dir: folder for that buffer's rows in memory-mapped files, empty or absent, for data larger than memory.
+            ``None`` (default) keeps them in memory. A ``buffer`` that is given has its files already.
+        objects: further objects that change while training, by name. Defaults to none.
+        fleet: settings of :func:`make_fleet`: actors in other processes collect. ``None`` (default) steps one
+            environment here.
+
+    Raises:
+        O2OSpecError: if ``online_capacity`` is given and leaves the buffer fewer slots than a batch has rows.
+        EnvFaultError: if the environment keeps failing.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> folder = tempfile.mkdtemp() + "/run"
+        >>> options = RunOptions(folder, {"algorithm": "bc"}, seed=0, evaluation={"num_episodes": 1})
+        >>> learner = make_bc(cfg, problem.dims)
+        >>> with Finetuning(problem, learner, options, handover=HandOver(), total_frames=3, batch_size=16) as phase:
+        ...     for step, data in phase.steps():
+        ...         _ = phase.buffer.extend(problem.convention.online(data).select(*learner.keys))
+        ...         if phase.may_update(step):
+        ...             phase.log(learner.update(phase.sample()))
+        >>> step, len(phase.buffer), learner.calls
+        (3, 103, 3)
+    """
+
+    @checked_arguments
+    def __init__(
+        self,
+        problem: Problem,
+        learner: Learner,
+        options: RunOptions,
+        *,
+        handover: HandOver,
+        total_frames: int,
+        batch_size: int,
+        online_capacity: int | None = None,
+        init_random_frames: int = 0,
+        buffer: TensorDictReplayBuffer | None = None,
+        make_storage: MakeStorage | None = None,
+        scratch_dir: str | Path | None = None,
+        objects: Mapping[str, Any] | None = None,
+        fleet: Mapping[str, Any] | None = None,
+    ) -> None:
+        capacity = total_frames if online_capacity is None else online_capacity
+        rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
+        drawn_from = buffer
+        if drawn_from is None:  # an empty buffer is false
+            how = {"batch_size": rows, "keys": learner.keys, "make_storage": make_storage, "scratch_dir": scratch_dir}
+            drawn_from = handover.buffer(problem.offline, capacity, **how)
+        elif scratch_dir is not None and not isinstance(drawn_from.storage, MappedStorage):
+            raise O2OSpecError(
+                f"got scratch_dir={str(scratch_dir)!r} and a buffer whose rows are in memory; leave it out, or build "
+                "its storage with offline_online_storage(..., scratch_dir=...)"
+            )
+        slots = drawn_from.storage.max_size
+        if online_capacity is not None and slots < rows:
+            raise O2OSpecError(
+                f"got online_capacity={online_capacity}, with which the buffer has {slots} slots in all and never "
+                f"holds the {rows} rows of a batch, so that nothing would be learned; raise online_capacity, or lower "
+                "batch_size"
+            )
+        sampler = drawn_from.sampler
+        if init_random_frames and isinstance(sampler, BalancedSampler):
+            sampler.check_capacity(drawn_from.storage, rows)  # before anything is written
+        self.handover, self.options, self.rows, self.init_random_frames = handover, options, rows, init_random_frames
+        self.collector: StepCollector | Fleet
+        if fleet is None:
+            self.collector = make_collector(problem, learner, options, drawn_from, total_frames, init_random_frames)
+        else:
+            self.collector = make_fleet(problem, learner, options, total_frames, init_random_frames, fleet)
+        self._offline: TensorDictReplayBuffer | None = None
+        self._looked_ahead = False
+        objects = {**learner.objects(), **(objects or {}), "collector": self.collector}
+        session = options.session(problem, learner, drawn_from, objects, total_frames)
+        super().__init__(problem, learner, drawn_from, session)
+
+    @property
+    def fleet(self) -> Fleet:
+        """The actors elsewhere.
+
+        Raises:
+            O2OSpecError: if the phase steps one environment itself.
+        """
+        if not isinstance(self.collector, Fleet):
+            raise O2OSpecError("this phase steps a single environment; pass fleet={'num_actors': 4}")
+        return self.collector
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the actors elsewhere, and close the folder."""
+        if isinstance(self.collector, Fleet):
+            self.collector.shutdown()
+        super().__exit__(kind, error, trace)
+
+    def steps(self) -> Iterator[tuple[int, TensorDictBase]]:
+        """The steps that are left, each with its transition [1] as the environment gave it.
+
+        From a fleet there are several at times, or none.
+        """
+        return self.session.online(self.collector)
+
+    def may_update(self, step: int) -> bool:
+        """Whether random steps and warm-up are over and the buffer holds a batch.
+
+        If that will be so at no step of the run, a warning says so at the first call.
+        """
+        if not self._looked_ahead:
+            self._look_ahead(step)
+        return self._is_warm(step) and len(self.buffer) >= self.rows
+
+    def _is_warm(self, step: int) -> bool:
+        return step > self.init_random_frames and self.handover.may_update(step)
+
+    def _look_ahead(self, step: int) -> None:
+        self._looked_ahead, total = True, self.collector.total_frames
+        held = min(len(self.buffer) + total - step, self.buffer.storage.max_size)
+        if not self._is_warm(total) or held < self.rows:
+            warnings.warn(
+                f"this run makes no update: it has total_frames={total}, of which the first {self.init_random_frames} "
+                f"are random (init_random_frames) and {self.handover.warmup_steps} are warm-up (warmup_steps), and its "
+                f"buffer will hold {held} rows, a batch {self.rows}; raise total_frames or lower what it waits for",
+                stacklevel=3,
+            )
+
+    def updates(self, step: int, data: TensorDictBase) -> Iterator[int]:
+        """The updates to make after a step's transitions were stored: one, or with a fleet those that its counts allow.
+
+        None where :meth:`may_update` says so. After each, a fleet's actors are given the new policy.
+
+        Args:
+            step: the environment step.
+            data: what :meth:`steps` gave with it, [n].
+
+        Yields:
+            How many updates of this step are left; of a fleet T - U, see :class:`~torchrl_o2o.collectors.Fleet`.
+        """
+        if not self.may_update(step):
+            return
+        if not isinstance(self.collector, Fleet):
+            yield 0
+            return
+        for owed in self.collector.updates(len(data)):
+            yield owed
+            self.collector.publish()
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        """Hand over what the update measured, and what the actors elsewhere did."""
+        super().log({**metrics, **self.collector.metrics()} if isinstance(self.collector, Fleet) else metrics)
+
+    def offline_steps(self, num_steps: int) -> Iterator[int]:
+        """Updates on the data alone before the first environment step, in the same run, up to step 0.
+
+        Args:
+            num_steps: how many; with 0 nothing is done.
+        """
+        return self.session.offline(num_steps) if num_steps else iter(())
+
+    def sample_offline(self) -> TensorDictBase:
+        """Draw the next batch from the offline rows alone."""
+        offline = self._offline
+        if offline is None:
+            offline = offline_buffer(self.problem.offline, batch_size=self.rows, keys=self.learner.keys)
+            self.learner.see(offline)
+        self._offline, self._batch = offline, offline.sample()
+        return self._batch
+
+
+def make_collector(
+    problem: Problem,
+    learner: Learner,
+    options: RunOptions,
+    buffer: TensorDictReplayBuffer,
+    total_frames: int,
+    init_random_frames: int = 0,
+) -> StepCollector:
+    """A guarded environment stepped by the learner's explorer; a failed step truncates the row before it.
+
+    Args:
+        problem: whose environment is stepped; its data stay here.
+        learner: whose explorer acts.
+        options: of which the seed and ``env_guard`` are read.
+        buffer: where the transitions will lie; its writer truncates the row before a failed step.
+        total_frames: transitions in all.
+        init_random_frames: the first, with uniform actions. Defaults to 0.
+
+    Returns:
+        The collector.
+
+    Raises:
+        O2OSpecError: if a setting of ``env_guard`` or a count is out of range.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> from torchrl_o2o.trainers import starting_buffer
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> learner, options = make_bc(cfg, problem.dims), RunOptions("runs/bc", {}, seed=0)
+        >>> collector = make_collector(problem, learner, options, starting_buffer(rows, 10), total_frames=3)
+        >>> [data.shape for data in collector]
+        [torch.Size([1]), torch.Size([1]), torch.Size([1])]
+    """
+    env = GuardedEnv(problem.make_env, **options.env_guard)
+    cut = buffer.writer.truncate_last  # pyright: ignore[reportAttributeAccessIssue]
+    return StepCollector(
+        env,
+        learner.explorer,
+        total_frames=total_frames,
+        init_random_frames=init_random_frames,
+        seed=options.seed,
+        on_cut=cut,
+    )
+
+
+#: What of a fleet's settings is not an argument of Fleet.
+_OF_PROCESSES = ("frames_per_batch", "start_method")
+_OF_FLEET = ("num_actors", "queue_size", "slack", "max_staleness", "max_restarts")
+
+
+def make_fleet(
+    problem: Problem,
+    learner: Learner,
+    options: RunOptions,
+    total_frames: int,
+    init_random_frames: int,
+    settings: Mapping[str, Any],
+) -> Fleet:
+    """Guarded environments in other processes, stepped by the learner's explorer.
+
+    Args:
+        problem: whose environment they step; its data stay here.
+        learner: whose explorer acts.
+        options: of which the seed and ``env_guard`` are read.
+        total_frames: transitions in all.
+        init_random_frames: the first, with uniform actions.
+        settings: ``num_actors``, ``queue_size``, ``slack``, ``max_staleness``, ``max_restarts`` of
+            :class:`~torchrl_o2o.collectors.Fleet`; ``frames_per_batch``, ``start_method`` of
+            :class:`~torchrl_o2o.collectors.ProcessActors`.
+
+    Returns:
+        The fleet; no process runs before it is iterated over.
+
+    Raises:
+        O2OSpecError: if a setting is unknown or out of range.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("bc", ["preset=cpu", "compile=false"])
+        >>> learner, options = make_bc(cfg, problem.dims), RunOptions("runs/bc", {}, seed=0)
+        >>> fleet = make_fleet(problem, learner, options, 10_000, 100, {"num_actors": 4})
+        >>> fleet.total_frames, fleet.frames
+        (10000, 0)
+        >>> make_fleet(problem, learner, options, 10_000, 100, {"actors": 4})
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got fleet.actors, expected one of ['num_actors', ...]
+    """
+    unknown = sorted(settings.keys() - {*_OF_FLEET, *_OF_PROCESSES})
+    if unknown:
+        raise O2OSpecError(f"got fleet.{unknown[0]}, expected one of {[*_OF_FLEET, *_OF_PROCESSES]}")
+    processes = {name: value for name, value in settings.items() if name in _OF_PROCESSES}
+    own = {name: value for name, value in settings.items() if name in _OF_FLEET}
+    make_env = partial(_guarded, problem.env_factory, dict(options.env_guard))
+    actors = ProcessActors(make_env, learner.explorer, seed=options.seed, **processes)
+    return Fleet(actors, problem.offline, total_frames=total_frames, init_random_frames=init_random_frames, **own)
+
+
+def _guarded(make_env: Callable[[], gymnasium.Env], guard: Mapping[str, Any]) -> gymnasium.Env:
+    return GuardedEnv(make_env, **guard)
