@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.scripts.running import TASKS, compose, script_of
+from tests.scripts.running import DOMAIN_TASKS, TASKS, compose, script_of
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.deploy import read_policy
@@ -176,9 +176,17 @@ class PhasesContract:
             self.train(tmp_path / "other", f"pretrained={tmp_path / 'one'}")
         assert not (tmp_path / "other").exists()
 
-    @pytest.mark.parametrize("preset", ["paper", pytest.param("cpu", marks=pytest.mark.slow)])
-    def test_every_task_composes(self, preset: str) -> None:
-        for task in TASKS:
+    @pytest.mark.parametrize(
+        ("preset", "tasks"),
+        [
+            ("paper", DOMAIN_TASKS),
+            pytest.param("paper", TASKS, marks=pytest.mark.slow),
+            pytest.param("cpu", TASKS, marks=pytest.mark.slow),
+        ],
+        ids=["paper", "paper, all", "cpu, all"],
+    )
+    def test_every_task_composes(self, preset: str, tasks: list[str]) -> None:
+        for task in tasks:
             cfg = compose(self.script, f"task={task}", f"preset={preset}")
             OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
             assert cfg.preset == preset

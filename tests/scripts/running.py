@@ -23,6 +23,8 @@ TASKS = sorted(
     for path in (ROOT / "torchrl_o2o/conf/task").glob("*.yaml")
     if path.stem not in ("custom", "dotreach")  # yours; in pixels, for their own scripts
 )
+#: One of each domain; the others differ by what `torchrl_o2o/conf/task` says, which RLPD's and A3RL's tests compose.
+DOMAIN_TASKS = ["halfcheetah", "pointmaze-medium", "antmaze-medium", "adroit-door", "adroit-pen-dense"]
 
 
 def load_script(path: str) -> ModuleType:
