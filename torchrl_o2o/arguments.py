@@ -156,7 +156,7 @@ def _is_kin(kind: type, value: Any) -> bool:
     family = next((each for each in _FAMILIES if each in {base.__name__ for base in kind.__mro__}), None)
     if family is not None:
         return family in {base.__name__ for base in type(value).__mro__}
-    if issubclass(kind, os.PathLike):
+    if hasattr(kind, "__fspath__"):  # paths
         return isinstance(value, os.PathLike)
     return isinstance(value, kind) or not (kind in (str, bytes) or isinstance(value, _PLAIN))
 

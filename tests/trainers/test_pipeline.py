@@ -152,11 +152,12 @@ def test_an_unfinished_pretraining_is_not_taken_for_a_finished_one(tmp_path: Pat
     folder = tmp_path / "offline"
     with pytest.raises(SystemExit):
         pretrain(problem, Stopped(), options(folder), num_steps=5, batch_size=8)
-    with pytest.raises(O2OCheckpointError, match=r"stands at 1 of 5 updates.*resume=true"):
+    with pytest.raises(O2OCheckpointError, match=r"is at 1 of 5 updates.*resume=true"):
         Pretrained.read(folder)
     pretrain(problem, AWAC(), options(folder, resume=True), num_steps=5, batch_size=8)
-    longer = pretrain(problem, AWAC(), options(folder, resume=True), num_steps=8, batch_size=8)
-    assert Pretrained.read(folder).updates == longer.updates == 8
+    assert Pretrained.read(folder).updates == 5
+    with pytest.raises(O2OSpecError, match="num_steps=8, but the 5 offline steps .* were counted to step 0"):
+        pretrain(problem, AWAC(), options(folder, resume=True), num_steps=8, batch_size=8)
 
 
 def test_an_environment_that_fails_is_built_anew_and_nothing_is_invented(

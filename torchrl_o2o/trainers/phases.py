@@ -57,7 +57,7 @@ class Plan:
         return {"num_steps": self.num_steps, "data": self.data}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """A run that continues may be planned longer than it was, on the same data."""
+        """A run continues on the data it began with; its session checks the number of updates."""
         if state_dict.get("data", self.data) != self.data:
             raise O2OCheckpointError(
                 "the data are not those that the run began with: other data of the same name, or a convention that was "
