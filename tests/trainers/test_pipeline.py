@@ -156,7 +156,7 @@ def test_an_unfinished_pretraining_is_not_taken_for_a_finished_one(tmp_path: Pat
         Pretrained.read(folder)
     pretrain(problem, AWAC(), options(folder, resume=True), num_steps=5, batch_size=8)
     assert Pretrained.read(folder).updates == 5
-    with pytest.raises(O2OSpecError, match="num_steps=8, but the 5 offline steps .* were counted to step 0"):
+    with pytest.raises(O2OSpecError, match=r"num_steps=8, but the 5 offline steps .* were counted to step 0"):
         pretrain(problem, AWAC(), options(folder, resume=True), num_steps=8, batch_size=8)
 
 
