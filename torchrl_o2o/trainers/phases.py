@@ -28,7 +28,7 @@ from torchrl_o2o.data import BalancedSampler
 from torchrl_o2o.data.starting import offline_buffer
 from torchrl_o2o.data.storage import MappedStorage
 from torchrl_o2o.envs.guard import GuardedEnv
-from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError, check_count
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.learner import Learner
@@ -164,6 +164,7 @@ class Pretraining(Phase):
     def __init__(
         self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
     ) -> None:
+        check_count("batch_size", batch_size, least=1)
         buffer = offline_buffer(problem.offline, batch_size=batch_size, keys=learner.keys)
         objects = {
             **learner.objects(),
@@ -246,6 +247,7 @@ class Finetuning(Phase):
         fleet: Mapping[str, Any] | None = None,
     ) -> None:
         capacity = total_frames if online_capacity is None else online_capacity
+        check_count("batch_size", batch_size, least=1)
         rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
         drawn_from = buffer
         if drawn_from is None:  # an empty buffer is false
