@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.scripts.phases import assert_equal, dying, newest, rows
-from tests.scripts.running import TASKS, compose, load_script, script_of
+from tests.scripts.running import DOMAIN_TASKS, compose, load_script, script_of
 from torchrl_o2o.trainers.algorithms import make_sope
 
 SHORT = (
@@ -96,7 +96,7 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
 
 
 def test_every_task_composes() -> None:
-    for task in TASKS:
+    for task in DOMAIN_TASKS:
         OmegaConf.to_container(compose("sope", f"task={task}"), resolve=True, throw_on_missing=True)
 
 
