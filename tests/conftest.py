@@ -20,6 +20,9 @@ COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addresses:  # workers of pytest-xdist would each name it otherwise, and none would begin
+        raise pytest.UsageError(f"{addresses[0]} has an address in its name; give the parameter an id")
     if any(shutil.which(name) for name in COMPILERS):
         return
     reason = f"no C++ compiler: looked for {', '.join(dict.fromkeys(COMPILERS))}"

@@ -39,6 +39,13 @@ SMALL: Any = {"hidden_sizes": (8,)}
 NAN = float("nan")
 
 
+class Foreign:
+    """An object of somebody else's; its name is the same in every process, so that tests have one."""
+
+    def __repr__(self) -> str:
+        return "Foreign()"
+
+
 @checked_arguments
 def takes(
     number: float = 1.0,
@@ -91,16 +98,16 @@ def test_what_fits_comes_through(given: dict[str, Any], kept: Any) -> None:
     "given",
     [
         *({"number": value} for value in ("1.0", True, None, NAN, [1.0], torch.tensor(1.0, requires_grad=True))),
-        *({"count": value} for value in (2.0, True, "3", NAN, object(), torch.nn.Linear(1, 1))),
+        *({"count": value} for value in (2.0, True, "3", NAN, Foreign(), torch.nn.Linear(1, 1))),
         *({"switch": value} for value in (1, "false", None)),
         *({"choice": value} for value in ("z", 1, None)),
         *({"widths": value} for value in (3, "ab", (1.5,), [True], None)),
         *({"bounds": value} for value in ((1,), (1, 2, 3), (0, "1"), (0.0, NAN))),
         {"function": 3},
-        {"function": object()},
-        *({"settings": value} for value in ([1], object())),
+        {"function": Foreign()},
+        *({"settings": value} for value in ([1], Foreign())),
         {"network": "mlp"},
-        *({"file": value} for value in (3, object(), torch.nn.Linear(1, 1))),
+        *({"file": value} for value in (3, Foreign(), torch.nn.Linear(1, 1))),
     ],
     ids=str,
 )
