@@ -93,7 +93,7 @@ def test_saving_does_not_disturb_the_run(tmp_path):
 def test_restore_without_a_checkpoint_is_none(tmp_path, caplog):
     with caplog.at_level("INFO", "torchrl_o2o"):
         assert Run(tmp_path, resume=True).restored is None
-    assert "starts afresh" in caplog.text
+    assert "starting a new run" in caplog.text
 
 
 def test_saving_the_step_saved_last_does_nothing(tmp_path):

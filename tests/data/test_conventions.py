@@ -61,7 +61,7 @@ def test_iql_scales_locomotion_by_the_spread_of_returns() -> None:
     data = recorded()
     data["next", "reward"] = torch.arange(20.0).unsqueeze(-1)  # returns 1, 5, 9, ..., 37
     assert get_convention("iql", "locomotion").fit(data).reward.scale == pytest.approx(1000 / 36)
-    with pytest.raises(O2ODataError, match="spread"):
+    with pytest.raises(O2ODataError, match="returns that differ"):
         get_convention("iql", "locomotion").fit(recorded())
 
 

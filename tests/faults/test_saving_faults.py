@@ -35,7 +35,7 @@ from torchrl_o2o.errors import O2OCheckpointError, O2ODataError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.record.recorder import Recorder, read_metrics
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers import pipeline
+from torchrl_o2o.trainers import options
 from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
 from torchrl_o2o.updates import Update
 
@@ -247,7 +247,7 @@ def test_case_22_the_script_asked_to_stop_by_a_signal(
 ) -> None:
     """During the first evaluation (0), offline (3), at the last offline update (6) and online (9)."""
     small_script_run(tmp_path / "whole")
-    update, evaluate, count = Update.__call__, pipeline.evaluate, iter(range(1, 10**6))
+    update, evaluate, count = Update.__call__, options.evaluate, iter(range(1, 10**6))
 
     def asked(self, batch):
         if next(count) == stop:
@@ -261,7 +261,7 @@ def test_case_22_the_script_asked_to_stop_by_a_signal(
     with monkeypatch.context() as patched:
         patched.setattr(Update, "__call__", asked)
         if stop == 0:
-            patched.setattr(pipeline, "evaluate", asked_at_first)
+            patched.setattr(options, "evaluate", asked_at_first)
         with pytest.raises(SystemExit) as caught:
             small_script_run(tmp_path / "parts")
     assert caught.value.code == 143
@@ -284,7 +284,7 @@ def test_case_23_one_seed_two_processes(tmp_path: Path) -> None:
     first, second = ([row | {"time": 0} for row in read_metrics(tmp_path / name)] for name in ("first", "second"))
     assert first == second
     assert len(first) > OFFLINE_UPDATES
-    assert "1 vs 2 threads" in (ROOT / "docs/robustness.md").read_text()
+    assert "Numbers of threads" in (ROOT / "docs/robustness.md").read_text()
 
 
 def test_case_27_an_update_that_is_not_finite(tmp_path: Path) -> None:

@@ -134,7 +134,9 @@ def test_case_29_pickles_in_data_files(tmp_path: Path, mark: Path, suffix: str) 
         path.write_bytes(pickle.dumps([{"observations": Payload(mark)}]))
     else:
         np.savez(path, observations=np.array([Payload(mark)], dtype=object))
-    with pytest.raises(O2ODataError, match=r"is refused: it asks for .*system|not a readable npz file of plain arrays"):
+    with pytest.raises(
+        O2ODataError, match=r"is refused: it refers to .*system|not a readable npz file of plain arrays"
+    ):
         load_offline(path, cache_dir=tmp_path / "cache")
     assert not mark.exists()
 

@@ -58,7 +58,7 @@ class TestOff2On(PhasesContract):
         with dying("online", 17):
             self.train(tmp_path / "parts", every)
         sampler = newest(tmp_path / "parts", "buffer")["sampler"]
-        assert (sampler["num_updates"], sampler["max_priority"]) == (24, 100_000 / 8)
+        assert (sampler["num_updates"], sampler["max_priority"]) == (24, 4_000 / 8)
         self.train(tmp_path / "parts", every, "resume=true")
         assert_equal(
             newest(tmp_path / "whole", "density_ratio_loss"),

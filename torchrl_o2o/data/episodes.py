@@ -30,7 +30,7 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         [N] int64.
 
     Raises:
-        O2ODataError: if ``episode`` is missing or is not one whole number a row, an episode that has not ended
+        O2ODataError: if ``episode`` is missing or is not one integer per row, an episode that has not ended
             continues further down (the rows were shuffled), or rows only fill up trajectories
             (:func:`~torchrl_o2o.data.keys.check_padding`).
 
@@ -54,7 +54,7 @@ def number_episodes(data: TensorDictBase) -> Tensor:
     if episode.shape != (len(data),) or not whole:
         raise O2ODataError(
             f"got {EPISODE!r} of shape {list(episode.shape)} and {episode.dtype} for {len(data)} transitions, expected "
-            f"one whole number a row, [{len(data)}]; squeeze it, or number the episodes from 0"
+            f"one integer per row, [{len(data)}]; squeeze it, or number the episodes from 0"
         )
     ended = ends_of(data)
     _refuse_shuffled(episode, (episode[1:] != episode[:-1]) & ~ended[:-1])

@@ -77,7 +77,7 @@ def test_malicious_pickles_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "demos.pickle"
     path.write_bytes(pickle.dumps([{"observations": Evil(*call) if call[1] is not np else Evil(getattr, "a", "b")}]))
-    with pytest.raises(O2ODataError, match=rf"demos\.pickle is refused: it asks for {named}, but only numpy arrays"):
+    with pytest.raises(O2ODataError, match=rf"demos\.pickle is refused: it refers to {named}, but only numpy arrays"):
         load_offline(path, cache_dir=tmp_path / "cache")
     assert not (tmp_path / "pwned").exists()
 

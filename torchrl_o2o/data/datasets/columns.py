@@ -136,7 +136,7 @@ def check_size(size: int, stored: int, origin: str) -> None:
     """Refuse an array that claims more than its file can hold, before anything is allocated for it.
 
     Args:
-        size: bytes that it claims.
+        size: bytes that it declares.
         stored: bytes that it takes in the file.
         origin: what to call it in an error.
 

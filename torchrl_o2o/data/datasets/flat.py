@@ -116,7 +116,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int, sto
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise O2ODataError(f"{origin} is not packed as numpy does; store it again with numpy.savez_compressed.")
     if size > stored:
-        raise O2ODataError(f"{origin} is damaged: it claims {size} bytes and holds {stored}.")
+        raise O2ODataError(f"{origin} is damaged: it declares {size} bytes and holds {stored}.")
     check_size(size, info.compress_size, origin)
     with archive.open(info) as member:
         return np.lib.format.read_array(member, allow_pickle=False)

@@ -143,7 +143,7 @@ def read_array(group: StoredGroup, name: str) -> np.ndarray:
         name: its path from there.
 
     Raises:
-        O2ODataError: if there is no such array, or it claims more than the file can hold.
+        O2ODataError: if there is no such array, or it declares more than the file can hold.
     """
     found = group[name]
     if not isinstance(found, StoredArray):
