@@ -738,7 +738,7 @@ def test_case_c26_npz_members_that_are_none(tmp_path: Path, harm: str) -> None:
             for number in range(10_001):
                 out.writestr(f"a{number}.npy", b"")
     with pytest.raises(
-        O2ODataError, match=r"log\.npz.*(not packed as numpy|claims 2880 bytes|not a readable npz file)"
+        O2ODataError, match=r"log\.npz.*(not packed as numpy|declares 2880 bytes|not a readable npz file)"
     ):
         load(path)
 
