@@ -12,7 +12,6 @@ Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +26,7 @@ from torchrl.modules import Actor, ProbabilisticActor, SafeModule
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_layers import Operation, first_linear, flat_layers, moments_of, operations
 from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.envs.border import all_finite
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.best_of import BestOfN, BestOfSamples
 from torchrl_o2o.modules.chunks import chunk_length
@@ -331,7 +331,7 @@ class FastActor:
         if scale is not None:
             action = action + scale * (self._draw(action.shape) if noise is None else noise)
         action = self._finish(action)
-        if not math.isfinite(np.vdot(action, action)) and not np.isfinite(action).all():
+        if not all_finite(action):
             raise O2OSpecError(
                 f"the policy gave the action {action.tolist()} for the observation {np.asarray(observation).tolist()}, "
                 f"expected finite numbers; look at the sensor, or load a policy whose parameters are finite"

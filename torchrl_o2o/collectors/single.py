@@ -33,7 +33,7 @@ from torchrl_o2o.envs.border import (
 )
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
-from torchrl_o2o.errors import O2OSpecError, check_seed, check_state
+from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
@@ -188,11 +188,6 @@ class StepCollector:
         device: torch.device | str | None = None,
         fast_act: bool = False,
     ) -> None:
-        if total_frames < 1 or init_random_frames < 0:
-            raise O2OSpecError(
-                f"got total_frames={total_frames} and init_random_frames={init_random_frames}, expected at least 1 and "
-                f"0"
-            )
         if isinstance(env, EnvBase):
             raise O2OSpecError(
                 f"got TorchRL's {type(env).__name__}, expected a gymnasium environment; build it with make_gym_env, or "
@@ -200,7 +195,8 @@ class StepCollector:
             )
         self.env, self.actor, self.device = env, actor, device
         self._fast = FastActor(actor, deterministic=False) if fast_act else None
-        self.total_frames, self.init_random_frames = total_frames, init_random_frames
+        self.total_frames = check_count("total_frames", total_frames, least=1)
+        self.init_random_frames = check_count("init_random_frames", init_random_frames)
         self.frames = 0
         self._queue: list[torch.Tensor] = []
         self.on_cut = on_cut

@@ -33,7 +33,7 @@ from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
-from torchrl_o2o.errors import O2OSpecError, check_seed, check_state
+from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.misfit import refuse_misfit
 from torchrl_o2o.modules.units import declared_box
@@ -171,15 +171,11 @@ class VectorCollector:
             check_apart(inside.envs)
             inside.envs = [_checked(lambda env=env: env) for env in inside.envs]
         warn_of_running_statistics(envs)
-        if (total_frames is not None and total_frames < 1) or init_random_frames < 0:
-            raise O2OSpecError(
-                f"got total_frames={total_frames} and init_random_frames={init_random_frames}, expected at least 1 (or "
-                f"None) and 0"
-            )
         if seeds is not None and len(seeds) != envs.num_envs:
             raise O2OSpecError(f"got {len(seeds)} seeds for {envs.num_envs} environments, expected one for each")
         self.envs, self.actor, self.device = envs, actor, device
-        self.total_frames, self.init_random_frames = total_frames, init_random_frames
+        self.total_frames = None if total_frames is None else check_count("total_frames", total_frames, least=1)
+        self.init_random_frames = check_count("init_random_frames", init_random_frames)
         self.on_cut = on_cut
         self.frames = 0
         #: Which rows of the last step are transitions, bool, shape [N]; the others were rejected by a guard.
