@@ -20,11 +20,15 @@ from torchrl_o2o.reproduce.running import missing_jobs, run_jobs
 
 # Stands in for a training: writes a run's files, or fails if told so.
 SCRIPT = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
 words = dict(word.split("=", 1) for word in sys.argv[1:])
 if words.get("x") == "bad":
     sys.exit("broken")
+if words.get("x") == "stopped":
+    sys.exit(143)  # as a script that saved itself after SIGTERM
+if words.get("x") == "killed":
+    os.kill(os.getpid(), signal.SIGTERM)
 folder = Path(words["run_dir"])
 (folder / "run.json").write_text(json.dumps({"config": {"seed": int(words["seed"])}, "commit": {"hash": "abc"}}))
 (folder / "metrics.jsonl").write_text('{"step": 0, "m": 1.0}\\n{"step": 5, "m": ' + words["seed"] + '.5}\\n')
@@ -70,6 +74,14 @@ def test_one_failure_does_not_stop_the_others_and_is_tried_again(tmp_path: Path,
     assert sorted(statuses) == ["failed", "finished", "finished", "finished"]
     assert missing_jobs(mixed, tmp_path) == mixed[:1]
     assert "broken" in (tmp_path / mixed[0].key / "output.log").read_text()
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_run_that_a_signal_ended_is_stopped_and_has_not_failed(tmp_path: Path, start, how: str) -> None:
+    one = jobs(f"x={how}")[:1]
+    ((_, status, progress),) = run_jobs(one, tmp_path, start=start)
+    assert (status, progress.failed) == ("stopped", 0)
+    assert missing_jobs(one, tmp_path) == one
 
 
 def test_nothing_starts_once_asked_to_stop(tmp_path: Path, start) -> None:

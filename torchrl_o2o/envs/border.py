@@ -310,9 +310,7 @@ class CheckedEnv(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
-        self._space = box_of_observations(env)
-        check_continuous(env.action_space, env_name(env))
-        check_reset(env)
+        self._space = check_spaces(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode.
@@ -384,6 +382,25 @@ def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) ->
     if "rejected" in result[4] and not env.has_wrapper_attr("max_rejected"):
         del result[4]["rejected"]  # the environment's own word for something else; a guard's says to leave a step out
     return result
+
+
+def check_spaces(env: gymnasium.Env) -> spaces.Space:
+    """The space of observations of an environment whose observations, actions and form this package can use.
+
+    Args:
+        env: the environment.
+
+    Raises:
+        O2OSpecError: as :func:`box_of_observations`, :func:`check_continuous` and :func:`check_reset`.
+
+    Examples:
+        >>> check_spaces(gymnasium.make("Pendulum-v1")).shape
+        (3,)
+    """
+    space = box_of_observations(env)
+    check_continuous(env.action_space, env_name(env))
+    check_reset(env)
+    return space
 
 
 def box_of_observations(env: gymnasium.Env) -> spaces.Space:

@@ -24,11 +24,8 @@ from torchrl_o2o.envs.border import (
     MalformedReturn,
     Step,
     blank,
-    box_of_observations,
-    check_continuous,
-    check_reset,
+    check_spaces,
     copied,
-    env_name,
     find_fault,
     read_reset,
     read_step,
@@ -99,9 +96,7 @@ class GuardedEnv(gymnasium.Wrapper):
                 "expected 0 or more, 0 or more, and above 0 or None"
             )
         super().__init__(make_env())
-        self._space = box_of_observations(self.env)
-        check_continuous(self.env.action_space, env_name(self.env))
-        check_reset(self.env)
+        self._space = check_spaces(self.env)
         self._action_shape = self.env.action_space.shape
         self.max_rebuilds, self.max_rejected = max_rebuilds, max_rejected
         self.num_rebuilt = 0  #: times the environment was built anew

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ __all__ = ["Progress", "missing_jobs", "run_jobs"]
 
 _LOG = "output.log"
 _POLL_SECONDS = 0.2
+#: Exit codes of a run that somebody asked to stop: by Ctrl-C or SIGTERM, saved (130, 143) or before it could save.
+_ASKED_TO_STOP = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 Start = Callable[[Sequence[str], IO[str]], subprocess.Popen]
 
 
@@ -90,7 +93,8 @@ def run_jobs(
         stopping: asked before every start; once true, nothing new is started.
 
     Yields:
-        The job, ``finished``, ``failed`` or ``stopped``, and how far all have come.
+        The job, ``finished``, ``failed`` or ``stopped`` (by ``stopping`` or by a signal), and how far
+        all have come.
     """
     workers = check_count("workers", workers, least=1)
     waiting, running = list(jobs), {}
@@ -127,7 +131,7 @@ def _begin(job: Job, runs: Path, start: Start) -> tuple[subprocess.Popen, IO[str
 
 def _end(folder: Path, code: int, hours: float, progress: Progress, stopping: bool) -> str:
     """Write down how a run ended; one that was asked to stop has only its time counted."""
-    status = "finished" if code == 0 else "stopped" if stopping else "failed"
+    status = "finished" if code == 0 else "stopped" if stopping or code in _ASKED_TO_STOP else "failed"
     before = _read(folder)
     total = before.get("hours", 0.0) + hours
     replace_durably(
