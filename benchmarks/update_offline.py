@@ -46,7 +46,7 @@ from torchrl_o2o.modules import (
 from torchrl_o2o.objectives import ACALoss, AWACLoss, CalQLLoss, CQLLoss, IQLLoss, SACMLLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.updates import compile_update
-from torchrl_o2o.updates.calling import call_loss
+from torchrl_o2o.updates.loss_calls import call_loss
 from torchrl_o2o.updates.program import Mode
 
 OBSERVATION, ACTION, BATCH = plain.OBSERVATION, plain.ACTION, 256

@@ -30,7 +30,7 @@ MOVED = {
     "compiled": "updates",
     "conventions": "data.conventions",
     "curves": "record.curves",
-    "demo": "commands.outcome",
+    "demo": "commands.demo_summary",
     "diagnostics": "functional.diagnostics",
     "encoding": "trainers.encoding",
     "env_faults": "envs.guard",

@@ -15,8 +15,8 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o.data import Convention, OnlineWriter, load_offline, n_step, stack_rows
+from torchrl_o2o.data.buffers import top_episodes
 from torchrl_o2o.data.episodes import number_episodes
-from torchrl_o2o.data.starting import top_episodes
 from torchrl_o2o.data.torchrl_datasets import select_transition
 from torchrl_o2o.data.trajectories import TrajectoryReplay
 from torchrl_o2o.data.transforms import add_mc_return, add_next_action, episode_returns, locomotion_reward

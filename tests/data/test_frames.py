@@ -31,8 +31,8 @@ from torchrl_o2o.data import (
     pixel_data,
     with_room,
 )
+from torchrl_o2o.data.buffers import starting_buffer
 from torchrl_o2o.data.pixels import stack_numbers
-from torchrl_o2o.data.starting import starting_buffer
 from torchrl_o2o.errors import O2OSpecError
 
 

@@ -22,7 +22,7 @@ from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encode
 from torchrl_o2o.objectives import PixelSACLoss, RecordedNoise
 from torchrl_o2o.objectives.networks import flat_parameters
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
-from torchrl_o2o.updates.calling import Measured
+from torchrl_o2o.updates.loss_calls import Measured
 
 pytestmark = pytest.mark.usefixtures("float64")
 UPDATES = ("update_A", "update_B")

@@ -17,7 +17,7 @@ import torch
 
 from tests.scripts.phases import SHORT, assert_equal, dying, newest, rows
 from tests.scripts.running import compose, script_of
-from torchrl_o2o.checkpoint.marks import fingerprint
+from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_rows
 from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data import TRANSITION, load_offline
@@ -27,7 +27,7 @@ from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.record.recorder import read_run
 from torchrl_o2o.trainers import Pretrained, Schedule, Session, Standing, continue_run, load_problem, offline_phase
 from torchrl_o2o.trainers.algorithms import make_awac
-from torchrl_o2o.trainers.further import find_method
+from torchrl_o2o.trainers.continued_methods import find_method
 
 pytestmark = [
     pytest.mark.usefixtures("linear_medium"),

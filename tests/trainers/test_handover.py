@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.data.test_starting import toy_dataset
+from tests.data.test_buffers import toy_dataset
 from tests.objectives.test_carry import actor, critics, sac, sacml
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import Temperature

@@ -21,8 +21,8 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from tests.trainers.probe import AWAC, options
+from torchrl_o2o.data.buffers import StartingData
 from torchrl_o2o.data.conventions import FittedConvention
-from torchrl_o2o.data.starting import StartingData
 from torchrl_o2o.data.transforms import AffineReward
 from torchrl_o2o.deploy import load_policy, read_policy
 from torchrl_o2o.envs.guard import EnvFaultError

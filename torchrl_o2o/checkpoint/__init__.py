@@ -14,10 +14,10 @@ values only, read with ``torch.load(weights_only=True)``.
 from __future__ import annotations
 
 from torchrl_o2o.checkpoint.checkpointer import Checkpointer
+from torchrl_o2o.checkpoint.lockstep import common_step
 from torchrl_o2o.checkpoint.reading import load_objects
 from torchrl_o2o.checkpoint.rng import restore_rng_state, rng_state
 from torchrl_o2o.checkpoint.streams import RandomStream
-from torchrl_o2o.checkpoint.together import common_step
 
 __all__ = [
     "Checkpointer",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchrl.data import ReplayBuffer, TensorStorage
 
-from torchrl_o2o.checkpoint.marks import fingerprint, row_marks
+from torchrl_o2o.checkpoint.fingerprints import fingerprint, row_hashes
 from torchrl_o2o.checkpoint.segments import (
     KeepsFrames,
     Region,
@@ -119,7 +119,7 @@ class BufferArchive:
         frames = part_of(self._storage, region) is not self._storage  # they never change
         if not filled or frames or self._teller(region) is not None:
             return torch.zeros(0, dtype=torch.int64)
-        return row_marks(stored_rows(self._storage, region.first, region.first + filled))
+        return row_hashes(stored_rows(self._storage, region.first, region.first + filled))
 
     def _teller(self, region: Region) -> _TellsChanges | None:
         """The storage, if it knows itself what was written among the offline rows, so that none has to be read."""

@@ -35,7 +35,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.acting import regularizers
+from torchrl_o2o.collectors.eval_mode import regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.collectors.single import kind_of
 from torchrl_o2o.collectors.vector import no_interrupt_for_children

@@ -21,7 +21,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.acting import as_in_evaluation, has_batch_norm, regularizers
+from torchrl_o2o.collectors.eval_mode import has_batch_norm, in_eval_mode, regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.envs.border import (
     box_of_observations,
@@ -35,7 +35,7 @@ from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
-from torchrl_o2o.modules.misfit import refuse_misfit
+from torchrl_o2o.modules.input_checks import raise_mismatch
 from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["StepCollector", "kind_of", "refuse_collected"]
@@ -246,7 +246,7 @@ class StepCollector:
         try:
             return self._decided()
         except (RuntimeError, KeyError) as error:
-            refuse_misfit(self.actor, self._observation, error)
+            raise_mismatch(self.actor, self._observation, error)
 
     def _decided(self) -> torch.Tensor:
         if self._fast is not None:
@@ -260,7 +260,7 @@ class StepCollector:
         }
         rows = has_batch_norm(self._switched)
         observation = {key: part.unsqueeze(0) for key, part in observation.items()} if rows else observation
-        with torch.no_grad(), as_in_evaluation(self._switched):
+        with torch.no_grad(), in_eval_mode(self._switched):
             if self._parts is not None:
                 action = self._parts.act(observation["observation"])
             else:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.acting import as_in_evaluation, regularizers
+from torchrl_o2o.collectors.eval_mode import in_eval_mode, regularizers
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
 from torchrl_o2o.collectors.single import action_bounds, kind_of
 from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn_of_running_statistics
@@ -35,7 +35,7 @@ from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
-from torchrl_o2o.modules.misfit import refuse_misfit
+from torchrl_o2o.modules.input_checks import raise_mismatch
 from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["VectorCollector", "make_vector_env"]
@@ -261,12 +261,12 @@ class VectorCollector:
             else self._draw(torch.randn, shape, rows).to(device, dtype)
         )
         try:
-            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM), as_in_evaluation(self._switched):
+            with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM), in_eval_mode(self._switched):
                 if parts is None:
                     return self.actor(TensorDict({"observation": observation}, [len(rows)]))["action"].cpu()
                 return parts.act(observation, noise=noise).cpu()
         except (RuntimeError, KeyError) as error:
-            refuse_misfit(self.actor, {"observation": observation}, error)
+            raise_mismatch(self.actor, {"observation": observation}, error)
 
     def step(self, action: Tensor | np.ndarray) -> TensorDict:
         """Step every environment once.

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torchrl_o2o.commands.adding import add_command
+from torchrl_o2o.commands.parsers import add_command
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["actions", "add_actions", "add_reading", "reading", "register"]

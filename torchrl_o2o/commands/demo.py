@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from torchrl_o2o.commands.adding import add_command
+from torchrl_o2o.commands.parsers import add_command
 
 __all__ = ["register"]
 
@@ -49,7 +49,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from torchrl_o2o.commands.outcome import fresh_folder, summarize
+    from torchrl_o2o.commands.demo_summary import fresh_folder, summarize
     from torchrl_o2o.data import load_offline
     from torchrl_o2o.errors import O2OSpecError, check_compiler
 

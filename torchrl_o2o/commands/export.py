@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchrl_o2o.commands.adding import add_command
+from torchrl_o2o.commands.parsers import add_command
 
 __all__ = ["register"]
 

@@ -10,7 +10,7 @@ import argparse
 import os
 from pathlib import Path
 
-from torchrl_o2o.commands.adding import add_command
+from torchrl_o2o.commands.parsers import add_command
 
 __all__ = ["register"]
 

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 
-from torchrl_o2o.commands.adding import add_command
+from torchrl_o2o.commands.parsers import add_command
 from torchrl_o2o.scripts import script_names
 
 __all__ = ["register"]

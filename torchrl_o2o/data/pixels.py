@@ -144,7 +144,7 @@ class PixelData:
     def make_storage(
         self, rows: TensorDictBase, online_capacity: int, *, device: torch.device | str = "cpu"
     ) -> FrameStorage:
-        """The same for some of the rows: what ``make_storage`` of :func:`~torchrl_o2o.data.starting.starting_buffer`
+        """The same for some of the rows: what ``make_storage`` of :func:`~torchrl_o2o.data.buffers.starting_buffer`
         asks for.
 
         Args:

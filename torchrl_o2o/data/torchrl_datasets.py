@@ -16,9 +16,9 @@ from torchrl.data import ImmutableDatasetWriter, ReplayBuffer, TensorDictReplayB
 from torchrl.data.datasets import register_dataset
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.data.buffers import StartingData, starting_buffer
 from torchrl_o2o.data.keys import TRANSITION, check_padding
 from torchrl_o2o.data.load import load_offline
-from torchrl_o2o.data.starting import StartingData, starting_buffer
 from torchrl_o2o.errors import check_count
 
 __all__ = ["offline_online_replay_buffer", "offline_replay_buffer", "register_with_torchrl", "select_transition"]
@@ -99,7 +99,7 @@ def offline_online_replay_buffer(
     Keyword Args:
         online_capacity: slots of online rows.
         batch_size: rows of one ``sample()``.
-        data: which rows stay, and how they are drawn; see :func:`~torchrl_o2o.data.starting.starting_buffer`. Defaults
+        data: which rows stay, and how they are drawn; see :func:`~torchrl_o2o.data.buffers.starting_buffer`. Defaults
             to ``"symmetric"``.
         offline_fraction: share of the data set in each batch of ``"symmetric"``. Defaults to 0.5.
         env: environment that the data should fit.

@@ -32,10 +32,16 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import PassiveEnvChecker
 
 from torchrl_o2o.envs.border import CheckedEnv
+from torchrl_o2o.envs.capturable import (
+    Uncapturable,
+    check_class_capturable,
+    check_function_capturable,
+    module_root,
+    subspaces,
+)
 from torchrl_o2o.envs.dm_control import DMControlEnv
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.mujoco_state import capture_data, capture_model, is_mujoco, restore_data, restore_model
-from torchrl_o2o.envs.vouching import Uncapturable, module_root, subspaces, vouch_for_class, vouch_for_function
 from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["env_state", "restore_env_state"]
@@ -279,7 +285,7 @@ class _Walk:
         return _code_name(value)
 
     def function(self, value: types.FunctionType, where: str) -> dict[str, Any]:
-        vouch_for_function(value, where, shared=False)
+        check_function_capturable(value, where, shared=False)
         return {"name": _function_name(value), "cells": self.items(value.__closure__ or (), where)}
 
     def cell(self, value: types.CellType, where: str) -> Any:
@@ -305,7 +311,7 @@ class _Walk:
 
     def object(self, value: Any, where: str) -> dict[str, Any]:
         attributes = _attributes(value)
-        vouch_for_class(value, frozenset(name.rpartition(".")[2] for name in attributes))
+        check_class_capturable(value, frozenset(name.rpartition(".")[2] for name in attributes))
         name = type(value).__name__
         return {
             "class": f"{type(value).__module__}.{type(value).__qualname__}",

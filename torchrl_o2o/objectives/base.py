@@ -27,7 +27,7 @@ from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import action_specs, actor_box
-from torchrl_o2o.modules.misfit import check_parameters, check_rows
+from torchrl_o2o.modules.input_checks import check_parameters, check_rows
 from torchrl_o2o.objectives.feed_forward import input_dims
 from torchrl_o2o.objectives.networks import Inputs, Parameters, Randomness, call_ensemble
 

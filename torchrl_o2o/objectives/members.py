@@ -14,7 +14,7 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.misfit import check_parameters
+from torchrl_o2o.modules.input_checks import check_parameters
 
 __all__ = ["check_members"]
 

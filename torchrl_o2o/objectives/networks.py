@@ -29,7 +29,7 @@ from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.distributions import TanhNormal
-from torchrl_o2o.modules.misfit import misfit
+from torchrl_o2o.modules.input_checks import describe_mismatch
 from torchrl_o2o.objectives.feed_forward import Layers, evaluate, has_hooks, layers_of
 
 __all__ = [
@@ -78,7 +78,7 @@ def _explained(named: Callable[..., Mapping[NestedKey, Tensor]]) -> Callable[[C]
             try:
                 return call(network, params, *given)
             except RuntimeError as error:
-                if reason := misfit(type(network).__name__, params, named(network, *given)):
+                if reason := describe_mismatch(type(network).__name__, params, named(network, *given)):
                     raise O2OSpecError(reason) from error
                 raise
 

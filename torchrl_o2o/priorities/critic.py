@@ -22,7 +22,7 @@ from torchrl.objectives import REDQLoss, SACLoss
 
 from torchrl_o2o.errors import O2OSpecError, check_compiler
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
-from torchrl_o2o.modules.misfit import check_rows
+from torchrl_o2o.modules.input_checks import check_rows
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss, inputs_made_inside
 from torchrl_o2o.objectives.feed_forward import input_dims

@@ -16,7 +16,7 @@ from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.replay import advantage_aligned_log_priority, mean_one_log_ratio
-from torchrl_o2o.modules.misfit import check_rows
+from torchrl_o2o.modules.input_checks import check_rows
 from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.priorities.base import LogPriority
 

@@ -2,14 +2,12 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Deploy, collect, learn again: a finished run takes newly recorded episodes in and learns on.
+"""Deploy, collect, learn again: continue a finished run with newly recorded episodes, without an environment.
 
-No environment is needed.
-
-The rows that a run has (its data set, what it collected, what was added before) and the new ones lie in one storage and
-are drawn from uniformly, but for methods that tell data from experience (see :mod:`torchrl_o2o.trainers.further`).
-Networks, targets, optimizers and metrics continue where the run stands, and so do its folder, its checkpoints and its
-``policy.pt``. Rewards and observations keep the numbers that the run began with.
+One storage holds the rows of the run (its data set, what it collected, what was added before) and the new rows. Batches
+are drawn uniformly from all of them, except by methods that separate data from experience (see
+:mod:`torchrl_o2o.trainers.continued_methods`). Networks, targets, optimizers, metrics, the run folder, its checkpoints
+and ``policy.pt`` continue from the end of the run. Rewards and observations keep the run's scaling.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ from torch.optim import Optimizer
 
 from torchrl_o2o import deploy
 from torchrl_o2o.checkpoint import Checkpointer
+from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.checkpoint.folders import retire
-from torchrl_o2o.checkpoint.marks import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_rows, read_state, restore_objects
 from torchrl_o2o.data import TRANSITION, add_next_action, load_offline
 from torchrl_o2o.data.conventions import FittedConvention
@@ -36,7 +34,7 @@ from torchrl_o2o.data.keys import cut_off_
 from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.objectives.carry import carry_optimizer
-from torchrl_o2o.trainers.further import Further, find_method
+from torchrl_o2o.trainers.continued_methods import ContinuedMethod, find_method
 from torchrl_o2o.trainers.options import RunOptions
 from torchrl_o2o.trainers.phases import Phase, Plan
 from torchrl_o2o.trainers.problem import Problem
@@ -204,7 +202,7 @@ class Continuing(Phase):
         self,
         standing: Standing,
         problem: Problem,
-        method: Further,
+        method: ContinuedMethod,
         options: RunOptions,
         *,
         lineage: Sequence[Entry],
@@ -265,7 +263,7 @@ def _box(policy: deploy.PolicyFile) -> tuple[Any, Any]:
     return policy.low[: policy.dims[-1]], policy.high[: policy.dims[-1]]
 
 
-def _take_over(standing: Standing, method: Further) -> None:
+def _take_over(standing: Standing, method: ContinuedMethod) -> None:
     """Continue with a run's networks, targets, moments and counts; learning rates are those of the configuration."""
     try:
         for name, part in method.objects().items():
@@ -461,7 +459,7 @@ def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:
 
 
 def _parts(
-    standing: Standing, cfg: DictConfig, env: Any, method: Further, new: Sequence[_Recording]
+    standing: Standing, cfg: DictConfig, env: Any, method: ContinuedMethod, new: Sequence[_Recording]
 ) -> list[TensorDictBase]:
     """The run's rows in the learner's numbers, from its checkpoint or its data set, and those of each recording."""
 

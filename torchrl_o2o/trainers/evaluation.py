@@ -38,7 +38,7 @@ from torchrl_o2o.envs.units import match_actions
 from torchrl_o2o.envs.video import check_video, drawing_arguments, drawing_env, film_episode, write_video
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
-from torchrl_o2o.modules.misfit import refuse_misfit
+from torchrl_o2o.modules.input_checks import raise_mismatch
 from torchrl_o2o.modules.modes import in_mode
 from torchrl_o2o.modules.units import declared_box
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
@@ -408,7 +408,7 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
     try:
         action = actor(data)["action"]
     except (RuntimeError, KeyError) as error:
-        refuse_misfit(actor, {key: data[key] for key in rows}, error)
+        raise_mismatch(actor, {key: data[key] for key in rows}, error)
     if action.ndim != 2 or len(action) != len(episodes):
         raise O2OSpecError(
             f"the policy gave actions {tuple(action.shape)} for {len(episodes)} observations, expected [n, A]"

@@ -19,7 +19,7 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data import TRANSITION
-from torchrl_o2o.data.starting import MakeStorage, StartingData, starting_buffer, top_episodes
+from torchrl_o2o.data.buffers import MakeStorage, StartingData, starting_buffer, top_episodes
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.objectives.carry import Source, align, carry_optimizer, carry_over, stack_agents
 

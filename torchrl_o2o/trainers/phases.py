@@ -20,12 +20,12 @@ from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.checkpoint.marks import fingerprint
+from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.remote import ProcessActors
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import BalancedSampler
-from torchrl_o2o.data.starting import offline_buffer
+from torchrl_o2o.data.buffers import offline_buffer
 from torchrl_o2o.data.storage import MappedStorage
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError, check_count
@@ -46,7 +46,7 @@ class Plan:
 
     Args:
         num_steps: updates.
-        data: the rows' :func:`~torchrl_o2o.checkpoint.marks.fingerprint`.
+        data: the rows' :func:`~torchrl_o2o.checkpoint.fingerprints.fingerprint`.
     """
 
     num_steps: int

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tensordict import TensorDictBase, stack
 from torch import Tensor
 
+from torchrl_o2o.checkpoint.lockstep import common_step
 from torchrl_o2o.checkpoint.streams import RandomStream
-from torchrl_o2o.checkpoint.together import common_step
 from torchrl_o2o.errors import O2OSpecError, check_seed
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.functional.noise import GeneratorNoise

@@ -25,7 +25,7 @@ from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.functional.noise import GeneratorNoise, RowSource
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.updates import Descend, MoveTargets, Update
-from torchrl_o2o.updates.calling import call_loss
+from torchrl_o2o.updates.loss_calls import call_loss
 from torchrl_o2o.updates.steps import descends_of, walk
 
 __all__ = [

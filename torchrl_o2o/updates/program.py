@@ -19,9 +19,9 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps, moments_of, step_scalars
-from torchrl_o2o.updates.calling import Measured, call_loss
 from torchrl_o2o.updates.draws import Draw, DrawFinder
 from torchrl_o2o.updates.graph import Graph, Named, capture, hoist, over_leading_dim
+from torchrl_o2o.updates.loss_calls import Measured, call_loss
 from torchrl_o2o.updates.precision import lower_products
 from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
 from torchrl_o2o.updates.replay import CudaGraphProgram

@@ -19,8 +19,8 @@ from torchrl.objectives.common import LossModule
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
-from torchrl_o2o.updates.calling import Measured, call_loss, summary
 from torchrl_o2o.updates.draws import HandedNoise
+from torchrl_o2o.updates.loss_calls import Measured, call_loss, summary
 from torchrl_o2o.updates.state import copied_pairs, replaced, state_of, target_pairs
 from torchrl_o2o.updates.steps import Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped, walk
 

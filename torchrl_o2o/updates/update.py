@@ -21,7 +21,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_compiler, check_option, check_state
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
-from torchrl_o2o.updates.calling import Measured, call_loss, summary
+from torchrl_o2o.updates.loss_calls import Measured, call_loss, summary
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of

@@ -22,7 +22,7 @@ from torchrl_o2o.data import (
     offline_online_storage,
     with_room,
 )
-from torchrl_o2o.data.starting import starting_buffer
+from torchrl_o2o.data.buffers import starting_buffer
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss

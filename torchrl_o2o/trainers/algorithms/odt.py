@@ -22,7 +22,7 @@ from torchrl.data import Bounded
 from torchrl.modules import OnlineDTActor, ProbabilisticActor, TanhNormal
 from torchrl.objectives import OnlineDTLoss
 
-from torchrl_o2o.checkpoint.marks import fingerprint
+from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.collectors import ReturnConditionedRollouts
 from torchrl_o2o.data import TrajectoryReplay
 from torchrl_o2o.data.datasets.optional import require

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A mark of every row of a buffer, so that a save finds the rows that were changed since the last one.
+"""Hash every row of a buffer, so that a save finds the rows that changed since the last one.
 
-Rows are written once, so the files of earlier rows are taken over by later checkpoints. Whether they are still the
-buffer's rows is looked up in the rows: a buffer that was emptied and filled again, or written behind its writer's back,
-holds others under the same numbers.
+Rows are written once, and later checkpoints reuse the files of earlier rows. The hashes show whether these files still
+match the buffer: a buffer that was emptied and refilled, or written to without its writer, has other rows at the same
+indices.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from torchrl_o2o.checkpoint.manifest import running_digest
 
-__all__ = ["fingerprint", "row_marks"]
+__all__ = ["fingerprint", "row_hashes"]
 
 _BYTES_AT_ONCE, _ROWS_AT_ONCE = 2**22, 2**18
 _SEED = 20_051
 
 
-def row_marks(rows: TensorDictBase) -> Tensor:
+def row_hashes(rows: TensorDictBase) -> Tensor:
     """Reduce each row to one number, a sum of its bits with odd weights modulo 2^64.
 
     Any single changed word changes the number; of other changes one in 2^64 goes unseen, roughly.
@@ -37,14 +37,14 @@ def row_marks(rows: TensorDictBase) -> Tensor:
     Examples:
         >>> from tensordict import TensorDict
         >>> rows = TensorDict({"x": torch.tensor([1.0, 2.0, 1.0]), "done": torch.zeros(3, 1, dtype=torch.bool)}, [3])
-        >>> marks = row_marks(rows)
+        >>> marks = row_hashes(rows)
         >>> (marks[0] == marks[1]).item(), (marks[0] == marks[2]).item()
         (False, True)
     """
     generator = torch.Generator().manual_seed(_SEED)
     marks = torch.zeros(len(rows), dtype=torch.int64)
     for _, leaf in sorted(rows.items(include_nested=True, leaves_only=True), key=lambda item: str(item[0])):
-        marks += _leaf_marks(leaf, generator)
+        marks += _leaf_hashes(leaf, generator)
     return marks
 
 
@@ -65,11 +65,11 @@ def fingerprint(rows: TensorDictBase) -> str:
     """
     marks = running_digest()
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        marks.update(row_marks(rows[start : start + _ROWS_AT_ONCE]).numpy().tobytes())
+        marks.update(row_hashes(rows[start : start + _ROWS_AT_ONCE]).numpy().tobytes())
     return marks.hexdigest()[:32]
 
 
-def _leaf_marks(leaf: Tensor, generator: torch.Generator) -> Tensor:
+def _leaf_hashes(leaf: Tensor, generator: torch.Generator) -> Tensor:
     if leaf.numel() == 0:
         return torch.zeros(len(leaf), dtype=torch.int64)
     flat = leaf.reshape(len(leaf), -1)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How an update calls the methods of a loss, and what it reports of them."""
+"""Call the methods of a loss by name, and collect what they return."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 
 from tests import golden_vectors as golden
 from torchrl_o2o.data import TRANSITION, n_step, offline_online_storage
-from torchrl_o2o.data.starting import starting_buffer, top_episodes
+from torchrl_o2o.data.buffers import starting_buffer, top_episodes
 from torchrl_o2o.data.transforms import add_mc_return, episode_returns
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""State that does not lie in an environment's attributes, so that nobody could capture it: found, and refused.
+"""Find state that an environment keeps outside its attributes, where it cannot be captured, and refuse it.
 
 A class attribute that its methods assign, a list that all instances share, a global, a variable of an enclosing
-function or a function's default that can change: such state belongs to the process. What is looked for is what Python
-shows: values that can change, and the instructions of methods that store. gymnasium's own classes are trusted.
+function, or a mutable default of a function: such state belongs to the process. The checks look at what Python exposes:
+mutable values, and the store instructions in methods. gymnasium's own classes are trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-__all__ = ["Uncapturable", "module_root", "subspaces", "vouch_for_class", "vouch_for_function"]
+__all__ = ["Uncapturable", "check_class_capturable", "check_function_capturable", "module_root", "subspaces"]
 
 #: Packages whose classes keep all their state in attributes.
 _TRUSTED = frozenset(
@@ -38,7 +38,7 @@ _KNOWN_NAMES = frozenset({"metadata", "_abc_impl"})
 
 
 class Uncapturable(Exception):
-    """An attribute that nobody can vouch for."""
+    """An attribute whose state may lie outside the object."""
 
 
 def module_root(value: Any) -> str:
@@ -56,8 +56,8 @@ def subspaces(space: gymnasium.Space) -> Iterator[gymnasium.Space]:
                 yield from subspaces(member)
 
 
-def vouch_for_class(owner: Any, attributes: frozenset[str]) -> None:
-    """Refuse an object whose class holds state.
+def check_class_capturable(owner: Any, attributes: frozenset[str]) -> None:
+    """Raise if the class of an object holds state.
 
     Args:
         owner: the object.
@@ -70,7 +70,7 @@ def vouch_for_class(owner: Any, attributes: frozenset[str]) -> None:
     members = [(cls, name, value) for cls in classes for name, value in vars(cls).items() if not _is_known(name, value)]
     functions = [(f"{cls.__name__}.{name}", each) for cls, name, value in members for each in _functions(value)]
     for where, function in functions:
-        vouch_for_function(function, where, shared=True)
+        check_function_capturable(function, where, shared=True)
     stored = {name for _, function in functions for name in _stored(function.__code__, "STORE_ATTR")}
     read = {name for _, function in functions for name in function.__code__.co_names}
     for cls, name, value in members:
@@ -89,8 +89,8 @@ def vouch_for_class(owner: Any, attributes: frozenset[str]) -> None:
             raise Uncapturable(f"{where} is assigned by the class's methods and belongs to all instances")
 
 
-def vouch_for_function(function: types.FunctionType, where: str, *, shared: bool) -> None:
-    """Refuse a function that keeps a state.
+def check_function_capturable(function: types.FunctionType, where: str, *, shared: bool) -> None:
+    """Raise if a function keeps state.
 
     Args:
         function: a function or a method of a class.

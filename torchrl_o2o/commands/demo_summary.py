@@ -33,7 +33,7 @@ def fresh_folder(base: Path) -> Path:
 
     Examples:
         >>> import tempfile
-        >>> from torchrl_o2o.commands.outcome import fresh_folder
+        >>> from torchrl_o2o.commands.demo_summary import fresh_folder
         >>> base = Path(tempfile.mkdtemp()) / "demo"
         >>> fresh_folder(base).name, fresh_folder(base).name
         ('demo', 'demo-2')

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What to say of inputs that a network does not take."""
+"""Checks that inputs and parameters fit a network, and the messages if they do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_parameters", "check_rows", "misfit", "refuse_misfit"]
+__all__ = ["check_parameters", "check_rows", "describe_mismatch", "raise_mismatch"]
 
 
 def check_rows(
@@ -77,7 +77,7 @@ def check_parameters(network: nn.Module, name: str, taken: Collection[int] = ())
             )
 
 
-def misfit(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, Tensor]) -> str | None:
+def describe_mismatch(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, Tensor]) -> str | None:
     """What distinguishes inputs from those that the first layer of a network takes.
 
     Args:
@@ -91,7 +91,7 @@ def misfit(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, T
     Examples:
         >>> import torch
         >>> layer = nn.Linear(3, 1)
-        >>> misfit("Linear", dict(layer.named_parameters()), {"observation": torch.zeros(4, 5)})[:63]
+        >>> describe_mismatch("Linear", dict(layer.named_parameters()), {"observation": torch.zeros(4, 5)})[:63]
         "got 'observation' of shape [4, 5] (torch.float32 on cpu), but t"
     """
     first = next((value for value in params.values() if value.ndim > 1), None)
@@ -109,7 +109,7 @@ def misfit(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, T
     )
 
 
-def refuse_misfit(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error: Exception) -> NoReturn:
+def raise_mismatch(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error: Exception) -> NoReturn:
     """Say why an actor could not be evaluated, if it is its inputs.
 
     Args:
@@ -127,7 +127,7 @@ def refuse_misfit(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error:
         reason = f"got {there}, but this {type(network).__name__} reads {missing[0]!r}; build it to read what there is"
     else:
         read = {key: inputs[key] for key in keys}
-        reason = misfit(type(network).__name__, dict(network.named_parameters()), read)
+        reason = describe_mismatch(type(network).__name__, dict(network.named_parameters()), read)
     written = list(getattr(network, "out_keys", ["action"]))
     if reason is None and "action" not in written:
         reason = (

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""N run folders that stand and fall together: each a single run's, to be resumed at one common step."""
+"""Resume N runs that advance in lockstep: find the newest step at which every run has a valid checkpoint."""
 
 from __future__ import annotations
 

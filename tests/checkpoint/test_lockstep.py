@@ -10,7 +10,7 @@ import pytest
 
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.folders import steps
-from torchrl_o2o.checkpoint.together import common_step
+from torchrl_o2o.checkpoint.lockstep import common_step
 from torchrl_o2o.errors import O2OCheckpointError
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Adding a subcommand, whose own help begins with the line that lists it."""
+"""Add a subcommand's parser, with the same summary in the list of commands and in its own help."""
 
 from __future__ import annotations
 

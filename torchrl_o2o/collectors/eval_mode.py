@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Acting while the learner trains: without dropout, and with batch normalization's running statistics.
+"""Evaluation mode for dropout and batch normalization while an actor collects and the learner trains.
 
-The references act so: what is dropped, and the statistics of a batch, are means of training. Modules that explore by
-their training mode, such as noisy layers, keep it.
+The reference implementations collect this way: dropout and batch statistics are for training only. Modules that explore
+through their training mode, such as noisy layers, keep it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["as_in_evaluation", "has_batch_norm", "regularizers"]
+__all__ = ["has_batch_norm", "in_eval_mode", "regularizers"]
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _KINDS = (nn.modules.dropout._DropoutNd, _BATCH_NORM)
@@ -35,7 +35,7 @@ def regularizers(actor: nn.Module) -> list[nn.Module]:
 
 
 def has_batch_norm(modules: Sequence[nn.Module]) -> bool:
-    """Whether one of them takes rows of a batch only.
+    """Whether one of the modules is a batch normalization, which needs a batch dimension.
 
     Args:
         modules: of :func:`regularizers`.
@@ -48,15 +48,15 @@ def has_batch_norm(modules: Sequence[nn.Module]) -> bool:
 
 
 @contextmanager
-def as_in_evaluation(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let modules compute as in evaluation inside a ``with`` block.
+def in_eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules into evaluation mode inside a ``with`` block.
 
     Args:
         modules: of :func:`regularizers`.
 
     Examples:
         >>> dropout = nn.Dropout(1.0)
-        >>> with as_in_evaluation([dropout]):
+        >>> with in_eval_mode([dropout]):
         ...     dropout.training
         False
         >>> dropout.training

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Which methods continue from recorded rows alone, and what is a method's own around an update then."""
+"""The methods that can continue from recorded rows alone, and what each of them does around an update."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.trainers.stabilization import StoppingRule, is_due, stabilize
 
-__all__ = ["Further", "find_method"]
+__all__ = ["ContinuedMethod", "find_method"]
 
 
-class Further:
-    """How a method continues: batches are drawn from all rows uniformly, and each update is the learner's.
+class ContinuedMethod:
+    """Continue a method: draw batches uniformly from all rows, and make the learner's update on each.
 
     Args:
         cfg: the run's configuration.
@@ -73,23 +73,23 @@ class Further:
         self.cfg, self.learner = cfg, learner
 
     def objects(self) -> dict[str, Any]:
-        """What a checkpoint has to hold of the method."""
+        """The objects of the method that belong into a checkpoint."""
         return self.learner.objects()
 
     def complete(self, rows: TensorDictBase) -> TensorDictBase:
         """Add what the method stores with a transition.
 
         Args:
-            rows: new recordings [N] in the learner's numbers.
+            rows: new recordings [N], with the learner's scaling of rewards and observations.
         """
         return rows
 
     def buffer(self, problem: Problem, num_offline: int) -> TensorDictReplayBuffer:
-        """What batches are drawn from; its rows are part of the checkpoints.
+        """Build the buffer that batches are drawn from; its rows are part of the checkpoints.
 
         Args:
-            problem: whose rows are the run's and the new ones behind them.
-            num_offline: how many of the first rows the run has kept apart as offline ones.
+            problem: its rows are those of the run, followed by the new ones.
+            num_offline: number of leading rows that the run treats as offline data.
         """
         rows, section = problem.offline, "online" if self.cfg.get("online", {}).get("batch_size") else "offline"
         size = self.cfg[section].batch_size * getattr(self.learner.update, "num_minibatches", 1)
@@ -101,30 +101,30 @@ class Further:
         """Make one update.
 
         Args:
-            phase: that draws the batch.
-            step: its number; it follows the run's last environment step.
+            phase: draws the batch.
+            step: number of the update; counts on from the run's last environment step.
 
         Returns:
-            What was measured.
+            The metrics.
         """
         return self.learner.update(phase.sample())
 
 
-class _Aligned(Further):
-    """ACA: k continues falling, as it does with every update."""
+class _Aligned(ContinuedMethod):
+    """ACA: k keeps falling with every update."""
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
-        # The state that aligns a new critic is there for its shapes; all of it is read from the checkpoint.
+        # Only the shapes of this SAC+ML state matter: the checkpoint overwrites all of it.
         super().__init__(cfg, make_aca(cfg, dims, make_sac_ml(cfg, dims).loss.state_dict()))
 
     def update(self, phase: Phase, step: int) -> dict[str, Tensor]:
         return super().update(phase, step) | fade_alignment(self.cfg, self.learner)
 
 
-class _Stabilized(Further):
-    """SOPE and its relatives: one update a step, and after so many steps a phase in which the critics learn alone.
+class _Stabilized(ContinuedMethod):
+    """SOPE, SPEQ: one update a step, and every ``phases.every`` steps a phase that trains the critics alone.
 
-    New recordings are online rows, of which as many are drawn as of offline ones.
+    New recordings are online rows. Batches are half offline, half online.
     """
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
@@ -147,10 +147,10 @@ class _Stabilized(Further):
         return super().update(phase, step) | metrics
 
 
-class _Pooled(Further):
-    """A3RL: the density ratio learns on, and the pool is scored by it; its exponents stay as they were in the end.
+class _Pooled(ContinuedMethod):
+    """A3RL: keep training the density ratio and scoring the pool by it, with the exponents of the end of the run.
 
-    New recordings are online rows: the ratio learns to tell them, with those that the run collected, from the data set.
+    New recordings are online rows: the ratio separates them, and the rows that the run collected, from the data set.
     """
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
@@ -174,8 +174,8 @@ class _Pooled(Further):
         return metrics | ratio | pool_metrics(phase, batch, step)
 
 
-class _Guided(Further):
-    """SAMG: new recordings get the confidence that the run has fitted; guidance stays as faded as it was in the end."""
+class _Guided(ContinuedMethod):
+    """SAMG: new recordings get the run's fitted confidence; the guidance factor keeps its last value."""
 
     def __init__(self, cfg: DictConfig, dims: tuple[int, int]) -> None:
         confidence = make_confidence(cfg, dims)
@@ -207,20 +207,20 @@ def _num_offline(buffer: TensorDictReplayBuffer) -> int:
 
 _MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
 #: Builds a method from configuration and dimensions.
-MakeFurther = Callable[[DictConfig, tuple[int, int]], Further]
+MakeContinued = Callable[[DictConfig, tuple[int, int]], ContinuedMethod]
 
 
-def _uniform(make: _MakeLearner) -> MakeFurther:
-    return lambda cfg, dims: Further(cfg, make(cfg, dims))
+def _uniform(make: _MakeLearner) -> MakeContinued:
+    return lambda cfg, dims: ContinuedMethod(cfg, make(cfg, dims))
 
 
 def _make_samg_offline(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """The base algorithm; IQL's schedule of learning rates is over."""
+    """The learner of the base algorithm. IQL's learning-rate schedule has ended by then."""
     return BASES[cfg.learner.label][0](cfg, dims)
 
 
 _QC = dict.fromkeys(("fql", "fql_n", "qc_fql", "bfn", "bfn_n", "qc"), make_qc)
-#: Learners that continue from rows alone, by what a configuration calls its algorithm, up to the first hyphen.
+#: Offline learners that can continue, by the configuration's ``algorithm`` up to its first hyphen.
 _OFFLINE: Mapping[str, _MakeLearner] = {
     "awac": make_awac,
     "iql": make_iql,
@@ -245,26 +245,27 @@ _ONLINE: Mapping[str, _MakeLearner] = {
     **dict.fromkeys(("direct", "buffer", "scratch"), make_iql),
     **dict.fromkeys((*_QC, "rlpd_ac", "qc_rlpd"), partial(make_qc, online=True)),
 }
-#: Online, methods with something of their own around the update.
-_ONLINE_OWN: Mapping[str, MakeFurther] = {
+#: Online methods that do more than an update on a uniform batch.
+_ONLINE_OWN: Mapping[str, MakeContinued] = {
     **dict.fromkeys(("sope", "speq_o2o", "speq"), _Stabilized),
     "a3rl": _Pooled,
     "samg": _Guided,
 }
-#: Online, by ``learner``, where a script continues with another than it began with. WSRL's configuration has none.
-_AFTER_CQL: Mapping[str, MakeFurther] = {
+#: Online learners by the configuration's ``learner``, for scripts whose online learner may differ from the offline one.
+#: WSRL's configuration has no ``learner``.
+_AFTER_CQL: Mapping[str, MakeContinued] = {
     "cql": _uniform(make_cql),
     "cal_ql": _uniform(make_cal_ql),
     "sac": _uniform(make_sac_after_cql),
     "None": _uniform(make_wsrl),
 }
-_BY_LEARNER: Mapping[str, Mapping[str, MakeFurther]] = {
+_BY_LEARNER: Mapping[str, Mapping[str, MakeContinued]] = {
     "cql": _AFTER_CQL,
     "cal_ql": _AFTER_CQL,
     "bc": {"bc": _uniform(make_bc), "sac": _uniform(make_sac_of_clone)},
     "aca": {"aca": _Aligned, "sac": _uniform(partial(make_sac_after_sac_ml, source={}))},
 }
-#: Why others do not.
+#: Why the other methods cannot continue.
 _REASONS = {
     "off2on": "its rows have priorities that were set when they were collected",
     "awr": "one of its steps is an iteration over all rows in their order",
@@ -273,12 +274,12 @@ _REASONS = {
 }
 
 
-def find_method(folder: Path, config: Mapping[str, Any]) -> MakeFurther:
-    """What builds the method of a run, from its configuration and dimensions.
+def find_method(folder: Path, config: Mapping[str, Any]) -> MakeContinued:
+    """Find the function that builds a run's method from its configuration and dimensions.
 
     Args:
-        folder: the run's.
-        config: its configuration as recorded.
+        folder: the run folder.
+        config: the recorded configuration of the run.
 
     Raises:
         O2OSpecError: if the method cannot continue from recordings alone.
