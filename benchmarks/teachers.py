@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import Finetuning, launch, load_problem, online_phase
 from torchrl_o2o.trainers.algorithms import make_rlpd
-from torchrl_o2o.trainers.session import Measured
+from torchrl_o2o.trainers.session import HasMetrics
 
 SCRIPT = Path(__file__).parents[1] / "sota-implementations" / "rlpd"
 
@@ -34,7 +34,7 @@ def keep_snapshots(run: Finetuning) -> None:
     assert evaluate is not None
     folder = Path(session.folder) / "snapshots"
 
-    def evaluate_and_keep() -> Measured:
+    def evaluate_and_keep() -> HasMetrics:
         folder.mkdir(exist_ok=True)
         result, step = evaluate(), session.counters["online"]
         torch.save(run.learner.actor.state_dict(), folder / f"{step:08}.pt")

@@ -29,6 +29,10 @@ def test_an_old_name_and_an_old_argument_are_the_new_ones() -> None:
     offline = importlib.import_module("torchrl_o2o.functional.offline")
     with pytest.warns(DeprecationWarning, match="q_normalization"):
         assert offline.q_normalisation is offline.q_normalization
+    for subpackage, new in (("updates", "RouteMeasurement"), ("trainers", "HasMetrics")):
+        module = importlib.import_module(f"torchrl_o2o.{subpackage}")
+        with pytest.warns(DeprecationWarning, match=new):
+            assert module.Measured is getattr(module, new)
     with pytest.warns(DeprecationWarning, match="normalize"):
         assert PoolSampler(lambda rows: rows["x"], 4, normalise="max").normalize == "max"  # type: ignore[call-arg]
     with pytest.warns(DeprecationWarning, match="initialization"):

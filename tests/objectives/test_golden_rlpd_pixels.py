@@ -22,7 +22,7 @@ from torchrl_o2o.modules import Temperature, make_pixel_actor, make_pixel_encode
 from torchrl_o2o.objectives import PixelSACLoss, RecordedNoise
 from torchrl_o2o.objectives.networks import flat_parameters
 from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
-from torchrl_o2o.updates.loss_calls import Measured
+from torchrl_o2o.updates.loss_calls import LossResults
 
 pytestmark = pytest.mark.usefixtures("float64")
 UPDATES = ("update_A", "update_B")
@@ -148,7 +148,7 @@ def test_gradients(case: str) -> None:
     tree, loss, update = build(case)
     step = golden.sub(tree, "step0")
     state = dict(loss.named_parameters())
-    update._do(update.steps[0], TensorDict({}, []), Measured())  # the late copy
+    update._do(update.steps[0], TensorDict({}, []), LossResults())  # the late copy
     first = batch_of(tree, step)[: int(golden.hp(tree, "minibatch"))]
     loss.noise = RecordedNoise({name: values[0] for name, values in noise_of(step).items()})
     loss.qvalue_loss(first)[0].backward()

@@ -12,7 +12,7 @@ import torch
 from torchrl_o2o import matmul
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates.matmul import (
-    Measured,
+    RouteMeasurement,
     choose_matmul_route,
     matmul_route,
     probe_matmul_routes,
@@ -30,7 +30,7 @@ def restored() -> object:
         yield
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, default: Measured, onednn: Measured) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch, default: RouteMeasurement, onednn: RouteMeasurement) -> None:
     monkeypatch.setattr(matmul, "probe_matmul_routes", lambda **_: {"default": default, "onednn": onednn})
 
 
@@ -45,22 +45,22 @@ def test_the_probe_measures_rate_and_error_and_leaves_the_route() -> None:
 @pytest.mark.parametrize(
     ("onednn", "allow_bf16", "chosen"),
     [
-        (Measured(200.0, 2.9e-7), False, "onednn"),  # twice as fast and as exact
-        (Measured(100.0, 2e-7), False, "default"),  # no faster
-        (Measured(104.0, 2e-7), False, "default"),  # within the margin
-        (Measured(400.0, 2e-3), False, "default"),  # fast because it is bf16
-        (Measured(400.0, 2e-3), True, "onednn"),  # asked for
+        (RouteMeasurement(200.0, 2.9e-7), False, "onednn"),  # twice as fast and as exact
+        (RouteMeasurement(100.0, 2e-7), False, "default"),  # no faster
+        (RouteMeasurement(104.0, 2e-7), False, "default"),  # within the margin
+        (RouteMeasurement(400.0, 2e-3), False, "default"),  # fast because it is bf16
+        (RouteMeasurement(400.0, 2e-3), True, "onednn"),  # asked for
     ],
 )
-def test_choice(monkeypatch: pytest.MonkeyPatch, onednn: Measured, allow_bf16: bool, chosen: str) -> None:
-    pretend(monkeypatch, Measured(100.0, 2.1e-7), onednn)
+def test_choice(monkeypatch: pytest.MonkeyPatch, onednn: RouteMeasurement, allow_bf16: bool, chosen: str) -> None:
+    pretend(monkeypatch, RouteMeasurement(100.0, 2.1e-7), onednn)
     report = choose_matmul_route(allow_bf16=allow_bf16)
     assert report.chosen == chosen
     assert setting() == {"default": "none", "onednn": "bf16"}[chosen]
 
 
 def test_the_choice_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    pretend(monkeypatch, Measured(97.0, 2.1e-7), Measured(201.0, 2.9e-7))
+    pretend(monkeypatch, RouteMeasurement(97.0, 2.1e-7), RouteMeasurement(201.0, 2.9e-7))
     with caplog.at_level(logging.INFO, "torchrl_o2o"):
         choose_matmul_route()
     (message,) = [record.message for record in caplog.records]

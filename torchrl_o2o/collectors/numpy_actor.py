@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchrl.modules import Actor, ProbabilisticActor, SafeModule
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.numpy_layers import Operation, first_linear, flat_layers, moments_of, operations
+from torchrl_o2o.collectors.numpy_layers import Operation, first_linear, flat_layers, operations, policy_moments
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.envs.border import all_finite
 from torchrl_o2o.errors import O2OSpecError
@@ -255,7 +255,7 @@ class FastActor:
                 self._noise_size = layer.size
                 self._width -= layer.size
                 layers = layers[drawing + 1 :]
-        self._moments = moments_of(layers)
+        self._moments = policy_moments(layers)
         self._finish = _finish(parts, self._dtype, self.deterministic)
 
     def __call__(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:

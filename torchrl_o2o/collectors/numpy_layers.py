@@ -25,14 +25,14 @@ from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 from torchrl_o2o.modules.units import Standardize, ToBox
 
-__all__ = ["Moments", "Operation", "first_linear", "flat_layers", "moments_of", "operations"]
+__all__ = ["Operation", "PolicyMoments", "first_linear", "flat_layers", "operations", "policy_moments"]
 
 #: From features to features, each [*B, n].
 Operation = Callable[[np.ndarray], np.ndarray]
 #: From a tensor to the numbers that an operation works on; those of one member where several are stacked.
 Read = Callable[[Tensor], np.ndarray]
 #: From features to an action or a mean, and a standard deviation if there is one and the second argument asks for it.
-Moments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
+PolicyMoments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
 
 _LAYERS = (
     *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.ReLU, nn.Tanh, nn.GELU, AppendNoise, ClipToBox),
@@ -104,7 +104,7 @@ def flat_layers(module: nn.Module) -> list[nn.Module]:
     return [module]
 
 
-def moments_of(layers: list[nn.Module], read: Read = _array) -> Moments:
+def policy_moments(layers: list[nn.Module], read: Read = _array) -> PolicyMoments:
     """Layers as a function from observations to the action or its mean, and to the standard deviation if asked for.
 
     Args:
@@ -112,7 +112,7 @@ def moments_of(layers: list[nn.Module], read: Read = _array) -> Moments:
         read: from a parameter to the numbers to work on. Defaults to a view of it.
 
     Examples:
-        >>> moments_of([nn.Linear(3, 2), nn.Tanh()])(np.zeros((5, 3), np.float32), False)[0].shape
+        >>> policy_moments([nn.Linear(3, 2), nn.Tanh()])(np.zeros((5, 3), np.float32), False)[0].shape
         (5, 2)
     """
     *body, last = layers
@@ -137,7 +137,7 @@ def moments_of(layers: list[nn.Module], read: Read = _array) -> Moments:
     return stretched
 
 
-def _head(last: nn.Module, read: Read) -> Moments:
+def _head(last: nn.Module, read: Read) -> PolicyMoments:
     """The last layer, which ends in an action, or in a mean and a standard deviation."""
     if isinstance(last, PolicyEnsemble):
         return _merged(last)
@@ -155,7 +155,7 @@ def _head(last: nn.Module, read: Read) -> Moments:
     return lambda features, sampling: (operation(features), None)
 
 
-def _gaussian(mean: list[nn.Module], scale: Operation, read: Read) -> Moments:
+def _gaussian(mean: list[nn.Module], scale: Operation, read: Read) -> PolicyMoments:
     before = operations(mean, read)
 
     def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -167,10 +167,10 @@ def _gaussian(mean: list[nn.Module], scale: Operation, read: Read) -> Moments:
     return moments
 
 
-def _merged(ensemble: PolicyEnsemble) -> Moments:
+def _merged(ensemble: PolicyEnsemble) -> PolicyMoments:
     """As :func:`~torchrl_o2o.functional.merge_gaussians`, over views of the members' stacked parameters."""
     members = [
-        moments_of(flat_layers(ensemble.members), lambda tensor, k=k: _array(tensor)[k])
+        policy_moments(flat_layers(ensemble.members), lambda tensor, k=k: _array(tensor)[k])
         for k in range(ensemble.num_members)
     ]
     low, high = (float(np.exp(2.0 * bound)) for bound in ensemble.log_std_bounds)
@@ -204,7 +204,7 @@ def _judge(policy: BestOfN | BestOfPolicies | BestOfSamples) -> Callable[[np.nda
     return value
 
 
-def _better(policy: BestOfPolicies) -> Moments:
+def _better(policy: BestOfPolicies) -> PolicyMoments:
     """As :class:`~torchrl_o2o.modules.BestOfPolicies`."""
     value_of, modes = _judge(policy), [_mode(flat_layers(net)) for net in policy.policies]
 
@@ -220,11 +220,11 @@ def _better(policy: BestOfPolicies) -> Moments:
 def _mode(layers: list[nn.Module]) -> Operation:
     """A policy's layers up to its moments, and what places the mean in the box."""
     end = next(i for i, layer in enumerate(layers) if isinstance(layer, MeanOnly))
-    moments, place = moments_of(layers[:end]), operations(layers[end + 1 :])
+    moments, place = policy_moments(layers[:end]), operations(layers[end + 1 :])
     return lambda features: _applied(place, moments(features, False)[0])
 
 
-def _chosen(policy: BestOfN) -> Moments:
+def _chosen(policy: BestOfN) -> PolicyMoments:
     """As :class:`~torchrl_o2o.modules.BestOfN`; the noise of its N actions stands behind the observation."""
     flow, count, size = operations(flat_layers(policy.flow)), policy.num_samples, len(policy.low)
     value_of = _judge(policy)
@@ -245,15 +245,15 @@ def _chosen(policy: BestOfN) -> Moments:
     return moments
 
 
-def _best_sample(policy: BestOfSamples) -> Moments:
+def _best_sample(policy: BestOfSamples) -> PolicyMoments:
     """As :class:`~torchrl_o2o.modules.BestOfSamples`; the noise of its N actions stands behind the observation."""
     count, size, value_of = policy.num_samples, policy.action_dim, _judge(policy)
-    moments_of_policy, place = moments_of(flat_layers(policy.policy)), operations(flat_layers(policy.place))
+    sample_moments, place = policy_moments(flat_layers(policy.policy)), operations(flat_layers(policy.place))
 
     def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
         rows = features.reshape(-1, features.shape[-1])
         observation, noise = rows[:, : -count * size], rows[:, -count * size :].reshape(-1, count, size)
-        loc, scale = moments_of_policy(observation, True)
+        loc, scale = sample_moments(observation, True)
         assert scale is not None
         action = _applied(place, (loc[:, None] + np.broadcast_to(scale, loc.shape)[:, None] * noise).reshape(-1, size))
         value = value_of(np.repeat(observation, count, 0), action).reshape(-1, count)
@@ -274,7 +274,7 @@ def operations(modules: list[nn.Module], read: Read = _array) -> list[Operation]
 
     Args:
         modules: of :func:`flat_layers`, heads excepted.
-        read: as in :func:`moments_of`.
+        read: as in :func:`policy_moments`.
 
     Examples:
         >>> (relu,) = operations([nn.Dropout(0.5), nn.ReLU()])

@@ -25,16 +25,16 @@ from torchrl_o2o.modules.aligned import check_alignable, residual_parameters
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.aca import ACALoss
 
-__all__ = ["Source", "align", "carry_optimizer", "carry_over", "stack_agents"]
+__all__ = ["ParameterSource", "align", "carry_optimizer", "carry_over", "stack_agents"]
 
 #: What a loss has besides networks.
 _PARTS = ("temperature", "penalty", "multiplier")
 
-Source = LossModule | Mapping[str, Tensor]
+ParameterSource = LossModule | Mapping[str, Tensor]
 
 
 def carry_over(
-    source: Source, destination: LossModule, names: Sequence[str] = ("actor_network", "qvalue_network")
+    source: ParameterSource, destination: LossModule, names: Sequence[str] = ("actor_network", "qvalue_network")
 ) -> list[str]:
     """Copy networks of an offline loss into an online one; everything else of the latter stays as it was initialized.
 
@@ -133,7 +133,7 @@ def carry_optimizer(
     return destination
 
 
-def stack_agents(sources: Sequence[Source]) -> dict[str, Tensor]:
+def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
     """K agents' actors and critics as the state of one pessimistic ensemble, for :func:`carry_over`.
 
     The members of the averaged actor are the agents' actors, agent k's critics are at its place among all critics.
@@ -181,7 +181,7 @@ def stack_agents(sources: Sequence[Source]) -> dict[str, Tensor]:
 
 
 def align(
-    source: Source,
+    source: ParameterSource,
     actor: ProbabilisticTensorDictSequential,
     residuals: list[TensorDictModule],
     *,
@@ -244,7 +244,7 @@ def align(
     return loss
 
 
-def _state(source: Source) -> dict[str, Tensor]:
+def _state(source: ParameterSource) -> dict[str, Tensor]:
     state = source if isinstance(source, Mapping) else source.state_dict()
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 

@@ -24,8 +24,8 @@ from torchrl_o2o.objectives.networks import call_ensemble, call_network, flat_pa
 
 __all__ = ["FrozenCritic"]
 
-Kind = Literal["qvalue", "value"]
-Source = Literal["online", "target"]
+CriticKind = Literal["qvalue", "value"]
+CriticSource = Literal["online", "target"]
 
 
 class FrozenCritic(nn.Module):
@@ -71,7 +71,7 @@ class FrozenCritic(nn.Module):
         network: TensorDictModuleBase,
         params: TensorDictBase,
         *,
-        kind: Kind = "qvalue",
+        kind: CriticKind = "qvalue",
         out_key: NestedKey | None = None,
         maximum: float | None = None,
         aggregation: Literal["min", "mean"] = "min",
@@ -89,12 +89,14 @@ class FrozenCritic(nn.Module):
         self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False)
         frozen = params.data.clone()
         self.params = TensorDictParams(frozen, no_convert=True)
-        self.kind: Kind = kind
+        self.kind: CriticKind = kind
         self.out_key: NestedKey = network.out_keys[-1] if out_key is None else out_key
         self.maximum = maximum
 
     @classmethod
-    def from_loss(cls, loss: LossModule, *, source: Source = "online", kind: Kind | None = None) -> FrozenCritic:
+    def from_loss(
+        cls, loss: LossModule, *, source: CriticSource = "online", kind: CriticKind | None = None
+    ) -> FrozenCritic:
         """Copy the critic of a trained loss module, this package's or torchrl's.
 
         What the loss's target takes of its critics, their minimum, mean or soft minimum, the frozen ones give.

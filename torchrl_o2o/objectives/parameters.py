@@ -19,10 +19,10 @@ from torchrl_o2o.objectives.networks import flat_parameters
 
 __all__ = ["load_parameters"]
 
-Parameters = nn.Module | Mapping[str, Tensor]
+ParametersLike = nn.Module | Mapping[str, Tensor]
 
 
-def load_parameters(loss: LossModule, networks: Mapping[str, Parameters | Sequence[Parameters]]) -> None:
+def load_parameters(loss: LossModule, networks: Mapping[str, ParametersLike | Sequence[ParametersLike]]) -> None:
     """Copy parameters of another run or another code into a loss's networks, targets included.
 
     Build the target updater first: ``SoftUpdate(loss, ...)`` copies the online parameters into the targets. Parameters
@@ -69,13 +69,13 @@ def _tensors_of(loss: LossModule, name: str) -> dict[str, Tensor]:
     return flat_parameters(module, detach=True) if isinstance(module, TensorDictParams) else dict(module.state_dict())
 
 
-def _stacked(given: Parameters | Sequence[Parameters]) -> dict[str, Tensor]:
+def _stacked(given: ParametersLike | Sequence[ParametersLike]) -> dict[str, Tensor]:
     """Names and tensors; those of several members stacked."""
     if isinstance(given, Mapping):
         return {name: torch.as_tensor(value) for name, value in given.items()}
     if isinstance(given, nn.Module):
         return dict(cast(nn.Module, given).state_dict())
-    members = [_stacked(member) for member in cast(Sequence[Parameters], given)]
+    members = [_stacked(member) for member in cast(Sequence[ParametersLike], given)]
     if len({tuple(sorted(member)) for member in members}) != 1:
         raise O2OSpecError("got members with parameters of different names, expected networks of one structure")
     return {name: torch.stack([member[name] for member in members]) for name in members[0]}

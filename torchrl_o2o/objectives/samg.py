@@ -26,7 +26,7 @@ from torchrl_o2o.functional.samg import Guidance, guidance_factor, samg_value
 from torchrl_o2o.objectives.aca import ACALoss
 from torchrl_o2o.objectives.actor_critic import inputs_made_inside
 from torchrl_o2o.objectives.base import TransitionLoss
-from torchrl_o2o.objectives.frozen import FrozenCritic, Source
+from torchrl_o2o.objectives.frozen import CriticSource, FrozenCritic
 from torchrl_o2o.objectives.networks import flat_parameters, policy_distribution, sample_policy
 from torchrl_o2o.objectives.off2on import PessimisticEnsembleLoss
 
@@ -175,7 +175,7 @@ class SAMGEstimator(TD0Estimator):
         loss: LossModule,
         *,
         gamma: float = 0.99,
-        source: Source = "online",
+        source: CriticSource = "online",
         guidance: Guidance = "constant",
         cutoff: int | None = None,
         confidence_key: NestedKey | None = None,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torchrl_o2o.reproduce.claims import Claim, Comparison, Job, find_claims, load_claim
 from torchrl_o2o.reproduce.results import Result, read_results, write_results
-from torchrl_o2o.reproduce.verdict import Finding, judge, score_of, verdict_of
+from torchrl_o2o.reproduce.verdict import ComparisonResult, judge, score_of, verdict_of
 
 __all__ = [
     "Claim",
     "Comparison",
-    "Finding",
+    "ComparisonResult",
     "Job",
     "Result",
     "find_claims",

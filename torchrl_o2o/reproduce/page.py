@@ -15,7 +15,7 @@ from torchrl_o2o.record.curves import common_scores
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
 from torchrl_o2o.reproduce.claims import Claim
 from torchrl_o2o.reproduce.results import Result
-from torchrl_o2o.reproduce.verdict import Finding, judge, verdict_of
+from torchrl_o2o.reproduce.verdict import ComparisonResult, judge, verdict_of
 
 __all__ = ["draw_claim", "page", "section"]
 
@@ -90,11 +90,11 @@ def page(
     return _HEAD + "".join(rows) + "\n" + "\n".join(sections)
 
 
-def _title(claim: Claim, findings: Sequence[Finding]) -> str:
+def _title(claim: Claim, findings: Sequence[ComparisonResult]) -> str:
     return f"{claim.name}: {_verdict(findings)}"
 
 
-def _verdict(findings: Sequence[Finding]) -> str:
+def _verdict(findings: Sequence[ComparisonResult]) -> str:
     """The verdict, or that there is nothing yet to judge by."""
     return verdict_of(findings) if any(finding.finished for finding in findings) else "not run yet"
 

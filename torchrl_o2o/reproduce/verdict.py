@@ -19,14 +19,14 @@ from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret
 from torchrl_o2o.reproduce.claims import Claim, Comparison
 from torchrl_o2o.reproduce.results import Result
 
-__all__ = ["Finding", "judge", "score_of", "verdict_of"]
+__all__ = ["ComparisonResult", "judge", "score_of", "verdict_of"]
 
 _RESAMPLES = 2000
 _BOOTSTRAP_SEED = 0  # the same results give the same verdict
 
 
 @dataclass(frozen=True)
-class Finding:
+class ComparisonResult:
     """What the runs say about one comparison.
 
     Args:
@@ -41,7 +41,7 @@ class Finding:
 
     Examples:
         >>> part = Comparison("rlpd", None, "gain", "more", margin=5.0)
-        >>> Finding(part, "holds", difference=12.0, low=8.0, high=15.0, finished=5, wanted=5).verdict
+        >>> ComparisonResult(part, "holds", difference=12.0, low=8.0, high=15.0, finished=5, wanted=5).verdict
         'holds'
     """
 
@@ -83,7 +83,7 @@ def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray, window: floa
     return 1.0 - regret(steps, scores, optimum=1.0)
 
 
-def judge(claim: Claim, results: Sequence[Result]) -> list[Finding]:
+def judge(claim: Claim, results: Sequence[Result]) -> list[ComparisonResult]:
     """Judge every comparison of a claim.
 
     A comparison stays undecided until all its declared runs are finished, so that no verdict depends on when somebody
@@ -107,7 +107,7 @@ def judge(claim: Claim, results: Sequence[Result]) -> list[Finding]:
     return [_judge(claim, part, results) for part in claim.comparisons]
 
 
-def verdict_of(findings: Sequence[Finding]) -> str:
+def verdict_of(findings: Sequence[ComparisonResult]) -> str:
     """A claim holds if all its comparisons do, and does not hold if one does not.
 
     Args:
@@ -127,7 +127,7 @@ def verdict_of(findings: Sequence[Finding]) -> str:
     return "holds" if verdicts == {"holds"} else "undecided"
 
 
-def _judge(claim: Claim, part: Comparison, results: Sequence[Result]) -> Finding:
+def _judge(claim: Claim, part: Comparison, results: Sequence[Result]) -> ComparisonResult:
     names = [part.group] if part.than is None else [part.group, part.than]
     needed = {*names, part.start} - {None}
     own = [result for result in results if result.group in needed]
@@ -141,7 +141,7 @@ def _judge(claim: Claim, part: Comparison, results: Sequence[Result]) -> Finding
     remarks += tuple(f"{_name(result)} diverged (a score is NaN)" for result, score in scored if np.isnan(score))
     difference, low, high = _difference([scores[name] for name in names])
     verdict = "undecided" if len(finished) < wanted else _decide(part, difference, low, high)
-    return Finding(part, verdict, difference, low, high, len(finished), wanted, remarks)
+    return ComparisonResult(part, verdict, difference, low, high, len(finished), wanted, remarks)
 
 
 def _name(result: Result) -> str:

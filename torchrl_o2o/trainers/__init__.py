@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from torchrl_o2o._moved import old_names
 from torchrl_o2o.trainers.continuing import Standing, continue_run
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.evaluation import (
@@ -48,7 +49,7 @@ from torchrl_o2o.trainers.phases import Finetuning, Phase, Pretraining, make_col
 from torchrl_o2o.trainers.pipeline import Pretrained, finetune, hand_over, pretrain
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.seeds import Seeds, seed_configs
-from torchrl_o2o.trainers.session import Measured, Schedule, Session, handover_metrics
+from torchrl_o2o.trainers.session import HasMetrics, Schedule, Session, handover_metrics
 from torchrl_o2o.trainers.settings import choose_route, compiled, plain, product_dtype
 from torchrl_o2o.trainers.stabilization import (
     PhaseReport,
@@ -66,8 +67,8 @@ __all__ = [
     "Finetuning",
     "GivenPretraining",
     "HandOver",
+    "HasMetrics",
     "Learner",
-    "Measured",
     "Phase",
     "PhaseReport",
     "Pretrained",
@@ -126,3 +127,5 @@ __all__ = [
     "train_encoder",
     "weight_decay_groups",
 ]
+
+__getattr__ = old_names(__name__, {"Measured": HasMetrics})

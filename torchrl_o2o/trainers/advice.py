@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torchrl_o2o.envs.scores import Reference
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["Comparison", "Regime", "advise", "compare"]
+__all__ = ["PolicyComparison", "Regime", "advise", "compare"]
 
 #: The policy is ``better`` than the data, ``worse``, about ``equal``, or the episodes do not decide.
 Regime = Literal["better", "equal", "worse", "undecided"]
@@ -48,7 +48,7 @@ _KEEP: dict[Regime, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PolicyComparison:
     """A policy's returns against those of a data set.
 
     Args:
@@ -66,7 +66,7 @@ class Comparison:
     margin: float
 
 
-def compare(policy_returns: ArrayLike, data_returns: ArrayLike, *, scale: float, seed: int = 0) -> Comparison:
+def compare(policy_returns: ArrayLike, data_returns: ArrayLike, *, scale: float, seed: int = 0) -> PolicyComparison:
     """Decide which regime a policy and a data set are in.
 
     The policy is better if the whole interval of the difference of means lies above 0 and the difference is at least
@@ -110,7 +110,7 @@ def compare(policy_returns: ArrayLike, data_returns: ArrayLike, *, scale: float,
         regime = "worse"
     elif -margin < low and high < margin:
         regime = "equal"
-    return Comparison(regime, difference, float(low), float(high), margin)
+    return PolicyComparison(regime, difference, float(low), float(high), margin)
 
 
 def advise(

@@ -52,7 +52,7 @@ from torchrl_o2o.trainers.algorithms import (
     pool_metrics,
 )
 from torchrl_o2o.trainers.handover import HandOver
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, MakeLearner
 from torchrl_o2o.trainers.phases import Phase
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import plain
@@ -205,12 +205,11 @@ def _num_offline(buffer: TensorDictReplayBuffer) -> int:
     return buffer.writer.num_offline
 
 
-_MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
 #: Builds a method from configuration and dimensions.
 MakeContinued = Callable[[DictConfig, tuple[int, int]], ContinuedMethod]
 
 
-def _uniform(make: _MakeLearner) -> MakeContinued:
+def _uniform(make: MakeLearner) -> MakeContinued:
     return lambda cfg, dims: ContinuedMethod(cfg, make(cfg, dims))
 
 
@@ -221,7 +220,7 @@ def _make_samg_offline(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 _QC = dict.fromkeys(("fql", "fql_n", "qc_fql", "bfn", "bfn_n", "qc"), make_qc)
 #: Offline learners that can continue, by the configuration's ``algorithm`` up to its first hyphen.
-_OFFLINE: Mapping[str, _MakeLearner] = {
+_OFFLINE: Mapping[str, MakeLearner] = {
     "awac": make_awac,
     "iql": make_iql,
     "td3_bc": make_td3_bc,
@@ -236,7 +235,7 @@ _OFFLINE: Mapping[str, _MakeLearner] = {
     "aca": make_sac_ml,
     "samg": _make_samg_offline,
 }
-_ONLINE: Mapping[str, _MakeLearner] = {
+_ONLINE: Mapping[str, MakeLearner] = {
     **{name: _OFFLINE[name] for name in ("awac", "iql", "td3_bc", *BEHAVIOR_REGULARIZED)},
     **dict.fromkeys(("rlpd", "sacfd", "redq", "sac"), make_rlpd),
     "rebrac": partial(make_rebrac, online=True),

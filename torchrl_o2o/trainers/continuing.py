@@ -36,7 +36,7 @@ from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.objectives.carry import carry_optimizer
 from torchrl_o2o.trainers.continued_methods import ContinuedMethod, find_method
 from torchrl_o2o.trainers.options import RunOptions
-from torchrl_o2o.trainers.phases import Phase, Plan
+from torchrl_o2o.trainers.phases import Phase, PretrainingPlan
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Schedule, Session
 from torchrl_o2o.trainers.settings import choose_route, plain
@@ -216,7 +216,7 @@ class Continuing(Phase):
         objects = {
             **method.objects(),
             "convention": problem.convention.state_dict(),
-            "pretraining": Plan(before + self.num_steps, fingerprint(problem.offline)),
+            "pretraining": PretrainingPlan(before + self.num_steps, fingerprint(problem.offline)),
         }
         policy, learner = standing.policy, method.learner
         self._save = deploy.policy_saver(

@@ -21,7 +21,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.data.buffers import MakeStorage, StartingData, starting_buffer, top_episodes
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.objectives.carry import Source, align, carry_optimizer, carry_over, stack_agents
+from torchrl_o2o.objectives.carry import ParameterSource, align, carry_optimizer, carry_over, stack_agents
 
 __all__ = [
     "HandOver",
@@ -94,7 +94,7 @@ class HandOver:
 
     def apply(
         self,
-        source: Source,
+        source: ParameterSource,
         destination: LossModule,
         optimizers: Sequence[tuple[Mapping[str, Any] | torch.optim.Optimizer, torch.optim.Optimizer]] = (),
     ) -> list[str]:

@@ -32,7 +32,7 @@ from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.trainers.evaluation import evaluate
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, MakeLearner
 from torchrl_o2o.trainers.options import RunOptions
 from torchrl_o2o.trainers.phases import Finetuning, Pretraining
 from torchrl_o2o.trainers.pipeline import Pretrained, hand_over
@@ -78,8 +78,6 @@ _ARGUMENTS = {
 #: The same of both phases, and of the online one alone.
 _OF_PHASES = ("problem", "learner", "options")
 _OF_ONLINE = (*_OF_PHASES, "handover", "buffer", "make_storage", "objects", "fleet")
-
-MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
 
 
 def load_problem(cfg: DictConfig, method: str) -> Problem:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
@@ -23,7 +24,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates import Update
 from torchrl_o2o.updates.state import state_of
 
-__all__ = ["Learner"]
+__all__ = ["Learner", "MakeLearner"]
 
 
 class Learner:
@@ -142,3 +143,7 @@ def _is_left_behind(policy: TensorDictModuleBase, loss: LossModule) -> bool:
         return False
     own = {value.untyped_storage().data_ptr() for value in state_of(policy).values()}
     return bool(own) and own.isdisjoint(value.untyped_storage().data_ptr() for value in state_of(loss).values())
+
+
+#: Builds a learner from configuration and dimensions, as the constructors of :mod:`torchrl_o2o.trainers.algorithms` do.
+MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]

@@ -20,7 +20,7 @@ from torchrl_o2o.envs.scores import find_reference
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.problem import Problem
-from torchrl_o2o.trainers.session import Measured, Schedule, Session
+from torchrl_o2o.trainers.session import HasMetrics, Schedule, Session
 
 __all__ = ["RunOptions"]
 
@@ -65,7 +65,7 @@ class RunOptions:
         self,
         objects: Mapping[str, Any],
         buffer: ReplayBuffer | None,
-        evaluate: Callable[[], Measured] | None,
+        evaluate: Callable[[], HasMetrics] | None,
         total: int,
         on_save: Callable[[Path], object] | None = None,
     ) -> Session:

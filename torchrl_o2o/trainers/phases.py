@@ -37,11 +37,11 @@ from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.updates import Update
 
-__all__ = ["Finetuning", "Phase", "Plan", "Pretraining", "make_collector", "make_fleet"]
+__all__ = ["Finetuning", "Phase", "Pretraining", "PretrainingPlan", "make_collector", "make_fleet"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PretrainingPlan:
     """How many updates a run is to make, so that a part is not taken for all, and on which data.
 
     Args:
@@ -169,7 +169,7 @@ class Pretraining(Phase):
         objects = {
             **learner.objects(),
             "convention": problem.convention.state_dict(),
-            "pretraining": Plan(num_steps, fingerprint(problem.offline.select(*learner.keys))),
+            "pretraining": PretrainingPlan(num_steps, fingerprint(problem.offline.select(*learner.keys))),
         }
         self.num_steps, self.folder = num_steps, Path(options.folder)
         super().__init__(problem, learner, buffer, options.session(problem, learner, None, objects, 0))

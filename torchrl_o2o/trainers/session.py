@@ -24,6 +24,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 
+from torchrl_o2o._moved import old_names
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.errors import O2OSpecError, check_count
@@ -32,21 +33,21 @@ from torchrl_o2o.record.curves import dip, gain, handover_score, regret
 from torchrl_o2o.record.recorder import Recorder, read_metrics
 from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
 
-__all__ = ["Collector", "Measured", "Schedule", "Session", "handover_metrics"]
+__all__ = ["Collector", "HasMetrics", "Schedule", "Session", "handover_metrics"]
 
 _RETURN, _SCORE = "evaluation/return", "evaluation/normalized_score"
 
 
-class Measured(Protocol):
-    """What an evaluation returns: an :class:`~torchrl_o2o.trainers.EvaluationResult`, or other numbers by name.
+class HasMetrics(Protocol):
+    """What an evaluation returns: an :class:`~torchrl_o2o.trainers.EvaluationResult`, or another object with metrics.
 
-    Its ``videos``, if it has any, are shown where the metrics are.
+    Its attribute ``videos``, if it has one, is shown next to the metrics.
 
     Examples:
         >>> class Reached:
         ...     def metrics(self):
         ...         return {"evaluation/reached": 0.5}
-        >>> def evaluate() -> Measured:  # what Session(..., evaluate, ...) calls
+        >>> def evaluate() -> HasMetrics:  # what Session(..., evaluate, ...) calls
         ...     return Reached()
         >>> evaluate().metrics()
         {'evaluation/reached': 0.5}
@@ -164,7 +165,7 @@ class Session:
     config: Any
     objects: Mapping[str, Any]
     buffer: ReplayBuffer | None
-    evaluate: Callable[[], Measured] | None
+    evaluate: Callable[[], HasMetrics] | None
     schedule: Schedule = field(default_factory=Schedule)
     resume: bool = False
     recorder: Mapping[str, Any] = field(default_factory=dict)
@@ -493,3 +494,6 @@ def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], l
     """Steps and values, of equal steps the last."""
     points = {row["step"]: row[metric] for row in rows if metric in row}
     return list(points), list(points.values())
+
+
+__getattr__ = old_names(__name__, {"Measured": HasMetrics})

@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+from torchrl_o2o._moved import old_names
 from torchrl_o2o.updates.agents import StackedNonFiniteError, StackedUpdate
 from torchrl_o2o.updates.first_edition import compile_update, stack_updates
 from torchrl_o2o.updates.matmul import (
     MatmulReport,
-    Measured,
+    RouteMeasurement,
     choose_matmul_route,
     matmul_route,
     probe_matmul_routes,
@@ -26,9 +27,9 @@ __all__ = [
     "Ghost",
     "Joint",
     "MatmulReport",
-    "Measured",
     "MoveTargets",
     "Repeat",
+    "RouteMeasurement",
     "StackedNonFiniteError",
     "StackedUpdate",
     "Step",
@@ -41,3 +42,5 @@ __all__ = [
     "set_matmul_route",
     "stack_updates",
 ]
+
+__getattr__ = old_names(__name__, {"Measured": RouteMeasurement})

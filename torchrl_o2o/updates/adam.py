@@ -14,10 +14,10 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["Moments", "adam_step", "check_optimizer", "count_steps", "moments_of", "step_scalars"]
+__all__ = ["AdamState", "adam_step", "check_optimizer", "count_steps", "moments_of", "step_scalars"]
 
 
-class Moments(NamedTuple):
+class AdamState(NamedTuple):
     """A parameter with its running averages, each of the parameter's shape."""
 
     param: Tensor
@@ -25,7 +25,7 @@ class Moments(NamedTuple):
     exp_avg_sq: Tensor
 
 
-def adam_step(now: Moments, grad: Tensor, scalars: Tensor, group: Mapping[str, Any]) -> Moments:
+def adam_step(now: AdamState, grad: Tensor, scalars: Tensor, group: Mapping[str, Any]) -> AdamState:
     r"""One step of Adam or AdamW, what :class:`torch.optim.Adam` computes up to the order of rounding.
 
     With :math:`c_i=1-\beta_i^t`, :math:`\theta\leftarrow d\theta-\frac{\eta\sqrt{c_2}}{c_1}m/(\sqrt
@@ -52,7 +52,7 @@ def adam_step(now: Moments, grad: Tensor, scalars: Tensor, group: Mapping[str, A
         grad = grad + decay * param
     exp_avg = now.exp_avg + (1.0 - beta1) * (grad - now.exp_avg)
     exp_avg_sq = beta2 * now.exp_avg_sq + (1.0 - beta2) * grad * grad
-    return Moments(param - step_size * exp_avg / (exp_avg_sq.sqrt() + epsilon), exp_avg, exp_avg_sq)
+    return AdamState(param - step_size * exp_avg / (exp_avg_sq.sqrt() + epsilon), exp_avg, exp_avg_sq)
 
 
 def step_scalars(optim: torch.optim.Optimizer, group: Mapping[str, Any], steps: int) -> Tensor:

@@ -19,14 +19,14 @@ from torchrl.objectives.common import LossModule
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates.steps import Primitive, moves_targets
 
-__all__ = ["Measured", "call_loss", "summary"]
+__all__ = ["LossResults", "call_loss", "summary"]
 
 #: How the names of entries begin that a loss computes from target networks; they hold until the targets move.
 _OF_TARGETS = "target_"
 
 
 @dataclass
-class Measured:
+class LossResults:
     """What the losses of one minibatch returned: all of it is logged, and later losses get by name what still holds.
 
     A loss gets what another one was the last to return, never what it returned itself: that was measured before its own
@@ -38,7 +38,7 @@ class Measured:
 
     Examples:
         >>> import torch
-        >>> measured = Measured()
+        >>> measured = LossResults()
         >>> measured.add("value", torch.zeros(()), {"target_qvalue": torch.ones(2), "advantage": torch.ones(2)})
         >>> sorted(measured.handed_to("actor")), measured.handed_to("value")
         (['advantage', 'target_qvalue'], {})
@@ -78,7 +78,7 @@ def call_loss(
         loss: has a method ``<name>_loss(tensordict, *, ...)``, or returns ``loss_<name>`` from its ``forward``.
         name: for example ``"qvalue"``.
         minibatch: transitions [B].
-        known: what it may ask for, see :meth:`Measured.handed_to`; ``log_prob`` for ``alpha_loss``.
+        known: what it may ask for, see :meth:`LossResults.handed_to`; ``log_prob`` for ``alpha_loss``.
 
     Returns:
         The loss, a scalar, and what was returned beside it, detached.

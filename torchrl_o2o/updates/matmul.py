@@ -16,9 +16,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from torchrl_o2o._moved import old_names
 from torchrl_o2o.errors import O2OSpecError, check_option
 
-__all__ = ["MatmulReport", "Measured", "choose_matmul_route", "matmul_route", "probe_matmul_routes", "set_matmul_route"]
+__all__ = [
+    "MatmulReport",
+    "RouteMeasurement",
+    "choose_matmul_route",
+    "matmul_route",
+    "probe_matmul_routes",
+    "set_matmul_route",
+]
 
 Route = Literal["default", "onednn"]
 _LOG = logging.getLogger(__name__)
@@ -28,7 +36,7 @@ _SETTINGS: dict[str, str] = {"default": "none", "onednn": "bf16"}
 
 
 @dataclass(frozen=True)
-class Measured:
+class RouteMeasurement:
     """One route's rate, in GFLOP/s, and relative error against float64.
 
     Args:
@@ -36,7 +44,7 @@ class Measured:
         error: norm of the difference by the norm of the product, without unit.
 
     Examples:
-        >>> Measured(rate=97.0, error=2.9e-7).rate
+        >>> RouteMeasurement(rate=97.0, error=2.9e-7).rate
         97.0
     """
 
@@ -55,14 +63,14 @@ class MatmulReport:
         threads: torch's threads while measuring.
 
     Examples:
-        >>> routes = {"default": Measured(97.0, 2.9e-7), "onednn": Measured(201.0, 2.9e-7)}
+        >>> routes = {"default": RouteMeasurement(97.0, 2.9e-7), "onednn": RouteMeasurement(201.0, 2.9e-7)}
         >>> print(MatmulReport("onednn", routes, shape=(10, 256, 256, 256), threads=1))
         float32 products 10 x [256, 256] @ [256, 256], 1 thread(s): default 97 GFLOP/s, error 2.9e-07;
         onednn 201 GFLOP/s, error 2.9e-07; taken: onednn
     """
 
     chosen: Route
-    routes: dict[Route, Measured]
+    routes: dict[Route, RouteMeasurement]
     shape: tuple[int, int, int, int]
     threads: int
 
@@ -121,7 +129,7 @@ def choose_matmul_route(
 
 def probe_matmul_routes(
     *, shape: tuple[int, int, int, int] = (10, 256, 256, 256), rounds: int = 7
-) -> dict[Route, Measured]:
+) -> dict[Route, RouteMeasurement]:
     """Measure both routes in turns, and leave the one in force as it is.
 
     Args:
@@ -153,7 +161,7 @@ def probe_matmul_routes(
                 torch.bmm(left, right)
                 seconds[route].append((time.perf_counter() - began) / 2)
     work = 2e-9 * members * rows * inner * columns
-    return {route: Measured(work / min(times), errors[route]) for route, times in seconds.items()}
+    return {route: RouteMeasurement(work / min(times), errors[route]) for route, times in seconds.items()}
 
 
 def _relative(value: Tensor, exact: Tensor) -> float:
@@ -204,3 +212,6 @@ def matmul_route(route: Route) -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before  # type: ignore[attr-defined]
+
+
+__getattr__ = old_names(__name__, {"Measured": RouteMeasurement})

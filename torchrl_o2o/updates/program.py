@@ -21,7 +21,7 @@ from torchrl_o2o.functional.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps, moments_of, step_scalars
 from torchrl_o2o.updates.draws import Draw, DrawFinder
 from torchrl_o2o.updates.graph import Graph, Named, capture, hoist, over_leading_dim
-from torchrl_o2o.updates.loss_calls import Measured, call_loss
+from torchrl_o2o.updates.loss_calls import LossResults, call_loss
 from torchrl_o2o.updates.precision import lower_products
 from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
 from torchrl_o2o.updates.replay import CudaGraphProgram
@@ -162,7 +162,7 @@ class Program:
     @torch.no_grad()
     def _find_draws(self, part: tuple[Primitive, ...], columns: Named) -> list[Draw]:
         """Which random numbers a part asks for, in order."""
-        loss, finder, measured = self.learning.loss, DrawFinder(), Measured()
+        loss, finder, measured = self.learning.loss, DrawFinder(), LossResults()
         noise, loss.noise = loss.noise, finder
         try:
             for step in part:

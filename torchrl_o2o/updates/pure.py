@@ -18,9 +18,9 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives.base import TransitionLoss
-from torchrl_o2o.updates.adam import Moments, adam_step, check_optimizer
+from torchrl_o2o.updates.adam import AdamState, adam_step, check_optimizer
 from torchrl_o2o.updates.draws import HandedNoise
-from torchrl_o2o.updates.loss_calls import Measured, call_loss, summary
+from torchrl_o2o.updates.loss_calls import LossResults, call_loss, summary
 from torchrl_o2o.updates.state import copied_pairs, replaced, state_of, target_pairs
 from torchrl_o2o.updates.steps import Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive, stepped, walk
 
@@ -130,7 +130,7 @@ def run_part(
     minibatch = minibatch_of(values)
     noise, loss.noise = loss.noise, HandedNoise(_numbered(values, "noise:"))
     try:
-        measured = Measured()
+        measured = LossResults()
         for step in part:
             if isinstance(step, MoveTargets):
                 _average(*learning.moves[step], new)
@@ -189,7 +189,7 @@ def _copy(pairs: Mapping[str, str], values: dict[str, Tensor]) -> None:
 
 
 def _differentiate(
-    learning: Learning, step: Descend, values: dict[str, Tensor], minibatch: TensorDict, measured: Measured
+    learning: Learning, step: Descend, values: dict[str, Tensor], minibatch: TensorDict, measured: LossResults
 ) -> dict[str, Tensor]:
     """Gradients by parameter; adds the loss and what came with it to ``measured``."""
     state = {key.removeprefix("state:"): value for key, value in values.items() if key.startswith("state:")}
@@ -225,7 +225,7 @@ def _step(learning: Learning, step: Descend, gradients: dict[str, Tensor], value
     position, groups = learning.descends.index(step), step.optim.param_groups
     for key, (_, index) in learning.trained[position].items():
         keys = (f"state:{key}", f"exp_avg:{key}", f"exp_avg_sq:{key}")
-        now = Moments(*[values[each] for each in keys])
+        now = AdamState(*[values[each] for each in keys])
         after = adam_step(now, gradients[key], values[f"scalars:{position}:{index}"], groups[index])
         for each, old, fresh in zip(keys, now, after, strict=True):
             values[each] = torch.where(values["ok"], fresh, old)

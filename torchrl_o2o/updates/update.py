@@ -21,7 +21,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_compiler, check_option, check_state
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
-from torchrl_o2o.updates.loss_calls import Measured, call_loss, summary
+from torchrl_o2o.updates.loss_calls import LossResults, call_loss, summary
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
@@ -346,10 +346,10 @@ class Update:
         """All steps, eagerly; the first that is not finite is the last."""
         now = self.plan()
         minibatches = batch.split(len(batch) // now.minibatches) if now.minibatches > 1 else [batch]
-        measured: list[Measured] = []
+        measured: list[LossResults] = []
         try:
             for part, minibatch in now.sequence:
-                measured.append(Measured())
+                measured.append(LossResults())
                 for step in now.parts[part]:
                     self._do(step, batch if minibatch == WHOLE else minibatches[minibatch], measured[-1])
         except NonFiniteError as error:
@@ -359,7 +359,7 @@ class Update:
             metrics[name] = torch.cat([_row(each.entries, name) for each in measured[: now.minibatches]], -1)
         return metrics | {"finite": torch.tensor(True)}, None
 
-    def _do(self, step: Primitive, minibatch: TensorDictBase, measured: Measured) -> None:
+    def _do(self, step: Primitive, minibatch: TensorDictBase, measured: LossResults) -> None:
         """One step; what its losses return is added to ``measured``."""
         if isinstance(step, Copy | MoveTargets):
             _copy(self.loss, step) if isinstance(step, Copy) else _move(self.loss, step)
@@ -455,7 +455,7 @@ def _copy(loss: LossModule, step: Copy) -> None:
             state[target].copy_(state[source])
 
 
-def _gradients(loss: LossModule, step: Descend, minibatch: TensorDictBase, measured: Measured) -> tuple[Tensor, ...]:
+def _gradients(loss: LossModule, step: Descend, minibatch: TensorDictBase, measured: LossResults) -> tuple[Tensor, ...]:
     """The loss's gradient at what the step trains; adds the loss and what came with it to ``measured``."""
     value, info = call_loss(loss, step.name, minibatch, measured.handed_to(step.name))
     value = value if step.scale == 1.0 else step.scale * value

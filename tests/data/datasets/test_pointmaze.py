@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from torchrl_o2o.data.datasets.pointmaze import shortest_path, wander
-from torchrl_o2o.data.datasets.rollout import Trajectory
+from torchrl_o2o.data.datasets.rollout import Rollout
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.tasks import TASKS
 
@@ -18,14 +18,14 @@ NAME = "o2o/PointMaze-UMaze-v0"
 
 
 @pytest.fixture(scope="module")
-def wandered() -> list[Trajectory]:
+def wandered() -> list[Rollout]:
     env = make_gym_env(NAME)
     trajectories = wander(env, num_steps=6000, seed=0)
     env.close()
     return trajectories
 
 
-def test_rewards_and_ends_follow_from_the_positions(wandered: list[Trajectory]) -> None:
+def test_rewards_and_ends_follow_from_the_positions(wandered: list[Rollout]) -> None:
     reached = 0
     for part in wandered:
         goal = part.observations["desired_goal"]
@@ -40,7 +40,7 @@ def test_rewards_and_ends_follow_from_the_positions(wandered: list[Trajectory]) 
     assert reached > 3
 
 
-def test_goals_are_drawn_as_the_task_draws_them(wandered: list[Trajectory]) -> None:
+def test_goals_are_drawn_as_the_task_draws_them(wandered: list[Rollout]) -> None:
     env = make_gym_env(NAME)
     center = env.unwrapped.maze.unique_goal_locations[0]
     goals = np.array([part.observations["desired_goal"][0] for part in wandered])
@@ -52,7 +52,7 @@ def test_goals_are_drawn_as_the_task_draws_them(wandered: list[Trajectory]) -> N
     env.close()
 
 
-def test_transitions_are_the_environments(wandered: list[Trajectory]) -> None:
+def test_transitions_are_the_environments(wandered: list[Rollout]) -> None:
     """Step the task's own environment from a stored state with the stored action."""
     env = make_gym_env(NAME)
     env.reset(seed=0)
@@ -68,13 +68,13 @@ def test_transitions_are_the_environments(wandered: list[Trajectory]) -> None:
     env.close()
 
 
-def test_actions_are_in_the_box_and_reach_its_faces(wandered: list[Trajectory]) -> None:
+def test_actions_are_in_the_box_and_reach_its_faces(wandered: list[Rollout]) -> None:
     actions = np.concatenate([part.actions for part in wandered])
     assert actions.dtype == np.float32
     assert np.abs(actions).max() == 1
 
 
-def test_the_whole_maze_is_visited(wandered: list[Trajectory]) -> None:
+def test_the_whole_maze_is_visited(wandered: list[Rollout]) -> None:
     env = make_gym_env(NAME)
     maze = env.unwrapped.maze
     positions = np.concatenate([part.observations["achieved_goal"] for part in wandered])

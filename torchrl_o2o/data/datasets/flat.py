@@ -23,7 +23,7 @@ from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray, check_size, plain_tensor
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5
 from torchrl_o2o.data.datasets.ogbench import is_ogbench, ogbench_arrays
-from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes, rows_from_flat
+from torchrl_o2o.data.datasets.rows import RawRows, rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.data.keys import STEPS, TRANSITION, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OError
@@ -218,7 +218,7 @@ def read_flat(arrays: Mapping[str, Any], origin: str, options: ReadOptions) -> R
     return pack_rows(rows, origin, options)
 
 
-def pack_rows(rows: Rows, origin: str, options: ReadOptions) -> RawDataset:
+def pack_rows(rows: RawRows, origin: str, options: ReadOptions) -> RawDataset:
     """Pack the rows of a source that says nothing about itself.
 
     Args:

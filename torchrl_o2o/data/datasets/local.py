@@ -32,7 +32,7 @@ from torchrl_o2o.data.datasets.minari import read_metadata
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.pointmaze import wander
 from torchrl_o2o.data.datasets.recipes import LOCAL_DATASETS, Recipe
-from torchrl_o2o.data.datasets.rollout import Trajectory, roll_out
+from torchrl_o2o.data.datasets.rollout import Rollout, roll_out
 from torchrl_o2o.data.datasets.staging import staged_directory
 from torchrl_o2o.durable import reserve
 from torchrl_o2o.envs.make import mujoco_warnings, own_spec
@@ -186,7 +186,7 @@ def _make_env(env_id: str) -> gymnasium.Env:
         return gymnasium.make(registered, max_episode_steps=task.max_episode_steps, **task.kwargs)
 
 
-def _collect(env: gymnasium.Env, recipe: Recipe, policy: Policy | None, num_steps: int, seed: int) -> list[Trajectory]:
+def _collect(env: gymnasium.Env, recipe: Recipe, policy: Policy | None, num_steps: int, seed: int) -> list[Rollout]:
     if recipe.kind == "maze":
         return wander(env, num_steps=num_steps, seed=seed)
     shares = _actors(recipe, policy, env.action_space)
@@ -255,7 +255,7 @@ def _linear_actors(recipe: Recipe) -> EpisodeActors:
     return lambda rng: linear_policy(rng.normal(scale=size, size=weights[0].shape), means[0], scales[0])
 
 
-def _check_room(folder: Path, trajectories: Sequence[Trajectory]) -> None:
+def _check_room(folder: Path, trajectories: Sequence[Rollout]) -> None:
     """HDF5 ends the interpreter when the disk becomes full under it, so the room is asked for first."""
     size = int(1.1 * sum(map(_bytes_of, trajectories))) + _BYTES_PER_EPISODE * len(trajectories) + _BYTES_PER_FILE
     room = folder / "room"
@@ -272,7 +272,7 @@ def _check_room(folder: Path, trajectories: Sequence[Trajectory]) -> None:
         room.unlink(missing_ok=True)
 
 
-def _bytes_of(run: Trajectory) -> int:
+def _bytes_of(run: Rollout) -> int:
     observations = run.observations
     arrays = [*(observations.values() if isinstance(observations, dict) else [observations])]
     # Chunks of HDF5 that images do not fill: at most 0.78 of an episode below 50 frames, 0.41 of a longer one.
@@ -286,7 +286,7 @@ def store_trajectories(
     name: str,
     description: str,
     env: gymnasium.Env,
-    trajectories: Sequence[Trajectory],
+    trajectories: Sequence[Rollout],
     made: Mapping[str, Any],
 ) -> None:
     """Write a Minari data set; it appears by one rename.
@@ -320,7 +320,7 @@ def _store(
     name: str,
     description: str,
     env: gymnasium.Env,
-    trajectories: Sequence[Trajectory],
+    trajectories: Sequence[Rollout],
     made: Mapping[str, Any],
 ) -> None:
     # What minari.create_dataset_from_buffers does, except that it can only write to its final place.

@@ -21,7 +21,7 @@ import numpy as np
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
 from torchrl_o2o.data.datasets.columns import ReadOptions, StoredArray, joined, refuse_keys
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
-from torchrl_o2o.data.datasets.rows import Rows, rows_from_episodes
+from torchrl_o2o.data.datasets.rows import RawRows, rows_from_episodes
 from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.data.env_match import described
 from torchrl_o2o.data.findings import Finding
@@ -162,7 +162,7 @@ def _action_bounds(space: str | None, path: Path) -> tuple[tuple[float, ...] | N
     return tuple(map(float, described["low"])), tuple(map(float, described["high"]))
 
 
-def _read_rows(path: Path, metadata: Mapping[str, Any], options: ReadOptions) -> tuple[Rows, tuple[str, ...]]:
+def _read_rows(path: Path, metadata: Mapping[str, Any], options: ReadOptions) -> tuple[RawRows, tuple[str, ...]]:
     """The rows, and the entries of a dictionary observation that were joined."""
     usual = observation_keys(str(metadata["env_spec"].get("id")))
     with open_hdf5(path) as file:

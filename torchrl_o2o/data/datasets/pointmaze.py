@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from torchrl_o2o.data.datasets.rollout import Trajectory
+from torchrl_o2o.data.datasets.rollout import Rollout
 
 __all__ = ["shortest_path", "wander"]
 
@@ -57,7 +57,7 @@ def shortest_path(maze: list[list[Any]], start: Cell, goal: Cell) -> list[Cell]:
     return path
 
 
-def wander(env: gymnasium.Env, *, num_steps: int, seed: int) -> list[Trajectory]:
+def wander(env: gymnasium.Env, *, num_steps: int, seed: int) -> list[Rollout]:
     """Let a noisy PD controller chase random goals, and relabel every chase to the task's goal.
 
     Each chase becomes one or more episodes with a goal drawn as the task draws it: rows inside the goal's radius are
@@ -73,7 +73,7 @@ def wander(env: gymnasium.Env, *, num_steps: int, seed: int) -> list[Trajectory]
     maze_env: Any = env.unwrapped
     maze_env.reset(seed=seed)
     limit = env.spec.max_episode_steps if env.spec is not None and env.spec.max_episode_steps else num_steps
-    trajectories: list[Trajectory] = []
+    trajectories: list[Rollout] = []
     left = num_steps
     while left > 0:
         states, actions = _chase(maze_env, rng, min(left, limit))
@@ -103,7 +103,7 @@ def _chase(env: Any, rng: np.random.Generator, limit: int) -> tuple[np.ndarray, 
     return np.stack(states), np.stack(actions)
 
 
-def _relabeled(env: Any, states: np.ndarray, actions: np.ndarray, goal: np.ndarray) -> Iterator[Trajectory]:
+def _relabeled(env: Any, states: np.ndarray, actions: np.ndarray, goal: np.ndarray) -> Iterator[Rollout]:
     inside = env.compute_reward(states[:, :2], goal, {}) > 0
     outside = np.flatnonzero(~inside[:-1])
     for run in np.split(outside, np.flatnonzero(np.diff(outside) > 1) + 1):
@@ -119,4 +119,4 @@ def _relabeled(env: Any, states: np.ndarray, actions: np.ndarray, goal: np.ndarr
             "desired_goal": np.broadcast_to(goal, (len(steps), 2)),
         }
         rewards = inside[first + 1 : last + 2].astype(float)
-        yield Trajectory(observations, actions[first : last + 1], rewards, terminations, truncations)
+        yield Rollout(observations, actions[first : last + 1], rewards, terminations, truncations)

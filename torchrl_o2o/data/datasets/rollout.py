@@ -15,11 +15,11 @@ from torchrl_o2o.data.datasets.actors import Act, EpisodeActors
 from torchrl_o2o.envs.border import box_of_observations, checked_reset, checked_step
 from torchrl_o2o.errors import check_seed
 
-__all__ = ["Trajectory", "roll_out"]
+__all__ = ["Rollout", "roll_out"]
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Rollout:
     """One episode of T steps: T+1 observations (an array, or a dictionary of them) and T of everything else."""
 
     observations: np.ndarray | dict[str, np.ndarray]
@@ -31,7 +31,7 @@ class Trajectory:
 
 def roll_out(
     env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed: int, wrapped: bool = False
-) -> list[Trajectory]:
+) -> list[Rollout]:
     """Act for a number of steps; the last episode is cut there and marked truncated.
 
     Args:
@@ -63,7 +63,7 @@ def roll_out(
     return trajectories
 
 
-def _episode(env: gymnasium.Env, act: Act, limit: int) -> Trajectory:
+def _episode(env: gymnasium.Env, act: Act, limit: int) -> Rollout:
     space = box_of_observations(env)
     observation, _ = checked_reset(env, space)
     observations, actions, rewards = [observation], [], []
@@ -78,4 +78,4 @@ def _episode(env: gymnasium.Env, act: Act, limit: int) -> Trajectory:
     steps = len(rewards)
     terminations, truncations = np.zeros(steps, dtype=bool), np.zeros(steps, dtype=bool)
     terminations[-1], truncations[-1] = terminated, truncated and not terminated
-    return Trajectory(np.stack(observations), np.stack(actions), np.array(rewards, float), terminations, truncations)
+    return Rollout(np.stack(observations), np.stack(actions), np.array(rewards, float), terminations, truncations)

@@ -27,7 +27,7 @@ from torchrl_o2o.data.datasets.columns import (
 from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["Rows", "rows_from_episodes", "rows_from_flat"]
+__all__ = ["RawRows", "rows_from_episodes", "rows_from_flat"]
 
 #: Rows of one episode that lie in runs shorter than this, on average, are spread over the file.
 _SHORT_RUN = 4
@@ -41,7 +41,7 @@ _TERMINALS = {"terminals", "masks", "dones"}
 
 
 @dataclass(frozen=True)
-class Rows:
+class RawRows:
     """The rows of a source in order, each episode's together, as numpy arrays.
 
     Args:
@@ -78,7 +78,7 @@ def rows_from_episodes(
     max_episode_steps: int | None = None,
     names: Mapping[str, str] | None = None,
     obs_keys: Sequence[str] | None = None,
-) -> Rows:
+) -> RawRows:
     """Join episodes that hold T+1 observations for T actions, or T and their ``next_observations``.
 
     Where an episode has as many observations as actions and no next observations, its last transition has no
@@ -120,7 +120,7 @@ def rows_from_episodes(
     columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
     silent = () if len(set(told)) == 1 else (_silent_note(told),)
     notes = (*notes, *silent, *_terminal_note(found, lengths), *((_no_successor_note(cut),) if cut else ()))
-    return Rows(**columns, lengths=lengths, returns=np.array(returns), notes=notes)
+    return RawRows(**columns, lengths=lengths, returns=np.array(returns), notes=notes)
 
 
 def _episode_columns(
@@ -178,7 +178,7 @@ def rows_from_flat(
     origin: str,
     names: Mapping[str, str] | None = None,
     obs_keys: Sequence[str] | None = None,
-) -> Rows:
+) -> RawRows:
     """Split flat arrays in the manner of D4RL into episodes.
 
     With ``next_observations`` every row is kept. Without them the successor of a row is the next row; that of a row
@@ -241,7 +241,7 @@ def rows_from_flat(
     if "next_observation" not in columns:
         notes += _order_notes(columns["observation"], last, columns["truncated"])
     if "next_observation" in columns:
-        rows = Rows(**columns, lengths=np.diff(ends, prepend=-1).astype(np.int64), returns=returns)
+        rows = RawRows(**columns, lengths=np.diff(ends, prepend=-1).astype(np.int64), returns=returns)
     else:
         rows = _with_next_rows(columns, ends, returns)
     return replace(rows, notes=(*notes, *rows.notes))
@@ -394,7 +394,7 @@ def _refuse_shuffled(observation: np.ndarray, episode: np.ndarray, order: np.nda
         )
 
 
-def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: np.ndarray) -> Rows:
+def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: np.ndarray) -> RawRows:
     observation = columns["observation"]
     successor = np.concatenate([observation[1:], observation[-1:]])
     successor[ends] = observation[ends]
@@ -411,7 +411,7 @@ def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: n
     del successor
     kept = {key: columns.pop(key)[keep] for key in tuple(columns)}
     notes = () if not len(lost) else (_no_successor_note(len(lost)),)
-    return Rows(**kept, lengths=lengths, returns=returns, notes=notes)
+    return RawRows(**kept, lengths=lengths, returns=returns, notes=notes)
 
 
 def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[np.ndarray, np.ndarray]:

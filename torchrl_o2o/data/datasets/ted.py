@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from torchrl_o2o.data.datasets.rows import Rows
+from torchrl_o2o.data.datasets.rows import RawRows
 from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.errors import O2ODataError
 
@@ -25,7 +25,7 @@ __all__ = ["to_transitions"]
 _DEFAULT_SHORTEST = 2
 
 
-def to_transitions(rows: Rows, *, min_episode_length: int, origin: str) -> tuple[TensorDict, tuple[Finding, ...]]:
+def to_transitions(rows: RawRows, *, min_episode_length: int, origin: str) -> tuple[TensorDict, tuple[Finding, ...]]:
     """Apply the rules of TED and pack the rows.
 
     Episodes shorter than ``min_episode_length`` are skipped. A row that is both terminated and truncated is
@@ -81,7 +81,7 @@ def _loss(notes: list[Finding], skipped: int, kept: int) -> list[Finding]:
     return [Finding("rows_lost", "error", message, count=lost)]
 
 
-def _skip_short(rows: Rows, min_episode_length: int) -> tuple[Rows, int]:
+def _skip_short(rows: RawRows, min_episode_length: int) -> tuple[RawRows, int]:
     good = rows.lengths >= min_episode_length
     skipped = int((~good).sum())
     if not skipped:
@@ -91,7 +91,7 @@ def _skip_short(rows: Rows, min_episode_length: int) -> tuple[Rows, int]:
     return replace(rows, lengths=rows.lengths[good], **{name: getattr(rows, name)[keep] for name in names}), skipped
 
 
-def _episode_flags(rows: Rows) -> tuple[np.ndarray, list[Finding]]:
+def _episode_flags(rows: RawRows) -> tuple[np.ndarray, list[Finding]]:
     notes = []
     both = rows.terminated & rows.truncated
     truncated = rows.truncated & ~both
@@ -113,7 +113,7 @@ def _episode_flags(rows: Rows) -> tuple[np.ndarray, list[Finding]]:
     return truncated, notes
 
 
-def _pack(rows: Rows) -> TensorDict:
+def _pack(rows: RawRows) -> TensorDict:
     size = len(rows.reward)
     terminated = torch.from_numpy(rows.terminated).unsqueeze(-1)
     truncated = torch.from_numpy(rows.truncated).unsqueeze(-1)

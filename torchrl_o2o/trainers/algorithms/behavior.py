@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictModuleBase
@@ -24,7 +24,7 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import BCLoss, BEARLoss, BestAction, BRACLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, MakeLearner
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, MoveTargets, Update
 
@@ -157,7 +157,7 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
 
 
 #: By the setting ``method`` of the script.
-BEHAVIOR_REGULARIZED: Mapping[str, Callable[[DictConfig, tuple[int, int]], Learner]] = {
+BEHAVIOR_REGULARIZED: Mapping[str, MakeLearner] = {
     "brac_p": make_brac,
     "brac_v": make_brac,
     "bear": make_bear,

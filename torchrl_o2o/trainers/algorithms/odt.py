@@ -32,7 +32,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import finite_or_raise
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.launch import run_options
-from torchrl_o2o.trainers.phases import Plan
+from torchrl_o2o.trainers.phases import PretrainingPlan
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.trainers.settings import plain
@@ -203,7 +203,7 @@ def open_odt(
         "replay": replay,
         "rollouts": rollouts,
         "convention": problem.convention.state_dict(),
-        "pretraining": Plan(cfg.offline.num_steps, fingerprint(problem.offline)),
+        "pretraining": PretrainingPlan(cfg.offline.num_steps, fingerprint(problem.offline)),
     }
     session = options.open(objects, None, _scorer(cfg, problem, learner, how), frames)
     return session, learner, replay, rollouts

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,13 +37,12 @@ from torchrl_o2o.trainers.algorithms.iql import make_iql
 from torchrl_o2o.trainers.algorithms.sac import make_rlpd
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.launch import run_options
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, MakeLearner
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import overlay_convention, plain
 
 __all__ = ["BASES", "Guide", "make_base", "make_confidence", "raw_convention"]
 
-MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
 #: Base algorithm -> its offline and its online learner. Cal-QL goes online as CQL, since it keeps no returns.
 BASES: Mapping[str, tuple[MakeLearner, MakeLearner]] = {
     "awac": (make_awac, make_awac),
