@@ -194,6 +194,7 @@ _ENTRIES = {
         "cal_ql": "torchrl_o2o.objectives.CalQLLoss",
         "conditional_vae": "torchrl_o2o.objectives.ConditionalVAELoss",
         "cql": "torchrl_o2o.objectives.CQLLoss",
+        "dapg": "torchrl_o2o.objectives.DAPGLoss",
         "density_ratio": "torchrl_o2o.objectives.DensityRatioLoss",
         "drqv2": "torchrl_o2o.objectives.DrQV2Loss",
         "drqv2_bc": "torchrl_o2o.objectives.DrQV2BCLoss",

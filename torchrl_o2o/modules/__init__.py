@@ -42,6 +42,7 @@ from torchrl_o2o.modules.pixels import (
     make_pixel_encoder,
 )
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble, average_actors
+from torchrl_o2o.modules.rescaled import RescaledGaussian, make_rescaled_actor
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
 from torchrl_o2o.modules.vae import ActionVAE, make_action_vae
@@ -76,6 +77,7 @@ __all__ = [
     "PolicyEnsemble",
     "QValueNet",
     "RandomConfidence",
+    "RescaledGaussian",
     "TanhNormal",
     "Temperature",
     "UnitNorm",
@@ -99,6 +101,7 @@ __all__ = [
     "make_pixel_actor",
     "make_pixel_encoder",
     "make_qvalue_ensemble",
+    "make_rescaled_actor",
     "make_trunk",
     "make_value_network",
 ]

@@ -17,6 +17,7 @@ from torchrl_o2o.objectives.best_action import BestAction
 from torchrl_o2o.objectives.brac import BRACLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
+from torchrl_o2o.objectives.dapg import DAPGLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
 from torchrl_o2o.objectives.drqv2 import DrQV2BCLoss, DrQV2Loss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
@@ -48,6 +49,7 @@ __all__ = [
     "CQLLoss",
     "CalQLLoss",
     "ConditionalVAELoss",
+    "DAPGLoss",
     "DensityRatioLoss",
     "DrQV2BCLoss",
     "DrQV2Loss",

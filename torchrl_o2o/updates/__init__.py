@@ -17,6 +17,7 @@ from torchrl_o2o.updates.matmul import (
     probe_matmul_routes,
     set_matmul_route,
 )
+from torchrl_o2o.updates.natural import NaturalGradient
 from torchrl_o2o.updates.steps import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Step, Whole
 from torchrl_o2o.updates.update import Update
 
@@ -28,6 +29,7 @@ __all__ = [
     "Joint",
     "MatmulReport",
     "MoveTargets",
+    "NaturalGradient",
     "Repeat",
     "RouteMeasurement",
     "StackedNonFiniteError",

@@ -1,0 +1,47 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import RescaledGaussian, make_rescaled_actor
+
+
+def test_standardized_in_and_rescaled_out() -> None:
+    observation, action = torch.randn(50, 3) * 4.0 + 1.0, torch.randn(50, 2) * 0.1 + 0.3
+    net = RescaledGaussian(observation, action)
+    loc, scale = net(observation)
+    standardized = (observation - observation.mean(0)) / (observation.std(0) + 1e-8)
+    torch.testing.assert_close(loc, net.net(standardized) * action.std(0) + action.mean(0))
+    torch.testing.assert_close(scale, action.std(0).expand(50, 2))
+    assert net.net[-1].weight.abs().max() <= 1e-2 / 32**0.5
+
+
+def test_samples_are_as_drawn_and_the_deterministic_action_is_in_the_box() -> None:
+    actor = make_rescaled_actor(torch.randn(50, 3), torch.randn(50, 2) + 4.0)
+    rows = TensorDict({"observation": torch.randn(20, 3)}, [20])
+    with set_exploration_type(ExplorationType.RANDOM):
+        assert actor(rows.clone())["action"].max() > 1.0
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert actor(rows.clone())["action"].max() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (torch.randn(5, 3), torch.randn(4, 2), r"got demonstrations of the shapes \(\[5, 3\], \[4, 2\]\), expected"),
+        (torch.randn(1, 3), torch.randn(1, 2), "N of 2 or more"),
+        (torch.randn(5, 3), torch.ones(5, 2), r"standard deviations \[0.0, 0.0\], expected more than 0"),
+    ],
+)
+def test_demonstrations_without_statistics_are_refused(
+    observation: torch.Tensor, action: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(O2OSpecError, match=message):
+        make_rescaled_actor(observation, action)
