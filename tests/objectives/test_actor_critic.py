@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
@@ -26,6 +27,7 @@ from torchrl_o2o.objectives import (
 )
 from torchrl_o2o.priorities import Advantage
 from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.updates import Descend, MoveTargets, Update
 
 SMALL: dict[str, Any] = {"hidden_sizes": (8,)}
 
@@ -45,6 +47,24 @@ class TestNetworks:
     def test_one_critic_in_place_of_a_list(self, build: type) -> None:
         with pytest.raises(O2OSpecError, match="got one ValueOperator, expected a list"):
             build(make_actor(3, 2, **SMALL), critics()[0])
+
+    def test_a_list_of_one_critic_is_trained(self, build: type) -> None:
+        """It gets the gradient that it has among two; TorchRL's stack of one has no parameters."""
+        actor, (one, other) = make_actor(3, 2, **SMALL), critics()
+        alone, pair = build(actor, [one]), build(actor, [one, other])
+        batch, given = random_transitions(4, 3, 2), copy.deepcopy(one.state_dict())
+        for loss in (alone, pair):
+            loss._qvalues({"observation": batch["observation"]}, batch["action"])[0].square().sum().backward()
+        params = list(alone.qvalue_network_params.parameters())
+        assert params
+        for mine, theirs in zip(params, pair.qvalue_network_params.parameters(), strict=True):
+            assert mine.is_leaf
+            torch.testing.assert_close(mine.grad, theirs.grad[:1])
+        before = [param.detach().clone() for param in params]
+        targets = MoveTargets(SoftUpdate(alone, tau=0.5))
+        Update(alone, Descend("qvalue", torch.optim.SGD(params, lr=0.1)), targets)(batch)
+        assert all(not torch.equal(now, old) for now, old in zip(params, before, strict=True))
+        assert all(torch.equal(one.state_dict()[name], value) for name, value in given.items())
 
     def test_one_critic_several_times(self, build: type) -> None:
         with pytest.raises(O2OSpecError, match="one critic several times"):

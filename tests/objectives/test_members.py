@@ -45,3 +45,10 @@ def test_baselines_of_two_shapes() -> None:
 def test_no_list() -> None:
     refused(make_baselines(3, **SMALL)[0], "got one ValueOperator, expected a list")
     refused([], "got no baseline")
+
+
+def test_a_list_of_one_baseline_is_trained() -> None:
+    loss = BaselineLoss(make_actor(3, 2, **SMALL), make_baselines(3, **SMALL)[:1])
+    params = list(loss.baseline_network_params.parameters())
+    assert [tuple(param.shape) for param in params] == [(1, 8, 3), (1, 8), (1, 1, 8), (1, 1)]
+    assert all(param.is_leaf and param.requires_grad for param in params)

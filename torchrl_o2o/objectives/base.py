@@ -174,6 +174,8 @@ class TransitionLoss(ChecksArguments, LossModule):
             check_parameters(member, module_name, own if isinstance(module, list) else set())
         network = cast(TensorDictModule, module)  # TorchRL's takes lists too, which its annotation leaves out
         super().convert_to_functional(network, module_name, expand_dim, create_target_params, compare_against)
+        if isinstance(module, list) and len(module) == 1:
+            setattr(self, f"{module_name}_params", _stack_of_one(module[0]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of every module, but names and shapes are compared before anything is loaded.
@@ -548,6 +550,17 @@ class TransitionLoss(ChecksArguments, LossModule):
             rows = tensordict.batch_size or next(iter(losses.values())).shape
             return TensorDict(losses, rows)
         return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
+
+
+def _stack_of_one(member: TensorDictModule) -> TensorDictParams:
+    """The parameters of an ensemble of one, each [1, ...]: TorchRL makes views of them, which no optimizer finds."""
+
+    def stacked(value: Tensor) -> Tensor:
+        own = value.detach().clone().unsqueeze(0)
+        return nn.Parameter(own, value.requires_grad) if isinstance(value, nn.Parameter) else own
+
+    params = cast(TensorDictBase, TensorDict.from_module(member)).apply(stacked, batch_size=[1], filter_empty=False)
+    return TensorDictParams(cast(TensorDictBase, params), no_convert=True)
 
 
 def _discounted(
