@@ -18,7 +18,7 @@ from torchrl_o2o.data import BalancedReplaySampler, BalancedSampler, OnlineWrite
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.testing import random_transitions
 
-OFFLINE, ONLINE, ROOM = 40, 20, 4
+OFFLINE, ONLINE, RESERVED = 40, 20, 4
 SAMPLERS = {
     "balanced": lambda: BalancedSampler(OFFLINE),
     "prioritized": lambda: PrioritizedReplaySampler(OFFLINE + ONLINE, 0.6, 0.4),
@@ -34,7 +34,7 @@ def run(folder: Path, scratch_dir: Path | None, kind: str = "balanced") -> tuple
     replay = TensorDictReplayBuffer(
         storage=offline_online_storage(rows(OFFLINE, 0), ONLINE, scratch_dir=scratch_dir),
         sampler=SAMPLERS[kind](),
-        writer=OnlineWriter(OFFLINE, room=ROOM),
+        writer=OnlineWriter(OFFLINE, num_reserved=RESERVED),
         batch_size=8,
     )
     replay.set_rng(torch.Generator().manual_seed(0))

@@ -29,7 +29,7 @@ from torchrl_o2o.data import (
     insert_intervened,
     n_step,
     pixel_data,
-    with_room,
+    reserve_slots,
 )
 from torchrl_o2o.data.buffers import starting_buffer
 from torchrl_o2o.data.pixels import stack_numbers
@@ -291,9 +291,9 @@ def test_a_full_ring_costs_no_more_with_more_offline_rows(monkeypatch: pytest.Mo
 
 def test_interventions_have_no_room_among_frames() -> None:
     data = offline()
-    rows = with_room(data.rows, 2)
+    rows = reserve_slots(data.rows, 2)
     storage = data.make_storage(rows, 20)
-    buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(12, room=2), batch_size=2)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(12, num_reserved=2), batch_size=2)
     online = data.stacks(torch.tensor([4, 7]))
-    with pytest.raises(O2OSpecError, match="FrameStorage has no room"):
+    with pytest.raises(O2OSpecError, match="FrameStorage has no slots"):
         insert_intervened(buffer, online.set(INTERVENED, torch.ones(2, 2)))

@@ -29,19 +29,19 @@ from torchrl_o2o.data import (
     OnlineWriter,
     insert_intervened,
     offline_online_storage,
-    with_room,
+    reserve_slots,
 )
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
-OFFLINE, ROOM = random_transitions(10, 3, 1), 4
+OFFLINE, RESERVED = random_transitions(10, 3, 1), 4
 
 
-def buffer_with_room(room: int = ROOM) -> TensorDictReplayBuffer:
+def buffer_with_reserved_slots(num_reserved: int = RESERVED) -> TensorDictReplayBuffer:
     torch.manual_seed(0)
-    offline = with_room(OFFLINE, ROOM)
+    offline = reserve_slots(OFFLINE, RESERVED)
     storage = offline_online_storage(offline, 20)
-    writer = OnlineWriter(len(offline), room=room)
+    writer = OnlineWriter(len(offline), num_reserved=num_reserved)
     return TensorDictReplayBuffer(storage=storage, writer=writer, sampler=BalancedSampler(len(offline)), batch_size=8)
 
 
@@ -51,17 +51,17 @@ def rows(*given: float | None) -> TensorDict:
     return data
 
 
-def test_the_room_is_filled_with_the_data():
-    data = with_room(OFFLINE, 14)
+def test_the_reserved_slots_are_filled_with_the_data():
+    data = reserve_slots(OFFLINE, 14)
     assert len(data) == 24
     for key in TRANSITION:
         assert torch.equal(data[key][10:], torch.cat([OFFLINE[key], OFFLINE[key][:4]]))
     with pytest.raises(O2ODataError, match="got no transitions"):
-        with_room(OFFLINE[:0], 3)
+        reserve_slots(OFFLINE[:0], 3)
 
 
 def test_interventions_go_into_both_regions_and_the_rest_into_one():
-    buffer, data = buffer_with_room(), rows(None, 0.5, None, -0.25)
+    buffer, data = buffer_with_reserved_slots(), rows(None, 0.5, None, -0.25)
     before = data.clone()
     slots = insert_intervened(buffer, data)
     assert slots.tolist() == [14, 15, 16, 17]
@@ -75,8 +75,8 @@ def test_interventions_go_into_both_regions_and_the_rest_into_one():
     assert len(buffer.storage) == 18
 
 
-def test_the_room_cycles_and_the_sampler_draws_from_it():
-    buffer = buffer_with_room()
+def test_the_reserved_slots_cycle_and_the_sampler_draws_from_it():
+    buffer = buffer_with_reserved_slots()
     for number in range(6):
         insert_intervened(buffer, rows(number / 10))
     assert buffer.storage[10:14]["action"].flatten().tolist() == pytest.approx([0.4, 0.5, 0.2, 0.3])
@@ -86,7 +86,7 @@ def test_the_room_cycles_and_the_sampler_draws_from_it():
 
 
 def test_rows_without_the_entry_are_stored_as_they_are():
-    buffer = buffer_with_room()
+    buffer = buffer_with_reserved_slots()
     insert_intervened(buffer, random_transitions(3, 3, 1))
     assert (buffer.writer.total_written, buffer.writer.offline_written) == (3, 0)
 
@@ -104,30 +104,30 @@ def test_actions_that_cannot_be_meant(given: torch.Tensor, sentence: str):
     data = random_transitions(2, 3, 2 if sentence == "given in part" else 1)
     data[INTERVENED] = given
     with pytest.raises(O2OSpecError, match=sentence):
-        insert_intervened(buffer_with_room(), data)
+        insert_intervened(buffer_with_reserved_slots(), data)
 
 
-def test_no_room_says_how_to_make_some():
-    buffer = buffer_with_room(room=0)
+def test_without_reserved_slots_the_error_says_how_to_reserve_some():
+    buffer = buffer_with_reserved_slots(num_reserved=0)
     with pytest.raises(O2OSpecError, match="reserve more in the data"):
         insert_intervened(buffer, rows(0.5))
     assert buffer.writer.total_written == 0, "both regions or none"
-    with pytest.raises(O2OSpecError, match="got room=5 of num_offline=4"):
-        OnlineWriter(4, room=5)
+    with pytest.raises(O2OSpecError, match="got num_reserved=5 of num_offline=4"):
+        OnlineWriter(4, num_reserved=5)
     other = TensorDictReplayBuffer(storage=offline_online_storage(OFFLINE, 5), batch_size=1)
     with pytest.raises(O2OSpecError, match="expected an OnlineWriter with reserved slots"):
         insert_intervened(other, rows(0.5))
 
 
-def test_checkpoints_keep_what_was_written_into_the_room(tmp_path: Path):
-    buffer = buffer_with_room()
+def test_checkpoints_keep_what_was_written_into_the_reserved_slots(tmp_path: Path):
+    buffer = buffer_with_reserved_slots()
     checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
     insert_intervened(buffer, rows(None, 0.1))
     checkpoint.save(1)
     for number, step in itertools.product(range(2), range(3)):
         insert_intervened(buffer, rows(0.2 + number / 10 + step / 100))
         checkpoint.save(2 + 3 * number + step)
-    copy = buffer_with_room()
+    copy = buffer_with_reserved_slots()
     assert Checkpointer(tmp_path, objects={}, buffer=copy).restore() == 7
     torch.testing.assert_close(copy.storage[:].to_dict(), buffer.storage[:].to_dict(), rtol=0, atol=0)
     assert copy.writer.state_dict() == buffer.writer.state_dict()

@@ -13,7 +13,7 @@ from torchrl_o2o.data.datasets.rendered import record_frames
 from torchrl_o2o.data.datasets.vd4rl import load_vd4rl
 from torchrl_o2o.data.episode_rows import EpisodeRows
 from torchrl_o2o.data.frames import FrameStorage
-from torchrl_o2o.data.interventions import INTERVENED, insert_intervened, with_room
+from torchrl_o2o.data.interventions import INTERVENED, insert_intervened, reserve_slots
 from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, stored_keys, transition_keys
 from torchrl_o2o.data.load import DatasetInfo, check_offline, describe_offline, load_offline
 from torchrl_o2o.data.pixels import PixelData, pixel_data, stack_rows
@@ -74,10 +74,10 @@ __all__ = [
     "pixel_data",
     "record_frames",
     "register_with_torchrl",
+    "reserve_slots",
     "returns_to_go",
     "select_transition",
     "stack_rows",
     "stored_keys",
     "transition_keys",
-    "with_room",
 ]

@@ -225,8 +225,8 @@ class FrameStorage(LazyTensorStorage):
             if given is not None and not torch.equal(given.to(self.device), stored.get(entry)):
                 raise O2OSpecError(
                     f"got rows with other {entry!r} than the stored rows whose places they take; a FrameStorage has no "
-                    f"room for images among the offline rows (OnlineWriter(..., room=R)). Take offline_online_storage "
-                    f"of whole stacks, or write such rows online alone"
+                    f"slots for images among the offline rows (OnlineWriter(..., num_reserved=R)). Use "
+                    f"offline_online_storage with whole stacks, or write such rows to the online region only"
                 )
 
     def _number(self, rows: TensorDictBase, key: str, slots: Tensor) -> None:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A human takes over: the action that was executed counts, and such transitions are data and experience at once.
+"""Human interventions: store the action that was executed, both as demonstration and as experience.
 
 As in HIL-SERL (Luo et al. 2024, Section III-C): a transition in which a human intervened goes into the demonstrations
 and into the replay buffer, with the human's action; all others go into the replay buffer alone.
@@ -23,14 +23,14 @@ from torchrl_o2o.data.keys import TRANSITION
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count
 
-__all__ = ["INTERVENED", "insert_intervened", "with_room"]
+__all__ = ["INTERVENED", "insert_intervened", "reserve_slots"]
 
 #: The action that was executed instead of the policy's, float, shape [*B, A]; NaN where none was.
 INTERVENED: NestedKey = ("next", "intervened")
 
 
 @checked_arguments
-def with_room(offline: TensorDictBase, room: int) -> TensorDictBase:
+def reserve_slots(offline: TensorDictBase, num_slots: int) -> TensorDictBase:
     """Reserve slots in a data set for transitions that are written later.
 
     Until something is written there, the slots hold copies of the data set's first rows, so that no slot is empty. If
@@ -38,7 +38,7 @@ def with_room(offline: TensorDictBase, room: int) -> TensorDictBase:
 
     Args:
         offline: transitions [N].
-        room: R, number of slots.
+        num_slots: R, number of reserved slots.
 
     Returns:
         Transitions [N + R].
@@ -48,19 +48,20 @@ def with_room(offline: TensorDictBase, room: int) -> TensorDictBase:
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
-        >>> len(with_room(random_transitions(4, 3, 1), 10))
+        >>> len(reserve_slots(random_transitions(4, 3, 1), 10))
         14
     """
     if len(offline) == 0:
         raise O2ODataError("got no transitions, expected at least one to fill the slots with")
-    return offline[torch.cat([torch.arange(len(offline)), torch.arange(check_count("room", room)) % len(offline)])]
+    added = torch.arange(check_count("num_slots", num_slots)) % len(offline)
+    return offline[torch.cat([torch.arange(len(offline)), added])]
 
 
 def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Sequence[NestedKey] = TRANSITION) -> Tensor:
     """Store online transitions with the actions that were executed; interventions among the offline rows as well.
 
     Args:
-        buffer: whose writer is an :class:`~torchrl_o2o.data.OnlineWriter` with ``room``.
+        buffer: whose writer is an :class:`~torchrl_o2o.data.OnlineWriter` with ``num_reserved``.
         data: transitions [n], with :data:`INTERVENED` if anybody could intervene.
 
     Keyword Args:
@@ -70,16 +71,16 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         The online slots, [n].
 
     Raises:
-        O2OSpecError: if an action is given in part, does not fit or is a flag, or there is no room, as in a
+        O2OSpecError: if an action is given in part, does not fit or is a flag, or no slot is reserved, as in a
             :class:`~torchrl_o2o.data.FrameStorage`, whose offline frames stay.
 
     Examples:
         >>> from torchrl.data import TensorDictReplayBuffer
         >>> from torchrl_o2o.data import OnlineWriter, offline_online_storage
         >>> from torchrl_o2o.testing import random_transitions
-        >>> offline = with_room(random_transitions(4, 3, 1), 2)
+        >>> offline = reserve_slots(random_transitions(4, 3, 1), 2)
         >>> storage = offline_online_storage(offline, 10)
-        >>> buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(6, room=2), batch_size=2)
+        >>> buffer = TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(6, num_reserved=2), batch_size=2)
         >>> data = random_transitions(3, 3, 1)
         >>> data[INTERVENED] = torch.tensor([[float("nan")], [0.5], [float("nan")]])
         >>> insert_intervened(buffer, data)
@@ -106,7 +107,7 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
     writer = buffer.writer
     if not isinstance(writer, OnlineWriter):
         raise O2OSpecError(
-            f"got a buffer with a {type(writer).__name__}, expected an OnlineWriter with reserved slots, room=R"
+            f"got a buffer with a {type(writer).__name__}, expected an OnlineWriter with reserved slots, num_reserved=R"
         )
     with buffer._replay_lock:  # both or none, whoever else writes
         if taken.any():

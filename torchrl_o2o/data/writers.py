@@ -44,8 +44,8 @@ class OnlineWriter(Writer):
         num_offline: number of slots at the storage's start that are not written.
 
     Keyword Args:
-        room: number of the last offline slots that are reserved for :meth:`write_offline`; see
-            :func:`~torchrl_o2o.data.with_room`. Defaults to 0.
+        num_reserved: number of the last offline slots that are reserved for :meth:`write_offline`; see
+            :func:`~torchrl_o2o.data.reserve_slots`. Defaults to 0.
 
     Raises:
         O2OSpecError: if ``num_offline`` is negative or leaves no online slot, a batch is larger than the online region,
@@ -68,14 +68,16 @@ class OnlineWriter(Writer):
     """
 
     @checked_arguments
-    def __init__(self, num_offline: int, *, room: int = 0) -> None:
+    def __init__(self, num_offline: int, *, num_reserved: int = 0) -> None:
         super().__init__()
         self.num_offline = check_count("num_offline", num_offline)
-        self.room = check_count("room", room)
-        if room > num_offline:
-            raise O2OSpecError(f"got room={room} of num_offline={num_offline} slots, expected no more than there are")
+        self.num_reserved = check_count("num_reserved", num_reserved)
+        if num_reserved > num_offline:
+            raise O2OSpecError(
+                f"got num_reserved={num_reserved} of num_offline={num_offline} slots, expected no more than there are"
+            )
         self.total_written = 0
-        self.offline_written = 0  #: rows that went into the room
+        self.offline_written = 0  #: rows written into the reserved slots, ever
         #: The first row, counted as in ``total_written``, that was changed since a checkpoint last looked.
         self.changed_from: int | None = None
         self._alike: list[tuple[Any, ...]] | None = None  # entries, shapes and types that were compared
@@ -140,16 +142,18 @@ class OnlineWriter(Writer):
 
         Raises:
             O2OSpecError: if there are more of them than reserved slots, or the storage is a
-                :class:`~torchrl_o2o.data.FrameStorage`, which has no room for images among the offline rows.
+                :class:`~torchrl_o2o.data.FrameStorage`, which has no slots for images among the offline rows.
         """
-        if len(data) > self.room:
+        if len(data) > self.num_reserved:
             raise O2OSpecError(
-                f"got {len(data)} transitions for {self.room} reserved offline slots; reserve more in the data and the "
-                f"writer: data = with_room(data, R) and OnlineWriter(len(data), room=R)"
+                f"got {len(data)} transitions for {self.num_reserved} reserved offline slots; reserve more in the data "
+                f"and the writer: data = reserve_slots(data, R) and OnlineWriter(len(data), num_reserved=R)"
             )
         self._compare(data, 1)
         first, self.offline_written = self.offline_written, self.offline_written + len(data)
-        index = self.num_offline - self.room + torch.arange(first, self.offline_written) % max(self.room, 1)
+        index = (
+            self.num_offline - self.num_reserved + torch.arange(first, self.offline_written) % max(self.num_reserved, 1)
+        )
         rows_of(self._storage).set(index, data, set_cursor=False)
         self._mark(index)
         return index
@@ -237,7 +241,7 @@ class OnlineWriter(Writer):
 
     def state_dict(self) -> dict[str, Any]:
         """The number of online transitions ever written, from which the next slot follows; of a full ring its size."""
-        more = {"offline_written": self.offline_written} if self.room else {}
+        more = {"offline_written": self.offline_written} if self.num_reserved else {}
         if self._storage is not None and self.total_written > self.capacity:
             more["capacity"] = self.capacity
         return {"num_offline": self.num_offline, "total_written": self.total_written, **more}

@@ -20,7 +20,7 @@ from torchrl_o2o.data import (
     OnlineWriter,
     PrioritizedReplaySampler,
     offline_online_storage,
-    with_room,
+    reserve_slots,
 )
 from torchrl_o2o.data.buffers import starting_buffer
 from torchrl_o2o.errors import O2OSpecError
@@ -256,8 +256,8 @@ def test_the_state_is_that_of_the_sampler_inside(tmp_path: Any) -> None:
 
 def test_rows_in_the_room_that_do_not_follow_one_another_are_no_chunk() -> None:
     """`write_offline` keeps what a human did, here steps 101 and 104 and then 105, each where there is room."""
-    data = with_room(numbered(0, 6), 3)
-    writer = OnlineWriter(len(data), room=3)
+    data = reserve_slots(numbered(0, 6), 3)
+    writer = OnlineWriter(len(data), num_reserved=3)
     buffer = TensorDictReplayBuffer(
         storage=offline_online_storage(data, 4),
         sampler=ChunkSampler(BalancedSampler(len(data)), 2, gamma=1.0),

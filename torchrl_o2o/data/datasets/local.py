@@ -255,21 +255,21 @@ def _linear_actors(recipe: Recipe) -> EpisodeActors:
     return lambda rng: linear_policy(rng.normal(scale=size, size=weights[0].shape), means[0], scales[0])
 
 
-def _check_room(folder: Path, trajectories: Sequence[Rollout]) -> None:
-    """HDF5 ends the interpreter when the disk becomes full under it, so the room is asked for first."""
+def _check_free_space(folder: Path, trajectories: Sequence[Rollout]) -> None:
+    """Reserve the disk space first: HDF5 kills the interpreter if the disk becomes full while it writes."""
     size = int(1.1 * sum(map(_bytes_of, trajectories))) + _BYTES_PER_EPISODE * len(trajectories) + _BYTES_PER_FILE
-    room = folder / "room"
+    reserved = folder / "reserved"
     try:
-        with room.open("wb") as file:
+        with reserved.open("wb") as file:
             file.truncate(size)
-        reserve(room)
+        reserve(reserved)
     except OSError as error:
         raise O2ODataError(
             f"{folder.parent} has no room for the data set's {size / 1e6:.0f} MB ({error.strerror}); make room, or "
             "give another folder"
         ) from error
     finally:
-        room.unlink(missing_ok=True)
+        reserved.unlink(missing_ok=True)
 
 
 def _bytes_of(run: Rollout) -> int:
@@ -303,7 +303,7 @@ def store_trajectories(
         O2ODataError: if the disk has no room for it.
     """
     with staged_directory(target) as folder:
-        _check_room(folder, trajectories)
+        _check_free_space(folder, trajectories)
         _store(folder / "data", name, description, env, trajectories, made)
 
 

@@ -78,7 +78,7 @@ class ChunkSampler(ChecksArguments, Sampler):
             offline rows are not in the ring. Where a rejected step has shifted the turns, which the observations tell,
             chunks are cut. Defaults to 1.
         observation_keys: entries by which it is told whether an online row begins where the one before ended: with
-            ``num_envs`` above 1, and in the room of a writer. Defaults to ``("observation",)``.
+            ``num_envs`` above 1, and in the reserved slots of a writer. Defaults to ``("observation",)``.
         action_key: Defaults to ``"action"``.
         reward_key: under ``"next"``. Defaults to ``"reward"``.
         done_key: likewise. Defaults to ``"done"``.
@@ -240,8 +240,8 @@ class ChunkSampler(ChecksArguments, Sampler):
     def _unsure(self, row: Tensor, ring: _Ring) -> Tensor | None:
         """Rows that need not follow the one before, [B, h]: of environments in turns, or written one by one."""
         if self.num_envs > 1:
-            return row >= ring.first - ring.room
-        return (row >= ring.first - ring.room) & (row < ring.first) if ring.room else None
+            return row >= ring.first - ring.reserved
+        return (row >= ring.first - ring.reserved) & (row < ring.first) if ring.reserved else None
 
     def _rows(self, ring: _Ring, start: Tensor) -> tuple[Tensor, Tensor]:
         """Row numbers of the chunks, and whether each follows the ones before it, both [B, h]; else one is repeated."""
@@ -356,12 +356,12 @@ class _PrioritizedChunkSampler(ChunkSampler):
 
 
 class _Ring(NamedTuple):
-    """Slots ``first .. first + slots - 1``, written in a circle, up to now to ``newest``; ``room`` before it."""
+    """A ring of slots ``first .. first + slots - 1``, written up to ``newest``, and ``reserved`` slots before it."""
 
     first: int
     slots: int
     newest: int
-    room: int = 0
+    reserved: int = 0
 
 
 def _ring_of(storage: Storage) -> _Ring:
@@ -374,7 +374,7 @@ def _ring_of(storage: Storage) -> _Ring:
         if isinstance(writer, OnlineWriter):
             slots = max(capacity - writer.num_offline, 1)
             newest = writer.num_offline + (writer.total_written - 1) % slots
-            return _Ring(writer.num_offline, slots, newest, writer.room)
+            return _Ring(writer.num_offline, slots, newest, writer.num_reserved)
         if isinstance(writer, RoundRobinWriter) and int(getattr(writer, "_write_count", 0)):
             ring = _Ring(0, capacity, (int(getattr(writer, "_cursor", 0)) - 1) % capacity)
     return ring
