@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """Offline-to-online reinforcement learning components for TorchRL.
 
-Importing this package is cheap: nothing here imports torch. Take the parts from their namespaces,
-:mod:`torchrl_o2o.data`, :mod:`torchrl_o2o.modules`, :mod:`torchrl_o2o.objectives` and the leaves
-:mod:`torchrl_o2o.envs`, :mod:`torchrl_o2o.trainers`, :mod:`torchrl_o2o.record`, :mod:`torchrl_o2o.checkpoint`.
+Importing this package is cheap: nothing here imports torch. Import the components from the subpackages, for example
+from :mod:`torchrl_o2o.data`, :mod:`torchrl_o2o.modules`, :mod:`torchrl_o2o.objectives` and
+:mod:`torchrl_o2o.trainers`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Where the modules and names of the first edition are now; the old ones work for one release and say so."""
+"""Deprecated modules and names of the first edition: they work for one release, with a warning."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _ROOT = "torchrl_o2o."
 
 
 class _Redirect(MetaPathFinder, Loader):
-    """Finds a module of the first edition where it is now. It is asked only after every other finder has failed."""
+    """Import a moved module from its new place. Python asks this finder only after all others have failed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Arguments are what their annotations say, or refused in a sentence where they come in."""
+"""Check the arguments of public functions against their annotations, and raise a clear error if they do not fit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["ChecksArguments", "checked_arguments"]
 T = TypeVar("T", bound=Callable[..., Any])
 
 _WORDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a word", NoneType: "None"}
-#: Any network of the same family will do here; which of them fits, the function itself says better.
+#: Any network of the same family is accepted here; the function itself checks which of them fit.
 _FAMILIES = ("TensorDictModuleBase", "Module")
-#: Kinds of values that never stand for an object of a class.
+#: Values of these types are never accepted in place of an instance of a class.
 _PLAIN = (NoneType, str, bytes, Real, list, tuple, dict)
-#: :func:`~torchrl_o2o.errors.check_seed` reads these.
+#: Arguments that :func:`~torchrl_o2o.errors.check_seed` checks instead.
 _SEEDS = ("seed", "seeds")
 
 
 class _UnfitError(Exception):
-    """A value is not of the kind asked for."""
+    """A value does not fit its annotation."""
 
 
 def checked_arguments(function: T) -> T:
@@ -71,27 +71,27 @@ def checked_arguments(function: T) -> T:
     def kinds() -> dict[str, Any]:
         try:
             named = get_type_hints(function)
-        except NameError:  # of a class elsewhere, with names that are there for type checkers only
+        except NameError:  # annotations may name types that exist only for type checkers
             return {}
         several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         single = [name for name, each in signature.parameters.items() if each.kind not in several]
         return {name: named[name] for name in single if name in named and name not in _SEEDS}
 
     @functools.cache
-    def numbers() -> list[str]:  # NaN is refused in these; data may hold it
+    def numbers() -> list[str]:  # NaN is refused in numbers; arrays of data may hold it
         return [name for name, kind in kinds().items() if float in (kind, *get_args(kind))]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             bound = signature.bind(*args, **kwargs)
-        except TypeError:  # too many, too few, or by an old name: the function knows
+        except TypeError:  # too many, too few, or an old name: let the function raise its own error
             return function(*args, **kwargs)
         for name, kind in kinds().items():
             value = bound.arguments.get(name, _ABSENT)
             if value is not _ABSENT and value is not signature.parameters[name].default:
                 bound.arguments[name] = _checked(name, kind, value)
-        out = function(*bound.args, **bound.kwargs)  # which names the range that NaN is outside of, if it has one
+        out = function(*bound.args, **bound.kwargs)  # may name the valid range, which NaN is outside of
         for name in numbers():
             if _has_nan(bound.arguments.get(name)):
                 raise O2OSpecError(f"got {name}={bound.arguments[name]}, expected {_words(kinds()[name])}")
@@ -132,7 +132,7 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
 
 
 def _fitted(kind: Any, value: Any) -> Any:
-    """The value, numbers as Python's."""
+    """The value, with numbers converted to Python's types."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return _first_fitting(inner, value)
@@ -152,7 +152,7 @@ def _fitted(kind: Any, value: Any) -> Any:
 
 
 def _is_kin(kind: type, value: Any) -> bool:
-    """Whether it is an object of a class or could stand for one; a network is one of the family."""
+    """Whether a value is an instance of a class, or of a type that is accepted in its place."""
     family = next((each for each in _FAMILIES if each in {base.__name__ for base in kind.__mro__}), None)
     if family is not None:
         return family in {base.__name__ for base in type(value).__mro__}
@@ -168,7 +168,7 @@ def _only_if(fits: bool, value: Any) -> Any:
 
 
 def _first_fitting(kinds: Collection[Any], value: Any) -> Any:
-    if type(value) in kinds:  # a tensor stays one where tensors are asked for as well as numbers
+    if type(value) in kinds:  # where tensors are accepted as well as numbers, a tensor stays a tensor
         return value
     for kind in kinds:
         try:
@@ -179,7 +179,7 @@ def _first_fitting(kinds: Collection[Any], value: Any) -> Any:
 
 
 def _number(kind: type, value: Any) -> Any:
-    # An array or tensor of one number is one; what learns is more than that.
+    # An array or tensor of one element is a number, unless it is trained.
     single = getattr(value, "ndim", None) == 0 and not getattr(value, "requires_grad", False)
     plain = value.item() if single else value
     if kind is bool:
@@ -201,7 +201,7 @@ def _has_nan(value: Any) -> bool:
 
 
 def _collection(origin: type, inner: tuple[Any, ...], value: Any) -> Any:
-    """A sequence of things that fit; mappings and iterators are looked at from outside only."""
+    """A sequence whose elements fit. Of mappings and iterators only the type is checked."""
     if issubclass(origin, Mapping):
         return _only_if(isinstance(value, Mapping) or hasattr(value, "keys"), value)
     if not issubclass(origin, Collection):

@@ -2,13 +2,13 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Checkpoints of a whole run that a crash at any instant cannot spoil.
+"""Checkpoints of a whole run. A crash at any time leaves the newest complete checkpoint intact.
 
 ``FOLDER/step-N/`` holds one file per object, the generators' states and a manifest with every file's size and hash. It
-is written as ``step-N.tmp/``, flushed, and put in place by one rename; whoever reads takes the newest one that is
-complete and unaltered. The rows of the replay buffer lie in ``FOLDER/segments/``, in files that never change and that
-successive checkpoints share, so that a save costs what is new. Nothing in a checkpoint is code: tensors and plain
-values only, read with ``torch.load(weights_only=True)``.
+is written as ``step-N.tmp/``, flushed, and put in place by one rename. Readers take the newest checkpoint that is
+complete and unaltered. The rows of the replay buffer are in ``FOLDER/segments/``, in files that never change and that
+later checkpoints share, so that a save writes only new rows. A checkpoint contains no code, only tensors and plain
+values, which are read with ``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations

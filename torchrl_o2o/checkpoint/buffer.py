@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A replay buffer's state: its rows through :mod:`.segments`, the rest (sampler, writer, generator) as plain values."""
+"""The state of a replay buffer: rows through :mod:`.segments`; sampler, writer and generator as plain values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["BufferArchive"]
 
 @runtime_checkable
 class _TellsChanges(Protocol):
-    """A storage that knows what was written among its offline rows, and when."""
+    """A storage that records which of its offline rows were written, and when."""
 
     def first_written(self, since: int) -> int: ...
 
@@ -72,7 +72,7 @@ class BufferArchive:
                 "batches than an uninterrupted one; build the buffer without prefetch for exact resume",
                 stacklevel=4,
             )
-        buffer_regions(buffer)  # refuses a buffer that cannot be saved, before the run begins
+        buffer_regions(buffer)  # raises before the run begins if the buffer cannot be saved
         self._buffer = buffer
         self._folder = folder
         self._copies = copies
@@ -109,12 +109,12 @@ class BufferArchive:
         }
 
     def _look(self, regions: list[Region]) -> None:
-        """Take down what the rows are, for the next save to compare with."""
+        """Record the rows' hashes, which the next save compares with."""
         self._new_marks = {region.name: self._mark(region) for region in regions}
         self._newly_seen = getattr(self._storage, "offline_writes", 0)
 
     def _mark(self, region: Region) -> Tensor:
-        """Marks of the living rows, by slot."""
+        """Hashes of the live rows, by slot."""
         filled = min(region.total, region.capacity)
         frames = part_of(self._storage, region) is not self._storage  # they never change
         if not filled or frames or self._teller(region) is not None:
@@ -122,15 +122,16 @@ class BufferArchive:
         return row_hashes(stored_rows(self._storage, region.first, region.first + filled))
 
     def _teller(self, region: Region) -> _TellsChanges | None:
-        """The storage, if it knows itself what was written among the offline rows, so that none has to be read."""
+        """The storage, if it records writes to its offline rows itself, so that these need not be read."""
         storage = self._storage
         return storage if region.name == "offline" and isinstance(storage, _TellsChanges) else None
 
     def _first_changed(self, region: Region, known: list[dict[str, Any]]) -> int:
-        """The number of the first living row that is not what its segment holds."""
+        """The number of the first live row that differs from its segment."""
         written = known[-1]["stop"] if known else 0
         frames = part_of(self._storage, region) is not self._storage
-        if frames or not region.oldest < written <= region.total:  # none of them lives, or they are counted anew
+        # Otherwise no row of the segments is live, or the count of rows has restarted.
+        if frames or not region.oldest < written <= region.total:
             return written
         if (teller := self._teller(region)) is not None:
             return min(written, teller.first_written(self._seen))
@@ -140,7 +141,7 @@ class BufferArchive:
         return int(changed[0]) if len(changed) else written
 
     def _fingerprint(self) -> str | None:
-        """Of the offline rows as they are before the run; ``None`` if there are none yet."""
+        """Fingerprint of the offline rows before the run; ``None`` if there are none yet."""
         region = buffer_regions(self._buffer)[0]
         if region.name != "offline" or len(self._storage) < region.capacity:
             return None
@@ -185,7 +186,7 @@ class BufferArchive:
         for entry in saved["segments"]:
             read_segment(read(entry), entry, storage, regions[entry["region"]])
         self._check_given(saved.get("given"))
-        # The storage's own state_dict would hold the rows; its length is all that is left of it.
+        # The storage's own state_dict would contain the rows; only its length is kept.
         filled = sum(min(region.total, region.capacity) for region in regions.values())
         storage._len = saved.get("length", filled)
         buffer.sampler.load_state_dict(state["sampler"])

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Saves a run and brings it back: the part of the package that scripts call."""
+"""Save and restore a run: the part of the subpackage that scripts call."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Checkpointer:
             write_manifest(staged, self._description(step) | {"files": files, "buffer": rows})
             folders.commit(staged, self.folder, step)
         except BaseException:
-            with suppress(OSError):  # what cannot be removed now, the next start sweeps
+            with suppress(OSError):  # whatever cannot be removed now is removed at the next start
                 folders.sweep(self.folder)
             raise
         if self._archive is not None:
@@ -206,12 +206,12 @@ class Checkpointer:
         return self._last_step
 
     def _read_segment(self, entry: Mapping[str, Any]) -> bytes:
-        """Read a segment, and see that there are two copies of it again."""
+        """Read a segment, and restore its second copy if one is missing or damaged."""
         data, error = folders.verify_segment(self.folder, entry)
         path = self.folder / folders.SEGMENTS / entry["file"]
         if error is not None:
             warnings.warn(f"A FILE OF THE BUFFER IS DAMAGED: {error}; its copy is taken", stacklevel=5)
-        with suppress(OSError):  # a full disk can wait for the next save to say so
+        with suppress(OSError):  # the next save reports a full disk
             if isinstance(error, DamagedError):
                 replace_durably(path, data)
             elif self._copies and not folders.copy_of(path).exists():

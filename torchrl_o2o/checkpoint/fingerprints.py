@@ -81,5 +81,5 @@ def _leaf_hashes(leaf: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _word(width: int) -> torch.dtype:
-    """The widest word that divides a row."""
+    """The widest integer type whose size divides a row's."""
     return torch.int64 if width % 8 == 0 else torch.int32 if width % 4 == 0 else torch.uint8

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The folder of checkpoints: which are there, which to keep, and what a killed process left behind."""
+"""The folder of checkpoints: list them, decide which to keep, and remove the remains of killed processes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def verify(root: Path, step: int) -> dict[str, Any]:
     folder = step_folder(root, step)
     manifest = read_manifest(folder)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return manifest  # another version's: nothing is known of it
+        return manifest  # written by another version, so its contents are unknown
     for name in _names(manifest):
         _refuse_foreign(name, folder)
     check_manifest(manifest, step)
@@ -213,7 +213,7 @@ def prune(root: Path, keep: int) -> None:
     """
     for step in steps(root)[keep:]:
         folder = step_folder(root, step)
-        # Renamed first: killed halfway, it must not look like a checkpoint.
+        # Rename first: if the process is killed halfway, the rest must not look like a checkpoint.
         _remove(folder.rename(folder.with_name(f"{folder.name}.tmp")))
     for path in _entries(root):
         if path.name.startswith("step-") and path.suffix == ".broken":
@@ -245,14 +245,14 @@ def sweep(root: Path) -> None:
         try:
             named.update(entry["file"] for entry in read_manifest(folder)["buffer"]["segments"])
         except (O2OCheckpointError, KeyError, TypeError):
-            return  # which segments it needs is unknown, so none is removed
+            return  # it is unknown which segments it needs, so none is removed
     for path in segments:
         if path.suffix in (".pt", ".copy") and path.name.removesuffix(".copy") not in named:
             _remove(path)
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder; unlike glob(), an error if that cannot be read: what is not seen is not to be removed."""
+    """The entries of a folder. Unlike glob(), raises if the folder is unreadable: what is not listed gets removed."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 

@@ -66,7 +66,7 @@ def common_step(folders: Sequence[str | Path]) -> int | None:
 
 
 def _first_round(found: Sequence[Sequence[int]]) -> bool:
-    """Whether some runs have saved once, at the same step, and the others never."""
+    """Whether some runs have saved exactly once, all at the same step, and the others have not saved."""
     saved = [tuple(own) for own in found if own]
     return len(saved) < len(found) and len(set(saved)) == 1 and len(saved[0]) == 1
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What makes a checkpoint's files trustworthy: values without code, a manifest of sizes and hashes, and its check."""
+"""Verify a checkpoint's files: values without code, a manifest of sizes and hashes, and its check."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 
 #: The manifest's name within a checkpoint's folder.
 MANIFEST = "manifest.json"
-#: The layout of a checkpoint; it grows when older readers could not make sense of a newer checkpoint.
+#: Version of the checkpoint layout; raised when older readers cannot read newer checkpoints.
 FORMAT = 1
 _DIGEST_BYTES = 32
 _GLOBAL = re.compile(r"Unsupported global: GLOBAL (\S+)")
@@ -114,8 +114,8 @@ def dump(name: str, state: Any) -> bytes:
     try:
         torch.save(state, stream)
         data = stream.getvalue()
-        load(data, device="meta")  # all but the tensors' numbers, which would be in memory once more
-    except Exception as error:  # pickle raises what the state's own classes raise
+        load(data, device="meta")  # everything but the tensors' values, which would need memory twice
+    except Exception as error:  # pickle raises whatever the classes of the state raise
         reason = str(error) if isinstance(error, O2OCheckpointError) else f"{type(error).__name__}: {error}"
         raise O2OCheckpointError(
             f"the state of {name!r} cannot be read back without running code ({reason.partition(chr(10))[0]}); "
@@ -144,7 +144,7 @@ def load(data: bytes, *, device: str = "cpu") -> Any:
     try:
         return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        named = _GLOBAL.search(str(error))  # torch's own words are about how to load it all the same
+        named = _GLOBAL.search(str(error))  # torch's own message explains how to load it regardless
         reason = f"it names {named[1]}" if named else str(error).partition("\n")[0]
         raise O2OCheckpointError(f"refused, because reading it would run code: {reason}") from error
 
@@ -235,7 +235,7 @@ def check_manifest(manifest: Mapping[str, Any], step: int) -> None:
 
 
 def _check_rows(regions: Sequence[Mapping[str, Any]], segments: Sequence[Mapping[str, Any]]) -> None:
-    """Each region's segments hold its living rows without a gap, and none crosses the end of the ring."""
+    """Check that each region's segments cover its live rows without a gap, and none crosses the end of the ring."""
     names = [region["name"] for region in regions]
     if strange := {entry["region"] for entry in segments} - set(names):
         raise ValueError(f"segments of no region: {sorted(strange)}")

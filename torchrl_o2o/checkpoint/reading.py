@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Reading checkpoints: find the newest one that can be trusted, see that it fits, load its objects."""
+"""Read checkpoints: find the newest valid one, check that it fits, load its objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchrl_o2o.checkpoint.segments import Region
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.provenance import package_versions
 
-#: What optimizers keep in the shape of a parameter.
+#: Entries of an optimizer's state that have the shape of a parameter.
 _MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "exp_inf", "sum"}
 
 __all__ = [
@@ -37,9 +37,9 @@ __all__ = [
     "warn_of_versions",
 ]
 
-#: Files of a checkpoint that are not objects of the run.
+#: Files of a checkpoint that do not hold objects of the run.
 _OWN_STATES = ("rng", "buffer")
-# How often to look again if the run that writes here removes checkpoints while they are read: a matter of milliseconds.
+# Retries if the running process removes checkpoints while they are read, which takes milliseconds.
 _TRIES = 100
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -93,7 +93,7 @@ def newest_valid(root: Path) -> tuple[dict[str, Any] | None, list[int]]:
             try:
                 manifest = verify(root, step)
             except DamagedError as error:
-                if not step_folder(root, step).exists():  # the run that writes here has removed it meanwhile
+                if not step_folder(root, step).exists():  # the running process has removed it in the meantime
                     vanished = True
                     continue
                 damaged.append(step)
@@ -160,7 +160,7 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
 
 
 def _made(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the settings that are null."""
+    """A configuration without the settings that are null."""
     return {
         key: _made(value) if isinstance(value, Mapping) else value for key, value in config.items() if value is not None
     }
@@ -285,7 +285,7 @@ def _load_states(step: int, states: Mapping[str, Any], objects: Mapping[str, Any
 
 
 def _check_moments(optim: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Refuse what an optimizer remembers of parameters of other shapes; torch would take it."""
+    """Raise if an optimizer's saved moments have other shapes than its parameters; torch would load them."""
     params = [param for group in optim.param_groups for param in group["params"]]
     for index, entries in state["state"].items():
         for name in _MOMENTS & entries.keys():
@@ -317,7 +317,7 @@ def load_objects(folder: str | Path, objects: Mapping[str, Any]) -> int:
     """
     root, objects = Path(folder), checked_objects(objects)
     for _ in range(_TRIES - 1):
-        with suppress(DamagedError):  # removed meanwhile by the run that writes here
+        with suppress(DamagedError):  # removed in the meantime by the running process
             return _load_newest(root, objects)
     return _load_newest(root, objects)
 

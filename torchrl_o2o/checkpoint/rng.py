@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The states of the global random generators, as tensors and plain values."""
+"""The states of the global random number generators, as tensors and plain values."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@
 # LICENSE file in the root directory of this source tree.
 """The rows of a replay buffer in files that never change, each row written once.
 
-A region of the storage is a ring: the row written k-th (from 0) lies in slot ``first + k % capacity``, and the last
-``capacity`` rows are alive. A segment is a file with the rows ``start <= k < stop``; a save adds a segment for the rows
-since the last one, and names all segments that still hold a living row. The offline data are a region that is full from
-the start, hence written once.
+A region of the storage is a ring: the k-th row written (from 0) is in slot ``first + k % capacity``, and the last
+``capacity`` rows are live. A segment is a file with the rows ``start <= k < stop``. A save adds a segment with the rows
+written since the last save, and lists all segments that still hold a live row. The offline data are a region that is
+full from the start, and are therefore written once.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def tensor_storage(buffer: ReplayBuffer) -> TensorStorage:
 
 @runtime_checkable
 class _Counting(Protocol):
-    """A writer that leaves leading slots alone and counts what it writes behind them."""
+    """A writer that keeps the first slots and counts the rows that it writes after them."""
 
     num_offline: int
     total_written: int
@@ -209,7 +209,7 @@ def stored_rows(storage: Any, start: int, stop: int) -> TensorDictBase:
     """
     get = (
         storage.get_rows if hasattr(storage, "get_rows") else storage.get
-    )  # of a storage of frames, rows as they are kept
+    )  # from a storage of frames, the rows as they are stored
     return get(slice(start, stop)) if stop <= len(storage) else storage._storage[start:stop]
 
 
@@ -245,7 +245,7 @@ def write_segments(
         [(0, 4), (4, 6)]
     """
     written = known[-1]["stop"] if known else 0
-    if written > region.total:  # the buffer was emptied: its rows are counted anew
+    if written > region.total:  # the buffer was emptied, so the count of its rows restarts
         known, written = [], 0
     living = [entry for entry in known if entry["stop"] > region.oldest]
     for start, stop in region.runs(max(written, region.oldest), region.total):
@@ -257,7 +257,7 @@ def write_segments(
 def _write_segment(
     folder: Path, rows: TensorDictBase, region: str, start: int, stop: int, copies: bool
 ) -> dict[str, Any]:
-    # Cloned: torch.save writes the whole memory that a view looks at.
+    # Clone: torch.save writes the whole storage behind a view.
     leaves = {key: value.cpu().clone() for key, value in rows.items(include_nested=True, leaves_only=True)}
     data = dump(f"{region} rows {start} to {stop}", leaves)
     name = f"{region}-{start}-{stop}-{digest(data)[:16]}.pt"

@@ -2,8 +2,8 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One agent's random numbers: the global generators as they are in its single run, put in place while it is its
-turn."""
+"""One agent's random number stream: the states that the global generators have in its single run, installed while
+the agent runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RandomStream:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._cpu = torch.Generator()
-        #: The generator on the device, for what takes one.
+        #: The generator on the device, for functions that take one.
         self.generator = self._cpu if self.device.type == "cpu" else torch.Generator(self.device)
         self._host = rng_state()
         self._outer: list[dict] = []

@@ -35,7 +35,7 @@ def regularizers(actor: nn.Module) -> list[nn.Module]:
 
 
 def has_batch_norm(modules: Sequence[nn.Module]) -> bool:
-    """Whether one of the modules is a batch normalization, which needs a batch dimension.
+    """Whether one of the modules is a batch normalization layer, which needs a batch dimension.
 
     Args:
         modules: of :func:`regularizers`.

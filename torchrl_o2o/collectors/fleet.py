@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One learner, actors elsewhere: a bounded queue of transitions, and counts of everything that passes through it."""
+"""One learner with actors in other processes: a bounded queue of transitions, and counts of all that passes it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Fleet:
         self.frames = 0  #: transitions delivered
         self.version = 0  #: policies published
         self.owed = 0  #: T - U
-        self.restarts = 0  #: times an actor was started again
+        self.restarts = 0  #: times an actor was restarted
         self.waited = 0.0  #: seconds the learner waited for transitions
         self.refused: Counter[str] = Counter()  #: rows not delivered, by reason
         self._ages: deque[int] = deque(maxlen=1000)
@@ -131,10 +131,11 @@ class Fleet:
             check_count("queue_size", queue_size, least=1)
         )
         self._held: dict[int, TensorDictBase] = {}
-        self._cut_due: list[TensorDictBase] = []  # last rows of episodes that were cut off, not delivered yet
+        self._cut_due: list[TensorDictBase] = []  # last rows of truncated episodes that are not delivered yet
         self._given_up: dict[int, str] = {}
         self._warned: set[tuple[int, str]] = set()
-        self._starts = [0] * self.num_actors  # of each actor, in all parts of the run: no two repeat a random stream
+        #: Starts of each actor in the whole run. Each start has its own random stream.
+        self._starts = [0] * self.num_actors
         self._threads: list[threading.Thread] = []
         self._sources: dict[int, Source] = {}
         self._stop = threading.Event()
@@ -226,7 +227,7 @@ class Fleet:
             thread.join(timeout=30.0)
         self._cut_due += [cut_off_(row) for row in self._held.values()]
         self._threads, self._held = [], {}
-        while not self._queue.empty():  # what was on its way
+        while not self._queue.empty():  # rows still in transit
             self._queue.get()
 
     # The actors' threads.
@@ -243,7 +244,7 @@ class Fleet:
             thread.start()
 
     def _feed(self, number: int) -> None:
-        """Take what an actor delivers, and start it again when it dies."""
+        """Take an actor's transitions, and restart the actor if it dies."""
         failures = 0
         while failures <= self.max_restarts and self._wants(number):
             delivered, attempt = False, self._starts[number]
@@ -255,7 +256,7 @@ class Fleet:
                     if not self._put(number, data):
                         return
                 raise RuntimeError("it delivers nothing more")
-            except Exception as error:  # whatever ends an actor
+            except Exception as error:  # whatever error ended the actor
                 failures = 1 if delivered else failures + 1
                 self._put(number, error)
             finally:
@@ -267,7 +268,7 @@ class Fleet:
         return not self._stop.is_set() and number not in self._given_up
 
     def _put(self, number: int, item: TensorDictBase | Exception) -> bool:
-        """Wait for room; ``False`` if the actor is not wanted any more."""
+        """Wait until the queue has space; ``False`` if the actor is no longer needed."""
         while self._wants(number):
             try:
                 self._queue.put((number, item), timeout=0.2)
@@ -279,11 +280,11 @@ class Fleet:
     # The learner's thread.
 
     def _deliver(self, rows: list[TensorDictBase]) -> TensorDict:
-        """Rows as they are delivered, shape [n]."""
+        """The rows to be delivered, shape [n]."""
         return cat([self._like[:0], *(row.select(*self._keys) for row in rows)])
 
     def _next(self) -> list[TensorDictBase]:
-        """What may be delivered after the next item of the queue; nothing if none came for a second."""
+        """The rows that can be delivered after the next item of the queue; nothing if none arrived within a second."""
         began = time.monotonic()
         try:
             number, item = self._queue.get(timeout=_HEARTBEAT)
@@ -305,10 +306,10 @@ class Fleet:
             raise EnvFaultError(f"no actor is left: {self._given_up}; fix them, and resume from the last checkpoint")
 
     def _cut_off(self, number: int, error: Exception) -> list[TensorDictBase]:
-        """An actor has died."""
+        """Truncate the episode of an actor that has died."""
         last = self._held.pop(number, None)
         if isinstance(error, O2OSpecError):
-            self._give_up(number, str(error).partition("\n\nWorker traceback")[0])  # TorchRL appends it
+            self._give_up(number, str(error).partition("\n\nWorker traceback")[0])  # TorchRL appends the traceback
         else:
             self.restarts += 1
             warnings.warn(f"actor {number} has died and is started again: {error}", stacklevel=4)
@@ -319,7 +320,7 @@ class Fleet:
         warnings.warn(f"actor {number} is given up: {reason}", stacklevel=5)
 
     def _accept(self, number: int, data: TensorDictBase) -> list[TensorDictBase]:
-        """Rows of an actor that may be delivered now; the last one waits for what follows it, unless it ends."""
+        """Rows of an actor that can be delivered now. The last row waits for the next, unless it ends an episode."""
         data = data.reshape(-1)
         if (fault := self._unlike(data)) is not None:
             self._refuse(number, *fault, rows=len(data))
@@ -348,7 +349,7 @@ class Fleet:
             warnings.warn(f"actor {number}: {sentence}; it is left out", stacklevel=5)
 
     def _unlike(self, data: TensorDictBase) -> tuple[str, str] | None:
-        """What no further row of that actor would have better."""
+        """A fault that every further row of that actor would have too."""
         own, theirs = torchrl_o2o.__version__, version_of(data) or "unknown"
         if theirs != own:
             return "version", f"its torchrl_o2o is {theirs}, the learner's {own}; install one version everywhere"
@@ -358,7 +359,7 @@ class Fleet:
         return None
 
     def _faulty(self, row: TensorDictBase) -> tuple[str, str] | None:
-        """What is wrong with one row."""
+        """The fault of one row, if it has one."""
         if (rejected := row.get(("next", "rejected"), None)) is not None and rejected.any():
             return "guard", "its environment failed, and its guard rejected the step"
         if (key := not_finite(row, TRANSITION)) is not None:
@@ -372,8 +373,8 @@ class Fleet:
 
 
 def _template(like: TensorDictBase) -> TensorDict:
-    """One row with the entries of a transition and the running return and length that a session logs."""
-    first = cast(TensorDictBase, like[:1])  # its annotation leaves open what an index gives
+    """One row with a transition's entries and the running return and length that a session logs."""
+    first = cast(TensorDictBase, like[:1])  # TensorDict's annotation does not say what indexing returns
     row = TensorDict(first.select(*TRANSITION).to_dict(), [1])
     if first.get(INTERVENED, None) is not None:
         row[INTERVENED] = first.get(INTERVENED).clone()
@@ -385,7 +386,7 @@ def _close(source: Source) -> None:
     threads = torch.get_num_threads()
     try:
         source.shutdown(timeout=5.0)
-    except Exception as error:  # of a process that is gone already
+    except Exception as error:  # the process has already ended
         warnings.warn(f"an actor could not be closed: {error}", stacklevel=2)
     finally:
-        torch.set_num_threads(threads)  # TorchRL gives the learner those of the actor
+        torch.set_num_threads(threads)  # TorchRL has set the learner's threads to the actor's number

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Acting from pixels: single camera frames in, numpy actions out."""
+"""Act from pixels: single camera frames in, numpy actions out."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class FrameActor:
             return self._parts.act(stack.to(device), deterministic=True).cpu().numpy()
 
     def _stack(self, frames: np.ndarray) -> np.ndarray:
-        """Put frames behind those before them."""
+        """Append frames to those before them."""
         channels, height, width = self._shape
         sizes = [(height, width, number) for number in (3, 4)]
         if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-3:] not in sizes:

@@ -2,10 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Acting without a tensordict: numpy observation in, numpy action out, for deployment and for quick collection.
+"""Act without a TensorDict: numpy observation in, numpy action out, for deployment and fast collection.
 
-A call of a TorchRL actor on one observation is mostly bookkeeping: keys, exploration types, a tensordict, a dozen torch
-calls of a microsecond's work each. Three matrix-vector products in numpy give the same action in a fraction of it.
+A TorchRL actor spends most of a call on one observation with bookkeeping: keys, exploration types, a TensorDict, and a
+dozen torch calls that compute for a microsecond each. Three matrix-vector products in numpy give the same action in a
+fraction of the time.
 
 Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
 """
@@ -79,14 +80,14 @@ class PolicyParts:
         if deterministic or not self._tanh_of_unit_box:
             distribution = self.distribution(*out, **self.settings)
             return distribution.mode if deterministic else distribution.rsample(noise=noise)
-        loc, scale = out  # TanhNormal.rsample, without the object around it
+        loc, scale = out  # TanhNormal.rsample without building the distribution
         if noise is None:
             noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
         return (loc + scale * noise).tanh()
 
     @cached_property
     def _layers(self) -> tuple[Callable[..., Any], ...]:
-        """The forward methods, since calling modules costs as much as what they compute on one row."""
+        """The layers' forward methods: on one row, calling a module costs as much as its computation."""
         hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.net.modules())
         return (self.net,) if hooked else tuple(layer.forward for layer in flat_layers(self.net))
 
@@ -114,7 +115,7 @@ def find_parts(actor: TensorDictModuleBase) -> PolicyParts | None:
     """
     if type(actor) is Actor:
         net = actor.module if _plain(actor, ["observation"], ["action"]) else None
-        return PolicyParts(net) if isinstance(net, nn.Module) else None  # not of a plain function
+        return PolicyParts(net) if isinstance(net, nn.Module) else None  # a plain function has none
     if type(actor) is not ProbabilisticActor or len(actor) != 2:
         return None
     body, head = actor[0], actor[1]
@@ -221,7 +222,7 @@ class FastActor:
         generator: torch.Generator | None = None,
     ) -> None:
         self.actor, self.deterministic, self.generator = actor, deterministic, generator
-        self._left: np.ndarray | None = None  # actions left of each row's chunk
+        self._left: np.ndarray | None = None  # remaining actions of each row's chunk
         self._stats = None if stats is None else (stats.mean.cpu().numpy(), stats.scale.cpu().numpy())
         self.refresh()
         if stats is not None and not stats.mean.shape == stats.scale.shape == (self._width,):
@@ -245,7 +246,7 @@ class FastActor:
             layer, self._before = layers[drawing], operations(layers[:drawing])
             if isinstance(layer, BestOfN):
                 self._noise_size = layer.num_samples * len(layer.low)
-                self._width -= len(layer.low) + 1  # the flow reads a point and a time besides
+                self._width -= len(layer.low) + 1  # the flow also reads a point and a time
                 layers = layers[drawing:]
             elif isinstance(layer, BestOfSamples):
                 self._noise_size = layer.num_samples * layer.action_dim
@@ -287,7 +288,7 @@ class FastActor:
             self._left[np.asarray(mask, bool)] = 0
 
     def _next(self, horizon: int, observation: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
-        """The next action of each row's chunk; rows without one decide first."""
+        """The next action of each row's chunk; rows whose chunk is empty get a new one first."""
         rows = np.atleast_2d(observation)
         if self._left is None or len(self._left) != len(rows):
             self._left, self._chunks = np.zeros(len(rows), np.int64), np.zeros((len(rows), horizon, 0))
@@ -344,7 +345,7 @@ class FastActor:
 
 
 def _finish(parts: PolicyParts, dtype: np.dtype, deterministic: bool) -> Operation:
-    """From the (possibly noisy) mean to the action, as the distribution does."""
+    """Map the (possibly noisy) mean to the action, as the distribution does."""
     if parts.distribution is None or not (deterministic or parts.settings.get("clip_samples", True)):
         return lambda action: action
     edges = (parts.settings.get("low", -1.0), parts.settings.get("high", 1.0))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The layers of this package's actors as numpy functions over views of their parameters."""
+"""The layers of this package's actors as numpy functions on views of their parameters."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from torchrl_o2o.modules.units import Standardize, ToBox
 
 __all__ = ["Operation", "PolicyMoments", "first_linear", "flat_layers", "operations", "policy_moments"]
 
-#: From features to features, each [*B, n].
+#: A function from features to features, each [*B, n].
 Operation = Callable[[np.ndarray], np.ndarray]
-#: From a tensor to the numbers that an operation works on; those of one member where several are stacked.
+#: A function from a tensor to the array that an operation uses; of stacked members, to the array of one of them.
 Read = Callable[[Tensor], np.ndarray]
-#: From features to an action or a mean, and a standard deviation if there is one and the second argument asks for it.
+#: A function from features to an action or a mean, and to a standard deviation if the second argument asks for it.
 PolicyMoments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
 
 _LAYERS = (
@@ -138,7 +138,7 @@ def policy_moments(layers: list[nn.Module], read: Read = _array) -> PolicyMoment
 
 
 def _head(last: nn.Module, read: Read) -> PolicyMoments:
-    """The last layer, which ends in an action, or in a mean and a standard deviation."""
+    """The last layer, which returns an action, or a mean and a standard deviation."""
     if isinstance(last, PolicyEnsemble):
         return _merged(last)
     if isinstance(last, BestOfN):
@@ -168,7 +168,7 @@ def _gaussian(mean: list[nn.Module], scale: Operation, read: Read) -> PolicyMome
 
 
 def _merged(ensemble: PolicyEnsemble) -> PolicyMoments:
-    """As :func:`~torchrl_o2o.functional.merge_gaussians`, over views of the members' stacked parameters."""
+    """The same as :func:`~torchrl_o2o.functional.merge_gaussians`, on views of the members' stacked parameters."""
     members = [
         policy_moments(flat_layers(ensemble.members), lambda tensor, k=k: _array(tensor)[k])
         for k in range(ensemble.num_members)
@@ -188,7 +188,7 @@ def _merged(ensemble: PolicyEnsemble) -> PolicyMoments:
 
 
 def _judge(policy: BestOfN | BestOfPolicies | BestOfSamples) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The value of each row's action by all critics together, [B]."""
+    """The value that the ensemble of critics gives to each row's action, [B]."""
     names = {id(value): name for name, value in policy.critic.named_parameters()}
     stacked = policy.judges
     critics = [
@@ -205,7 +205,7 @@ def _judge(policy: BestOfN | BestOfPolicies | BestOfSamples) -> Callable[[np.nda
 
 
 def _better(policy: BestOfPolicies) -> PolicyMoments:
-    """As :class:`~torchrl_o2o.modules.BestOfPolicies`."""
+    """The same as :class:`~torchrl_o2o.modules.BestOfPolicies`."""
     value_of, modes = _judge(policy), [_mode(flat_layers(net)) for net in policy.policies]
 
     def moments(features: np.ndarray, sampling: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -218,14 +218,14 @@ def _better(policy: BestOfPolicies) -> PolicyMoments:
 
 
 def _mode(layers: list[nn.Module]) -> Operation:
-    """A policy's layers up to its moments, and what places the mean in the box."""
+    """A policy's layers up to its mean, and the operation that maps the mean into the action box."""
     end = next(i for i, layer in enumerate(layers) if isinstance(layer, MeanOnly))
     moments, place = policy_moments(layers[:end]), operations(layers[end + 1 :])
     return lambda features: _applied(place, moments(features, False)[0])
 
 
 def _chosen(policy: BestOfN) -> PolicyMoments:
-    """As :class:`~torchrl_o2o.modules.BestOfN`; the noise of its N actions stands behind the observation."""
+    """The same as :class:`~torchrl_o2o.modules.BestOfN`; the noise of its N actions follows the observation."""
     flow, count, size = operations(flat_layers(policy.flow)), policy.num_samples, len(policy.low)
     value_of = _judge(policy)
     low, high = _array(policy.low), _array(policy.high)
@@ -246,7 +246,7 @@ def _chosen(policy: BestOfN) -> PolicyMoments:
 
 
 def _best_sample(policy: BestOfSamples) -> PolicyMoments:
-    """As :class:`~torchrl_o2o.modules.BestOfSamples`; the noise of its N actions stands behind the observation."""
+    """The same as :class:`~torchrl_o2o.modules.BestOfSamples`; the noise of its N actions follows the observation."""
     count, size, value_of = policy.num_samples, policy.action_dim, _judge(policy)
     sample_moments, place = policy_moments(flat_layers(policy.policy)), operations(flat_layers(policy.place))
 
@@ -309,7 +309,7 @@ def _operation(module: nn.Module, read: Read) -> Operation:
 
 
 def _linear(module: nn.Linear, read: Read) -> Operation:
-    # Views of the parameter: an update in place is seen at once.
+    # Views of the parameter, so that updates in place take effect at once.
     weight = read(module.weight)
     transposed = weight.T
     bias = None if module.bias is None else read(module.bias)

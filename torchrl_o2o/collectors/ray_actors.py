@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Actors on other machines, by way of Ray."""
+"""Actors on other machines, through Ray."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class RayActors(PublishedActors):
             frames_per_batch=self.frames_per_batch,
             total_frames=_ENDLESS,
             sync=False,
-            collector_class=cast(Any, "single"),  # its annotation leaves out the names that it takes
+            collector_class=cast(Any, "single"),  # TorchRL's annotation omits the names it accepts
             update_after_each_batch=True,
             replay_buffer=self.replay_buffer,
             remote_configs={"num_cpus": self.num_cpus, "num_gpus": 0},

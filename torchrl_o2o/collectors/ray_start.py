@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Ray for this machine alone, or a cluster that was started by the user."""
+"""Start Ray on this machine, or connect to a cluster that the user has started."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _start_here() -> None:
     from ray._private import ray_constants  # pyright: ignore[reportMissingImports]
 
     variable, constant = os.environ.get(_NO_CLUSTERS), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[_NO_CLUSTERS], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for its processes, and for this one
+    os.environ[_NO_CLUSTERS], ray_constants.ENABLE_RAY_CLUSTER = "0", False  # for Ray's processes, and for this one
     try:
         ray.init(address="local", include_dashboard=False)
     finally:

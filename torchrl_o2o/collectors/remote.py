@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Actors in other processes: how they act, and TorchRL's collectors that run them.
+"""Actors in other processes: their policy, and the TorchRL collectors that run them.
 
-The processes, the pipes and the stepping are TorchRL's. What is added is a policy whose weights lie in memory that
-learner and actors share, so that a new policy costs one copy however many actors there are, and two stamps on every
-transition: the version of the policy that acted, and the version of this package.
+TorchRL provides the processes, the pipes and the stepping. This module adds a policy whose weights are in memory that
+learner and actors share, so that publishing a policy costs one copy for any number of actors. It also adds two entries
+to every transition: the version of the policy that acted, and the version of this package.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class ActingPolicy(TensorDictModuleBase):
             )
         self.in_keys, self.out_keys = ["observation"], ["action", POLICY_VERSION, PACKAGE_VERSION]
         self.seed, self.number, self.attempt = check_seed(seed), 0, 0
-        # In a tuple, so that TorchRL finds no parameters to send by its own means.
+        # In a tuple, so that TorchRL finds no parameters and sends none itself.
         own = deepcopy(actor).cpu().requires_grad_(False)
         for module in regularizers(own):
             module.training = False
@@ -203,7 +203,7 @@ class ActingPolicy(TensorDictModuleBase):
         self._stamp[_PUBLISHED] = version
 
     def _follow(self) -> None:
-        """Take the newest weights, unless they are being written at the moment; the next step will."""
+        """Copy the newest weights. If they are being written at this moment, the next step copies them."""
         version = int(self._stamp[_PUBLISHED])
         if version == self._version:
             return
@@ -222,7 +222,7 @@ class ActingPolicy(TensorDictModuleBase):
         if find_parts(self._copy[0]) is not None:
             self._fast = FastActor(self._copy[0], deterministic=False, generator=self._generator)
         else:
-            torch.manual_seed(int(derived[0]))  # in the actor's process, which is its own
+            torch.manual_seed(int(derived[0]))  # in the actor's own process
 
     def _decide(self, tensordict: TensorDictBase) -> Tensor:
         if self._fast is not None:
@@ -257,7 +257,7 @@ class ActingPolicy(TensorDictModuleBase):
         return tensordict
 
     def _wait_for_weights(self) -> None:
-        """The first time there is nothing older to act by."""
+        """Wait until the first weights are published: there are no older ones to act with."""
         deadline = time.monotonic() + 1.0
         while self._version < 0:
             if time.monotonic() > deadline:
@@ -266,7 +266,7 @@ class ActingPolicy(TensorDictModuleBase):
 
 
 def _floats(actor: TensorDictModuleBase) -> Iterator[Tensor]:
-    """What is published: parameters, and what else of float there is, such as a noise's scale."""
+    """The tensors that are published: parameters, and floating-point buffers such as a noise scale."""
     yield from (value.data for value in actor.parameters())
     yield from (value for value in actor.buffers() if value.is_floating_point())
 
@@ -451,7 +451,7 @@ class ProcessActors(PublishedActors):
         make_env, policy = self.env_of(number, attempt), self.policy.for_actor(number, attempt)
         threads = torch.get_num_threads()
         with _START, no_interrupt_for_children(), _started_by(self.start_method):
-            # Without num_threads it would change the learner's.
+            # Without num_threads TorchRL would change the learner's number of threads.
             return MultiAsyncCollector(
                 [make_env],
                 policy,
@@ -478,7 +478,7 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: b
         tensor([1, 2, 3])
     """
     gym_env = make_env()
-    entries = {"rejected": Unbounded(torch.Size(()))}  # of a GuardedEnv
+    entries = {"rejected": Unbounded(torch.Size(()))}  # set by a GuardedEnv
     if intervened:
         gym_env = _SaysIntervened(gym_env)
         entries["intervened"] = Unbounded(torch.Size(gym_env.nobody.shape))
@@ -490,7 +490,7 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: b
 
 
 class _SaysIntervened(gymnasium.Wrapper):
-    """Says at every step whether somebody intervened, as NaN if nobody did; TorchRL would read zeros."""
+    """Writes NaN for the intervention if nobody intervened; TorchRL would read zeros."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -510,7 +510,7 @@ class _SaysIntervened(gymnasium.Wrapper):
 
 @contextmanager
 def _started_by(method: str) -> Iterator[None]:
-    """TorchRL starts processes by the method that is set for the whole process; it is set back afterwards."""
+    """Set the process-wide start method, which TorchRL uses, and restore it afterwards."""
     if method == "forkserver":
         multiprocessing.set_forkserver_preload(["torchrl_o2o.collectors"])
     before = multiprocessing.get_start_method(allow_none=True)

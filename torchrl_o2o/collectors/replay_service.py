@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The one storage in a process of its own, by TorchRL's replay service over Ray."""
+"""The replay storage in a separate process, through TorchRL's replay service on Ray."""
 
 from __future__ import annotations
 
@@ -158,5 +158,5 @@ def serve_replay(
         offline_fraction=offline_fraction,
         seed=seed,
     )
-    len(service)  # what is wrong with the data is said here
+    len(service)  # faults of the data raise here, in the learner
     return service

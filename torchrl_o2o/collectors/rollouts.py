@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Whole episodes of a policy that is told which return to reach, as decision transformers are."""
+"""Collect whole episodes with a return-conditioned policy, such as a decision transformer."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ class ReturnConditionedRollouts:
         return episode.set(("next", "episode_reward"), episode["next", "reward"].cumsum(0))
 
     def _steps(self, to_go: float, seed: int) -> Iterator[TensorDict]:
-        """The steps of an episode that its guard, if there is one, did not reject."""
+        """The steps of an episode, without those that its guard rejected."""
         size = self.env.action_space.shape
         observation, done = self.env.reset(seed=seed)[0], False
         seen: list[TensorDict] = []
         while not done:
-            own = torch.tensor(observation, dtype=torch.float32)  # an environment may write into its array again
+            own = torch.tensor(observation, dtype=torch.float32)  # the environment may reuse its array
             columns = {"observation": own, "action": torch.zeros(size)}  # type: ignore[arg-type]
             seen = [*seen, TensorDict({**columns, "return_to_go": torch.tensor([to_go])})][-self.context :]
             action = self.actor(torch.stack(seen).unsqueeze(0))["action"][0, -1]

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Stepping many environments at once, each with its own seed and its own noise.
+"""Step many environments at once, each with its own seed and its own noise.
 
 Shapes: ``N`` environments, ``o`` observation entries, ``A`` action dimensions.
 """
@@ -86,7 +86,7 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
 
 
 def _checked(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    """An environment whose last observation a reset cannot overwrite: a vector environment keeps it uncopied."""
+    """Wrap an environment so that a reset cannot overwrite its last observation, which gymnasium does not copy."""
     env = make_env()
     return env if isinstance(env, GuardedEnv | CheckedEnv) else CheckedEnv(env)
 
@@ -178,7 +178,7 @@ class VectorCollector:
         self.init_random_frames = check_count("init_random_frames", init_random_frames)
         self.on_cut = on_cut
         self.frames = 0
-        #: Which rows of the last step are transitions, bool, shape [N]; the others were rejected by a guard.
+        #: Which rows of the last step are transitions, bool, shape [N]; a guard rejected the others.
         self.accepted: Tensor = torch.ones(envs.num_envs, dtype=torch.bool)
         #: One generator per environment, or ``None`` without seeds.
         self.generators: list[torch.Generator] | None = None
@@ -193,11 +193,11 @@ class VectorCollector:
         if seeds is not None:
             numbers = [check_seed(seed, "seeds") for seed in seeds]
             self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]
-            each = cast(Any, numbers)  # gymnasium's base class leaves out that all its kinds take one seed for each
-            envs.reset(seed=each)  # as StepCollector does, whose first episode begins with a reset of its own
-        #: Per environment what is left of its last chunk, for an actor that decides several actions at once.
+            each = cast(Any, numbers)  # gymnasium's base class declares a single seed only
+            envs.reset(seed=each)  # as in StepCollector, whose first episode begins with a separate reset
+        #: The remaining actions of each environment's chunk, for an actor that decides several actions at once.
         self._queues: list[list[Tensor]] = [[] for _ in range(envs.num_envs)]
-        #: Whose last transition is still to be marked as its episode's last, after :meth:`load_state_dict`.
+        #: Environments whose last transition must still be marked as an episode's last, after :meth:`load_state_dict`.
         self._cut_due = np.zeros(envs.num_envs, np.bool_)
         self._start_all()
 
@@ -251,7 +251,7 @@ class VectorCollector:
         return torch.stack([queue.pop(0) for queue in self._queues])
 
     def _decide(self, parts: PolicyParts | None, rows: Sequence[int], shape: torch.Size) -> Tensor:
-        """What the actor says in some of the environments, shape [len(rows), *shape]."""
+        """The actor's output in some of the environments, shape [len(rows), *shape]."""
         assert self.actor is not None
         device, dtype = kind_of(self.actor)
         observation = self.observation[list(rows)].to(device, dtype)
@@ -317,7 +317,8 @@ class VectorCollector:
             reward, *flags = (np.asarray(each).reshape(self.num_envs) for each in (reward, *ends))
             return np.asarray(following), reward.astype(np.float64), *(flag.astype(np.bool_) for flag in flags), infos
         except (EOFError, ConnectionError) as error:
-            for process in getattr(self.envs, "processes", ()):  # closing waits for answers, of the dead one as well
+            # Closing would wait for an answer of the dead process.
+            for process in getattr(self.envs, "processes", ()):
                 process.terminate()
             self.envs.closed = True
             raise EnvFaultError(
@@ -326,7 +327,7 @@ class VectorCollector:
             ) from error
 
     def _restart(self, following: np.ndarray, done: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
-        """Note what is acted on next, and return what the step led to."""
+        """Set the observations to act on next, and return the final observations of the step."""
         self._observation = following.copy()
         if not done.any():
             return following
@@ -370,7 +371,7 @@ class VectorCollector:
         """Counters, observations, generators and the environments' own states (``None`` if one cannot be captured)."""
         left = [torch.stack(queue) if queue else None for queue in self._queues]
         envs = [env_state(env) for env in self.envs.envs] if isinstance(self.envs, SyncVectorEnv) else [None]
-        steps = np.maximum(self._step_count, self._cut_due)  # until the cut, the old episodes count as open
+        steps = np.maximum(self._step_count, self._cut_due)  # until they are truncated, the old episodes count as open
         return {
             "frames": self.frames,
             "observation": self.observation,
@@ -437,7 +438,7 @@ def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
 
 
 def _require_finite(observation: np.ndarray, reward: np.ndarray) -> None:
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in it
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         parts = np.column_stack([observation.reshape(len(reward), -1), reward]).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(parts).all(1))
     if len(bad):
@@ -448,7 +449,7 @@ def _require_finite(observation: np.ndarray, reward: np.ndarray) -> None:
 
 
 def _rejected(infos: dict[str, Any], done: np.ndarray) -> np.ndarray:
-    """Which steps a guard rejected; a rejected one is always its episode's last."""
+    """Which steps a guard rejected; a rejected step is always the last of its episode."""
     last = infos.get("final_info", infos)
     flag = last.get("rejected")
     return np.zeros_like(done) if flag is None else done & np.asarray(flag, bool) & last["_rejected"]
