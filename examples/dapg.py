@@ -90,14 +90,17 @@ def main(cfg: Config) -> DAPGLoss:
     value_optim = torch.optim.Adam(value.parameters(), lr=cfg.lr)
     collector = StepCollector(env, actor, total_frames=2**62, seed=cfg.seed)  # as many as whole episodes take
     collected = iter(collector)
+    own_return = math.nan  # of the noisy policy, which is what the policy gradient raises
     for iteration in count():
         if iteration % cfg.eval_every == 0:
             result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
-            print(f"iteration {iteration}: {result}, std {policy.log_std.exp().mean():.3f}")
+            std = policy.log_std.exp().mean()
+            print(f"iteration {iteration}: {result}, with its noise {own_return:.0f}, std {std:.3f}")
         if iteration == cfg.iterations:
             break
         rows = collect(collected, cfg.episodes_per_iteration)
         reward, terminated, done = (rows.get(("next", key)).squeeze(-1) for key in ("reward", "terminated", "done"))
+        own_return = float(reward.sum()) / cfg.episodes_per_iteration
         baseline = value(rows["observation"]).detach().squeeze(-1)
         rows["advantage"] = generalized_advantage(reward, baseline, terminated, done, cfg.gamma, cfg.gae_lambda)
         loss_actor, _ = loss.actor_loss(join_sources(demos, rows.select(*demos.keys())))
