@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Files that survive a crash: written plainly, flushed to the disk, put in place by one rename; and a folder's lock.
+"""Crash-safe files: plain writes, a flush to disk, and one rename into place; and a lock on a folder.
 
-Memory-mapped writes are avoided on purpose: on a full disk they end in ``SIGBUS`` instead of an ``OSError``.
-Files are opened without following symbolic links, since a folder from elsewhere may hold links to files that are not
-its own. Needs a POSIX system (``fcntl``).
+Memory-mapped writes are avoided on purpose: on a full disk they raise ``SIGBUS`` instead of an ``OSError``.
+Files are opened without following symbolic links, because a folder from elsewhere may contain links to other files.
+Needs a POSIX system (``fcntl``).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def open_file(path: Path, *, append: bool = False) -> BinaryIO:
         >>> (folder / "theirs").read_text(), (folder / "a").read_text()
         ('theirs', 'ours')
     """
-    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # not blocked by a pipe in the file's place
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in its place must not block
     if append:
         descriptor = os.open(path, flags | os.O_RDWR | os.O_APPEND, 0o666)
     else:
@@ -214,7 +214,7 @@ def reserve(path: Path) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, max(1, size))
             return
-        for start in range(0, size, _ZEROS):  # macOS has no such call
+        for start in range(0, size, _ZEROS):  # macOS lacks this call
             file.write(bytes(min(_ZEROS, size - start)))
 
 
@@ -250,7 +250,7 @@ class FolderLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._refuse(path, error)
-        # Who holds it is for people; a disk too full to say so is no reason to stop here.
+        # The holder's name is only informative, so a full disk does not matter here.
         with suppress(OSError):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()} ({Path(sys.argv[0]).name})".encode())

@@ -2,9 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Look data over before the first gradient step: what is broken, what looks broken, what does not fit the environment.
+"""Audit data before the first gradient step: report what is broken, suspicious, or does not fit the environment.
 
-Everything is vectorized, in parts where whole columns would be held twice. Shapes: N transitions, E episodes.
+All checks are vectorized, and work in parts where they would otherwise copy whole columns. Shapes: N transitions, E
+episodes.
 """
 
 from __future__ import annotations
@@ -27,29 +28,29 @@ from torchrl_o2o.errors import O2ODataError, check_option
 __all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
 
 _LARGE_REWARD = 1e6
-#: Fewer cases than this can be chance. Distances are measured on so many rows, of at most so many numbers.
+#: Fewer cases than ``_FEW`` may be chance. Distances are measured on at most ``_SAMPLE`` rows and ``_NUMBERS`` numbers.
 _FEW, _SAMPLE, _NUMBERS = 2, 10_000, 10_000_000
-#: Numbers of a column that are looked at together.
+#: Numbers of a column that are examined at a time.
 _AT_ONCE = 2**22
-#: So many rows are a recording and no example.
+#: From this number of rows on, the data are a recording and not a toy example.
 _MANY = 1_000
-#: Terminal states after fewer steps than this, always the same number, are a short task.
+#: If all episodes end in a terminal state after the same number of steps, and it is below this, the task is short.
 _SUSPICIOUS_LENGTH = 20
-#: A jump over a reset is larger than a usual step by this, which chance can do too where ends are few; first
-#: observations are closer to each other than any two by this.
+#: Factor by which a jump over a reset exceeds a usual step (with few ends, chance can do this too), and factor by which
+#: first observations are closer to each other than arbitrary ones.
 _JUMP, _ALIKE = 1.3, 1 / 3
-#: Slack at the action bounds for float32 rounding, relative to the box's width.
+#: Tolerance at the action bounds for float32 rounding, relative to the box's width.
 _ROUNDING = 1e-6
 _FLOAT_KEYS: tuple[NestedKey, ...] = ("observation", "action", ("next", "observation"), ("next", "reward"))
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """Data under audit with the place of each row."""
+    """Data under audit, with the position of each row."""
 
     data: TensorDictBase
-    starts: Tensor  # [E] rows of the whole data with which an episode begins
-    rows: Tensor | None = None  # [N] rows of the whole data that these are, where some were left out
+    starts: Tensor  # [E] rows of the whole data at which an episode begins
+    rows: Tensor | None = None  # [N] positions of these rows in the whole data, if some were left out
 
     def steps(self, rows: Tensor) -> Tensor:
         """Of rows by number, how many came before in their episode."""
@@ -79,19 +80,19 @@ class _Subject:
 
 
 def _count(mask: Tensor) -> int:
-    """Number of rows in a mask; a sum would make whole numbers of them first, eight times the memory."""
+    """Number of rows in a mask. A sum would convert the mask to integers first, with eight times the memory."""
     return int(torch.count_nonzero(mask))
 
 
 def _in_parts(mask: Callable[..., Tensor], *columns: Tensor) -> Tensor:
-    """A mask of rows, [N], so many rows at a time that what is computed on the way stays small."""
+    """Compute a mask of rows, [N], in parts, so that intermediate results stay small."""
     rows = max(1, _AT_ONCE // max(1, columns[0][:1].numel()))
     parts = [mask(*part) for part in zip(*(column.split(rows) for column in columns))]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _spread(mask: Tensor, most: int) -> Tensor:
-    """Numbers of the rows of a mask; of more than ``most``, evenly spread ones."""
+    """Indices of the rows of a mask; if they are more than ``most``, an evenly spread selection."""
     stride, before, found = max(1, _count(mask) // most), 0, []
     for number, part in enumerate(mask.split(_AT_ONCE)):
         rows = part.nonzero().squeeze(-1)
@@ -354,18 +355,18 @@ def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["erro
 
 
 def _reached(subject: _Subject, step: int) -> Tensor:
-    """Numbers of the rows that have so many before them in their episode."""
+    """Indices of the rows that have a given number of rows before them in their episode."""
     lengths = torch.diff(subject.starts, append=torch.tensor([len(subject.data)]))
     return subject.starts[lengths > step] + step
 
 
 def _distances(first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
-    """Distances of rows, per column in units of its spread, [N]."""
+    """Distances between rows, [N], each column in units of its spread."""
     return ((first.flatten(1).float() - second.flatten(1).float()) / scale).square().mean(1).sqrt()
 
 
 def _check_alignment(subject: _Subject) -> list[Finding]:
-    """Do rows continue in the next row, and not in the next episode?"""
+    """Check that rows continue in the next row, and not in the next episode."""
     observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
     if len(observation) < 2 or observation.shape != following.shape:
         return []
@@ -396,7 +397,7 @@ def _check_alignment(subject: _Subject) -> list[Finding]:
 
 
 def _come_elsewhere(observation: Tensor, following: Tensor, broken: Tensor) -> bool:
-    """Whether the next observations are observations of other rows, in no order."""
+    """Whether the next observations are observations of other rows, in arbitrary order."""
     rows = _spread(broken, _SAMPLE)
     sought = [row.tobytes() for row in following[rows].flatten(1).cpu().numpy()]
     place: dict[bytes, int | None] = dict.fromkeys(sought)
@@ -409,9 +410,9 @@ def _come_elsewhere(observation: Tensor, following: Tensor, broken: Tensor) -> b
 
 
 def _check_jumps(subject: _Subject, same: Tensor, meets: Tensor) -> list[Finding]:
-    """Cut episodes whose last next observation is the next episode's first: taken after a reset, unless there was none.
+    """Find truncated episodes whose last next observation is the first one of the next episode, taken after a reset.
 
-    A reset shows by its jump, or by first observations that are all alike. After a terminal row it does no harm.
+    A reset is recognized by its jump, or by first observations that are all alike. After a terminal row it is harmless.
     """
     observation, following = subject.data.get("observation"), subject.data.get(("next", "observation"))
     cut = ~same & subject.data.get(("next", "truncated")).squeeze(-1)[:-1]
@@ -445,7 +446,7 @@ def _check_variation(subject: _Subject) -> list[Finding]:
         low, high = values.amin(0), values.amax(0)
         columns = (low == high).nonzero().squeeze(-1).tolist()
         if not columns or (subject.data.get(key).ndim > 2 and len(columns) < values.shape[1]):
-            continue  # single pixels may well never change
+            continue  # single pixels may never change
         empty = "all zero, looks empty" if not (low[columns].any() or high[columns].any()) else "looks empty"
         shown = f"{columns[:8]}{' and more' if len(columns) > 8 else ''}"
         message = f"{len(columns)} of {values.shape[1]} columns of {key} never change ({empty}): {shown}."
@@ -454,7 +455,7 @@ def _check_variation(subject: _Subject) -> list[Finding]:
 
 
 def _check_empty_rows(subject: _Subject) -> list[Finding]:
-    """Zeros instead of numbers: in whole rows, among others, or in the next observations of episodes cut short."""
+    """Find zeros in place of data: in whole rows, or in the next observations of truncated episodes."""
     parts = {key: subject.data.get(key).flatten(1).any(1).bool() for key in _FLOAT_KEYS}
     filled, truncated = reduce(torch.logical_or, parts.values()), subject.data.get(("next", "truncated")).squeeze(-1)
     lost = truncated & parts["observation"] & ~parts["next", "observation"]

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The buffer that online training starts from: which offline rows stay, and how they are drawn."""
+"""Build the buffer that online training starts with: which offline rows it keeps, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def starting_buffer(
             storage.set(slice(0, len(rows)), rows)
     writer = OnlineWriter(fixed)
     if not fixed:
-        writer.total_written = len(rows)  # online rows follow the offline ones, and in the end overwrite them
+        writer.total_written = len(rows)  # online rows follow the offline ones and finally overwrite them
     sampler = RandomSampler()
     if data == "symmetric":
         sampler = BalancedSampler(fixed, offline_fraction)
@@ -162,12 +162,12 @@ def offline_buffer(
         (20, 4)
     """
     rows, writer = _to_learn_from(offline, keys, "the training").to("cpu"), OnlineWriter(0)
-    writer.total_written = len(rows)  # none of them comes from here; samplers look where rows end
+    writer.total_written = len(rows)  # marks all rows as written, because samplers look for the last row there
     return TensorDictReplayBuffer(storage=TensorStorage(rows), writer=writer, batch_size=batch_size)
 
 
 def _to_learn_from(rows: TensorDictBase, keys: Sequence[NestedKey], before: str) -> TensorDictBase:
-    """The entries that a learner reads, and the numbers of steps that its losses discount by."""
+    """The entries that a learner reads, and the step counts that its losses discount by."""
     if missing := [key for key in keys if key not in rows.keys(include_nested=True)]:
         raise O2OSpecError(f"the offline data lack {missing}; add them before {before}")
     return rows.select(*keys, *set(stored_keys(rows)) - set(TRANSITION))

@@ -4,9 +4,10 @@
 # LICENSE file in the root directory of this source tree.
 """Reward and observation conventions of the papers, by method and domain: one table, applied in one place.
 
-The papers compare numbers under different reward scales. :func:`get_convention` says what a method does in a domain;
-:class:`FittedConvention` turns it into numbers on a data set and applies them to data, to online transitions and to
-environments, each once; logged returns are never touched. It is saved with the policy, which is useless without it.
+The papers use different reward scales. :func:`get_convention` returns what a method does in a domain.
+:class:`FittedConvention` computes the statistics on a data set, and applies the convention exactly once to data, to
+online transitions and to environments. Logged returns are never changed. The convention is saved with the policy, which
+is useless without it.
 """
 
 from __future__ import annotations
@@ -162,12 +163,12 @@ def _row(locomotion: Convention, maze: Convention, adroit: Convention) -> Mappin
     return MappingProxyType({"locomotion": locomotion, "antmaze": maze, "pointmaze": maze, "adroit": adroit})
 
 
-#: By method, then domain. Rewards of mazes are 0 and 1, those of binary Adroit -1 and 0, as recorded.
+#: By method, then domain. Recorded rewards are 0 and 1 in mazes, -1 and 0 in binary Adroit.
 CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
     {
         "rlpd": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code; A3RL the same
         "a3rl": _row(_PLAIN, _MINUS_ONE, _PLAIN),
-        "aca": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors shift online only; both phases need one scale
+        "aca": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors shift online only, but both phases need the same scale
         "off2on": _row(_PLAIN, _PLAIN, _PLAIN),
         "awac": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "awac_authors": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code; mazes as the others
@@ -177,9 +178,9 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         ),  # CORL, all but hopper's scaled rewards
         "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
-        "odt": _row(_STANDARDIZED, _STANDARDIZED, _STANDARDIZED),  # returns asked for are the environment's
+        "odt": _row(_STANDARDIZED, _STANDARDIZED, _STANDARDIZED),  # target returns are in the environment's units
         "pex": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code
-        "sope": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # locomotion alone in its paper
+        "sope": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its paper has locomotion only
         "rebrac": _row(_PLAIN, Convention(reward_scale=100.0), _PLAIN),  # its authors' code
         "qc": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # FQL's and QC's codes
         "spot": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # CORL

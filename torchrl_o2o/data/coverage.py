@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How much of the state-action space each of several data sets covers, by clusters of their union."""
+"""Compare how much of the state-action space several data sets cover, by clusters of their union."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def coverage(
 
 
 def _pairs(data: Mapping[str, TensorDictBase], number: int, seed: int) -> list[np.ndarray]:
-    """The same number of (s, a) rows of each data set, drawn without replacement."""
+    """Draw the same number of (s, a) rows from each data set, without replacement."""
     number = min(number, *(len(rows) for rows in data.values()))
     generator = torch.Generator().manual_seed(seed)
     pairs = []

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Do the data fit the environment? Dimensions, entries and action bounds, compared without a step."""
+"""Check that data fit an environment: compare dimensions, entries and action bounds, without taking a step."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ __all__ = [
     "match_units",
 ]
 
-#: Arguments that say how an environment is drawn, and wrappers that leave its numbers as they are.
+#: Arguments that only affect rendering, and wrappers that do not change observations, actions or rewards.
 _DRAWING = re.compile(r"render|width$|height$|camera|default_camera|visual|disable_env_checker|max_episode_steps")
 _HARMLESS = {"TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "FlattenObservation"}
 _HARMLESS |= {"RecordVideo", "HumanRendering", "RenderCollection", "AddRenderObservation", "DataCollector"}
-#: Wrappers that this package puts around an environment.
+#: Wrappers that this package itself puts around an environment.
 _OWN_WRAPPERS = ("TransformObservation", "TransformAction", "StackFrames")
 #: An environment, or the id of one for :func:`torchrl_o2o.envs.make_gym_env`.
 EnvLike = str | gymnasium.Env | EnvBase
@@ -128,7 +128,7 @@ def match_environment(
 
 
 def _is_stack(observed: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Whether an environment observes stacks [k * 3, H, W] of frames [3, H, W]: data hold each frame once."""
+    """Whether an environment observes stacks [k * 3, H, W] of frames [3, H, W], each of which data hold once."""
     return len(observed) == len(stored) == 3 and observed[1:] == stored[1:] and observed[0] % stored[0] == 0
 
 
@@ -243,7 +243,7 @@ def _same_settings(recorded: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 
 def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """An environment's id, and the arguments and wrappers in which it differs from another."""
+    """The id of the environment ``one``, and the arguments and wrappers in which it differs from ``other``."""
     absent = object()
     differing = [name for name, value in one["kwargs"].items() if other["kwargs"].get(name, absent) != value]
     short = [
@@ -265,7 +265,7 @@ def env_facts(env: EnvLike, frame_size: int | None = None) -> EnvFacts:
         O2OSpecError: if it is none, or its actions are discrete.
     """
     if isinstance(env, str):
-        from torchrl_o2o.envs.make import make_gym_env  # late: environments read the task table of this package
+        from torchrl_o2o.envs.make import make_gym_env  # late: environments read this package's tasks
 
         with closing(make_gym_env(env)) as built:
             facts = replace(_gym_facts(built), name=env)
@@ -300,8 +300,8 @@ def _gym_facts(env: gymnasium.Env) -> EnvFacts:
 
 
 def _joined(env: gymnasium.Env) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The entries that a wrapper joins to one vector, in order, and all that there are; none where nothing is."""
-    from torchrl_o2o.envs.make import concatenated_keys  # late, as above
+    """The entries that a wrapper joins into one vector, in order, and all existing entries; empty without a wrapper."""
+    from torchrl_o2o.envs.make import concatenated_keys  # imported late, as above
 
     while isinstance(env, gymnasium.Wrapper):
         inner = env.env.observation_space
@@ -321,7 +321,7 @@ def _described(spec: EnvSpec | None) -> dict[str, Any]:
 
 
 def _own_box(env: Any, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The box of the environment inside its wrappers, where it has one of the same shape."""
+    """The action box of the unwrapped environment, if it has one of the same shape."""
     own = env.unwrapped.action_space
     if not isinstance(own, spaces.Box) or own.shape != tuple(low.shape):
         return low, high

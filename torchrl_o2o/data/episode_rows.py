@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Rows over n steps of an episode under way."""
+"""Build n-step rows of an episode while it is collected."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Which rows of some transitions are one episode: the one place that says so to whatever sums over episodes."""
+"""Assign rows of transitions to episodes: the only place for this rule, used by everything that sums over episodes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def column(data: TensorDictBase, values: Tensor, name: str) -> Tensor:
 
 
 def _refuse_shuffled(episode: Tensor, left: Tensor) -> None:
-    """Refuse episodes that continue after rows of others; ``left`` says where others follow on no end, [N - 1]."""
+    """Raise if an episode continues after rows of another; ``left``, [N - 1], marks changes without an end."""
     if not left.any():
         return
     row = torch.arange(len(episode), device=episode.device)

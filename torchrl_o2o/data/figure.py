@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A picture of a data set: how good its episodes are, how long, and what they are paid."""
+"""Plot a data set: returns and lengths of its episodes, and its rewards."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a reader or the audit has to say about data: findings and the report that collects them."""
+"""Findings of a reader or of the audit about data, and the report that collects them."""
 
 from __future__ import annotations
 

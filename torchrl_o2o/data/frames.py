@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Frames stored once: rows hold numbers of frames, and stacks are put together when rows are drawn.
+"""Store each frame once: rows hold indices of frames, and stacks are assembled when rows are drawn.
 
 Shapes: N rows, stacks of S frames, F frames of C channels, H x W pixels, uint8.
 """
@@ -23,7 +23,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["FrameRing", "FrameStorage"]
 
-_REMEMBERED = 256  # frames that are compared with new ones: of stacks that overlap, of environments that take turns
+_REMEMBERED = 256  # recent frames that new ones are compared with: of overlapping stacks, of several environments
 
 
 class FrameRing:
@@ -47,7 +47,7 @@ class FrameRing:
     def __init__(self, fixed: Tensor, capacity: int) -> None:
         self.fixed, self.device = fixed, fixed.device
         self.ring = fixed.new_empty((capacity, *fixed.shape[1:]))
-        #: Frames ever written behind the data set's.
+        #: Frames ever written after those of the data set.
         self.total = 0
 
     @property
@@ -113,7 +113,7 @@ class FrameRing:
 
 
 def _words(frames: Tensor) -> Tensor:
-    """The same memory in words of eight bytes, if frames are whole words: scattering goes element by element."""
+    """The same memory as 8-byte integers, if frames are multiples of 8 bytes: index writes work element by element."""
     flat = frames.flatten(1)
     return flat.view(torch.int64) if flat.shape[1] % 8 == 0 else flat
 
@@ -170,11 +170,11 @@ class FrameStorage(LazyTensorStorage):
         self.num_offline = num_offline
         capacity = online + online // 16 + 2 * _REMEMBERED
         self.rings = {key: FrameRing(value.to(device), capacity) for key, value in frames.items()}
-        # Frames that were written lately: checksum -> number, oldest first.
+        # Recently written frames: checksum -> index, oldest first.
         self._recent: dict[str, dict[int, int]] = {key: {} for key in frames}
-        # No online row has a frame with a smaller number.
+        # No online row refers to a frame with a smaller index.
         self._oldest = {key: len(ring.fixed) for key, ring in self.rings.items()}
-        # Online rows lie behind the offline ones, and in the first so many slots of those, which a writer let go.
+        # Number of leading offline slots that a writer has released, so that online rows may be in them.
         self._let_go = 0
 
     def get(self, indices: Any) -> Any:
@@ -189,7 +189,7 @@ class FrameStorage(LazyTensorStorage):
         """Rows with the numbers of their frames."""
         return super().get(index)
 
-    # TorchRL's own is a choice among versions, which no method can override by its type.
+    # TorchRL declares overloads, which no single method matches.
     def set(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, cursor: Any, data: Any, *, set_cursor: bool = True
     ) -> None:
@@ -218,7 +218,7 @@ class FrameStorage(LazyTensorStorage):
         super().set(slots, rows, set_cursor=set_cursor)
 
     def _check_same(self, rows: TensorDictBase, slots: Tensor) -> None:
-        """Refuse other images for rows that stay: the ring would have to hold all frames since the first of them."""
+        """Raise if fixed rows get other images: the ring would have to keep all frames since the first of them."""
         stored = self.get(slots)
         for entry in (entry for key in self.rings for entry in (key, ("next", key))):
             given = rows.get(entry, None)
@@ -230,10 +230,10 @@ class FrameStorage(LazyTensorStorage):
                 )
 
     def _number(self, rows: TensorDictBase, key: str, slots: Tensor) -> None:
-        """Replace the stacks of some rows by numbers, and store the frames that are new."""
+        """Replace the stacks of some rows by frame indices, and store the new frames."""
         stacks = [self._split(rows.get(entry), key) for entry in (key, ("next", key))]
         found: list[list[list[int]]] = []
-        # Row by row, s before s': the frames of a stack are those of the one before it, but for the last.
+        # Row by row, s before s': all frames of a stack but the last are in the stack before it.
         for pair in zip(*stacks, strict=True):
             self._make_room(key, 2 * len(pair[0]), slots, found)
             found.append([self._numbers(key, each) for each in pair])
@@ -253,7 +253,7 @@ class FrameStorage(LazyTensorStorage):
         return stack.unflatten(1, (-1, shape[0])).contiguous()
 
     def _numbers(self, key: str, stack: Tensor) -> list[int]:
-        """Numbers of the frames [S, C, H, W] of one stack: of one that was written lately, if it is the same."""
+        """Indices of the frames [S, C, H, W] of one stack; equal frames that were written recently are reused."""
         ring, recent, out = self.rings[key], self._recent[key], []
         for frame in stack:
             mark = zlib.crc32(frame.cpu().numpy())  # pyright: ignore[reportArgumentType]
@@ -267,7 +267,7 @@ class FrameStorage(LazyTensorStorage):
         return out
 
     def _make_room(self, key: str, count: int, slots: Tensor, written: list[list[list[int]]]) -> None:
-        """Let the ring grow if ``count`` more frames would overwrite one of a row that stays or was just written."""
+        """Grow the ring if ``count`` more frames would overwrite a frame of a row that is kept or was just written."""
         ring = self.rings[key]
         end = ring.newest + 1 + count - ring.capacity
         if end <= self._oldest[key]:
@@ -278,9 +278,9 @@ class FrameStorage(LazyTensorStorage):
             ring.grow(ring.capacity + max(end - self._oldest[key], ring.capacity // 4))
 
     def _oldest_kept(self, key: str, slots: Tensor) -> int:
-        """The smallest number of an online frame that a row has, but for the rows that are written over.
+        """The smallest index of an online frame in any row, except in the rows that are about to be overwritten.
 
-        Online rows may lie anywhere: a writer that lets the offline rows go comes round to their slots.
+        Online rows may be in any slot: a writer that has released the offline rows reuses their slots.
         """
         ring = self.rings[key]
         if not self.initialized or len(self) == 0:
@@ -322,7 +322,7 @@ class FrameStorage(LazyTensorStorage):
             ring.total = total
         self._recent = {key: dict(each) for key, each in state["recent"].items()}
         self._oldest = dict(state["oldest"])
-        self._let_go = self.num_offline  # until the rows are looked at
+        self._let_go = self.num_offline  # until the rows are examined
 
     def frame_parts(self) -> dict[str, tuple[FrameRing, int, int, int]]:
         """The frames as regions of rows, for a checkpoint: name -> ring, first slot, slots, frames ever written."""

@@ -25,7 +25,7 @@ from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count
 
 __all__ = ["INTERVENED", "insert_intervened", "reserve_slots"]
 
-#: The action that was executed instead of the policy's, float, shape [*B, A]; NaN where none was.
+#: The action that was executed instead of the policy's, float, shape [*B, A]; NaN without an intervention.
 INTERVENED: NestedKey = ("next", "intervened")
 
 
@@ -109,7 +109,7 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         raise O2OSpecError(
             f"got a buffer with a {type(writer).__name__}, expected an OnlineWriter with reserved slots, num_reserved=R"
         )
-    with buffer._replay_lock:  # both or none, whoever else writes
+    with buffer._replay_lock:  # both writes or none, even if other threads write
         if taken.any():
             writer.write_offline(executed[taken])
         return buffer.extend(executed)

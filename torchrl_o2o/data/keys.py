@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The keys of a stored transition: TorchRL's TED layout, written down once."""
+"""The keys of a stored transition, in TorchRL's TED layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "transition_keys",
 ]
 
-#: What a loss reads and a replay buffer stores. ``done`` is always ``terminated | truncated``.
+#: The entries that losses read and replay buffers store. ``done`` is always ``terminated | truncated``.
 TRANSITION: tuple[NestedKey, ...] = (
     "observation",
     "action",
@@ -36,10 +36,10 @@ TRANSITION: tuple[NestedKey, ...] = (
 #: The number of a row's episode in an offline data set, int64, contiguous from 0; not part of a replayed transition.
 EPISODE: NestedKey = "episode"
 
-#: How many steps lie between a row's two observations, int64, shape [N]; TorchRL's name. Without it, one.
+#: Number of steps between a row's two observations, int64, shape [N], under TorchRL's name. One if it is absent.
 STEPS: NestedKey = "steps_to_next_obs"
 
-#: False in the rows that TorchRL's ``split_trajectories`` fills short trajectories up with.
+#: False in the rows with which TorchRL's ``split_trajectories`` pads short trajectories.
 _MASK: NestedKey = ("collector", "mask")
 
 

@@ -199,7 +199,7 @@ def _options(
 def _examine(
     source: Source, options: ReadOptions, env: EnvLike | None, bounds: Bounds | None, actions: str, on_bad: OnBad
 ) -> tuple[TensorDict, AuditReport]:
-    """Read a source, map its actions and look it over."""
+    """Read a source, map its actions and audit it."""
     check_option("actions", actions, ("error", "clip", "rescale"))
     raw = read_source(source, options)
     mapped, shape = is_mapped(raw.data), raw.data["observation"].shape[1:]
@@ -211,7 +211,7 @@ def _examine(
     facts = None if env is None else env_facts(env, shape[-1] if len(shape) == 3 else None)
     data, found = _boxed(raw, bounds, actions)
     if facts is not None and bounds is None and raw.meta.action_low is None:
-        units = match_units(raw.data, facts)  # those of TED are shares, as this package's environments take them
+        units = match_units(raw.data, facts)  # actions in TED are in [-1, 1], as in this package's environments
         found += (
             [replace(each, severity="warning") for each in units]
             if mapped or isinstance(source, TensorDictBase)
@@ -227,13 +227,13 @@ def _examine(
     if limit is None:
         found += check_limit(data, _known_limit(raw, facts), "warning")
     findings = (*(_in_env(note, facts) for note in raw.notes), *found, *report.findings)
-    if "terminals" in options.names.values():  # the caller said what they are
+    if "terminals" in options.names.values():  # the caller has confirmed their meaning
         findings = tuple(finding for finding in findings if finding.code != "terminals_at_limit")
     return data, replace(report, findings=findings)
 
 
 def _in_env(note: Finding, facts: EnvFacts | None) -> Finding:
-    """A reader's note, in the light of what is known of the environment."""
+    """A reader's note, made more specific by what is known of the environment."""
     if note.code != "no_entry_goes_on" or facts is None or not facts.moves:
         return note
     message = (
@@ -387,20 +387,20 @@ def _stats(values: Tensor) -> Stats:
 
 
 def _boxed(raw: RawDataset, bounds: Bounds | None, policy: str) -> tuple[TensorDict, list[Finding]]:
-    """Map the actions to [-1, 1] and apply the policy for those that are outside."""
+    """Map the actions to [-1, 1], and treat those outside as ``policy`` says."""
     whole = next((note for note in raw.notes if note.code == "whole_actions"), None)
     if whole is not None and bounds is None and raw.meta.action_low is None:
         raise O2ODataError(whole.message)
     low, high = _bounds(raw, bounds)
     action, found = raw.data["action"], []
     if not (bool((low == -1).all()) and bool((high == 1).all())):
-        # A dimension with one value is 0, in the middle of [-1, 1], as any action of an environment means that value.
+        # A dimension with a single value becomes 0: any action of an environment means that value.
         action = (action - (high + low) / 2) / torch.where(high > low, (high - low) / 2, 1.0)
         message = f"actions were mapped from [{low.min():g}, {high.max():g}] to [-1, 1]."
         found.append(Finding("mapped_actions", "note", message, count=len(action), key="action"))
     if bool(action.amin() >= -1) and bool(action.amax() <= 1):  # neither holds where one is NaN
         return (raw.data.copy().set("action", action) if found else raw.data), found
-    finite = action.isfinite()  # the rest is for the audit to find, not for clipping to hide
+    finite = action.isfinite()  # the audit must find the rest; clipping must not hide it
     size = torch.where(finite, action.abs(), 0.0)
     outside = int((size > 1 + 2e-6).any(-1).sum())
     if outside and policy != "error":

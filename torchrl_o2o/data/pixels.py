@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Data sets from pixels: whole episodes, or transitions with single images, as rows of frame numbers beside the frames.
+"""Pixel data sets: whole episodes, or transitions with single images, as rows of frame indices and separate frames.
 
 Shapes: N rows, stacks of S frames, F frames of C channels, H x W pixels, uint8.
 """
@@ -27,7 +27,7 @@ from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
 
-_EDGE = 2e-6  # rounding of actions at the edge of [-1, 1]
+_EDGE = 2e-6  # tolerance for rounded actions at the edge of [-1, 1]
 
 
 def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
@@ -266,7 +266,7 @@ def _check_images(key: str, number: int, frames: list[Tensor], steps: int) -> No
 
 
 def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, number: int) -> dict[str, Tensor]:
-    """Everything but images: [T] rewards and flags, [T, A] actions, other observations [T+1, n]."""
+    """All columns except images: [T] rewards and flags, [T, A] actions, other observations [T+1, n]."""
     out: dict[str, Tensor] = {"terminated": torch.zeros(steps, dtype=torch.bool)}
     for key, value in episode.items():
         if key in image_keys:
@@ -295,7 +295,7 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
 def _transitions(
     columns: Mapping[str, Tensor], lengths: Sequence[int], stacks: Mapping[str, tuple[Tensor, Tensor]]
 ) -> TensorDict:
-    """TED out of joined columns."""
+    """TED from joined columns."""
     counts = torch.as_tensor(list(lengths))
     terminated = columns["terminated"].unsqueeze(-1)
     last = torch.zeros_like(terminated)

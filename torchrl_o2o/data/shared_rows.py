@@ -94,7 +94,7 @@ class AgentStorage(TensorStorage):
         self._len = num_offline
 
     def _slots(self, index: Any, size: int) -> Any:
-        """Where an agent's slots lie among all rows: those of an index into its first ``size``."""
+        """Map an index into an agent's first ``size`` slots to indices of all rows."""
         if isinstance(index, slice):
             start, stop, step = index.indices(size)
             if step < 0 or start < self._num_offline < stop:
@@ -120,7 +120,7 @@ class AgentStorage(TensorStorage):
         """The rows in an agent's slots."""
         return self._storage[self._slots(index, len(self))]
 
-    # TorchRL's own is a choice among versions, which no method can override by its type.
+    # TorchRL declares overloads, which no single method matches.
     def set(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, cursor: Any, data: Any, *, set_cursor: bool = True
     ) -> None:

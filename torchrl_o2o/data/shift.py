@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Random shifts of sampled frames: the augmentation that learning from pixels needs."""
+"""Random shifts of sampled frames: the data augmentation for learning from pixels."""
 
 from __future__ import annotations
 

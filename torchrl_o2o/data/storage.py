@@ -55,7 +55,7 @@ def rows_of(storage: Storage) -> Rows:
         >>> len(rows_of(storage)), rows_of(storage) is storage
         (0, True)
     """
-    # TorchRL's base class says that a storage has no length, and is read and written by single numbers alone.
+    # TorchRL's base class declares no length, and only integer indices.
     return cast(Rows, storage)
 
 
@@ -99,10 +99,10 @@ class MappedStorage(LazyMemmapStorage):
         self.num_offline = num_offline
         #: How often offline rows were written.
         self.offline_writes = 0
-        self._firsts: list[tuple[int, int]] = []  # (number of a write, its first slot), both rising
+        self._firsts: list[tuple[int, int]] = []  # (number of a write, its first slot), both increasing
 
     def _init(self, data: TensorDictBase) -> None:
-        """Make the files, with all their blocks, before a row is written."""
+        """Create the files and reserve all their blocks before a row is written."""
         folder, leaves = Path(str(self.scratch_dir)), data.values(include_nested=True, leaves_only=True)
         size = self.max_size * sum(leaf.element_size() * math.prod(leaf.shape) for leaf in leaves)
         what = f"{self.max_size} rows take {size / 1e9:.3g} GB in {folder}"
@@ -116,23 +116,23 @@ class MappedStorage(LazyMemmapStorage):
             for path in folder.rglob("*.memmap"):
                 reserve(path)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)  # it was empty before
+            shutil.rmtree(folder, ignore_errors=True)  # the folder was empty before
             raise O2ODataError(f"{what}, which failed ({error}); {remedy}") from error
 
     def get(self, index: Any) -> Any:
         """Read rows, as any storage does."""
         if self.initialized and self._in_filled(index):
-            return self._storage[index]  # not through a view of the filled slots, which takes twice the time
+            return self._storage[index]  # a view of the filled slots would take twice the time
         return super().get(index)
 
     def _in_filled(self, index: Any) -> bool:
-        """Whether an index is numbers of rows, all of them written."""
+        """Whether an index consists of row numbers, all of written rows."""
         if not isinstance(index, Tensor) or index.dtype != torch.int64 or not index.numel():
             return False
         low, high = index.aminmax()
         return bool(low >= 0 and high < len(self))
 
-    # TorchRL's own is a choice among versions, which no method can override by its type.
+    # TorchRL declares overloads, which no single method matches.
     def set(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, cursor: Any, data: Any, *, set_cursor: bool = True
     ) -> None:
@@ -159,17 +159,17 @@ class MappedStorage(LazyMemmapStorage):
         return self._firsts[later][1] if later < len(self._firsts) else self.num_offline
 
     def _note(self, cursor: Any) -> None:
-        """Remember the first offline slot that was written."""
+        """Record the first offline slot of a write."""
         first = _first_slot(cursor, self.max_size)
         if first < self.num_offline:
             self.offline_writes += 1
-            while self._firsts and self._firsts[-1][1] >= first:  # a later write reaches further back
+            while self._firsts and self._firsts[-1][1] >= first:  # this write begins at a lower slot
                 self._firsts.pop()
             self._firsts.append((self.offline_writes, first))
 
 
 def _first_slot(cursor: Any, size: int) -> int:
-    """The lowest slot of an index; ``size`` if it names none."""
+    """The lowest slot of an index; ``size`` if it is empty."""
     if isinstance(cursor, slice):
         slots = range(size)[cursor]
         return min(slots[0], slots[-1]) if slots else size

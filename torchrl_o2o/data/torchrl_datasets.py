@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Data sets as TorchRL's own tools take them."""
+"""Data sets in the forms that TorchRL's own tools accept."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def register_with_torchrl(prefix: str = "o2o") -> None:
     _store_entries(prefix)
 
 
-#: Entries of TorchRL's groups of configurations, by group and name: what is built, as text so that nothing is imported.
+#: Entries of TorchRL's configuration groups: group -> name -> target, as text, so that nothing is imported.
 _ENTRIES = {
     "loss": {
         "aca": "torchrl_o2o.objectives.ACALoss",
@@ -235,11 +235,11 @@ _NOTHING_AFTER = {"__post_init__": lambda self: None}
 
 
 def _store_entries(prefix: str) -> None:
-    """Add entries to the groups that TorchRL has in Hydra's store, if both are there."""
+    """Add entries to TorchRL's groups in Hydra's store, if both libraries are installed."""
     try:
         from hydra.core.config_store import ConfigStore
         from torchrl.trainers.algorithms.configs import ConfigBase  # registers TorchRL's own
-    except ImportError:  # data sets need neither
+    except ImportError:  # data sets need neither library
         return
     store = ConfigStore.instance()
     for group, entries in _ENTRIES.items():
@@ -247,6 +247,6 @@ def _store_entries(prefix: str) -> None:
             continue
         for name, target in entries.items():
             store.store(group=group, name=f"{prefix}_{name}" if name else prefix, node={"_target_": target})
-    if "env" in store.repo:  # of a type, since TorchRL's collectors ask for one
+    if "env" in store.repo:  # a dataclass, because TorchRL's collectors require a type
         node = make_dataclass("EnvConfig", _ENV_FIELDS, bases=(ConfigBase,), namespace=_NOTHING_AFTER)
         store.store(group="env", name=prefix, node=node)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Whole trajectories with the returns that were still to come, for policies that are conditioned on them (ODT)."""
+"""Whole trajectories with their returns to go, for return-conditioned policies (ODT)."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class TrajectoryReplay:
         other = state_dict["length"] < loaded
         if other or any(position not in appended for position in range(loaded, state_dict["length"])):
             raise O2OSpecError(f"got {loaded} trajectories, other data than those that the state was saved with")
-        del self.episodes[loaded:]  # what was appended here in the meantime
+        del self.episodes[loaded:]  # drop what was appended in the meantime
         self.episodes += [TensorDict({})] * (state_dict["length"] - loaded)
         for position, episode in appended.items():
             self.episodes[position] = TensorDict(episode, [len(episode["action"])])

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What is done to a data set once, before training: rewards scaled, returns computed, observations standardized.
+"""Transforms of a data set, applied once before training: reward scaling, returns, standardized observations.
 
-Each is a pure function of transitions in TED; the same numbers go to the environment through the matching TorchRL
-transform, so that offline and online data never differ. Scale rewards first: returns are those of the scaled reward.
-Sums over n steps come last.
+Each is a pure function of transitions in TED. The matching TorchRL transform applies the same numbers to the
+environment, so that offline and online data agree. Scale rewards first, because returns are sums of scaled rewards.
+Compute n-step sums last.
 
 Shapes: N transitions, o observation dimensions.
 """
@@ -340,7 +340,7 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
     episode = number_episodes(data)
     goes_on = (episode[1:] == episode[:-1]) | data["next", "terminated"].squeeze(-1)[:-1]
     rows = goes_on.nonzero().squeeze(-1)
-    out = cast(TensorDictBase, data[rows])  # its annotation leaves open what an index gives
+    out = cast(TensorDictBase, data[rows])  # TensorDict's annotation does not say what indexing returns
     return out.set(key, data["action"][rows + 1])
 
 
@@ -366,7 +366,7 @@ def check_one_step(data: TensorDictBase, what: str) -> None:
 
 
 def _segments(data: TensorDictBase, trajectory: Tensor) -> Tensor:
-    """Numbers of the runs of rows that belong together, from 0, shape [N]; a collector's numbers may come back."""
+    """Consecutive numbers of the runs of one trajectory, shape [N]; a collector may reuse its own numbers."""
     check_padding(data)
     return number_runs(trajectory, ends_of(data))
 
@@ -376,7 +376,7 @@ def _rewards(data: TensorDictBase) -> Tensor:
 
 
 def _real(reward: Tensor) -> torch.dtype:
-    """The type of sums of discounted rewards: whole numbers would be cut off."""
+    """The dtype of sums of discounted rewards: floating point even if rewards are integers."""
     return reward.dtype if reward.is_floating_point() else torch.get_default_dtype()
 
 

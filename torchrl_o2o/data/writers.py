@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Writers that know which slots are theirs."""
+"""Writers for the online slots of a storage that begins with offline rows."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class OnlineWriter(Writer):
             )
         self.total_written = 0
         self.offline_written = 0  #: rows written into the reserved slots, ever
-        #: The first row, counted as in ``total_written``, that was changed since a checkpoint last looked.
+        #: The first row, counted as in ``total_written``, that was changed since the last checkpoint.
         self.changed_from: int | None = None
-        self._alike: list[tuple[Any, ...]] | None = None  # entries, shapes and types that were compared
+        self._alike: list[tuple[Any, ...]] | None = None  # entries, shapes and types that have been compared
 
     @property
     def capacity(self) -> int:
@@ -95,10 +95,10 @@ class OnlineWriter(Writer):
 
     @property
     def _write_count(self) -> int:
-        """What a replay buffer calls ``write_count``.
+        """The ``write_count`` of a replay buffer.
 
         Raises:
-            O2OSpecError: for a buffer that takes the slot of a row from it.
+            O2OSpecError: if a buffer uses it to find a row's slot.
         """
         buffers = self._storage._attached_entities_iter()
         if self.num_offline and not all(getattr(buffer, "_sync", True) for buffer in buffers):
@@ -117,7 +117,7 @@ class OnlineWriter(Writer):
         self.total_written += count
         return self.num_offline + torch.arange(first, first + count) % self.capacity
 
-    # As TorchRL's round-robin writers, whatever their base class says.
+    # The same signature as TorchRL's round-robin writers; their base class declares another.
     def add(self, data: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Write one transition and return its slot."""
         self._compare(data, 0)
@@ -167,10 +167,10 @@ class OnlineWriter(Writer):
         return super().__getstate__()
 
     def _compare(self, data: Any, batch_dims: int) -> None:
-        """Refuse rows unlike those stored, which torch would broadcast, or leave old entries beside new ones.
+        """Raise if rows do not match those stored: torch would broadcast them, or mix their entries with old ones.
 
-        They are looked at closely only where they differ from the rows before. Nor is a row taken that is not finite:
-        it would be in every checkpoint, and end the run whenever it is drawn.
+        The full comparison is made only if the rows' layout differs from the previous rows'. Rows that are not finite
+        are refused too: they would be in every checkpoint, and end the run whenever they are drawn.
         """
         if isinstance(data, TensorDictBase) and batch_dims:
             check_padding(data)
@@ -180,7 +180,7 @@ class OnlineWriter(Writer):
                 f"with data.reshape(-1), and add a single one by buffer.add(data)"
             )
         held = len(rows_of(self._storage))
-        if held < self.num_offline:  # the rows lie behind the storage's end, where uniform draws do not look
+        if held < self.num_offline:  # the new rows are beyond the storage's length, where uniform draws do not reach
             warnings.warn(
                 f"got online transitions for a storage that holds {held} of {self.num_offline} offline rows: "
                 "buffer.empty() removes the data set too, and samplers that do not check for it draw the old rows. "
@@ -279,7 +279,7 @@ class OnlineWriter(Writer):
 
 
 def _is_finite(value: Tensor) -> bool:
-    """By numpy where it can, in a fraction of torch's time for a row."""
+    """Whether all values are finite; through numpy if possible, which is much faster for single rows."""
     if value.device.type != "cpu" or value.dtype not in (torch.float32, torch.float64):
         return bool(value.isfinite().all())
     return all_finite((value.detach() if value.requires_grad else value).numpy())
@@ -322,7 +322,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
                 f"the sampler takes {num_offline} rows for offline, the writer leaves {writer.num_offline} alone; pass "
                 f"the length of the data set to both"
             )
-        # Not so if the data set went through the same writer, until that has come round to its beginning.
+        # Except if the same writer wrote the data set, until it has reached its beginning again.
         if num_offline and isinstance(writer, RoundRobinWriter):
             written = int(getattr(writer, "_write_count", 0))
             if 0 < written < size or written > getattr(storage, "max_size", written):
@@ -338,7 +338,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
 
 
 def _advice(data: TensorDictBase, stored: TensorDictBase) -> str:
-    """How to make rows fit."""
+    """Advice on how to make rows fit."""
     if has_steps(data) and not has_steps(stored):
         return (
             f"These are sums over several steps, which the losses discount by {STEPS!r}, so it has to be stored: take "
@@ -353,9 +353,9 @@ def _advice(data: TensorDictBase, stored: TensorDictBase) -> str:
 
 
 def _check_terminals(data: Any) -> None:
-    """Refuse rows over several steps whose last step is terminal without their saying so, as MultiStep leaves them.
+    """Raise if n-step rows end in a terminal step without being marked terminal, as TorchRL's MultiStep leaves them.
 
-    The m-th step of row i is row i + m - 1 of the batch, if that has the same next observation.
+    The m-th step of row i is row i + m - 1 of the batch, if it has the same next observation.
     """
     steps = data.get(STEPS, None) if isinstance(data, TensorDictBase) else None
     if steps is None:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policies that leave their run: one policy file, and export to other runtimes."""
+"""Deploy policies: one policy file for all methods, and export to other runtimes."""
 
 from __future__ import annotations
 

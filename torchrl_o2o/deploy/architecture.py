@@ -2,9 +2,9 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""An actor's structure as plain values, read off the actor and built again from a list of known layers.
+"""Describe an actor's structure in plain values, and rebuild it from a list of known layers.
 
-A file that names anything else is refused: building a network from a description runs no code but this package's.
+Descriptions with other layers are refused, so that building a network from a file runs only this package's code.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _none(layer: Any) -> tuple[nn.Module, ...]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """How a kind of layer is read off and built: the constructor's arguments, and the layers within it."""
+    """How to describe and build one kind of layer: its constructor's arguments, and its inner layers."""
 
     build: Callable[..., nn.Module]
     settings: Callable[[Any], dict[str, Any]] = _nothing
@@ -186,7 +186,7 @@ def observation_shape(net: nn.Module) -> tuple[int, ...] | None:
         if isinstance(layer, AppendNoise):
             added = layer.size
         if isinstance(layer, BestOfN):
-            added = len(layer.low) + 1  # a point and a time
+            added = len(layer.low) + 1  # the flow's point and time
         if isinstance(layer, ConvStack):
             return layer.shape
         if isinstance(layer, nn.Linear):
@@ -308,7 +308,7 @@ def build_network(description: Mapping[str, Any], parameters: Mapping[str, Tenso
         True
     """
     try:
-        with torch.device("meta"):  # no memory is taken for sizes that a damaged file may claim
+        with torch.device("meta"):  # allocate no memory for sizes that a damaged file may claim
             net = _build(description)
         net.load_state_dict(parameters, assign=True)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, RecursionError) as error:
@@ -322,7 +322,7 @@ def _build(description: Mapping[str, Any]) -> nn.Module:
     if name not in _LAYERS:
         raise O2OSpecError(f"unknown layer {name!r}; known are {', '.join(_LAYERS)}")
     settings = description["settings"]
-    if {"device", "dtype"} & settings.keys():  # torch's layers take them, and would take memory with them
+    if {"device", "dtype"} & settings.keys():  # torch's layers accept such sizes, and would allocate memory for them
         raise O2OSpecError(f"got {name} with the settings {sorted(settings)}, expected no device and no dtype")
     return _LAYERS[name].build(*map(_build, description["inner"]), **settings)
 
@@ -402,7 +402,7 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
     """
     if type(actor) is Actor and len(actor.in_keys) == len(actor.out_keys) == 1:
         net = actor.module
-        if isinstance(net, nn.Module):  # and no plain function
+        if isinstance(net, nn.Module):  # and not a plain function
             box = _box(actor, actor.out_keys[0])
             return ActorParts(net, None, {}, actor.in_keys[0], actor.out_keys[0], *box, chunk_length(actor))
     if type(actor) is TensorDictSequential and len(actor) == 2:
@@ -429,7 +429,7 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
 
 
 def _read(module: TensorDictModule) -> NestedKey | list[NestedKey]:
-    """The entry that a module reads, or all of them."""
+    """The key that a module reads, or a list if there are several."""
     return module.in_keys[0] if len(module.in_keys) == 1 else list(module.in_keys)
 
 

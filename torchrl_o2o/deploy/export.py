@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policies as files that other programs can run without this package.
+"""Export policies as files that other programs can run without this package.
 
 Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
 """
@@ -30,7 +30,7 @@ __all__ = ["export_policy"]
 
 
 class _Policy(nn.Module):
-    """Observations [B, o] to the actions of deterministic exploration, [B, A]."""
+    """A module from observations [B, o] to deterministic actions [B, A]."""
 
     mean: Tensor
     scale: Tensor
@@ -116,7 +116,7 @@ def export_policy(
 
 
 def _check_path(path: Path, format: str) -> None:
-    """Refuse a file that its readers would take for another one's, and a folder that is not there."""
+    """Raise if a file's ending belongs to another format, or its folder does not exist."""
     other = {"torch_export": ".onnx", "onnx": ".pt2"}[format]
     if path.suffix == other:
         raise O2OSpecError(
@@ -135,7 +135,7 @@ def _export_onnx(policy: nn.Module, example: Tensor, batch: dict, path: Path) ->
             "format='torch_export'"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations within its exporter
+        warnings.simplefilter("ignore")  # deprecation warnings inside torch's exporter
         program = torch.onnx.export(
             policy,
             (example,),

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One file that holds all it takes to act: ``policy.pt``, the same for all algorithms.
+"""The policy file ``policy.pt``: everything needed to act, in one format for all algorithms.
 
 It holds the actor's structure and parameters, the keys that it reads and writes, the reward and observation convention
 of its training, the environment's action box in native units, the environment's arguments, and versions. Reading it
-runs no code but this package's.
+runs only this package's code.
 
 Shapes: ``o`` observation entries, ``A`` action dimensions.
 """
@@ -48,7 +48,7 @@ from torchrl_o2o.provenance import package_versions, plain_config
 
 __all__ = ["POLICY_FILE", "PolicyFile", "load_policy", "policy_saver", "read_policy", "save_policy"]
 
-#: The policy's name in a run folder.
+#: The name of the policy file in a run folder.
 POLICY_FILE = "policy.pt"
 _FORMAT = "torchrl_o2o policy"
 _EDITION = 2
@@ -324,7 +324,7 @@ def read_policy(path: str | Path) -> PolicyFile:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    """The file's plain values, once it is known to be a policy file of this edition."""
+    """The plain values of a file, after checking that it is a policy file of this edition."""
     try:
         data = file.read_bytes()
     except FileNotFoundError as error:
@@ -348,10 +348,10 @@ def _plain_values(file: Path, data: bytes) -> Any:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-        if not stored:  # torch compresses nothing: what unpacks to more than its size is not of torch
+        if not stored:  # torch does not compress, so a file that unpacks to more than its size is not from torch
             raise O2OCheckpointError("it is compressed")
         return load(data)
-    except Exception as error:  # torch raises many kinds over bytes that are not its own
+    except Exception as error:  # torch raises many kinds of errors on foreign files
         reason = str(error).partition("\n")[0]
         raise O2OCheckpointError(f"{file} is no policy of torchrl_o2o, or is damaged ({reason})") from error
 
@@ -385,7 +385,7 @@ def _env_arguments(env: str | Mapping[str, Any] | None) -> dict[str, Any] | None
 def _native_box(
     env: Mapping[str, Any] | None, action_box: tuple[Edge, Edge] | None, parts: ActorParts
 ) -> tuple[Tensor, Tensor]:
-    """The environment's own action box, in the type of the actor's; refuses one with other observations."""
+    """The environment's native action box, in the actor's dtype; raises if its observations do not fit."""
     if action_box is not None:
         low, high = action_box
     elif env is None:
@@ -394,7 +394,7 @@ def _native_box(
             "part of the policy"
         )
     else:
-        random_state = rng_state()  # some environments draw while they are built, and a run must not notice
+        random_state = rng_state()  # building some environments draws random numbers, which must not affect the run
         built = make_gym_env(**env)
         space, observed = native_action_space(built), built.observation_space.shape
         built.close()
@@ -431,7 +431,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _standardized(parts: ActorParts, convention: FittedConvention | None) -> ActorParts:
-    """The same actor on observations as the environment gives them."""
+    """The actor with standardization built in, so that it takes raw observations."""
     stats = None if convention is None else convention.observation
     if stats is None:
         return parts
@@ -444,16 +444,16 @@ def _same_box(parts: ActorParts, low: Tensor, high: Tensor) -> bool:
 
 
 def _native(parts: ActorParts, low: Tensor, high: Tensor) -> ActorParts:
-    """The same actor with actions stretched from [-1, 1] to the native box."""
+    """The actor with its actions scaled from [-1, 1] to the native box."""
     to_box = ToBox(low, high)
     edges = {"low": _edge(parts.low, to_box, low, high), "high": _edge(parts.high, to_box, low, high)}
-    if parts.distribution == "TanhNormal":  # its samples are squashed into whatever box it is given
+    if parts.distribution == "TanhNormal":  # its distribution squashes samples into a given box
         return replace(parts, settings={**parts.settings, **edges}, **edges)
     settings = {} if parts.distribution is None else {**parts.settings, **edges}
     return replace(parts, net=nn.Sequential(parts.net, to_box), settings=settings, **edges)
 
 
 def _edge(edge: Tensor, to_box: ToBox, low: Tensor, high: Tensor) -> Tensor:
-    """An edge of the actor's box in native units, without rounding where it is the native box's own."""
+    """An edge of the actor's box in native units; exact where it coincides with the native box's edge."""
     mapped = to_box.middle + to_box.half_width * edge
     return torch.where(edge == -1.0, low, torch.where(edge == 1.0, high, mapped))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Environments that observe images: stacking frames, rendering them, and a task whose frames are drawn as arrays."""
+"""Environments that observe images: frame stacks, rendered frames, and a task that draws its own frames."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class StackFrames(gymnasium.Wrapper):
                 key: put(self._stacks[key], observation[key])
                 if key in self._stacks
                 else np.array(observation[key], np.float32)
-                for key in cast(spaces.Dict, self.observation_space)  # which it is where parts have names
+                for key in cast(spaces.Dict, self.observation_space)  # a dictionary if parts have names
             }
 
 
@@ -134,7 +134,7 @@ class RenderedFrames(gymnasium.ObservationWrapper):
             raise O2OSpecError(f"got an environment of render_mode={env.render_mode!r}, expected 'rgb_array'")
         if size is not None and size < 1:
             raise O2OSpecError(f"got frames of size {size}, expected at least 1 pixel")
-        #: What the environment itself observed last.
+        #: The last observation of the environment itself.
         self.original, _ = env.reset()
         frame = np.asarray(draw(env))
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] not in (3, 4):
@@ -157,7 +157,7 @@ class RenderedFrames(gymnasium.ObservationWrapper):
 
 
 def _areas(old: int, new: int) -> np.ndarray:
-    """Which share of each new pixel every old one covers, along one side, [new, old]."""
+    """The share of each new pixel that each old one covers along one side, [new, old]."""
     edges, pixels = np.arange(new + 1) * (old / new), np.arange(old)
     covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return np.clip(covered, 0.0, None) * (new / old)
@@ -189,7 +189,7 @@ class RepeatAction(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take the action so many times."""
-        # gymnasium's rewards are only said to become floats; these are added, and may be arrays of one entry.
+        # gymnasium only requires that rewards convert to floats; they are summed here, and may be arrays of one entry.
         take = cast("Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]", self.env.step)
         total, step = 0.0, take(action)
         for _ in range(self._times - 1):
@@ -250,7 +250,7 @@ class DotReachEnv(gymnasium.Env):
 
 
 def _pixel(place: np.ndarray) -> np.ndarray:
-    """From [-1, 1] to pixels."""
+    """Convert from [-1, 1] to pixels."""
     return 0.5 * (place + 1.0) * (DotReachEnv._SIZE - 1)
 
 

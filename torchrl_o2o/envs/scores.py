@@ -5,9 +5,8 @@
 """Reference returns for normalized scores, each with its source.
 
 A score is 100 (R - R_random) / (R_expert - R_random) of an undiscounted raw return R. References belong to an
-environment *version*: on Hopper a random policy returns -20.3 in D4RL's (version 2) and 16.7 in version 5. So D4RL's
-table answers to D4RL's data set names only and the table of version 5 to gymnasium's ids only, and neither stands in
-for the other.
+environment *version*: on Hopper a random policy returns -20.3 in D4RL's (version 2) and 16.7 in version 5. Therefore
+D4RL's table is used only for D4RL's data set names, and the table of version 5 only for gymnasium's ids.
 """
 
 from __future__ import annotations

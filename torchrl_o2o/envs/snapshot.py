@@ -4,13 +4,13 @@
 # LICENSE file in the root directory of this source tree.
 """The state of a gymnasium environment in the middle of an episode, as tensors and plain values.
 
-A state is found by walking through the wrappers to the environment and through what their attributes, slots, closures
-and bound methods lead to. It is a graph: every object met is one node, so what has two names before has two names
-after, and a view of an array is a view of it again. It is restored in place, so that whatever else refers to an array
-or a list sees it. What a walk cannot vouch for (a socket, a foreign simulator, a class attribute that methods assign)
-makes the environment one that cannot be captured, rather than one that is resumed wrongly.
+The state is collected by a walk through the wrappers and the environment, along attributes, slots, closures and bound
+methods. It is a graph with one node for each object, so that shared references stay shared, and a view of an array
+stays a view. It is restored in place, so that other references to an array or a list see the restored values. If the
+walk finds something whose state it cannot capture completely (a socket, a foreign simulator, a class attribute that
+methods assign), the environment cannot be captured at all: it would be resumed wrongly.
 
-A node is (kind, where it was found, contents); in contents a plain value stands for itself, and (i,) for node i.
+A node is (kind, path where it was found, contents). In contents, a plain value is itself, and (i,) refers to node i.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["env_state", "restore_env_state"]
 
-#: Objects of these packages are walked into, besides environments.
+#: Besides environments, the walk enters objects of these packages.
 _WALKED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
-#: By class: attributes that are set once, at construction, or that only draw pictures.
+#: By class: attributes that are set once, at construction, or that only serve rendering.
 _STATIC_NAMES: tuple[tuple[type, frozenset[str]], ...] = (
     (gymnasium.Env, frozenset({"spec", "metadata", "mujoco_renderer", "_model_names", "_saved_kwargs"})),
     (gymnasium.Env, frozenset({"_ezpickle_args", "_ezpickle_kwargs"})),
-    (gymnasium.Wrapper, frozenset({"env"})),  # a layer of its own
-    (DMControlEnv, frozenset({"_env"})),  # what changes in it is a part of its own
+    (gymnasium.Wrapper, frozenset({"env"})),  # a layer by itself
+    (DMControlEnv, frozenset({"_env"})),  # its changing parts are captured separately
     (CheckedEnv, frozenset({"_space"})),
     (GuardedEnv, frozenset({"_space", "_action_shape", "max_rebuilds", "max_rejected", "last_fault"})),
     (GuardedEnv, frozenset({"_make_env", "_call"})),
 )
 _INLINE = (bool, int, float, str, types.NoneType)
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
-#: The generators of the whole process, which a checkpoint keeps apart.
+#: The process-wide generators, which a checkpoint stores separately.
 _GLOBAL_GENERATORS = (np.random.mtrand._rand, random._inst, torch.default_generator)
 _CODE = (type, types.ModuleType, np.ufunc, type(np.clip), np.dtype, EnvSpec, types.MethodDescriptorType)
 
@@ -149,7 +149,7 @@ def _layer_names(env: gymnasium.Env) -> list[str]:
 
 
 def _shared_by_the_process(env: gymnasium.Env) -> set[int]:
-    """Ids of what modules and classes own: an environment that only borrowed it must not have it written into."""
+    """Ids of objects that modules and classes own; restoring an environment must not write into them."""
     classes = {cls for layer in _layers(env) for cls in type(layer).__mro__}
     modules = {sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules}
     return {id(value) for owner in (*classes, *modules) for value in vars(owner).values()}
@@ -166,7 +166,7 @@ def _slots(owner: Any) -> dict[str, Any]:
 
 
 def _attributes(owner: Any) -> dict[str, Any]:
-    """An object's attributes and filled slots, without those that are no state."""
+    """An object's attributes and filled slots, without those that are not state."""
     static = {name for cls, names in _STATIC_NAMES if isinstance(owner, cls) for name in names}
     found = {name: value for name, value in getattr(owner, "__dict__", {}).items() if name not in static}
     for name, member in _slots(owner).items():
@@ -181,7 +181,7 @@ def _owner(array: np.ndarray) -> np.ndarray:
     """The array that owns an array's memory."""
     while True:
         base: Any = array.base
-        if type(base).__name__ == "DummyArray":  # of numpy's stride tricks
+        if type(base).__name__ == "DummyArray":  # made by numpy's stride tricks
             base = base.base
         if not isinstance(base, np.ndarray):
             return array
@@ -193,7 +193,7 @@ def _address(array: np.ndarray) -> int:
 
 
 def _function_name(function: types.FunctionType) -> str:
-    """Its name and what it does: lambdas of one place have one name."""
+    """A function's name and a hash of its code: all lambdas in one scope have the same name."""
     return f"{function.__module__}.{function.__qualname__} {_fingerprint(function.__code__):08x}"
 
 
@@ -205,7 +205,7 @@ def _fingerprint(code: types.CodeType) -> int:
 def _constant(value: Any) -> Any:
     if isinstance(value, types.CodeType):
         return _fingerprint(value)
-    # Sets of words have another order in another process.
+    # The order of strings in a set differs between processes.
     return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
@@ -217,12 +217,12 @@ def _code_name(value: Any) -> str:
 
 
 class _Walk:
-    """Collects the nodes of everything that can be reached."""
+    """Collects the nodes of all reachable objects."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self._found: dict[int, int] = {}
-        self._alive: list[Any] = []  # while an object lives, its id is its own
+        self._alive: list[Any] = []  # keep the object alive, so that its id stays unique
 
     def value(self, value: Any, where: str) -> Any:
         if type(value) in _INLINE:
@@ -291,7 +291,7 @@ class _Walk:
     def cell(self, value: types.CellType, where: str) -> Any:
         try:
             return {"contents": self.value(value.cell_contents, where)}
-        except ValueError:  # not assigned yet
+        except ValueError:  # the variable is not assigned yet
             return {}
 
     def method(self, value: Any, where: str) -> dict[str, Any]:
@@ -333,7 +333,7 @@ def _is_method(value: Any) -> bool:
 
 
 def _is_code(value: Any) -> bool:
-    """Code without state: what modules and classes have, and the methods of global generators."""
+    """Whether a value is code without state: contents of modules and classes, and methods of global generators."""
     if isinstance(value, types.MethodType | types.BuiltinFunctionType):
         owner = value.__self__
         return owner is None or isinstance(owner, type | types.ModuleType) or owner in _GLOBAL_GENERATORS
@@ -381,7 +381,7 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], Describe], ...] = (
 
 
 class _Restoring:
-    """Puts nodes into present objects where there are such, and makes the plain ones anew where not."""
+    """Restores nodes into existing objects; plain objects that do not exist are created."""
 
     def __init__(self, nodes: list[Any], shared: set[int]) -> None:
         self._nodes, self._shared = nodes, shared
@@ -558,7 +558,7 @@ class _Restoring:
 
 
 def _children(kind: str, contents: Any, present: Any) -> Iterator[tuple[Any, Any]]:
-    """Pairs of what a node contains and what the present object contains in its place."""
+    """Pairs of a node's contents and the corresponding contents of the existing object."""
     if kind == "view":
         yield contents["owner"], _owner(present)
     elif kind in ("list", "tuple"):
@@ -583,7 +583,7 @@ def _children(kind: str, contents: Any, present: Any) -> Iterator[tuple[Any, Any
     elif kind == "data":
         yield contents["model"], present.model
     elif kind == "object":
-        # What a checker remembers is what the caller was given: it is made anew, unless the environment keeps it too.
+        # A checker remembers what it returned to the caller: a new object, unless the environment refers to it too.
         given = {"_previous_data"} if isinstance(present, PassiveEnvChecker) else set()
         current = {name: value for name, value in _attributes(present).items() if name not in given}
         yield from ((item, current[name]) for name, item in contents["attributes"].items() if name in current)
@@ -605,7 +605,7 @@ def _delete(owner: Any, name: str, slots: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A generator's state, its arrays as tensors."""
+    """A generator's state, with arrays as tensors."""
     if isinstance(value, np.ndarray | np.generic):
         return torch.from_numpy(np.array(value))
     if isinstance(value, torch.Tensor):

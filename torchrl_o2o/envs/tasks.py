@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""This package's own task names: an environment with the arguments that its offline data were made for.
+"""This package's own tasks: environments with the arguments that their offline data were made for.
 
 A task fixes everything that the registered environment leaves to chance or to the caller, so that data, training and
-evaluation cannot drift apart. Importing this module imports nothing heavy.
+evaluation agree. Importing this module is cheap.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The units of actions: an environment's native box, the [-1, 1] of this package, and a policy that speaks either."""
+"""Units of actions: an environment's native box, this package's [-1, 1], and matching a policy to an environment."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
 
 
 def _to_unit(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From a box to [-1, 1]; 0 where the box has one value only."""
+    """Map a box to [-1, 1]; 0 where the box has a single value."""
     width = high - low
     unit = (2.0 * action - low - high) / np.where(width > 0.0, width, 1.0)
     return np.where(width > 0.0, unit, 0.0).astype(np.float32)
@@ -124,7 +124,7 @@ def _mismatch(own: spaces.Space, low: np.ndarray, high: np.ndarray, native: spac
 
 
 def _takes(space: spaces.Space, low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether a space is a box with these edges, or within infinite ones; what is no box is refused elsewhere."""
+    """Whether a space is a box with these edges, or with infinite ones around them. Others are refused elsewhere."""
     if not isinstance(space, spaces.Box):
         return True
     if space.shape != low.shape:

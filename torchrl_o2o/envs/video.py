@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Episodes as moving pictures: environments that draw themselves, what an episode looks like, GIF and mp4."""
+"""Videos of episodes: environments that render, films of episodes, GIF and mp4 files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["Film", "check_video", "draw", "drawing_arguments", "drawing_env", "film_episode", "write_video"]
 
-_FPS = 25  # most viewers show GIFs no faster
+_FPS = 25  # most viewers play GIFs no faster
 _EXTRA = "pip install torchrl_o2o[video]"
 _RENDERERS = (
     f"classic control and Box2D need pygame ({_EXTRA}), MuJoCo and dm_control one of the OpenGL libraries EGL (on "
@@ -105,10 +105,10 @@ def drawing_env(make: Callable[[], gymnasium.Env], name: str, *, plainly: bool =
             _draw_plainly(env)
         env.reset(seed=0)
         _draw(env)
-    except O2OSpecError:  # it cannot even be built
+    except O2OSpecError:  # the environment cannot be built
         raise
-    except Exception as error:  # every renderer fails in its own way
-        # An environment that draws nothing says so by one of these two; a renderer that is not there never does.
+    except Exception as error:  # renderers raise all kinds of errors
+        # An environment without rendering raises one of these two; a missing renderer never does.
         hint = _DRAWS if isinstance(error, TypeError | AssertionError) else _RENDERERS
         raise O2OSpecError(f"{name} cannot be drawn here ({type(error).__name__}: {error}); {hint}") from error
     return env
@@ -122,12 +122,12 @@ def choose_renderer(otherwise: Sequence[str] = ()) -> None:
     """
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         found = [*(library for library in ("EGL", "OSMesa") if ctypes.util.find_library(library)), *otherwise]
-        if found:  # MuJoCo reads it when it first draws, dm_control when it is imported
+        if found:  # MuJoCo reads this at its first rendering, dm_control when it is imported
             os.environ.setdefault("MUJOCO_GL", found[0].lower())
 
 
 def _draw_plainly(env: gymnasium.Env) -> None:
-    """Of a MuJoCo model that nothing has drawn yet."""
+    """Turn off costly rendering effects of a MuJoCo model that has not been rendered yet."""
     quality = getattr(getattr(getattr(env.unwrapped, "model", None), "vis", None), "quality", None)
     if quality is not None:
         quality.shadowsize = quality.offsamples = 0
@@ -159,7 +159,7 @@ def draw(env: gymnasium.Env) -> Any:
         (16, 16, 3)
     """
     inside = env.unwrapped
-    for owner in (inside, *vars(inside).values()):  # the mazes of gymnasium-robotics keep a robot, which draws
+    for owner in (inside, *vars(inside).values()):  # gymnasium-robotics' mazes render by their robot
         viewer = getattr(getattr(owner, "mujoco_renderer", None), "viewer", None)
         if viewer is not None:
             viewer.make_context_current()
@@ -262,6 +262,6 @@ def _gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
 def _mp4(frames: Sequence[np.ndarray], fps: float) -> bytes:
     import imageio.v3
 
-    height, width = (2 * (size // 2) for size in frames[0].shape[:2])  # its colors come in blocks of two pixels
+    height, width = (2 * (size // 2) for size in frames[0].shape[:2])  # its colors are stored for blocks of two pixels
     even = np.stack(frames)[:, :height, :width]
     return imageio.v3.imwrite("<bytes>", even, extension=".mp4", plugin="FFMPEG", fps=fps, macro_block_size=2)

@@ -2,6 +2,6 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Offline data sets: one small module per source, all ending in the same TED TensorDict."""
+"""Offline data sets: one module per source; all produce the same TED TensorDict."""
 
 from __future__ import annotations

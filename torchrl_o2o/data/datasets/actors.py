@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Actors for the local generator: uniform, linear, and multilayer perceptrons out of npz files.
+"""Actors for the local generator: uniform, linear, and multilayer perceptrons from npz files.
 
 Shapes: o observation and a action dimensions. Actors map one observation [o] to one action [a] inside the box.
 """
@@ -20,7 +20,7 @@ from torchrl_o2o.errors import O2ODataError
 __all__ = ["Act", "EpisodeActors", "gaussian_noise", "linear_policy", "load_actor", "mixture", "uniform_policy"]
 
 Act = Callable[[np.ndarray], np.ndarray]
-#: Called at the start of an episode with the generator of all randomness; returns who acts in it.
+#: Called at the start of an episode with the random generator; returns the actor of that episode.
 EpisodeActors = Callable[[np.random.Generator], Act]
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A reader's result, and the memory-mapped cache that spares reading the same files twice."""
+"""The result of a reader, and the memory-mapped cache that avoids reading the same files twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from torchrl_o2o.durable import reserve, write_durably
 
 __all__ = ["RawDataset", "SourceMeta", "cached", "dataset_root", "default_cache_dir"]
 
-_FORMAT = 4  # raised when the readers give other rows
+_FORMAT = 4  # increased when the readers return different rows
 _MANIFEST = "manifest.json"
 _HIDDEN_FOLDER = ".torchrl_o2o"
 
@@ -131,7 +131,7 @@ def _hash(value: Any) -> str:
 
 
 def _state(path: Path) -> list[Any]:
-    """What changes when a file does."""
+    """Size and modification time of a file, and for JSON a hash of its content."""
     status = path.stat()
     content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.suffix == ".json" else ""
     return [status.st_size, status.st_mtime_ns, content]
@@ -150,7 +150,7 @@ def _write(entry: Path, raw: RawDataset) -> None:
 
 
 def _memmap(data: TensorDict, folder: Path) -> None:
-    """Write memory-mapped files whose blocks are reserved first: on a full disk a mapped write ends in SIGBUS."""
+    """Write memory-mapped files, reserving their blocks first: on a full disk a mapped write raises SIGBUS."""
     mapped = data.memmap_like(str(folder))
     for path in folder.rglob("*.memmap"):
         reserve(path)
@@ -167,7 +167,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _read(entry: Path) -> RawDataset | None:
-    """Return an entry, or None where there is none or where it is not what its manifest says."""
+    """Return a cache entry, or None if there is none or it does not match its manifest."""
     try:
         manifest = json.loads((entry / _MANIFEST).read_bytes())
         if manifest["files"] != _hashes(entry):
@@ -177,7 +177,7 @@ def _read(entry: Path) -> RawDataset | None:
         notes = tuple(Finding(**note) for note in manifest["notes"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever is wrong with an entry, the source is still there to be read
+    except Exception as error:  # whatever the fault of an entry, the source can still be read
         warnings.warn(f"the converted data in {entry} are damaged ({error}); reading the source again.", stacklevel=3)
         return None
     bounds = {

@@ -2,9 +2,9 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the arrays of a source are: one table of names for every reader, and the casts of what is read.
+"""The meaning of a source's arrays: one table of names for all readers, and the casts of the arrays.
 
-Nothing is read that is not needed, and nothing that could say where an episode ends is passed over in silence.
+Readers read only what is needed, and never silently ignore an array that could mark the end of an episode.
 Shapes: N rows.
 """
 
@@ -42,7 +42,7 @@ __all__ = [
     "unread_notes",
 ]
 
-#: What an array is -> what other projects call it. The first name that is there is read.
+#: Role of an array -> names that projects give it. The first name that is present is read.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "observations": ("observations", "observation", "obs"),
     "actions": ("actions", "action", "acts"),
@@ -55,15 +55,15 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "starts": ("episode_starts", "is_first"),  # the first row of each episode, as in Stable-Baselines and RLDS
     "ends": ("dones_float",),  # the last row of each episode, whatever the reason, as in jaxrl
 }
-#: What else an array can be said to be.
+#: Further roles that ``names`` may assign to an array.
 _SAID = ("dones", "ignore")
-#: These are read where none of those says the same; beside them they are compared with what is read.
+#: These are read if none of the listed roles is present; otherwise they are compared with those roles.
 _STAND_INS = {
     "masks": ("terminals",),
     "starts": ("timeouts", "episode"),
     "ends": ("timeouts", "episode", "starts"),
 }
-#: Together these say that the last row of an episode holds only an observation, as in RLDS.
+#: If all of these are present, the last row of an episode holds only an observation, as in RLDS.
 _RLDS = ("is_first", "is_last", "is_terminal")
 _NEEDED = ("observations", "actions", "rewards")
 _OBSERVATIONS = ("observations", "next_observations")
@@ -73,11 +73,11 @@ _COULD_BE_ENDS = re.compile(
     re.IGNORECASE,
 )
 _COULD_BE_TERMINALS = re.compile(r"done|termin|mask|discount", re.IGNORECASE)
-#: Names of what is 0 where an episode ends.
+#: Names of arrays that are 0 where an episode ends.
 _COULD_BE_INVERSE = re.compile(r"mask|discount|continu|alive|valid|not|non", re.IGNORECASE)
-#: No packing of HDF5 or npz does better than deflate's 1032 : 1; an array that claims more has a damaged size.
+#: HDF5 and npz compress at most 1032 : 1 (deflate). An array that claims more has a damaged size.
 _LARGEST_RATIO = 1100
-#: Arrays beyond this size are numbers, and numbers do not pack to a hundredth.
+#: Arrays above this size hold numbers, which do not compress to a hundredth.
 _LARGE, _LARGE_RATIO = 1 << 30, 100
 
 
@@ -197,7 +197,7 @@ def find_columns(
         elif role in values:
             refuse_keys(obs_keys, f"{roles[role]} of {origin}")
     values = {role: _shaped(value, f"{roles[role]} of {origin}") for role, value in values.items()}
-    rows = (*_NEEDED, *_OBSERVATIONS)  # flags may be one value for an episode
+    rows = (*_NEEDED, *_OBSERVATIONS)  # flags may be a single value per episode
     lone = [role for role, value in values.items() if not value.shape and (role in rows or not single)]
     if lone:
         remedy = "stack single transitions to arrays, in one dictionary" if single else "record them again"
@@ -223,7 +223,7 @@ def find_columns(
 
 
 def _from_rlds(found: Columns, flags: Sequence[np.ndarray], others: Sequence[str], origin: str) -> Columns:
-    """Transitions from RLDS's steps: the last of an episode only gives its observation, and says if it is terminal."""
+    """Transitions from RLDS steps. An episode's last step gives only its observation and whether it is terminal."""
     arrays = dict(found.arrays)
     lengths = {len(flag) for flag in flags} | {len(arrays[role]) for role in _NEEDED}
     if others or len(lengths) > 1:
@@ -251,7 +251,7 @@ def _from_rlds(found: Columns, flags: Sequence[np.ndarray], others: Sequence[str
 def _check_rlds(
     arrays: Mapping[str, np.ndarray], ends: np.ndarray, last: np.ndarray, terminal: np.ndarray, origin: str
 ) -> None:
-    """Refuse steps that are not as in RLDS, though their flags have its names."""
+    """Raise if steps have RLDS's flag names, but not its layout."""
     said = "names={'is_first': 'starts', 'is_last': 'ends', 'is_terminal': 'terminals'}"
     about = f"{origin} has {', '.join(_RLDS)}, as RLDS, whose last step of an episode holds only an observation"
     inside = np.flatnonzero(terminal & ~ends)
@@ -279,7 +279,7 @@ def _check_rlds(
 
 
 def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> dict[str, str]:
-    """What each array that is to be read is -> its name."""
+    """Role -> name of each array that is to be read."""
     wrong = {name: role for name, role in names.items() if not isinstance(name, str) or role not in (*NAMES, *_SAID)}
     if wrong:
         raise O2OSpecError(f"got names={wrong}, expected each to be one of {', '.join((*NAMES, *_SAID))}")
@@ -308,7 +308,7 @@ def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> 
 
 
 def _others(source: Mapping[str, Any]) -> list[str]:
-    """Names of the arrays of a source and of its sub-dictionaries, which a slash tells from their entries."""
+    """Names of the arrays of a source and its sub-dictionaries, whose entries have a slash in their names."""
     found = []
     for name in source:
         value = source[name]
@@ -324,7 +324,7 @@ def _at(source: Mapping[str, Any], name: str) -> Any:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """The shape of an array, without reading it; that of anything else, as far as it is told without a copy."""
+    """The shape of an array without reading it; of other values, the shape if it is known without a copy."""
     shape = getattr(value, "shape", None)
     return tuple(shape) if shape is not None else (len(value),) if isinstance(value, list | tuple) else ()
 
@@ -343,7 +343,7 @@ def speaks_of_ends(name: str) -> bool:
 
 
 def _could_be_ends(name: str, value: Any, steps: int) -> bool:
-    """Whether an array has one number per step and a name that speaks of ends."""
+    """Whether an array has one number per step and a name that suggests the ends of episodes."""
     shape, dtype = _shape(value), getattr(value, "dtype", np.dtype(float))
     numbers = getattr(dtype, "kind", "f") in "fiub" and len(shape) > 0 and math.prod(shape) == steps
     return numbers and speaks_of_ends(name)
@@ -354,13 +354,13 @@ def _shaped(value: Any, origin: str) -> Any:
 
 
 def _read(role: str, value: Any, origin: str) -> np.ndarray:
-    """Read one array; the large ones are cast at once, so that only one is held twice."""
+    """Read one array, and cast large ones at once, so that only one array is in memory twice."""
     owned = _owned(value, origin)
     return cast_column(owned, origin) if role in (*_OBSERVATIONS, "rewards") else owned
 
 
 def _owned(value: Any, origin: str) -> np.ndarray:
-    """An array that shares nothing with the caller's."""
+    """A copy of an array that shares no memory with the caller's."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         row = int(np.flatnonzero(np.ma.getmaskarray(value).reshape(len(value), -1).any(1))[0])
         raise O2ODataError(f"{origin} is masked in row {row}; fill it, or leave those rows out.")
@@ -477,7 +477,7 @@ def cast_column(values: Any, name: str) -> np.ndarray:
         raise O2ODataError(f"{name} holds {values.dtype}; expected real numbers in one array.")
     if values.dtype == np.uint8 and values.ndim >= 3:
         return values
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which the audit reports with its place
+    with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, whose position the audit reports
         return values.astype(np.float32, copy=False)
 
 
@@ -504,7 +504,7 @@ def cast_flags(values: Any, name: str) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise O2ODataError(f"{name} holds {values.dtype}; expected 0 or 1 in every row.")
     if values.dtype.kind == "b":
-        return values.view(np.uint8) != 0  # a damaged bool can be any byte
+        return values.view(np.uint8) != 0  # in damaged files a bool can be any byte
     bad = (values != 0) & (values != 1)
     if bad.any():
         row = int(bad.argmax())
@@ -566,11 +566,11 @@ def unread_notes(columns: Columns, terminals: np.ndarray, ends: np.ndarray, orig
 def _says_something_new(
     values: np.ndarray, name: str, terminals: np.ndarray, ends: np.ndarray, known: bool
 ) -> int | None:
-    """The first row in which marks differ from what is known, or None where they say the same."""
+    """The first row in which marks differ from the known flags, or None if they agree."""
     if values.dtype.kind not in "fiub" or not len(values):
         return None
     starts = np.append(True, ends[:-1])
-    inner = slice(None, -1)  # whether the last row ends an episode, nothing has to say
+    inner = slice(None, -1)  # the last row need not be marked as an end
     if np.isin(values, (0, 1)).all():
         marks = [(terminals, slice(None))]
         if known or not _COULD_BE_TERMINALS.search(name):

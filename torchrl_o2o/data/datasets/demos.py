@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Demonstration pickles in hand_dapg's form, read by a machine that knows values, containers and plain arrays.
+"""Demonstration pickles in hand_dapg's format, read by an interpreter restricted to values, containers and arrays.
 
-Python's own unpickler is not used: what it builds runs on the file's word (a forged dtype, a memo index of 2**31, a
-tuple of a million levels as a key end the interpreter). Here an array is a shape, a code of numbers and bytes.
+Python's own unpickler is not used, because it trusts the file: a forged dtype, a memo index of 2**31 or a key that is a
+tuple of a million levels crash the process. Here an array is only a shape, a type code and bytes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["load_pickled_episodes", "read_demos"]
 
 _CODE = re.compile(r"b1|[iuf][1248]")
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
-#: A file may refer to one array several times, and pack small numbers; beyond this many times its size it is a bomb.
+#: A file may refer to one array several times, and pack small numbers. If it expands by more than this, it is refused.
 _LARGEST_RATIO = 64
-#: Names of arrays, one of which a dictionary of flat arrays has.
+#: A dictionary of flat arrays has an array of one of these names.
 _KNOWN = frozenset(alias for aliases in NAMES.values() for alias in aliases)
-#: Levels of dictionaries and lists below an episode that are looked into.
+#: Levels of dictionaries and lists that are read below an episode.
 _DEPTH = 4
 
 
 class _Code:
-    """Stands in for `numpy.dtype`: a code, of which nothing is believed but that it names plain numbers."""
+    """Replaces `numpy.dtype`: a type code, which is accepted only if it names plain numbers."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
         self.code, self.order = code, "="
@@ -53,7 +53,7 @@ class _Code:
 
 
 class _Array:
-    """Stands in for `numpy.ndarray`."""
+    """Replaces `numpy.ndarray`."""
 
     def __init__(self, raw: Any = b"", code: Any = None, shape: Any = (0,), fortran: Any = False) -> None:
         self.raw, self.code, self.shape, self.fortran = raw, code, shape, fortran
@@ -72,7 +72,7 @@ class _Array:
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
 
-#: What a file may ask for -> what it gets.
+#: Callables that a file may name -> their replacements.
 _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Code,
@@ -102,7 +102,7 @@ _VALUES = {opcode.name for opcode in pickletools.opcodes if _LITERAL.fullmatch(o
 
 
 class _Machine:
-    """Pickle's stack machine, without anything that could run code."""
+    """Pickle's stack machine without any operation that could run code."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -190,7 +190,7 @@ class _Machine:
 
 
 class _Reader:
-    """Turns what the machine built into arrays, within a budget of bytes."""
+    """Converts the machine's result into arrays, within a budget of bytes."""
 
     def __init__(self, budget: int) -> None:
         self.left = budget
@@ -207,7 +207,7 @@ class _Reader:
             try:
                 array = item.array()
             except O2ODataError as error:
-                return StoredArray((), np.dtype(object), _raiser(error))  # who does not need it need not know
+                return StoredArray((), np.dtype(object), _raiser(error))  # raises only if the array is used
             self.spend(array.nbytes)
             return array
         if isinstance(item, bool | int | float):
@@ -252,7 +252,7 @@ def load_pickled_episodes(path: Path) -> dict[str, Any] | Sequence[dict[str, Any
         return [reader.value(episode) for episode in episodes]
     except O2ODataError as error:
         raise O2ODataError(f"{path} is refused: {error}.") from error
-    except Exception as error:  # a damaged pickle can fail in any way
+    except Exception as error:  # a damaged pickle can raise any exception
         raise O2ODataError(f"{path} is not a readable pickle of episodes ({error}).") from error
 
 

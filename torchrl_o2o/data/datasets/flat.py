@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""HDF5 files in D4RL's or robomimic's layout, and the other flat sources: npz files, dictionaries, episodes, TED."""
+"""Read HDF5 files in D4RL's or robomimic's layout, and other flat sources: npz files, dictionaries, episodes, TED."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def read_npz(path: Path, options: ReadOptions) -> RawDataset:
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = _members(archive)
-            if is_ogbench(arrays):  # a success ends an episode there, and may be all of it
+            if is_ogbench(arrays):  # in robomimic a success ends an episode, which may consist of that step alone
                 return read_flat(ogbench_arrays(path), str(path), replace(options, min_episode_length=1))
             return read_flat(arrays, str(path), options)
     except O2OError:
@@ -102,7 +102,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, StoredArray]:
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> StoredArray:
-    """What an array's header says; only that much is decompressed."""
+    """The header of an array; only the header is decompressed."""
     with archive.open(info) as member:
         major, _ = np.lib.format.read_magic(member)
         header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
@@ -193,7 +193,7 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
 
 
 def _numpy(value: Any) -> Any:
-    """A tensor for numpy, which knows no gradients; parts of a nested observation stay by name."""
+    """A tensor as a numpy array, without its gradient; a nested observation stays a dictionary."""
     return plain_tensor(value).numpy() if isinstance(value, Tensor) else value.detach().cpu().numpy()
 
 

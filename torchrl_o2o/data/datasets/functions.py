@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a function is, for the record of a data set that it made."""
+"""Fingerprints of functions, for the metadata of data sets that they made."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import torch
 
 __all__ = ["UNKNOWN", "function_fingerprint"]
 
-#: In the place of a hash: the function is like no other, not even itself at another time.
+#: Used in place of a hash for functions that cannot be compared, not even with themselves later.
 UNKNOWN = "(not comparable)"
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
-#: What these hold is known by its name, as their versions are recorded.
+#: Functions of these libraries are identified by name, because the libraries' versions are recorded.
 _LIBRARIES = {*sys.stdlib_module_names, "numpy", "torch", "tensordict", "torchrl", "gymnasium", "torchrl_o2o"}
 
 
@@ -50,16 +50,16 @@ def function_fingerprint(function: Callable[..., Any]) -> str:
     try:
         for part in _parts(function, {}):
             digest.update(len(part).to_bytes(8, "little") + part)
-    except (_NotComparable, RuntimeError):  # a list that holds itself, a tensor without values
+    except (_NotComparable, RuntimeError):  # a list that contains itself, a tensor without values
         return f"{name} {UNKNOWN}"
     return f"{name} blake2b:{digest.hexdigest()}"
 
 
 def _parts(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
-    """What tells a value from others, piece by piece; ``seen`` numbers the functions on the way, which may be circles.
+    """The bytes that identify a value, piece by piece; ``seen`` numbers visited functions, which may be recursive.
 
     Raises:
-        _NotComparable: if it cannot be told.
+        _NotComparable: if the value cannot be identified.
     """
     yield type(value).__qualname__.encode()
     if type(value) in _PLAIN:
@@ -77,7 +77,7 @@ def _parts(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
         yield str(len(items)).encode()
         for item in items:
             yield from _parts(item, seen)
-    elif type(value) in (set, frozenset):  # words have another order in another process
+    elif type(value) in (set, frozenset):  # the order of strings in a set differs between processes
         yield from sorted(b"".join(_parts(item, seen)) for item in value)
     elif type(value) is functools.partial:
         yield from _parts((value.func, value.args, value.keywords), seen)
@@ -100,7 +100,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _of_library(value: Any) -> bool:
-    """Whether a module, class or function is a library's, found there under its name."""
+    """Whether a module, class or function belongs to a library and can be found there by its name."""
     if isinstance(value, types.ModuleType):
         return value.__name__.partition(".")[0] in _LIBRARIES
     if isinstance(value, np.ufunc):
@@ -112,10 +112,10 @@ def _of_library(value: Any) -> bool:
 
 
 def _outside(function: types.FunctionType) -> dict[str, Any]:
-    """The values of a function that are not its own: of the functions around it, and of its module."""
+    """The values that a function uses from outside: of enclosing functions, and of its module."""
     try:
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    except ValueError as error:  # a name that has no value yet
+    except ValueError as error:  # a variable without a value yet
         raise _NotComparable from error
     used = {
         name: function.__globals__[name] for name in sorted(_names(function.__code__)) if name in function.__globals__

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Arrays out of HDF5 files that may be damaged, may be open elsewhere, or may mean to show other files as data."""
+"""Read arrays from HDF5 files that may be damaged, open elsewhere, or crafted to expose other files as data."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["StoredGroup", "open_hdf5", "read_array"]
 
-#: Links that may be followed one after another.
+#: Longest chain of links that is followed.
 _MOST_LINKS = 8
-#: What image observations may be, and how large: Minari writes JPEG, others PNG.
+#: Formats and largest size of image observations: Minari writes JPEG, others PNG.
 _IMAGE_FORMATS, _IMAGE_MODES, _MOST_PIXELS = ("JPEG", "PNG"), ("L", "RGB", "RGBA"), 1 << 22
 
 
@@ -44,7 +44,7 @@ def open_hdf5(path: Path) -> Iterator[StoredGroup]:
             yield StoredGroup(h5py, file.id, "", str(path))
     except O2ODataError:
         raise
-    except Exception as error:  # a damaged file makes HDF5 and h5py fail in any way
+    except Exception as error:  # on damaged files HDF5 and h5py can raise any exception
         if "unable to lock file" in str(error):
             raise O2ODataError(
                 f"{path} is locked: another process has it open to write. Close it there, or read a copy."
@@ -93,7 +93,7 @@ class StoredGroup(Mapping[str, Any]):
         return isinstance(name, str) and self.group.links.exists(name.encode())
 
     def _stay_inside(self, group: Any, path: str, followed: int = 0) -> None:
-        """Refuse a path that leads out of the file."""
+        """Raise if a path leads out of the file."""
         links, walked = group.links, ""
         for part in filter(None, path.split("/")):
             where = f"{walked}/{part}" if walked else part
@@ -115,7 +115,7 @@ class StoredGroup(Mapping[str, Any]):
             walked = where
 
     def _read(self, stored: Any, shape: tuple[int, ...], dtype: np.dtype, origin: str) -> np.ndarray:
-        """Read an array by h5py's low-level interface: with short episodes its objects take ten times as long."""
+        """Read an array through h5py's low-level interface, which is ten times faster on short episodes."""
         h5py = self.h5py
         if stored.get_offset() is None and _lies_elsewhere(h5py, stored.get_create_plist()):
             raise O2ODataError(f"{origin} keeps its values in other files, which is refused; copy them into the file.")
@@ -124,7 +124,7 @@ class StoredGroup(Mapping[str, Any]):
         if dtype.kind not in "fiubS":
             raise O2ODataError(f"{origin} holds {dtype}; expected real numbers.")
         size, packed = math.prod(shape) * dtype.itemsize, stored.get_storage_size()
-        # An array that was never written takes no place and holds its fill value.
+        # An array that was never written takes no space and holds its fill value.
         check_size(size, packed or Path(self.filename).stat().st_size, origin)
         values = np.empty(shape, dtype)
         stored.read(h5py.h5s.ALL, h5py.h5s.ALL, values)

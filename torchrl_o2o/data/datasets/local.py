@@ -49,7 +49,7 @@ _ACTION_NOISE = 0.1
 _BYTES_PER_EPISODE, _BYTES_PER_FILE = (
     30_000,
     1_000_000,
-)  # of HDF5's groups and headers: at most 26 kB and 0.8 MB in what was made
+)  # of HDF5's groups and headers: at most 26 kB and 0.8 MB in the files made so far
 _CLONED_NOISE = 0.5
 _CHASE_NOISE = 0.7
 Policy = str | Path | Callable[[np.ndarray], np.ndarray]
@@ -198,7 +198,7 @@ def _collect(env: gymnasium.Env, recipe: Recipe, policy: Policy | None, num_step
 
 
 def _actors(recipe: Recipe, policy: Policy | None, box: Any) -> list[EpisodeActors]:
-    """Who acts, each for an equal share of the steps."""
+    """The actors, each of which acts for an equal share of the steps."""
     if recipe.kind == "uniform":
         return [uniform_policy(box)]
     if recipe.kind == "chase":
@@ -308,7 +308,7 @@ def store_trajectories(
 
 
 def _recreated(env: gymnasium.Env) -> EnvSpec | None:
-    """How gymnasium makes it, without wrappers that are none of gymnasium's but with its time limit."""
+    """The spec that recreates the environment in gymnasium: with its time limit, without foreign wrappers."""
     spec = copy(env.unwrapped.spec)
     if spec is not None and env.spec is not None:
         spec.max_episode_steps = env.spec.max_episode_steps
@@ -323,7 +323,7 @@ def _store(
     trajectories: Sequence[Rollout],
     made: Mapping[str, Any],
 ) -> None:
-    # What minari.create_dataset_from_buffers does, except that it can only write to its final place.
+    # As minari.create_dataset_from_buffers, which can only write to the final folder.
     minari = require("minari", "minari")
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage

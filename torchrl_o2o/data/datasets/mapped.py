@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Transitions in memory-mapped files: looked at, never copied.
+"""Transitions in memory-mapped files, used in place without a copy.
 
 Shapes: N transitions, E episodes.
 """
@@ -23,10 +23,10 @@ from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 __all__ = ["is_mapped", "is_mapped_folder", "open_mapped", "read_mapped"]
 
-#: What TensorDict writes beside its files.
+#: The metadata file that TensorDict writes next to the data files.
 _META = "meta.json"
 _ROWS_AT_ONCE = 2**22
-#: Types that columns may have, and their dimensions where these are given.
+#: The types that columns may have, and their dimensions if fixed.
 _EXPECTED: dict[NestedKey, tuple[tuple[torch.dtype, ...], tuple[int, ...] | None]] = {
     "observation": ((torch.float32, torch.uint8), None),
     "action": ((torch.float32,), None),
@@ -75,12 +75,12 @@ def open_mapped(path: Path) -> TensorDictBase:
         for meta in path.rglob(_META):
             _check_sizes(meta)
         return TensorDict.load_memmap(path, allow_pickle=False)
-    except Exception as error:  # TensorDict, json and the system each have their own
+    except Exception as error:  # TensorDict, json and the system each raise their own
         raise O2ODataError(f"{path} is no folder that TensorDict.memmap wrote, or is damaged ({error}).") from error
 
 
 def _check_sizes(meta: Path) -> None:
-    """Refuse files of another size than they are said to have: torch lengthens short ones by zeros."""
+    """Raise if files do not have the size that the metadata say: torch extends short files with zeros."""
     for name, entry in json.loads(meta.read_bytes()).items():
         if isinstance(entry, dict) and "dtype" in entry:
             dtype = getattr(torch, entry["dtype"].removeprefix("torch."))
@@ -104,7 +104,7 @@ def read_mapped(data: TensorDictBase, origin: str, options: ReadOptions) -> RawD
         O2ODataError: if an entry is missing, of another type or shape, or episodes are not in order from 0 on.
         O2OSpecError: if an option says that the rows are something else.
     """
-    if options.names not in ({}, {"terminals": "terminals"}):  # terminals at a limit are terminal
+    if options.names not in ({}, {"terminals": "terminals"}):  # which says that terminals at a time limit are terminal
         raise O2OSpecError(
             f"got names={dict(options.names)} for {origin}, whose entries in memory-mapped files have fixed meanings; "
             "load_offline(data.clone(), names=...) reads the rows in memory"
@@ -126,7 +126,7 @@ def read_mapped(data: TensorDictBase, origin: str, options: ReadOptions) -> RawD
 
 
 def _wrong(data: TensorDictBase, entries: dict[NestedKey, torch.Tensor | None]) -> str:
-    """What is not as expected; empty where all is."""
+    """What differs from the expected layout; empty if nothing does."""
     if data.ndim != 1 or not len(data):
         return f"they have the batch size {tuple(data.shape)}, expected [N] with N >= 1"
     if has_steps(data):
@@ -142,7 +142,7 @@ def _wrong(data: TensorDictBase, entries: dict[NestedKey, torch.Tensor | None]) 
 
 
 def _check_episodes(episode: torch.Tensor, shortest: int, origin: str) -> None:
-    """Refuse episodes that are not numbered 0, 1, 2, ... in order, or are too short."""
+    """Raise if episodes are not numbered 0, 1, 2, ... in order, or are too short."""
     starts, before = [], -1
     for first in range(0, len(episode), _ROWS_AT_ONCE):
         part = torch.cat([torch.tensor([before]), episode[first : first + _ROWS_AT_ONCE]])

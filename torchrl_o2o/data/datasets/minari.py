@@ -144,12 +144,12 @@ def _meta(metadata: dict[str, Any], path: Path) -> SourceMeta:
 
 
 def _recorded(spec: Any) -> dict[str, Any] | None:
-    """What of an environment's spec, JSON or parsed, says how it behaves; ``None`` where it is none."""
+    """The parts of an environment's spec (JSON or parsed) that determine its behavior; ``None`` if it is no spec."""
     try:
         found = json.loads(spec) if isinstance(spec, str) else spec
         wrappers = [wrapper["name"] for wrapper in found.get("additional_wrappers") or ()]
         return described(str(found["id"]), dict(found.get("kwargs") or {}), wrappers)
-    except (ValueError, KeyError, TypeError, AttributeError):  # nothing is read from it but for a comparison
+    except (ValueError, KeyError, TypeError, AttributeError):  # it is only used for a comparison
         return None
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""OGBench's files: no rewards in them, the rewards of a task from the ``ogbench`` package, nothing downloaded."""
+"""Read OGBench's files. They hold no rewards; the ``ogbench`` package computes those of a task. No downloads."""
 
 from __future__ import annotations
 

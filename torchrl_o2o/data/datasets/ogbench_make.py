@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""OGBench's maze data made here, with its environments and its way of acting, as a file in its form."""
+"""Make OGBench-like maze data with OGBench's environments and its data-collecting behavior, in its file format."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def make_ogbench(name: str, *, seed: int = 0, num_steps: int | None = None, root
 
 
 def _navigate(env: gymnasium.Env, rng: np.random.Generator, seed: int) -> dict[str, np.ndarray]:
-    """One episode: toward a goal along the shortest way, with noise, and on to another one when it is reached."""
+    """One episode: go to a goal on the shortest path, with noise, and to a new goal when it is reached."""
     maze: Any = env.unwrapped
     cells = [(i, j) for i, j in np.argwhere(maze.maze_map == 0).tolist()]
     goals = [cell for cell in cells if not _is_corridor(maze.maze_map, cell)]

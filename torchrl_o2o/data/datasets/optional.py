@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Optional libraries, imported when they are needed."""
+"""Import optional libraries when they are needed."""
 
 from __future__ import annotations
 

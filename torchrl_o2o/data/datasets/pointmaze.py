@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The maze data: a controller chases random goals, and what it did is told as attempts at the task's one goal.
+"""The maze data: a controller pursues random goals, and its path is relabeled as attempts at the task's one goal.
 
 Shapes: T steps of the whole simulation.
 """
@@ -69,7 +69,7 @@ def wander(env: gymnasium.Env, *, num_steps: int, seed: int) -> list[Rollout]:
         num_steps: steps simulated; rows inside the goal's radius and single steps are left out of the data.
         seed: of every draw.
     """
-    rng = np.random.default_rng((seed, 1))  # not the environment's own stream, which default_rng(seed) would repeat
+    rng = np.random.default_rng((seed, 1))  # default_rng(seed) would repeat the environment's stream
     maze_env: Any = env.unwrapped
     maze_env.reset(seed=seed)
     limit = env.spec.max_episode_steps if env.spec is not None and env.spec.max_episode_steps else num_steps

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The data sets that this package makes itself: their names, environments and makers. Imports nothing heavy."""
+"""The data sets that this package can make: names, environments and makers. Importing this module is cheap."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ _HOW: Mapping[str, str] = {
 }
 
 _LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
-#: Environments with a packaged teacher, and what their data sets are made by.
+#: Data sets of environments with a packaged teacher, and how each is made.
 _TAUGHT = ("HalfCheetah", "Hopper")
 _TEACHERS: Mapping[str, Kind] = {
     "medium": "teacher-medium",
@@ -98,7 +98,7 @@ def _recipes() -> dict[str, Recipe]:
             )
     for env in _LOCOMOTION:
         recipes[f"o2o/{env.lower()}/random-v0"] = Recipe(f"{env}-v5", "uniform", 50_000)
-        # The names in the file of Stable-Baselines3's zoo: SAC's actors are the weaker ones.
+        # Names in Stable-Baselines3's zoo, whose SAC actors are the weaker ones.
         medium, expert = f"sac_{env}/", f"tqc_{env}/"
         shares: dict[Kind, tuple[str, ...]] = {
             "medium": (medium,),

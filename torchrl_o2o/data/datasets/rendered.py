@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Data sets of what an environment renders, recorded here and stored as Minari data sets."""
+"""Record data sets of rendered images from an environment, and store them as Minari data sets."""
 
 from __future__ import annotations
 

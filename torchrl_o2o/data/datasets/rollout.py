@@ -51,9 +51,9 @@ def roll_out(
         [200, 100]
     """
     seed = check_seed(seed)
-    rng = np.random.default_rng((seed, 1))  # not the environment's own stream, which default_rng(seed) would repeat
+    rng = np.random.default_rng((seed, 1))  # default_rng(seed) would repeat the environment's stream
     limit = env.spec.max_episode_steps if env.spec is not None and not wrapped else None
-    # The wrappers check every step, which costs as much as the step itself; the time limit is kept here instead.
+    # Without the wrappers, whose checks cost as much as the step itself; the time limit is applied here instead.
     bare = env if wrapped else env.unwrapped
     bare.reset(seed=seed)
     trajectories, left = [], num_steps

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Arrays of a source brought into rows: which observation follows which, and where an episode ends.
+"""Turn the arrays of a source into rows: find each row's next observation and the ends of episodes.
 
 Shapes: N transitions, E episodes, o observation and a action dimensions.
 """
@@ -29,14 +29,15 @@ from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["RawRows", "rows_from_episodes", "rows_from_flat"]
 
-#: Rows of one episode that lie in runs shorter than this, on average, are spread over the file.
+#: If the runs of rows of one episode are shorter than this on average, the episode is spread over the file.
 _SHORT_RUN = 4
-#: Fewer rows, or time limits, than these say nothing of their order; so many numbers are compared at most.
+#: Fewer rows (``_MANY``) or time limits (``_FEW``) say nothing about the order; at most ``_MOST_COMPARED`` numbers are
+#: compared.
 _MANY, _FEW, _MOST_COMPARED = 100, 3, 1_000_000
-#: Squared steps in units of the squared distance of any two rows, from which on there is no order; so many rows tell
-#: it of every entry alone.
+#: From this ratio of squared steps to squared distances of arbitrary rows on, the rows have no order; from ``_ENOUGH``
+#: rows on this is decided for each entry by itself.
 _UNORDERED, _ENOUGH = 0.8, 1_000
-#: What says which rows are terminal.
+#: Roles that say which rows are terminal.
 _TERMINALS = {"terminals", "masks", "dones"}
 
 
@@ -116,7 +117,7 @@ def rows_from_episodes(
         raise O2ODataError(f"{origin} holds no episodes; expected at least one.")
     _same_shapes(parts, origin)
     lengths = np.array([len(part["reward"]) for part in parts], dtype=np.int64)
-    # Popped, so that no more than one column is held twice.
+    # Popped, so that at most one column is in memory twice.
     columns = {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
     silent = () if len(set(told)) == 1 else (_silent_note(told),)
     notes = (*notes, *silent, *_terminal_note(found, lengths), *((_no_successor_note(cut),) if cut else ()))
@@ -126,7 +127,7 @@ def rows_from_episodes(
 def _episode_columns(
     found: Columns, limit: int | None, origin: str
 ) -> tuple[dict[str, np.ndarray], float, tuple[Finding, ...]]:
-    """The rows of one episode, the sum of all its rewards, and what was not read."""
+    """The rows of one episode, its return, and the names of unread arrays."""
     arrays = found.arrays
     observation = _vectors(arrays["observations"], f"observations of {origin}")
     steps = len(arrays["actions"])
@@ -163,7 +164,7 @@ def _episode_columns(
 
 
 def _per_step(values: np.ndarray, role: str, steps: int) -> np.ndarray:
-    """One value of a flag speaks of an episode's last step; anything else has one row per step already."""
+    """Expand a flag with a single value, which is about the episode's last step; other arrays have a row per step."""
     if values.size != 1 or role not in ("terminals", "timeouts", "dones", "ends", "masks"):
         return values
     spread = np.full(steps, role == "masks", dtype=values.dtype)
@@ -207,7 +208,7 @@ def rows_from_flat(
     terminated, truncated = _flags(found, steps, max_episode_steps, origin)
     truncated, notes = _time_limits(found, terminated, truncated, max_episode_steps, origin)
     notes += _whole_note(found.arrays["actions"], origin)
-    columns = {  # popped here and below, so that no more than one column is held twice
+    columns = {  # popped here and below, so that at most one column is in memory twice
         "observation": _vectors(found.arrays.pop("observations"), f"observations of {origin}"),
         "action": _actions(found.arrays.pop("actions"), origin),
         "reward": cast_column(found.arrays.pop("rewards"), f"rewards of {origin}").reshape(-1),
@@ -236,7 +237,7 @@ def rows_from_flat(
         *_terminal_note(found, np.diff(ends, prepend=-1)),
     )
     firsts = np.append(0, ends[:-1] + 1) if steps else ends
-    with np.errstate(invalid="ignore"):  # inf - inf: rewards that are not finite are for the audit to tell
+    with np.errstate(invalid="ignore"):  # inf - inf: the audit reports rewards that are not finite
         returns = np.add.reduceat(columns["reward"], firsts, dtype=np.float64)
     if "next_observation" not in columns:
         notes += _order_notes(columns["observation"], last, columns["truncated"])
@@ -248,9 +249,9 @@ def rows_from_flat(
 
 
 def _spread_rows(episode: np.ndarray, columns: Mapping[str, np.ndarray], origin: str) -> np.ndarray | None:
-    """The order that brings the rows of each episode together, or None where they are.
+    """The order that brings the rows of each episode together, or None if they already are together.
 
-    A number that comes again after a row that ended its episode is another episode's.
+    If an episode's number appears again after the row that ended the episode, it is a different episode.
     """
     if not len(episode):
         return None
@@ -290,16 +291,16 @@ def _spread_rows(episode: np.ndarray, columns: Mapping[str, np.ndarray], origin:
 
 
 def _numbered(done: np.ndarray, episode: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flags and new episode numbers of rows brought together: a flag before a gap in the file ends an episode."""
+    """Flags and new episode numbers of sorted rows: a flag before a gap in the file ends an episode."""
     done, episode, gap = done[order], episode[order], np.append(True, np.diff(order) != 1)
     begins = np.append(True, episode[1:] != episode[:-1]) | (gap & np.append(False, done[:-1]))
     return done, np.cumsum(begins)
 
 
 def _ends(done: np.ndarray, episode: np.ndarray | None, linked: bool) -> np.ndarray:
-    """Which rows are the last of their episode; the file's last row is.
+    """Which rows are the last of their episode; the last row of the file always is.
 
-    Unless rows are ``linked`` by next observations, the row after a flag begins another episode, whatever its number.
+    Unless next observations ``link`` the rows, the row after a flag begins a new episode, whatever its number.
     """
     inner = done[:-1] if episode is None else episode[1:] != episode[:-1]
     if not linked:
@@ -310,7 +311,7 @@ def _ends(done: np.ndarray, episode: np.ndarray | None, linked: bool) -> np.ndar
 def _time_limits(
     found: Columns, terminated: np.ndarray, truncated: np.ndarray, limit: int | None, origin: str
 ) -> tuple[np.ndarray, tuple[Finding, ...]]:
-    """Time limits, from ``limit`` where the source does not say them."""
+    """The time limits, computed from ``limit`` if the source does not state them."""
     told = {"timeouts", "episode", "starts", "ends", "dones"} & set(found.arrays)
     if told - {"timeouts"} or truncated.any():
         return truncated, ()
@@ -334,13 +335,13 @@ def _time_limits(
 
 
 def _index_in_run(ends: np.ndarray) -> np.ndarray:
-    """Each row's place in its run of rows up to an end."""
+    """Each row's position within its episode."""
     starts = np.flatnonzero(np.append(True, ends[:-1])) if len(ends) else np.zeros(0, dtype=int)
     return np.arange(len(ends)) - np.repeat(starts, np.diff(starts, append=len(ends)))
 
 
 def _order_notes(observation: np.ndarray, last: np.ndarray, truncated: np.ndarray) -> tuple[Finding, ...]:
-    """Do rows without next observations follow each other? Those of a shuffled log are as far apart as any two."""
+    """Notes if rows without next observations look shuffled: if consecutive ones are as far apart as any two."""
     inside = np.flatnonzero(~last[:-1])
     inside = inside[:: max(1, len(inside) * observation[:1].size // _MOST_COMPARED)]
     if len(inside) < _MANY:
@@ -362,7 +363,7 @@ def _order_notes(observation: np.ndarray, last: np.ndarray, truncated: np.ndarra
         return (Finding("shuffled", "error", message, count=len(last), key="observation"),)
     message += "; without next observations of their own, transitions are only sound in the order of recording."
     steps, any_twos = (np.square(here - other).mean(0)[spread > 0] for other in (there, here[::-1]))
-    # In an environment that moves in time some entry continues, whatever the others do: a position, an angle.
+    # In a dynamic environment at least one entry changes continuously, such as a position or an angle.
     none = len(inside) >= _ENOUGH and len(steps) > 0 and bool((steps > _UNORDERED * any_twos).all())
     return (
         Finding("no_entry_goes_on" if none else "unordered", "warning", message, count=len(last), key="observation"),
@@ -370,8 +371,10 @@ def _order_notes(observation: np.ndarray, last: np.ndarray, truncated: np.ndarra
 
 
 def _refuse_shuffled(observation: np.ndarray, episode: np.ndarray, order: np.ndarray, origin: str) -> None:
-    """Rows brought together follow each other if they lay at even distances, as several environments record them, or
-    if they are closer to the next than to the row in the mirrored place of their episode.
+    """Raise if the sorted rows of episodes do not follow each other.
+
+    They do if they were at even distances in the file, as several environments record them, or if they are closer to
+    the next row than to the row in the mirrored position of their episode.
     """
     same = episode[1:] == episode[:-1]
     gaps = np.diff(order)[same]
@@ -415,7 +418,7 @@ def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: n
 
 
 def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[np.ndarray, np.ndarray]:
-    """What each row is: terminal, at a time limit."""
+    """Which rows are terminal, and which are at a time limit."""
     flags = {
         role: cast_flags(found.arrays[role], f"{role} of {origin}")
         for role in ("terminals", "timeouts", "masks", "starts", "ends", "dones")
@@ -440,7 +443,7 @@ def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[
 
 
 def _vectors(values: np.ndarray, name: str) -> np.ndarray:
-    """Cast observations or actions; single numbers become vectors of one entry."""
+    """Cast observations or actions; scalars become vectors of one entry."""
     values = cast_column(values, name)
     if values.ndim > 1 and not values[:1].size and len(values):
         raise O2ODataError(f"{name} have the shape {list(values.shape)}; expected at least one number per row.")
@@ -456,7 +459,7 @@ def _actions(values: np.ndarray, origin: str) -> np.ndarray:
 
 
 def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:
-    """Tell that actions are whole numbers: without a box that they are steps of, they are a discrete choice."""
+    """A note that actions are integers: without a box that they subdivide, they are discrete choices."""
     dtype = np.asarray(values).dtype
     if dtype.kind not in "biu":
         return ()
@@ -468,7 +471,7 @@ def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:
 
 
 def _terminal_note(found: Columns, lengths: np.ndarray) -> tuple[Finding, ...]:
-    """Tell that nothing says what is terminal, where episodes do not all end after the same number of steps."""
+    """A note that nothing marks terminal rows although episodes have different lengths."""
     if _TERMINALS & set(found.arrays) or len(np.unique(lengths[:-1])) < 2:
         return ()
     message = (
@@ -479,7 +482,7 @@ def _terminal_note(found: Columns, lengths: np.ndarray) -> tuple[Finding, ...]:
 
 
 def _silent_note(told: list[bool]) -> Finding:
-    """Tell that some episodes say which rows are terminal and others do not."""
+    """A note that some episodes mark terminal rows and others do not."""
     count = told.count(False)
     message = (
         f"{count} of {len(told)} episodes, first episode {told.index(False)}, do not say which rows are terminal, as "

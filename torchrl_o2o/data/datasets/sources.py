@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Find out what a source is, and read it."""
+"""Detect the kind of a source, and read it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _REMOTE = (
     *(f"D4RL/antmaze/{m}-v1" for m in ("large-play", "large-diverse")),
 )
 
-#: No episode has more steps than this; larger numbers are no 64-bit integers.
+#: No episode has more steps than this; larger numbers exceed 64-bit integers.
 _LONGEST = 2**62
 
 
@@ -84,7 +84,7 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
 
 
 def _advice(source: object) -> str:
-    """What to give in place of a data set that Minari has opened."""
+    """Advice on what to pass in place of a data set that Minari has opened."""
     if not hasattr(source, "iterate_episodes"):
         return ""
     name = getattr(getattr(source, "spec", None), "dataset_id", None) or "its id"
@@ -106,7 +106,7 @@ def _download(dataset_id: str) -> Path:
     minari = require("minari", "minari")
     try:
         minari.download_dataset(dataset_id)
-    except Exception as error:  # each remote store has its own errors, for a missing name and for a missing network
+    except Exception as error:  # each remote store raises its own errors for an unknown name and for a missing network
         raise O2ODataError(
             f"{dataset_id!r} is not in {dataset_root()} and cannot be downloaded ({type(error).__name__}: {error}). "
             f"{_hint(dataset_id)} Without a network, copy the data set's folder there."
@@ -160,7 +160,7 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
 
 
 def _other_folder(path: Path) -> str:
-    """What to say of a folder that no reader takes."""
+    """The error message for a folder that no reader accepts."""
     kind, files = "", sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
     if (path / "meta" / "info.json").exists():
         kind = "; it is LeRobot's"

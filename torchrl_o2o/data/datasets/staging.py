@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Folders that exist whole or not at all: written under a hidden name, put in place by one rename."""
+"""Create folders atomically: write them under a hidden name, and move them into place with one rename."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Tables of text (CSV): one row per step, one column per number."""
+"""Read CSV tables: one row per step, one column per number."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def _table(path: Path) -> tuple[list[str], np.ndarray]:
     rows: list[list[float]] = []
     line = 1
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark of the encoding
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheet programs write a byte order mark
             reader = csv.reader(file)
-            # A name is needed to say of a column that it is not read; without a number, for it belongs to no other.
+            # Unnamed columns get a name that can be reported if they are not read, and that matches no column group.
             names = [name.strip() or f"(unnamed, column {number})" for number, name in enumerate(next(reader), 1)]
-            for cells in filter(None, reader):  # an empty line is no row
+            for cells in filter(None, reader):  # skip empty lines
                 line = reader.line_num
                 if len(cells) != len(names):
                     raise ValueError(f"{len(cells)} cells for {len(names)} names")

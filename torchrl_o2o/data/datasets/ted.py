@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""From raw rows to TED: one place for the rules on flags, unfinished and short episodes.
+"""Convert raw rows to TED: the rules on flags, and on unfinished and short episodes.
 
 Shapes: N transitions, E episodes.
 """
@@ -21,7 +21,7 @@ from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["to_transitions"]
 
-#: Skipping episodes that are shorter than this default is a repair; shorter than what the caller chose is a wish.
+#: Skipping episodes shorter than this default is reported as a repair; a larger minimum is the caller's choice.
 _DEFAULT_SHORTEST = 2
 
 
@@ -70,7 +70,7 @@ def to_transitions(rows: RawRows, *, min_episode_length: int, origin: str) -> tu
 
 
 def _loss(notes: list[Finding], skipped: int, kept: int) -> list[Finding]:
-    """Losing most of the rows is no repair: the source was misread or is broken."""
+    """A finding if most of the rows are lost: then the source was misread or is broken."""
     lost = skipped + sum(note.count for note in notes if note.code == "no_next_observation")
     if lost <= kept or not kept:
         return []

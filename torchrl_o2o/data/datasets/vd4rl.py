@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""V-D4RL's files: episodes of images, 64 pixels as npz and 84 pixels as HDF5, read by path."""
+"""Read V-D4RL's files from a path: episodes of images, 64 pixels as npz, 84 pixels as HDF5."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 
 def _episodes(file: Path) -> Iterator[Mapping[str, Any]]:
-    """The episodes of one file, each with one image more than actions."""
+    """The episodes of one file; each has one image more than actions."""
     rows = _read(file)
     images = next((rows[key] for key in _IMAGES if key in rows), None)
     missing = [key for key in ("action", "reward") if key not in rows]
@@ -129,12 +129,12 @@ def _terminal_rows(rows: Mapping[str, np.ndarray], count: int) -> np.ndarray:
     if "is_terminal" in rows:
         return rows["is_terminal"].reshape(-1).astype(bool)
     terminal = rows["discount"].reshape(-1) == 0 if "discount" in rows else np.zeros(count, bool)
-    # A first row has no discount of its own; some writers leave 0 there.
+    # A first row has no discount; some writers store 0 there.
     return terminal & ~(np.arange(count) == 0)
 
 
 def _mixed(data: PixelData, num_stack: int) -> PixelData:
-    """One endless episode of which the frames at later resets are missing."""
+    """One long episode in which the frames at later resets are missing."""
     newest = data.rows.get(("next", "observation"))[:, -1]
     stream = torch.cat([data.rows.get("observation")[:1, -1].expand(num_stack), newest])
     stacks = stream.unfold(0, num_stack, 1)

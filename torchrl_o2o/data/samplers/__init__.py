@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Samplers: how transitions are drawn. What they are worth is the business of priorities, handed in as callables."""
+"""Samplers decide how transitions are drawn. Priorities, passed in as callables, decide what they are worth."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class BalancedSampler(DrawingSampler):
     def is_offline_row(self, batch_size: int) -> Tensor:
         """Which rows of a batch are offline, bool, shape [batch_size]."""
         if self._pattern is None or self._pattern[:2] != (batch_size, self._offline_fraction):
-            # In whole numbers: the nearest simple fraction, so that 0.1 * 30 rows are 3 rows and not 4.
+            # Use the nearest simple fraction in integers, so that 0.1 * 30 rows are 3 rows and not 4.
             ratio = Fraction(self._offline_fraction).limit_denominator(1_000_000)
             edges = -(-torch.arange(batch_size + 1) * ratio.numerator).div(ratio.denominator, rounding_mode="floor")
             self._pattern = (batch_size, self._offline_fraction, edges[1:] > edges[:-1])

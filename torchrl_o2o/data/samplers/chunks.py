@@ -133,7 +133,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         self.reward_key, self.done_key, self.terminated_key = reward_key, done_key, terminated_key
         self.truncated_key, self.discount_key = truncated_key, discount_key
         if type(self) is ChunkSampler and isinstance(sampler, PrioritizedSampler):
-            self.__class__ = _PrioritizedChunkSampler  # by which TorchRL's buffers tell whether to set priorities
+            self.__class__ = _PrioritizedChunkSampler  # TorchRL's buffers set priorities only for this type
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[NestedKey, Any]]:
         """Draw first rows, and gather their chunks.
@@ -181,7 +181,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         if unsure is not None:
             joined = joined & self._in_turns(rows, unsure.to(joined.device))
         done = self._column(following, "done")
-        before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended before
+        before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended earlier
         out = self._outcome(following, joined)
         valid = (joined & ~before).to(out[unravel_key(("next", self.reward_key))].dtype)
         out[STEPS] = torch.full_like(row[:, 0], self.horizon, device=valid.device)
@@ -192,14 +192,14 @@ class ChunkSampler(ChecksArguments, Sampler):
         return out
 
     def _outcome(self, following: TensorDictBase, joined: Tensor) -> dict[NestedKey, Tensor]:
-        """What h rows lead to: everything under ``"next"`` of the last one, but rewards, ends and discounts of all."""
+        """The outcome of h rows: ``"next"`` of the last one, with rewards, ends and discounts of all rows."""
         last = cast(TensorDictBase, following[:, -1])
         out: dict[NestedKey, Tensor] = {
             unravel_key(("next", key)): value for key, value in last.items(True, True) if isinstance(value, Tensor)
         }
         reward, ends = self._column(following, "reward"), self._column(following, "terminated")
         factor = self.gamma ** torch.arange(self.horizon, dtype=reward.dtype, device=reward.device)
-        if last.get(self.discount_key, None) is not None:  # of a row the whole factor of what comes after it
+        if last.get(self.discount_key, None) is not None:  # a row's discount is the whole factor of its next value
             each = torch.where(joined, self._column(following, "discount"), 1.0).cumprod(1)
             factor = torch.cat([torch.ones_like(each[:, :1]), each[:, :-1]], 1)
             out[unravel_key(("next", self.discount_key))] = each[:, -1:]
@@ -215,7 +215,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         return out | of_all
 
     def _column(self, following: TensorDictBase, name: str) -> Tensor:
-        """Of the rows one number each, [B, h], by the key that the constructor was given for it."""
+        """An entry of one number per row, [B, h], under the key that the constructor got for it."""
         return self._entry(following, getattr(self, f"{name}_key"), f"{name}_key").squeeze(-1)
 
     def _entry(self, rows: TensorDictBase, key: NestedKey, argument: str) -> Any:
@@ -228,7 +228,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         return value
 
     def _in_turns(self, rows: TensorDictBase, online: Tensor) -> Tensor:
-        """Whether each of the rows begins where the one before it in the chunk ended, and so all before, [B, h]."""
+        """Whether each row, and all before it in the chunk, begin where the preceding row ended, [B, h]."""
         same = torch.ones_like(online[:, 1:])
         for key in self.observation_keys:
             led_to = self._entry(rows["next"], key, "observation_keys")[:, :-1]
@@ -238,13 +238,13 @@ class ChunkSampler(ChecksArguments, Sampler):
         return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
 
     def _unsure(self, row: Tensor, ring: _Ring) -> Tensor | None:
-        """Rows that need not follow the one before, [B, h]: of environments in turns, or written one by one."""
+        """Rows that may not follow the preceding row, [B, h]: of several environments, or written individually."""
         if self.num_envs > 1:
             return row >= ring.first - ring.reserved
         return (row >= ring.first - ring.reserved) & (row < ring.first) if ring.reserved else None
 
     def _rows(self, ring: _Ring, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Row numbers of the chunks, and whether each follows the ones before it, both [B, h]; else one is repeated."""
+        """Row indices of the chunks, and whether each follows those before it, both [B, h]; else a row is repeated."""
         if self.num_envs > 1 and ring.slots % self.num_envs:
             raise O2OSpecError(
                 f"got {ring.slots} online slots for num_envs={self.num_envs}, expected a multiple: else environments "
@@ -263,7 +263,7 @@ class ChunkSampler(ChecksArguments, Sampler):
 
     @property
     def _rng(self) -> torch.Generator | None:
-        """The replay buffer's generator, which the sampler inside draws from."""
+        """The replay buffer's generator, from which the inner sampler draws."""
         return self.sampler._rng
 
     @_rng.setter
@@ -276,7 +276,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         return self.sampler.ran_out
 
     @ran_out.setter
-    def ran_out(self, value: bool) -> None:  # TorchRL's buffers set it when they are gone through anew
+    def ran_out(self, value: bool) -> None:  # TorchRL's buffers set it when an iteration over them restarts
         self.sampler.ran_out = value  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
@@ -347,7 +347,7 @@ class ChunkSampler(ChecksArguments, Sampler):
 
 @PrioritizedSampler.register
 class _PrioritizedChunkSampler(ChunkSampler):
-    """One around a prioritized sampler."""
+    """A chunk sampler around a prioritized sampler."""
 
     @property
     def reduction(self) -> str:
@@ -365,7 +365,7 @@ class _Ring(NamedTuple):
 
 
 def _ring_of(storage: Storage) -> _Ring:
-    """The part of a storage that is written to, from its writer; what lies before it stays."""
+    """The part of a storage that its writer writes to; the slots before it are fixed."""
     size = len(rows_of(storage))
     capacity = int(getattr(storage, "max_size", size))
     ring = _Ring(0, max(capacity, 1), size - 1)

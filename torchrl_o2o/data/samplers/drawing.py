@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Where the samplers of this package get their random numbers."""
+"""The base class of this package's samplers: the source of their random numbers."""
 
 from __future__ import annotations
 

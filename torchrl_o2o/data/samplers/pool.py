@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Draw a pool, score it with the networks as they are now, replay from it by score: A3RL's sampling."""
+"""A3RL's sampling: draw a pool, score it with the current networks, and replay rows by their score."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from torchrl_o2o.functional.replay import (
 
 __all__ = ["PoolSampler"]
 
-_SPAN = 50.0  # rows e^50 times less likely than the likeliest are as good as never drawn
+_SPAN = 50.0  # rows e^50 times less likely than the most likely one are practically never drawn
 _STATE = ("alpha", "beta", "num_clamped", "num_pools")
 
 
@@ -227,7 +227,7 @@ class PoolSampler(DrawingSampler):
     def _log_prob(self, storage: Storage, pool: Tensor) -> Tensor:
         """log P over the pool, in float64 on the CPU, shape [N]."""
         device = getattr(storage, "device", None)
-        # One copy of the indices, not one for every entry of a row.
+        # Copy the indices once, not once for every entry of a row.
         rows = storage[pool if device in (None, "auto") else pool.to(device)]
         if not isinstance(rows, TensorDictBase):
             raise O2OSpecError(

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Prioritized experience replay with TorchRL's interface, wherever torch runs."""
+"""Prioritized experience replay with TorchRL's interface, without its C++ extension."""
 
 from __future__ import annotations
 
@@ -141,10 +141,10 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
     def _initialize(self, start: int, stop: int) -> None:
         self._priority[start:stop] = self.max_priority
-        self._tree.fill(start, stop, self._values_of(self._priority[start : start + 1]))  # of all the same
+        self._tree.fill(start, stop, self._values_of(self._priority[start : start + 1]))  # they all have this value
 
     def _store(self, index: Tensor, priority: Tensor) -> None:
-        self._tree.check(index, priority)  # before the power, which may be NaN or infinite where these are not
+        self._tree.check(index, priority)  # check before the power, which may be NaN or infinite for finite priorities
         index, priority = last_of_each(index, priority)
         self._tree.update(index, self._values_of(priority))
         self._priority[index] = priority

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Balanced replay: offline and online rows in one sampler, told apart by priorities alone."""
+"""Balanced replay: one sampler for offline and online rows, which only priorities distinguish."""
 
 from __future__ import annotations
 

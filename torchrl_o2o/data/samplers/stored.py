@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What samplers with a stored priority per row have in common: keeping the priorities in step with the storage."""
+"""The base class of samplers with a stored priority per row: it keeps the priorities in sync with the storage."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class StoredPrioritySampler(DrawingSampler):
 
     @abstractmethod
     def _initialize(self, start: int, stop: int) -> None:
-        """Give rows ``start .. stop - 1``, found in the storage for the first time, their value."""
+        """Initialize the values of rows ``start .. stop - 1``, which are new in the storage."""
 
     @abstractmethod
     def _store(self, index: Tensor, priority: Tensor) -> None:
-        """Store priorities, both of shape [n], as the values that rows are drawn by."""
+        """Store priorities of rows, both of shape [n], as the values that rows are drawn by."""
 
     @property
     def capacity(self) -> int:

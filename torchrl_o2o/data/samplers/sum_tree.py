@@ -19,9 +19,9 @@ from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["SumTree", "last_of_each"]
 
-_FAN_OUT = 32  # children of a node; measured: 16 to 64 are within a fifth of each other
+_FAN_OUT = 32  # children of a node; measured: 16 to 64 differ by less than a fifth in speed
 _BLOCKS_AT_ONCE = 2**16
-_TOP = 2048  # at most as many nodes at the top, which one cumulative sum searches
+_TOP = 2048  # largest number of nodes at the top, which one cumulative sum searches
 
 
 class SumTree:
@@ -58,9 +58,9 @@ class SumTree:
             raise O2OSpecError(f"got dtype={dtype}, expected a floating point type such as torch.float64")
         self.capacity = capacity
         self.dtype = dtype
-        #: What sums are multiplied by: a power of two, at most 1/N.
+        #: Factor of the sums: a power of two, at most 1/N.
         self.unit = 2.0 ** -math.ceil(math.log2(capacity))
-        self._levels: list[Tensor] = []  # [blocks, 32] from the slots upwards; the last is flat
+        self._levels: list[Tensor] = []  # [blocks, 32] from the slots upward; the top level is flat
         size = capacity
         while size > _TOP:
             blocks = -(-size // _FAN_OUT)
@@ -84,7 +84,7 @@ class SumTree:
         return self._scaled(len(self._levels) - 1, self._levels[-1]).sum()
 
     def _scaled(self, level: int, values: Tensor) -> Tensor:
-        """Values of a level in units of the sums; only the lowest level, that of the slots, has units of its own."""
+        """Values of a level in units of the sums; only the lowest level, that of the slots, has other units."""
         return values if level else values * self.unit
 
     def __getitem__(self, index: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class SumTree:
         index, value = last_of_each(index, value)
         self._levels[0].view(-1)[index] = value
         for level, above in enumerate(self._levels[1:]):
-            index = index // _FAN_OUT  # a block named twice is written twice, with the same sum
+            index = index // _FAN_OUT  # a block that occurs twice is written twice, with the same sum
             above.view(-1)[index] = self._scaled(level, self._levels[level][index]).sum(-1)
 
     def fill(self, start: int, stop: int, value: Tensor | float) -> None:
@@ -164,7 +164,7 @@ class SumTree:
     def _find(self, position: Tensor) -> Tensor:
         if not self.scaled_total > 0:
             raise O2OSpecError("every value is zero, so there is nothing to draw; give some slots a positive value")
-        # A position of exactly 0 would fall on a leading zero; rounding can carry one past the last positive child.
+        # A position of exactly 0 would select a leading zero; rounding can move one past the last positive child.
         smallest = torch.finfo(self.dtype).tiny
         last = len(self._levels) - 1
         top = self._scaled(last, self._levels[last]).cumsum(0).unsqueeze(0)
@@ -206,13 +206,13 @@ class SumTree:
         """
         slots = "the saved tree has {} slots, this one {}; build it with the capacity the run was started with"
         check_state(self, state_dict, self.state_dict(), same={"capacity": slots}, optional=("unit",))
-        to_unit = self.unit / state_dict.get("unit", 1.0)  # the first edition kept sums as they are
+        to_unit = self.unit / state_dict.get("unit", 1.0)  # the first edition stored unscaled sums
         for level, saved in zip(self._levels, state_dict["levels"], strict=True):
             level.copy_(saved if level is self._levels[0] else saved * to_unit)
 
 
 def _descend(sums: Tensor, position: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """First child whose cumulative sum reaches the position, and what is left of the position within that child.
+    """First child whose cumulative sum reaches the position, and the remaining position within that child.
 
     ``sums`` has shape [r, children], ``position`` and both results [r, q].
     """
