@@ -20,17 +20,16 @@ from omegaconf import DictConfig
 
 from torchrl_o2o.data import add_next_action
 from torchrl_o2o.scripts import start
-from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase
+from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase, returns_of
 from torchrl_o2o.trainers.algorithms import cool_penalty, make_rebrac
 
 
 def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune; the actor's penalty falls to one half of itself online."""
-    problem = load_problem(cfg, "rebrac")
-    recorded, make_online = (
-        replace(problem, offline=add_next_action(problem.offline)),
-        partial(make_rebrac, online=True),
-    )
+    problem, make_online = load_problem(cfg, "rebrac"), partial(make_rebrac, online=True)
+    add_return = returns_of(cfg, problem)
+    rows = add_return(problem.offline) if cfg.loss.calibrate else problem.offline
+    recorded = replace(problem, offline=add_next_action(rows))
     with offline_phase(cfg, recorded, make_rebrac, then=make_online) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))

@@ -53,6 +53,19 @@ class TestContractOnline(TestContract):
         return LossContract.make_batch(self, **keys)
 
 
+class TestContractCalibrated(TestContract):
+    """The row's return is read as well."""
+
+    def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> ReBRACLoss:
+        return ReBRACLoss(
+            *networks(self.observation_dim, self.action_dim, (observation_key, action_key)), calibrate=True
+        )
+
+    def make_batch(self, **keys: Any) -> TensorDict:
+        batch = super().make_batch(**keys)
+        return batch.set("mc_return", torch.full((len(batch), 1), -100.0))  # below every target
+
+
 @pytest.mark.parametrize("name", ["actor_bc_coef", "critic_bc_coef"])
 def test_negative_weights_are_refused(name: str) -> None:
     with pytest.raises(O2OSpecError, match=f"{name}=-1"):
@@ -84,6 +97,24 @@ def test_target_actions_pay_for_their_distance() -> None:
     distance = (act(loss, batch["next", "observation"]) - batch["next", "action"]).square().sum(-1)
     goes_on = ~batch["next", "terminated"].squeeze(-1)
     torch.testing.assert_close(targets[0] - targets[1], 0.99 * 0.5 * goes_on * distance)
+
+
+def test_no_calibrated_target_is_below_its_rows_return() -> None:
+    """CORL's ``use_calibration``: max(r + gamma (1 - d) [min_j Q'_j - c_Q |a' - a|^2], G)."""
+    batch, noise = with_next_action(random_transitions(12, 5, 3)), torch.randn(12, 3)
+    loss = ReBRACLoss(*networks(), critic_bc_coef=0.5)
+    loss.noise = RecordedNoise({"target_smoothing": noise})
+    plain = loss.target_value(batch)
+    batch["mc_return"] = (plain + torch.tensor([-1.0, 1.0]).repeat(6)).unsqueeze(-1)
+    assert "mc_return" not in loss.in_keys
+    loss.calibrate = True
+    assert "mc_return" in loss.in_keys
+    raised = torch.tensor([0.0, 1.0]).repeat(6)
+    torch.testing.assert_close(loss.target_value(batch), plain + raised)
+    value, info = loss.qvalue_loss(batch)
+    torch.testing.assert_close(value, (info["qvalue"] - plain - raised).square().sum(0).mean())
+    with pytest.raises(O2OSpecError, match=r"no 'mc_return'.*add_mc_return"):
+        loss.target_value(batch.exclude("mc_return"))
 
 
 def test_the_weight_on_the_actor_is_read_anew() -> None:

@@ -131,6 +131,7 @@ def test_rewards_of_binary_hands_are_the_same_two_numbers(script: str) -> None:
         ("spot", ("task=antmaze-umaze",), {"loss.density_weight": 0.25}),
         ("spot", ("task=antmaze-large",), {"loss.density_weight": 0.025}),
         ("rebrac", ("task=adroit-pen-dense",), {"loss.critic_bc_coef": 0.5, "offline.batch_size": 256}),
+        ("rebrac", ("task=adroit-door",), {"loss.calibrate": False, "failure_reward": -0.1}),
         ("rebrac", ("task=pointmaze-medium",), {"loss.actor_bc_coef": 0.003, "offline.batch_size": 256}),
         ("rlpd", ("algorithm=redq", "task=hopper"), {"target_entropy_per_dim": -0.333333}),
         ("rlpd", ("algorithm=redq", "task=walker2d"), {"target_entropy_per_dim": -0.5}),

@@ -31,6 +31,12 @@ class TestReBRAC(PhasesContract):
         assert newest(tmp_path / "offline", "loss")["actor_bc_coef"].item() == pytest.approx(0.4)
         assert newest(tmp_path, "loss")["actor_bc_coef"].item() == pytest.approx(0.2)
 
+    def test_targets_may_be_held_above_the_returns(self, tmp_path: Path) -> None:
+        self.train(tmp_path, "loss.calibrate=true")
+        assert "mc_return" in learner("loss.calibrate=true").keys
+        online = make_rebrac(compose("rebrac", "preset=cpu", *SMALL, "loss.calibrate=true"), (3, 2), online=True)
+        assert "mc_return" not in online.keys
+
 
 def learner(*words: str, compiled: bool = False) -> Any:
     torch.manual_seed(0)

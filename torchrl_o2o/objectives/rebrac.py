@@ -16,6 +16,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.conservative import calibrated
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.td3 import SmoothedTargetLoss
@@ -43,7 +44,9 @@ class ReBRACLoss(SmoothedTargetLoss):
     ``finetune/rebrac.py``: the critics' penalty is left out at once, the actor's falls linearly
     (:func:`~torchrl_o2o.functional.spot_cooling` with a floor of one half).
 
-    Differences from the paper: none in the equations. The code always divides by the mean of |Q|, as here.
+    Differences from the paper: none in the equations. The code always divides by the mean of |Q|, as here. With
+    ``calibrate`` the target is :math:`\max(y, G)`, G the row's return, read from ``tensor_keys.mc_return`` (see
+    :func:`~torchrl_o2o.data.transforms.add_mc_return`): CORL's ``use_calibration``, which is off there, too.
 
     Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
 
@@ -58,6 +61,7 @@ class ReBRACLoss(SmoothedTargetLoss):
         policy_noise: standard deviation of the smoothing noise, as a share of the action box's half-width. Defaults to
             0.2.
         noise_clip: its bound, likewise. Defaults to 0.5.
+        calibrate: whether no target is below the row's return; may be changed at any time. Defaults to ``False``.
         ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
@@ -86,9 +90,11 @@ class ReBRACLoss(SmoothedTargetLoss):
 
         Attributes:
             next_action: the action recorded in the next step. Defaults to ``("next", "action")``.
+            mc_return: discounted sum of rewards from the row on, shape [*B, 1]. Defaults to ``"mc_return"``.
         """
 
         next_action: NestedKey = ("next", "action")
+        mc_return: NestedKey = "mc_return"
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -105,6 +111,7 @@ class ReBRACLoss(SmoothedTargetLoss):
         critic_bc_coef: float = 0.01,
         policy_noise: float = 0.2,
         noise_clip: float = 0.5,
+        calibrate: bool = False,
         ensemble_reduction: Literal["sum", "mean"] = "sum",
         reduction: Reduction = "mean",
     ) -> None:
@@ -121,12 +128,13 @@ class ReBRACLoss(SmoothedTargetLoss):
                 f"got actor_bc_coef={actor_bc_coef} and critic_bc_coef={critic_bc_coef}, expected 0 or more"
             )
         self.register_buffer("actor_bc_coef", torch.tensor(actor_bc_coef, dtype=torch.get_default_dtype()))
-        self.critic_bc_coef = critic_bc_coef
+        self.critic_bc_coef, self.calibrate = critic_bc_coef, calibrate
         self.make_value_estimator()
 
     def _keys_read(self) -> list[NestedKey]:
-        keys = super()._keys_read()
-        return [*keys, self.tensor_keys.next_action] if self.critic_bc_coef else keys
+        keys, names = super()._keys_read(), self.tensor_keys
+        keys += [names.next_action] if self.critic_bc_coef else []
+        return [*keys, names.mc_return] if self.calibrate else keys
 
     def _next_penalty(self, tensordict: TensorDictBase, action: Tensor) -> Tensor | float:
         """c_Q |a~' - a'|^2."""
@@ -144,6 +152,18 @@ class ReBRACLoss(SmoothedTargetLoss):
                 f"{list(action.shape)}; pass the data through add_next_action(...)"
             )
         return self.critic_bc_coef * (action - recorded).square().sum(-1)
+
+    def _bounded(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
+        """max(y, G) with ``calibrate``."""
+        if not self.calibrate:
+            return target
+        value = self._one_each(tensordict, self.tensor_keys.mc_return)
+        if value is None:
+            raise O2OSpecError(
+                f"the batch has no {self.tensor_keys.mc_return!r}; add returns to the data with "
+                f"torchrl_o2o.data.transforms.add_mc_return, or set calibrate = False"
+            )
+        return calibrated(target, value)
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics.

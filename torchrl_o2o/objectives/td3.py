@@ -77,11 +77,15 @@ class SmoothedTargetLoss(CriticLoss):
         action = smoothed_action(action, noise, self.policy_noise, self.noise_clip, *box)  # a~'
         qvalue = self._qvalues(following, action, self._target_critics).amin(0)  # min_j Q'_j(s', a~')
         value = qvalue - self._next_penalty(tensordict, action)
-        return self._estimate(tensordict, value, qvalue=qvalue, action=action)
+        return self._bounded(tensordict, self._estimate(tensordict, value, qvalue=qvalue, action=action))
 
     def _next_penalty(self, tensordict: TensorDictBase, action: Tensor) -> Tensor | float:
         """What a target action pays, shape [*B]; nothing in TD3."""
         return 0.0
+
+    def _bounded(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
+        """What is made of the target, shape [*B]; nothing in TD3."""
+        return target
 
     def _act(self, state: Inputs, params: TensorDictParams) -> Tensor:
         """pi(s), shape [*B, A]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.utils import NestedKey
 from torch.optim import Adam, Optimizer
 from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
@@ -72,10 +73,11 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
         dims: observation and action dimension.
 
     Keyword Args:
-        online: leave the critics' penalty out. Defaults to ``False``.
+        online: leave the critics' penalty and their calibration out. Defaults to ``False``.
 
     Returns:
-        The learner, which reads the action of the next step offline; it collects without noise.
+        The learner, which reads the action of the next step offline, and with ``loss.calibrate`` the row's return; it
+        collects without noise.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -97,7 +99,7 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
     actor = make_deterministic_actor(*dims, **plain(cfg.actor))
     settings = plain(cfg.loss)
     if online:
-        settings["critic_bc_coef"] = 0.0
+        settings |= {"critic_bc_coef": 0.0, "calibrate": False}
     loss = ReBRACLoss(actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **settings)
     loss.make_value_estimator(**plain(cfg.value_estimator))
     critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))
@@ -114,7 +116,9 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
             first=True,
         ),
     )
-    keys = (*TRANSITION, ("next", "action")) if loss.critic_bc_coef else TRANSITION
+    further: list[NestedKey] = [("next", "action")] if loss.critic_bc_coef else []
+    further += ["mc_return"] if loss.calibrate else []
+    keys = (*TRANSITION, *further)
     return Learner(actor, loss, compiled(update, cfg), keys=keys)
 
 
