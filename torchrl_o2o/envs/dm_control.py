@@ -63,8 +63,8 @@ class DMControlEnv(gymnasium.Env):
         camera_id: int | None = None,
     ) -> None:
         self._env = _load(domain, task)
-        # The state of an episode, where a snapshot finds it. A newly drawn terrain would have to be sent to the renderer
-        # again, so a snapshot of such a task stops at the task and reports it.
+        # The state of an episode, where a snapshot finds it. A newly drawn terrain would have to be sent to the
+        # renderer again, so a snapshot of such a task stops at the task and reports it.
         inside = self._env.task if self.model.nhfield else vars(self._env.task)
         self._changing = self.model, self._env.physics.data.ptr, inside
         self._steps = 0
