@@ -30,6 +30,20 @@ def test_sizes_of_the_papers(features: Any, strides: Any, size: int, flat: int) 
     assert ConvStack((9, size, size), features, strides).out_features == flat
 
 
+def test_each_layer_may_have_its_own_kernel() -> None:
+    """RLPD's encoder class has kernels 2, 1, 1, 1 by default."""
+    stack = ConvStack((9, 21, 16), (4, 3, 2, 5), (2, 1, 1, 1), kernel_size=[2, 1, 1, 1])
+    assert [tuple(conv.kernel_size) for conv in stack.convs] == [(2, 2), (1, 1), (1, 1), (1, 1)]
+    frames = torch.randint(0, 256, (3, 9, 21, 16), dtype=torch.uint8)
+    expected = frames.float() / 255
+    for conv in stack.convs:
+        expected = torch.relu(torch.nn.functional.conv2d(expected, conv.weight, conv.bias, conv.stride))
+    assert stack.out_features == 5 * 10 * 8
+    torch.testing.assert_close(stack(frames), expected.flatten(1), rtol=1e-5, atol=1e-6)
+    with pytest.raises(O2OSpecError, match=r"kernel_size=\[2, 1\], expected .* one kernel per layer"):
+        ConvStack((9, 16, 16), (4,), (2,), kernel_size=[2, 1])
+
+
 def test_batches_of_any_shape() -> None:
     encoder = make_pixel_encoder((9, 16, 16), features=(8,), strides=(2,)).module
     frames = torch.randint(0, 256, (2, 3, 9, 16, 16), dtype=torch.uint8)

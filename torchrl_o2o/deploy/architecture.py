@@ -150,7 +150,7 @@ def _conv_stack(layer: ConvStack) -> dict[str, Any]:
         "shape": list(layer.shape),
         "features": [conv.out_channels for conv in layer.convs],
         "strides": [conv.stride[0] for conv in layer.convs],
-        "kernel_size": layer.convs[0].kernel_size[0],
+        "kernel_size": [conv.kernel_size[0] for conv in layer.convs],
         "offset": layer.offset,
     }
 

@@ -50,12 +50,12 @@ class ConvStack(nn.Module):
     Args:
         shape: channels, height and width of a stack of frames; channels are frame after frame, oldest first.
         features: channels behind each layer.
-        kernel_size: rows and columns of the kernels.
+        kernel_size: rows and columns of the kernels: a number for all layers, or one a layer.
         strides: one a layer.
         offset: subtracted after the division by 255: 0 (RLPD) or 0.5 (DrQ-v2).
 
     Raises:
-        O2OSpecError: if the frames are too small for the layers, or there is not one stride per layer.
+        O2OSpecError: if the frames are too small for the layers, or there is not one stride, or kernel, per layer.
 
     Examples:
         >>> import torch
@@ -66,23 +66,29 @@ class ConvStack(nn.Module):
 
     @checked_arguments
     def __init__(
-        self, shape: Shape, features: Sequence[int], strides: Sequence[int], kernel_size: int = 3, offset: float = 0.0
+        self,
+        shape: Shape,
+        features: Sequence[int],
+        strides: Sequence[int],
+        kernel_size: int | Sequence[int] = 3,
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
-        if len(shape) != 3 or len(features) != len(strides) or not features:
+        kernels = (kernel_size,) * len(features) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(shape) != 3 or not len(features) == len(strides) == len(kernels) or not features:
             raise O2OSpecError(
-                f"got shape={tuple(shape)}, features={tuple(features)}, strides={tuple(strides)}, expected (C, H, W) "
-                f"and one stride per layer"
+                f"got shape={tuple(shape)}, features={tuple(features)}, strides={tuple(strides)}, "
+                f"kernel_size={kernel_size}, expected (C, H, W), one stride and one kernel per layer"
             )
-        for width in (kernel_size, *shape, *features, *strides):
+        for width in (*kernels, *shape, *features, *strides):
             check_count("a size of the convolutions", width, least=1)
         self.shape, self.offset = tuple(shape), offset
         channels = (shape[0], *features)
         self.layers = nn.ModuleList(
-            nn.Conv2d(before, behind, kernel_size, stride)
-            for before, behind, stride in zip(channels, features, strides)
+            nn.Conv2d(before, behind, kernel, stride)
+            for before, behind, kernel, stride in zip(channels, features, kernels, strides)
         )
-        self.out_features = _flat_size(self.shape, features[-1], kernel_size, strides)
+        self.out_features = _flat_size(self.shape, features[-1], kernels, strides)
 
     @property
     def convs(self) -> list[nn.Conv2d]:
@@ -104,14 +110,14 @@ class ConvStack(nn.Module):
         return features.reshape(*frames.shape[:-3], self.out_features)
 
 
-def _flat_size(shape: tuple[int, ...], channels: int, kernel_size: int, strides: Sequence[int]) -> int:
+def _flat_size(shape: tuple[int, ...], channels: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
     sizes = list(shape[1:])
-    for stride in strides:
-        sizes = [(size - kernel_size) // stride + 1 for size in sizes]
+    for kernel, stride in zip(kernels, strides):
+        sizes = [(size - kernel) // stride + 1 for size in sizes]
         if min(sizes) < 1:
             raise O2OSpecError(
                 f"frames of {shape[1]}x{shape[2]} are too small for strides {tuple(strides)} with kernels of "
-                f"{kernel_size}; take larger frames or fewer layers"
+                f"{tuple(kernels)}; take larger frames or fewer layers"
             )
     return channels * sizes[0] * sizes[1]
 
@@ -262,7 +268,7 @@ def make_pixel_encoder(
     vectors: Mapping[NestedKey, int] | None = None,
     features: Sequence[int] = (32, 64, 128, 256),
     strides: Sequence[int] = (2, 2, 2, 2),
-    kernel_size: int = 3,
+    kernel_size: int | Sequence[int] = 3,
     offset: float = 0.0,
     latent_dim: int | None = 50,
     layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
@@ -283,7 +289,7 @@ def make_pixel_encoder(
         vectors: entries of vectors and their widths. Defaults to none.
         features: channels behind each convolution.
         strides: one a convolution.
-        kernel_size: rows and columns of the kernels. Defaults to 3.
+        kernel_size: rows and columns of the kernels: a number for all layers, or one a layer. Defaults to 3.
         offset: see :class:`ConvStack`. Defaults to 0.
         latent_dim: width of the bottlenecks; ``None``: no bottleneck. Defaults to 50.
         layer_norm_eps: of the bottlenecks' LayerNorm. Defaults to 1e-6, flax's.
