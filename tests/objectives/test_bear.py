@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchrl.data import Bounded
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_action_vae, make_actor, make_gaussian_actor, make_qvalue_ensemble
@@ -18,7 +19,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
 
 def build(
-    observation: int = 5, action: int = 3, *, keys: tuple[Any, Any] = ("observation", "action"), **settings: Any
+    observation: int = 5,
+    action: Bounded | int = 3,
+    *,
+    keys: tuple[Any, Any] = ("observation", "action"),
+    **settings: Any,
 ) -> BEARLoss:
     torch.manual_seed(0)
     names: dict[str, Any] = {"hidden_sizes": (16, 16), "observation_key": keys[0], "action_key": keys[1]}
@@ -68,6 +73,16 @@ def test_the_vae_is_spots() -> None:
     other.vae_network_params.data.copy_(loss.vae_network_params.data)
     loss.noise = other.noise = RecordedNoise({"latent": noise})
     torch.testing.assert_close(loss.vae_loss(batch)[0], other.vae_loss(batch)[0])
+
+
+def test_another_box_than_one_to_one() -> None:
+    box = Bounded(torch.tensor([-2.0, 0.0, -1.0]), torch.tensor([2.0, 0.5, 1.0]), shape=(3,))
+    loss, wide = build(), build(action=box)  # of the same parameters
+    batch, names = random_transitions(12, 5, 3), ("action", "behavior")
+    loss.noise = wide.noise = RecordedNoise({name: torch.randn(5, 12, size) for name, size in zip(names, (3, 6))})
+    divergence = loss.estimate_divergence(batch)  # is measured before tanh, and so before the box
+    torch.testing.assert_close(wide.estimate_divergence(batch), divergence)
+    wide.actor_loss(batch)[0].backward()
 
 
 def test_behavior_is_decoded_before_tanh_from_clamped_latents() -> None:

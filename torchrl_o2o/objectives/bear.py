@@ -253,10 +253,9 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         latent = like.new_empty((*like.shape[:-1], self.latent_dim))
         latent = self.noise.normal("behavior", latent, (self.behavior_samples,)).clamp(-0.5, 0.5)
         observation = state[network.in_keys[0]].expand(*latent.shape[:-1], -1)
-        decoder = vae.decoder[:-1]  # without its tanh
-        prefix = "module.decoder."
+        decoder = vae.decoder[:-1]  # without its tanh, and without the box that this holds
         params = flat_parameters(self.vae_network_params, detach=True)
-        params = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+        params = {name: params[f"module.decoder.{name}"] for name, _ in decoder.named_parameters()}
         return call_module(decoder, params, torch.cat([observation, latent], -1))
 
 
