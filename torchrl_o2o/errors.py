@@ -237,7 +237,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _unlike(name: str, given: Any, own: Any, optional: Collection[str] = ()) -> str | None:
-    """What distinguishes two states in kind, in words."""
+    """Describe the first difference in structure between two states."""
     if isinstance(own, Mapping):
         where = f"{name!r} is" if name else "there is"
         if not isinstance(given, Mapping):

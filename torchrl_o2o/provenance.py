@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a run was: its configuration in plain JSON values, its command, the versions and the commit it ran on.
+"""The provenance of a run: its configuration in plain JSON values, its command, versions and commit.
 
-Environment variables are never recorded, not even where a configuration asks for one: they hold secrets. Nothing here
-imports torch before a run is described.
+Environment variables are never recorded, not even if a configuration refers to one, because they may hold secrets.
+Nothing here imports torch before a run is described.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["describe_run", "git_commit", "package_versions", "plain_config", "pl
 
 _PACKAGES = ("torchrl_o2o", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control", "numpy")
 _GIT_TIMEOUT_SECONDS = 10
-# What a checkout's own configuration could make git run.
+# Options against commands that a checkout's own configuration could make git run.
 _GIT_HARMLESS = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "status.submoduleSummary=false")
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[A-Za-z_0-9][\w\-]*(?:\.[\w\-]+|\[[\w\-]+\])*)\s*\}")
 _DEPTH = 20
@@ -103,16 +103,16 @@ def _plain(value: Any, key: str) -> Any:
 
 
 def _is_of_torch(value: Any) -> bool:
-    """Whether it is a dtype or device; a process that has none has not imported torch."""
+    """Whether a value is a dtype or device of torch. If torch is not imported, there are none."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, (torch.dtype, torch.device))
 
 
 def _referenced(config: Any) -> Any:
-    """A hydra config as plain values, in which references to other keys are replaced and nothing else is.
+    """A Hydra configuration as plain values, in which only references to other keys are resolved.
 
-    Resolvers (``${name:...}``) can read environment variables and files, so none of them is ever called: what is not
-    ``${key}`` or ``${a.b.c}`` stays the text it is.
+    Resolvers (``${name:...}``) can read environment variables and files, so they are never called: everything except
+    ``${key}`` and ``${a.b.c}`` stays as text.
     """
     raw, root = (
         OmegaConf.to_container(node, resolve=False, structured_config_mode=SCMode.DICT)
@@ -145,7 +145,7 @@ def _word(match: re.Match[str], place: list[str], root: Any, depth: int) -> str:
 
 
 def _look_up(key: str, place: list[str], root: Any) -> tuple[Any, list[str] | None]:
-    """The value of a key and where it stands; ``None`` if there is none. Leading dots count from the value's place."""
+    """The value of a key and its path; ``None`` if it does not exist. Leading dots make the key relative."""
     dots = len(key) - len(key.lstrip("."))
     words = [word for word in re.split(r"[.\[\]]+", key) if word]
     where = [*(place[: len(place) - dots] if dots else []), *words]
@@ -200,18 +200,18 @@ def git_commit(folder: Path) -> dict[str, Any] | None:
 
 
 def _filters(folder: Path) -> list[str]:
-    """Settings that switch off the commands through which a checkout would have its files read."""
+    """Settings that turn off a checkout's filter commands."""
     named = _git(folder, "config", "--name-only", "--get-regexp", r"^filter\..*\.(clean|smudge|process|required)$")
     return [f"{name}={'false' if name.endswith('.required') else ''}" for name in (named or "").splitlines()]
 
 
 def _git(folder: Path, *words: str, without: Sequence[str] = ()) -> str | None:
-    """Ask git without letting the folder's configuration run anything: no monitor, hook, filter or index update."""
+    """Run git so that the folder's configuration cannot run anything: no monitor, hook, filter or index update."""
     settings = [word for setting in (*_GIT_HARMLESS, *without) for word in ("-c", setting)]
     command = ["git", "--no-optional-locks", "--no-pager", *settings, "-C", str(folder), *words]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired):  # no git here: a run needs none
+    except (OSError, subprocess.TimeoutExpired):  # a run does not need git
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
 
@@ -230,7 +230,7 @@ def describe_run(config: Mapping[str, Any]) -> dict[str, Any]:
         >>> sorted(describe_run({"seed": 1}))
         ['command', 'commit', 'config', 'started', 'threads', 'versions']
     """
-    import torch  # here: programs that must start quickly import the base layer
+    import torch  # late, because programs that must start quickly import the base layer
 
     script_folder = Path(sys.argv[0]).resolve().parent
     return {

@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Finding and starting the training scripts: `sota-implementations/` of a checkout, or the copy in a wheel.
+"""Find and start the training scripts: `sota-implementations/` of a checkout, or the copy in a wheel.
 
-A script is given settings files by Hydra's ``--config-dir``. Those may come from anywhere, so what configures Hydra
-itself is refused in them: its callbacks, launchers and loggers are classes that Hydra imports and calls.
+Hydra's ``--config-dir`` adds a folder of settings files. They may come from anywhere, so settings of Hydra itself are
+refused in them: its callbacks, launchers and loggers are classes that Hydra imports and calls.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["check_config_dirs", "find_script", "script_command", "script_config", "script_names", "start"]
 
 _PACKAGE = Path(__file__).resolve().parent
-#: In a wheel, beside the modules; in a checkout, beside the package.
+#: In a wheel the scripts are inside the package, in a checkout next to it.
 _FOLDERS = (_PACKAGE / "_scripts", _PACKAGE.parent / "sota-implementations")
-_FOLDER_OPTION = re.compile(r"-cd|-cp|--config-(d|di|dir|p|pa|pat|path)")  # Hydra takes shortened words
+_FOLDER_OPTION = re.compile(r"-cd|-cp|--config-(d|di|dir|p|pa|pat|path)")  # Hydra accepts abbreviated options
 _SEARCH_PATH = re.compile(r"file://([^\],'\"\s]+)")
 _PACKAGE_LINE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 
@@ -196,7 +196,7 @@ def _config_dirs(words: Sequence[str]) -> Iterator[Path]:
 
 
 def _hydra_parts(file: Path, folder: Path) -> Iterator[str]:
-    """What a file says to Hydra: by its own name, its package, its keys, or its list of defaults."""
+    """The parts of a file that configure Hydra: its name, its package, its keys, or its defaults list."""
     import yaml
 
     name = str(file.relative_to(folder).with_suffix(""))
@@ -216,7 +216,7 @@ def _hydra_parts(file: Path, folder: Path) -> Iterator[str]:
 
 
 def _words(value: Any) -> Iterator[Any]:
-    """All keys and values within lists and mappings."""
+    """All keys and values in nested lists and mappings."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key

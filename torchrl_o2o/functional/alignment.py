@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The equations of actor-critic alignment (ACA) and of its offline learner SAC+ML.
+"""Equations of actor-critic alignment (ACA) and of its offline learner SAC+ML.
 
 Pure functions of tensors without state or random draws, as in :mod:`torchrl_o2o.functional`.
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Equations of the methods that hold a policy to a model of the data's behavior: BRAC and BEAR.
+"""Equations of methods that regularize a policy toward a model of the data's behavior: BRAC and BEAR.
 
 Shapes: ``E`` critics, ``B`` any batch shape, ``A`` action dimensions, ``N`` and ``M`` samples.
 """

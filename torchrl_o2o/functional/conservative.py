@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The equations of CQL and Cal-QL: what pushes unseen actions' values down, how far, and where it stops.
+"""Equations of CQL and Cal-QL: the conservative penalty, its Lagrange multiplier, and the calibration.
 
 Pure functions of tensors without state or random draws, as in :mod:`torchrl_o2o.functional`.
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What goes wrong when a policy goes from recorded data to its own, as numbers to log. Pure functions of tensors."""
+"""Diagnostics of the switch from offline to online data, as pure functions of tensors, for logging."""
 
 from __future__ import annotations
 

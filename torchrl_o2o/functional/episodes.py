@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Returns and advantages along recorded episodes (AWR, DAPG), and DAPG's weights and natural-gradient step.
 
-Rows [N] are flat: steps in their order, one episode behind the other; ``done`` marks each episode's last.
+Rows [N] are flat: steps in order, one episode after the other; ``done`` marks the last row of each episode.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def discounted_sum(increment: Tensor, discount: Tensor) -> Tensor:
 
 
 def _check_rows(numbers: Mapping[str, Tensor], flags: Mapping[str, Tensor]) -> None:
-    """Refuse columns [N, 1], which broadcast against [N], and flags of numbers, which ``~`` does not turn round."""
+    """Raise for columns [N, 1], which broadcast against [N], and for flags that are not bool, for ``~`` needs bool."""
     columns = {**numbers, **flags}
     shapes = {name: list(column.shape) for name, column in columns.items()}
     if any(len(shape) != 1 for shape in shapes.values()) or len({tuple(shape) for shape in shapes.values()}) > 1:

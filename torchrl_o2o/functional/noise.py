@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The one place where losses and samplers draw random numbers: from a generator, or from a record."""
+"""The source of all random numbers of losses and samplers: a generator, or recorded numbers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class GeneratorNoise:
 
     @property
     def _own(self) -> dict[str, Any]:
-        """The generator, if it is one's own: named, even ``None`` keeps ``torch.compile`` from other batch sizes."""
+        """The generator, if there is one: even ``generator=None`` would tie ``torch.compile`` to one batch size."""
         return {} if self.generator is None else {"generator": self.generator}
 
     def normal(self, name: str, like: Tensor, sample_shape: tuple[int, ...] = ()) -> Tensor:
@@ -211,7 +211,7 @@ def _all_members(num_members: int, like: Tensor, per_row: bool) -> Tensor:
 
 
 def _within(name: str, values: Tensor, low: int, high: int) -> Tensor:
-    """Refuse recorded integers that the draw could not give."""
+    """Raise if recorded integers are outside the range of the draw."""
     if ((values < low) | (values >= high)).any():
         raise O2OSpecError(
             f"recorded numbers for {name!r} are in {int(values.min())}..{int(values.max())}, the draw is from {low} to "

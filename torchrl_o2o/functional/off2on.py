@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The equations of Off2On (Lee et al. 2021): balanced replay and the pessimistic Q-ensemble.
+"""Equations of Off2On (Lee et al. 2021): balanced replay and the pessimistic Q-ensemble.
 
 Shapes: ``K`` agents of the ensemble, ``B`` any batch shape, ``A`` action dimensions.
 """
@@ -80,12 +80,12 @@ def off2on_priority(
     log_mean = torch.logsumexp(offline, 0) - math.log(len(offline))
     log_scale = torch.logaddexp(log_mean, log_mean.new_tensor(mean_eps).log())
     log_priority = _log_without(log_ratio.detach(), eps) / temperature - log_scale
-    # Clipped before exp against overflow, and after it to the very ends, which exp(log(.)) may miss by a digit.
+    # Clipped before exp to avoid overflow, and after it because exp(log(.)) may miss the bounds by a digit.
     return log_priority.clamp(math.log(minimum), math.log(maximum)).exp().clamp(minimum, maximum)
 
 
 def _log_without(log_sum: Tensor, eps: float) -> Tensor:
-    """log w of log(w + eps); exactly minus infinity where w is 0 or cannot be told from it."""
+    """log w from log(w + eps); minus infinity where w is 0 or cannot be distinguished from 0."""
     if not eps:
         return log_sum
     log_eps = log_sum.new_tensor(eps).log()
@@ -149,7 +149,7 @@ def merge_gaussians(
     """
     low, high = math.exp(log_std_bounds[0]), math.exp(log_std_bounds[1])
     mean = loc.mean(0)
-    # Clipped as a variance: the square root's slope at 0 is infinite.
+    # Clip the variance, not the deviation: the square root has an infinite slope at 0.
     variance = (scale.square() + (loc - mean).square()).mean(0).clamp(low**2, high**2)
     return mean, variance.sqrt()
 

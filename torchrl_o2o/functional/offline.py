@@ -148,7 +148,7 @@ def awac_weight(
     if kind == "softmax":
         return advantage.numel() * (advantage / awac_lambda).flatten().softmax(0).reshape(advantage.shape)
     if kind == "whiten":
-        spread = advantage.std() if advantage.numel() > 1 else 0.0  # torch's of one row is NaN
+        spread = advantage.std() if advantage.numel() > 1 else 0.0  # torch's std of a single row is NaN
         advantage = (advantage - advantage.mean()) / (spread + 1e-5)
     return advantage_weight(advantage, 1.0 / awac_lambda, weight_clip if kind == "exp_clip" else None)
 

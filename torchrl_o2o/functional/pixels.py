@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Frames as tensors: shifting them at random, and what is refused."""
+"""Functions of frames as tensors: random shifts, and checks of their shape."""
 
 from __future__ import annotations
 

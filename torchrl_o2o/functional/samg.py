@@ -4,10 +4,10 @@
 # LICENSE file in the root directory of this source tree.
 """SAMG's equations: the mixed value, the probability that a row is like the data, and the two schedules.
 
-Beside them what a row that is *not* like the data may be: :func:`perturbed_pairs`, which is not in the paper.
+:func:`perturbed_pairs`, which makes rows that are *not* like the data, is not in the paper.
 
-The paper's numbered equations are partly lost and no code of its authors is public. What is certain and what is our
-reconstruction is told apart in docs/algorithms/samg.md.
+The paper's numbered equations are partly lost, and its authors have published no code. docs/algorithms/samg.md
+distinguishes what is certain from our reconstruction.
 """
 
 from __future__ import annotations

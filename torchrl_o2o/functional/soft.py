@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """The numbered equations of the papers as pure functions of tensors.
 
-Nothing here holds state, reads keys or draws random numbers: noise comes in as an argument. Every loss and sampler of
-the package is composed of these functions, and every one of them is tested on numbers worked out by hand.
+Nothing here holds state, reads keys or draws random numbers: noise is an argument. The losses and samplers of the
+package are composed of these functions, each of which is tested on numbers worked out by hand.
 
 Shapes: ``E`` ensemble members, ``B`` any batch shape, ``A`` action dimensions.
 """

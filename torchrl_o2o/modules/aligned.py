@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What aligns a critic with an offline policy: its clipped log-density, and a residual that starts from a baseline.
+"""Align a critic with an offline policy: its clipped log-density, plus a residual that starts from a baseline.
 
 Shapes: E ensemble members, B any batch shape, A action dimensions, o observation dimensions.
 """

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policies that ask critics: the best of N actions of a flow or a policy, the better of several policies' actions."""
+"""Policies that choose by critics: the best of N actions of a flow or a policy, or the best of several policies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Judged(nn.Module):
         self.aggregation = aggregation
         self.critics = nn.ParameterDict({_plain(name): value for name, value in critic_params.items()})
         self._names = tuple(critic_params)
-        self.__dict__["_critic"] = critic  # the template's own parameters are not part of the policy
+        self.__dict__["_critic"] = critic  # in __dict__, because the template's parameters are not part of the policy
 
     def best(self, observation: Tensor, action: Tensor) -> Tensor:
         """Of actions [M, *B, A] at observations [M, *B, o] those of the largest values, [*B, A]."""
@@ -40,7 +40,7 @@ class _Judged(nn.Module):
         def judge(member: dict[str, Tensor]) -> Tensor:
             return functional_call(self.critic, member, (observation, action))
 
-        if torch.compiler.is_exporting():  # LayerNorm under vmap fixes the batch size there
+        if torch.compiler.is_exporting():  # exporting LayerNorm under vmap would fix the batch size
             members = zip(*(value.unbind() for value in self.judges.values()))
             qvalue = torch.stack([judge(dict(zip(self._names, member))) for member in members]).squeeze(-1)
         else:

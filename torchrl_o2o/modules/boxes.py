@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The box that actions live in: read from a spec, and reached by tanh."""
+"""Action boxes: read from specs, and reached by a scaled tanh."""
 
 from __future__ import annotations
 

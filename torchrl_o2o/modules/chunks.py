@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policies that decide h actions at once: what marks them. Who steps an environment keeps the queue."""
+"""Mark policies that decide h actions at once. The collector keeps the queue of actions."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How far a state-action pair is to be trusted to the offline critic: p(s, a), all behind one interface.
+"""SAMG's confidences p(s, a): how far the offline critic is trusted at a state-action pair, with one interface.
 
 Shapes: B any batch shape, o observation, A action, Z latent dimensions.
 """
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 _KEYS: tuple[NestedKey, NestedKey] = ("observation", "action")
-_SMALL = 1e-6  # a latent dimension that moves less than this on the data counts as typical
+_SMALL = 1e-6  # a latent dimension that varies less than this on the data counts as typical
 
 
 class _Encodes(Protocol):
-    """A network as the confidence needs it."""
+    """The interface of the networks that a confidence uses."""
 
     latent_dim: int
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How hard CQL pushes down, and the multiplier that steers it."""
+"""CQL's conservative penalty and its Lagrange multiplier."""
 
 from __future__ import annotations
 

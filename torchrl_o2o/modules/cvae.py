@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What SAMG embeds state-action pairs with: a conditional VAE of the next state, or an inverse-dynamics embedding.
+"""SAMG's embeddings of state-action pairs: a conditional VAE of the next state, or inverse dynamics.
 
 Both have ``encode(observation, action) -> (mean, std)``, which is all that
 :class:`~torchrl_o2o.modules.OfflineConfidence` reads. Shapes: o observation, A action, Z latent dimensions.

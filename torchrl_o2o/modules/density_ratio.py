@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The network that tells online from offline rows: the density ratio w(s, a) = d_on(s, a) / d_off(s, a)."""
+"""The network of the density ratio w(s, a) = d_on(s, a) / d_off(s, a), which separates online from offline rows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class DensityRatioNet(nn.Module):
         if self.parametrization == "softplus":
             return torch.where(
                 output < _LINEAR_BELOW, output, softplus(output.clamp_min(_LINEAR_BELOW)).log()
-            )  # clamped inside as well, so that the branch not taken has a finite gradient
+            )  # clamped inside too, so that the unused branch has a finite gradient
         return (torch.relu(output) + self.eps).log()
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policy distributions on a box that take their noise from outside, and score fresh samples exactly."""
+"""Policy distributions on a box that take noise as an argument, and score their own samples exactly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BoxDistribution(D.Distribution):
     support = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
     has_rsample = True
     num_params = 2
-    #: That ``rsample_and_log_prob(sample_shape, noise=...)`` exists; losses look for it.
+    #: Tells losses that ``rsample_and_log_prob(sample_shape, noise=...)`` exists.
     takes_noise = True
 
     def __init__(self, loc: Tensor, scale: Tensor, low: float | Tensor, high: float | Tensor) -> None:
@@ -47,11 +47,11 @@ class BoxDistribution(D.Distribution):
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
 
     def _place(self, value: Tensor) -> Tensor:
-        """Put a value of the Gaussian onto the box."""
+        """Map a value of the Gaussian into the box."""
         raise NotImplementedError
 
     def _score_drawn(self, action: Tensor, value: Tensor) -> Tensor:
-        """Log-density of an action that was drawn, from it and the Gaussian's value."""
+        """Log-density of a drawn action, from the action and the Gaussian's value behind it."""
         raise NotImplementedError
 
     def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:

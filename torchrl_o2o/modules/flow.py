@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Flow policies: a velocity field that carries noise to actions, a network that does so in one step."""
+"""Flow policies: a velocity field that transports noise to actions, and a network that does so in one step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
     "one_step_network",
 ]
 
-#: What the velocity field reads besides the observation: a point between noise and action, and the time of it.
+#: The velocity field's inputs besides the observation: a point between noise and action, and its time.
 FLOW_POINT, FLOW_TIME = "flow_point", "flow_time"
 
 

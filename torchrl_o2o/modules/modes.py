@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Training and evaluation mode for a while."""
+"""Set training or evaluation mode temporarily."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A weight of a penalty that steers itself: BRAC's alpha and BEAR's eta."""
+"""A learned weight of a penalty: BRAC's alpha and BEAR's eta."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Networks that see: convolutions on stacked frames, and the narrow layer behind them."""
+"""Networks for pixels: convolutions on stacked frames, and the bottleneck after them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class ConvStack(nn.Module):
     @property
     def convs(self) -> list[nn.Conv2d]:
         """The convolutions, in order."""
-        return cast("list[nn.Conv2d]", list(self.layers))  # torch's ModuleList does not say what it holds
+        return cast("list[nn.Conv2d]", list(self.layers))  # torch's ModuleList is not typed by its elements
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map uint8 frames [*B, C, H, W] to features [*B, F], channel after channel, each row by row."""
@@ -101,7 +101,7 @@ class ConvStack(nn.Module):
         dtype = self.convs[0].weight.dtype
         # Channels last in memory: a CPU convolves such frames in half the time.
         last = frames.reshape(-1, *self.shape).movedim(-3, -1).contiguous()
-        features = last.to(dtype).div_(255.0)  # in place: to divide into new memory takes twice the time
+        features = last.to(dtype).div_(255.0)  # in place: dividing into new memory takes twice the time
         if self.offset:
             features.sub_(self.offset)
         features = features.movedim(-1, -3)
@@ -183,12 +183,12 @@ class PixelEncoder(nn.Module):
     @property
     def stacks(self) -> list[ConvStack]:
         """The stacks of convolutions, one an image."""
-        return cast("list[ConvStack]", list(self.conv))  # torch's ModuleList does not say what it holds
+        return cast("list[ConvStack]", list(self.conv))  # torch's ModuleList is not typed by its elements
 
     @property
     def bottlenecks(self) -> list[Bottleneck]:
         """The bottlenecks of the images and then the vectors; none if all is joined as it is."""
-        return cast("list[Bottleneck]", list(self.latent))  # nor here
+        return cast("list[Bottleneck]", list(self.latent))  # as above
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map images [*B, C, H, W] and then vectors [*B, n] to features [*B, F]."""
@@ -344,7 +344,7 @@ def encoder_width(encoder: TensorDictModuleBase) -> int:
 
 
 def _draw_(module: _Module, recipe: _Recipe) -> _Module:
-    """Draw convolutions and linear layers anew; biases 0."""
+    """Initialize convolutions and linear layers; biases are 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             if recipe == "xavier_uniform":

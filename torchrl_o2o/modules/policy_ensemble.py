@@ -65,7 +65,7 @@ class PolicyEnsemble(nn.Module):
         check_order("log_std_bounds", log_std_bounds)
         self.log_std_bounds = log_std_bounds
         self.num_members = len(members)
-        # One member without memory, called with explicit parameters; in a tuple, so that it is no submodule.
+        # A member without parameters, called with explicit ones; in a tuple, so that it is not a submodule.
         self._template = (copy.deepcopy(members[0]).to("meta"),)
         self._names = tuple(name for name, _ in members[0].named_parameters())
         self.members = copy.deepcopy(members[0])
@@ -137,7 +137,7 @@ def average_actors(
 
 
 def _net(actor: ProbabilisticTensorDictSequential, writes: list[NestedKey]) -> nn.Module:
-    """The network of an actor, which writes what the distribution reads."""
+    """The network of an actor, which writes the parameters of its distribution."""
     body = actor[0]
     net = body.module if isinstance(body, TensorDictModule) else body
     if len(actor) != 2 or not isinstance(body, TensorDictModule) or body.out_keys != writes:

@@ -76,7 +76,7 @@ class Temperature(nn.Module):
         return "raw_alpha" if self.form == "softplus" else "log_alpha"
 
     def _inverse(self, alpha: float) -> float:
-        """Where alpha is this: log alpha, or log(exp(alpha) - 1)."""
+        """The parameter's value for a given alpha: log alpha, or log(exp(alpha) - 1)."""
         if alpha == 0.0:
             return -math.inf
         return alpha + math.log(-math.expm1(-alpha)) if self.form == "softplus" else math.log(alpha)
@@ -88,7 +88,7 @@ class Temperature(nn.Module):
         return softplus(value) if self.form == "softplus" else value.exp()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Load, and say so where a fixed temperature was given another value by that."""
+        """Load, and warn if this changes the value of a fixed temperature."""
         before = float(self.alpha)
         super()._load_from_state_dict(*args, **kwargs)
         after = float(self.alpha)

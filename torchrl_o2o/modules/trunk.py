@@ -19,9 +19,9 @@ from torchrl_o2o.errors import O2OSpecError, check_count, check_number, check_op
 __all__ = ["FLAX_LAYER_NORM_EPS", "Activation", "LayerNorm", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
 
 FLAX_LAYER_NORM_EPS = 1e-6  # torch's own default is 1e-5; the papers' numbers come from flax
-#: Whether and where hidden layers are normalized: before the ReLU or behind it.
+#: Whether and where hidden layers are normalized: before or after the activation.
 LayerNorm = bool | Literal["after_activation"]
-#: Of the hidden layers; GELU in the approximation by tanh, flax's default.
+#: The activation of the hidden layers; GELU uses the tanh approximation, flax's default.
 Activation = Literal["relu", "gelu"]
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Layers between a policy's units and its environment's: standardized observations before it, native actions after it.
+"""Layers that convert units: standardized observations before a policy, native actions after it.
 
 Shapes: ``o`` observation entries, ``A`` action dimensions.
 """

@@ -193,7 +193,7 @@ class ACALoss(SoftLoss):
     def _aligned(
         self, state: Inputs, action: Tensor, residuals: Parameters, policy: Distribution | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Q_i(s, a), shape [E, *B], and log pi_0(a|s) before clipping, shape [*B]; ``policy`` has just drawn a."""
+        """Q_i(s, a), shape [E, *B], and log pi_0(a|s) before clipping, shape [*B]; ``policy`` is what drew a."""
         reference = flat_parameters(self.reference_network_params, detach=True)
         offline = own_distribution(policy_distribution(self.reference_network, reference, state))  # pi_0(.|s)
         clipped, density = clipped_log_density(offline, action, self.beta, policy)  # CLIP_beta(log pi_0(a|s))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""An actor and E critics with targets: the networks that all losses of the package but the model losses hold."""
+"""The base class of losses with an actor and E critics with targets."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ class ActorCriticLoss(TransitionLoss):
         return qvalue if self.q_max is None else qvalue.clamp(max=self.q_max)
 
     def _trained_critics(self) -> Parameters:
-        """Parameters of the critics with gradient; the copies of a shared output layer get one gradient."""
+        """Parameters of the critics with gradient; the copies of a shared output layer share one gradient."""
         params = flat_parameters(self.qvalue_network_params)
         return tied(params, "module.head.") if self._shared_head else params
 
     @property
     def _frozen_critics(self) -> Parameters:
-        """Parameters of the critics as they are, without gradient: what an actor is trained on."""
+        """The critics' current parameters without gradient, for training an actor."""
         return flat_parameters(self.qvalue_network_params, detach=True)
 
     @property
@@ -116,7 +116,7 @@ class ActorCriticLoss(TransitionLoss):
     def _bellman_error(
         self, qvalue: Tensor, target: Tensor, over_members: Literal["sum", "mean"] = "sum"
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """sum_i (Q_i(s, a) - y)^2 of each row, shape [*B], and what there is to say of it, detached."""
+        """sum_i (Q_i(s, a) - y)^2 of each row, shape [*B], and its metrics, detached."""
         error = ensemble_squared_error(qvalue, target, over_members)
         qvalue = qvalue.detach()
         return error, {"td_error": (qvalue - target).abs().mean(0), "qvalue": qvalue, "target_value": target}
@@ -179,7 +179,7 @@ def one_observation(loss: ActorCriticLoss, read: Sequence[NestedKey]) -> NestedK
 
 
 def _shares_head(members: list[TensorDictModule]) -> bool:
-    """Whether the critics have one output layer in common; refuses some that do beside others, and unequal copies."""
+    """Whether the critics share their output layer. Raises if only some do, or if the copies differ."""
     nets = [getattr(member, "module", None) for member in members]
     shared = [isinstance(net, QValueNet) and net.shared_head for net in nets]
     if not any(shared):

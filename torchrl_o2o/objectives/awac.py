@@ -164,7 +164,7 @@ class AWACLoss(CriticLoss):
         return (data.amin(0) if self.advantage_q == "min" else data[0]) - values.amin(0)
 
     def _clamped_action(self, tensordict: TensorDictBase) -> Tensor:
-        """The recorded action as the actor's loss takes it, shape [*B, A]."""
+        """The recorded action, clamped as the actor's loss needs it, shape [*B, A]."""
         action = self._action(tensordict)
         return action if self.action_clip is None else action.clamp(-self.action_clip, self.action_clip)
 

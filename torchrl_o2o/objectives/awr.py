@@ -220,7 +220,7 @@ class AWRLoss(TransitionLoss):
         return single_output(call_network(self.value_network, params, state, key), key)
 
     def _label(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-        """What :meth:`label` wrote, shape [*B]."""
+        """An entry that :meth:`label` wrote, shape [*B]."""
         value = self._one_each(tensordict, key)
         if value is None:
             raise O2OSpecError(

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The plumbing all losses share: keys, weights, reduction, value estimator. No equation is here."""
+"""The base class of all losses: keys, weights, reduction and value estimator. It contains no equations."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ __all__ = ["Reduction", "TransitionLoss", "dispatch"]
 
 Reduction = Literal["mean", "sum", "none"] | None
 
-#: Lets ``forward`` take tensors by name. TensorDict's own guesses their batch size, for which it takes the width as
-#: well where all entries have the same: one observation and one action of one number each, for example.
+#: Lets ``forward`` take tensors by name. TensorDict's default guesses their batch size, and takes the last dimension
+#: for a batch dimension if all entries have the same width, as observations and actions of one number each do.
 dispatch = guessing_dispatch(auto_batch_size=False)
 
 
@@ -89,19 +89,19 @@ class TransitionLoss(ChecksArguments, LossModule):
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
 
-    # A property of LossModule, which annotates it as here; each loss has more keys than the one before it.
+    # A property of LossModule. It is annotated here, because each subclass has more keys than its parent.
     tensor_keys: _AcceptedKeys  # pyright: ignore[reportIncompatibleMethodOverride]
-    # A property too, which TensorDictModuleBase puts in place of the list that a class states.
+    # TensorDictModuleBase replaces the list of a class by a property.
     out_keys: list[NestedKey]
     default_keys = _AcceptedKeys
     default_value_estimator = ValueEstimators.TD0
     SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TD0,)
 
-    #: Whether members of ensembles are evaluated one after the other everywhere.
+    #: Whether members of ensembles are always evaluated one after the other.
     deactivate_vmap: bool = False
     _vmap_randomness: Randomness | None
 
-    #: Attributes holding networks whose inputs are read at s, and of those the ones read at s' as well.
+    #: Attributes of the networks whose inputs are read at s, and of those whose inputs are also read at s'.
     _networks_read: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
     #: Whether rewards and ends are read; behavior cloning and density models do not.
     _bootstraps: ClassVar[bool] = True
@@ -141,9 +141,9 @@ class TransitionLoss(ChecksArguments, LossModule):
         self._name_outputs()
 
     def _name_outputs(self, *more: NestedKey) -> None:
-        """Let ``out_keys`` be what ``forward`` returns under this reduction; ``more`` is what this loss adds."""
+        """Set ``out_keys`` to what ``forward`` returns under this reduction; ``more`` adds outputs of this loss."""
         self._written += more
-        if self.out_keys == self.out_keys_source:  # nobody has selected some of them
+        if self.out_keys == self.out_keys_source:  # unless the user has selected some of them
             rows = self.reduction == "none"
             written = [key for key in self._written if not rows or str(key).startswith("loss_")]
             self.out_keys = written  # pyright: ignore[reportIncompatibleMethodOverride]  # a property, see above
@@ -172,7 +172,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         own = {id(value) for value in self.parameters()}
         for member in module if isinstance(module, list) else [module]:
             check_parameters(member, module_name, own if isinstance(module, list) else set())
-        network = cast(TensorDictModule, module)  # TorchRL's takes lists too, which its annotation leaves out
+        network = cast(TensorDictModule, module)  # TorchRL's annotation omits lists
         super().convert_to_functional(network, module_name, expand_dim, create_target_params, compare_against)
         if isinstance(module, list) and len(module) == 1:
             setattr(self, f"{module_name}_params", _stack_of_one(module[0]))
@@ -208,11 +208,11 @@ class TransitionLoss(ChecksArguments, LossModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-        """A state that an earlier version of this class saved, in today's names, which begin with ``prefix``."""
+        """A state of an earlier version of this class, converted to the current names, which begin with ``prefix``."""
         return state_dict
 
     def _other_names(self, state_dict: Mapping[str, Any], prefix: str) -> tuple[list[str], list[str]]:
-        """Names that a state lacks, and those that this loss has not; all begin with ``prefix``."""
+        """Names that are missing in a state, and unknown names; all begin with ``prefix``."""
         own = {f"{prefix}{name}" for name in self.state_dict()}
         given = {name for name in state_dict if name.startswith(prefix)}
         return sorted(own - given), sorted(given - own)
@@ -227,7 +227,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Also where the loss is part of another module: parameters of networks say nothing of names themselves."""
+        """Check names also if the loss is part of another module: TensorDictParams do not report them."""
         state_dict = self._current_state(state_dict, prefix)
         missing, unknown = self._other_names(state_dict, prefix)
         held = tuple(f"{prefix}{name}." for name, child in self.named_children() if isinstance(child, TensorDictParams))
@@ -237,7 +237,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As of every module, but the discount keeps float32: in bfloat16 0.99 is 0.988."""
+        """As in every module, but the discount stays float32: in bfloat16 0.99 would be 0.988."""
         estimator = cast(Any, self._value_estimator)
         before: Tensor | None = getattr(estimator, "gamma", None)
         out = super()._apply(fn)
@@ -280,18 +280,18 @@ class TransitionLoss(ChecksArguments, LossModule):
                     f"got {sorted(hyperparams)} beside a {type(value_type).__name__}, which has its own; pass them to "
                     f"its constructor"
                 )
-            # It takes estimators as well as their names, which its annotation leaves out.
+            # TorchRL's annotation omits estimator instances.
             LossModule.make_value_estimator(self, cast(ValueEstimators, value_type))
         else:
             supported = self.SUPPORTED_VALUE_ESTIMATORS
             estimator = dispatch_value_estimator(self, value_type, supported=supported, **hyperparams)
-            # Losses hand over the next value; a network kept here would go its own way in deep copies and casts.
+            # Losses pass the next value in. A network kept here would get out of sync in deep copies and casts.
             estimator.value_network = None
         self._forward_value_estimator_keys()
         return self
 
     def _built(self, kind: type[ValueEstimatorBase], hyperparams: Mapping[str, Any]) -> ValueEstimatorBase:
-        """An estimator of a class, on the device of this loss."""
+        """Build an estimator from its class, on the device of this loss."""
         asked = inspect.signature(kind).parameters
         known = {"value_network": None, "device": self._default_device}
         given = {name: value for name, value in known.items() if name in asked} | dict(hyperparams)
@@ -321,7 +321,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         self._in_keys = list(value)
 
     def _keys_read(self) -> list[NestedKey]:
-        """The entries of :attr:`in_keys`, where nobody has set others."""
+        """The entries of :attr:`in_keys`, unless the user has set others."""
         keys, (current, following) = self.tensor_keys, self._networks_read
         names: list[NestedKey] = [keys.action]
         outcome = (keys.reward, keys.done, keys.terminated) if self._bootstraps else ()
@@ -329,7 +329,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         return list(dict.fromkeys([*names, *self._inputs_of(current)]))
 
     def _inputs_of(self, networks: tuple[str, ...]) -> list[NestedKey]:
-        """Entries the named networks read, without the action."""
+        """The entries that the named networks read, without the action."""
         if networks not in self._reads:
             modules: list[TensorDictModuleBase] = [getattr(self, name) for name in networks]
             keys = dict.fromkeys(key for module in modules for key in module.in_keys)
@@ -337,15 +337,15 @@ class TransitionLoss(ChecksArguments, LossModule):
         return self._reads[networks]
 
     def _state(self, tensordict: TensorDictBase) -> Inputs:
-        """s: what the networks read of a transition besides the action."""
+        """s: the networks' inputs besides the action."""
         return self._inputs(tensordict, tensordict, self._networks_read[0])
 
     def _next_state(self, tensordict: TensorDictBase) -> Inputs:
-        """s': what they read of what came after the action."""
+        """s': the same inputs at the next state."""
         return self._inputs(tensordict, self._following(tensordict), self._networks_read[1])
 
     def _inputs(self, tensordict: TensorDictBase, source: TensorDictBase, networks: tuple[str, ...]) -> Inputs:
-        """What the named networks read of ``source``, which is the batch or what is under ``"next"``."""
+        """The inputs of the named networks from ``source``, which is the batch or its ``"next"`` part."""
         entries = {key: self._entry(source, key) for key in self._inputs_of(networks)}
         if networks not in self._dims:
             modules: list[TensorDictModuleBase] = [getattr(self, name) for name in networks]
@@ -357,17 +357,17 @@ class TransitionLoss(ChecksArguments, LossModule):
     def _check_rows(
         self, tensordict: TensorDictBase, key: NestedKey, value: Tensor, dims: tuple[int, ...] = (1,)
     ) -> None:
-        """Refuse inputs that are not one for each action."""
+        """Raise if there is not one input for each action."""
         action = tensordict.get(self.tensor_keys.action, None)
         if action is not None:
             check_rows(key, value, self.tensor_keys.action, action, dims)
 
     def _rows(self, tensordict: TensorDictBase) -> torch.Size:
-        """*B, by the recorded action: a batch that was put together by hand may not say its size."""
+        """*B, from the shape of the recorded action: a hand-made batch may have no batch size."""
         return self._entry(tensordict, self.tensor_keys.action).shape[:-1]
 
     def _entry(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-        """An entry that must be there."""
+        """A required entry."""
         value = tensordict.get(key, None)
         if value is None:
             there = sorted(map(str, tensordict.keys(include_nested=True, leaves_only=True)))
@@ -379,7 +379,7 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     @cached_property
     def _action_width(self) -> int | None:
-        """A, as the actor's spec says; ``None`` where it says nothing."""
+        """A, from the actor's spec; ``None`` if it has none."""
         specs = action_specs(getattr(self, "actor_network", None))
         return specs[0].shape[-1] if len(specs) == 1 and specs[0].ndim == 1 else None
 
@@ -396,9 +396,9 @@ class TransitionLoss(ChecksArguments, LossModule):
         return action
 
     def _hold_box(self, actor_network: TensorDictModuleBase) -> None:
-        """Keep the actor's action box as buffers ``action_low`` and ``action_high``, each [A], of torch's default type.
+        """Register the actor's action box as buffers ``action_low`` and ``action_high``, each [A], of default dtype.
 
-        A spec's type is that of the environment's actions; in a wider one all that is clipped would become wide.
+        A spec has the dtype of the environment's actions; a wider one would widen everything that is clipped.
         """
         for name, edge in zip(("action_low", "action_high"), actor_box(actor_network), strict=True):
             self.register_buffer(name, edge.to(torch.get_default_dtype(), copy=True))
@@ -409,22 +409,22 @@ class TransitionLoss(ChecksArguments, LossModule):
         return self._vmap_randomness or "different"
 
     def _make_vmap(self) -> None:
-        """Nothing is kept: every call looks at the setting."""
+        """Override TorchRL's caching of vmap functions: every call reads the setting instead."""
 
     def _call_ensemble(
         self, network: TensorDictModuleBase, params: Parameters, inputs: Inputs, out_key: NestedKey
     ) -> Tensor:
-        """What the members say, shape [E, *B]."""
+        """The members' outputs, shape [E, *B]."""
         return call_ensemble(network, params, inputs, out_key, self._vmap_randomness, self.deactivate_vmap)
 
     def _following(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """What came after the action: the entries under ``"next"``."""
+        """The entries under ``"next"``."""
         return cast(TensorDictBase, self._entry(tensordict, "next"))
 
     def _check_outcome(self, following: TensorDictBase, rows: torch.Size) -> None:
-        """Refuse reward and ends that do not fit the values, shape [*rows]; the estimator would not say which.
+        """Raise if reward or flags do not fit the values' shape [*rows]; the estimator's own error would not name them.
 
-        Ends are bool: of whole numbers the estimator would take ``~1``, which is -2, for "continues".
+        Flags must be bool: for integers the estimator would compute ``~1``, which is -2, as "continues".
         """
         keys = self.tensor_keys
         for key in (keys.reward, keys.done, keys.terminated):
@@ -433,7 +433,7 @@ class TransitionLoss(ChecksArguments, LossModule):
                 raise O2OSpecError(f"got {key!r} of {value.dtype} under 'next', expected flags; take its .bool()")
 
     def _column(self, following: TensorDictBase, key: NestedKey, rows: torch.Size) -> Tensor:
-        """An entry under ``"next"`` of one number a row, shape [*B, 1]."""
+        """An entry under ``"next"`` with one number per row, shape [*B, 1]."""
         value = self._entry(following, key)
         if tuple(value.shape) != (*rows, 1):
             raise O2OSpecError(
@@ -446,7 +446,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         return self._one_each(tensordict, self.tensor_keys.priority_weight)
 
     def _one_each(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor | None:
-        """An entry of one number a row as [*B], if it is there."""
+        """An optional entry with one number per row, as [*B]."""
         value = tensordict.get(key, None)
         if value is None:
             return None
@@ -459,7 +459,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         return value.reshape(rows)
 
     def _check_batch(self, tensordict: TensorDictBase, call: str) -> None:
-        """Refuse the first release's calls, which handed tensors where the batch stands now."""
+        """Raise for calls in the first release's form, with tensors in place of the batch."""
         if isinstance(tensordict, Tensor):
             raise O2OSpecError(
                 f"got a tensor of shape {list(tensordict.shape)} for the batch, expected {type(self).__name__}.{call}: "
@@ -467,7 +467,7 @@ class TransitionLoss(ChecksArguments, LossModule):
             )
 
     def _required_weights(self, tensordict: TensorDictBase) -> Tensor:
-        """Importance weights of a loss that is configured to use them, shape [*B]."""
+        """Importance weights, shape [*B], for a loss that is configured to use them; raises if there are none."""
         weights = self._weights(tensordict)
         if weights is None:
             key = self.tensor_keys.priority_weight
@@ -480,7 +480,7 @@ class TransitionLoss(ChecksArguments, LossModule):
     def _reduce(
         self, loss: Tensor, weights: Tensor | None = None, reduction: Literal["mean", "sum"] | None = None
     ) -> Tensor:
-        """Over the batch; ``reduction`` takes the place of the loss's own unless that keeps the rows."""
+        """Reduce over the batch; ``reduction`` replaces the loss's own, unless that is ``"none"``."""
         loss = loss if weights is None else loss * weights
         if self.reduction == "none":
             return loss
@@ -500,10 +500,10 @@ class TransitionLoss(ChecksArguments, LossModule):
         action: Tensor | None = None,
         discount: Tensor | None = None,
     ) -> Tensor:
-        """y = r + gamma (1 - d) V(s'), or what the value estimator makes of it, shape [*B].
+        """y = r + gamma (1 - d) V(s'), as the value estimator computes it, shape [*B].
 
-        The estimator finds V(s') under ``"next"``, with the a', Q'(s', a') and log pi(a'|s') it comes from where there
-        are any; the batch itself stays as it is. A ``discount``, [*B, 1], takes the place of gamma^n (1 - d).
+        The estimator finds V(s') under ``"next"``, with the a', Q'(s', a') and log pi(a'|s') behind it, if there are
+        any. The batch itself is not modified. A ``discount``, [*B, 1], replaces gamma^n (1 - d).
         """
         keys, following, estimator = self.tensor_keys, self._following(tensordict), self.value_estimator
         self._check_outcome(following, value.shape)
@@ -512,7 +512,7 @@ class TransitionLoss(ChecksArguments, LossModule):
             estimator, tensordict = _discounted(estimator, tensordict, discount, keys.terminated)
             following = self._following(tensordict)
         if type(estimator) is TD0Estimator and estimator.value_network is None and not estimator.average_rewards:
-            # It reads nothing else that is put there.
+            # This estimator reads none of the entries that are set below.
             return estimator.value_estimate(tensordict, next_value=value.unsqueeze(-1)).squeeze(-1)
         following = following.copy().set(keys.value, value.unsqueeze(-1))
         for key, column in ((keys.state_action_value, qvalue), (keys.log_prob, log_prob)):
@@ -539,7 +539,7 @@ class TransitionLoss(ChecksArguments, LossModule):
     def _collect(
         self, tensordict: TensorDictBase, losses: dict[str, Tensor], info: dict[str, Tensor]
     ) -> TensorDictBase:
-        """The output of ``forward``: losses and the batch means of what was measured; writes the priority, if any."""
+        """The output of ``forward``: losses and batch means of the metrics. Writes the priority, if there is one."""
         if "td_error" in info:
             if tensordict.is_locked:
                 raise O2OSpecError(
@@ -566,13 +566,13 @@ def _stack_of_one(member: TensorDictModule) -> TensorDictParams:
 def _discounted(
     estimator: ValueEstimatorBase, tensordict: TensorDictBase, discount: Tensor, terminated: NestedKey
 ) -> tuple[ValueEstimatorBase, TensorDictBase]:
-    """An estimator whose gamma is each row's whole factor of the next value, and a batch in which nothing else is."""
+    """An estimator whose gamma is each row's whole factor of the next value, and a batch without other discounts."""
     if not isinstance(estimator, TD0Estimator):
         raise O2OSpecError(
             f"got rows with discounts of their own for a {type(estimator).__name__}, expected a TD0Estimator or a "
             f"subclass, whose gamma they replace; leave that entry out of the batch"
         )
-    twin = copy.copy(estimator)  # a buffer of its own: the loss's keeps its gamma
+    twin = copy.copy(estimator)  # a separate estimator, so that the loss's keeps its gamma
     twin._buffers = {**estimator._buffers, "gamma": discount}
     following = cast(TensorDictBase, tensordict.get("next")).copy()
     following.set(terminated, torch.zeros_like(following.get(terminated)))

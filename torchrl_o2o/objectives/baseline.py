@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The baseline Z(s) of ACA on top of any frozen offline policy (SAC+ML trains its own along with the policy)."""
+"""ACA's baseline Z(s) on top of any frozen offline policy. (SAC+ML trains its own baseline with the policy.)"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FitsBaselines(TransitionLoss):
         raise NotImplementedError
 
     def _clipped(self, log_prob: Tensor) -> Tensor:
-        """The log-density in its role as critic."""
+        """The log-density, clipped for its use as a critic."""
         return log_prob
 
     def _baselines(self, state: Inputs) -> Tensor:

@@ -222,7 +222,7 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         return self._collect(tensordict, losses, {**info, **actor_info, **weight_info, **vae_info})
 
     def _squashed(self, state: Inputs, params: Parameters) -> TanhNormal:
-        """pi(.|s) as a distribution that keeps what it drew before tanh."""
+        """pi(.|s) as a distribution that also returns its samples before tanh."""
         policy = own_distribution(policy_distribution(self.actor_network, params, state))
         if not isinstance(policy, TanhNormal):
             raise O2OSpecError(
@@ -241,7 +241,7 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         return policy.rsample_and_log_prob((count,), noise=noise)
 
     def _divergence(self, state: Inputs, action: Tensor, policy: TanhNormal) -> Tensor:
-        """D(s) of the actions just drawn, shape [*B], with gradient into the policy."""
+        """D(s) of the actions that ``policy`` has just drawn, shape [*B], with gradient into the policy."""
         assert policy.pre_tanh is not None
         behavior = self._behavior(state, action[0])
         return (squared_mmd(behavior, policy.pre_tanh, 2.0 * self.mmd_sigma, self.kernel) + 1e-6).sqrt()
@@ -253,14 +253,14 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         latent = like.new_empty((*like.shape[:-1], self.latent_dim))
         latent = self.noise.normal("behavior", latent, (self.behavior_samples,)).clamp(-0.5, 0.5)
         observation = state[network.in_keys[0]].expand(*latent.shape[:-1], -1)
-        decoder = vae.decoder[:-1]  # without its tanh, and without the box that this holds
+        decoder = vae.decoder[:-1]  # without its tanh, which holds the action box
         params = flat_parameters(self.vae_network_params, detach=True)
         params = {name: params[f"module.decoder.{name}"] for name, _ in decoder.named_parameters()}
         return call_module(decoder, params, torch.cat([observation, latent], -1))
 
 
 def _check_settings(*, least: dict[str, int], share: dict[str, float], positive: dict[str, float]) -> None:
-    """Refuse counts below 1, shares outside of [0, 1] and what is not positive."""
+    """Raise for counts below 1, shares outside [0, 1], and numbers that are not positive."""
     kinds = ((least, "at least 1"), (share, "a share in [0, 1]"), (positive, "more than 0"))
     fits = (lambda value: value >= 1, lambda value: 0.0 <= value <= 1.0, lambda value: value > 0.0)
     for (settings, expected), fit in zip(kinds, fits, strict=True):

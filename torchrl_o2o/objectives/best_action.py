@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Acting by the best of several actions of a policy, as a critic sees them: the test policy of BEAR and BRAC."""
+"""Act by the best of several actions of a policy according to a critic: the test policy of BEAR and BRAC."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class BestAction(TensorDictModuleBase):
         if num_actions < 1:
             raise O2OSpecError(f"got num_actions={num_actions}, expected at least 1")
         stochastic(loss.actor_network)
-        self.__dict__["loss"] = loss  # not a part of this module: a checkpoint holds it already
+        self.__dict__["loss"] = loss  # not a submodule, because a checkpoint already holds it
         self.num_actions = num_actions
         self.in_keys: list[NestedKey] = list(loss._inputs_of(loss._networks_read[0]))
         self.out_keys: list[NestedKey] = [loss.tensor_keys.action]

@@ -229,7 +229,7 @@ class BRACLoss(DivergenceLoss, SoftLoss):
         return (log_prob - behavior.log_prob(self._inside(action))).mean(0)
 
     def _inside(self, action: Tensor) -> Tensor:
-        """The action held away from the edge of its box, where the inverse of tanh is infinite."""
+        """The action, clamped away from the edge of its box, where the inverse of tanh is infinite."""
         low, high = self.action_low.to(action.dtype), self.action_high.to(action.dtype)
         margin = 0.5 * self.action_margin * (high - low)
         return torch.minimum(torch.maximum(action, low + margin), high - margin)

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Carrying networks and optimizers of an offline loss into an online one.
+"""Carry networks and optimizers of an offline loss over to an online one.
 
 The offline side may be a loss module or its ``state_dict()`` read from a checkpoint
-(:func:`torchrl_o2o.checkpoint.load_objects`), so that one pre-training serves many fine-tunings. What does not fit is
-refused with the reason, never skipped.
+(:func:`torchrl_o2o.checkpoint.load_objects`), so that one pre-training serves many fine-tunings. If something does
+not fit, an error gives the reason; nothing is skipped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torchrl_o2o.objectives.aca import ACALoss
 
 __all__ = ["ParameterSource", "align", "carry_optimizer", "carry_over", "stack_agents"]
 
-#: What a loss has besides networks.
+#: Parts of a loss that are not networks.
 _PARTS = ("temperature", "penalty", "multiplier")
 
 ParameterSource = LossModule | Mapping[str, Tensor]
@@ -128,7 +128,7 @@ def carry_optimizer(
         {**{key: value for key, value in new.items() if key != "params"}, "params": old["params"]}
         for old, new in zip(saved["param_groups"], destination.param_groups, strict=True)
     ]
-    # Copied, since torch keeps the tensors it is given and both optimizers would move the same moments.
+    # Copied: torch keeps the given tensors, so that both optimizers would update the same moments.
     destination.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
     return destination
 
@@ -254,7 +254,7 @@ def _select(state: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
 
 
 def _below(loss: LossModule, group: str) -> dict[str, Tensor]:
-    """The live tensors of one group of a loss, under dotted names."""
+    """The loss's own tensors of one group, under dotted names."""
     return _select({**dict(loss.named_parameters()), **dict(loss.named_buffers())}, group)
 
 

@@ -240,13 +240,13 @@ class CQLLoss(SoftLoss):
         return self._collect(tensordict, losses, info)
 
     def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-        """The box was no part of the state."""
+        """Earlier states do not contain the action box."""
         box = {f"{prefix}{name}": getattr(self, name) for name in ("action_low", "action_high")}
         return {**box, **state_dict}
 
     @torch.no_grad()
     def _proposals(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Actions a_m and log mu_m(a_m), [3n, *B, A] and [3n, *B]: uniform ones, then the policy's at s', then at s."""
+        """Actions a_m and log mu_m(a_m), [3n, *B, A] and [3n, *B]: uniform, then of the policy at s', then at s."""
         like, count = self._action(tensordict), (self.penalty.num_actions,)
         width = self.action_high - self.action_low
         uniform = self.action_low + 0.5 * width * (self.noise.uniform("uniform_action", like, count) + 1.0)
@@ -259,7 +259,7 @@ class CQLLoss(SoftLoss):
         return actions, torch.cat([density, log_prob[:, 1], log_prob[:, 0]])
 
     def _calibrate(self, qvalue: Tensor, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Q_i(s, a_m), shape [E, 3n, *B], after calibration, and the share of policy actions that it raises."""
+        """Calibrated Q_i(s, a_m), shape [E, 3n, *B], and the share of policy actions whose value calibration raises."""
         bound = self._lower_bound(tensordict)
         if bound is None:
             return qvalue, qvalue.new_zeros(())
@@ -268,7 +268,7 @@ class CQLLoss(SoftLoss):
         return torch.cat([uniform, calibrated(policy, bound)], 1), raised
 
     def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
-        """G, which no policy action's value is pushed below, shape [*B]; there is none in CQL."""
+        """The lower bound G of the policy actions' values, shape [*B]; ``None`` in CQL."""
         return None
 
 

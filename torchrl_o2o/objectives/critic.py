@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the offline learners without a temperature (AWAC, IQL, TD3+BC, SPOT) share: critics regressed on one target."""
+"""The base class of learners without a temperature (AWAC, IQL, TD3+BC, SPOT): critics regress on one target."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Training what SAMG embeds state-action pairs with: the conditional VAE, or the inverse-dynamics embedding."""
+"""Losses of SAMG's embeddings of state-action pairs: the conditional VAE, and the inverse-dynamics embedding."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class InverseDynamicsLoss(TransitionLoss):
 
 
 def _vae_of(network: TensorDictModule) -> ConditionalVAE:
-    """The VAE inside a network, if it is one."""
+    """The VAE inside a network, if there is one."""
     vae = getattr(network, "module", None)
     if not isinstance(vae, ConditionalVAE):
         raise O2OSpecError(f"got {network!r}, expected the VAE that make_conditional_vae(...) builds")

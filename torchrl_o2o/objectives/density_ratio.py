@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The density ratio's loss: Jensen-Shannon, which is logistic regression of online against offline rows."""
+"""The density ratio's Jensen-Shannon loss, which is logistic regression of online against offline rows."""
 
 from __future__ import annotations
 
@@ -183,6 +183,6 @@ def join_sources(
         >>> join_sources(rows, rows[:1])["is_offline"]
         tensor([ True,  True, False])
     """
-    # It gives what it is given, which its annotation leaves out.
+    # It returns its argument, which the annotation omits.
     joined = cast(TensorDictBase, torch.cat([offline, online]))
     return joined.set(is_offline, torch.arange(len(joined), device=joined.device) < len(offline))

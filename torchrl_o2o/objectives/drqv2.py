@@ -197,7 +197,7 @@ class DrQV2Loss(CriticLoss):
         return self._reduce(-qvalue), info
 
     def _improve(self, tensordict: TensorDictBase, encoding: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """a_pi and min_j Q_j(f(s), a_pi), shapes [*B, A] and [*B], and what is logged of them."""
+        """a_pi and min_j Q_j(f(s), a_pi), shapes [*B, A] and [*B], and their metrics."""
         if encoding is None:
             with torch.no_grad():
                 encoding = self._features(self._state(tensordict))
@@ -237,7 +237,7 @@ class DrQV2Loss(CriticLoss):
 
 
 def _check_chain(first: TensorDictModule, second: TensorDictModule) -> None:
-    """Refuse a network that does not read what the one before it writes."""
+    """Raise if a network does not read what the preceding one writes."""
     if first.out_keys[0] not in second.in_keys:
         raise O2OSpecError(
             f"got networks, one of which writes {first.out_keys[0]!r} and the next reads {second.in_keys}, expected "

@@ -28,7 +28,7 @@ from torchrl_o2o.objectives.soft import SoftLoss
 __all__ = ["EnsembleSACLoss"]
 
 _Ensemble = Literal["sum", "mean"]
-_INSIDE = 1.0 - 1e-5  # the share of the box that recorded actions are clipped to before they are scored
+_INSIDE = 1.0 - 1e-5  # recorded actions are clipped to this share of the box before their density is computed
 
 
 class EnsembleSACLoss(SoftLoss):
@@ -258,7 +258,7 @@ class EnsembleSACLoss(SoftLoss):
             return super().alpha_loss(tensordict, log_prob=log_prob)
         self._check_batch(tensordict, "alpha_loss(batch, log_prob=log_prob)")
         log_prob = self._temperature_log_prob(tensordict, log_prob)
-        # A3RL's code puts the weighted sum of -log pi in the entropy's place, so the target itself is not weighted.
+        # A3RL's code weights only the entropy, -log pi, and not the target entropy.
         entropy = -(self._required_weights(tensordict) * log_prob).mean()
         objective = self.temperature.objective(-entropy).expand_as(log_prob)
         return self._reduce(objective), {"alpha": self.temperature.alpha, "entropy": entropy.detach()}
@@ -280,19 +280,19 @@ class EnsembleSACLoss(SoftLoss):
         if not bc_alpha >= 0.0:
             raise O2OSpecError(f"got bc_alpha={bc_alpha}, expected 0 or more")
         self.bc_alpha = bc_alpha
-        if bc_alpha:  # others need no bounded spec
+        if bc_alpha:  # otherwise no bounded spec is needed
             self._name_outputs("cloning")
             self._hold_box(actor_network)
 
     def _cloning(self, dist: Distribution, action: Tensor) -> Tensor:
-        """-log pi(a|s) of recorded actions, kept off the edges of the box, where tanh has no inverse, shape [*B]."""
-        dtype = action.dtype  # that of the box may be coarser, and what is left at the edge is small
+        """-log pi(a|s) of recorded actions, shape [*B], clipped off the edges of the box, where tanh has no inverse."""
+        dtype = action.dtype  # the box may have a coarser dtype, and the remaining distance to the edge is small
         low, high = self.action_low.to(dtype), self.action_high.to(dtype)
         middle, half_width = 0.5 * (high + low), 0.5 * (high - low) * _INSIDE
         return -dist.log_prob(torch.minimum(torch.maximum(action, middle - half_width), middle + half_width))
 
     def _current_state(self, state_dict: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
-        """The box was its middle and half its width."""
+        """Earlier states store the middle and half the width of the action box."""
         names = f"{prefix}cloning_middle", f"{prefix}cloning_half_width"
         if any(name not in state_dict for name in names):
             return state_dict

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Known feed-forward networks as lists of operations on named parameters, without the cost of calling modules."""
+"""Run known feed-forward networks as lists of operations on named parameters, without calling modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 __all__ = ["Layers", "evaluate", "event_dims", "has_hooks", "input_dims", "layers_of"]
 
 _CONTAINERS = (QValueNet, nn.Sequential, MLP, Joined)
-#: Layers that treat each vector by itself, whatever dimensions stand before it, and what networks are put together by.
+#: Layers that process each vector independently of the leading dimensions, and containers of layers.
 _ROWWISE = (
     *(nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList),
     *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus),
@@ -64,7 +64,7 @@ def _relu(params: Mapping[str, Tensor], features: Tensor) -> Tensor:
 
 
 Layers = tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
-#: Kept with a network: its layers, and what tells whether they are those still.
+#: Cached with a network: its layers, and what shows whether they have changed.
 _Found = tuple[Layers | None, list[dict[str, nn.Module | None]], list[dict[str, nn.Module | None]], list[Mapping]]
 
 _EVERYWHERE = (
@@ -161,7 +161,7 @@ def layers_of(network: nn.Module | None) -> Layers | None:
         return None
     assert network is not None
     found: _Found | None = network.__dict__.get("_layers")
-    if found is None or found[1][0] is not network._modules or found[1] != found[2]:  # a layer was replaced or added
+    if found is None or found[1][0] is not network._modules or found[1] != found[2]:  # the layers have changed
         parts = list(network.modules())
         children = [part._modules for part in parts]
         hooks = [each for part in parts for each in _hooks_of(part)]

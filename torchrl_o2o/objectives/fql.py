@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Flow Q-learning: a flow of the data's actions, distilled into one step, or the best of N of its actions."""
+"""Flow Q-learning: a flow model of the data's actions, distilled into one step, or used by its best of N actions."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class FlowLoss(CriticLoss):
 
     _stochastic = False
     _networks_read = (("qvalue_network",), ("qvalue_network",))
-    #: Under which name the flow's parameters are held.
+    #: The attribute that holds the flow.
     _flow: ClassVar[str] = "flow_network"
 
     def __init__(
@@ -113,7 +113,7 @@ class FlowLoss(CriticLoss):
         return call_network(network, params, {**state, FLOW_POINT: point, FLOW_TIME: time}, "velocity")
 
     def _end_of_flow(self, state: Inputs, noise: Tensor) -> Tensor:
-        """Where the flow carries noise to, inside of the box, without gradient."""
+        """The action at the end of the flow, clipped to the box, without gradient."""
         with torch.no_grad():
             end = euler_flow(lambda x, t: self._velocity(state, x, t, detach=True), noise, self.flow_steps)
             return self._clip(end)
@@ -143,7 +143,7 @@ class FlowLoss(CriticLoss):
         return self._reduce(error), {"flow_error": error.detach()}
 
     def _masked(self, tensordict: TensorDictBase, square: Tensor) -> Tensor:
-        """Leave out the actions of a chunk that lie behind the end of its episode."""
+        """Mask the actions of a chunk after the end of its episode."""
         valid = tensordict.get(self.tensor_keys.valid, None)
         if valid is None:
             return square
@@ -384,7 +384,7 @@ class BestOfNLoss(FlowLoss):
         """
         read = one_observation(self, [key for key in self.actor_network.in_keys if key not in (FLOW_POINT, FLOW_TIME)])
         flow = with_parameters(self.actor_network, self.actor_network_params)
-        assert isinstance(flow, FlowNetwork)  # the constructor has seen to it
+        assert isinstance(flow, FlowNetwork)  # checked by the constructor
         net = BestOfN(
             inner_module(flow),
             inner_module(self.qvalue_network),

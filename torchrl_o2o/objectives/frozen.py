@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A critic as it was at one moment, which no training moves any more."""
+"""A frozen copy of a critic."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class FrozenCritic(nn.Module):
         if not 0.0 <= soft_min_weight <= 1.0:
             raise O2OSpecError(f"got soft_min_weight={soft_min_weight}, expected a share in [0, 1]")
         self.soft_min_weight, self.deactivate_vmap = soft_min_weight, deactivate_vmap
-        # Out of the registry: the template's own parameters are never used, only `params` are.
+        # Not registered as a submodule: only `params` are used, never the template's own parameters.
         self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False)
         frozen = params.data.clone()
         self.params = TensorDictParams(frozen, no_convert=True)
@@ -155,6 +155,6 @@ class FrozenCritic(nn.Module):
 
 
 def _reduction_of(loss: LossModule) -> dict[str, Any]:
-    """What a loss's target takes of its critics: the names are those of flows, of soft losses, and of BEAR and BRAC."""
+    """How a loss's target reduces its critics, by the attributes of flow losses, soft losses, BEAR and BRAC."""
     means = "mean" in (getattr(loss, "aggregation", None), getattr(loss, "target_q", None))
     return {"aggregation": "mean" if means else "min", "soft_min_weight": getattr(loss, "soft_min_weight", 1.0)}

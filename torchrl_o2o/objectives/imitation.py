@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How far an actor is from recorded actions, whether it has a density or not."""
+"""The imitation error of an actor on recorded actions: a log-likelihood, or a distance without a density."""
 
 from __future__ import annotations
 

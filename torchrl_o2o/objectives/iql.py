@@ -207,7 +207,7 @@ class IQLLoss(CriticLoss):
         weight = advantage_weight(advantage, self.beta, self.weight_clip)
         params, key = flat_parameters(self.actor_network_params), self.tensor_keys.action
         state, action = self._state(tensordict), self._action(tensordict)
-        acts = not self.actor_network.training  # in evaluation mode, without dropout; it is trained with it
+        acts = not self.actor_network.training  # evaluation mode, without the dropout of its training
         with in_mode(self.actor_network, training=True) if acts else nullcontext():
             error = imitation_error(self.actor_network, params, state, action, key)
         clipped = (weight >= self.weight_clip).to(weight.dtype)

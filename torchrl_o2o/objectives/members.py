@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What an ensemble is made of: networks of one shape, each with parameters of its own."""
+"""Check the members of an ensemble: networks of the same shape, each with its own parameters."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How losses call their networks: with explicit parameters, whole ensembles at once, traceable by ``torch.compile``."""
+"""Call the networks of losses: with explicit parameters, whole ensembles at once, traceable by ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ Randomness = Literal["error", "same", "different"]
 C = TypeVar("C", bound=Callable[..., Any])
 TM = TypeVar("TM", bound=TensorDictModuleBase)
 
-# Rows that a critic takes at a time: at width 256 a layer's output is 0.75 MB then.
+# Rows that a critic processes at a time: at width 256, a layer's output is then 0.75 MB.
 _ROWS = 768
 
 
 def _explained(named: Callable[..., Mapping[NestedKey, Tensor]]) -> Callable[[C], C]:
-    """Let a call that torch refuses say which inputs a network got and which it takes; else nothing is looked at.
+    """If torch refuses a call, explain which inputs the network got and which it takes. Costs nothing otherwise.
 
     Args:
         named: from the network and what it was called with behind its parameters to the inputs by name.
@@ -106,7 +106,7 @@ def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str
     Returns:
         The same tensors under ``"module.0.weight"``-like names; nothing is copied.
     """
-    if isinstance(params, TensorDictParams):  # it keeps them flat itself, the ones without gradient apart
+    if isinstance(params, TensorDictParams):  # it stores them flat, with those without gradient separately
         flat: dict[str, Tensor] = {**params._parameters, **params._buffers}  # type: ignore[dict-item]
     else:
         flat = dict(params.flatten_keys(".").items())
@@ -216,7 +216,7 @@ def tied(params: Parameters, prefix: str) -> dict[str, Tensor]:
     for name, value in params.items():
         if name.startswith(prefix):
             total = value.sum(0)
-            out[name] = value.detach() + (total - total.detach())  # the bracket is zero, and only its gradient counts
+            out[name] = value.detach() + (total - total.detach())  # the bracket is zero, but has a gradient
     return out
 
 
@@ -363,7 +363,7 @@ def call_ensemble(
     layers = None if _is_captured() else layers_of(_called_inside(network))
     if layers is None:
         return torch.stack([evaluated(member) for member in members]).squeeze(-1)
-    features = _joined([inputs[key] for key in network.in_keys])  # once for all members
+    features = _joined([inputs[key] for key in network.in_keys])  # computed once for all members
     return torch.stack([_evaluate_by_rows(layers, member, features) for member in members]).squeeze(-1)
 
 
@@ -396,7 +396,7 @@ def single_output(values: Tensor, key: NestedKey) -> Tensor:
 
 
 def _evaluate_by_rows(layers: Layers, params: Parameters, features: Tensor) -> Tensor:
-    """Apply layers to some rows at a time, so that what a row becomes on its way stays in the core's cache."""
+    """Apply layers to some rows at a time, so that intermediate results stay in the core's cache."""
     if features[..., 0].numel() <= 2 * _ROWS:
         return evaluate(layers, params, features)
     outputs = [evaluate(layers, params, rows) for rows in features.flatten(0, -2).split(_ROWS)]
@@ -434,7 +434,7 @@ def _distribution(actor_network: ProbabilisticTensorDictSequential, params: Para
         stripped = {name.removeprefix("module.0.module."): value for name, value in params.items()}
         outputs = functional_call(plain, stripped, tuple(inputs[key] for key in body.in_keys))
         values = dict(zip(body.out_keys, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
-        names = cast(list[str], head.dist_keys)  # of the class's arguments
+        names = cast(list[str], head.dist_keys)  # arguments of the class
         arguments = {name: values[key] for name, key in zip(names, head.in_keys, strict=True)}
         return head.distribution_class(**arguments, **head.distribution_kwargs)
     data = TensorDict({key: inputs[key] for key in actor_network.in_keys}, _batch_shape(inputs))
@@ -507,12 +507,12 @@ def _joined(inputs: list[Tensor]) -> Tensor:
 
 
 def _is_captured() -> bool:
-    """Whether operations are being recorded, by ``make_fx`` or ``torch.compile``."""
+    """Whether ``make_fx`` or ``torch.compile`` is recording operations."""
     return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 def _plain_module(network: nn.Module) -> nn.Module | None:
-    """The tensor-to-tensor module inside a TensorDictModule, if that is all there is to it."""
+    """The tensor-to-tensor module of a TensorDictModule, if it is nothing more than a wrapper of it."""
     if not isinstance(network, TensorDictModule) or isinstance(network, TensorDictSequential):
         return None
     module = network.module
@@ -520,7 +520,7 @@ def _plain_module(network: nn.Module) -> nn.Module | None:
 
 
 def _called_inside(network: nn.Module) -> nn.Module | None:
-    """The same, if calling it is calling the network: no hook waits for a call of that."""
+    """The same, if the network has no hooks, so that calling the module is equivalent to calling the network."""
     return None if has_hooks(network) else _plain_module(network)
 
 

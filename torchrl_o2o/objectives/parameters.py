@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Parameters that come from elsewhere, put into a loss: online networks and targets."""
+"""Load parameters from other code into the networks and targets of a loss."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _tensors_of(loss: LossModule, name: str) -> dict[str, Tensor]:
 
 
 def _stacked(given: ParametersLike | Sequence[ParametersLike]) -> dict[str, Tensor]:
-    """Names and tensors; those of several members stacked."""
+    """Tensors by name; the tensors of several members are stacked."""
     if isinstance(given, Mapping):
         return {name: torch.as_tensor(value) for name, value in given.items()}
     if isinstance(given, nn.Module):

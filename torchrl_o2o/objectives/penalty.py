@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What losses share that weigh a policy's divergence from the data, by a weight that may be learned: BRAC and BEAR."""
+"""The base class of BRAC and BEAR: losses with a weighted divergence from the data; the weight may be learned."""
 
 from __future__ import annotations
 

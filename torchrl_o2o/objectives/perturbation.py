@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A density ratio of a data set alone: against what it does not hold, made up from its own rows."""
+"""A density ratio trained on a data set alone, against rows that are made by perturbing its own."""
 
 from __future__ import annotations
 

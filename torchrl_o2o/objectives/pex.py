@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policy expansion (PEX): a frozen offline policy and a new one, chosen between by their values.
+"""Policy expansion (PEX): a frozen offline policy and a new one; their values decide which one acts.
 
 Shapes: ``B`` any batch shape, ``A`` action dimensions.
 """
@@ -244,7 +244,7 @@ class PEXLoss(IQLLoss):
             takes_new = torch.where(explores, takes_new, values[1] > values[0])
         return Proposals(offline, new, probability, takes_new.to(offline.dtype))
 
-    # Nothing is handed on: what V's step measured is of the recorded actions, and this policy sees proposed ones.
+    # Takes no metrics of the value step: they are of recorded actions, and this policy is trained on proposed ones.
     def actor_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, tensordict: TensorDictBase
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -312,7 +312,7 @@ class ExpandedPolicy(TensorDictModuleBase):
         super().__init__()
         if not 0.0 <= eval_eps <= 1.0:
             raise O2OSpecError(f"got eval_eps={eval_eps}, expected a probability")
-        self.__dict__["loss"] = loss  # not a part of this module: a checkpoint holds it already
+        self.__dict__["loss"] = loss  # not a submodule, because a checkpoint already holds it
         self.eval_eps = eval_eps
         self.noise: NoiseSource = GeneratorNoise()
         self.in_keys: list[NestedKey] = list(loss._inputs_of(loss._networks_read[0]))

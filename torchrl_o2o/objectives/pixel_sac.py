@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""RLPD's learner from pixels: one encoder for all critics, another for their targets, a late copy for the actor."""
+"""RLPD's learner from pixels: one encoder for all critics, another for their targets, a delayed copy for the actor."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class PixelSACLoss(EnsembleSACLoss):
         torch.Size([3, 4])
     """
 
-    #: The two ends of the late copy, for :class:`~torchrl_o2o.updates.Copy`: critics' convolutions, actor's.
+    #: Source and target of the delayed :class:`~torchrl_o2o.updates.Copy`: the critics' and the actor's convolutions.
     LATE_COPY: ClassVar[tuple[str, str]] = (
         "encoder_network_params.module.conv",
         "actor_network_params.module.0.module.encoder.conv",
@@ -143,17 +143,17 @@ class PixelSACLoss(EnsembleSACLoss):
         self.convert_to_functional(encoder_network, "encoder_network", create_target_params=True)
 
     def _qvalues(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
-        """Q_i(e(s), a), shape [E, *B]; ``state`` may be encoded already. Other ``params`` leave e without gradient."""
+        """Q_i(e(s), a), shape [E, *B]; ``state`` may be encoded already. With other ``params``, e gets no gradient."""
         if self.encoder_network.out_keys[0] not in state:
             state = self._encoded(state, flat_parameters(self.encoder_network_params, detach=params is not None))
         return super()._qvalues(state, action, params)
 
     def _subset_minimum(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
-        if params is None:  # the targets, which have an encoder of their own
+        if params is None:  # the targets, which have their own encoder
             state = self._encoded(state, flat_parameters(self.target_encoder_network_params))
         return super()._subset_minimum(state, action, params)
 
     def _encoded(self, state: Inputs, params: Parameters) -> Inputs:
-        """e(s), shape [*B, L], by the key that the critics read it by."""
+        """e(s), shape [*B, L], under the key from which the critics read it."""
         key = self.encoder_network.out_keys[0]
         return {key: call_network(self.encoder_network, params, state, key)}

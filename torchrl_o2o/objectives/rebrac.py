@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""ReBRAC: TD3 held to the data in the actor and in the critics."""
+"""ReBRAC: TD3 with behavior regularization in the actor and in the critics."""
 
 from __future__ import annotations
 

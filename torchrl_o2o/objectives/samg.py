@@ -44,7 +44,7 @@ _REASONS = {
 
 
 def _check_known(loss: LossModule) -> None:
-    """Let through the losses whose target is known to come out as the class says, refuse others by name."""
+    """Accept the losses for which the mixed target is known to be right, and raise for others, with the reason."""
     if isinstance(loss, ACALoss):
         raise O2OSpecError("got ACALoss, whose value is R + k log pi_0 and not its critics' alone; take another loss")
     if isinstance(loss, PessimisticEnsembleLoss):
@@ -68,7 +68,7 @@ def _check_known(loss: LossModule) -> None:
 
 
 class _PolicyOf:
-    """The policy of one of torchrl's soft losses: next states -> the same with a', and alpha log pi(a'|s'), [*B, 1]."""
+    """The policy of a soft loss of torchrl: adds a' to next states, and returns alpha log pi(a'|s'), [*B, 1]."""
 
     def __init__(self, loss: Any, noise: NoiseSource | None) -> None:
         self.loss, self.noise = loss, noise or GeneratorNoise()
@@ -161,7 +161,7 @@ class SAMGEstimator(TD0Estimator):
     ) -> None:
         super().__init__(gamma=gamma, value_network=None)  # type: ignore[arg-type]
         self.critic = critic
-        # A template without parameters of its own, and a function of another module's: neither is part of the state.
+        # A template without parameters, and a function of another module: neither is part of the state.
         self.__dict__["value_network"], self.__dict__["next_action"] = value_network, next_action
         self.confidence_key, self.state_action_value_key = confidence_key, state_action_value_key
         self.guidance: Guidance = guidance

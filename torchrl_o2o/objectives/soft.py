@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the soft actor-critic family (SAC and RLPD, CQL, Cal-QL, SAC+ML, ACA) shares: networks, temperature."""
+"""The base class of the soft actor-critic family (SAC and RLPD, CQL, Cal-QL, SAC+ML, ACA): networks and temperature."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ class SoftLoss(ActorCriticLoss):
     sub_sample_len: int
     subset_per: Literal["batch", "sample"] = "batch"
     subset_replacement: bool = False
-    #: What the target takes of the members drawn.
+    #: How the target reduces the drawn members.
     target_q: Literal["mean", "min"] = "min"
-    #: Where the temperature's entropy is measured when no log-densities are handed on, or always at ``"next_state"``.
+    #: Where the temperature's entropy is measured: with ``"next_state"`` always there, with ``"state"`` there if no
+    #: log-densities are passed on.
     entropy_at: Literal["state", "next_state"] = "state"
-    #: Actions per next state, of which the target takes the best.
+    #: Number of actions per next state; the target takes the best of them.
     num_target_actions: int = 1
 
     def __init__(
@@ -64,7 +65,7 @@ class SoftLoss(ActorCriticLoss):
     def _set_subset(
         self, sub_sample_len: int | None, subset_per: Literal["batch", "sample"], subset_replacement: bool
     ) -> None:
-        """Which target members the minimum is taken of."""
+        """Set which target members the minimum is taken over."""
         size = self.num_qvalue_nets if sub_sample_len is None else sub_sample_len
         if not 1 <= size <= self.num_qvalue_nets:
             raise O2OSpecError(f"got sub_sample_len={size}, expected 1..{self.num_qvalue_nets}, the number of critics")
@@ -76,9 +77,9 @@ class SoftLoss(ActorCriticLoss):
         self.entropy_at = entropy_at
 
     def _subset_minimum(self, state: Inputs, action: Tensor, params: Parameters | None = None) -> Tensor:
-        """The minimum of Q'_i(s, a) over the members of Z, drawn once or for each row, shape of ``action[..., 0]``.
+        """The minimum of Q'_i(s, a) over a subset of Z members, drawn once or per row, shape of ``action[..., 0]``.
 
-        Or their mean, if ``target_q`` says so.
+        With ``target_q="mean"``, their mean.
         """
         size, drawn = self.num_qvalue_nets, self.sub_sample_len
         targets = self._target_critics if params is None else params
@@ -116,18 +117,18 @@ class SoftLoss(ActorCriticLoss):
     def _soft_target(
         self, tensordict: TensorDictBase, action: Tensor, log_prob: Tensor, qvalue: Tensor, *, entropy: bool = True
     ) -> Tensor:
-        """y = r + gamma (1 - d) [Q'(s', a') - alpha log pi(a'|s')], shape [*B]; ``entropy`` keeps the last term."""
+        """y = r + gamma (1 - d) [Q'(s', a') - alpha log pi(a'|s')], shape [*B]; ``entropy`` includes the last term."""
         value = soft_value(qvalue, log_prob, self.temperature.alpha) if entropy else qvalue
         return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
 
-    if TYPE_CHECKING:  # of each loss itself
+    if TYPE_CHECKING:  # defined by each loss
 
         def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
 
         def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
 
     def _soft_losses(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses of critics, actor and temperature from one set of parameters, and what they measured."""
+        """The losses of critics, actor and temperature at one set of parameters, and their metrics."""
         loss_qvalue, info = self.qvalue_loss(tensordict)
         loss_actor, actor_info = self.actor_loss(tensordict)
         loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info.pop("log_prob"))
@@ -135,7 +136,7 @@ class SoftLoss(ActorCriticLoss):
         return losses, {**info, **actor_info, **alpha_info}
 
     def _temperature_log_prob(self, tensordict: TensorDictBase, log_prob: Tensor | None) -> Tensor:
-        """The log-densities that the temperature is steered by, shape [*B]."""
+        """The log-densities that the temperature's loss uses, shape [*B]."""
         if log_prob is None or self.entropy_at == "next_state":
             return self.sample_log_prob(tensordict)
         return log_prob

@@ -160,7 +160,7 @@ class SPOTLoss(SmoothedTargetLoss):
         return self._collect(tensordict, losses, {**actor_info, **info})
 
     def _penalty(self, state: Inputs, action: Tensor) -> Tensor:
-        """An estimate of -log beta(a|s), shape [*B]: how far actions are from the data's support."""
+        """An estimate of -log beta(a|s), shape [*B]: the distance of actions from the data's support."""
         like = action.new_empty((*action.shape[:-1], self.latent_dim))
         noise = self.noise.normal("density", like, (self.num_samples,))
         known, params = (

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What TD3+BC, ReBRAC and SPOT share: deterministic actors with targets, and smoothed target actions."""
+"""The base class of TD3+BC, ReBRAC and SPOT: deterministic actors with targets, and smoothed target actions."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SmoothedTargetLoss(CriticLoss):
         return self._bounded(tensordict, self._estimate(tensordict, value, qvalue=qvalue, action=action))
 
     def _next_penalty(self, tensordict: TensorDictBase, action: Tensor) -> Tensor | float:
-        """What a target action pays, shape [*B]; nothing in TD3."""
+        """A penalty of the target action, shape [*B]; zero in TD3."""
         return 0.0
 
     def _bounded(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
@@ -92,6 +92,6 @@ class SmoothedTargetLoss(CriticLoss):
         return call_network(self.actor_network, flat_parameters(params), state, self.tensor_keys.action)
 
     def _first_qvalue(self, state: Inputs, action: Tensor) -> Tensor:
-        """Q_1(s, a), shape [*B], with gradient for the action alone."""
+        """Q_1(s, a), shape [*B], with gradient only for the action."""
         first = {name: value[:1] for name, value in self._frozen_critics.items()}
         return self._qvalues(state, action, first)[0]

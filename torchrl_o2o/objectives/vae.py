@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Training the behavior policy's density model, a conditional VAE (SPOT's first phase)."""
+"""The loss of the behavior policy's density model, a conditional VAE (SPOT's first phase)."""
 
 from __future__ import annotations
 

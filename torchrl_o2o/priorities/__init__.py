@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Scores of transitions in the log domain, which add up; samplers replay by them."""
+"""Log-priorities of transitions, which can be added, for samplers."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How much better a recorded action is than the policy's, to a loss's critics.
+"""The advantage of a recorded action over the policy's actions, according to a loss's critics.
 
 Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemble members, ``Z`` members of a subset.
 """
@@ -126,7 +126,7 @@ class Advantage(CriticScore):
         return torch.cat([self._advantage(networks, *chunk) for chunk in self._chunks(inputs, action)])
 
     def _advantage(self, networks: Networks, inputs: Inputs, action: Tensor, noise: Tensor) -> Tensor:
-        """A(s, a) of one chunk, shape [n]; the recorded action goes along with the M sampled ones."""
+        """A(s, a) of one chunk, shape [n]; the recorded action is evaluated together with the M sampled ones."""
         sampled, log_prob = networks.sample(inputs, noise)
         qvalue = networks.min_qvalue(inputs, torch.cat([action.unsqueeze(0), sampled]))
         return qvalue[0] - networks.mean_value(qvalue[1:], log_prob)

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What is worth replaying: callables that map transitions to log-priorities, to hand to a sampler.
+"""The base of priorities: callables from transitions to log-priorities, which samplers take.
 
-All have one signature, ``priority(tensordict) -> Tensor``: transitions of shape [N] in, log-priorities of shape [N]
-out, finite whatever the inputs. They live in the log domain, so they add up: ``density + 0.5 * advantage``. They hold
-references to a loss or a network and score with its parameters as they are at the moment of the call.
+All have one signature, ``priority(tensordict) -> Tensor``, from transitions of shape [N] to log-priorities of shape
+[N], which are finite for all inputs. In the log domain they can be added: ``density + 0.5 * advantage``. They refer to
+a loss or a network, and use its parameters at the time of the call.
 
 Shapes: ``N`` rows.
 """
@@ -114,7 +114,7 @@ class LogPriority(ABC):
         return {f"{self.name}_clamped": self._changed.float().mean(), **quantiles}
 
     def _watch(self, values: Tensor) -> Tensor:
-        """Keep values for :meth:`metrics`."""
+        """Store values for :meth:`metrics`."""
         self._observed = values
         return values
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What scores by a loss's critics share: its networks, its noise, and chunks of rows that fit the cache.
+"""The base class of scores by a loss's critics: its networks, its noise, and chunks of rows that fit the cache.
 
 Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemble members, ``Z`` members of a subset,
 ``A`` action dimensions.
@@ -44,7 +44,7 @@ __all__ = ["CriticScore", "Networks", "ScoredLoss", "compiled"]
 ScoredLoss = ActorCriticLoss | SACLoss | REDQLoss
 P = ParamSpec("P")
 
-_MAX_SHAPES = 256  # sizes of chunks that one compiled score may meet; torch's limit is 8, for all scores together
+_MAX_SHAPES = 256  # chunk sizes that a score may be compiled for; torch's default is 8 for all scores together
 
 
 def compiled(equation: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -60,7 +60,7 @@ def compiled(equation: Callable[P, Tensor]) -> Callable[P, Tensor]:
         O2OSpecError: if there is no C++ compiler.
     """
     check_compiler()
-    options = {"recompile_limit": _MAX_SHAPES, "isolate_recompiles": True}  # of which torch's overloads say nothing
+    options = {"recompile_limit": _MAX_SHAPES, "isolate_recompiles": True}  # options that torch's overloads omit
     return torch.compile(equation, dynamic=False, fullgraph=True, **options)  # pyright: ignore[reportCallIssue]
 
 
@@ -162,7 +162,7 @@ class CriticScore(LogPriority):
         self.noise: NoiseSource = GeneratorNoise()
 
     def _networks(self, critics: Literal["target", "online"], members: Tensor | None) -> Networks:
-        """The loss's networks as they are now, with the given members of the critics, or with all."""
+        """The loss's networks with their current parameters, with the given members of the critics or all."""
         loss, keys = self.loss, self.loss.tensor_keys
         params = loss.target_qvalue_network_params if critics == "target" else loss.qvalue_network_params
         critic_params = flat_parameters(params, detach=True)
@@ -182,7 +182,7 @@ class CriticScore(LogPriority):
         return next(iter(flat_parameters(self.loss.qvalue_network_params).values())).device
 
     def _inputs(self, tensordict: TensorDictBase, action: Tensor) -> dict[NestedKey, Tensor]:
-        """What actor and critics read besides the action, in the rows of the recorded ones."""
+        """The inputs of actor and critics besides the action, one row per recorded action."""
         networks = self.loss.actor_network, self.loss.qvalue_network
         own, device = self.loss.tensor_keys.action, self._device()
         keys = dict.fromkeys(key for network in networks for key in network.in_keys if key != own)
@@ -193,13 +193,13 @@ class CriticScore(LogPriority):
         return inputs
 
     def _members(self, like: Tensor) -> Tensor:
-        """One subset Z for all rows, shape [Z]."""
+        """One subset of Z members for all rows, shape [Z]."""
         return self.noise.subset(self._draw, _num_members(self.loss), self.sub_sample_len, like)
 
     def _normal(self, action: Tensor) -> Tensor:
         """Standard-normal numbers, shape [M, N, A], or [M, 1, A] if all rows share them."""
         if not isinstance(self.loss.actor_network, ProbabilisticTensorDictSequential):
-            return action.new_zeros(1, len(action), action.shape[-1])  # a deterministic actor draws nothing
+            return action.new_zeros(1, len(action), action.shape[-1])  # a deterministic actor needs no noise
         like, name = (action[:1] if self.shared_noise else action), f"{self._draw}_action"
         if not self.antithetic:
             return self.noise.normal(name, like, (self.num_samples,))
@@ -207,7 +207,7 @@ class CriticScore(LogPriority):
         return torch.cat([half, -half])[: self.num_samples]
 
     def _chunks(self, inputs: Inputs, action: Tensor) -> Iterator[tuple[Inputs, Tensor, Tensor]]:
-        """Equal slices of the rows, each of about ``chunk_size`` critic inputs a member: inputs, actions and noise."""
+        """Equal slices of the rows, with about ``chunk_size`` critic inputs per member: inputs, actions, noise."""
         rows, noise = len(action), self._normal(action)
         size = -(-rows // -(-rows * (len(noise) + 1) // self.chunk_size))
         for start in range(0, rows, size):
@@ -217,7 +217,7 @@ class CriticScore(LogPriority):
 
 
 def _check_loss(loss: ScoredLoss, entropy: bool) -> None:
-    """Refuse losses whose values are not those of an actor and its critics."""
+    """Raise for losses whose values are not those of an actor and its critics."""
     kind = type(loss).__name__
     if isinstance(loss, ACALoss):
         raise O2OSpecError(f"got {kind}, whose value is R + k log pi_0 and not its critics' alone; write a LogPriority")
@@ -242,7 +242,7 @@ def _alpha(loss: ScoredLoss) -> Tensor | None:
     if isinstance(loss, REDQLoss):
         return loss.alpha
     if isinstance(loss, SACLoss):
-        log_alpha = cast(Tensor, loss.log_alpha)  # a parameter or a buffer, which it does not annotate
+        log_alpha = cast(Tensor, loss.log_alpha)  # a parameter or a buffer, without an annotation
         return log_alpha.detach().exp()
     temperature = getattr(loss, "temperature", None)
     return None if temperature is None else temperature.alpha

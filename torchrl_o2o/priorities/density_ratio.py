@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How on-policy a row looks: A3RL's first term."""
+"""A3RL's first term: how on-policy a row is."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class DensityRatioScore(LogPriority):
         rows = tensordict.select(*self.density_ratio.in_keys).to(next(self.density_ratio.parameters()).device)
         log_ratio = self.density_ratio(rows).get(self.density_ratio.out_keys[0]).squeeze(-1)
         offline = self._is_offline(tensordict).to(log_ratio.device)
-        self._watch(log_ratio.masked_fill(~offline, torch.nan))  # quantiles leave NaN out
-        if self.normalize:  # what is not finite must not take the mean with it
+        self._watch(log_ratio.masked_fill(~offline, torch.nan))  # quantiles ignore NaN
+        if self.normalize:  # values that are not finite must not affect the mean
             usable = offline & log_ratio.isfinite()
             log_ratio = mean_one_log_ratio(log_ratio, usable, self.temperature)
         else:

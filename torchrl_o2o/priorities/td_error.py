@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How surprising a transition is to a loss's critics.
+"""The TD error of a transition, according to a loss's critics.
 
 Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemble members, ``Z`` members of a subset.
 """
@@ -117,13 +117,13 @@ class TDError(CriticScore):
         return expected - qvalue.mean(0)
 
     def _value(self, networks: Networks, inputs: Inputs, action: Tensor, noise: Tensor) -> Tensor:
-        """V(s') of one chunk, shape [n]; what was done before s' plays no part."""
+        """V(s') of one chunk, shape [n]; the action before s' does not matter."""
         sampled, log_prob = networks.sample(inputs, noise)
         return networks.mean_value(networks.min_qvalue(inputs, sampled), log_prob)
 
     def _discount(self, tensordict: TensorDictBase) -> Tensor:
-        """gamma, a scalar, or gamma^n of rows that are n steps from their next observation, shape [N]."""
+        """gamma, a scalar, or for n-step rows gamma^n, shape [N]."""
         estimator = self.loss.value_estimator
-        gamma = cast(Tensor, estimator.gamma).to(self._device())  # a buffer, which estimators do not annotate
+        gamma = cast(Tensor, estimator.gamma).to(self._device())  # a buffer, without an annotation
         steps = tensordict.get(estimator.tensor_keys.steps_to_next_obs, None)
         return gamma if steps is None else gamma ** steps.reshape(tensordict.batch_size).to(gamma.device)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a run leaves behind, and reading it: metrics, sinks, curves, reports, figures."""
+"""Record runs and evaluate the records: metrics, sinks, curves, reports, figures."""
 
 from __future__ import annotations
 

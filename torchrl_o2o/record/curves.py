@@ -2,12 +2,12 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Statistics of scores over seeds, and what an offline-to-online learning curve says about the switch. Numpy only.
+"""Statistics of scores over seeds, and measures of the switch in offline-to-online learning curves. Numpy only.
 
-A score that is not finite (a run that diverged) makes the result NaN: it is not cut off as if it were an outlier.
+A score that is not finite (a run that diverged) makes the result NaN; it is not trimmed as an outlier.
 
-A learning curve is a pair of vectors: ``steps``, rising, negative while the agent trains offline, 0 at the hand-over
-and positive online, and ``scores``, one evaluation each. Its *hand-over score* is the last evaluation at a step <= 0.
+A learning curve is a pair of vectors: ``steps``, increasing, negative offline, 0 at the hand-over and positive online,
+and ``scores``, one evaluation each. Its *hand-over score* is the last evaluation at a step <= 0.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
     array = array.ravel() if axis is None else np.moveaxis(array, axis, -1)
     if array.size == 0:
         raise O2OSpecError("iqm() got no scores; expected at least one.")
-    # Sorted, what is not finite would be in the quarter cut off.
+    # When sorted, values that are not finite would be trimmed.
     array = np.where(np.isfinite(array).all(axis=-1, keepdims=True), array, np.nan)
     cut = array.shape[-1] // 4
     return np.sort(array, axis=-1)[..., cut : array.shape[-1] - cut].mean(axis=-1)
@@ -188,7 +188,7 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
     before = handover_score(steps, scores)
     step, score = _online(steps, scores)
     early = step <= max(window * step[-1], step[0])
-    return float(np.maximum(0.0, before - score[early].min()))  # unlike max(), NaN if one is NaN
+    return float(np.maximum(0.0, before - score[early].min()))  # unlike max(), this is NaN if any value is NaN
 
 
 def gain(steps: ArrayLike, scores: ArrayLike) -> float:

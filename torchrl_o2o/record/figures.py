@@ -25,7 +25,7 @@ __all__ = ["Curve", "Panel", "draw_panels"]
 
 _COLUMNS = 3
 _INCHES_PER_LETTER, _INCHES_PER_LINE = 0.09, 0.2
-#: Okabe and Ito (2008), black left out: it is the levels'.
+#: Okabe and Ito (2008), without black, which is used for the levels.
 _COLORBLIND_SAFE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _LEVEL_STYLES = ("--", ":", "-.", (0, (1, 4)))
 _STATISTIC = "interquartile mean over seeds, 95 % bootstrap interval"
@@ -150,7 +150,7 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
 
 
 def _draw_legend(figure: Any, width: float, title: str | None) -> None:
-    """As many columns as the longest label leaves room for; the figure grows by the legend's rows."""
+    """Draw the legend with as many columns as fit, and enlarge the figure by its rows."""
     handles: dict[str, Any] = {}
     for ax in figure.axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
@@ -186,7 +186,7 @@ def _draw_panel(ax: Any, panel: Panel, colors: dict[str, Any]) -> None:
     xlabel = "steps (negative: offline training)" if first < 0 else "environment steps"
     ax.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    ax.ticklabel_format(axis="y", useOffset=False)  # no "+1e3" above the axis
+    ax.ticklabel_format(axis="y", useOffset=False)  # no offset such as "+1e3" above the axis
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="0.9", lw=0.8)
     ax.set_axisbelow(True)
@@ -194,7 +194,7 @@ def _draw_panel(ax: Any, panel: Panel, colors: dict[str, Any]) -> None:
 
 def _draw_curve(ax: Any, curve: Curve, shown: np.ndarray, color: Any) -> None:
     style = {"lw": 1.0, "ls": (0, (1, 1.5)), "alpha": 0.8} if curve.peer else {"lw": 1.8}
-    # A single evaluation makes no line; mark it.
+    # A single evaluation is not visible as a line, so mark it.
     marker = "o" if shown.sum() == 1 else ""
     steps = curve.steps[shown]
     ax.plot(steps, curve.middle[shown], color=color, label=curve.label, marker=marker, **style)

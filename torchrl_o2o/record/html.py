@@ -61,7 +61,7 @@ def write_html(markdown: str, path: str | Path, *, title: str, images: Mapping[s
         raise O2OSpecError("an HTML report needs markdown-it-py; pip install torchrl_o2o[plot]") from error
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     for name, image in (images or {}).items():
-        if not image.exists():  # stays a link
+        if not image.exists():  # keep it as a link
             continue
         data = base64.b64encode(image.read_bytes()).decode("ascii")
         body = body.replace(f'src="{html.escape(name)}"', f'src="data:image/png;base64,{data}"')

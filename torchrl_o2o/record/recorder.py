@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A run's record: ``run.json`` says what ran, ``metrics.jsonl`` what it measured, one JSON object a line.
+"""Record a run: ``run.json`` describes it, ``metrics.jsonl`` holds its metrics, one JSON object per line.
 
-The two files are always written; TensorBoard, Weights & Biases and a progress bar come on top if asked for. A row
-reaches the operating system before :meth:`Recorder.log` returns, so a killed process loses none.
+The two files are always written; TensorBoard, Weights & Biases and a progress bar are optional. A row reaches the
+operating system before :meth:`Recorder.log` returns, so a killed process loses no rows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RUN_FILE = "run.json"
 _METRICS_FILE = "metrics.jsonl"
 _TRACES = (_RUN_FILE, _METRICS_FILE, "checkpoints")
 _RESERVED = ("step", "time")
-_LARGEST_BITS = 1023  # of whole numbers that are floats as well
+_LARGEST_BITS = 1023  # integers of more bits exceed the range of floats
 _DIGEST_BYTES = 32
 _DESCRIBED = ("id", "resumed", "config", "command", "commit", "versions", "threads", "started")
 
@@ -111,7 +111,7 @@ class Recorder:
                 self._start(WandbSink, self.folder, run, wandb)
             if progress_total is not None:
                 self._start(ProgressSink, progress_total)
-            # Last: a start that failed on a missing extra has left no run in the folder.
+            # Last, so that a start that fails because of a missing extra leaves no run in the folder.
             _write_run(self.folder, run)
             self._metrics = _RowFile(self.folder / _METRICS_FILE)
         except BaseException:
@@ -124,13 +124,13 @@ class Recorder:
     def _start(self, kind: Callable[..., Sink], *arguments: Any) -> None:
         try:
             self._sinks.append(kind(*arguments))
-        except O2OError:  # a missing extra: the caller's to fix, before the run begins
+        except O2OError:  # a missing extra: the caller must install it before the run begins
             raise
         except Exception as error:
             _warn_of_sink(kind.__name__, error)
 
     def _to_sinks(self, act: Callable[[Sink], None]) -> None:
-        """A sink that fails is left out from then on: what is only shown must not end a run."""
+        """Call all sinks. A sink that fails is removed, because a display must not end a run."""
         for sink in list(self._sinks):
             try:
                 act(sink)
@@ -342,7 +342,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _describe(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """Describe a new run, or add to the description there is that the run was resumed."""
+    """Describe a new run, or add to the existing description that the run was resumed."""
     traces = [name for name in _TRACES if (folder / name).exists()]
     if traces and not resume:
         raise O2OCheckpointError(
@@ -366,7 +366,7 @@ def _write_run(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def _whole(step: Any) -> int:
-    """A step as Python's int: 3, 3.0 and one-element tensors of them are steps, 1.5 and NaN are none."""
+    """A step as a Python int: 3, 3.0 and one-element tensors of them are steps, 1.5 and NaN are not."""
     try:
         number = float(step)
         if isinstance(step, str) or not number.is_integer():
@@ -393,7 +393,7 @@ def _number(name: str, value: Any) -> float:
 
 
 class _RowFile:
-    """A file of JSON lines that always ends with a whole line."""
+    """A file of JSON lines that always ends with a complete line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -412,12 +412,12 @@ class _RowFile:
         self._ragged = not content.endswith(b"\n") and content != b""
 
     def _cut_to(self, content: bytes) -> None:
-        """Cut the file to its beginning, ``content``."""
+        """Truncate the file to its beginning, ``content``."""
         self._file.truncate(len(content))
         self._note(content)
 
     def _settle(self) -> None:
-        """Cut the line that a process killed while writing left half. Not earlier: it may be a row that was altered."""
+        """Remove the incomplete line that a killed process left. Not done earlier: it may be a row that was altered."""
         if self._ragged:
             content = self._read()
             self._cut_to(content[: content.rfind(b"\n") + 1])
@@ -427,7 +427,7 @@ class _RowFile:
         try:
             self._settle()
             written = self._file.write(line)
-            if written != len(line):  # a disk that fills up takes a part first
+            if written != len(line):  # when the disk becomes full, a part may be written
                 raise OSError(f"{written} of {len(line)} bytes written")
         except OSError as error:
             self._file.truncate(self._position)
@@ -496,13 +496,13 @@ class _RowFile:
 
 
 def _torn(content: bytes) -> list[int]:
-    """The numbers of the lines, from 1, that are no rows."""
+    """The numbers, from 1, of the lines that are not valid rows."""
     lines = enumerate(content.splitlines(keepends=True), start=1)
     return [number for number, line in lines if not line.endswith(b"\n") or _step(line, math.nan) != _step(line, 0.0)]
 
 
 def _step(line: bytes, otherwise: float) -> float:
-    """The step of a row, or something else for a line that is none."""
+    """The step of a row; ``otherwise`` for lines that are not valid rows."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

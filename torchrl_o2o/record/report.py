@@ -29,11 +29,11 @@ __all__ = ["load_peers", "write_report"]
 
 # Environment steps of each phase of CORL's published curves.
 _PEER_STEPS = 1_000_000
-# Bootstrap resamples are drawn from this seed, so that a report of the same runs is the same report.
+# Seed of the bootstrap resamples, so that reports of the same runs are equal.
 _BOOTSTRAP_SEED = 0
-# The score without regret, by metric.
+# The score at which regret is zero, by metric.
 _OPTIMA = {"evaluation/normalized_score": 100.0, "evaluation/success": 1.0}
-# What the training figure shows of what runs log, in this order.
+# Training metrics that the figure shows, in this order.
 _TRAINING = {
     "train/qvalue": "mean Q of the batch",
     "train/qvalue_std": "disagreement of the critics",
@@ -159,7 +159,7 @@ def write_report(
 def _panels(
     groups: Sequence[Group], ylabel: str, generator: np.random.Generator, levels: Mapping[str, float] | None = None
 ) -> dict[str, Panel]:
-    """One panel a task; a group with a single evaluation is drawn only where no group has a curve."""
+    """One panel per task; a group with a single evaluation is drawn only if no group has a curve."""
     panels = {group.task: Panel(group.task, ylabel, [], levels or {}) for group in groups}
     for group in groups:
         panels[group.task].curves.append(Curve.over_seeds(group.label, group.steps, group.scores, generator))
@@ -169,7 +169,7 @@ def _panels(
 
 
 def _training_panels(groups: Sequence[Group], generator: np.random.Generator) -> list[Panel]:
-    """Panels of what was logged while learning, for the groups that logged it."""
+    """Panels of training metrics, for the groups that logged them."""
     panels = []
     for metric, ylabel in _TRAINING.items():
         logged = [group for group in (_logged(group, metric) for group in groups) if group is not None]
@@ -178,16 +178,16 @@ def _training_panels(groups: Sequence[Group], generator: np.random.Generator) ->
 
 
 def _logged(group: Group, metric: str) -> Group | None:
-    """The same runs with another metric; ``None`` if one lacks it, or if they share no step."""
+    """The same runs with another metric; ``None`` if a run lacks it, or if the runs have no step in common."""
     steps, scores = common_scores([run.curve(metric) for run in group.runs])
     return replace(group, steps=steps, scores=scores) if len(steps) else None
 
 
 def _load_runs(folders: Sequence[Path], metric: str) -> list[Run]:
-    """Load what can be reported; a run that has nothing to report yet must not keep the others from being."""
+    """Load the runs that can be reported, and skip those that have nothing to report yet."""
     runs, failed = [], []
     for folder in folders:
-        if not (folder / "metrics.jsonl").exists():  # it is just beginning
+        if not (folder / "metrics.jsonl").exists():  # the run is just beginning
             failed.append(O2ODataError(f"{folder} has no metrics yet."))
             continue
         try:
@@ -230,7 +230,7 @@ def _markdown(groups: Sequence[Group], metric: str, images: Sequence[str], gener
 
 
 def _remarks(groups: Sequence[Group]) -> list[str]:
-    """What the figures alone would not tell."""
+    """Remarks on what the numbers do not show."""
     remarks = []
     for group in groups:
         remarks += [f"{run.folder} is unfinished, at step {run.steps[-1]:,}: left out." for run in group.unfinished]
@@ -255,7 +255,7 @@ def _result_row(group: Group, optimum: float | None, generator: np.random.Genera
 
 
 def _switch_figures(group: Group, optimum: float | None) -> list[float | None]:
-    """Dip, regret and gain over seeds; None where the curve lacks the phase they are about."""
+    """Dip, regret and gain over seeds; None if the curve lacks the phase they are about."""
     online, handed_over = int(np.sum(group.steps > 0)), bool(group.steps[0] <= 0)
     metrics: list[Callable[..., float] | None] = [None] * 3
     if online and handed_over:

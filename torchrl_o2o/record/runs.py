@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Run folders read back: one run's learning curve, and the groups of runs that differ in nothing but the seed."""
+"""Read run folders: the learning curve of a run, and groups of runs that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from torchrl_o2o.record.recorder import read_metrics, read_rows, read_run
 
 __all__ = ["Group", "Run", "find_runs", "group_runs", "load_run"]
 
-# Configuration entries that name what is plotted together, and what a curve is called; the first present counts.
+# Configuration entries that name a figure's task, and a curve; the first one present is used.
 _TASK_KEYS = ("task", "task_name", "env_id", "env", "env_name", "dataset")
 _NAME_KEYS = ("algorithm", "algo", "method")
-# Entries, or sections of entries, without influence on the numbers: they neither split groups nor stand in labels.
+# Entries and sections without influence on the results: they neither split groups nor appear in labels.
 _COSMETIC = {
     *("run_dir", "out", "folder", "resume", "recorder", "num_threads", "schedule", "env_guard", "hydra"),
     *("log_every", "eval_every", "checkpoint_every", "tensorboard", "wandb", "progress", "matmul_route"),
@@ -83,7 +83,7 @@ class Run:
         command = self.record.get("command") or ""
         try:
             words = shlex.split(command)
-        except ValueError:  # a quote that is not closed
+        except ValueError:  # an unclosed quote
             words = command.split()
         words = words or [self.folder.name]
         return named[0] if named else Path(words[0]).stem
@@ -155,16 +155,16 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         runs = sorted(_run_folders(folder))
         if not runs:
             raise O2ODataError(f"{folder} holds no run: expected a run.json in it or below it.")
-        inner = {run for run in runs if any(above in runs for above in run.parents)}  # phases of a run, read with it
+        inner = {run for run in runs if any(above in runs for above in run.parents)}  # its phases
         found.update(dict.fromkeys(run.resolve() for run in runs if run not in inner))
     return list(found)
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Folders that hold a run.json; those that come and go while a run saves are not looked into."""
+    """Folders with a run.json. Folders that runs create temporarily while saving are not searched."""
     seen: set[str] = set()
-    for where, inner, files in os.walk(folder, followlinks=True):  # passes over what has vanished meanwhile
-        if (place := os.path.realpath(where)) in seen:  # a link to a folder above it, or to one that was there
+    for where, inner, files in os.walk(folder, followlinks=True):  # ignores folders that have vanished in the meantime
+        if (place := os.path.realpath(where)) in seen:  # a link to a parent folder, or to a folder that was searched
             inner[:] = []
             continue
         seen.add(place)
@@ -255,7 +255,7 @@ def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group
     """
     by_config: dict[str, list[Run]] = {}
     for run in runs:
-        # Null is not made: runs of a version that lacks a setting belong to those that leave it null.
+        # Entries that are null are dropped: a run of a version without a setting equals one in which it is null.
         config = {key: value for key, value in run.config.items() if value is not None and _tells(key, ignore)}
         by_config.setdefault(json.dumps([run.name, config], sort_keys=True), []).append(run)
     heads = [members[0] for members in by_config.values()]
@@ -263,7 +263,7 @@ def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group
 
 
 def _tells(key: str, ignore: Sequence[str]) -> bool:
-    """Whether an entry can make one group two."""
+    """Whether an entry can split a group."""
     return key not in ignore and key.partition(".")[0] not in _COSMETIC
 
 
@@ -272,17 +272,17 @@ def _label(run: Run, heads: Sequence[Run], ignore: Sequence[str]) -> str:
     keys = dict.fromkeys(key for config in rivals for key in config if _tells(key, ignore))
     values = {key: [json.dumps(config.get(key), sort_keys=True) for config in rivals] for key in keys}
 
-    def rank(key: str) -> tuple[Any, ...]:  # what all have comes first, then what is short
+    def rank(key: str) -> tuple[Any, ...]:  # entries of all runs first, then short names
         return any(key not in config for config in rivals), key.count("."), len(key), key
 
     telling = sorted((key for key in keys if len(set(values[key])) > 1), key=rank)
-    alone = [key for key in telling if len(set(values[key])) == len(rivals)]  # one entry that tells all apart
+    alone = [key for key in telling if len(set(values[key])) == len(rivals)]  # a single entry that distinguishes all
     shown = [key for key in alone[:1] or _enough(telling, values) if key in run.config]
     return " ".join([run.name, *(f"{key}={run.config[key]}" for key in shown)])
 
 
 def _enough(telling: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[str]:
-    """The first entries that together tell the rivals apart."""
+    """The first entries that together distinguish all groups."""
     chosen: list[str] = []
     apart = 1
     for key in telling:
@@ -310,7 +310,7 @@ def _group(runs: Sequence[Run], label: str) -> Group:
 
 
 def _finished(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Set those aside that have not come half as far as the longest: they would cut all others short."""
+    """Separate runs that are less than half as long as the longest: a common curve would be cut to their length."""
     spans = [run.steps[-1] - run.steps[0] for run in runs]
     far = [span >= max(spans) / 2 for span in spans]
     finished = [run for run, enough in zip(runs, far, strict=True) if enough]

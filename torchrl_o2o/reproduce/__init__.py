@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The papers' claims: what to run for each, the results so far, and what they say."""
+"""The papers' claims: the runs for each, the results so far, and verdicts."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Claims as they are declared: one YAML file each, with the runs that answer it and the rule that decides."""
+"""Declarations of claims: one YAML file each, with the runs that test it and the rule that decides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchrl_o2o.errors import O2OSpecError, check_option, check_seed
 __all__ = ["RULES", "STATISTICS", "Claim", "Comparison", "Job", "find_claims", "load_claim"]
 
 CLAIMS = Path(__file__).with_name("claims")
-#: What a run is scored by, from its learning curve; more is better in all of them.
+#: Statistics that score a run's learning curve; more is better in all of them.
 STATISTICS = ("final", "gain", "kept", "mean")
 #: ``more``: better by the smallest difference of interest; ``no_less``: not worse by that much.
 RULES = ("more", "no_less")
@@ -262,7 +262,7 @@ def _claim(path: Path, text: str) -> Claim:
 
 
 def _check_apart(path: Path, claim: Claim) -> None:
-    """Refuse two groups or tasks that are one run, whose results would go by one name."""
+    """Raise if two groups or tasks have the same runs, because their results would have the same name."""
     known: dict[str, Job] = {}
     for job in claim.jobs():
         if (same := known.setdefault(job.key, job)) is not job:

@@ -95,7 +95,7 @@ def _title(claim: Claim, findings: Sequence[ComparisonResult]) -> str:
 
 
 def _verdict(findings: Sequence[ComparisonResult]) -> str:
-    """The verdict, or that there is nothing yet to judge by."""
+    """The verdict, or a note that there are no results yet."""
     return verdict_of(findings) if any(finding.finished for finding in findings) else "not run yet"
 
 

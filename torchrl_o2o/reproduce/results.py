@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Results of a claim's runs: collected from run folders, kept as CSV with the command, commit, machine and hours."""
+"""Results of a claim's runs: collected from run folders, stored as CSV with command, commit, machine and hours."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _latest(job: Job, claim: Claim, folder: Path, before: Result | None) -> Resu
     if (before is not None and before.status == "finished") or not (folder / OUTCOME).exists():
         return before
     outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
-    if outcome["status"] not in ("finished", "failed"):  # stopped: it continues some other time
+    if outcome["status"] not in ("finished", "failed"):  # stopped: it will be continued later
         return None
     steps, scores, record, status = np.zeros(0), np.zeros(0), {}, outcome["status"]
     if status == "finished":

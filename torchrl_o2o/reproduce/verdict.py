@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What results say about a claim: differences of interquartile means, their bootstrap intervals, and a verdict.
+"""Decide a claim from results: differences of interquartile means, their bootstrap intervals, and a verdict.
 
 The interval is that of Agarwal et al. (2021), section 4.1: seeds are drawn with replacement within each task, in both
 groups independently, and the interquartile mean runs over all tasks and seeds together.
@@ -149,7 +149,7 @@ def _name(result: Result) -> str:
 
 
 def _score(part: Comparison, run: Result, finished: Sequence[Result]) -> float | None:
-    """A run's score; ``None`` where the run whose start it is measured from is not there yet."""
+    """A run's score; ``None`` if the run that it is measured from is missing."""
     steps, scores = run.steps, run.scores
     if part.start is not None:
         same = (
@@ -157,7 +157,7 @@ def _score(part: Comparison, run: Result, finished: Sequence[Result]) -> float |
         )
         if (start := next(same, None)) is None:
             return None
-        online = steps >= 0  # one step later, so that the own evaluation at the hand-over counts as the first online
+        online = steps >= 0  # one step later: the own evaluation at the hand-over counts as the first online
         steps = np.concatenate([[0.0], steps[online] + 1])
         scores = np.concatenate([[handover_score(start.steps, start.scores)], scores[online]])
     return score_of(part.statistic, steps, scores, part.window)
@@ -191,4 +191,4 @@ def _decide(part: Comparison, difference: float, low: float, high: float) -> str
         holds, fails = low > 0 and difference >= part.margin, high < part.margin
     else:
         holds, fails = low > -part.margin, high < -part.margin
-    return "holds" if holds else "does not hold" if fails else "undecided"  # a NaN decides nothing
+    return "holds" if holds else "does not hold" if fails else "undecided"  # NaN decides nothing

@@ -2,9 +2,9 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Contracts that every loss and sampler of the package keeps, for use in your own tests as well.
+"""Contract tests for losses and samplers, which you can use for your own classes too.
 
-Subclass a contract in a pytest module and fill in its ``make_*`` methods; pytest then runs all of its tests on your
+Subclass a contract in a pytest module and implement its ``make_*`` methods; pytest then runs all of its tests on your
 class.
 """
 

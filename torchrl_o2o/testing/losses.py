@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What every loss module must do, whatever it computes."""
+"""The contract of all loss modules."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ class LossContract:
     action_dim = 3
     batch_size = 12
 
-    #: Output -> names of the parameter groups (attributes of the loss) that its gradient reaches; all others get none.
+    #: Output -> parameter groups (attributes of the loss) that get its gradient; all others get none.
     trains: Mapping[str, tuple[str, ...]] = {}
-    #: Outputs whose rows importance weights multiply, where the loss has them; the others do not read weights.
+    #: Outputs whose rows importance weights multiply, if the loss has them; the others ignore weights.
     weighted: tuple[str, ...] = ("loss_qvalue", "loss_value", "loss_baseline", "loss_vae", "loss_inverse")
 
     def make_loss(
@@ -281,7 +281,7 @@ class LossContract:
             torch.testing.assert_close(value.float(), single[key], rtol=1e-4, atol=1e-5)
 
     def _single_noise(self, loss: TransitionLoss, batch: TensorDict) -> TensorDict:
-        """Run with float32 noise whatever the dtype, since torch draws other numbers in float64."""
+        """Draw noise in float32 for all dtypes, because torch draws other numbers in float64."""
         noise = loss.noise
 
         def single(name: str) -> Callable[..., Tensor]:

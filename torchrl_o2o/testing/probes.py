@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Probe environments: each isolates one ability and must be solved in seconds."""
+"""Probe environments: each isolates one ability and can be solved in seconds."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def probe_transitions(env: gymnasium.Env, num_transitions: int, seed: int = 0) -
         >>> probe_transitions(DelayedRewardEnv(), 4)["next", "reward"].squeeze(-1)
         tensor([0., 1., 0., 1.])
     """
-    generator = np.random.default_rng((seed, 1))  # not the stream the environment draws from
+    generator = np.random.default_rng((seed, 1))  # not the environment's own stream
     observation, _ = env.reset(seed=seed)
     rows = []
     for _ in range(num_transitions):

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What every sampler over one offline-online storage must do, whatever it prefers."""
+"""The contract of all samplers over an offline-online storage."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Which family of methods suits a data set and, if there is one, a pre-trained policy: what to keep online.
+"""Advise on a family of methods for a data set and, if there is one, a pre-trained policy: what to keep online.
 
-Source of the three regimes: Li et al. 2025, arXiv:2510.01460. Whichever of policy and data set is better holds the
-knowledge that must not be lost. The rest of the advice is this package's reading of the papers it implements.
+Source of the three regimes: Li et al. 2025, arXiv:2510.01460. The better one of policy and data set holds the knowledge
+that must not be lost. The rest of the advice is this package's reading of the papers it implements.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["PolicyComparison", "Regime", "advise", "compare"]
 
-#: The policy is ``better`` than the data, ``worse``, about ``equal``, or the episodes do not decide.
+#: The policy is ``better`` than the data, ``worse``, about ``equal``, or the episodes are too few to decide.
 Regime = Literal["better", "equal", "worse", "undecided"]
 
 #: Differences below this share of the scale count as none.
@@ -158,7 +158,7 @@ def _scale(data: np.ndarray, reference: Reference | None) -> float:
 
 
 def _quality(data: np.ndarray, reference: Reference | None) -> str:
-    """Mean and best, and whether the best are far above the rest."""
+    """Mean and best return, and whether the best episodes are far above the rest."""
     mean, best = float(data.mean()), float(data.max())
     far = _is_mixed(data, reference)
     scores = "" if reference is None else f" (scores {_score(best, reference):z.0f} and {_score(mean, reference):z.0f})"
@@ -167,7 +167,7 @@ def _quality(data: np.ndarray, reference: Reference | None) -> str:
 
 
 def _is_mixed(data: np.ndarray, reference: Reference | None) -> bool:
-    """Whether the best episode is far above the mean, of the task's scale or of what the data are above random."""
+    """Whether the best episode is far above the mean, relative to the task's scale or the gain over random."""
     above, scale = float(data.max() - data.mean()), _scale(data, reference)
     earned = np.inf if reference is None else max(float(data.mean()) - reference.random, _MARGIN * scale)
     return above > min(0.2 * scale, earned)
@@ -178,7 +178,7 @@ def _score(value: float, reference: Reference) -> float:
 
 
 def _without_policy(data: np.ndarray, reference: Reference | None) -> list[str]:
-    """From the returns alone."""
+    """Advice from the returns alone."""
     mixed = _is_mixed(data, reference)
     score = None if reference is None else _score(float(data.mean()), reference)
     if score is not None and score < 10.0 and not mixed:

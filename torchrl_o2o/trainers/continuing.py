@@ -160,7 +160,7 @@ def _check_finished(folder: Path, manifest: Mapping[str, Any], config: Entry, co
 
 @dataclass(frozen=True)
 class _Recording:
-    """New episodes as they were recorded."""
+    """Newly recorded episodes."""
 
     source: str
     rows: TensorDictBase
@@ -242,7 +242,7 @@ class Continuing(Phase):
         return self.session.further(self.num_steps)
 
     def _write(self, folder: Path) -> None:
-        """What belongs beside a checkpoint: the policy, and in the run's record what it has learned from."""
+        """Write what accompanies a checkpoint: the policy, and the lineage in the run's record."""
         self._save(folder)
         if self._resumes or self.session.counters.get("further", 0) > self.standing.further:  # it is in a checkpoint
             self.session.record.note("lineage", self.lineage)
@@ -259,12 +259,12 @@ class Continuing(Phase):
 
 
 def _box(policy: deploy.PolicyFile) -> tuple[Any, Any]:
-    """Of one action; a policy that decides several at once has it several times."""
+    """The box of one action; the box of a policy that decides several at once repeats it."""
     return policy.low[: policy.dims[-1]], policy.high[: policy.dims[-1]]
 
 
 def _take_over(standing: Standing, method: ContinuedMethod) -> None:
-    """Continue with a run's networks, targets, moments and counts; learning rates are those of the configuration."""
+    """Load a run's networks, targets, moments and counts; learning rates come from the configuration."""
     try:
         for name, part in method.objects().items():
             state = standing.state(name)
@@ -272,7 +272,7 @@ def _take_over(standing: Standing, method: ContinuedMethod) -> None:
                 carry_optimizer(state, part)
             elif isinstance(part, dict):
                 part.update(state)
-            elif state is not None or name != "update":  # runs of old have no counts
+            elif state is not None or name != "update":  # runs of earlier versions have no counts
                 part.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, O2OSpecError) as error:
         raise O2OCheckpointError(f"{standing.folder} cannot be continued by this learner: {error}") from error
@@ -350,7 +350,7 @@ def continue_run(
     lineage = _next_lineage(standing, new, num_steps, resume=resume)
     method = make(cfg, _dims(standing, new))
     _take_over(standing, method)
-    seed_everything(cfg.seed + standing.round + 1)  # a method may draw what it stores with a row
+    seed_everything(cfg.seed + standing.round + 1)  # a method may draw random numbers for what it stores with a row
     old, *added = _parts(standing, cfg, env, method, [] if lineage is None else new)
     if lineage is not None and not standing.lineage:
         lineage = [_entry(0, str(cfg.dataset.source), old, None, 0), *lineage]
@@ -374,7 +374,7 @@ def continue_run(
 
 
 def _numbers(value: Any) -> Any:
-    """A recorded configuration with its infinities as numbers again; JSON has none."""
+    """A recorded configuration with infinities converted back to numbers, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -385,7 +385,7 @@ def _numbers(value: Any) -> Any:
 def _environment(standing: Standing) -> Any:
     try:
         return make_gym_env(**standing.config["env"])
-    except Exception as error:  # an environment fails to be built in ways of its own
+    except Exception as error:  # building an environment can raise any exception
         raise O2OSpecError(
             f"the environment of {standing.folder} cannot be built here ({error}); continue without it, and so without "
             "evaluation, by with_env=False (--without-env)"
@@ -402,7 +402,7 @@ def _load(cfg: DictConfig, source: Any, env: Any, reading: Mapping[str, Any]) ->
 def _next_lineage(
     standing: Standing, new: Sequence[_Recording], num_steps: int | None, *, resume: bool
 ) -> list[Entry] | None:
-    """The lineage with this round's entries; ``None`` to continue with the round that was begun last."""
+    """The lineage with this round's entries; ``None`` to continue the last round."""
     left = standing.planned - standing.further
     last = [entry for entry in standing.lineage if entry["round"] == standing.round and standing.round]
     found = [recording.entry(standing.round + 1, num_steps or 0) for recording in new]
@@ -436,7 +436,7 @@ def _next_lineage(
 
 
 def _check_beginning(added: Sequence[TensorDictBase], new: Sequence[_Recording], beginning: Entry) -> None:
-    """Refuse the rows that the run began with: of those only what the learner reads is known, so that is compared."""
+    """Raise if new rows are those that the run began with, compared by the entries that the learner reads."""
     for recording, part in zip(new, added, strict=True):
         if fingerprint(part) == beginning["fingerprint"]:
             raise O2ODataError(
@@ -461,7 +461,7 @@ def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:
 def _parts(
     standing: Standing, cfg: DictConfig, env: Any, method: ContinuedMethod, new: Sequence[_Recording]
 ) -> list[TensorDictBase]:
-    """The run's rows in the learner's numbers, from its checkpoint or its data set, and those of each recording."""
+    """The run's rows with the learner's scaling, from its checkpoint or data set, and the rows of each recording."""
 
     keys = method.learner.keys
 
@@ -486,7 +486,7 @@ def _parts(
 
 
 def _joined(*parts: TensorDictBase) -> TensorDictBase:
-    """All rows; no episode continues in the next recording, which chunks of rows would take it for."""
+    """All rows, with ends marked so that no chunk of rows continues into the next recording."""
     rows: TensorDictBase = cat(parts)
     for end in list(accumulate(map(len, parts)))[:-1]:
         last: TensorDictBase = rows[end - 1 : end].clone()

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Training what SAMG's confidence judges pairs by, as a run of its own: exactly resumable, and used by many."""
+"""Train the encoder of SAMG's confidence as a separate run: exactly resumable, and shared by several runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from torchrl_o2o.updates import Descend, Update
 __all__ = ["read_encoder", "train_encoder"]
 
 EncoderLoss = ConditionalVAELoss | InverseDynamicsLoss | PerturbationRatioLoss
-_HELD_FIXED = 1024  # rows on which the losses are evaluated
+_HELD_FIXED = 1024  # rows for the evaluation of the losses
 
 
 @dataclass
 class _Probe:
-    """The losses on rows that stay the same, where a policy's run has returns."""
+    """The losses on fixed rows, which are logged in place of returns."""
 
     loss: EncoderLoss
     rows: TensorDictBase

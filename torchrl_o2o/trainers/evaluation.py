@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Evaluate a policy: fresh environments, deterministic actions, every episode with its own seed and counted once.
+"""Evaluate a policy: new environments, deterministic actions, each episode with its own seed.
 
-The statistics that turn evaluations into results live in :mod:`torchrl_o2o.envs` and :mod:`torchrl_o2o.record`, which
-need numpy only, and can be imported from here as well.
+The statistics of evaluations are in :mod:`torchrl_o2o.envs` and :mod:`torchrl_o2o.record`, which need only numpy. They
+can be imported from here too.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ __all__ = [
     "stratified_bootstrap_interval",
 ]
 
-# The names under which environments report success, the first one found counts.
+# Names under which environments report success; the first one found is used.
 _SUCCESS_KEYS = ("success", "is_success")
-# An episode of so many steps makes one ask whether it ever ends; the longest of the usual tasks have 1000.
+# From this number of steps on, an episode may be endless; the longest usual tasks have 1000.
 _LONG = 10_000
 
 
@@ -199,7 +199,7 @@ def evaluate(
     if reference is None and isinstance(env, str):
         reference = find_reference(env)
     elif isinstance(reference, str):
-        reference = get_reference(reference)  # an unknown name fails before the episodes are run
+        reference = get_reference(reference)  # an unknown name raises before the episodes are run
     make = _maker(env, drawing=video is not None) if isinstance(env, str) else partial(_own, env)
     box = declared_box(actor)
     build = make if box is None else lambda: match_actions(make(), *box)
@@ -223,7 +223,7 @@ def _maker(env_id: str, *, drawing: bool) -> Callable[[], gymnasium.Env]:
 
 
 def _own(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    """Build an environment, and refuse what is none, or somebody else's."""
+    """Build an environment, and raise if the result is not an environment or is already in use."""
     env = make()
     if not isinstance(env, gymnasium.Env):
         raise O2OSpecError(
@@ -235,7 +235,7 @@ def _own(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
 
 
 class _Guards:
-    """Builds guarded environments, and counts how often any of them failed."""
+    """Builds guarded environments, and counts their failures."""
 
     def __init__(self, build: Callable[[], gymnasium.Env], max_retries: int, timeout: float | None) -> None:
         self._build, self._max_retries, self._timeout = build, max_retries, timeout
@@ -248,7 +248,7 @@ class _Guards:
                 return GuardedEnv(self._build, max_rebuilds=self._max_retries, timeout=self._timeout)
             except O2OError:
                 raise
-            except Exception as error:  # whatever an environment's code raises
+            except Exception as error:  # an environment's code can raise any exception
                 self.failed(f"the evaluation's environment could not be built ({error!r})", error)
 
     def failed(self, what: str, cause: Exception | None = None) -> None:
@@ -264,7 +264,7 @@ class _Guards:
 
 @dataclass
 class _Episode:
-    """One episode under way; ``success`` stays ``None`` until the environment says anything about success."""
+    """An episode in progress; ``success`` is ``None`` until the environment reports it."""
 
     env: GuardedEnv
     seed: int
@@ -283,8 +283,8 @@ class _Episode:
         """Start, or start again, from the episode's own seed."""
         self.observation, _ = self.env.reset(seed=self.seed)
         self.total, self.length, self.success, self.done = 0.0, 0, None, False
-        self.queue = []  # what is left of a chunk of actions
-        self.actions = []  # those that were taken
+        self.queue = []  # the remaining actions of a chunk
+        self.actions = []  # the actions taken so far
 
     def step(self, guards: _Guards) -> None:
         action = self.queue.pop(0)
@@ -313,14 +313,14 @@ class _Episode:
 
 
 def _verdict(flag: Any) -> float:
-    """1 for success, 0 for none, NaN for what is neither."""
+    """1 for success, 0 for failure, NaN for other values."""
     found = np.asarray(flag)
     known = found.size == 1 and found.dtype.kind in "biuf" and found.item() in (0, 1)
     return float(found.item()) if known else math.nan
 
 
 def _join(before: float | None, now: float) -> float:
-    """Success at any time; NaN where it is only possible."""
+    """Success at any time so far; NaN if it is unknown."""
     if before is None or before == 1.0 or now == 1.0:
         return now if before is None else 1.0
     return before + now
@@ -361,25 +361,25 @@ def _run_episodes(
             active = [episode for episode in active if not episode.done]
     finally:
         for env in envs:
-            with suppress(Exception):  # the episodes are over, or another error is on its way
+            with suppress(Exception):  # the episodes are complete, or another error is being raised
                 env.close()
     return episodes
 
 
 def _stage(build: Callable[[], gymnasium.Env], path: Path, env: str | Callable) -> tuple[gymnasium.Env, Path]:
-    """An environment that draws itself, and where its videos go."""
+    """A rendering environment, and the path of its videos."""
     return drawing_env(build, env if isinstance(env, str) else "the environment"), path
 
 
 def _film(episodes: Sequence[_Episode], env: gymnasium.Env, path: Path) -> dict[str, Path]:
-    """Draw the best, median and worst episode; an evaluation is not lost for want of a picture."""
+    """Film the best, median and worst episode; if this fails, the evaluation is kept."""
     ranked = sorted(episodes, key=lambda episode: episode.total)
     shown = {"best": ranked[-1], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
     videos: dict[str, Path] = {}
     try:
         for name, episode in shown.items():
             videos[name] = write_video(path.with_stem(f"{path.stem}-{name}"), *_film_again(episode, env))
-    except Exception as error:  # of a renderer, an encoder or a disk
+    except Exception as error:  # errors of the renderer, the encoder or the disk
         warnings.warn(f"a video beside {path} cannot be made ({type(error).__name__}: {error})", stacklevel=3)
     finally:
         env.close()
@@ -423,7 +423,7 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
 
 @contextmanager
 def _undisturbed(actor: TensorDictModuleBase, seed: int) -> Iterator[None]:
-    """Deterministic, without gradients, in evaluation mode; every mode and every global random state restored."""
+    """Deterministic actions, no gradients, evaluation mode; restores all modes and global random states afterwards."""
     cuda = {parameter.device for parameter in actor.parameters() if parameter.is_cuda}
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

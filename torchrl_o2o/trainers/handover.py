@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""From offline pre-training to online fine-tuning, as one explicit step: networks, optimizers, data, warm-up."""
+"""The hand-over from offline pre-training to online fine-tuning: networks, optimizers, data, warm-up."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Ending a run in order: the first signal asks it to stop, and the loop finishes its update, saves and leaves."""
+"""Graceful exit: after the first signal the loop finishes its update, saves and stops."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class graceful_exit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            # None: a handler that was not installed from Python, which cannot be put back.
+            # None is a handler that was not installed from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # pyright: ignore[reportArgumentType]
 
 

@@ -2,9 +2,9 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""From a script's configuration to its phases: what the scripts of `sota-implementations` share around their learners.
+"""Build a script's phases from its configuration: the code that the scripts of `sota-implementations` share.
 
-A configuration has the sections that are named beside each use here, each the keyword arguments of one constructor.
+Each section of a configuration holds the keyword arguments of one constructor; the functions here name their sections.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ __all__ = [
     "run_options",
 ]
 
-#: What may change between a run and its resumption, since it has no influence on the numbers.
+#: Settings that may change when a run is resumed, because they do not affect the results.
 NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env_guard", "actors", "fleet")
-#: What the offline phase does not read, so that one pre-training serves fine-tunings that differ in it.
+#: Settings that the offline phase does not read, so that fine-tunings with other values can share a pre-training.
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
-#: Sections of every run, what they are for, and what of it is not the user's to say.
+#: Sections of every run: what each is passed to, and the arguments that the user cannot set.
 _ARGUMENTS = {
     "schedule": (Schedule, ()),
     "evaluation": (evaluate, ("actor", "env", "seed", "reference")),
     "recorder": (Recorder, ("folder", "config", "seed", "resume")),
     "env_guard": (GuardedEnv, ("make_env",)),
 }
-#: The same of both phases, and of the online one alone.
+#: Arguments that the user cannot set of both phases, and of the online phase.
 _OF_PHASES = ("problem", "learner", "options")
 _OF_ONLINE = (*_OF_PHASES, "handover", "buffer", "make_storage", "objects", "fleet")
 
@@ -141,7 +141,7 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
         check_arguments(name, cfg[name], function, own=own)
     compared = {key: value for key, value in plain_config(cfg).items() if key not in (*NOT_COMPARED, *without)}
     compared.get("evaluation", {}).pop("video", None)  # a resumed run may be filmed
-    compared.get("online", {}).pop("scratch_dir", None)  # it needs a new one
+    compared.get("online", {}).pop("scratch_dir", None)  # a resumed run needs a new folder
     return RunOptions(
         folder,
         compared,
@@ -452,14 +452,14 @@ def launch(
 
 
 def _words() -> Sequence[str]:
-    """What the command line says of the configuration."""
+    """The overrides of the configuration on the command line."""
     from hydra.core.hydra_config import HydraConfig
 
     return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
 
 
 def _not_added_to(cfg: DictConfig) -> DictConfig:
-    """The configuration without what the command line adds to it, by ``+`` or ``++``."""
+    """The configuration without the entries that the command line adds with ``+`` or ``++``."""
     kept = [word for word in _words() if not word.startswith("+")]
     if len(kept) == len(_words()):
         return cfg
@@ -470,7 +470,7 @@ def _not_added_to(cfg: DictConfig) -> DictConfig:
 
 
 def _leave(error: Exception, advice: str = "") -> NoReturn:
-    """End the process with a sentence; in a sweep only this run."""
+    """End the process with an error message; in a sweep, end only this run."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

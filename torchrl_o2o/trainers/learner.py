@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a method learns with: a policy, a loss and the update that trains both."""
+"""Learners: a policy, a loss and the update that trains it."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Learner:
 
 
 def _is_left_behind(policy: TensorDictModuleBase, loss: LossModule) -> bool:
-    """Whether a loss trains an actor and a policy with parameters has none of the loss's."""
+    """Whether a loss trains an actor, but the policy's parameters are not those of the loss."""
     trained = getattr(loss, "actor_network_params", None)
     if trained is None or not any(value.requires_grad for value in trained.parameters()):
         return False

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Optimizer settings of the references that torch's optimizers do not have by themselves."""
+"""Optimizer settings of the reference implementations that torch's optimizers do not offer."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a run is besides its learner: folder, configuration, seed, schedule, evaluation."""
+"""The options of a run: folder, configuration, seed, schedule, evaluation."""
 
 from __future__ import annotations
 

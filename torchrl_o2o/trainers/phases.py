@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The two phases of a run as contexts: what the loop of a script needs, offline and online."""
+"""The offline and online phases of a run as contexts, with everything that a script's loop needs."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ class Finetuning(Phase):
         check_count("batch_size", batch_size, least=1)
         rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
         drawn_from = buffer
-        if drawn_from is None:  # an empty buffer is false
+        if drawn_from is None:  # not `or`: an empty buffer is false
             how = {"batch_size": rows, "keys": learner.keys, "make_storage": make_storage, "scratch_dir": scratch_dir}
             drawn_from = handover.buffer(problem.offline, capacity, **how)
         elif scratch_dir is not None and not isinstance(drawn_from.storage, MappedStorage):
@@ -422,7 +422,7 @@ def make_collector(
     )
 
 
-#: What of a fleet's settings is not an argument of Fleet.
+#: Fleet settings that are not arguments of Fleet.
 _OF_PROCESSES = ("frames_per_batch", "start_method")
 _OF_FLEET = ("num_actors", "queue_size", "slack", "max_staleness", "max_restarts")
 

@@ -4,9 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Pre-train, hand over, fine-tune: the pipeline around the two phases.
 
-The two phases are two runs with a folder each, so that one pre-training serves many fine-tunings. A
-:class:`~torchrl_o2o.trainers.Problem` is loaded once for both; a :class:`~torchrl_o2o.trainers.Learner` is what is
-trained.
+The two phases are separate runs with a folder each, so that one pre-training serves many fine-tunings. They share one
+:class:`~torchrl_o2o.trainers.Problem`, and each trains a :class:`~torchrl_o2o.trainers.Learner`.
 """
 
 from __future__ import annotations

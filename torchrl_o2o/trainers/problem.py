@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""An environment, its data and what both look like to the learner."""
+"""A problem: an environment, its data, and the convention that both are seen through."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Many seeds of one configuration in one process: N runs in lockstep, each in its own folder and random state."""
+"""Run many seeds of one configuration in one process: N runs in lockstep, each with its own folder and random state."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Seeds:
             self.runs.append(make(config))
             self.streams.append(RandomStream())
             for loss in (self.runs[-1].learner.loss, *(own.loss for own in self.runs[-1].learner.further.values())):
-                if isinstance(loss, TransitionLoss):  # TorchRL's have no source that could be replaced
+                if isinstance(loss, TransitionLoss):  # TorchRL's losses have no replaceable noise source
                     loss.noise = GeneratorNoise(self.streams[-1].generator)
         self._signals, self._stack = _SharedSignals(), ExitStack()
         for run in self.runs:
@@ -123,9 +123,9 @@ class Seeds:
             yield each[0][0], [data for _, data in each]
 
     def _rounds(self, runs: list[Iterator[Any]]) -> Iterator[list[Any]]:
-        """Move all on by one, each in its own random state; they stop together."""
+        """Advance all runs by one step, each in its own random state; they stop together."""
         while True:
-            self._signals.look()  # once a round, so that no seed stops a step before another
+            self._signals.look()  # once per round, so that all seeds stop at the same step
             each: list[Any] = []
             for run, stream in zip(runs, self.streams, strict=True):
                 with stream:
@@ -181,7 +181,7 @@ class Seeds:
 
 
 class _SharedSignals(graceful_exit):
-    """One pair of signal handlers for all runs, and one answer for a whole round."""
+    """One pair of signal handlers for all runs, with one answer per round."""
 
     def __init__(self) -> None:
         super().__init__()

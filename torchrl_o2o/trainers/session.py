@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One run folder: signals, evaluation, metrics and checkpoints around a loop that stays in the script.
+"""A run folder with signals, evaluation, metrics and checkpoints, around a loop that stays in the script.
 
-A session's phases are generators over steps. What surrounds a step (evaluating, saving, stopping on a signal) happens
-in them; what a step does is between the script and its learner.
+A session's phases are generators over steps. They evaluate, save and stop on signals between steps; the script's loop
+body defines what a step does.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Session:
     on_save: Callable[[Path], object] | None = None
     restore: Callable[[Checkpointer], int | None] = Checkpointer.restore
     resume_word: str = "resume=true"
-    #: What the last step's update measured, logged every ``log_every`` steps under ``train/``; :meth:`log` sets it.
+    #: Metrics of the last step's update, logged every ``log_every`` steps under ``train/``; :meth:`log` sets them.
     metrics: Mapping[str, Tensor] = field(default_factory=dict, init=False)
     #: Updates made offline and transitions collected online, part of the checkpoint.
     counters: dict[str, int] = field(default_factory=lambda: {"offline": 0, "online": 0}, init=False)
@@ -180,7 +180,7 @@ class Session:
     _saved: int | None = field(default=None, init=False)
     _began: bool = field(default=False, init=False)
     _measured: dict[str, float] = field(default_factory=dict, init=False)
-    #: The phase whose step is with the caller, what the online one collects from, and whether one was left so.
+    #: The phase whose step the caller is executing, the online collector, and whether a phase was left by ``break``.
     _under_way: str | None = field(default=None, init=False)
     _collector: Collector | None = field(default=None, init=False)
     _broken_off: bool = field(default=False, init=False)
@@ -206,7 +206,7 @@ class Session:
             self.restored = self._saved = self.restore(self.checkpoint) if self.resume else None
             _say(f"{self._title}: {self.folder}{'' if self._saved is None else f', from checkpoint {self._saved}'}")
             if self.restored is not None and self.on_save is not None:
-                self.on_save(self.record.folder)  # a process killed between the two saves left an older one
+                self.on_save(self.record.folder)  # a process that was killed between the two saves left an older policy
         except BaseException:
             self.__exit__(*sys.exc_info())
             raise
@@ -289,7 +289,7 @@ class Session:
             self.counters["offline"] += 1
             stop = self._after(step, step - 1, last=step == 0, count=self.counters["offline"])
         self._save()
-        self.metrics = {}  # what an offline update measured is not logged at online steps
+        self.metrics = {}  # metrics of offline updates are not logged at online steps
 
     def online(self, collector: Collector) -> Iterator[tuple[int, TensorDict]]:
         """Collect to the end, from wherever the run stands.
@@ -347,7 +347,7 @@ class Session:
         self.metrics = {}
 
     def _check_offline(self, num_steps: int) -> None:
-        """Steps are numbered back from the phase's end, which cannot be moved once they are logged."""
+        """Check the length of the phase: steps count up to 0, so the length cannot change once steps are logged."""
         made, last = self.counters["offline"], self.record.last_step
         if made >= num_steps:
             return
@@ -377,7 +377,7 @@ class Session:
             )
 
     def _keep_what_was_left(self) -> None:
-        """Count and save the step at which the caller left a phase by ``break``."""
+        """Count and save the step at which the caller left a phase with ``break``."""
         self._broken_off = self._under_way is not None
         if self._under_way is None:
             return
@@ -389,7 +389,7 @@ class Session:
         self._save()
 
     def _begin(self, step: int) -> None:
-        """Evaluate what a run begins with, once."""
+        """Evaluate the initial policy of a run, once."""
         if self.restored is None and not self._began:
             self._evaluate(step)
         self._began = True
@@ -401,7 +401,7 @@ class Session:
                 self.record.log(step, {"train/episode_return": value})
 
     def _after(self, step: int, before: int, *, last: bool, count: int, online: bool = False) -> bool:
-        """Do what is due after a step, and say whether to stop; the signals are looked at once."""
+        """Evaluate, log and save if due after a step, and return whether to stop; checks the signals once."""
         schedule = self.schedule
         if self.metrics and _passed(schedule.log_every, before, step):
             self.record.log(step, {f"train/{name}": value for name, value in self.metrics.items()})
@@ -417,7 +417,7 @@ class Session:
     def _log_handover(self, step: int) -> None:
         try:
             self.record.log(step, handover_metrics(read_metrics(self.record.folder)))
-        except O2OSpecError as error:  # evaluations are missing; no reason to lose the end of a run
+        except O2OSpecError as error:  # evaluations are missing, which must not prevent the end of a run
             warnings.warn(f"the effect of going online cannot be computed: {error}", stacklevel=2)
 
     def _save(self) -> None:
@@ -445,19 +445,19 @@ class Session:
 
 
 def _passed(every: int, before: int, step: int) -> bool:
-    """Whether a multiple was reached on the way; several environments make several steps at once."""
+    """Whether a multiple was passed since the last step; several environments make several steps at once."""
     return step // every != before // every
 
 
 def _title(config: Mapping[str, Any]) -> str:
-    """Name the run by what its configuration says: algorithm, task and seed."""
+    """A title of the run from its configuration: algorithm, task and seed."""
     words = [config.get("algorithm") or Path(sys.argv[0]).stem, config.get("task_name") or config.get("task")]
     seed = [f"seed {config['seed']}"] if "seed" in config else []
     return ", ".join([*(word for word in words if isinstance(word, str)), *seed])
 
 
 def _say(line: str) -> None:
-    with suppress(OSError, ValueError):  # a terminal that is gone must not end a run
+    with suppress(OSError, ValueError):  # a closed terminal must not end a run
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
@@ -491,7 +491,7 @@ def handover_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[int], list[float]]:
-    """Steps and values, of equal steps the last."""
+    """Steps and values; of equal steps the last value."""
     points = {row["step"]: row[metric] for row in rows if metric in row}
     return list(points), list(points.values())
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""From sections of a configuration to arguments: what constructors of learners and scripts share."""
+"""Check settings of a configuration and convert its sections to arguments, for scripts and learner constructors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
     "product_dtype",
 ]
 
-#: The smallest whole number that a setting may be, where a configuration has it.
+#: The smallest allowed value of integer settings, if the configuration has them.
 _LEAST = {
     "seed": 0,
     "num_threads": 1,
@@ -59,7 +59,7 @@ _LEAST = {
     "online.frames_per_epoch": 1,
     "online.first_epoch_factor": 1,
 }
-#: Settings of the above that may be ``null``.
+#: Those of them that may be ``null``.
 _MAY_BE_NULL = ("online.online_capacity",)
 _SWITCHES = ("resume", "compile", "recorder.tensorboard")
 _SECTIONS = (
@@ -74,9 +74,9 @@ _SECTIONS = (
     "env_guard",
     "optim",
 )
-#: What Python says of an argument that a function has not.
+#: Python's error message for an unknown argument.
 _UNEXPECTED = re.compile(r"(?P<function>[\w.]+)\(\) got an unexpected keyword argument '(?P<argument>\w+)'")
-#: Numbers from 0 to 1 in any section: no method learns at a rate above 1.
+#: Settings that must be from 0 to 1 in any section; no method has a learning rate above 1.
 _SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online")
 
 
@@ -185,7 +185,7 @@ def check_added(cfg: DictConfig, words: Sequence[str], base: DictConfig, *, opti
     known = sorted(map(str, base))
     for word in sorted(word for word in words if word.startswith("+")):
         plus, top = word[: word.rfind("+") + 1], word.lstrip("+").partition("=")[0].partition(".")[0]
-        # What is not there at all is a choice of a user's own folder, whose settings lie elsewhere.
+        # A word that is not in the configuration selects a config group of the user's own folder.
         if top in cfg and top not in (*known, *optional):
             close = get_close_matches(top, known)
             expected = f"did you mean {' or '.join(close)}?" if close else ", ".join(known)
@@ -267,7 +267,7 @@ def check_ranges(cfg: DictConfig) -> None:
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings by name, with those of their sections before it; ``"???"`` waits for a value of the user's."""
+    """All settings by their dotted names; ``"???"`` marks a value that the user must set."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -2,9 +2,9 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Stabilization phases: from time to time the critics alone learn for long, on what is there (SPEQ, SOPE).
+"""Stabilization phases: from time to time only the critics are trained for long, on the present data (SPEQ, SOPE).
 
-They go around any learner with critics; nothing of the learner is changed.
+They work with any learner with critics, and do not change the learner.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learning from whole trajectories, whose returns are known when they are over: Cal-QL's online phase."""
+"""Learn from whole trajectories, whose returns are known at their end: Cal-QL's online phase."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Trajectory:
         """
         check_state(self, state_dict, {"rows": None, "metrics": None})
         rows = state_dict["rows"]
-        # Its own copies: the last row may still be marked as truncated.
+        # Copies, because the last row may still be marked as truncated.
         self.rows = [] if rows is None else list(TensorDict(rows, [len(rows["action"])]).clone().split(1))
         self.metrics = dict(state_dict["metrics"])
 
@@ -96,7 +96,7 @@ def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], 
         tensor([1.7500, 1.5000, 1.0000])
     """
     failure = cfg.failure_reward
-    if failure is not None:  # by the same arithmetic as the rows', since they are compared for equality
+    if failure is not None:  # the same arithmetic as for the rows, because the values are compared for equality
         row = TensorDict({"next": {"reward": torch.tensor([[float(failure)]])}}, [1])
         failure = problem.convention.online(row)["next", "reward"].item()
     return partial(add_mc_return, gamma=cfg.value_estimator.gamma, failure_reward=failure)

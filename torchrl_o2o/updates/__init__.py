@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Whole updates of an agent: written as a value, run, compiled, stacked over agents."""
+"""Whole updates of an agent, written as a list of steps, which run eagerly, compiled, or stacked over agents."""
 
 from __future__ import annotations
 

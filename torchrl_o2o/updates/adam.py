@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Adam and AdamW as functions, with the state of the user's own optimizer."""
+"""Adam and AdamW as functions on the state of the user's optimizer."""
 
 from __future__ import annotations
 
@@ -114,9 +114,9 @@ def count_steps(optim: torch.optim.Optimizer, steps: Tensor) -> None:
         steps: how many, a scalar on the counters' device.
     """
     counters = [optim.state[param]["step"] for group in optim.param_groups for param in group["params"]]
-    # What torch's optimizers call, of whose name its annotations say nothing.
+    # torch's own optimizers call this function, which torch does not declare as public.
     add = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
-    # One per counter: the form that takes a single tensor may read its value.
+    # One tensor per counter, because the variant for a single tensor may read its value.
     add(counters, [steps.to(counters[0].dtype)] * len(counters))
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One update of each of several agents, one after the other or as one compiled update."""
+"""Updates of several agents, one after the other or as one compiled update."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class StackedUpdate:
 
     def _one_by_one(self, batches: TensorDictBase) -> dict[str, Tensor]:
         each = [update.attempt(batch)[0] for update, batch in zip(self.updates, batches.unbind(0), strict=True)]
-        shared = set.intersection(*(set(metrics) for metrics in each))  # an agent that stopped early measured less
+        shared = set.intersection(*(set(metrics) for metrics in each))  # an agent that stopped early has fewer metrics
         return {name: torch.stack([metrics[name] for metrics in each]) for name in each[0] if name in shared}
 
     def _compiled(self, batches: TensorDictBase, options: tuple[Mode, torch.dtype | None]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A loss's random draws taken out of its equations: found once, then made beforehand and handed in."""
+"""Separate a loss's random draws from its equations: find them once, then draw beforehand and pass the numbers in."""
 
 from __future__ import annotations
 

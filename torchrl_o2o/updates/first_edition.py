@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Updates by the names and in the form of the first edition."""
+"""The first edition's functions for updates, as short forms of :class:`~torchrl_o2o.updates.Update`."""
 
 from __future__ import annotations
 

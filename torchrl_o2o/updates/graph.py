@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Functions of named tensors as graphs: captured, split into what a loop may do once and what it repeats, compiled."""
+"""Functions of named tensors as graphs: capture them, split loop-invariant parts off, and compile them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Graph(NamedTuple):
         """
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
-        # Captured graphs give a tuple; others may give anything.
+        # Captured graphs return a tuple; other modules may return anything.
         values = cast(tuple[fx.Node, ...], graph.graph_copy(self.module.graph, copies))
         placeholders = dict(zip(self.inputs, graph.find_nodes(op="placeholder"), strict=True))
         kept, new = values[: len(self.outputs)], values[len(self.outputs) :]
@@ -149,7 +149,7 @@ def hoist(graph: Graph, per_round: Collection[str], outside: Collection[str]) ->
 
 
 def _known_beforehand(graph: Graph, per_round: Collection[str], outside: Collection[str]) -> set[fx.Node]:
-    """Nodes that need a product, a round's own data, and nothing from outside or from another round."""
+    """Nodes that depend on a product and on a round's own data, but not on the outside or on other rounds."""
     names = dict(zip(graph.module.graph.find_nodes(op="placeholder"), graph.inputs, strict=True))
     bound: set[fx.Node] = set()
     varying: set[fx.Node] = set()

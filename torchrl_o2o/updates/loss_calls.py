@@ -21,7 +21,7 @@ from torchrl_o2o.updates.steps import Primitive, moves_targets
 
 __all__ = ["LossResults", "call_loss", "summary"]
 
-#: How the names of entries begin that a loss computes from target networks; they hold until the targets move.
+#: Prefix of entries that a loss computes from target networks; they are valid until the targets move.
 _OF_TARGETS = "target_"
 
 
@@ -116,7 +116,7 @@ def _from_forward(loss: LossModule, name: str, minibatch: TensorDictBase) -> Ten
 
 @functools.cache
 def _extras(method: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the keyword-only arguments of a method, all and those without a default."""
+    """Names of a method's keyword-only arguments: all of them, and those without a default."""
     parameters = inspect.signature(method).parameters.values()
     extras = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     needed = [parameter.name for parameter in extras if parameter.default is inspect.Parameter.empty]

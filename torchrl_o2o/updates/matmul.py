@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Which library multiplies float32 matrices on this CPU: measured for rate and for error, then chosen and said."""
+"""Choose the library for float32 matrix products on this CPU by its measured rate and error, and log the choice."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = [
 
 Route = Literal["default", "onednn"]
 _LOG = logging.getLogger(__name__)
-# torch has no switch that says "oneDNN"; allowing bf16 sends products there, and oneDNN computes in bf16 only where the
-# CPU has instructions that make it worthwhile. Whether it did is what the probe's error shows.
+# torch has no switch for oneDNN itself. Allowing bf16 sends products there, and oneDNN computes in bf16 only if the CPU
+# has fast instructions for it. The probe's error shows whether it did.
 _SETTINGS: dict[str, str] = {"default": "none", "onednn": "bf16"}
 
 
@@ -148,7 +148,7 @@ def probe_matmul_routes(
     members, rows, inner, columns = shape
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(members, rows, inner, generator=generator)
-    right = torch.randn(members, columns, inner, generator=generator).mT  # as a layer's weight lies in memory
+    right = torch.randn(members, columns, inner, generator=generator).mT  # the memory layout of a layer's weight
     seconds: dict[Route, list[float]] = {"default": [], "onednn": []}
     errors: dict[Route, float] = {}
     exact = left.double() @ right.double()

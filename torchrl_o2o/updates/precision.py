@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Products of captured graphs in a shorter type; everything between them stays as it is."""
+"""Lower the matrix products of captured graphs to a shorter dtype, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, fx
 __all__ = ["WIDE", "has_bfloat16", "lower_products"]
 
 _ATEN = torch.ops.aten
-#: The product without the summand, by operation, and where its two factors begin among the arguments.
+#: Operation -> the product without the summand, and the position of its first factor among the arguments.
 _PRODUCTS: dict[Any, tuple[Any, int]] = {
     _ATEN.mm.default: (_ATEN.mm.default, 0),
     _ATEN.bmm.default: (_ATEN.bmm.default, 0),
     _ATEN.addmm.default: (_ATEN.mm.default, 1),
     _ATEN.baddbmm.default: (_ATEN.bmm.default, 1),
 }
-#: Only products of which no dimension is below this are shortened. It leaves the first layer, which reads the
-#: observations, and the last one, which writes Q values, as they are: eight bits of a Q of 500 are steps of 2.
+#: Only products without a dimension below this are lowered. This excludes the first layer, which reads observations,
+#: and the last one, which writes Q values: at a Q of 500, eight bits mean steps of 2.
 WIDE = 64
 
 

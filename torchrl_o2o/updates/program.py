@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One call of an update for batches of one shape: what is drawn and prepared outside, and the graphs that compute."""
+"""One call of a compiled update for batches of one shape: the inputs prepared outside, and the graphs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Program:
         began = time.perf_counter()
 
         def compiled(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-            # A function, of a graph; its annotation names what compiling ahead of time gives as well.
+            # Compiling a graph returns a function; the annotation includes the result of ahead-of-time compilation.
             return cast(Callable[..., Any], torch._inductor.compile(module, [*inputs], options))
 
         def finished(graph: Graph, example: Named) -> Execute:
@@ -135,12 +135,12 @@ class Program:
 
     @property
     def _hoists(self) -> bool:
-        """Whether the first part is all that is done on several minibatches."""
+        """Whether all minibatches run the first part only."""
         rounds = self.plan.minibatches
         return rounds > 1 and [part for part, _ in self.plan.sequence[:rounds]] == [0] * rounds
 
     def _all_rounds(self, before: Captured) -> Captured:
-        """What is done beforehand, for all rounds in one pass."""
+        """The hoisted part, for all rounds in one pass."""
         graph, example = before
         mapped = _per_round(graph)
         rounds = self.plan.minibatches
@@ -149,7 +149,7 @@ class Program:
         return over_leading_dim(graph, example, mapped), example
 
     def _check_constants(self, graph: Graph) -> None:
-        """Refuse a graph that would continue computing with what a parameter was when it was captured."""
+        """Raise if a graph contains a parameter as a constant, because it would keep the captured value."""
         own = {value.data_ptr(): name for name, value in self._state.items()}
         for node in graph.module.graph.find_nodes(op="get_attr"):
             name = own.get(getattr(graph.module, str(node.target)).data_ptr())
@@ -161,7 +161,7 @@ class Program:
 
     @torch.no_grad()
     def _find_draws(self, part: tuple[Primitive, ...], columns: Named) -> list[Draw]:
-        """Which random numbers a part asks for, in order."""
+        """The random draws of a part, in order."""
         loss, finder, measured = self.learning.loss, DrawFinder(), LossResults()
         noise, loss.noise = loss.noise, finder
         try:
@@ -191,7 +191,7 @@ class Program:
         return tuple(value.data_ptr() for value in self._values().values())[:-1]
 
     def _values(self) -> dict[str, Tensor]:
-        """The loss's and the optimizers' own tensors by name, and whether everything is finite so far, last."""
+        """The loss's and the optimizers' tensors by name, and last, whether everything is finite so far."""
         values = {name: value.detach() for name, value in self.tensors().items()}
         device = next(iter(values.values())).device
         return values | {"ok": torch.ones((), dtype=torch.bool, device=device)}
@@ -221,7 +221,7 @@ class Program:
         return inputs
 
     def _source(self, turn: int, columns: Named) -> dict[str, tuple[str, int]]:
-        """Where a turn finds its share: by the name that the graphs have for it, which input and which entry."""
+        """The inputs of a turn: graph input -> name of the program's input, and index of its entry."""
         part, minibatch = self.plan.sequence[turn]
         before = [earlier for earlier, _ in self.plan.sequence[:turn]]
         found = {name: (name, minibatch) for name in columns}
@@ -233,7 +233,7 @@ class Program:
         return found
 
     def _round(self, turn: int, inputs: Named, entries: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
-        """One turn's share of the inputs.
+        """The inputs of one turn.
 
         Args:
             turn: of the plan.
@@ -250,7 +250,7 @@ class Program:
         return value.flatten(0, 1)
 
     def _repeated(self, inputs: Named) -> dict[str, Tensor]:
-        """The repeated part's batch columns and noise for all rounds."""
+        """Batch columns and noise of the repeated part, for all rounds."""
         batch = {name: value for name, value in inputs.items() if name.startswith("batch:")}
         return batch | {f"noise:{name[8:]}": value for name, value in inputs.items() if name.startswith("noise:0:")}
 
@@ -281,7 +281,7 @@ class Program:
 
 
 def _per_round(graph: Graph) -> list[str]:
-    """Inputs that differ from round to round and are known before the first."""
+    """Inputs that differ between rounds and are known beforehand."""
     return [name for name in graph.inputs if name.startswith(("batch:", "noise:"))]
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One part of an update as a function of named tensors that overwrites nothing: what compiled updates are graphs of."""
+"""One part of an update as a pure function of named tensors, from which compiled updates are captured."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _trained(
 
 
 def _averaging(loss: LossModule, step: MoveTargets) -> tuple[dict[str, str], float]:
-    """Which targets follow what, and by which share."""
+    """Target -> source of a soft update, and tau, the share of the source."""
     updater = step.updater
     if not isinstance(updater, SoftUpdate):
         raise O2OSpecError(f"got {type(updater).__name__}, expected a SoftUpdate in a compiled update")
@@ -191,7 +191,7 @@ def _copy(pairs: Mapping[str, str], values: dict[str, Tensor]) -> None:
 def _differentiate(
     learning: Learning, step: Descend, values: dict[str, Tensor], minibatch: TensorDict, measured: LossResults
 ) -> dict[str, Tensor]:
-    """Gradients by parameter; adds the loss and what came with it to ``measured``."""
+    """Gradients by parameter; adds the loss and its metrics to ``measured``."""
     state = {key.removeprefix("state:"): value for key, value in values.items() if key.startswith("state:")}
     trained = learning.trained[learning.descends.index(step)]
     leaves = {key: state[key].detach().requires_grad_() for key in trained}
@@ -213,7 +213,7 @@ def _differentiate(
 
 
 def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, Tensor]:
-    """What ``torch.nn.utils.clip_grad_norm_`` would leave, as a function."""
+    """``torch.nn.utils.clip_grad_norm_`` as a pure function."""
     if max_norm is None:
         return gradients
     share = (max_norm / (get_total_norm(list(gradients.values()), foreach=False) + 1e-6)).clamp(max=1.0)
@@ -221,7 +221,7 @@ def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, 
 
 
 def _step(learning: Learning, step: Descend, gradients: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Adam on all parameters of a loss, unless something was not finite; replaces their values."""
+    """An Adam step on all parameters of a loss, unless something was not finite; replaces their values."""
     position, groups = learning.descends.index(step), step.optim.param_groups
     for key, (_, index) in learning.trained[position].items():
         keys = (f"state:{key}", f"exp_avg:{key}", f"exp_avg_sq:{key}")

@@ -74,7 +74,7 @@ class CudaGraphProgram:
         if self._calls <= _WARM_UP:
             return self._warm_up(inputs)
         bound = self._program.pointers()
-        if self._graph is None or bound != self._bound:  # loading an optimizer's state puts new tensors in its place
+        if self._graph is None or bound != self._bound:  # loading an optimizer's state replaces its tensors
             self._record(inputs, bound)
         for name, value in inputs.items():
             self._inputs[name].copy_(value, non_blocking=True)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Rewrites of captured graphs that leave the mathematics as it is and that compilers do not do by themselves."""
+"""Rewrites of captured graphs that preserve the mathematics and that compilers do not make themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 __all__ = ["DECOMPOSITIONS", "is_random", "is_view", "tidy"]
 
 _ATEN = torch.ops.aten
-#: Sums of no more terms are written out by inductor, and are not vectorized then.
+#: Inductor unrolls sums of at most this many terms, which are then not vectorized.
 _FEW = 8
 _RESHAPES = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default, _ATEN.detach.default)
 
@@ -81,7 +81,7 @@ def _is_mutable(node: fx.Node) -> bool:
 
 
 def _out_of_place(graph: fx.Graph) -> None:
-    """Operations that overwrite a value nobody else reads, as in the backward pass of a clamp, make a new one."""
+    """Replace in-place operations on values that nothing else reads, such as in a clamp's backward pass."""
     for node in graph.nodes:
         if _is_mutable(node) and isinstance(node.target, torch._ops.OpOverload):
             base, (name, overload) = node.args[0], str(node.target).removeprefix("aten.").split(".")
@@ -107,7 +107,7 @@ def _merge_equal(graph: fx.Graph) -> None:
 
 
 def _hashable(argument: Any) -> Any:
-    """Equal for equal arguments only; 1, 1.0 and True are different."""
+    """A key that is equal only for equal arguments; 1, 1.0 and True are different."""
     if isinstance(argument, list | tuple):
         return tuple(_hashable(each) for each in argument)
     if isinstance(argument, Mapping):
@@ -137,7 +137,7 @@ def _swaps_last(node: fx.Node) -> bool:
 
 
 def _is_tall(node: fx.Node) -> bool:
-    """Whether a matrix has more rows than columns: as the other product, with long rows, it takes half of the time."""
+    """Whether a matrix has more rows than columns: the transposed product, with long rows, takes half the time."""
     return _value(node).shape[-2] > _value(node).shape[-1]
 
 
@@ -146,7 +146,7 @@ def _is_product(node: Any) -> bool:
 
 
 def _transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """The transpose of a factor, undoing one that is there."""
+    """The transpose of a factor; undoes an existing transpose."""
     if node.target in (_ATEN.transpose.int, _ATEN.t.default) and _swaps_last(node):
         (source,) = node.all_input_nodes
         return source
@@ -157,7 +157,7 @@ def _transposed(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _kept(value: Tensor) -> Tensor:
-    """The same tensor, which a compiler stores instead of computing it anew wherever it is used."""
+    """The same tensor, marked so that a compiler stores it instead of recomputing it at each use."""
     return value.as_strided(value.shape, value.stride())
 
 
@@ -197,17 +197,17 @@ def _layer_norm_backward(
 
 
 def _sum(value: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
-    """A sum along a short row, as of a log-probability's terms, with the terms stored, so that logarithms vectorize."""
+    """A sum along a short row, such as a log-probability's terms, with stored terms, so that logarithms vectorize."""
     last = value.ndim - 1
     along_row = dim is not None and [axis % max(value.ndim, 1) for axis in dim] == [last]
     if not along_row or value.shape[-1] > _FEW or dtype is not None or not value.is_floating_point():
         return NotImplemented
-    total = _kept(value).unsqueeze(-1).sum([last, last + 1])  # over two dimensions, so that this is not asked again
+    total = _kept(value).unsqueeze(-1).sum([last, last + 1])  # two dimensions, so that the rewrite applies only once
     return total.unsqueeze(-1) if keepdim else total
 
 
-#: Layer normalization with its scale factors stored: inductor's own recomputes a root and a division per use. Short
-#: sums with their terms stored.
+#: Layer normalization with stored scale factors, because inductor recomputes a root and a division at each use; and
+#: short sums with stored terms.
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ATEN.native_layer_norm.default: _layer_norm,
     _ATEN.native_layer_norm_backward.default: _layer_norm_backward,

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One call of N agents' updates as one: the graphs of a single agent's, vectorized over a leading dimension."""
+"""One call of N agents' updates: the graphs of a single agent's update, vectorized over a leading dimension."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class StackedProgram(Program):
         return value.transpose(0, 1).flatten(1, 2)
 
     def _values(self) -> dict[str, Tensor]:
-        """See :meth:`Program._values`; tensors that are no slices of one are made so."""
+        """See :meth:`Program._values`; makes the agents' tensors slices of one tensor if they are not."""
         agents = [program.tensors() for program in self.programs]
         bound = _pointers(agents)
-        if bound != self._bound:  # at first, and after an agent's optimizer has loaded a state
+        if bound != self._bound:  # at the first call, and after an agent's optimizer has loaded a state
             self._whole = {name: _joined(name, [tensors[name] for tensors in agents]) for name in agents[0]}
             self._bound = _pointers(agents)
         device = next(iter(self._whole.values())).device
@@ -87,7 +87,7 @@ def _pointers(agents: Sequence[Named]) -> tuple[int, ...]:
 
 
 def _joined(name: str, agents: Sequence[Tensor]) -> Tensor:
-    """One tensor of which the agents' are the slices: the one they are slices of already, or a new one."""
+    """The tensor of which the agents' tensors are slices; a new one if they are not slices yet."""
     tensors = [tensor.detach() for tensor in agents]
     first = tensors[0]
     if len({(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}) > 1:

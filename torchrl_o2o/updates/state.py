@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The tensors a loss module computes with, as one flat dictionary, and the way to make it compute with others."""
+"""The tensors of a loss module as one flat dictionary, and a context that replaces them."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def _enter(module: nn.Module, substitutes: Mapping[int, Tensor], stack: ExitStac
     for own in (module._parameters, module._buffers):
         known = {name: substitutes[id(value)] for name, value in own.items() if id(value) in substitutes}
         stack.enter_context(_overlaid(own, known))
-    # Networks kept out of the registry share their parameters with what is in it: TorchRL's value estimators evaluate
-    # the loss's value network by themselves.
+    # Unregistered networks share parameters with registered ones: TorchRL's value estimators hold the loss's value
+    # network.
     unregistered = [child for child in module.__dict__.values() if isinstance(child, nn.Module)]
     for name, child in [*module._modules.items(), *((None, child) for child in unregistered)]:
         if name is not None and isinstance(child, TensorDictParams):
-            # An instance attribute is found before the registered module of the same name.
+            # Instance attributes take precedence over registered modules of the same name.
             flat = {key: substitutes[id(value)] for key, value in flat_parameters(child).items()}
             nested = TensorDict(flat, child.batch_size).unflatten_keys(".")
             stack.enter_context(_overlaid(module.__dict__, {name: nested}))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The steps that an update is written in. They hold no algorithm: :class:`~torchrl_o2o.updates.Update` does them."""
+"""The steps of an update. They are only descriptions, which :class:`~torchrl_o2o.updates.Update` executes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
     "walk",
 ]
 
-#: In a plan, the place of all minibatches together.
+#: In a plan, the index that stands for all minibatches together.
 WHOLE = -1
 
 
@@ -105,10 +105,10 @@ class MoveTargets:
 
 @dataclass(frozen=True, eq=False)
 class Ghost:
-    """A step of an optimizer with a gradient of zero: what it remembers carries the parameters on and decays.
+    """An optimizer step with a gradient of zero (a ghost step): its moments decay and still move the parameters.
 
-    WSRL's code makes one of every optimizer whose loss a call does not ask for. For parity with it only; without them
-    the learning rate that does the same is larger by the root of (steps + ghosts) / steps.
+    WSRL's code makes one with every optimizer whose loss a call leaves out. This is for parity with that code only;
+    without ghost steps, an equivalent learning rate is larger by the root of (steps + ghosts) / steps.
 
     Args:
         step: the step that trains these parameters, elsewhere in the update.
@@ -124,13 +124,13 @@ class Ghost:
 
 @dataclass(frozen=True, eq=False)
 class Copy:
-    """Overwrite some tensors of the loss by others, once a call, before everything else.
+    """Copy some tensors of the loss to others, once per call, before all other steps.
 
-    RLPD from pixels acts by the critics' convolutions as they were when the last call began.
+    In RLPD from pixels, the actor uses the critics' convolutions as they were at the start of the last call.
 
     Args:
-        source: names of the tensors that are copied start so, see :func:`~torchrl_o2o.updates.state.state_of`.
-        target: names of the tensors that are overwritten start so, and continue as those of the source do.
+        source: prefix of the names of the copied tensors, see :func:`~torchrl_o2o.updates.state.state_of`.
+        target: prefix of the names of the overwritten tensors; the rest of their names is as in the source.
 
     Examples:
         >>> Copy("encoder_network_params.module.conv", "actor_network_params.module.0.module.encoder.conv").source
@@ -142,11 +142,11 @@ class Copy:
 
 
 class Joint:
-    """Several steps of gradient descent whose gradients are all taken at the parameters before the first of them.
+    """Several steps of gradient descent whose gradients are all taken at the parameters before the first step.
 
-    CQL, Cal-QL and CORL's IQL update so. A :class:`MoveTargets` among them comes between the gradients and the first
-    step: the targets follow the networks from before the step, as in FQL's and QC's codes, and the gradients are still
-    those of the targets from before.
+    CQL, Cal-QL and CORL's IQL update this way. A :class:`MoveTargets` among the steps is executed after all gradients
+    and before the first step, as in FQL's and QC's codes: the targets then follow the networks from before the steps,
+    and the gradients use the targets from before.
 
     Args:
         steps: one or more :class:`Descend`, and any :class:`MoveTargets`.
@@ -182,10 +182,10 @@ class Joint:
 
 
 class Every:
-    """Steps that are done each ``interval``-th time that it is their turn, and left out at the others.
+    """Steps that are executed only every ``interval``-th time.
 
-    With ``Every(2, ...)`` they are done at the second, fourth, ... turn, as TD3's delayed actor is; with
-    ``Every(2, ..., first=True)`` at the first, third, ... turn. The count is part of the update's ``state_dict()``.
+    ``Every(2, ...)`` executes its steps at the second, fourth, ... time, as for TD3's delayed actor, and
+    ``Every(2, ..., first=True)`` at the first, third, ... time. The count is part of the update's ``state_dict()``.
 
     Args:
         interval: at least 1.
@@ -217,11 +217,11 @@ class Every:
 
 
 class Repeat:
-    """Steps that are done once on each of ``times`` minibatches, one after the other.
+    """Steps that are executed once on each of ``times`` minibatches, one after the other.
 
-    The batch of the update holds the minibatches in a row. What stands behind a ``Repeat`` is done once, on the last
-    minibatch (RLPD's Algorithm 1), unless it is a :class:`Whole`. An update has at most one, and nothing but a
-    :class:`Copy` stands before it.
+    The update's batch is the concatenation of the minibatches. Steps after a ``Repeat`` are executed once, on the last
+    minibatch (RLPD's Algorithm 1), unless they are in a :class:`Whole`. An update has at most one ``Repeat``, and only
+    :class:`Copy` may come before it.
 
     Args:
         times: number of minibatches, the update-to-data ratio.
@@ -246,7 +246,7 @@ class Repeat:
 
 
 class Whole:
-    """Steps that are done once on all minibatches of the batch together, as WSRL's actor is. It stands last.
+    """Steps that are executed once on all minibatches together, as for WSRL's actor. It must come last.
 
     Args:
         steps: what is done.
@@ -302,7 +302,7 @@ class Plan:
 
 
 def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
-    """Lay out the next call of an update, and count the turns of its :class:`Every`.
+    """Plan the next call of an update, and count the turns of its :class:`Every`.
 
     Args:
         steps: of the update.
@@ -366,7 +366,7 @@ def repeat_of(steps: tuple[Step, ...]) -> Repeat | None:
 
 
 def walk(steps: tuple[Step, ...]) -> Iterator[Primitive | Every]:
-    """Go through an update's steps from top to bottom, those inside of others too.
+    """Iterate over an update's steps from top to bottom, including nested steps.
 
     Args:
         steps: of the update.
@@ -394,7 +394,7 @@ def descends_of(steps: tuple[Step, ...]) -> list[Descend]:
 
 
 def moves_targets(step: Primitive) -> bool:
-    """Whether target networks are others after a step: what was computed from them before does not hold any more.
+    """Whether a step changes target networks, so that values computed from them before become stale.
 
     Args:
         step: of a plan.
@@ -412,7 +412,7 @@ def moves_targets(step: Primitive) -> bool:
 
 
 def stepped(steps: tuple[Step, ...]) -> list[Descend]:
-    """The steps whose optimizers move, those that a :class:`Ghost` moves too.
+    """The steps whose optimizers make a step, including those in a :class:`Ghost`.
 
     Args:
         steps: of an update, or of a part of it.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One update of an agent as a value: read downwards, run eagerly, compiled, or stacked over agents."""
+""":class:`Update`: one update of an agent as a list of steps, run eagerly, compiled, or stacked over agents."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead")
 
 
 class Update:
-    r"""One update of an agent: steps on a loss, done from top to bottom on each batch.
+    r"""One update of an agent: steps on a loss, executed from top to bottom on each batch.
 
     RLPD (Ball et al. 2023, Algorithm 1): on each of 20 minibatches a step of the critics and of their targets, then
     once, on the last minibatch, a step of the actor and of the temperature::
@@ -68,11 +68,11 @@ class Update:
         metrics = update(buffer.sample())
 
     ``Descend("qvalue", optim)`` is ``loss.qvalue_loss(batch)``, its gradient at the parameters that ``optim`` holds,
-    and ``optim.step()``. What a loss returns beside its value is handed by name to later losses on the same minibatch
-    that ask for it: ``log_prob`` goes from ``actor_loss`` to ``alpha_loss``, ``gap`` to ``alpha_prime_loss``. A loss
-    never gets what it returned itself, and none gets an entry whose name begins with ``target_`` after targets moved.
+    and ``optim.step()``. Metrics that a loss returns are passed by name to later losses on the same minibatch that have
+    such an argument: ``log_prob`` from ``actor_loss`` to ``alpha_loss``, ``gap`` to ``alpha_prime_loss``. A loss never
+    gets its own metrics, and no loss gets a metric whose name begins with ``target_`` after the targets have moved.
     :class:`Joint` takes several gradients at the same parameters, :class:`Every` delays steps as TD3 does,
-    :class:`Whole` takes all minibatches together.
+    :class:`Whole` uses all minibatches together.
 
     The update runs eagerly, with the loss's methods, autograd and the optimizers' own steps, until :meth:`compile` is
     called. Compiled, it gives the same numbers up to rounding with the same random draws in the same order: each part
@@ -250,7 +250,7 @@ class Update:
         Returns:
             The :class:`StackedUpdate`.
         """
-        from torchrl_o2o.updates.agents import StackedUpdate  # late: it is made of these
+        from torchrl_o2o.updates.agents import StackedUpdate  # late: agents imports this module
 
         return StackedUpdate(updates)
 
@@ -343,7 +343,7 @@ class Update:
             )
 
     def _run(self, batch: TensorDictBase) -> tuple[dict[str, Tensor], NonFiniteError | None]:
-        """All steps, eagerly; the first that is not finite is the last."""
+        """Execute all steps eagerly; stop at the first that is not finite."""
         now = self.plan()
         minibatches = batch.split(len(batch) // now.minibatches) if now.minibatches > 1 else [batch]
         measured: list[LossResults] = []
@@ -360,7 +360,7 @@ class Update:
         return metrics | {"finite": torch.tensor(True)}, None
 
     def _do(self, step: Primitive, minibatch: TensorDictBase, measured: LossResults) -> None:
-        """One step; what its losses return is added to ``measured``."""
+        """Execute one step; adds what its losses return to ``measured``."""
         if isinstance(step, Copy | MoveTargets):
             _copy(self.loss, step) if isinstance(step, Copy) else _move(self.loss, step)
             measured.outdate(step)
@@ -395,7 +395,7 @@ class Update:
 
 
 def _rejoin(updater: TargetNetUpdater, loss: LossModule) -> None:
-    """Let a copied updater move the targets of the copied loss: TorchRL's holds dictionaries of its own."""
+    """Let a copied updater move the targets of the copied loss: TorchRL's updater holds its own dictionaries."""
     for names, kept in ((updater._target_names, "_targets"), (updater._source_names, "_sources")):
         keys = list(getattr(updater, kept).keys(True, True))
         tensors = TensorDict({name: getattr(loss, name) for name in names}, [])
@@ -416,7 +416,7 @@ def _check_move(loss: LossModule, step: MoveTargets) -> None:
 
 
 def _warn_of_still_targets(loss: LossModule, steps: Sequence[Step]) -> None:
-    """Warn where critics are trained whose targets nothing in the update moves."""
+    """Warn if the update trains critics but does not move their targets."""
     if any(isinstance(step, MoveTargets) for step in walk(tuple(steps))):
         return
     state = state_of(loss)
@@ -432,7 +432,7 @@ def _warn_of_still_targets(loss: LossModule, steps: Sequence[Step]) -> None:
 
 
 def _move(loss: LossModule, step: MoveTargets) -> None:
-    """All targets by their updater's own step, or those of some networks."""
+    """Move all targets with the updater's own step, or only those of some networks."""
     if step.names is None:
         step.updater.step()
         return
@@ -456,7 +456,7 @@ def _copy(loss: LossModule, step: Copy) -> None:
 
 
 def _gradients(loss: LossModule, step: Descend, minibatch: TensorDictBase, measured: LossResults) -> tuple[Tensor, ...]:
-    """The loss's gradient at what the step trains; adds the loss and what came with it to ``measured``."""
+    """The loss's gradients at the step's parameters; adds the loss and its metrics to ``measured``."""
     value, info = call_loss(loss, step.name, minibatch, measured.handed_to(step.name))
     value = value if step.scale == 1.0 else step.scale * value
     measured.add(step.name, value.detach(), info)
@@ -491,7 +491,7 @@ def _names(loss: LossModule, params: Sequence[Tensor]) -> list[str]:
 
 
 def _laid_out_as(param: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient in its parameter's own layout, which fused optimizers take for granted."""
+    """A gradient in its parameter's memory layout, which fused optimizers assume."""
     if gradient.stride() == param.stride():
         return gradient
     return torch.empty_like(param, memory_format=torch.preserve_format).copy_(gradient)

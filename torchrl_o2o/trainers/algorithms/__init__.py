@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learners of the papers' methods, built from sections of a configuration; the scripts share them."""
+"""Constructors of the papers' learners from sections of a configuration, which the scripts share."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What A3RL (Liu et al. 2025) adds to RLPD: a density ratio, a score of transitions, and a pool replayed by it."""
+"""A3RL (Liu et al. 2025): RLPD plus a density ratio, a score of transitions, and a pool replayed by it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def make_pool(
 
 
 def _score(cfg: DictConfig, learner: Learner) -> LogPriority:
-    """The sum of the terms that the configuration names; adv_temp multiplies what stands beside the density ratio."""
+    """The sum of the terms that the configuration names; adv_temp multiplies all terms except the density ratio."""
     assert isinstance(learner.loss, EnsembleSACLoss)
     ratio = learner.further["density_ratio"].loss
     assert isinstance(ratio, DensityRatioLoss)

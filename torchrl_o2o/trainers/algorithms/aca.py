@@ -198,18 +198,18 @@ def make_sac_after_sac_ml(cfg: DictConfig, dims: tuple[int, int], source: Mappin
 
 
 def _policy(cfg: DictConfig, dims: tuple[int, int]) -> ProbabilisticTensorDictSequential:
-    """The stochastic policy: squashed, or on AntMaze not."""
+    """The stochastic policy: squashed, except on AntMaze."""
     check_option("policy_family", cfg.policy_family, tuple(_FAMILIES))
     return _FAMILIES[cfg.policy_family](*dims, **plain(cfg.actor))
 
 
 def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
-    """Starting at one."""
+    """The temperature, which starts at one."""
     return Temperature(cfg.target_entropy_per_dim * dims[1], form="log_alpha")
 
 
 def _in_turn(cfg: DictConfig, loss: _Soft, networks: tuple[str, ...], max_grad_norm: float | None = None) -> Update:
-    """Temperature first, then the networks one after the other, then the targets."""
+    """An update of the temperature, then of the networks one after the other, then of the targets."""
     loss.make_value_estimator(**plain(cfg.value_estimator))
     parts = {"alpha": loss.temperature} | {name: getattr(loss, f"{name}_network_params") for name in networks}
     steps = [

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""AWR (Peng et al. 2019): two regressions, on labels that belong to whole episodes."""
+"""AWR (Peng et al. 2019): two regressions, on labels computed from whole episodes."""
 
 from __future__ import annotations
 

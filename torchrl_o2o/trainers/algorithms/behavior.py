@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learners that hold the policy to a model of the data's behavior: BRAC (Wu et al. 2019), BEAR (Kumar et al. 2019)."""
+"""Behavior-regularized learners: BRAC (Wu et al. 2019), BEAR (Kumar et al. 2019)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         **plain(cfg.loss),
     )
     loss.make_value_estimator(**plain(cfg.value_estimator))
-    clone = BCLoss(behavior, action_clip=1.0 - loss.action_margin)  # of the module that the loss reads
+    clone = BCLoss(behavior, action_clip=1.0 - loss.action_margin)  # trains the module that the loss reads
     clone_optim = Adam(clone.actor_network_params.parameters(), **plain(cfg.behavior_optim))
     update = Update(
         loss,
@@ -156,7 +156,7 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
     learner.loss.q_weight.fill_(float(learner.calls >= cfg.warm_start))
 
 
-#: By the setting ``method`` of the script.
+#: Constructors by the script's setting ``method``.
 BEHAVIOR_REGULARIZED: Mapping[str, MakeLearner] = {
     "brac_p": make_brac,
     "brac_v": make_brac,
@@ -165,7 +165,7 @@ BEHAVIOR_REGULARIZED: Mapping[str, MakeLearner] = {
 
 
 def _learned_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[Descend]:
-    """Steps of those weights that have something to train."""
+    """Gradient steps of the weights that are trained."""
     return [
         Descend(name, Adam(part.parameters(), **plain(cfg.weight_optim)))
         for name, part in weights.items()
@@ -176,7 +176,7 @@ def _learned_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[
 def _tested(
     cfg: DictConfig, loss: BRACLoss | BEARLoss, actor: TensorDictModuleBase
 ) -> tuple[TensorDictModuleBase, BestAction | None]:
-    """What is saved and what is evaluated: the best of ``best_of`` actions; the mean policy where that is 0."""
+    """The saved policy, and the evaluated one: the best of ``best_of`` actions, or the mean policy if that is 0."""
     if not cfg.best_of:
         return actor, None
     tester = BestAction(loss, num_actions=cfg.best_of)

@@ -115,7 +115,7 @@ def make_sac_after_cql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
-    """Steered toward an entropy of -A."""
+    """A temperature with target entropy -A."""
     return Temperature(-float(dims[1]), **{"form": "log_alpha", **plain(cfg.temperature)})
 
 
@@ -127,6 +127,6 @@ def _steps(cfg: DictConfig, loss: CQLLoss | EnsembleSACLoss) -> tuple[Descend, .
 
 
 def _joint(cfg: DictConfig, loss: CQLLoss | EnsembleSACLoss, steps: tuple[Descend, ...]) -> Update:
-    """All gradients at the same parameters, then all steps, then the targets."""
+    """An update that takes all gradients at the same parameters, then all steps, then moves the targets."""
     loss.make_value_estimator(**plain(cfg.value_estimator))
     return compiled(Update(loss, Joint(*steps), MoveTargets(SoftUpdate(loss, **plain(cfg.target)))), cfg)

@@ -63,7 +63,7 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
     qvalues, value = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), make_value_network(dims[0], **plain(cfg.value))
     loss = IQLLoss(actor, qvalues, value, **plain(cfg.loss))
     loss.make_value_estimator(**plain(cfg.value_estimator))
-    actor.eval()  # it acts without dropout; the loss trains it with dropout
+    actor.eval()  # acting is without dropout; the loss trains with dropout
     value_optim = Adam(loss.value_network_params.parameters(), **plain(cfg.optim))
     actor_optim = Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))
     critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))

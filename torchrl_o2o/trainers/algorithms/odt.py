@@ -212,7 +212,7 @@ def open_odt(
 def _scorer(
     cfg: DictConfig, problem: Problem, learner: TransformerLearner, how: Mapping[str, Any]
 ) -> Callable[[], EvaluationResult]:
-    """Deterministic episodes under the return to evaluate at, always from the same seeds."""
+    """An evaluation with deterministic episodes at the target return for evaluation, always with the same seeds."""
     reference = find_reference(problem.env["env_id"])
 
     def score() -> EvaluationResult:

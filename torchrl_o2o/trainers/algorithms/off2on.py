@@ -257,5 +257,5 @@ def _networks(
 
 
 def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
-    """Each agent's, and afresh the ensemble's."""
+    """The temperature of each agent, and a new one of the ensemble."""
     return Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learners from pixels, and what a run of them consists of.
+"""Learners from pixels, and their runs.
 
 RLPD (Ball et al. 2023), DrQ-v2 (Yarats et al. 2021), DrQ-v2+BC and BC (Lu et al. 2023).
 """
@@ -193,10 +193,10 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
 
 
 def _laid_out(encoder: TensorDictModule, cfg: DictConfig) -> TensorDictModule:
-    """Its convolutions' weights with the channels last in memory, as frames always are, if asked for."""
+    """The encoder; with ``channels_last``, its convolution weights are in the layout that frames always have."""
     if not cfg.channels_last:
         return encoder
-    # torch's overloads leave this argument out.
+    # torch's overloads omit this argument.
     return encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -275,5 +275,5 @@ class PixelRun:
         score = options.scorer(self.learner, make_env, cfg.env.env_id)
         objects = {**self.learner.objects(), "collector": self.collector, **({} if rows is None else {"rows": rows})}
         save = policy_saver(self.learner.actor, env={**plain(cfg.env), "num_stack": cfg.num_stack})
-        #: The run folder, a context whose ``online(collector)`` are the steps that are left.
+        #: The run folder, a context; ``online(collector)`` yields the remaining steps.
         self.session = options.open(objects, self.buffer, score, total, save)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What SAMG (Zhang et al. 2024) adds to another method's learner: a confidence, and the target that it mixes."""
+"""SAMG (Zhang et al. 2024): a confidence and a mixed target for another method's learner."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Guide:
             raise O2OSpecError(f"{type(loss).__name__} has no penalty to weigh; set weigh_penalty=false")
         self.confidence, self.weigh_penalty, self.steps = confidence, weigh_penalty, {"online": 0}
         self.estimator = SAMGEstimator.from_loss(loss, gamma=float(loss.value_estimator.gamma), **settings)  # type: ignore[arg-type]
-        # It takes estimators as well as their names, which its annotation leaves out.
+        # TorchRL's annotation omits estimator instances.
         loss.make_value_estimator(cast(ValueEstimators, self.estimator))
         learner.keys = (*learner.keys, "p_off")
 
@@ -232,7 +232,7 @@ def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | N
 
 
 def _encoder_config(cfg: DictConfig) -> dict[str, Any]:
-    """What an encoder depends on, so that it can serve other bases, thresholds and aggregators."""
+    """The settings that an encoder depends on; it can serve other bases, thresholds and aggregators."""
     own = {key: value for key, value in plain(cfg.confidence).items() if key not in ("fit", "pretrained", "name")}
     kept = {"env": plain(cfg.env), "dataset": plain(cfg.dataset), "encoder": own, "seed": cfg.seed}
     return kept | {"raw_observations": not raw_convention(cfg).normalize_observations}

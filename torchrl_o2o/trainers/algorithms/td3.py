@@ -182,7 +182,7 @@ def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -
     vae = make_action_vae(*dims, **plain(cfg.vae))
     actor = make_deterministic_actor(*dims, **plain(cfg.actor))
     qvalues = make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
-    vae_loss = VAELoss(vae, beta=cfg.loss.vae_beta)  # trains the module that the next line's loss reads
+    vae_loss = VAELoss(vae, beta=cfg.loss.vae_beta)  # trains the module that the loss in the next line reads
     vae_optim = Adam(vae_loss.vae_network_params.parameters(), **plain(cfg.vae_optim))
     loss = SPOTLoss(actor, qvalues, vae, **plain(cfg.loss))
     loss.make_value_estimator(gamma=cfg.gamma_online if online else cfg.gamma)
@@ -225,7 +225,7 @@ def _td3(
     actor_optim: Optimizer,
     further: dict[str, Update] | None = None,
 ) -> Learner:
-    """TD3's update: critics; at every ``policy_delay``-th update the actor on the new critics, and all targets."""
+    """TD3's update: critics, and at every ``policy_delay``-th update the actor on the new critics, and all targets."""
     targets = MoveTargets(SoftUpdate(loss, **plain(cfg.target)))
     update = Update(
         loss, Descend("qvalue", critic_optim), Every(cfg.policy_delay, Descend("actor", actor_optim), targets)

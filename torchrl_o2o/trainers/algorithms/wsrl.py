@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The online learner of WSRL (Zhou et al. 2024): soft actor-critic that continues where a conservative one ended."""
+"""The online learner of WSRL (Zhou et al. 2024): soft actor-critic that starts from a conservative learner."""
 
 from __future__ import annotations
 
