@@ -2,11 +2,12 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""DrQ-v2 (Yarats et al. 2021), and DrQ-v2+BC and BC from recorded images (Lu et al. 2023): logs, checkpoints, resume.
+"""DrQ-v2 (Yarats et al. 2021), and DrQ-v2+BC, BC and DrQ-v2+CQL from recorded images (Lu et al. 2023).
 
 python sota-implementations/drqv2/drqv2.py seed=0
 python sota-implementations/drqv2/drqv2.py preset=online env.env_id=... task_name=... seed=0
 python sota-implementations/drqv2/drqv2.py algorithm=bc seed=0
+python sota-implementations/drqv2/drqv2.py algorithm=drqv2_cql n_step=1 seed=0
 """
 
 from __future__ import annotations

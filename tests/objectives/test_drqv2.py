@@ -4,6 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -16,16 +17,18 @@ from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 from tests.kernels import without_kernels
 from tests.objectives.test_pixel_sac import with_frames
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.modules import (
+    ConservativePenalty,
     make_bottleneck,
     make_latent_actor,
     make_pixel_encoder,
     make_qvalue_ensemble,
 )
-from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, RecordedNoise
+from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2CQLLoss, DrQV2Loss, RecordedNoise
 from torchrl_o2o.objectives.networks import flat_parameters
 from torchrl_o2o.testing import LossContract
-from torchrl_o2o.updates import Descend, MoveTargets, Update
+from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -60,6 +63,99 @@ class TestContract(LossContract):
 class TestContractBC(TestContract):
     def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> DrQV2Loss:
         return DrQV2BCLoss(*networks(observation_key, action_key), std=0.2)
+
+
+class TestContractCQL(TestContract):
+    trains = {
+        "loss_qvalue": ("qvalue_network_params", "latent_network_params", "encoder_network_params"),
+        "loss_actor": ("actor_network_params",),
+        "loss_alpha_prime": ("penalty",),
+    }
+
+    def make_loss(self, *, observation_key: Any = "observation", action_key: Any = "action") -> DrQV2Loss:
+        penalty = ConservativePenalty(2.0, num_actions=3, target_gap=0.5)
+        return DrQV2CQLLoss(*networks(observation_key, action_key), std=0.2, penalty=penalty)
+
+    def bootstrapped(self, loss: DrQV2Loss, batch: TensorDict) -> torch.Tensor:
+        torch.manual_seed(1)  # the penalty also reads the next state, to value actions there
+        return loss.target_value(batch)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("target_gap", [None, 0.4])
+def test_the_penalty_of_v_d4rl(sampling: bool, target_gap: float | None) -> None:
+    """Uniform actions and the policy's at s, the policy's at s' valued there, and the recorded one, summed by hand."""
+    torch.manual_seed(0)
+    weight, temperature, std, count = 3.0, 0.7, 0.2, 4
+    penalty = ConservativePenalty(
+        weight,
+        num_actions=count,
+        importance_sampling=sampling,
+        softmax_temperature=temperature,
+        target_gap=target_gap,
+        init_log_multiplier=0.3,
+    )
+    loss, batch = DrQV2CQLLoss(*networks(), std=std, penalty=penalty), TestContract().make_batch()
+    draws = {name: torch.randn(count, 12, 3) for name in ("penalty_action", "penalty_next_action")}
+    uniform, noise = torch.rand(count, 12, 3) * 2 - 1, torch.randn(12, 3)
+    loss.noise = RecordedNoise({**draws, "uniform_action": uniform, "next_action": noise})
+    value, info = loss.qvalue_loss(batch)
+    found = torch.autograd.grad(value, list(loss.encoder_network_params.parameters()))
+
+    features, following = (loss._features({"observation": frames}) for frames in states(batch))
+    following = following.detach()
+    latent, heads = flat_parameters(loss.latent_network_params), flat_parameters(loss.qvalue_network_params)
+
+    def q(place: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return loss._heads(place, action, latent, heads)
+
+    entries = [q(features, action) + (3 * math.log(2.0) if sampling else 0.0) for action in uniform]
+    for place, name in ((features, "penalty_action"), (following, "penalty_next_action")):
+        for draw in draws[name]:
+            mean = loss._act(place, torch.zeros(12, 3))[1].detach()
+            action = (mean + (std * draw).clamp(-0.3, 0.3)).clamp(-1 + 1e-6, 1 - 1e-6)
+            log_prob = torch.distributions.Normal(mean, std).log_prob(action).sum(-1)
+            entries.append(q(place, action) - (log_prob if sampling else 0.0))
+    recorded = q(features, batch["action"])
+    entries += [] if sampling else [recorded]
+    gap = temperature * torch.logsumexp(torch.stack(entries) / temperature, 0) - recorded
+    expected = (recorded - info["target_value"]).square() + weight * gap
+    if target_gap is not None:
+        expected = expected + (math.exp(0.3) - 1.0) * weight * gap - math.exp(0.3) * weight * target_gap
+    expected = expected.sum(0).mean()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(info["gap"], gap.detach())
+    wanted = torch.autograd.grad(expected, list(loss.encoder_network_params.parameters()))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    multiplier, _ = loss.alpha_prime_loss(batch, gap=info["gap"])
+    raised = 0.0 if target_gap is None else -math.exp(0.3) * weight * (gap.mean() - target_gap)
+    torch.testing.assert_close(multiplier, torch.as_tensor(raised).detach())
+
+
+def test_without_weight_it_is_drqv2() -> None:
+    noise, batch = torch.randn(12, 3), TestContract().make_batch()
+    torch.manual_seed(0)
+    plain, losses = networks(), []
+    for build in (lambda: DrQV2Loss(*plain), lambda: DrQV2CQLLoss(*plain, penalty=ConservativePenalty(0.0))):
+        loss = build()
+        loss.noise = Named(next_action=noise, action=noise)
+        losses.append((loss.qvalue_loss(batch)[0], loss.actor_loss(batch)[0]))
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+class Named(GeneratorNoise):
+    """Recorded numbers where there are any."""
+
+    def __init__(self, **values: torch.Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+    def normal(self, name: str, like: torch.Tensor, sample_shape: tuple[int, ...] = ()) -> torch.Tensor:
+        return self.values.get(name, super().normal(name, like, sample_shape))
+
+
+def states(batch: TensorDict) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch["observation"], batch["next", "observation"]
 
 
 def test_cloning_trains_actor_and_encoder() -> None:
@@ -158,6 +254,31 @@ def test_a_compiled_update_discounts_by_the_batch_too(estimator: Any) -> None:
         torch.manual_seed(1)
         with without_kernels():
             measured.append(torch.stack([update(batch)["loss_qvalue"] for _ in range(2)]))
+    torch.testing.assert_close(*measured)
+
+
+def test_the_penalty_compiled_is_the_same() -> None:
+    """With the actor on the features from before the step, and the multiplier at the parameters of the critics'."""
+    measured, batch = [], TestContract().make_batch()
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        loss = DrQV2CQLLoss(*networks(), penalty=ConservativePenalty(2.0, num_actions=3, target_gap=0.5))
+        critics = loss.encoder_network_params, loss.latent_network_params, loss.qvalue_network_params
+        update = Update(
+            loss,
+            Joint(
+                Descend("qvalue", Adam([param for part in critics for param in part.parameters()])),
+                Descend("alpha_prime", Adam(loss.penalty.parameters())),
+            ),
+            Descend("actor", Adam(loss.actor_network_params.parameters())),
+            MoveTargets(SoftUpdate(loss, tau=0.1)),
+        )
+        if compiled:
+            update.compile()
+        torch.manual_seed(1)
+        with without_kernels():
+            names = ("loss_qvalue", "loss_actor", "loss_alpha_prime", "alpha_prime")
+            measured.append(torch.stack([update(batch)[name] for name in names for _ in range(2)]))
     torch.testing.assert_close(*measured)
 
 

@@ -190,6 +190,17 @@ def test_drqv2_published_settings_and_cloning(folder: Path, tmp_path: Path) -> N
     assert read_policy(tmp_path).sees
 
 
+@pytest.mark.parametrize("words", [(), ("penalty.target_gap=0.5",)])
+def test_v_d4rls_cql(words: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
+    """Lu et al. 2023, their command; a multiplier is trained if asked for."""
+    cfg = compose("drqv2", "preset=paper")
+    assert (cfg.penalty.weight, cfg.penalty.num_actions, cfg.penalty.importance_sampling) == (10.0, 10, False)
+    words = ("algorithm=drqv2_cql", "n_step=1", "penalty.num_actions=2", "offline.num_steps=4", *words)
+    script_of("drqv2").train(drqv2_settings(tmp_path, folder, *words, "schedule.checkpoint_every=4"))
+    assert (newest(tmp_path, "loss")["penalty.log_multiplier"].item() != 0.0) == (len(words) == 5)
+    assert read_policy(tmp_path).sees
+
+
 @pytest.mark.slow
 def test_recorded_frames_are_learned_from_and_the_policy_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -198,6 +198,7 @@ _ENTRIES = {
         "density_ratio": "torchrl_o2o.objectives.DensityRatioLoss",
         "drqv2": "torchrl_o2o.objectives.DrQV2Loss",
         "drqv2_bc": "torchrl_o2o.objectives.DrQV2BCLoss",
+        "drqv2_cql": "torchrl_o2o.objectives.DrQV2CQLLoss",
         "ensemble_sac": "torchrl_o2o.objectives.EnsembleSACLoss",
         "fql": "torchrl_o2o.objectives.FQLLoss",
         "inverse_dynamics": "torchrl_o2o.objectives.InverseDynamicsLoss",

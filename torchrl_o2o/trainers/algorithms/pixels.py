@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Learners from pixels, and their runs.
 
-RLPD (Ball et al. 2023), DrQ-v2 (Yarats et al. 2021), DrQ-v2+BC and BC (Lu et al. 2023).
+RLPD (Ball et al. 2023), DrQ-v2 (Yarats et al. 2021), DrQ-v2+BC, BC and DrQ-v2+CQL (Lu et al. 2023).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from torchrl_o2o.deploy import policy_saver
 from torchrl_o2o.envs import GuardedEnv, drawing_arguments, make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.modules import (
+    ConservativePenalty,
     Temperature,
     encoder_width,
     make_bottleneck,
@@ -49,11 +50,11 @@ from torchrl_o2o.modules import (
     make_pixel_encoder,
     make_qvalue_ensemble,
 )
-from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2Loss, PixelSACLoss
+from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2CQLLoss, DrQV2Loss, PixelSACLoss
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import check_no_pretraining, compiled, plain
-from torchrl_o2o.updates import Copy, Descend, MoveTargets, Repeat, Update
+from torchrl_o2o.updates import Copy, Descend, Joint, MoveTargets, Repeat, Update
 
 __all__ = ["PixelRun", "load_pixels", "make_drqv2", "make_rlpd_pixels"]
 
@@ -147,8 +148,8 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
 
     Args:
         cfg: sections ``encoder``, ``actor``, ``qvalue``, ``loss``, ``cloning``, ``value_estimator``, ``target``,
-            ``optim``, ``channels_last``, ``autocast``, and ``algorithm``: ``"drqv2"``; ``"drqv2_bc"``, held to the
-            data; ``"bc"``, which clones alone.
+            ``penalty``, ``optim``, ``channels_last``, ``autocast``, and ``algorithm``: ``"drqv2"``; ``"drqv2_bc"``,
+            held to the data; ``"bc"``, which clones alone; ``"drqv2_cql"``, whose critics are pushed down.
         shape: of the stacked frames, (channels, height, width).
         action_dim: action dimension.
 
@@ -173,7 +174,7 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
         >>> bool(learner.update(rows)["loss_actor"].isfinite())
         True
     """
-    check_option("algorithm", cfg.algorithm, ("drqv2", "drqv2_bc", "bc"))
+    check_option("algorithm", cfg.algorithm, ("drqv2", "drqv2_bc", "bc", "drqv2_cql"))
     if cfg.utd_ratio != 1:
         raise O2OSpecError(f"got utd_ratio={cfg.utd_ratio}; DrQ-v2 makes one update of all networks, expected 1")
     fixed: dict[str, Any] = {"offset": 0.5, "initialization": "orthogonal", "latent_dim": None, "out_key": "features"}
@@ -184,6 +185,8 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
     networks, settings = (encoder, actor, make_bottleneck(width, latent), heads), plain(cfg.loss)
     if cfg.algorithm == "drqv2":
         loss = DrQV2Loss(*networks, **settings)
+    elif cfg.algorithm == "drqv2_cql":
+        loss = DrQV2CQLLoss(*networks, penalty=ConservativePenalty(**plain(cfg.penalty)), **settings)
     else:
         loss = DrQV2BCLoss(*networks, **plain(cfg.cloning), **settings)
     loss.make_value_estimator(**plain(cfg.value_estimator))
@@ -209,9 +212,13 @@ def _drqv2_update(loss: DrQV2Loss, cfg: DictConfig) -> Update:
     if cfg.algorithm == "bc":
         return Update(loss, Descend("clone", Adam([*seeing.parameters(), *acting.parameters()], **plain(cfg.optim))))
     trained = seeing, loss.latent_network_params, loss.qvalue_network_params
+    critics = Descend("qvalue", Adam([param for part in trained for param in part.parameters()], **plain(cfg.optim)))
+    if isinstance(loss, DrQV2CQLLoss) and loss.penalty.target_gap is not None:
+        multiplier = Descend("alpha_prime", Adam(loss.penalty.parameters(), **plain(cfg.optim)))
+        critics = Joint(critics, multiplier)
     return Update(
         loss,
-        Descend("qvalue", Adam([param for part in trained for param in part.parameters()], **plain(cfg.optim))),
+        critics,
         Descend("actor", Adam(acting.parameters(), **plain(cfg.optim))),
         MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
     )
