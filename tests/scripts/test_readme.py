@@ -49,8 +49,20 @@ def test_ci_is_the_second_command() -> None:
     assert len([row for row in lines if row.startswith("make")]) == 1
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    text = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in text}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     path, built = ROOT / page, ("http", "lessons/", "gallery/", "generated/")  # the site's generated pages
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-        assert target.startswith(built) or (path.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        file, _, anchor = target.partition("#")
+        if target.startswith(built):
+            continue
+        assert (path.parent / file).exists(), target
+        if anchor:
+            assert anchor in anchors(path.parent / file if file else path), target
