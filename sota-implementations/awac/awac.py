@@ -9,7 +9,8 @@
     python sota-implementations/awac/awac.py task=adroit-pen reference=authors_hand
     python sota-implementations/awac/awac.py task=halfcheetah actors=4  # online, in processes of their own
 
-The update is that of examples/awac.py, in the same order.
+The update is that of examples/awac.py, in the same order. With `bc_steps`, the first updates of the offline phase clone
+the data.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import accept_actors, fleet_settings, launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import make_awac
@@ -24,10 +26,17 @@ from torchrl_o2o.trainers.algorithms import make_awac
 
 def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune."""
+    if cfg.offline.num_steps < cfg.bc_steps:
+        raise O2OSpecError(
+            f"got offline.num_steps={cfg.offline.num_steps}, which counts the {cfg.bc_steps} of bc_steps, too; "
+            f"expected at least as many"
+        )
     problem = load_problem(cfg, cfg.convention_of)
     with offline_phase(cfg, problem, make_awac, then=make_awac) as offline:
-        for _ in offline.steps():
-            offline.log(offline.learner.update(offline.sample()))
+        for step in offline.steps():
+            clones = step + cfg.offline.num_steps <= cfg.bc_steps  # the first of them
+            update = offline.learner.further["cloning"] if clones else offline.learner.update
+            offline.log(update(offline.sample()))
     with online_phase(cfg, problem, offline.folder, make_awac, fleet=fleet_settings(cfg)) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

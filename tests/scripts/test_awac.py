@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.scripts.phases import SHORT, PhasesContract
+from tests.scripts.phases import SHORT, PhasesContract, rows
 from tests.scripts.running import ROOT, compose
 from tests.scripts.test_published_settings import convention_of
 from torchrl_o2o.errors import O2OSpecError
@@ -29,6 +30,40 @@ pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 class TestAWAC(PhasesContract):
     script = "awac"
     words = ("qvalue.hidden_sizes=[16]",)
+
+    def test_the_first_updates_clone_the_data(self, tmp_path: Path) -> None:
+        self.train(tmp_path, "bc_steps=1", "schedule.log_every=1")
+        logged = [row for row in rows(tmp_path / "offline") if "train/loss_actor" in row]
+        assert ["train/imitation_error" in row for row in logged[:3]] == [True, False, False]
+        assert ["train/advantage" in row for row in logged[:3]] == [False, True, True]
+        with pytest.raises(O2OSpecError, match="which counts the 9999 of bc_steps"):
+            self.train(tmp_path / "other", "bc_steps=9999")
+
+
+def test_cloning_moves_the_policy_by_its_own_optimizer() -> None:
+    torch.manual_seed(0)
+    words = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "bc_steps=1", "compile=false")
+    learner = make_awac(compose("awac", "task=halfcheetah", "preset=cpu", *words), (17, 6))
+    plain, batch = copy.deepcopy(learner.actor), random_transitions(32, 17, 6)
+    critics = [value.clone() for value in learner.loss.qvalue_network_params.values(True, True)]
+    optim = torch.optim.Adam(plain.parameters(), lr=3e-4)
+    (-plain.get_dist(batch).log_prob(batch["action"]).mean()).backward()
+    optim.step()
+    learner.further["cloning"](batch)
+    for one, other in zip(learner.actor.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert learner.further["cloning"].optims["actor"] is learner.optims["actor"]
+    after = learner.loss.qvalue_network_params.values(True, True)
+    assert all(torch.equal(one, other) for one, other in zip(critics, after, strict=True))
+
+
+def test_jaxrls_settings() -> None:
+    cfg = compose("awac", "reference=jaxrl", "compile=false")
+    assert (cfg.loss.weight, cfg.loss.awac_lambda, cfg.loss.action_clip) == ("softmax", 2.0, 0.99999)
+    assert (cfg.online.batch_size, list(cfg.actor.log_std_bounds), cfg.order) == (256, [-10.0, 2.0], "corl")
+    optim = make_awac(cfg, (17, 6)).optims["actor"]
+    assert (type(optim), optim.param_groups[0]["weight_decay"]) == (torch.optim.AdamW, 1e-4)
+    assert type(make_awac(compose("awac", "compile=false"), (17, 6)).optims["actor"]) is torch.optim.Adam
 
 
 def test_published_settings() -> None:
@@ -67,8 +102,8 @@ def test_the_authors_take_all_gradients_at_the_old_parameters() -> None:
         after = learner.loss.qvalue_network_params.values(True, True)
         assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(*actors, strict=True))
-    with pytest.raises(O2OSpecError, match="order='jaxrl'"):
-        make_awac(compose("awac", "order=jaxrl"), (17, 6))
+    with pytest.raises(O2OSpecError, match="order='other'"):
+        make_awac(compose("awac", "order=other"), (17, 6))
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from omegaconf import DictConfig
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import check_option
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import AWACLoss
+from torchrl_o2o.objectives import AWACLoss, BCLoss
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
@@ -23,18 +23,19 @@ __all__ = ["make_awac"]
 def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Critics on one-step targets without entropy, then the actor by weighted likelihood, then the targets.
 
-    In the authors' order all gradients are taken at the old parameters; in CORL's the actor learns from the critics
-    that have just been moved.
+    In the authors' order all gradients are taken at the old parameters; in CORL's, and jaxrl's, the actor learns from
+    the critics that have just been moved.
 
     Source: Nair et al. 2020, arXiv:2006.09359, Algorithm 1.
 
     Args:
         cfg: ``order`` (``"corl"`` or ``"authors"``), ``actor_weight_decay``, and sections ``actor``, ``qvalue``,
-            ``loss``, ``value_estimator``, ``target`` and ``optim``.
+            ``loss``, ``value_estimator``, ``target`` and ``optim``; ``decoupled_weight_decay`` and ``bc_steps`` may be
+            absent.
         dims: observation and action dimension.
 
     Returns:
-        The learner.
+        The learner. With ``bc_steps``, ``further["cloning"]`` is the update that clones the data; it comes first.
 
     Raises:
         O2OSpecError: if the order is unknown.
@@ -57,9 +58,12 @@ def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     loss = AWACLoss(actor, make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), **plain(cfg.loss))
     loss.make_value_estimator(**plain(cfg.value_estimator))
     critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))
-    actor_params = loss.actor_network_params.parameters()
-    actor_optim = Adam(actor_params, weight_decay=cfg.actor_weight_decay, **plain(cfg.optim))
+    actor_params, kind = loss.actor_network_params.parameters(), AdamW if cfg.get("decoupled_weight_decay") else Adam
+    actor_optim = kind(actor_params, weight_decay=cfg.actor_weight_decay, **plain(cfg.optim))
     steps = Descend("qvalue", critic_optim), Descend("actor", actor_optim)
     ordered = steps if cfg.order == "corl" else (Joint(*steps),)
     update = Update(loss, *ordered, MoveTargets(SoftUpdate(loss, **plain(cfg.target))))
-    return Learner(actor, loss, compiled(update, cfg))
+    further = {}
+    if cfg.get("bc_steps"):  # of the module that the loss reads, by its own optimizer
+        further = {"cloning": compiled(Update(BCLoss(actor), Descend("actor", actor_optim)), cfg)}
+    return Learner(actor, loss, compiled(update, cfg), further=further)
