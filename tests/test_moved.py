@@ -14,6 +14,7 @@ import pytest
 from torchrl_o2o._moved import MOVED
 from torchrl_o2o.data import PoolSampler
 from torchrl_o2o.modules import make_actor
+from torchrl_o2o.record import iqm
 
 
 @pytest.mark.parametrize("old", sorted(MOVED))
@@ -33,6 +34,9 @@ def test_an_old_name_and_an_old_argument_are_the_new_ones() -> None:
         module = importlib.import_module(f"torchrl_o2o.{subpackage}")
         with pytest.warns(DeprecationWarning, match=new):
             assert module.Measured is getattr(module, new)
+    for module in ("torchrl_o2o.trainers", "torchrl_o2o.trainers.evaluation"):
+        with pytest.warns(DeprecationWarning, match=r"has moved to torchrl_o2o\.record\.curves"):
+            assert importlib.import_module(module).iqm is iqm
     with pytest.warns(DeprecationWarning, match="normalize"):
         assert PoolSampler(lambda rows: rows["x"], 4, normalise="max").normalize == "max"  # type: ignore[call-arg]
     with pytest.warns(DeprecationWarning, match="initialization"):

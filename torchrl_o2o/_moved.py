@@ -124,7 +124,7 @@ def renamed_arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, 
 
 
 def old_names(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A module's ``__getattr__`` that knows old names of its functions and classes.
+    """A module's ``__getattr__`` for functions and classes that were renamed, or moved to other modules.
 
     Args:
         module: its ``__name__``.
@@ -140,8 +140,10 @@ def old_names(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
     def lookup(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        _warn(f"{module}.{name} is now called {names[name].__name__}")
-        return names[name]
+        new = names[name]
+        moved = new.__name__ == name
+        _warn(f"{module}.{name} {f'has moved to {new.__module__}' if moved else f'is now called {new.__name__}'}")
+        return new
 
     return lookup
 

@@ -9,17 +9,7 @@ from __future__ import annotations
 from torchrl_o2o._moved import old_names
 from torchrl_o2o.trainers.continuing import Standing, continue_run
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
-from torchrl_o2o.trainers.evaluation import (
-    EvaluationResult,
-    dip,
-    evaluate,
-    gain,
-    handover_score,
-    iqm,
-    normalized_score,
-    regret,
-    stratified_bootstrap_interval,
-)
+from torchrl_o2o.trainers.evaluation import MOVED_STATISTICS, EvaluationResult, evaluate
 from torchrl_o2o.trainers.handover import (
     HandOver,
     align,
@@ -91,30 +81,24 @@ __all__ = [
     "continue_run",
     "critics_alone",
     "descend",
-    "dip",
     "evaluate",
     "finetune",
     "fleet_settings",
-    "gain",
     "graceful_exit",
     "hand_over",
     "handover_metrics",
-    "handover_score",
     "hold_out",
-    "iqm",
     "is_due",
     "launch",
     "load_problem",
     "make_collector",
     "make_fleet",
-    "normalized_score",
     "offline_phase",
     "online_phase",
     "plain",
     "pretrain",
     "product_dtype",
     "read_encoder",
-    "regret",
     "resume_command",
     "returns_of",
     "run_options",
@@ -122,10 +106,9 @@ __all__ = [
     "stabilize",
     "stack_agents",
     "starting_buffer",
-    "stratified_bootstrap_interval",
     "top_episodes",
     "train_encoder",
     "weight_decay_groups",
 ]
 
-__getattr__ = old_names(__name__, {"Measured": HasMetrics})
+__getattr__ = old_names(__name__, {"Measured": HasMetrics, **MOVED_STATISTICS})

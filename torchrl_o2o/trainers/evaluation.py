@@ -4,8 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Evaluate a policy: new environments, deterministic actions, each episode with its own seed.
 
-The statistics of evaluations are in :mod:`torchrl_o2o.envs` and :mod:`torchrl_o2o.record`, which need only numpy. They
-can be imported from here too.
+The statistics of evaluations are in :mod:`torchrl_o2o.envs` and :mod:`torchrl_o2o.record`, which need only numpy.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_o2o._moved import old_names
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.single import kind_of, refuse_collected
 from torchrl_o2o.envs.border import EnvFaultError, check_apart, warn_of_running_statistics
@@ -41,19 +41,9 @@ from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.input_checks import raise_mismatch
 from torchrl_o2o.modules.modes import in_mode
 from torchrl_o2o.modules.units import declared_box
-from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
+from torchrl_o2o.record import curves
 
-__all__ = [
-    "EvaluationResult",
-    "dip",
-    "evaluate",
-    "gain",
-    "handover_score",
-    "iqm",
-    "normalized_score",
-    "regret",
-    "stratified_bootstrap_interval",
-]
+__all__ = ["MOVED_STATISTICS", "EvaluationResult", "evaluate"]
 
 # Names under which environments report success; the first one found is used.
 _SUCCESS_KEYS = ("success", "is_success")
@@ -441,3 +431,16 @@ def _undisturbed(actor: TensorDictModuleBase, seed: int) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+#: The first edition exported these statistics from here too.
+MOVED_STATISTICS = {
+    "dip": curves.dip,
+    "gain": curves.gain,
+    "handover_score": curves.handover_score,
+    "iqm": curves.iqm,
+    "normalized_score": normalized_score,
+    "regret": curves.regret,
+    "stratified_bootstrap_interval": curves.stratified_bootstrap_interval,
+}
+__getattr__ = old_names(__name__, MOVED_STATISTICS)
