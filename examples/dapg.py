@@ -79,7 +79,8 @@ def main(cfg: Config) -> DAPGLoss:
     env = make_gym_env(cfg.env)
     demos = top_episodes(load_offline(cfg.dataset, env=env), cfg.num_demos).select("observation", "action").clone()
     demos["advantage"] = torch.zeros(len(demos))  # not read
-    actor = make_rescaled_actor(demos["observation"], demos["action"], hidden_sizes=cfg.hidden_sizes)
+    sizes = {"hidden_sizes": cfg.hidden_sizes, "min_log_std": cfg.min_log_std}
+    actor = make_rescaled_actor(demos["observation"], demos["action"], **sizes)
     (policy,) = (part for part in actor.modules() if isinstance(part, RescaledGaussian))
     clone_optim = torch.optim.Adam(policy.net.parameters(), lr=cfg.lr)
     fit(policy.mean, clone_optim, demos["observation"], demos["action"], cfg.clone_epochs, 32)

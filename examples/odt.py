@@ -55,7 +55,7 @@ def main(cfg: Config) -> OnlineDTLoss:
     require("transformers", "odt")
     seed_everything(cfg.seed)
     raw = load_offline(cfg.dataset, env=make_gym_env(cfg.env))
-    convention = Convention(normalize_observations=True).fit(raw)  # stays as it is online
+    convention = Convention(normalize_observations=True, observation_eps=1e-6).fit(raw)  # stays as it is online
     data, env = convention.data(raw), convention.env(make_gym_env(cfg.env))
     replay = TrajectoryReplay(cfg.capacity, return_scale=cfg.return_scale)
     replay.load(data)

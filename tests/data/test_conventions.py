@@ -57,6 +57,18 @@ def test_who_standardizes_observations() -> None:
     assert not CONVENTIONS["cql"]["antmaze"].normalize_observations
 
 
+def test_what_is_added_to_the_deviations() -> None:
+    """1e-6 by ODT's authors, 1e-3 by CORL."""
+    data = recorded()
+    data["observation"] = torch.zeros_like(data["observation"])
+    for method, eps in (("odt", 1e-6), ("td3_bc", 1e-3)):
+        stats = get_convention(method, "locomotion").fit(data).observation
+        assert stats is not None
+        torch.testing.assert_close(stats.scale, torch.full_like(stats.scale, eps))
+    with pytest.raises(O2OSpecError, match="observation_eps=0"):
+        Convention(observation_eps=0.0)
+
+
 def test_iql_scales_locomotion_by_the_spread_of_returns() -> None:
     data = recorded()
     data["next", "reward"] = torch.arange(20.0).unsqueeze(-1)  # returns 1, 5, 9, ..., 37

@@ -23,6 +23,14 @@ def test_standardized_in_and_rescaled_out() -> None:
     assert net.net[-1].weight.abs().max() <= 1e-2 / 32**0.5
 
 
+def test_the_width_begins_at_its_least_where_the_demonstrations_are_narrow() -> None:
+    action = torch.randn(50, 2) * torch.tensor([0.5, 1e-4])
+    scale = RescaledGaussian(torch.randn(50, 3), action)(torch.zeros(1, 3))[1][0]
+    torch.testing.assert_close(scale, torch.stack([action[:, 0].std(), torch.tensor(-3.0).exp()]))
+    wider = make_rescaled_actor(torch.randn(50, 3), action, min_log_std=0.0)
+    torch.testing.assert_close(wider[0].module.log_std.data, torch.zeros(2))
+
+
 def test_samples_are_as_drawn_and_the_deterministic_action_is_in_the_box() -> None:
     actor = make_rescaled_actor(torch.randn(50, 3), torch.randn(50, 2) + 4.0)
     rows = TensorDict({"observation": torch.randn(20, 3)}, [20])

@@ -42,21 +42,24 @@ class Convention:
         scale_by_returns: first multiply rewards by 1000 over the spread of the data's returns (IQL). Defaults to
             ``False``.
         normalize_observations: standardize observations by the data's statistics (CORL). Defaults to ``False``.
+        observation_eps: added to their standard deviations. Defaults to 1e-3 (CORL); ODT's is 1e-6.
 
     Examples:
         >>> Convention(reward_scale=10.0, reward_shift=-5.0)
-        Convention(reward_scale=10.0, reward_shift=-5.0, scale_by_returns=False, normalize_observations=False)
+        Convention(reward_scale=10.0, reward_shift=-5.0, scale_by_returns=False, normalize_observations=False, ...)
     """
 
     reward_scale: float = 1.0
     reward_shift: float = 0.0
     scale_by_returns: bool = False
     normalize_observations: bool = False
+    observation_eps: float = 1e-3
 
     def __post_init__(self) -> None:
         """Refuse factors that would wipe rewards out or turn them round."""
         check_number("reward_scale", self.reward_scale, above=0)
         check_number("reward_shift", self.reward_shift)
+        check_number("observation_eps", self.observation_eps, above=0)
 
     def fit(self, offline: TensorDictBase) -> FittedConvention:
         """Turn the convention into numbers.
@@ -76,7 +79,7 @@ class Convention:
             AffineReward(scale=1.0, shift=-1.0)
         """
         spread = locomotion_reward(offline).scale if self.scale_by_returns else 1.0
-        stats = ObservationStats.of(offline) if self.normalize_observations else None
+        stats = ObservationStats.of(offline, eps=self.observation_eps) if self.normalize_observations else None
         return FittedConvention(AffineReward(self.reward_scale * spread, self.reward_shift), stats)
 
 
@@ -156,6 +159,7 @@ class FittedConvention:
 _PLAIN, _MINUS_ONE = Convention(), Convention(reward_shift=-1.0)
 _STANDARDIZED = Convention(normalize_observations=True)
 _STANDARDIZED_MINUS_ONE = Convention(reward_shift=-1.0, normalize_observations=True)
+_ODT = Convention(normalize_observations=True, observation_eps=1e-6)
 _MAZE_TEN, _HAND_TEN = Convention(10.0, -5.0), Convention(10.0, 5.0)
 
 
@@ -178,7 +182,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         ),  # CORL, all but hopper's scaled rewards
         "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
-        "odt": _row(_STANDARDIZED, _STANDARDIZED, _STANDARDIZED),  # target returns are in the environment's units
+        "odt": _row(_ODT, _ODT, _ODT),  # its authors' code; target returns are in the environment's units
         "pex": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code
         "sope": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its paper has locomotion only
         "rebrac": _row(_PLAIN, Convention(reward_scale=100.0), _PLAIN),  # its authors' code

@@ -25,13 +25,15 @@ class RescaledGaussian(nn.Module):
     r"""Mean and standard deviation of a Gaussian around an MLP of standardized observations.
 
     :math:`\mu=f\big((s-m_s)/(\sigma_s+10^{-8})\big)\sigma_a+m_a`, with means m and standard deviations of
-    demonstrations; :math:`\log\sigma` is one parameter an action dimension, at first that of the demonstrated actions.
+    demonstrations; :math:`\log\sigma` is one parameter an action dimension, at first that of the demonstrated actions,
+    but at least ``min_log_std``; clamp it there again after each step.
     The MLP has tanh between its layers and a last layer of a hundredth of torch's initial values.
 
     Args:
         observation: the demonstrations', shape [N, o], N > 1.
         action: the demonstrations', shape [N, A].
         hidden_sizes: widths of the hidden layers. Defaults to (32, 32).
+        min_log_std: least log standard deviation at first. Defaults to -3.
 
     Raises:
         O2OSpecError: if the demonstrations are fewer than two rows, not of one length, or an action never changes.
@@ -49,7 +51,9 @@ class RescaledGaussian(nn.Module):
     out_scale: Tensor
 
     @checked_arguments
-    def __init__(self, observation: Tensor, action: Tensor, hidden_sizes: Sequence[int] = (32, 32)) -> None:
+    def __init__(
+        self, observation: Tensor, action: Tensor, hidden_sizes: Sequence[int] = (32, 32), min_log_std: float = -3.0
+    ) -> None:
         super().__init__()
         shapes = list(observation.shape), list(action.shape)
         if observation.ndim != 2 or action.ndim != 2 or len(observation) != len(action) or len(action) < 2:
@@ -63,7 +67,7 @@ class RescaledGaussian(nn.Module):
         self.net = MLP(observation.shape[-1], action.shape[-1], num_cells=list(hidden_sizes), activation_class=nn.Tanh)
         for parameter in self.net[-1].parameters():
             parameter.data.mul_(1e-2)
-        self.log_std = nn.Parameter(deviation.log())
+        self.log_std = nn.Parameter(deviation.log().clamp(min=min_log_std))
         for name, rows in (("in", observation), ("out", action)):
             self.register_buffer(f"{name}_shift", rows.mean(0))
             self.register_buffer(f"{name}_scale", rows.std(0))
@@ -84,6 +88,7 @@ def make_rescaled_actor(
     action: Tensor,
     *,
     hidden_sizes: Sequence[int] = (32, 32),
+    min_log_std: float = -3.0,
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
 ) -> ProbabilisticActor:
@@ -100,6 +105,7 @@ def make_rescaled_actor(
 
     Keyword Args:
         hidden_sizes: widths of the hidden layers. Defaults to (32, 32).
+        min_log_std: least log standard deviation at first. Defaults to -3, the authors'.
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
 
@@ -118,7 +124,7 @@ def make_rescaled_actor(
         torch.Size([4, 2])
     """
     spec = action_box(action.shape[-1])
-    net = RescaledGaussian(observation, action, hidden_sizes)
+    net = RescaledGaussian(observation, action, hidden_sizes, min_log_std)
     return ProbabilisticActor(
         TensorDictModule(net, in_keys=[observation_key], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],

@@ -97,7 +97,7 @@ def raw_convention(cfg: DictConfig) -> Convention:
         >>> from torchrl_o2o.scripts import script_config
         >>> cfg = script_config("samg", ["base=iql", "convention={reward_scale: 2.0}"])
         >>> raw_convention(cfg)
-        Convention(reward_scale=2.0, reward_shift=0.0, scale_by_returns=False, normalize_observations=False)
+        Convention(reward_scale=2.0, reward_shift=0.0, scale_by_returns=False, normalize_observations=False, ...)
     """
     row = replace(get_convention(cfg.learner.convention, cfg.domain), normalize_observations=False)
     return overlay_convention(row, cfg)
