@@ -46,6 +46,27 @@ def learner(*words: str) -> Any:
     return make_iql(cfg, (3, 2))
 
 
+DETERMINISTIC = ("policy=deterministic", "~actor.mean", "~actor.std", "~actor.log_std_bounds")
+
+
+class TestDeterministicPolicy(TestIQL):
+    words = (*TestIQL.words, *DETERMINISTIC)
+
+
+def test_a_deterministic_policy_is_fitted_by_distance_and_explores_with_noise() -> None:
+    iql, batch = learner(*DETERMINISTIC), random_transitions(64, 3, 2)
+    acted = iql.actor(batch.select("observation"))["action"]
+    distance = (acted - batch["action"]).square().sum(-1).mean()
+    torch.testing.assert_close(iql.update(batch)["imitation_error"], distance)
+    rows = batch.select("observation").expand(100, 64).reshape(-1)
+    noise = iql.explorer(rows.clone())["action"] - iql.actor(rows.clone())["action"]
+    assert noise.std().item() == pytest.approx(0.03, rel=0.1)
+    stochastic = learner()
+    assert stochastic.explorer is stochastic.actor
+    with pytest.raises(O2OSpecError, match="policy='other'"):
+        learner("policy=other")
+
+
 @pytest.mark.parametrize("order", ["authors", "corl"])
 def test_which_value_function_the_actor_and_the_critics_see(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Authors: the new one for both. CORL: the old one for both."""

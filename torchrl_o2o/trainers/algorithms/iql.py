@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import torch
 from omegaconf import DictConfig
+from tensordict.nn import (
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictModuleBase,
+    TensorDictSequential,
+)
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torchrl.modules import AdditiveGaussianModule
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import check_option
-from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
+from torchrl_o2o.modules import (
+    make_deterministic_actor,
+    make_gaussian_actor,
+    make_qvalue_ensemble,
+    make_value_network,
+)
 from torchrl_o2o.objectives import IQLLoss
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
@@ -33,16 +45,17 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
 
     Args:
         cfg: sections ``actor``, ``qvalue``, ``value``, ``loss``, ``value_estimator``, ``target``, ``optim`` and
-            ``order``.
+            ``order``; ``policy`` (``"gaussian"`` if absent, or ``"deterministic"``, which reads ``exploration``).
         dims: observation and action dimension.
         decay_steps: length of the cosine by which the actor's learning rate falls to 0, see :func:`decay_actor_lr`;
             ``None`` (default) keeps it.
 
     Returns:
-        The learner; it is not compiled where its actor has dropout, and a warning says so.
+        The learner; it is not compiled where its actor has dropout, and a warning says so. A deterministic policy is
+        fitted by squared distance, and its explorer adds Gaussian noise.
 
     Raises:
-        O2OSpecError: if the order is unknown.
+        O2OSpecError: if the order or the policy is unknown.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -59,7 +72,7 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
         True
     """
     check_option("order", cfg.order, ("authors", "corl"))
-    actor = make_gaussian_actor(*dims, **plain(cfg.actor))
+    actor, explorer = _policy(cfg, dims)
     qvalues, value = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), make_value_network(dims[0], **plain(cfg.value))
     loss = IQLLoss(actor, qvalues, value, **plain(cfg.loss))
     loss.make_value_estimator(**plain(cfg.value_estimator))
@@ -72,7 +85,21 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
     update = Update(loss, *steps, targets) if cfg.order == "authors" else Update(loss, Joint(*steps), targets)
     schedule = None if decay_steps is None else CosineAnnealingLR(actor_optim, max(decay_steps, 1))
     update = compiled(update, cfg, dropout=cfg.actor.get("dropout"))
-    return Learner(actor, loss, update, state={} if schedule is None else {"actor_schedule": schedule})
+    state = {} if schedule is None else {"actor_schedule": schedule}
+    return Learner(actor, loss, update, explorer=explorer, state=state)
+
+
+def _policy(
+    cfg: DictConfig, dims: tuple[int, int]
+) -> tuple[ProbabilisticTensorDictSequential | TensorDictModule, TensorDictModuleBase | None]:
+    """The policy, and what explores in its place: a deterministic one with noise."""
+    kind = cfg.get("policy", "gaussian")
+    check_option("policy", kind, ("gaussian", "deterministic"))
+    if kind == "gaussian":
+        return make_gaussian_actor(*dims, **plain(cfg.actor)), None
+    actor = make_deterministic_actor(*dims, **plain(cfg.actor))
+    noise = AdditiveGaussianModule(actor.spec, **plain(cfg.exploration))  # pyright: ignore[reportAttributeAccessIssue]
+    return actor, TensorDictSequential([actor, noise])
 
 
 def decay_actor_lr(learner: Learner) -> dict[str, Tensor]:
