@@ -219,6 +219,19 @@ def test_failing_for_ever() -> None:
         assert returns[3:].tolist() == pytest.approx([-5 + 0.99 * (-5 + 0.99 * 5), -5 + 0.99 * 5, 5.0], rel=1e-5)
 
 
+def test_corls_rule_of_failure_looks_at_the_last_step() -> None:
+    data = random_transitions(3, 3, 2).set("episode", torch.zeros(3, dtype=torch.long))
+    for key in ("terminated", "truncated", "done"):
+        data["next", key] = torch.tensor([[False], [False], [key != "terminated"]])
+    data["next", "reward"] = torch.tensor([[-0.1], [10.0], [-0.1]])
+    for words, first in (((), -5 + 0.99 * (5 - 0.99 * 5)), (("failure_rule=last",), -500.0)):
+        cfg = compose("cql", "task=adroit-pen", *words)
+        convention = overlay_convention(get_convention("cal_ql", cfg.domain), cfg)
+        problem = Problem({}, data, convention.fit(data))
+        returns = returns_of(cfg, problem)(problem.convention.data(data))["mc_return"].squeeze(-1)
+        assert returns[0].item() == pytest.approx(first, rel=1e-5)
+
+
 def test_sac_goes_on_with_actor_critics_and_temperature(tmp_path: Path) -> None:
     train(tmp_path / "cql", "algorithm=cql", "online.total_frames=1")
     pretrained = Pretrained.read(tmp_path / "cql" / "offline")
@@ -254,6 +267,9 @@ def test_published_settings() -> None:
     assert (maze.actor.hidden_sizes, maze.qvalue.hidden_sizes) == ([256] * 2, [256] * 4)
     assert (hand.actor.hidden_sizes, hand.qvalue.hidden_sizes) == ([512] * 2, [512] * 3)
     assert [cfg.offline.num_steps for cfg in (maze, hand, run)] == [1_000_000, 20_000, 1_000_000]
+    frames = {task: compose("cql", f"task=adroit-{task}").online.total_frames for task in ("pen", "door", "relocate")}
+    assert frames == {"pen": 200_000, "door": 1_000_000, "relocate": 1_000_000}
+    assert compose("cql", "task=adroit-door", "preset=cpu").online.total_frames == 5_000
     assert [(cfg.actor_lr, cfg.qvalue_lr) for cfg in (maze, hand, run)] == [(1e-4, 3e-4), (1e-4, 3e-4), (3e-5, 3e-4)]
     assert (maze.algorithm, maze.learner, maze.collect, maze.handover.data) == (
         "cal_ql",

@@ -77,7 +77,7 @@ def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], 
 
     Args:
         cfg: ``value_estimator.gamma``, and ``failure_reward``, what the environment pays for a step without success in
-            a sparse task; ``None`` in a dense one.
+            a sparse task; ``None`` in a dense one. ``failure_rule`` may be absent, and is ``"all"`` then.
         problem: whose reward convention holds.
 
     Returns:
@@ -99,4 +99,5 @@ def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], 
     if failure is not None:  # the same arithmetic as for the rows, because the values are compared for equality
         row = TensorDict({"next": {"reward": torch.tensor([[float(failure)]])}}, [1])
         failure = problem.convention.online(row)["next", "reward"].item()
-    return partial(add_mc_return, gamma=cfg.value_estimator.gamma, failure_reward=failure)
+    rule = cfg.get("failure_rule", "all")
+    return partial(add_mc_return, gamma=cfg.value_estimator.gamma, failure_reward=failure, failure_rule=rule)
