@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -108,6 +108,14 @@ class ChunkSampler(ChecksArguments, Sampler):
         (torch.Size([8, 10]), torch.Size([8, 5]), tensor([5]))
     """
 
+    def __new__(cls, sampler: Sampler | None = None, *_: Any, **__: Any) -> Self:
+        """Around a prioritized sampler, make a sampler for which TorchRL's buffers set priorities.
+
+        ``sampler`` is ``None`` when a copy is made.
+        """
+        prioritized = cls is ChunkSampler and isinstance(sampler, PrioritizedSampler)
+        return super().__new__(cast(type[Self], _PrioritizedChunkSampler) if prioritized else cls)
+
     def __init__(
         self,
         sampler: Sampler,
@@ -132,8 +140,6 @@ class ChunkSampler(ChecksArguments, Sampler):
         self.observation_keys, self.action_key = tuple(observation_keys), action_key
         self.reward_key, self.done_key, self.terminated_key = reward_key, done_key, terminated_key
         self.truncated_key, self.discount_key = truncated_key, discount_key
-        if type(self) is ChunkSampler and isinstance(sampler, PrioritizedSampler):
-            self.__class__ = _PrioritizedChunkSampler  # TorchRL's buffers set priorities only for this type
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[NestedKey, Any]]:
         """Draw first rows, and gather their chunks.

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from omegaconf import DictConfig
-from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor
 from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.errors import check_option
 from torchrl_o2o.functional import interpolation_weight
-from torchrl_o2o.modules import Temperature, make_actor, make_baselines, make_gaussian_actor, make_qvalue_ensemble
+from torchrl_o2o.modules import Temperature, make_baselines, make_qvalue_ensemble
 from torchrl_o2o.objectives import ACALoss, BaselineLoss, EnsembleSACLoss, SACMLLoss
+from torchrl_o2o.trainers.algorithms.policies import make_policy
 from torchrl_o2o.trainers.handover import align
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
@@ -25,7 +24,6 @@ from torchrl_o2o.updates import Descend, MoveTargets, Update
 
 __all__ = ["fade_alignment", "make_aca", "make_baseline_learner", "make_sac_after_sac_ml", "make_sac_ml"]
 
-_FAMILIES = {"tanh": make_actor, "gaussian": make_gaussian_actor}
 _Soft = SACMLLoss | ACALoss | EnsembleSACLoss
 
 
@@ -62,7 +60,7 @@ def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
         True
     """
-    actor, qvalues = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+    actor, qvalues = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     baselines, temperature = make_baselines(dims[0], **plain(cfg.baseline)), _temperature(cfg, dims)
     loss = SACMLLoss(actor, qvalues, baselines, temperature=temperature, **plain(cfg.sac_ml))
     return Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "baseline", "actor")))
@@ -96,7 +94,7 @@ def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Map
         >>> bool(learner.update(random_transitions(64, 3, 2))["loss_baseline"].isfinite())
         True
     """
-    actor, baselines = _policy(cfg, dims), make_baselines(dims[0], **plain(cfg.baseline))
+    actor, baselines = make_policy(cfg, dims), make_baselines(dims[0], **plain(cfg.baseline))
     actor.load_state_dict(policy)
     loss = BaselineLoss(actor, baselines, **plain(cfg.policy_baseline))
     loss.make_value_estimator(**plain(cfg.value_estimator))
@@ -136,7 +134,7 @@ def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor
         >>> bool(learner.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
         True
     """
-    actor, residuals = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+    actor, residuals = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     loss = align(source, actor, residuals, temperature=_temperature(cfg, dims), **plain(cfg.alignment))
     learner = Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "actor"), cfg.max_grad_norm))
     fade_alignment(cfg, learner)
@@ -192,15 +190,9 @@ def make_sac_after_sac_ml(cfg: DictConfig, dims: tuple[int, int], source: Mappin
         >>> hand_over(offline, learner, HandOver(carry=("actor_network", "qvalue_network")))  # what starts afresh
         ['temperature']
     """
-    actor, qvalues = _policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
+    actor, qvalues = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     loss = EnsembleSACLoss(actor, qvalues, temperature=_temperature(cfg, dims), actor_q="min")
     return Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "actor"), cfg.max_grad_norm))
-
-
-def _policy(cfg: DictConfig, dims: tuple[int, int]) -> ProbabilisticTensorDictSequential:
-    """The stochastic policy: squashed, except on AntMaze."""
-    check_option("policy_family", cfg.policy_family, tuple(_FAMILIES))
-    return _FAMILIES[cfg.policy_family](*dims, **plain(cfg.actor))
 
 
 def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:

@@ -14,23 +14,20 @@ from torch import nn
 from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.errors import check_option
 from torchrl_o2o.modules import (
     Multiplier,
     Temperature,
     make_action_vae,
     make_actor,
-    make_gaussian_actor,
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import BCLoss, BEARLoss, BestAction, BRACLoss
+from torchrl_o2o.trainers.algorithms.policies import make_policy
 from torchrl_o2o.trainers.learner import Learner, MakeLearner
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, MoveTargets, Update
 
 __all__ = ["BEHAVIOR_REGULARIZED", "make_bear", "make_brac", "start_on_penalty"]
-
-_FAMILIES = {"tanh": make_actor, "gaussian": make_gaussian_actor}
 
 
 def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
@@ -66,8 +63,7 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         >>> bool(learner.update(rows)["divergence"].isfinite())
         True
     """
-    check_option("policy_family", cfg.policy_family, tuple(_FAMILIES))
-    actor, behavior = (_FAMILIES[cfg.policy_family](*dims, **plain(cfg.actor)) for _ in range(2))
+    actor, behavior = make_policy(cfg, dims), make_policy(cfg, dims)
     loss = BRACLoss(
         actor,
         make_qvalue_ensemble(*dims, **plain(cfg.qvalue)),
