@@ -163,7 +163,7 @@ class KeepsFrames(Protocol):
         ...
 
     def frame_state(self) -> Any:
-        """What it has to know of its frames beside them."""
+        """The state of the frames that is stored besides them."""
         ...
 
     def load_frame_state(self, state: Any) -> None:

@@ -185,7 +185,7 @@ class Fleet:
         self.actors.publish(self.version, random=self.frames < self.init_random_frames)
 
     def metrics(self) -> dict[str, Tensor]:
-        """What to log beside an update: ``staleness`` and ``staleness_max`` of the last 1000 that arrived, ``waiting``
+        """Metrics to log with an update: ``staleness`` and ``staleness_max`` of the last 1000 that arrived, ``waiting``
         batches, and ``owed``."""
         ages = torch.tensor(list(self._ages) or [0], dtype=torch.float32)
         return {

@@ -42,7 +42,7 @@ _FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor, make_on
 
 @dataclass(frozen=True)
 class PolicyParts:
-    """What an actor is made of, without its tensordict plumbing.
+    """The parts of an actor, without its TensorDict wrappers.
 
     Args:
         net: maps observations [*B, o] to mean and standard deviation, or to actions.
@@ -303,7 +303,7 @@ class FastActor:
         return action[0] if observation.ndim == 1 else action
 
     def decide(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
-        """What the actor says to an observation: an action, or a whole chunk.
+        """The actor's output for an observation: an action, or a whole chunk.
 
         Args:
             observation: [o] or [B, o].

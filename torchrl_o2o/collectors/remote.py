@@ -167,7 +167,7 @@ class ActingPolicy(TensorDictModuleBase):
         self._fast: FastActor | None = None
 
     def for_actor(self, number: int, attempt: int = 0) -> ActingPolicy:
-        """The same policy, in the same memory, with noise of its own.
+        """The same policy, in the same memory, with a separate noise stream.
 
         Args:
             number: of the actor.
@@ -179,7 +179,7 @@ class ActingPolicy(TensorDictModuleBase):
         return own
 
     def with_buffers(self) -> ActingPolicy:
-        """The same policy with its weights as buffers, which TorchRL's means of synchronization send."""
+        """The same policy with its weights as buffers, which TorchRL's weight synchronization sends."""
         own = copy(self)
         own._buffers = {}
         for name in ("_weights", "_stamp"):
@@ -339,7 +339,7 @@ class Actors(Protocol):
 
 
 class PublishedActors:
-    """What actors have in common wherever they run: an environment, and the learner's policy as it is published.
+    """The base class of actors in other processes: an environment, and the learner's published policy.
 
     Args:
         make_env: builds the environment where the actor is.
@@ -376,7 +376,7 @@ class PublishedActors:
         self.policy.publish(self.actor, version, random=random)
 
     def env_of(self, number: int, attempt: int) -> Callable[[], EnvBase]:
-        """What builds an actor's environment, with a seed of its own.
+        """The function that builds an actor's environment, with its own seed.
 
         Args:
             number: of the actor.

@@ -208,7 +208,7 @@ class VectorCollector:
 
     @property
     def observation(self) -> Tensor:
-        """What the next actions are for, a copy in float32 on the CPU, shape [N, o]."""
+        """The observations that the next actions are for, a float32 copy on the CPU, shape [N, o]."""
         return torch.from_numpy(self._observation.copy())
 
     def __iter__(self) -> Iterator[TensorDict]:

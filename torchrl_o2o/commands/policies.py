@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the commands on policies share: which policy, and in which environment."""
+"""Arguments that the commands on policies share: the policy, and its environment."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class _Subject:
     rows: Tensor | None = None  # [N] positions of these rows in the whole data, if some were left out
 
     def steps(self, rows: Tensor) -> Tensor:
-        """Of rows by number, how many came before in their episode."""
+        """The positions of given rows within their episodes."""
         rows = rows if self.rows is None else self.rows[rows]
         return rows - self.starts[torch.searchsorted(self.starts, rows, right=True) - 1]
 

@@ -34,7 +34,7 @@ __all__ = ["CONVENTIONS", "Convention", "FittedConvention", "get_convention"]
 @checked_arguments
 @dataclass(frozen=True)
 class Convention:
-    """What is done to rewards and observations before learning.
+    """The transforms of rewards and observations before learning.
 
     Args:
         reward_scale: factor of the reward. Defaults to 1.

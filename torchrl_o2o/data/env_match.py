@@ -52,7 +52,7 @@ EnvLike = str | gymnasium.Env | EnvBase
 
 @dataclass(frozen=True)
 class EnvFacts:
-    """What of an environment its data are compared with.
+    """The facts of an environment that data are compared with.
 
     Args:
         name: its id, or its class.
@@ -164,7 +164,7 @@ def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
 
 
 def described(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str]) -> dict[str, Any]:
-    """What of an environment's spec says how it behaves, in JSON values.
+    """The parts of an environment's spec that determine its behavior, as JSON values.
 
     Args:
         env_id: of the registered environment.

@@ -82,7 +82,7 @@ class EpisodeRows:
         self._open = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What is held back."""
+        """The rows that are not complete yet."""
         return {name: cat(rows).to_dict() for name, rows in (("open", self._open), ("ended", self._ended)) if rows}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

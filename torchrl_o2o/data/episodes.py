@@ -62,7 +62,7 @@ def number_episodes(data: TensorDictBase) -> Tensor:
 
 
 def ends_of(data: TensorDictBase) -> Tensor:
-    """Which rows end their episode, [N] bool: by ``done``, or by the other flags where that is not there.
+    """Which rows end their episode, [N] bool: by ``done``, or by the other flags if there is no ``done``.
 
     Args:
         data: transitions [N].

@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an audit found in a data set.
+    """The findings of an audit of a data set.
 
     Args:
         name: the data set.

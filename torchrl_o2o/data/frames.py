@@ -299,7 +299,7 @@ class FrameStorage(LazyTensorStorage):
         return oldest
 
     def frame_state(self) -> dict[str, Any]:
-        """What a checkpoint has to know besides rows and frames: counts, and the frames written lately."""
+        """State for a checkpoint besides rows and frames: counts, and the recently written frames."""
         counts = {key: [len(ring.fixed), ring.capacity, ring.total] for key, ring in self.rings.items()}
         recent = {key: list(each.items()) for key, each in self._recent.items()}
         return {"rings": counts, "recent": recent, "oldest": dict(self._oldest)}

@@ -124,7 +124,7 @@ def cut_off_(row: TensorDictBase) -> TensorDictBase:
 
 
 def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:
-    """What of some transitions a replay buffer has to store for a loss to be right.
+    """The entries of transitions that a replay buffer must store for a loss to be correct.
 
     Args:
         data: transitions, possibly with :data:`STEPS`.

@@ -43,7 +43,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a data set is: a summary of its transitions and what its source says about itself.
+    """A description of a data set: a summary of its transitions, and the metadata of its source.
 
     Args:
         id: its name or file.

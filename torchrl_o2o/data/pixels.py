@@ -67,7 +67,7 @@ def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
 
 
 def stack_numbers(lengths: Sequence[int], num_stack: int) -> tuple[Tensor, Tensor]:
-    """Which frames are stacked at s and at s', where each episode has one frame more than transitions.
+    """The indices of the frames stacked at s and at s', if each episode has one frame more than transitions.
 
     At an episode's start its first frame takes the places of those before it; no stack spans two episodes.
 

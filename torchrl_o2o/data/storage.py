@@ -26,7 +26,7 @@ __all__ = ["MappedStorage", "offline_online_storage"]
 
 
 class Rows(Protocol):
-    """What a storage has, whatever its kind."""
+    """The interface of all storages."""
 
     def __len__(self) -> int:
         """The number of rows."""

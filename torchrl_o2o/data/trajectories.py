@@ -120,7 +120,7 @@ class TrajectoryReplay:
         self._appended.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was appended to the data that were loaded."""
+        """The trajectories that were appended to the loaded data."""
         episodes = {position: self.episodes[position].to_dict() for position in sorted(self._appended)}
         return {"oldest": self._oldest, "length": len(self.episodes), "appended": episodes}
 

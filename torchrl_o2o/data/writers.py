@@ -379,7 +379,7 @@ def _check_terminals(data: Any) -> None:
 def row_differences(
     data: TensorDictBase, stored: TensorDictBase, batch_dims: int, free: Collection[Any] = ()
 ) -> list[str]:
-    """What distinguishes rows, of which there may be a batch, from one stored row.
+    """The differences in layout between rows, or one row, and a stored row.
 
     Args:
         data: the rows.

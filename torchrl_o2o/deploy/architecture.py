@@ -387,7 +387,7 @@ class ActorParts:
 
 
 def take_apart(actor: TensorDictModuleBase) -> ActorParts:
-    """What an actor is made of.
+    """The parts of an actor.
 
     Args:
         actor: of this package's factories, or of :func:`~torchrl_o2o.deploy.load_policy`.

@@ -58,7 +58,7 @@ Edge = Sequence[float] | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class PolicyFile:
-    """What a policy file holds.
+    """The contents of a policy file.
 
     Args:
         path: the file.

@@ -85,7 +85,7 @@ class DMControlEnv(gymnasium.Env):
 
     @property
     def picture(self) -> dict[str, Any]:
-        """How it renders: size, camera, and no shadows and reflections where the model's shadows have size 0."""
+        """Rendering settings: size, camera, and no shadows and reflections if the model's shadows have size 0."""
         plain = self.model.vis.quality.shadowsize == 0
         return {**self._picture, "render_flag_overrides": {"shadow": False, "reflection": False} if plain else {}}
 

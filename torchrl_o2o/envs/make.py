@@ -270,7 +270,7 @@ def _frame_arguments(spec: EnvSpec, size: int) -> dict[str, int]:
 
 
 def own_spec(env_id: str) -> EnvSpec | None:
-    """How gymnasium makes an environment of this package, or of dm_control's suite; ``None`` for any other.
+    """The gymnasium spec of an environment of this package or of dm_control's suite; ``None`` for others.
 
     Args:
         env_id: for example ``"o2o/DotReach-v0"`` or ``"dm_control/walker-walk-v0"``.

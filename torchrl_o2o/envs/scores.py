@@ -133,7 +133,7 @@ def find_reference(task: str) -> Reference | None:
 
 
 def get_reference(task: str) -> Reference:
-    """As :func:`find_reference`, for a task that has to have one.
+    """As :func:`find_reference`, but raises if there is no reference.
 
     Args:
         task: as in :func:`find_reference`.

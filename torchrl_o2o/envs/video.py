@@ -38,7 +38,7 @@ _DRAWS = (
 
 @dataclass(frozen=True)
 class Film:
-    """What was seen of an episode.
+    """The frames and the outcome of a filmed episode.
 
     Args:
         frames: uint8, each [H, W, 3].
@@ -143,7 +143,7 @@ def _draw(env: gymnasium.Env) -> np.ndarray:
 
 
 def draw(env: gymnasium.Env) -> Any:
-    """What an environment renders, with its own textures whatever else was drawn in this process.
+    """Render an environment with its own textures, whatever else was rendered in this process.
 
     MuJoCo's environments draw by whichever OpenGL context is current, that of the environment built last: gymnasium
     makes its own current only once. So a second environment's ground or sky appears in the first one's pictures.

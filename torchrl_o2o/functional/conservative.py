@@ -123,7 +123,7 @@ def max_backup(qvalue: Tensor, log_prob: Tensor, action: Tensor) -> tuple[Tensor
 
 
 def best_of(score: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-    """What belongs to the action of the largest score among M, for example its value, log-density and entries.
+    """Select the entries of the action with the largest score among M, such as its value and log-density.
 
     Args:
         score: what is compared, shape [M, *B]; in WSRL with an entropy term it is the soft value.

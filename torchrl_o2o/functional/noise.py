@@ -18,7 +18,7 @@ __all__ = ["GeneratorNoise", "NoiseSource", "RecordedNoise", "RowSource"]
 
 
 class NoiseSource(Protocol):
-    """What a loss asks for when its equations contain a random draw. Each draw is named after what it is for.
+    """The interface for random draws of losses. Each draw has a name that says what it is for.
 
     Examples:
         >>> def dithered(action: Tensor, noise: NoiseSource) -> Tensor:
@@ -55,7 +55,7 @@ class NoiseSource(Protocol):
 
 
 class RowSource(Protocol):
-    """What a sampler asks for when it draws rows. All draws are made on the CPU, and each has a name."""
+    """The interface for random draws of samplers. All draws are made on the CPU, and each has a name."""
 
     def integers(self, name: str, low: int, high: int, size: int) -> Tensor:
         """``size`` integers in [low, high), drawn with replacement, int64."""

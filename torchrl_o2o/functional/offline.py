@@ -176,7 +176,7 @@ def expectile_objective(difference: Tensor, expectile: float) -> Tensor:
 
 
 def expansion_probability(qvalue: Tensor, inv_temperature: float) -> Tensor:
-    r"""How likely each of several policies' actions is taken, :math:`P(i)\propto e^{\kappa Q_i}`.
+    r"""The probability with which the action of each of several policies is taken, :math:`P(i)\propto e^{\kappa Q_i}`.
 
     Source: Zhang et al. 2023 (PEX), Eq. 5.
 

@@ -35,7 +35,7 @@ class _Judged(nn.Module):
         self.__dict__["_critic"] = critic  # in __dict__, because the template's parameters are not part of the policy
 
     def best(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Of actions [M, *B, A] at observations [M, *B, o] those of the largest values, [*B, A]."""
+        """The actions with the largest values, [*B, A], of actions [M, *B, A] at observations [M, *B, o]."""
 
         def judge(member: dict[str, Tensor]) -> Tensor:
             return functional_call(self.critic, member, (observation, action))
@@ -182,7 +182,7 @@ class BestOfSamples(_Judged):
 
 
 class MeanOnly(nn.Module):
-    """Of a mean and a standard deviation the mean.
+    """A module that returns the mean of a mean and a standard deviation.
 
     Examples:
         >>> MeanOnly()((torch.zeros(2), torch.ones(2)))
@@ -233,7 +233,7 @@ class BestOfPolicies(_Judged):
 
 
 def mode_net(actor: ProbabilisticTensorDictSequential, action: Bounded) -> nn.Sequential:
-    """What a Gaussian actor does without randomness, as one net of its own layers.
+    """A Gaussian actor's deterministic action as one network of its own layers.
 
     Args:
         actor: of :func:`~torchrl_o2o.modules.make_actor` or :func:`~torchrl_o2o.modules.make_gaussian_actor`.

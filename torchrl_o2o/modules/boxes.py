@@ -120,7 +120,7 @@ def action_specs(actor: nn.Module | None) -> list[TensorSpec]:
 
 
 def action_spec(actor: nn.Module) -> TensorSpec:
-    """What an actor's actions are, from the spec it was built with.
+    """The action spec that an actor was built with.
 
     Args:
         actor: an actor, stochastic or deterministic.
@@ -198,7 +198,7 @@ def distribution_box(action: Bounded) -> dict[str, Tensor | float]:
 
 
 def make_squash(action: Bounded) -> nn.Module:
-    """What takes any numbers [*B, A] into a box: tanh, scaled and shifted where the box is not [-1, 1].
+    """A module that maps real numbers [*B, A] into a box: tanh, scaled and shifted if the box is not [-1, 1].
 
     Args:
         action: bounded spec, shape [A].

@@ -83,7 +83,7 @@ def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
 
 
 def chunk_length(actor: nn.Module) -> int:
-    """How many actions an actor decides at once.
+    """The number of actions that an actor decides at once.
 
     Args:
         actor: any actor.

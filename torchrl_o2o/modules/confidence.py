@@ -117,7 +117,7 @@ class Confidence(TensorDictModuleBase):
 
     @torch.no_grad()
     def check(self, data: TensorDictBase, *, batch_size: int = 65_536) -> ConfidenceReport:
-        """How p looks on data, without fitting anything.
+        """Statistics of p on data, without fitting anything.
 
         Args:
             data: offline transitions [N] with the entries of ``in_keys``.
@@ -243,7 +243,7 @@ class DensityRatioConfidence(Confidence):
 
 @dataclass(frozen=True)
 class ConfidenceReport:
-    """How a fitted confidence looks on data.
+    """Statistics of a fitted confidence on data.
 
     Args:
         kl: divergence of the encoder from N(0, 1), mean over rows and dimensions; nan for an embedding without one.

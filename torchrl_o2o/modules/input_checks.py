@@ -78,7 +78,7 @@ def check_parameters(network: nn.Module, name: str, taken: Collection[int] = ())
 
 
 def describe_mismatch(name: str, params: Mapping[str, Tensor], inputs: Mapping[NestedKey, Tensor]) -> str | None:
-    """What distinguishes inputs from those that the first layer of a network takes.
+    """Describe how inputs differ from those that the first layer of a network takes.
 
     Args:
         name: the network's.

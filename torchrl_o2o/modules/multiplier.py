@@ -75,7 +75,7 @@ class Multiplier(nn.Module):
         return self._weight(self.raw.detach())
 
     def objective(self, penalty: Tensor) -> Tensor:
-        """What a fixed weight leaves at zero and dual ascent descends.
+        """The loss of the weight for dual ascent; zero if the weight is fixed.
 
         Args:
             penalty: D, shape [*B]; no gradient flows into it.

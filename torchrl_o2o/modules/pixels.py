@@ -322,7 +322,7 @@ def make_pixel_encoder(
 
 
 def encoder_width(encoder: TensorDictModuleBase) -> int:
-    """How many numbers an encoder makes of its images and vectors.
+    """The number of features that an encoder computes from its images and vectors.
 
     Args:
         encoder: of :func:`make_pixel_encoder`.

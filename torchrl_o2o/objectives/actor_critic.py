@@ -123,7 +123,7 @@ class ActorCriticLoss(TransitionLoss):
 
 
 def inputs_made_inside(loss: TransitionLoss, *names: str) -> list[NestedKey]:
-    """What some of a loss's networks read that no batch holds: a latent vector of its encoder, the noise of a flow.
+    """The inputs of a loss's networks that are not in the batch: a latent vector of its encoder, the noise of a flow.
 
     Args:
         loss: the loss.

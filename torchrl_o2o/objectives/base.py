@@ -156,7 +156,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         create_target_params: bool = False,
         compare_against: list[nn.Parameter] | None = None,
     ) -> None:
-        """As TorchRL's, but for networks whose parameters could not be what they were given as.
+        """As TorchRL's, but raises if the loss could not train a network's parameters as they were given.
 
         Args:
             module: a network, or a list of members to be stacked.
@@ -178,7 +178,7 @@ class TransitionLoss(ChecksArguments, LossModule):
             setattr(self, f"{module_name}_params", _stack_of_one(module[0]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As of every module, but names and shapes are compared before anything is loaded.
+        """As in every module, but names and shapes are compared before anything is loaded.
 
         Args:
             state_dict: what ``state_dict()`` of such a loss returned.
@@ -405,7 +405,7 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     @property
     def vmap_randomness(self) -> Randomness:
-        """What members of ensembles do where they draw numbers, as by dropout; see ``set_vmap_randomness``."""
+        """The randomness of ensemble members that draw numbers, for example by dropout; see ``set_vmap_randomness``."""
         return self._vmap_randomness or "different"
 
     def _make_vmap(self) -> None:

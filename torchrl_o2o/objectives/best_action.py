@@ -76,7 +76,7 @@ class BestAction(TensorDictModuleBase):
 
     @property
     def spec(self) -> TensorSpec:
-        """What the actor states of its actions."""
+        """The actor's action spec."""
         return self.__dict__["loss"].actor_network.spec
 
     def make_actor(self) -> Actor:

@@ -98,7 +98,7 @@ def _hooks_of(module: nn.Module) -> tuple[Mapping, ...]:
 
 
 def event_dims(network: nn.Module) -> tuple[int, ...]:
-    """How many dimensions one input of a network has: 1 for vectors, 3 for images.
+    """The number of dimensions of one input of a network: 1 for vectors, 3 for images.
 
     Args:
         network: any module.
@@ -123,7 +123,7 @@ def event_dims(network: nn.Module) -> tuple[int, ...]:
 
 
 def input_dims(networks: Sequence[TensorDictModuleBase], key: NestedKey) -> tuple[int, ...]:
-    """How many dimensions an entry has of which several networks take one as an input, see :func:`event_dims`.
+    """The number of dimensions of an entry that several networks read, see :func:`event_dims`.
 
     Args:
         networks: modules, of which one at least reads the entry.

@@ -368,7 +368,7 @@ def call_ensemble(
 
 
 def single_output(values: Tensor, key: NestedKey) -> Tensor:
-    """What a network of one output gave, without the column's dimension.
+    """The output of a network with one output, without the column dimension.
 
     Args:
         values: [*B, 1].

@@ -65,7 +65,7 @@ class Proposals(NamedTuple):
 
     @property
     def action(self) -> Tensor:
-        """What is taken, shape [*B, A]."""
+        """The chosen actions, shape [*B, A]."""
         return torch.where(self.takes_new.bool().unsqueeze(-1), self.new, self.offline)
 
 

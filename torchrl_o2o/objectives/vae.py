@@ -65,7 +65,7 @@ def latent_dim(network: TensorDictModule) -> int:
 def vae_terms(
     loss: TransitionLoss, network: TensorDictModule, params: Parameters, tensordict: TensorDictBase
 ) -> tuple[Tensor, Tensor]:
-    """What fitting a VAE weighs against each other, of recorded actions.
+    """The two terms of a VAE's loss for recorded actions: reconstruction error and divergence.
 
     Args:
         loss: whose keys and noise are used; the draw's name is ``"latent"``.

@@ -26,7 +26,7 @@ __all__ = ["Advantage"]
 
 
 class Advantage(CriticScore):
-    r"""How much better the recorded action is than the policy's, by the critics.
+    r"""The advantage of the recorded action over the policy's actions, according to the critics.
 
     .. math::
         A(s,a) = \min_{i\in Z} Q_i(s,a) - \frac1M\sum_{j\le M}\left[\min_{i\in Z} Q_i(s,\tilde a_j)

@@ -163,7 +163,7 @@ def handover_score(steps: ArrayLike, scores: ArrayLike) -> float:
 
 @checked_arguments
 def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
-    """How far the score falls right after the switch: the hand-over score minus the lowest score early online.
+    """The fall of the score right after the switch: the hand-over score minus the lowest score early online.
 
     Early are the evaluations within the first ``window`` of the online steps, and the first one online in any case.
 
@@ -192,7 +192,7 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
 
 
 def gain(steps: ArrayLike, scores: ArrayLike) -> float:
-    """What online training adds: the last score minus the hand-over score.
+    """The gain of online training: the last score minus the hand-over score.
 
     Args:
         steps: ``[n]`` as in :func:`handover_score`.

@@ -90,7 +90,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """What the configuration names as its task; empty if it names none."""
+        """The task that the configuration names; empty if it names none."""
         return next((str(self.config[key]) for key in _TASK_KEYS if key in self.config), "")
 
 

@@ -115,7 +115,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, and how it is put to the test.
+    """A claim of a paper, and the runs that test it.
 
     Args:
         name: the file's name.

@@ -27,7 +27,7 @@ _BOOTSTRAP_SEED = 0  # the same results give the same verdict
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What the runs say about one comparison.
+    """The result of one comparison.
 
     Args:
         comparison: which.

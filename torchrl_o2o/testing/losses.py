@@ -108,7 +108,7 @@ class LossContract:
         )
 
     def bootstrapped(self, loss: TransitionLoss, batch: TensorDict) -> Tensor | None:
-        """What terminals must cut off from the next state, shape [B]: the critic's loss by default.
+        """A value, shape [B], in which the next state of terminal rows must not appear: the critic's loss by default.
 
         Override it for losses that read the next state for another purpose as well (CQL draws actions there); return
         ``None`` if nothing is bootstrapped.
@@ -160,7 +160,7 @@ class LossContract:
         assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
     def test_what_is_handed_on_of_targets_is_named_so(self) -> None:
-        """What goes to other losses is named ``target_...`` if targets are in it: an update drops it when they move."""
+        """Metrics computed from targets are named ``target_...``, so that an update drops them when targets move."""
         loss, batch = self._seeded(), self.make_batch()
         methods = [getattr(loss, f"{output.removeprefix('loss_')}_loss", None) for output in self.trains]
         given = [inspect.signature(method).parameters for method in methods if method is not None]

@@ -126,7 +126,7 @@ class SamplerContract:
         assert torch.equal(other.sample()["index"], buffer.sample()["index"])
 
     def test_dumps_and_loads(self) -> None:
-        """What is written to a folder is read back."""
+        """A state that is written to a folder is read back unchanged."""
         sampler, other = self.make_sampler(), self.make_sampler()
         with tempfile.TemporaryDirectory() as folder:
             sampler.dumps(folder)

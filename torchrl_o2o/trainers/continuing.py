@@ -120,12 +120,12 @@ class Standing:
 
     @property
     def round(self) -> int:
-        """How many continuations were begun."""
+        """The number of continuations that were begun."""
         return self.lineage[-1]["round"] if self.lineage else 0
 
     @property
     def num_offline(self) -> int:
-        """How many rows its buffer keeps apart as offline ones, the first."""
+        """The number of leading rows that the run's buffer treats as offline."""
         return sum(region["capacity"] for region in self.manifest["buffer"]["regions"] if region["name"] == "offline")
 
     @property
@@ -135,7 +135,7 @@ class Standing:
 
     @property
     def convention(self) -> FittedConvention:
-        """What rewards and observations go through, in the numbers that the run began with."""
+        """The convention of rewards and observations that the run began with."""
         if self.policy.convention is None:
             raise O2OCheckpointError(f"{self.policy.path} does not say what rewards and observations went through")
         return self.policy.convention

@@ -38,7 +38,7 @@ __all__ = [
 @checked_arguments
 @dataclass(frozen=True)
 class HandOver:
-    """What happens between the phases, written down in one place; every field is one decision of a method.
+    """The decisions of a method between the phases, one per field.
 
     ==============  ========================================  ==============  ============  ========================
     method          carry                                     optimizers      data          warm-up, temperature

@@ -123,11 +123,11 @@ class Learner:
 
     @property
     def calls(self) -> int:
-        """How many updates were made, resumed runs included; what a schedule goes by."""
+        """The number of updates made, including those before a resumption; schedules use it."""
         return self.state["update"].calls
 
     def objects(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
+        """The objects for the checkpoint, by name."""
         objects = {"loss": self.loss, **{f"{name}_optim": optim for name, optim in self.optims.items()}, **self.state}
         for name, update in self.further.items():
             objects |= {f"{name}_loss": update.loss, f"{name}_update": update}

@@ -27,7 +27,7 @@ __all__ = ["RunOptions"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is besides its learner.
+    """The options of a run.
 
     Args:
         folder: the run's folder.
@@ -78,7 +78,7 @@ class RunOptions:
     def scorer(
         self, learner: Learner, make_env: Callable[..., gymnasium.Env], env_id: str
     ) -> Callable[[], EvaluationResult]:
-        """What evaluates a learner's policy, always from the same seeds; ``make_env`` takes ``drawing``."""
+        """A function that evaluates a learner's policy, always with the same seeds; ``make_env`` takes ``drawing``."""
 
         def score() -> EvaluationResult:
             reference, seed = find_reference(env_id), self.seed + 10_000

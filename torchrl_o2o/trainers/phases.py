@@ -42,7 +42,7 @@ __all__ = ["Finetuning", "Phase", "Pretraining", "PretrainingPlan", "make_collec
 
 @dataclass(frozen=True)
 class PretrainingPlan:
-    """How many updates a run is to make, so that a part is not taken for all, and on which data.
+    """The number of updates that a run makes, so that an unfinished run is recognized, and its data.
 
     Args:
         num_steps: updates.

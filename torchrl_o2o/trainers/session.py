@@ -61,7 +61,7 @@ class HasMetrics(Protocol):
 @checked_arguments
 @dataclass(frozen=True)
 class Schedule:
-    """How often a session evaluates, logs and saves, in steps; a step is an update offline, a transition online.
+    """The intervals of evaluations, logs and checkpoints, in steps: updates offline, transitions online.
 
     Args:
         eval_every: steps between evaluations. Defaults to 5000.
@@ -87,7 +87,7 @@ class Schedule:
 
 
 class Collector(Protocol):
-    """What a session collects from: a :class:`~torchrl_o2o.collectors.StepCollector` or ``VectorCollector``."""
+    """The interface of collectors, such as :class:`~torchrl_o2o.collectors.StepCollector` and ``VectorCollector``."""
 
     @property
     def frames(self) -> int:
@@ -96,7 +96,7 @@ class Collector(Protocol):
 
     @property
     def total_frames(self) -> int | None:
-        """How many it delivers in all; ``None``: no end."""
+        """The total number of transitions to deliver; ``None`` for no limit."""
         ...
 
     def __iter__(self) -> Iterator[TensorDict]:
@@ -463,7 +463,7 @@ def _say(line: str) -> None:
 
 
 def handover_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What going online did to the policy, from a run's evaluations; see :mod:`torchrl_o2o.record`.
+    """The effect of online training on the policy, from a run's evaluations; see :mod:`torchrl_o2o.record`.
 
     Args:
         rows: of ``metrics.jsonl``, the evaluation at step 0 among them.

@@ -325,7 +325,7 @@ def choose_route(name: str) -> None:
 
 
 def product_dtype(name: str, *, compiled: bool = True) -> torch.dtype | None:
-    """What :func:`~torchrl_o2o.updates.compile_update` takes as ``matmul_dtype``.
+    """Convert the setting ``matmul_dtype`` to the argument of :meth:`~torchrl_o2o.updates.Update.compile`.
 
     Args:
         name: ``"float32"`` or ``"bfloat16"``.

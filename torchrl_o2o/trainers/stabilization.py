@@ -41,7 +41,7 @@ __all__ = [
 
 
 class PhaseReport(NamedTuple):
-    """What a phase did.
+    """The report of a phase.
 
     Args:
         updates: of the critics.
@@ -61,7 +61,7 @@ class PhaseReport(NamedTuple):
     stopped: bool
 
     def metrics(self) -> dict[str, Tensor]:
-        """What there is to log."""
+        """Metrics to log."""
         found = {"phase_updates": float(self.updates)}
         if self.losses:
             found |= {"validation_loss": self.losses[-1], "validation_change": self.losses[-1] - self.losses[0]}
@@ -233,7 +233,7 @@ def policy_value_loss(loss: LossModule, batches: list[TensorDictBase]) -> float:
 
 
 def critics_alone(learner: Learner, *, scale: float = 0.5) -> Update:
-    """Of a learner's update the critics' step and what moves the targets, on the same optimizer.
+    """An update with only the critics' step and the targets of a learner's update, with the same optimizer.
 
     Args:
         learner: with a step of the loss ``"qvalue"``.

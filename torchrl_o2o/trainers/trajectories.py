@@ -73,7 +73,7 @@ class Trajectory:
 
 
 def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], TensorDictBase]:
-    """What adds each row's Monte-Carlo return under the transformed reward.
+    """The function that adds each row's Monte-Carlo return of the transformed reward.
 
     Args:
         cfg: ``value_estimator.gamma``, and ``failure_reward``, what the environment pays for a step without success in

@@ -27,10 +27,10 @@ _OF_TARGETS = "target_"
 
 @dataclass
 class LossResults:
-    """What the losses of one minibatch returned: all of it is logged, and later losses get by name what still holds.
+    """The results of the losses on one minibatch: all are logged, and later losses get the valid ones by name.
 
-    A loss gets what another one was the last to return, never what it returned itself: that was measured before its own
-    step. Entries whose names begin with ``target_`` come from target networks; nobody gets them once these have moved.
+    A loss gets the latest result of each name from other losses, but not its own: that is from before its own step.
+    Entries whose names begin with ``target_`` come from target networks, and are dropped when these move.
 
     Args:
         entries: the losses, and what came with them, detached.
@@ -59,7 +59,7 @@ class LossResults:
         self.returned_by |= dict.fromkeys(info, name)
 
     def handed_to(self, name: str) -> dict[str, Tensor]:
-        """What the loss of that name may ask for."""
+        """The results that the loss of that name may use."""
         return {entry: self.entries[entry] for entry, loss in self.returned_by.items() if loss != name}
 
     def outdate(self, step: Primitive) -> None:

@@ -54,7 +54,7 @@ class RouteMeasurement:
 
 @dataclass(frozen=True)
 class MatmulReport:
-    """What was measured and chosen.
+    """The measurements and the choice.
 
     Args:
         chosen: the route that is in force.

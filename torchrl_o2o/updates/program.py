@@ -38,7 +38,7 @@ Captured = tuple[Graph, dict[str, Tensor]]
 
 
 class Runner(Protocol):
-    """What computes one call."""
+    """The interface of objects that compute one call."""
 
     def inputs(self, columns: Named, noise: NoiseSource | None = None) -> dict[str, Tensor]:
         """See :meth:`Program.inputs`."""
@@ -197,7 +197,7 @@ class Program:
         return values | {"ok": torch.ones((), dtype=torch.bool, device=device)}
 
     def inputs(self, columns: Named, noise: NoiseSource | None = None) -> dict[str, Tensor]:
-        """What is made outside the graphs: all random numbers, drawn in the order of use, and the step sizes.
+        """The inputs prepared outside the graphs: all random numbers, drawn in the order of use, and the step sizes.
 
         Args:
             columns: a batch.

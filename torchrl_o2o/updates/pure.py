@@ -28,7 +28,7 @@ __all__ = ["Learning", "learning_of", "minibatch_of", "run_part"]
 
 
 class Learning(NamedTuple):
-    """What an update moves, and by which names.
+    """The loss, parameters and optimizers of an update, by name.
 
     Args:
         loss: the loss module.

@@ -20,10 +20,10 @@ _WARM_UP = 2
 
 
 class Replayed(Protocol):
-    """What can be recorded; see :class:`~torchrl_o2o.updates.program.Program`."""
+    """The interface of programs that can be recorded; see :class:`~torchrl_o2o.updates.program.Program`."""
 
     def inputs(self, columns: Mapping[str, Tensor], noise: NoiseSource | None = None) -> dict[str, Tensor]:
-        """What is made outside the graph."""
+        """The inputs prepared outside the graph."""
         ...
 
     def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

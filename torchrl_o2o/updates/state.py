@@ -108,7 +108,7 @@ def _overlaid(own: Any, values: Mapping[str, Any]) -> Iterator[None]:
 
 
 def copied_pairs(loss: nn.Module, source: str, target: str) -> dict[str, str]:
-    """Which tensor of a loss is overwritten by which, by the names of :func:`state_of`.
+    """Target -> source of the tensors that a copy overwrites, by the names of :func:`state_of`.
 
     Args:
         loss: a loss module.
@@ -137,7 +137,7 @@ def copied_pairs(loss: nn.Module, source: str, target: str) -> dict[str, str]:
 
 
 def target_pairs(loss: nn.Module, names: tuple[str, ...] | None = None) -> dict[str, str]:
-    """Which tensor of a loss is averaged into which target, by the names of :func:`state_of`.
+    """Target -> source of the target networks' tensors, by the names of :func:`state_of`.
 
     Args:
         loss: a loss module whose target networks are registered as ``target_<network>_params``.

@@ -74,7 +74,7 @@ class Descend:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained."""
+        """The trained parameters."""
         return [param for group in self.optim.param_groups for param in group["params"]]
 
 
@@ -283,7 +283,7 @@ def _check_steps(name: str, count: int, steps: tuple[object, ...], kinds: tuple[
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call of an update does, in order.
+    """The plan of one call of an update, in order.
 
     Args:
         parts: different sequences of steps, each done on one minibatch.

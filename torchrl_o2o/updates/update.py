@@ -152,7 +152,7 @@ class Update:
 
     @property
     def calls(self) -> int:
-        """How often the update was done, resumed runs included; what a schedule goes by."""
+        """The number of calls, including those before a resumption; schedules use it."""
         return self._calls
 
     @property
@@ -288,7 +288,7 @@ class Update:
         self._calls, self._counts = state_dict["calls"], dict(state_dict["counts"])
 
     def plan(self) -> Plan:
-        """What the next call does; counts it."""
+        """Plan the next call, and count it."""
         self._calls += 1
         return plan(self.steps, self._counts)
 
@@ -504,7 +504,7 @@ def _row(measured: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _not_finite(metrics: Mapping[str, Tensor]) -> NonFiniteError:
-    """Which losses of a compiled update are not finite."""
+    """The error for losses of a compiled update that are not finite."""
     losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
     bad = [name for name, value in losses.items() if not value.isfinite().all()]
     culprits = ", ".join(bad) or f"a gradient, or a loss of an earlier minibatch, of {', '.join(losses)}"

@@ -33,7 +33,7 @@ _HIDDEN_FOLDER = ".torchrl_o2o"
 
 @dataclass(frozen=True)
 class SourceMeta:
-    """What a source says about itself; JSON values only.
+    """The metadata of a source; JSON values only.
 
     Args:
         id: the data set's name or its file.

@@ -83,7 +83,7 @@ _LARGE, _LARGE_RATIO = 1 << 30, 100
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read a source; each option is explained at :func:`~torchrl_o2o.data.load_offline`."""
+    """The options for reading a source; each is explained at :func:`~torchrl_o2o.data.load_offline`."""
 
     max_episode_steps: int | None = None
     obs_keys: tuple[str, ...] | None = None
@@ -115,7 +115,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Columns:
-    """What a source holds for transitions.
+    """The arrays of a source from which transitions are made.
 
     Args:
         arrays: by the keys of :data:`NAMES`, and ``"dones"`` where an array was said to be that.

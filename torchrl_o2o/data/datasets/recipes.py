@@ -33,7 +33,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one local data set is made.
+    """The recipe of a local data set.
 
     Args:
         env_id: the environment, or one of this package's tasks.

@@ -120,7 +120,7 @@ def record_frames(
 
 
 def _rendering(env: gymnasium.Env) -> dict[str, Any]:
-    """How an environment of :func:`~torchrl_o2o.envs.make_gym_env` renders its frames."""
+    """The rendering settings of an environment of :func:`~torchrl_o2o.envs.make_gym_env`."""
     rendered = np.asarray(draw(env))
     quality = getattr(getattr(getattr(env.unwrapped, "model", None), "vis", None), "quality", None)
     if quality is None:

@@ -357,7 +357,7 @@ class _PrioritizedChunkSampler(ChunkSampler):
 
     @property
     def reduction(self) -> str:
-        """How TorchRL's buffers reduce priorities of more dimensions: as the sampler inside has it."""
+        """How TorchRL's buffers reduce priorities of more dimensions: as the inner sampler says."""
         return self.sampler.reduction  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -271,7 +271,7 @@ class PoolSampler(DrawingSampler):
                 )
 
     def metrics(self) -> dict[str, Tensor]:
-        """What the last draw looked like, as scalars to log; computed here and not while sampling.
+        """Metrics of the last draw, as scalars to log; computed here and not while sampling.
 
         Returns:
             ``offline_share`` of the drawn rows, ``effective_sample_size`` of the pool under P (a fraction) and

@@ -104,7 +104,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
     @property
     def alpha(self) -> float:
-        """How much priorities matter."""
+        """The exponent of the priorities; 0 is uniform."""
         return self._alpha
 
     @alpha.setter
@@ -118,7 +118,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
     @property
     def beta(self) -> float:
-        """How much the weights correct for the priorities."""
+        """The exponent of the importance weights; 1 corrects for the priorities completely."""
         return self._beta
 
     @beta.setter

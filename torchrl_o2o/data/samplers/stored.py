@@ -72,7 +72,7 @@ class StoredPrioritySampler(DrawingSampler):
 
     @property
     def values(self) -> Tensor:
-        """What rows are drawn in proportion to, shape [capacity]; 0 where there is no row. To be read only."""
+        """The values in proportion to which rows are drawn, shape [capacity]; 0 for empty slots. Read-only."""
         return self._tree.values
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:

@@ -218,7 +218,7 @@ def learn_density(cfg: DictConfig, run: Phase) -> dict[str, Tensor]:
 
 
 def pool_metrics(run: Phase, batch: TensorDictBase, step: int) -> dict[str, Tensor]:
-    """What the batch looked like, and at steps that are logged what the pool looked like.
+    """Metrics of the batch, and at steps that are logged also of the pool.
 
     Args:
         run: a phase on a buffer of :func:`make_pool`.

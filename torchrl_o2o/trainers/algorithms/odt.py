@@ -104,7 +104,7 @@ class TransformerLearner:
         return {name: out[name].detach() for name in self.loss.out_keys}
 
     def objects(self) -> dict[str, Any]:
-        """What a checkpoint has to hold."""
+        """The objects for the checkpoint, by name."""
         return {"loss": self.loss, "optim": self.optim, "warmup": self.warmup, "alpha_optim": self.alpha_optim}
 
 

@@ -218,7 +218,7 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
 
 @torch.no_grad()
 def replay_priority(cfg: DictConfig, learner: Learner, rows: TensorDictBase, offline: TensorDictBase) -> Tensor:
-    """How much rows look like the policy's own, in units of the mean recorded row.
+    """The priority of rows: how on-policy they are, in units of the mean recorded row.
 
     Args:
         cfg: section ``priority``.

@@ -177,7 +177,7 @@ class Guide:
         return {"p_mean": p.mean(), "p_passing": (p > 0.0).to(p.dtype).mean()}
 
     def objects(self) -> dict[str, Any]:
-        """What a checkpoint has to hold; the frozen critic is part of the loss."""
+        """The objects for the checkpoint, by name; the frozen critic is part of the loss."""
         return {"confidence": self.confidence, "steps": self.steps}
 
 

@@ -60,7 +60,7 @@ def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def make_critics_alone(cfg: DictConfig, learner: Learner) -> Update:
-    """What is done in a phase: the critics' step and the targets, compiled as the learner's own update is.
+    """The update of a stabilization phase: the critics' step and the targets, compiled if the learner's update is.
 
     Args:
         cfg: as in :func:`make_sope`.
