@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,13 @@ class TestInitialization:
         net = initialize_(self.net(), "fanin", last_bound=1e-3)
         assert net[0].weight.abs().max().item() == pytest.approx(1 / 16, rel=0.01)  # type: ignore[index]
         assert net[4].weight.abs().max() <= 1e-3  # type: ignore[index]
+
+    @pytest.mark.parametrize(("recipe", "bias"), [("fanin", 0.0), ("fanin_raised_bias", 0.1)])
+    def test_hidden_bias_of_rlkit_and_of_off2on(self, recipe: Any, bias: float) -> None:
+        net = initialize_(self.net(), recipe)
+        assert net[0].weight.abs().max().item() == pytest.approx(1 / 16, rel=0.01)  # type: ignore[index]
+        assert all(torch.equal(net[at].bias, torch.full((256,), bias)) for at in (0, 2))  # type: ignore[index]
+        assert 0.0 < net[4].bias.abs().max() <= 3e-3  # type: ignore[index]
 
     def test_small_last_layer_and_raised_hidden_bias(self) -> None:
         before = self.net()

@@ -153,7 +153,11 @@ def test_rewards_of_binary_hands_are_the_same_two_numbers(script: str) -> None:
         ("odt", ("task=halfcheetah",), {"returns.exploration": 12_000}),
         ("odt", ("task=antmaze-large",), {"returns.evaluation": 1, "return_scale": 1.0}),
         ("odt", (), {"returns.evaluation": 3_600}),
-        ("off2on", (), {"qvalue.initialization": "fanin", "actor.initialization": "fanin"}),
+        (
+            "off2on",
+            (),
+            {"qvalue.initialization": "fanin_raised_bias", "actor.initialization": "fanin_raised_bias"},
+        ),
         ("iql", ("preset=cpu",), {"loss.beta": 0.3}),
         ("iql", ("preset=cpu", "task=antmaze-large"), {"loss.beta": 10.0, "loss.expectile": 0.9}),
         ("iql", ("preset=cpu", "task=adroit-pen", "reference=corl"), {"loss.beta": 3.0}),

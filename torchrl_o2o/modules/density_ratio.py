@@ -104,7 +104,7 @@ class DensityRatio(TensorDictModule):
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
         parametrization: ``"logit"`` (default), ``"softplus"`` or ``"relu"`` (A3RL, Off2On).
         initialization: a recipe of :func:`~torchrl_o2o.modules.initialize_`. Defaults to ``"xavier_uniform"`` (A3RL);
-            Off2On's is ``"uniform_small_last"``.
+            Off2On's is ``"fanin_raised_bias"``.
         output_bias: the output layer's initial bias; ``None`` (default) leaves the recipe's, Off2On's is 1.
         eps: added to w inside the logarithm, for ``"relu"`` only. Defaults to 1e-10, the references'.
         standardize: put pairs on the scale of the data that :meth:`fit_scale` is shown. Defaults to ``False``, as in

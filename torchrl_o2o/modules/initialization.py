@@ -24,6 +24,7 @@ Initialization = Literal[
     "orthogonal_small_last",
     "orthogonal_small_hidden",
     "fanin",
+    "fanin_raised_bias",
     "uniform_small_last",
 ]
 
@@ -44,6 +45,7 @@ def initialize_(
     ``"orthogonal_small_hidden"``  same, the last of them gain 1e-2            xavier uniform, bias 0 (WSRL)
     ``"fanin"``                    U(+-1/sqrt(out_features)), bias 0           U(+-last_bound) (rlkit; its fan-in is the
                                                                                number of outputs)
+    ``"fanin_raised_bias"``        same, bias 0.1                              same (Off2On's rlkit)
     ``"uniform_small_last"``       left as torch drew it, bias 0.1             U(+-last_bound) (SPOT, ReBRAC)
     =============================  ==========================================  ========================================
 
@@ -86,14 +88,15 @@ def _initialize_hidden_(layer: nn.Linear, recipe: Initialization) -> None:
         nn.init.xavier_uniform_(layer.weight)
     elif recipe.startswith("orthogonal"):
         nn.init.orthogonal_(layer.weight, 1.0 if recipe == "orthogonal_unit" else math.sqrt(2.0))
-    elif recipe == "fanin":
+    elif recipe.startswith("fanin"):
         bound = 1.0 / math.sqrt(layer.out_features)
         nn.init.uniform_(layer.weight, -bound, bound)
-    nn.init.constant_(layer.bias, 0.1 if recipe == "uniform_small_last" else 0.0)
+    raised = recipe in ("fanin_raised_bias", "uniform_small_last")
+    nn.init.constant_(layer.bias, 0.1 if raised else 0.0)
 
 
 def _initialize_last_(layer: nn.Linear, recipe: Initialization, bound: float) -> None:
-    if recipe in ("fanin", "uniform_small_last"):
+    if recipe in ("fanin", "fanin_raised_bias", "uniform_small_last"):
         nn.init.uniform_(layer.weight, -bound, bound)
         nn.init.uniform_(layer.bias, -bound, bound)
     elif recipe == "orthogonal_small_last":
