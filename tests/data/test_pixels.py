@@ -63,6 +63,8 @@ def test_frames_of_rows_several_steps_ahead_are_refused() -> None:
         ({"action": np.array([[0.0], [3.0]])}, r"'action' of episode 1 is 3 at step 1, expected \[-1, 1\]"),
         ({"state": np.array([[0.0], [np.inf], [0.0]])}, r"'state' of episode 1 is inf at step 1"),
         ({"is_terminal": np.array([0, 0, 1])}, r"'is_terminal' of episode 1 is not read, but it could say how"),
+        ({"reward": np.zeros((2, 2))}, r"'reward' of episode 1 has the shape \[2, 2\], expected one number per step"),
+        ({"terminated": np.array([0.0, np.nan])}, "'terminated' of episode 1 holds other values than 0 and 1"),
         ({"discount": np.ones(3)}, r"'discount' of episode 1 is not read"),
     ],
 )

@@ -8,6 +8,7 @@ import copy
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -210,6 +211,58 @@ def test_settings_are_read_anew_after_recompile(captured: list[Any]) -> None:
     assert update(batch)["bound_rate"] == 0
 
 
+def set_decay(agent: Any) -> None:
+    agent.optims["qvalue"].param_groups[0]["weight_decay"] = 0.1
+
+
+def split_group(agent: Any) -> None:
+    optim = agent.optims["qvalue"]
+    first, *rest = optim.param_groups[0]["params"]
+    optim.param_groups[0]["params"] = [first]
+    optim.add_param_group({"params": rest, "lr": 1e-4})
+
+
+def set_discount(agent: Any) -> None:
+    agent.loss.make_value_estimator(gamma=0.5)
+
+
+def set_calibrate(agent: Any) -> None:
+    agent.loss.calibrate = False
+
+
+def set_tau(agent: Any) -> None:
+    agent.updater.eps = 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (set_decay, "weight_decay of the optimizer of 'qvalue' changed from 0 to 0.1"),
+        (split_group, "the parameters of the optimizer of 'qvalue' changed since"),
+        (set_discount, "CalQLLoss._value_estimator changed since"),
+        (set_calibrate, "CalQLLoss.calibrate changed from True to False"),
+        (set_tau, "eps of the SoftUpdate of all targets changed from"),
+    ],
+    ids=["weight_decay", "groups", "discount", "calibrate", "tau"],
+)
+def test_a_changed_setting_that_is_built_in_is_refused(captured: list[Any], change: Any, name: str) -> None:
+    """The graphs would go on with what it was, and the eager update with what it is."""
+    twins = [make_agent("cal_ql") for _ in range(2)]
+    compiled, eager = (make_update("cal_ql", agent, compile=fast) for agent, fast in zip(twins, (True, False)))
+    batch = make_batch()
+    for update, agent in zip((compiled, eager), twins):
+        torch.manual_seed(1)
+        update(batch)
+        change(agent)
+    with pytest.raises(O2OSpecError, match=rf"^{re.escape(name)}.*call update.recompile\(\)"):
+        compiled(batch)
+    compiled.recompile()
+    for update in (compiled, eager):
+        torch.manual_seed(2)
+        update(batch)
+    assert_close(twins[0].tensors(), twins[1].tensors(), 1e-6)
+
+
 def test_a_batch_of_another_size_compiles_anew(captured: list[Any]) -> None:
     agent = make_agent("awac")
     update = make_update("awac", agent)
@@ -378,6 +431,14 @@ def test_clipped_gradients_equal_the_loops(captured: list[Any]) -> None:
         torch.manual_seed(step)
         update(batch)
     assert_close(compiled.tensors(), written.tensors(), 1e-9)
+
+
+def test_an_optimizer_that_evaluates_the_loss_itself_is_refused() -> None:
+    """Its step would end in a TypeError after the first gradient."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(O2OSpecError, match=r"got LBFGS for 'qvalue', .* expected an optimizer that takes one gradient"):
+        Descend("qvalue", torch.optim.LBFGS([weight]))
+    assert Descend("qvalue", torch.optim.SGD([weight], lr=0.1)).parameters == [weight]
 
 
 def test_a_bound_on_no_loss_is_refused() -> None:

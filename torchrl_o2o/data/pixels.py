@@ -280,6 +280,13 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
         expected = steps if key in ("action", "reward", "terminated") else steps + 1
         if len(column) != expected:
             raise O2ODataError(f"{key!r} of episode {number} has {len(column)} rows, expected {expected}")
+        if key in ("reward", "terminated") and column.numel() != steps:
+            raise O2ODataError(
+                f"{key!r} of episode {number} has the shape {list(column.shape)}, expected one number per step, "
+                f"[{steps}]; take the column, or the sum, that is meant"
+            )
+        if key == "terminated" and not ((column == 0) | (column == 1)).all():
+            raise O2ODataError(f"'terminated' of episode {number} holds other values than 0 and 1; expected flags")
         out[key] = column.bool() if key == "terminated" else column.float()
     for key, column in out.items():
         bad = ~column.isfinite() if key != "action" else ~(column.abs() <= 1 + _EDGE)

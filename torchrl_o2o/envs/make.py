@@ -435,6 +435,19 @@ def unit_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
     return TransformAction(env, partial(_native_action, low=space.low, high=space.high), unit)
 
 
+def is_unit_actions(layer: TransformAction) -> bool:
+    """Whether a wrapper is one of :func:`unit_actions`.
+
+    Args:
+        layer: any wrapper of actions.
+
+    Examples:
+        >>> is_unit_actions(unit_actions(gymnasium.make("Pendulum-v1"), "Pendulum-v1"))
+        True
+    """
+    return isinstance(layer.func, partial) and layer.func.func in (np.clip, _native_action)
+
+
 def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """From [-1, 1] onto the bounds and into their type, by float64 so that -1 and 1 are the bounds."""
     ends = low.astype(np.float64) / 2.0, high.astype(np.float64) / 2.0

@@ -11,10 +11,10 @@ from functools import partial
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import TransformAction
+from gymnasium.wrappers import RescaleAction, TransformAction
 from numpy.typing import ArrayLike
 
-from torchrl_o2o.envs.make import unit_actions
+from torchrl_o2o.envs.make import is_unit_actions, unit_actions
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["check_actions", "match_actions", "native_action_space"]
@@ -24,7 +24,8 @@ def native_action_space(env: gymnasium.Env) -> spaces.Box:
     """The action box of an environment before :func:`~torchrl_o2o.envs.make_gym_env` scaled it to [-1, 1].
 
     Args:
-        env: of ``make_gym_env``, or any environment that takes bounded vectors, which is then native already.
+        env: of ``make_gym_env``, or any environment that takes bounded vectors, which is then native already, unless
+            the outermost wrapper of its actions is gymnasium's ``RescaleAction``.
 
     Raises:
         O2OSpecError: if actions are not vectors of a bounded box.
@@ -36,10 +37,14 @@ def native_action_space(env: gymnasium.Env) -> spaces.Box:
     """
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, TransformAction):
-            return _box(layer.env.action_space)
+        if isinstance(layer, TransformAction):  # one of the caller's own is not known to map a box onto a box
+            return _box(layer.env.action_space if _is_affine(layer) else env.action_space)
         layer = layer.env
     return _box(env.action_space)
+
+
+def _is_affine(layer: TransformAction) -> bool:
+    return isinstance(layer, RescaleAction) or is_unit_actions(layer)
 
 
 def _box(space: spaces.Space) -> spaces.Box:
@@ -57,8 +62,9 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
         high: upper edge, shape [A].
 
     Returns:
-        The environment itself if its box is the policy's; an environment of ``make_gym_env`` with its native actions
-        if those are the policy's; for a policy that acts in [-1, 1], any other as ``make_gym_env`` scales it.
+        The environment itself if its box is the policy's; an environment of ``make_gym_env``, or one that
+        ``RescaleAction`` scales, with its native actions if those are the policy's; for a policy that acts in
+        [-1, 1], any other as ``make_gym_env`` scales it.
 
     Raises:
         O2OSpecError: if neither box is the policy's.
@@ -77,20 +83,20 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
     native = native_action_space(env)
     if _takes(native, *edges):
         box = spaces.Box(*edges, dtype=np.float32)
-        return TransformAction(
-            env, partial(_to_unit, low=edges[0].astype(np.float64), high=edges[1].astype(np.float64)), box
-        )
+        return TransformAction(env, partial(_onto, box=box, other=own), box)
     unit = edges[0].shape == own.shape and (edges[0] == -1.0).all() and (edges[1] == 1.0).all()
     if unit and _takes(native, own.low, own.high):
         return unit_actions(env, env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
     raise O2OSpecError(_mismatch(own, *edges, native))
 
 
-def _to_unit(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Map a box to [-1, 1]; 0 where the box has a single value."""
+def _onto(action: np.ndarray, *, box: spaces.Box, other: spaces.Box) -> np.ndarray:
+    """Map one box onto another; its middle where the first has a single value."""
+    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
     width = high - low
-    unit = (2.0 * action - low - high) / np.where(width > 0.0, width, 1.0)
-    return np.where(width > 0.0, unit, 0.0).astype(np.float32)
+    unit = np.where(width > 0.0, (2.0 * action - low - high) / np.where(width > 0.0, width, 1.0), 0.0)
+    ends = other.low.astype(np.float64) / 2.0, other.high.astype(np.float64) / 2.0
+    return ((ends[0] + ends[1]) + (ends[1] - ends[0]) * unit).astype(other.dtype)
 
 
 def check_actions(space: spaces.Space, box: tuple[ArrayLike, ArrayLike] | None) -> None:

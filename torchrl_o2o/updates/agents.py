@@ -119,6 +119,8 @@ class StackedUpdate:
     def recompile(self) -> None:
         """Forget what was compiled, after a change of something that is not a tensor."""
         self._programs.clear()
+        for update in self.updates:
+            update.recompile()
 
     def __call__(self, batches: TensorDictBase) -> dict[str, Tensor]:
         """Do one update of every agent.
@@ -153,6 +155,8 @@ class StackedUpdate:
         return {name: torch.stack([metrics[name] for metrics in each]) for name in each[0] if name in shared}
 
     def _compiled(self, batches: TensorDictBase, options: tuple[Mode, torch.dtype | None]) -> dict[str, Tensor]:
+        for update in self.updates:
+            update.check_built_in()
         columns, signature = columns_of(batches)
         plans = [update.plan() for update in self.updates]
         if (signature, plans[0]) not in self._programs:

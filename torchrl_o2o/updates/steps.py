@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,7 +53,8 @@ class Descend:
         scale: what the loss is multiplied by, before the gradient. Defaults to 1; SOPE's phases take half.
 
     Raises:
-        O2OSpecError: if ``clip_grad_norm`` or ``scale`` is not positive.
+        O2OSpecError: if ``clip_grad_norm`` or ``scale`` is not positive, or the optimizer computes the loss itself, as
+            ``LBFGS`` does.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -66,7 +68,13 @@ class Descend:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the bound and the scale."""
+        """Check the bound, the scale and the optimizer."""
+        closure = inspect.signature(self.optim.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise O2OSpecError(
+                f"got {type(self.optim).__name__} for {self.name!r}, whose step evaluates the loss several times; "
+                "expected an optimizer that takes one gradient, such as Adam or SGD"
+            )
         if not self.scale > 0.0:
             raise O2OSpecError(f"got scale={self.scale}, expected a positive number")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0.0:

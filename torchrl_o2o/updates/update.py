@@ -21,6 +21,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_compiler, check_option, check_state
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
+from torchrl_o2o.updates.built_in import built_in, check_built_in
 from torchrl_o2o.updates.loss_calls import LossResults, call_loss, summary
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
@@ -127,6 +128,7 @@ class Update:
         self._options: tuple[Mode, torch.dtype | None] | None = None
         self._autocast: str | None = None
         self._programs: dict[Any, Runner] = {}
+        self._built_in: dict[str, Any] = {}
         if not descends_of(steps):
             raise O2OSpecError("got an update without a gradient step, expected Descend(...) among its steps")
         for position, step in enumerate(steps):
@@ -175,8 +177,9 @@ class Update:
         """From now on compute the same numbers as compiled graphs. The *next* call compiles, and says so in the log.
 
         What was compiled is kept on disk, in ``TORCHINDUCTOR_CACHE_DIR`` if that is set. Settings that are not tensors
-        (betas, ``loss.calibrate``) are read then: after changing one, or a layer, call :meth:`recompile`. Hooks of
-        networks run when it is compiled and not at each call.
+        (betas, ``loss.calibrate``) are read then: after changing one, or a layer, call :meth:`recompile`. The next call
+        refuses a changed setting otherwise, and does not see a changed layer. Hooks of networks run when it is compiled
+        and not at each call.
 
         Args:
             mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"``
@@ -239,6 +242,17 @@ class Update:
     def recompile(self) -> None:
         """Forget what was compiled, after a change of something that is not a tensor."""
         self._programs.clear()
+        self._built_in = {}
+
+    def check_built_in(self) -> None:
+        """Refuse to go on compiled where something changed that is built into the graphs. The first call notes it.
+
+        Raises:
+            O2OSpecError: naming what changed.
+        """
+        now = built_in(self.loss, self.steps)
+        check_built_in(self._built_in or now, now)
+        self._built_in = now
 
     @staticmethod
     def stack(updates: Sequence[Update]) -> StackedUpdate:
@@ -263,7 +277,7 @@ class Update:
         twin.steps = copy.deepcopy(self.steps, memo)
         for step in [step for step in walk(twin.steps) if isinstance(step, MoveTargets)]:
             _rejoin(step.updater, twin.loss)
-        twin._counts, twin._programs = dict(self._counts), {}
+        twin._counts, twin._programs, twin._built_in = dict(self._counts), {}, {}
         return twin
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,7 +319,7 @@ class Update:
 
         Raises:
             O2OSpecError: if the batch cannot be split into equal minibatches, or gradients are impossible (inference
-                mode; ``torch.no_grad()`` is overruled).
+                mode; ``torch.no_grad()`` is overruled), or a setting changed since the update was compiled.
             NonFiniteError: see ``check_finite``.
         """
         metrics, error = self.attempt(batch)
@@ -386,6 +400,7 @@ class Update:
 
     def _run_compiled(self, batch: TensorDictBase) -> dict[str, Tensor]:
         assert self._options is not None
+        self.check_built_in()
         (columns, signature), now = columns_of(batch), self.plan()
         if (signature, now) not in self._programs:
             program = Program(learning_of(self.loss, now, self.rows), now, columns)

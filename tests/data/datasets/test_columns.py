@@ -67,6 +67,18 @@ def test_lengths_are_compared_before_anything_is_read() -> None:
         find_columns(BASE | {"observations": StoredArray((9, 2), np.dtype("f4"), read)}, origin="toy")
 
 
+@pytest.mark.parametrize("name", ["rewards", "terminals", "timeouts", "episode"])
+def test_several_numbers_per_step_are_not_read_in_a_row(name: str) -> None:
+    """Two columns of half as many rows have as many numbers as there are steps."""
+    steps = len(BASE["actions"])
+    pairs, column = np.zeros((steps // 2, 2)), np.zeros((steps, 1))
+    with pytest.raises(
+        O2ODataError, match=rf"{name} of toy has the shape \[{steps // 2}, 2\]; expected one number per"
+    ):
+        find_columns(BASE | {name: pairs}, origin="toy")
+    assert len(find_columns(BASE | {name: column}, origin="toy").arrays[name]) == steps
+
+
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float16, np.float64])
 def test_flags_of_any_number(dtype: type) -> None:
     assert cast_flags(np.array([[0], [1]], dtype), "x").tolist() == [False, True]

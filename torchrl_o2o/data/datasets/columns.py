@@ -202,6 +202,8 @@ def find_columns(
     if lone:
         remedy = "stack single transitions to arrays, in one dictionary" if single else "record them again"
         raise O2ODataError(f"{', '.join(lone)} of {origin}: one value instead of one row per step; {remedy}.")
+    for role in [role for role in values if role not in rows or role == "rewards"]:
+        _check_one_per_step(values[role], f"{roles[role]} of {origin}")
     steps = values["actions"].shape[0]
     if not single:
         _same_length(values, origin)
@@ -386,6 +388,16 @@ def plain_tensor(value: Tensor) -> Tensor:
     """
     value = value.detach().cpu()
     return value.float() if value.dtype == torch.bfloat16 else value
+
+
+def _check_one_per_step(value: Any, origin: str) -> None:
+    """Refuse an array of several numbers per step: read in a row, it would fit a source of as many more steps."""
+    shape = tuple(value.shape)
+    if sum(length != 1 for length in shape) > 1:
+        raise O2ODataError(
+            f"{origin} has the shape {list(shape)}; expected one number per step, [N] or [N, 1]. Take the column, or "
+            "the sum, that is meant."
+        )
 
 
 def _same_length(values: Mapping[str, Any], origin: str) -> None:
