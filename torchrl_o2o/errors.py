@@ -40,20 +40,20 @@ class O2ODataError(O2OError, ValueError):
 
 
 class O2OSpecError(O2OError, ValueError):
-    """Two things that must fit do not: data and environment, network and spec, name and registry, option and range."""
+    """Two things do not fit together: data and environment, network and spec, name and registry, option and range."""
 
 
 class O2OCheckpointError(O2OError, RuntimeError):
-    """A checkpoint cannot be written or read back as what it claims to be."""
+    """A checkpoint cannot be written, or cannot be read because it is damaged or does not fit."""
 
 
 def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a word that is not an option.
+    """Raise if a word is not one of the options.
 
     Args:
         name: the argument's name.
-        value: what was given.
-        known: what is accepted.
+        value: the given value.
+        known: the accepted values.
 
     Raises:
         O2OSpecError: if ``value`` is not among ``known``.
@@ -66,7 +66,7 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def check_order(name: str, bounds: tuple[float, float]) -> None:
-    """Refuse bounds in the wrong order, which clamping would take for one constant.
+    """Raise if bounds are in the wrong order, because clamping with them would return a constant.
 
     Args:
         name: the argument's name.
@@ -84,20 +84,20 @@ def check_order(name: str, bounds: tuple[float, float]) -> None:
 
 
 def check_count(name: str, value: Any, *, least: int = 0) -> int:
-    """Read a number of things: an integer of Python or numpy, not below the least.
+    """Check a count: an integer of Python or numpy, not below ``least``.
 
     Args:
         name: the argument's name.
-        value: what was given.
+        value: the given value.
 
     Keyword Args:
-        least: the smallest that is accepted. Defaults to 0.
+        least: the smallest accepted value. Defaults to 0.
 
     Returns:
         The number as Python's ``int``, which files can hold.
 
     Raises:
-        O2OSpecError: if it is no integer or too small; ``True`` is none.
+        O2OSpecError: if it is not an integer, or too small; ``True`` is not accepted.
 
     Examples:
         >>> check_count("pool_size", 1024, least=1)
@@ -117,18 +117,18 @@ def check_count(name: str, value: Any, *, least: int = 0) -> int:
 
 
 def check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
-    """Refuse a number that is not finite or out of range.
+    """Raise if a number is not finite or out of range.
 
     Args:
         name: the argument's name.
-        value: what was given.
+        value: the given value.
 
     Keyword Args:
-        above: the largest number that is too small, ``None`` (default) for none.
-        least: the smallest that is accepted, ``None`` (default) for none.
+        above: exclusive lower bound; ``None`` (default) for none.
+        least: inclusive lower bound; ``None`` (default) for none.
 
     Raises:
-        O2OSpecError: if it is none in that range.
+        O2OSpecError: if it is not a finite number in that range.
 
     Examples:
         >>> check_number("reward_scale", 0.1, above=0)
@@ -143,20 +143,20 @@ def check_number(name: str, value: Any, *, above: float | None = None, least: fl
 
 
 def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> int:
-    """Read a seed: an integer of Python or numpy, not negative.
+    """Check a seed: an integer of Python or numpy, not negative.
 
     Args:
-        seed: what was given.
+        seed: the given value.
         name: the argument's name.
 
     Keyword Args:
-        below: the first integer that is too large; ``None`` (default) is 2**63, beyond which torch takes none.
+        below: exclusive upper bound; ``None`` (default) is 2**63, torch's limit.
 
     Returns:
-        The seed as Python's ``int``, which every library takes.
+        The seed as Python's ``int``, which every library accepts.
 
     Raises:
-        O2OSpecError: if it is no such integer; ``True`` is none.
+        O2OSpecError: if it is not such an integer; ``True`` is not accepted.
 
     Examples:
         >>> check_seed(7)
@@ -173,7 +173,7 @@ def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> in
 
 
 def check_compiler() -> None:
-    """Check that torch finds the C++ compiler it compiles graphs with: ``CXX`` if that is set, or else ``g++``.
+    """Check that torch finds a C++ compiler for compiling graphs: ``CXX`` if that is set, otherwise ``g++``.
 
     Raises:
         O2OSpecError: if it finds none.
@@ -202,17 +202,17 @@ def check_state(
     same: Mapping[str, str] | None = None,
     optional: Collection[Any] = (),
 ) -> None:
-    """Refuse a state that is not one of this kind, before anything of it is loaded.
+    """Raise if a state does not have the expected structure, before anything of it is loaded.
 
     Args:
-        owner: what it is to be loaded into.
+        owner: the object that the state is to be loaded into.
         given: the state.
-        own: the state it has: the entries to be expected, and of what kind; an entry of ``None`` may be anything.
-            Numbers and tensors are counts and priorities: finite and not negative. There may be further entries, of a
-            derived class.
+        own: the owner's current state, which shows the expected entries and their types; an entry of ``None`` may be
+            anything. Numbers and tensors are counts and priorities: finite and not negative. The given state may have
+            further entries, for derived classes.
 
     Keyword Args:
-        same: by name, entries that have to be equal, and what to say of both if they are not. Defaults to none.
+        same: entries that must be equal, each with the message if they are not. Defaults to none.
         optional: entries that may be missing. Defaults to none.
 
     Raises:

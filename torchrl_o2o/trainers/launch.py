@@ -155,7 +155,7 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
 
 
 class GivenPretraining:
-    """Stands for the offline phase of a run that starts from a pre-training made before: it has no steps left.
+    """Replaces the offline phase in a run that starts from an earlier pre-training: it has no steps left.
 
     Args:
         pretrained: that pre-training.
@@ -192,24 +192,24 @@ class GivenPretraining:
 
     @property
     def learner(self) -> Learner:
-        """There is nothing to train."""
+        """Raises: there is nothing to train."""
         raise O2OSpecError(f"the pre-training in {self.folder} is finished; it has no steps left")
 
     @property
     def buffer(self) -> TensorDictReplayBuffer:
-        """There is nothing to learn from."""
+        """Raises: there is no data."""
         return self.learner.buffer  # type: ignore[attr-defined]
 
     def steps(self) -> Iterator[int]:
-        """None."""
+        """No steps."""
         return iter(())
 
     def sample(self) -> TensorDictBase:
-        """There is nothing to learn from."""
+        """Raises: there is no data."""
         return self.learner.sample()  # type: ignore[attr-defined]
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """There is nothing to log."""
+        """Logs nothing."""
 
 
 def offline_phase(
@@ -228,16 +228,16 @@ def offline_phase(
         make_learner: builds the offline learner from configuration and dimensions.
 
     Keyword Args:
-        then: builds the online learner. It is built once, and handed over to, before the phase begins, so that what
-            does not fit is known before the training and not after it. Defaults to ``None``: no such rehearsal.
-        online_only: further entries of the configuration that this phase does not read.
+        then: builds the online learner. It is built, and handed over to, once before the phase begins, so that
+            mismatches raise before the training and not after it. Defaults to ``None``: no such check.
+        online_only: further entries of the configuration that only the online phase reads.
 
     Returns:
-        A context whose ``steps()`` are the updates that are left, and whose ``folder`` is where the result is.
+        A context whose ``steps()`` are the remaining updates, and whose ``folder`` holds the result.
 
     Raises:
-        O2OSpecError: if the pre-training named is of another environment or convention, the rehearsal fails, or the
-            sections ``offline`` and ``online`` have entries that their phases do not take.
+        O2OSpecError: if the given pre-training has another environment or convention, the hand-over would fail, or
+            the sections ``offline`` and ``online`` have entries that their phases do not take.
 
     Examples:
         >>> import tempfile
@@ -281,7 +281,7 @@ def online_phase(
 ) -> Finetuning:
     """Hand over (section ``handover``), and the online phase in ``run_dir`` (section ``online``).
 
-    The seed is set anew, so that fine-tuning right after pre-training equals fine-tuning from its folder.
+    The seed is set again, so that fine-tuning right after pre-training equals fine-tuning from its folder.
 
     Args:
         cfg: the configuration.
@@ -290,14 +290,14 @@ def online_phase(
         make_learner: builds the online learner from configuration and dimensions.
 
     Keyword Args:
-        make_buffer: builds the buffer in place of the hand-over's. Defaults to ``None``.
+        make_buffer: builds a buffer that is used in place of the hand-over's. Defaults to ``None``.
         make_storage: makes the storage of the hand-over's buffer, see
             :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to ``None``.
-        objects: further objects that change while training, by name. Defaults to none.
-        fleet: of :func:`fleet_settings`, for actors in other processes. Defaults to ``None``.
+        objects: further objects that change during training, by name. Defaults to none.
+        fleet: result of :func:`fleet_settings`, for actors in other processes. Defaults to ``None``.
 
     Returns:
-        A context whose ``steps()`` are the environment steps that are left.
+        A context whose ``steps()`` are the remaining environment steps.
 
     Raises:
         O2OSpecError: if something does not fit, or the configuration asks for actors and the script has no ``fleet``.
@@ -337,10 +337,10 @@ def online_phase(
 
 
 def accept_seeds() -> None:
-    """Let the command line say ``seeds=...``, which the configuration of the single runs does not have.
+    """Accept ``seeds=...`` on the command line, which the configuration of single runs does not have.
 
     Raises:
-        SystemExit: with a sentence if it says ``seed=...``, since the seeds take its place.
+        SystemExit: with an error message if ``seed=...`` is given, because ``seeds`` replaces it.
 
     Examples:
         >>> from unittest.mock import patch
@@ -357,8 +357,7 @@ def accept_seeds() -> None:
 
 
 def accept_actors() -> None:
-    """Let the command line say ``actors=...`` and ``fleet.slack=...``, which the configuration of the single runs does
-    not have.
+    """Accept ``actors=...`` and ``fleet.slack=...`` on the command line, which the configuration does not have.
 
     Examples:
         >>> from unittest.mock import patch
@@ -381,7 +380,7 @@ def fleet_settings(cfg: DictConfig) -> dict[str, Any] | None:
         cfg: the configuration.
 
     Returns:
-        The settings; ``None`` without ``actors``: the run steps one environment itself.
+        The settings; ``None`` without ``actors``, if the run steps one environment itself.
 
     Raises:
         O2OSpecError: if there is a section ``fleet`` and no ``actors``.
@@ -405,22 +404,22 @@ def launch(
     may_be_zero: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> None:
-    """Run a script's training; what a user can fix ends with a sentence and not with a trace.
+    """Run a script's training; errors that the user can fix end it with a message and not with a traceback.
 
-    That is data, settings, networks and checkpoints that do not fit, values that are not finite, and failing
-    environments. In a sweep (``-m``) the sentence is printed and the error raised, so that Hydra's launcher continues
+    These are data, settings, networks and checkpoints that do not fit, values that are not finite, and failing
+    environments. In a sweep (``-m``) the message is printed and the error raised, so that Hydra's launcher continues
     with the other runs and reports the failure at the end.
 
     Args:
-        cfg: the configuration, of which ``num_threads``, ``matmul_route``, ``matmul_dtype`` and ``compile`` are read.
-        train: the training.
+        cfg: the configuration; ``num_threads``, ``matmul_route``, ``matmul_dtype`` and ``compile`` are read.
+        train: the script's training function.
 
     Keyword Args:
-        may_be_zero: as of ``check_settings``: counts of phases that this script can do without.
-        optional: settings that this script reads and its configuration has not, such as ``"seeds"``.
+        may_be_zero: as in ``check_settings``: step counts of phases that may be left out.
+        optional: settings that this script reads although its configuration lacks them, such as ``"seeds"``.
 
     Raises:
-        SystemExit: with that sentence.
+        SystemExit: with that message.
         O2OError: in a sweep, or a ``NonFiniteError`` or ``EnvFaultError``.
 
     Examples:

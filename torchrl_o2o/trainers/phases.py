@@ -53,11 +53,11 @@ class PretrainingPlan:
     data: str
 
     def state_dict(self) -> dict[str, Any]:
-        """Both, for the checkpoint."""
+        """Both values, for the checkpoint."""
         return {"num_steps": self.num_steps, "data": self.data}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """A run continues on the data it began with; its session checks the number of updates."""
+        """Check that the data are those the run began with; its session checks the number of updates."""
         if state_dict.get("data", self.data) != self.data:
             raise O2OCheckpointError(
                 "the data are not those that the run began with: other data of the same name, or a convention that was "
@@ -66,15 +66,15 @@ class PretrainingPlan:
 
 
 class Phase:
-    """A phase of a run that is under way, as a context: what the loop of a script needs.
+    """A running phase as a context, with everything that a script's loop needs.
 
-    Leaving it closes the run folder. A batch that makes a loss or a gradient NaN or infinite is kept in the folder.
+    Leaving it closes the run folder. If a batch makes a loss or a gradient NaN or infinite, it is saved in the folder.
 
     Args:
         problem: environment and data.
-        learner: what is trained.
-        buffer: where batches come from.
-        session: the run folder.
+        learner: the learner that is trained.
+        buffer: the replay buffer that batches are drawn from.
+        session: the session of the run folder.
 
     Examples:
         >>> import tempfile
@@ -104,14 +104,14 @@ class Phase:
         self._batch: TensorDictBase | None = None
 
     def __enter__(self) -> Self:
-        """Continue where the run stands."""
+        """Enter the session, which restores a resumed run."""
         self.session.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Keep what is not finite, and close the folder."""
+        """Save a batch that led to values that are not finite, and close the folder."""
         try:
             if isinstance(error, NonFiniteError) and self._batch is not None:
                 with self.session.record.dump_if_not_finite(self._batch):
@@ -125,20 +125,20 @@ class Phase:
         return self._batch
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Hand over what the update measured; every ``log_every`` steps it is written."""
+        """Set the metrics of the update; they are logged every ``log_every`` steps."""
         self.session.log({name: value for name, value in metrics.items() if name != "finite"})
 
 
 class Pretraining(Phase):
-    """Learning from the data alone. What it ends with is a checkpoint that any compatible fine-tuning can start from.
+    """The offline phase: learning from data alone. Its last checkpoint can start any compatible fine-tuning.
 
     Args:
         problem: environment and data.
-        learner: what is trained.
-        options: where and how.
+        learner: the learner that is trained.
+        options: the run's options.
 
     Keyword Args:
-        num_steps: updates. Steps count up to 0.
+        num_steps: number of updates. Steps count up to 0.
         batch_size: rows drawn uniformly per update.
 
     Examples:
@@ -175,18 +175,18 @@ class Pretraining(Phase):
         super().__init__(problem, learner, buffer, options.session(problem, learner, None, objects, 0))
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, from ``1 - num_steps`` to 0; each is one update."""
+        """The remaining steps, from ``1 - num_steps`` to 0; each is one update."""
         return self.session.offline(self.num_steps)
 
 
 class Finetuning(Phase):
-    """Learning online, from a learner that was handed over already. The policy is written to
+    """The online phase, of a learner that was already handed over. The policy is written to
     ``policy.pt`` at every checkpoint; :func:`~torchrl_o2o.deploy.load_policy` reads it.
 
     Args:
-        problem: environment and data; the latter are used only as ``handover.data`` says.
-        learner: what is trained.
-        options: where and how.
+        problem: environment and data; ``handover.data`` says how the data are used.
+        learner: the learner that is trained.
+        options: the run's options.
 
     Keyword Args:
         handover: starting buffer and warm-up.
@@ -194,12 +194,12 @@ class Finetuning(Phase):
         batch_size: rows per minibatch; a learner whose update repeats on G minibatches gets G times as many.
         online_capacity: slots for online rows; ``None`` (default) keeps all.
         init_random_frames: environment steps with uniform actions and without updates. Defaults to 0.
-        buffer: replaces the starting buffer of the hand-over. Defaults to ``None``.
+        buffer: used in place of the hand-over's starting buffer. Defaults to ``None``.
         make_storage: makes the storage of that buffer, see :func:`~torchrl_o2o.trainers.starting_buffer`. Defaults to
             ``None``.
-        scratch_dir: folder for that buffer's rows in memory-mapped files, empty or absent, for data larger than memory.
-            ``None`` (default) keeps them in memory. A ``buffer`` that is given has its files already.
-        objects: further objects that change while training, by name. Defaults to none.
+        scratch_dir: folder for that buffer's rows in memory-mapped files, for data larger than memory; it must be empty
+            or not exist. ``None`` (default) keeps rows in memory. A given ``buffer`` already has its own files.
+        objects: further objects that change during training, by name. Defaults to none.
         fleet: settings of :func:`make_fleet`: actors in other processes collect. ``None`` (default) steps one
             environment here.
 
@@ -282,7 +282,7 @@ class Finetuning(Phase):
 
     @property
     def fleet(self) -> Fleet:
-        """The actors elsewhere.
+        """The actors in other processes.
 
         Raises:
             O2OSpecError: if the phase steps one environment itself.
@@ -294,22 +294,22 @@ class Finetuning(Phase):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the actors elsewhere, and close the folder."""
+        """Shut down the actors in other processes, and close the folder."""
         if isinstance(self.collector, Fleet):
             self.collector.shutdown()
         super().__exit__(kind, error, trace)
 
     def steps(self) -> Iterator[tuple[int, TensorDictBase]]:
-        """The steps that are left, each with its transition [1] as the environment gave it.
+        """The remaining steps, each with its transition [1] in the environment's units.
 
-        From a fleet there are several at times, or none.
+        A fleet may deliver several transitions at a step, or none.
         """
         return self.session.online(self.collector)
 
     def may_update(self, step: int) -> bool:
         """Whether random steps and warm-up are over and the buffer holds a batch.
 
-        If that will be so at no step of the run, a warning says so at the first call.
+        The first call warns if this will be true at no step of the run.
         """
         if not self._looked_ahead:
             self._look_ahead(step)

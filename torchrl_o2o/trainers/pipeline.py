@@ -96,10 +96,10 @@ class Pretrained:
         return cls(Path(folder), states, convention, manifest["config"], manifest["step"])
 
     def check(self, problem: Problem) -> None:
-        """Refuse to continue in another world than the one that was pre-trained in.
+        """Raise if the environment or convention differs from that of the pre-training.
 
         Args:
-            problem: what is to be fine-tuned in.
+            problem: the problem for the fine-tuning.
 
         Raises:
             O2OSpecError: naming what differs.
@@ -119,19 +119,19 @@ class Pretrained:
 def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int) -> Pretrained:
     """The loop of a script's offline phase, as a function; see :class:`Pretraining`.
 
-    A run that is complete already is read and not repeated if ``options.resume`` is on.
+    With ``options.resume``, a complete run is read and not repeated.
 
     Args:
         problem: environment and data.
-        learner: what is trained.
-        options: where and how.
+        learner: the learner that is trained.
+        options: the run's options.
 
     Keyword Args:
         num_steps: updates.
         batch_size: rows drawn uniformly per update.
 
     Returns:
-        The result, as read from the folder.
+        The result, read from the folder.
 
     Raises:
         NonFiniteError: if a loss becomes NaN or infinite; the batch is kept in the folder.
@@ -158,15 +158,16 @@ def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_ste
 
 
 def hand_over(source: Pretrained | Learner, learner: Learner, how: HandOver) -> list[str]:
-    """Carry a pre-training into an online learner, as its :class:`~torchrl_o2o.trainers.HandOver` says.
+    """Carry a pre-training over to an online learner, as a :class:`~torchrl_o2o.trainers.HandOver` says.
 
     Args:
-        source: where to start from: a finished pre-training, or the offline learner itself.
-        learner: changed in place; its optimizers continue those of the same name if ``how.keep_optimizers``.
-        how: the decisions.
+        source: a finished pre-training, or the offline learner itself.
+        learner: the online learner, modified in place; with ``how.keep_optimizers``, its optimizers continue those of
+            the same name.
+        how: the decisions of the hand-over.
 
     Returns:
-        The networks that start afresh.
+        The networks that are not carried over.
 
     Raises:
         O2OSpecError: if something does not fit.
@@ -202,9 +203,9 @@ def finetune(
     :func:`~torchrl_o2o.deploy.load_policy` reads it.
 
     Args:
-        problem: environment and data; the latter are used only as ``handover.data`` says.
-        learner: the online learner, handed over already.
-        options: where and how.
+        problem: environment and data; ``handover.data`` says how the data are used.
+        learner: the online learner, already handed over.
+        options: the run's options.
 
     Keyword Args:
         handover: starting buffer and warm-up.

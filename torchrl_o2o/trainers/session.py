@@ -108,14 +108,14 @@ class Collector(Protocol):
 class Session:
     """A run folder and what goes into it, as a context.
 
-    Entering it continues with the newest valid checkpoint if ``resume`` is on and there is one. SIGTERM and the first
-    Ctrl-C end the running phase after its step, with a checkpoint; the context then prints the command to continue with
-    and exits with the shell's status for that signal. What the run is, where it is and how to look at it is said on
-    standard error when it begins and when it ends.
+    With ``resume``, entering it restores the newest valid checkpoint, if there is one. SIGTERM and the first Ctrl-C end
+    the current phase after its step, with a checkpoint; the context then prints the command that resumes the run, and
+    exits with the shell's status for that signal. At its beginning and end it prints the run's title, folder and
+    results to standard error.
 
-    A run may have an offline phase, an online phase, or first the one and then the other. Checkpoints are numbered by
-    the steps of both together. A phase that is left by ``break`` is saved where it was left, and goes on there if the
-    run is resumed. What is done between the phases must not be repeated if a run is resumed online::
+    A run may have an offline phase, an online phase, or an offline phase followed by an online one. Checkpoints are
+    numbered by the steps of both together. A phase that is left with ``break`` is saved at that step, and continues
+    there if the run is resumed. Code between the phases must not run again if a run is resumed online::
 
         with Session(...) as session:
             for step in session.offline(1_000):
@@ -128,19 +128,19 @@ class Session:
 
     Args:
         folder: the run's folder.
-        config: what is recorded, and compared when a run is resumed: a mapping or dataclass of plain values.
-        objects: what changes while training, by name, the collector included; see
+        config: a mapping or dataclass of plain values. It is recorded, and compared when the run is resumed.
+        objects: the objects that change during training, by name, including the collector; see
             :class:`~torchrl_o2o.checkpoint.Checkpointer`.
         buffer: the replay buffer of the run.
-        evaluate: evaluates the policy; ``None``: there is no environment to do it in.
-        schedule: how often. Defaults to :class:`Schedule`'s.
-        resume: whether to continue with what is in the folder. Defaults to ``False``.
+        evaluate: evaluates the policy; ``None`` if there is no environment.
+        schedule: how often to evaluate, log and save. Defaults to :class:`Schedule`'s defaults.
+        resume: whether to continue the run in the folder. Defaults to ``False``.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`, such as ``{"tensorboard": True}``.
-        on_save: called with the run's folder after each checkpoint, the last one included, and after a checkpoint was
-            restored; writes what belongs beside it, such as the policy's file. Defaults to ``None``.
-        restore: how to continue with what is in the folder, from the checkpointer to the step restored. Defaults to
+        on_save: called with the run's folder after each checkpoint, including the last, and after restoring one. Writes
+            files that accompany a checkpoint, such as the policy file. Defaults to ``None``.
+        restore: restores a checkpoint with a checkpointer, and returns its step. Defaults to
             :meth:`~torchrl_o2o.checkpoint.Checkpointer.restore`.
-        resume_word: the word of the command line that continues with a stopped run. Defaults to ``"resume=true"``.
+        resume_word: the command-line argument that resumes a stopped run. Defaults to ``"resume=true"``.
 
     Raises:
         O2OCheckpointError: if the folder cannot be written, or holds a run and ``resume`` is off.
@@ -186,7 +186,7 @@ class Session:
     _broken_off: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        """Open the folder; what is wrong with it is said before training."""
+        """Open the folder; raises before training if it cannot be used."""
         config = plain_config(self.config)
         self.record = Recorder(self.folder, config=config, resume=self.resume, **self.recorder)
         objects = {**self.objects, "recorder": self.record, "counters": self.counters}
@@ -200,7 +200,7 @@ class Session:
         self.interrupt = graceful_exit()
 
     def __enter__(self) -> Session:
-        """Watch for signals, and restore."""
+        """Install the signal handlers, and restore the checkpoint."""
         self.interrupt.__enter__()
         try:
             self.restored = self._saved = self.restore(self.checkpoint) if self.resume else None
@@ -215,7 +215,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files; leave with the signal's status if one came."""
+        """Close the files; after a signal, exit with its status."""
         try:
             if kind is None:
                 self._keep_what_was_left()
@@ -248,7 +248,7 @@ class Session:
         return self.counters.get("online", 0) > 0
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Note what a step's update measured; one in ``log_every`` steps is logged, under ``train/``.
+        """Set the metrics of a step's update; they are logged every ``log_every`` steps, under ``train/``.
 
         Args:
             metrics: scalars by name.
@@ -256,7 +256,7 @@ class Session:
         self.metrics = metrics
 
     def logs_at(self, step: int) -> bool:
-        """Whether what is noted during a step is written, for what is worth computing only then.
+        """Whether the metrics of a step will be logged, for metrics that are expensive to compute.
 
         Args:
             step: as :meth:`online` or :meth:`further` yielded it.
@@ -264,17 +264,17 @@ class Session:
         return _passed(self.schedule.log_every, self.counters["online"] + self.counters.get("further", 0), step)
 
     def offline(self, num_steps: int) -> Iterator[int]:
-        """Count updates from ``1 - num_steps`` to 0, from wherever the run stands.
+        """Count updates from ``1 - num_steps`` to 0; a resumed run yields the remaining ones.
 
         Args:
             num_steps: updates of the whole phase.
 
         Yields:
-            The step that the next update is.
+            The number of the next update.
 
         Raises:
-            O2OSpecError: if ``num_steps`` is negative, or larger than before in a run that was counted by another
-                number or is online already.
+            O2OSpecError: if ``num_steps`` is negative, or larger than before in a run that is already online or whose
+                logged steps were numbered by the shorter length.
         """
         num_steps = check_count("num_steps", num_steps)
         self._keep_what_was_left()
@@ -292,7 +292,7 @@ class Session:
         self.metrics = {}  # metrics of offline updates are not logged at online steps
 
     def online(self, collector: Collector) -> Iterator[tuple[int, TensorDict]]:
-        """Collect to the end, from wherever the run stands.
+        """Collect to the end; a resumed run yields the remaining steps.
 
         Args:
             collector: delivers transitions, usually one at a time; it is among ``objects``.
@@ -321,13 +321,13 @@ class Session:
         self._save()
 
     def further(self, num_steps: int) -> Iterator[int]:
-        """Count updates on recorded data alone, made after everything else, from wherever the run stands.
+        """Count updates on recorded data alone, after all other steps; a resumed run yields the remaining ones.
 
         Args:
-            num_steps: such updates of the whole run.
+            num_steps: number of such updates in the whole run.
 
         Yields:
-            The step that the next update is; it follows the last online step, or step 0.
+            The number of the next update, counted on from the last online step, or from step 0.
 
         Raises:
             O2OSpecError: if ``num_steps`` is negative.

@@ -81,7 +81,7 @@ _SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online")
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
-    """A section as keyword arguments.
+    """Convert a section to keyword arguments.
 
     Args:
         section: of a configuration; references to other entries are replaced.
@@ -97,12 +97,12 @@ def plain(section: DictConfig) -> dict[str, Any]:
 
 
 def overlay_convention(row: Convention, cfg: DictConfig) -> Convention:
-    """A row of the table, with what the configuration says otherwise.
+    """A row of the table of conventions, with the configuration's entries in place of the row's.
 
     Args:
         row: of :data:`~torchrl_o2o.data.CONVENTIONS`.
-        cfg: of which ``convention`` is read, arguments of :class:`~torchrl_o2o.data.Convention`; ``null`` or none: the
-            row as it is.
+        cfg: its entry ``convention`` holds arguments of :class:`~torchrl_o2o.data.Convention`; if it is ``null`` or
+            missing, the row is returned unchanged.
 
     Raises:
         O2OSpecError: if ``convention`` is no section.
@@ -121,7 +121,7 @@ def overlay_convention(row: Convention, cfg: DictConfig) -> Convention:
 
 
 def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
-    """Refuse what no phase of a run could use, before the first phase begins.
+    """Raise for settings that no phase of a run could use, before the first phase begins.
 
     Args:
         cfg: the configuration of a script.
@@ -164,7 +164,7 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
 
 
 def check_added(cfg: DictConfig, words: Sequence[str], base: DictConfig, *, optional: Sequence[str] = ()) -> None:
-    """Refuse settings that the command line adds where no section is, since nobody reads them.
+    """Raise for settings that the command line adds outside of all sections, because nothing reads them.
 
     Args:
         cfg: the configuration of a script.
@@ -193,7 +193,7 @@ def check_added(cfg: DictConfig, words: Sequence[str], base: DictConfig, *, opti
 
 
 def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
-    """Say which setting of the command line a constructor does not take, if that is what an error says.
+    """If an error is about an unknown argument, explain which setting of the command line caused it.
 
     Args:
         error: raised while a script built something.
@@ -218,18 +218,18 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
 def check_arguments(
     name: str, settings: Mapping[str, Any], function: Callable[..., Any], *, own: Sequence[str] = ()
 ) -> None:
-    """Refuse entries of a section that are no arguments of what it is for, or that the script gives it itself.
+    """Raise for entries of a section that its function does not take, or that the script sets itself.
 
     Args:
-        name: the section's.
+        name: the name of the section.
         settings: the section.
-        function: what it is for.
+        function: the function that gets the section as arguments.
 
     Keyword Args:
         own: arguments that the script sets itself. Defaults to none.
 
     Raises:
-        O2OSpecError: naming the first such entry, and what there is.
+        O2OSpecError: naming the first such entry, and the known ones.
 
     Examples:
         >>> check_arguments("online", {"frames": 5}, lambda total_frames: None)
@@ -245,10 +245,10 @@ def check_arguments(
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """Refuse learning rates, rates of target networks and discounts, wherever they stand, that no method could use.
+    """Raise for learning rates, target-network rates and discounts in any section that no method could use.
 
     Args:
-        cfg: the configuration. References are looked up for these alone.
+        cfg: the configuration. References are resolved only for these settings.
 
     Raises:
         O2OSpecError: naming the setting.
@@ -276,7 +276,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_no_pretraining(cfg: DictConfig) -> None:
-    """Refuse ``pretrained=`` of a method that has nothing to start from it.
+    """Raise if ``pretrained=`` is given to a method without an offline phase.
 
     Args:
         cfg: the configuration of a script.
@@ -295,7 +295,7 @@ def check_no_pretraining(cfg: DictConfig) -> None:
 
 
 def check_handover(settings: dict[str, Any]) -> None:
-    """Refuse arguments that :class:`~torchrl_o2o.trainers.HandOver` does not take."""
+    """Raise for arguments that :class:`~torchrl_o2o.trainers.HandOver` does not take."""
     known = [each.name for each in fields(HandOver)]
     unknown = sorted(settings.keys() - set(known))
     if unknown:
@@ -304,12 +304,12 @@ def check_handover(settings: dict[str, Any]) -> None:
 
 
 def choose_route(name: str) -> None:
-    """Pick the library that multiplies matrices on the CPU, see :mod:`torchrl_o2o.updates`.
+    """Choose the library that multiplies matrices on the CPU, see :mod:`torchrl_o2o.updates`.
 
     Args:
-        name: ``"default"`` (torch's choice), ``"onednn"``, or ``"auto"``, which probes rate and error and says in the
-            log what it took. A run that is to be resumed bit for bit names its route, since a probe may end otherwise
-            the next time.
+        name: ``"default"`` (torch's choice), ``"onednn"``, or ``"auto"``, which measures rate and error and logs its
+            choice. For bit-for-bit resumption name a route, because a measurement may have another result the next
+            time.
 
     Raises:
         O2OSpecError: if the name is unknown.
@@ -329,13 +329,13 @@ def product_dtype(name: str, *, compiled: bool = True) -> torch.dtype | None:
 
     Args:
         name: ``"float32"`` or ``"bfloat16"``.
-        compiled: whether the update is compiled at all. Defaults to ``True``.
+        compiled: whether the update is compiled. Defaults to ``True``.
 
     Returns:
         ``torch.bfloat16``, or ``None`` for float32.
 
     Raises:
-        O2OSpecError: if the type is unknown, or bfloat16 is asked of an update that is not compiled.
+        O2OSpecError: if the type is unknown, or is bfloat16 for an update that is not compiled.
 
     Examples:
         >>> product_dtype("bfloat16")
@@ -354,18 +354,18 @@ def compiled(update: Update, cfg: DictConfig, *, dropout: float | None = None) -
 
     Args:
         update: not called yet.
-        cfg: of which ``compile`` and ``matmul_dtype`` are read.
+        cfg: its entries ``compile`` and ``matmul_dtype`` are read.
 
     Keyword Args:
-        dropout: of the networks that are trained. Its random numbers are not the loss's, so that a compiled update
-            would draw others: with dropout the update stays as it is, and a warning says so. ``None`` (default) is
-            none.
+        dropout: the dropout rate of the trained networks. A compiled update would draw other random numbers for
+            dropout than an eager one, so with dropout the update is not compiled, with a warning. Defaults to ``None``:
+            no dropout.
 
     Returns:
         The same update.
 
     Raises:
-        O2OSpecError: if ``matmul_dtype=bfloat16`` is asked of an update that is not compiled for its dropout.
+        O2OSpecError: if ``matmul_dtype=bfloat16`` is set for an update that is not compiled because of dropout.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config

@@ -33,8 +33,8 @@ class LossResults:
     Entries whose names begin with ``target_`` come from target networks, and are dropped when these move.
 
     Args:
-        entries: the losses, and what came with them, detached.
-        returned_by: of what is handed on, the name of the loss.
+        entries: the losses and their metrics, detached.
+        returned_by: metric that later losses may use -> name of the loss that returned it.
 
     Examples:
         >>> import torch
@@ -48,12 +48,12 @@ class LossResults:
     returned_by: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor, info: Mapping[str, Tensor]) -> None:
-        """Take what a loss returned.
+        """Add the result of a loss.
 
         Args:
-            name: of the loss.
+            name: name of the loss.
             value: the loss, detached.
-            info: what came with it.
+            info: its metrics.
         """
         self.entries |= {**info, f"loss_{name}": value}
         self.returned_by |= dict.fromkeys(info, name)
@@ -63,7 +63,7 @@ class LossResults:
         return {entry: self.entries[entry] for entry, loss in self.returned_by.items() if loss != name}
 
     def outdate(self, step: Primitive) -> None:
-        """Hand on no more what a step that has been done made stale."""
+        """Drop the metrics that an executed step has made stale."""
         if moves_targets(step):
             holds = self.returned_by.items()
             self.returned_by = {entry: loss for entry, loss in holds if not entry.startswith(_OF_TARGETS)}
@@ -72,19 +72,19 @@ class LossResults:
 def call_loss(
     loss: LossModule, name: str, minibatch: TensorDictBase, known: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Call one loss by name, with what earlier losses have returned where it asks for that.
+    """Call one loss by name, with the metrics of earlier losses that it takes as arguments.
 
     Args:
         loss: has a method ``<name>_loss(tensordict, *, ...)``, or returns ``loss_<name>`` from its ``forward``.
         name: for example ``"qvalue"``.
         minibatch: transitions [B].
-        known: what it may ask for, see :meth:`LossResults.handed_to`; ``log_prob`` for ``alpha_loss``.
+        known: metrics it may use, see :meth:`LossResults.handed_to`; for example ``log_prob`` for ``alpha_loss``.
 
     Returns:
-        The loss, a scalar, and what was returned beside it, detached.
+        The loss, a scalar, and its metrics, detached.
 
     Raises:
-        O2OSpecError: if there is no such loss, it needs something unknown, or it is not a scalar.
+        O2OSpecError: if there is no such loss, it needs an unknown metric, or it is not a scalar.
     """
     method = getattr(loss, f"{name}_loss", None)
     if method is None:
@@ -124,11 +124,11 @@ def _extras(method: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def summary(measured: Mapping[str, Tensor], rows: Sequence[str]) -> dict[str, Tensor]:
-    """Means of everything measured, the spread between critics, and the rows asked for as they are.
+    """Means of all metrics, the standard deviation between critics, and the requested rows unchanged.
 
     Args:
-        measured: what the losses of one minibatch returned.
-        rows: entries to keep row by row, under ``rows:<name>``; those not there are left out.
+        measured: the results of the losses on one minibatch.
+        rows: entries to keep row by row, under ``rows:<name>``; missing ones are skipped.
 
     Returns:
         Scalars and rows.

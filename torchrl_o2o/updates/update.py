@@ -76,25 +76,25 @@ class Update:
     :class:`Whole` uses all minibatches together.
 
     The update runs eagerly, with the loss's methods, autograd and the optimizers' own steps, until :meth:`compile` is
-    called. Compiled, it gives the same numbers up to rounding with the same random draws in the same order: each part
-    is one graph in which everything between the matrix products is fused, and products that depend on nothing a critic
-    step changes (next actions of a frozen actor) are computed for all minibatches in one pass. Parameters, targets and
-    the optimizers' states are changed in place either way, so that checkpoints, actors, schedulers and collectors see
-    every step. :meth:`stack` does the updates of N agents as one.
+    called. Compiled, it gives the same numbers up to rounding, with the same random draws in the same order. Each part
+    is then one graph in which everything between the matrix products is fused. Products that no critic step affects
+    (next actions of a frozen actor) are computed for all minibatches in one pass. In both cases parameters, targets and
+    optimizer states are modified in place, so that checkpoints, actors, schedulers and collectors see every step.
+    :meth:`stack` combines the updates of N agents into one.
 
     Args:
         loss: a loss module whose losses are scalars (``reduction="mean"`` or ``"sum"``).
-        steps: what is done, see above.
+        steps: the steps, see above.
 
     Keyword Args:
-        rows: entries that the losses return to be handed back row by row, shape [number of minibatches * B], for
-            example ``("td_error",)`` for priorities. Defaults to none.
-        check_finite: raise if a loss or a gradient is NaN or infinite, before its parameters change. With ``False``
-            that step and the rest of the call are left out and ``finite`` in the result says so; a compiled update then
-            never waits for the device. Defaults to ``True``.
+        rows: metrics of the losses to be returned row by row, shape [number of minibatches * B], for example
+            ``("td_error",)`` for priorities. Defaults to none.
+        check_finite: raise if a loss or a gradient is NaN or infinite, before its parameters change. With ``False``,
+            that step and the rest of the call are skipped, and ``finite`` in the result is false; a compiled update
+            then never waits for the device. Defaults to ``True``.
 
     Raises:
-        O2OSpecError: if there is no gradient step, something but a :class:`Copy` stands before a :class:`Repeat`, or a
+        O2OSpecError: if there is no gradient step, a step other than :class:`Copy` comes before a :class:`Repeat`, or a
             step moves another loss's targets.
 
     Examples:
@@ -144,7 +144,7 @@ class Update:
         _warn_of_still_targets(loss, steps)
 
     def __repr__(self) -> str:
-        """The steps, a line each."""
+        """The steps, one per line."""
         return "\n".join([f"Update of {type(self.loss).__name__}", *_described(self.steps, "  ")])
 
     @property
@@ -174,27 +174,27 @@ class Update:
         return 1 if repeat is None else repeat.times
 
     def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> Update:
-        """From now on compute the same numbers as compiled graphs. The *next* call compiles, and says so in the log.
+        """Compute the same numbers with compiled graphs from now on. The *next* call compiles, and logs it.
 
-        What was compiled is kept on disk, in ``TORCHINDUCTOR_CACHE_DIR`` if that is set. Settings that are not tensors
-        (betas, ``loss.calibrate``) are read then: after changing one, or a layer, call :meth:`recompile`. The next call
-        refuses a changed setting otherwise, and does not see a changed layer. Hooks of networks run when it is compiled
-        and not at each call.
+        Compiled code is cached on disk, in ``TORCHINDUCTOR_CACHE_DIR`` if that is set. Settings that are not tensors
+        (betas, ``loss.calibrate``) are read during compilation: after changing one, or a layer, call
+        :meth:`recompile`. Otherwise the next call raises for a changed setting, and ignores a changed layer. Hooks of
+        networks run only during compilation, not at each call.
 
         Args:
             mode: ``"max-autotune-no-cudagraphs"`` searches for faster kernels, for minutes; ``"reduce-overhead"``
                 records the whole update as one CUDA graph. Defaults to ``"default"``.
             matmul_dtype: ``torch.bfloat16`` multiplies wide float32 matrices (no dimension below 64: the hidden layers)
-                in bfloat16, twice as fast where the hardware has it, at a relative error of some 1e-3 per product;
-                elsewhere it is slower, and a warning says so. ``None`` (default) keeps float32.
+                in bfloat16, which is twice as fast on hardware that supports it, with a relative error of about 1e-3
+                per product. On other hardware it is slower, with a warning. ``None`` (default) keeps float32.
 
         Returns:
             This update.
 
         Raises:
-            O2OSpecError: if an option is unknown, there is no C++ compiler, or, at the next call, the loss is none of
-                this package's, an optimizer is not Adam or AdamW, holds something the loss has not, or serves two
-                steps, or targets do not move by a :class:`~torchrl.objectives.SoftUpdate`.
+            O2OSpecError: if an option is unknown, or there is no C++ compiler. At the next call: if the loss is not one
+                of this package's, an optimizer is not Adam or AdamW, holds parameters that are not the loss's, or is
+                used by two steps, or targets are not moved by a :class:`~torchrl.objectives.SoftUpdate`.
         """
         check_option("mode", mode, _MODES)
         self._check_either(self._autocast is not None)
@@ -213,16 +213,16 @@ class Update:
         return self
 
     def autocast(self) -> Update:
-        """From now on compute under ``torch.autocast`` in bfloat16, convolutions too; parameters stay as they are.
+        """Compute under ``torch.autocast`` in bfloat16 from now on, also convolutions; parameters keep their dtype.
 
-        It is for updates that are not compiled; those take ``matmul_dtype``.
+        This is for eager updates; compiled ones take ``matmul_dtype``.
 
         Returns:
             This update.
 
         Raises:
-            O2OSpecError: if the update is compiled, or the hardware does not multiply in bfloat16: on a processor
-                without it an update from pixels took five times as long.
+            O2OSpecError: if the update is compiled, or the hardware does not support bfloat16, without which an update
+                from pixels took five times as long.
         """
         self._check_either(self.compiled)
         device = next(self.loss.parameters()).device
@@ -240,12 +240,12 @@ class Update:
             raise O2OSpecError("got an update to compile and to autocast; compile it with matmul_dtype=torch.bfloat16")
 
     def recompile(self) -> None:
-        """Forget what was compiled, after a change of something that is not a tensor."""
+        """Discard compiled graphs, after a change of something that is not a tensor."""
         self._programs.clear()
         self._built_in = {}
 
     def check_built_in(self) -> None:
-        """Refuse to go on compiled where something changed that is built into the graphs. The first call notes it.
+        """Raise if something has changed that is built into the compiled graphs. The first call records it.
 
         Raises:
             O2OSpecError: naming what changed.
@@ -256,10 +256,10 @@ class Update:
 
     @staticmethod
     def stack(updates: Sequence[Update]) -> StackedUpdate:
-        """The updates of N agents as one.
+        """Combine the updates of N agents into one.
 
         Args:
-            updates: one per agent, that differ in nothing but their numbers.
+            updates: one per agent, which differ only in their numbers.
 
         Returns:
             The :class:`StackedUpdate`.
@@ -269,7 +269,7 @@ class Update:
         return StackedUpdate(updates)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Update:
-        """An update of a copy of the loss, by copies of the optimizers, which hold the copy's parameters."""
+        """An update of a copy of the loss, with copies of the optimizers that hold the copy's parameters."""
         twin = memo[id(self)] = copy.copy(self)
         twin.loss = copy.deepcopy(self.loss, memo)
         tensors = state_of(twin.loss)
@@ -281,14 +281,14 @@ class Update:
         return twin
 
     def state_dict(self) -> dict[str, Any]:
-        """Calls, and how often the turn of each :class:`Every` has come; the rest is in loss and optimizers."""
+        """The number of calls, and the turns of each :class:`Every`; the rest is in loss and optimizers."""
         return {"calls": self._calls, "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            O2OSpecError: if it is no such state, or counts turns of steps that this update has not.
+            O2OSpecError: if it is not such a state, or counts turns of steps that this update does not have.
         """
         check_state(self, state_dict, {"calls": 0, "counts": None})
         turns = [index for index, step in enumerate(walk(self.steps)) if isinstance(step, Every)]
@@ -307,15 +307,15 @@ class Update:
         return plan(self.steps, self._counts)
 
     def __call__(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Do one update.
+        """Make one update.
 
         Args:
-            batch: transitions, shape [number of minibatches * B]; not modified. A compiled update compiles anew for a
-                new shape.
+            batch: transitions, shape [number of minibatches * B]; not modified. A compiled update compiles again for
+                a new shape.
 
         Returns:
-            Scalars, detached: ``loss_<name>``, the mean of everything the losses return beside their value,
-            ``qvalue_std`` between critics, of the last minibatch; ``finite``; and the rows asked for.
+            Detached scalars of the last minibatch: ``loss_<name>``, the means of the losses' metrics, and
+            ``qvalue_std`` between critics. Also ``finite``, and the requested rows.
 
         Raises:
             O2OSpecError: if the batch cannot be split into equal minibatches, or gradients are impossible (inference
@@ -328,13 +328,13 @@ class Update:
         return metrics
 
     def attempt(self, batch: TensorDictBase) -> tuple[dict[str, Tensor], NonFiniteError | None]:
-        """Do one update and raise nothing if it is not finite.
+        """Make one update without raising if it is not finite.
 
         Args:
             batch: see :meth:`__call__`.
 
         Returns:
-            What :meth:`__call__` returns, and what was not finite, where that is known by name.
+            The result of :meth:`__call__`, and the error about what was not finite, if it is known by name.
         """
         self._check_batch(batch)
         if self._options is not None:
