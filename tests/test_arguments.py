@@ -204,7 +204,7 @@ def test_paths_may_be_words_everywhere() -> None:
     """Of everything public that takes a path."""
     names = ("checkpoint", "collectors", "data", "deploy", "envs", "record", "reproduce", "trainers", "updates")
     rooms = {room: importlib.import_module(f"torchrl_o2o.{room}") for room in names}
-    results = {"PolicyFile", "Run", "Pretrained", "Standing", "EvaluationResult"}  # which the package itself makes
+    results = {"PolicyFile", "Run", "Pretrained", "RunStatus", "EvaluationResult"}  # which the package itself makes
     internal = {"TensorBoardSink", "WandbSink", "write_html"}  # a recorder and a report make these
     strict = []
     for room, module in rooms.items():

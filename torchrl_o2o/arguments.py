@@ -38,7 +38,7 @@ def checked_arguments(function: T) -> T:
     """Let a function refuse arguments that are not of the kind that its annotations say.
 
     Checked are numbers, switches, words, choices, networks, other objects where plain values came in their place, and
-    lists of these. NaN is no number, ``True`` is none either, and ``"false"`` is no switch. Numbers of numpy and
+    lists of these. NaN and ``True`` are not numbers, and ``"false"`` is not a switch. Numbers of numpy and
     torch become Python's, which files can hold. The default is accepted whatever it is. Ranges are the function's own
     business.
 

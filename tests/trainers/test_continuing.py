@@ -25,7 +25,7 @@ from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.record.recorder import read_run
-from torchrl_o2o.trainers import Pretrained, Schedule, Session, Standing, continue_run, load_problem, offline_phase
+from torchrl_o2o.trainers import Pretrained, RunStatus, Schedule, Session, continue_run, load_problem, offline_phase
 from torchrl_o2o.trainers.algorithms import make_awac
 from torchrl_o2o.trainers.continued_methods import find_method
 
@@ -270,12 +270,12 @@ def test_a_method_that_cannot_and_a_run_that_is_not_over(run: Path, tmp_path: Pa
         "awr": r"is a run of awr, which cannot .*: one of its steps is an iteration .*; expected",
         "bc-gaussian-none": r"a share of 0.1 of its data \(best_episodes\)",
     }.items():
-        standing, extra = Standing.read(run), {"online": {}} if config == "off2on" else {}
+        status, extra = RunStatus.read(run), {"online": {}} if config == "off2on" else {}
         extra |= {"best_episodes": 0.1} if config.startswith("bc") else {}
-        standing.config.clear()
-        standing.config.update(algorithm=config, **extra)
+        status.config.clear()
+        status.config.update(algorithm=config, **extra)
         with pytest.raises(O2OSpecError, match=said):
-            find_method(standing.folder, standing.config)
+            find_method(status.folder, status.config)
     with dying("online", 12):
         train(tmp_path / "begun", "awac", "schedule.checkpoint_every=12")
     with pytest.raises(O2OCheckpointError, match="stands at 12 of 24 steps; let it finish"):

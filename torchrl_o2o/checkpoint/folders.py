@@ -196,7 +196,7 @@ def retire(root: Path, step: int) -> None:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints, those set aside, and the segments that none of the kept ones names.
+    """Remove all checkpoints except the newest, those set aside, and the segments that no kept checkpoint needs.
 
     Args:
         root: the folder of checkpoints; the newest one has just been written.

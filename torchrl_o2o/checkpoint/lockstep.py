@@ -59,8 +59,8 @@ def common_step(folders: Sequence[str | Path]) -> int | None:
         )
     for folder in roots:
         for newer in [other for other in steps(folder) if step is None or other > step]:
-            whither = "the start" if step is None else f"{step}"
-            warnings.warn(f"{folder} goes back from step {newer} to {whither}, where all runs stand", stacklevel=2)
+            target = "the start" if step is None else f"{step}"
+            warnings.warn(f"{folder} goes back from step {newer} to {target}, where all runs stand", stacklevel=2)
             retire(folder, newer)
     return step
 

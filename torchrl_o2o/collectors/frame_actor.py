@@ -30,7 +30,7 @@ class FrameActor:
             :func:`~torchrl_o2o.modules.make_pixel_actor`, with one camera.
 
     Raises:
-        O2OSpecError: if the actor is none of those.
+        O2OSpecError: if the actor is not one of those.
 
     Examples:
         >>> from torchrl_o2o.modules import make_pixel_actor, make_pixel_encoder

@@ -137,7 +137,7 @@ def policy_parts(actor: TensorDictModuleBase) -> PolicyParts:
         Its parts.
 
     Raises:
-        O2OSpecError: if the actor is none of those.
+        O2OSpecError: if the actor is not one of those.
 
     Examples:
         >>> from torchrl_o2o.modules import make_deterministic_actor
@@ -201,7 +201,7 @@ class FastActor:
         generator: torch generator of the samples' noise; ``None`` (default) is the global one, which the actor uses.
 
     Raises:
-        O2OSpecError: if the actor is none of those, its parameters are of another type, or the statistics are not of
+        O2OSpecError: if the actor is not one of those, its parameters are of another type, or the statistics are not of
             its observations.
 
     Examples:

@@ -391,7 +391,7 @@ class VectorCollector:
 
         Raises:
             O2OSpecError: if the state belongs to another number of environments or was saved with or without seeds, or
-                is none of a collector.
+                is not of such a collector.
         """
         known: dict[str, Any] = {"frames": 0}
         known |= dict.fromkeys(("observation", "episode_reward", "step_count", "generators", "envs", "queues"))

@@ -177,9 +177,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         "awac": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "awac_authors": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code; mazes as the others
         "iql": _row(Convention(scale_by_returns=True), _MINUS_ONE, _PLAIN),  # its authors' code
-        "iql_corl": _row(
-            _STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED
-        ),  # CORL, all but hopper's scaled rewards
+        "iql_corl": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL, except hopper's scaled rewards
         "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
         "odt": _row(_ODT, _ODT, _ODT),  # its authors' code; target returns are in the environment's units

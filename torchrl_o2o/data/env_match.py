@@ -215,7 +215,7 @@ def match_settings(recorded: Sequence[Mapping[str, Any]], env: EnvFacts) -> list
         env: what is known of the other.
 
     Returns:
-        A warning if it is none of those: rewards, ends and observations of equal shape may mean something else.
+        A warning if it is not one of those: rewards, ends and observations of equal shape may mean something else.
 
     Examples:
         >>> import torch
@@ -262,7 +262,7 @@ def env_facts(env: EnvLike, frame_size: int | None = None) -> EnvFacts:
         frame_size: of data that are frames. An environment of an id that observes none is asked to render them.
 
     Raises:
-        O2OSpecError: if it is none, or its actions are discrete.
+        O2OSpecError: if it is not an environment, or its actions are discrete.
     """
     if isinstance(env, str):
         from torchrl_o2o.envs.make import make_gym_env  # late: environments read this package's tasks

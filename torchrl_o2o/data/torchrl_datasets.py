@@ -38,7 +38,7 @@ def offline_replay_buffer(
     """A data set as a replay buffer that cannot be extended, drawn from uniformly with replacement.
 
     Rows have the entries of :data:`TRANSITION` and no others, so that they can be concatenated with what a collector
-    delivers. The arguments but for ``batch_size`` and ``device`` are those of :func:`load_offline`, which audits the
+    delivers. The arguments except ``batch_size`` and ``device`` are those of :func:`load_offline`, which audits the
     data.
 
     Args:

@@ -119,7 +119,7 @@ def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) ->
         max_episode_steps: the environment's time limit.
 
     Raises:
-        O2ODataError: if all episodes have the same return, there is none, or ``episode`` is missing.
+        O2ODataError: if all episodes have the same return, there are no episodes, or ``episode`` is missing.
 
     Examples:
         >>> import torch

@@ -80,7 +80,7 @@ def export_policy(
         The path.
 
     Raises:
-        O2OSpecError: if the actor is none of those, the format is unknown, ONNX is not installed, the path has the
+        O2OSpecError: if the actor is not one of those, the format is unknown, ONNX is not installed, the path has the
             other format's ending or no folder, or the statistics are not of its observations.
         O2OCheckpointError: if the policy file cannot be read.
 

@@ -144,7 +144,7 @@ def save_policy(
     Keyword Args:
         convention: what was done to rewards and observations in training. Defaults to ``None``: nothing.
         env: the environment's id, or arguments of :func:`~torchrl_o2o.envs.make_gym_env`, on which the actor was
-            trained, so in [-1, 1]. ``None`` (default): it is none of this package.
+            trained, so in [-1, 1]. ``None`` (default): it is not of this package.
         action_box: the environment's native action box, lower and upper edge, each [A]. ``None`` (default) builds
             ``env`` once to read it.
         metadata: plain values to keep, such as ``{"algorithm": "rlpd", "seed": 0}``. Defaults to none.
@@ -153,8 +153,8 @@ def save_policy(
         The file.
 
     Raises:
-        O2OSpecError: if the actor is none of those, neither ``env`` nor ``action_box`` is given, or sizes or boxes do
-            not fit.
+        O2OSpecError: if the actor is not one of those, neither ``env`` nor ``action_box`` is given, or sizes or boxes
+            do not fit.
         O2OCheckpointError: if the file cannot be written, or ``metadata`` holds other than plain values.
 
     Examples:
@@ -266,7 +266,7 @@ def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | Pro
         The actor.
 
     Raises:
-        O2OCheckpointError: if the file is missing, damaged, of the first edition, or none of this package.
+        O2OCheckpointError: if the file is missing, damaged, of the first edition, or not of this package.
 
     Examples:
         >>> import tempfile

@@ -60,7 +60,7 @@ def squared_mmd(first: Tensor, second: Tensor, width: float, kernel: Kernel = "l
         kernel: Defaults to ``"laplacian"``.
 
     Returns:
-        Discrepancy, shape [*B]; never below 0 but for rounding.
+        Discrepancy, shape [*B]; never below 0 except for rounding.
 
     Raises:
         O2OSpecError: if the kernel is unknown.

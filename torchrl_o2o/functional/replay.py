@@ -103,7 +103,7 @@ def mean_one_log_ratio(log_ratio: Tensor, is_offline: Tensor, temperature: float
         temperature: T, positive. Defaults to 1.
 
     Returns:
-        :math:`\log\hat w`, shape [N], of all rows; unchanged but for T if no row is offline.
+        :math:`\log\hat w`, shape [N], of all rows; if no row is offline, only divided by T.
 
     Examples:
         >>> offline = torch.tensor([True, True, False])

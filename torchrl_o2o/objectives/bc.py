@@ -31,7 +31,7 @@ class BCLoss(TransitionLoss):
     Differences from :class:`torchrl.objectives.BCLoss`, which computes the same two numbers: that one takes an actor
     for deterministic unless one of its outputs is called ``loc``, ``scale``, ``logits`` or ``probs``, and then clones a
     *sample*; it reduces over elements or rows depending on the actor, ignores importance weights, and orders its
-    ``in_keys`` by a set. It also has discrete actions and padding masks, which this one has not.
+    ``in_keys`` by a set. It also has discrete actions and padding masks, which this one lacks.
 
     Args:
         actor_network: the actor, stochastic or deterministic.

@@ -56,7 +56,7 @@ class EnsembleSACLoss(SoftLoss):
     ====================  ===  ===  ===========  =======  =========================================
 
     WSRL also draws the Z members with replacement, averages over members, measures the temperature's entropy at s',
-    takes neither entropy nor, but for AntMaze, more than one action into the target, and its critics share one output
+    takes neither entropy nor, except on AntMaze, more than one action into the target, and its critics share one output
     layer (:func:`~torchrl_o2o.modules.make_qvalue_ensemble`). With n = ``num_target_actions`` the bracket of the target
     is the largest of n actions':
     :math:`\max_{m\le n}[\min_{i\in Z} Q'_i(s',a'_m) - \alpha\log\pi(a'_m|s')]`.

@@ -34,7 +34,7 @@ def check_members(
         The same networks.
 
     Raises:
-        O2OSpecError: if they are none or no list, equal one another, share parameters or have other shapes, or
+        O2OSpecError: if they are empty or not a list, equal one another, share parameters or have other shapes, or
             layers without a size.
 
     Examples:

@@ -199,7 +199,7 @@ class SAMGEstimator(TD0Estimator):
             The estimator.
 
         Raises:
-            O2OSpecError: if the loss is none of those named, or has no critic.
+            O2OSpecError: if the loss is not one of those named, or has no critic.
         """
         _check_known(loss)
         critic = FrozenCritic.from_loss(loss, source=source)

@@ -62,7 +62,7 @@ class Advantage(CriticScore):
         chunk_size: critic inputs evaluated at once. Defaults to 4096.
 
     Raises:
-        O2OSpecError: if a number or an option is out of range, or the loss is none of those named.
+        O2OSpecError: if a number or an option is out of range, or the loss is not one of those named.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble

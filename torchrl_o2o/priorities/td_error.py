@@ -52,7 +52,7 @@ class TDError(CriticScore):
         chunk_size: critic inputs evaluated at once. Defaults to 4096.
 
     Raises:
-        O2OSpecError: if a number or an option is out of range, or the loss is none of those.
+        O2OSpecError: if a number or an option is out of range, or the loss is not one of those.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble

@@ -106,7 +106,7 @@ def stratified_bootstrap_interval(
 
     Raises:
         O2OSpecError: if the scores are empty or not one- or two-dimensional, the level is outside (0, 1), the number of
-            resamples is below 1 or ``generator`` is none of numpy's.
+            resamples is below 1 or ``generator`` is not numpy's.
 
     Examples:
         >>> import numpy as np

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from torchrl_o2o._moved import old_names
-from torchrl_o2o.trainers.continuing import Standing, continue_run
+from torchrl_o2o.trainers.continuing import RunStatus, continue_run
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.evaluation import MOVED_STATISTICS, EvaluationResult, evaluate
 from torchrl_o2o.trainers.handover import (
@@ -65,10 +65,10 @@ __all__ = [
     "Pretraining",
     "Problem",
     "RunOptions",
+    "RunStatus",
     "Schedule",
     "Seeds",
     "Session",
-    "Standing",
     "StoppingRule",
     "Trajectory",
     "accept_actors",

@@ -122,7 +122,7 @@ def advise(
         data_returns: undiscounted returns of the recorded episodes, [m].
 
     Keyword Args:
-        policy_returns: of a pre-trained policy's episodes, [n]; ``None`` (default): there is none.
+        policy_returns: of a pre-trained policy's episodes, [n]; ``None`` (default) if there is no policy.
         reference: random and expert return of the task, if known.
 
     Returns:

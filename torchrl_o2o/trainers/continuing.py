@@ -42,14 +42,14 @@ from torchrl_o2o.trainers.session import Schedule, Session
 from torchrl_o2o.trainers.settings import choose_route, plain
 from torchrl_o2o.trainers.trajectories import returns_of
 
-__all__ = ["Continuing", "Standing", "continue_run"]
+__all__ = ["Continuing", "RunStatus", "continue_run"]
 
 Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands, from its newest checkpoint.
+class RunStatus:
+    """The status of a run, read from its newest checkpoint.
 
     Args:
         folder: the run's folder.
@@ -78,8 +78,8 @@ class Standing:
         >>> with online_phase(cfg, problem, None, make_rlpd) as run:
         ...     for step, data in run.steps():
         ...         _ = run.buffer.extend(data.select(*run.learner.keys))
-        >>> standing = Standing.read(cfg.run_dir)
-        >>> standing.round, standing.num_offline, standing.policy.dims
+        >>> status = RunStatus.read(cfg.run_dir)
+        >>> status.round, status.num_offline, status.policy.dims
         (0, 100, (3, 1))
     """
 
@@ -92,7 +92,7 @@ class Standing:
     policy: deploy.PolicyFile
 
     @classmethod
-    def read(cls, folder: str | Path) -> Standing:
+    def read(cls, folder: str | Path) -> RunStatus:
         """Read a run folder.
 
         Args:
@@ -188,7 +188,7 @@ class Continuing(Phase):
     starts over from where the run stood, with the same numbers.
 
     Args:
-        standing: where the run stands.
+        status: where the run stands.
         problem: environment, convention, and the run's rows in the learner's numbers, the new ones at the end.
         method: with the run's state, which a round that continues reads again.
         options: where and how; its configuration is the run's.
@@ -200,7 +200,7 @@ class Continuing(Phase):
 
     def __init__(
         self,
-        standing: Standing,
+        status: RunStatus,
         problem: Problem,
         method: ContinuedMethod,
         options: RunOptions,
@@ -208,17 +208,17 @@ class Continuing(Phase):
         lineage: Sequence[Entry],
         with_env: bool = True,
     ) -> None:
-        self.standing, self.lineage, self._seed = standing, list(lineage), options.seed
-        self._resumes = list(standing.lineage) == self.lineage
+        self.status, self.lineage, self._seed = status, list(lineage), options.seed
+        self._resumes = list(status.lineage) == self.lineage
         self.num_steps = sum({entry["round"]: entry["updates"] for entry in lineage}.values())
-        buffer = method.buffer(problem, standing.num_offline)
-        before = standing.manifest["step"] - standing.further
+        buffer = method.buffer(problem, status.num_offline)
+        before = status.manifest["step"] - status.further
         objects = {
             **method.objects(),
             "convention": problem.convention.state_dict(),
             "pretraining": PretrainingPlan(before + self.num_steps, fingerprint(problem.offline)),
         }
-        policy, learner = standing.policy, method.learner
+        policy, learner = status.policy, method.learner
         self._save = deploy.policy_saver(
             learner.actor, convention=problem.convention, env=policy.env, action_box=_box(policy)
         )
@@ -244,18 +244,18 @@ class Continuing(Phase):
     def _write(self, folder: Path) -> None:
         """Write what accompanies a checkpoint: the policy, and the lineage in the run's record."""
         self._save(folder)
-        if self._resumes or self.session.counters.get("further", 0) > self.standing.further:  # it is in a checkpoint
+        if self._resumes or self.session.counters.get("further", 0) > self.status.further:  # it is in a checkpoint
             self.session.record.note("lineage", self.lineage)
 
     def _restore(self, checkpoint: Checkpointer) -> int | None:
         if self._resumes:
             return checkpoint.restore()
-        standing, session = self.standing, self.session
-        restore_objects(standing.root, standing.manifest, {"recorder": session.record, "counters": session.counters})
-        for step in standing.damaged:
-            retire(standing.root, step)
+        status, session = self.status, self.session
+        restore_objects(status.root, status.manifest, {"recorder": session.record, "counters": session.counters})
+        for step in status.damaged:
+            retire(status.root, step)
         seed_everything(self._seed + self.lineage[-1]["round"])
-        return standing.manifest["step"]
+        return status.manifest["step"]
 
 
 def _box(policy: deploy.PolicyFile) -> tuple[Any, Any]:
@@ -263,11 +263,11 @@ def _box(policy: deploy.PolicyFile) -> tuple[Any, Any]:
     return policy.low[: policy.dims[-1]], policy.high[: policy.dims[-1]]
 
 
-def _take_over(standing: Standing, method: ContinuedMethod) -> None:
+def _take_over(status: RunStatus, method: ContinuedMethod) -> None:
     """Load a run's networks, targets, moments and counts; learning rates come from the configuration."""
     try:
         for name, part in method.objects().items():
-            state = standing.state(name)
+            state = status.state(name)
             if isinstance(part, Optimizer):
                 carry_optimizer(state, part)
             elif isinstance(part, dict):
@@ -275,7 +275,7 @@ def _take_over(standing: Standing, method: ContinuedMethod) -> None:
             elif state is not None or name != "update":  # runs of earlier versions have no counts
                 part.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, O2OSpecError) as error:
-        raise O2OCheckpointError(f"{standing.folder} cannot be continued by this learner: {error}") from error
+        raise O2OCheckpointError(f"{status.folder} cannot be continued by this learner: {error}") from error
 
 
 def continue_run(
@@ -341,32 +341,32 @@ def continue_run(
         >>> [(entry["round"], entry["rows"], entry["updates"]) for entry in lineage]
         [(0, 108, 0), (1, 20, 2)]
     """
-    standing = Standing.read(folder)
-    cfg: DictConfig = OmegaConf.create(_numbers(standing.config))  # type: ignore[assignment]
-    make = find_method(standing.folder, standing.config)
+    status = RunStatus.read(folder)
+    cfg: DictConfig = OmegaConf.create(_numbers(status.config))  # type: ignore[assignment]
+    make = find_method(status.folder, status.config)
     choose_route(cfg.get("matmul_route", "default"))
-    env = _environment(standing) if with_env else None
+    env = _environment(status) if with_env else None
     new = [_load(cfg, source, env, reading or {}) for source in data]
-    lineage = _next_lineage(standing, new, num_steps, resume=resume)
-    method = make(cfg, _dims(standing, new))
-    _take_over(standing, method)
-    seed_everything(cfg.seed + standing.round + 1)  # a method may draw random numbers for what it stores with a row
-    old, *added = _parts(standing, cfg, env, method, [] if lineage is None else new)
-    if lineage is not None and not standing.lineage:
+    lineage = _next_lineage(status, new, num_steps, resume=resume)
+    method = make(cfg, _dims(status, new))
+    _take_over(status, method)
+    seed_everything(cfg.seed + status.round + 1)  # a method may draw random numbers for what it stores with a row
+    old, *added = _parts(status, cfg, env, method, [] if lineage is None else new)
+    if lineage is not None and not status.lineage:
         lineage = [_entry(0, str(cfg.dataset.source), old, None, 0), *lineage]
     if lineage is not None:
         _check_beginning(added, new, lineage[0])
-    lineage = standing.lineage if lineage is None else lineage
+    lineage = status.lineage if lineage is None else lineage
     options = RunOptions(
         folder,
-        standing.config,
+        status.config,
         seed=cfg.seed,
         schedule=schedule or Schedule(),
         evaluation=dict(cfg.get("evaluation", {})),
         recorder=dict(recorder or {}),
     )
-    problem = Problem(standing.config["env"], _joined(old, *added), standing.convention)
-    phase = Continuing(standing, problem, method, options, lineage=lineage, with_env=with_env)
+    problem = Problem(status.config["env"], _joined(old, *added), status.convention)
+    phase = Continuing(status, problem, method, options, lineage=lineage, with_env=with_env)
     with phase:
         for step in phase.steps():
             phase.log(method.update(phase, step))
@@ -382,12 +382,12 @@ def _numbers(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf", "nan") else value
 
 
-def _environment(standing: Standing) -> Any:
+def _environment(status: RunStatus) -> Any:
     try:
-        return make_gym_env(**standing.config["env"])
+        return make_gym_env(**status.config["env"])
     except Exception as error:  # building an environment can raise any exception
         raise O2OSpecError(
-            f"the environment of {standing.folder} cannot be built here ({error}); continue without it, and so without "
+            f"the environment of {status.folder} cannot be built here ({error}); continue without it, and so without "
             "evaluation, by with_env=False (--without-env)"
         ) from error
 
@@ -400,12 +400,12 @@ def _load(cfg: DictConfig, source: Any, env: Any, reading: Mapping[str, Any]) ->
 
 
 def _next_lineage(
-    standing: Standing, new: Sequence[_Recording], num_steps: int | None, *, resume: bool
+    status: RunStatus, new: Sequence[_Recording], num_steps: int | None, *, resume: bool
 ) -> list[Entry] | None:
     """The lineage with this round's entries; ``None`` to continue the last round."""
-    left = standing.planned - standing.further
-    last = [entry for entry in standing.lineage if entry["round"] == standing.round and standing.round]
-    found = [recording.entry(standing.round + 1, num_steps or 0) for recording in new]
+    left = status.planned - status.further
+    last = [entry for entry in status.lineage if entry["round"] == status.round and status.round]
+    found = [recording.entry(status.round + 1, num_steps or 0) for recording in new]
     prints = [entry["fingerprint"] for entry in found]
     if resume and last and (not found or prints == [entry["fingerprint"] for entry in last]):
         if num_steps not in (None, last[-1]["updates"]):
@@ -416,14 +416,14 @@ def _next_lineage(
     if left:
         names = ", ".join(str(entry["source"]) for entry in last)
         raise O2OCheckpointError(
-            f"round {standing.round} of {standing.folder}, on {names}, has {left} updates left; continue with it first "
+            f"round {status.round} of {status.folder}, on {names}, has {left} updates left; continue with it first "
             "(resume=True, --resume), with the same data or none named"
         )
     if not found:
-        raise O2OSpecError(f"no round of {standing.folder} was begun; name the new recordings")
+        raise O2OSpecError(f"no round of {status.folder} was begun; name the new recordings")
     if num_steps is None or num_steps < 1:
         raise O2OSpecError(f"got num_steps={num_steps}, expected how many updates to make, at least 1")
-    known = {entry["fingerprint"]: entry for entry in standing.lineage}
+    known = {entry["fingerprint"]: entry for entry in status.lineage}
     for entry in found:
         if entry["fingerprint"] in known:
             there = known[entry["fingerprint"]]
@@ -432,7 +432,7 @@ def _next_lineage(
                 f"{there['round']}; name recordings that are new"
             )
         known[entry["fingerprint"]] = entry
-    return [*standing.lineage, *found]
+    return [*status.lineage, *found]
 
 
 def _check_beginning(added: Sequence[TensorDictBase], new: Sequence[_Recording], beginning: Entry) -> None:
@@ -445,41 +445,41 @@ def _check_beginning(added: Sequence[TensorDictBase], new: Sequence[_Recording],
             )
 
 
-def _dims(standing: Standing, new: Sequence[_Recording]) -> tuple[int, int]:
-    dims = standing.policy.dims
+def _dims(status: RunStatus, new: Sequence[_Recording]) -> tuple[int, int]:
+    dims = status.policy.dims
     for recording in new:
         there = recording.rows["observation"].shape[-1], recording.rows["action"].shape[-1]
         if there != dims:
             raise O2ODataError(
                 f"{recording.source} has {there[0]} observation entries and {there[1]} action dimensions, the run "
-                f"{standing.folder} {'x'.join(map(str, dims[:-1]))} and {dims[-1]}; name recordings of the same robot "
+                f"{status.folder} {'x'.join(map(str, dims[:-1]))} and {dims[-1]}; name recordings of the same robot "
                 "or task"
             )
     return dims[0], dims[-1]
 
 
 def _parts(
-    standing: Standing, cfg: DictConfig, env: Any, method: ContinuedMethod, new: Sequence[_Recording]
+    status: RunStatus, cfg: DictConfig, env: Any, method: ContinuedMethod, new: Sequence[_Recording]
 ) -> list[TensorDictBase]:
     """The run's rows with the learner's scaling, from its checkpoint or data set, and the rows of each recording."""
 
     keys = method.learner.keys
 
     def seen(raw: TensorDictBase) -> TensorDictBase:
-        rows = standing.convention.data(raw)
+        rows = status.convention.data(raw)
         if "mc_return" in keys:
-            rows = returns_of(cfg, Problem(standing.config["env"], rows, standing.convention))(rows)
+            rows = returns_of(cfg, Problem(status.config["env"], rows, status.convention))(rows)
         if ("next", "action") in keys:
             rows = add_next_action(rows)
         return method.complete(rows).select(*keys)
 
-    old = read_rows(standing.root, standing.manifest)
+    old = read_rows(status.root, status.manifest)
     if old is None:
         old = seen(load_offline(**plain(cfg.dataset), env=env))
-        planned = standing.state("pretraining").get("data")
+        planned = status.state("pretraining").get("data")
         if planned not in (None, fingerprint(old)):
             raise O2ODataError(
-                f"{cfg.dataset.source} does not hold the rows that {standing.folder} has learned from: other data of "
+                f"{cfg.dataset.source} does not hold the rows that {status.folder} has learned from: other data of "
                 "the same name; put those back, or start a new run in another folder"
             )
     return [old, *(seen(recording.rows) for recording in new)]

@@ -172,7 +172,7 @@ def check_added(cfg: DictConfig, words: Sequence[str], base: DictConfig, *, opti
         base: the configuration without the words that add to it, ``+name=...`` and ``++name=...``.
 
     Keyword Args:
-        optional: settings that the script reads and its configuration has not. Defaults to none.
+        optional: settings that the script reads although its configuration lacks them. Defaults to none.
 
     Raises:
         O2OSpecError: naming the first.

@@ -59,7 +59,7 @@ class StackedUpdate:
         updates: one per agent, with the same settings.
 
     Raises:
-        O2OSpecError: if there is none, they have different settings, or parameters in common.
+        O2OSpecError: if there are no updates, they have different settings, or parameters in common.
 
     Examples:
         >>> import torch

@@ -54,8 +54,8 @@ def learning_of(loss: LossModule, plan: Plan, rows: tuple[str, ...]) -> Learning
         rows: entries to hand back row by row.
 
     Raises:
-        O2OSpecError: if the loss is none of this package's, an optimizer is not Adam or AdamW, holds a tensor that is
-            not the loss's or one that another step trains, or targets move otherwise than by a ``SoftUpdate``.
+        O2OSpecError: if the loss is not one of this package's, an optimizer is not Adam or AdamW, holds a tensor that
+            is not the loss's or one that another step trains, or targets move otherwise than by a ``SoftUpdate``.
     """
     if not isinstance(loss, TransitionLoss):
         raise O2OSpecError(

@@ -413,7 +413,7 @@ def _same_length(values: Mapping[str, Any], origin: str) -> None:
 
 
 def refuse_keys(keys: Sequence[str] | None, origin: str) -> None:
-    """Refuse keys of a dictionary observation where there is none.
+    """Raise if keys of a dictionary observation are given for data without one.
 
     Args:
         keys: ``obs_keys``, or ``None``.

@@ -147,7 +147,7 @@ def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
 
 
 def check_same(target: Path, made: Mapping[str, Any]) -> None:
-    """See that a data set that exists was made as it would be made now, but for versions.
+    """Check that an existing data set was made as it would be made now, except for versions.
 
     A policy that has no hash (see :func:`~torchrl_o2o.data.datasets.functions.function_fingerprint`) is never the same.
 

@@ -44,7 +44,7 @@ def make_ogbench(name: str, *, seed: int = 0, num_steps: int | None = None, root
         The npz file, which :func:`~torchrl_o2o.data.load_offline` reads by its path. One that exists is left as it is.
 
     Raises:
-        O2ODataError: if the name is none of those.
+        O2ODataError: if the name is not one of those.
         O2OSpecError: if ogbench is not installed, or there is not one whole episode.
     """
     match = _NAME.fullmatch(name)

@@ -73,7 +73,7 @@ def record_frames(
         The data set's folder.
 
     Raises:
-        O2ODataError: if the name is none, or a set of that name exists that was made otherwise.
+        O2ODataError: if the name is not valid, or a set of that name exists that was made otherwise.
         O2OSpecError: if the name is taken by a data set that this package makes otherwise, a number is out of range,
             the environment cannot be rendered here, or a library is not installed.
 

@@ -40,7 +40,7 @@ def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = F
     Keyword Args:
         num_stack: frames of a stack. Defaults to 3.
         mixed_episodes: for parity with RLPD's official loader only, which does not notice where episodes begin: the
-            frames at reset, but for the very first, are lost, and the first ``num_stack`` stacks of an episode have
+            frames at reset, except for the very first, are lost, and the first ``num_stack`` stacks of an episode have
             frames of the one before. Defaults to ``False``.
 
     Returns:

@@ -157,7 +157,7 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
         The learner; it explores with normal noise, whose ``sigma`` is the explorer's last module's.
 
     Raises:
-        O2OSpecError: if the algorithm is none of those, or ``utd_ratio`` is not 1.
+        O2OSpecError: if the algorithm is not one of those, or ``utd_ratio`` is not 1.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config

@@ -65,7 +65,7 @@ def ensemble_sac(
     Args:
         actor: the policy.
         dims: observation and action dimension.
-        section: what :func:`make_rlpd` reads, but for the actor.
+        section: what :func:`make_rlpd` reads, except the actor.
 
     Keyword Args:
         utd_ratio: critic steps per update.
