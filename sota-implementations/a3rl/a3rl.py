@@ -6,7 +6,7 @@
 
     python sota-implementations/a3rl/a3rl.py task=halfcheetah data=linear-mix-v0 seed=0
     python sota-implementations/a3rl/a3rl.py -m priority=advantage_density,td,uniform seed=0,1,2
-    python sota-implementations/a3rl/a3rl.py task=halfcheetah actors=4  # in processes of their own
+    python sota-implementations/a3rl/a3rl.py task=halfcheetah actors=4  # actors in separate processes
 
 The learner and its update are RLPD's; what is A3RL's own is in `torchrl_o2o.trainers.algorithms.a3rl`. A test runs this
 and examples/a3rl.py and compares every parameter.

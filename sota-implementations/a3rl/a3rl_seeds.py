@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> None:
     """The loop of a3rl.py, in rounds of one step of every seed."""
     problem, configs = load_problem(cfg, "a3rl"), seed_configs(cfg)
 
-    shared = SharedRows(len(configs))  # the data are there once
+    shared = SharedRows(len(configs))  # all agents share one copy of the data
 
     def make(own: DictConfig) -> Finetuning:
         pool = partial(make_pool, own, problem, make_storage=shared)

@@ -39,10 +39,10 @@ LEARNERS = {"aca": make_aca, "sac": make_sac_after_sac_ml}
 
 
 def family_of(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
-    """Which policy a pre-training has: as its configuration says, or by its parameters."""
+    """The policy family of a pre-training, from its configuration or its parameters."""
     if "policy_family" in config:
         return config["policy_family"]
-    # Both families can have one standard deviation an action dimension; only make_actor calls that "vector".
+    # Both families can have one standard deviation per action dimension; only make_actor calls that "vector".
     is_gaussian = any(key.endswith(".log_std") for key in state) and config["actor"].get("std") != "vector"
     return "gaussian" if is_gaussian else "tanh"
 

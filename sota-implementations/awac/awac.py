@@ -7,7 +7,7 @@
     python sota-implementations/awac/awac.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/awac/awac.py task=halfcheetah preset=cpu seed=0 pretrained=runs/awac/.../seed0/offline
     python sota-implementations/awac/awac.py task=adroit-pen reference=authors_hand
-    python sota-implementations/awac/awac.py task=halfcheetah actors=4  # online, in processes of their own
+    python sota-implementations/awac/awac.py task=halfcheetah actors=4  # online, actors in separate processes
 
 The update is that of examples/awac.py, in the same order. With `bc_steps`, the first updates of the offline phase clone
 the data.
@@ -34,7 +34,7 @@ def train(cfg: DictConfig) -> None:
     problem = load_problem(cfg, cfg.convention_of)
     with offline_phase(cfg, problem, make_awac, then=make_awac) as offline:
         for step in offline.steps():
-            clones = step + cfg.offline.num_steps <= cfg.bc_steps  # the first of them
+            clones = step + cfg.offline.num_steps <= cfg.bc_steps  # the first bc_steps updates
             update = offline.learner.further["cloning"] if clones else offline.learner.update
             offline.log(update(offline.sample()))
     with online_phase(cfg, problem, offline.folder, make_awac, fleet=fleet_settings(cfg)) as online:

@@ -27,7 +27,7 @@ from torchrl_o2o.trainers.algorithms import check_awr, make_awr
 
 
 def iterate(cfg: DictConfig, learner: Learner, buffer: ReplayBuffer) -> dict[str, Tensor]:
-    """One iteration on all rows of a buffer, which lie in the order in which they were recorded."""
+    """One iteration on all rows of a buffer, in the order in which they were recorded."""
     rows = buffer[:]
     assert isinstance(learner.loss, AWRLoss)
     metrics: dict[str, Tensor] = {}

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Behavior cloning, of all episodes or of the best, and what may follow it: nothing, more cloning, or SAC.
+"""Behavior cloning of all episodes or of the best, followed by nothing, more cloning, or SAC.
 
 python sota-implementations/bc/bc.py task=halfcheetah preset=cpu seed=0
 python sota-implementations/bc/bc.py preset=cpu learner=none best_episodes=0.1  # 10 % BC, offline only
@@ -27,7 +27,7 @@ LEARNERS = {"bc": make_bc, "sac": make_sac_of_clone}
 
 
 def best_only(problem: Problem, share: float) -> Problem:
-    """The same problem with only the best episodes, at least one, by the environment's own undiscounted return."""
+    """The same problem with only the best episodes (at least one), by the environment's own undiscounted return."""
     if not 0.0 < share <= 1.0:
         raise O2OSpecError(f"got best_episodes={share}, expected a share in (0, 1]; 0.1 is the usual 10 % BC")
     if share == 1.0:
@@ -40,7 +40,7 @@ def best_only(problem: Problem, share: float) -> Problem:
 
 
 def train(cfg: DictConfig) -> None:
-    """Clone, or read what was cloned; continue as ``learner`` says."""
+    """Clone, or read a cloned policy; continue as ``learner`` says."""
     check_option("learner", cfg.learner, ("none", *LEARNERS))
     if cfg.learner == "sac" and cfg.policy == "deterministic":
         raise O2OSpecError("learner=sac needs a stochastic policy; clone policy=tanh_gaussian or policy=gaussian")

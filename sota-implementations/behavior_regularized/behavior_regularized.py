@@ -36,7 +36,7 @@ def train(cfg: DictConfig) -> None:
     problem = load_problem(cfg, "brac")
     with offline_phase(cfg, problem, make, then=make) as offline:
         for step in offline.steps():
-            if step + cfg.offline.num_steps <= clone_steps:  # the first of them
+            if step + cfg.offline.num_steps <= clone_steps:  # the first updates
                 offline.log(offline.learner.further["behavior"](offline.sample()))
                 continue
             start_on_penalty(cfg, offline.learner)

@@ -33,7 +33,7 @@ LEARNERS = {"cql": make_cql, "cal_ql": make_cal_ql, "sac": make_sac_after_cql}
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse what does not fit together, before anything is trained."""
+    """Raise for settings that do not fit together, before anything is trained."""
     check_option("algorithm", cfg.algorithm, ("cql", "cal_ql"))
     check_option("learner", cfg.learner, tuple(LEARNERS))
     check_option("collect", cfg.collect, ("step", "trajectory"))
@@ -68,7 +68,7 @@ def finetune_trajectories(
     assert isinstance(online.collector, StepCollector)
     online.collector.on_cut = trajectory.truncate  # its last row is not in the buffer yet
     with online:
-        online.log(trajectory.metrics)  # of a run that continues
+        online.log(trajectory.metrics)  # of a resumed run
         for step, data in online.steps():
             if trajectory.over:  # cut by a failure of the environment
                 learn(step)

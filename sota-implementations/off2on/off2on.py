@@ -48,21 +48,21 @@ from torchrl_o2o.trainers.algorithms import (
     replay_priority,
 )
 
-#: What the agents do not read, so that they serve ensembles that differ in it.
+#: Settings that the agents do not read, so that ensembles with other values can share them.
 OF_ENSEMBLE = ("num_agents", "online_optim", "density_ratio", "density_loss", "density_optim", "priority", "sampler")
 
 
 def ensemble_of(cfg: DictConfig, problem: Problem, agents: list[dict[str, Tensor]]) -> Learner:
-    """Hand over: the averaged policy and all critics of the agents, whose losses have these states."""
+    """The ensemble, with the averaged policy and all critics of the agents, from the states of their losses."""
     learner = make_off2on_ensemble(cfg, problem.dims)
     carry_over(stack_agents(agents), learner.loss)
     return learner
 
 
 def pretrain_agents(cfg: DictConfig, problem: Problem) -> None:
-    """Train agents that differ in their seeds alone, one after the other."""
+    """Train agents that differ only in their seeds, one after the other."""
     agent = make_off2on_agent(cfg, problem.dims).loss.state_dict()
-    ensemble_of(cfg, problem, [agent] * cfg.num_agents)  # what does not fit is refused before it costs
+    ensemble_of(cfg, problem, [agent] * cfg.num_agents)  # raises before the training if something does not fit
     options = run_options(cfg, Path(cfg.run_dir) / "offline", without=(*ONLINE_ONLY, *OF_ENSEMBLE))
     for number in range(cfg.num_agents):
         seed_everything(cfg.seed + 1000 * number)
@@ -77,14 +77,14 @@ def replay(cfg: DictConfig, run: Finetuning) -> dict[str, Tensor]:
     """One update: learn from rows drawn by priority, set their priorities, let the ratio learn from both sources."""
     batch, number = run.sample(), len(run.problem.offline)
     rows = density_rows(run.buffer, number, 2 * len(batch))
-    priority = replay_priority(cfg, run.learner, batch, rows[rows["is_offline"]])  # by the ratio before its step
+    priority = replay_priority(cfg, run.learner, batch, rows[rows["is_offline"]])  # with the ratio from before its step
     metrics = run.learner.update(batch) | run.learner.further["density_ratio"](rows)
     run.buffer.update_priority(batch["index"], priority)
     return metrics | {"offline_share": offline_share(batch["index"], number), "priority": priority.mean()}
 
 
 def train(cfg: DictConfig) -> None:
-    """Epochs of environment steps, each followed by as many updates, in the first epoch by several times as many."""
+    """Epochs of environment steps, each followed by as many updates; several times as many in the first epoch."""
     problem, online = load_problem(cfg, "off2on"), cfg.online
     if cfg.pretrained is None:
         pretrain_agents(cfg, problem)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""PEX (Zhang et al. 2023): pre-train by IQL, freeze the policy, let a new one learn beside it; and its baselines.
+"""PEX (Zhang et al. 2023): pre-train by IQL, freeze the policy, train a new one next to it; and its baselines.
 
     python sota-implementations/pex/pex.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/pex/pex.py preset=cpu algorithm=direct pretrained=runs/pex/.../seed0/offline
@@ -27,7 +27,7 @@ ONLINE_ONLY = ("expansion", "eval_eps")
 
 
 def train(cfg: DictConfig) -> None:
-    """Pre-train or read a pre-training, unless the algorithm does without; then learn online."""
+    """Pre-train or read a pre-training, unless the algorithm has no offline phase; then learn online."""
     problem, make_online = load_problem(cfg, "pex"), make_pex if cfg.algorithm == "pex" else make_iql
     folder = None
     if cfg.handover.carry:

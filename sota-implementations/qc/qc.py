@@ -23,7 +23,7 @@ from torchrl_o2o.trainers.algorithms import make_qc
 
 
 def train(cfg: DictConfig) -> None:
-    """Pre-train or read a pre-training where the variant has one, then learn online."""
+    """Pre-train or read a pre-training if the variant has an offline phase, then learn online."""
     problem, make_online = load_problem(cfg, "qc"), partial(make_qc, online=True)
     pretrained = None
     if cfg.pretrain:

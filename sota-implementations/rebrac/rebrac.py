@@ -25,7 +25,7 @@ from torchrl_o2o.trainers.algorithms import cool_penalty, make_rebrac
 
 
 def train(cfg: DictConfig) -> None:
-    """Pre-train or read a pre-training, then fine-tune; the actor's penalty falls to one half of itself online."""
+    """Pre-train or read a pre-training, then fine-tune; the actor's penalty falls to one half online."""
     problem, make_online = load_problem(cfg, "rebrac"), partial(make_rebrac, online=True)
     add_return = returns_of(cfg, problem)
     rows = add_return(problem.offline) if cfg.loss.calibrate else problem.offline

@@ -6,7 +6,7 @@
 
     python sota-implementations/rlpd/rlpd.py task=halfcheetah data=linear-mix-v0 seed=0
     python sota-implementations/rlpd/rlpd.py -m algorithm=rlpd,sac seed=0,1,2 data=linear-mix-v0 preset=cpu
-    python sota-implementations/rlpd/rlpd.py task=halfcheetah actors=4  # in processes of their own
+    python sota-implementations/rlpd/rlpd.py task=halfcheetah actors=4  # actors in separate processes
 
 The update is the paper's Algorithm 1 as in examples/rlpd.py; a test runs both and compares every parameter. The order
 of its steps is in `torchrl_o2o.trainers.algorithms.ensemble_sac`.
@@ -24,7 +24,7 @@ from torchrl_o2o.trainers.algorithms import make_rlpd
 
 
 def train(cfg: DictConfig) -> None:
-    """Learn online with the data at hand; before that offline for a while, if so configured."""
+    """Learn online, with part of each batch from the data; before that learn offline, if the configuration says so."""
     problem = load_problem(cfg, "rlpd")
     with online_phase(cfg, problem, None, make_rlpd, fleet=fleet_settings(cfg)) as run:
         for _ in run.offline_steps(cfg.offline.num_steps):

@@ -27,7 +27,7 @@ def train(cfg: DictConfig) -> None:
     """The loop of rlpd.py, in rounds of one step of every seed."""
     problem, configs = load_problem(cfg, "rlpd"), seed_configs(cfg)
 
-    shared = SharedRows(len(configs))  # the data are there once
+    shared = SharedRows(len(configs))  # all agents share one copy of the data
 
     def make(own: DictConfig) -> Finetuning:
         return online_phase(own, problem, None, make_rlpd, make_storage=shared)

@@ -22,7 +22,7 @@ from torchrl_o2o.trainers.algorithms import PixelRun, make_rlpd_pixels
 
 
 def train(cfg: DictConfig) -> None:
-    """Learn online with the data at hand."""
+    """Learn online, with part of each batch from the data."""
     run = PixelRun(cfg, make_rlpd_pixels)
     with run.session as session:
         for step, transition in session.online(run.collector):

@@ -8,7 +8,7 @@
     python sota-implementations/samg/samg.py base=awac task=halfcheetah preset=cpu seed=0 confidence=none
     python sota-implementations/samg/samg.py base=awac preset=cpu seed=0 pretrained=runs/samg/.../offline
 
-The base's learner trains offline; then the confidence is fitted; then the data set is let go. `confidence=none` is
+The base's learner trains offline; then the confidence is fitted; then the data set is dropped. `confidence=none` is
 the base algorithm under the same online protocol.
 """
 
@@ -42,12 +42,12 @@ from torchrl_o2o.trainers import (
 )
 from torchrl_o2o.trainers.algorithms import Guide, decay_actor_lr, make_base, make_confidence, raw_convention
 
-#: What the offline phase of the base does not read.
+#: Settings that the offline phase of the base algorithm does not read.
 SAMG_ONLY = ("confidence", "encoder", "threshold", "guidance", "weigh_penalty", "run_name")
 
 
 def prepare(cfg: DictConfig, start: Path) -> None:
-    """All that needs the data set: the base's offline phase and the confidence."""
+    """Everything that needs the data set: the base algorithm's offline phase, and fitting the confidence."""
     problem = Problem.load(plain(cfg.env), plain(cfg.dataset), raw_convention(cfg))
     config = plain(cfg)
     base = OmegaConf.create({key: value for key, value in config.items() if key not in SAMG_ONLY})
@@ -59,7 +59,7 @@ def prepare(cfg: DictConfig, start: Path) -> None:
             offline.log(metrics | (decay_actor_lr(offline.learner) if cfg.learner.label == "iql" else {}))
     pretrained = Pretrained.read(offline.folder)
     online = make_base(cfg, online=True)(cfg, problem.dims)
-    hand_over(pretrained, online, HandOver(**plain(cfg.handover)))  # what does not fit is refused before it costs
+    hand_over(pretrained, online, HandOver(**plain(cfg.handover)))  # raises before the fit if they do not match
     confidence = make_confidence(cfg, problem.dims, problem)
     state = {} if confidence is None else confidence.state_dict()
     start.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def prepare(cfg: DictConfig, start: Path) -> None:
 
 
 def online_run(cfg: DictConfig, start: Path) -> tuple[Finetuning, Guide | None]:
-    """The online phase, which starts with an empty buffer, and what guides it."""
+    """The online phase, which starts with an empty buffer, and its guidance."""
     saved = load(start.read_bytes())
     check_config(saved["config"], {"confidence": plain(cfg.confidence)})
     dims, how = tuple(saved["dims"]), HandOver(**plain(cfg.handover))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""SOPE, SPEQ-O2O and SPEQ: one update a step, and phases in which the critics alone learn on what is there.
+"""SOPE, SPEQ-O2O and SPEQ: one update per step, and phases that train only the critics on the present data.
 
     python sota-implementations/sope/sope.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/sope/sope.py task=halfcheetah preset=cpu algorithm=speq_o2o
@@ -31,7 +31,7 @@ from torchrl_o2o.trainers.algorithms import make_critics_alone, make_sope, phase
 
 
 def train(cfg: DictConfig) -> None:
-    """Learn online beside the data, with phases of the critics."""
+    """Learn online and from the data, with phases that train only the critics."""
     check_option("handover.data", cfg.handover.data, ("symmetric", "none"))
     problem, rule = load_problem(cfg, "sope"), StoppingRule(**plain(cfg.phases.rule))
     phase = phase_settings(cfg, len(problem.offline) if cfg.handover.data == "symmetric" else 0)

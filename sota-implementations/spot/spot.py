@@ -25,7 +25,7 @@ from torchrl_o2o.trainers.algorithms import cool_constraint, make_spot
 
 
 def train(cfg: DictConfig) -> None:
-    """Pre-train or read a pre-training, then fine-tune; the optimizers are made anew at the hand-over."""
+    """Pre-train or read a pre-training, then fine-tune; the hand-over makes new optimizers."""
     if cfg.offline.num_steps < cfg.vae_steps:
         raise O2OSpecError(
             f"got offline.num_steps={cfg.offline.num_steps}, which counts the {cfg.vae_steps} of vae_steps, too; "

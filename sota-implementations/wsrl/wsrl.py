@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""WSRL (Zhou et al. 2024): learn offline, look around with the frozen policy, continue without the data.
+"""WSRL (Zhou et al. 2024): learn offline, collect with the frozen policy, continue without the data.
 
     python sota-implementations/wsrl/wsrl.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/wsrl/wsrl.py preset=cpu handover.warmup_steps=0 pretrained=runs/wsrl/.../seed0/offline
@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> None:
     with online_phase(cfg, problem, offline.folder, make_wsrl) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))
-            if online.may_update(step):  # the policy stays as it is for handover.warmup_steps
+            if online.may_update(step):  # not in the first handover.warmup_steps
                 online.log(online.learner.update(online.sample()))
 
 
