@@ -83,3 +83,15 @@ def test_what_is_no_list_of_episodes() -> None:
         pixel_data(rows)  # pyright: ignore[reportArgumentType]
     with pytest.raises(O2ODataError, match="got a dict, expected a list of episodes; put it into a list"):
         pixel_data({"observation": np.zeros(1)})  # pyright: ignore[reportArgumentType]
+
+
+def test_an_episode_without_transitions_is_refused() -> None:
+    empty = {"observation": np.zeros((1, 8, 8, 3), np.uint8), "action": np.zeros((0, 2)), "reward": np.zeros(0)}
+    with pytest.raises(O2ODataError, match="episode 0 has no transition"):
+        pixel_data([empty])
+
+
+def test_an_entry_that_some_episodes_lack_is_refused() -> None:
+    episode = {"observation": np.zeros((3, 8, 8, 3), np.uint8), "action": np.zeros((2, 2)), "reward": np.ones(2)}
+    with pytest.raises(O2ODataError, match="1 of 2 episodes have 'state'"):
+        pixel_data([episode, {**episode, "state": np.zeros((3, 1))}])

@@ -9,6 +9,7 @@ Shapes: N rows, stacks of S frames, F frames of C channels, H x W pixels, uint8.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,17 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from torchrl_o2o.data.audit import audit
 from torchrl_o2o.data.datasets.columns import speaks_of_ends
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.frames import FrameStorage
-from torchrl_o2o.data.keys import EPISODE
+from torchrl_o2o.data.keys import EPISODE, TRANSITION
 from torchrl_o2o.data.transforms import check_one_step
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
 
+_AT_ONCE = 1_000  # frames that are looked at at a time
 _EDGE = 2e-6  # tolerance for rounded actions at the edge of [-1, 1]
 
 
@@ -181,6 +184,10 @@ def pixel_data(
         O2ODataError: if there is no episode, an entry is missing, images are of several sizes, lengths do not fit, a
             number is not finite or an action beyond [-1, 1], or an entry that could say where episodes end is not read.
 
+    Warns:
+        UserWarning: if images, actions or rewards never change, or rewards are beyond 1e6 in size, as
+            :func:`~torchrl_o2o.data.load_offline`.
+
     Examples:
         >>> episode = {"pixels": np.zeros((4, 32, 32, 3), np.uint8), "state": np.zeros((4, 5)),
         ...            "action": np.zeros((3, 2)), "reward": np.ones(3)}
@@ -191,25 +198,74 @@ def pixel_data(
     if isinstance(episodes, Mapping | TensorDictBase):
         remedy = "take stack_rows of transitions" if isinstance(episodes, TensorDictBase) else "put it into a list"
         raise O2ODataError(f"got a {type(episodes).__name__}, expected a list of episodes; {remedy}")
+    named = ((f"episode {number}", episode) for number, episode in enumerate(episodes))
+    return assemble(named, "the episodes", num_stack=num_stack, image_keys=image_keys)
+
+
+def assemble(
+    episodes: Iterable[tuple[str, Mapping[str, Any]]],
+    name: str,
+    *,
+    num_stack: int = 3,
+    image_keys: Sequence[str] = ("observation",),
+) -> PixelData:
+    """A data set from pixels out of whole episodes with names, see :func:`pixel_data`.
+
+    Args:
+        episodes: what an error calls each, and the episode.
+        name: of them all.
+
+    Keyword Args:
+        num_stack: frames of a stack. Defaults to 3.
+        image_keys: entries of images. Defaults to ``"observation"``.
+
+    Returns:
+        The data.
+
+    Raises:
+        O2ODataError: as :func:`pixel_data`.
+    """
     frames: dict[str, list[Tensor]] = {key: [] for key in image_keys}
     columns: dict[str, list[Tensor]] = {}
     lengths: list[int] = []
-    for number, episode in enumerate(episodes):
+    for where, episode in episodes:
         missing = [key for key in (*image_keys, "action", "reward") if key not in episode]
         if missing:
-            raise O2ODataError(f"episode {number} has no {missing}; it has {sorted(episode)}")
+            raise O2ODataError(f"{where} has no {missing}; it has {sorted(episode)}")
         lengths.append(len(episode["action"]))
+        if not lengths[-1]:
+            raise O2ODataError(f"{where} has no transition; leave it out")
         for key in image_keys:
-            frames[key].append(as_frames(episode[key], f"{key!r} of episode {number}"))
-            _check_images(key, number, frames[key], lengths[-1])
-        for key, value in _columns(episode, image_keys, lengths[-1], number).items():
-            columns.setdefault(key, []).append(value)
+            frames[key].append(as_frames(episode[key], f"{key!r} of {where}"))
+            _check_images(key, where, frames[key], lengths[-1])
+        for key, value in _columns(episode, image_keys, lengths[-1], where).items():
+            _check_width(key, where, columns.setdefault(key, []), value)
+            columns[key].append(value)
     if not lengths:
         raise O2ODataError("got no episode; expected at least one with images, actions and rewards")
-    joined = {key: torch.cat(values) for key, values in columns.items()}
+    joined = {key: _joined(values, key, lengths) for key, values in columns.items()}
     now, following = stack_numbers(lengths, num_stack)
     rows = _transitions(joined, lengths, dict.fromkeys(image_keys, (now, following)))
-    return PixelData(rows, {key: torch.cat(values) for key, values in frames.items()})
+    data = PixelData(rows, {key: torch.cat(values) for key, values in frames.items()})
+    _audit(data, name)
+    return data
+
+
+def _audit(data: PixelData, name: str) -> None:
+    """Look for what :func:`~torchrl_o2o.data.audit` looks for, with one number per channel in place of an image."""
+    rows, parts = data.rows, []
+    for key, frames in data.frames.items():
+        weights = torch.rand(frames[0, 0].numel(), generator=torch.Generator().manual_seed(0))
+        numbers = torch.cat([part.flatten(2).float() @ weights for part in frames.split(_AT_ONCE)]).unsqueeze(-1)
+        parts.append([numbers[rows.get(entry)[:, -1]] for entry in (key, ("next", key))])
+    now, following = (torch.cat(part, 1) for part in zip(*parts, strict=True))  # a channel may be empty, not all
+    seen = (
+        rows.select("action", EPISODE, *TRANSITION[3:]).set("observation", now).set(("next", "observation"), following)
+    )
+    report = audit(seen, on_bad="report", name=name)
+    for finding in report.warnings:
+        warnings.warn(f"{name}: {finding.message}", stacklevel=4)
+    report.raise_if_bad()
 
 
 def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)) -> PixelData:
@@ -252,20 +308,34 @@ def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence
     return PixelData(rows, frames)
 
 
-def _check_images(key: str, number: int, frames: list[Tensor], steps: int) -> None:
+def _check_images(key: str, where: str, frames: list[Tensor], steps: int) -> None:
     if len(frames[-1]) != steps + 1:
         raise O2ODataError(
-            f"episode {number} has {len(frames[-1])} images under {key!r} for {steps} actions, expected one more than "
+            f"{where} has {len(frames[-1])} images under {key!r} for {steps} actions, expected one more than "
             f"actions: the image at reset comes first. Frames are missing, or the reset frame is"
         )
     if frames[-1].shape[1:] != frames[0].shape[1:]:
         raise O2ODataError(
-            f"images under {key!r} are {list(frames[-1].shape[1:])} in episode {number}, {list(frames[0].shape[1:])} "
+            f"images under {key!r} are {list(frames[-1].shape[1:])} in {where}, {list(frames[0].shape[1:])} "
             f"before; resize them all to one size"
         )
 
 
-def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, number: int) -> dict[str, Tensor]:
+def _check_width(key: str, where: str, before: list[Tensor], column: Tensor) -> None:
+    if before and before[0].shape[1:] != column.shape[1:]:
+        raise O2ODataError(
+            f"{key!r} has rows of shape {list(column.shape[1:])} in {where}, {list(before[0].shape[1:])} before; they "
+            f"are recordings of different environments"
+        )
+
+
+def _joined(values: list[Tensor], key: str, lengths: Sequence[int]) -> Tensor:
+    if len(values) != len(lengths):
+        raise O2ODataError(f"{len(values)} of {len(lengths)} episodes have {key!r}; expected all or none")
+    return torch.cat(values)
+
+
+def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, where: str) -> dict[str, Tensor]:
     """All columns except images: [T] rewards and flags, [T, A] actions, other observations [T+1, n]."""
     out: dict[str, Tensor] = {"terminated": torch.zeros(steps, dtype=torch.bool)}
     for key, value in episode.items():
@@ -273,29 +343,33 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
             continue
         if key != "terminated" and speaks_of_ends(key):
             raise O2ODataError(
-                f"{key!r} of episode {number} is not read, but it could say how the episode ends; give 'terminated' "
+                f"{key!r} of {where} is not read, but it could say how the episode ends; give 'terminated' "
                 f"[{steps}], true at the last step of an episode that ends in a terminal state, and leave {key!r} out"
             )
         column = torch.as_tensor(np.asarray(value))
         expected = steps if key in ("action", "reward", "terminated") else steps + 1
         if len(column) != expected:
-            raise O2ODataError(f"{key!r} of episode {number} has {len(column)} rows, expected {expected}")
+            raise O2ODataError(f"{key!r} of {where} has {len(column)} rows, expected {expected}")
         if key in ("reward", "terminated") and column.numel() != steps:
             raise O2ODataError(
-                f"{key!r} of episode {number} has the shape {list(column.shape)}, expected one number per step, "
+                f"{key!r} of {where} has the shape {list(column.shape)}, expected one number per step, "
                 f"[{steps}]; take the column, or the sum, that is meant"
             )
         if key == "terminated" and not ((column == 0) | (column == 1)).all():
-            raise O2ODataError(f"'terminated' of episode {number} holds other values than 0 and 1; expected flags")
+            raise O2ODataError(f"'terminated' of {where} holds other values than 0 and 1; expected flags")
+        column = column.reshape(-1) if key in ("reward", "terminated") else column
         out[key] = column.bool() if key == "terminated" else column.float()
     for key, column in out.items():
         bad = ~column.isfinite() if key != "action" else ~(column.abs() <= 1 + _EDGE)
         if bad.any():
             step, found = int(bad.reshape(len(column), -1).any(1).nonzero()[0]), float(column[bad][0])
             expected = "finite numbers" if key != "action" else "[-1, 1]; map them to it"
-            raise O2ODataError(f"{key!r} of episode {number} is {found:g} at step {step}, expected {expected}")
+            raise O2ODataError(
+                f"{key!r} of {where} is {found:g} at step {step}, expected {expected} ({int(bad.sum())} such numbers "
+                f"in the episode)"
+            )
     if out["terminated"][:-1].any():
-        raise O2ODataError(f"episode {number} continues behind a terminal state; split it there")
+        raise O2ODataError(f"{where} continues behind a terminal state; split it there")
     return out
 
 

@@ -101,5 +101,106 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(O2ODataError, match="expected 'image'"):
         load_vd4rl(tmp_path / "episode.npz")
     (tmp_path / "episode.npz").write_bytes(b"nothing")
-    with pytest.raises(O2ODataError, match="cannot be read"):
+    with pytest.raises(O2ODataError, match="not a readable npz"):
         load_vd4rl(tmp_path / "episode.npz")
+
+
+def random_rows(rows: int = 6, actions: int = 2, **entries: Any) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    return {
+        "image": random.integers(0, 256, (rows, 16, 16, 3), np.uint8),
+        "action": random.uniform(-1, 1, (rows, actions)).astype(np.float32),
+        "reward": random.uniform(size=rows).astype(np.float32),
+        "is_first": np.arange(rows) == 0,
+        "is_terminal": np.zeros(rows, bool),
+        **entries,
+    }
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_npz_cut_or_changed_anywhere_is_named(tmp_path: Path, packed: bool) -> None:
+    """What zip, zlib and numpy raise is theirs alone."""
+    (np.savez_compressed if packed else np.savez)(tmp_path / "whole.npz", **random_rows())
+    content = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "whole.npz").unlink()
+    spoiled = [b"", content[:100], content[: len(content) // 2], content[:-10]]
+    for place in range(60, len(content) // 2, len(content) // 9):
+        spoiled.append(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+    for each in spoiled:
+        (tmp_path / "bad.npz").write_bytes(each)
+        with pytest.raises(O2ODataError, match=r"bad\.npz"):
+            load_vd4rl(tmp_path)
+
+
+def test_hdf5_shows_its_own_bytes_only(tmp_path: Path) -> None:
+    """Links and storage that lead out of the file would show other files as data."""
+    h5py = pytest.importorskip("h5py")
+    rows = random_rows()
+    np.arange(6.0).tofile(tmp_path / "secret")
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["reward"] = rows["reward"]
+    cases = {
+        "linked": lambda file: file.__setitem__("reward", h5py.ExternalLink(str(tmp_path / "other.h5"), "reward")),
+        "stored": lambda file: file.create_dataset("reward", (6,), "f8", external=[(str(tmp_path / "secret"), 0, 48)]),
+        "group": lambda file: file.create_group("reward"),
+        "large": lambda file: file.create_dataset("reward", (10**11,), "u1", chunks=(10**6,), compression="gzip"),
+    }
+    for name, write_reward in cases.items():
+        path = tmp_path / f"{name}.hdf5"
+        with h5py.File(path, "w") as file:
+            file["observation"], file["action"] = rows["image"].transpose(0, 3, 1, 2), rows["action"]
+            file["step_type"] = np.array([0, 1, 1, 1, 1, 2])
+            write_reward(file)
+        with pytest.raises(O2ODataError, match=rf"{name}\.hdf5"):
+            load_vd4rl(path)
+
+
+def test_pickled_objects_are_not_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **random_rows(reward=np.array([{"a": 1}] * 6, dtype=object)))
+    with pytest.raises(O2ODataError, match="Object arrays"):
+        load_vd4rl(tmp_path)
+
+
+def test_other_entries_that_could_say_how_episodes_end(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **random_rows(is_last=np.arange(6) == 5, terminals=np.zeros(6, bool)))
+    with pytest.raises(O2ODataError, match=r"has \['terminals'\], which is not read"):
+        load_vd4rl(tmp_path)
+
+
+def test_files_of_different_environments(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **random_rows())
+    np.savez(tmp_path / "b.npz", **random_rows(actions=3))
+    with pytest.raises(O2ODataError, match=r"'action' has rows of shape \[3\] in episode 0 of .*b\.npz, \[2\] before"):
+        load_vd4rl(tmp_path)
+
+
+def test_numbers_that_are_none_are_named_by_file_episode_and_step(tmp_path: Path) -> None:
+    rows = random_rows()
+    rows["reward"][3:5] = np.nan
+    np.savez(tmp_path / "a.npz", **rows)
+    with pytest.raises(O2ODataError, match=r"'reward' of episode 0 of .*a\.npz is nan at step 2, .*2 such numbers"):
+        load_vd4rl(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"image": np.zeros((6, 16, 16, 3), np.uint8)}, "3 of 3 columns of observation never change"),
+        ({"action": np.zeros((6, 2))}, "2 of 2 columns of action never change"),
+        ({"reward": np.zeros(6)}, "every reward is 0"),
+        ({"reward": np.arange(6) * 1e7}, "beyond 1e"),
+    ],
+)
+def test_what_looks_empty_or_huge_is_told(tmp_path: Path, entries: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "a.npz", **random_rows(**entries))
+    with pytest.warns(UserWarning, match=message):
+        load_vd4rl(tmp_path)
+
+
+def test_sound_files_are_loaded_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """A channel may be empty, as one of the dot's is."""
+    rows = random_rows()
+    rows["image"][..., 2] = 0
+    np.savez(tmp_path / "a.npz", **rows)
+    assert len(load_vd4rl(tmp_path)) == 5
+    assert not [each for each in recwarn if each.category is UserWarning]

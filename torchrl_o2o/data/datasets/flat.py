@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from torchrl_o2o.data.datasets.ted import to_transitions
 from torchrl_o2o.data.keys import STEPS, TRANSITION, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OError
 
-__all__ = ["pack_rows", "read_arrays", "read_episodes", "read_flat", "read_hdf5", "read_npz"]
+__all__ = ["open_npz", "pack_rows", "read_arrays", "read_episodes", "read_flat", "read_hdf5", "read_npz"]
 
 _DEMO = re.compile(r"demo_\d+")
 _MOST_MEMBERS = 10_000
@@ -77,24 +78,41 @@ def read_npz(path: Path, options: ReadOptions) -> RawDataset:
     Raises:
         O2ODataError: if the file is damaged, lacks arrays, or does not say where episodes end.
     """
+    needed = [alias for aliases in NAMES.values() for alias in aliases]
+    with open_npz(path, needed) as arrays:
+        if is_ogbench(arrays):  # in robomimic a success ends an episode, which may consist of that step alone
+            return read_flat(ogbench_arrays(path), str(path), replace(options, min_episode_length=1))
+        return read_flat(arrays, str(path), options)
+
+
+@contextmanager
+def open_npz(path: Path, needed: Collection[str]) -> Iterator[dict[str, StoredArray]]:
+    """Open a file to read from, and name it in whatever goes wrong inside the block.
+
+    Args:
+        path: the file.
+        needed: names of arrays that must not be pickled objects.
+
+    Yields:
+        Its arrays by name, which are read when they are asked for.
+
+    Raises:
+        O2ODataError: if the file, or anything read from it in the block, is damaged or would have to be unpickled.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            arrays = _members(archive)
-            if is_ogbench(arrays):  # in robomimic a success ends an episode, which may consist of that step alone
-                return read_flat(ogbench_arrays(path), str(path), replace(options, min_episode_length=1))
-            return read_flat(arrays, str(path), options)
+            yield _members(archive, needed)
     except O2OError:
         raise
     except Exception as error:  # zip, zlib and numpy each have their own errors for damaged files
         raise O2ODataError(f"{path} is not a readable npz file of plain arrays ({error}).") from error
 
 
-def _members(archive: zipfile.ZipFile) -> dict[str, StoredArray]:
+def _members(archive: zipfile.ZipFile, needed: Collection[str]) -> dict[str, StoredArray]:
     members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
     if len(members) > _MOST_MEMBERS:
         raise ValueError(f"it holds {len(members)} arrays, more than {_MOST_MEMBERS}")
     arrays = {info.filename.removesuffix(".npy"): _member(archive, info) for info in members}
-    needed = {alias for aliases in NAMES.values() for alias in aliases}
     objects = [name for name, stored in arrays.items() if name in needed and stored.dtype.hasobject]
     if objects:
         raise ValueError(f"Object arrays cannot be loaded: {', '.join(objects)}")

@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrl_o2o.data.datasets.optional import require
-from torchrl_o2o.data.pixels import PixelData, pixel_data
+from torchrl_o2o.data.datasets.columns import StoredArray, speaks_of_ends
+from torchrl_o2o.data.datasets.flat import open_npz
+from torchrl_o2o.data.datasets.hdf5 import open_hdf5
+from torchrl_o2o.data.pixels import PixelData, assemble
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["load_vd4rl"]
 
 _IMAGES = ("image", "observation")
+_READ = (*_IMAGES, "action", "reward", "discount", "is_first", "is_terminal", "step_type")
 
 
 def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = False) -> PixelData:
@@ -47,7 +50,11 @@ def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = F
         The data, images as uint8, everything else float32.
 
     Raises:
-        O2ODataError: if nothing is there, entries are missing, or a row is not what its neighbors say.
+        O2ODataError: if nothing is there, a file is damaged or keeps values elsewhere, entries are missing, or a row is
+            not what its neighbors say.
+
+    Warns:
+        UserWarning: as :func:`~torchrl_o2o.data.pixel_data`.
 
     Examples:
         >>> import tempfile
@@ -59,54 +66,63 @@ def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = F
         >>> len(data), data.rows["next", "truncated"].squeeze(-1).tolist()
         (3, [False, False, True])
     """
-    episodes = [episode for file in _files(Path(path)) for episode in _episodes(file)]
-    data = pixel_data(episodes, num_stack=num_stack)
+    named = ((f"episode {number} of {file}", each) for file in _files(Path(path)) for number, each in _episodes(file))
+    data = assemble(named, str(path), num_stack=num_stack)
     return _mixed(data, num_stack) if mixed_episodes else data
 
 
 def _files(path: Path) -> list[Path]:
     kinds = (".npz", ".hdf5", ".h5")
-    files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
-    if not files or not files[0].is_file() or files[0].suffix not in kinds:
+    found = path.iterdir() if path.is_dir() else [path]
+    files = sorted(file for file in found if file.suffix in kinds and file.is_file())  # a pipe would be waited for
+    if not files:
         raise O2ODataError(f"{path} has no {', '.join(kinds)} files; give a file or a folder of V-D4RL episodes")
     return files
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
-    try:
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as stored:
-                return {key: stored[key] for key in stored.files}
-        with require("h5py", "minari").File(file, "r") as stored:
-            return {key: stored[key][()] for key in stored}
-    except (OSError, ValueError) as error:
-        raise O2ODataError(f"{file} cannot be read ({error}); copy it again") from error
+    with open_npz(file, _READ) if file.suffix == ".npz" else open_hdf5(file) as stored:
+        rows = {key: stored[key] for key in _READ if key in stored}
+        missing = [key for key in ("action", "reward") if key not in rows]
+        if missing or not any(key in rows for key in _IMAGES):
+            raise O2ODataError(
+                f"{file} has {sorted(stored)}, expected 'image' (64 pixels) or 'observation' (84 pixels), 'action', "
+                f"'reward'"
+            )
+        doubtful = [key for key in stored if key not in (*_READ, "is_last") and speaks_of_ends(key)]
+        if doubtful:
+            raise O2ODataError(
+                f"{file} has {doubtful}, which is not read, but could say how episodes end; store it as 'is_terminal', "
+                f"or leave it out"
+            )
+        groups = [key for key, value in rows.items() if not isinstance(value, StoredArray)]
+        if groups:
+            raise O2ODataError(f"{file}: {groups} are groups, expected arrays")
+        return {key: np.asarray(value) for key, value in rows.items()}
 
 
-def _episodes(file: Path) -> Iterator[Mapping[str, Any]]:
-    """The episodes of one file; each has one image more than actions."""
+def _episodes(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The episodes of one file by number, each with one image more than actions."""
     rows = _read(file)
-    images = next((rows[key] for key in _IMAGES if key in rows), None)
-    missing = [key for key in ("action", "reward") if key not in rows]
-    if images is None or missing:
-        raise O2ODataError(
-            f"{file} has {sorted(rows)}, expected 'image' (64 pixels) or 'observation' (84 pixels), 'action', 'reward'"
-        )
+    images = next(rows[key] for key in _IMAGES if key in rows)
     lengths = {key: len(value) for key, value in rows.items() if np.ndim(value)}
     if len(set(lengths.values())) > 1:
         raise O2ODataError(f"{file} has entries of several lengths, {lengths}; frames or rows are missing")
     starts = np.flatnonzero(_first_rows(rows, len(images), file))
     terminal = _terminal_rows(rows, len(images))
-    for first, stop in zip(starts, [*starts[1:], len(images)], strict=True):
+    for number, (first, stop) in enumerate(zip(starts, [*starts[1:], len(images)], strict=True)):
         if stop - first < 2:
             raise O2ODataError(f"{file} has an episode of a single row at row {first}; leave it out")
         part = slice(first + 1, stop)
-        yield {
-            "observation": images[first:stop],
-            "action": rows["action"][part],
-            "reward": rows["reward"][part].reshape(-1),
-            "terminated": terminal[part],
-        }
+        yield (
+            number,
+            {
+                "observation": images[first:stop],
+                "action": rows["action"][part],
+                "reward": rows["reward"][part].reshape(-1),
+                "terminated": terminal[part],
+            },
+        )
 
 
 def _first_rows(rows: Mapping[str, np.ndarray], count: int, file: Path) -> np.ndarray:
