@@ -137,6 +137,8 @@ def test_rewards_of_binary_hands_are_the_same_two_numbers(script: str) -> None:
         ("rlpd", ("algorithm=redq", "task=walker2d"), {"target_entropy_per_dim": -0.5}),
         ("a3rl", ("task=pointmaze-large",), {"convention.reward_shift": -1.0, "loss.entropy_backup": False}),
         ("a3rl", ("priority=authors_code",), {"priority_from": 0}),
+        ("a3rl", ("priority=authors_newer_code",), {"priority_from": 100_000, "density_score.normalize": "sum"}),
+        ("a3rl", ("priority=authors_newer_code",), {"pool.normalize": "batch", "density_ratio.eps": 1e-5}),
         ("pex", ("task=antmaze-umaze",), {"schedule.eval_every": 10_000, "evaluation.num_episodes": 100}),
         ("qc", (), {"schedule.eval_every": 100_000, "evaluation.num_episodes": 50}),
         ("qc", ("task=antmaze-umaze",), {"offline.num_steps": 500_000}),

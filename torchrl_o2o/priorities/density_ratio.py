@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -34,7 +36,8 @@ class DensityRatioScore(LogPriority):
     Keyword Args:
         temperature: T in :math:`w^{1/T}`. Defaults to 1; Off2On and A3RL's newer code use 5.
         normalize: scale :math:`w^{1/T}` to mean 1 over the offline rows scored together. Defaults to ``True``; A3RL's
-            older code does not.
+            older code does not. ``"sum"`` scales to *sum* 1, as A3RL's newer code does: half of a pool of 5120 rows
+            being offline, the offline share of what is drawn falls from 50 % to about 9 %, whatever w is.
         is_offline_key: bool entry, shape [N], that a sampler adds. Defaults to ``"is_offline"``.
 
     Raises:
@@ -60,7 +63,7 @@ class DensityRatioScore(LogPriority):
         density_ratio: TensorDictModuleBase,
         *,
         temperature: float = 1.0,
-        normalize: bool = True,
+        normalize: bool | Literal["sum"] = True,
         is_offline_key: NestedKey = "is_offline",
     ) -> None:
         if not temperature > 0.0:
@@ -82,6 +85,8 @@ class DensityRatioScore(LogPriority):
         if self.normalize:  # values that are not finite must not affect the mean
             usable = offline & log_ratio.isfinite()
             log_ratio = mean_one_log_ratio(log_ratio, usable, self.temperature)
+            if self.normalize == "sum":
+                log_ratio = log_ratio - usable.sum().clamp_min(1).to(log_ratio.dtype).log()
         else:
             log_ratio = log_ratio / self.temperature
         return advantage_aligned_log_priority(log_ratio, torch.zeros_like(log_ratio), offline)
