@@ -26,7 +26,7 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import Pretrained, Problem, launch, load_problem, offline_phase, online_phase
 from torchrl_o2o.trainers.algorithms import (
-    fade_alignment,
+    decay_alignment,
     make_aca,
     make_baseline_learner,
     make_sac_after_sac_ml,
@@ -81,7 +81,7 @@ def train(cfg: DictConfig) -> None:
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))
             if online.may_update(step):
                 metrics = online.learner.update(online.sample())
-                online.log(metrics | fade_alignment(cfg, online.learner))
+                online.log(metrics | decay_alignment(cfg, online.learner))
 
 
 @hydra.main(version_base="1.3", config_path=".", config_name="config")

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torchrl_o2o.data import add_next_action
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase, returns_of
-from torchrl_o2o.trainers.algorithms import cool_penalty, make_rebrac
+from torchrl_o2o.trainers.algorithms import decay_penalty, make_rebrac
 
 
 def train(cfg: DictConfig) -> None:
@@ -37,7 +37,7 @@ def train(cfg: DictConfig) -> None:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))
             if online.may_update(step):
-                cool_penalty(cfg, online.learner)
+                decay_penalty(cfg, online.learner)
                 online.log(online.learner.update(online.sample()))
 
 

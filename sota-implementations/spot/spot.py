@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.scripts import start
 from torchrl_o2o.trainers import launch, load_problem, offline_phase, online_phase
-from torchrl_o2o.trainers.algorithms import cool_constraint, make_spot
+from torchrl_o2o.trainers.algorithms import decay_constraint, make_spot
 
 
 def train(cfg: DictConfig) -> None:
@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> None:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))
             if online.may_update(step):
-                cool_constraint(cfg, online.learner)
+                decay_constraint(cfg, online.learner)
                 online.log(online.learner.update(online.sample()))
 
 

@@ -25,7 +25,7 @@ from tests.scripts.running import compose, script_of
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Learner
-from torchrl_o2o.trainers.algorithms import cool_constraint, make_spot
+from torchrl_o2o.trainers.algorithms import decay_constraint, make_spot
 
 SMALL = ("actor.hidden_sizes=[16]", "qvalue.hidden_sizes=[16]", "vae.hidden_sizes=[16]")
 
@@ -71,7 +71,7 @@ def learner(*words: str, online: bool = False, compiled: bool = False) -> Any:
         inner = made.update
 
         def cooled(batch: Any) -> Any:
-            cool_constraint(cfg, made)
+            decay_constraint(cfg, made)
             return inner(batch)
 
         made.update = cooled

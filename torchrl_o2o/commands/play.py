@@ -53,7 +53,7 @@ def _play(arguments: argparse.Namespace) -> int:
     env = drawing_env(lambda: make_gym_env(**settings), settings["env_id"])
     films, left = [], arguments.max_steps
     while left and len(films) < arguments.episodes:
-        actor.reset()  # what is left of a chunk of actions
+        actor.reset()  # the remaining actions of a chunk
         films.append(film_episode(env, actor, seed=arguments.seed + len(films), max_steps=left))
         left -= films[-1].length
     env.close()

@@ -114,7 +114,7 @@ def _check_fits(policy: PolicyFile, known: Mapping[str, Any], remedy: str) -> No
     parts = dict(space.items()) if isinstance(space, spaces.Dict) else {"observation": space}
     shapes: dict[NestedKey, tuple[int, ...]] = {key: tuple(part.shape or ()) for key, part in parts.items()}
     env.close()
-    one = len(policy.shapes) == 1 and not isinstance(space, spaces.Dict)  # under whatever name
+    one = len(policy.shapes) == 1 and not isinstance(space, spaces.Dict)  # under any name
     read = {"observation": policy.dims[:-1]} if one else policy.shapes
     if actions != policy.dims[-1] or any(shapes.get(key) != shape for key, shape in read.items()):
         raise O2OSpecError(

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One copy of the offline data for N agents: storages that share the first slots and have online slots of their own."""
+"""One copy of the offline data for N agents: storages that share the first slots and have separate online slots."""
 
 from __future__ import annotations
 

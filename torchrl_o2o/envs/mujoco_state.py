@@ -21,7 +21,7 @@ from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["capture_data", "capture_model", "is_mujoco", "restore_data", "restore_model"]
 
-#: Arrays whose length follows the contacts of the moment; the next step computes them anew.
+#: Arrays whose length depends on the current contacts; the next step recomputes them.
 _CONTACT_PREFIXES = ("efc_", "iefc_", "efm_", "iacc", "ifrc_", "island_")
 #: Model arrays that environments change between episodes (goal markers, handles, masses, what tendons pull).
 _MODEL_PREFIXES = ("actuator_", "body_", "dof_", "geom_", "jnt_", "qpos0", "site_", "wrap_")

@@ -67,7 +67,7 @@ def _explained(named: Callable[..., Mapping[NestedKey, Tensor]]) -> Callable[[C]
     """If torch refuses a call, explain which inputs the network got and which it takes. Costs nothing otherwise.
 
     Args:
-        named: from the network and what it was called with behind its parameters to the inputs by name.
+        named: a function from the network and its arguments after the parameters to the inputs by name.
     """
 
     def explaining(call: C) -> C:

@@ -84,7 +84,7 @@ class SmoothedTargetLoss(CriticLoss):
         return 0.0
 
     def _bounded(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
-        """What is made of the target, shape [*B]; nothing in TD3."""
+        """The target after a bound, shape [*B]; TD3 has none."""
         return target
 
     def _act(self, state: Inputs, params: TensorDictParams) -> Tensor:

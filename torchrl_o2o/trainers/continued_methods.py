@@ -23,7 +23,7 @@ from torchrl_o2o.trainers.algorithms import (
     BEHAVIOR_REGULARIZED,
     Guide,
     anneal_pool,
-    fade_alignment,
+    decay_alignment,
     learn_density,
     make_a3rl,
     make_aca,
@@ -118,7 +118,7 @@ class _Aligned(ContinuedMethod):
         super().__init__(cfg, make_aca(cfg, dims, make_sac_ml(cfg, dims).loss.state_dict()))
 
     def update(self, phase: Phase, step: int) -> dict[str, Tensor]:
-        return super().update(phase, step) | fade_alignment(self.cfg, self.learner)
+        return super().update(phase, step) | decay_alignment(self.cfg, self.learner)
 
 
 class _Stabilized(ContinuedMethod):

@@ -18,7 +18,7 @@ from torchrl_o2o.updates.steps import MoveTargets, Step, descends_of, walk
 
 __all__ = ["built_in", "check_built_in"]
 
-# Of a parameter group: what is not a number of each step, as the learning rate and epsilon are.
+# Entries of a parameter group that are built in; the learning rate and epsilon are inputs of each step.
 _OF_GROUPS = ("betas", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize")
 
 

@@ -15,7 +15,7 @@ from torchrl_o2o.trainers.algorithms.a3rl import (
     pool_metrics,
 )
 from torchrl_o2o.trainers.algorithms.aca import (
-    fade_alignment,
+    decay_alignment,
     make_aca,
     make_baseline_learner,
     make_sac_after_sac_ml,
@@ -41,7 +41,7 @@ from torchrl_o2o.trainers.algorithms.qc import make_qc
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
 from torchrl_o2o.trainers.algorithms.sope import make_critics_alone, make_sope, phase_settings
-from torchrl_o2o.trainers.algorithms.td3 import cool_constraint, cool_penalty, make_rebrac, make_spot, make_td3_bc
+from torchrl_o2o.trainers.algorithms.td3 import decay_constraint, decay_penalty, make_rebrac, make_spot, make_td3_bc
 from torchrl_o2o.trainers.algorithms.wsrl import ghostless_lr, make_wsrl, warm_start_update
 
 __all__ = [
@@ -53,12 +53,12 @@ __all__ = [
     "anneal_pool",
     "balanced_replay_buffer",
     "check_awr",
-    "cool_constraint",
-    "cool_penalty",
     "decay_actor_lr",
+    "decay_alignment",
+    "decay_constraint",
+    "decay_penalty",
     "density_rows",
     "ensemble_sac",
-    "fade_alignment",
     "ghostless_lr",
     "learn_density",
     "load_pixels",

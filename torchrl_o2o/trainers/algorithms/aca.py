@@ -22,7 +22,7 @@ from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, MoveTargets, Update
 
-__all__ = ["fade_alignment", "make_aca", "make_baseline_learner", "make_sac_after_sac_ml", "make_sac_ml"]
+__all__ = ["decay_alignment", "make_aca", "make_baseline_learner", "make_sac_after_sac_ml", "make_sac_ml"]
 
 _Soft = SACMLLoss | ACALoss | EnsembleSACLoss
 
@@ -103,7 +103,7 @@ def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Map
 
 
 def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
-    """Online: the critic is k log pi_0 + R, where R starts as the baseline; k falls by :func:`fade_alignment`.
+    """Online: the critic is k log pi_0 + R, where R starts as the baseline; k falls by :func:`decay_alignment`.
 
     Source: Yu & Zhang 2023, and the authors' code; see :class:`~torchrl_o2o.objectives.ACALoss`.
 
@@ -137,11 +137,11 @@ def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor
     actor, residuals = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
     loss = align(source, actor, residuals, temperature=_temperature(cfg, dims), **plain(cfg.alignment))
     learner = Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "actor"), cfg.max_grad_norm))
-    fade_alignment(cfg, learner)
+    decay_alignment(cfg, learner)
     return learner
 
 
-def fade_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
+def decay_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
     """Set k for the next update, from the number of updates made.
 
     Args:
@@ -158,7 +158,7 @@ def fade_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
         >>> learner = make_aca(cfg, (3, 2), make_sac_ml(cfg, (3, 2)).loss.state_dict())
         >>> for _ in range(3):
         ...     _ = learner.update(random_transitions(64, 3, 2))
-        ...     print(f"{fade_alignment(cfg, learner)['interpolation']:.2f}")
+        ...     print(f"{decay_alignment(cfg, learner)['interpolation']:.2f}")
         1.00
         0.75
         0.50

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""PEX's online learner (Zhang et al. 2023): a new policy beside a frozen one."""
+"""PEX's online learner (Zhang et al. 2023): a new policy next to a frozen one."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Every, MoveTargets, Update
 
-__all__ = ["cool_constraint", "cool_penalty", "make_rebrac", "make_spot", "make_td3_bc"]
+__all__ = ["decay_constraint", "decay_penalty", "make_rebrac", "make_spot", "make_td3_bc"]
 
 
 def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
@@ -122,7 +122,7 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
     return Learner(actor, loss, compiled(update, cfg), keys=keys)
 
 
-def cool_penalty(cfg: DictConfig, learner: Learner) -> None:
+def decay_penalty(cfg: DictConfig, learner: Learner) -> None:
     """Set the weight of ReBRAC's penalty on the actor for the next online update.
 
     Args:
@@ -135,7 +135,7 @@ def cool_penalty(cfg: DictConfig, learner: Learner) -> None:
         >>> cfg = script_config("rebrac", ["preset=cpu", "compile=false", "online.total_frames=4"])
         >>> learner = make_rebrac(cfg, (3, 2), online=True)
         >>> for _ in range(3):
-        ...     cool_penalty(cfg, learner)
+        ...     decay_penalty(cfg, learner)
         ...     print(f"{learner.loss.actor_bc_coef.item():.5f}")
         ...     _ = learner.update(random_transitions(64, 3, 2))
         0.00100
@@ -192,7 +192,7 @@ def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -
     return _td3(cfg, actor, loss, critic_optim, actor_optim, further)
 
 
-def cool_constraint(cfg: DictConfig, learner: Learner) -> None:
+def decay_constraint(cfg: DictConfig, learner: Learner) -> None:
     """Set SPOT's weight of the constraint for the next online update.
 
     Args:
@@ -205,7 +205,7 @@ def cool_constraint(cfg: DictConfig, learner: Learner) -> None:
         >>> cfg = script_config("spot", ["preset=cpu", "compile=false", "online.total_frames=4"])
         >>> learner = make_spot(cfg, (3, 2), online=True)
         >>> for _ in range(3):
-        ...     cool_constraint(cfg, learner)
+        ...     decay_constraint(cfg, learner)
         ...     print(f"{learner.loss.density_weight.item():.4f}")
         ...     _ = learner.update(random_transitions(64, 3, 2))
         0.0375
