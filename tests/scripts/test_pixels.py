@@ -23,6 +23,7 @@ from torchrl_o2o.collectors import FrameActor
 from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data import FrameStorage, load_offline, stack_rows
 from torchrl_o2o.deploy import export_policy, load_policy, read_policy
+from torchrl_o2o.errors import O2ODataError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -188,6 +189,25 @@ def test_drqv2_published_settings_and_cloning(folder: Path, tmp_path: Path) -> N
     assert (cfg.online.init_random_frames, cfg.online.buffer_size, cfg.target.tau) == (2_000, 1_000_000, 0.01)
     script_of("drqv2").train(drqv2_settings(tmp_path, folder, "algorithm=bc", "offline.num_steps=4"))
     assert read_policy(tmp_path).sees
+
+
+@pytest.mark.parametrize(("size", "actions"), [(20, 2), (16, 3)])
+def test_data_of_another_environment_are_refused_first(size: int, actions: int, tmp_path: Path) -> None:
+    random, first = np.random.default_rng(0), np.arange(12) == 0
+    np.savez(
+        tmp_path / "a.npz",
+        image=random.integers(0, 256, (12, size, size, 3), np.uint8),
+        is_first=first,
+        action=random.uniform(-1, 1, (12, actions)),
+        reward=random.uniform(size=12),
+    )
+    message = (
+        rf"a\.npz has stacks of frames \[9, {size}, {size}\] and {actions} numbers an action, .* \[9, 16, 16\] and 2"
+    )
+    for script, words in (("rlpd_pixels", ()), ("drqv2", ("offline.num_steps=4",))):
+        run = (f"run_dir={tmp_path / script}", f"dataset.source={tmp_path / 'a.npz'}", "preset=cpu")
+        with pytest.raises(O2ODataError, match=message):
+            script_of(script).train(compose(script, *run, *words))
 
 
 @pytest.mark.parametrize("words", [(), ("penalty.target_gap=0.5",)])

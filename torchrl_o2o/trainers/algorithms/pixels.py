@@ -39,7 +39,7 @@ from torchrl_o2o.data import (
 )
 from torchrl_o2o.deploy import policy_saver
 from torchrl_o2o.envs import GuardedEnv, drawing_arguments, make_gym_env, seed_everything
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_option
 from torchrl_o2o.modules import (
     ConservativePenalty,
     Temperature,
@@ -224,6 +224,20 @@ def _drqv2_update(loss: DrQV2Loss, cfg: DictConfig) -> Update:
     )
 
 
+def _check_fits(data: PixelData, shape: tuple[int, ...], action_dim: int, cfg: DictConfig) -> None:
+    """Refuse data of another environment before anything is built for them."""
+    if not len(data):
+        return
+    stacked = [cfg.num_stack * data.frames["observation"].shape[1], *data.frames["observation"].shape[2:]]
+    found = data.rows["action"].shape[-1]
+    if stacked != list(shape) or found != action_dim:
+        raise O2ODataError(
+            f"{cfg.dataset.source} has stacks of frames {stacked} and {found} numbers an action, {cfg.env.env_id} has "
+            f"{list(shape)} and {action_dim}; take the environment that the data were recorded in, with "
+            f"env.render_size as their frames' size"
+        )
+
+
 def _stacked_env(env: Mapping[str, Any], num_stack: int, *, drawing: bool = False) -> gymnasium.Env:
     return make_gym_env(**(drawing_arguments(env) if drawing else env), num_stack=num_stack)
 
@@ -238,7 +252,7 @@ class PixelRun:
         rows: holds transitions back until their episode has ended. Defaults to ``None``: they are written as they come.
 
     Raises:
-        O2ODataError: if the data are broken.
+        O2ODataError: if the data are broken, or of other frames or actions than the environment's.
         O2OSpecError: if something does not fit.
 
     Examples:
@@ -260,6 +274,7 @@ class PixelRun:
         env = GuardedEnv(make_env, **plain(cfg.env_guard))
         shape, action_dim = env.observation_space.shape, env.action_space.shape[0]  # type: ignore[index]
         self.data = load_pixels(cfg, shape)  # type: ignore[arg-type]
+        _check_fits(self.data, shape, action_dim, cfg)  # type: ignore[arg-type]
         seed_everything(cfg.seed)
         self.learner = make_learner(cfg, shape, action_dim)  # type: ignore[arg-type]
         writer, total = OnlineWriter(len(self.data)), cfg.online.total_frames
