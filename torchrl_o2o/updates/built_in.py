@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictParams
@@ -23,22 +23,22 @@ _OF_GROUPS = ("betas", "weight_decay", "decoupled_weight_decay", "amsgrad", "max
 
 
 class _Which(NamedTuple):
-    """Which objects a setting consists of; nothing to show."""
+    """The identities of the objects that a setting consists of, which are not shown in messages."""
 
     ids: tuple[int, ...]
 
 
-def built_in(loss: nn.Module, steps: Sequence[Step]) -> dict[str, Any]:
-    """The settings of an update that a compiled one reads once.
+def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> dict[str, Any]:
+    """The settings of an update that are read only when it is compiled.
 
-    Layers of networks are not among them: looking for them would take as long as a small update.
+    Layers of networks are not included: checking them would take as long as a small update.
 
     Args:
-        loss: the update's.
-        steps: the update's.
+        loss: the loss of the update.
+        steps: the steps of the update.
 
     Returns:
-        What to call a setting -> its value, comparable by ``==``.
+        Description of a setting -> its value, comparable by ``==``.
 
     Examples:
         >>> import torch
@@ -58,7 +58,7 @@ def built_in(loss: nn.Module, steps: Sequence[Step]) -> dict[str, Any]:
             for name in _OF_GROUPS:
                 value = group.get(name)
                 found[f"{name} of {whose}"] = tuple(value) if isinstance(value, list) else value
-    for step in walk(tuple(steps)):
+    for step in walk(steps):
         if isinstance(step, MoveTargets) and isinstance(step.updater, SoftUpdate):
             found[f"eps of the SoftUpdate of {step.names or 'all targets'}"] = step.updater.eps
     owner = type(loss).__name__
@@ -71,21 +71,21 @@ def built_in(loss: nn.Module, steps: Sequence[Step]) -> dict[str, Any]:
 
 
 def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """A module's own settings that are no tensors; not whether it is training, which acting may change for a while."""
+    """A module's own settings that are not tensors, without its training mode, which acting may change temporarily."""
     for name, value in vars(module).items():
         if not name.startswith("_") and name != "training" and isinstance(value, bool | int | float | str | None):
             yield name, value
 
 
 def check_built_in(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with graphs that have other settings.
+    """Raise if graphs were compiled with other settings.
 
     Args:
-        before: what :func:`built_in` returned when they were compiled.
-        now: what it returns.
+        before: result of :func:`built_in` when they were compiled.
+        now: its result now.
 
     Raises:
-        O2OSpecError: naming a setting that is not the same.
+        O2OSpecError: naming a setting that has changed.
     """
     if before == now:
         return
