@@ -107,6 +107,16 @@ def is_setter(node: Function) -> bool:
     return any(isinstance(mark, ast.Attribute) and mark.attr == "setter" for mark in node.decorator_list)
 
 
+def test_a_class_has_a_name_of_its_own() -> None:
+    """Two public classes of one name cannot be told apart in a message or in the documentation's index."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_functions_are_short() -> None:
     count, name = max(lengths())
     assert count <= 60, name

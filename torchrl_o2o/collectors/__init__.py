@@ -10,7 +10,7 @@ from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.frame_actor import FrameActor
 from torchrl_o2o.collectors.numpy_actor import FastActor, PolicyParts, find_parts, policy_parts
 from torchrl_o2o.collectors.ray_actors import RayActors
-from torchrl_o2o.collectors.remote import ActingPolicy, Actors, ProcessActors, Source
+from torchrl_o2o.collectors.remote import ActingPolicy, Actors, ProcessActors, TransitionStream
 from torchrl_o2o.collectors.replay_service import ServedReplayBuffer, serve_replay
 from torchrl_o2o.collectors.rollouts import ReturnConditionedRollouts
 from torchrl_o2o.collectors.single import StepCollector
@@ -27,8 +27,8 @@ __all__ = [
     "RayActors",
     "ReturnConditionedRollouts",
     "ServedReplayBuffer",
-    "Source",
     "StepCollector",
+    "TransitionStream",
     "VectorCollector",
     "find_parts",
     "make_vector_env",

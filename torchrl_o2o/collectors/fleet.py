@@ -21,7 +21,7 @@ from torch import Tensor
 
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.remote import POLICY_VERSION, Actors, Source, not_finite, version_of
+from torchrl_o2o.collectors.remote import POLICY_VERSION, Actors, TransitionStream, not_finite, version_of
 from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION, cut_off_
 from torchrl_o2o.data.writers import row_differences
@@ -137,7 +137,7 @@ class Fleet:
         #: Starts of each actor in the whole run. Each start has its own random stream.
         self._starts = [0] * self.num_actors
         self._threads: list[threading.Thread] = []
-        self._sources: dict[int, Source] = {}
+        self._sources: dict[int, TransitionStream] = {}
         self._stop = threading.Event()
 
     def __enter__(self) -> Fleet:
@@ -382,7 +382,7 @@ def _template(like: TensorDictBase) -> TensorDict:
     return row
 
 
-def _close(source: Source) -> None:
+def _close(source: TransitionStream) -> None:
     threads = torch.get_num_threads()
     try:
         source.shutdown(timeout=5.0)

@@ -13,7 +13,7 @@ import gymnasium
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_o2o.collectors.ray_start import check_ray, start_ray
-from torchrl_o2o.collectors.remote import PublishedActors, Source
+from torchrl_o2o.collectors.remote import PublishedActors, TransitionStream
 
 __all__ = ["RayActors"]
 
@@ -69,7 +69,7 @@ class RayActors(PublishedActors):
         self.address, self.num_cpus, self.replay_buffer = address, num_cpus, replay_buffer
         super().__init__(make_env, actor, seed=seed, frames_per_batch=frames_per_batch, intervened=intervened)
 
-    def start(self, number: int, attempt: int) -> Source:
+    def start(self, number: int, attempt: int) -> TransitionStream:
         """Start an actor in the cluster, and Ray if it is not there yet.
 
         Args:

@@ -49,7 +49,7 @@ __all__ = [
     "ActingPolicy",
     "Actors",
     "ProcessActors",
-    "Source",
+    "TransitionStream",
     "not_finite",
     "package_stamp",
     "version_of",
@@ -280,7 +280,7 @@ def _checksum(flat: Tensor) -> int:
     return zlib.crc32(flat.numpy().data)
 
 
-class Source(Protocol):
+class TransitionStream(Protocol):
     """Transitions of one actor as they come, such as a collector of TorchRL.
 
     Examples:
@@ -292,7 +292,7 @@ class Source(Protocol):
         ...         return iter(self.rows.split(10))
         ...     def shutdown(self, timeout=None):
         ...         pass  # there is no process
-        >>> source: Source = Replayed(random_transitions(30, 3, 2))
+        >>> source: TransitionStream = Replayed(random_transitions(30, 3, 2))
         >>> [batch.shape for batch in source]
         [torch.Size([10]), torch.Size([10]), torch.Size([10])]
     """
@@ -317,7 +317,7 @@ class Actors(Protocol):
         >>> actors.publish(1, random=True)  # before the first is started: all will act at random
     """
 
-    def start(self, number: int, attempt: int) -> Source:
+    def start(self, number: int, attempt: int) -> TransitionStream:
         """Start an actor, or start it again.
 
         Args:
@@ -433,7 +433,7 @@ class ProcessActors(PublishedActors):
         self.start_method = start_method
         super().__init__(make_env, actor, seed=seed, frames_per_batch=frames_per_batch, intervened=intervened)
 
-    def start(self, number: int, attempt: int) -> Source:
+    def start(self, number: int, attempt: int) -> TransitionStream:
         """Start an actor's process; returns when it has built its environment.
 
         Args:
