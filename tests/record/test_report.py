@@ -126,9 +126,12 @@ def test_peers_need_normalized_scores_and_a_known_task(tmp_path, peers):
 
 
 def test_an_unreadable_peers_file_is_refused(tmp_path):
-    (tmp_path / "bad.npz").write_bytes(b"not a zip file")
-    with pytest.raises(O2ODataError, match="cannot read the peers"):
-        load_peers(tmp_path / "bad.npz", "door")
+    np.savez(tmp_path / "bad.npz", **{"IQL/door/offline": np.zeros((4, 2)), "IQL/door/online": np.ones((4, 2))})
+    content = (tmp_path / "bad.npz").read_bytes()
+    for spoiled in (b"not a zip file", b"", content[:-20], content[:200] + b"garbage" + content[207:]):
+        (tmp_path / "bad.npz").write_bytes(spoiled)
+        with pytest.raises(O2ODataError, match="cannot read the peers"):
+            load_peers(tmp_path / "bad.npz", "door")
 
 
 def test_one_html_file_holds_the_report_and_its_figures(tmp_path):

@@ -111,6 +111,17 @@ def test_files_that_are_no_actors(tmp_path: Path) -> None:
         load_actor(path, "tqc_Toy/", BOX)
     with pytest.raises(O2ODataError, match=r"holds \['w0'\] for 'sac_Toy/'; expected a linear policy"):
         load_actor(path, "sac_Toy/", BOX)
-    path.write_bytes(b"garbage")
-    with pytest.raises(O2ODataError, match="is not a readable policy file"):
+    np.savez(path, W=np.full((2, 3), np.nan), mu=np.zeros(3), sd=np.ones(3))
+    with pytest.raises(O2ODataError, match=r"not finite in \['W'\]"):
         load_actor(path, "", BOX)
+
+
+def test_actors_in_damaged_files(tmp_path: Path) -> None:
+    """What zip, zlib and numpy raise is theirs alone."""
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, W=np.ones((2, 3)), mu=np.zeros(3), sd=np.ones(3))
+    content = path.read_bytes()
+    for spoiled in (b"garbage", *(content[:kept] for kept in (0, 10, 200, 500)), content[:100] + b"x" + content[101:]):
+        path.write_bytes(spoiled)
+        with pytest.raises(O2ODataError, match=r"a\.npz is not a readable npz file"):
+            load_actor(path, "", BOX)

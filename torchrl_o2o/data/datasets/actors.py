@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from gymnasium import spaces
 
+from torchrl_o2o.data.datasets.flat import open_npz
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["Act", "EpisodeActors", "gaussian_noise", "linear_policy", "load_actor", "mixture", "uniform_policy"]
@@ -109,7 +110,8 @@ def load_actor(path: Path, prefix: str, box: spaces.Box) -> EpisodeActors:
         box: the action box.
 
     Raises:
-        O2ODataError: if the file or the group is not there, or has none of these layouts.
+        O2ODataError: if the file or the group is not there, is damaged, has none of these layouts, or holds numbers
+            that are not finite.
     """
     arrays = _group(path, prefix)
     if {"W", "mu", "sd"} <= arrays.keys():
@@ -123,11 +125,11 @@ def load_actor(path: Path, prefix: str, box: spaces.Box) -> EpisodeActors:
 
 
 def _group(path: Path, prefix: str) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            named = {key: file[key].astype(np.float64) for key in file.files}
-    except (OSError, ValueError) as error:
-        raise O2ODataError(f"{path} is not a readable policy file ({error}); expected an npz file.") from error
+    with open_npz(path, ()) as arrays:  # every one is read, and none is unpickled
+        named = {key: np.asarray(value).astype(np.float64) for key, value in arrays.items()}
+    bad = [key for key, values in named.items() if not np.isfinite(values).all()]
+    if bad:
+        raise O2ODataError(f"{path} has numbers that are not finite in {bad}; a policy would act by them.")
     group = {key.removeprefix(prefix): values for key, values in named.items() if key.startswith(prefix)}
     if group or any("/" in key for key in named):
         if not group:
