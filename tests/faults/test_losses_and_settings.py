@@ -24,12 +24,29 @@ from torchrl_o2o.data import load_offline
 from torchrl_o2o.envs import GuardedEnv, make_gym_env
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
+    ConservativePenalty,
+    Multiplier,
+    Temperature,
+    make_action_vae,
     make_deterministic_actor,
+    make_flow_network,
     make_gaussian_actor,
+    make_one_step_actor,
     make_qvalue_ensemble,
     make_value_network,
 )
-from torchrl_o2o.objectives import AWACLoss, IQLLoss, SAMGEstimator
+from torchrl_o2o.objectives import (
+    AWACLoss,
+    AWRLoss,
+    EnsembleSACLoss,
+    FQLLoss,
+    IQLLoss,
+    ReBRACLoss,
+    SAMGEstimator,
+    SPOTLoss,
+    TD3BCLoss,
+    VAELoss,
+)
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Finetuning
 from torchrl_o2o.trainers.settings import (
@@ -163,3 +180,59 @@ def test_case_b16_an_argument_that_nothing_takes_is_named() -> None:
 def test_case_b16_settings_that_nobody_reads(section: str, function: Callable) -> None:
     with pytest.raises(O2OSpecError, match=rf"got {section}\.total_frame, expected one of "):
         check_arguments(section, {"total_frame": 5}, function)
+
+
+SMALL = {"hidden_sizes": (8,)}
+
+
+def pair() -> list:
+    return make_qvalue_ensemble(3, 2, num_qvalue_nets=2, **SMALL)
+
+
+def with_inf(name: str) -> dict:
+    return {name: float("inf")}
+
+
+INFINITE: dict[str, Callable[[], object]] = {
+    "alpha of TD3+BC": lambda: TD3BCLoss(make_deterministic_actor(3, 2, **SMALL), pair(), **with_inf("alpha")),
+    "policy_noise": lambda: TD3BCLoss(make_deterministic_actor(3, 2, **SMALL), pair(), **with_inf("policy_noise")),
+    "actor_bc_coef": lambda: ReBRACLoss(make_deterministic_actor(3, 2, **SMALL), pair(), **with_inf("actor_bc_coef")),
+    "critic_bc_coef": lambda: ReBRACLoss(make_deterministic_actor(3, 2, **SMALL), pair(), **with_inf("critic_bc_coef")),
+    "density_weight": lambda: SPOTLoss(
+        make_deterministic_actor(3, 2, **SMALL), pair(), make_action_vae(3, 2, **SMALL), **with_inf("density_weight")
+    ),
+    "beta of VAE": lambda: VAELoss(make_action_vae(3, 2, **SMALL), **with_inf("beta")),
+    "bc_alpha": lambda: EnsembleSACLoss(make_gaussian_actor(3, 2, **SMALL), pair(), **with_inf("bc_alpha")),
+    "bound_weight": lambda: AWRLoss(
+        make_gaussian_actor(3, 2, **SMALL), make_value_network(3, **SMALL), **with_inf("bound_weight")
+    ),
+    "alpha of FQL": lambda: FQLLoss(
+        make_one_step_actor(3, 2, **SMALL), make_flow_network(3, 2, **SMALL), pair(), **with_inf("alpha")
+    ),
+    "beta of IQL": lambda: IQLLoss(
+        make_gaussian_actor(3, 2, **SMALL), pair(), make_value_network(3, **SMALL), **with_inf("beta")
+    ),
+    "init of Temperature": lambda: Temperature(-2.0, **with_inf("init")),
+    "target_entropy": lambda: Temperature(float("inf")),
+    "target of Multiplier": lambda: Multiplier(1.0, **with_inf("target")),
+    "weight of ConservativePenalty": lambda: ConservativePenalty(float("inf")),
+    "target_gap": lambda: ConservativePenalty(1.0, **with_inf("target_gap")),
+    "softmax_temperature": lambda: ConservativePenalty(1.0, **with_inf("softmax_temperature")),
+}
+
+
+@pytest.mark.parametrize("setting", INFINITE)
+def test_infinite_weights_are_refused_where_they_come_in(setting: str) -> None:
+    """Each of them made a loss infinite or NaN at the first update, which named the loss and not the setting."""
+    with pytest.raises(O2OSpecError, match=f"got {setting.split(' of ')[0]}=inf"):
+        INFINITE[setting]()
+
+
+def test_infinity_stays_where_it_means_something() -> None:
+    """AWAC without advantages is behavior cloning, and clipping at infinity is none."""
+    batch = random_transitions(8, 3, 2)
+    for loss in (
+        AWACLoss(make_gaussian_actor(3, 2, **SMALL), pair(), awac_lambda=float("inf"), weight_clip=float("inf")),
+        TD3BCLoss(make_deterministic_actor(3, 2, **SMALL), pair(), noise_clip=float("inf")),
+    ):
+        assert loss(batch.copy())["loss_actor"].isfinite()

@@ -100,6 +100,15 @@ def test_q_normalization_is_detached_and_invariant_to_scale() -> None:
     torch.testing.assert_close(F.q_normalization(10 * qvalue) * 10 * qvalue, F.q_normalization(qvalue) * qvalue)
 
 
+def test_q_normalization_of_critics_that_are_zero_everywhere() -> None:
+    """The actor's objective lambda Q was NaN; critics with a last layer of zeros begin so."""
+    qvalue = torch.zeros(3, requires_grad=True)
+    (F.q_normalization(qvalue, 2.5) * qvalue).mean().backward()
+    assert (F.q_normalization(qvalue, 2.5) * qvalue).tolist() == [0.0, 0.0, 0.0]
+    assert qvalue.grad is not None
+    assert qvalue.grad.isfinite().all()
+
+
 def test_gaussian_kl_by_hand() -> None:
     # Dimension 0: 0.5 (mu^2 + s^2 - 1 - log s^2) = 0.5 (1 + 4 - 1 - 2 log 2); dimension 1: 0. Their mean.
     got = F.gaussian_kl(tensor([1.0, 0.0]), tensor([2.0, 1.0]))

@@ -39,6 +39,8 @@ __all__ = [
 AdvantageWeight = Literal["exp_clip", "exp", "softmax", "whiten", "sign"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+#: Mean |Q| below which Q is taken to be 0 everywhere.
+_LEAST_MEAN = 1e-12
 
 
 def normal_log_prob(value: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -240,14 +242,14 @@ def q_normalization(qvalue: Tensor, alpha: float = 1.0) -> Tensor:
         alpha: weight of the Q term. Defaults to 1; TD3+BC's is 2.5.
 
     Returns:
-        lambda, a scalar.
+        lambda, a scalar; finite also where all Q are 0, as critics with a last layer of zeros have them.
 
     Examples:
         >>> import torch
         >>> q_normalization(torch.tensor([-1.0, 3.0]), 2.5)
         tensor(1.2500)
     """
-    return alpha / qvalue.detach().abs().mean()
+    return alpha / qvalue.detach().abs().mean().clamp_min(_LEAST_MEAN)
 
 
 def gaussian_kl(mean: Tensor, std: Tensor) -> Tensor:

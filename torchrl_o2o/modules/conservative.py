@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import check_count, check_number, check_order
 from torchrl_o2o.functional.conservative import lagrange_coefficient, lagrange_objective
 
 __all__ = ["ConservativePenalty"]
@@ -71,11 +71,12 @@ class ConservativePenalty(nn.Module):
         init_log_multiplier: float = 1.0,
     ) -> None:
         super().__init__()
-        if weight < 0.0 or num_actions < 1 or not softmax_temperature > 0.0 or not gap_bounds[0] < gap_bounds[1]:
-            raise O2OSpecError(
-                f"got weight={weight}, num_actions={num_actions}, softmax_temperature={softmax_temperature}, "
-                f"gap_bounds={gap_bounds}; expected weight >= 0, num_actions >= 1, softmax_temperature > 0, lo < hi"
-            )
+        check_number("weight", weight, least=0)
+        check_count("num_actions", num_actions, least=1)
+        check_number("softmax_temperature", softmax_temperature, above=0)
+        check_order("gap_bounds", gap_bounds)
+        if target_gap is not None:
+            check_number("target_gap", target_gap)
         self.weight = weight
         self.num_actions = num_actions
         self.importance_sampling = importance_sampling

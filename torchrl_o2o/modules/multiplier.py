@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError, check_option, check_order
+from torchrl_o2o.errors import O2OSpecError, check_number, check_option, check_order
 
 __all__ = ["Multiplier"]
 
@@ -59,6 +59,8 @@ class Multiplier(nn.Module):
         super().__init__()
         check_option("form", form, ("value", "log"))
         check_order("bounds", bounds)
+        if target is not None:
+            check_number("target", target)
         raw = init if form == "value" else math.log(init) if init > 0.0 else -math.inf
         if not bounds[0] <= raw <= bounds[1]:
             raise O2OSpecError(f"got init={init}, expected a weight within bounds={tuple(bounds)} of its {form}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_number, check_option
 from torchrl_o2o.functional.soft import temperature_objective
 
 __all__ = ["Temperature"]
@@ -60,8 +60,10 @@ class Temperature(nn.Module):
         form: Literal["alpha", "log_alpha", "softplus"] = "alpha",
     ) -> None:
         super().__init__()
-        if not init > 0.0 and not (init == 0.0 and target_entropy is None):
+        if not 0.0 < init < math.inf and not (init == 0.0 and target_entropy is None):
             raise O2OSpecError(f"got init={init}, expected a positive initial temperature")
+        if target_entropy is not None:
+            check_number("target_entropy", target_entropy)
         check_option("form", form, ("alpha", "log_alpha", "softplus"))
         self.form: Literal["alpha", "log_alpha", "softplus"] = form
         self.target_entropy = target_entropy

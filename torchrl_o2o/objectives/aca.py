@@ -10,6 +10,7 @@ Shapes: E critics, B any batch shape, A action dimensions.
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from tensordict import TensorDictBase, TensorDictParams
@@ -109,7 +110,7 @@ class ACALoss(SoftLoss):
         super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
         for actor in (actor_network, reference_network):
             check_alignable(actor)
-        if not beta > 0.0:
+        if not 0.0 < beta < math.inf:
             raise O2OSpecError(f"got beta={beta}, expected a positive number of standard deviations, e.g. 7")
         frozen = copy.deepcopy(reference_network).requires_grad_(False)
         self.convert_to_functional(frozen, "reference_network", create_target_params=False)

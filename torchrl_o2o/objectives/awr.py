@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchrl.modules import TanhNormal as SquashedNormal
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.episodes import lambda_return, normalized_advantage
 from torchrl_o2o.functional.offline import advantage_weight
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
@@ -127,10 +127,11 @@ class AWRLoss(TransitionLoss):
                 f"got an actor of {kind.__name__}, which has no mean in closed form; build it with "
                 f"make_gaussian_actor(..., mean='linear')"
             )
-        if not temperature > 0.0 or not 0.0 <= lmbda <= 1.0 or not weight_clip > 0.0 or bound_weight < 0.0:
+        check_number("bound_weight", bound_weight, least=0)
+        if not temperature > 0.0 or not 0.0 <= lmbda <= 1.0 or not weight_clip > 0.0:
             raise O2OSpecError(
-                f"got temperature={temperature}, lmbda={lmbda}, weight_clip={weight_clip}, "
-                f"bound_weight={bound_weight}; expected more than 0, a share in [0, 1], more than 0, and 0 or more"
+                f"got temperature={temperature}, lmbda={lmbda}, weight_clip={weight_clip}; expected more than 0, a "
+                f"share in [0, 1], and more than 0"
             )
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(value_network, "value_network", create_target_params=False)

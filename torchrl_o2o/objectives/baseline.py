@@ -122,6 +122,8 @@ class BaselineLoss(FitsBaselines):
         self.convert_to_functional(frozen, "actor_network", create_target_params=False)
         self.convert_to_functional(members, "baseline_network", len(members), create_target_params=False)
         check_number("alpha", alpha, least=0)
+        if clip_min is not None:
+            check_number("clip_min", clip_min)
         self.register_buffer("alpha", torch.tensor(alpha, dtype=torch.get_default_dtype()))
         self.baseline_entropy = baseline_entropy
         self.clip_min = clip_min

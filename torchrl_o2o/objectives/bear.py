@@ -13,7 +13,7 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, check_number, check_option
 from torchrl_o2o.functional.behavior import Kernel, soft_minimum, squared_mmd
 from torchrl_o2o.functional.conservative import max_backup
 from torchrl_o2o.modules.aligned import own_distribution
@@ -140,14 +140,11 @@ class BEARLoss(DivergenceLoss, CriticLoss):
             positive={
                 "mmd_sigma": 1.0 if mmd_sigma is None else mmd_sigma,
                 "noise_clip": 1.0 if noise_clip is None else noise_clip,
-                "vae_beta": vae_beta,
             },
         )
-        if spread_weight < 0.0 or spread_confidence == 0.0:
-            raise O2OSpecError(
-                f"got spread_weight={spread_weight}, spread_confidence={spread_confidence}, expected 0 or more, and "
-                f"more than 0"
-            )
+        check_number("vae_beta", vae_beta, above=0)
+        check_number("spread_weight", spread_weight, least=0)
+        check_number("spread_confidence", spread_confidence, above=0)
         self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
         self.latent_dim = latent_dim(vae_network)
         learned = Multiplier(1.0, target=0.05, form="log", bounds=(-5.0, 10.0))

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.functional.samg import kl_weight
 from torchrl_o2o.modules.cvae import ConditionalVAE, InverseDynamics
@@ -73,8 +73,7 @@ class ConditionalVAELoss(TransitionLoss):
     def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
         _vae_of(vae_network)
-        if beta < 0.0:
-            raise O2OSpecError(f"got beta={beta}, expected 0 or more")
+        check_number("beta", beta, least=0)
         self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
         self.beta = beta
         self.register_buffer("kl_weight", torch.tensor(beta, dtype=torch.get_default_dtype()))

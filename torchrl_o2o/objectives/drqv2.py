@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.conservative import conservative_gap, scaled_logsumexp
 from torchrl_o2o.functional.offline import normal_log_prob, q_normalization
 from torchrl_o2o.functional.pixels import clipped_exploration
@@ -132,7 +133,7 @@ class DrQV2Loss(CriticLoss):
             raise O2OSpecError(
                 "got a stochastic actor, expected a deterministic one; build it with make_latent_actor(...)"
             )
-        if std < 0.0 or noise_clip < 0.0:
+        if not 0.0 <= std < math.inf or noise_clip < 0.0:
             raise O2OSpecError(f"got std={std} and noise_clip={noise_clip}, expected 0 (no noise) or more")
         super().__init__(actor_network, qvalue_network, reduction=reduction)
         _check_chain(encoder_network, actor_network)
@@ -337,8 +338,7 @@ class DrQV2BCLoss(DrQV2Loss):
             noise_clip=noise_clip,
             reduction=reduction,
         )
-        if bc_weight < 0.0:
-            raise O2OSpecError(f"got bc_weight={bc_weight}, expected 0 or more")
+        check_number("bc_weight", bc_weight, least=0)
         self.bc_weight, self.use_bc = bc_weight, use_bc
 
     def actor_loss(

@@ -16,7 +16,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributions import Distribution
 
-from torchrl_o2o.errors import O2OSpecError, check_count, check_option
+from torchrl_o2o.errors import check_count, check_number, check_option
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.soft import sac_actor_objective, soft_value
 from torchrl_o2o.modules.boxes import action_spec
@@ -277,8 +277,7 @@ class EnsembleSACLoss(SoftLoss):
         return self._collect(tensordict, *self._soft_losses(tensordict))
 
     def _set_cloning(self, actor_network: ProbabilisticTensorDictSequential, bc_alpha: float) -> None:
-        if not bc_alpha >= 0.0:
-            raise O2OSpecError(f"got bc_alpha={bc_alpha}, expected 0 or more")
+        check_number("bc_alpha", bc_alpha, least=0)
         self.bc_alpha = bc_alpha
         if bc_alpha:  # otherwise no bounded spec is needed
             self._name_outputs("cloning")

@@ -16,7 +16,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.modules import Actor
 
-from torchrl_o2o.errors import O2OSpecError, check_count, check_option
+from torchrl_o2o.errors import O2OSpecError, check_count, check_number, check_option
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.modules.best_of import BestOfN
@@ -241,8 +241,7 @@ class FQLLoss(FlowLoss):
         ensemble_reduction: Literal["sum", "mean"] = "mean",
         reduction: Reduction = "mean",
     ) -> None:
-        if not alpha >= 0.0:
-            raise O2OSpecError(f"got alpha={alpha}, expected 0 or more")
+        check_number("alpha", alpha, least=0)
         super().__init__(
             one_step_network(actor_network),
             flow_network,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Literal
 
@@ -135,8 +136,10 @@ class IQLLoss(CriticLoss):
         super().__init__(actor_network, qvalue_network, ensemble_reduction=ensemble_reduction, reduction=reduction)
         if not 0.0 < expectile < 1.0:
             raise O2OSpecError(f"got expectile={expectile}, expected a number in (0, 1)")
-        if beta < 0.0:
-            raise O2OSpecError(f"got beta={beta}, expected an inverse temperature of 0 (behavior cloning) or more")
+        if not 0.0 <= beta < math.inf:
+            raise O2OSpecError(
+                f"got beta={beta}, expected a finite inverse temperature of 0 (behavior cloning) or more"
+            )
         if not weight_clip > 0.0:
             raise O2OSpecError(f"got weight_clip={weight_clip}, expected a positive bound, for example 100")
         self.convert_to_functional(value_network, "value_network", create_target_params=False)

@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.conservative import calibrated
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.objectives.base import Reduction, dispatch
@@ -123,10 +123,8 @@ class ReBRACLoss(SmoothedTargetLoss):
             ensemble_reduction=ensemble_reduction,
             reduction=reduction,
         )
-        if actor_bc_coef < 0.0 or critic_bc_coef < 0.0:
-            raise O2OSpecError(
-                f"got actor_bc_coef={actor_bc_coef} and critic_bc_coef={critic_bc_coef}, expected 0 or more"
-            )
+        check_number("actor_bc_coef", actor_bc_coef, least=0)
+        check_number("critic_bc_coef", critic_bc_coef, least=0)
         self.register_buffer("actor_bc_coef", torch.tensor(actor_bc_coef, dtype=torch.get_default_dtype()))
         self.critic_bc_coef, self.calibrate = critic_bc_coef, calibrate
         self.make_value_estimator()

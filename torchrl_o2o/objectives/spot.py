@@ -11,7 +11,7 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import check_count, check_number
 from torchrl_o2o.functional.offline import elbo_penalty, iwae_penalty, q_normalization
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.networks import Inputs, call_module, flat_parameters
@@ -110,11 +110,9 @@ class SPOTLoss(SmoothedTargetLoss):
         super().__init__(
             actor_network, qvalue_network, policy_noise=policy_noise, noise_clip=noise_clip, reduction=reduction
         )
-        if density_weight < 0.0 or not vae_beta > 0.0 or num_samples < 1:
-            raise O2OSpecError(
-                f"got density_weight={density_weight}, vae_beta={vae_beta}, num_samples={num_samples}; expected at "
-                f"least 0, more than 0, and at least 1"
-            )
+        check_number("density_weight", density_weight, least=0)
+        check_number("vae_beta", vae_beta, above=0)
+        num_samples = check_count("num_samples", num_samples, least=1)
         self.latent_dim = latent_dim(vae_network)
         self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
         self.register_buffer("density_weight", torch.tensor(density_weight, dtype=torch.get_default_dtype()))

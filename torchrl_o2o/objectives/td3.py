@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -58,7 +59,7 @@ class SmoothedTargetLoss(CriticLoss):
             raise O2OSpecError(
                 "got a stochastic actor, expected a deterministic one; build it with make_deterministic_actor(...)"
             )
-        if policy_noise < 0.0 or noise_clip < 0.0:
+        if not 0.0 <= policy_noise < math.inf or noise_clip < 0.0:
             raise O2OSpecError(
                 f"got policy_noise={policy_noise} and noise_clip={noise_clip}, expected 0 (no smoothing) or more"
             )

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from tensordict import TensorDictBase
@@ -90,8 +91,8 @@ class TD3BCLoss(SmoothedTargetLoss):
             ensemble_reduction=ensemble_reduction,
             reduction=reduction,
         )
-        if alpha < 0.0:
-            raise O2OSpecError(f"got alpha={alpha}, expected 0 (behavior cloning) or more")
+        if not 0.0 <= alpha < math.inf:
+            raise O2OSpecError(f"got alpha={alpha}, expected 0 (behavior cloning) or a larger finite number")
         self.alpha = alpha
         self.make_value_estimator()
 

@@ -10,7 +10,7 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.modules.vae import ActionVAE
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
@@ -138,8 +138,7 @@ class VAELoss(TransitionLoss):
     def __init__(self, vae_network: TensorDictModule, *, beta: float = 0.5, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
         self.latent_dim = latent_dim(vae_network)
-        if beta < 0.0:
-            raise O2OSpecError(f"got beta={beta}, expected 0 or more")
+        check_number("beta", beta, least=0)
         self.convert_to_functional(vae_network, "vae_network", create_target_params=False)
         self.beta = beta
 
