@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from tensordict import TensorDict
 
 from torchrl_o2o.checkpoint.manifest import dump, load
 from torchrl_o2o.collectors.single import StepCollector
+from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
 from torchrl_o2o.data.transforms import add_mc_return
+from torchrl_o2o.deploy import load_policy, save_policy
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.modules import make_gaussian_actor
@@ -133,3 +137,27 @@ def test_statistics_of_another_width_are_refused() -> None:
         fitted.data(random_transitions(4, 3, 1))
     with pytest.raises(O2OSpecError, match=r"observations of shape \[3\], the statistics are of \[1\]"):
         fitted.env(make_gym_env("Pendulum-v1"))
+
+
+def test_observations_are_standardized_once(tmp_path: Path) -> None:
+    """By an environment that has the convention or by a policy file that has it, and by neither of them twice."""
+    data = random_transitions(50, 3, 1).set("episode", torch.zeros(50, dtype=torch.long))
+    data["observation"] = 5.0 * data["observation"] + 3.0
+    fitted = Convention(normalize_observations=True).fit(data)
+
+    def build() -> gymnasium.Env:
+        return fitted.env(make_gym_env("Pendulum-v1", max_episode_steps=5))
+
+    with pytest.raises(O2OSpecError, match="standardized already, expected its own observations"):
+        fitted.env(gymnasium.wrappers.TimeLimit(build(), 3))
+    trained = make_gaussian_actor(3, 1, hidden_sizes=(8,))
+    loaded = load_policy(save_policy(tmp_path, trained, convention=fitted, action_box=([-1.0], [1.0])))
+    for act in (
+        lambda: evaluate(loaded, build, num_episodes=1, seed=0),
+        lambda: StepCollector(build(), loaded, total_frames=1),
+        lambda: VectorCollector(make_vector_env(build, 2), loaded, total_frames=2),
+    ):
+        with pytest.raises(O2OSpecError, match="got a policy that standardizes observations, as load_policy gives it"):
+            act()
+    bare = evaluate(loaded, lambda: make_gym_env("Pendulum-v1", max_episode_steps=5), num_episodes=2, seed=0)
+    np.testing.assert_allclose(bare.returns, evaluate(trained, build, num_episodes=2, seed=0).returns, rtol=1e-4)

@@ -17,17 +17,21 @@ from contextlib import nullcontext
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tensordict import TensorDict
 from torchrl.objectives import DDPGLoss
 
 from tests.kernels import without_kernels
 from torchrl_o2o.data import load_offline
+from torchrl_o2o.data.transforms import AffineReward, ObservationStats, add_mc_return
 from torchrl_o2o.envs import GuardedEnv, make_gym_env
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
     ConservativePenalty,
+    GaussianVectorHead,
     Multiplier,
     Temperature,
     make_action_vae,
+    make_actor,
     make_deterministic_actor,
     make_flow_network,
     make_gaussian_actor,
@@ -47,8 +51,9 @@ from torchrl_o2o.objectives import (
     TD3BCLoss,
     VAELoss,
 )
+from torchrl_o2o.priorities import Sum, TDError
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers import Finetuning
+from torchrl_o2o.trainers import Finetuning, HandOver, weight_decay_groups
 from torchrl_o2o.trainers.settings import (
     check_added,
     check_arguments,
@@ -221,6 +226,32 @@ INFINITE: dict[str, Callable[[], object]] = {
 }
 
 
+def scale_of_descend() -> Descend:
+    return Descend("qvalue", torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), **with_inf("scale"))
+
+
+def returns_of_failures() -> object:
+    rows = random_transitions(4, 3, 2).set("episode", torch.zeros(4, dtype=torch.long))
+    return add_mc_return(rows, gamma=0.9, **with_inf("failure_reward"))
+
+
+def decay() -> object:
+    return weight_decay_groups(TensorDict.from_module(torch.nn.Linear(2, 1)), float("inf"))
+
+
+INFINITE |= {
+    "scale of Descend": scale_of_descend,
+    "scale of AffineReward": lambda: AffineReward(float("inf")),
+    "shift of AffineReward": lambda: AffineReward(1.0, float("inf")),
+    "eps of ObservationStats": lambda: ObservationStats.of(random_transitions(4, 3, 2), **with_inf("eps")),
+    "failure_reward": returns_of_failures,
+    "weight_decay": decay,
+    "warmup_steps=0, init_alpha": lambda: HandOver(**with_inf("init_alpha")),
+    "log_std_bounds": lambda: GaussianVectorHead(3, 2, std="sigmoid", log_std_bounds=(-5.0, float("inf"))),
+    "log_prob_edge": lambda: make_actor(3, 2, **with_inf("log_prob_edge"), **SMALL),
+}
+
+
 @pytest.mark.parametrize("setting", INFINITE)
 def test_infinite_weights_are_refused_where_they_come_in(setting: str) -> None:
     """Each of them made a loss infinite or NaN at the first update, which named the loss and not the setting."""
@@ -236,3 +267,14 @@ def test_infinity_stays_where_it_means_something() -> None:
         TD3BCLoss(make_deterministic_actor(3, 2, **SMALL), pair(), noise_clip=float("inf")),
     ):
         assert loss(batch.copy())["loss_actor"].isfinite()
+
+
+def test_factors_that_turn_something_round_are_refused() -> None:
+    """A negative scale ranks rewards the other way round, a negative decay makes parameters grow."""
+    with pytest.raises(O2OSpecError, match=r"got scale=-1\.0, expected a finite number above 0"):
+        AffineReward(-1.0)
+    with pytest.raises(O2OSpecError, match=r"got weight_decay=-0\.1, expected a finite number of at least 0"):
+        weight_decay_groups(TensorDict.from_module(torch.nn.Linear(2, 1)), -0.1)
+    terms = [TDError(EnsembleSACLoss(make_actor(3, 2, **SMALL), pair())) for _ in range(2)]
+    with pytest.raises(O2OSpecError, match=r"got factors\[1\]=nan, expected a finite number"):
+        Sum(*terms, factors=(1.0, float("nan")))

@@ -32,13 +32,13 @@ from torchrl_o2o.envs.border import (
     warn_of_running_statistics,
 )
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
-from torchrl_o2o.envs.units import check_actions
+from torchrl_o2o.envs.units import check_actions, is_standardized
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.input_checks import raise_mismatch
-from torchrl_o2o.modules.units import declared_box
+from torchrl_o2o.modules.units import declared_box, standardizes
 
-__all__ = ["StepCollector", "kind_of", "refuse_collected"]
+__all__ = ["StepCollector", "kind_of", "refuse_collected", "refuse_standardized_twice"]
 
 _ONE = torch.Size([1])
 #: Those that exist, to be asked what they collect from.
@@ -116,6 +116,28 @@ def refuse_collected(env: gymnasium.Env) -> None:
                 f"transitions so far), whose episode would end without its knowledge; build a new one in each call: "
                 f"lambda: make_gym_env(...), and not lambda: env"
             )
+
+
+def refuse_standardized_twice(env: gymnasium.Env, actor: TensorDictModuleBase) -> None:
+    """Refuse an actor that standardizes observations in an environment that does so too.
+
+    Args:
+        env: what the actor is to act in.
+        actor: the actor.
+
+    Raises:
+        O2OSpecError: if both standardize.
+
+    Examples:
+        >>> from torchrl_o2o.envs import make_gym_env
+        >>> from torchrl_o2o.modules import make_actor
+        >>> refuse_standardized_twice(make_gym_env("Pendulum-v1"), make_actor(3, 1))
+    """
+    if is_standardized(env) and standardizes(actor):
+        raise O2OSpecError(
+            f"got a policy that standardizes observations, as load_policy gives it, and {env_name(env)} with "
+            "observations that are standardized already; build the environment without its convention"
+        )
 
 
 class StepCollector:
@@ -204,6 +226,7 @@ class StepCollector:
         warn_of_running_statistics(env)
         self._low, self._high = action_bounds(env.action_space, env_name(env), random=init_random_frames > 0)
         check_actions(env.action_space, declared_box(actor))
+        refuse_standardized_twice(env, actor)
         if seed is not None:  # torchrl's GymWrapper seeds by a reset of its own before the collector's first
             checked_reset(self.env, self._space, seed=check_seed(seed))
         self._start_episode()

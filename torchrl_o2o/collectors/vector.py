@@ -28,7 +28,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.eval_mode import in_eval_mode, regularizers
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
-from torchrl_o2o.collectors.single import action_bounds, kind_of
+from torchrl_o2o.collectors.single import action_bounds, kind_of, refuse_standardized_twice
 from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
@@ -190,6 +190,8 @@ class VectorCollector:
             )
         self._low, self._high = action_bounds(envs.single_action_space, name, random=init_random_frames > 0)
         check_actions(envs.single_action_space, None if actor is None else declared_box(actor))
+        for env in inside.envs if isinstance(inside, SyncVectorEnv) and actor is not None else ():
+            refuse_standardized_twice(env, actor)
         if seeds is not None:
             numbers = [check_seed(seed, "seeds") for seed in seeds]
             self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]

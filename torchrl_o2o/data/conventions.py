@@ -18,14 +18,13 @@ from types import MappingProxyType
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
-from gymnasium.wrappers import TransformObservation
 from tensordict import TensorDictBase
 
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.transforms import AffineReward, ObservationStats, locomotion_reward
+from torchrl_o2o.envs.units import standardized
 from torchrl_o2o.errors import check_number, check_option
 
 __all__ = ["CONVENTIONS", "Convention", "FittedConvention", "get_convention"]
@@ -116,15 +115,13 @@ class FittedConvention:
         """An environment whose observations are the learner's; its rewards stay as they are, so that returns do.
 
         Raises:
-            O2OSpecError: if its observations have another width than those of the statistics.
+            O2OSpecError: if its observations have another width than those of the statistics, or are standardized.
         """
         if self.observation is None:
             return env
         mean, scale = self.observation.mean.numpy(), self.observation.scale.numpy()
-        space = env.observation_space
-        self.observation.check(space.shape)
-        unbounded = gymnasium.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
-        return TransformObservation(env, lambda seen: ((seen - mean) / scale).astype(np.float32), unbounded)
+        self.observation.check(env.observation_space.shape)
+        return standardized(env, mean, scale)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint or a policy file."""

@@ -26,7 +26,7 @@ from torchrl.envs.transforms import ObservationNorm, RewardScaling
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import column, ends_of, number_episodes, number_runs
 from torchrl_o2o.data.keys import STEPS, check_padding, has_steps
-from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_option
+from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_number, check_option
 
 __all__ = [
     "AffineReward",
@@ -53,6 +53,9 @@ class AffineReward:
         scale: factor.
         shift: added after scaling.
 
+    Raises:
+        O2OSpecError: if the factor is not positive, or either is not finite.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -66,6 +69,11 @@ class AffineReward:
 
     scale: float = 1.0
     shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse factors that would wipe rewards out or turn them round."""
+        check_number("scale", self.scale, above=0)
+        check_number("shift", self.shift)
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
         """Return the data with transformed rewards; the input keeps its own.
@@ -219,6 +227,8 @@ def add_mc_return(
             f"gamma={gamma} with failure_reward={failure_reward}; expected [0, 1), or 1 without the latter."
         )
     check_option("failure_rule", failure_rule, ("all", "last"))
+    if failure_reward is not None:
+        check_number("failure_reward", failure_reward)
     check_one_step(data, "a Monte-Carlo return")
     reward, segment = _rewards(data), number_episodes(data)
     value = mc_return(reward, segment, gamma)
@@ -420,9 +430,10 @@ class ObservationStats:
             eps: added to the standard deviation.
 
         Raises:
-            O2OSpecError: if the observations are images, or several entries.
+            O2OSpecError: if the observations are images, or several entries, or ``eps`` is negative or not finite.
             O2ODataError: if there is none, or one is not finite.
         """
+        check_number("eps", eps, least=0)
         observation = data.get("observation")
         if not isinstance(observation, Tensor):
             raise O2OSpecError(

@@ -11,13 +11,13 @@ from functools import partial
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import RescaleAction, TransformAction
+from gymnasium.wrappers import RescaleAction, TransformAction, TransformObservation
 from numpy.typing import ArrayLike
 
 from torchrl_o2o.envs.make import is_unit_actions, unit_actions
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_actions", "match_actions", "native_action_space"]
+__all__ = ["check_actions", "is_standardized", "match_actions", "native_action_space", "standardized"]
 
 
 def native_action_space(env: gymnasium.Env) -> spaces.Box:
@@ -97,6 +97,54 @@ def _onto(action: np.ndarray, *, box: spaces.Box, other: spaces.Box) -> np.ndarr
     unit = np.where(width > 0.0, (2.0 * action - low - high) / np.where(width > 0.0, width, 1.0), 0.0)
     ends = other.low.astype(np.float64) / 2.0, other.high.astype(np.float64) / 2.0
     return ((ends[0] + ends[1]) + (ends[1] - ends[0]) * unit).astype(other.dtype)
+
+
+def standardized(env: gymnasium.Env, mean: np.ndarray, scale: np.ndarray) -> gymnasium.Env:
+    """An environment whose observations are ``(observation - mean) / scale``, in float32.
+
+    Args:
+        env: the environment; its observations are a vector.
+        mean: shape [o].
+        scale: positive, shape [o].
+
+    Raises:
+        O2OSpecError: if they are standardized already.
+
+    Examples:
+        >>> env = standardized(gymnasium.make("Pendulum-v1"), np.zeros(3), np.full(3, 2.0))
+        >>> is_standardized(env), is_standardized(env.env)
+        (True, False)
+    """
+    if is_standardized(env):
+        raise O2OSpecError(
+            "got an environment whose observations are standardized already, expected its own observations; apply a "
+            "convention to an environment once"
+        )
+    unbounded = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
+    return TransformObservation(env, partial(_standardize, mean=mean, scale=scale), unbounded)
+
+
+def is_standardized(env: gymnasium.Env) -> bool:
+    """Whether :func:`standardized` made an environment, or one inside it.
+
+    Args:
+        env: the environment.
+
+    Examples:
+        >>> is_standardized(gymnasium.make("Pendulum-v1"))
+        False
+    """
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        function = getattr(layer, "func", None)
+        if isinstance(function, partial) and function.func is _standardize:
+            return True
+        layer = layer.env
+    return False
+
+
+def _standardize(seen: np.ndarray, *, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return ((seen - mean) / scale).astype(np.float32)
 
 
 def check_actions(space: spaces.Space, box: tuple[ArrayLike, ArrayLike] | None) -> None:

@@ -18,7 +18,7 @@ from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError, check_option, check_order
+from torchrl_o2o.errors import O2OSpecError, check_number, check_option, check_order
 from torchrl_o2o.modules.boxes import action_box, distribution_box
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.gaussian_policies import GaussianVectorHead
@@ -138,6 +138,8 @@ def make_actor(
         if isinstance(layer, nn.Linear):
             initialize_(layer, initialization, last_bound=1e-3)
     module = TensorDictModule(nn.Sequential(trunk, head), in_keys=[observation_key], out_keys=["loc", "scale"])
+    if log_prob_edge is not None:
+        check_number("log_prob_edge", log_prob_edge, least=0)
     edge = {} if log_prob_edge is None else {"edge": log_prob_edge}
     return ProbabilisticActor(
         module,

@@ -19,7 +19,7 @@ from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import check_option, check_order
+from torchrl_o2o.errors import check_number, check_option, check_order
 from torchrl_o2o.functional.offline import normal_log_prob
 from torchrl_o2o.modules.boxes import action_box, distribution_box, make_squash
 from torchrl_o2o.modules.distributions import BoxDistribution
@@ -145,6 +145,8 @@ class GaussianVectorHead(nn.Module):
         self.squash = nn.Tanh() if squash is None else squash
         self.log_std = nn.Parameter(torch.zeros(action_dim))
         check_order("log_std_bounds", log_std_bounds)
+        for bound in log_std_bounds if std == "sigmoid" else ():  # clipping at infinity is none, scaling to it NaN
+            check_number("log_std_bounds", bound)
         self.std, self.log_std_bounds = std, log_std_bounds
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

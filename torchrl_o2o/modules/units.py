@@ -17,7 +17,7 @@ from torchrl.data import Bounded
 from torchrl_o2o.modules.boxes import box_edges
 from torchrl_o2o.modules.chunks import chunk_length
 
-__all__ = ["Standardize", "ToBox", "declared_box"]
+__all__ = ["Standardize", "ToBox", "declared_box", "standardizes"]
 
 
 class Standardize(nn.Module):
@@ -76,6 +76,20 @@ class ToBox(nn.Module):
             loc, scale = value
             return self.middle + self.half_width * loc, self.half_width * scale
         return self.middle + self.half_width * value
+
+
+def standardizes(actor: nn.Module) -> bool:
+    """Whether an actor standardizes what it observes, as those of :func:`~torchrl_o2o.deploy.load_policy` may.
+
+    Args:
+        actor: any actor.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> standardizes(make_actor(3, 1))
+        False
+    """
+    return any(isinstance(module, Standardize) for module in actor.modules())
 
 
 def declared_box(actor: TensorDictModuleBase, key: NestedKey = "action") -> tuple[Tensor, Tensor] | None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.errors import check_number
 from torchrl_o2o.priorities.base import LogPriority, Sum
 from torchrl_o2o.priorities.density_ratio import DensityRatioScore
 
@@ -41,6 +42,7 @@ class AdvantageAligned(Sum):
 
     @checked_arguments
     def __init__(self, advantage: LogPriority, density: DensityRatioScore, *, adv_temp: float = 1.0) -> None:
+        check_number("adv_temp", adv_temp)
         super().__init__(density, advantage, factors=(1.0, adv_temp))
 
     @property

@@ -19,7 +19,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.replay import finite_scores
 
 __all__ = ["LogPriority", "Sum"]
@@ -146,6 +146,8 @@ class Sum(LogPriority):
         self.factors = (1.0,) * len(terms) if factors is None else tuple(factors)
         if not terms or len(self.factors) != len(terms):
             raise O2OSpecError(f"got {len(terms)} terms and {len(self.factors)} factors, expected as many, at least 1")
+        for index, factor in enumerate(self.factors):
+            check_number(f"factors[{index}]", factor)
 
     def score(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`LogPriority.score`."""

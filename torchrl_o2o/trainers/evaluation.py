@@ -29,7 +29,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o._moved import old_names
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.single import kind_of, refuse_collected
+from torchrl_o2o.collectors.single import kind_of, refuse_collected, refuse_standardized_twice
 from torchrl_o2o.envs.border import EnvFaultError, check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
@@ -169,7 +169,7 @@ def evaluate(
     Raises:
         O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built or has discrete
             actions, ``env`` returns no gymnasium environment, one for several episodes at once or the one that a
-            collector collects from, the policy's actions do not fit it,
+            collector collects from, the policy's actions do not fit it, both standardize observations,
             ``reference`` names no known task, or a video is asked for and the environment does not draw itself or
             ``video`` has another ending.
         EnvFaultError: if the environment fails more often than ``max_retries``, or hangs.
@@ -190,7 +190,7 @@ def evaluate(
         reference = find_reference(env)
     elif isinstance(reference, str):
         reference = get_reference(reference)  # an unknown name raises before the episodes are run
-    make = _maker(env, drawing=video is not None) if isinstance(env, str) else partial(_own, env)
+    make = _maker(env, drawing=video is not None) if isinstance(env, str) else partial(_own, env, actor)
     box = declared_box(actor)
     build = make if box is None else lambda: match_actions(make(), *box)
     with _undisturbed(actor, seed):
@@ -212,8 +212,8 @@ def _maker(env_id: str, *, drawing: bool) -> Callable[[], gymnasium.Env]:
     return partial(make_gym_env, **(drawing_arguments(arguments) if drawing else arguments))
 
 
-def _own(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    """Build an environment, and raise if the result is not an environment or is already in use."""
+def _own(make: Callable[[], gymnasium.Env], actor: TensorDictModuleBase) -> gymnasium.Env:
+    """Build an environment, and raise if the result is none, is already in use, or does what the actor does too."""
     env = make()
     if not isinstance(env, gymnasium.Env):
         raise O2OSpecError(
@@ -221,6 +221,7 @@ def _own(make: Callable[[], gymnasium.Env]) -> gymnasium.Env:
             f"and say how many are stepped side by side by num_envs"
         )
     refuse_collected(env)
+    refuse_standardized_twice(env, actor)
     return env
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class HandOver:
     def __post_init__(self) -> None:
         """Check the values."""
         check_option("data", self.data, ("none", "all", "top", "symmetric"))
-        if self.warmup_steps < 0 or (self.init_alpha is not None and not self.init_alpha > 0.0):
+        if self.warmup_steps < 0 or (self.init_alpha is not None and not 0.0 < self.init_alpha < math.inf):
             raise O2OSpecError(
                 f"got warmup_steps={self.warmup_steps}, init_alpha={self.init_alpha}, expected 0 or more steps and a "
                 f"positive temperature"

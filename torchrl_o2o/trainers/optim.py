@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.diagnostics import finite_or_raise
 
 __all__ = ["descend", "weight_decay_groups"]
@@ -74,6 +74,9 @@ def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dic
     Returns:
         Two groups for the optimizer's constructor.
 
+    Raises:
+        O2OSpecError: if the coefficient is negative or not finite, which optimizers do not look for in groups.
+
     Examples:
         >>> from tensordict import TensorDict
         >>> from torch import nn
@@ -81,6 +84,7 @@ def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dic
         >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
         [(1, 0.01), (1, 0.0)]
     """
+    check_number("weight_decay", weight_decay, least=0)
     decayed, exempt = [], []
     for name, value in params.flatten_keys(".").items():
         (exempt if name.split(".")[-1].endswith("bias") else decayed).append(value)

@@ -14,7 +14,7 @@ import torch
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 
 __all__ = [
     "WHOLE",
@@ -75,8 +75,7 @@ class Descend:
                 f"got {type(self.optim).__name__} for {self.name!r}, whose step evaluates the loss several times; "
                 "expected an optimizer that takes one gradient, such as Adam or SGD"
             )
-        if not self.scale > 0.0:
-            raise O2OSpecError(f"got scale={self.scale}, expected a positive number")
+        check_number("scale", self.scale, above=0)
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0.0:
             raise O2OSpecError(f"got clip_grad_norm={self.clip_grad_norm}, expected a positive number, or None")
 

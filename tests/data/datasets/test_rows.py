@@ -184,10 +184,28 @@ def test_episodes_that_differ_in_width_are_named(episodes: list[Arrays]) -> None
         rows_from_episodes(episodes, origin="toy")
 
 
+@pytest.mark.parametrize(
+    "arrays",
+    [{"terminateds": "terminals", "truncateds": "timeouts"}, {"discount": "masks"}],
+    ids=["rllib", "acme"],
+)
+def test_advice_on_names_keeps_terminals_terminal(flat: Arrays, arrays: dict[str, str]) -> None:
+    """The advice was 'ends' for all of them: terminal states would have become time limits, and bootstrap."""
+    terminals, timeouts = flat.pop("terminals"), flat.pop("timeouts")
+    values = {"terminals": terminals, "timeouts": timeouts, "masks": 1 - terminals.astype(float)}
+    flat |= {name: values[role] for name, role in arrays.items()}
+    with pytest.raises(O2ODataError, match=re.escape(f"pass names={arrays}")):
+        rows_from_flat(flat, max_episode_steps=None, origin="toy")
+    rows = rows_from_flat(flat, max_episode_steps=100, origin="toy", names=arrays)
+    np.testing.assert_array_equal(rows.terminated.nonzero(), terminals.nonzero())
+
+
 def test_the_array_that_could_say_where_episodes_end_is_named(flat: Arrays) -> None:
     ends = flat["terminals"] | flat.pop("timeouts")
     flat["episode_terminals"] = ends
-    with pytest.raises(O2ODataError, match=r"'episode_terminals' could say it: tell by names={'episode_terminals'"):
+    with pytest.raises(
+        O2ODataError, match=r"'episode_terminals' could say it: pass names={'episode_terminals': 'ends'}"
+    ):
         rows_from_flat(flat, max_episode_steps=None, origin="d3rlpy")
     rows = rows_from_flat(flat, max_episode_steps=None, origin="d3rlpy", names={"episode_terminals": "ends"})
     assert rows.lengths.tolist() == [4, 5, 3]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from torchrl_o2o.data.datasets.tables import csv_arrays
+from torchrl_o2o.errors import O2ODataError
 
 
 @pytest.mark.parametrize("form", ["obs_{}", "obs.{}", "obs[{}]", "obs{}"])
@@ -21,6 +22,14 @@ def test_numbered_columns_are_one_array_in_order(tmp_path: Path, form: str, firs
     assert arrays["obs"].tolist() == [[2, 1, 3], [5, 4, 6]]
     assert arrays["reward"][0] == 0.5
     assert arrays["reward"][1] != arrays["reward"][1], "an empty cell is NaN"
+
+
+def test_a_table_without_names_is_told(tmp_path: Path) -> None:
+    """Its first row was taken for names, whose digits were the numbers of columns."""
+    path = tmp_path / "log.csv"
+    path.write_text("0.1420,1.5,0\n0.3,1.2,1\n")
+    with pytest.raises(O2ODataError, match="line 1: the first line holds numbers, not names; expected a line of names"):
+        csv_arrays(path)
 
 
 def test_words_are_flags(tmp_path: Path) -> None:

@@ -75,6 +75,20 @@ _COULD_BE_ENDS = re.compile(
 _COULD_BE_TERMINALS = re.compile(r"done|termin|mask|discount", re.IGNORECASE)
 #: Names of arrays that are 0 where an episode ends.
 _COULD_BE_INVERSE = re.compile(r"mask|discount|continu|alive|valid|not|non", re.IGNORECASE)
+#: What arrays of such names most likely are, the first that fits; d3rlpy's episode_terminals are the ends of episodes.
+_LIKELY = tuple(
+    (re.compile(pattern, re.IGNORECASE), role)
+    for pattern, role in (
+        (r"mask|discount", "masks"),
+        (r"episode.*termin", "ends"),
+        (r"termin", "terminals"),
+        (r"trunc|time_?limit|timeout", "timeouts"),
+        (r"first|start|reset", "starts"),
+        (r"last|end|final|done", "ends"),
+        (r"episode|traj", "episode"),
+        (r"", "ends"),
+    )
+)
 #: HDF5 and npz compress at most 1032 : 1 (deflate). An array that claims more has a damaged size.
 _LARGEST_RATIO = 1100
 #: Arrays above this size hold numbers, which do not compress to a hundredth.
@@ -305,7 +319,10 @@ def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> 
         roles = {role: name for role, name in roles.items() if role not in ("masks", "ends") or name in names}
     missing = [role for role in _NEEDED if role not in roles]
     if missing:
-        raise O2ODataError(f"{origin} has no {', '.join(missing)}; it holds {sorted(map(str, source))}.")
+        raise O2ODataError(
+            f"{origin} has no {', '.join(missing)}; it holds {sorted(map(str, source))}. Say what they are with names, "
+            f"such as names={{...: {missing[0]!r}}}."
+        )
     return roles
 
 
@@ -342,6 +359,19 @@ def speaks_of_ends(name: str) -> bool:
         (True, False)
     """
     return _COULD_BE_ENDS.search(name) is not None
+
+
+def likely_role(name: str) -> str:
+    """What an array that speaks of ends most likely is, by its name, to be suggested in an error.
+
+    Args:
+        name: of the array.
+
+    Examples:
+        >>> [likely_role(name) for name in ("terminateds", "truncateds", "discount", "episode_terminals", "dones")]
+        ['terminals', 'timeouts', 'masks', 'ends', 'ends']
+    """
+    return next(role for pattern, role in _LIKELY if pattern.search(name))
 
 
 def _could_be_ends(name: str, value: Any, steps: int) -> bool:

@@ -22,6 +22,7 @@ from torchrl_o2o.data.datasets.columns import (
     cast_episode,
     cast_flags,
     find_columns,
+    likely_role,
     unread_notes,
 )
 from torchrl_o2o.data.findings import Finding
@@ -318,8 +319,11 @@ def _time_limits(
     if limit is not None:
         return truncated | (_index_in_run(terminated) % limit == limit - 1), ()
     if not told:
-        perhaps = ", ".join(map(repr, found.doubtful))
-        remedy = f" {perhaps} could say it: tell by names={{{perhaps.partition(',')[0]}: 'ends'}}." if perhaps else ""
+        said = {name: likely_role(name) for name in found.doubtful}
+        perhaps = ", ".join(map(repr, said))
+        remedy = f" {perhaps} could say it: pass names={said}, if that is what they mean." if said else ""
+        if any("done" in name.lower() for name in said):
+            remedy += " 'ends' is the last row of each episode; if dones are terminal states alone, say 'terminals'."
         raise O2ODataError(
             f"{origin} has no timeouts, so nothing says where an episode ended by its time limit; expected a "
             f"'timeouts' or an 'episode' array.{remedy} Pass max_episode_steps to cut episodes at that length."

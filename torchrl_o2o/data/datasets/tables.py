@@ -67,7 +67,10 @@ def _table(path: Path) -> tuple[list[str], np.ndarray]:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheet programs write a byte order mark
             reader = csv.reader(file)
             # Unnamed columns get a name that can be reported if they are not read, and that matches no column group.
-            names = [name.strip() or f"(unnamed, column {number})" for number, name in enumerate(next(reader), 1)]
+            first = next(reader)
+            if first and all(_is_number(cell) for cell in first):
+                raise ValueError("the first line holds numbers, not names")
+            names = [name.strip() or f"(unnamed, column {number})" for number, name in enumerate(first, 1)]
             for cells in filter(None, reader):  # skip empty lines
                 line = reader.line_num
                 if len(cells) != len(names):
@@ -79,3 +82,11 @@ def _table(path: Path) -> tuple[list[str], np.ndarray]:
             "between them."
         ) from error
     return names, np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
