@@ -65,3 +65,12 @@ def test_a_cut_ends_an_episode_and_state_is_kept() -> None:
 def test_one_transition_at_a_time(wrong: TensorDict) -> None:
     with pytest.raises(O2OSpecError, match=r"expected \[1\], one at a time"):
         EpisodeRows(2, 0.9).add(wrong)
+
+
+def test_what_was_added_is_a_copy() -> None:
+    """A loop may write each transition into the one before."""
+    rows, keeper = stream([2, 6], 2), EpisodeRows(2, 0.9)
+    expected = n_step(rows[:3].copy().set("episode", torch.zeros(3, dtype=torch.long)), n=2, gamma=0.9)
+    same_place = rows[:1].clone()
+    found = [keeper.add(same_place.update_(row)) for row in rows[:3].split(1)]
+    assert same(found[-1], expected)

@@ -26,6 +26,7 @@ from torchrl_o2o.data import (
     offline_online_storage,
     stored_keys,
 )
+from torchrl_o2o.data.buffers import starting_buffer
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
@@ -55,6 +56,14 @@ class TestStorage:
         storage = offline_online_storage(data, 4)
         data["observation"].zero_()
         assert storage[:]["observation"].any()
+
+    def test_data_on_a_graph(self) -> None:
+        """Every batch would have been part of it; the writer refuses such rows too."""
+        data = random_transitions(6, 3, 2)
+        data["observation"].requires_grad_()
+        for store in (offline_online_storage, starting_buffer):
+            with pytest.raises(O2ODataError, match="'observation' of the data requires gradients"):
+                store(data, 4)
 
     def test_empty_data(self) -> None:
         with pytest.raises(O2ODataError, match="N >= 1"):

@@ -96,5 +96,23 @@ def test_a_state_holds_what_was_appended_and_fits_its_data_alone() -> None:
     ],
 )
 def test_an_episode_is_one_of_each_a_step(wrong: tuple[torch.Tensor, ...]) -> None:
-    with pytest.raises(O2OSpecError, match=r"expected \[T, o\], \[T, A\] and \[T\], finite"):
+    with pytest.raises(O2OSpecError, match=r"expected \[T, o\], \[T, A\] and \[T\] with T"):
         TrajectoryReplay().append(*wrong)
+
+
+def test_appended_episodes_are_copies() -> None:
+    """A rollout that writes every episode into one array would have changed what was stored."""
+    replay, observation = TrajectoryReplay(3), torch.zeros(3, 1)
+    for number in (1.0, 2.0):
+        replay.append(observation.fill_(number), torch.zeros(3, 2), torch.ones(3))
+    assert [each["observation"].flatten().tolist() for each in replay.episodes] == [[1.0] * 3, [2.0] * 3]
+
+
+def test_empty_episodes_and_slices_are_refused() -> None:
+    replay = TrajectoryReplay(3)
+    for episode in ((0, 0.0), (2, float("nan"))):
+        with pytest.raises(O2OSpecError, match="with T at least 1, all finite"):
+            replay.append(torch.full((episode[0], 1), episode[1]), torch.zeros(episode[0], 2), torch.zeros(episode[0]))
+    replay.load(rows())
+    with pytest.raises(O2OSpecError, match="got context=0, expected a whole number of at least 1"):
+        replay.sample(2, context=0)

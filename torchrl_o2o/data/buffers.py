@@ -19,7 +19,7 @@ from torchrl.data.replay_buffers.samplers import RandomSampler
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.keys import TRANSITION
 from torchrl_o2o.data.samplers import BalancedSampler
-from torchrl_o2o.data.storage import MappedStorage, stored_keys
+from torchrl_o2o.data.storage import MappedStorage, check_no_gradients, stored_keys
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
@@ -170,4 +170,5 @@ def _to_learn_from(rows: TensorDictBase, keys: Sequence[NestedKey], before: str)
     """The entries that a learner reads, and the step counts that its losses discount by."""
     if missing := [key for key in keys if key not in rows.keys(include_nested=True)]:
         raise O2OSpecError(f"the offline data lack {missing}; add them before {before}")
+    check_no_gradients(rows)
     return rows.select(*keys, *set(stored_keys(rows)) - set(TRANSITION))

@@ -63,7 +63,7 @@ class EpisodeRows:
                 f"got transitions of batch shape {list(transition.batch_size)}, expected [1], one at a time as "
                 f"StepCollector gives them; one EpisodeRows for each environment"
             )
-        self._open.append(transition.select(*TRANSITION))
+        self._open.append(transition.select(*TRANSITION).detach().clone())  # the caller may write the next one into it
         if transition["next", "done"].item():
             self._close()
         ended, self._ended = self._ended, []

@@ -59,6 +59,24 @@ def rows_of(storage: Storage) -> Rows:
     return cast(Rows, storage)
 
 
+def check_no_gradients(rows: TensorDictBase) -> None:
+    """Refuse rows that hang on a graph, which a storage would keep alive and every batch would be part of.
+
+    Args:
+        rows: that are to be stored.
+
+    Raises:
+        O2ODataError: naming an entry that requires gradients.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> check_no_gradients(random_transitions(4, 3, 2))
+    """
+    for key, value in rows.items(True, True):
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise O2ODataError(f"{key!r} of the data requires gradients, expected plain numbers; store data.detach()")
+
+
 class MappedStorage(LazyMemmapStorage):
     """Offline rows, followed by slots for online rows, in memory-mapped files.
 
@@ -216,7 +234,7 @@ def offline_online_storage(
         A storage of ``N + online_capacity`` slots, the first N filled.
 
     Raises:
-        O2ODataError: if the data are empty or lack entries, or the disk has no room for all slots.
+        O2ODataError: if the data are empty, lack entries or require gradients, or the disk has no room for all slots.
         O2OSpecError: if the capacity is below 1, or ``scratch_dir`` is not empty or given with another device.
 
     Examples:
@@ -239,6 +257,7 @@ def offline_online_storage(
         raise O2OSpecError(
             f"got online_capacity={online_capacity}, expected at least 1, usually the number of online steps"
         )
+    check_no_gradients(offline)
     size = len(offline)
     if scratch_dir is None:
         storage = LazyTensorStorage(size + online_capacity, device=device)

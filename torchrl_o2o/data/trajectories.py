@@ -16,7 +16,7 @@ from torch import Tensor
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.transforms import check_one_step
-from torchrl_o2o.errors import O2OSpecError, check_number, check_state
+from torchrl_o2o.errors import O2OSpecError, check_count, check_number, check_state
 
 __all__ = ["TrajectoryReplay", "returns_to_go"]
 
@@ -78,7 +78,7 @@ class TrajectoryReplay:
         self._appended: set[int] = set()
 
     def append(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
-        """Add one episode, in place of the oldest where there is no room.
+        """Add a copy of one episode, in place of the oldest where there is no room.
 
         Args:
             observation: as the policy sees them, shape [T, o].
@@ -86,13 +86,16 @@ class TrajectoryReplay:
             reward: shape [T].
 
         Raises:
-            O2OSpecError: if these are not one for each of T steps, or rewards are not finite.
+            O2OSpecError: if these are not one for each of T steps, or not finite.
         """
-        if reward.ndim != 1 or not len(observation) == len(action) == len(reward) or not reward.isfinite().all():
+        same = reward.ndim == 1 and 0 < len(reward) == len(observation) == len(action)
+        if not same or not all(bool(each.isfinite().all()) for each in (observation, action, reward)):
             raise O2OSpecError(
                 f"got observations {list(observation.shape)}, actions {list(action.shape)} and rewards "
-                f"{list(reward.shape)}, expected [T, o], [T, A] and [T], finite, whose sums are the returns to go"
+                f"{list(reward.shape)}, expected [T, o], [T, A] and [T] with T at least 1, all finite; the sums of "
+                f"rewards are the returns to go"
             )
+        observation, action, reward = observation.detach().clone(), action.detach(), reward.detach()
         action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
         columns = {"observation": observation, "action": action, "return_to_go": to_go}
         episode = TensorDict(columns, [len(reward)])
@@ -158,8 +161,9 @@ class TrajectoryReplay:
             ``observation``, ``action`` and ``return_to_go``, shape [B, K].
 
         Raises:
-            O2OSpecError: if no episode has as many steps.
+            O2OSpecError: if ``context`` is below 1, or no episode has as many steps.
         """
+        context = check_count("context", context, least=1)
         starts = torch.tensor([max(len(episode) - context + 1, 0) for episode in self.episodes], dtype=torch.float64)
         if not starts.sum() > 0:
             raise O2OSpecError(f"got context={context}, but no episode is as long; take a shorter one")
