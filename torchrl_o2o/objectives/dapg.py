@@ -126,6 +126,8 @@ class DAPGLoss(TransitionLoss):
         Returns:
             The loss, and per row, shape [*B], detached: ``weight`` and ``log_prob``.
         """
+        params, state = flat_parameters(self.actor_network_params), self._state(tensordict)
+        action = self._action(tensordict)
         demo = self._demonstrations(tensordict)
         advantage = self._entry(tensordict, self.tensor_keys.advantage).reshape(demo.shape)
         settings = {"lam_0": self.lam_0, "lam_1": self.lam_1}
@@ -133,8 +135,7 @@ class DAPGLoss(TransitionLoss):
         weight[~demo], weight[demo] = dapg_weights(
             advantage[~demo], demo.numel() - num_policy, int(self.iteration), **settings
         )
-        params, state = flat_parameters(self.actor_network_params), self._state(tensordict)
-        log_prob = policy_distribution(self.actor_network, params, state).log_prob(self._action(tensordict))
+        log_prob = policy_distribution(self.actor_network, params, state).log_prob(action)
         rows = -weight * log_prob
         loss = self._reduce(rows, reduction="sum") / (num_policy if self.reduction == "mean" else 1)
         return loss, {"weight": weight, "log_prob": log_prob.detach()}
@@ -176,7 +177,7 @@ class DAPGLoss(TransitionLoss):
                 f"the batch has no {key!r}, which says which rows are demonstrations; join them with the policy's rows "
                 f"by join_sources(demos, rows), or set it to False everywhere"
             )
-        if bool(flag.all()):
+        if flag.numel() and bool(flag.all()):
             raise O2OSpecError(
                 f"got {flag.numel()} rows, all demonstrations, expected the policy's rows as well; to clone "
                 f"demonstrations alone, use BCLoss"
