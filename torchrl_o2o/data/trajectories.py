@@ -86,7 +86,8 @@ class TrajectoryReplay:
             reward: shape [T].
 
         Raises:
-            O2OSpecError: if these are not one for each of T steps, or not finite.
+            O2OSpecError: if these are not one for each of T steps, not finite, or of other widths than the trajectories
+                that are there.
         """
         same = reward.ndim == 1 and 0 < len(reward) == len(observation) == len(action)
         if not same or not all(bool(each.isfinite().all()) for each in (observation, action, reward)):
@@ -94,6 +95,13 @@ class TrajectoryReplay:
                 f"got observations {list(observation.shape)}, actions {list(action.shape)} and rewards "
                 f"{list(reward.shape)}, expected [T, o], [T, A] and [T] with T at least 1, all finite; the sums of "
                 f"rewards are the returns to go"
+            )
+        found = {"observation": observation.shape[1:], "action": action.shape[1:]}
+        if self.episodes and any(self.episodes[0][key].shape[1:] != shape for key, shape in found.items()):
+            known = {key: list(self.episodes[0][key].shape[1:]) for key in found}
+            raise O2OSpecError(
+                f"got observations {list(observation.shape)} and actions {list(action.shape)}, the trajectories before "
+                f"have rows of {known}; they are of another environment"
             )
         observation, action, reward = observation.detach().clone(), action.detach(), reward.detach()
         action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
