@@ -121,6 +121,6 @@ def test_empty_episodes_and_slices_are_refused() -> None:
 def test_trajectories_of_another_environment_are_refused() -> None:
     replay = TrajectoryReplay()
     replay.append(torch.zeros(3, 2), torch.zeros(3, 1), torch.ones(3))
-    with pytest.raises(O2OSpecError, match=r"got observations \[3, 3\] and .* 'observation': \[2\], 'action': \[1\]"):
+    with pytest.raises(O2OSpecError, match=r"got observations \[3, 3\] and .*'observation': \[2\], 'action': \[1\]"):
         replay.append(torch.zeros(3, 3), torch.zeros(3, 1), torch.ones(3))
     assert len(replay.episodes) == 1
