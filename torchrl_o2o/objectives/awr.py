@@ -43,8 +43,8 @@ class AWRLoss(TransitionLoss):
     environment steps, 200 steps of V (SGD with momentum 0.9, 1e-2), 1 000 of the policy (5e-5; Hopper 1e-4), batches of
     256 from the newest 50 000 rows; policy of fixed width.
 
-    Differences from the paper: advantages are normalized, the penalty on the mean is added, both as in the code. The
-    code standardizes values; here rewards may be scaled.
+    Differences from the paper: advantages are normalized, the penalty on the mean is added, both as in the code, which
+    takes half of the squared distance (``bound_weight=5``). The code standardizes values; here rewards may be scaled.
 
     Importance weights multiply the rows of both losses.
 
