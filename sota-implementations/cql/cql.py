@@ -24,7 +24,16 @@ from torchrl_o2o.collectors import StepCollector
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.scripts import start
-from torchrl_o2o.trainers import Finetuning, Trajectory, launch, load_problem, offline_phase, online_phase, returns_of
+from torchrl_o2o.trainers import (
+    Finetuning,
+    Trajectory,
+    end_episodes_at_success,
+    launch,
+    load_problem,
+    offline_phase,
+    online_phase,
+    returns_of,
+)
 from torchrl_o2o.trainers.algorithms import make_cal_ql, make_cql, make_sac_after_cql
 
 #: Entries that only the online phase reads.
@@ -80,7 +89,7 @@ def finetune_trajectories(
 def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune."""
     check(cfg)
-    problem = load_problem(cfg, cfg.algorithm)
+    problem = end_episodes_at_success(cfg, load_problem(cfg, cfg.algorithm))
     add_return = returns_of(cfg, problem)
     if "cal_ql" in (cfg.algorithm, cfg.learner):
         problem = replace(problem, offline=add_return(problem.offline))

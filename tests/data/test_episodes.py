@@ -19,7 +19,13 @@ from torchrl_o2o.data.buffers import top_episodes
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.torchrl_datasets import select_transition
 from torchrl_o2o.data.trajectories import TrajectoryReplay
-from torchrl_o2o.data.transforms import add_mc_return, add_next_action, episode_returns, locomotion_reward
+from torchrl_o2o.data.transforms import (
+    add_mc_return,
+    add_next_action,
+    end_at_success,
+    episode_returns,
+    locomotion_reward,
+)
 from torchrl_o2o.errors import O2ODataError
 
 
@@ -80,6 +86,7 @@ SUMS: list[Callable[[TensorDict], Any]] = [
     lambda data: n_step(data, n=2, gamma=0.9),
     lambda data: add_mc_return(data, gamma=0.9),
     add_next_action,
+    lambda data: end_at_success(data, data["next", "reward"] > 0),
     lambda data: top_episodes(data, 1),
     lambda data: TrajectoryReplay().load(data),
 ]
@@ -111,6 +118,29 @@ def test_rewards_that_are_not_one_a_row_are_refused() -> None:
 def test_a_time_limit_in_the_middle_of_a_number_has_no_next_action() -> None:
     data = rows([0, 0, 0, 0], [1.0] * 4, [1, 3])
     torch.testing.assert_close(add_next_action(data)["next", "action"].flatten(), torch.tensor([0.01, 0.03]))
+
+
+@pytest.mark.parametrize("flags", [("terminated", "truncated", "done"), ("truncated",)])
+def test_episodes_end_with_their_successes(flags: tuple[str, ...]) -> None:
+    """Cal-QL's demonstrations: returns do not lead over a success, and nothing follows the last one."""
+    rewards = [-1.0, 0.0, -1.0, 0.0, -1.0, -1.0, -1.0, -1.0, 0.0]
+    data = rows([4, 4, 4, 4, 4, 7, 7, 2, 2], rewards, [4, 6, 8])
+    data = data.exclude(*(("next", name) for name in ("terminated", "truncated", "done") if name not in flags))
+    before = data.clone()
+    cut = end_at_success(data, data["next", "reward"] == 0)
+    assert (data == before).all(), "the input keeps its own entries"
+    assert cut["observation"].flatten().tolist() == [0, 1, 2, 3, 7, 8]
+    assert cut["episode"].tolist() == [0, 0, 1, 1, 2, 2]
+    for name in ("terminated", "done"):
+        assert cut["next", name].flatten().tolist() == [False, True] * 3
+    returns = add_mc_return(cut, gamma=0.5, failure_reward=-1.0)["mc_return"]
+    assert returns.flatten().tolist() == [-1, 0, -1, 0, -1, 0]
+
+
+def test_data_without_success_are_refused() -> None:
+    data = rows([0, 0], [-1.0, -1.0], [1])
+    with pytest.raises(O2ODataError, match="none of the 2 steps succeeds"):
+        end_at_success(data, data["next", "reward"] == 0)
 
 
 def test_no_rows_have_no_episodes() -> None:

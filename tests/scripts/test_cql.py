@@ -20,6 +20,7 @@ from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.data.conventions import get_convention
 from torchrl_o2o.envs.make import seed_everything
+from torchrl_o2o.envs.success import EndAtSuccess
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.algorithms import make_cal_ql, make_sac_after_cql
@@ -29,7 +30,7 @@ from torchrl_o2o.trainers.launch import load_problem
 from torchrl_o2o.trainers.pipeline import Pretrained, hand_over
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import overlay_convention, plain
-from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
+from torchrl_o2o.trainers.trajectories import Trajectory, end_episodes_at_success, returns_of
 from torchrl_o2o.updates import MoveTargets, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -104,6 +105,27 @@ def test_a_trajectory_is_learned_from_when_it_is_over(tmp_path: Path) -> None:
     discount = 0.99 ** torch.arange(20.0, dtype=torch.double)
     expected = [(reward[start:] * discount[: 20 - start]).sum().item() for start in range(20)]
     assert returns.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_episodes_of_binary_hands_end_with_success() -> None:
+    """Collected ones do, evaluated ones continue, and what the data hold after a success is left out."""
+    data = random_transitions(4, 3, 1).set("episode", torch.zeros(4, dtype=torch.long))
+    for name in ("terminated", "truncated", "done"):
+        data["next", name] = torch.zeros(4, 1, dtype=torch.bool)
+    data["next", "reward"] = torch.tensor([[-0.1], [-0.1], [10.0], [-0.1]])
+    cfg = compose("cql", "task=adroit-pen")
+    fitted = overlay_convention(get_convention("cal_ql", cfg.domain), cfg).fit(data)
+    problem = end_episodes_at_success(cfg, Problem({"env_id": "Pendulum-v1"}, fitted.data(data), fitted))
+    assert problem.offline["next", "reward"].flatten().tolist() == pytest.approx([-5.0, -5.0, 5.0], abs=1e-4)
+    assert problem.offline["next", "terminated"].flatten().tolist() == [False, False, True]
+    collected, evaluated = problem.make_training_env(), problem.make_env()
+    assert isinstance(collected, EndAtSuccess)
+    assert not isinstance(evaluated, EndAtSuccess)
+    assert isinstance(problem.env_factory(), EndAtSuccess), "in other processes too"
+    with pytest.raises(O2OSpecError, match="without failure_reward"):
+        end_episodes_at_success(compose("cql", "end_at_success=true"), problem)
+    for words in (("task=adroit-pen-dense",), ("task=antmaze-umaze",), ()):
+        assert end_episodes_at_success(compose("cql", *words), problem) is problem
 
 
 def test_no_trajectory_is_learned_from_before_the_warm_up_is_over(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from torchrl_o2o.data.torchrl_datasets import (
     select_transition,
 )
 from torchrl_o2o.data.trajectories import TrajectoryReplay, returns_to_go
-from torchrl_o2o.data.transforms import add_next_action, n_step
+from torchrl_o2o.data.transforms import add_next_action, end_at_success, n_step
 from torchrl_o2o.data.writers import OnlineWriter
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "audit",
     "check_offline",
     "describe_offline",
+    "end_at_success",
     "get_convention",
     "insert_intervened",
     "load_offline",

@@ -25,7 +25,7 @@ from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import column, ends_of, number_episodes, number_runs
-from torchrl_o2o.data.keys import STEPS, check_padding, has_steps
+from torchrl_o2o.data.keys import EPISODE, STEPS, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_number, check_option
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "add_next_action",
     "check_horizon",
     "check_one_step",
+    "end_at_success",
     "episode_returns",
     "locomotion_reward",
     "mc_return",
@@ -352,6 +353,47 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
     rows = goes_on.nonzero().squeeze(-1)
     out = cast(TensorDictBase, data[rows])  # TensorDict's annotation does not say what indexing returns
     return out.set(key, data["action"][rows + 1])
+
+
+def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
+    """Let episodes end with their successes, as Cal-QL's authors prepare demonstrations of binary Adroit.
+
+    Episodes without success are left out, and so is what follows an episode's last success. Every success is terminal,
+    and an episode's successes before the last one divide it.
+
+    Args:
+        data: transitions [N] with ``episode``, in the order of recording.
+        success: bool, [N] or [N, 1]: whether the step succeeded.
+
+    Returns:
+        New data with at most N rows and episodes numbered from 0; the input keeps its own entries.
+
+    Raises:
+        O2ODataError: if no step succeeds, ``episode`` is missing, rows are shuffled, or rows span several steps.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.data import end_at_success
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> data = random_transitions(6, 3, 2).set("episode", torch.tensor([0, 0, 0, 0, 1, 1]))
+        >>> for key in ("terminated", "truncated", "done"):
+        ...     data["next", key] = torch.zeros(6, 1, dtype=torch.bool)
+        >>> cut = end_at_success(data, torch.tensor([False, True, True, False, False, False]))
+        >>> cut["episode"], cut["next", "terminated"].squeeze(-1)  # the second episode never succeeds
+        (tensor([0, 0, 1]), tensor([False,  True,  True]))
+    """
+    check_one_step(data, "an episode's successes")
+    episode, success = number_episodes(data), column(data, success, "success").bool()
+    if not success.any():
+        raise O2ODataError(f"none of the {len(data)} steps succeeds; expected successes to end episodes at")
+    row = torch.arange(len(data), device=episode.device)
+    last = torch.full_like(row, -1).scatter_reduce_(0, episode[success], row[success], "amax")
+    kept = (row <= last[episode]).nonzero().squeeze(-1)
+    out, reached = cast(TensorDictBase, data[kept]), success[kept].unsqueeze(-1)
+    terminal = out.get(("next", "terminated"), None)
+    out.set(("next", "done"), ends_of(data)[kept].unsqueeze(-1) | reached)
+    out.set(("next", "terminated"), reached if terminal is None else terminal | reached)
+    return out.set(EPISODE, number_runs(episode[kept], ends_of(out)))
 
 
 def check_one_step(data: TensorDictBase, what: str) -> None:

@@ -20,6 +20,7 @@ from torchrl_o2o.envs.scores import (
     normalized_score,
 )
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
+from torchrl_o2o.envs.success import EndAtSuccess
 from torchrl_o2o.envs.tasks import TASKS, EnvTask, observation_keys
 from torchrl_o2o.envs.video import Film, drawing_arguments, drawing_env, film_episode, write_video
 
@@ -31,6 +32,7 @@ __all__ = [
     "V5_REFERENCES",
     "CheckedEnv",
     "DotReachEnv",
+    "EndAtSuccess",
     "EnvFaultError",
     "EnvTask",
     "Film",

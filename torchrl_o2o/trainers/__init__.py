@@ -49,7 +49,7 @@ from torchrl_o2o.trainers.stabilization import (
     is_due,
     stabilize,
 )
-from torchrl_o2o.trainers.trajectories import Trajectory, returns_of
+from torchrl_o2o.trainers.trajectories import Trajectory, end_episodes_at_success, returns_of
 
 __all__ = [
     "ONLINE_ONLY",
@@ -81,6 +81,7 @@ __all__ = [
     "continue_run",
     "critics_alone",
     "descend",
+    "end_episodes_at_success",
     "evaluate",
     "finetune",
     "fleet_settings",

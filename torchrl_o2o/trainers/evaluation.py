@@ -34,6 +34,7 @@ from torchrl_o2o.envs.border import EnvFaultError, check_apart, warn_of_running_
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
+from torchrl_o2o.envs.success import SUCCESS_KEYS
 from torchrl_o2o.envs.units import match_actions
 from torchrl_o2o.envs.video import check_video, drawing_arguments, drawing_env, film_episode, write_video
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
@@ -45,8 +46,6 @@ from torchrl_o2o.record import curves
 
 __all__ = ["MOVED_STATISTICS", "EvaluationResult", "evaluate"]
 
-# Names under which environments report success; the first one found is used.
-_SUCCESS_KEYS = ("success", "is_success")
 # From this number of steps on, an episode may be endless; the longest usual tasks have 1000.
 _LONG = 10_000
 
@@ -295,7 +294,7 @@ class _Episode:
                 f"may never end: build it with max_episode_steps=..., or put gymnasium.wrappers.TimeLimit around it",
                 stacklevel=2,
             )
-        reached = next((info[key] for key in _SUCCESS_KEYS if key in info), None)
+        reached = next((info[key] for key in SUCCESS_KEYS if key in info), None)
         if reached is None and _has_goal(self.env):
             reached = terminated
         if reached is not None:

@@ -17,6 +17,7 @@ from tensordict import TensorDictBase
 from torchrl_o2o.data import load_offline
 from torchrl_o2o.data.conventions import Convention, FittedConvention
 from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.success import EndAtSuccess
 from torchrl_o2o.envs.video import drawing_arguments
 
 __all__ = ["Problem"]
@@ -30,6 +31,8 @@ class Problem:
         env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`.
         offline: transitions [N] as the learner sees them.
         convention: what was applied to them.
+        end_at_success: whether an episode that is collected ends at its first success; evaluation goes on. Defaults to
+            ``False``.
 
     Examples:
         >>> from torchrl_o2o.data import Convention
@@ -44,6 +47,7 @@ class Problem:
     env: Mapping[str, Any]
     offline: TensorDictBase
     convention: FittedConvention
+    end_at_success: bool = False
 
     @classmethod
     def load(cls, env: Mapping[str, Any], dataset: Mapping[str, Any], convention: Convention) -> Problem:
@@ -74,11 +78,19 @@ class Problem:
         """
         return _env(drawing_arguments(self.env) if drawing else self.env, self.convention)
 
+    def make_training_env(self) -> gymnasium.Env:
+        """:meth:`make_env` to collect in."""
+        return EndAtSuccess(self.make_env()) if self.end_at_success else self.make_env()
+
     @property
     def env_factory(self) -> Callable[[], gymnasium.Env]:
-        """:meth:`make_env` without the data, so that another process can have it."""
-        return partial(_env, self.env, self.convention)
+        """:meth:`make_training_env` without the data, so that another process can have it."""
+        return partial(_training_env if self.end_at_success else _env, self.env, self.convention)
 
 
 def _env(env: Mapping[str, Any], convention: FittedConvention) -> gymnasium.Env:
     return convention.env(make_gym_env(**env))
+
+
+def _training_env(env: Mapping[str, Any], convention: FittedConvention) -> gymnasium.Env:
+    return EndAtSuccess(_env(env, convention))

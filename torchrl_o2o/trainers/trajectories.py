@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,11 @@ from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase, cat
 from torch import Tensor
 
-from torchrl_o2o.data.transforms import add_mc_return
-from torchrl_o2o.errors import check_state
+from torchrl_o2o.data.transforms import add_mc_return, end_at_success
+from torchrl_o2o.errors import O2OSpecError, check_state
 from torchrl_o2o.trainers.problem import Problem
 
-__all__ = ["Trajectory", "returns_of"]
+__all__ = ["Trajectory", "end_episodes_at_success", "returns_of"]
 
 
 class Trajectory:
@@ -95,9 +96,46 @@ def returns_of(cfg: DictConfig, problem: Problem) -> Callable[[TensorDictBase], 
         >>> returns_of(cfg, problem)(rows)["mc_return"].squeeze(-1)
         tensor([1.7500, 1.5000, 1.0000])
     """
-    failure = cfg.failure_reward
-    if failure is not None:  # the same arithmetic as for the rows, because the values are compared for equality
-        row = TensorDict({"next": {"reward": torch.tensor([[float(failure)]])}}, [1])
-        failure = problem.convention.online(row)["next", "reward"].item()
-    rule = cfg.get("failure_rule", "all")
+    rule, failure = cfg.get("failure_rule", "all"), _failure_reward(cfg, problem)
     return partial(add_mc_return, gamma=cfg.value_estimator.gamma, failure_reward=failure, failure_rule=rule)
+
+
+def end_episodes_at_success(cfg: DictConfig, problem: Problem) -> Problem:
+    """The problem whose episodes end with their successes, those of the data and those that are collected.
+
+    Args:
+        cfg: ``end_at_success``, whether to do so, and ``failure_reward``, see :func:`returns_of`.
+        problem: as it is.
+
+    Raises:
+        O2ODataError: if no step of the data succeeds.
+        O2OSpecError: if there is no ``failure_reward`` to tell successes by.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> rows = random_transitions(3, 2, 1).set("episode", torch.zeros(3, dtype=torch.long))
+        >>> rows["next", "reward"], rows["next", "done"] = torch.tensor([[0.0], [1.0], [0.0]]), torch.zeros(3, 1).bool()
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> cfg = script_config("cql", ["failure_reward=0.0", "end_at_success=true"])
+        >>> end_episodes_at_success(cfg, problem).offline["next", "reward"].squeeze(-1)
+        tensor([0., 1.])
+    """
+    if not cfg.end_at_success:
+        return problem
+    failure = _failure_reward(cfg, problem)
+    if failure is None:
+        raise O2OSpecError(
+            "got end_at_success=true without failure_reward, expected the reward of steps without success"
+        )
+    cut = end_at_success(problem.offline, problem.offline["next", "reward"] > failure)
+    return replace(problem, offline=cut, end_at_success=True)
+
+
+def _failure_reward(cfg: DictConfig, problem: Problem) -> float | None:
+    if cfg.failure_reward is None:
+        return None
+    # The same arithmetic as for the rows, because the values are compared for equality.
+    row = TensorDict({"next": {"reward": torch.tensor([[float(cfg.failure_reward)]])}}, [1])
+    return problem.convention.online(row)["next", "reward"].item()
