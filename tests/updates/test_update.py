@@ -8,6 +8,7 @@ import copy
 import io
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -261,6 +262,32 @@ def test_a_changed_setting_that_is_built_in_is_refused(captured: list[Any], chan
         torch.manual_seed(2)
         update(batch)
     assert_close(twins[0].tensors(), twins[1].tensors(), 1e-6)
+
+
+def test_a_pickled_compiled_update_compiles_anew(captured: list[Any]) -> None:
+    """Its graphs were pickled with it, bound to tensors of their own."""
+    agent, batch = make_agent("cal_ql"), make_batch()
+    update = make_update("cal_ql", agent)
+    update(batch)
+    twin = pickle.loads(pickle.dumps(update))
+    assert twin.compiled
+    for each in (update, twin):
+        torch.manual_seed(1)
+        each(batch)
+    assert_close(twin.loss.state_dict(), update.loss.state_dict(), 1e-12)
+
+
+def test_an_empty_group_of_parameters(captured: list[Any]) -> None:
+    """A network without biases leaves that of weight_decay_groups empty; compiled, that was an IndexError."""
+    results = []
+    for compiled in (False, True):
+        agent, batch = make_agent("cal_ql"), make_batch()
+        agent.optims["qvalue"].param_groups.append({**agent.optims["qvalue"].param_groups[0], "params": []})
+        update = make_update("cal_ql", agent, compile=compiled)
+        torch.manual_seed(1)
+        update(batch)
+        results.append(agent.tensors())
+    assert_close(*results, 1e-9)
 
 
 def test_a_batch_of_another_size_compiles_anew(captured: list[Any]) -> None:

@@ -91,6 +91,10 @@ class StackedUpdate:
         self.updates = list(updates)
         self._programs: dict[Any, Runner] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: without compiled graphs, which compute with these very tensors."""
+        return {**self.__dict__, "_programs": {}}
+
     @property
     def num_agents(self) -> int:
         """N."""

@@ -216,7 +216,7 @@ class Program:
         inputs |= {name: torch.stack(each) for name, each in drawn.items()}
         for position, step in enumerate(self.learning.descends):
             uses = sum(position in self._moved[part] for part, _ in self.plan.sequence)
-            for i, group in enumerate(step.optim.param_groups):
+            for i, group in _filled_groups(step.optim):
                 inputs[f"scalars:{position}:{i}"] = step_scalars(step.optim, group, uses)
         return inputs
 
@@ -228,7 +228,7 @@ class Program:
         found |= {f"noise:{i}": (f"noise:{part}:{i}", before.count(part)) for i in range(len(self._draws[part]))}
         for position in self._moved[part]:
             use = sum(position in self._moved[earlier] for earlier in before)
-            for i in range(len(self.learning.descends[position].optim.param_groups)):
+            for i, _ in _filled_groups(self.learning.descends[position].optim):
                 found[f"scalars:{position}:{i}"] = (f"scalars:{position}:{i}", use)
         return found
 
@@ -278,6 +278,11 @@ class Program:
         for position, count in enumerate(done):
             self._count(position, count)
         return _merged(outputs, self.plan.minibatches, self.learning.rows) | {"finite": values["ok"]}
+
+
+def _filled_groups(optim: torch.optim.Optimizer) -> list[tuple[int, dict[str, Any]]]:
+    """The numbered groups of an optimizer that hold parameters; a network without biases leaves one empty."""
+    return [(i, group) for i, group in enumerate(optim.param_groups) if group["params"]]
 
 
 def _per_round(graph: Graph) -> list[str]:

@@ -268,6 +268,10 @@ class Update:
 
         return StackedUpdate(updates)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: without compiled graphs, which the next call compiles."""
+        return {**self.__dict__, "_programs": {}, "_built_in": {}}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Update:
         """An update of a copy of the loss, with copies of the optimizers that hold the copy's parameters."""
         twin = memo[id(self)] = copy.copy(self)
