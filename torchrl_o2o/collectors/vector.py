@@ -190,8 +190,9 @@ class VectorCollector:
             )
         self._low, self._high = action_bounds(envs.single_action_space, name, random=init_random_frames > 0)
         check_actions(envs.single_action_space, None if actor is None else declared_box(actor))
-        for env in inside.envs if isinstance(inside, SyncVectorEnv) and actor is not None else ():
-            refuse_standardized_twice(env, actor)
+        if actor is not None and isinstance(inside, SyncVectorEnv):
+            for env in inside.envs:
+                refuse_standardized_twice(env, actor)
         if seeds is not None:
             numbers = [check_seed(seed, "seeds") for seed in seeds]
             self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]
