@@ -239,7 +239,7 @@ def set_tau(agent: Any) -> None:
     ("change", "name"),
     [
         (set_decay, "weight_decay of the optimizer of 'qvalue' changed from 0 to 0.1"),
-        (split_group, "the parameters of the optimizer of 'qvalue' changed since"),
+        (split_group, "the number of groups of the optimizer of 'qvalue' changed from 1 to 2"),
         (set_discount, "CalQLLoss._value_estimator changed since"),
         (set_calibrate, "CalQLLoss.calibrate changed from True to False"),
         (set_tau, "eps of the SoftUpdate of all targets changed from"),

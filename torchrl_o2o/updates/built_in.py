@@ -6,29 +6,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from tensordict.nn import TensorDictParams
 from torch import nn
+from torch.optim import Optimizer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates.steps import MoveTargets, Step, descends_of, walk
 
-__all__ = ["built_in", "check_built_in"]
+__all__ = ["Setting", "built_in", "check_built_in"]
 
 # Entries of a parameter group that are built in; the learning rate and epsilon are inputs of each step.
 _OF_GROUPS = ("betas", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize")
 
 
-class _Which(NamedTuple):
-    """The identities of the objects that a setting consists of, which are not shown in messages."""
+class Setting(NamedTuple):
+    """A setting as it was when graphs were compiled, and how to read it now.
 
-    ids: tuple[int, ...]
+    Args:
+        name: what it is, for a message.
+        read: returns its present value; called in every update, so it must be fast.
+        value: result of ``read`` when the graphs were compiled.
+        shown: whether a message can show values; the identities of objects say nothing to a reader.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    value: Any
+    shown: bool = True
 
 
-def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> dict[str, Any]:
+def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> tuple[Setting, ...]:
     """The settings of an update that are read only when it is compiled.
 
     Layers of networks are not included: checking them would take as long as a small update.
@@ -37,9 +49,6 @@ def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> dict[str, Any]:
         loss: the loss of the update.
         steps: the steps of the update.
 
-    Returns:
-        Description of a setting -> its value, comparable by ``==``.
-
     Examples:
         >>> import torch
         >>> from torchrl_o2o.modules import make_gaussian_actor
@@ -47,52 +56,71 @@ def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> dict[str, Any]:
         >>> from torchrl_o2o.updates import Descend
         >>> loss = BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,)))
         >>> found = built_in(loss, (Descend("actor", torch.optim.Adam(loss.parameters())),))
-        >>> found["weight_decay of the optimizer of 'actor'"]
-        0
+        >>> [setting.value for setting in found if setting.name == "weight_decay of the optimizer of 'actor'"]
+        [0]
     """
-    found: dict[str, Any] = {}
+    found: list[Setting] = []
     for step in descends_of(steps):
-        for index, group in enumerate(step.optim.param_groups):
-            whose = f"the optimizer of {step.name!r}" + (f", group {index}" if index else "")
-            found[f"the parameters of {whose}"] = _Which(tuple(map(id, group["params"])))
-            for name in _OF_GROUPS:
-                value = group.get(name)
-                found[f"{name} of {whose}"] = tuple(value) if isinstance(value, list) else value
+        found += _of_optimizer(step.optim, f"the optimizer of {step.name!r}")
     for step in walk(steps):
         if isinstance(step, MoveTargets) and isinstance(step.updater, SoftUpdate):
-            found[f"eps of the SoftUpdate of {step.names or 'all targets'}"] = step.updater.eps
+            what = f"eps of the SoftUpdate of {step.names or 'all targets'}"
+            found.append(_setting(what, partial(getattr, step.updater, "eps")))
     owner = type(loss).__name__
-    found |= {f"{owner}.{name}": value for name, value in _plain(loss)}
+    found += _plain(loss, owner)
     for name, child in loss._modules.items():
         if child is not None and not isinstance(child, TensorDictParams):
-            found[f"{owner}.{name}"] = _Which((id(child),))
-            found |= {f"{owner}.{name}.{own}": value for own, value in _plain(child)}
-    return found
+            found.append(_setting(f"{owner}.{name}", partial(loss._modules.get, name), shown=False))
+            found += _plain(child, f"{owner}.{name}")
+    return tuple(found)
 
 
-def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _setting(name: str, read: Callable[[], Any], *, shown: bool = True) -> Setting:
+    return Setting(name, read, read(), shown)
+
+
+def _of_optimizer(optim: Optimizer, whose: str) -> Iterator[Setting]:
+    """Read by way of the optimizer, since its ``load_state_dict`` replaces the groups; their number comes first."""
+    yield _setting(f"the number of groups of {whose}", lambda: len(optim.param_groups))
+    for index, group in enumerate(optim.param_groups):
+        of_group = whose + (f", group {index}" if index else "")
+        yield _setting(f"the parameters of {of_group}", partial(_parameters, optim, index), shown=False)
+        for name in _OF_GROUPS:
+            if name in group:
+                yield _setting(f"{name} of {of_group}", partial(_entry, optim, index, name))
+
+
+def _parameters(optim: Optimizer, index: int) -> list[int]:
+    return [id(parameter) for parameter in optim.param_groups[index]["params"]]
+
+
+def _entry(optim: Optimizer, index: int, name: str) -> Any:
+    value = optim.param_groups[index].get(name)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(module: nn.Module, owner: str) -> Iterator[Setting]:
     """A module's own settings that are not tensors, without its training mode, which acting may change temporarily."""
-    for name, value in vars(module).items():
+    own = vars(module)
+    for name, value in own.items():
         if not name.startswith("_") and name != "training" and isinstance(value, bool | int | float | str | None):
-            yield name, value
+            yield _setting(f"{owner}.{name}", partial(own.get, name))
 
 
-def check_built_in(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise if graphs were compiled with other settings.
+def check_built_in(settings: Iterable[Setting]) -> None:
+    """Raise if graphs were compiled with other settings than the present ones.
 
     Args:
-        before: result of :func:`built_in` when they were compiled.
-        now: its result now.
+        settings: result of :func:`built_in` when they were compiled.
 
     Raises:
         O2OSpecError: naming a setting that has changed.
     """
-    if before == now:
-        return
-    name = next(name for name in (*before, *now) if before.get(name) != now.get(name))
-    values = (before.get(name), now.get(name))
-    change = "" if any(isinstance(value, _Which) for value in values) else f" from {values[0]} to {values[1]}"
-    raise O2OSpecError(
-        f"{name} changed{change} since the update was compiled, and the compiled graphs would go on with what was; "
-        "call update.recompile() after such a change, or set it back"
-    )
+    for name, read, before, shown in settings:
+        now = read()
+        if now is not before and now != before:
+            change = f" from {before} to {now}" if shown else ""
+            raise O2OSpecError(
+                f"{name} changed{change} since the update was compiled, and the compiled graphs would go on with what "
+                f"was; call update.recompile() after such a change, or set it back"
+            )

@@ -21,7 +21,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_compiler, check_option, check_state
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
-from torchrl_o2o.updates.built_in import built_in, check_built_in
+from torchrl_o2o.updates.built_in import Setting, built_in, check_built_in
 from torchrl_o2o.updates.loss_calls import LossResults, call_loss, summary
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
@@ -128,7 +128,7 @@ class Update:
         self._options: tuple[Mode, torch.dtype | None] | None = None
         self._autocast: str | None = None
         self._programs: dict[Any, Runner] = {}
-        self._built_in: dict[str, Any] = {}
+        self._built_in: tuple[Setting, ...] = ()
         if not descends_of(steps):
             raise O2OSpecError("got an update without a gradient step, expected Descend(...) among its steps")
         for position, step in enumerate(steps):
@@ -242,7 +242,7 @@ class Update:
     def recompile(self) -> None:
         """Discard compiled graphs, after a change of something that is not a tensor."""
         self._programs.clear()
-        self._built_in = {}
+        self._built_in = ()
 
     def check_built_in(self) -> None:
         """Raise if something has changed that is built into the compiled graphs. The first call records it.
@@ -250,9 +250,9 @@ class Update:
         Raises:
             O2OSpecError: naming what changed.
         """
-        now = built_in(self.loss, self.steps)
-        check_built_in(self._built_in or now, now)
-        self._built_in = now
+        if not self._built_in:
+            self._built_in = built_in(self.loss, self.steps)
+        check_built_in(self._built_in)
 
     @staticmethod
     def stack(updates: Sequence[Update]) -> StackedUpdate:
@@ -270,7 +270,7 @@ class Update:
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: without compiled graphs, which the next call compiles."""
-        return {**self.__dict__, "_programs": {}, "_built_in": {}}
+        return {**self.__dict__, "_programs": {}, "_built_in": ()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Update:
         """An update of a copy of the loss, with copies of the optimizers that hold the copy's parameters."""
@@ -281,7 +281,7 @@ class Update:
         twin.steps = copy.deepcopy(self.steps, memo)
         for step in [step for step in walk(twin.steps) if isinstance(step, MoveTargets)]:
             _rejoin(step.updater, twin.loss)
-        twin._counts, twin._programs, twin._built_in = dict(self._counts), {}, {}
+        twin._counts, twin._programs, twin._built_in = dict(self._counts), {}, ()
         return twin
 
     def state_dict(self) -> dict[str, Any]:
