@@ -25,8 +25,8 @@ from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.collectors import VectorCollector, make_vector_env
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import TRANSITION, EpisodeRows, OnlineWriter
-from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_env, make_gym_env, seed_everything
+from torchrl_o2o.envs.outputs import EnvFaultError
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
 

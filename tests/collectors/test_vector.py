@@ -24,9 +24,9 @@ from tests.collectors.envs import Counter
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data import TRANSITION
-from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.outputs import CheckedEnv, EnvFaultError
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor
 

@@ -14,8 +14,8 @@ import torch
 from gymnasium import spaces
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_env, make_gym_env, seed_everything
+from torchrl_o2o.envs.outputs import EnvFaultError
 from torchrl_o2o.errors import O2OSpecError
 
 

@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from torchrl_o2o.envs import DotReachEnv, RenderedFrames, StackFrames, env_state, make_gym_env, restore_env_state
-from torchrl_o2o.envs.border import CheckedEnv
+from torchrl_o2o.envs.outputs import CheckedEnv
 from torchrl_o2o.envs.pixels import RepeatAction, chase_dot
 from torchrl_o2o.errors import O2OSpecError
 

@@ -20,8 +20,8 @@ from torchrl.envs.utils import exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_o2o.collectors import StepCollector
-from torchrl_o2o.envs.border import EnvFaultError
 from torchrl_o2o.envs.make import make_env, make_gym_env
+from torchrl_o2o.envs.outputs import EnvFaultError
 from torchrl_o2o.envs.scores import Reference, normalized_score
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor

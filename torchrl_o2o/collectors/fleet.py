@@ -25,7 +25,7 @@ from torchrl_o2o.collectors.remote import POLICY_VERSION, Actors, TransitionStre
 from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION, cut_off_
 from torchrl_o2o.data.writers import row_differences
-from torchrl_o2o.envs.border import EnvFaultError
+from torchrl_o2o.envs.outputs import EnvFaultError
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["Fleet"]

@@ -27,7 +27,7 @@ from torchrl.modules import Actor, ProbabilisticActor, SafeModule
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_layers import Operation, first_linear, flat_layers, operations, policy_moments
 from torchrl_o2o.data.transforms import ObservationStats
-from torchrl_o2o.envs.border import all_finite
+from torchrl_o2o.envs.outputs import all_finite
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.best_of import BestOfN, BestOfSamples
 from torchrl_o2o.modules.chunks import chunk_length

@@ -39,7 +39,7 @@ from torchrl_o2o.collectors.eval_mode import regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.collectors.single import kind_of
 from torchrl_o2o.collectors.vector import no_interrupt_for_children
-from torchrl_o2o.envs.border import check_continuous
+from torchrl_o2o.envs.checks import check_continuous
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
 

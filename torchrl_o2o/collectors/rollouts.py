@@ -16,8 +16,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import cut_off_
-from torchrl_o2o.envs.border import CheckedEnv
 from torchrl_o2o.envs.guard import GuardedEnv
+from torchrl_o2o.envs.outputs import CheckedEnv
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 from torchrl_o2o.modules.modes import in_mode
 

@@ -23,14 +23,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.eval_mode import has_batch_norm, in_eval_mode, regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
-from torchrl_o2o.envs.border import (
-    box_of_observations,
-    check_continuous,
-    checked_reset,
-    checked_step,
-    env_name,
-    warn_of_running_statistics,
-)
+from torchrl_o2o.envs.checks import box_of_observations, check_continuous, env_name, warn_of_running_statistics
+from torchrl_o2o.envs.outputs import checked_reset, checked_step
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions, is_standardized
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state

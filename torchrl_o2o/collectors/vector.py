@@ -29,8 +29,9 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.eval_mode import in_eval_mode, regularizers
 from torchrl_o2o.collectors.numpy_actor import PolicyParts, find_parts
 from torchrl_o2o.collectors.single import action_bounds, kind_of, refuse_standardized_twice
-from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError, check_apart, warn_of_running_statistics
+from torchrl_o2o.envs.checks import check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
+from torchrl_o2o.envs.outputs import CheckedEnv, EnvFaultError
 from torchrl_o2o.envs.snapshot import env_state, restore_env_state
 from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state

@@ -25,7 +25,7 @@ from torchrl.data.tensor_specs import ContinuousBox
 from torchrl.envs import EnvBase, GymWrapper, TransformedEnv
 
 from torchrl_o2o.data.findings import Finding
-from torchrl_o2o.envs.border import check_continuous
+from torchrl_o2o.envs.checks import check_continuous
 from torchrl_o2o.envs.tasks import observation_keys
 from torchrl_o2o.errors import O2OSpecError
 

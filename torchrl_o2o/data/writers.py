@@ -21,7 +21,7 @@ from torchrl.data import RoundRobinWriter, Storage, Writer
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import STEPS, check_padding, cut_off_, has_steps
 from torchrl_o2o.data.storage import rows_of
-from torchrl_o2o.envs.border import all_finite
+from torchrl_o2o.envs.outputs import all_finite
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["OnlineWriter", "check_offline_rows", "row_differences"]

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from torchrl_o2o.envs.border import CheckedEnv, EnvFaultError
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import TRUSTED_MODULES, make_env, make_gym_env, mujoco_warnings, seed_everything
+from torchrl_o2o.envs.outputs import CheckedEnv, EnvFaultError
 from torchrl_o2o.envs.pixels import DotReachEnv, RenderedFrames, RepeatAction, StackFrames
 from torchrl_o2o.envs.scores import (
     D4RL_REFERENCES,

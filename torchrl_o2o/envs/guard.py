@@ -19,12 +19,12 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.border import (
+from torchrl_o2o.envs.checks import check_spaces
+from torchrl_o2o.envs.outputs import (
     EnvFaultError,
     MalformedReturn,
     Step,
     blank,
-    check_spaces,
     copied,
     find_fault,
     read_reset,

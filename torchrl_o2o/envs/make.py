@@ -33,7 +33,8 @@ from gymnasium.wrappers import FilterObservation, TransformAction, TransformObse
 from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.border import CheckedEnv, check_continuous, check_reset
+from torchrl_o2o.envs.checks import check_continuous, check_reset
+from torchrl_o2o.envs.outputs import CheckedEnv
 from torchrl_o2o.envs.pixels import RenderedFrames, RepeatAction, StackFrames
 from torchrl_o2o.envs.tasks import TASKS, observation_keys
 from torchrl_o2o.envs.video import drawing_env

@@ -31,7 +31,6 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import PassiveEnvChecker
 
-from torchrl_o2o.envs.border import CheckedEnv
 from torchrl_o2o.envs.capturable import (
     Uncapturable,
     check_class_capturable,
@@ -42,6 +41,7 @@ from torchrl_o2o.envs.capturable import (
 from torchrl_o2o.envs.dm_control import DMControlEnv
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.mujoco_state import capture_data, capture_model, is_mujoco, restore_data, restore_model
+from torchrl_o2o.envs.outputs import CheckedEnv
 from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["env_state", "restore_env_state"]

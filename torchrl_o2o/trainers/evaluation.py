@@ -30,9 +30,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl_o2o._moved import old_names
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.single import kind_of, refuse_collected, refuse_standardized_twice
-from torchrl_o2o.envs.border import EnvFaultError, check_apart, warn_of_running_statistics
+from torchrl_o2o.envs.checks import check_apart, warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
+from torchrl_o2o.envs.outputs import EnvFaultError
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
 from torchrl_o2o.envs.success import SUCCESS_KEYS
 from torchrl_o2o.envs.units import match_actions

@@ -12,7 +12,8 @@ import gymnasium
 import numpy as np
 
 from torchrl_o2o.data.datasets.actors import Act, EpisodeActors
-from torchrl_o2o.envs.border import box_of_observations, checked_reset, checked_step
+from torchrl_o2o.envs.checks import box_of_observations
+from torchrl_o2o.envs.outputs import checked_reset, checked_step
 from torchrl_o2o.errors import check_seed
 
 __all__ = ["Rollout", "roll_out"]
