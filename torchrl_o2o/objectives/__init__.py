@@ -19,7 +19,9 @@ from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
 from torchrl_o2o.objectives.dapg import DAPGLoss
 from torchrl_o2o.objectives.density_ratio import DensityRatioLoss, join_sources
-from torchrl_o2o.objectives.drqv2 import DrQV2BCLoss, DrQV2CQLLoss, DrQV2Loss
+from torchrl_o2o.objectives.drqv2 import DrQV2Loss
+from torchrl_o2o.objectives.drqv2_bc import DrQV2BCLoss
+from torchrl_o2o.objectives.drqv2_cql import DrQV2CQLLoss
 from torchrl_o2o.objectives.ensemble_sac import EnsembleSACLoss
 from torchrl_o2o.objectives.fql import BestOfNLoss, FQLLoss
 from torchrl_o2o.objectives.frozen import FrozenCritic

@@ -21,7 +21,14 @@ from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.episodes import lambda_return, normalized_advantage
 from torchrl_o2o.functional.offline import advantage_weight
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
-from torchrl_o2o.objectives.networks import Inputs, call_network, flat_parameters, policy_distribution, single_output
+from torchrl_o2o.objectives.networks import (
+    Inputs,
+    call_network,
+    flat_parameters,
+    policy_distribution,
+    single_output,
+    stochastic,
+)
 
 __all__ = ["AWRLoss"]
 
@@ -116,11 +123,7 @@ class AWRLoss(TransitionLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
-        if not isinstance(actor_network, ProbabilisticTensorDictSequential):
-            raise O2OSpecError(
-                f"got the deterministic actor {type(actor_network).__name__}, expected a stochastic one, for example "
-                f"make_gaussian_actor(...)"
-            )
+        stochastic(actor_network)
         kind = getattr(actor_network[-1], "distribution_class", None)
         if isinstance(kind, type) and (getattr(kind, "mean", None) is Distribution.mean or kind is SquashedNormal):
             raise O2OSpecError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.episodes import dapg_weights
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
-from torchrl_o2o.objectives.networks import flat_parameters, policy_distribution
+from torchrl_o2o.objectives.networks import flat_parameters, policy_distribution, stochastic
 
 __all__ = ["DAPGLoss"]
 
@@ -102,15 +102,10 @@ class DAPGLoss(TransitionLoss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
-        if not isinstance(actor_network, ProbabilisticTensorDictSequential):
-            raise O2OSpecError(
-                f"got the deterministic actor {type(actor_network).__name__}, expected a stochastic one, for example "
-                f"make_rescaled_actor(...)"
-            )
         if not 0.0 <= lam_0 < float("inf") or not 0.0 <= lam_1 <= 1.0:
             raise O2OSpecError(f"got lam_0={lam_0}, lam_1={lam_1}; expected a finite number of 0 or more, and [0, 1]")
         self.lam_0, self.lam_1 = lam_0, lam_1
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+        self.convert_to_functional(stochastic(actor_network), "actor_network", create_target_params=False)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
 
     def _keys_read(self) -> list[NestedKey]:
