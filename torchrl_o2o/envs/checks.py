@@ -25,6 +25,7 @@ __all__ = [
     "check_reset",
     "check_spaces",
     "env_name",
+    "layers_of",
     "warn_of_running_statistics",
 ]
 
@@ -177,7 +178,7 @@ def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
         >>> str(caught[0].message)[:56]
         'Pendulum-v1 normalizes by running statistics (NormalizeR'
     """
-    layers = list(_layers(env))
+    layers = list(layers_of(env))
     normalizing = [layer for layer in layers if isinstance(layer, _NORMALIZING)]
     found = [type(layer).__name__ for layer in normalizing if getattr(layer, "update_running_mean", True)]
     if found:
@@ -190,8 +191,16 @@ def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
         )
 
 
-def _layers(env: gymnasium.Env | VectorEnv) -> Iterator[gymnasium.Env | VectorEnv]:
-    """An environment and all that is inside of it; of several as one the first."""
+def layers_of(env: gymnasium.Env | VectorEnv) -> Iterator[gymnasium.Env | VectorEnv]:
+    """An environment and all that is inside of it, from the outside; of several as one the first.
+
+    Args:
+        env: the environment with its wrappers, or several as one.
+
+    Examples:
+        >>> [type(layer).__name__ for layer in layers_of(gymnasium.make("Pendulum-v1"))][-1]
+        'PendulumEnv'
+    """
     yield env
     while isinstance(env, gymnasium.Wrapper | VectorWrapper | SyncVectorEnv):
         env = env.envs[0] if isinstance(env, SyncVectorEnv) else env.env

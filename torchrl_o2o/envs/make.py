@@ -449,10 +449,25 @@ def is_unit_actions(layer: TransformAction) -> bool:
     return isinstance(layer.func, partial) and layer.func.func in (np.clip, _native_action)
 
 
-def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From [-1, 1] onto the bounds and into their type, by float64 so that -1 and 1 are the bounds."""
+def from_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Map [-1, 1] onto bounds, in float64 so that -1 and 1 are the bounds; nothing is clipped.
+
+    Args:
+        action: shape [A].
+        low: lower bounds, shape [A].
+        high: upper bounds, shape [A].
+
+    Examples:
+        >>> from_unit(np.array([0.5]), np.array([0.0]), np.array([4.0]))
+        array([3.])
+    """
     ends = low.astype(np.float64) / 2.0, high.astype(np.float64) / 2.0
-    scaled = (ends[0] + ends[1]) + (ends[1] - ends[0]) * np.clip(action, -1.0, 1.0)
+    return (ends[0] + ends[1]) + (ends[1] - ends[0]) * action
+
+
+def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """From [-1, 1] onto the bounds and into their type."""
+    scaled = from_unit(np.clip(action, -1.0, 1.0), low, high)
     if low.dtype.kind != "f":
         if np.isnan(scaled).any():
             raise O2OSpecError(f"got the action {action}, expected numbers in [-1, 1]")

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 
 from torchrl_o2o.envs.capturable import Uncapturable
 from torchrl_o2o.envs.capture import Walk
+from torchrl_o2o.envs.checks import layers_of
 from torchrl_o2o.envs.restore import Restoring
 from torchrl_o2o.errors import O2OCheckpointError
 
@@ -57,7 +58,7 @@ def env_state(env: gymnasium.Env) -> dict[str, Any] | None:
     """
     walk = Walk()
     try:
-        layers = [walk.value(layer, type(layer).__name__) for layer in _layers(env)]
+        layers = [walk.value(layer, type(layer).__name__) for layer in layers_of(env)]
     except Uncapturable as error:
         warnings.warn(
             f"the state of {env} cannot be captured: {error}; a resumed run starts a new episode", stacklevel=2
@@ -92,7 +93,7 @@ def restore_env_state(env: gymnasium.Env, state: Mapping[str, Any]) -> None:
     if "nodes" not in state:
         raise O2OCheckpointError("the environment's state was saved by an older version of torchrl_o2o; resume with it")
     restoring = Restoring(state["nodes"], _shared_by_the_process(env))
-    pairs = list(zip(state["layers"], _layers(env), strict=True))
+    pairs = list(zip(state["layers"], layers_of(env), strict=True))
     for layer, present in pairs:
         restoring.match(layer, present)
     restoring.restore_models()
@@ -100,21 +101,14 @@ def restore_env_state(env: gymnasium.Env, state: Mapping[str, Any]) -> None:
         restoring.value(layer)
 
 
-def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
-    yield env
-    while isinstance(env, gymnasium.Wrapper):
-        env = env.env
-        yield env
-
-
 def _layer_names(env: gymnasium.Env) -> list[str]:
-    return [type(layer).__name__ for layer in _layers(env)] + [
+    return [type(layer).__name__ for layer in layers_of(env)] + [
         env.spec.id if env.spec else "an unregistered environment"
     ]
 
 
 def _shared_by_the_process(env: gymnasium.Env) -> set[int]:
     """Ids of objects that modules and classes own; restoring an environment must not write into them."""
-    classes = {cls for layer in _layers(env) for cls in type(layer).__mro__}
+    classes = {cls for layer in layers_of(env) for cls in type(layer).__mro__}
     modules = {sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules}
     return {id(value) for owner in (*classes, *modules) for value in vars(owner).values()}

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction, TransformAction, TransformObservation
 from numpy.typing import ArrayLike
 
-from torchrl_o2o.envs.make import is_unit_actions, unit_actions
+from torchrl_o2o.envs.checks import layers_of
+from torchrl_o2o.envs.make import from_unit, is_unit_actions, unit_actions
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["check_actions", "is_standardized", "match_actions", "native_action_space", "standardized"]
@@ -95,8 +96,7 @@ def _onto(action: np.ndarray, *, box: spaces.Box, other: spaces.Box) -> np.ndarr
     low, high = box.low.astype(np.float64), box.high.astype(np.float64)
     width = high - low
     unit = np.where(width > 0.0, (2.0 * action - low - high) / np.where(width > 0.0, width, 1.0), 0.0)
-    ends = other.low.astype(np.float64) / 2.0, other.high.astype(np.float64) / 2.0
-    return ((ends[0] + ends[1]) + (ends[1] - ends[0]) * unit).astype(other.dtype)
+    return from_unit(unit, other.low, other.high).astype(other.dtype)
 
 
 def standardized(env: gymnasium.Env, mean: np.ndarray, scale: np.ndarray) -> gymnasium.Env:
@@ -134,13 +134,8 @@ def is_standardized(env: gymnasium.Env) -> bool:
         >>> is_standardized(gymnasium.make("Pendulum-v1"))
         False
     """
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        function = getattr(layer, "func", None)
-        if isinstance(function, partial) and function.func is _standardize:
-            return True
-        layer = layer.env
-    return False
+    functions = (getattr(layer, "func", None) for layer in layers_of(env))
+    return any(isinstance(function, partial) and function.func is _standardize for function in functions)
 
 
 def _standardize(seen: np.ndarray, *, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -225,9 +225,5 @@ class AWRLoss(TransitionLoss):
 
     def _label(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         """An entry that :meth:`label` wrote, shape [*B]."""
-        value = self._one_each(tensordict, key)
-        if value is None:
-            raise O2OSpecError(
-                f"the batch has no {key!r}; pass all rows through loss.label(...) before drawing from them"
-            )
-        return value
+        remedy = "; pass all rows through loss.label(...) before drawing from them"
+        return self._one_each_required(tensordict, key, remedy)

@@ -458,6 +458,13 @@ class TransitionLoss(ChecksArguments, LossModule):
             )
         return value.reshape(rows)
 
+    def _one_each_required(self, tensordict: TensorDictBase, key: NestedKey, remedy: str) -> Tensor:
+        """An entry with one number per row that must be there, as [*B]; ``remedy`` ends the message if it is not."""
+        value = self._one_each(tensordict, key)
+        if value is None:
+            raise O2OSpecError(f"the batch has no {key!r}{remedy}")
+        return value
+
     def _check_batch(self, tensordict: TensorDictBase, call: str) -> None:
         """Raise for calls in the first release's form, with tensors in place of the batch."""
         if isinstance(tensordict, Tensor):

@@ -166,12 +166,11 @@ class DAPGLoss(TransitionLoss):
 
     def _demonstrations(self, tensordict: TensorDictBase) -> Tensor:
         """Which rows are demonstrations, shape [*B]."""
-        key, flag = self.tensor_keys.is_offline, self._one_each(tensordict, self.tensor_keys.is_offline)
-        if flag is None:
-            raise O2OSpecError(
-                f"the batch has no {key!r}, which says which rows are demonstrations; join them with the policy's rows "
-                f"by join_sources(demos, rows), or set it to False everywhere"
-            )
+        remedy = (
+            ", which says which rows are demonstrations; join them with the policy's rows by "
+            "join_sources(demos, rows), or set it to False everywhere"
+        )
+        flag = self._one_each_required(tensordict, self.tensor_keys.is_offline, remedy)
         if flag.numel() and bool(flag.all()):
             raise O2OSpecError(
                 f"got {flag.numel()} rows, all demonstrations, expected the policy's rows as well; to clone "

@@ -155,13 +155,8 @@ class ReBRACLoss(SmoothedTargetLoss):
         """max(y, G) with ``calibrate``."""
         if not self.calibrate:
             return target
-        value = self._one_each(tensordict, self.tensor_keys.mc_return)
-        if value is None:
-            raise O2OSpecError(
-                f"the batch has no {self.tensor_keys.mc_return!r}; add returns to the data with "
-                f"torchrl_o2o.data.transforms.add_mc_return, or set calibrate = False"
-            )
-        return calibrated(target, value)
+        remedy = "; add returns to the data with torchrl_o2o.data.transforms.add_mc_return, or set calibrate = False"
+        return calibrated(target, self._one_each_required(tensordict, self.tensor_keys.mc_return, remedy))
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics.
