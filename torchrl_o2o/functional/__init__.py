@@ -15,7 +15,14 @@ from torchrl_o2o.functional.alignment import (
     interpolation_weight,
     ml_actor_objective,
 )
-from torchrl_o2o.functional.behavior import Kernel, soft_minimum, squared_mmd
+from torchrl_o2o.functional.behavior import (
+    DualDivergence,
+    Kernel,
+    dual_divergence,
+    slope_penalty,
+    soft_minimum,
+    squared_mmd,
+)
 from torchrl_o2o.functional.conservative import (
     best_of,
     calibrated,
@@ -93,6 +100,7 @@ from torchrl_o2o.functional.soft import (
 __all__ = [
     "AdvantageWeight",
     "Aggregator",
+    "DualDivergence",
     "Guidance",
     "Kernel",
     "NonFiniteError",
@@ -113,6 +121,7 @@ __all__ = [
     "conservative_gap",
     "dapg_weights",
     "discounted_sum",
+    "dual_divergence",
     "effective_sample_size",
     "elbo_penalty",
     "ensemble_squared_error",
@@ -154,6 +163,7 @@ __all__ = [
     "samg_value",
     "scaled_logsumexp",
     "shift_frames",
+    "slope_penalty",
     "smoothed_action",
     "soft_minimum",
     "soft_value",

@@ -13,12 +13,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from torchrl_o2o.errors import check_option
 
-__all__ = ["Kernel", "soft_minimum", "squared_mmd"]
+__all__ = ["DualDivergence", "Kernel", "dual_divergence", "slope_penalty", "soft_minimum", "squared_mmd"]
 
 Kernel = Literal["gaussian", "laplacian"]
+DualDivergence = Literal["kl", "wasserstein"]
 
 
 def soft_minimum(qvalue: Tensor, weight: float) -> Tensor:
@@ -79,3 +81,59 @@ def squared_mmd(first: Tensor, second: Tensor, width: float, kernel: Kernel = "l
         return torch.exp(-distance.sum(-1) / width).mean((0, 1))
 
     return mean(first, first) + mean(second, second) - 2.0 * mean(first, second)
+
+
+def dual_divergence(policy_score: Tensor, data_score: Tensor, divergence: DualDivergence) -> Tensor:
+    r"""A divergence of the policy from the data, estimated by a critic's scores c of an action of either.
+
+    .. math::
+        D_{KL} = \log(\zeta(c_\pi)+10^{-8}) - \zeta(c_\beta) + 1,\quad \zeta(c)=\log(1+e^c),\qquad
+        D_W = c_\pi - c_\beta
+
+    Both are lower bounds in expectation, which the best critic reaches: the Kullback-Leibler divergence where
+    :math:`\zeta(c)` is the ratio of the densities, and the Wasserstein distance where c rises by at most 1 per unit.
+
+    Source: Wu et al. 2019 (BRAC), arXiv:1911.11361, after Nowozin et al. 2016; epsilon of the authors' code.
+
+    Args:
+        policy_score: :math:`c_\pi`, the critic of an action of the policy, shape [*B].
+        data_score: :math:`c_\beta`, the critic of the recorded action, shape [*B].
+        divergence: ``"kl"`` or ``"wasserstein"``.
+
+    Returns:
+        Estimates, shape [*B]; a single one may be negative.
+
+    Raises:
+        O2OSpecError: if the divergence is unknown.
+
+    Examples:
+        >>> import torch
+        >>> dual_divergence(torch.tensor(2.0), torch.tensor(0.5), "wasserstein")
+        tensor(1.5000)
+        >>> one = torch.tensor(0.5413)  # softplus of it is 1: no action is likelier under either
+        >>> dual_divergence(one, one, "kl").abs() < 1e-4
+        tensor(True)
+    """
+    check_option("divergence", divergence, ("kl", "wasserstein"))
+    if divergence == "wasserstein":
+        return policy_score - data_score
+    return (softplus(policy_score) + 1e-8).log() - softplus(data_score) + 1.0
+
+
+def slope_penalty(gradient: Tensor) -> Tensor:
+    r"""How much steeper than 1 a function is, :math:`\max(0,\sqrt{|\nabla|^2+10^{-8}}-1)^2`.
+
+    Source: Wu et al. 2019 (BRAC), the authors' code, after Gulrajani et al. 2017 and one-sided as Petzka et al. 2018.
+
+    Args:
+        gradient: its gradient, shape [*B, A].
+
+    Returns:
+        Penalty, shape [*B].
+
+    Examples:
+        >>> import torch
+        >>> slope_penalty(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
+        tensor([16.,  0.])
+    """
+    return (torch.sqrt(gradient.square().sum(-1) + 1e-8) - 1.0).clamp(min=0.0).square()

@@ -15,6 +15,7 @@ from torchrl_o2o.objectives.bc import BCLoss
 from torchrl_o2o.objectives.bear import BEARLoss
 from torchrl_o2o.objectives.best_action import BestAction
 from torchrl_o2o.objectives.brac import BRACLoss
+from torchrl_o2o.objectives.brac_dual import BRACDualLoss
 from torchrl_o2o.objectives.cql import CalQLLoss, CQLLoss
 from torchrl_o2o.objectives.cvae import ConditionalVAELoss, InverseDynamicsLoss
 from torchrl_o2o.objectives.dapg import DAPGLoss
@@ -44,6 +45,7 @@ __all__ = [
     "AWRLoss",
     "BCLoss",
     "BEARLoss",
+    "BRACDualLoss",
     "BRACLoss",
     "BaselineLoss",
     "BestAction",

@@ -465,6 +465,21 @@ class TransitionLoss(ChecksArguments, LossModule):
             raise O2OSpecError(f"the batch has no {key!r}{remedy}")
         return value
 
+    def _recorded_next_action(self, tensordict: TensorDictBase, key: NestedKey, like: Tensor, otherwise: str) -> Tensor:
+        """The action that the data took at s', shape of ``like``; ``otherwise`` names the setting that needs none."""
+        recorded = tensordict.get(key, None)
+        if recorded is None:
+            raise O2OSpecError(
+                f"the batch has no {key!r}, the action of the next step; pass the data through add_next_action(...), "
+                f"or take {otherwise}"
+            )
+        if recorded.shape != like.shape:
+            raise O2OSpecError(
+                f"got {key!r} of shape {list(recorded.shape)}, expected that of the actions, {list(like.shape)}; pass "
+                f"the data through add_next_action(...)"
+            )
+        return recorded
+
     def _check_batch(self, tensordict: TensorDictBase, call: str) -> None:
         """Raise for calls in the first release's form, with tensors in place of the batch."""
         if isinstance(tensordict, Tensor):

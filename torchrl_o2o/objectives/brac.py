@@ -15,21 +15,19 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from torchrl_o2o.errors import O2OSpecError, check_option
-from torchrl_o2o.functional.behavior import soft_minimum, squared_mmd
-from torchrl_o2o.functional.soft import sac_actor_objective, soft_value
+from torchrl_o2o.functional.behavior import squared_mmd
 from torchrl_o2o.modules.multiplier import Multiplier
 from torchrl_o2o.modules.temperature import Temperature
 from torchrl_o2o.objectives.base import Reduction, dispatch
+from torchrl_o2o.objectives.behavior_regularized import BehaviorRegularizedLoss
 from torchrl_o2o.objectives.networks import Inputs, flat_parameters, policy_distribution, sample_policy
-from torchrl_o2o.objectives.penalty import DivergenceLoss
-from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["BRACLoss"]
 
 _ALL = ("actor_network", "qvalue_network", "behavior_network")
 
 
-class BRACLoss(DivergenceLoss, SoftLoss):
+class BRACLoss(BehaviorRegularizedLoss):
     r"""Soft actor-critic whose policy pays for its divergence from a cloned behavior policy :math:`\hat\beta`.
 
     .. math::
@@ -51,8 +49,9 @@ class BRACLoss(DivergenceLoss, SoftLoss):
 
     Source: Wu et al. 2019, arXiv:1911.11361, Eq. 3-6, and the authors' code: targets are moved first in each update.
 
-    Differences from the paper: none in the equations. Its dual estimates, with a critic of the divergence, are left
-    out. The authors draw anew for the weight's step; here it takes the divergence that the actor's step measured.
+    Differences from the paper: none in the equations; its dual estimates are
+    :class:`~torchrl_o2o.objectives.BRACDualLoss`. The authors draw anew for the weight's step; here it takes the
+    divergence that the actor's step measured.
 
     Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`, of the temperature or of
     :math:`\alpha`.
@@ -91,9 +90,6 @@ class BRACLoss(DivergenceLoss, SoftLoss):
         torch.Size([8])
     """
 
-    out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "loss_multiplier", "divergence", "qvalue_policy"]
-    out_keys += ["log_prob", "alpha", "entropy", "multiplier", "qvalue", "target_value"]
-
     behavior_network: ProbabilisticTensorDictSequential
     behavior_network_params: TensorDictParams
     target_behavior_network_params: TensorDictParams
@@ -118,115 +114,59 @@ class BRACLoss(DivergenceLoss, SoftLoss):
         mmd_sigma: float = 20.0,
         reduction: Reduction = "mean",
     ) -> None:
-        temperature = Temperature(None, init=0.0) if temperature is None else temperature
-        super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            value_penalty=value_penalty,
+            multiplier=multiplier,
+            temperature=temperature,
+            soft_min_weight=soft_min_weight,
+            reduction=reduction,
+        )
         check_option("divergence", divergence, ("kl", "mmd"))
         if not isinstance(behavior_network, ProbabilisticTensorDictSequential):
             raise O2OSpecError(
                 f"got the behavior policy {type(behavior_network).__name__}, expected a stochastic one, for example "
                 f"make_actor(...) cloned by BCLoss"
             )
-        if divergence_samples < 1 or not 0.0 <= soft_min_weight <= 1.0 or not mmd_sigma > 0.0:
+        if divergence_samples < 1 or not mmd_sigma > 0.0:
             raise O2OSpecError(
-                f"got divergence_samples={divergence_samples}, soft_min_weight={soft_min_weight}, "
-                f"mmd_sigma={mmd_sigma}; expected at least 1, a weight in [0, 1], and more than 0"
+                f"got divergence_samples={divergence_samples}, mmd_sigma={mmd_sigma}; expected at least 1, and more "
+                f"than 0"
             )
         if not 0.0 < action_margin < 1.0:
             raise O2OSpecError(f"got action_margin={action_margin}, expected a share in (0, 1), for example 1e-3")
         self.convert_to_functional(behavior_network, "behavior_network", create_target_params=False)
         self._hold_box(actor_network)
-        self._hold_weights(Multiplier(0.1) if multiplier is None else multiplier)
-        self.value_penalty, self.divergence, self.divergence_samples = value_penalty, divergence, divergence_samples
-        self.soft_min_weight, self.action_margin, self.mmd_sigma = soft_min_weight, action_margin, mmd_sigma
+        self.divergence, self.divergence_samples = divergence, divergence_samples
+        self.action_margin, self.mmd_sigma = action_margin, mmd_sigma
         self.make_value_estimator()
-
-    @torch.no_grad()
-    def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        """The Bellman target y of the class docstring.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            y, shape [*B], without gradient.
-        """
-        noise, following = self.noise.normal("next_action", self._action(tensordict)), self._next_state(tensordict)
-        policy = self._policy(following)
-        action, log_prob = sample_policy(policy, noise)  # a' ~ pi(.|s')
-        qvalues = self._qvalues(following, action, self._target_critics)  # Q'_i(s', a')
-        qvalue = soft_minimum(qvalues, self.soft_min_weight)
-        if not self.value_penalty:
-            return self._soft_target(tensordict, action, log_prob, qvalue)
-        value = qvalue - self.multiplier.value * self._divergence(following, policy, action, "next_")
-        value = soft_value(value, log_prob, self.temperature.alpha)
-        return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
-
-    def qvalue_loss(
-        self, tensordict: TensorDictBase, *, target_value: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Critic loss of one minibatch.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Keyword Args:
-            target_value: y, shape [*B], if it was computed before; ``None`` (default) calls :meth:`target_value`.
-
-        Returns:
-            The loss, and ``td_error`` (shape [*B]), ``qvalue`` (shape [E, *B]) and ``target_value`` (shape [*B]), all
-            detached.
-        """
-        target = self.target_value(tensordict) if target_value is None else target_value  # y
-        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_i(s, a)
-        error, info = self._bellman_error(qvalue, target)
-        return self._reduce(error, self._weights(tensordict)), info
-
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Actor loss of one minibatch; no gradient reaches critics, cloned policy or weights.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
-
-        Returns:
-            The loss, and per row, shape [*B], detached: ``divergence``, ``log_prob`` of the sampled action and
-            ``qvalue_policy``.
-        """
-        noise, state = self.noise.normal("action", self._action(tensordict)), self._state(tensordict)
-        policy = self._policy(state)
-        action, log_prob = sample_policy(policy, noise)  # a ~ pi(.|s)
-        qvalue = soft_minimum(self._qvalues(state, action, self._frozen_critics), self.soft_min_weight)  # Q(s, a)
-        divergence = self._divergence(state, policy, action)  # D(s)
-        soft = sac_actor_objective(log_prob, self.q_weight * qvalue, self.temperature.alpha)
-        info = {"divergence": divergence.detach(), "log_prob": log_prob.detach(), "qvalue_policy": qvalue.detach()}
-        return self._reduce(soft + self.multiplier.value * divergence), info
 
     @torch.no_grad()
     def estimate_divergence(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`DivergenceLoss.estimate_divergence`; from the cloned behavior."""
         state = self._state(tensordict)
-        return self._divergence(state, self._policy(state), self._action(tensordict))
+        policy, like = self._policy(state), self._action(tensordict)
+        return self._divergence(tensordict, state, policy, like, following=False)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """All losses from one set of parameters, and their statistics; writes the priority to the batch."""
-        loss_qvalue, info = self.qvalue_loss(tensordict)
-        loss_actor, actor_info = self.actor_loss(tensordict)
-        loss_alpha, alpha_info = self.alpha_loss(tensordict, log_prob=actor_info["log_prob"])
-        weighed, weight_info = self.multiplier_loss(tensordict, divergence=actor_info["divergence"])
-        losses = {"loss_actor": loss_actor, "loss_qvalue": loss_qvalue}
-        losses |= {"loss_alpha": loss_alpha, "loss_multiplier": weighed}
-        return self._collect(tensordict, losses, {**info, **actor_info, **alpha_info, **weight_info})
+        return self._collect(tensordict, *self._regularized_losses(tensordict))
 
-    def _divergence(self, state: Inputs, policy: Distribution, like: Tensor, prefix: str = "") -> Tensor:
-        """D(s), shape [*B], with gradient into the policy."""
-        count = (self.divergence_samples,)
+    def _divergence(
+        self, tensordict: TensorDictBase, state: Inputs, policy: Distribution, action: Tensor, *, following: bool
+    ) -> Tensor:
+        """See :meth:`BehaviorRegularizedLoss._divergence`; of ``action`` only the shape is used."""
+        count, prefix = (self.divergence_samples,), "next_" if following else ""
         params = flat_parameters(self.behavior_network_params, detach=True)
         behavior = policy_distribution(self.behavior_network, params, state)
-        action, log_prob = sample_policy(policy, self.noise.normal(f"{prefix}divergence", like, count), count)
+        noise = self.noise.normal(f"{prefix}divergence", action, count)
+        drawn, log_prob = sample_policy(policy, noise, count)  # a_k ~ pi(.|s)
         if self.divergence == "mmd":
-            cloned, _ = sample_policy(behavior, self.noise.normal(f"{prefix}behavior", like, count), count)
-            return squared_mmd(action, cloned, self.mmd_sigma)
-        return (log_prob - behavior.log_prob(self._inside(action))).mean(0)
+            cloned, _ = sample_policy(behavior, self.noise.normal(f"{prefix}behavior", action, count), count)
+            return squared_mmd(drawn, cloned, self.mmd_sigma)
+        return (log_prob - behavior.log_prob(self._inside(drawn))).mean(0)
 
     def _inside(self, action: Tensor) -> Tensor:
         """The action, clamped away from the edge of its box, where the inverse of tanh is infinite."""

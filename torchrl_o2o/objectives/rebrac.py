@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_o2o.errors import O2OSpecError, check_number
+from torchrl_o2o.errors import check_number
 from torchrl_o2o.functional.conservative import calibrated
 from torchrl_o2o.functional.offline import q_normalization
 from torchrl_o2o.objectives.base import Reduction, dispatch
@@ -138,17 +138,8 @@ class ReBRACLoss(SmoothedTargetLoss):
         """c_Q |a~' - a'|^2."""
         if self.critic_bc_coef == 0.0:
             return 0.0
-        recorded = tensordict.get(self.tensor_keys.next_action, None)
-        if recorded is None:
-            raise O2OSpecError(
-                f"the batch has no {self.tensor_keys.next_action!r}, the action of the next step; pass the data "
-                "through add_next_action(...), or take critic_bc_coef=0"
-            )
-        if recorded.shape != action.shape:
-            raise O2OSpecError(
-                f"got {self.tensor_keys.next_action!r} of shape {list(recorded.shape)}, expected that of the actions, "
-                f"{list(action.shape)}; pass the data through add_next_action(...)"
-            )
+        key = self.tensor_keys.next_action
+        recorded = self._recorded_next_action(tensordict, key, action, "critic_bc_coef=0")
         return self.critic_bc_coef * (action - recorded).square().sum(-1)
 
     def _bounded(self, tensordict: TensorDictBase, target: Tensor) -> Tensor:
