@@ -27,7 +27,7 @@ from torchrl_o2o.checkpoint import Checkpointer, folders, load_objects
 from torchrl_o2o.checkpoint.manifest import digest, read_manifest, write_manifest
 from torchrl_o2o.durable import FolderLock
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 
 
 def names(folder):

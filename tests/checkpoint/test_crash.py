@@ -23,7 +23,7 @@ import torch
 
 from tests.checkpoint.tiny_run import OFFLINE, Run, new_buffer, rows, uninterrupted
 from torchrl_o2o.checkpoint import Checkpointer
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 
 # Processes from a server that has imported torch already: fast to start, and no thread is forked.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -22,7 +22,8 @@ from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.functional.diagnostics import finite_or_raise
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.record.recorder import Recorder, read_metrics
+from torchrl_o2o.record.files import read_metrics
+from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.trainers.interrupt import graceful_exit
 
 pytest.importorskip("mujoco")

@@ -41,7 +41,8 @@ from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules import make_actor
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
-from torchrl_o2o.record.recorder import Recorder, read_metrics
+from torchrl_o2o.record.files import read_metrics
+from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.record.report import write_report
 from torchrl_o2o.record.runs import find_runs, group_runs, load_run
 from torchrl_o2o.record.sinks import ProgressSink, TensorBoardSink

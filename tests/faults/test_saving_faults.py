@@ -33,7 +33,8 @@ from torchrl_o2o.checkpoint.manifest import read_manifest, write_manifest
 from torchrl_o2o.data import make_local_dataset
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.record.recorder import Recorder, read_metrics
+from torchrl_o2o.record.files import read_metrics
+from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import options
 from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command

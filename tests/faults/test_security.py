@@ -30,7 +30,8 @@ from torchrl_o2o.data import load_offline
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.provenance import git_commit
-from torchrl_o2o.record.recorder import Recorder, read_run
+from torchrl_o2o.record.files import read_run
+from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.trainers import run_options
 
 PACKAGE = ROOT / "torchrl_o2o"

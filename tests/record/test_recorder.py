@@ -21,7 +21,8 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
-from torchrl_o2o.record.recorder import Recorder, read_metrics, read_run
+from torchrl_o2o.record.files import read_metrics, read_run
+from torchrl_o2o.record.recorder import Recorder
 
 
 def rows_without_time(folder):

@@ -16,7 +16,8 @@ import torch
 
 from torchrl_o2o.envs.video import write_video
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.record.recorder import Recorder, read_run
+from torchrl_o2o.record.files import read_run
+from torchrl_o2o.record.recorder import Recorder
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path):

@@ -21,7 +21,7 @@ from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.manifest import load
 from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 from torchrl_o2o.trainers.launch import launch
 from torchrl_o2o.trainers.pipeline import Pretrained
 

@@ -20,7 +20,7 @@ from tests.scripts.running import ROOT, TASKS, compose, load_script, script_of
 from tests.scripts.test_rlpd import assert_read, without_times
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 from torchrl_o2o.trainers.algorithms import make_a3rl, make_rlpd
 
 pytestmark = [

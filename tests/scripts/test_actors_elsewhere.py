@@ -22,7 +22,7 @@ from tests.scripts.running import ROOT, compose, load_script, script_of
 from tests.trainers.test_continuing import record
 from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 from torchrl_o2o.scripts import script_command
 from torchrl_o2o.trainers import accept_actors, online_phase
 from torchrl_o2o.trainers.algorithms import make_a3rl

@@ -17,7 +17,7 @@ from torchrl_o2o.commands.cli import main
 from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.durable import FolderLock
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.record.recorder import read_run
+from torchrl_o2o.record.files import read_run
 from torchrl_o2o.scripts import find_script, script_command
 
 TINY = {

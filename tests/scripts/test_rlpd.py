@@ -26,7 +26,7 @@ from tests.scripts.running import DOMAIN_TASKS, ROOT, TASKS, compose, load_scrip
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.algorithms import make_rlpd
 

@@ -24,7 +24,7 @@ from tests.scripts.test_rlpd import without_times
 from torchrl_o2o.checkpoint.folders import step_folder
 from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 from torchrl_o2o.record.runs import find_runs, group_runs, load_run
 from torchrl_o2o.trainers import Seeds
 

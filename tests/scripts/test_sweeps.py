@@ -14,7 +14,7 @@ import pytest
 from tests.scripts.phases import dying
 from tests.scripts.running import compose, run_script, script_of
 from torchrl_o2o.record import write_report
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 
 SMALL = (
     "preset=cpu",

@@ -24,7 +24,7 @@ from torchrl_o2o.data import TRANSITION, load_offline
 from torchrl_o2o.deploy import load_policy
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
-from torchrl_o2o.record.recorder import read_run
+from torchrl_o2o.record.files import read_run
 from torchrl_o2o.trainers import Pretrained, RunStatus, Schedule, Session, continue_run, load_problem, offline_phase
 from torchrl_o2o.trainers.algorithms import make_awac
 from torchrl_o2o.trainers.continued_methods import find_method

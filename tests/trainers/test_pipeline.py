@@ -28,7 +28,7 @@ from torchrl_o2o.deploy import load_policy, read_policy
 from torchrl_o2o.envs.guard import EnvFaultError
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 from torchrl_o2o.testing import DelayedRewardEnv
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.handover import HandOver

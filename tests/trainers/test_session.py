@@ -20,7 +20,7 @@ import torch
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules import make_gaussian_actor
-from torchrl_o2o.record.recorder import read_metrics
+from torchrl_o2o.record.files import read_metrics
 from torchrl_o2o.testing import DelayedRewardEnv
 from torchrl_o2o.trainers.evaluation import EvaluationResult
 from torchrl_o2o.trainers.session import Schedule, Session, handover_metrics

@@ -13,7 +13,7 @@ from typing import Any
 from torchrl_o2o.data import describe_offline
 from torchrl_o2o.envs.scores import find_reference
 from torchrl_o2o.errors import O2OCheckpointError
-from torchrl_o2o.record.recorder import read_metrics, read_run
+from torchrl_o2o.record.files import read_metrics, read_run
 from torchrl_o2o.record.report import write_report
 
 __all__ = ["fresh_folder", "summarize"]

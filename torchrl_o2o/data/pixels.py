@@ -20,7 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.data.audit import audit
-from torchrl_o2o.data.datasets.columns import speaks_of_ends
+from torchrl_o2o.data.datasets.names import speaks_of_ends
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.frames import FrameStorage
 from torchrl_o2o.data.keys import EPISODE, TRANSITION

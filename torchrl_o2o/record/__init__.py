@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torchrl_o2o.record.curves import dip, gain, handover_score, iqm, regret, stratified_bootstrap_interval
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
+from torchrl_o2o.record.files import read_metrics, read_run
 from torchrl_o2o.record.html import write_html
-from torchrl_o2o.record.recorder import Recorder, read_metrics, read_run
+from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.record.report import load_peers, write_report
 from torchrl_o2o.record.runs import Group, Run, find_runs, group_runs, load_run
 from torchrl_o2o.record.sinks import ProgressSink, Sink, TensorBoardSink, WandbSink

@@ -10,11 +10,8 @@ operating system before :meth:`Recorder.log` returns, so a killed process loses 
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import math
-import os
 import time
 import uuid
 import warnings
@@ -30,20 +27,18 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.durable import FolderLock, identity, open_file, refuse_link, refuse_other, replace_durably
+from torchrl_o2o.durable import FolderLock, identity, refuse_link, refuse_other, replace_durably
 from torchrl_o2o.errors import O2OCheckpointError, O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import describe_run, plain_config, plain_number
+from torchrl_o2o.record.files import METRICS_FILE, RUN_FILE, RowFile, read_run, write_run
 from torchrl_o2o.record.sinks import ProgressSink, Sink, TensorBoardSink, WandbSink
 
-__all__ = ["Recorder", "read_metrics", "read_rows", "read_run"]
+__all__ = ["Recorder"]
 
-_RUN_FILE = "run.json"
-_METRICS_FILE = "metrics.jsonl"
-_TRACES = (_RUN_FILE, _METRICS_FILE, "checkpoints")
+_TRACES = (RUN_FILE, METRICS_FILE, "checkpoints")
 _RESERVED = ("step", "time")
 _LARGEST_BITS = 1023  # integers of more bits exceed the range of floats
-_DIGEST_BYTES = 32
 _DESCRIBED = ("id", "resumed", "config", "command", "commit", "versions", "threads", "started")
 
 
@@ -74,6 +69,7 @@ class Recorder:
     Examples:
         >>> import tempfile
         >>> import torch
+        >>> from torchrl_o2o.record import read_metrics, read_run
         >>> folder = Path(tempfile.mkdtemp()) / "run"
         >>> with Recorder(folder, config={"gamma": 0.99}, seed=7) as recorder:
         ...     recorder.log(1, {"train/loss_qvalue": torch.tensor(0.5)})
@@ -112,8 +108,8 @@ class Recorder:
             if progress_total is not None:
                 self._start(ProgressSink, progress_total)
             # Last, so that a start that fails because of a missing extra leaves no run in the folder.
-            _write_run(self.folder, run)
-            self._metrics = _RowFile(self.folder / _METRICS_FILE)
+            write_run(self.folder, run)
+            self._metrics = RowFile(self.folder / METRICS_FILE)
         except BaseException:
             self._close_sinks()
             self._lock.release()
@@ -196,7 +192,7 @@ class Recorder:
         if name in _DESCRIBED:
             raise O2OSpecError(f"{name!r} is an entry of run.json already; take another name")
         self.check_place()
-        _write_run(self.folder, run | plain_config({name: value}))
+        write_run(self.folder, run | plain_config({name: value}))
 
     def show(self, step: int, videos: Mapping[str, Path]) -> None:
         """Show videos where the metrics are shown.
@@ -350,19 +346,10 @@ def _describe(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, A
             "resume it (resume=True), remove it, or choose another folder"
         )
     run = describe_run(config)
-    if (folder / _RUN_FILE).exists():
+    if (folder / RUN_FILE).exists():
         first = read_run(folder)
         return first | {"resumed": [*first.get("resumed", []), run]}
     return {"id": uuid.uuid4().hex[:12]} | run
-
-
-def _write_run(folder: Path, run: Mapping[str, Any]) -> None:
-    try:
-        replace_durably(folder / _RUN_FILE, (json.dumps(run, indent=2, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise O2OCheckpointError(
-            f"cannot write {folder / _RUN_FILE} ({error}); make room or choose a writable folder"
-        ) from error
 
 
 def _whole(step: Any) -> int:
@@ -390,208 +377,3 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
         raise O2OSpecError(f"metric {name!r} has {value.bit_length()} bits, more than a float holds; scale it down")
     return int(value) if isinstance(value, bool) else value
-
-
-class _RowFile:
-    """A file of JSON lines that always ends with a complete line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = open_file(path, append=True)
-            self._note(self._read())
-        except OSError as error:
-            raise O2OCheckpointError(f"cannot write {path} ({error}); choose a writable folder") from error
-
-    def _read(self) -> bytes:
-        self._file.seek(0)
-        return self._file.read()
-
-    def _note(self, content: bytes) -> None:
-        self._position, self._hash = len(content), hashlib.blake2b(content, digest_size=_DIGEST_BYTES)
-        self._ragged = not content.endswith(b"\n") and content != b""
-
-    def _cut_to(self, content: bytes) -> None:
-        """Truncate the file to its beginning, ``content``."""
-        self._file.truncate(len(content))
-        self._note(content)
-
-    def _settle(self) -> None:
-        """Remove the incomplete line that a killed process left. Not done earlier: it may be a row that was altered."""
-        if self._ragged:
-            content = self._read()
-            self._cut_to(content[: content.rfind(b"\n") + 1])
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        line = (json.dumps(row, allow_nan=False) + "\n").encode()
-        try:
-            self._settle()
-            written = self._file.write(line)
-            if written != len(line):  # when the disk becomes full, a part may be written
-                raise OSError(f"{written} of {len(line)} bytes written")
-        except OSError as error:
-            self._file.truncate(self._position)
-            raise O2OCheckpointError(f"cannot write {self.path} ({error}); make room on the disk and resume") from error
-        self._position += len(line)
-        self._hash.update(line)
-
-    def sync(self) -> dict[str, Any]:
-        self._settle()
-        os.fsync(self._file.fileno())
-        return {"position": self._position, "blake2b": self._hash.hexdigest()}
-
-    def cut(self, position: int, expected: str | None) -> None:
-        if position > self._position:
-            raise O2OCheckpointError(
-                f"{self.path} has {self._position} bytes, the checkpoint was taken at {position}: rows were removed, "
-                "or it is another run's; restore the file or start a new run in another folder"
-            )
-        content = self._read()
-        kept = content[:position]
-        found = hashlib.blake2b(kept, digest_size=_DIGEST_BYTES).hexdigest()
-        if found == expected or (expected is None and _torn(kept) == []):
-            return self._cut_to(kept)
-        return self._repair(content, kept)
-
-    def _repair(self, content: bytes, kept: bytes) -> None:
-        torn = _torn(kept)
-        lines = [line for number, line in enumerate(kept.splitlines(keepends=True), start=1) if number not in torn]
-        aside = self.path.with_name(f"{self.path.name}.damaged")
-        replace_durably(aside, content)
-        replace_durably(self.path, b"".join(lines))
-        self._file.close()
-        self._file = open_file(self.path, append=True)
-        self._cut_to(b"".join(lines))
-        dropped = f"lines {torn} are no rows any more and are dropped" if torn else "some of its numbers are not those"
-        warnings.warn(
-            f"{self.path} WAS ALTERED since the checkpoint was taken: {dropped}. The file as it was is {aside}",
-            stacklevel=4,
-        )
-
-    def cut_from_step(self, step: int) -> bool:
-        """Cut the rows of a step and later ones, and say whether there were any."""
-        self._settle()
-        position, content = 0, self._read()
-        lines = content.splitlines(keepends=True)
-        for index, line in enumerate(lines):
-            if _step(line, -math.inf) >= step:
-                warnings.warn(
-                    f"{self.path}: {len(lines) - index} rows from step {step} on are dropped, because the run "
-                    "continues from there without the recorder's state; they are recomputed",
-                    stacklevel=4,
-                )
-                self._cut_to(content[:position])
-                return True
-            position += len(line)
-        return False
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def close(self) -> None:
-        if not self.closed:
-            with self._file:
-                self.sync()
-
-
-def _torn(content: bytes) -> list[int]:
-    """The numbers, from 1, of the lines that are not valid rows."""
-    lines = enumerate(content.splitlines(keepends=True), start=1)
-    return [number for number, line in lines if not line.endswith(b"\n") or _step(line, math.nan) != _step(line, 0.0)]
-
-
-def _step(line: bytes, otherwise: float) -> float:
-    """The step of a row; ``otherwise`` for lines that are not valid rows."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return otherwise
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """Read a run's metrics, also while it is running.
-
-    Args:
-        folder: the run's folder.
-
-    Returns:
-        The rows in the order they were logged: ``step``, ``time`` [s] and the metrics as numbers (NaN and infinities as
-        floats). A last line that is still being written is left out.
-
-    Raises:
-        O2OCheckpointError: if there is no such file, or a line of it is not a row.
-
-    Examples:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> with Recorder(folder, config={}) as recorder:
-        ...     recorder.log(5, {"eval/return": float("inf")})
-        >>> [(row["step"], row["eval/return"]) for row in read_metrics(folder)]
-        [(5, inf)]
-    """
-    return read_rows(folder)[0]
-
-
-def read_rows(folder: str | Path) -> tuple[list[dict[str, Any]], bool]:
-    """:func:`read_metrics`, and whether a last line was left out; from one look at the file, which may be growing.
-
-    Args:
-        folder: the run's folder.
-
-    Raises:
-        O2OCheckpointError: as :func:`read_metrics`.
-    """
-    path = Path(folder) / _METRICS_FILE
-    *lines, rest = _read_bytes(path).split(b"\n")
-    return [_parse_row(path, number, line) for number, line in enumerate(lines, start=1)], rest != b""
-
-
-def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
-        odd = [name for name, value in numbers.items() if not isinstance(value, int | float)]
-        if odd or not isinstance(numbers.get("step"), int):
-            raise ValueError(f"{odd[0]} is no number" if odd else "it has no step")
-        return numbers
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise O2OCheckpointError(f"{path} line {number} is not a row of metrics ({error}); remove the line") from error
-
-
-def read_run(folder: str | Path) -> dict[str, Any]:
-    """Read a run's ``run.json``.
-
-    Args:
-        folder: the run's folder.
-
-    Returns:
-        ``id`` and the fields of :func:`~torchrl_o2o.provenance.describe_run`; ``resumed``, a list of the latter, if the
-        run was resumed.
-
-    Raises:
-        O2OCheckpointError: if the file is absent, not JSON or describes no run.
-
-    Examples:
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> Recorder(folder, config={"gamma": 0.9}).close()
-        >>> read_run(folder)["config"]
-        {'gamma': 0.9}
-    """
-    path = Path(folder) / _RUN_FILE
-    try:
-        run = json.loads(_read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise O2OCheckpointError(f"{path} is not JSON ({error}); start a new run in another folder") from error
-    kinds = {"config": dict, "versions": dict, "command": str}
-    if not isinstance(run, dict) or any(not isinstance(run.get(name, kind()), kind) for name, kind in kinds.items()):
-        raise O2OCheckpointError(f"{path} is JSON, but does not describe a run; start a new run in another folder")
-    return run
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise O2OCheckpointError(f"cannot read {path} ({error}); expected the folder of a run") from error

@@ -20,7 +20,7 @@ import numpy as np
 
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.record.curves import common_scores
-from torchrl_o2o.record.recorder import read_metrics, read_rows, read_run
+from torchrl_o2o.record.files import read_metrics, read_rows, read_run
 
 __all__ = ["Group", "Run", "find_runs", "group_runs", "load_run"]
 

@@ -30,7 +30,8 @@ from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.provenance import plain_config
 from torchrl_o2o.record.curves import dip, gain, handover_score, regret
-from torchrl_o2o.record.recorder import Recorder, read_metrics
+from torchrl_o2o.record.files import read_metrics
+from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.trainers.interrupt import graceful_exit, resume_command
 
 __all__ = ["Collector", "HasMetrics", "Schedule", "Session", "handover_metrics"]

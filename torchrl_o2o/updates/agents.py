@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -20,7 +20,9 @@ from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compi
 from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.stacked import StackedProgram
 from torchrl_o2o.updates.steps import MoveTargets, descends_of, walk
-from torchrl_o2o.updates.update import Update
+
+if TYPE_CHECKING:
+    from torchrl_o2o.updates.update import Update
 
 __all__ = ["StackedNonFiniteError", "StackedUpdate"]
 
@@ -66,7 +68,7 @@ class StackedUpdate:
         >>> from torchrl_o2o.modules import make_gaussian_actor
         >>> from torchrl_o2o.objectives import BCLoss
         >>> from torchrl_o2o.testing import random_transitions
-        >>> from torchrl_o2o.updates import Descend
+        >>> from torchrl_o2o.updates import Descend, Update
         >>> losses = [BCLoss(make_gaussian_actor(3, 2, hidden_sizes=(8,))) for _ in range(3)]
         >>> optims = [torch.optim.Adam(loss.parameters()) for loss in losses]
         >>> updates = [Update(loss, Descend("actor", optim)) for loss, optim in zip(losses, optims)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -20,15 +20,15 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_compiler, check_option, check_state
-from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
+from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.updates.agents import StackedUpdate
 from torchrl_o2o.updates.built_in import Setting, built_in, check_built_in
-from torchrl_o2o.updates.loss_calls import LossResults, call_loss, summary
+from torchrl_o2o.updates.eager import execute
 from torchrl_o2o.updates.precision import has_bfloat16
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.state import copied_pairs, state_of, target_pairs
 from torchrl_o2o.updates.steps import (
-    WHOLE,
     Copy,
     Descend,
     Every,
@@ -36,7 +36,6 @@ from torchrl_o2o.updates.steps import (
     Joint,
     MoveTargets,
     Plan,
-    Primitive,
     Repeat,
     Step,
     Whole,
@@ -45,9 +44,6 @@ from torchrl_o2o.updates.steps import (
     repeat_of,
     walk,
 )
-
-if TYPE_CHECKING:
-    from torchrl_o2o.updates.agents import StackedUpdate
 
 __all__ = ["Update"]
 
@@ -264,8 +260,6 @@ class Update:
         Returns:
             The :class:`StackedUpdate`.
         """
-        from torchrl_o2o.updates.agents import StackedUpdate  # late: agents imports this module
-
         return StackedUpdate(updates)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -345,7 +339,7 @@ class Update:
             return self._run_compiled(batch), None
         autocast = torch.autocast(self._autocast or "cpu", torch.bfloat16, enabled=self._autocast is not None)
         with torch.enable_grad(), autocast:
-            return self._run(batch)
+            return execute(self.loss, self.plan(), batch, self.rows)
 
     def _check_batch(self, batch: TensorDictBase) -> None:
         if torch.is_inference_mode_enabled() or next(self.loss.parameters()).is_inference():
@@ -359,48 +353,6 @@ class Update:
             raise O2OSpecError(
                 f"got a batch of shape {list(batch.shape)}, expected [n], n a multiple of {self.num_minibatches}"
             )
-
-    def _run(self, batch: TensorDictBase) -> tuple[dict[str, Tensor], NonFiniteError | None]:
-        """Execute all steps eagerly; stop at the first that is not finite."""
-        now = self.plan()
-        minibatches = batch.split(len(batch) // now.minibatches) if now.minibatches > 1 else [batch]
-        measured: list[LossResults] = []
-        try:
-            for part, minibatch in now.sequence:
-                measured.append(LossResults())
-                for step in now.parts[part]:
-                    self._do(step, batch if minibatch == WHOLE else minibatches[minibatch], measured[-1])
-        except NonFiniteError as error:
-            return summary(measured[-1].entries, ()) | {"finite": torch.tensor(False)}, error
-        metrics = summary(measured[now.minibatches - 1].entries | measured[-1].entries, ())
-        for name in self.rows:
-            metrics[name] = torch.cat([_row(each.entries, name) for each in measured[: now.minibatches]], -1)
-        return metrics | {"finite": torch.tensor(True)}, None
-
-    def _do(self, step: Primitive, minibatch: TensorDictBase, measured: LossResults) -> None:
-        """Execute one step; adds what its losses return to ``measured``."""
-        if isinstance(step, Copy | MoveTargets):
-            _copy(self.loss, step) if isinstance(step, Copy) else _move(self.loss, step)
-            measured.outdate(step)
-            return
-        if isinstance(step, Ghost):
-            _coast(step.step)
-            return
-        descends = step.descends if isinstance(step, Joint) else (step,)
-        gradients = [_gradients(self.loss, each, minibatch, measured) for each in descends]
-        seen = {f"loss_{each.name}": measured.entries[f"loss_{each.name}"] for each in descends}
-        for each, found in zip(descends, gradients, strict=True):
-            seen |= {f"loss_{each.name}.gradient{index}": gradient for index, gradient in enumerate(found)}
-        finite_or_raise(seen)
-        for move in step.moves if isinstance(step, Joint) else ():
-            _move(self.loss, move)
-        for each, found in zip(descends, gradients, strict=True):
-            for param, gradient in zip(each.parameters, found, strict=True):
-                param.grad = _laid_out_as(param, gradient)
-            if each.clip_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(each.parameters, each.clip_grad_norm)
-            each.optim.step()
-        measured.outdate(step)
 
     def _run_compiled(self, batch: TensorDictBase) -> dict[str, Tensor]:
         assert self._options is not None
@@ -448,78 +400,6 @@ def _warn_of_still_targets(loss: LossModule, steps: Sequence[Step]) -> None:
             f"MoveTargets(SoftUpdate(loss, tau=0.005)) behind their step, unless the targets are moved elsewhere",
             stacklevel=4,
         )
-
-
-def _move(loss: LossModule, step: MoveTargets) -> None:
-    """Move all targets with the updater's own step, or only those of some networks."""
-    if step.names is None:
-        step.updater.step()
-        return
-    state = state_of(loss)
-    with torch.no_grad():
-        for target, source in target_pairs(loss, step.names).items():
-            state[target].lerp_(state[source], 1.0 - step.updater.eps)  # type: ignore[union-attr]
-
-
-def _coast(step: Descend) -> None:
-    for param in step.parameters:
-        param.grad = torch.zeros_like(param)
-    step.optim.step()
-
-
-def _copy(loss: LossModule, step: Copy) -> None:
-    state = state_of(loss)
-    with torch.no_grad():
-        for target, source in copied_pairs(loss, step.source, step.target).items():
-            state[target].copy_(state[source])
-
-
-def _gradients(loss: LossModule, step: Descend, minibatch: TensorDictBase, measured: LossResults) -> tuple[Tensor, ...]:
-    """The loss's gradients at the step's parameters; adds the loss and its metrics to ``measured``."""
-    value, info = call_loss(loss, step.name, minibatch, measured.handed_to(step.name))
-    value = value if step.scale == 1.0 else step.scale * value
-    measured.add(step.name, value.detach(), info)
-    params = step.parameters
-    if frozen := [param for param in params if not param.requires_grad]:
-        raise O2OSpecError(
-            f"the optimizer of {step.name!r} holds {_names(loss, frozen)}, which have requires_grad=False; leave them "
-            f"out of it: [param for param in ... if param.requires_grad]"
-        )
-    found = torch.autograd.grad(value, params, allow_unused=True) if value.requires_grad else (None,) * len(params)
-    gradients = tuple(gradient for gradient in found if gradient is not None)
-    if len(gradients) < len(params):
-        own = {id(param) for param in loss.parameters()}
-        without = [param for param, got in zip(params, found, strict=True) if got is None]
-        if foreign := [list(param.shape) for param in without if id(param) not in own]:
-            raise O2OSpecError(
-                f"the optimizer of {step.name!r} holds parameters of shape {foreign}, which are none of this "
-                f"{type(loss).__name__}; build it of the loss's own, such as loss.qvalue_network_params.parameters(): "
-                f"a loss copies the critics that it is given"
-            )
-        raise O2OSpecError(
-            f"{step.name}_loss gives {_names(loss, without)} no gradient; leave them out of the optimizer of "
-            f"{step.name!r}"
-        )
-    return gradients
-
-
-def _names(loss: LossModule, params: Sequence[Tensor]) -> list[str]:
-    """Parameters by their names in the loss, or by their shapes."""
-    names = {id(param): name for name, param in loss.named_parameters()}
-    return [names.get(id(param), str(list(param.shape))) for param in params]
-
-
-def _laid_out_as(param: Tensor, gradient: Tensor) -> Tensor:
-    """A gradient in its parameter's memory layout, which fused optimizers assume."""
-    if gradient.stride() == param.stride():
-        return gradient
-    return torch.empty_like(param, memory_format=torch.preserve_format).copy_(gradient)
-
-
-def _row(measured: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in measured:
-        raise O2OSpecError(f"got rows={name!r}, expected an entry that the losses return: {sorted(measured)}")
-    return measured[name]
 
 
 def _not_finite(metrics: Mapping[str, Tensor]) -> NonFiniteError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchrl_o2o.data.datasets.columns import StoredArray
+from torchrl_o2o.data.datasets.casting import StoredArray
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
 from torchrl_o2o.errors import O2ODataError
 

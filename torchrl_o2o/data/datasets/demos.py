@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset
-from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray
+from torchrl_o2o.data.datasets.casting import StoredArray
+from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.flat import read_episodes, read_flat
+from torchrl_o2o.data.datasets.names import NAMES
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["load_pickled_episodes", "read_demos"]

@@ -21,8 +21,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.columns import NAMES, ReadOptions, StoredArray, check_size, plain_tensor
+from torchrl_o2o.data.datasets.casting import StoredArray, check_size, plain_tensor
+from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5
+from torchrl_o2o.data.datasets.names import NAMES
 from torchrl_o2o.data.datasets.ogbench import is_ogbench, ogbench_arrays
 from torchrl_o2o.data.datasets.rows import RawRows, rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions

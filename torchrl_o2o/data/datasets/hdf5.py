@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_o2o.data.datasets.columns import StoredArray, check_size
+from torchrl_o2o.data.datasets.casting import StoredArray, check_size
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.errors import O2ODataError
 

@@ -17,7 +17,8 @@ import torch
 from tensordict import MemoryMappedTensor, NestedKey, TensorDict, TensorDictBase
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.columns import ReadOptions, refuse_keys
+from torchrl_o2o.data.datasets.casting import refuse_keys
+from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.keys import EPISODE, STEPS, TRANSITION, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 

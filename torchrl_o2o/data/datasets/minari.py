@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.columns import ReadOptions, StoredArray, joined, refuse_keys
+from torchrl_o2o.data.datasets.casting import StoredArray, joined, refuse_keys
+from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import RawRows, rows_from_episodes
 from torchrl_o2o.data.datasets.ted import to_transitions

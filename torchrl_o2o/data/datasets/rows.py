@@ -16,15 +16,9 @@ from typing import Any
 import numpy as np
 from tensordict import TensorDictBase
 
-from torchrl_o2o.data.datasets.columns import (
-    Columns,
-    cast_column,
-    cast_episode,
-    cast_flags,
-    find_columns,
-    likely_role,
-    unread_notes,
-)
+from torchrl_o2o.data.datasets.casting import cast_column, cast_episode, cast_flags
+from torchrl_o2o.data.datasets.columns import Columns, find_columns, unread_notes
+from torchrl_o2o.data.datasets.names import likely_role
 from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.errors import O2ODataError
 

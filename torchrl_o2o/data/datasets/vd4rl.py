@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchrl_o2o.data.datasets.columns import StoredArray, speaks_of_ends
+from torchrl_o2o.data.datasets.casting import StoredArray
 from torchrl_o2o.data.datasets.flat import open_npz
 from torchrl_o2o.data.datasets.hdf5 import open_hdf5
+from torchrl_o2o.data.datasets.names import speaks_of_ends
 from torchrl_o2o.data.pixels import PixelData, assemble
 from torchrl_o2o.errors import O2ODataError
 

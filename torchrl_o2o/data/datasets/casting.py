@@ -1,0 +1,244 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Read arrays of any kind as numpy arrays of the types that batches are made of. Shapes: N rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchrl_o2o.envs.tasks import observation_keys
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
+
+__all__ = [
+    "StoredArray",
+    "cast_column",
+    "cast_episode",
+    "cast_flags",
+    "check_size",
+    "joined",
+    "own_copy",
+    "plain_tensor",
+    "refuse_keys",
+]
+
+#: HDF5 and npz compress at most 1032 : 1 (deflate). An array that claims more has a damaged size.
+_LARGEST_RATIO = 1100
+#: Arrays above this size hold numbers, which do not compress to a hundredth.
+_LARGE, _LARGE_RATIO = 1 << 30, 100
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array that lies in a file and is read when numpy asks for it.
+
+    Args:
+        shape: its shape.
+        dtype: its type.
+        read: reads it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Read the array."""
+        values = self.read()
+        return values if dtype is None else values.astype(dtype)
+
+
+def check_size(size: int, stored: int, origin: str) -> None:
+    """Refuse an array that claims more than its file can hold, before anything is allocated for it.
+
+    Args:
+        size: bytes that it declares.
+        stored: bytes that it takes in the file.
+        origin: what to call it in an error.
+
+    Raises:
+        O2ODataError: if the claim is impossible, or not plausible for numbers.
+    """
+    if size > _LARGEST_RATIO * stored:
+        raise O2ODataError(f"{origin} is damaged: it declares {size} bytes in {stored}; download or record it again.")
+    if size > _LARGE and size > _LARGE_RATIO * stored:
+        raise O2ODataError(
+            f"{origin} would be {size} bytes out of {stored} in the file: numbers do not compress like that. "
+            "If the file is intact, store it without compression."
+        )
+
+
+def own_copy(value: Any, origin: str) -> np.ndarray:
+    """A copy of an array that shares no memory with the caller's.
+
+    Args:
+        value: an array, a tensor, a list, or a :class:`StoredArray`, which is read.
+        origin: what to call it in an error.
+
+    Raises:
+        O2ODataError: if it is no array of numbers, or a masked one.
+    """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        row = int(np.flatnonzero(np.ma.getmaskarray(value).reshape(len(value), -1).any(1))[0])
+        raise O2ODataError(f"{origin} is masked in row {row}; fill it, or leave those rows out.")
+    try:
+        value = plain_tensor(value) if isinstance(value, Tensor) else value
+        return np.array(value) if isinstance(value, np.ndarray) else np.asarray(value)
+    except O2ODataError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign objects
+        raise O2ODataError(f"{origin} is not an array ({error}); expected real numbers, one row per step.") from error
+
+
+def plain_tensor(value: Tensor) -> Tensor:
+    """A tensor that numpy takes: without gradients, on the CPU, and of a type that numpy has.
+
+    Args:
+        value: any tensor.
+
+    Examples:
+        >>> import torch
+        >>> plain_tensor(torch.ones(1, dtype=torch.bfloat16, requires_grad=True)).numpy()
+        array([1.], dtype=float32)
+    """
+    value = value.detach().cpu()
+    return value.float() if value.dtype == torch.bfloat16 else value
+
+
+def refuse_keys(keys: Sequence[str] | None, origin: str) -> None:
+    """Raise if keys of a dictionary observation are given for data without one.
+
+    Args:
+        keys: ``obs_keys``, or ``None``.
+        origin: what to call the observation in an error.
+
+    Raises:
+        O2OSpecError: if keys are given.
+    """
+    if keys is not None:
+        raise O2OSpecError(f"got obs_keys={list(keys)}, but {origin} is one array without keys; leave obs_keys out")
+
+
+def joined(
+    node: Mapping[str, Any], keys: Sequence[str] | None, origin: str, *, usual: Sequence[str] = observation_keys("")
+) -> np.ndarray:
+    """Join the entries of a dictionary observation, nested ones in alphabetical order.
+
+    Args:
+        node: name -> [N, ...] or a dictionary of them.
+        keys: which, in order; ``None`` takes the usual ones, those that are there.
+        origin: what to call the observation in an error.
+        usual: the usual keys; ``observation``, ``achieved_goal``, ``desired_goal`` by default.
+
+    Raises:
+        O2ODataError: if entries are missing, or several are to be joined that are no vectors.
+    """
+    wanted = list(keys) if keys is not None else [key for key in usual if key in node]
+    if not wanted or any(key not in node for key in wanted):
+        expected = wanted or list(usual)
+        raise O2ODataError(
+            f"{origin} observes {sorted(map(str, node))}, not {expected}; pass obs_keys with entries that it has."
+        )
+    parts = [part for key in wanted for part in _leaves(node[key], key, origin)]
+    if len(parts) == 1:
+        return parts[0]
+    parts = [part[:, None] if part.ndim == 1 else part for part in parts]
+    if any(part.ndim != 2 for part in parts) or len({len(part) for part in parts}) > 1:
+        shapes = [part.shape for part in parts]
+        raise O2ODataError(
+            f"{origin}: only vectors with one row per step can be joined, got the shapes {shapes}; pass obs_keys."
+        )
+    return np.concatenate(parts, axis=-1)
+
+
+def _leaves(node: Any, name: str, origin: str) -> list[np.ndarray]:
+    if not hasattr(node, "keys"):
+        return [cast_column(own_copy(node, f"{name} of {origin}"), f"{name} of {origin}")]
+    return [leaf for key in sorted(node) for leaf in _leaves(node[key], f"{name}/{key}", origin)]
+
+
+def cast_column(values: Any, name: str) -> np.ndarray:
+    """Cast one array to what batches are made of: float32, or uint8 where the rows are images.
+
+    What is of that type already is not copied: :func:`find_columns` did.
+
+    Args:
+        values: [N, ...] numbers of any kind.
+        name: what to call it in an error.
+
+    Raises:
+        O2ODataError: if the values are not real numbers.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torchrl_o2o.data.datasets.casting import cast_column
+        >>> cast_column(np.zeros((3, 2)), "observations").dtype
+        dtype('float32')
+        >>> cast_column(np.zeros((3, 8, 8, 3), np.uint8), "observations").dtype
+        dtype('uint8')
+    """
+    values = values if isinstance(values, np.ndarray) else own_copy(values, name)
+    if values.dtype.kind not in "fiub":
+        raise O2ODataError(f"{name} holds {values.dtype}; expected real numbers in one array.")
+    if values.dtype == np.uint8 and values.ndim >= 3:
+        return values
+    with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes inf, whose position the audit reports
+        return values.astype(np.float32, copy=False)
+
+
+def cast_flags(values: Any, name: str) -> np.ndarray:
+    """Cast flags to bool [N].
+
+    Args:
+        values: N numbers, each 0 or 1.
+        name: what to call them in an error.
+
+    Raises:
+        O2ODataError: if a value is something else, NaN included; the message names the first such row.
+
+    Examples:
+        >>> from torchrl_o2o.data.datasets.casting import cast_flags
+        >>> cast_flags([0.0, 1.0], "terminals")
+        array([False,  True])
+        >>> cast_flags([0, 2], "terminals")
+        Traceback (most recent call last):
+        ...
+        torchrl_o2o.errors.O2ODataError: terminals holds 2 in row 1; expected 0 or 1 in every row.
+    """
+    values = own_copy(values, name).reshape(-1)
+    if values.dtype.kind not in "fiub":
+        raise O2ODataError(f"{name} holds {values.dtype}; expected 0 or 1 in every row.")
+    if values.dtype.kind == "b":
+        return values.view(np.uint8) != 0  # in damaged files a bool can be any byte
+    bad = (values != 0) & (values != 1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise O2ODataError(f"{name} holds {values[row]} in row {row}; expected 0 or 1 in every row.")
+    return values != 0
+
+
+def cast_episode(values: Any, name: str) -> np.ndarray:
+    """Check the numbers, or names, of each row's episode, [N].
+
+    Args:
+        values: N integers, finite numbers or short texts.
+        name: what to call them in an error.
+
+    Raises:
+        O2ODataError: if a value is something else; the message names the first such row.
+    """
+    values = own_copy(values, name).reshape(-1)
+    if values.dtype.kind not in "fiubUS":
+        raise O2ODataError(f"{name} holds {values.dtype}; expected the number of each row's episode.")
+    bad = ~np.isfinite(values) if values.dtype.kind == "f" else np.zeros(len(values), dtype=bool)
+    if bad.any():
+        row = int(bad.argmax())
+        raise O2ODataError(f"{name} holds {values[row]} in row {row}; expected the number of each row's episode.")
+    return values
