@@ -40,6 +40,7 @@ class Config:
     entropy_backup: bool = True  # the paper: off on AntMaze and Adroit
     reward_shift: float = 0.0  # the paper: -1 on AntMaze
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
+    residual_blocks: int = 0  # of the critics; 1 is the authors' use_critic_resnet
     lr: float = 1e-3  # the paper: 3e-4
     gamma: float = 0.99
     tau: float = 0.005
@@ -55,7 +56,11 @@ def main(cfg: Config) -> EnsembleSACLoss:
     observation_spec, action_spec = env.observation_spec["observation"], env.action_spec
     actor = make_actor(observation_spec, action_spec, hidden_sizes=cfg.hidden_sizes)
     qvalues = make_qvalue_ensemble(
-        observation_spec, action_spec, num_qvalue_nets=cfg.num_qvalue_nets, hidden_sizes=cfg.hidden_sizes
+        observation_spec,
+        action_spec,
+        num_qvalue_nets=cfg.num_qvalue_nets,
+        hidden_sizes=cfg.hidden_sizes,
+        residual_blocks=cfg.residual_blocks,
     )
     temperature = Temperature(-action_spec.shape[-1] / 2, init=cfg.init_alpha)
     loss = EnsembleSACLoss(

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -29,6 +30,7 @@ from torchrl_o2o.modules import (
     make_conditional_vae,
     make_gaussian_actor,
     make_qvalue_ensemble,
+    make_residual_trunk,
     make_trunk,
 )
 from torchrl_o2o.modules.trunk import ReLU, feature_dim
@@ -163,6 +165,62 @@ class TestCritics:
             assert x.grad.tolist() == [0.0, 0.0, 1.0]
 
 
+class TestResidualCritics:
+    """RLPD's ``use_critic_resnet``."""
+
+    def test_numbers_are_those_of_the_authors_layers(self) -> None:
+        """Written out in numpy: Dense, block, LayerNorm, ReLU, Dense; the block adds two normalized layers."""
+        net: Any = make_qvalue_ensemble(3, 2, num_qvalue_nets=1, hidden_sizes=(8,), residual_blocks=2)[0].module
+        for param in net.double().parameters():
+            nn.init.normal_(param)
+        first, *blocks, last_norm, _ = net.trunk
+        inputs = torch.randn(6, 5, dtype=torch.float64)
+
+        def dense(layer: Any, x: np.ndarray) -> np.ndarray:
+            return x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+
+        def normalized(layer: Any, x: np.ndarray) -> np.ndarray:
+            centered = x - x.mean(-1, keepdims=True)
+            scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6)
+            return np.maximum(scaled * layer.weight.detach().numpy() + layer.bias.detach().numpy(), 0.0)
+
+        x = dense(first, inputs.numpy())
+        for block in blocks:
+            norm, _, linear, second_norm, _, second = block.layers
+            x = x + dense(second, normalized(second_norm, dense(linear, normalized(norm, x))))
+        expected = dense(net.head, normalized(last_norm, x))
+        np.testing.assert_allclose(net(inputs[:, :3], inputs[:, 3:]).detach().numpy(), expected, rtol=1e-12)
+
+    def test_sizes(self) -> None:
+        """RLPD's: 23 inputs, width 256, one block; the number of widths is not read."""
+        sizes: list[tuple[int, ...]] = [(256,), (256, 256, 256)]
+        for widths in sizes:
+            net = make_qvalue_ensemble(17, 6, num_qvalue_nets=1, hidden_sizes=widths, residual_blocks=1)[0]
+            count = sum(param.numel() for param in net.parameters())
+            assert count == (23 * 256 + 256) + 2 * (256 * 256 + 256) + 3 * 2 * 256 + (256 + 1)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"hidden_sizes": (8, 16)}, r"hidden_sizes=\(8, 16\), expected one width"),
+            ({"hidden_sizes": ()}, "expected one width"),
+            ({"layer_norm": False}, "layer_norm=False"),
+            ({"layer_norm": "after_activation"}, "layer_norm='after_activation'"),
+            ({"dropout": 0.1}, "dropout=0.1"),
+            ({"unit_norm": True}, "unit_norm=True"),
+            ({"residual_blocks": -1}, "residual_blocks"),
+            ({"residual_blocks": 1.5}, "residual_blocks"),
+        ],
+    )
+    def test_refusals(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(O2OSpecError, match=message):
+            make_qvalue_ensemble(3, 2, **{"residual_blocks": 1, "hidden_sizes": (8,), **settings})
+
+    def test_no_blocks_are_refused_where_there_is_nothing_else(self) -> None:
+        with pytest.raises(O2OSpecError, match="num_blocks"):
+            make_residual_trunk(3, 8, 0)
+
+
 class TestInitialization:
     def net(self) -> nn.Sequential:
         torch.manual_seed(0)
@@ -210,6 +268,15 @@ class TestInitialization:
     def test_torch_leaves_everything(self) -> None:
         before, net = self.net(), initialize_(self.net(), "torch")
         assert all(torch.equal(a, b) for a, b in zip(before.parameters(), net.parameters(), strict=True))
+
+    def test_lecun_normal_is_flax_s(self) -> None:
+        """Its variance is 1 / 64 behind the cut at two standard deviations of the uncut draw."""
+        net = initialize_(self.net(), "lecun_normal")
+        weight = net[0].weight  # type: ignore[index]
+        assert weight.std().item() == pytest.approx(1 / 8, rel=0.03)
+        assert weight.abs().max().item() == pytest.approx(2 / 8 / 0.8796256610342398, rel=0.01)
+        assert net[4].weight.abs().max() <= math.sqrt(6 / 257)  # type: ignore[index]
+        assert all((layer.bias == 0).all() for layer in (net[0], net[2], net[4]))  # type: ignore[index]
 
     def test_unknown_recipe(self) -> None:
         with pytest.raises(O2OSpecError, match="unknown initialization 'he'; expected one of xavier_uniform"):

@@ -16,6 +16,7 @@ from torchrl.modules import IndependentNormal, NormalParamExtractor, Probabilist
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.objectives.feed_forward import layers_of
 from torchrl_o2o.objectives.networks import (
     call_ensemble,
     call_network,
@@ -84,6 +85,30 @@ def test_many_rows_are_what_each_of_them_is_alone() -> None:
     theirs = torch.autograd.grad(torch.stack(each, 1).sin().sum(), list(params.values()))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_residual_critics_are_what_each_of_their_modules_is() -> None:
+    """One after the other by their layers, and all at once by vmap, as where they are compiled."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"num_qvalue_nets": 3, "hidden_sizes": (8,), "residual_blocks": 2}
+    critics = [critic.double() for critic in make_qvalue_ensemble(3, 2, **shape)]
+    params = {
+        name: torch.stack([dict(critic.named_parameters())[name].detach() for critic in critics]).requires_grad_()
+        for name, _ in critics[0].named_parameters()
+    }
+    inputs = {"observation": torch.randn(7, 3).double(), "action": torch.randn(7, 2).double()}
+    layers = layers_of(critics[0].module)
+    assert layers is not None
+    assert [type(layer).__name__ for layer in layers].count("_Residual") == 2
+    expected = torch.stack([critic(**inputs).squeeze(-1) for critic in critics])
+    gradients = []
+    for randomness in ("different", "error"):  # the latter is evaluated by vmap everywhere
+        values = call_ensemble(critics[0], params, inputs, "state_action_value", randomness)
+        torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-12)
+        gradients.append(torch.autograd.grad(values.sin().sum(), list(params.values())))
+    for one, other in zip(*gradients, strict=True):
+        assert one.any()
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def value_net() -> TensorDictModule:

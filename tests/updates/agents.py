@@ -60,8 +60,9 @@ class Agent:
         return out
 
 
-def critics(count: int = 2, layer_norm: bool = False) -> list:
-    return make_qvalue_ensemble(OBSERVATION, A, num_qvalue_nets=count, hidden_sizes=HIDDEN, layer_norm=layer_norm)
+def critics(count: int = 2, layer_norm: bool = False, residual_blocks: int = 0) -> list:
+    shape: dict[str, Any] = {"hidden_sizes": HIDDEN, "layer_norm": layer_norm, "residual_blocks": residual_blocks}
+    return make_qvalue_ensemble(OBSERVATION, A, num_qvalue_nets=count, **shape)
 
 
 def actor() -> Any:
@@ -81,6 +82,7 @@ def samg() -> IQLLoss:
 
 LOSSES: dict[str, Callable[[], Any]] = {
     "rlpd": lambda: EnsembleSACLoss(actor(), critics(4, True), sub_sample_len=2),
+    "residual": lambda: EnsembleSACLoss(actor(), critics(4, True, residual_blocks=1), sub_sample_len=2),
     "per_sample": lambda: EnsembleSACLoss(actor(), critics(4), sub_sample_len=2, subset_per="sample", actor_q="min"),
     "awac": lambda: AWACLoss(make_gaussian_actor(OBSERVATION, A, hidden_sizes=HIDDEN), critics()),
     "iql": lambda: IQLLoss(
@@ -98,6 +100,7 @@ LOSSES: dict[str, Callable[[], Any]] = {
 # Losses in the order of the scripts, and whether all are taken at the same parameters.
 ORDERS: dict[str, tuple[str, ...]] = {
     "rlpd": ("qvalue", "actor", "alpha"),
+    "residual": ("qvalue", "actor", "alpha"),
     "per_sample": ("qvalue", "actor", "alpha"),
     "awac": ("qvalue", "actor"),
     "iql": ("value", "actor", "qvalue"),
@@ -109,7 +112,7 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "samg": ("value", "actor", "qvalue"),
 }
 JOINT = {"cql", "cal_ql"}
-REPEATED = {"rlpd", "per_sample"}
+REPEATED = {"rlpd", "residual", "per_sample"}
 
 
 def parameters(loss: Any, name: str) -> list[torch.nn.Parameter]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.updates.agents import LOSSES, UTD, make_agent, make_batch
+from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, make_agent, make_batch
 from tests.updates.test_update import make_update
 from torchrl_o2o.updates import Update
 from torchrl_o2o.updates.steps import descends_of
@@ -84,5 +84,5 @@ def test_an_eager_update_reads_once_a_step(kind: str) -> None:
     update = make_update(kind, agent, compile=False)
     steps = len(descends_of(update.steps))
     repeated = steps + UTD - 1  # the critics step once a minibatch, the rest once a call
-    expected = {"rlpd": repeated, "per_sample": repeated, "cql": 1, "cal_ql": 1}.get(kind, steps)
+    expected = 1 if kind in JOINT else repeated if kind in REPEATED else steps
     assert reads_of(lambda: update(batch)) == expected

@@ -44,7 +44,7 @@ from torchrl_o2o.modules.pixels import (
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble, average_actors
 from torchrl_o2o.modules.rescaled import RescaledGaussian, make_rescaled_actor
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.modules.trunk import UnitNorm, make_trunk
+from torchrl_o2o.modules.trunk import ResidualBlock, UnitNorm, make_residual_trunk, make_trunk
 from torchrl_o2o.modules.vae import ActionVAE, make_action_vae
 from torchrl_o2o.modules.values import make_value_network
 
@@ -78,6 +78,7 @@ __all__ = [
     "QValueNet",
     "RandomConfidence",
     "RescaledGaussian",
+    "ResidualBlock",
     "TanhNormal",
     "Temperature",
     "UnitNorm",
@@ -102,6 +103,7 @@ __all__ = [
     "make_pixel_encoder",
     "make_qvalue_ensemble",
     "make_rescaled_actor",
+    "make_residual_trunk",
     "make_trunk",
     "make_value_network",
 ]

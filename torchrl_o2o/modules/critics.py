@@ -17,9 +17,16 @@ from torchrl.modules import ValueOperator
 
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.modules.initialization import Initialization, initialize_
-from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, Activation, LayerNorm, feature_dim, make_trunk
+from torchrl_o2o.modules.trunk import (
+    FLAX_LAYER_NORM_EPS,
+    Activation,
+    LayerNorm,
+    feature_dim,
+    make_residual_trunk,
+    make_trunk,
+)
 
 __all__ = ["QValueNet", "make_qvalue_ensemble"]
 
@@ -66,6 +73,7 @@ def make_qvalue_ensemble(
     unit_norm: bool = False,
     shared_head: bool = False,
     activation: Activation = "relu",
+    residual_blocks: int = 0,
     in_keys: tuple[NestedKey, NestedKey] = ("observation", "action"),
 ) -> list[TensorDictModule]:
     """Independently initialized critics with LayerNorm in every hidden layer.
@@ -89,13 +97,17 @@ def make_qvalue_ensemble(
         unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
         shared_head: one output layer for all members (WSRL), see :class:`QValueNet`. Defaults to ``False``.
         activation: ``"relu"`` (default), or ``"gelu"``, approximated by tanh (FQL and QC).
+        residual_blocks: with 1 or more, the hidden layers are those of
+            :func:`~torchrl_o2o.modules.make_residual_trunk`, all of the one width in ``hidden_sizes``, however often
+            that stands there (RLPD's ``use_critic_resnet``: 1). Defaults to 0: none.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
 
     Returns:
         E value operators writing ``"state_action_value"`` of shape [*B, 1].
 
     Raises:
-        O2OSpecError: if a spec is not a flat vector or ``num_qvalue_nets`` is below 1.
+        O2OSpecError: if a spec is not a flat vector, ``num_qvalue_nets`` is below 1, or ``residual_blocks`` come with
+            several widths, with dropout or a unit norm, or without ``layer_norm=True``.
 
     Examples:
         >>> import torch
@@ -106,9 +118,14 @@ def make_qvalue_ensemble(
     if num_qvalue_nets < 1:
         raise O2OSpecError(f"got num_qvalue_nets={num_qvalue_nets}, expected at least 1")
     width = feature_dim(observation, "observation") + feature_dim(action, "action")
+    if check_count("residual_blocks", residual_blocks, least=0):
+        _check_residual(hidden_sizes, layer_norm, dropout, unit_norm)
 
-    def member() -> QValueNet:
-        trunk = make_trunk(
+    def hidden_layers() -> nn.Sequential:
+        if residual_blocks:
+            options = {"layer_norm_eps": layer_norm_eps, "activation": activation}
+            return make_residual_trunk(width, hidden_sizes[0], residual_blocks, **options)
+        return make_trunk(
             width,
             hidden_sizes,
             layer_norm=layer_norm,
@@ -117,10 +134,26 @@ def make_qvalue_ensemble(
             unit_norm=unit_norm,
             activation=activation,
         )
-        return initialize_(QValueNet(trunk, hidden_sizes[-1], shared_head), initialization)
+
+    def member() -> QValueNet:
+        return initialize_(QValueNet(hidden_layers(), hidden_sizes[-1], shared_head), initialization)
 
     members = [member() for _ in range(num_qvalue_nets)]
     if shared_head:
         for other in members[1:]:
             other.head.load_state_dict(members[0].head.state_dict())
     return [ValueOperator(net, in_keys=list(in_keys)) for net in members]
+
+
+def _check_residual(hidden_sizes: Sequence[int], layer_norm: LayerNorm, dropout: float | None, unit_norm: bool) -> None:
+    """Raise for settings that residual critics do not have."""
+    if len(set(hidden_sizes)) != 1:
+        raise O2OSpecError(
+            f"got residual_blocks with hidden_sizes={tuple(hidden_sizes)}, expected one width, for example (256,): a "
+            f"block adds its output to its input"
+        )
+    if layer_norm is not True or dropout is not None or unit_norm:
+        raise O2OSpecError(
+            f"got residual_blocks with layer_norm={layer_norm!r}, dropout={dropout}, unit_norm={unit_norm}; expected "
+            f"layer_norm=True and neither of the others, as the blocks of RLPD's code are"
+        )

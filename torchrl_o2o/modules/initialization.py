@@ -26,7 +26,10 @@ Initialization = Literal[
     "fanin",
     "fanin_raised_bias",
     "uniform_small_last",
+    "lecun_normal",
 ]
+
+_CUT_STD = 0.87962566103423978  # standard deviation of a standard normal that is cut off at -2 and 2
 
 
 def initialize_(
@@ -47,6 +50,8 @@ def initialize_(
                                                                                number of outputs)
     ``"fanin_raised_bias"``        same, bias 0.1                              same (Off2On's rlkit)
     ``"uniform_small_last"``       left as torch drew it, bias 0.1             U(+-last_bound) (SPOT, ReBRAC)
+    ``"lecun_normal"``             normal of variance 1/in_features, cut off   xavier uniform, bias 0 (RLPD's residual
+                                   at 2 of its scale, bias 0                   critics)
     =============================  ==========================================  ========================================
 
     Args:
@@ -88,6 +93,9 @@ def _initialize_hidden_(layer: nn.Linear, recipe: Initialization) -> None:
         nn.init.xavier_uniform_(layer.weight)
     elif recipe.startswith("orthogonal"):
         nn.init.orthogonal_(layer.weight, 1.0 if recipe == "orthogonal_unit" else math.sqrt(2.0))
+    elif recipe == "lecun_normal":
+        scale = 1.0 / math.sqrt(layer.in_features) / _CUT_STD
+        nn.init.trunc_normal_(layer.weight, std=scale, a=-2.0 * scale, b=2.0 * scale)
     elif recipe.startswith("fanin"):
         bound = 1.0 / math.sqrt(layer.out_features)
         nn.init.uniform_(layer.weight, -bound, bound)
@@ -102,7 +110,7 @@ def _initialize_last_(layer: nn.Linear, recipe: Initialization, bound: float) ->
     elif recipe == "orthogonal_small_last":
         nn.init.orthogonal_(layer.weight, 1e-2)
         nn.init.zeros_(layer.bias)
-    elif recipe == "orthogonal_small_hidden":
+    elif recipe in ("orthogonal_small_hidden", "lecun_normal"):
         _initialize_hidden_(layer, "xavier_uniform")
     else:
         _initialize_hidden_(layer, recipe)

@@ -2,7 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Hidden layers shared by actors and critics: Linear -> (dropout) -> (LayerNorm) -> ReLU, then maybe a unit norm."""
+"""Hidden layers shared by actors and critics: Linear -> (dropout) -> (LayerNorm) -> ReLU, then maybe a unit norm.
+
+Residual ones, of RLPD's critics, are LayerNorm -> ReLU -> Linear twice, added to what goes in.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,17 @@ from torchrl.modules import MLP
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count, check_number, check_option
 
-__all__ = ["FLAX_LAYER_NORM_EPS", "Activation", "LayerNorm", "ReLU", "UnitNorm", "feature_dim", "make_trunk"]
+__all__ = [
+    "FLAX_LAYER_NORM_EPS",
+    "Activation",
+    "LayerNorm",
+    "ReLU",
+    "ResidualBlock",
+    "UnitNorm",
+    "feature_dim",
+    "make_residual_trunk",
+    "make_trunk",
+]
 
 FLAX_LAYER_NORM_EPS = 1e-6  # torch's own default is 1e-5; the papers' numbers come from flax
 #: Whether and where hidden layers are normalized: before or after the activation.
@@ -63,6 +76,40 @@ class UnitNorm(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Normalize along the last dimension; the shape stays."""
         return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(self.eps)
+
+
+class ResidualBlock(nn.Module):
+    r"""Two layers whose output is added to their input, normalized and activated before each layer.
+
+    :math:`x+W_2\,\sigma(\mathrm{LN}(W_1\,\sigma(\mathrm{LN}(x))))`, with biases.
+
+    Source: the code of Ball et al. 2023 (RLPD), ``MLPResNetV2Block``, after He et al. 2016, arXiv:1603.05027.
+
+    Args:
+        width: of input and output.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
+        activation: ``"relu"`` (default), or ``"gelu"``, approximated by tanh.
+
+    Examples:
+        >>> import torch
+        >>> block = ResidualBlock(8)
+        >>> block(torch.zeros(4, 8)).shape
+        torch.Size([4, 8])
+    """
+
+    @checked_arguments
+    def __init__(
+        self, width: int, layer_norm_eps: float = FLAX_LAYER_NORM_EPS, activation: Activation = "relu"
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [*_normalized_before(width, layer_norm_eps, activation), nn.Linear(width, width)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [*B, width] to [*B, width]."""
+        return features + self.layers(features)
 
 
 @checked_arguments
@@ -131,6 +178,55 @@ def make_trunk(
     return nn.Sequential(trunk, UnitNorm()) if unit_norm else nn.Sequential(trunk)
 
 
+@checked_arguments
+def make_residual_trunk(
+    in_features: int,
+    width: int,
+    num_blocks: int = 1,
+    *,
+    layer_norm_eps: float = FLAX_LAYER_NORM_EPS,
+    activation: Activation = "relu",
+) -> nn.Sequential:
+    """Build the hidden layers of RLPD's residual critic: Linear, residual blocks, LayerNorm, ReLU.
+
+    Source: the code of Ball et al. 2023 (RLPD), ``MLPResNetV2`` with one block of width 256.
+
+    Args:
+        in_features: width of the input; several inputs are concatenated along their last dimension.
+        width: of all hidden layers.
+        num_blocks: number of residual blocks, of two layers each. Defaults to 1.
+        layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
+        activation: ``"relu"`` (default), or ``"gelu"``, approximated by tanh.
+
+    Returns:
+        A module mapping [*B, in_features] to [*B, width].
+
+    Raises:
+        O2OSpecError: if a width or the number of blocks is no whole number of at least 1, or the activation is unknown.
+
+    Examples:
+        >>> import torch
+        >>> make_residual_trunk(3, 8)(torch.zeros(5, 3)).shape
+        torch.Size([5, 8])
+    """
+    for name, value in {"in_features": in_features, "width": width, "num_blocks": num_blocks}.items():
+        check_count(name, value, least=1)
+    check_number("layer_norm_eps", layer_norm_eps, least=0)
+    check_option("activation", activation, ("relu", "gelu"))
+    blocks = [ResidualBlock(width, layer_norm_eps, activation) for _ in range(num_blocks)]
+    last = _normalized_before(width, layer_norm_eps, activation)
+    return nn.Sequential(nn.Linear(in_features, width), *blocks, *last)
+
+
+def _activation(activation: Activation) -> nn.Module:
+    return ReLU() if activation == "relu" else nn.GELU(approximate="tanh")
+
+
+def _normalized_before(width: int, eps: float, activation: Activation) -> list[nn.Module]:
+    """LayerNorm, then ReLU or GELU."""
+    return [nn.LayerNorm(width, eps=eps), _activation(activation)]
+
+
 def _normalized_after(
     in_features: int, hidden_sizes: Sequence[int], eps: float, dropout: float | None, activation: Activation
 ) -> nn.Sequential:
@@ -138,8 +234,7 @@ def _normalized_after(
     layers: list[nn.Module] = []
     for before, width in zip((in_features, *hidden_sizes), hidden_sizes):
         dropped = [] if dropout is None else [nn.Dropout(dropout)]
-        active = ReLU() if activation == "relu" else nn.GELU(approximate="tanh")
-        layers += [nn.Linear(before, width), *dropped, active, nn.LayerNorm(width, eps=eps)]
+        layers += [nn.Linear(before, width), *dropped, _activation(activation), nn.LayerNorm(width, eps=eps)]
     return nn.Sequential(*layers)
 
 

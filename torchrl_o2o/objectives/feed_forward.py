@@ -19,7 +19,7 @@ from torchrl.modules import MLP
 
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.flow import Joined
-from torchrl_o2o.modules.trunk import ReLU, UnitNorm
+from torchrl_o2o.modules.trunk import ReLU, ResidualBlock, UnitNorm
 
 __all__ = ["Layers", "evaluate", "event_dims", "has_hooks", "input_dims", "layers_of"]
 
@@ -61,6 +61,15 @@ class _Plain(NamedTuple):
 
 def _relu(params: Mapping[str, Tensor], features: Tensor) -> Tensor:
     return torch.relu(features)
+
+
+class _Residual(NamedTuple):
+    """Layers whose output is added to their input."""
+
+    layers: tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
+
+    def __call__(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        return features + evaluate(self.layers, params, features)
 
 
 Layers = tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
@@ -142,7 +151,7 @@ def input_dims(networks: Sequence[TensorDictModuleBase], key: NestedKey) -> tupl
 
 
 def layers_of(network: nn.Module | None) -> Layers | None:
-    """The layers of a network, if they are linear ones, LayerNorm, ReLU, GELU, Tanh and unit norm in a row.
+    """The layers of a network, if it is a row of linear ones, LayerNorm, ReLU, GELU, Tanh, unit norm, residual blocks.
 
     Args:
         network: any module, as it stands inside a TensorDictModule.
@@ -169,20 +178,25 @@ def layers_of(network: nn.Module | None) -> Layers | None:
     return None if any(found[3]) or any(_EVERYWHERE) else found[0]
 
 
-def _find(network: nn.Module) -> Layers | None:
-    layers = []
-    for name, module in network.named_modules(prefix="module", remove_duplicate=False):
-        if type(module) is nn.Linear:
-            layers.append(_Linear(f"{name}.weight", f"{name}.bias"))
-        elif type(module) is nn.LayerNorm:
-            layers.append(_LayerNorm(f"{name}.weight", f"{name}.bias", module))
-        elif type(module) in (ReLU, nn.ReLU):
-            layers.append(_relu)
-        elif type(module) in (nn.Tanh, nn.GELU, UnitNorm):
-            layers.append(_Plain(module))
-        elif type(module) not in _CONTAINERS:
+def _find(module: nn.Module, name: str = "module") -> Layers | None:
+    """The layers of a module that has this name in its network; ``None`` if one is not known."""
+    if type(module) is nn.Linear:
+        return (_Linear(f"{name}.weight", f"{name}.bias"),)
+    if type(module) is nn.LayerNorm:
+        return (_LayerNorm(f"{name}.weight", f"{name}.bias", module),)
+    if type(module) in (ReLU, nn.ReLU):
+        return (_relu,)
+    if type(module) in (nn.Tanh, nn.GELU, UnitNorm):
+        return (_Plain(module),)
+    if type(module) not in (*_CONTAINERS, ResidualBlock):
+        return None
+    found: list[Callable[[Mapping[str, Tensor], Tensor], Tensor]] = []
+    for key, child in module._modules.items():
+        layers = None if child is None else _find(child, f"{name}.{key}")
+        if layers is None:
             return None
-    return tuple(layers)
+        found += layers
+    return (_Residual(tuple(found)),) if type(module) is ResidualBlock else tuple(found)
 
 
 def evaluate(layers: Layers, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
