@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 
 import torchrl_o2o
-from torchrl_o2o.collectors.remote import package_stamp
+from torchrl_o2o.collectors.received_rows import package_stamp
 
 OBS, ACT = 3, 1
 

@@ -17,7 +17,7 @@ from torch import nn
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o.collectors import StepCollector, VectorCollector, make_vector_env
-from torchrl_o2o.collectors.remote import ActingPolicy
+from torchrl_o2o.collectors.acting_policy import ActingPolicy
 from torchrl_o2o.envs import make_gym_env
 from torchrl_o2o.modules import TanhNormal, make_gaussian_actor
 

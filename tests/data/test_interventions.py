@@ -21,7 +21,7 @@ from torchrl.data import TensorDictReplayBuffer
 
 from tests.collectors.actors import Numbered
 from torchrl_o2o.checkpoint import Checkpointer
-from torchrl_o2o.collectors.remote import actor_env
+from torchrl_o2o.collectors.actors import actor_env
 from torchrl_o2o.data import (
     INTERVENED,
     TRANSITION,

@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from torchrl_o2o.collectors.acting_policy import ActingPolicy
+from torchrl_o2o.collectors.actors import Actors, TransitionStream
 from torchrl_o2o.collectors.fleet import Fleet
 from torchrl_o2o.collectors.frame_actor import FrameActor
 from torchrl_o2o.collectors.numpy_actor import FastActor, PolicyParts, find_parts, policy_parts
+from torchrl_o2o.collectors.process_actors import ProcessActors
 from torchrl_o2o.collectors.ray_actors import RayActors
-from torchrl_o2o.collectors.remote import ActingPolicy, Actors, ProcessActors, TransitionStream
 from torchrl_o2o.collectors.replay_service import ServedReplayBuffer, serve_replay
 from torchrl_o2o.collectors.rollouts import ReturnConditionedRollouts
 from torchrl_o2o.collectors.single import StepCollector

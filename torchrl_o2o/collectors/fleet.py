@@ -21,7 +21,8 @@ from torch import Tensor
 
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.remote import POLICY_VERSION, Actors, TransitionStream, not_finite, version_of
+from torchrl_o2o.collectors.actors import Actors, TransitionStream
+from torchrl_o2o.collectors.received_rows import POLICY_VERSION, not_finite, version_of
 from torchrl_o2o.data.interventions import INTERVENED
 from torchrl_o2o.data.keys import TRANSITION, cut_off_
 from torchrl_o2o.data.writers import row_differences

@@ -12,8 +12,8 @@ from typing import Any, cast
 import gymnasium
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_o2o.collectors.actors import PublishedActors, TransitionStream
 from torchrl_o2o.collectors.ray_start import check_ray, start_ray
-from torchrl_o2o.collectors.remote import PublishedActors, TransitionStream
 
 __all__ = ["RayActors"]
 

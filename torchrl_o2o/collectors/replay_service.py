@@ -17,7 +17,7 @@ from torchrl.data import TensorDictReplayBuffer
 import torchrl_o2o
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.ray_start import start_ray
-from torchrl_o2o.collectors.remote import not_finite, version_of
+from torchrl_o2o.collectors.received_rows import not_finite, version_of
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, offline_online_storage, stored_keys
 from torchrl_o2o.errors import O2OSpecError, check_count
 

@@ -22,7 +22,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.collectors.fleet import Fleet
-from torchrl_o2o.collectors.remote import ProcessActors
+from torchrl_o2o.collectors.process_actors import ProcessActors
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.data import BalancedSampler
 from torchrl_o2o.data.buffers import offline_buffer
