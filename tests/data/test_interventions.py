@@ -96,6 +96,7 @@ def test_rows_without_the_entry_are_stored_as_they_are():
     [
         (torch.zeros(2, 2), "has shape"),
         (torch.tensor([[0.0, float("nan")]] * 2), "given in part"),
+        (torch.tensor([[float("nan")], [-float("inf")]]), "infinite in row 1"),
         (torch.tensor([[True], [False]]), "expected the action that was executed"),
         (torch.tensor([[1], [0]]), "expected the action that was executed"),
     ],

@@ -115,6 +115,17 @@ def test_a_native_policy_is_an_actor_like_others(name: str, tmp_path: Path) -> N
         torch.testing.assert_close(got, expected - width, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["tanh", "gaussian", "deterministic", "off2on"])
+def test_an_action_entry_with_one_value_only(name: str, tmp_path: Path) -> None:
+    """An environment may have such an entry, and a run in it writes a policy that can be read."""
+    save_policy(tmp_path, trained(name), action_box=([0.0, 3.0], [1.0, 3.0]))
+    action = FastActor(load_policy(tmp_path))(np.ones(3))
+    assert 0.0 <= action[0] <= 1.0
+    assert action[1] == 3.0
+    save_policy(tmp_path / "again.pt", load_policy(tmp_path), action_box=([0.0, 3.0], [1.0, 3.0]))
+    np.testing.assert_array_equal(FastActor(load_policy(tmp_path / "again.pt"))(np.ones(3)), action)
+
+
 def test_all_that_the_file_holds(tmp_path: Path) -> None:
     actor = make_actor(3, 1, hidden_sizes=(8,))
     file = save_policy(
@@ -199,6 +210,11 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         save_policy(tmp_path, actor)
     with pytest.raises(O2OSpecError, match="the actor has 2 action dimensions, the environment 1"):
         save_policy(tmp_path, actor, env="Pendulum-v1")
+    with pytest.raises(O2OSpecError, match="the actor has 2 action dimensions, the environment 1"):
+        save_policy(tmp_path, actor, action_box=([-1.0, -1.0], [1.0]))
+    for low, high in (([2.0, 2.0], [-2.0, 3.0]), ([-1.0, -float("inf")], [1.0, 1.0])):
+        with pytest.raises(O2OSpecError, match=r"got the action box .*, expected finite edges, low not above high"):
+            save_policy(tmp_path, actor, action_box=(low, high))
     with pytest.raises(
         O2OSpecError, match=r"reads observations of \[4\], Pendulum-v1 gives \[3\]; name the environment"
     ):

@@ -235,6 +235,11 @@ def set_tau(agent: Any) -> None:
     agent.updater.eps = 0.5
 
 
+def load_discount(agent: Any) -> None:
+    """This replaces the tensor, which the graphs read."""
+    agent.loss.value_estimator.load_state_dict({"gamma": torch.tensor(0.5, dtype=torch.float64)}, assign=True)
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -243,8 +248,9 @@ def set_tau(agent: Any) -> None:
         (set_discount, "CalQLLoss._value_estimator changed since"),
         (set_calibrate, "CalQLLoss.calibrate changed from True to False"),
         (set_tau, "eps of the SoftUpdate of all targets changed from"),
+        (load_discount, "a tensor of CalQLLoss._value_estimator changed since"),
     ],
-    ids=["weight_decay", "groups", "discount", "calibrate", "tau"],
+    ids=["weight_decay", "groups", "discount", "calibrate", "tau", "loaded discount"],
 )
 def test_a_changed_setting_that_is_built_in_is_refused(captured: list[Any], change: Any, name: str) -> None:
     """The graphs would go on with what it was, and the eager update with what it is."""

@@ -71,8 +71,8 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         The online slots, [n].
 
     Raises:
-        O2OSpecError: if an action is given in part, does not fit or is a flag, or no slot is reserved, as in a
-            :class:`~torchrl_o2o.data.FrameStorage`, whose offline frames stay.
+        O2OSpecError: if an action is given in part or infinite, does not fit or is a flag, or no slot is reserved, as
+            in a :class:`~torchrl_o2o.data.FrameStorage`, whose offline frames stay.
 
     Examples:
         >>> from torchrl.data import TensorDictReplayBuffer
@@ -97,6 +97,11 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         raise O2OSpecError(
             f"{INTERVENED} is {given.dtype}, expected the action that was executed, in floating point, and NaN where "
             f"nobody intervened; of a flag torch.where(flag, executed, nan)"
+        )
+    if (infinite := given.isinf().reshape(len(data), -1).any(-1)).any():
+        raise O2OSpecError(
+            f"{INTERVENED} is infinite in row {int(infinite.nonzero()[0])}, expected the action that was "
+            f"executed, or NaN where nobody intervened; look at what reports it"
         )
     entries = given.isfinite().reshape(len(data), -1)
     taken = entries.all(-1)

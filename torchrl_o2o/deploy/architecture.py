@@ -28,7 +28,7 @@ from torchrl.modules import MLP, Actor, ProbabilisticActor
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules.actors import GaussianHead
 from torchrl_o2o.modules.best_of import BestOfN, BestOfPolicies, BestOfSamples, MeanOnly
-from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges
+from torchrl_o2o.modules.boxes import BoxTanh, finite_edges
 from torchrl_o2o.modules.chunks import act_in_chunks, chunk_length
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
@@ -447,5 +447,5 @@ def _box(actor: TensorDictModuleBase, key: NestedKey) -> tuple[Tensor, Tensor]:
     action = None if spec is None or key not in spec.keys(True) else spec[key]
     if not isinstance(action, Bounded):
         raise O2OSpecError(f"got an actor without a bounded spec of {key!r}, expected the box of its actions")
-    low, high = box_edges(action_box(action))
+    low, high = finite_edges(action)
     return low.cpu(), high.cpu()

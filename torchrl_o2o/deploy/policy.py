@@ -411,8 +411,14 @@ def _native_box(
 
 
 def _check_sizes(parts: ActorParts, low: Tensor, high: Tensor, mean: Tensor | None) -> None:
-    if low.shape != parts.low.shape:
-        raise O2OSpecError(f"the actor has {len(parts.low)} action dimensions, the environment {low.numel()}")
+    for edge in (low, high):
+        if edge.shape != parts.low.shape:
+            raise O2OSpecError(f"the actor has {len(parts.low)} action dimensions, the environment {edge.numel()}")
+    if not (low.isfinite() & high.isfinite() & (low <= high)).all():
+        raise O2OSpecError(
+            f"got the action box {low.tolist()}..{high.tolist()}, expected finite edges, low not above high; "
+            f"pass (low, high) as the environment's action space has them"
+        )
     if not _same_box(parts, low, high) and (parts.low.min() < -1.0 or parts.high.max() > 1.0):
         raise O2OSpecError(
             f"the actor acts in {parts.low.tolist()}..{parts.high.tolist()}, expected actions in [-1, 1] or in the "

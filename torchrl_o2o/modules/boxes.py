@@ -23,6 +23,7 @@ __all__ = [
     "actor_box",
     "box_edges",
     "distribution_box",
+    "finite_edges",
     "is_unit_box",
     "make_squash",
 ]
@@ -73,18 +74,37 @@ def action_box(action: TensorSpec | int) -> Bounded:
     if isinstance(action, int):
         check_count("the number of action dimensions", action, least=1)
         return Bounded(-torch.ones(action), torch.ones(action), shape=torch.Size((action,)), dtype=torch.float32)
-    if not isinstance(action, Bounded) or not all(edge.isfinite().all() for edge in box_edges(action)):
-        raise O2OSpecError(
-            f"got action spec {action!r}, expected a bounded continuous box [A]; wrap the environment with "
-            f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
-        )
-    low, high = box_edges(action)
+    low, high = finite_edges(action)
     if not (low < high).all():
         raise O2OSpecError(
             f"got an action box from {low.tolist()} to {high.tolist()}, expected low below high in each dimension; "
             f"leave out what has one value only, or wrap the environment with make_env"
         )
-    return action
+    return cast(Bounded, action)
+
+
+def finite_edges(spec: TensorSpec) -> tuple[Tensor, Tensor]:
+    """Lower and upper edges of an action that is acted in, of which an entry may have one value only.
+
+    Args:
+        spec: bounded spec of the action, shape [A].
+
+    Returns:
+        Two vectors of shape [A].
+
+    Raises:
+        O2OSpecError: if the action has no finite box.
+
+    Examples:
+        >>> finite_edges(Bounded(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), (2,)))
+        (tensor([0., 1.]), tensor([1., 1.]))
+    """
+    if not isinstance(spec, Bounded) or not all(edge.isfinite().all() for edge in box_edges(spec)):
+        raise O2OSpecError(
+            f"got action spec {spec!r}, expected a bounded continuous box [A]; wrap the environment with "
+            f"torchrl_o2o.envs.make_env or pass the number of action dimensions for [-1, 1]^A"
+        )
+    return box_edges(spec)
 
 
 def box_edges(spec: Bounded) -> tuple[Tensor, Tensor]:

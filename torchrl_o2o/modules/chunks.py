@@ -14,7 +14,7 @@ from torchrl.data import Bounded
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_count
-from torchrl_o2o.modules.boxes import action_box, action_spec, box_edges
+from torchrl_o2o.modules.boxes import action_box, action_spec, box_edges, finite_edges
 
 __all__ = ["act_in_chunks", "chunk_box", "chunk_length"]
 
@@ -69,7 +69,7 @@ def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
         >>> chunk_length(act_in_chunks(make_actor(3, chunk_box(2, 5)), 5))
         5
     """
-    low, high = box_edges(action_box(action_spec(actor)))
+    low, high = finite_edges(action_spec(actor))
     count = check_count("horizon", horizon, least=1)
     size = len(low) // count
     whole = size * count == len(low)

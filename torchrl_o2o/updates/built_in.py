@@ -68,11 +68,28 @@ def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> tuple[Setting, ...]:
             found.append(_setting(what, partial(getattr, step.updater, "eps")))
     owner = type(loss).__name__
     found += _plain(loss, owner)
+    found += _tensors(loss, owner)
     for name, child in loss._modules.items():
         if child is not None and not isinstance(child, TensorDictParams):
             found.append(_setting(f"{owner}.{name}", partial(loss._modules.get, name), shown=False))
             found += _plain(child, f"{owner}.{name}")
     return tuple(found)
+
+
+def _tensors(module: nn.Module, owner: str) -> Iterator[Setting]:
+    """Which tensors a module and its children hold: the graphs read those, also if others take their place.
+
+    Networks' parameters are changed in place, also by ``load_state_dict(assign=True)``; other tensors it replaces.
+    """
+    if module._parameters or module._buffers:
+        yield _setting(f"a tensor of {owner}", partial(_held, module), shown=False)
+    for name, child in module._modules.items():
+        if child is not None and not isinstance(child, TensorDictParams):
+            yield from _tensors(child, f"{owner}.{name}")
+
+
+def _held(module: nn.Module) -> list[int]:
+    return [id(value) for own in (module._parameters, module._buffers) for value in own.values()]
 
 
 def _setting(name: str, read: Callable[[], Any], *, shown: bool = True) -> Setting:

@@ -284,6 +284,7 @@ def test_state_of_another_run_is_refused() -> None:
     [
         ([0, 1], [1.0, 2.0, 3.0], "got 3 priorities for 2 rows"),
         ([55], [1.0], "got row 55, but only 54 rows are known"),
+        ([3, -2], [1.0, 9.0], "got row -2, expected row numbers from 0, or -1 for no row"),
         ([0], [-1.0], "finite non-negative"),
         ([0], [float("nan")], "finite non-negative"),
     ],

@@ -177,6 +177,11 @@ class StoredPrioritySampler(DrawingSampler):
         priorities = torch.as_tensor(priority, dtype=self._tree.dtype, device="cpu").detach().reshape(-1)
         if len(priorities) not in (1, len(rows)):
             raise O2OSpecError(f"got {len(priorities)} priorities for {len(rows)} rows, expected one per row")
+        if len(rows) and rows.min() < -1:
+            raise O2OSpecError(
+                f"got row {int(rows.min())}, expected row numbers from 0, or -1 for no row; count from the storage's "
+                f"start, as batch['index'] does"
+            )
         exists = rows >= 0
         rows, priorities = rows[exists], priorities.expand(len(exists))[exists]
         if len(rows) and rows.max() >= self._num_known:
