@@ -14,6 +14,7 @@ import torch
 from tests import golden_vectors as golden
 from torchrl_o2o.functional.replay import (
     advantage_aligned_log_priority,
+    annealed_alpha,
     annealed_beta,
     centered_rank,
     importance_log_weight,
@@ -131,6 +132,12 @@ def test_beta_rises_to_one() -> None:
     assert annealed_beta(0.4, 0.0) == 0.4
     assert annealed_beta(0.4, 1.0) == 1.0
     assert annealed_beta(0.4, 2.0) == 1.0
+
+
+def test_alpha_is_on_a_line() -> None:
+    assert [annealed_alpha(0.3, 0.1, progress) for progress in (-1.0, 0.0)] == [0.3, 0.3]
+    assert annealed_alpha(0.3, 0.1, 0.25) == pytest.approx(0.25)
+    assert [annealed_alpha(0.3, 0.1, progress) for progress in (1.0, 2.0)] == pytest.approx([0.1, 0.1])
 
 
 def test_kl_to_uniform_by_hand() -> None:

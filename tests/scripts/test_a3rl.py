@@ -18,10 +18,13 @@ from omegaconf import OmegaConf
 from tests.scripts.phases import assert_equal, dying, newest
 from tests.scripts.running import ROOT, TASKS, compose, load_script, script_of
 from tests.scripts.test_rlpd import assert_read, without_times
+from torchrl_o2o.data import Convention, PoolSampler
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.files import read_metrics
-from torchrl_o2o.trainers.algorithms import make_a3rl, make_rlpd
+from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers import Problem
+from torchrl_o2o.trainers.algorithms import anneal_pool, make_a3rl, make_pool, make_rlpd
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -134,6 +137,60 @@ def seeded_again(make: Callable[..., Any]) -> Callable[..., Any]:
         return learner
 
     return made
+
+
+def exponents(*words: str, without: tuple[str, ...] = ()) -> list[float]:
+    """alpha of each step of a run, whose configuration lacks some settings."""
+    whole = compose("a3rl", *SHORT, *words)
+    cfg = OmegaConf.masked_copy(whole, [key for key in whole if key not in without])
+    made = make_a3rl(cfg, (3, 2))
+    rows = random_transitions(100, 3, 2)
+    buffer = make_pool(cfg, Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows)), made)
+    out = []
+    for step in range(1, 61):
+        anneal_pool(cfg, buffer, step)
+        assert isinstance(buffer.sampler, PoolSampler)
+        out.append(buffer.sampler.alpha)
+    return out
+
+
+def authors_exponent(step: int, start: int, final_p: float, turns: tuple[int, int] | None) -> float:
+    """As train_finetuning_all.py has it for i = step - 1; it begins behind i = start, one step later."""
+    i, alpha = step - 1, 0.3
+    if turns is not None and not 0 <= i % (turns[0] + turns[1]) <= turns[0] - 1:
+        return 0.0
+    return alpha + (i - start) / (60 - start) * (alpha * final_p - alpha) if i >= start else 0.0
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("turns", [None, (2, 3), (1, 1)])
+@pytest.mark.parametrize("final_p", [1.0, 0.5, 0.0])
+def test_alpha_is_the_authors(start: int, turns: tuple[int, int] | None, final_p: float) -> None:
+    words = [f"priority_from={start}"]
+    words += [] if final_p == 1.0 else [f"alpha_final={0.3 * final_p}"]
+    words += [] if turns is None else [f"alternate=[{turns[0]},{turns[1]}]"]
+    expected = [authors_exponent(step, start, final_p, turns) for step in range(1, 61)]
+    assert exponents(*words) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("word", ["alternate=[5]", "alternate=[5,0]", "alternate=[0.5,1]", "alpha_final=-0.1"])
+def test_schedules_that_are_none_are_refused(word: str) -> None:
+    with pytest.raises(O2OSpecError, match=word.partition("=")[0]):
+        exponents(word)
+
+
+def test_a_run_of_an_earlier_version_continues() -> None:
+    assert exponents(without=("alternate", "alpha_final")) == [0.3] * 60
+
+
+def test_by_turns_rows_are_scored_and_uniform(tmp_path: Path) -> None:
+    """The pool's metrics are logged in steps by score alone; the ratio learns in all."""
+    train(tmp_path, "alternate=[2,1]", "schedule.log_every=1", "online.total_frames=32")
+    rows = [row for row in read_metrics(tmp_path) if "train/loss_qvalue" in row]
+    assert all("train/loss_density_ratio" in row for row in rows)
+    scored = {int(row["step"]): "train/kl_to_uniform" in row for row in rows}
+    assert len(scored) > 8
+    assert scored == {step: (step - 1) % 3 < 2 for step in scored}
 
 
 @pytest.mark.parametrize("stop", [45])

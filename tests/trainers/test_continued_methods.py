@@ -81,6 +81,14 @@ def test_the_pool_of_a3rl_and_its_density_ratio_go_on(tmp_path: Path) -> None:
     assert 0.0 < sum(of(run, "offline_share")) < 6.0
 
 
+def test_a3rl_by_turns_goes_on_by_score_alone(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", "a3rl", *WORDS["a3rl"], "alternate=[1,100]")
+    assert newest(run, "buffer")["sampler"]["alpha"] == 0.0, "the last step was a uniform one"
+    continue_run(run, [record(tmp_path / "new.npz")], num_steps=2, schedule=EVERY)
+    assert newest(run, "buffer")["sampler"]["alpha"] == 0.3
+    assert len(of(run, "kl_to_uniform")) == 2
+
+
 def test_sope_has_its_phases_at_the_steps_that_they_are_due(tmp_path: Path) -> None:
     run = train(tmp_path / "run", "sope", *WORDS["sope"])
     sizes = stored(run)[0]

@@ -66,6 +66,7 @@ from torchrl_o2o.functional.offline import (
 from torchrl_o2o.functional.pixels import clipped_exploration, linear_schedule, shift_frames
 from torchrl_o2o.functional.replay import (
     advantage_aligned_log_priority,
+    annealed_alpha,
     annealed_beta,
     centered_rank,
     finite_scores,
@@ -107,6 +108,7 @@ __all__ = [
     "advantage_aligned_log_priority",
     "advantage_weight",
     "aligned_value",
+    "annealed_alpha",
     "annealed_beta",
     "awac_weight",
     "baseline_value",

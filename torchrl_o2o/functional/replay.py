@@ -23,6 +23,7 @@ from torchrl_o2o._moved import old_names
 
 __all__ = [
     "advantage_aligned_log_priority",
+    "annealed_alpha",
     "annealed_beta",
     "centered_rank",
     "finite_scores",
@@ -181,6 +182,26 @@ def importance_log_weight(log_prob: Tensor, beta: float) -> Tensor:
         tensor([2.0000, 0.6667])
     """
     return -beta * (log_prob + math.log(log_prob.shape[-1]))
+
+
+def annealed_alpha(start: float, end: float, progress: float) -> float:
+    """The priorities' exponent on its line from ``start`` to ``end``.
+
+    Source: A3RL's newer script, whose flag ``h_alpha_final_p`` is ``end`` over ``start``, by default 1.
+
+    Args:
+        start: alpha at progress 0.
+        end: alpha at progress 1.
+        progress: share of the prioritized steps that is over; kept in [0, 1].
+
+    Returns:
+        alpha.
+
+    Examples:
+        >>> annealed_alpha(0.4, 0.2, 0.5)
+        0.3...
+    """
+    return start + min(max(progress, 0.0), 1.0) * (end - start)
 
 
 def annealed_beta(start: float, progress: float) -> float:

@@ -150,6 +150,8 @@ class _Stabilized(ContinuedMethod):
 class _Pooled(ContinuedMethod):
     """A3RL: keep training the density ratio and scoring the pool by it, with the exponents of the end of the run.
 
+    A run that replayed by turns uniformly goes on replaying by score alone.
+
     New recordings are online rows: the ratio separates them, and the rows that the run collected, from the data set.
     """
 
@@ -161,7 +163,8 @@ class _Pooled(ContinuedMethod):
         cfg: DictConfig = OmegaConf.merge(self.cfg, {"online": {"total_frames": len(online)}})  # type: ignore[assignment]
         buffer = make_pool(cfg, Problem(problem.env, problem.offline[:num_offline], problem.convention), self.learner)
         buffer.extend(online)
-        anneal_pool(self.cfg, buffer, self.cfg.online.total_frames)
+        last: DictConfig = OmegaConf.merge(self.cfg, {"alternate": None})  # type: ignore[assignment]
+        anneal_pool(last, buffer, self.cfg.online.total_frames)
         return buffer
 
     def update(self, phase: Phase, step: int) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from omegaconf import DictConfig
@@ -15,8 +16,8 @@ from torch.optim import Adam
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, PoolSampler, offline_online_storage
-from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.functional import annealed_beta, offline_share
+from torchrl_o2o.errors import O2OSpecError, check_number
+from torchrl_o2o.functional import annealed_alpha, annealed_beta, offline_share
 from torchrl_o2o.modules import DensityRatio, make_actor
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
@@ -77,7 +78,8 @@ def make_pool(
 
     Args:
         cfg: sections ``pool``, ``terms``, ``advantage``, ``td_error``, ``density_score``, ``adv_temp``,
-            ``pool_multiplier`` and ``online`` (with ``scratch_dir``, the rows lie in files there).
+            ``pool_multiplier``, ``alpha_final``, ``alternate`` and ``online`` (with ``scratch_dir``, the rows lie in
+            files there).
         problem: whose data come first.
         learner: of :func:`make_a3rl`.
         make_storage: makes the storage from the offline rows and the number of online slots. ``None`` (default) is
@@ -87,7 +89,8 @@ def make_pool(
         The buffer; its sampler is a :class:`~torchrl_o2o.data.PoolSampler`.
 
     Raises:
-        O2OSpecError: if ``handover`` or ``online`` ask for another buffer: the pool holds all data and all steps.
+        O2OSpecError: if ``handover`` or ``online`` ask for another buffer: the pool holds all data and all steps; or
+            ``alpha_final`` is below 0, or ``alternate`` is no pair of numbers of steps.
 
     Examples:
         >>> from torchrl_o2o.data import Convention
@@ -104,6 +107,13 @@ def make_pool(
         raise O2OSpecError(
             f"got {other}; A3RL's pool holds all recorded and all online rows, and pool.offline_fraction says how many "
             "of either: leave them out"
+        )
+    end, turns = _schedule(cfg)
+    if end is not None:
+        check_number("alpha_final", end, least=0)
+    if turns is not None and not (len(turns) == 2 and all(isinstance(each, int) and each >= 1 for each in turns)):
+        raise O2OSpecError(
+            f"got alternate={turns}, expected null or [steps of A3RL, steps of RLPD], for example [5, 5]"
         )
     if make_storage is None:
         make_storage = partial(offline_online_storage, scratch_dir=cfg.online.get("scratch_dir"))
@@ -132,10 +142,14 @@ def _score(cfg: DictConfig, learner: Learner) -> LogPriority:
 
 
 def anneal_pool(cfg: DictConfig, buffer: TensorDictReplayBuffer, step: int) -> None:
-    """Set the sampler's exponents for a step.
+    """Set the sampler's exponents for a step; with alpha = 0 rows are replayed uniformly, as RLPD does.
+
+    Source: ``train_finetuning_all.py`` of the authors' code. Its flags ``interweave_a3rl`` and ``interweave_rlpd``, in
+    an earlier version ``steps_a3rl`` and ``steps_rlpd``, are the two numbers of ``alternate``.
 
     Args:
-        cfg: ``pool.alpha``, ``priority_from``, ``beta_start`` and ``online.total_frames``.
+        cfg: ``pool.alpha``, ``alpha_final``, ``alternate``, ``priority_from``, ``beta_start`` and
+            ``online.total_frames``.
         buffer: of :func:`make_pool`.
         step: the environment step.
 
@@ -153,10 +167,26 @@ def anneal_pool(cfg: DictConfig, buffer: TensorDictReplayBuffer, step: int) -> N
         0.4
         0.7
         1.0
+        >>> cfg.alternate = [2, 1]  # two steps by score, then a uniform one, by turns
+        >>> for step in (1, 2, 3, 4):
+        ...     anneal_pool(cfg, buffer, step)
+        ...     print(buffer.sampler.alpha)
+        0.3
+        0.3
+        0.0
+        0.3
     """
-    sampler = _sampler_of(buffer)
-    sampler.alpha = cfg.pool.alpha if step > cfg.priority_from else 0.0
-    sampler.beta = annealed_beta(cfg.beta_start, (step - 1) / cfg.online.total_frames)
+    sampler, before, total = _sampler_of(buffer), step - 1, cfg.online.total_frames
+    sampler.alpha, (end, turns) = 0.0, _schedule(cfg)
+    if step > cfg.priority_from and (turns is None or before % sum(turns) < turns[0]):
+        progress = (before - cfg.priority_from) / (total - cfg.priority_from)
+        sampler.alpha = annealed_alpha(cfg.pool.alpha, cfg.pool.alpha if end is None else end, progress)
+    sampler.beta = annealed_beta(cfg.beta_start, before / total)
+
+
+def _schedule(cfg: DictConfig) -> tuple[float | None, Sequence[int] | None]:
+    """``alpha_final`` and ``alternate``, which runs of earlier versions do not have."""
+    return cfg.get("alpha_final"), cfg.get("alternate")
 
 
 def density_rows(buffer: TensorDictReplayBuffer, num_offline: int, batch_size: int) -> TensorDictBase:
