@@ -113,6 +113,7 @@ def test_noise_comes_from_the_loss_and_in_the_loop_s_order(captured: list[Any]) 
     assert torch.equal(torch.get_rng_state(), state)  # the first call's capturing draws nothing
 
 
+@pytest.mark.filterwarnings("error:Detected call of `lr_scheduler.step")
 def test_weight_decay_groups_and_a_changing_learning_rate(captured: list[Any]) -> None:
     agents = [make_agent("rlpd"), make_agent("rlpd")]
     schedulers = []
@@ -374,6 +375,12 @@ def test_refusals() -> None:
     amsgrad = torch.optim.Adam(agent.loss.parameters(), amsgrad=True)
     refused(agent, "expected torch.optim.Adam", optims={"qvalue": sgd})
     refused(agent, "amsgrad", optims={"qvalue": amsgrad})
+    hooked = torch.optim.Adam(agent.loss.qvalue_network_params.parameters())
+    handles = [hooked.register_step_pre_hook(lambda optim, args, kwargs: None)]
+    handles.append(next(agent.loss.qvalue_network_params.parameters()).register_hook(lambda gradient: None))
+    refused(agent, "got 2 hooks of the optimizer of 'qvalue' or its parameters", optims={"qvalue": hooked})
+    for handle in handles:
+        handle.remove()
     refused(agent, "SoftUpdate of another loss", target_updater=other.updater)
     refused(agent, "expected a SoftUpdate", target_updater=HardUpdate(agent.loss, value_network_update_interval=2))
     refused(agent, "is not one of", optims=other.optims)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["AdamState", "adam_step", "check_optimizer", "count_steps", "moments_of", "step_scalars"]
+__all__ = ["AdamState", "adam_step", "check_optimizer", "count_steps", "hooks_of", "moments_of", "step_scalars"]
 
 
 class AdamState(NamedTuple):
@@ -118,6 +118,7 @@ def count_steps(optim: torch.optim.Optimizer, steps: Tensor) -> None:
     add = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
     # One tensor per counter, because the variant for a single tensor may read its value.
     add(counters, [steps.to(counters[0].dtype)] * len(counters))
+    optim._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]  # else schedulers warn of no step before theirs
 
 
 def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
@@ -128,7 +129,7 @@ def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
         optim: the optimizer.
 
     Raises:
-        O2OSpecError: if it is not Adam or AdamW, or uses ``amsgrad`` or ``maximize``.
+        O2OSpecError: if it is not Adam or AdamW, uses ``amsgrad`` or ``maximize``, or has hooks, which would not run.
     """
     if type(optim) not in (torch.optim.Adam, torch.optim.AdamW):
         raise O2OSpecError(f"got {type(optim).__name__} for {name!r}, expected torch.optim.Adam or AdamW")
@@ -138,3 +139,25 @@ def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
                 raise O2OSpecError(
                     f"got {option}=True for {name!r}, which a compiled update does not compute; leave it out"
                 )
+    if hooked := hooks_of(optim):
+        raise O2OSpecError(
+            f"got {hooked} hooks of the optimizer of {name!r} or its parameters, which a compiled update does not run; "
+            f"remove them, or leave the update uncompiled"
+        )
+
+
+def hooks_of(optim: torch.optim.Optimizer) -> int:
+    """The number of hooks that run in an optimizer's step, or with the gradients of its parameters.
+
+    Args:
+        optim: the optimizer.
+
+    Examples:
+        >>> optim = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+        >>> handle = optim.register_step_post_hook(lambda optim, args, kwargs: None)
+        >>> hooks_of(optim)
+        1
+    """
+    own = len(optim._optimizer_step_pre_hooks) + len(optim._optimizer_step_post_hooks)
+    params = [param for group in optim.param_groups for param in group["params"]]
+    return own + sum(len(param._backward_hooks or ()) for param in params)

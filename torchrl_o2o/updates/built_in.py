@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.updates.adam import hooks_of
 from torchrl_o2o.updates.steps import MoveTargets, Step, descends_of, walk
 
 __all__ = ["Setting", "built_in", "check_built_in"]
@@ -99,6 +100,7 @@ def _setting(name: str, read: Callable[[], Any], *, shown: bool = True) -> Setti
 def _of_optimizer(optim: Optimizer, whose: str) -> Iterator[Setting]:
     """Read by way of the optimizer, since its ``load_state_dict`` replaces the groups; their number comes first."""
     yield _setting(f"the number of groups of {whose}", lambda: len(optim.param_groups))
+    yield _setting(f"the number of hooks of {whose}", partial(hooks_of, optim))
     for index, group in enumerate(optim.param_groups):
         of_group = whose + (f", group {index}" if index else "")
         yield _setting(f"the parameters of {of_group}", partial(_parameters, optim, index), shown=False)

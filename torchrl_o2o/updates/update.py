@@ -189,8 +189,8 @@ class Update:
 
         Raises:
             O2OSpecError: if an option is unknown, or there is no C++ compiler. At the next call: if the loss is not one
-                of this package's, an optimizer is not Adam or AdamW, holds parameters that are not the loss's, or is
-                used by two steps, or targets are not moved by a :class:`~torchrl.objectives.SoftUpdate`.
+                of this package's, an optimizer is not Adam or AdamW, has hooks, holds parameters that are not the
+                loss's, or is used by two steps, or targets are not moved by a :class:`~torchrl.objectives.SoftUpdate`.
         """
         check_option("mode", mode, _MODES)
         self._check_either(self._autocast is not None)
