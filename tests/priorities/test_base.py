@@ -24,6 +24,15 @@ class TestContract:
         assert score.isfinite().all()
         assert not score.requires_grad
 
+    def test_rows_of_several_batch_dimensions(self, name: str) -> None:
+        """Trajectories [B, T] as TorchRL's collectors give them are scored like the same rows in one dimension."""
+        rows = make_rows()
+        torch.manual_seed(0)
+        expected = every_priority()[name](rows)
+        torch.manual_seed(0)
+        score = every_priority()[name](rows.reshape(2, -1))
+        torch.testing.assert_close(score, expected.reshape(2, -1))
+
     def test_input_is_not_modified(self, name: str) -> None:
         rows = make_rows()
         before = rows.clone()

@@ -69,7 +69,7 @@ class LogPriority(ABC):
 
     @torch.no_grad()
     def __call__(self, tensordict: TensorDictBase) -> Tensor:
-        """Finite log-priority per row, without gradient, shape [N].
+        """Finite log-priority per row, without gradient, shape [*B] for transitions [*B].
 
         Raises:
             O2OSpecError: if there is no row, or :meth:`score` gives another number of them.
@@ -77,17 +77,18 @@ class LogPriority(ABC):
         if not tensordict.batch_size.numel():
             raise O2OSpecError(f"got no rows for {type(self).__name__} to score, expected at least one")
         self._observed = None
-        found = self.score(tensordict)
-        if found.shape != tensordict.batch_size:
+        rows = tensordict.reshape(-1) if tensordict.ndim > 1 else tensordict
+        found = self.score(rows)
+        if found.shape != rows.batch_size:
             raise O2OSpecError(
                 f"{type(self).__name__} gave scores of shape {list(found.shape)} for rows "
-                f"{list(tensordict.batch_size)}, expected one each; rewards and flags are columns, [N, 1]"
+                f"{list(rows.batch_size)}, expected one each; rewards and flags are columns, [N, 1]"
             )
         score, changed = finite_scores(found)
         self._observed = score if self._observed is None else self._observed
         self._changed = changed
         self._num_clamped = self._num_clamped + changed.sum()
-        return score
+        return score.reshape(tensordict.batch_size)
 
     def __add__(self, other: LogPriority) -> Sum:
         """The sum of two log-priorities, that is the product of the priorities."""
