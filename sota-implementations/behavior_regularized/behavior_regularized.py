@@ -6,10 +6,12 @@
 
     python sota-implementations/behavior_regularized/behavior_regularized.py task=halfcheetah preset=cpu seed=0
     python sota-implementations/behavior_regularized/behavior_regularized.py method=brac_p task=hopper
+    python sota-implementations/behavior_regularized/behavior_regularized.py method=brac_dual
     python sota-implementations/behavior_regularized/behavior_regularized.py method=bear
 
-BRAC's first `clone_steps` updates of the offline phase clone the data; BEAR's model of the data learns with every
-update. The updates are those of examples/brac.py and examples/bear.py.
+The first `clone_steps` updates of the offline phase clone the data for BRAC-p and BRAC-v; BEAR's model of the data and
+the critic of the dual form's divergence learn with every update. The updates of BRAC and BEAR are those of
+examples/brac.py and examples/bear.py.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def train(cfg: DictConfig) -> None:
     """Pre-train or read a pre-training, then fine-tune."""
     check_option("method", cfg.method, tuple(BEHAVIOR_REGULARIZED))
     make = BEHAVIOR_REGULARIZED[cfg.method]
-    clone_steps = 0 if cfg.method == "bear" else cfg.clone_steps
+    clone_steps = cfg.clone_steps if cfg.method in ("brac_p", "brac_v") else 0
     if cfg.offline.num_steps < clone_steps:
         raise O2OSpecError(
             f"got offline.num_steps={cfg.offline.num_steps}, which counts the {clone_steps} of clone_steps, too; "

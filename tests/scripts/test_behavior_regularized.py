@@ -43,6 +43,14 @@ class TestBRAC(PhasesContract):
             assert (abs(row["train/loss_actor"] - weighted) < 0.05) == warm
 
 
+class TestBRACDual(PhasesContract):
+    """Without a clone, with a critic of the divergence, and learned weights."""
+
+    script = "behavior_regularized"
+    words = (*SMALL[1:], *LEARNT, "method=brac_dual", "warm_start=2", "best_of=3")
+    optims = ("actor", "qvalue", "divergence", "alpha", "multiplier")
+
+
 class TestBEAR(PhasesContract):
     script = "behavior_regularized"
     words = (*SMALL[1:], "method=bear", "warm_start=2")
@@ -84,7 +92,7 @@ def learner(method: str, *words: str, compiled: bool = False) -> Any:
 def test_compiled_equals_written_out(method: str) -> None:
     make = lambda compiled: learner(method, "warm_start=2", *LEARNT, compiled=compiled)  # noqa: E731
     with without_kernels():
-        assert_compiled_equals_written_out(make, random_transitions(16, 3, 2), 4)
+        assert_compiled_equals_written_out(make, random_transitions(3 * 8, 3, 2), 4)
 
 
 def test_compiled_is_resumed_in_the_warm_start() -> None:
@@ -111,6 +119,19 @@ def test_the_best_of_several_actions_is_evaluated() -> None:
     assert mean.tester is mean.actor
 
 
+def test_the_dual_form_does_not_penalize_targets_in_the_script() -> None:
+    with pytest.raises(O2OSpecError, match=r"value_penalty=true.*add_next_action"):
+        learner("brac_dual", "loss.value_penalty=true")
+
+
+def test_offline_batches_have_a_minibatch_for_each_step_of_the_divergence_s_critic(tmp_path: Path) -> None:
+    """Twice seven rows; seven would not be divisible by two."""
+    TestBRACDual().train(tmp_path, "offline.batch_size=7", "divergence_steps=2", "online.total_frames=1")
+    logged = [row for row in rows(tmp_path / "offline") if "train/loss_divergence" in row]
+    assert len(logged) == 6
+    assert all({"train/loss_actor", "train/slope_penalty", "train/divergence"} <= set(row) for row in logged)
+
+
 def test_more_clone_steps_than_offline_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(O2OSpecError, match="clone_steps"):
         TestBRAC().train(tmp_path / "run", "clone_steps=7")
@@ -123,6 +144,11 @@ def test_published_settings() -> None:
     assert (value.loss.value_penalty, policy.loss.value_penalty) == (True, False)
     assert (value.loss.divergence_samples, value.multiplier.init, value.warm_start) == (4, 0.1, 20_000)
     assert (list(policy.actor.hidden_sizes), list(policy.qvalue.hidden_sizes)) == ([200, 200], [300, 300])
+    dual = compose("behavior_regularized", "method=brac_dual")
+    assert (dual.loss.value_penalty, dual.loss.divergence, dual.loss.gradient_penalty) == (False, "kl", 5.0)
+    assert (dual.multiplier.init, dual.multiplier.target, dual.divergence_steps) == (10.0, None, 3)
+    assert (dual.actor_optim.lr, dual.qvalue_optim.lr, dual.divergence_optim.lr) == (3e-6, 1e-3, 1e-3)
+    assert (list(dual.divergence_critic.hidden_sizes), dual.offline.batch_size) == ([300, 300], 256)
     bear = compose("behavior_regularized", "method=bear")
     assert (list(bear.actor.hidden_sizes), list(bear.vae.hidden_sizes), bear.offline.batch_size) == (
         [400, 300],

@@ -227,6 +227,7 @@ BOTH, FIRST = ("offline", "."), ("offline",)
         pytest.param("rebrac", (), (".",), marks=pytest.mark.slow),
         pytest.param("spot", ("vae_steps=2",), BOTH, marks=pytest.mark.slow),
         pytest.param("behavior_regularized", _BRAC, BOTH, marks=pytest.mark.slow),
+        pytest.param("behavior_regularized", (_Q, "method=brac_dual", "warm_start=2"), BOTH, marks=pytest.mark.slow),
         pytest.param("behavior_regularized", ("method=bear", "warm_start=2"), BOTH, marks=pytest.mark.slow),
         pytest.param("pex", ("value.hidden_sizes=[16]", "+online.online_capacity=24"), BOTH, marks=pytest.mark.slow),
         pytest.param("wsrl", ("handover.warmup_steps=4",), BOTH, marks=pytest.mark.slow),

@@ -139,7 +139,8 @@ class Pretraining(Phase):
 
     Keyword Args:
         num_steps: number of updates. Steps count up to 0.
-        batch_size: rows drawn uniformly per update.
+        batch_size: rows per minibatch, drawn uniformly; a learner whose update repeats on G minibatches gets G times as
+            many.
 
     Examples:
         >>> import tempfile
@@ -165,7 +166,7 @@ class Pretraining(Phase):
         self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
     ) -> None:
         check_count("batch_size", batch_size, least=1)
-        buffer = offline_buffer(problem.offline, batch_size=batch_size, keys=learner.keys)
+        buffer = offline_buffer(problem.offline, batch_size=_rows_drawn(learner, batch_size), keys=learner.keys)
         objects = {
             **learner.objects(),
             "convention": problem.convention.state_dict(),
@@ -248,7 +249,7 @@ class Finetuning(Phase):
     ) -> None:
         capacity = total_frames if online_capacity is None else online_capacity
         check_count("batch_size", batch_size, least=1)
-        rows = batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)
+        rows = _rows_drawn(learner, batch_size)
         drawn_from = buffer
         if drawn_from is None:  # not `or`: an empty buffer is false
             how = {"batch_size": rows, "keys": learner.keys, "make_storage": make_storage, "scratch_dir": scratch_dir}
@@ -481,3 +482,8 @@ def make_fleet(
 
 def _guarded(make_env: Callable[[], gymnasium.Env], guard: Mapping[str, Any]) -> gymnasium.Env:
     return GuardedEnv(make_env, **guard)
+
+
+def _rows_drawn(learner: Learner, batch_size: int) -> int:
+    """Rows of all minibatches of one update."""
+    return batch_size * (learner.update.num_minibatches if isinstance(learner.update, Update) else 1)

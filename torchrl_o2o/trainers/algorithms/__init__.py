@@ -24,7 +24,13 @@ from torchrl_o2o.trainers.algorithms.aca import (
 from torchrl_o2o.trainers.algorithms.awac import make_awac
 from torchrl_o2o.trainers.algorithms.awr import check_awr, make_awr
 from torchrl_o2o.trainers.algorithms.bc import make_bc, make_sac_of_clone
-from torchrl_o2o.trainers.algorithms.behavior import BEHAVIOR_REGULARIZED, make_bear, make_brac, start_on_penalty
+from torchrl_o2o.trainers.algorithms.behavior import (
+    BEHAVIOR_REGULARIZED,
+    make_bear,
+    make_brac,
+    make_brac_dual,
+    start_on_penalty,
+)
 from torchrl_o2o.trainers.algorithms.cql import make_cal_ql, make_cql, make_sac_after_cql
 from torchrl_o2o.trainers.algorithms.iql import decay_actor_lr, make_iql
 from torchrl_o2o.trainers.algorithms.odt import TransformerLearner, make_odt, open_odt
@@ -71,6 +77,7 @@ __all__ = [
     "make_bc",
     "make_bear",
     "make_brac",
+    "make_brac_dual",
     "make_cal_ql",
     "make_confidence",
     "make_cql",

@@ -2,7 +2,8 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Behavior-regularized learners: BRAC (Wu et al. 2019), BEAR (Kumar et al. 2019)."""
+"""Behavior-regularized learners: BRAC (Wu et al. 2019) with a clone or with a critic of its divergence, BEAR (Kumar et
+al. 2019)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.optim import Adam
 from torchrl.objectives import SoftUpdate
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
     Multiplier,
     Temperature,
@@ -21,13 +23,16 @@ from torchrl_o2o.modules import (
     make_actor,
     make_qvalue_ensemble,
 )
-from torchrl_o2o.objectives import BCLoss, BEARLoss, BestAction, BRACLoss
+from torchrl_o2o.objectives import BCLoss, BEARLoss, BestAction, BRACDualLoss, BRACLoss
 from torchrl_o2o.trainers.algorithms.policies import make_policy
 from torchrl_o2o.trainers.learner import Learner, MakeLearner
 from torchrl_o2o.trainers.settings import compiled, plain
-from torchrl_o2o.updates import Descend, MoveTargets, Update
+from torchrl_o2o.updates import Descend, Every, MoveTargets, Repeat, Update
 
-__all__ = ["BEHAVIOR_REGULARIZED", "make_bear", "make_brac", "start_on_penalty"]
+__all__ = ["BEHAVIOR_REGULARIZED", "make_bear", "make_brac", "make_brac_dual", "start_on_penalty"]
+
+#: A loss of these methods.
+_Loss = BRACLoss | BRACDualLoss | BEARLoss
 
 
 def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
@@ -87,6 +92,73 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     return Learner(policy, loss, compiled(update, cfg), explorer=actor, tester=tester, further=further)
 
 
+def make_brac_dual(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
+    """Soft actor-critic that pays for a divergence from the data which a critic of its own estimates.
+
+    The order is the authors'. On every minibatch the divergence's critic takes a step; on the last of them targets are
+    moved, and critics and actor take theirs before it, the weights that are learned behind it.
+
+    Source: Wu et al. 2019, arXiv:1911.11361, and the authors' code (``brac_dual``).
+
+    Args:
+        cfg: sections ``actor``, ``qvalue``, ``divergence_critic``, ``multiplier``, ``temperature``, ``loss``,
+            ``value_estimator``, ``target``, ``actor_optim``, ``qvalue_optim``, ``divergence_optim``, ``weight_optim``,
+            and ``policy_family``, ``divergence_steps``, ``best_of``.
+        dims: observation and action dimension.
+
+    Returns:
+        The learner.
+
+    Raises:
+        O2OSpecError: if the target is to be penalized, too: rows that were just collected have no next action yet.
+
+    Examples:
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> cfg = script_config("behavior_regularized", ["preset=cpu", "compile=false", "method=brac_dual"])
+        >>> learner = make_brac_dual(cfg, (3, 2))
+        >>> learner.update
+        Update of BRACDualLoss
+          Repeat(3)
+            Every(3)
+              MoveTargets(SoftUpdate)
+              Descend('qvalue', Adam)
+              Descend('actor', Adam)
+            Descend('divergence', Adam)
+        >>> bool(learner.update(random_transitions(3 * 64, 3, 2))["divergence"].isfinite())
+        True
+    """
+    if cfg.loss.value_penalty:
+        raise O2OSpecError(
+            "got loss.value_penalty=true, expected false: BRAC-v's dual form reads the action of the next step, which "
+            "rows that were just collected lack. Take method=brac_v, or BRACDualLoss on data of add_next_action(...)"
+        )
+    actor = make_policy(cfg, dims)
+    loss = BRACDualLoss(
+        actor,
+        make_qvalue_ensemble(*dims, **plain(cfg.qvalue)),
+        make_qvalue_ensemble(*dims, num_qvalue_nets=1, **plain(cfg.divergence_critic))[0],
+        multiplier=Multiplier(**plain(cfg.multiplier)),
+        temperature=Temperature(**plain(cfg.temperature)),
+        **plain(cfg.loss),
+    )
+    loss.make_value_estimator(**plain(cfg.value_estimator))
+    agent = (
+        MoveTargets(SoftUpdate(loss, **plain(cfg.target))),
+        Descend("qvalue", Adam(loss.qvalue_network_params.parameters(), **plain(cfg.qvalue_optim))),
+        Descend("actor", Adam(loss.actor_network_params.parameters(), **plain(cfg.actor_optim))),
+    )
+    critic_optim = Adam(loss.divergence_network_params.parameters(), **plain(cfg.divergence_optim))
+    steps, weights = (
+        cfg.divergence_steps,
+        _learned_weights(cfg, {"alpha": loss.temperature, "multiplier": loss.multiplier}),
+    )
+    behind = [Every(steps, *weights)] if weights else []
+    update = Update(loss, Repeat(steps, Every(steps, *agent), Descend("divergence", critic_optim), *behind))
+    policy, tester = _tested(cfg, loss, actor)
+    return Learner(policy, loss, compiled(update, cfg), explorer=actor, tester=tester)
+
+
 def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Actor-critic held to the support of the data, with a VAE of it that learns along.
 
@@ -138,7 +210,7 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
 
     Args:
         cfg: of which ``warm_start`` is read.
-        learner: of :func:`make_brac` or :func:`make_bear`.
+        learner: of :func:`make_brac`, :func:`make_brac_dual` or :func:`make_bear`.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -148,7 +220,7 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
         >>> learner.loss.q_weight
         tensor(0.)
     """
-    assert isinstance(learner.loss, BRACLoss | BEARLoss)
+    assert isinstance(learner.loss, _Loss)
     learner.loss.q_weight.fill_(float(learner.calls >= cfg.warm_start))
 
 
@@ -156,6 +228,7 @@ def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
 BEHAVIOR_REGULARIZED: Mapping[str, MakeLearner] = {
     "brac_p": make_brac,
     "brac_v": make_brac,
+    "brac_dual": make_brac_dual,
     "bear": make_bear,
 }
 
@@ -170,7 +243,7 @@ def _learned_weights(cfg: DictConfig, weights: Mapping[str, nn.Module]) -> list[
 
 
 def _tested(
-    cfg: DictConfig, loss: BRACLoss | BEARLoss, actor: TensorDictModuleBase
+    cfg: DictConfig, loss: _Loss, actor: TensorDictModuleBase
 ) -> tuple[TensorDictModuleBase, BestAction | None]:
     """The saved policy, and the evaluated one: the best of ``best_of`` actions, or the mean policy if that is 0."""
     if not cfg.best_of:
