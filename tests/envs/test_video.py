@@ -118,3 +118,20 @@ def test_what_cannot_be_written_or_drawn(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Counting, "render", lambda self: None)
     with pytest.raises(O2OSpecError, match="it draws NoneType, expected an image"):
         drawing_env(Counting, "it")
+
+
+@pytest.mark.parametrize(
+    ("frames", "found"),
+    [
+        ([], "none"),
+        ([np.zeros((8, 8), np.uint8)], r"uint8 \[8, 8\]"),
+        ([np.zeros((8, 8, 3), np.float32)], r"float32 \[8, 8, 3\]"),
+        ([np.zeros((8, 8, 3), np.uint8), np.zeros((4, 8, 3), np.uint8)], r"uint8 \[4, 8, 3\] and uint8 \[8, 8, 3\]"),
+    ],
+)
+def test_frames_that_make_no_video(frames: list[np.ndarray], found: str, tmp_path: Path) -> None:
+    with pytest.raises(O2OSpecError, match=rf"got frames that are {found}, expected uint8 \[H, W, 3\]"):
+        write_video(tmp_path / "x.gif", frames, 10.0)
+    with pytest.raises(O2OSpecError, match="fps"):
+        write_video(tmp_path / "x.gif", [np.zeros((8, 8, 3), np.uint8)], 0.0)
+    assert not any(tmp_path.iterdir())

@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 
 from torchrl_o2o.durable import replace_durably
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
 
 __all__ = ["Film", "check_video", "draw", "drawing_arguments", "drawing_env", "film_episode", "write_video"]
 
@@ -237,7 +237,8 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> P
         The file.
 
     Raises:
-        O2OSpecError: as :func:`check_video`.
+        O2OSpecError: as :func:`check_video`, or if there is no frame, frames differ in shape or type, or ``fps`` is not
+            above 0.
 
     Examples:
         >>> import tempfile
@@ -246,6 +247,14 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> P
         True
     """
     path = check_video(path)
+    check_number("fps", fps, above=0)
+    kinds = {(frame.shape, str(frame.dtype)) for frame in map(np.asarray, frames)}
+    if len(kinds) != 1 or any(len(shape) != 3 or shape[2] != 3 or kind != "uint8" for shape, kind in kinds):
+        found = " and ".join(f"{kind} {list(shape)}" for shape, kind in sorted(kinds)[:2]) or "none"
+        raise O2OSpecError(
+            f"got frames that are {found}, expected uint8 [H, W, 3], all of one size, at least one; draw them as "
+            f"render_mode='rgb_array' does"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_durably(path, _gif(frames, fps) if path.suffix == ".gif" else _mp4(frames, fps))
     return path
