@@ -144,3 +144,13 @@ def test_the_entries_of_both_sources_can_be_renamed() -> None:
     torch.testing.assert_close(loss.density_ratio_loss(nested)[0], expected)
     joined = join_sources(offline, online, is_offline=("source", "is_offline"))
     torch.testing.assert_close(loss(joined)["loss_density_ratio"], expected)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda rows: rows.set("index", torch.arange(len(rows))), lambda rows: rows.double()]
+)
+def test_sources_with_other_entries_are_not_joined(change: Any) -> None:
+    """Of two types torch would make the wider one, and both sources were then of a type that no network has."""
+    rows = TensorDict({"observation": torch.zeros(4, 3), "action": torch.zeros(4, 2)}, [4])
+    with pytest.raises(O2OSpecError, match=r"got offline and online rows that differ in .*expected the same entries"):
+        join_sources(rows, change(rows.clone()))

@@ -15,7 +15,7 @@ from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_o2o.errors import check_number
+from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.replay import js_conjugate, js_derivative
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.feed_forward import event_dims
@@ -176,6 +176,9 @@ def join_sources(
     Returns:
         Rows of shape [B + C], offline ones first; a copy.
 
+    Raises:
+        O2OSpecError: if the entries of one differ from the other's in name, shape or type.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -183,6 +186,17 @@ def join_sources(
         >>> join_sources(rows, rows[:1])["is_offline"]
         tensor([ True,  True, False])
     """
+    kinds = [_kinds(offline), _kinds(online)]
+    if different := sorted({str(key) for key, _ in kinds[0].items() ^ kinds[1].items()}):
+        raise O2OSpecError(
+            f"got offline and online rows that differ in {', '.join(different)} (only in one, or of another shape "
+            f"or type), expected the same entries; take the same of both, such as rows.select('observation', 'action')"
+        )
     # It returns its argument, which the annotation omits.
     joined = cast(TensorDictBase, torch.cat([offline, online]))
     return joined.set(is_offline, torch.arange(len(joined), device=joined.device) < len(offline))
+
+
+def _kinds(rows: TensorDictBase) -> dict[NestedKey, tuple[torch.Size, torch.dtype]]:
+    """Shape and type of a row's entries."""
+    return {key: (value.shape[1:], value.dtype) for key, value in rows.items(True, True)}
