@@ -136,6 +136,20 @@ class TestCarryOptimizer:
         with pytest.raises(O2OSpecError, match="has 2 parameters, the online one 1"):
             carry_optimizer(offline, torch.optim.Adam([second.weight]))
 
+    def test_another_kind_and_other_groups_are_refused(self) -> None:
+        """Adam's moments mean nothing to SGD, and parameters are matched by their order."""
+        first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+        sgd, adam = torch.optim.SGD(first.parameters(), momentum=0.9), torch.optim.Adam(first.parameters())
+        for optim in (sgd, adam):
+            advance(first, optim, torch.randn(4, 3))
+        with pytest.raises(O2OSpecError, match=r"has the options \['momentum'\], expected \['betas'\] as Adam has"):
+            carry_optimizer(sgd, torch.optim.Adam(second.parameters()))
+        with pytest.raises(O2OSpecError, match=r"has the options \['betas'\], expected \['momentum'\] as SGD has"):
+            carry_optimizer(adam.state_dict(), torch.optim.SGD(second.parameters(), momentum=0.9))
+        with pytest.raises(O2OSpecError, match=r"has groups of \[2\] parameters, expected \[1, 1\], as the online"):
+            carry_optimizer(adam, torch.optim.Adam([{"params": [second.weight]}, {"params": [second.bias]}]))
+        assert carry_optimizer(adam, torch.optim.AdamW(second.parameters())).state[second.weight]["step"] == 1
+
 
 def advance(net: nn.Module, optim: torch.optim.Optimizer, data: torch.Tensor) -> None:
     optim.zero_grad()

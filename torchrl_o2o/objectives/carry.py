@@ -99,7 +99,7 @@ def carry_optimizer(
         ``destination``.
 
     Raises:
-        O2OSpecError: if the two do not steer the same parameters.
+        O2OSpecError: if the two do not steer the same parameters, or are of different kinds, as Adam and SGD.
 
     Examples:
         >>> import torch
@@ -112,6 +112,12 @@ def carry_optimizer(
         (0.0001, 1)
     """
     saved = dict(state) if isinstance(state, Mapping) else state.state_dict()
+    theirs, own = (_kind(each["param_groups"]) for each in (saved, destination.state_dict()))
+    if theirs != own:
+        raise O2OSpecError(
+            f"the offline optimizer has the options {theirs}, expected {own} as {type(destination).__name__} has: its "
+            f"state means nothing to another kind; start with a new online optimizer, or take the same kind"
+        )
     params = [value for group in destination.param_groups for value in group["params"]]
     moments = [saved["state"].get(index) for group in saved["param_groups"] for index in group["params"]]
     if len(params) != len(moments) or any(
@@ -124,6 +130,12 @@ def carry_optimizer(
             f"the offline optimizer has {len(moments)} parameters, the online one {len(params)}, or their shapes "
             f"differ; start with a new online optimizer, or carry it only together with the same networks"
         )
+    sizes = [[len(group["params"]) for group in each] for each in (saved["param_groups"], destination.param_groups)]
+    if sizes[0] != sizes[1]:
+        raise O2OSpecError(
+            f"the offline optimizer has groups of {sizes[0]} parameters, expected {sizes[1]}, as the online one has: "
+            f"they are matched by their order; build both with the same groups, or start with a new online optimizer"
+        )
     groups = [
         {**{key: value for key, value in new.items() if key != "params"}, "params": old["params"]}
         for old, new in zip(saved["param_groups"], destination.param_groups, strict=True)
@@ -131,6 +143,11 @@ def carry_optimizer(
     # Copied: torch keeps the given tensors, so that both optimizers would update the same moments.
     destination.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
     return destination
+
+
+def _kind(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options that tell optimizers with different states apart."""
+    return [name for name in ("betas", "momentum", "alpha", "rho", "etas", "lr_decay", "t0") if name in groups[0]]
 
 
 def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
