@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,22 @@ def test_an_action_entry_with_one_value_only(name: str, tmp_path: Path) -> None:
     assert action[1] == 3.0
     save_policy(tmp_path / "again.pt", load_policy(tmp_path), action_box=([0.0, 3.0], [1.0, 3.0]))
     np.testing.assert_array_equal(FastActor(load_policy(tmp_path / "again.pt"))(np.ones(3)), action)
+
+
+def test_observations_are_not_standardized_twice(tmp_path: Path) -> None:
+    """A loaded policy standardizes already; the statistics would be applied once more."""
+    save_policy(tmp_path, trained("tanh"), convention=CONVENTION, action_box=NATIVE)
+    policy = load_policy(tmp_path)
+    refused = "got statistics of observations for a policy that standardizes them itself"
+    with pytest.raises(O2OSpecError, match=rf"{refused}.*pass replace\(convention, observation=None\)"):
+        save_policy(tmp_path / "again.pt", policy, convention=CONVENTION, action_box=NATIVE)
+    with pytest.raises(O2OSpecError, match=rf"{refused}.*leave stats out"):
+        FastActor(policy, stats=STATS)
+    with pytest.raises(O2OSpecError, match=rf"{refused}.*leave stats out"):
+        export_policy(tmp_path, tmp_path / "policy.pt2", stats=STATS)
+    save_policy(tmp_path / "again.pt", policy, convention=replace(CONVENTION, observation=None), action_box=NATIVE)
+    again = FastActor(load_policy(tmp_path / "again.pt"))
+    np.testing.assert_array_equal(again(np.ones(3)), FastActor(policy)(np.ones(3)))
 
 
 def test_all_that_the_file_holds(tmp_path: Path) -> None:

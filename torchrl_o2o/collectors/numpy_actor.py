@@ -34,6 +34,7 @@ from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import AppendNoise
 from torchrl_o2o.modules.gaussian_policies import BoxNormal
+from torchrl_o2o.modules.units import refuse_standardized_again
 
 __all__ = ["FastActor", "PolicyParts", "find_parts", "policy_parts"]
 
@@ -201,8 +202,8 @@ class FastActor:
         generator: torch generator of the samples' noise; ``None`` (default) is the global one, which the actor uses.
 
     Raises:
-        O2OSpecError: if the actor is not one of those, its parameters are of another type, or the statistics are not of
-            its observations.
+        O2OSpecError: if the actor is not one of those, its parameters are of another type, the statistics are not of
+            its observations, or it standardizes them itself.
 
     Examples:
         >>> import numpy as np
@@ -221,6 +222,7 @@ class FastActor:
         stats: ObservationStats | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        refuse_standardized_again(actor, stats, "leave stats out")
         self.actor, self.deterministic, self.generator = actor, deterministic, generator
         self._left: np.ndarray | None = None  # remaining actions of each row's chunk
         self._stats = None if stats is None else (stats.mean.cpu().numpy(), stats.scale.cpu().numpy())

@@ -25,6 +25,7 @@ from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.deploy.architecture import observation_shape
 from torchrl_o2o.deploy.policy import load_policy
 from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.modules.units import refuse_standardized_again
 
 __all__ = ["export_policy"]
 
@@ -81,7 +82,7 @@ def export_policy(
 
     Raises:
         O2OSpecError: if the actor is not one of those, the format is unknown, ONNX is not installed, the path has the
-            other format's ending or no folder, or the statistics are not of its observations.
+            other format's ending or no folder, the statistics are not of its observations, or it standardizes itself.
         O2OCheckpointError: if the policy file cannot be read.
 
     Examples:
@@ -97,6 +98,7 @@ def export_policy(
     _check_path(Path(path), format)
     if isinstance(actor, str | Path):
         actor = load_policy(actor)
+    refuse_standardized_again(actor, stats, "leave stats out")
     policy = copy.deepcopy(_Policy(actor, stats)).cpu().eval()
     first = next(policy.parameters())
     shape = observation_shape(policy.net) or first.shape[-1:]

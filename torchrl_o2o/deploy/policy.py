@@ -43,7 +43,7 @@ from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.units import native_action_space
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
-from torchrl_o2o.modules.units import Standardize, ToBox
+from torchrl_o2o.modules.units import Standardize, ToBox, refuse_standardized_again
 from torchrl_o2o.provenance import package_versions, plain_config
 
 __all__ = ["POLICY_FILE", "PolicyFile", "load_policy", "policy_saver", "read_policy", "save_policy"]
@@ -208,6 +208,7 @@ def policy_saver(
     parts, arguments = take_apart(actor), _env_arguments(env)
     low, high = (edge.repeat(parts.horizon) for edge in _native_box(arguments, action_box, parts))
     stats = None if convention is None else convention.observation
+    refuse_standardized_again(actor, stats, "pass replace(convention, observation=None), of dataclasses")
     if stats is not None and isinstance(parts.observation_key, list):
         raise O2OSpecError(
             f"got a convention that standardizes observations for an actor that reads {parts.observation_key}; "

@@ -14,10 +14,11 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import Bounded
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.boxes import box_edges
 from torchrl_o2o.modules.chunks import chunk_length
 
-__all__ = ["Standardize", "ToBox", "declared_box", "standardizes"]
+__all__ = ["Standardize", "ToBox", "declared_box", "refuse_standardized_again", "standardizes"]
 
 
 class Standardize(nn.Module):
@@ -90,6 +91,28 @@ def standardizes(actor: nn.Module) -> bool:
         False
     """
     return any(isinstance(module, Standardize) for module in actor.modules())
+
+
+def refuse_standardized_again(actor: nn.Module, given: object, remedy: str) -> None:
+    """Refuse statistics for an actor that standardizes what it observes: it would do so twice.
+
+    Args:
+        actor: any actor.
+        given: the statistics, or ``None``.
+        remedy: ends the message.
+
+    Raises:
+        O2OSpecError: if there are statistics and the actor standardizes.
+
+    Examples:
+        >>> from torchrl_o2o.modules import make_actor
+        >>> refuse_standardized_again(make_actor(3, 1), None, "leave them out")
+    """
+    if given is not None and standardizes(actor):
+        raise O2OSpecError(
+            f"got statistics of observations for a policy that standardizes them itself, as load_policy gives it; "
+            f"{remedy}"
+        )
 
 
 def declared_box(actor: TensorDictModuleBase, key: NestedKey = "action") -> tuple[Tensor, Tensor] | None:
