@@ -1,4 +1,4 @@
-"""A3RL (Liu et al. 2025): RLPD on rows sampled by how on-policy and how advantageous they are.
+"""A3RL (Liu et al. 2025): RLPD on rows sampled by their density ratio and their advantage.
 
 Run:  python examples/a3rl.py                                   HalfCheetah
       python examples/a3rl.py env=o2o/PointMaze-Medium-v0 dataset=o2o/pointmaze/medium-play-v0 utd_ratio=5 lr=1e-3

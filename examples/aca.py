@@ -1,4 +1,4 @@
-"""ACA (Yu & Zhang 2023): align the critic with the offline policy, so that going online does not break it.
+"""ACA (Yu & Zhang 2023): align the critic with the offline policy, so that the switch to online data does not spoil it.
 
 Run:  python examples/aca.py                              HalfCheetah, several minutes on one core
       python examples/aca.py align_critic=false           the same offline phase, then plain SAC on its critics
@@ -93,7 +93,7 @@ def main(cfg: Config) -> ACALoss:
         if (step + 1) % cfg.eval_every == 0:
             report(step + 1, actor, cfg)
 
-    # The hand-over: Q becomes log pi_0 + Z, the offline critics and all optimizers are dropped, the buffer starts anew.
+    # The hand-over: Q becomes log pi_0 + Z, the offline critics and all optimizers are dropped, the buffer is empty.
     loss = align(sac_ml, actor, make_qvalue_ensemble(*dims, **critic), beta=cfg.beta)
     loss.make_value_estimator(gamma=cfg.gamma)
     target_updater, optims = SoftUpdate(loss, tau=cfg.tau), make_optims(loss, cfg)

@@ -53,7 +53,7 @@ class Config:
 
 
 def make_policy(observation_dim: int, action_dim: int, cfg: Config) -> ProbabilisticActor:
-    """A Gaussian whose width stays as it is."""
+    """A Gaussian policy with a fixed standard deviation."""
     actor = make_gaussian_actor(observation_dim, action_dim, hidden_sizes=cfg.hidden_sizes, mean="linear")
     for head in actor.modules():
         if isinstance(head, GaussianVectorHead):
@@ -68,7 +68,7 @@ LossOf = Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]
 def regress(
     cfg: Config, optim: torch.optim.Optimizer, loss_of: LossOf, rows: TensorDictBase, steps: int
 ) -> dict[str, Tensor]:
-    """Steps of one loss on minibatches of all rows; returns what the last one measured."""
+    """Make steps of one loss on minibatches of all rows; returns the metrics of the last one."""
     info: dict[str, Tensor] = {}
     for _ in range(steps):
         value, info = loss_of(rows[torch.randint(len(rows), (cfg.batch_size,))])

@@ -35,10 +35,10 @@ class Config:
     num_agents: int = 2  # the paper: 5
     offline_steps: int = 2_000  # per agent; the paper: 1 000 000
     total_frames: int = 10_000  # the paper: 250 000
-    frames_per_epoch: int = 1_000  # one epoch: so many frames, then as many updates
+    frames_per_epoch: int = 1_000  # one epoch: this number of frames, then as many updates
     first_epoch_factor: int = 5  # times as many updates in the first epoch
     batch_size: int = 256
-    init_online_fraction: float = 0.5  # share of the first epoch's frames in its first batches
+    init_online_fraction: float = 0.5  # share of online rows in the first batches of the first epoch
     cql_alpha: float = 5.0
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     lr: float = 1e-3  # the paper: 3e-4
@@ -80,7 +80,7 @@ def main(cfg: Config) -> PessimisticEnsembleLoss:
         print(f"{when}: return {result.returns.mean():.1f}")
 
     actors, critics, networks = [], [], {"hidden_sizes": cfg.hidden_sizes, "initialization": "fanin"}
-    for agent in range(cfg.num_agents):  # offline: agents that differ in their initialization and batches only
+    for agent in range(cfg.num_agents):  # offline: agents that differ only in their initialization and batches
         actors.append(make_actor(*specs, **networks))
         critics += make_qvalue_ensemble(*specs, num_qvalue_nets=2, layer_norm=False, **networks)
         loss = CQLLoss(actors[-1], critics[-2:], penalty=ConservativePenalty(cfg.cql_alpha, num_actions=4))  # paper: 10

@@ -30,7 +30,7 @@ class Config:
     env: str = "HalfCheetah-v5"
     dataset: str = "o2o/halfcheetah/linear-medium-v0"
     seed: int = 0
-    warm_start: int = 1_000  # steps on the discrepancy alone; the authors: 20k
+    warm_start: int = 1_000  # steps only on the discrepancy; the authors: 20k
     offline_steps: int = 10_000  # the paper: 1M
     total_frames: int = 10_000
     batch_size: int = 256  # the paper: 100

@@ -1,7 +1,7 @@
 """BRAC (Wu et al. 2019, arXiv:1911.11361): soft actor-critic with a penalty on divergence from the data.
 
 Run:  python examples/brac.py                       HalfCheetah, about three minutes on one core
-      python examples/brac.py value_penalty=false   BRAC-p: the penalty on the policy alone
+      python examples/brac.py value_penalty=false   BRAC-p: only the policy is penalized
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
 seeing the effect; docs/algorithms/brac.md lists the settings of the paper.
 """
@@ -30,7 +30,7 @@ class Config:
     dataset: str = "o2o/halfcheetah/linear-medium-v0"
     seed: int = 0
     clone_steps: int = 3_000  # the paper: 300k
-    warm_start: int = 1_000  # steps on the divergence alone; the authors: 20k
+    warm_start: int = 1_000  # steps only on the divergence; the authors: 20k
     offline_steps: int = 10_000  # the paper: 1M
     total_frames: int = 10_000
     batch_size: int = 256
@@ -65,7 +65,8 @@ def main(cfg: Config) -> BRACLoss:
         batch_size=cfg.batch_size,
     )
     dims, hidden = (offline["observation"].shape[-1], offline["action"].shape[-1]), cfg.hidden_sizes
-    # The paper's policies are squashed (make_actor); those clone the local data, a quarter at the box's edge, badly.
+    # The paper's policies are squashed (make_actor). They clone the local data badly, a quarter of which is at the
+    # box's edge.
     behavior, actor = (make_gaussian_actor(*dims, hidden_sizes=hidden, log_std_bounds=(-5.0, 2.0)) for _ in range(2))
     clone = BCLoss(behavior, action_clip=1.0 - 1e-3)
     clone_optim = torch.optim.Adam(behavior.parameters(), lr=cfg.lr, fused=True)

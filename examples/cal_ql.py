@@ -97,7 +97,7 @@ def main(cfg: Config) -> CalQLLoss:
         if (step + 1) % cfg.eval_every == 0:
             report(step + 1, actor, cfg, info)
 
-    # The hand-over: loss, optimizers and targets continue; half of each batch stays offline, and nothing is forgotten.
+    # The hand-over: loss, optimizers and targets continue, and half of each batch stays offline.
     online = {"data": "symmetric", "offline_fraction": cfg.offline_fraction, "keys": KEYS}
     buffer = starting_buffer(offline, cfg.total_frames, batch_size=cfg.batch_size, **online)
     trajectory: list[TensorDictBase] = []

@@ -1,10 +1,10 @@
-"""DAPG (Rajeswaran et al. 2018, arXiv:1709.10087): clone demonstrations, then a policy gradient that keeps them.
+"""DAPG (Rajeswaran et al. 2018, arXiv:1709.10087): clone demonstrations, then keep them in a policy gradient.
 
 Run:  python examples/dapg.py                       HalfCheetah, some minutes on one core
-      python examples/dapg.py lam_0=0               cloning and the natural policy gradient alone
+      python examples/dapg.py lam_0=0               cloning, then only the natural policy gradient
       python examples/dapg.py env=AdroitHandDoor-v1 dataset=D4RL/door/human-v2
-On-policy: each iteration collects whole episodes and forgets them. The demonstrations are the best episodes of a data
-set. Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect.
+This method is on-policy: an iteration collects whole episodes and discards them. The demonstrations are the data's best
+episodes. Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect.
 """
 
 import math
@@ -65,7 +65,7 @@ def fit(
 
 
 def collect(collected: Iterator[TensorDict], num_episodes: int) -> TensorDictBase:
-    """Whole episodes, one behind the other."""
+    """Collect whole episodes, in order."""
     rows, done = [], 0
     while done < num_episodes:
         rows.append(next(collected))
@@ -89,9 +89,9 @@ def main(cfg: Config) -> DAPGLoss:
     natural = NaturalGradient(loss.actor_network_params.parameters(), step_size=cfg.step_size, damping=cfg.damping)
     value = MLP(demos["observation"].shape[-1], 1, num_cells=(64, 64), activation_class=torch.nn.ReLU)
     value_optim = torch.optim.Adam(value.parameters(), lr=cfg.lr)
-    collector = StepCollector(env, actor, total_frames=2**62, seed=cfg.seed)  # as many as whole episodes take
+    collector = StepCollector(env, actor, total_frames=2**62, seed=cfg.seed)  # as many as the episodes need
     collected = iter(collector)
-    own_return = math.nan  # of the noisy policy, which is what the policy gradient raises
+    own_return = math.nan  # of the noisy policy, whose return the policy gradient increases
     for iteration in count():
         if iteration % cfg.eval_every == 0:
             result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)

@@ -51,7 +51,7 @@ class Config:
     std_start: float = 1.0
     std_end: float = 0.1
     std_duration: int = 500  # counted steps; the papers: 100k to 2M
-    online_bc: bool = True  # DrQ-v2 proper has no cloning, starts at std_start, and needs more steps than these
+    online_bc: bool = True  # DrQ-v2 itself has no cloning, starts at std_start, and needs more steps than these
     lr: float = 1e-3  # the papers: 1e-4, offline 3e-4
     gamma: float = 0.95  # the papers: 0.99
     tau: float = 0.01
@@ -64,7 +64,7 @@ def main(cfg: Config) -> DrQV2BCLoss:
     seed_everything(cfg.seed)
     env = make_gym_env(cfg.env)
     data = load_vd4rl(cfg.dataset) if Path(cfg.dataset).exists() else stack_rows(load_offline(cfg.dataset))
-    data = replace(data, rows=n_step(data.rows, n=cfg.n_step, gamma=cfg.gamma))  # sums end where episodes do
+    data = replace(data, rows=n_step(data.rows, n=cfg.n_step, gamma=cfg.gamma))  # sums end with the episodes
     shape, action_dim = data.stacks(torch.arange(1))["observation"].shape[1:], data.rows["action"].shape[-1]
     conv = {"features": cfg.features, "strides": cfg.strides, "offset": 0.5, "initialization": "orthogonal"}
     encoder = make_pixel_encoder(shape, latent_dim=None, out_key="features", **conv)
@@ -79,7 +79,7 @@ def main(cfg: Config) -> DrQV2BCLoss:
     update = Update(
         loss,
         Descend("qvalue", Adam([param for part in trained for param in part.parameters()], lr=cfg.lr)),
-        Descend("actor", Adam(loss.actor_network_params.parameters(), lr=cfg.lr)),  # sees the features of before
+        Descend("actor", Adam(loss.actor_network_params.parameters(), lr=cfg.lr)),  # reads the old features
         MoveTargets(SoftUpdate(loss, tau=cfg.tau)),
     )
     sampler = BalancedSampler(len(data), 1.0)
@@ -93,7 +93,7 @@ def main(cfg: Config) -> DrQV2BCLoss:
         if row is not None:
             loss.use_bc, sampler.offline_fraction = cfg.online_bc, 0.5
             episode.append(row)
-            if row["next", "done"].item():  # its sums over n steps are known now
+            if row["next", "done"].item():  # its n-step sums are complete now
                 rows = cat(episode).set("episode", torch.zeros(len(episode), dtype=torch.long))
                 rows = n_step(rows, n=cfg.n_step, gamma=cfg.gamma)
                 buffer.extend(rows.select(*stored_keys(rows)))

@@ -36,7 +36,7 @@ class Config:
     batch_size: int = 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     expectile: float = 0.7
-    beta: float = 0.5  # the paper: 3; values this young should not weigh more
+    beta: float = 0.5  # the paper: 3; after so few steps values should not count more
     reward_scale: float = 1.0
     reward_shift: float = 0.0
     lr: float = 3e-4  # the paper decays the actor's by a cosine while offline
@@ -80,7 +80,7 @@ def main(cfg: Config) -> IQLLoss:
         value_optim.zero_grad()
         loss_value.backward()
         value_optim.step()
-        loss_actor, actor_info = loss.actor_loss(batch)  # sees the new value function ...
+        loss_actor, actor_info = loss.actor_loss(batch)  # uses the new value function ...
         actor_optim.zero_grad()
         loss_actor.backward()
         actor_optim.step()

@@ -1,7 +1,8 @@
 """Online decision transformer (Zheng et al. 2022, arXiv:2202.05607) on TorchRL's OnlineDTLoss; needs transformers.
 
 Run:  python examples/odt.py                       Hopper, a small transformer, some minutes on one core
-Updates up to the first rollout are offline; then each rollout has a high target return and is followed by updates. The
+
+Updates before the first rollout are offline. Each rollout has a high target return and is followed by updates. The
 defaults are a CPU preset made for seeing the effect; docs/algorithms/odt.md lists the settings of the paper.
 """
 
@@ -43,7 +44,7 @@ class Config:
     return_scale: float = 0.001
     eval_return: float = 3_600.0
     exploration_return: float = 7_200.0
-    lr: float = 1e-3  # the paper: 1e-4, by LAMB; here AdamW, since torch has none
+    lr: float = 1e-3  # the paper: 1e-4, with LAMB; here AdamW, because torch has no LAMB
     weight_decay: float = 5e-4
     warmup: int = 500  # the paper: 10 000
     eval_every: int = 5
@@ -55,7 +56,7 @@ def main(cfg: Config) -> OnlineDTLoss:
     require("transformers", "odt")
     seed_everything(cfg.seed)
     raw = load_offline(cfg.dataset, env=make_gym_env(cfg.env))
-    convention = Convention(normalize_observations=True, observation_eps=1e-6).fit(raw)  # stays as it is online
+    convention = Convention(normalize_observations=True, observation_eps=1e-6).fit(raw)  # unchanged online
     data, env = convention.data(raw), convention.env(make_gym_env(cfg.env))
     replay = TrajectoryReplay(cfg.capacity, return_scale=cfg.return_scale)
     replay.load(data)

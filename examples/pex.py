@@ -1,7 +1,7 @@
 """PEX (Zhang et al. 2023, arXiv:2302.00935): the offline policy is frozen, and a new one learns next to it.
 
 Run:  python examples/pex.py                       HalfCheetah, about two minutes on one core
-      python examples/pex.py inv_temperature=0     a coin flip chooses between the policies, not their values
+      python examples/pex.py inv_temperature=0     chooses between the policies at random, not by their values
 Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect; the paper's
 own settings are in sota-implementations/pex.
 """
@@ -34,7 +34,7 @@ class Config:
     batch_size: int = 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     expectile: float = 0.7  # the paper: 0.9
-    beta: float = 0.3  # the paper: 10; values this young should not weigh more
+    beta: float = 0.3  # the paper: 10; after so few steps values should not count more
     inv_temperature: float = 10.0
     lr: float = 3e-4
     gamma: float = 0.99
@@ -74,7 +74,7 @@ def main(cfg: Config) -> PEXLoss:
     for _ in range(cfg.offline_steps):
         batch = buffer.sample()
         loss_value, info = iql.value_loss(batch)
-        loss_qvalue, _ = iql.qvalue_loss(batch)  # on the old V, as the policy is
+        loss_qvalue, _ = iql.qvalue_loss(batch)  # with the old V, like the policy
         loss_actor, _ = iql.actor_loss(batch, old_advantage=info["advantage"])
         step(value_optim, loss_value)
         step(critic_optim, loss_qvalue)

@@ -72,7 +72,7 @@ def main(cfg: Config) -> BestOfNLoss:
     buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(len(data) + cfg.total_frames),
         sampler=ChunkSampler(RandomSampler(), cfg.horizon, gamma=cfg.gamma),
-        writer=OnlineWriter(0),  # all rows are drawn alike
+        writer=OnlineWriter(0),  # all rows are equally likely
         batch_size=cfg.batch_size,
     )
     buffer.extend(data.select(*TRANSITION))

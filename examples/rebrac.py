@@ -1,7 +1,7 @@
 """ReBRAC (Tarasov et al. 2023, arXiv:2305.09836), continued online without the critics' penalty.
 
 Run:  python examples/rebrac.py                     HalfCheetah, about two minutes on one core
-      python examples/rebrac.py critic_bc_coef=0    a penalty on the actor alone
+      python examples/rebrac.py critic_bc_coef=0    a penalty only on the actor
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
 seeing the effect. Online, half of each batch is from the data, and the policy collects without noise, as in CORL.
 """
@@ -56,7 +56,7 @@ def main(cfg: Config) -> ReBRACLoss:
     seed_everything(cfg.seed)
     env = make_gym_env(cfg.env)
     recorded = load_offline(cfg.dataset, env=env)
-    pairs = add_next_action(recorded)  # with the recorded next actions, which target actions are held to
+    pairs = add_next_action(recorded)  # with the recorded next actions, for the penalty on target actions
     dims = recorded["observation"].shape[-1], recorded["action"].shape[-1]
     init = {"hidden_sizes": cfg.hidden_sizes, "initialization": "uniform_small_last"}
     actor = make_deterministic_actor(*dims, **init)
@@ -81,7 +81,7 @@ def main(cfg: Config) -> ReBRACLoss:
     for step, data in enumerate(chain(repeat(None, cfg.offline_steps), online), -cfg.offline_steps):
         if data is not None:
             buffer.extend(data.select(*TRANSITION))
-            loss.critic_bc_coef = 0.0  # online the critics pay nothing, and the actor less and less
+            loss.critic_bc_coef = 0.0  # online the critics have no penalty, and the actor's decreases
             loss.actor_bc_coef.fill_(spot_cooling(cfg.actor_bc_coef, step, cfg.total_frames, cfg.cooling_floor))
         batch = (offline if data is None else buffer).sample()
         loss_qvalue, critic_info = loss.qvalue_loss(batch)

@@ -67,7 +67,7 @@ def main(cfg: Config) -> PixelSACLoss:
     shape, action_dim = data.stacks(torch.arange(1))["observation"].shape[1:], data.rows["action"].shape[-1]
     encoder = make_pixel_encoder(shape, features=cfg.features, strides=cfg.strides, latent_dim=cfg.latent_dim)
     actor = make_pixel_actor(encoder, action_dim, hidden_sizes=cfg.hidden_sizes)
-    heads = make_qvalue_ensemble(  # on one latent vector, which the encoder gives to all of them
+    heads = make_qvalue_ensemble(  # all on one latent vector of the encoder
         encoder_width(encoder),
         action_dim,
         num_qvalue_nets=cfg.num_qvalue_nets,
@@ -87,13 +87,13 @@ def main(cfg: Config) -> PixelSACLoss:
     critics = [*loss.encoder_network_params.parameters(), *loss.qvalue_network_params.parameters()]
     update = Update(
         loss,
-        Copy(*PixelSACLoss.LATE_COPY),  # the actor sees by the critics' convolutions of before this call
+        Copy(*PixelSACLoss.LATE_COPY),  # the actor uses the critics' convolutions from before this call
         Repeat(cfg.utd_ratio, Descend("qvalue", Adam(critics, lr=cfg.lr)), MoveTargets(SoftUpdate(loss, tau=cfg.tau))),
         Descend("actor", Adam(loss.actor_network_params.parameters(), lr=cfg.lr)),
         Descend("alpha", Adam(loss.temperature.parameters(), lr=cfg.lr)),
     )
     buffer = TensorDictReplayBuffer(
-        storage=data.storage(cfg.total_frames),  # each frame once; stacks are put together when rows are drawn
+        storage=data.storage(cfg.total_frames),  # each frame is stored once; stacks are built when rows are drawn
         sampler=BalancedSampler(len(data), cfg.offline_fraction),
         writer=OnlineWriter(len(data)),
         batch_size=cfg.batch_size * cfg.utd_ratio,

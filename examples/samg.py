@@ -1,7 +1,7 @@
 """SAMG (Zhang et al. 2024, arXiv:2410.18626) on AWAC: online without the data set, guided by the frozen offline critic.
 
 Run:  python examples/samg.py                       HalfCheetah, several minutes on one core
-      python examples/samg.py confidence=none       AWAC alone, with the same settings
+      python examples/samg.py confidence=none       AWAC without guidance, with the same settings
       python examples/samg.py confidence=even       p = 1/2 everywhere, the paper's ablation; random is another
 Every field of Config can be given as field=value. The defaults are a CPU preset for
 seeing the effect; docs/algorithms/samg.md lists the paper's settings and which of them we reconstructed.
@@ -58,7 +58,7 @@ def descend(optim: torch.optim.Optimizer, value: torch.Tensor) -> None:
 
 
 def fit_confidence(cfg: Config, offline: TensorDictBase, buffer: TensorDictReplayBuffer) -> Confidence:
-    """The model of where the offline critic can be trusted."""
+    """Fit the model of the offline critic's reliability."""
     if cfg.confidence != "vae":
         fixed = {"none": ConstantConfidence(0.0), "even": ConstantConfidence(0.5), "random": RandomConfidence()}
         return fixed[cfg.confidence]
@@ -101,7 +101,7 @@ def main(cfg: Config) -> AWACLoss:
     guidance = {"gamma": cfg.gamma, "guidance": cfg.guidance, "cutoff": cfg.cutoff}
     guided = SAMGEstimator.from_loss(loss, **guidance)  # frozen here
     loss.make_value_estimator(guided)
-    del offline, buffer  # from here on there are the frozen critic, the confidence and what the policy does
+    del offline, buffer  # from now on only the frozen critic, the confidence and new transitions are used
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(cfg.online_capacity), batch_size=cfg.batch_size)
     online = StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed)
     for step, data in enumerate(online, 1):

@@ -36,7 +36,7 @@ class Config:
     check_every: int = 250  # the paper: 1k
     patience: int = 1_000  # the paper: 10k
     sope_code: bool = False  # stop as their code does: flat values never stop a phase
-    batch_size: int = 128  # offline, and as many online; the paper: 256
+    batch_size: int = 128  # offline rows, and as many online ones; the paper: 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     dropout: float = 0.0  # of the critics; the paper: 0.001 to 0.1, by environment
     lr: float = 1e-3  # the paper: 3e-4
@@ -47,7 +47,7 @@ class Config:
 
 
 def make_learner(cfg: Config, dims: tuple[int, int]) -> Learner:
-    """Two critics with LayerNorm and dropout; the actor climbs their mean."""
+    """Two critics with LayerNorm and dropout; the actor maximizes their mean."""
     shape = {"hidden_sizes": cfg.hidden_sizes, "layer_norm": True, "layer_norm_eps": 1e-5}
     actor = make_actor(*dims, log_prob_edge=1e-6, **shape)
     critics = make_qvalue_ensemble(*dims, num_qvalue_nets=2, dropout=cfg.dropout or None, **shape)
@@ -64,7 +64,7 @@ def main(cfg: Config) -> LossModule:
     offline = load_offline(cfg.dataset, env=cfg.env)
     seed_everything(cfg.seed)
     learner = make_learner(cfg, (offline["observation"].shape[-1], offline["action"].shape[-1]))
-    alone = critics_alone(learner)  # the critics' step and the targets, at half the loss
+    alone = critics_alone(learner)  # the step of the critics and targets, at half the loss
     watch = {"check_every": cfg.check_every, "patience": cfg.patience or None, "sope_code": cfg.sope_code}
     rule = StoppingRule(max_updates=cfg.max_updates, **watch)
     buffer = HandOver(data="symmetric").buffer(offline, cfg.total_frames, batch_size=2 * cfg.batch_size)

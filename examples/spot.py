@@ -1,4 +1,4 @@
-"""SPOT (Wu et al. 2022, arXiv:2202.06239): TD3 inside the support of the data, as a VAE sees it; loosened online.
+"""SPOT (Wu et al. 2022, arXiv:2202.06239): TD3 with a penalty on actions outside the data's support.
 
 Run:  python examples/spot.py                       HalfCheetah, about three minutes on one core
       python examples/spot.py iwae=true num_samples=4
@@ -37,7 +37,7 @@ class Config:
     total_frames: int = 10_000  # the paper: 1M
     batch_size: int = 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256), VAE (750, 750)
-    density_weight: float = 5.0  # the paper: 0.025 to 1; values this young should not weigh more
+    density_weight: float = 5.0  # the paper: 0.025 to 1; after so few steps values should not count more
     cooling_floor: float = 0.2
     vae_beta: float = 0.5
     num_samples: int = 1
@@ -97,7 +97,7 @@ def main(cfg: Config) -> SPOTLoss:
             loss.density_weight.fill_(weight)
         batch = buffer.sample()
         descend(critic_optim, loss.qvalue_loss(batch)[0])
-        if step % cfg.policy_delay == 0:  # the actor and all targets move at every second critic step
+        if step % cfg.policy_delay == 0:  # the actor and all targets change at every second critic step
             loss_actor, info = loss.actor_loss(batch)
             descend(actor_optim, loss_actor)
             target_updater.step()

@@ -3,7 +3,7 @@
 Run:  python examples/td3_bc.py                     HalfCheetah, about two minutes on one core
       python examples/td3_bc.py alpha=0             behavior cloning
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset made for
-seeing the effect. The paper is offline only; continuing online like this is the usual baseline.
+seeing the effect. The paper is offline only; this online continuation is the usual baseline.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Config:
     total_frames: int = 10_000
     batch_size: int = 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
-    alpha: float = 0.5  # the paper: 2.5; values this young should not weigh more
+    alpha: float = 0.5  # the paper: 2.5; after so few steps values should not count more
     policy_noise: float = 0.2
     noise_clip: float = 0.5
     exploration_noise: float = 0.1
@@ -86,7 +86,7 @@ def main(cfg: Config) -> TD3BCLoss:
         critic_optim.zero_grad()
         loss_qvalue.backward()
         critic_optim.step()
-        if step % cfg.policy_delay == 0:  # the actor and all targets move at every second critic step
+        if step % cfg.policy_delay == 0:  # the actor and all targets change at every second critic step
             loss_actor, info = loss.actor_loss(batch)
             actor_optim.zero_grad()
             loss_actor.backward()

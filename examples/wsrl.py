@@ -1,7 +1,7 @@
 """WSRL (Zhou et al. 2024, arXiv:2412.07762): from an offline learner to an online one without keeping the data.
 
 Run:  python examples/wsrl.py                   HalfCheetah, a few minutes on one core
-      python examples/wsrl.py warmup_steps=0    without looking around first: the return falls after the hand-over
+      python examples/wsrl.py warmup_steps=0    no warm-up: the return falls after the hand-over
 Every field of Config can be given as field=value. The defaults are a CPU preset made for seeing the effect; the paper's
 own settings are in sota-implementations/wsrl.
 """
@@ -34,7 +34,7 @@ class Config:
     total_frames: int = 6_000  # the paper: 500k
     warmup_steps: int = 1_000  # the paper: 5k
     utd_ratio: int = 4
-    batch_size: int = 128  # the paper: 256, of one critic step
+    batch_size: int = 128  # rows of one critic step; the paper: 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256)
     num_qvalue_nets: int = 4  # the paper: 10
     cql_alpha: float = 5.0
@@ -87,7 +87,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
         descend(cql, before, buffer.sample(), "qvalue", "actor", "alpha")
         targets.step()
 
-    # The hand-over: everything continues but the penalty, and the data are gone.
+    # The hand-over: everything continues except the penalty, and the data are dropped.
     seed_everything(cfg.seed)
     actor, qvalues, temperature = networks(cfg, dims)
     sac = {"ensemble_reduction": "mean", "entropy_backup": False, **SOFT}
@@ -95,7 +95,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
     loss.make_value_estimator(gamma=cfg.gamma)
     rows, carry = cfg.utd_ratio * cfg.batch_size, ("actor_network", "qvalue_network", "temperature")
     how = HandOver(carry, keep_optimizers=True, data="none", warmup_steps=max(cfg.warmup_steps, rows))
-    # The authors' code moves all optimizers in every call; these rates do the same without.
+    # The authors' code steps all optimizers in every call; these rates have the same effect.
     rates = cfg.critic_lr * math.sqrt(1 + 1 / cfg.utd_ratio), cfg.actor_lr * math.sqrt(1 + cfg.utd_ratio)
     targets, optims = SoftUpdate(loss, tau=cfg.tau), optimizers(loss, *rates)
     how.apply(cql, loss, [(before[name], optims[name]) for name in optims])
@@ -105,7 +105,7 @@ def main(cfg: Config) -> EnsembleSACLoss:
     collector = StepCollector(make_gym_env(cfg.env), actor, total_frames=cfg.total_frames, seed=cfg.seed)
     for step, data in enumerate(collector, 1):
         buffer.extend(data.select(*TRANSITION))
-        if how.may_update(step):  # until then the policy stays as it is
+        if how.may_update(step):  # until then the policy does not change
             batch = buffer.sample()
             for minibatch in batch.split(cfg.batch_size):
                 descend(loss, optims, minibatch, "qvalue")

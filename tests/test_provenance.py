@@ -55,7 +55,7 @@ def test_what_json_cannot_hold_is_refused_naming_the_key(value):
 
 
 def test_configuration_must_have_names():
-    with pytest.raises(O2OSpecError, match="config is a list"):
+    with pytest.raises(O2OSpecError, match="a list as config"):
         plain_config([1])
 
 

@@ -72,28 +72,28 @@ class _Redirect(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = _ROOT + MOVED[spec.name.removeprefix(_ROOT)]
         warnings.warn(
-            f"{spec.name} has moved to {new}; the old path goes with the next release", DeprecationWarning, stacklevel=2
+            f"{spec.name} has moved to {new}; the next release removes the old path", DeprecationWarning, stacklevel=2
         )
         module = importlib.import_module(new)
         self._spec, spec.loader_state = module.__spec__, module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """The module was executed under its own name; only its own specification is put back."""
+        """Restore only the module's own specification, because it was already executed under its new name."""
         module.__spec__ = self._spec
 
 
 def install() -> None:
-    """Make the old paths importable; nothing is imported before one of them is asked for."""
+    """Make the old paths importable; nothing is imported until one of them is."""
     if not any(isinstance(finder, _Redirect) for finder in sys.meta_path):
         sys.meta_path.append(_Redirect())
 
 
 def renamed_arguments(**renamed: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Let a function take keyword arguments by their old names for one release, with a warning.
+    """Let a function accept keyword arguments by their old names for one release, with a warning.
 
     Args:
-        renamed: old name -> new name.
+        renamed: new names by old name.
 
     Examples:
         >>> import warnings
@@ -128,7 +128,7 @@ def old_names(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
 
     Args:
         module: its ``__name__``.
-        names: old name -> what it stands for.
+        names: functions and classes by old name.
 
     Examples:
         >>> old_names("here", {"summarise": sum})("nothing")
@@ -149,4 +149,4 @@ def old_names(module: str, names: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"{text}; the old name goes with the next release", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{text}; the next release removes the old name", DeprecationWarning, stacklevel=3)

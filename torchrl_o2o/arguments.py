@@ -35,19 +35,18 @@ class _UnfitError(Exception):
 
 
 def checked_arguments(function: T) -> T:
-    """Let a function refuse arguments that are not of the kind that its annotations say.
+    """Make a function raise an error for arguments that do not fit its annotations.
 
-    Checked are numbers, switches, words, choices, networks, other objects where plain values came in their place, and
-    lists of these. NaN and ``True`` are not numbers, and ``"false"`` is not a switch. Numbers of numpy and
-    torch become Python's, which files can hold. The default is accepted whatever it is. Ranges are the function's own
-    business.
+    It checks numbers, booleans, strings, choices, networks, plain values in place of other objects, and lists of these.
+    NaN and ``True`` are not numbers, and ``"false"`` is not a boolean. Numbers of numpy and torch become Python
+    numbers, which files can store. The default is always accepted. The function itself checks ranges.
 
     Args:
-        function: a function, or a class for its constructor, with annotations. What they mean is looked up at its first
-            call.
+        function: a function, or a class for its constructor, with annotations. They are evaluated at its first call.
 
     Returns:
-        The function, which raises :class:`~torchrl_o2o.errors.O2OSpecError` before it begins; or the class.
+        The function with the check before its call, or the class. The check raises
+        :class:`~torchrl_o2o.errors.O2OSpecError`.
 
     Examples:
         >>> @checked_arguments
@@ -116,7 +115,7 @@ class ChecksArguments:
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Check the arguments of the constructor that this class brings along, if it does."""
+        """Check the arguments of this class's own constructor, if it has one."""
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = checked_arguments(cls.__init__)

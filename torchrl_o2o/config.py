@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Typed ``field=value`` settings for scripts, on OmegaConf: unknown fields and wrong types are refused."""
+"""Typed ``field=value`` settings for scripts, on OmegaConf: unknown fields and wrong types raise an error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
             raise O2OSpecError(f"unknown setting {name!r}; {hint}Known are: {', '.join(known)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(words))
-        config = cast(T, OmegaConf.to_object(merged))  # an object of the schema that it was structured by
+        config = cast(T, OmegaConf.to_object(merged))  # an object of the schema
     except OmegaConfBaseException as error:
         raise O2OSpecError(f"{str(error).splitlines()[0]} (in {' '.join(words)})") from error
     tuples = {name: tuple(value) for name, value in vars(config).items() if isinstance(value, list)}
@@ -76,7 +76,7 @@ def parse_config(schema: type[T], words: Sequence[str] | None = None) -> T:
 
 
 def _usage(schema: type[DataclassInstance]) -> str:
-    """The fields with types and defaults, a line each."""
+    """The fields with types and defaults, one per line."""
     fields = dataclasses.fields(schema)
     defaults = vars(schema())
     kinds = [field.type.__name__ if isinstance(field.type, type) else field.type for field in fields]

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Crash-safe files: plain writes, a flush to disk, and one rename into place; and a lock on a folder.
+"""Crash-safe files (plain writes, a flush to disk, one rename into place) and a lock on a folder.
 
 Memory-mapped writes are avoided on purpose: on a full disk they raise ``SIGBUS`` instead of an ``OSError``.
 Files are opened without following symbolic links, because a folder from elsewhere may contain links to other files.
@@ -41,18 +41,18 @@ _ZEROS = 2**20
 
 
 def open_file(path: Path, *, append: bool = False) -> BinaryIO:
-    """Open a file to write bytes: a new one in place of what is there, or to read and append to what is there.
+    """Open a file for writing bytes, replacing an existing one, or for reading and appending.
 
-    A symbolic link is replaced in the first case and refused in the second; what it points to is never touched.
+    A symbolic link is replaced in the first case and raises an error in the second; its target is never changed.
 
     Args:
         path: the file.
 
     Keyword Args:
-        append: keep the content, and let it be read too. Writes are not buffered. Defaults to ``False``.
+        append: keep the content and allow reading it. Writes are not buffered. Defaults to ``False``.
 
     Raises:
-        OSError: if it cannot be opened, is a symbolic link (``append``), or is no regular file.
+        OSError: if it cannot be opened, is a symbolic link (with ``append``), or is not a regular file.
 
     Examples:
         >>> import tempfile
@@ -76,26 +76,26 @@ def open_file(path: Path, *, append: bool = False) -> BinaryIO:
 
 
 def refuse_link(folder: Path) -> None:
-    """Refuse a folder that is a symbolic link: what is written and removed in it would be somewhere else.
+    """Raise if a folder is a symbolic link, because files would be written and removed somewhere else.
 
     Args:
         folder: the folder, which need not exist.
 
     Raises:
-        O2OCheckpointError: if it is one, naming where it leads.
+        O2OCheckpointError: if it is one; the message names the target.
 
     Examples:
         >>> refuse_link(Path("nowhere"))
     """
     if folder.is_symlink():
         raise O2OCheckpointError(
-            f"{folder} is a symbolic link to {os.readlink(folder)}, expected a folder of the run's own: files would be "
+            f"got {folder}, a symbolic link to {os.readlink(folder)}, expected a folder, because files would be "
             "written and removed there; remove the link, or name the folder itself"
         )
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Tell a file or folder from another one that takes its name: device and inode.
+    """Identify a file or folder by device and inode, so that another one of the same name is recognized.
 
     Args:
         path: an existing file or folder.
@@ -109,14 +109,14 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 def refuse_other(folder: Path, expected: tuple[int, int]) -> None:
-    """See that a folder is still the one that had its name, so that nothing is written into another one.
+    """Raise if another folder has taken a folder's name, so that nothing is written into it.
 
     Args:
         folder: its path.
-        expected: its :func:`identity` at first.
+        expected: its original :func:`identity`.
 
     Raises:
-        O2OCheckpointError: if it was moved or removed, and perhaps another one has taken its name.
+        O2OCheckpointError: if it was moved or removed, even if another folder now has its name.
 
     Examples:
         >>> refuse_other(Path("."), identity(Path(".")))
@@ -125,8 +125,8 @@ def refuse_other(folder: Path, expected: tuple[int, int]) -> None:
         if identity(folder) == expected:
             return
     raise O2OCheckpointError(
-        f"{folder} is not the folder this run began in: it was moved or removed while the run continued; move it back, "
-        "or resume the run where it is now"
+        f"{folder} is not the folder that this run began in: it was moved or removed during the run; move it back, or "
+        "resume the run at the new place"
     )
 
 
@@ -134,8 +134,8 @@ def write_durably(path: Path, data: bytes) -> None:
     """Write a new file and return only when its bytes are on the disk.
 
     Args:
-        path: the file; overwritten if it exists, so not for files a reader may look at (see :func:`replace_durably`).
-            A symbolic link there is replaced.
+        path: the file; overwritten if it exists. Use :func:`replace_durably` for files that others may read meanwhile.
+            A symbolic link is replaced.
         data: its whole content.
 
     Raises:
@@ -172,14 +172,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_durably(path: Path, data: bytes) -> None:
-    """Give a file new content such that a reader, or a crash, sees the old content or the new one, never a mixture.
+    """Replace a file's content so that a reader sees the old or the new content, never a mixture, even after a crash.
 
     Args:
-        path: the file to create or replace; ``<name>.tmp`` next to it is used on the way.
+        path: the file to create or replace; ``<name>.tmp`` next to it is used as a temporary file.
         data: its whole new content.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written; the old content then stands.
+        OSError: if the disk is full or the folder cannot be written; the file then keeps the old content.
 
     Examples:
         >>> import tempfile
@@ -195,13 +195,13 @@ def replace_durably(path: Path, data: bytes) -> None:
 
 
 def reserve(path: Path) -> None:
-    """Take the blocks of a new file of zeros on the disk, so that a mapped write into it cannot end in ``SIGBUS``.
+    """Allocate the disk blocks of a new file of zeros, so that a memory-mapped write into it cannot raise ``SIGBUS``.
 
     Args:
         path: a file that is still all zeros, of its full size.
 
     Raises:
-        OSError: if the disk has no room for it.
+        OSError: if the disk is full.
 
     Examples:
         >>> import tempfile
@@ -219,16 +219,16 @@ def reserve(path: Path) -> None:
 
 
 class FolderLock:
-    """One writer a folder: an advisory ``flock`` on ``FOLDER/.lock`` that the kernel frees when its holder dies.
+    """Lock for one writer per folder: an advisory ``flock`` on ``FOLDER/.lock``, freed when its process ends.
 
-    A lock file left by a killed process is therefore no obstacle.
+    A lock file left by a killed process therefore does not block.
 
     Args:
         folder: an existing folder.
 
     Raises:
-        O2OCheckpointError: if another process (or this one, elsewhere) holds it, naming that process, or if the folder
-            cannot be written.
+        O2OCheckpointError: if another process, or another part of this one, holds the lock (the message names the
+            process), or if the folder cannot be written.
 
     Examples:
         >>> import tempfile
@@ -266,7 +266,7 @@ class FolderLock:
         ) from error
 
     def release(self) -> None:
-        """Let others have the folder; calling it again does nothing."""
+        """Release the lock; further calls do nothing."""
         self._file.close()
 
     def __enter__(self) -> FolderLock:

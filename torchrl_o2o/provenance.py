@@ -5,7 +5,7 @@
 """The provenance of a run: its configuration in plain JSON values, its command, versions and commit.
 
 Environment variables are never recorded, not even if a configuration refers to one, because they may hold secrets.
-Nothing here imports torch before a run is described.
+torch is imported only when a run is described.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["describe_run", "git_commit", "package_versions", "plain_config", "pl
 
 _PACKAGES = ("torchrl_o2o", "torch", "torchrl", "tensordict", "gymnasium", "mujoco", "dm_control", "numpy")
 _GIT_TIMEOUT_SECONDS = 10
-# Options against commands that a checkout's own configuration could make git run.
+# Options that prevent git from running commands of a checkout's own configuration.
 _GIT_HARMLESS = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "status.submoduleSummary=false")
 _REFERENCE = re.compile(r"(?<!\\)\$\{\s*(\.*[A-Za-z_0-9][\w\-]*(?:\.[\w\-]+|\[[\w\-]+\])*)\s*\}")
 _DEPTH = 20
@@ -55,16 +55,16 @@ def plain_config(config: Any) -> dict[str, Any]:
     """Turn a configuration into JSON values, so that it can be written, compared and hashed.
 
     Args:
-        config: a mapping (a hydra config too) or a dataclass instance of numbers, strings, paths, dtypes, devices and
-            sequences and mappings of them. Sequences become lists, non-finite floats strings (:func:`plain_number`).
-            References to other keys, such as ``${seed}`` and ``${env.id}``, are replaced by what stands there. No
-            resolver is called: ``${oc.env:HOME}`` and whatever else stays as it is written.
+        config: a mapping (or a Hydra configuration) or a dataclass instance of numbers, strings, paths, dtypes,
+            devices, and sequences and mappings of them. Sequences become lists and non-finite floats become strings
+            (:func:`plain_number`). References to other keys, such as ``${seed}`` and ``${env.id}``, are replaced by the
+            values of those keys. No resolver is called: ``${oc.env:HOME}`` and the like stay unchanged.
 
     Returns:
         A dict with string keys.
 
     Raises:
-        O2OSpecError: if a value has no faithful JSON form, naming its key.
+        O2OSpecError: if a value cannot be represented in JSON; the message names its key.
 
     Examples:
         >>> plain_config({"lr": 3e-4, "hidden": (256, 256), "clip": float("inf"), "root": Path("a/b")})
@@ -75,7 +75,7 @@ def plain_config(config: Any) -> dict[str, Any]:
     """
     plain = _plain(config, "config")
     if not isinstance(plain, dict):
-        raise O2OSpecError(f"config is a {type(config).__name__}, expected a mapping or a dataclass instance")
+        raise O2OSpecError(f"got a {type(config).__name__} as config, expected a mapping or a dataclass instance")
     return plain
 
 
@@ -109,7 +109,7 @@ def _is_of_torch(value: Any) -> bool:
 
 
 def _referenced(config: Any) -> Any:
-    """A Hydra configuration as plain values, in which only references to other keys are resolved.
+    """A Hydra configuration as plain values; only references to other keys are resolved.
 
     Resolvers (``${name:...}``) can read environment variables and files, so they are never called: everything except
     ``${key}`` and ``${a.b.c}`` stays as text.
@@ -160,7 +160,7 @@ def _look_up(key: str, place: list[str], root: Any) -> tuple[Any, list[str] | No
 
 
 def package_versions() -> dict[str, str | None]:
-    """Look up the versions of Python and of the packages that decide a run's numbers, without importing them.
+    """Look up the versions of Python and of the packages that affect a run's numbers, without importing them.
 
     Returns:
         Version strings by package name; None for a package that is not installed.
@@ -180,7 +180,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit(folder: Path) -> dict[str, Any] | None:
-    """Name the commit that a folder is checked out at.
+    """Find the commit of a folder's checkout.
 
     Args:
         folder: any folder.
@@ -206,7 +206,7 @@ def _filters(folder: Path) -> list[str]:
 
 
 def _git(folder: Path, *words: str, without: Sequence[str] = ()) -> str | None:
-    """Run git so that the folder's configuration cannot run anything: no monitor, hook, filter or index update."""
+    """Run git so that the folder's configuration cannot run commands (no monitor, hooks, filters, index update)."""
     settings = [word for setting in (*_GIT_HARMLESS, *without) for word in ("-c", setting)]
     command = ["git", "--no-optional-locks", "--no-pager", *settings, "-C", str(folder), *words]
     try:
@@ -217,7 +217,7 @@ def _git(folder: Path, *words: str, without: Sequence[str] = ()) -> str | None:
 
 
 def describe_run(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the running process: what was asked of it, and what it runs on.
+    """Describe the running process: its settings, command, versions and threads.
 
     Args:
         config: JSON values, see :func:`plain_config`.

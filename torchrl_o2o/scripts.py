@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Find and start the training scripts: `sota-implementations/` of a checkout, or the copy in a wheel.
 
-Hydra's ``--config-dir`` adds a folder of settings files. They may come from anywhere, so settings of Hydra itself are
-refused in them: its callbacks, launchers and loggers are classes that Hydra imports and calls.
+Hydra's ``--config-dir`` adds a folder of settings files from any source. These must not configure Hydra itself, because
+its callbacks, launchers and loggers are classes that Hydra imports and calls.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["check_config_dirs", "find_script", "script_command", "script_config", "script_names", "start"]
 
 _PACKAGE = Path(__file__).resolve().parent
-#: In a wheel the scripts are inside the package, in a checkout next to it.
+#: In a wheel the scripts are inside the package; in a checkout they are next to it.
 _FOLDERS = (_PACKAGE / "_scripts", _PACKAGE.parent / "sota-implementations")
 _FOLDER_OPTION = re.compile(r"-cd|-cp|--config-(d|di|dir|p|pa|pat|path)")  # Hydra accepts abbreviated options
 _SEARCH_PATH = re.compile(r"file://([^\],'\"\s]+)")
@@ -43,7 +43,7 @@ def find_script(name: str) -> Path:
         The script's path.
 
     Raises:
-        O2OSpecError: if there is no such script.
+        O2OSpecError: if there is no script of this name.
 
     Examples:
         >>> from torchrl_o2o.scripts import find_script
@@ -55,10 +55,10 @@ def find_script(name: str) -> Path:
     if path is not None and name in (path.stem, f"{path.parent.name}/{path.stem}"):
         return path
     if not scripts:
-        raise O2OSpecError(f"no training script is installed (looked in {' and '.join(map(str, _FOLDERS))}); reinstall")
+        raise O2OSpecError(f"found no training scripts in {' and '.join(map(str, _FOLDERS))}; reinstall torchrl_o2o")
     close = difflib.get_close_matches(name, scripts)
     hint = f" ({close[0]}?)" if close else ""
-    raise O2OSpecError(f"no script is called {name!r}; there are {', '.join(scripts)}{hint}")
+    raise O2OSpecError(f"got the unknown script {name!r}, expected one of {', '.join(scripts)}{hint}")
 
 
 def script_names() -> list[str]:
@@ -99,16 +99,16 @@ def script_command(name: str, overrides: Sequence[str]) -> list[str]:
 
 
 def script_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that a script has under some overrides, for a notebook, a test or a script of your own.
+    """A script's configuration with some overrides, for a notebook, a test or your own script.
 
-    Its sections are what the constructors of :mod:`torchrl_o2o.trainers.algorithms` read.
+    The constructors of :mod:`torchrl_o2o.trainers.algorithms` read its sections.
 
     Args:
         name: as in :func:`find_script`.
         overrides: Hydra overrides, for example ``["task=hopper", "preset=cpu", "seed=1"]``. Defaults to none.
 
     Returns:
-        The configuration, composed anew at each call.
+        The configuration, composed again at each call.
 
     Raises:
         O2OSpecError: if there is no such script, Hydra is not installed or refuses an override, or as
@@ -136,15 +136,15 @@ def script_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def start(main: Callable[[], object]) -> None:
-    """Start a script's main function, unless a settings file of its command line is refused.
+    """Start a script's main function after checking the settings files of its command line.
 
-    Hydra runs what such a file says before it calls the function itself, so that it is looked at here.
+    Hydra acts on these files before it calls the function, so they are checked here.
 
     Args:
-        main: decorated by ``hydra.main``.
+        main: the function, decorated by ``hydra.main``.
 
     Raises:
-        SystemExit: if a file is refused, with the sentence of :func:`check_config_dirs`.
+        SystemExit: if :func:`check_config_dirs` raises; with its message.
 
     Examples:
         >>> start(lambda: print("trains"))
@@ -158,15 +158,15 @@ def start(main: Callable[[], object]) -> None:
 
 
 def check_config_dirs(words: Sequence[str]) -> None:
-    """Refuse settings files that configure Hydra itself, in the folders that a command line adds to Hydra's own.
+    """Raise if settings files configure Hydra itself, in the folders that a command line adds.
 
-    Those are of ``--config-dir``, ``--config-path`` and ``hydra.searchpath``.
+    These are the folders of ``--config-dir``, ``--config-path`` and ``hydra.searchpath``.
 
     Args:
-        words: of a script's command line.
+        words: the words of a script's command line.
 
     Raises:
-        O2OSpecError: naming the file and what in it is refused, or that a file cannot be read.
+        O2OSpecError: if a file configures Hydra or cannot be read; the message names the file and the part.
 
     Examples:
         >>> import tempfile
@@ -181,8 +181,8 @@ def check_config_dirs(words: Sequence[str]) -> None:
             found = next(_hydra_parts(file, folder), None)
             if found is not None:
                 raise O2OSpecError(
-                    f"{file} configures Hydra itself ({found}), through which a settings file can run any code; take "
-                    "that out, and give Hydra's options on the command line"
+                    f"{file} configures Hydra itself ({found}), which could run any code; remove that part, and give "
+                    "Hydra's options on the command line"
                 )
 
 
@@ -207,7 +207,7 @@ def _hydra_parts(file: Path, folder: Path) -> Iterator[str]:
         documents = list(yaml.safe_load_all(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).replace("\n", " ")
-        raise O2OSpecError(f"{file} cannot be read as YAML ({reason}); fix it or take it out of {folder}") from error
+        raise O2OSpecError(f"{file} cannot be read as YAML ({reason}); fix it or remove it from {folder}") from error
     yield from (package for package in _PACKAGE_LINE.findall(text) if "hydra" in package)
     for document in documents:
         if isinstance(document, dict):

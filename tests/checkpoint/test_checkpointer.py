@@ -106,9 +106,7 @@ def test_saving_the_step_saved_last_does_nothing(tmp_path):
 def test_steps_go_up(tmp_path):
     Run(tmp_path).train(5).save().close()
     other = Checkpointer(tmp_path / "checkpoints", objects={"counters": {}})
-    with pytest.raises(
-        O2OCheckpointError, match=r"holds a checkpoint of step 5, so step 4 cannot be saved: restore\(\)"
-    ):
+    with pytest.raises(O2OCheckpointError, match=r"got step 4, expected more than 5, .*restore\(\)"):
         other.save(4)
 
 
@@ -189,7 +187,7 @@ def test_rows_written_out_of_turn_are_refused(tmp_path):
     checkpoint = Checkpointer(tmp_path, objects={}, buffer=buffer)
     buffer.extend(rows(0, 4))
     buffer.writer.write_at(torch.tensor([1]), rows(9, 1))
-    with pytest.raises(O2OSpecError, match="written out of turn"):
+    with pytest.raises(O2OSpecError, match="written in order; use add and extend"):
         checkpoint.save(1)
 
 
@@ -206,7 +204,7 @@ def test_object_whose_state_needs_code_is_refused_at_the_save(tmp_path):
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ({"net": 3}, "object 'net' is a int, expected a dict or something with a state_dict"),
+        ({"net": 3}, r"got a int as object 'net', expected a dict or an object with state_dict"),
         ({"../net": {}}, r"object name '\.\./net'"),
         ({"rng": {}}, "object name 'rng'"),
     ],
@@ -217,7 +215,7 @@ def test_what_has_no_state_is_refused_at_the_start(tmp_path, objects, message):
 
 
 def test_keep_must_be_positive(tmp_path):
-    with pytest.raises(O2OSpecError, match="keep is 0"):
+    with pytest.raises(O2OSpecError, match="got keep=0"):
         Checkpointer(tmp_path, objects={}, keep=0)
 
 
@@ -257,7 +255,7 @@ def test_other_configuration_is_refused_naming_both_sides(tmp_path):
 
 def test_other_objects_are_refused_naming_both_sides(tmp_path):
     Checkpointer(tmp_path, objects={"net": {}, "optim": {}}).save(1)
-    with pytest.raises(O2OCheckpointError, match=r"holds \['net', 'optim'\], this run has \['actor', 'net'\]"):
+    with pytest.raises(O2OCheckpointError, match=r"got the objects \['actor', 'net'\], expected \['net', 'optim'\]"):
         Checkpointer(tmp_path, objects={"net": {}, "actor": {}}).restore()
 
 
@@ -271,7 +269,7 @@ def test_other_shapes_are_refused_naming_both_sides(tmp_path):
 
 def test_other_offline_data_are_refused_naming_both_sizes(tmp_path):
     Checkpointer(tmp_path, objects={}, buffer=new_buffer()).save(1)
-    with pytest.raises(O2OCheckpointError, match=r"offline region .* \(0, 30\), this buffer's \(0, 29\)"):
+    with pytest.raises(O2OCheckpointError, match=r"offline region .* \(0, 29\), expected \(0, 30\)"):
         Checkpointer(tmp_path, objects={}, buffer=new_buffer(offline=29)).restore()
 
 
@@ -295,7 +293,7 @@ def test_other_versions_are_a_warning(tmp_path):
 def test_newer_format_is_refused(tmp_path):
     Checkpointer(tmp_path, objects={}).save(1)
     write_manifest(tmp_path / "step-1", read_manifest(tmp_path / "step-1") | {"format": 2})
-    with pytest.raises(O2OCheckpointError, match="has format 2, this version of torchrl_o2o reads 1"):
+    with pytest.raises(O2OCheckpointError, match=r"got the format 2 .*expected 1 in this version of torchrl_o2o"):
         Checkpointer(tmp_path, objects={}).restore()
 
 
@@ -355,7 +353,7 @@ def test_a_damaged_segment_is_taken_from_its_copy_and_mended(tmp_path, harm, pos
     segment = root / "segments" / segments_of(root, 8)[position]["file"]
     content = segment.read_bytes()
     harm(segment)
-    with pytest.warns(UserWarning, match=rf"DAMAGED: .*{segment.name}.*its copy is taken"):
+    with pytest.warns(UserWarning, match=rf"DAMAGED: .*{segment.name}.*its copy is used"):
         run = Run(tmp_path / "run", resume=True)
     assert run.restored == 8
     assert segment.read_bytes() == content
@@ -458,10 +456,10 @@ def test_single_objects_are_read_without_changing_anything(tmp_path):
 
 
 def test_reading_what_is_not_there_says_what_is(tmp_path):
-    with pytest.raises(O2OCheckpointError, match="holds no checkpoint"):
+    with pytest.raises(O2OCheckpointError, match="without a checkpoint"):
         load_objects(tmp_path, {})
     Checkpointer(tmp_path, objects={"net": {}}).save(1)
-    with pytest.raises(O2OCheckpointError, match=r"holds \['net.pt', 'rng.pt'\], not \['actor'\]"):
+    with pytest.raises(O2OCheckpointError, match=r"got \['actor'\], expected .*\['net.pt', 'rng.pt'\]"):
         load_objects(tmp_path, {"actor": {}})
 
 

@@ -47,7 +47,7 @@ def test_a_damaged_one_takes_all_back(tmp_path: Path) -> None:
 
 def test_no_common_step_is_refused_and_nothing_is_set_aside(tmp_path: Path) -> None:
     made = folders(tmp_path, [[3, 4], []])
-    with pytest.raises(O2OCheckpointError, match="no valid checkpoint of one step"):
+    with pytest.raises(O2OCheckpointError, match="expected a common step"):
         common_step(made)
     assert steps(made[0]) == [4, 3]
 

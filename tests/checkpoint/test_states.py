@@ -170,7 +170,7 @@ def test_an_updates_counts_are_of_its_own_steps() -> None:
     for wrong in ({}, {"calls": 3}, state | {"calls": -1}, state | {"counts": None}, state | {"counts": {1: 0.5}}):
         with pytest.raises(O2OSpecError, match="got a state of Update"):
             twin.load_state_dict(wrong)
-    with pytest.raises(O2OSpecError, match=r"turns of step 1, expected of the Every at \[0\]"):
+    with pytest.raises(O2OSpecError, match=r"turns of step 1, expected turns of the Every steps \[0\]"):
         update(first=True).load_state_dict(state)
 
 
@@ -196,7 +196,9 @@ def test_a_loss_of_other_networks_is_refused_as_a_whole() -> None:
     wider = EnsembleSACLoss(
         make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, num_qvalue_nets=3, hidden_sizes=(8,))
     )
-    with pytest.raises(O2OSpecError, match=r"'qvalue_network_params.*of shape \[3, .*has \[2, .*number of critics"):
+    with pytest.raises(
+        O2OSpecError, match=r"'qvalue_network_params.*of shape \[3, .*expected \[2, .*number of critics"
+    ):
         first.load_state_dict(wider.state_dict())
     with pytest.raises(O2OSpecError, match="got a list, expected"):
         first.load_state_dict([])

@@ -135,12 +135,12 @@ def faulty(which: str) -> TensorDict:
 SENTENCES = {
     "not finite": r"\('next', 'reward'\) of a transition is not finite; put its environment into a GuardedEnv",
     "guard": "its guard rejected the step",
-    "unknown policy": "it acted by policy 5, the learner has made 0",
-    "stale": "its policy was 4 versions old, allowed are 3",
+    "unknown policy": "it acted by policy 5, expected at most 0",
+    "stale": "its policy was 4 versions old, expected at most 3",
 }
 FINAL = {
     "shape": r"'observation' has shape \[4\] in place of \[3\]; give it the learner's task",
-    "version": "its torchrl_o2o is 0.0.1, the learner's .*; install one version everywhere",
+    "version": "its torchrl_o2o is 0.0.1, expected .*; install the same version everywhere",
 }
 
 
@@ -520,7 +520,7 @@ def test_a_real_actor_of_another_version_delivers_nothing():
     ("wrong", "said"),
     [
         ("type", r"'observation' is torch\.float64 in place of torch\.float32.*; give it the learner's task"),
-        ("shape", r"got observations of shape \(4,\), expected \[3\].*; fix them"),
+        ("shape", r"got observations of shape \(4,\), expected \[3\].*; fix the actors"),
     ],
 )
 def test_a_real_actor_of_another_task_delivers_nothing(wrong: str, said: str):

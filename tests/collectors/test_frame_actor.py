@@ -48,7 +48,7 @@ def test_other_frames_are_refused(act: FrameActor, frame: np.ndarray) -> None:
 
 
 def test_each_kind_of_actor_names_the_other(act: FrameActor) -> None:
-    with pytest.raises(O2OSpecError, match="acts by FrameActor"):
+    with pytest.raises(O2OSpecError, match="use FrameActor"):
         FastActor(act.actor)
-    with pytest.raises(O2OSpecError, match="act by FastActor"):
+    with pytest.raises(O2OSpecError, match="use FastActor"):
         FrameActor(make_actor(3, 1))

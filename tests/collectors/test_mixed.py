@@ -125,8 +125,8 @@ def test_a_run_from_images_and_a_state(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(words) == 0
     assert main([*words, "--env", "o2o/DotReach-v0"]) == 2
     error = capsys.readouterr().err
-    assert "reads {'wrist': '9x16x16', 'joints': '2'} observation entries" in error
-    assert "o2o/DotReach-v0 has 9x16x16 and 2" in error
+    assert "with {'wrist': '9x16x16', 'joints': '2'} observation entries" in error
+    assert "expected 9x16x16 and 2 as in o2o/DotReach-v0" in error
     assert main(["export", str(tmp_path)]) == 2
     assert "expected an actor" in capsys.readouterr().err
 

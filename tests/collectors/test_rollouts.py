@@ -105,7 +105,7 @@ def test_it_counts_and_goes_on() -> None:
 @pytest.mark.parametrize(("broken_at", "length"), [(3, 2), (1, 0)])
 def test_a_rejected_step_ends_the_episode_and_is_left_out(broken_at: int, length: int) -> None:
     rollouts = ReturnConditionedRollouts(GuardedEnv(lambda: Counting(broken_at)), Witness(), 1.0)
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="is rejected"):
         episode = rollouts.roll_out(1.0, seed=0)
     assert len(episode) == length
     assert episode["next", "truncated"].sum() == episode["next", "done"].sum() == min(length, 1)

@@ -85,7 +85,7 @@ def test_fast_acting_is_the_same_to_rounding() -> None:
     slow, fast = collect(False), collect(True)
     assert torch.equal(slow["action"][:10], fast["action"][:10]), "random actions are the same"
     torch.testing.assert_close(fast["action"], slow["action"], rtol=0.0, atol=1e-4)
-    with pytest.raises(O2OSpecError, match="expected an actor of make_actor"):
+    with pytest.raises(O2OSpecError, match="expected an actor from make_actor"):
         StepCollector(
             make_gym_env("Pendulum-v1"), TensorDictSequential(make_actor(3, 1)), total_frames=1, fast_act=True
         )
@@ -278,7 +278,7 @@ def test_without_a_guard_a_fault_is_an_error() -> None:
     with pytest.raises(EnvFaultError, match=r"Counter: step returned an observation that is not finite; .*GuardedEnv"):
         list(collector)
     env.state = np.zeros(3, np.float32)
-    with pytest.raises(EnvFaultError, match=r"shape \(3,\) came back, the space says \(1,\)"):
+    with pytest.raises(EnvFaultError, match=r"shape \(3,\) came back, expected \(1,\)"):
         list(collector)
 
 

@@ -128,7 +128,7 @@ def test_other_actors() -> None:
         (data,) = VectorCollector(envs, actor, total_frames=2, seeds=[0, 1])
         torch.testing.assert_close(data["action"], actor(data.select("observation"))["action"].detach())
     collector = VectorCollector(envs)
-    with pytest.raises(O2OSpecError, match="no actor"):
+    with pytest.raises(O2OSpecError, match="without actor"):
         next(iter(collector))
 
 
@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(O2OSpecError, match="num_envs=0"):
         make_vector_env(pendulum, 0)
     seeded, other = VectorCollector(envs, seeds=[0, 1]), VectorCollector(envs)
-    with pytest.raises(O2OSpecError, match=r"2 environments and seeds, this one 2 and no seeds"):
+    with pytest.raises(O2OSpecError, match=r"2 environments and seeds, this one has 2 and no seeds"):
         other.load_state_dict(seeded.state_dict())
 
 

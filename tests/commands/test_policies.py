@@ -121,7 +121,7 @@ def test_play_without_a_renderer(
 
     monkeypatch.setattr("torchrl_o2o.envs.make_gym_env", lambda *args, **options: Blind(make_drawing(*args, **options)))
     assert main(["play", str(run)]) == 2
-    assert "Pendulum-v1 cannot be drawn here (ImportError: no GL library)" in capsys.readouterr().err
+    assert "Pendulum-v1 cannot be rendered here (ImportError: no GL library)" in capsys.readouterr().err
     monkeypatch.setattr("torchrl_o2o.envs.make_gym_env", make_drawing)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "PIL" else found(name))
@@ -135,11 +135,11 @@ def test_where_a_policy_cannot_go(command: str, run: Path, capsys: pytest.Captur
     assert main([command, str(run / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main([command, str(run), "--env", "MountainCarContinuous-v0"]) == 2
-    assert "reads 3 observation entries and gives 1 action dimensions" in capsys.readouterr().err
+    assert "with 3 observation entries and 1 action dimensions" in capsys.readouterr().err
     file = run / "policy.pt"
     file.write_bytes(dump("policy", load(file.read_bytes()) | {"env": None}))
     assert main([command, str(run)]) == 2
-    assert "does not say which environment it is for; name one with --env" in capsys.readouterr().err
+    assert "without an environment; name one with --env" in capsys.readouterr().err
 
 
 def test_a_policy_file_names_no_module_to_import(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

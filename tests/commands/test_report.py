@@ -50,7 +50,7 @@ def test_the_metric_can_be_chosen(tmp_path, capsys):
 
 
 def test_a_folder_without_runs_is_an_input_error(tmp_path):
-    with pytest.raises(O2ODataError, match="holds no run"):
+    with pytest.raises(O2ODataError, match="without a run"):
         run_report(tmp_path, "--out", tmp_path)
 
 

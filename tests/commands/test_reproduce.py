@@ -60,4 +60,4 @@ def test_wrong_input_is_told(tmp_path, capsys):
     assert main(["reproduce", "show", "nothing", *folders(tmp_path)]) == 2
     printed = capsys.readouterr().err
     assert "expected K/N" in printed
-    assert "there is no claim 'nothing'" in printed
+    assert "got the unknown claim 'nothing'" in printed

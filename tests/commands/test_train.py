@@ -48,5 +48,5 @@ def test_other_scripts_of_a_folder(name: str, commands: list[list[str]]) -> None
 @pytest.mark.parametrize("name", ["rlpdd", "a3rl/rlpd", "", "../rlpd"])
 def test_unknown_scripts_are_named(name: str, commands: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", name]) == 2
-    assert "there are a3rl, " in capsys.readouterr().err
+    assert "expected one of a3rl, " in capsys.readouterr().err
     assert not commands

@@ -83,7 +83,7 @@ def test_dropping_everything_is_an_error() -> None:
     data["action"][:] = float("nan")
     with pytest.raises(O2ODataError, match="no finite transition is left"):
         audit(data, on_bad="drop")
-    with pytest.raises(O2ODataError, match="no transition is finite"):
+    with pytest.raises(O2ODataError, match="got no finite transition"):
         drop_non_finite(data)
 
 

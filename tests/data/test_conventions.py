@@ -133,9 +133,9 @@ def test_other_statistics_are_another_convention() -> None:
 def test_statistics_of_another_width_are_refused() -> None:
     """One number would standardize every width without a word."""
     fitted = Convention(normalize_observations=True).fit(random_transitions(9, 1, 1))
-    with pytest.raises(O2OSpecError, match=r"observations of shape \[3\], the statistics are of \[1\]"):
+    with pytest.raises(O2OSpecError, match=r"observations of shape \[3\], expected \[1\] as in the statistics"):
         fitted.data(random_transitions(4, 3, 1))
-    with pytest.raises(O2OSpecError, match=r"observations of shape \[3\], the statistics are of \[1\]"):
+    with pytest.raises(O2OSpecError, match=r"observations of shape \[3\], expected \[1\] as in the statistics"):
         fitted.env(make_gym_env("Pendulum-v1"))
 
 
@@ -148,7 +148,7 @@ def test_observations_are_standardized_once(tmp_path: Path) -> None:
     def build() -> gymnasium.Env:
         return fitted.env(make_gym_env("Pendulum-v1", max_episode_steps=5))
 
-    with pytest.raises(O2OSpecError, match="standardized already, expected its own observations"):
+    with pytest.raises(O2OSpecError, match="with standardized observations, expected its own observations"):
         fitted.env(gymnasium.wrappers.TimeLimit(build(), 3))
     trained = make_gaussian_actor(3, 1, hidden_sizes=(8,))
     loaded = load_policy(save_policy(tmp_path, trained, convention=fitted, action_box=([-1.0], [1.0])))
@@ -157,7 +157,7 @@ def test_observations_are_standardized_once(tmp_path: Path) -> None:
         lambda: StepCollector(build(), loaded, total_frames=1),
         lambda: VectorCollector(make_vector_env(build, 2), loaded, total_frames=2),
     ):
-        with pytest.raises(O2OSpecError, match="got a policy that standardizes observations, as load_policy gives it"):
+        with pytest.raises(O2OSpecError, match="got a policy that standardizes observations, as from load_policy"):
             act()
     bare = evaluate(loaded, lambda: make_gym_env("Pendulum-v1", max_episode_steps=5), num_episodes=2, seed=0)
     np.testing.assert_allclose(bare.returns, evaluate(trained, build, num_episodes=2, seed=0).returns, rtol=1e-4)

@@ -63,7 +63,7 @@ def test_a_cut_ends_an_episode_and_state_is_kept() -> None:
 
 @pytest.mark.parametrize("wrong", [random_transitions(2, 1, 1), random_transitions(1, 1, 1)[0]])
 def test_one_transition_at_a_time(wrong: TensorDict) -> None:
-    with pytest.raises(O2OSpecError, match=r"expected \[1\], one at a time"):
+    with pytest.raises(O2OSpecError, match=r"expected \[1\]; add one at a time"):
         EpisodeRows(2, 0.9).add(wrong)
 
 

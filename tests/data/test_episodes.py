@@ -176,7 +176,7 @@ def test_rows_that_fill_trajectories_up_are_refused() -> None:
         lambda: buffer.extend(data),
     ]
     for call in calls:
-        with pytest.raises(O2ODataError, match="1 of 6 rows, the first in row 2, only fill trajectories up"):
+        with pytest.raises(O2ODataError, match="1 of 6 rows, the first in row 2, are padding"):
             call()
     whole = data[data["collector", "mask"]]
     assert n_step(whole, n=2, gamma=1.0)["next", "reward"].squeeze(-1).tolist() == [2.0, 1.0, 2.0, 2.0, 1.0]

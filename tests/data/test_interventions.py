@@ -94,15 +94,15 @@ def test_rows_without_the_entry_are_stored_as_they_are():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (torch.zeros(2, 2), "has shape"),
-        (torch.tensor([[0.0, float("nan")]] * 2), "given in part"),
+        (torch.zeros(2, 2), "of shape"),
+        (torch.tensor([[0.0, float("nan")]] * 2), "in a part"),
         (torch.tensor([[float("nan")], [-float("inf")]]), "infinite in row 1"),
-        (torch.tensor([[True], [False]]), "expected the action that was executed"),
-        (torch.tensor([[1], [0]]), "expected the action that was executed"),
+        (torch.tensor([[True], [False]]), "expected the executed action"),
+        (torch.tensor([[1], [0]]), "expected the executed action"),
     ],
 )
 def test_actions_that_cannot_be_meant(given: torch.Tensor, sentence: str):
-    data = random_transitions(2, 3, 2 if sentence == "given in part" else 1)
+    data = random_transitions(2, 3, 2 if sentence == "in a part" else 1)
     data[INTERVENED] = given
     with pytest.raises(O2OSpecError, match=sentence):
         insert_intervened(buffer_with_reserved_slots(), data)

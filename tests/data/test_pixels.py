@@ -28,7 +28,7 @@ def test_images_are_converted_or_refused() -> None:
     with pytest.raises(O2ODataError, match="gray"):
         as_frames(np.zeros((2, 8, 9), np.uint8))
     good: dict[str, Any] = {"observation": last, "action": np.zeros((1, 2)), "reward": np.zeros(1)}
-    with pytest.raises(O2ODataError, match="Frames are missing"):
+    with pytest.raises(O2ODataError, match="add the missing frames"):
         pixel_data([good | {"observation": last[:1]}])
     with pytest.raises(O2ODataError, match="one size"):
         pixel_data([good, good | {"observation": np.zeros((2, 8, 8, 3), np.uint8)}])
@@ -62,7 +62,7 @@ def test_frames_of_rows_several_steps_ahead_are_refused() -> None:
         ({"reward": np.array([0.0, np.nan])}, r"'reward' of episode 1 is nan at step 1, expected finite numbers"),
         ({"action": np.array([[0.0], [3.0]])}, r"'action' of episode 1 is 3 at step 1, expected \[-1, 1\]"),
         ({"state": np.array([[0.0], [np.inf], [0.0]])}, r"'state' of episode 1 is inf at step 1"),
-        ({"is_terminal": np.array([0, 0, 1])}, r"'is_terminal' of episode 1 is not read, but it could say how"),
+        ({"is_terminal": np.array([0, 0, 1])}, r"'is_terminal' of episode 1 is not read, but it could mark how"),
         ({"reward": np.zeros((2, 2))}, r"'reward' of episode 1 has the shape \[2, 2\], expected one number per step"),
         ({"terminated": np.array([0.0, np.nan])}, "'terminated' of episode 1 holds other values than 0 and 1"),
         ({"discount": np.ones(3)}, r"'discount' of episode 1 is not read"),

@@ -100,7 +100,7 @@ class TestMappedStorage:
         path.write_text("mine") if left == "file" else offline_online_storage(
             random_transitions(6, 3, 2), 4, scratch_dir=path
         )
-        with pytest.raises(O2OSpecError, match="empty or absent; name another one"):
+        with pytest.raises(O2OSpecError, match="empty or absent; pass another one"):
             offline_online_storage(random_transitions(6, 3, 2), 4, scratch_dir=path)
 
     def test_another_device(self, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ class TestWriter:
     def test_a_buffer_that_takes_slots_from_the_count_is_refused(self) -> None:
         buffer, _ = written(3, 2)
         buffer._sync = False  # as torchrl.data.PrioritizedReplayBuffer(sync=False) has it
-        with pytest.raises(O2OSpecError, match="sync=False takes the slots of new rows from their count"):
+        with pytest.raises(O2OSpecError, match="sync=False, expected sync=True"):
             _ = buffer.write_count
 
     def test_add_single_rows(self) -> None:
@@ -152,7 +152,7 @@ class TestWriter:
         assert third.state_dict() == writer.state_dict()
 
     def test_state_of_another_data_set(self) -> None:
-        with pytest.raises(O2OSpecError, match="left 3 offline slots alone, this one 5"):
+        with pytest.raises(O2OSpecError, match="had 3 offline slots, this one 5"):
             OnlineWriter(5).load_state_dict({"num_offline": 3, "total_written": 0})
 
     def test_batch_larger_than_the_region(self) -> None:
@@ -163,7 +163,7 @@ class TestWriter:
 
     def test_no_online_slot_left(self) -> None:
         buffer, _ = written(3, 0)
-        with pytest.raises(O2OSpecError, match="leaves no online slot"):
+        with pytest.raises(O2OSpecError, match="expected at least one online slot"):
             buffer.extend(rows(1))
 
     def test_negative(self) -> None:
@@ -271,7 +271,7 @@ class TestOfflineRowsStay:
     def test_another_number(self, make: Callable[[int], Sampler]) -> None:
         storage = offline_online_storage(random_transitions(6, 3, 2), 4)
         buffer = TensorDictReplayBuffer(storage=storage, sampler=make(5), writer=OnlineWriter(6), batch_size=2)
-        with pytest.raises(O2OSpecError, match="takes 5 rows for offline, the writer leaves 6 alone"):
+        with pytest.raises(O2OSpecError, match="num_offline=5 and a writer with num_offline=6"):
             buffer.sample()
 
     def test_the_default_writer_may_write_the_data_set_too(self, make: Callable[[int], Sampler]) -> None:
@@ -308,9 +308,11 @@ def test_steps_are_stored_written_and_sampled() -> None:
 def test_rows_over_several_steps_among_one_step_rows_are_refused() -> None:
     online = n_step_rows(10)
     buffer = n_step_buffer(random_transitions(20, 3, 1))
-    with pytest.raises(O2OSpecError, match=r"'steps_to_next_obs', so it has to be stored: take n_step"):
+    with pytest.raises(O2OSpecError, match=r"losses need a stored 'steps_to_next_obs': apply n_step"):
         buffer.extend(online.select(*stored_keys(online)))
-    with pytest.raises(O2OSpecError, match=r"take n_step.* of these too, or set 'steps_to_next_obs' to ones"):
+    with pytest.raises(
+        O2OSpecError, match=r"apply n_step.* to the new rows, too, or set their 'steps_to_next_obs' to ones"
+    ):
         n_step_buffer(n_step_rows(20)).extend(random_transitions(10, 3, 1))
 
 
@@ -326,7 +328,7 @@ def test_multisteps_terminals_are_refused_and_the_rest_of_it_is_taken() -> None:
     assert torch.equal(buffer.storage[20:29]["steps_to_next_obs"], rows["steps_to_next_obs"])
     data["next", "terminated"][4] = data["next", "done"][4] = True
     rows = MultiStep(gamma=0.9, n_steps=3)(data.unsqueeze(0))[0]
-    with pytest.raises(O2OSpecError, match="row 2 goes over several steps to the terminal of row 4"):
+    with pytest.raises(O2OSpecError, match="row 2 spans several steps to the terminal of row 4"):
         buffer.extend(rows.select(*stored_keys(rows)))
     assert buffer._writer.total_written == 9
 
@@ -353,7 +355,7 @@ def test_rows_that_change_in_the_course_of_a_run_are_told(change: Callable, told
 def test_less_rows_than_the_sampler_was_told() -> None:
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(9), sampler=BalancedSampler(8), batch_size=2)
     buffer.extend(random_transitions(5, 3, 2))
-    with pytest.raises(O2OSpecError, match="the storage holds 5 rows, the sampler takes 8 for offline"):
+    with pytest.raises(O2OSpecError, match="got a storage of 5 rows, expected at least the sampler's num_offline=8"):
         buffer.sample()
     for size in (-1, 2.5):
         with pytest.raises(O2OSpecError, match="got batch_size="):

@@ -266,7 +266,7 @@ class TestNStep:
             functools.partial(add_mc_return, gamma=0.9),
             functools.partial(n_step, n=2, gamma=0.5),
         ):
-            with pytest.raises(O2ODataError, match=r"sums over n steps, of which .* take n_step last"):
+            with pytest.raises(O2ODataError, match=r"sums over n steps, from which .* apply n_step last"):
                 call(rows)
 
     def test_what_does_not_fit(self) -> None:

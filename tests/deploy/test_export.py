@@ -92,7 +92,7 @@ def test_onnx_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     value = ValueOperator(torch.nn.Linear(5, 1), in_keys=["observation"])
-    with pytest.raises(O2OSpecError, match="expected an actor of make_actor"):
+    with pytest.raises(O2OSpecError, match="expected an actor from make_actor"):
         export_policy(value, tmp_path / "policy.pt2")
     with pytest.raises(O2OSpecError, match="format='tflite'"):
         export_policy(ACTORS["standard"](), tmp_path / "policy", format="tflite")  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         export_policy(ACTORS["standard"](), tmp_path / "policy.onnx")
     with pytest.raises(O2OSpecError, match=r"policy.pt2 for format='onnx'.* or pass format='torch_export'"):
         export_policy(ACTORS["standard"](), tmp_path / "policy.pt2", format="onnx")
-    with pytest.raises(O2OSpecError, match=r"there is no folder .*nowhere; make it first"):
+    with pytest.raises(O2OSpecError, match=r"folder .*nowhere does not exist; make it first"):
         export_policy(ACTORS["standard"](), tmp_path / "nowhere" / "policy.pt2")
-    with pytest.raises(O2OSpecError, match=r"statistics of \[1\] and \[1\], the actor reads observations of \[5\]"):
+    with pytest.raises(O2OSpecError, match=r"statistics of the shapes \[1\] and \[1\], expected \[5\]"):
         export_policy(ACTORS["standard"](), tmp_path / "policy.pt2", stats=ObservationStats(*torch.ones(2, 1)))

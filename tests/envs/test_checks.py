@@ -53,7 +53,7 @@ def test_discrete_actions_get_one_sentence(space: spaces.Space) -> None:
 def test_whole_numbers_as_actions_need_make_gym_env() -> None:
     env = Plain()
     env.action_space = spaces.Box(0, 10, (1,), np.int64)
-    with pytest.raises(O2OSpecError, match=r"whole numbers, .*make_gym_env"):
+    with pytest.raises(O2OSpecError, match=r"are integers, .*make_gym_env"):
         CheckedEnv(env)
 
 

@@ -107,7 +107,7 @@ def test_what_is_missing_is_said(suite: Suite, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(O2OSpecError, match="has no walker-wlk, expected one such as walker-walk"):
         make_gym_env("dm_control/walker-wlk-v0", render_size=12)
     monkeypatch.setattr(suite, "render", lambda **_: 1 / 0)
-    with pytest.raises(O2OSpecError, match=r"cannot be drawn here \(ZeroDivisionError.*libosmesa6"):
+    with pytest.raises(O2OSpecError, match=r"cannot be rendered here \(ZeroDivisionError.*libosmesa6"):
         make_gym_env("dm_control/walker-walk-v0", render_size=12)
     monkeypatch.setattr(suite, "load", lambda *_: suite.flex_vertedge)
     with pytest.raises(O2OSpecError, match=r"not work with this MuJoCo .*torchrl_o2o\[dm_control\]"):

@@ -378,7 +378,7 @@ def test_other_seeds_are_refused(seed):
 def test_an_argument_that_an_environment_does_not_take_is_named() -> None:
     with pytest.raises(O2OSpecError, match=r"Pendulum-v1 does not take env_kwargs=\{'gravity': 9.8\}"):
         make_gym_env("Pendulum-v1", env_kwargs={"gravity": 9.8})
-    with pytest.raises(O2OSpecError, match="max_episode_steps among env_kwargs, expected it as an argument"):
+    with pytest.raises(O2OSpecError, match="max_episode_steps in env_kwargs, expected it as a separate argument"):
         make_gym_env("Pendulum-v1", env_kwargs={"max_episode_steps": 10})
 
 

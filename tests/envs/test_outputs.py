@@ -83,7 +83,7 @@ def test_a_reset_has_a_form_too() -> None:
 
 def test_real_numbers_are_not_cut_to_whole_ones() -> None:
     pixels = spaces.Box(0, 255, (2,), np.uint8)
-    with pytest.raises(MalformedReturn, match="type float64 came back, the space says uint8"):
+    with pytest.raises(MalformedReturn, match="type float64 came back, expected uint8"):
         read_reset((np.array([0.2, 0.7]), {}), pixels)
     assert read_reset((np.array([3, 4], np.uint8), {}), pixels)[0].dtype == np.uint8
 

@@ -116,7 +116,7 @@ class Shows(gymnasium.Env):
 
 def test_alpha_is_left_out_and_other_images_are_refused() -> None:
     assert StackFrames(Shows((8, 8, 4), np.uint8)).observation_space.shape == (9, 8, 8)
-    with pytest.raises(O2OSpecError, match="scale floats"):
+    with pytest.raises(O2OSpecError, match="multiply floats"):
         StackFrames(Shows((8, 8, 3), np.float32))
-    with pytest.raises(O2OSpecError, match="channels last"):
+    with pytest.raises(O2OSpecError, match="channels to the last dimension"):
         StackFrames(Shows((3, 8, 8), np.uint8))

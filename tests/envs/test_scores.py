@@ -55,7 +55,7 @@ def test_the_two_references_score_0_and_100(task):
 )
 def test_a_version_without_its_own_reference_has_none(task):
     assert find_reference(task) is None
-    with pytest.raises(O2OSpecError, match="no reference return for"):
+    with pytest.raises(O2OSpecError, match="which has no reference return"):
         normalized_score(1.0, task)
 
 

@@ -417,7 +417,7 @@ REFUSED = [
     (ClassCount, "the class attribute ClassCount.count is assigned by the class's methods"),
     (ClassList, "the class attribute ClassList.log is a list, .*make it a tuple"),
     (ClassArray, "the class attribute ClassArray.state is a ndarray"),
-    (ClassSpace, "the class attribute ClassSpace.choice is sampled from"),
+    (ClassSpace, "the class attribute ClassSpace.choice is sampled by"),
     (Global, "Global.go assigns the global COUNT"),
     (ASSIGNS, "Assigns.go assigns the variable count of the function around its class"),
     (READS, "Reads.go reads the variable log of the function around its class"),
@@ -485,7 +485,7 @@ def test_constants_of_a_class_are_no_state():
 
 def test_another_function_is_another_environment():
     env, other = holds("call", lambda: lambda: 1.0)(), holds("call", lambda: lambda: 1.0 + 1.0j)()
-    with pytest.raises(O2OCheckpointError, match=r"has the function .* at Holdscall\.call that this one has not"):
+    with pytest.raises(O2OCheckpointError, match=r"has the function .* at Holdscall\.call, which is missing here"):
         restore_env_state(other, env_state(env))
 
 

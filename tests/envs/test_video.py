@@ -111,12 +111,10 @@ def test_what_cannot_be_written_or_drawn(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(O2OSpecError, match=r"an mp4 needs imageio-ffmpeg; install it with pip install torchrl_o2o\[v"):
         check_video("run.mp4")
-    with pytest.raises(
-        O2OSpecError, match=r"it cannot be drawn here.*render_mode is None.*among its metadata's render_modes"
-    ):
+    with pytest.raises(O2OSpecError, match=r"it cannot be rendered here.*render_mode is None.*metadata's render_modes"):
         drawing_env(lambda: Counting(None), "it")
     monkeypatch.setattr(Counting, "render", lambda self: None)
-    with pytest.raises(O2OSpecError, match="it draws NoneType, expected an image"):
+    with pytest.raises(O2OSpecError, match="it renders NoneType, expected an image"):
         drawing_env(Counting, "it")
 
 

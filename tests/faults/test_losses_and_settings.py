@@ -114,7 +114,9 @@ def test_case_b16_a_setting_without_a_value_is_named() -> None:
 
 def test_case_b16_a_pretraining_that_nothing_starts_from_is_refused() -> None:
     check_no_pretraining(OmegaConf.create({"seed": 0}))
-    with pytest.raises(O2OSpecError, match=r"got pretrained=runs/awac, but this method has no offline phase"):
+    with pytest.raises(
+        O2OSpecError, match=r"got pretrained=runs/awac, expected null, because this method has no offline phase"
+    ):
         check_no_pretraining(OmegaConf.create({"pretrained": "runs/awac"}))
 
 

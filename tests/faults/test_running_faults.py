@@ -105,7 +105,7 @@ def test_case_24_step_raises() -> None:
 
 @pytest.mark.parametrize("harm", [nan_observation, infinite_reward])
 def test_case_25_numbers_that_are_none(harm) -> None:
-    with pytest.warns(UserWarning, match=r"left out and the episode ends \(1 so far\)"):
+    with pytest.warns(UserWarning, match=r"rejected and the episode ends \(1 so far\)"):
         env = collect(harm, frames=60)
     assert (len(env.rows), env.num_rejected, env.num_rebuilt) == (60, 1, 0)
     assert all(env.rows[key].isfinite().all() for key in TRANSITION)
@@ -339,7 +339,7 @@ def test_case_a12_the_callers_mistakes_are_the_callers() -> None:
             env.reset(seed=wrong)
     first = env.reset(seed=np.int64(3))[0]
     for wrong in (np.zeros(3), np.array([np.nan])):
-        with pytest.raises(O2OSpecError, match="a mistake of the caller"):
+        with pytest.raises(O2OSpecError, match="correct the caller"):
             env.step(wrong)
     assert (env.num_rebuilt, env.num_rejected) == (0, 0)
     assert np.array_equal(first, make_gym_env("Pendulum-v1").reset(seed=3)[0])

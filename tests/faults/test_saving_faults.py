@@ -351,6 +351,6 @@ def test_case_31_two_runs_in_one_folder(tmp_path: Path) -> None:
     with pytest.raises(O2OCheckpointError, match=rf"in use by process {os.getpid()} .*stop that run"):
         Run(tmp_path, resume=True)
     first.train(1).save().close()
-    with pytest.raises(O2OCheckpointError, match="holds a run already"):
+    with pytest.raises(O2OCheckpointError, match="already contains a run"):
         Run(tmp_path)
     assert Run(tmp_path, resume=True).restored == 1

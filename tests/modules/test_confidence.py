@@ -105,7 +105,7 @@ def test_far_pairs_get_less() -> None:
     [
         (Linear(1e-3), 0.5, "the latent has collapsed .*Anneal the divergence's weight"),
         (Linear(1.0), 0.99, "only 0.0% of the data set's own rows reach the threshold 0.99 .*lower the threshold"),
-        (Linear(1.0), 0.01, "% of the data set's own rows reach the threshold 0.01 .*rejects nothing; raise it"),
+        (Linear(1.0), 0.01, "% of the data set's own rows reach the threshold 0.01 .*rejects no row; raise it"),
     ],
 )
 def test_health_checks(encoder: nn.Module, threshold: float, message: str) -> None:
@@ -155,11 +155,11 @@ def test_vae_and_embedding_serve_as_encoders(aggregator: str) -> None:
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
-    with pytest.raises(O2OSpecError, match=r"which has no encode\(observation, action\)"):
+    with pytest.raises(O2OSpecError, match=r"expected an encoder with encode\(observation, action\)"):
         OfflineConfidence(nn.Linear(3, 2))
     without = Linear()
     del without.latent_dim
-    with pytest.raises(O2OSpecError, match=r"got Linear, .* or no latent_dim"):
+    with pytest.raises(O2OSpecError, match=r"got Linear, .* and latent_dim"):
         OfflineConfidence(without)
     with pytest.raises(O2OSpecError, match=r"got threshold=1\.5"):
         OfflineConfidence(Linear(), threshold=1.5)

@@ -25,5 +25,5 @@ def test_only_a_one_step_actor_has_a_one_step_network() -> None:
     spec = Composite({"action": action_box(2)})
     for module in (nn.Linear(3, 2), lambda seen: seen[..., :2]):
         actor = Actor(module, in_keys=["observation"], spec=spec)
-        with pytest.raises(O2OSpecError, match=r"got Actor, expected an actor of make_one_step_actor\(\.\.\.\)"):
+        with pytest.raises(O2OSpecError, match=r"got Actor, expected an actor from make_one_step_actor\(\.\.\.\)"):
             one_step_network(actor)

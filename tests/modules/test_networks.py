@@ -279,7 +279,7 @@ class TestInitialization:
         assert all((layer.bias == 0).all() for layer in (net[0], net[2], net[4]))  # type: ignore[index]
 
     def test_unknown_recipe(self) -> None:
-        with pytest.raises(O2OSpecError, match="unknown initialization 'he'; expected one of xavier_uniform"):
+        with pytest.raises(O2OSpecError, match="got initialization='he', expected one of xavier_uniform"):
             initialize_(self.net(), "he")  # type: ignore[arg-type]
 
 
@@ -320,7 +320,7 @@ def test_bounds_in_the_wrong_order(make: Callable[..., object]) -> None:
 
 def test_a_fixed_temperature_says_that_a_state_has_set_it() -> None:
     learned, fixed = Temperature(-1.0, init=0.5), Temperature(None, init=0.02)
-    with pytest.warns(UserWarning, match=r"fixed temperature of 0\.02 has become the 0\.5 of the state"):
+    with pytest.warns(UserWarning, match=r"changed a fixed temperature from 0\.02 to 0\.5"):
         fixed.load_state_dict(learned.state_dict())
     fixed.fill_(0.02)
     with warnings.catch_warnings():

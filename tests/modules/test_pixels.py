@@ -77,7 +77,7 @@ def test_what_is_no_stack_of_frames_is_refused(frames: torch.Tensor, match: str)
 
 
 def test_frames_that_are_too_small_are_refused() -> None:
-    with pytest.raises(O2OSpecError, match="too small"):
+    with pytest.raises(O2OSpecError, match="got frames of 16x16"):
         make_pixel_encoder((9, 16, 16))
 
 

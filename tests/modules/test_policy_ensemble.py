@@ -96,7 +96,7 @@ def test_state_dict_round_trip() -> None:
 def test_what_cannot_be_merged_is_refused() -> None:
     with pytest.raises(O2OSpecError, match="no actor to average"):
         average_actors([])
-    with pytest.raises(O2OSpecError, match="policy 1 is of another shape than policy 0"):
+    with pytest.raises(O2OSpecError, match="got policies 0 and 1 that differ in"):
         average_actors([make_actor(5, 2, hidden_sizes=(16,)), make_actor(5, 2, hidden_sizes=(8,))])
     with pytest.raises(O2OSpecError, match="no policy to merge"):
         PolicyEnsemble([])
@@ -111,7 +111,7 @@ def test_what_is_no_actor_of_a_network_is_refused() -> None:
         average_actors([ProbabilisticTensorDictSequential(body, head)])
     actor = make_actor(3, 2, hidden_sizes=(8,))
     function = TensorDictModule(lambda seen: (seen, seen), in_keys=["observation"], out_keys=["loc", "scale"])
-    with pytest.raises(O2OSpecError, match="got an actor of a function, expected one of a network"):
+    with pytest.raises(O2OSpecError, match=r"got an actor with a function, expected a torch.nn.Module"):
         average_actors([actor, ProbabilisticTensorDictSequential(function, actor[-1])])
     deep = TensorDictModule(nn.Linear(3, 3), in_keys=["observation"], out_keys=["seen"])
     with pytest.raises(O2OSpecError, match=r"got an actor of 3 parts writing \['seen'\]"):

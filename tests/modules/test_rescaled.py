@@ -44,7 +44,7 @@ def test_samples_are_as_drawn_and_the_deterministic_action_is_in_the_box() -> No
     ("observation", "action", "message"),
     [
         (torch.randn(5, 3), torch.randn(4, 2), r"got demonstrations of the shapes \(\[5, 3\], \[4, 2\]\), expected"),
-        (torch.randn(1, 3), torch.randn(1, 2), "N of 2 or more"),
+        (torch.randn(1, 3), torch.randn(1, 2), "N >= 2"),
         (torch.randn(5, 3), torch.ones(5, 2), r"standard deviations \[0.0, 0.0\], expected more than 0"),
     ],
 )

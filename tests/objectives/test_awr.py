@@ -89,7 +89,7 @@ def test_rows_without_labels_are_refused() -> None:
         build().value_loss(random_transitions(4, 5, 3))
     with pytest.raises(O2OSpecError, match=r"\[2, 2\]"):
         build().label(random_transitions(4, 5, 3).reshape(2, 2))
-    with pytest.raises(O2OSpecError, match="without n_step"):
+    with pytest.raises(O2OSpecError, match="expected rows of one step"):
         build().label(random_transitions(4, 5, 3).set("steps_to_next_obs", torch.full((4,), 3)))
 
 

@@ -96,7 +96,7 @@ def test_critics_may_read_what_the_actor_does_not() -> None:
     assert policy.in_keys == ["observation", "state"]
     data = TensorDict({"observation": torch.zeros(6, 3), "state": torch.zeros(6, 4)}, [6])
     assert policy(data)["action"].shape == (6, 2)
-    with pytest.raises(O2OSpecError, match=r"found no 'state' among \['observation'\]"):
+    with pytest.raises(O2OSpecError, match=r"got a batch with \['observation'\], expected 'state'"):
         policy(data.select("observation"))
 
 

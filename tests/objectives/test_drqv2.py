@@ -231,7 +231,7 @@ def test_discounts_of_the_batch_go_through_the_value_estimator() -> None:
     assert estimator.gamma == 0.9
     assert (batch == before).all()
     loss.make_value_estimator(Returns(value_network=None))
-    with pytest.raises(O2OSpecError, match="discounts of their own for a Returns, expected a TD0Estimator"):
+    with pytest.raises(O2OSpecError, match="their own discounts and a Returns, expected a TD0Estimator"):
         loss.target_value(batch)
 
 
@@ -290,7 +290,7 @@ def test_negative_settings_are_refused(settings: Any) -> None:
 
 def test_networks_that_do_not_fit_are_refused() -> None:
     encoder, actor, latent, critics = networks()
-    with pytest.raises(O2OSpecError, match="the next reads"):
+    with pytest.raises(O2OSpecError, match="which the network before it writes"):
         DrQV2Loss(encoder, actor, make_bottleneck(latent.module[0].in_features, 10, out_key="z"), critics)
 
 

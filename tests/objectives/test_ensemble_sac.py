@@ -183,7 +183,7 @@ def test_weight_actor_weights_actor_and_entropy() -> None:
     _, alpha_info = loss.alpha_loss(weighted, log_prob=info["log_prob"])
     torch.testing.assert_close(alpha_info["entropy"], -3.0 * info["log_prob"].mean())
     for method in (loss.actor_loss, loss.alpha_loss):
-        with pytest.raises(O2OSpecError, match="no 'priority_weight'"):
+        with pytest.raises(O2OSpecError, match="got a batch without 'priority_weight'"):
             method(batch)
 
 

@@ -35,7 +35,7 @@ def test_copies_of_one_baseline() -> None:
 def test_baselines_with_a_layer_in_common() -> None:
     one, other = make_baselines(3, **SMALL)
     other.module[0] = one.module[0]
-    refused([one, other], "got baselines that have parameters in common")
+    refused([one, other], "got baselines that share parameters")
 
 
 def test_baselines_of_two_shapes() -> None:

@@ -57,7 +57,7 @@ def test_a_network_of_several_parts_has_no_one_module_inside() -> None:
     parts = [TensorDictModule(nn.Linear(3, 3), ["observation"], ["observation"]) for _ in range(2)]
     assert inner_module(parts[0]) is parts[0].module
     for network in (TensorDictSequential(*parts), TensorDictModule(torch.relu, ["observation"], ["action"])):
-        with pytest.raises(O2OSpecError, match=r"of several parts or of a function, expected"):
+        with pytest.raises(O2OSpecError, match=r"of several modules or of a function, expected"):
             inner_module(network)
 
 

@@ -107,7 +107,7 @@ def test_importance_weights_multiply_the_critics_errors() -> None:
 
 @pytest.mark.parametrize("number", [1, 5])
 def test_critics_come_in_pairs(number: int) -> None:
-    with pytest.raises(O2OSpecError, match=f"got {number} critics, expected pairs"):
+    with pytest.raises(O2OSpecError, match=f"got {number} critics, expected an even number"):
         PessimisticEnsembleLoss(make_actor(5, 3), make_qvalue_ensemble(5, 3, num_qvalue_nets=number))
 
 

@@ -67,10 +67,10 @@ def test_torchrls_losses_take_parameters_too() -> None:
 @pytest.mark.parametrize(
     ("networks", "message"),
     [
-        ({"critic": {}}, "has no 'critic'.*'target_qvalue_network'"),
+        ({"critic": {}}, "got 'critic', expected one of .*'target_qvalue_network'"),
         ({"temperature": {"alpha": torch.zeros(())}}, "'alpha'.*none for .*'log_alpha'"),
         ({"temperature": {"log_alpha": torch.zeros(2)}}, r"shape \[2\].*expected \[\]"),
-        ({"qvalue_network": make_qvalue_ensemble(5, 2, num_qvalue_nets=3, **SMALL)}, "one layer per member"),
+        ({"qvalue_network": make_qvalue_ensemble(5, 2, num_qvalue_nets=3, **SMALL)}, "stack the tensors"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(networks: Any, message: str) -> None:

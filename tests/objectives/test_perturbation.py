@@ -94,7 +94,7 @@ def test_tells_strange_states_and_strange_actions() -> None:
 
 @pytest.mark.parametrize("settings", [{"uniform_share": 1.5}, {"noise_sizes": (0.0, 1.0)}, {"noise_sizes": (2.0, 1.0)}])
 def test_what_makes_no_reference_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(O2OSpecError, match="expected a probability and two positive numbers in order"):
+    with pytest.raises(O2OSpecError, match=r"expected a share in .* and two positive numbers in increasing order"):
         build(**settings)
 
 

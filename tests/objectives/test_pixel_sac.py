@@ -95,14 +95,14 @@ def test_images_and_vectors_together() -> None:
 
 def test_heads_that_do_not_read_the_latent_are_refused() -> None:
     encoder = make_pixel_encoder((9, 16, 16), **SMALL)
-    with pytest.raises(O2OSpecError, match="the encoder writes 'latent'"):
+    with pytest.raises(O2OSpecError, match="expected 'latent' among them, which the encoder writes"):
         PixelSACLoss(make_pixel_actor(encoder, 3), encoder, make_qvalue_ensemble(10, 3, num_qvalue_nets=2))
 
 
 def test_a_repeat_stands_first_but_for_a_copy() -> None:
     loss = build()
     step = Descend("actor", torch.optim.Adam(loss.actor_network_params.parameters()))
-    with pytest.raises(O2OSpecError, match="Repeat behind another step"):
+    with pytest.raises(O2OSpecError, match="Repeat after another step"):
         Update(loss, step, Repeat(2, step))
-    with pytest.raises(O2OSpecError, match="no tensors"):
+    with pytest.raises(O2OSpecError, match="it has no such"):
         Update(loss, Copy("nothing", "actor_network_params"), step)

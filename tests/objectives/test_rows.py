@@ -88,7 +88,7 @@ def test_a_column_of_numbers_is_no_single_row(actor: Callable[..., Any]) -> None
     """As many rows as entries of a row: the shapes fit, and each action would be compared with one prediction."""
     batch = random_transitions(6, 6, 2)
     batch["observation"] = batch["observation"][:, 0]
-    with pytest.raises(O2OSpecError, match=r"'observation' of shape \[6\] beside 'action' of shape \[6, 2\]"):
+    with pytest.raises(O2OSpecError, match=r"'observation' of shape \[6\] with 'action' of shape \[6, 2\]"):
         BCLoss(actor(6, 2, hidden_sizes=(8,)))(batch)
 
 
@@ -148,5 +148,5 @@ def test_an_actor_without_a_spec_clones_actions_of_its_own_width() -> None:
     from tensordict.nn import TensorDictModule
 
     actor = TensorDictModule(nn.Linear(3, 1), in_keys=["observation"], out_keys=["action"])
-    with pytest.raises(O2OSpecError, match=r"recorded actions of shape \[4, 2\], the actor gives \[4, 1\]"):
+    with pytest.raises(O2OSpecError, match=r"recorded actions of shape \[4, 2\], expected \[4, 1\]"):
         BCLoss(actor)(random_transitions(4, 3, 2))

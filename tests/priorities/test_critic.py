@@ -403,7 +403,9 @@ def test_what_does_not_fit_is_refused_by_name(score: Any) -> None:
         "got TD3Loss, expected": TD3Loss(
             deterministic, critics[:2], num_qvalue_nets=2, action_spec=deterministic.spec["action"]
         ),
-        "got ACALoss, whose value is R": ACALoss(actor, critics, make_actor(3, 2, **ROOMY)),
+        "got ACALoss, expected a loss whose value comes from its critics alone": ACALoss(
+            actor, critics, make_actor(3, 2, **ROOMY)
+        ),
         r"got SACLoss with a value_network": SACLoss(actor, critics[:2], value),
     }
     for message, loss in cases.items():
@@ -412,7 +414,7 @@ def test_what_does_not_fit_is_refused_by_name(score: Any) -> None:
     for loss in behind_something():
         with pytest.raises(O2OSpecError, match=f"got {type(loss).__name__}, whose actor and critics read"):
             score(loss)
-    with pytest.raises(O2OSpecError, match="got entropy=True with TD3BCLoss, which has no temperature"):
+    with pytest.raises(O2OSpecError, match="got entropy=True with TD3BCLoss, expected a loss with a temperature"):
         score(ours("td3_bc"), entropy=True)
 
 

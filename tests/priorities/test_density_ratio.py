@@ -57,7 +57,7 @@ def test_density_score_follows_training() -> None:
 
 
 def test_density_score_needs_to_know_the_source() -> None:
-    with pytest.raises(O2OSpecError, match="no entry 'is_offline'"):
+    with pytest.raises(O2OSpecError, match="without 'is_offline'"):
         make_score()(make_rows().exclude("is_offline"))
 
 

@@ -154,7 +154,7 @@ def test_without_online_evaluations_there_is_no_such_metric(metric):
     ("steps", "scores"), [([0, 1], [1.0]), ([], []), ([0, 0, 1], [1.0, 1.0, 1.0]), ([1, 0], [1.0, 1.0])]
 )
 def test_malformed_curves_are_refused(steps, scores):
-    with pytest.raises(O2OSpecError, match=r"equally long|do not rise"):
+    with pytest.raises(O2OSpecError, match=r"of equal length|do not increase"):
         gain(steps, scores)
 
 

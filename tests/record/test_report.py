@@ -118,7 +118,7 @@ def test_published_peers_are_read():
 
 def test_peers_need_normalized_scores_and_a_known_task(tmp_path, peers):
     write_run(tmp_path / "a", [1] * 5, algorithm="rlpd", task="o2o/door")
-    with pytest.raises(O2OSpecError, match="normalized scores"):
+    with pytest.raises(O2OSpecError, match="expected evaluation/normalized_score"):
         write_report([tmp_path], tmp_path / "out", metric="evaluation/return", peers=peers)
     with pytest.raises(O2OSpecError, match="peers_task"):
         write_report([tmp_path], tmp_path / "out", metric=SCORE, peers=peers)
@@ -169,9 +169,14 @@ def test_a_sweep_is_reported_while_it_runs(tmp_path):
     (tmp_path / "s4" / "metrics.jsonl").unlink()  # before its first line
     with (tmp_path / "s1" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2000, "eva')  # in the middle of a line
-    with pytest.warns(UserWarning, match="left out") as told:
+    with pytest.warns(UserWarning, match="is skipped") as told:
         (row,) = table(write_report([tmp_path], tmp_path / "out", metric=SCORE))
     assert (row["seeds"], row["final score"]) == ("2 (+1 unfinished)", "90 [90, 90]")
     said = " ".join(str(warning.message) for warning in told)
-    for words in ("s2 stands at step 0", "s3 has no metric", "s4 has no metrics yet", "in the middle of a line"):
+    for words in (
+        "s2 is unfinished, at step 0",
+        "s3 has no metric",
+        "s4 has no metrics yet",
+        "in the middle of a line",
+    ):
         assert words in said

@@ -84,7 +84,7 @@ def test_find_runs_looks_below_and_refuses_empty_folders(tmp_path):
     assert find_runs([tmp_path, tmp_path / "b"]) == [tmp_path / "a/x", tmp_path / "b"]
     assert find_runs([tmp_path / "b"]) == [tmp_path / "b"]
     (tmp_path / "c").mkdir()
-    with pytest.raises(O2ODataError, match="holds no run"):
+    with pytest.raises(O2ODataError, match="without a run"):
         find_runs([tmp_path / "c"])
 
 
@@ -138,7 +138,7 @@ def test_runs_are_cut_to_their_common_steps(tmp_path):
 def test_runs_without_a_common_step_are_refused(tmp_path):
     write_run(tmp_path / "a", seed=0, points=((0, 1.0),))
     write_run(tmp_path / "b", seed=1, points=((1, 1.0),))
-    with pytest.raises(O2ODataError, match="no evaluation step in common"):
+    with pytest.raises(O2ODataError, match="without a common evaluation step"):
         groups_of(tmp_path)
 
 

@@ -85,8 +85,8 @@ comparisons: [{group: one, than: two, statistic: final, rule: more, margin: 1}]
         ("seeds: [0, 1]", "seeds: 5", r"seeds is 5; expected a list, such as \[0, 1"),
         ("seeds: [0, 1]", "seeds: [-1]", "expected an integer, not negative"),
         ("seeds: [0, 1]", "seeds: [a]", "expected an integer, not negative"),
-        ('"x=2"', '"x=1"', r"one on hopper, seed 0 and two on hopper, seed 0 are the same run, .*expected that groups"),
-        ("seeds: [0, 1]", "seeds: [3, 3]", "seed 3 are the same run, .* each seed once"),
+        ('"x=2"', '"x=1"', r"the same run for one on hopper, seed 0 and two on hopper, seed 0, .*expected groups"),
+        ("seeds: [0, 1]", "seeds: [3, 3]", "the same run for .*seed 3, .* each seed once"),
     ],
 )
 def test_a_claim_of_ones_own_is_refused_in_words(tmp_path, line: str, instead: str, said: str) -> None:

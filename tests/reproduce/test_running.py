@@ -112,7 +112,7 @@ def test_a_finished_run_without_the_metric_counts_as_failed_and_stops_no_other(t
     lacking = tmp_path / jobs()[1].key / "metrics.jsonl"
     text = lacking.read_text()
     lacking.write_text(text.replace('"m"', '"other"'))
-    with pytest.warns(UserWarning, match=r"c: a finished run counts as failed, since .* has no metric 'm'"):
+    with pytest.warns(UserWarning, match=r"c: a finished run counts as failed, because .* has no metric 'm'"):
         results = collect(claim(), tmp_path, [])
     assert [run.status for run in results] == ["finished", "failed", "finished"]
     lacking.write_text(text)
@@ -136,7 +136,7 @@ def test_nan_survives_the_file(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(O2ODataError, match=r"c\.csv has the columns"):
+    with pytest.raises(O2ODataError, match=r"c\.csv with the columns"):
         read_results(path)
     write_results(path, [Result("a", "t", 0, "k", "finished", 0.5, "", "", "", np.zeros(1), np.zeros(1))])
     path.write_text(path.read_text().replace("0:0", "0;x"))

@@ -129,7 +129,7 @@ def test_a_method_that_acts_otherwise_from_step_0_on_is_measured_from_another_gr
     assert {name: judged(part, runs) for name, part in parts.items()} == {"kept": -37.0, "gain": 20.0}
     assert judged(Comparison("a", None, "kept", "no_less", 3.0), runs) == 0.0
     assert np.isnan(judged(parts["kept"], runs[:5])), "without b's runs there is no start"
-    with pytest.raises(O2OSpecError, match="only gain and kept have a start"):
+    with pytest.raises(O2OSpecError, match="expected gain or kept"):
         Comparison("a", "b", "final", "more", 3.0, start="b")
     with pytest.raises(O2OSpecError, match="expected a part of the online steps"):
         Comparison("a", "b", "kept", "more", 3.0, window=0.0)

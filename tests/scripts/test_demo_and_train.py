@@ -169,7 +169,7 @@ def test_a_setting_that_nothing_reads_ends_with_a_sentence(words: list[str], tol
 
 
 def test_unknown_script() -> None:
-    with pytest.raises(O2OSpecError, match=r"no script is called 'rlpt'; there are .*rlpd.* \(rlpd\?\)"):
+    with pytest.raises(O2OSpecError, match=r"the unknown script 'rlpt', expected one of .*rlpd.* \(rlpd\?\)"):
         find_script("rlpt")
     assert main(["train", "rlpt"]) == 2
 

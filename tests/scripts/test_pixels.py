@@ -202,7 +202,7 @@ def test_data_of_another_environment_are_refused_first(size: int, actions: int, 
         reward=random.uniform(size=12),
     )
     message = (
-        rf"a\.npz has stacks of frames \[9, {size}, {size}\] and {actions} numbers an action, .* \[9, 16, 16\] and 2"
+        rf"a\.npz with stacks of frames \[9, {size}, {size}\] and {actions} numbers an action, .* \[9, 16, 16\] and 2"
     )
     for script, words in (("rlpd_pixels", ()), ("drqv2", ("offline.num_steps=4",))):
         run = (f"run_dir={tmp_path / script}", f"dataset.source={tmp_path / 'a.npz'}", "preset=cpu")

@@ -226,7 +226,7 @@ def test_the_penalty_weighs_one_minus_p(tmp_path: Path) -> None:
     full = Run(tmp_path / "full", *words).train()
     weighed = Run(tmp_path / "weighed", *words, f"pretrained={full.folder / 'offline'}").train("weigh_penalty=true")
     assert any(not torch.equal(value, weighed.state()[key]) for key, value in full.state().items())
-    with pytest.raises(O2OSpecError, match="no penalty"):
+    with pytest.raises(O2OSpecError, match="expected a loss with a conservative penalty"):
         Run(tmp_path / "awac").train("weigh_penalty=true", "confidence=even")
 
 

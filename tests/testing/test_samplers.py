@@ -110,5 +110,5 @@ def test_frequencies_of_a_fixed_size_are_told() -> None:
         def expected_frequencies(self) -> Tensor:
             return torch.full((64,), 1 / 64)
 
-    with pytest.raises(AssertionError, match=r"must follow self\.num_online"):
+    with pytest.raises(AssertionError, match=r"must depend on self\.num_online"):
         Fixed().test_empirical_frequencies_after_the_ring_wrapped()

@@ -163,23 +163,23 @@ def test_a_round_killed_before_its_first_checkpoint_begins_anew(run: Path, twin:
 def test_what_is_refused(run: Path, tmp_path: Path) -> None:
     new = record(tmp_path / "new.npz")
     for arguments, kind, said in [
-        (([],), O2OSpecError, "no round of .* was begun"),
+        (([],), O2OSpecError, "no round of .* has begun"),
         (([new],), O2OSpecError, "got num_steps=None"),
         (([record(tmp_path / "wide.npz", observations=np.zeros((30, 4)))],), O2ODataError, "has the shape"),
         (([record(tmp_path / "nan.npz", rewards=np.full(30, np.nan))],), O2ODataError, "NaN"),
     ]:
         with pytest.raises(kind, match=said):
             continue_run(run, *arguments, num_steps=None if "num_steps" in said else 2)
-    with pytest.raises(O2ODataError, match=r"linear-medium-v0, which the run began with; name recordings"):
+    with pytest.raises(O2ODataError, match=r"linear-medium-v0, with which the run began; name new recordings"):
         continue_run(run, [new, "o2o/halfcheetah/linear-medium-v0"], num_steps=2)
     assert "lineage" not in read_run(run)
     continue_run(run, [new], num_steps=2, schedule=EVERY)
-    with pytest.raises(O2ODataError, match="which the run began with"):
+    with pytest.raises(O2ODataError, match="with which the run began"):
         continue_run(run, ["o2o/halfcheetah/linear-medium-v0"], num_steps=2)
     (tmp_path / "copy.npz").write_bytes(new.read_bytes())
-    with pytest.raises(O2ODataError, match=r"holds the rows of .*new\.npz, which the run has since round 1"):
+    with pytest.raises(O2ODataError, match=r"holds the rows of .*new\.npz, which the run has had since round 1"):
         continue_run(run, [tmp_path / "copy.npz"], num_steps=2)
-    with pytest.raises(O2ODataError, match="4 observation entries and 6 action dimensions, the run"):
+    with pytest.raises(O2ODataError, match="4 observation entries and 6 action dimensions, expected"):
         continue_run(run, [tmp_path / "wide.npz"], num_steps=2, with_env=False)
     other = record(tmp_path / "more.npz", 5)
     with dying("offline", 10):
@@ -188,7 +188,7 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
         continue_run(run, [record(tmp_path / "third.npz", 6)], num_steps=4)
     with pytest.raises(O2OCheckpointError, match=r"round 2 of .* has 2 updates left"):
         continue_run(run, [record(tmp_path / "more.npz", 7)], num_steps=4, resume=True)  # other data of the same name
-    with pytest.raises(O2OSpecError, match="got num_steps=5, the round that continues has 4"):
+    with pytest.raises(O2OSpecError, match="got num_steps=5, expected 4"):
         continue_run(run, num_steps=5, resume=True)
 
 
@@ -279,7 +279,7 @@ def test_a_method_that_cannot_and_a_run_that_is_not_over(run: Path, tmp_path: Pa
             find_method(status.folder, status.config)
     with dying("online", 12):
         train(tmp_path / "begun", "awac", "schedule.checkpoint_every=12")
-    with pytest.raises(O2OCheckpointError, match="stands at 12 of 24 steps; let it finish"):
+    with pytest.raises(O2OCheckpointError, match="is at 12 of 24 steps, expected a finished run; let it finish"):
         continue_run(tmp_path / "begun", [tmp_path / "new.npz"], num_steps=2)
 
 

@@ -388,7 +388,7 @@ def test_videos_of_the_best_the_median_and_the_worst_episode(tmp_path):
 
 def test_a_video_is_refused_before_the_first_episode(env_class, tmp_path):
     env_class.log = []
-    with pytest.raises(O2OSpecError, match="cannot be drawn here"):
+    with pytest.raises(O2OSpecError, match="cannot be rendered here"):
         evaluate(linear_actor(), env_class, num_episodes=4, seed=3, video=tmp_path / "seen.gif")
     assert env_class.log == [0]
     with pytest.raises(O2OSpecError, match="ends in"):
@@ -424,7 +424,7 @@ def test_an_environment_in_place_of_its_builder_is_named(env_class):
 
 def test_an_episode_that_may_never_end_is_told(env_class, monkeypatch):
     monkeypatch.setattr("torchrl_o2o.trainers.evaluation._LONG", 6)
-    with pytest.warns(UserWarning, match=r"continues after 6 steps; .* put gymnasium.wrappers.TimeLimit around it"):
+    with pytest.warns(UserWarning, match=r"continues after 6 steps; .* wrap it in gymnasium.wrappers.TimeLimit"):
         evaluate(linear_actor(), env_class, num_episodes=1, seed=6)  # of seven steps
 
 

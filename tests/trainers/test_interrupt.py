@@ -133,7 +133,7 @@ def test_in_another_thread_a_run_is_told_that_it_gets_no_signals() -> None:
     found: list[object] = []
 
     def run() -> None:
-        with pytest.warns(UserWarning, match="main thread alone"), graceful_exit() as interrupt:
+        with pytest.warns(UserWarning, match="only the main thread"), graceful_exit() as interrupt:
             found.append(interrupt.requested)
 
     before = signal.getsignal(signal.SIGTERM)

@@ -30,7 +30,7 @@ def parts() -> tuple[Any, BCLoss, Update]:
 def test_a_policy_that_would_never_learn_is_refused() -> None:
     actor, loss, update = parts()
     for policies in ({"actor": copy.deepcopy(actor)}, {"actor": actor, "tester": copy.deepcopy(actor)}):
-        with pytest.raises(O2OSpecError, match=r"has no parameter in common with the BCLoss, .* would never learn"):
+        with pytest.raises(O2OSpecError, match=r"shares no parameter with the BCLoss, .* would never learn"):
             Learner(loss=loss, update=update, **policies)
 
 

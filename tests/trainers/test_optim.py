@@ -62,5 +62,5 @@ def test_a_loss_without_gradient_is_named() -> None:
     optim = torch.optim.SGD([weight], lr=0.5)
     with torch.no_grad():
         value = weight.square()
-    with pytest.raises(O2OSpecError, match="loss_actor has no gradient at all"):
+    with pytest.raises(O2OSpecError, match="loss_actor has no gradient, expected one"):
         descend(optim, value, "loss_actor")

@@ -121,7 +121,7 @@ def test_a_run_that_diverges_keeps_the_batch_and_says_so(tmp_path: Path, problem
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, problem: Problem) -> None:
     pretrained = pretrain(problem, AWAC(), options(tmp_path / "offline"), num_steps=2, batch_size=8)
-    with pytest.raises(O2OSpecError, match="one environment"):
+    with pytest.raises(O2OSpecError, match="use the same environment"):
         pretrained.check(Problem({"env_id": "Other-v0"}, problem.offline, problem.convention))
     with pytest.raises(O2OSpecError, match="standardized"):
         pretrained.check(Problem(problem.env, problem.offline, FittedConvention(AffineReward(), None)))

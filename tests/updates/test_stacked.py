@@ -128,7 +128,7 @@ def test_refusals(captured: list[Any]) -> None:
     agents = make_agents("awac")
     with pytest.raises(O2OSpecError, match="no updates"):
         stack_updates([])
-    with pytest.raises(O2OSpecError, match="parameters in common"):
+    with pytest.raises(O2OSpecError, match="updates that share parameters"):
         stacked("awac", [agents[0], agents[0]])
     other = make_agent("awac")
     other.optims["actor"] = torch.optim.AdamW(other.loss.actor_network_params.parameters(), lr=1e-2)

@@ -43,8 +43,8 @@ class BufferArchive:
     """Saves a buffer into segments and a small state, and restores it from them.
 
     Args:
-        buffer: see :func:`~torchrl_o2o.checkpoint.segments.buffer_regions` for what it must be. Draws that a
-            prefetching buffer has made ahead are not saved; a warning says so.
+        buffer: the buffer; :func:`~torchrl_o2o.checkpoint.segments.buffer_regions` describes the requirements. Batches
+            that a prefetching buffer has drawn ahead are not saved, and a warning says so.
         folder: the folder of the segments.
         copies: write every segment twice. Defaults to ``True``.
 
@@ -68,8 +68,8 @@ class BufferArchive:
     def __init__(self, buffer: ReplayBuffer, folder: Path, copies: bool = True) -> None:
         if getattr(buffer, "_prefetch", False):
             warnings.warn(
-                "the buffer prefetches: batches drawn ahead are not part of a checkpoint, so a resumed run sees other "
-                "batches than an uninterrupted one; build the buffer without prefetch for exact resume",
+                "the buffer prefetches, and batches drawn ahead are not part of a checkpoint: a resumed run gets "
+                "other batches than an uninterrupted one; build the buffer without prefetch for an exact resume",
                 stacklevel=4,
             )
         buffer_regions(buffer)  # raises before the run begins if the buffer cannot be saved
@@ -148,7 +148,7 @@ class BufferArchive:
         return fingerprint(stored_rows(self._storage, 0, region.capacity))
 
     def adopt(self, saved: Mapping[str, Any]) -> None:
-        """Take segments as known, so that later saves share them; a checkpoint that is in place must name them.
+        """Mark segments as known, so that later saves share them; an existing checkpoint must name them.
 
         Args:
             saved: from :meth:`save_rows`.
@@ -176,7 +176,7 @@ class BufferArchive:
             read: returns a segment's content from its manifest entry.
 
         Raises:
-            O2OCheckpointError: if the buffer is not laid out as the saved one.
+            O2OCheckpointError: if the buffer's layout differs from the saved one's.
         """
         buffer, storage = self._buffer, self._storage
         if state.get("frames") is not None and isinstance(storage, KeepsFrames):
@@ -196,8 +196,8 @@ class BufferArchive:
         present = buffer_regions(buffer)
         if {region.name: region for region in present} != regions:
             raise O2OCheckpointError(
-                f"the checkpoint's rows are {list(regions.values())}, its writer counts {present}: they are not of one "
-                "save; move this checkpoint away to continue with the one before it"
+                f"got a checkpoint with the rows {list(regions.values())} and a writer that counts {present}, expected "
+                "the same (one save); move this checkpoint away to continue with the previous one"
             )
         self._look(present)
         self.adopt(saved)
@@ -208,16 +208,16 @@ class BufferArchive:
             sizes = [(r.first, r.capacity) if (r := side.get(name)) else None for side in (saved, present)]
             if sizes[0] != sizes[1]:
                 raise O2OCheckpointError(
-                    f"the {name} region of the checkpoint's buffer has (first slot, capacity) {sizes[0]}, "
-                    f"this buffer's {sizes[1]}; build the buffer with the same offline data and capacity"
+                    f"got a buffer whose {name} region has (first slot, capacity) {sizes[1]}, expected {sizes[0]} as "
+                    "in the checkpoint; build the buffer with the same offline data and capacity"
                 )
 
     def _check_given(self, given: str | None) -> None:
         if given is not None and self._given is not None and given != self._given:
             raise O2OCheckpointError(
-                "the buffer's offline rows are as many as those that the checkpoint's run was given, but not the same: "
-                "other data of the same name, or a convention that was fitted again; resume with the data and the "
-                "convention of that run, or start a new run in another folder"
+                "got offline rows with other values than those of the checkpoint's run (other data of the same name, "
+                "or a convention that was fitted again); resume with the data and the convention of that run, or "
+                "start a new run in another folder"
             )
 
     def _restore_generator(self, state: list[Any] | None) -> None:

@@ -43,27 +43,27 @@ _NO_ROWS: dict[str, Any] = {"regions": [], "segments": [], "given": None}
 class Checkpointer:
     """Save everything a run needs to continue as if it had never stopped, and restore it.
 
-    Beside the given objects and buffer it keeps the states of the global random generators. Making one sweeps away
-    what a killed process left in the folder.
+    Besides the given objects and buffer it keeps the states of the global random generators. Creating a checkpointer
+    removes what a killed process left in the folder.
 
     Args:
         folder: the folder of checkpoints; made if absent.
 
     Keyword Args:
-        objects: by name, what the run consists of: anything with ``state_dict()`` and ``load_state_dict()`` (modules,
+        objects: the parts of the run by name: objects with ``state_dict()`` and ``load_state_dict()`` (modules,
             optimizers, a :class:`~torchrl_o2o.record.Recorder`), or a dict, which is restored in place. Their states
-            are tensors and plain values, nothing that needs code to be read.
+            consist of tensors and plain values, which can be read without running code.
         buffer: a replay buffer with an :class:`~torchrl_o2o.data.OnlineWriter` or a round-robin writer. Rows that are
             changed after they were saved are found and saved again, with all rows written after them. Defaults to
             ``None``.
         keep: how many checkpoints to keep. Defaults to ``2``, so that there is one to fall back to.
-        copies: keep the buffer's rows twice on the disk, since the checkpoints share their files and one damaged file
-            would void them all. Defaults to ``True``.
-        config: what must be equal between the run that saves and the one that restores, a mapping or dataclass of plain
-            values, the algorithm's name among them. Defaults to ``None``: nothing.
+        copies: store the buffer's rows twice on the disk, because the checkpoints share their files and one damaged
+            file would spoil them all. Defaults to ``True``.
+        config: settings that must be equal in the run that saves and the run that restores, including the algorithm's
+            name: a mapping or dataclass of plain values. Defaults to ``None``, which checks nothing.
 
     Raises:
-        O2OSpecError: if an object has no state, a name is not a word, or the buffer's rows are in no known order.
+        O2OSpecError: if an object has no state, a name is not a word, or the order of the buffer's rows is unknown.
         O2OCheckpointError: if the folder cannot be written, or is a symbolic link.
 
     Examples:
@@ -93,7 +93,7 @@ class Checkpointer:
         config: Any = None,
     ) -> None:
         if keep < 1:
-            raise O2OSpecError(f"keep is {keep}, expected at least 1")
+            raise O2OSpecError(f"got keep={keep}, expected at least 1")
         self.folder = Path(folder).absolute()  # an environment, or Hydra, may change the working directory
         self._objects = checked_objects(objects)
         self._keep = keep
@@ -112,17 +112,17 @@ class Checkpointer:
         self._archive = None if buffer is None else BufferArchive(buffer, self.folder / folders.SEGMENTS, copies)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint; when this returns it is on the disk, and the oldest beyond ``keep`` is gone.
+        """Write a checkpoint to the disk and remove the oldest ones beyond ``keep``.
 
         Args:
-            step: the run's step counter. It goes up from save to save; saving the step that was saved or restored last
-                does nothing.
+            step: the run's step counter, which must increase from save to save. Saving the step that was saved or
+                restored last does nothing.
 
         Raises:
             O2OCheckpointError: if it cannot be written (disk full, an object whose state is not plain, a folder that
-                was moved), or its step is not above those in the folder. The checkpoints before it are intact and the
-                run may continue.
-            O2OSpecError: if the step is no whole number of at least 0.
+                was moved), or its step is not above those in the folder. Earlier checkpoints are intact and the run may
+                continue.
+            O2OSpecError: if the step is not a whole number of at least 0.
         """
         step = check_count("step", step)
         if step == self._last_step:
@@ -132,8 +132,8 @@ class Checkpointer:
             newest = max(folders.steps(self.folder), default=-1)
             if step <= newest:
                 raise O2OCheckpointError(
-                    f"{self.folder} holds a checkpoint of step {newest}, so step {step} cannot be saved: restore() "
-                    "first, or choose another folder for a new run"
+                    f"got step {step}, expected more than {newest}, the newest checkpoint in {self.folder}; call "
+                    "restore() first, or choose another folder for a new run"
                 )
             with FolderLock(self.folder):
                 self._write(step)
@@ -141,7 +141,7 @@ class Checkpointer:
         except OSError as error:
             raise O2OCheckpointError(
                 f"the checkpoint of step {step} cannot be written to {self.folder} ({error}); make room on the disk. "
-                "The checkpoints before it are intact"
+                "Earlier checkpoints are intact"
             ) from error
         self._last_step = step
 
@@ -178,15 +178,15 @@ class Checkpointer:
     def restore(self) -> int | None:
         """Bring everything back from the newest checkpoint that is complete and unaltered.
 
-        A damaged one is named in a warning and set aside, and the one before it is taken. One that cannot be read at
-        the moment is not a damaged one.
+        A damaged checkpoint is set aside with a warning, and the previous one is used. A checkpoint that cannot be read
+        at the moment does not count as damaged.
 
         Returns:
             The checkpoint's step, or None if there is no checkpoint yet.
 
         Raises:
-            O2OCheckpointError: if all checkpoints are damaged or one cannot be read now, or the checkpoint is of
-                another configuration, set of objects, or shape.
+            O2OCheckpointError: if all checkpoints are damaged, one cannot be read at the moment, or the checkpoint has
+                another configuration, other objects or other shapes.
         """
         manifest, damaged = newest_valid(self.folder)
         if manifest is None:
@@ -210,7 +210,7 @@ class Checkpointer:
         data, error = folders.verify_segment(self.folder, entry)
         path = self.folder / folders.SEGMENTS / entry["file"]
         if error is not None:
-            warnings.warn(f"A FILE OF THE BUFFER IS DAMAGED: {error}; its copy is taken", stacklevel=5)
+            warnings.warn(f"A FILE OF THE BUFFER IS DAMAGED: {error}; its copy is used", stacklevel=5)
         with suppress(OSError):  # the next save reports a full disk
             if isinstance(error, DamagedError):
                 replace_durably(path, data)
@@ -223,8 +223,8 @@ class Checkpointer:
         given = {*self._objects} | ({"buffer"} if self._archive is not None else set())
         if saved != given:
             raise O2OCheckpointError(
-                f"the checkpoint of step {manifest['step']} holds {sorted(saved)}, this run has {sorted(given)}; "
-                "give the same objects, or read some of them with load_objects()"
+                f"got the objects {sorted(given)}, expected {sorted(saved)} as in the checkpoint of step "
+                f"{manifest['step']}; pass the same objects, or read some of them with load_objects()"
             )
 
 

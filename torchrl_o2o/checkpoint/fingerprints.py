@@ -26,7 +26,7 @@ _SEED = 20_051
 def row_hashes(rows: TensorDictBase) -> Tensor:
     """Reduce each row to one number, a sum of its bits with odd weights modulo 2^64.
 
-    Any single changed word changes the number; of other changes one in 2^64 goes unseen, roughly.
+    Changing a single word always changes the number. Other changes go unnoticed with a probability of about 2^-64.
 
     Args:
         rows: rows [N].
@@ -49,7 +49,7 @@ def row_hashes(rows: TensorDictBase) -> Tensor:
 
 
 def fingerprint(rows: TensorDictBase) -> str:
-    """Name rows by their numbers: equal rows in the same order have the same name, others another one.
+    """Fingerprint of rows: equal for equal rows in the same order, different for others.
 
     Args:
         rows: rows [N].

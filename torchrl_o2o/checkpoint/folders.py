@@ -78,7 +78,7 @@ def verify(root: Path, step: int) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        DamagedError: naming the first file that is missing or altered, and has no copy.
+        DamagedError: if a file is missing or altered and has no copy; the message names the first.
         O2OCheckpointError: if a file cannot be read at the moment.
 
     Examples:
@@ -104,11 +104,13 @@ def _names(manifest: Mapping[str, Any]) -> list[str]:
     try:
         return [*manifest["files"], *(entry["file"] for entry in manifest["buffer"]["segments"])]
     except (KeyError, TypeError) as error:
-        raise DamagedError(f"a manifest does not fit together: no {error}") from error
+        raise DamagedError(
+            f"a manifest does not fit together: {f'no {error}' if type(error) is KeyError else error}"
+        ) from error
 
 
 def copy_of(segment: Path) -> Path:
-    """Where the second copy of a segment lies. Checkpoints share segments, so one damaged file would void them all.
+    """Path of a segment's second copy. Checkpoints share segments, so one damaged file would spoil them all.
 
     Args:
         segment: the file.
@@ -128,10 +130,10 @@ def verify_segment(root: Path, entry: Mapping[str, Any]) -> tuple[bytes, O2OChec
         entry: the segment's manifest entry.
 
     Returns:
-        The content; and what is wrong with the segment, if it is the copy's.
+        The content, and the segment's error if the content is the copy's.
 
     Raises:
-        O2OCheckpointError: what is wrong with the segment, if there is no good copy.
+        O2OCheckpointError: the segment's error, if there is no intact copy.
     """
     path = root / SEGMENTS / entry["file"]
     try:
@@ -157,7 +159,7 @@ def commit(staged: Path, root: Path, step: int) -> None:
         step: the checkpoint's step.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if the files cannot be renamed or written.
 
     Examples:
         >>> import tempfile
@@ -174,7 +176,7 @@ def commit(staged: Path, root: Path, step: int) -> None:
 
 
 def retire(root: Path, step: int) -> None:
-    """Set a damaged checkpoint aside, to be looked at until the next save removes it.
+    """Set a damaged checkpoint aside for inspection; the next save removes it.
 
     Args:
         root: the folder of checkpoints.

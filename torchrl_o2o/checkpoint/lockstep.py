@@ -18,19 +18,21 @@ __all__ = ["common_step"]
 
 
 def common_step(folders: Sequence[str | Path]) -> int | None:
-    """Set aside what some runs have beyond the newest step of which every one has a valid checkpoint.
+    """Find the newest step at which every run has a valid checkpoint, and set newer checkpoints aside.
 
-    A process killed while it saves leaves some runs one checkpoint ahead; that one is set aside, with a warning. If
-    that was the first round of saves, some runs have none yet, and all of them start afresh.
+    A process that is killed while it saves leaves some runs one checkpoint ahead; that checkpoint is set aside with a
+    warning. If it was the first round of saves, some runs have no checkpoint yet, and all runs start from the
+    beginning.
 
     Args:
         folders: the runs' checkpoint folders.
 
     Returns:
-        The step, or ``None`` if the runs start afresh.
+        The step, or ``None`` if the runs start from the beginning.
 
     Raises:
-        O2OCheckpointError: if some runs have checkpoints, but no step in common; or one cannot be read at the moment.
+        O2OCheckpointError: if some runs have checkpoints but no step in common, or a checkpoint cannot be read at the
+            moment.
 
     Examples:
         >>> import tempfile
@@ -54,13 +56,15 @@ def common_step(folders: Sequence[str | Path]) -> int | None:
         step = max(common)
     else:
         raise O2OCheckpointError(
-            f"the runs have no valid checkpoint of one step; they have {found}. Resume together those that stand at "
-            "one step, and start the others as new runs"
+            f"got runs with valid checkpoints at the steps {found}, expected a common step; resume those with a common "
+            "step together, and start the others as new runs"
         )
     for folder in roots:
         for newer in [other for other in steps(folder) if step is None or other > step]:
             target = "the start" if step is None else f"{step}"
-            warnings.warn(f"{folder} goes back from step {newer} to {target}, where all runs stand", stacklevel=2)
+            warnings.warn(
+                f"{folder} goes back from step {newer} to {target}, the newest state that all runs have", stacklevel=2
+            )
             retire(folder, newer)
     return step
 

@@ -45,10 +45,10 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class DamagedError(O2OCheckpointError):
-    """A file of a checkpoint is missing, cut short, altered or contradicts another: that will not pass.
+    """A file of a checkpoint is missing, cut short, altered or contradicts another one.
 
-    A file that cannot be read at the moment (permissions, too many open files, a disk that is away) is another matter:
-    nothing is known about its checkpoint, which is neither passed over nor removed.
+    A file that cannot be read at the moment (permissions, too many open files, a disk that is not mounted) does not
+    count as damaged: its checkpoint is neither skipped nor removed.
     """
 
 
@@ -59,8 +59,8 @@ def _read(path: Path) -> bytes:
         if error.errno in _MISSING:
             raise DamagedError(f"{path} is missing ({error})") from error
         raise O2OCheckpointError(
-            f"{path} cannot be read at the moment ({error}), so nothing is known of its checkpoint; fix that and "
-            "resume again, or move the checkpoint away to do without it"
+            f"{path} cannot be read at the moment ({error}), so its checkpoint cannot be checked; fix that and resume "
+            "again, or move the checkpoint away to continue without it"
         ) from error
 
 
@@ -81,7 +81,7 @@ def digest(data: bytes) -> str:
 
 
 def running_digest(data: bytes = b"") -> hashlib.blake2b:
-    """Begin a :func:`digest` of bytes that come in parts, to each of which its ``update`` is applied.
+    """Begin a :func:`digest` of bytes that come in parts; pass each part to the result's ``update``.
 
     Args:
         data: the first bytes. Defaults to none.
@@ -101,7 +101,7 @@ def dump(name: str, state: Any) -> bytes:
         state: tensors and plain values in dicts, lists and tuples.
 
     Raises:
-        O2OCheckpointError: if the state holds anything else, such as numpy arrays or own classes.
+        O2OCheckpointError: if the state contains anything else, such as numpy arrays or objects of your own classes.
 
     Examples:
         >>> load(dump("counters", {"step": 3}))
@@ -118,9 +118,9 @@ def dump(name: str, state: Any) -> bytes:
     except Exception as error:  # pickle raises whatever the classes of the state raise
         reason = str(error) if isinstance(error, O2OCheckpointError) else f"{type(error).__name__}: {error}"
         raise O2OCheckpointError(
-            f"the state of {name!r} cannot be read back without running code ({reason.partition(chr(10))[0]}); "
-            "return tensors and plain numbers, strings, lists and dicts from its state_dict(); numpy's arrays become "
-            "tensors by torch.as_tensor, and its numbers plain by item()"
+            f"the state of {name!r} cannot be read back without running code ({reason.partition(chr(10))[0]}); return "
+            "tensors and plain numbers, strings, lists and dicts from its state_dict(). Convert numpy arrays with "
+            "torch.as_tensor() and numpy numbers with item()"
         ) from error
     return data
 
@@ -135,7 +135,7 @@ def load(data: bytes, *, device: str = "cpu") -> Any:
         device: where tensors go. Defaults to ``"cpu"``.
 
     Raises:
-        O2OCheckpointError: if reading it would run code.
+        O2OCheckpointError: if reading the data would run code.
 
     Examples:
         >>> load(dump("weights", {"w": torch.ones(2)}))
@@ -203,14 +203,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_manifest(manifest: Mapping[str, Any], step: int) -> None:
-    """See that a manifest's entries fit together, so that no row is missing after a resume.
+    """Check that a manifest's entries fit together, so that no row is missing after a resume.
 
     Args:
         manifest: of this version's :data:`FORMAT`.
         step: the step of the folder it lies in.
 
     Raises:
-        DamagedError: naming what does not fit.
+        DamagedError: if they do not; the message says what does not fit.
 
     Examples:
         >>> check_manifest({"step": 3}, 4)
@@ -222,7 +222,7 @@ def check_manifest(manifest: Mapping[str, Any], step: int) -> None:
             raise ValueError(f"it says step {manifest['step']}")
         needed = {"rng.pt"} | ({"buffer.pt"} if manifest["buffer"]["regions"] else set())
         if absent := needed - manifest["files"].keys():
-            raise ValueError(f"it names no {sorted(absent)}")
+            raise ValueError(f"it has no {sorted(absent)}")
         entries = [*manifest["files"].values(), *manifest["buffer"]["segments"]]
         if not all(isinstance(entry["bytes"], int) and isinstance(entry["blake2b"], str) for entry in entries):
             raise ValueError("a size or hash is missing")

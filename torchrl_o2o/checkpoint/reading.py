@@ -45,10 +45,10 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 def checked_objects(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuse what cannot be saved, before a run begins.
+    """Raise for objects that cannot be saved, before a run begins.
 
     Args:
-        objects: by name, dicts or things with ``state_dict()`` and ``load_state_dict()``.
+        objects: by name, dicts or objects with ``state_dict()`` and ``load_state_dict()``.
 
     Raises:
         O2OSpecError: if a name is not a word or taken, or an object has no state.
@@ -58,20 +58,22 @@ def checked_objects(objects: Mapping[str, Any]) -> dict[str, Any]:
         {'counters': {}}
         >>> checked_objects({"rng": {}})
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OSpecError: object name 'rng': expected letters, digits and _, ...
+        torchrl_o2o.errors.O2OSpecError: got the object name 'rng', expected letters, digits and _, ...
     """
     for name, item in objects.items():
         if not _NAME.fullmatch(name) or name in _OWN_STATES:
-            raise O2OSpecError(f"object name {name!r}: expected letters, digits and _, and none of {_OWN_STATES}")
+            raise O2OSpecError(
+                f"got the object name {name!r}, expected letters, digits and _, and none of {_OWN_STATES}"
+            )
         if not isinstance(item, dict) and not (hasattr(item, "state_dict") and hasattr(item, "load_state_dict")):
             raise O2OSpecError(
-                f"object {name!r} is a {type(item).__name__}, expected a dict or something with a state_dict()"
+                f"got a {type(item).__name__} as object {name!r}, expected a dict or an object with state_dict()"
             )
     return dict(objects)
 
 
 def newest_valid(root: Path) -> tuple[dict[str, Any] | None, list[int]]:
-    """Find the newest checkpoint whose files are all there and unaltered; warn of each damaged one on the way.
+    """Find the newest checkpoint whose files are all present and unaltered; warn of each damaged one.
 
     Args:
         root: the folder of checkpoints.
@@ -80,7 +82,7 @@ def newest_valid(root: Path) -> tuple[dict[str, Any] | None, list[int]]:
         Its manifest, or None if there is no checkpoint at all; and the steps of the damaged ones that are newer.
 
     Raises:
-        O2OCheckpointError: if all are damaged, or it has a layout of another version of this package.
+        O2OCheckpointError: if all are damaged, or the newest has the layout of another version of this package.
 
     Examples:
         >>> newest_valid(Path("nowhere"))
@@ -122,22 +124,22 @@ def _check_format(manifest: Any, root: Path, step: int) -> None:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         known = manifest if isinstance(manifest, dict) else {}
         raise O2OCheckpointError(
-            f"the checkpoint of step {step} in {root} has format {known.get('format')}, this version of torchrl_o2o "
-            f"reads {FORMAT}; resume with torchrl_o2o {known.get('versions', {}).get('torchrl_o2o')}"
+            f"got the format {known.get('format')} of the checkpoint of step {step} in {root}, expected {FORMAT} in "
+            f"this version of torchrl_o2o; resume with torchrl_o2o {known.get('versions', {}).get('torchrl_o2o')}"
         )
 
 
 def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another configuration.
+    """Raise if a checkpoint has another configuration.
 
-    A setting that is null is one that is not made, so that a newer version's settings leave older checkpoints usable.
+    A setting that is null counts as absent, so that older checkpoints stay usable when a newer version adds settings.
 
     Args:
         saved: the checkpoint's configuration, plain values.
         present: this run's.
 
     Raises:
-        O2OCheckpointError: naming each key that differs, with both values.
+        O2OCheckpointError: if a key differs; the message names each one with both values.
 
     Examples:
         >>> check_config({"algorithm": "awac"}, {"algorithm": "rlpd"})
@@ -154,8 +156,8 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise O2OCheckpointError(
-            f"the checkpoint is of another configuration: {'; '.join(differing)}. "
-            "Resume with its configuration, or start a new run in another folder"
+            f"got a checkpoint of another configuration: {'; '.join(differing)}. Resume with its configuration, or "
+            "start a new run in another folder"
         )
 
 
@@ -167,10 +169,10 @@ def _made(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warn_of_versions(saved: Mapping[str, str | None]) -> None:
-    """Warn if packages that decide a run's numbers have other versions than when the checkpoint was written.
+    """Warn if packages that affect a run's numbers have other versions than when the checkpoint was written.
 
     Args:
-        saved: the versions then, from :func:`~torchrl_o2o.provenance.package_versions`.
+        saved: the versions at that time, from :func:`~torchrl_o2o.provenance.package_versions`.
 
     Examples:
         >>> warn_of_versions(package_versions())
@@ -179,8 +181,8 @@ def warn_of_versions(saved: Mapping[str, str | None]) -> None:
     differing = [f"{name} {saved.get(name)} then, {now} now" for name, now in present.items() if saved.get(name) != now]
     if differing:
         warnings.warn(
-            f"the checkpoint was written by other versions ({'; '.join(differing)}): "
-            "the resumed run may differ from an uninterrupted one",
+            f"the checkpoint was written with other versions ({'; '.join(differing)}): the resumed run may differ "
+            "from an uninterrupted one",
             stacklevel=3,
         )
 
@@ -210,7 +212,7 @@ def read_state(root: Path, manifest: Mapping[str, Any], name: str) -> Any:
 
 
 def read_rows(root: Path, manifest: Mapping[str, Any]) -> TensorDict | None:
-    """Read the living rows of a checkpoint's buffer: those given before the run, then those written, oldest first.
+    """Read the live rows of a checkpoint's buffer: first those given before the run, then those written, oldest first.
 
     Args:
         root: the folder of checkpoints.
@@ -220,7 +222,7 @@ def read_rows(root: Path, manifest: Mapping[str, Any]) -> TensorDict | None:
         The rows [N]; ``None`` if the checkpoint has no buffer, or an empty one.
 
     Raises:
-        O2OCheckpointError: if a file is missing or altered, or the buffer keeps frames beside its rows.
+        O2OCheckpointError: if a file is missing or altered, or the buffer keeps frames besides its rows.
 
     Examples:
         >>> import tempfile
@@ -235,7 +237,7 @@ def read_rows(root: Path, manifest: Mapping[str, Any]) -> TensorDict | None:
     """
     regions = {region["name"]: Region(**region) for region in manifest["buffer"]["regions"]}
     if regions.keys() - {"offline", "online"}:
-        raise O2OCheckpointError(f"the buffer in {root} keeps {sorted(regions)}, expected rows of numbers alone")
+        raise O2OCheckpointError(f"got a buffer with {sorted(regions)} in {root}, expected only rows of numbers")
     parts = []
     for entry in manifest["buffer"]["segments"]:
         rows = TensorDict(load(verify_segment(root, entry)[0]), [entry["stop"] - entry["start"]])
@@ -249,7 +251,7 @@ def restore_objects(root: Path, manifest: Mapping[str, Any], objects: Mapping[st
     Args:
         root: the folder of checkpoints.
         manifest: the checkpoint's.
-        objects: by name; each has a file in the checkpoint.
+        objects: by name; each must have a file in the checkpoint.
 
     Raises:
         O2OCheckpointError: if a state does not fit its object.
@@ -285,7 +287,7 @@ def _load_states(step: int, states: Mapping[str, Any], objects: Mapping[str, Any
 
 
 def _check_moments(optim: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Raise if an optimizer's saved moments have other shapes than its parameters; torch would load them."""
+    """Raise if an optimizer's saved moments have other shapes than its parameters, which torch does not check."""
     params = [param for group in optim.param_groups for param in group["params"]]
     for index, entries in state["state"].items():
         for name in _MOMENTS & entries.keys():
@@ -295,17 +297,18 @@ def _check_moments(optim: torch.optim.Optimizer, state: Mapping[str, Any]) -> No
 
 
 def load_objects(folder: str | Path, objects: Mapping[str, Any]) -> int:
-    """Read some objects of the newest valid checkpoint, for instance a policy to evaluate, and change nothing on disk.
+    """Read some objects of the newest valid checkpoint, such as a policy to evaluate, without changing the disk.
 
     Args:
-        folder: the folder of checkpoints, which a run may be writing to.
-        objects: as in :class:`Checkpointer`; those to read.
+        folder: the folder of checkpoints; a run may be writing to it.
+        objects: the objects to read, as in :class:`Checkpointer`.
 
     Returns:
         The checkpoint's step.
 
     Raises:
-        O2OCheckpointError: if there is no valid checkpoint, or it does not hold the objects as they are.
+        O2OCheckpointError: if there is no valid checkpoint, or it does not contain the objects, or their states do not
+            fit.
 
     Examples:
         >>> import tempfile
@@ -325,12 +328,12 @@ def load_objects(folder: str | Path, objects: Mapping[str, Any]) -> int:
 def _load_newest(root: Path, objects: Mapping[str, Any]) -> int:
     manifest, _ = newest_valid(root)
     if manifest is None:
-        raise O2OCheckpointError(f"{root} holds no checkpoint; expected a folder with step-N folders in it")
+        raise O2OCheckpointError(f"got the folder {root} without a checkpoint, expected one with step-N folders")
     missing = sorted(name for name in objects if f"{name}.pt" not in manifest["files"])
     if missing:
         raise O2OCheckpointError(
-            f"the checkpoint of step {manifest['step']} in {root} holds {sorted(manifest['files'])}, not {missing}; "
-            "ask for objects that it holds"
+            f"got {missing}, expected objects that the checkpoint of step {manifest['step']} in {root} contains; it "
+            f"has the files {sorted(manifest['files'])}"
         )
     warn_of_versions(manifest["versions"])
     restore_objects(root, manifest, objects)

@@ -18,7 +18,7 @@ __all__ = ["restore_rng_state", "rng_state"]
 
 
 def rng_state() -> dict[str, Any]:
-    """Read the states of Python's, numpy's (legacy, global) and torch's generators; CUDA's too where it is in use.
+    """Read the states of Python's, numpy's (legacy, global) and torch's generators; CUDA's too if it is in use.
 
     Returns:
         A dict of tensors and plain values for :func:`restore_rng_state`; ``torch.load(weights_only=True)`` reads it.
@@ -50,8 +50,8 @@ def restore_rng_state(state: Mapping[str, Any]) -> None:
     """Set the global generators back to a state.
 
     Args:
-        state: from :func:`rng_state`. If it holds the states of more CUDA devices than there are, or of none while CUDA
-            is in use, a warning says that those streams start anew.
+        state: from :func:`rng_state`. If it contains the states of more CUDA devices than there are, or of none while
+            CUDA is in use, a warning says that those streams are not restored.
 
     Examples:
         >>> restore_rng_state(rng_state())
@@ -75,8 +75,8 @@ def _restore_cuda(states: list[torch.Tensor]) -> None:
     devices = torch.cuda.device_count()
     if len(states) > devices or (torch.cuda.is_initialized() and len(states) < devices):
         warnings.warn(
-            f"the checkpoint holds the generators of {len(states)} CUDA devices, this machine has {devices}: "
-            "those that have no partner are not restored, so the resumed run draws other random numbers",
+            f"the checkpoint has the generators of {len(states)} CUDA devices, this machine has {devices} devices: "
+            "the others are not restored, so the resumed run draws other random numbers",
             stacklevel=3,
         )
     for device, device_state in enumerate(states[:devices]):

@@ -7,7 +7,7 @@
 A region of the storage is a ring: the k-th row written (from 0) is in slot ``first + k % capacity``, and the last
 ``capacity`` rows are live. A segment is a file with the rows ``start <= k < stop``. A save adds a segment with the rows
 written since the last save, and lists all segments that still hold a live row. The offline data are a region that is
-full from the start, and are therefore written once.
+full from the start, so they are written once.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class Region:
         name: the region's name, ``"offline"`` or ``"online"``.
         first: its first slot.
         capacity: its number of slots.
-        total: the rows ever written to it.
-        rows_per_file: the most rows of one segment; ``None`` (default): as for rows of numbers.
+        total: number of rows ever written to it.
+        rows_per_file: the largest number of rows in one segment; ``None`` (default) uses the number for rows without
+            frames.
 
     Examples:
         >>> region = Region("online", first=10, capacity=4, total=6)
@@ -86,17 +87,18 @@ class Region:
 
 
 def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
-    """Divide a buffer's storage into the offline region, if its writer keeps one, and the ring that is written.
+    """Divide a buffer's storage into the offline region, if its writer has one, and the online ring.
 
-    A storage that keeps frames beside its rows, such as :class:`~torchrl_o2o.data.FrameStorage`, adds regions of them.
+    A storage that keeps frames besides its rows, such as :class:`~torchrl_o2o.data.FrameStorage`, adds regions for
+    them.
 
     Args:
         buffer: with a tensor storage of one dimension, and TorchRL's round-robin writer or one that has the attributes
-            ``num_offline`` (leading slots it never touches) and ``total_written`` (rows ever written behind them, in
-            turn), such as :class:`~torchrl_o2o.data.OnlineWriter`.
+            ``num_offline`` (number of leading slots that it never writes) and ``total_written`` (number of rows ever
+            written after them, in order), such as :class:`~torchrl_o2o.data.OnlineWriter`.
 
     Raises:
-        O2OSpecError: if the buffer's rows are not in such an order.
+        O2OSpecError: if the buffer's rows are not in this order.
 
     Examples:
         >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -111,12 +113,14 @@ def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
     elif isinstance(writer, _Counting):
         num_offline, total = writer.num_offline, writer.total_written
     else:
-        raise O2OSpecError(f"the buffer has a {type(writer).__name__}, expected an OnlineWriter or a RoundRobinWriter")
+        raise O2OSpecError(
+            f"got a buffer with a {type(writer).__name__}, expected an OnlineWriter or a RoundRobinWriter"
+        )
     online = Region("online", num_offline, storage.max_size - num_offline, total)
     if isinstance(writer, RoundRobinWriter) and writer._cursor != online.slot(total):
         raise O2OSpecError(
-            f"{total} rows were written to {online.capacity} slots but the next slot is {writer._cursor}: "
-            "rows were written out of turn (write_at), which cannot be saved; use add and extend"
+            f"got a buffer with {total} rows written to {online.capacity} slots and the next slot {writer._cursor}, "
+            "expected rows written in order; use add and extend, because rows written with write_at cannot be saved"
         )
     parts = _frame_parts(storage).items()
     frames = [Region(name, first, size, total, _FRAMES_PER_SEGMENT) for name, (_, first, size, total) in parts]
@@ -126,13 +130,13 @@ def buffer_regions(buffer: ReplayBuffer) -> list[Region]:
 
 
 def tensor_storage(buffer: ReplayBuffer) -> TensorStorage:
-    """A buffer's storage, if it is one whose rows can be saved.
+    """Return a buffer's storage after checking that its rows can be saved.
 
     Args:
         buffer: see :func:`buffer_regions`.
 
     Raises:
-        O2OSpecError: if it is no tensor storage of one dimension.
+        O2OSpecError: if it is not a tensor storage of one dimension.
 
     Examples:
         >>> from torchrl.data import LazyTensorStorage
@@ -142,7 +146,7 @@ def tensor_storage(buffer: ReplayBuffer) -> TensorStorage:
     """
     storage = buffer.storage
     if not isinstance(storage, TensorStorage) or storage.ndim != 1:
-        raise O2OSpecError(f"the buffer has a {type(storage).__name__}, expected a tensor storage of one dimension")
+        raise O2OSpecError(f"got a buffer with a {type(storage).__name__}, expected a tensor storage of one dimension")
     return storage
 
 
@@ -156,14 +160,14 @@ class _Counting(Protocol):
 
 @runtime_checkable
 class KeepsFrames(Protocol):
-    """A storage that keeps frames beside its rows."""
+    """A storage that keeps frames besides its rows."""
 
     def frame_parts(self) -> Mapping[str, Any]:
-        """By region: where its frames are, the first slot, how many there are and how many were ever written."""
+        """By region: the store of its frames, the first slot, the number of slots, the frames ever written."""
         ...
 
     def frame_state(self) -> Any:
-        """The state of the frames that is stored besides them."""
+        """The state that belongs to the frames."""
         ...
 
     def load_frame_state(self, state: Any) -> None:
@@ -176,7 +180,7 @@ def _frame_parts(storage: Storage) -> Mapping[str, Any]:
 
 
 def part_of(storage: Storage, region: Region) -> Any:
-    """Where the rows of a region are: the storage itself, or what it keeps frames in.
+    """The object with a region's rows: the storage itself, or its store of frames.
 
     Args:
         storage: the buffer's storage.
@@ -193,7 +197,7 @@ def part_of(storage: Storage, region: Region) -> Any:
 
 
 def stored_rows(storage: Any, start: int, stop: int) -> TensorDictBase:
-    """Rows by slot, those beyond the storage's length too: after ``buffer.empty()`` it counts from 0 again.
+    """Rows by slot, including those beyond the storage's length, which starts at 0 again after ``buffer.empty()``.
 
     Args:
         storage: a tensor storage.
@@ -216,7 +220,7 @@ def stored_rows(storage: Any, start: int, stop: int) -> TensorDictBase:
 def write_segments(
     folder: Path, storage: Storage, region: Region, known: list[dict[str, Any]], *, copies: bool = False
 ) -> list[dict[str, Any]]:
-    """Write the living rows of a region that no known segment holds.
+    """Write the live rows of a region that no known segment contains.
 
     Args:
         folder: the folder of the segments.
@@ -228,7 +232,7 @@ def write_segments(
         copies: write each segment twice. Defaults to ``False``.
 
     Returns:
-        The entries of all segments that hold a living row, in order: ``file``, ``region``, ``start``, ``stop``,
+        The entries of all segments that contain a live row, in order: ``file``, ``region``, ``start``, ``stop``,
         ``bytes``, ``blake2b``.
 
     Raises:
@@ -268,7 +272,7 @@ def _write_segment(
 
 
 def read_segment(data: bytes, entry: Mapping[str, Any], storage: TensorStorage, region: Region) -> None:
-    """Put the living rows of a segment back into their slots.
+    """Write the live rows of a segment back into their slots.
 
     Args:
         data: the segment's content.
@@ -277,7 +281,7 @@ def read_segment(data: bytes, entry: Mapping[str, Any], storage: TensorStorage, 
         region: the region as it was when the checkpoint was taken.
 
     Raises:
-        O2OCheckpointError: if the rows do not have the keys, shapes and types of the storage's.
+        O2OCheckpointError: if the rows do not have the keys, shapes and types of the storage.
 
     Examples:
         >>> from torchrl.data import LazyTensorStorage
@@ -305,6 +309,6 @@ def _check_layout(saved: Mapping[Any, Any], present: Mapping[Any, Any]) -> None:
     for key in sorted(saved.keys() | present.keys(), key=str):
         if saved.get(key) != present.get(key):
             raise O2OCheckpointError(
-                f"the checkpoint's buffer rows have {key!r} as {saved.get(key, 'absent')}, this buffer's as "
-                f"{present.get(key, 'absent')}; build the buffer as the checkpoint's run did"
+                f"got buffer rows with {key!r} as {present.get(key, 'absent')}, expected {saved.get(key, 'absent')} as "
+                "in the checkpoint; build the buffer as the checkpoint's run did"
             )

@@ -21,13 +21,13 @@ __all__ = ["RandomStream"]
 class RandomStream:
     """The states that Python's, numpy's and torch's global generators have in one agent's run.
 
-    Made from the states of the moment. Code that draws from the global generators runs within ``with stream:``, which
-    puts the agent's states in place and takes them back afterwards, and leaves what was there before; code that takes a
-    generator draws from :attr:`generator`. Both are the same sequence, so a run whose parts use one or the other draws
-    the numbers it would draw alone.
+    It starts with the current states. Code that draws from the global generators runs within ``with stream:``, which
+    installs the agent's states, saves them at the end and restores the previous ones. Code that accepts a generator
+    uses :attr:`generator`. Both draw from the same sequence, so that a run draws the numbers that it would draw as a
+    single run.
 
     Args:
-        device: also follow the generator of this CUDA device, from which losses there draw. Defaults to ``"cpu"``.
+        device: a CUDA device whose generator is included, because losses on it draw from it. Defaults to ``"cpu"``.
 
     Examples:
         >>> import torch
@@ -46,7 +46,7 @@ class RandomStream:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._cpu = torch.Generator()
-        #: The generator on the device, for functions that take one.
+        #: The generator on the device, for functions that accept one.
         self.generator = self._cpu if self.device.type == "cpu" else torch.Generator(self.device)
         self._host = rng_state()
         self._outer: list[dict] = []
@@ -77,7 +77,7 @@ class RandomStream:
 
     @contextmanager
     def torch_only(self) -> Iterator[None]:
-        """Put only torch's states in place: microseconds instead of a fraction of a millisecond."""
+        """Install only torch's states, which takes microseconds instead of a fraction of a millisecond."""
         outer = torch.get_rng_state()
         outer_device = None if self.generator is self._cpu else torch.cuda.get_rng_state(self.device)
         self._put()

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Collecting transitions from environments, one or many, with TorchRL modules or numpy."""
+"""Collectors of transitions from one or many environments, with TorchRL modules or numpy."""
 
 from __future__ import annotations
 

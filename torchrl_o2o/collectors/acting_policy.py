@@ -32,22 +32,22 @@ _BEGUN, _CHECK, _RANDOM, _PUBLISHED = range(4)
 
 
 class ActingPolicy(TensorDictModuleBase):
-    """A policy whose weights the learner publishes into shared memory and an actor reads before it acts.
+    """A policy whose weights the learner publishes in shared memory; an actor reads them before it acts.
 
-    An actor of this package acts as a :class:`~torchrl_o2o.collectors.FastActor`, in numpy. Any other TorchRL actor
-    that writes ``"action"`` is called as it is, dropout and batch normalization as in evaluation.
+    An actor of this package acts through :class:`~torchrl_o2o.collectors.FastActor`, in numpy. Any other TorchRL actor
+    that writes ``"action"`` is called directly, with dropout and batch normalization as in evaluation.
 
-    The weights are one float32 array. An actor copies it when a new version stands there, and takes the copy only if
-    its checksum is the published one: it never acts by a mixture of two policies, and waits for nobody.
+    The weights are one float32 array. An actor copies it when there is a new version, and uses the copy only if its
+    checksum is the published one. It never acts by a mixture of two policies, and never waits for the learner.
 
     Args:
-        actor: the policy to act by; copied.
+        actor: the policy; it is copied.
 
     Keyword Args:
-        seed: of exploration noise and random actions, with the actor's number and its attempt. Defaults to 0.
+        seed: seed of exploration noise and random actions, combined with the actor's number and attempt. Defaults to 0.
 
     Raises:
-        O2OSpecError: if the actor decides several actions at once.
+        O2OSpecError: if the actor chooses several actions at once.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -64,12 +64,13 @@ class ActingPolicy(TensorDictModuleBase):
         super().__init__()
         if chunk_length(actor) > 1:
             raise O2OSpecError(
-                f"got an actor that decides {chunk_length(actor)} actions at once; rows of several actors lie between "
-                f"one another in the storage, so chunks cannot be learned from them. Collect with StepCollector"
+                f"got an actor that chooses {chunk_length(actor)} actions at once, expected single actions, because "
+                "rows of several actors are interleaved in the storage and do not form chunks; collect with "
+                "StepCollector"
             )
         self.in_keys, self.out_keys = ["observation"], ["action", POLICY_VERSION, PACKAGE_VERSION]
         self.seed, self.number, self.attempt = check_seed(seed), 0, 0
-        # In a tuple, so that TorchRL finds no parameters and sends none itself.
+        # In a tuple, so that TorchRL finds no parameters and sends none.
         own = deepcopy(actor).cpu().requires_grad_(False)
         for module in regularizers(own):
             module.training = False
@@ -90,7 +91,7 @@ class ActingPolicy(TensorDictModuleBase):
 
         Args:
             number: of the actor.
-            attempt: how often it has been started before. Defaults to 0.
+            attempt: number of its earlier starts. Defaults to 0.
         """
         own = copy(self)
         own.number, own.attempt = number, attempt
@@ -106,14 +107,14 @@ class ActingPolicy(TensorDictModuleBase):
         return own
 
     def publish(self, actor: TensorDictModuleBase, version: int, *, random: bool = False) -> None:
-        """Let actors act by the weights that a policy has now.
+        """Publish the current weights of a policy.
 
         Args:
-            actor: as the one this was made with.
-            version: not below 0; higher than before.
+            actor: a policy like the one passed to the constructor.
+            version: at least 0, and higher than before.
 
         Keyword Args:
-            random: have them act uniformly at random in [-1, 1] instead. Defaults to ``False``.
+            random: whether actors act uniformly at random in [-1, 1] instead. Defaults to ``False``.
         """
         flat = _flat(actor)
         self._stamp[_BEGUN] = version
@@ -159,7 +160,7 @@ class ActingPolicy(TensorDictModuleBase):
             tensordict: with ``"observation"``, [*B, o].
 
         Raises:
-            RuntimeError: if no weights that are whole were found in a second, which no running learner causes.
+            RuntimeError: if no complete weights were found in a second, which does not happen while the learner runs.
         """
         if self._generator is None:
             self._start_acting()
@@ -176,11 +177,14 @@ class ActingPolicy(TensorDictModuleBase):
         return tensordict
 
     def _wait_for_weights(self) -> None:
-        """Wait until the first weights are published: there are no older ones to act with."""
+        """Wait until the first weights are published, because there are no older ones."""
         deadline = time.monotonic() + 1.0
         while self._version < 0:
             if time.monotonic() > deadline:
-                raise RuntimeError("the learner's weights were not whole for a second; is the learner alive?")
+                raise RuntimeError(
+                    "got incomplete weights of the learner for a second, expected a running learner; check whether it "
+                    "is alive"
+                )
             self._follow()
 
 

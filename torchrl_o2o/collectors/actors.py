@@ -31,11 +31,11 @@ __all__ = ["Actors", "PublishedActors", "TransitionStream", "actor_env"]
 
 
 class TransitionStream(Protocol):
-    """Transitions of one actor as they come, such as a collector of TorchRL.
+    """The stream of one actor's transitions, such as a collector of TorchRL.
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
-        >>> class Replayed:  # a recording in the place of an environment
+        >>> class Replayed:  # a recording instead of an environment
         ...     def __init__(self, rows):
         ...         self.rows = rows
         ...     def __iter__(self):
@@ -78,7 +78,7 @@ class Actors(Protocol):
         ...
 
     def publish(self, version: int, *, random: bool) -> None:
-        """Let all actors act by the learner's present weights, or at random.
+        """Publish the learner's current weights to all actors, or let them act at random.
 
         Args:
             version: of the weights.
@@ -93,12 +93,12 @@ class PublishedActors:
     """The base class of actors in other processes: an environment, and the learner's published policy.
 
     Args:
-        make_env: builds the environment where the actor is.
+        make_env: builds the environment in the actor's process.
         actor: the learner's policy, which :meth:`publish` reads.
 
     Keyword Args:
         seed: of environments and noise, with the actor's number and attempt.
-        frames_per_batch: transitions that an actor sends at once.
+        frames_per_batch: number of transitions that an actor sends at once.
         intervened: see :class:`~torchrl_o2o.collectors.ProcessActors`.
     """
 
@@ -116,7 +116,7 @@ class PublishedActors:
         self.policy = ActingPolicy(actor, seed=seed)
 
     def publish(self, version: int, *, random: bool) -> None:
-        """Publish the learner's present weights.
+        """Publish the learner's current weights.
 
         Args:
             version: of the weights.
@@ -138,7 +138,7 @@ class PublishedActors:
 
 
 def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: bool = False) -> EnvBase:
-    """A gymnasium environment as TorchRL's collectors step it, with the running return and length of the episode.
+    """Wrap a gymnasium environment for TorchRL's collectors, with the running return and length of the episode.
 
     Args:
         make_env: builds it.
@@ -166,7 +166,7 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: b
 
 
 class _SaysIntervened(gymnasium.Wrapper):
-    """Writes NaN for the intervention if nobody intervened; TorchRL would read zeros."""
+    """Writes NaN as the intervention if nobody intervened, because TorchRL would read zeros."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)

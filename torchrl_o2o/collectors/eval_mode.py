@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Evaluation mode for dropout and batch normalization while an actor collects and the learner trains.
 
-The reference implementations collect this way: dropout and batch statistics are for training only. Modules that explore
-through their training mode, such as noisy layers, keep it.
+The reference implementations collect this way, because dropout and batch statistics are only for training. Modules that
+explore through their training mode, such as noisy layers, keep it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KINDS = (nn.modules.dropout._DropoutNd, _BATCH_NORM)
 
 
 def regularizers(actor: nn.Module) -> list[nn.Module]:
-    """The modules of an actor that compute something else in training.
+    """The modules of an actor that behave differently in training.
 
     Args:
         actor: the actor.

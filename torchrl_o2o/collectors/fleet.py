@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One learner with actors in other processes: a bounded queue of transitions, and counts of all that passes it."""
+"""One learner with actors in other processes: a bounded queue of transitions, and counters."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ _HEARTBEAT = 1.0
 
 
 class Fleet:
-    r"""Collect from actors that act on their own time, and say how many updates may be made meanwhile.
+    r"""Collect from asynchronous actors, and limit the number of updates per transition.
 
-    It is a collector as :meth:`torchrl_o2o.trainers.Session.online` takes one. A thread for each actor takes what
-    that delivers into one bounded queue; iterating takes transitions out, checks and yields them. While none arrive, it
-    yields an empty batch each second, so that the run can answer signals.
+    It is a collector for :meth:`torchrl_o2o.trainers.Session.online`. One thread per actor puts its transitions into a
+    bounded queue. The iteration takes transitions out, checks and yields them. While none arrive, it yields an empty
+    batch each second, so that the run can answer signals.
 
-    **Updates.** T transitions were given to :meth:`updates`, U updates were made: after every call
+    **Updates.** Let T be the number of transitions passed to :meth:`updates`, and U the number of updates. After every
+    call
 
     .. math:: -slack \le T - U \le slack,
 
@@ -52,34 +53,34 @@ class Fleet:
     **Staleness** of a transition is the number of policies published between the one that acted and its arrival.
     Transitions with more than ``max_staleness`` are not delivered.
 
-    **What is not delivered**, counted by reason in :attr:`refused`: rows of another version of this package, of other
-    entries, shapes or types (either ends that actor for good, since that would never change), with values that are not
-    finite, by a policy that was never published, too old, or rejected by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each
-    is a warning the first time.
+    **Some rows are not delivered**, and are counted by reason in :attr:`refused`: rows of another version of this
+    package, or of other entries, shapes or types (both end that actor permanently, because its later rows would be the
+    same); rows that are not finite; rows of a policy that was never published; rows that are too old; and rows rejected
+    by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each reason is a warning the first time.
 
     **An actor that dies** is restarted with a new episode, at most ``max_restarts`` times in a row without a
-    transition; then it is given up. Delivered rows are kept exactly once. The last row of an interrupted episode is
+    transition; after that it stays off. Delivered rows are kept exactly once. The last row of an interrupted episode is
     marked truncated; to recognize it, the fleet holds each row until the next one of its actor arrives. Rows that are
     held when the fleet is shut down or saved end their episodes: they are marked truncated and come first when it is
     iterated again or resumed.
 
     Args:
         actors: starts actors and publishes weights.
-        like: transitions [N] whose entries, shapes and types those of the actors have, such as the offline data. With
-            :data:`~torchrl_o2o.data.INTERVENED` if the actors deliver that.
+        like: transitions [N] with the entries, shapes and types of the actors' transitions, such as the offline data.
+            They have :data:`~torchrl_o2o.data.INTERVENED` if the actors deliver it.
 
     Keyword Args:
-        num_actors: how many. Defaults to 1.
-        total_frames: transitions to deliver in all.
-        init_random_frames: until so many were delivered, actors act at random. Those on their way then come on top.
-            Defaults to 0.
-        queue_size: batches that may wait. Defaults to 16.
+        num_actors: number of actors. Defaults to 1.
+        total_frames: total number of transitions to deliver.
+        init_random_frames: actors act at random until this number was delivered; random transitions that are still in
+            the queue then are delivered in addition. Defaults to 0.
+        queue_size: number of batches in the queue. Defaults to 16.
         slack: s above, in updates. Defaults to 10.
-        max_staleness: in published policies; ``None`` (default) is no bound.
-        max_restarts: how often an actor that delivers nothing is started again. Defaults to 3.
+        max_staleness: largest staleness, in published policies; ``None`` (default) is no bound.
+        max_restarts: number of restarts in a row of an actor that delivers nothing. Defaults to 3.
 
     Raises:
-        O2OSpecError: if a number is out of range, or the actors write elsewhere.
+        O2OSpecError: if a number is out of range, or the actors write to a replay service.
         EnvFaultError: while iterating, if no actor is left.
 
     Examples:
@@ -90,7 +91,7 @@ class Fleet:
         >>> from torchrl_o2o.testing import random_transitions
         >>> actors = ProcessActors(partial(make_gym_env, "Pendulum-v1"), make_actor(3, 1))
         >>> fleet = Fleet(actors, random_transitions(4, 3, 1), num_actors=2, total_frames=100, slack=1)
-        >>> list(fleet.updates(3))  # nothing is waiting, so there is one more than transitions
+        >>> list(fleet.updates(3))  # the queue is empty, so there is one more update than transitions
         [2, 1, 0, -1]
     """
 
@@ -110,8 +111,8 @@ class Fleet:
     ) -> None:
         if getattr(actors, "replay_buffer", None) is not None:
             raise O2OSpecError(
-                "got actors that write to a replay service, so a Fleet would get nothing; leave their replay_buffer "
-                "out, or start them yourself and sample from the service"
+                "got actors that write to a replay service, expected actors that deliver transitions; leave their "
+                "replay_buffer out, or start them yourself and sample from the service"
             )
         self.actors = actors
         self.num_actors = check_count("num_actors", num_actors, least=1)
@@ -142,7 +143,7 @@ class Fleet:
         self._stop = threading.Event()
 
     def __enter__(self) -> Fleet:
-        """The actors start when the first transition is asked for."""
+        """Enter the context; the actors start when the iteration begins."""
         return self
 
     def __exit__(
@@ -152,7 +153,7 @@ class Fleet:
         self.shutdown()
 
     def __iter__(self) -> Iterator[TensorDict]:
-        """Deliver transitions [n] to the end, from wherever the fleet stands; n = 0 if none came for a second."""
+        """Deliver the remaining transitions [n]; n = 0 if none came for a second."""
         self._publish()
         self._start()
         while self.frames < self.total_frames:
@@ -164,13 +165,13 @@ class Fleet:
             yield data
 
     def updates(self, transitions: int) -> Iterator[int]:
-        """The updates that are due or allowed after so many new transitions; each is one.
+        """Iterate over the updates that are due or allowed after new transitions.
 
         Args:
-            transitions: that were stored since the last call, and that updates are made for.
+            transitions: number of transitions that were stored since the last call.
 
         Yields:
-            T - U, that update counted.
+            T - U, including this update.
         """
         self.owed += transitions
         while self.owed > self.slack or (self.owed > -self.slack and self._queue.empty()):
@@ -178,7 +179,7 @@ class Fleet:
             yield self.owed
 
     def publish(self) -> None:
-        """Let the actors act by the learner's present policy, which is a version more."""
+        """Publish the learner's current policy to the actors, as a new version."""
         self.version += 1
         self._publish()
 
@@ -208,7 +209,7 @@ class Fleet:
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned; the actors begin new episodes, with new random numbers."""
+        """Continue from what :meth:`state_dict` returned; the actors start new episodes, with new random numbers."""
         known = {**self.state_dict(), **dict.fromkeys(("owed", "refused", "starts", "last_rows"))}
         check_state(self, state_dict, known, optional=("starts", "last_rows"))
         for name in ("frames", "version", "owed", "restarts"):
@@ -245,7 +246,7 @@ class Fleet:
             thread.start()
 
     def _feed(self, number: int) -> None:
-        """Take an actor's transitions, and restart the actor if it dies."""
+        """Put an actor's transitions into the queue, and restart the actor if it dies."""
         failures = 0
         while failures <= self.max_restarts and self._wants(number):
             delivered, attempt = False, self._starts[number]
@@ -304,7 +305,9 @@ class Fleet:
 
     def _check_alive(self) -> None:
         if len(self._given_up) == self.num_actors:
-            raise EnvFaultError(f"no actor is left: {self._given_up}; fix them, and resume from the last checkpoint")
+            raise EnvFaultError(
+                f"no actor is left: {self._given_up}; fix the actors, and resume from the last checkpoint"
+            )
 
     def _cut_off(self, number: int, error: Exception) -> list[TensorDictBase]:
         """Truncate the episode of an actor that has died."""
@@ -350,10 +353,12 @@ class Fleet:
             warnings.warn(f"actor {number}: {sentence}; it is left out", stacklevel=5)
 
     def _unlike(self, data: TensorDictBase) -> tuple[str, str] | None:
-        """A fault that every further row of that actor would have too."""
+        """A fault that every further row of that actor would also have."""
         own, theirs = torchrl_o2o.__version__, version_of(data) or "unknown"
         if theirs != own:
-            return "version", f"its torchrl_o2o is {theirs}, the learner's {own}; install one version everywhere"
+            return "version", (
+                f"its torchrl_o2o is {theirs}, expected {own}, the learner's; install the same version everywhere"
+            )
         found = row_differences(data.select(*self._keys, strict=False), self._like[0], 1)
         if found:
             return "shape", f"its transitions do not fit those stored: {'; '.join(found)}; give it the learner's task"
@@ -367,9 +372,11 @@ class Fleet:
             return "not finite", f"{key!r} of a transition is not finite; put its environment into a GuardedEnv"
         age = self.version - int(row[POLICY_VERSION])
         if age < 0:
-            return "unknown policy", f"it acted by policy {self.version - age}, the learner has made {self.version}"
+            return "unknown policy", (
+                f"it acted by policy {self.version - age}, expected at most {self.version}, the learner's newest"
+            )
         if self.max_staleness is not None and age > self.max_staleness:
-            return "stale", f"its policy was {age} versions old, allowed are {self.max_staleness} (max_staleness)"
+            return "stale", f"its policy was {age} versions old, expected at most {self.max_staleness} (max_staleness)"
         return None
 
 

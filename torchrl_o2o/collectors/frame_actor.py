@@ -19,18 +19,18 @@ __all__ = ["FrameActor"]
 
 
 class FrameActor:
-    """A policy from pixels as a function of raw frames, which it stacks itself.
+    """A policy from pixels as a function of raw frames, which it stacks.
 
-    The first frame after :meth:`reset` fills all places of the stack, as in training. Stacks, which environments of
-    :func:`~torchrl_o2o.envs.make_gym_env` observe, are taken as they are. It acts deterministically and follows a
-    training actor without being told.
+    The first frame after :meth:`reset` fills the whole stack, as in training. Stacks, as from environments of
+    :func:`~torchrl_o2o.envs.make_gym_env`, are not stacked again. It acts deterministically and always uses the actor's
+    current parameters.
 
     Args:
         actor: of :func:`~torchrl_o2o.deploy.load_policy` on a run from pixels, or
             :func:`~torchrl_o2o.modules.make_pixel_actor`, with one camera.
 
     Raises:
-        O2OSpecError: if the actor is not one of those.
+        O2OSpecError: if the actor is another one.
 
     Examples:
         >>> from torchrl_o2o.modules import make_pixel_actor, make_pixel_encoder
@@ -47,15 +47,15 @@ class FrameActor:
         if len(stacks) != 1 or stacks[0].shape[0] % 3:
             raise O2OSpecError(
                 f"got an actor with {len(stacks)} stacks of convolutions, expected one, on frames of three channels; "
-                "other actors act by FastActor, or called on a TensorDict"
+                "use FastActor for other actors, or call them on a TensorDict"
             )
         self._shape, self._frames = stacks[0].shape, None
 
     def reset(self, mask: np.ndarray | None = None) -> None:
-        """Forget the frames of episodes that have ended.
+        """Drop the frames of episodes that have ended.
 
         Args:
-            mask: in which rows, bool [B]; ``None`` (default) in all.
+            mask: the rows to reset, bool [B]; ``None`` (default) resets all.
         """
         if mask is None or self._frames is None:
             self._frames = None
@@ -72,7 +72,7 @@ class FrameActor:
             Actions, [A] or [B, A].
 
         Raises:
-            O2OSpecError: if it is of another shape or type.
+            O2OSpecError: if it has another shape or dtype.
         """
         observation = np.asarray(observation)
         stack = torch.from_numpy(observation if observation.shape[-3:] == self._shape else self._stack(observation))
@@ -87,7 +87,7 @@ class FrameActor:
         if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-3:] not in sizes:
             raise O2OSpecError(
                 f"got observations of type {frames.dtype} and shape {list(frames.shape)}, expected uint8 frames "
-                f"[{height}, {width}, 3] or stacks {list(self._shape)}; resize frames, and leave them unscaled"
+                f"[{height}, {width}, 3] or stacks {list(self._shape)}; resize frames, and do not scale them"
             )
         rows = np.moveaxis(frames[..., :3].reshape(-1, height, width, 3), -1, 1)
         if self._frames is None or len(self._frames) != len(rows):

@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """Act without a TensorDict: numpy observation in, numpy action out, for deployment and fast collection.
 
-A TorchRL actor spends most of a call on one observation with bookkeeping: keys, exploration types, a TensorDict, and a
-dozen torch calls that compute for a microsecond each. Three matrix-vector products in numpy give the same action in a
-fraction of the time.
+A TorchRL actor spends most of a call on one observation on keys, exploration types, a TensorDict, and a dozen torch
+calls that compute for a microsecond each. Three matrix-vector products in numpy give the same action in a fraction of
+the time.
 
 Shapes: ``B`` batch, ``o`` observation entries, ``A`` action dimensions.
 """
@@ -48,7 +48,7 @@ class PolicyParts:
     Args:
         net: maps observations [*B, o] to mean and standard deviation, or to actions.
         distribution: the policy's distribution; ``None`` for a deterministic actor.
-        settings: the distribution's other arguments, the action box among them.
+        settings: the distribution's other arguments, including the action box.
 
     Examples:
         >>> import torch
@@ -63,11 +63,11 @@ class PolicyParts:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def act(self, observation: Tensor, *, deterministic: bool = False, noise: Tensor | None = None) -> Tensor:
-        """Act as the actor does, bit for bit: the same torch calls in the same order, and the same draws.
+        """Compute the actor's action, bit for bit, with the same torch calls and draws in the same order.
 
         Args:
             observation: [*B, o].
-            deterministic: the mode instead of a sample. Defaults to ``False``.
+            deterministic: whether to take the mode instead of a sample. Defaults to ``False``.
             noise: standard-normal numbers to use instead of fresh ones, [*B, A].
 
         Returns:
@@ -106,8 +106,8 @@ def find_parts(actor: TensorDictModuleBase) -> PolicyParts | None:
         actor: any actor.
 
     Returns:
-        Its parts, or ``None`` if it does more than those say: other keys or distributions, noise behind it, a
-        projection onto its spec.
+        Its parts, or ``None`` if the actor does more: other keys or distributions, added noise, a projection onto its
+        spec.
 
     Examples:
         >>> from torchrl.modules import ValueOperator
@@ -129,10 +129,10 @@ def find_parts(actor: TensorDictModuleBase) -> PolicyParts | None:
 
 
 def policy_parts(actor: TensorDictModuleBase) -> PolicyParts:
-    """Take an actor apart, or say which actors can be.
+    """Split an actor into its parts; raise if it is not supported.
 
     Args:
-        actor: an actor of this package's factories with the keys ``"observation"`` and ``"action"``.
+        actor: an actor from this package's factories with the keys ``"observation"`` and ``"action"``.
 
     Returns:
         Its parts.
@@ -148,8 +148,8 @@ def policy_parts(actor: TensorDictModuleBase) -> PolicyParts:
     parts = find_parts(actor)
     if parts is None:
         raise O2OSpecError(
-            f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of "
-            f"{_FACTORIES} from 'observation' to 'action'; call any other actor on a TensorDict"
+            f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor from "
+            f"{_FACTORIES} with 'observation' -> 'action'; call other actors on a TensorDict"
         )
     return parts
 
@@ -173,32 +173,34 @@ def _draws_only(head: object) -> TypeGuard[ProbabilisticTensorDictModule]:
 
 
 class FastActor:
-    r"""A policy as a function of numpy arrays, equal to its TorchRL actor to float rounding.
+    r"""A policy as a function of numpy arrays, equal to its TorchRL actor up to float rounding.
 
-    On the CPU it reads the actor's own parameters, so it follows a training actor without being told, as long as the
-    optimizer writes in place (all of torch's do). Parameters on another device are copied; call :meth:`refresh` after
-    an update, and also after ``actor.to(...)``.
+    On the CPU it reads the actor's own parameters, so it always uses the current ones if the optimizer writes in place,
+    as torch's optimizers do. Parameters on another device are copied. Call :meth:`refresh` after an update for them,
+    and after ``actor.to(...)``.
 
-    It acts as in evaluation: dropout is off whatever the actor's training mode. One call with the standard actor takes
+    It acts as in evaluation: dropout is off in every training mode of the actor. One call with the standard actor takes
     about 10 us on one CPU core (``benchmarks/collect.py``).
 
-    An actor that decides several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is asked when its last
-    chunk has been taken. Call :meth:`reset` where an episode ends: what is left of a chunk is for the one before.
+    An actor that chooses several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is called again after the
+    last action of a chunk. Call :meth:`reset` at the end of an episode, to drop the remaining actions of a chunk.
 
-    It acts in the actor's own units. An actor of :func:`~torchrl_o2o.deploy.load_policy` takes observations and gives
-    actions as the environment has them; an actor that trains on :func:`~torchrl_o2o.envs.make_gym_env` gives actions in
-    [-1, 1], which another environment has to be told.
+    It acts in the actor's own units. An actor from :func:`~torchrl_o2o.deploy.load_policy` uses the environment's own
+    observations and actions. An actor trained on :func:`~torchrl_o2o.envs.make_gym_env` gives actions in [-1, 1], which
+    must be rescaled for other environments.
 
     Args:
         actor: of :func:`~torchrl_o2o.deploy.load_policy`, :func:`~torchrl_o2o.modules.make_actor`,
             :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor`,
             :func:`~torchrl_o2o.modules.make_one_step_actor`, :func:`~torchrl_o2o.modules.average_actors`,
             :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor`, :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`
-            or :meth:`~torchrl_o2o.objectives.BestAction.make_actor`, in float32 or float64, also one of chunks.
+            or :meth:`~torchrl_o2o.objectives.BestAction.make_actor`, in float32 or float64, with or without chunks.
 
     Keyword Args:
-        deterministic: the actor under ``ExplorationType.DETERMINISTIC``; ``False`` samples. Defaults to ``True``.
-        stats: standardize observations first, as the training data were. Defaults to ``None``.
+        deterministic: whether to act as under ``ExplorationType.DETERMINISTIC``; ``False`` samples. Defaults to
+            ``True``.
+        stats: the training data's statistics, by which observations are standardized. Defaults to ``None``, no
+            standardization.
         generator: torch generator of the samples' noise; ``None`` (default) is the global one, which the actor uses.
 
     Raises:
@@ -229,12 +231,12 @@ class FastActor:
         self.refresh()
         if stats is not None and not stats.mean.shape == stats.scale.shape == (self._width,):
             raise O2OSpecError(
-                f"got statistics of {list(stats.mean.shape)} and {list(stats.scale.shape)}, the actor reads "
-                f"{self._width} observation entries; take those of its own data set"
+                f"got statistics of {list(stats.mean.shape)} and {list(stats.scale.shape)}, expected {self._width} "
+                "entries, those that the actor reads; use the statistics of its own data set"
             )
 
     def refresh(self) -> None:
-        """Look up the actor's parameters anew, and copy those that are not on the CPU."""
+        """Read the actor's parameters again, and copy those that are not on the CPU."""
         parts = policy_parts(self.actor)
         layers = flat_layers(parts.net)
         first = first_linear(parts.net, layers)
@@ -266,8 +268,8 @@ class FastActor:
 
         Args:
             observation: [o] or [B, o].
-            noise: standard-normal numbers to use instead of fresh ones, [A] or [B, A]; only read when sampling. Of an
-                actor that decides h actions at once [h A] or [B, h A].
+            noise: standard-normal numbers to use instead of fresh ones, [A] or [B, A]; only used when sampling. For an
+                actor that chooses h actions at once, [h A] or [B, h A].
 
         Returns:
             Actions, [A] or [B, A].
@@ -279,10 +281,10 @@ class FastActor:
         return self.decide(observation, noise) if horizon == 1 else self._next(horizon, np.asarray(observation), noise)
 
     def reset(self, mask: np.ndarray | None = None) -> None:
-        """Drop what is left of chunks, where episodes have ended.
+        """Drop the remaining actions of chunks whose episodes have ended.
 
         Args:
-            mask: in which rows, bool [B]; ``None`` (default) in all.
+            mask: the rows to reset, bool [B]; ``None`` (default) resets all.
         """
         if mask is None or self._left is None:
             self._left = None
@@ -312,7 +314,7 @@ class FastActor:
             noise: as in :meth:`__call__`.
 
         Returns:
-            [A] or [B, A], of an actor of chunks [h A] or [B, h A].
+            [A] or [B, A]; for an actor of chunks, [h A] or [B, h A].
 
         Raises:
             O2OSpecError: if the observation is of another shape, or the action is not finite.
@@ -337,7 +339,7 @@ class FastActor:
         if not all_finite(action):
             raise O2OSpecError(
                 f"the policy gave the action {action.tolist()} for the observation {np.asarray(observation).tolist()}, "
-                f"expected finite numbers; look at the sensor, or load a policy whose parameters are finite"
+                "expected finite numbers; check the sensor, or load a policy with finite parameters"
             )
         return action
 

@@ -29,7 +29,7 @@ __all__ = ["Operation", "PolicyMoments", "first_linear", "flat_layers", "operati
 
 #: A function from features to features, each [*B, n].
 Operation = Callable[[np.ndarray], np.ndarray]
-#: A function from a tensor to the array that an operation uses; of stacked members, to the array of one of them.
+#: A function from a tensor to the array that an operation uses; for stacked members, to the array of one of them.
 Read = Callable[[Tensor], np.ndarray]
 #: A function from features to an action or a mean, and to a standard deviation if the second argument asks for it.
 PolicyMoments = Callable[[np.ndarray, bool], tuple[np.ndarray, np.ndarray | None]]
@@ -43,17 +43,18 @@ _DTYPES = frozenset({torch.float32, torch.float64})
 
 
 def first_linear(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
-    """Refuse layers that are not known here.
+    """Raise for unknown layers.
 
     Args:
         net: the actor's network.
-        layers: its layers, of :func:`flat_layers`.
+        layers: its layers, from :func:`flat_layers`.
 
     Returns:
-        The first linear layer, which says width and type of the observations.
+        The first linear layer, which gives width and dtype of the observations.
 
     Raises:
-        O2OSpecError: if there is another layer, no linear one first, or parameters that are not all float32 or float64.
+        O2OSpecError: if there is an unknown layer, the first one is not linear, or parameters are not all float32 or
+            float64.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
@@ -67,10 +68,10 @@ def first_linear(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
     first = next((leaf for leaf in leaves if not isinstance(leaf, leading)), None)
     if unknown or not isinstance(first, nn.Linear) or len(dtypes) != 1 or not dtypes <= _DTYPES:
         raise O2OSpecError(
-            f"got an actor of {', '.join(unknown) or ', '.join(map(str, dtypes))}, expected one of make_actor, "
+            f"got an actor of {', '.join(unknown) or ', '.join(map(str, dtypes))}, expected an actor from make_actor, "
             "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors in float32 or "
-            "float64 (torchrl_o2o.collectors knows their layers only); one from pixels acts by FrameActor, "
-            "call any other actor on a TensorDict"
+            "float64, because torchrl_o2o.collectors only knows their layers; use FrameActor for actors from pixels, "
+            "and call other actors on a TensorDict"
         )
     return first
 
@@ -93,7 +94,7 @@ def flat_layers(module: nn.Module) -> list[nn.Module]:
     """A network's layers in the order in which they are applied.
 
     Args:
-        module: layers within sequences.
+        module: nested sequences of layers.
 
     Examples:
         >>> flat_layers(nn.Sequential(nn.Sequential(nn.Linear(3, 2)), nn.Tanh()))
@@ -108,8 +109,8 @@ def policy_moments(layers: list[nn.Module], read: Read = _array) -> PolicyMoment
     """Layers as a function from observations to the action or its mean, and to the standard deviation if asked for.
 
     Args:
-        layers: of :func:`flat_layers`, all known to :func:`first_linear`.
-        read: from a parameter to the numbers to work on. Defaults to a view of it.
+        layers: from :func:`flat_layers`, accepted by :func:`first_linear`.
+        read: a function from a parameter to the array to compute with. Defaults to a view of the parameter.
 
     Examples:
         >>> policy_moments([nn.Linear(3, 2), nn.Tanh()])(np.zeros((5, 3), np.float32), False)[0].shape
@@ -188,7 +189,7 @@ def _merged(ensemble: PolicyEnsemble) -> PolicyMoments:
 
 
 def _judge(policy: BestOfN | BestOfPolicies | BestOfSamples) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """The value that the ensemble of critics gives to each row's action, [B]."""
+    """The ensemble's value of each row's action, [B]."""
     names = {id(value): name for name, value in policy.critic.named_parameters()}
     stacked = policy.judges
     critics = [
@@ -270,10 +271,10 @@ def _applied(operations: list[Operation], features: np.ndarray) -> np.ndarray:
 
 
 def operations(modules: list[nn.Module], read: Read = _array) -> list[Operation]:
-    """Layers as functions of numpy arrays; what does nothing in evaluation is left out.
+    """Layers as functions of numpy arrays, without layers that do nothing in evaluation.
 
     Args:
-        modules: of :func:`flat_layers`, heads excepted.
+        modules: from :func:`flat_layers`, without heads.
         read: as in :func:`policy_moments`.
 
     Examples:
@@ -326,7 +327,10 @@ def _linear(module: nn.Linear, read: Read) -> Operation:
 
 def _gelu(module: nn.GELU) -> Operation:
     if module.approximate != "tanh":
-        raise O2OSpecError("got an actor with an exact GELU, expected the approximation by tanh of this package's")
+        raise O2OSpecError(
+            "got an actor with an exact GELU, expected the tanh approximation, nn.GELU(approximate='tanh'); build the "
+            "network with it"
+        )
     factor = math.sqrt(2.0 / math.pi)
     return lambda x: 0.5 * x * (1.0 + np.tanh(factor * (x + 0.044715 * (x * x * x))))
 

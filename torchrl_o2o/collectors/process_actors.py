@@ -27,10 +27,10 @@ _START = threading.Lock()
 
 
 class ProcessActors(PublishedActors):
-    """Actors in processes of this machine, each a :class:`torchrl.collectors.MultiAsyncCollector` of its own.
+    """Actors in processes of this machine, each with its own :class:`torchrl.collectors.MultiAsyncCollector`.
 
-    One collector an actor, since one of several ends all its processes when one of them dies. Nothing listens on a
-    port: the processes talk by pipes and shared memory.
+    Each actor has a separate collector, because a collector with several processes ends all of them when one dies. The
+    processes communicate by pipes and shared memory, without ports.
 
     Args:
         make_env: builds a gymnasium environment in the actor's process, with actions in [-1, 1]. It is pickled, so it
@@ -39,11 +39,11 @@ class ProcessActors(PublishedActors):
 
     Keyword Args:
         seed: of environments and noise, with the actor's number and attempt. Defaults to 0.
-        frames_per_batch: transitions that an actor sends at once. Defaults to 1.
-        intervened: whether transitions carry :data:`~torchrl_o2o.data.INTERVENED`, from the ``info["intervened"]`` of
-            the environment's steps: the action that was executed in place of the policy's, in its units. Steps
-            without it had none. Defaults to ``False``.
-        start_method: ``"forkserver"`` (default) imports the package once for all actors, so that one starts in a
+        frames_per_batch: number of transitions that an actor sends at once. Defaults to 1.
+        intervened: whether transitions carry :data:`~torchrl_o2o.data.INTERVENED`, from ``info["intervened"]`` of the
+            environment's steps: the action that was executed instead of the policy's, in the policy's units. Steps
+            without this entry had no intervention. Defaults to ``False``.
+        start_method: ``"forkserver"`` (default) imports the package once for all actors, so that an actor starts in a
             fraction of a second; ``"spawn"`` imports it for each.
 
     Raises:
@@ -78,10 +78,10 @@ class ProcessActors(PublishedActors):
 
         Args:
             number: of the actor.
-            attempt: how often it has been started before.
+            attempt: number of its earlier starts.
 
         Raises:
-            O2OSpecError: in a process that is still importing the script that started it.
+            O2OSpecError: in a process that is still importing the script that started the actors.
         """
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             raise O2OSpecError(

@@ -22,26 +22,27 @@ _INSTEAD = "ProcessActors for actors on this machine"
 
 
 class RayActors(PublishedActors):
-    """Actors in processes of a Ray cluster, each a :class:`torchrl.collectors.distributed.RayCollector` of its own.
+    """Actors in processes of a Ray cluster, each with its own :class:`torchrl.collectors.distributed.RayCollector`.
 
-    Without an address, Ray is started on this machine and listens on 127.0.0.1 alone. An address joins a cluster that
-    you have started; this package must be installed on its machines in this version, and whoever reaches the cluster's
-    ports can run code there, as Ray's documentation says.
+    Without an address, Ray is started on this machine and listens only on 127.0.0.1. With an address, it joins a
+    cluster that you have started. The same version of this package must be installed on its machines. Anyone who
+    reaches the cluster's ports can run code there, as Ray's documentation explains.
 
-    TorchRL sends the weights after each batch of an actor; the version that a transition carries is theirs.
+    TorchRL sends the weights after each batch of an actor, and each transition has their version.
 
     Args:
-        make_env: as of :class:`~torchrl_o2o.collectors.ProcessActors`.
+        make_env: see :class:`~torchrl_o2o.collectors.ProcessActors`.
         actor: the learner's policy.
 
     Keyword Args:
-        address: of a Ray cluster, such as ``"auto"`` or ``"ray://head:10001"``; ``None`` (default) is this machine.
+        address: address of a Ray cluster, such as ``"auto"`` or ``"ray://head:10001"``; ``None`` (default) is this
+            machine.
         seed: of environments and noise. Defaults to 0.
-        frames_per_batch: transitions that an actor sends at once. Defaults to 1.
+        frames_per_batch: number of transitions that an actor sends at once. Defaults to 1.
         intervened: as of :class:`~torchrl_o2o.collectors.ProcessActors`. Defaults to ``False``.
-        num_cpus: what an actor reserves. Defaults to 1.
-        replay_buffer: of :func:`~torchrl_o2o.collectors.serve_replay`: actors write there, and what :meth:`start`
-            returns delivers nothing; its ``start()`` lets it collect. ``None`` (default) delivers transitions.
+        num_cpus: number of CPUs that an actor reserves. Defaults to 1.
+        replay_buffer: of :func:`~torchrl_o2o.collectors.serve_replay`: actors write there, and the result of
+            :meth:`start` delivers nothing; call its ``start()`` to collect. ``None`` (default) delivers transitions.
 
     Raises:
         O2OSpecError: if Ray is not installed.
@@ -70,11 +71,11 @@ class RayActors(PublishedActors):
         super().__init__(make_env, actor, seed=seed, frames_per_batch=frames_per_batch, intervened=intervened)
 
     def start(self, number: int, attempt: int) -> TransitionStream:
-        """Start an actor in the cluster, and Ray if it is not there yet.
+        """Start an actor in the cluster, and Ray if it is not running yet.
 
         Args:
             number: of the actor.
-            attempt: how often it has been started before.
+            attempt: number of its earlier starts.
         """
         start_ray(self.address, _INSTEAD)
         from torchrl.collectors.distributed import RayCollector

@@ -20,15 +20,15 @@ _STARTING = threading.Lock()
 
 
 def start_ray(address: str | None, instead: str) -> None:
-    """Start Ray or join a cluster, unless this process has done so already; Ray then stays until the process ends.
+    """Start Ray or join a cluster, unless this process has already done so; Ray stays until the process ends.
 
-    Without an address Ray listens on 127.0.0.1 and nowhere else. It would on all addresses, even if it is given that
-    one as the machine's: on Linux it asks for another, which a cluster could reach. On systems without clusters it does
-    not, so this is what it is told while it starts.
+    Without an address, Ray listens only on 127.0.0.1. By default it would listen on all addresses, even if 127.0.0.1 is
+    given, because on Linux it looks for one that a cluster can reach. It does not do so on systems without clusters, so
+    clusters are disabled while it starts.
 
     Args:
         address: of a cluster; ``None`` is this machine.
-        instead: what to use if Ray is not installed.
+        instead: the alternative if Ray is not installed, for the message.
 
     Raises:
         O2OSpecError: if Ray is not installed, or would be reachable from elsewhere without an address.
@@ -49,16 +49,16 @@ def start_ray(address: str | None, instead: str) -> None:
         if (found := ray.util.get_node_ip_address()) != _LOCAL:
             ray.shutdown()
             raise O2OSpecError(
-                f"this Ray ({ray.__version__}) listens on {found}, which other machines can reach; set "
-                f"{_NO_CLUSTERS}=0 before Python starts, or start Ray yourself and give its address"
+                f"this Ray ({ray.__version__}) listens on {found}, which other machines can reach, expected 127.0.0.1; "
+                f"set {_NO_CLUSTERS}=0 before Python starts, or start Ray yourself and pass its address"
             )
 
 
 def check_ray(instead: str) -> None:
-    """Refuse to continue without Ray.
+    """Raise if Ray is not installed.
 
     Args:
-        instead: what else there is.
+        instead: the alternative, for the message.
 
     Raises:
         O2OSpecError: if Ray is not installed.

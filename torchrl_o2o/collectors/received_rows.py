@@ -38,7 +38,7 @@ def package_stamp() -> Tensor:
 
 
 def version_of(data: TensorDictBase) -> str | None:
-    """The version of this package where some transitions were made, which are of one process.
+    """The version of this package in the process that made some transitions.
 
     Args:
         data: transitions [N].
@@ -62,7 +62,7 @@ def not_finite(rows: TensorDictBase, keys: Iterable[NestedKey]) -> NestedKey | N
 
     Args:
         rows: transitions.
-        keys: entries to look at.
+        keys: entries to examine.
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions

@@ -28,12 +28,11 @@ __all__ = ["ServedReplayBuffer", "serve_replay"]
 
 
 class ServedReplayBuffer(TensorDictReplayBuffer):
-    """Offline rows and online slots in one storage, built where it stands: what a replay service holds.
+    """The buffer of a replay service, with offline rows and online slots in one storage.
 
-    It takes what several actors send and checks it, since nobody else does: rows of another version of this package, of
-    other entries, shapes or types, or with values that are not finite are refused with an error, which ends the
-    collection of that actor. Steps that a :class:`~torchrl_o2o.envs.GuardedEnv` rejected are left out. Entries that the
-    offline rows do not have are dropped.
+    It checks the rows that actors send. Rows of another version of this package, with other entries, shapes or types,
+    or with values that are not finite raise an error, which ends the collection of that actor. Steps that a
+    :class:`~torchrl_o2o.envs.GuardedEnv` rejected are left out. Entries that the offline rows do not have are dropped.
 
     Args:
         load: loads the offline transitions [N].
@@ -43,7 +42,7 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
         batch_size: rows of one ``sample()``.
         offline_fraction: share of offline rows in each. Defaults to 0.5.
         seed: of the rows that are drawn. Defaults to 0.
-        delayed_init: of TorchRL's service; not used. Defaults to ``False``.
+        delayed_init: an argument of TorchRL's service, not used. Defaults to ``False``.
 
     Raises:
         O2OSpecError: if a number is out of range.
@@ -81,7 +80,7 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
         )
 
     def extend(self, tensordicts: TensorDictBase, *, update_priority: bool | None = None) -> Tensor:
-        """Store what an actor sends.
+        """Store transitions from an actor.
 
         Args:
             tensordicts: transitions [*B].
@@ -96,13 +95,17 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
         rows = tensordicts.reshape(-1)
         if (theirs := version_of(rows)) not in (None, own := torchrl_o2o.__version__):
             raise O2OSpecError(
-                f"an actor's torchrl_o2o is {theirs}, the service's {own}; install one version everywhere"
+                f"got an actor with torchrl_o2o {theirs}, expected {own}, the service's; install the same version "
+                "everywhere"
             )
         if (rejected := rows.get(("next", "rejected"), None)) is not None:
             rows = rows[~rejected.reshape(-1).bool()]
         rows = rows.select(*self._keys, strict=False)
         if (bad := not_finite(rows, rows.keys(True, True))) is not None:
-            raise O2OSpecError(f"{bad!r} of an actor's transition is not finite; put its environment into a GuardedEnv")
+            raise O2OSpecError(
+                f"got {bad!r} of an actor's transition that is not finite, expected finite values; put its environment "
+                "into a GuardedEnv"
+            )
         return super().extend(rows, update_priority=update_priority)
 
 
@@ -116,10 +119,10 @@ def serve_replay(
     address: str | None = None,
     num_cpus: float = 0,
 ) -> RayReplayBuffer:
-    """Start a process that holds the offline rows and the online slots: actors write there, a learner draws from it.
+    """Start a process with the offline rows and the online slots, to which actors write and from which a learner draws.
 
-    The process, its queue and the clients are TorchRL's :class:`~torchrl.data.RayReplayBuffer`; what it holds is a
-    :class:`ServedReplayBuffer`. See the page on actors elsewhere for what it costs, and what happens when it dies.
+    The process, its queue and the clients are TorchRL's :class:`~torchrl.data.RayReplayBuffer`; its buffer is a
+    :class:`ServedReplayBuffer`. The page on actors elsewhere describes its cost and its failures.
 
     Args:
         load: loads the offline transitions [N] in that process. It is pickled, so it should be a function of a module,
@@ -131,7 +134,7 @@ def serve_replay(
         offline_fraction: share of offline rows in each. Defaults to 0.5.
         seed: of the rows that are drawn. Defaults to 0.
         address: of a Ray cluster; ``None`` (default) is this machine.
-        num_cpus: what the process reserves. Defaults to 0: it starts however many actors there are.
+        num_cpus: number of CPUs that the process reserves. Defaults to 0: it starts however many actors there are.
 
     Returns:
         The service. ``sample``, ``extend``, ``write_count``, ``dumps`` and ``loads`` are those of a replay buffer;
@@ -158,5 +161,5 @@ def serve_replay(
         offline_fraction=offline_fraction,
         seed=seed,
     )
-    len(service)  # faults of the data raise here, in the learner
+    len(service)  # errors in the data raise here, in the learner
     return service

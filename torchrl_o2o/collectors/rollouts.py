@@ -25,32 +25,32 @@ __all__ = ["ReturnConditionedRollouts"]
 
 
 class ReturnConditionedRollouts:
-    """Collect one episode after the other, each with the same target return, from which each reward is subtracted.
+    """Collect episodes one after the other with the same target return, from which each reward is subtracted.
 
     The policy reads ``observation``, ``action`` and ``return_to_go`` of the last steps, shape [1, K, ...]. The last
-    action is not known yet and is zero. It writes ``action``, of which the last is taken. It acts in evaluation mode,
+    action is unknown and zero. The policy writes ``action``, and the last one is taken. It acts in evaluation mode,
     without dropout.
 
-    It is a collector as :meth:`torchrl_o2o.trainers.Session.online` takes one: a delivery is an episode.
+    It is a collector for :meth:`torchrl_o2o.trainers.Session.online` that delivers whole episodes.
 
     Source: Zheng et al. 2022 (ODT), Algorithm 1; Chen et al. 2021 (decision transformer), Algorithm 1.
 
     Args:
-        env: with the observations and actions of the policy. A :class:`~torchrl_o2o.envs.GuardedEnv` may end an episode
-            early; the step that it rejected is left out. Any other is put into a
+        env: environment with the observations and actions of the policy. A :class:`~torchrl_o2o.envs.GuardedEnv` may
+            end an episode early; the rejected step is left out. Other environments are put into a
             :class:`~torchrl_o2o.envs.CheckedEnv`.
         actor: the policy.
         asked: the target return, unscaled.
 
     Keyword Args:
-        context: K, steps that the policy sees. Defaults to 5.
-        return_scale: what returns are multiplied by before the policy sees them. Defaults to 0.001.
-        total_frames: no episode begins after so many steps; ``None`` (default): no end.
-        seed: of the first episode; each has the next. Defaults to 0.
+        context: K, number of steps that the policy reads. Defaults to 5.
+        return_scale: factor of the returns that the policy reads. Defaults to 0.001.
+        total_frames: no episode begins after this number of steps; ``None`` (default) has no end.
+        seed: seed of the first episode; each further episode has the next seed. Defaults to 0.
 
     Raises:
-        O2OSpecError: if a number is out of range, or the environment has other spaces than vectors.
-        EnvFaultError: while it collects, if an environment without a guard returns what is malformed or not finite.
+        O2OSpecError: if a number is out of range, or the environment's spaces are not vectors.
+        EnvFaultError: while it collects, if an environment without a guard returns malformed or infinite values.
 
     Examples:
         >>> import gymnasium, torch
@@ -85,7 +85,7 @@ class ReturnConditionedRollouts:
         self.episodes = 0  #: episodes delivered
 
     def __iter__(self) -> Iterator[TensorDict]:
-        """Episodes until ``total_frames`` are reached, from wherever it stands."""
+        """Deliver episodes until ``total_frames`` are reached."""
         while self.total_frames is None or self.frames < self.total_frames:
             episode = self.roll_out(self.asked, seed=self.seed + self.episodes)
             self.episodes += 1
@@ -102,7 +102,7 @@ class ReturnConditionedRollouts:
 
         Keyword Args:
             seed: of the episode.
-            explore: draw actions; ``False`` takes the policy's deterministic ones. Defaults to ``True``.
+            explore: whether to sample actions; ``False`` takes the policy's deterministic ones. Defaults to ``True``.
 
         Returns:
             ``observation``, ``action`` and, under ``next``, ``reward``, ``terminated``, ``truncated``, ``done`` and
@@ -142,7 +142,7 @@ class ReturnConditionedRollouts:
         return TensorDict({name: torch.zeros(0, *size) for name, size in columns.items()} | {"next": following}, [0])  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, int]:
-        """Counts; an episode that is under way is begun again."""
+        """The counters; an unfinished episode starts again."""
         return {"frames": self.frames, "episodes": self.episodes}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Collecting online transitions one at a time, without a collector's per-frame cost and resumable in mid-episode."""
+"""Collect online transitions one at a time, at a low cost per frame and resumable in mid-episode."""
 
 from __future__ import annotations
 
@@ -35,44 +35,47 @@ from torchrl_o2o.modules.units import declared_box, standardizes
 __all__ = ["StepCollector", "kind_of", "refuse_collected", "refuse_standardized_twice"]
 
 _ONE = torch.Size([1])
-#: Those that exist, to be asked what they collect from.
+#: All existing collectors, for checks of the environments that they use.
 _COLLECTORS: weakref.WeakSet[StepCollector] = weakref.WeakSet()
 
 
 def _scalar(value: Any, dtype: type) -> torch.Tensor:
-    """Shape [1, 1]; by way of numpy, since ``torch.tensor`` of a list takes several times as long."""
+    """Shape [1, 1]; through numpy, because ``torch.tensor`` of a list takes several times as long."""
     return torch.from_numpy(np.array([[value]], dtype))
 
 
 def action_bounds(space: spaces.Space, name: str, *, random: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The bounds of a continuous action space, float32 as actors' actions are.
+    """The bounds of a continuous action space, in float32 like actors' actions.
 
     Args:
         space: of the actions.
         name: the environment's, for the message.
 
     Keyword Args:
-        random: whether uniformly random actions are to be drawn, which needs finite bounds.
+        random: whether uniformly random actions will be drawn, which needs finite bounds.
 
     Raises:
-        O2OSpecError: if the actions are discrete, or random ones are asked for without bounds.
+        O2OSpecError: if the actions are discrete, or random actions are requested without finite bounds.
     """
     check_continuous(space, name)
     assert isinstance(space, spaces.Box)
     if random and not space.is_bounded():
-        raise O2OSpecError(f"got init_random_frames with the actions {space} of {name}; expected finite bounds")
+        raise O2OSpecError(
+            f"got init_random_frames with the actions {space} of {name}, expected finite bounds; set "
+            "init_random_frames=0, or bound the action space"
+        )
     return torch.as_tensor(space.low, dtype=torch.float32), torch.as_tensor(space.high, dtype=torch.float32)
 
 
 def _observed(observation: Any) -> dict[NestedKey, torch.Tensor]:
-    """Entries by name, float32, images as they are."""
+    """Entries by name, float32; images stay uint8."""
     parts = observation if isinstance(observation, dict) else {"observation": observation}
     tensors = {key: torch.from_numpy(part) for key, part in parts.items()}
     return {key: part if part.dtype == torch.uint8 and part.ndim > 1 else part.float() for key, part in tensors.items()}
 
 
 def kind_of(actor: TensorDictModuleBase) -> tuple[torch.device, torch.dtype]:
-    """Where an actor computes and in which type, float32 on the CPU if it has no parameters.
+    """The device and dtype of an actor; float32 on the CPU if it has no parameters.
 
     Args:
         actor: any.
@@ -87,13 +90,13 @@ def kind_of(actor: TensorDictModuleBase) -> tuple[torch.device, torch.dtype]:
 
 
 def refuse_collected(env: gymnasium.Env) -> None:
-    """Refuse an environment that a :class:`StepCollector` is collecting from: it would go on in another's episode.
+    """Raise for an environment that a :class:`StepCollector` is using, because a reset would end its episode.
 
     Args:
-        env: which somebody else is about to reset.
+        env: an environment that other code will reset.
 
     Raises:
-        O2OSpecError: if a collector that has transitions to deliver holds it.
+        O2OSpecError: if an unfinished collector uses it.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -107,16 +110,16 @@ def refuse_collected(env: gymnasium.Env) -> None:
         if each.frames < each.total_frames and each.env.unwrapped is env.unwrapped:
             raise O2OSpecError(
                 f"got the {env_name(env)} that a StepCollector collects from ({each.frames} of {each.total_frames} "
-                f"transitions so far), whose episode would end without its knowledge; build a new one in each call: "
-                f"lambda: make_gym_env(...), and not lambda: env"
+                "transitions so far), expected another one, because a reset would end the collector's episode; build "
+                "a new one in each call: lambda: make_gym_env(...), not lambda: env"
             )
 
 
 def refuse_standardized_twice(env: gymnasium.Env, actor: TensorDictModuleBase) -> None:
-    """Refuse an actor that standardizes observations in an environment that does so too.
+    """Raise if both an actor and its environment standardize observations.
 
     Args:
-        env: what the actor is to act in.
+        env: the environment.
         actor: the actor.
 
     Raises:
@@ -129,22 +132,22 @@ def refuse_standardized_twice(env: gymnasium.Env, actor: TensorDictModuleBase) -
     """
     if is_standardized(env) and standardizes(actor):
         raise O2OSpecError(
-            f"got a policy that standardizes observations, as load_policy gives it, and {env_name(env)} with "
-            "observations that are standardized already; build the environment without its convention"
+            f"got a policy that standardizes observations, as from load_policy, and {env_name(env)} with standardized "
+            "observations, expected only one of both; build the environment without its convention"
         )
 
 
 class StepCollector:
     """Step one gymnasium environment with a stochastic actor; yields TED transitions of batch shape [1].
 
-    It delivers the same numbers as ``torchrl.collectors.Collector(frames_per_batch=1, init_random_frames=...)`` for the
-    same torch seed and the same environment seed, at a fraction of its cost per frame, and its state can be saved in
-    mid-episode. Use TorchRL's collector for vectorized or remote environments.
+    For the same seeds of torch and environment, it delivers the same numbers as
+    ``torchrl.collectors.Collector(frames_per_batch=1, init_random_frames=...)`` at a fraction of its cost per frame,
+    and its state can be saved in mid-episode. Use TorchRL's collector for vectorized or remote environments.
 
     A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is not delivered, and a new episode begins. Without a
-    guard, a return that is malformed or not finite is an error. Nothing delivered shares memory with the environment.
+    guard, malformed or infinite values are an error. Delivered data share no memory with the environment.
 
-    Dictionary observations, such as images and a state, are separate entries in place of ``"observation"``
+    Dictionary observations, such as images and a state, are separate entries instead of ``"observation"``
     (:func:`~torchrl_o2o.data.transition_keys`).
 
     Each transition carries, besides :data:`~torchrl_o2o.data.TRANSITION`, the running ``("next", "episode_reward")``
@@ -153,34 +156,34 @@ class StepCollector:
     An actor that chooses several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is called when its last
     chunk has been executed, and when an episode begins.
 
-    Dropout is off and batch normalization takes its running statistics while it acts, whatever the actor's training
-    mode, as in evaluation and as :class:`~torchrl_o2o.collectors.FastActor` acts.
+    While it acts, dropout is off and batch normalization uses its running statistics in every training mode of the
+    actor, as in evaluation and in :class:`~torchrl_o2o.collectors.FastActor`.
 
-    An actor of this package is called without its tensordict plumbing, which gives the same bits in a fraction of the
-    time; any other TorchRL actor is called as it is. The actor may live on any device and be of any floating type; what
-    is delivered is float32.
+    An actor of this package is called without its tensordict wrappers, which gives the same bits in a fraction of the
+    time. Any other TorchRL actor is called directly. The actor may be on any device and have any floating dtype;
+    delivered data are float32.
 
     Args:
         env: an environment of :func:`~torchrl_o2o.envs.make_gym_env`.
         actor: reads ``"observation"``, writes ``"action"``; called without gradient and with random exploration.
 
     Keyword Args:
-        total_frames: transitions to deliver in all.
-        init_random_frames: first transitions that take uniformly random actions instead. Defaults to 0.
-        seed: seeds the environment, by one reset; ``None`` (default) leaves its own seed.
-        on_cut: called when the step after the last transition delivered was rejected, or a resumed collector had to
-            begin a new episode, so that this transition is now its episode's last, for instance
+        total_frames: total number of transitions to deliver.
+        init_random_frames: number of first transitions with uniformly random actions. Defaults to 0.
+        seed: seed of the environment, set by one reset; ``None`` (default) keeps its own seed.
+        on_cut: called when the last delivered transition has become its episode's last, because the next step was
+            rejected or a resumed collector had to begin a new episode. Pass for example
             :meth:`~torchrl_o2o.data.OnlineWriter.truncate_last`. Defaults to ``None``.
         device: where the transitions go; ``None`` (default) is the CPU.
-        fast_act: act by :class:`~torchrl_o2o.collectors.FastActor`, from the same noise but in numpy, so that actions
-            are the actor's to rounding only. Defaults to ``False``: the actor's own bits.
+        fast_act: whether to act through :class:`~torchrl_o2o.collectors.FastActor`, with the same noise but in numpy,
+            so actions equal the actor's only up to rounding. Defaults to ``False``, the actor's own bits.
 
     Raises:
         O2OSpecError: if ``total_frames`` is below 1 or ``init_random_frames`` below 0, the environment is a TorchRL
-            one, has discrete actions or takes other actions than the actor's spec says, random actions are asked for
-            without bounds, or ``fast_act`` is asked of an actor that it does not know; while it collects, if an action
-            has another shape or is not finite.
-        EnvFaultError: if an environment without a guard returns what is malformed or not finite.
+            one, has discrete actions or another action box than the actor, random actions are requested without bounds,
+            or ``fast_act`` does not support the actor; while it collects, if an action has another shape or is not
+            finite.
+        EnvFaultError: if an environment without a guard returns malformed or infinite values.
 
     Examples:
         >>> import torch
@@ -227,8 +230,8 @@ class StepCollector:
         _COLLECTORS.add(self)
 
     def __iter__(self) -> Iterator[TensorDict]:
-        """Collect until ``total_frames`` have been delivered, from wherever the collector stands."""
-        # Looked up here, since an actor may be replaced or moved between two collections.
+        """Collect until ``total_frames`` have been delivered in all."""
+        # Looked up here, because an actor may be replaced or moved between two iterations.
         self._parts, self._switched = find_parts(self.actor), regularizers(self.actor)
         self._actor_device, self._actor_dtype = kind_of(self.actor)
         if self._fast is not None:
@@ -267,7 +270,7 @@ class StepCollector:
 
     def _decided(self) -> torch.Tensor:
         if self._fast is not None:
-            if self._actor_device.type != "cpu":  # then it holds a copy
+            if self._actor_device.type != "cpu":  # because it then has a copy
                 self._fast.refresh()
             return torch.from_numpy(self._fast.decide(self._observation["observation"].numpy())).float()
         device, dtype = self._actor_device, self._actor_dtype
@@ -295,16 +298,16 @@ class StepCollector:
         if action.shape != self._low.shape:
             shapes = [list(part.shape) for part in observation.values()]
             raise O2OSpecError(
-                f"got an action of shape {list(action.shape)} for observations of shape {shapes}, the environment "
-                f"takes {list(self._low.shape)}; build the actor for this environment, and flatten observations that "
-                f"are no vectors"
+                f"got an action of shape {list(action.shape)} for observations of shape {shapes}, expected "
+                f"{list(self._low.shape)} as in the environment; build the actor for this environment, and flatten "
+                "observations that are not vectors"
             )
         if not np.isfinite(action.numpy()).all():
             raise O2OSpecError(
                 f"got the action {action.tolist()} from the actor, expected finite numbers; its parameters or its "
-                f"observations are not finite: go back to the last checkpoint whose losses were"
+                "observations are not finite: return to the last checkpoint with finite losses"
             )
-        # The environment gets a copy, since it may scale its argument in place.
+        # The environment gets a copy, because it may change its argument in place.
         result = checked_step(self.env, action.numpy().copy(), self._space)
         following, reward, terminated, truncated, info = result
         if info.get("rejected", False):
@@ -326,7 +329,7 @@ class StepCollector:
             self._start_episode()
         transition: dict[NestedKey, Any] = {key: part.unsqueeze(0) for key, part in observation.items()}
         transition["action"] = action.unsqueeze(0)
-        # The constructor without checks, as TorchRL's environments use it: a tenth of a frame's time.
+        # The constructor without checks, as in TorchRL's environments, which saves a tenth of a frame's time.
         transition["next"] = TensorDict._new_unsafe(outcome, batch_size=_ONE)
         data = TensorDict._new_unsafe(transition, batch_size=_ONE)
         return data if self.device is None else data.to(self.device)
@@ -334,7 +337,7 @@ class StepCollector:
     def state_dict(self) -> dict[str, Any]:
         """Counters, the current observation and the environment's own state (``None`` if it cannot be captured).
 
-        With what is left of a chunk, if there is anything.
+        Also the remaining actions of a chunk, if there are any.
         """
         queue = {"queue": torch.stack(self._queue)} if self._queue else {}
         kept = {key: part.clone() for key, part in self._observation.items()}
@@ -343,15 +346,15 @@ class StepCollector:
             "frames": self.frames,
             "observation": kept["observation"] if list(kept) == ["observation"] else kept,
             "episode_reward": self._episode_reward,
-            "step_count": self._step_count or int(self._cut_due),  # until the cut, the old episode counts as open
+            "step_count": self._step_count or int(self._cut_due),  # the old episode counts as open until it is cut
             "env": env_state(self.env),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
-        An environment whose state could not be captured starts a new episode; ``restarted`` then says so. If an episode
-        was under way, ``on_cut`` is called when collecting continues, since by then the buffer is restored too.
+        An environment whose state could not be captured starts a new episode; ``restarted`` is then true. If an episode
+        was unfinished, ``on_cut`` is called when collecting continues, because the buffer is restored by then.
         """
         known = {"frames": 0, "step_count": 0} | dict.fromkeys(("observation", "episode_reward", "env", "queue"))
         check_state(self, state_dict, known, optional=("queue",))
@@ -370,7 +373,7 @@ class StepCollector:
 
     #: Whether the last :meth:`load_state_dict` had to start a new episode.
     restarted: bool = False
-    #: Whether the last transition delivered is still to be marked as its episode's last.
+    #: Whether the last delivered transition must still be marked as its episode's last.
     _cut_due: bool = False
 
     def shutdown(self) -> None:

@@ -49,19 +49,19 @@ def make_vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int, *, asy
     Args:
         make_env: builds one environment.
         num_envs: number of copies, N.
-        asynchronous: one process per environment, which pays where a step takes much longer than a message (about
-            0.1 ms). TorchRL has Python spawn its processes, so a script needs ``if __name__ == "__main__":``, and each
-            takes seconds to start. Defaults to ``False``.
+        asynchronous: whether each environment has its own process, which is faster if a step takes much longer than a
+            message (about 0.1 ms). TorchRL makes Python spawn its processes, so a script needs ``if __name__ ==
+            "__main__":``, and each process takes seconds to start. Defaults to ``False``.
 
-    Each environment is put into a :class:`~torchrl_o2o.envs.CheckedEnv` unless it is guarded. Processes of their own do
-    not get Ctrl-C, so that the run can finish its update, save and close them.
+    Each environment is put into a :class:`~torchrl_o2o.envs.CheckedEnv` unless it is guarded. Separate processes do not
+    get Ctrl-C, so that the run can finish its update, save and close them.
 
     Returns:
         The vector environment; its spaces are those of N environments.
 
     Raises:
-        O2OSpecError: if ``num_envs`` is below 1, ``make_env`` returns one environment several times, the spaces are no
-            ``Box`` of real numbers, or a process cannot build its environment.
+        O2OSpecError: if ``num_envs`` is below 1, ``make_env`` returns one environment several times, the spaces are not
+            a ``Box`` of real numbers, or a process cannot build its environment.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -94,14 +94,14 @@ def _checked(make_env: Callable[[], gymnasium.Env]) -> gymnasium.Env:
 
 @contextmanager
 def no_interrupt_for_children() -> Iterator[None]:
-    """Processes started within never get Ctrl-C, which a terminal sends to all of them; it is this one's to answer.
+    """Keep Ctrl-C, which a terminal sends to all processes, from processes that are started within the context.
 
-    A signal that is blocked here meanwhile comes afterwards.
+    A signal that arrives meanwhile is delivered to this process afterwards.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # which unblocks the signal when it starts
+    resource_tracker.ensure_running()  # because it unblocks the signal when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -112,36 +112,37 @@ def no_interrupt_for_children() -> Iterator[None]:
 class VectorCollector:
     """Step N environments at once; yields TED transitions of batch shape [N].
 
-    ``("next", "observation")`` is always what the step returned, also where an episode ended and the environment has
-    begun another. Given the same actions, environment i delivers what a :class:`~torchrl_o2o.collectors.StepCollector`
-    with ``seed=seeds[i]`` does.
+    ``("next", "observation")`` is always the step's own result, also if an episode ended and the environment has begun
+    another. Given the same actions, environment i delivers the same as a :class:`~torchrl_o2o.collectors.StepCollector`
+    with ``seed=seeds[i]``.
 
-    With ``seeds`` every environment also has its own generator, from which its random actions and its exploration noise
-    come: those of a ``StepCollector`` under ``torch.manual_seed(seeds[i])``. Actions then differ by the rounding of a
-    batched product only. An actor that is not one of this package's draws its noise itself, from the global generator.
+    With ``seeds``, every environment also has its own generator for random actions and exploration noise. They equal
+    those of a ``StepCollector`` under ``torch.manual_seed(seeds[i])``, so actions differ only by the rounding of a
+    batched product. An actor that is not from this package draws its noise from the global generator.
 
-    Iterating acts with ``actor``, dropout and batch normalization as in evaluation; :meth:`step` takes the actions from
-    outside, for instance one agent's per environment. A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects is
-    not delivered by the iteration; :meth:`step` returns all N rows and says in :attr:`accepted` which of them count.
+    The iteration acts with ``actor``, with dropout and batch normalization as in evaluation. :meth:`step` gets actions
+    as an argument, for example one agent's per environment. A step that a :class:`~torchrl_o2o.envs.GuardedEnv` rejects
+    is not delivered by the iteration; :meth:`step` returns all N rows and marks the valid ones in :attr:`accepted`.
 
     Args:
         envs: of :func:`make_vector_env`, or any whose autoreset mode is ``SAME_STEP`` or ``DISABLED``. The copies of a
-            ``SyncVectorEnv`` are put into a :class:`~torchrl_o2o.envs.CheckedEnv` here; those of another one are its
-            builder's to check.
-        actor: reads ``"observation"``, writes ``"action"``; needed for iterating only. Defaults to ``None``.
+            ``SyncVectorEnv`` are put into a :class:`~torchrl_o2o.envs.CheckedEnv` here; the environments of other
+            classes must be checked by their builder.
+        actor: reads ``"observation"``, writes ``"action"``; only needed for the iteration. Defaults to ``None``.
 
     Keyword Args:
-        total_frames: iteration ends when at least as many transitions were delivered. Defaults to ``None``: never.
-        init_random_frames: first transitions, over all environments, with uniformly random actions. Defaults to 0.
-        seeds: one per environment; ``None`` (default) leaves their own and draws from the global generator.
-        on_cut: called with i when the step after the last one delivered by environment i was rejected, or a resumed
-            collector had to begin a new episode there, so that this one is now its episode's last. Defaults to
-            ``None``.
+        total_frames: the iteration ends when at least this number of transitions was delivered. Defaults to ``None``,
+            no end.
+        init_random_frames: number of first transitions, over all environments, with uniformly random actions. Defaults
+            to 0.
+        seeds: one seed per environment; ``None`` (default) keeps their own seeds and draws from the global generator.
+        on_cut: called with i when the last delivered transition of environment i has become its episode's last, because
+            the next step was rejected or a resumed collector had to begin a new episode. Defaults to ``None``.
         device: where the transitions go; ``None`` (default) is the CPU.
 
     Raises:
-        O2OSpecError: if the environments restart in the step after an episode's end, have discrete actions or take
-            other actions than the actor's spec says, or a number does not fit.
+        O2OSpecError: if the environments restart in the step after an episode's end, have discrete actions or another
+            action box than the actor, or a number does not fit.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -199,7 +200,7 @@ class VectorCollector:
             self.generators = [torch.Generator().manual_seed(seed) for seed in numbers]
             each = cast(Any, numbers)  # gymnasium's base class declares a single seed only
             envs.reset(seed=each)  # as in StepCollector, whose first episode begins with a separate reset
-        #: The remaining actions of each environment's chunk, for an actor that decides several actions at once.
+        #: The remaining actions of each environment's chunk, for an actor that chooses several actions at once.
         self._queues: list[list[Tensor]] = [[] for _ in range(envs.num_envs)]
         #: Environments whose last transition must still be marked as an episode's last, after :meth:`load_state_dict`.
         self._cut_due = np.zeros(envs.num_envs, np.bool_)
@@ -212,13 +213,16 @@ class VectorCollector:
 
     @property
     def observation(self) -> Tensor:
-        """The observations that the next actions are for, a float32 copy on the CPU, shape [N, o]."""
+        """The current observations, a float32 copy on the CPU, shape [N, o]."""
         return torch.from_numpy(self._observation.copy())
 
     def __iter__(self) -> Iterator[TensorDict]:
-        """Collect with the actor until ``total_frames`` have been delivered, from wherever the collector stands."""
+        """Collect with the actor until ``total_frames`` have been delivered in all."""
         if self.actor is None:
-            raise O2OSpecError("there is no actor to collect with; pass one, or call step with actions of your own")
+            raise O2OSpecError(
+                "got a collector without actor, expected one for the iteration; pass an actor, or call step with your "
+                "own actions"
+            )
         parts, self._switched = find_parts(self.actor), regularizers(self.actor)
         while self.total_frames is None or self.frames < self.total_frames:
             random = self.frames < self.init_random_frames
@@ -280,18 +284,18 @@ class VectorCollector:
 
         Returns:
             N transitions with :data:`~torchrl_o2o.data.TRANSITION`, ``("next", "episode_reward")`` and ``("next",
-            "step_count")``; rows that are not :attr:`accepted` are none.
+            "step_count")``; rows that are not :attr:`accepted` are not transitions.
 
         Raises:
             O2OSpecError: if there is not one action per environment, or one is not finite.
-            EnvFaultError: if a process of an environment has died, or a vector environment of another kind returns what
-                is not finite, or not what an episode ended with.
+            EnvFaultError: if a process of an environment has died, or another kind of vector environment returns values
+                that are not finite or no final observations.
         """
         taken = torch.as_tensor(action, dtype=self._low.dtype).detach().cpu().clone()
         if taken.shape != (self.num_envs, *self._low.shape):
             raise O2OSpecError(f"got actions {tuple(taken.shape)}, expected {(self.num_envs, *self._low.shape)}")
         if not taken.isfinite().all():
-            raise O2OSpecError(f"got the actions {taken.tolist()}, expected finite ones")
+            raise O2OSpecError(f"got the actions {taken.tolist()}, expected finite ones; check the actor's parameters")
         self._cut(self._cut_due)
         self._cut_due[:] = False
         observation = self.observation
@@ -331,7 +335,7 @@ class VectorCollector:
             ) from error
 
     def _restart(self, following: np.ndarray, done: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
-        """Set the observations to act on next, and return the final observations of the step."""
+        """Set the current observations, and return the final observations of the step."""
         self._observation = following.copy()
         if not done.any():
             return following
@@ -339,8 +343,8 @@ class VectorCollector:
             if "final_obs" not in infos:
                 raise EnvFaultError(
                     f"the environments {np.flatnonzero(done).tolist()} were reset, but infos has no 'final_obs', the "
-                    f"last observations of their episodes; return them as gymnasium's vector environments do, or set "
-                    f"autoreset_mode DISABLED"
+                    "last observations of their episodes; return them like gymnasium's vector environments, or set "
+                    "autoreset_mode DISABLED"
                 )
             final = following.copy()
             final[done] = np.stack([infos["final_obs"][i] for i in np.flatnonzero(done)])
@@ -375,7 +379,7 @@ class VectorCollector:
         """Counters, observations, generators and the environments' own states (``None`` if one cannot be captured)."""
         left = [torch.stack(queue) if queue else None for queue in self._queues]
         envs = [env_state(env) for env in self.envs.envs] if isinstance(self.envs, SyncVectorEnv) else [None]
-        steps = np.maximum(self._step_count, self._cut_due)  # until they are truncated, the old episodes count as open
+        steps = np.maximum(self._step_count, self._cut_due)  # the old episodes count as open until they are truncated
         return {
             "frames": self.frames,
             "observation": self.observation,
@@ -389,9 +393,9 @@ class VectorCollector:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
-        Environments whose state could not be captured, those in other processes among them, start new episodes, all of
-        them; ``restarted`` then says so. For those that were in an episode, ``on_cut`` is called at the next step,
-        since by then the buffer is restored too.
+        If the state of an environment could not be captured, for example in another process, all environments start new
+        episodes and ``restarted`` is true. ``on_cut`` is then called at the next step for those that were in an
+        episode, because the buffer is restored by then.
 
         Raises:
             O2OSpecError: if the state belongs to another number of environments or was saved with or without seeds, or
@@ -404,8 +408,8 @@ class VectorCollector:
         if len(state_dict["step_count"]) != self.num_envs or (saved is None) != (own is None):
             raise O2OSpecError(
                 f"the saved collector had {len(state_dict['step_count'])} environments and "
-                f"{'no ' if saved is None else ''}seeds, this one {self.num_envs} and "
-                f"{'no ' if own is None else ''}seeds; build it as the saved run did"
+                f"{'no ' if saved is None else ''}seeds, this one has {self.num_envs} and "
+                f"{'no ' if own is None else ''}seeds; build it like the saved one"
             )
         self.frames = state_dict["frames"]
         for generator, state in zip(own or [], saved or [], strict=True):
@@ -435,8 +439,9 @@ def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     mode = envs.metadata.get("autoreset_mode")
     if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
         raise O2OSpecError(
-            f"got environments with autoreset mode {mode}, in which the step after an episode's end is no transition; "
-            "build them with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP, as make_vector_env does"
+            f"got environments with autoreset mode {mode}, in which the step after an episode's end is not a "
+            "transition, expected SAME_STEP or DISABLED; build them with "
+            "autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP, as make_vector_env does"
         )
     return mode
 
@@ -448,7 +453,7 @@ def _require_finite(observation: np.ndarray, reward: np.ndarray) -> None:
     if len(bad):
         raise EnvFaultError(
             f"environments {bad.tolist()} returned an observation or a reward that is not finite; fix them, or build "
-            f"them by make_vector_env from GuardedEnv"
+            "them with make_vector_env from GuardedEnv"
         )
 
 

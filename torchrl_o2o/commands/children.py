@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Trainings as child processes that get the parent's signals, once each, and the time to write their checkpoints."""
+"""Trainings as child processes that get each of the parent's signals once, and time to write their checkpoints."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Children:
-    """Start processes, hand on SIGINT, SIGTERM and SIGHUP to them, and leave none behind.
+    """Start processes, forward SIGINT, SIGTERM and SIGHUP to them, and leave none running.
 
-    Each child has a process group of its own, so that Ctrl-C of a terminal reaches it through the parent only: a
-    second Ctrl-C that it never got would end it without a checkpoint. A hang-up of the terminal becomes SIGTERM.
+    Each child has its own process group, so that it gets a terminal's Ctrl-C only once, from the parent; a second one
+    would end it without a checkpoint. A hang-up of the terminal (SIGHUP) is forwarded as SIGTERM.
 
     Examples:
         >>> with Children() as children:
@@ -39,8 +39,8 @@ class Children:
         """Start a child.
 
         Args:
-            command: its words.
-            log: file for what it prints; ``None`` (default) is the parent's terminal.
+            command: the command's words.
+            log: file for its output; ``None`` (default) is the parent's terminal.
         """
         output = None if log is None else subprocess.STDOUT
         child = subprocess.Popen(command, stdout=log, stderr=output, process_group=0)
@@ -50,10 +50,10 @@ class Children:
         return child
 
     def wait(self, child: subprocess.Popen) -> int:
-        """Wait for a child's end, however many signals come meanwhile.
+        """Wait for a child's end, even if signals arrive meanwhile.
 
         Returns:
-            Its status; 128 plus the signal's number if a signal ended it, as shells say.
+            Its status; 128 plus the signal's number if a signal ended it, as in a shell.
         """
         status = child.wait()
         return status if status >= 0 else 128 - status

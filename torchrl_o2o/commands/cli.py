@@ -36,10 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``o2o``; defaults to the process's own.
 
     Returns:
-        0 on success, 2 when the input is at fault or a file cannot be read or written (the reason goes to standard
-        error).
+        0 on success, 2 if the input is wrong or a file cannot be read or written (the reason goes to standard error).
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names and dashes that a terminal's encoding lacks, as on Windows
+    if isinstance(sys.stdout, io.TextIOWrapper):  # some terminals, as on Windows, cannot encode all characters
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:

@@ -110,7 +110,8 @@ def add_reading(parser: argparse.ArgumentParser, *, of_run: bool = False) -> Non
         parser: of the command.
 
     Keyword Args:
-        of_run: an option that is not given holds as for a run's own data set: it is ``None``. Defaults to ``False``.
+        of_run: whether options that are not given are ``None``, so that the settings of the run's own data set apply.
+            Defaults to ``False``.
     """
     same = _SAME if of_run else ""
     parser.add_argument(
@@ -136,7 +137,7 @@ def add_reading(parser: argparse.ArgumentParser, *, of_run: bool = False) -> Non
 
 
 def add_actions(parser: argparse.ArgumentParser, *, of_run: bool = False) -> None:
-    """Add the options that say in which units actions are.
+    """Add the options for the units of actions.
 
     Args:
         parser: of the command.
@@ -176,7 +177,7 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_offline` from the options of :func:`add_reading`.
 
     Args:
-        arguments: as parsed.
+        arguments: the parsed arguments.
     """
     return {
         "max_episode_steps": arguments.max_episode_steps,
@@ -190,7 +191,7 @@ def actions(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `load_offline` from the options of :func:`add_actions`.
 
     Args:
-        arguments: as parsed.
+        arguments: the parsed arguments.
     """
     bounds = arguments.action_bounds
     return {"action_bounds": None if bounds is None else tuple(bounds), "actions": arguments.actions}
@@ -222,9 +223,9 @@ def _make(arguments: argparse.Namespace) -> int:
         raise O2OSpecError(f"got --{options[0].replace('_', '-')} without --env, expected the environment to record")
     if arguments.name.startswith("ogbench/"):
         if arguments.policy is not None:
-            raise O2OSpecError(f"got --policy for {arguments.name}, which takes none")
+            raise O2OSpecError(f"got --policy for {arguments.name}, which needs none; leave it out")
         file = make_ogbench(arguments.name, seed=arguments.seed, num_steps=arguments.steps, root=arguments.root)
-        print(f"{arguments.name} is in {file}; load it by path:{file}")
+        print(f"{arguments.name} is in {file}; load it as path:{file}")
         return 0
     folder = make_local_dataset(
         arguments.name, seed=arguments.seed, num_steps=arguments.steps, root=arguments.root, policy=arguments.policy
@@ -249,7 +250,7 @@ def _record(arguments: argparse.Namespace) -> int:
     folder = record_frames(arguments.name, **settings, **given)
     words = " ".join(f"+env.{key}={value}" for key, value in settings["env"].items() if key != "env_id")
     print(f"{arguments.name} is in {folder}")
-    print(f"learn from it by dataset.source={arguments.name} env.env_id={arguments.env} {words}")
+    print(f"train on it with dataset.source={arguments.name} env.env_id={arguments.env} {words}")
     return 0
 
 
@@ -310,7 +311,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
 
 
 def _json(values: Mapping[str, Any]) -> str:
-    """JSON, which knows no NaN and no infinity: they become the words."""
+    """JSON with NaN and infinity as strings, because JSON lacks them."""
     from torchrl_o2o.provenance import plain_config
 
     return json.dumps(plain_config(values), indent=2, allow_nan=False)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""`o2o demo`: RLPD on recorded data beside SAC from scratch, with the same environment steps, in a few minutes."""
+"""`o2o demo`: RLPD on recorded data and SAC from scratch, with the same environment steps, in a few minutes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _film(out: Path) -> str:
-    """Draw what RLPD's policy does, if this machine can draw."""
+    """Write videos of RLPD's policy, if this machine can render."""
     from torchrl_o2o.deploy import read_policy
     from torchrl_o2o.envs import drawing_arguments, make_gym_env
     from torchrl_o2o.errors import O2OSpecError

@@ -20,13 +20,13 @@ __all__ = ["fresh_folder", "summarize"]
 
 
 def fresh_folder(base: Path) -> Path:
-    """Make the first of ``base``, ``base-2``, ``base-3``, ... that does not exist, so that no earlier run is touched.
+    """Make the first of ``base``, ``base-2``, ``base-3``, ... that does not exist yet.
 
     Args:
-        base: the folder wanted.
+        base: the requested folder.
 
     Returns:
-        The folder made.
+        The new folder.
 
     Raises:
         O2OCheckpointError: if it cannot be made.
@@ -50,14 +50,14 @@ def fresh_folder(base: Path) -> Path:
 
 
 def summarize(out: Path, dataset: str) -> str:
-    """Draw the learning curves and put the outcome into a table.
+    """Draw the learning curves and write the results as a table.
 
     Args:
-        out: a folder holding the runs ``rlpd`` and ``sac``.
+        out: a folder with the runs ``rlpd`` and ``sac``.
         dataset: the data set's name.
 
     Returns:
-        The table and where everything is, as text.
+        The table and the paths of all files, as text.
     """
     info = describe_offline(dataset)
     levels = {"data, mean episode": info.returns.mean, "data, best episode": info.returns.max}

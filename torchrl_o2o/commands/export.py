@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""`o2o export`: write a trained policy for programs that have nothing of this package."""
+"""`o2o export`: write a trained policy for programs without this package."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def _export(arguments: argparse.Namespace) -> int:
     out = arguments.out or policy.path.with_suffix(_ENDINGS[arguments.format])
     export_policy(actor, out, format=arguments.format)
     low, high = (edge.tolist() for edge in actor_box(actor))
-    print(f"written to {out}: observations as the environment gives them, actions in {low} to {high}")
+    print(f"written to {out}: observations as the environment returns them, actions in {low} to {high}")
     return 0

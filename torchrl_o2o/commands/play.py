@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""`o2o play`: run a trained policy and write what it does as a GIF or mp4."""
+"""`o2o play`: run a trained policy and write a GIF or MP4 video."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Arguments that the commands on policies share: the policy, and its environment."""
+"""Arguments shared by the commands on policies: the policy and its environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["add_arguments", "env_arguments", "recording_policy"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, env: bool = True) -> None:
-    """Add the arguments that say which policy, and where.
+    """Add the arguments for the policy and its environment.
 
     Args:
         parser: of the command.
@@ -48,12 +48,12 @@ def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str
     """Arguments of :func:`~torchrl_o2o.envs.make_gym_env` for a policy's environment.
 
     Args:
-        policy: the policy.
+        policy: the policy file.
         arguments: of :func:`add_arguments`.
 
     Raises:
-        O2OSpecError: if neither the policy's file nor the command line names an environment, or that one cannot be
-            built or is of other sizes.
+        O2OSpecError: if neither the policy file nor the command line names an environment, or it cannot be built or has
+            other sizes.
 
     Examples:
         >>> import tempfile
@@ -64,7 +64,7 @@ def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str
         {'env_id': 'Pendulum-v1', 'allow_modules': []}
     """
     if arguments.env is None and policy.env is None:
-        raise O2OSpecError(f"{policy.path} does not say which environment it is for; name one with --env")
+        raise O2OSpecError(f"got {policy.path} without an environment; name one with --env")
     known = dict(policy.env or {}) if arguments.env is None else {"env_id": arguments.env}
     known["allow_modules"] = arguments.allow_modules
     _check_fits(policy, known, "name another environment with --env")
@@ -74,15 +74,15 @@ def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str
 def recording_policy(path: Path, env: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of :func:`~torchrl_o2o.data.record_frames` for a policy that acts in an environment.
 
-    A policy that was trained on rendered frames is given those that are recorded, any other what the environment itself
-    observes. Where it was trained in this environment, what is not asked for otherwise is as it was then.
+    A policy that was trained on rendered frames reads the recorded frames; any other reads the environment's own
+    observations. If it was trained in this environment, settings that are not given are those of its training.
 
     Args:
         path: a run folder or a policy file.
         env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`, with ``render_size``.
 
     Raises:
-        O2OSpecError: if the policy is not of the environment's sizes.
+        O2OSpecError: if the policy's sizes do not fit the environment.
     """
     from torchrl_o2o.collectors import FastActor, FrameActor
     from torchrl_o2o.deploy import read_policy
@@ -118,8 +118,8 @@ def _check_fits(policy: PolicyFile, known: Mapping[str, Any], remedy: str) -> No
     read = {"observation": policy.dims[:-1]} if one else policy.shapes
     if actions != policy.dims[-1] or any(shapes.get(key) != shape for key, shape in read.items()):
         raise O2OSpecError(
-            f"{policy.path} reads {_shape(read)} observation entries and gives {policy.dims[-1]} action dimensions, "
-            f"{known['env_id']} has {_shape(shapes)} and {actions}; {remedy}"
+            f"got {policy.path} with {_shape(read)} observation entries and {policy.dims[-1]} action dimensions, "
+            f"expected {_shape(shapes)} and {actions} as in {known['env_id']}; {remedy}"
         )
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""`o2o reproduce`: list the papers' claims, run what they need, show what the results say."""
+"""`o2o reproduce`: list the papers' claims, make their runs, and show the verdicts."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def _part(jobs: list, part: str | None) -> list:
         return jobs
     first, _, count = part.partition("/")
     if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
-        raise O2OSpecError(f"--part {part}; expected K/N with K from 1 to N, such as 2/8.")
-    # By the name and not by the place in the list, which changes while other machines finish their runs.
+        raise O2OSpecError(f"got --part {part}, expected K/N with K from 1 to N, such as 2/8")
+    # By name, because the position in the list changes while other machines finish their runs.
     return [job for job in jobs if int(job.key.rpartition("-")[2], 16) % int(count) == int(first) - 1]
 
 
@@ -132,7 +132,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _claims(names: list[str], arguments: argparse.Namespace, *, save: bool = False) -> dict:
-    """Claims by name, each with its results from the CSV files and the run folders; ``save`` writes those back."""
+    """Claims by name, with their results from the CSV files and the run folders; ``save`` writes them to the files."""
     from torchrl_o2o.reproduce.claims import find_claims, load_claim
     from torchrl_o2o.reproduce.results import collect, read_results, write_results
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""`o2o train`: become a training script, with Hydra overrides."""
+"""`o2o train`: run a training script with Hydra overrides, in place of this process."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def _train(arguments: argparse.Namespace) -> int:
     command = script_command(arguments.script, arguments.overrides)
     sys.stdout.flush()
     sys.stderr.flush()
-    # In the place of this process, and not below it: whoever sends a signal to `o2o train` sends it to the training.
+    # The script replaces this process, so that a signal to `o2o train` reaches the training.
     os.execv(command[0], command)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Offline data sets, the storage they share with online data, and the samplers and transforms over them."""
+"""Offline data sets, the storage that they share with online data, and samplers and transforms for both."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Audit data before the first gradient step: report what is broken, suspicious, or does not fit the environment.
+"""Audit data before the first gradient step: report rows that are broken, suspicious, or do not fit the environment.
 
 All checks are vectorized, and work in parts where they would otherwise copy whole columns. Shapes: N transitions, E
 episodes.
@@ -28,16 +28,16 @@ from torchrl_o2o.errors import O2ODataError, check_option
 __all__ = ["AuditReport", "Finding", "audit", "check_limit", "drop_non_finite"]
 
 _LARGE_REWARD = 1e6
-#: Fewer cases than ``_FEW`` may be chance. Distances are measured on at most ``_SAMPLE`` rows and ``_NUMBERS`` numbers.
+#: Fewer than ``_FEW`` cases may be chance. Distances are measured on at most ``_SAMPLE`` rows and ``_NUMBERS`` numbers.
 _FEW, _SAMPLE, _NUMBERS = 2, 10_000, 10_000_000
 #: Numbers of a column that are examined at a time.
 _AT_ONCE = 2**22
-#: From this number of rows on, the data are a recording and not a toy example.
+#: Data with at least this number of rows are a recording and not a toy example.
 _MANY = 1_000
 #: If all episodes end in a terminal state after the same number of steps, and it is below this, the task is short.
 _SUSPICIOUS_LENGTH = 20
-#: Factor by which a jump over a reset exceeds a usual step (with few ends, chance can do this too), and factor by which
-#: first observations are closer to each other than arbitrary ones.
+#: Factor by which a jump over a reset exceeds a usual step (also by chance if there are few ends), and factor by which
+#: first observations are closer to each other than to arbitrary ones.
 _JUMP, _ALIKE = 1.3, 1 / 3
 #: Tolerance at the action bounds for float32 rounding, relative to the box's width.
 _ROUNDING = 1e-6
@@ -124,15 +124,15 @@ def audit(
         data: transitions [N] with the entries of :data:`~torchrl_o2o.data.TRANSITION` and ``episode``. Not modified.
         action_low: lower bound of the actions, one for all or [a].
         action_high: upper bound.
-        env: an environment (gymnasium or TorchRL), the id of one, or what is known of one, to compare dimensions and
-            action bounds with.
+        env: an environment (gymnasium or TorchRL), its id, or its :class:`~torchrl_o2o.data.env_match.EnvFacts`, with
+            which dimensions and action bounds are compared.
         on_bad: ``"error"`` raises if there are errors, ``"report"`` never does, ``"drop"`` reports rows that are not
-            finite as a warning, for a caller who then applies :func:`drop_non_finite`, and raises the other errors.
-        name: what to call the data.
-        max_episode_steps: the time limit that the episodes must keep; ``None`` checks none.
+            finite as a warning and raises the other errors, for callers that then apply :func:`drop_non_finite`.
+        name: name of the data in messages.
+        max_episode_steps: the time limit of the episodes; ``None`` skips this check.
 
     Returns:
-        The report, errors included where they are not raised.
+        The report, including the errors that are not raised.
 
     Raises:
         O2ODataError: see ``on_bad``. The message names key, episode, step and remedy.
@@ -181,14 +181,14 @@ def audit(
 def drop_non_finite(data: TensorDictBase) -> TensorDict:
     """Leave out every transition with a NaN or an infinity, and end the episode before each gap.
 
-    The last row before a gap becomes truncated, the first after it begins a new episode, so that no return is ever
+    The last row before a gap becomes truncated, and the first row after it begins a new episode. Returns are then never
     computed across the gap.
 
     Args:
         data: transitions [N] with ``episode``.
 
     Returns:
-        New transitions; episodes are numbered anew from 0.
+        New transitions, with episodes numbered from 0.
 
     Raises:
         O2ODataError: if nothing is left.
@@ -206,12 +206,12 @@ def drop_non_finite(data: TensorDictBase) -> TensorDict:
     finite = torch.stack([_finite_rows(data.get(key)) for key in _FLOAT_KEYS]).all(0)
     kept = finite.nonzero().squeeze(-1)
     if not len(kept):
-        raise O2ODataError("no transition is finite; expected numbers. Look at how the data were recorded.")
+        raise O2ODataError("got no finite transition; expected at least one. Check how the data were recorded.")
     episode = data.get(EPISODE)[kept]
     begins = torch.ones(len(kept), dtype=torch.bool)
     begins[1:] = (episode[1:] != episode[:-1]) | (kept[1:] != kept[:-1] + 1)
     ends = torch.cat([begins[1:], begins.new_ones(1)]).unsqueeze(-1)
-    out = cast(TensorDictBase, data[kept]).clone()  # its annotation leaves open what an index gives
+    out = cast(TensorDictBase, data[kept]).clone()  # the annotation does not say what indexing returns
     out.set(EPISODE, begins.long().cumsum(0) - 1)
     terminated = out.get(("next", "terminated"))
     out.set(("next", "truncated"), (out.get(("next", "truncated")) | ends) & ~terminated)
@@ -308,8 +308,10 @@ def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["erro
 
     Args:
         data: transitions [N] with ``episode``.
-        limit: the time limit; ``None`` finds only terminal states that all come after the same number of steps.
-        severity: of episodes that are longer. Terminal states that are all exactly at the limit are always an error.
+        limit: the time limit; with ``None``, only terminal states that all come after the same number of steps are
+            found.
+        severity: severity of episodes that are longer. Terminal states that are all exactly at the limit are always an
+            error.
 
     Returns:
         What was found.
@@ -318,7 +320,7 @@ def check_limit(data: TensorDictBase, limit: int | None, severity: Literal["erro
     terminated, truncated = (data.get(("next", key)).squeeze(-1) for key in ("terminated", "truncated"))
     findings = []
     if limit is not None:
-        remedy = "Pass max_episode_steps if it is another; else an array that ends episodes was not read."
+        remedy = "Pass max_episode_steps if the limit is another; otherwise, an array that ends episodes was not read."
         findings += subject.finding(
             "beyond_limit", severity, _reached(subject, limit), ("next", "done"),
             f"{{count}} episodes are longer than the time limit of {limit} steps, {{place}}. {remedy}",
@@ -471,7 +473,7 @@ def _check_empty_rows(subject: _Subject) -> list[Finding]:
     return subject.finding(
         "empty_rows", "error" if _MANY <= len(empty) < 2 * _count(empty) else "warning", empty, "observation",
         f"{{count}} of {len(filled)} rows are zero throughout, observation, action, next observation and reward, "
-        "{place}: rows that were never written, or the padding of shorter episodes. Leave them out.",
+        "{place}: they were never written, or pad shorter episodes. Leave them out.",
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Build the buffer that online training starts with: which offline rows it keeps, and how they are drawn."""
+"""Build the buffer for the start of online training: choose its offline rows and how rows are drawn."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from torchrl_o2o.errors import O2OSpecError, check_count, check_option
 __all__ = ["MakeStorage", "StartingData", "offline_buffer", "starting_buffer", "top_episodes"]
 
 StartingData = Literal["none", "all", "top", "symmetric"]
-#: Makes a storage from offline rows and a number of online slots, as ``offline_online_storage`` does.
+#: A function like ``offline_online_storage``, which makes a storage from offline rows and a number of online slots.
 MakeStorage = Callable[[TensorDictBase, int], Storage]
 
 
 def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
-    """The episodes of highest return, best last, so that a full first-in-first-out buffer keeps the best longest.
+    """The episodes of highest return, the best last, so that a full first-in-first-out buffer overwrites the best last.
 
     Difference from ACA's code: the last reward of an episode that ends by timeout counts (its library drops that
     transition, and its ranking misses the reward).
 
     Args:
         data: transitions [N] with ``episode``.
-        number: how many episodes; all if there are fewer.
+        number: number of episodes; all are taken if there are fewer.
 
     Returns:
         Their transitions, in order.
 
     Raises:
-        O2OSpecError: if ``number`` is no whole number of at least 0.
+        O2OSpecError: if ``number`` is not an integer of at least 0.
         O2ODataError: if the data have no episode numbers, or rows are shuffled.
 
     Examples:
@@ -87,13 +87,13 @@ def starting_buffer(
 
     Args:
         offline: transitions [N] with ``episode``.
-        online_capacity: slots beside those of the offline rows, usually the number of online steps.
+        online_capacity: number of slots besides those of the offline rows, usually the number of online steps.
 
     Keyword Args:
-        data: which offline rows stay. Defaults to ``"all"``.
+        data: the offline rows to keep. Defaults to ``"all"``.
         batch_size: rows per sample. Defaults to 256.
-        num_top_episodes: how many episodes ``"top"`` keeps. Defaults to 0.
-        offline_fraction: of ``"symmetric"`` batches. Defaults to 0.5.
+        num_top_episodes: number of episodes that ``"top"`` keeps. Defaults to 0.
+        offline_fraction: share of offline rows in ``"symmetric"`` batches. Defaults to 0.5.
         keys: entries of a transition; Cal-QL adds ``"mc_return"``. Defaults to
             :data:`~torchrl_o2o.data.TRANSITION`.
         make_storage: makes the storage from the offline rows and the number of online slots, for example
@@ -123,7 +123,10 @@ def starting_buffer(
     rows = _to_learn_from(offline[:0] if data == "none" else offline, keys, "the hand-over")
     if make_storage is not None and (scratch_dir is not None or len(rows) != len(offline)):
         what = f"data={data!r}" if scratch_dir is None else "scratch_dir"
-        raise O2OSpecError(f"got {what} and make_storage, which keeps all offline rows its own way; leave one out")
+        raise O2OSpecError(
+            f"got {what} and make_storage, expected only one, because make_storage keeps all offline rows; leave one "
+            "out"
+        )
     fixed = len(rows) if data == "symmetric" else 0
     if make_storage is not None:
         storage = make_storage(offline, online_capacity)
@@ -135,7 +138,7 @@ def starting_buffer(
             storage.set(slice(0, len(rows)), rows)
     writer = OnlineWriter(fixed)
     if not fixed:
-        writer.total_written = len(rows)  # online rows follow the offline ones and finally overwrite them
+        writer.total_written = len(rows)  # online rows follow the offline ones; a full buffer overwrites them
     sampler = RandomSampler()
     if data == "symmetric":
         sampler = BalancedSampler(fixed, offline_fraction)
@@ -145,7 +148,7 @@ def starting_buffer(
 def offline_buffer(
     offline: TensorDictBase, *, batch_size: int = 256, keys: Sequence[NestedKey] = TRANSITION
 ) -> TensorDictReplayBuffer:
-    """The replay buffer that offline updates draw from: the data's own rows, without a copy.
+    """The replay buffer for offline updates; it uses the data's own rows without a copy.
 
     Args:
         offline: transitions [N].
@@ -162,13 +165,13 @@ def offline_buffer(
         (20, 4)
     """
     rows, writer = _to_learn_from(offline, keys, "the training").to("cpu"), OnlineWriter(0)
-    writer.total_written = len(rows)  # marks all rows as written, because samplers look for the last row there
+    writer.total_written = len(rows)  # marks all rows as written, because samplers read the last row's position there
     return TensorDictReplayBuffer(storage=TensorStorage(rows), writer=writer, batch_size=batch_size)
 
 
 def _to_learn_from(rows: TensorDictBase, keys: Sequence[NestedKey], before: str) -> TensorDictBase:
-    """The entries that a learner reads, and the step counts that its losses discount by."""
+    """The entries that a learner reads, including the step counts by which its losses discount."""
     if missing := [key for key in keys if key not in rows.keys(include_nested=True)]:
-        raise O2OSpecError(f"the offline data lack {missing}; add them before {before}")
+        raise O2OSpecError(f"got offline data without {missing}, expected these entries; add them before {before}")
     check_no_gradients(rows)
     return rows.select(*keys, *set(stored_keys(rows)) - set(TRANSITION))

@@ -4,10 +4,10 @@
 # LICENSE file in the root directory of this source tree.
 """Reward and observation conventions of the papers, by method and domain: one table, applied in one place.
 
-The papers use different reward scales. :func:`get_convention` returns what a method does in a domain.
+The papers use different reward scales. :func:`get_convention` returns the convention of a method in a domain.
 :class:`FittedConvention` computes the statistics on a data set, and applies the convention exactly once to data, to
-online transitions and to environments. Logged returns are never changed. The convention is saved with the policy, which
-is useless without it.
+online transitions and to environments. Logged returns are never changed. The convention is saved with the policy,
+because the policy is useless without it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ class Convention:
     Args:
         reward_scale: factor of the reward. Defaults to 1.
         reward_shift: added after scaling. Defaults to 0.
-        scale_by_returns: first multiply rewards by 1000 over the spread of the data's returns (IQL). Defaults to
+        scale_by_returns: whether rewards are first multiplied by 1000 and divided by the range of the data's returns
+            (IQL). Defaults to ``False``.
+        normalize_observations: whether observations are standardized by the data's statistics (CORL). Defaults to
             ``False``.
-        normalize_observations: standardize observations by the data's statistics (CORL). Defaults to ``False``.
         observation_eps: added to their standard deviations. Defaults to 1e-3 (CORL); ODT's is 1e-6.
 
     Examples:
@@ -55,19 +56,19 @@ class Convention:
     observation_eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuse factors that would wipe rewards out or turn them round."""
+        """Raise for factors that would erase rewards or change their sign."""
         check_number("reward_scale", self.reward_scale, above=0)
         check_number("reward_shift", self.reward_shift)
         check_number("observation_eps", self.observation_eps, above=0)
 
     def fit(self, offline: TensorDictBase) -> FittedConvention:
-        """Turn the convention into numbers.
+        """Compute the numbers of the convention from a data set.
 
         Args:
             offline: transitions [N] as recorded, with ``episode``.
 
         Returns:
-            What to apply to these data and to everything that follows them.
+            The transforms for these data and for everything that follows them.
 
         Raises:
             O2ODataError: if rewards are to be scaled by returns that are all equal.
@@ -87,11 +88,11 @@ Convention.__init__ = renamed_arguments(normalise_observations="normalize_observ
 
 @dataclass(frozen=True)
 class FittedConvention:
-    """A convention in numbers.
+    """A convention with the numbers computed from a data set.
 
     Args:
         reward: the reward's transform.
-        observation: statistics to standardize by; ``None`` leaves observations as they are.
+        observation: the statistics for standardization; ``None`` leaves observations unchanged.
 
     Examples:
         >>> fitted = FittedConvention(AffineReward(shift=-1.0), None)
@@ -103,19 +104,19 @@ class FittedConvention:
     observation: ObservationStats | None
 
     def data(self, offline: TensorDictBase) -> TensorDictBase:
-        """Recorded transitions [N] as the learner sees them; the input keeps its own entries."""
+        """Transform recorded transitions [N]; the input is not modified."""
         data = self.reward(offline)
         return data if self.observation is None else self.observation(data)
 
     def online(self, transition: TensorDictBase) -> TensorDictBase:
-        """A transition collected in :meth:`env`, whose observations are standardized already: rewards only."""
+        """Transform a transition collected in :meth:`env`: only rewards, as observations are already standardized."""
         return self.reward(transition)
 
     def env(self, env: gymnasium.Env) -> gymnasium.Env:
-        """An environment whose observations are the learner's; its rewards stay as they are, so that returns do.
+        """Wrap an environment so that it standardizes observations. Rewards, and so returns, are unchanged.
 
         Raises:
-            O2OSpecError: if its observations have another width than those of the statistics, or are standardized.
+            O2OSpecError: if its observations have another width than the statistics, or are already standardized.
         """
         if self.observation is None:
             return env
@@ -172,7 +173,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         "aca": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors shift online only, but both phases need the same scale
         "off2on": _row(_PLAIN, _PLAIN, _PLAIN),
         "awac": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
-        "awac_authors": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code; mazes as the others
+        "awac_authors": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # its authors' code; mazes like the others
         "iql": _row(Convention(scale_by_returns=True), _MINUS_ONE, _PLAIN),  # its authors' code
         "iql_corl": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL, except hopper's scaled rewards
         "td3_bc": _row(_STANDARDIZED, _STANDARDIZED_MINUS_ONE, _STANDARDIZED),  # CORL
@@ -183,7 +184,7 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
         "rebrac": _row(_PLAIN, Convention(reward_scale=100.0), _PLAIN),  # its authors' code
         "qc": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # FQL's and QC's codes
         "spot": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # CORL
-        "brac": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # BEAR and AWR as well; mazes as the others
+        "brac": _row(_PLAIN, _MINUS_ONE, _PLAIN),  # BEAR and AWR as well; mazes like the others
         "cql": _row(_STANDARDIZED, _MAZE_TEN, _HAND_TEN),  # CORL offline; its authors on mazes and hands
         "cal_ql": _row(_PLAIN, _MAZE_TEN, _HAND_TEN),  # its authors' code
     }
@@ -191,9 +192,9 @@ CONVENTIONS: Mapping[str, Mapping[str, Convention]] = MappingProxyType(
 
 
 def get_convention(method: str, domain: str) -> Convention:
-    """Look up what a method does in a domain.
+    """Look up the convention of a method in a domain.
 
-    SAMG takes the row of the learner that it wraps, without standardized observations.
+    SAMG uses the row of the learner that it wraps, without standardized observations.
 
     Args:
         method: a key of :data:`CONVENTIONS`.

@@ -22,7 +22,7 @@ __all__ = ["Coverage", "coverage", "plot_coverage"]
 
 @dataclass(frozen=True)
 class Coverage:
-    """Where the rows of several data sets lie.
+    """The distribution of several data sets' rows over clusters.
 
     Args:
         embedding: t-SNE of the sampled rows, shape [N, 2].
@@ -45,19 +45,20 @@ def coverage(
     min_rows: int = 5,
     seed: int = 0,
 ) -> Coverage:
-    """Embed state-action pairs of several data sets together, cluster the union, count who has rows where.
+    """Embed state-action pairs of several data sets, cluster the union, and compute each data set's share of clusters.
 
-    Source: SAMG's appendix C.7 looks at data sets by t-SNE, hierarchical clustering and the share of clusters covered.
+    Source: SAMG's appendix C.7 compares data sets with t-SNE, hierarchical clustering and the share of clusters
+    covered.
 
-    The numbers of rows and clusters are ours. Pairs are standardized first. Shares depend on the other data sets: they
-    compare the sets of one call, not of two.
+    The numbers of rows and clusters are ours. Pairs are standardized first. Shares depend on the other data sets, so
+    compare only shares of the same call.
 
     Args:
         data: name -> transitions [N] with ``observation`` and ``action``, at least two.
-        num_clusters: clusters of the union. Defaults to 50.
+        num_clusters: number of clusters of the union. Defaults to 50.
         rows_per_source: rows drawn from each data set, the same number from all. Defaults to 1000.
         min_rows: a data set covers a cluster in which it has at least this many of its rows. Defaults to 5.
-        seed: of the draw and of t-SNE. Defaults to 0.
+        seed: seed of the draw and of t-SNE. Defaults to 0.
 
     Returns:
         The embedding, the clusters and each data set's share of them.
@@ -78,12 +79,17 @@ def coverage(
     """
     manifold, cluster = require("sklearn.manifold", "coverage"), require("sklearn.cluster", "coverage")
     if len(data) < 2:
-        raise O2OSpecError(f"got {len(data)} data set, expected two or more: coverage is relative to their union")
+        raise O2OSpecError(
+            f"got {len(data)} data set, expected two or more, because coverage is relative to their union"
+        )
     pairs = _pairs(data, rows_per_source, seed)
     source = np.repeat(np.arange(len(data)), [len(part) for part in pairs])
     union = np.concatenate(pairs)
     if len(union) < max(num_clusters, 5):
-        raise O2ODataError(f"got {len(union)} rows for {num_clusters} clusters; lower num_clusters")
+        raise O2ODataError(
+            f"got {len(union)} rows for {num_clusters} clusters, expected at least as many rows as clusters; lower "
+            "num_clusters"
+        )
     spread = union.std(0)
     union = (union - union.mean(0)) / np.where(spread > 0, spread, 1.0)
     perplexity = min(30.0, (len(union) - 1) / 3)
@@ -105,7 +111,10 @@ def _pairs(data: Mapping[str, TensorDictBase], number: int, seed: int) -> list[n
         pairs.append(torch.cat([rows["observation"][index], rows["action"][index]], -1).double().numpy())
     widths = {name: part.shape[-1] for name, part in zip(data, pairs)}
     if len(set(widths.values())) > 1:
-        raise O2ODataError(f"the data sets' pairs have different widths, {widths}; compare sets of one environment")
+        raise O2ODataError(
+            f"got data sets whose pairs have different widths, {widths}, expected the same width; compare data sets of "
+            "one environment"
+        )
     return pairs
 
 
@@ -113,7 +122,7 @@ def plot_coverage(found: Coverage, path: str | Path) -> Path:
     """Draw the embedding, one color per data set.
 
     Args:
-        found: of :func:`coverage`.
+        found: result of :func:`coverage`.
         path: the picture's file; its suffix chooses the format.
 
     Returns:

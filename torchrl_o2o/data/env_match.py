@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Check that data fit an environment: compare dimensions, entries and action bounds, without taking a step."""
+"""Check that data fit an environment: compare dimensions, entries and action bounds without a step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = [
 _DRAWING = re.compile(r"render|width$|height$|camera|default_camera|visual|disable_env_checker|max_episode_steps")
 _HARMLESS = {"TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "RecordEpisodeStatistics", "FlattenObservation"}
 _HARMLESS |= {"RecordVideo", "HumanRendering", "RenderCollection", "AddRenderObservation", "DataCollector"}
-#: Wrappers that this package itself puts around an environment.
+#: Wrappers that this package adds to an environment.
 _OWN_WRAPPERS = ("TransformObservation", "TransformAction", "StackFrames")
 #: An environment, or the id of one for :func:`torchrl_o2o.envs.make_gym_env`.
 EnvLike = str | gymnasium.Env | EnvBase
@@ -52,18 +52,18 @@ EnvLike = str | gymnasium.Env | EnvBase
 
 @dataclass(frozen=True)
 class EnvFacts:
-    """The facts of an environment that data are compared with.
+    """The properties of an environment with which data are compared.
 
     Args:
         name: its id, or its class.
         observation: shape of an observation.
         action: shape of an action.
-        low: lower bounds of the actions that it takes.
+        low: lower bounds of its actions.
         high: upper bounds.
         own_low: lower bounds of the environment inside, before its actions are mapped to [-1, 1].
         own_high: upper bounds.
         max_episode_steps: its time limit.
-        moves: whether it moves by small steps in time, as physics does. Defaults to ``False``: not known.
+        moves: whether it changes by small steps in time, like physics. Defaults to ``False``, unknown.
         spec: its id, arguments and wrappers, as :func:`described` gives them; empty where it has none.
         keys: entries of its dictionary observation that are joined, in order; empty where nothing is joined.
         entries: all entries of that dictionary.
@@ -90,7 +90,7 @@ def match_environment(
 
     Args:
         data: transitions [N].
-        env: a gymnasium or TorchRL environment, an environment id, or what is known of one.
+        env: a gymnasium or TorchRL environment, an environment id, or :class:`EnvFacts`.
         action_low: lower bound of the data's actions, one for all or [a].
         action_high: upper bound.
 
@@ -128,20 +128,20 @@ def match_environment(
 
 
 def _is_stack(observed: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Whether an environment observes stacks [k * 3, H, W] of frames [3, H, W], each of which data hold once."""
+    """Whether an environment observes stacks [k * 3, H, W] of the frames [3, H, W] that the data hold."""
     return len(observed) == len(stored) == 3 and observed[1:] == stored[1:] and observed[0] % stored[0] == 0
 
 
 def match_units(data: TensorDictBase, env: EnvFacts) -> list[Finding]:
-    """Compare actions in [-1, 1] whose source states no box with the environment's own box.
+    """Compare actions in [-1, 1] with the environment's own box, if the source states no box.
 
     Args:
         data: transitions [N], actions as stored.
         env: what is known of the environment.
 
     Returns:
-        An error if the own box is another one and all actions lie in it: nothing tells shares of the box from its own
-        units, which differ by the box's size. A warning if some lie beyond it, as only shares do.
+        An error if the environment's box is another one and all actions lie in it, because they could be shares of the
+        box or in the environment's units. A warning if some lie outside it, which only shares can.
     """
     mapped = _close(env.low, torch.tensor(-1.0)) and _close(env.high, torch.tensor(1.0))
     action = data.get("action")
@@ -168,8 +168,8 @@ def described(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str]) -
 
     Args:
         env_id: of the registered environment.
-        kwargs: its arguments; those that only say how it is drawn are left out.
-        wrappers: names of what is around it; those that change nothing are left out.
+        kwargs: its arguments; those that only affect rendering are left out.
+        wrappers: names of its wrappers; those that change nothing are left out.
 
     Examples:
         >>> described("Hopper-v5", {"render_mode": "human", "ctrl_cost_weight": 0}, ["OrderEnforcing"])
@@ -188,8 +188,8 @@ def match_keys(keys: Sequence[str], env: EnvFacts) -> list[Finding]:
         env: what is known of the environment.
 
     Returns:
-        An error if they are other entries of the same dictionary, or in another order. Shapes do not tell: goals, and
-        what was achieved of them, are equally wide.
+        An error if they are other entries of the same dictionary, or in another order. Shapes cannot show this: desired
+        and achieved goals have the same width.
 
     Examples:
         >>> import torch
@@ -211,11 +211,12 @@ def match_settings(recorded: Sequence[Mapping[str, Any]], env: EnvFacts) -> list
     """Compare the environment that data were recorded in with the one that they are for.
 
     Args:
-        recorded: how it was made, and how the one for evaluation is, as :func:`described` gives them; may be empty.
+        recorded: the environment of the data and the one for evaluation, in the form of :func:`described`; may be
+            empty.
         env: what is known of the other.
 
     Returns:
-        A warning if it is not one of those: rewards, ends and observations of equal shape may mean something else.
+        A warning if it is another one: rewards, ends and observations may have another meaning despite equal shapes.
 
     Examples:
         >>> import torch
@@ -231,8 +232,8 @@ def match_settings(recorded: Sequence[Mapping[str, Any]], env: EnvFacts) -> list
     was, now = _settings(recorded[0], own), _settings(own, recorded[0])
     message = (
         f"the data were recorded in {was}, and the environment is {now}: rewards, ends of episodes and observations "
-        "may differ, whatever their shapes. Make the environment as it was (env_kwargs=...), or be sure that they "
-        "agree."
+        "may differ even if their shapes agree. Build the environment with the recorded settings (env_kwargs=...), or "
+        "make sure that they agree."
     )
     return [Finding("other_environment", "warning", message)]
 
@@ -255,17 +256,18 @@ def _settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def env_facts(env: EnvLike, frame_size: int | None = None) -> EnvFacts:
-    """Look at an environment without a step.
+    """Read the properties of an environment without a step.
 
     Args:
         env: a gymnasium or TorchRL environment, or an environment id.
-        frame_size: of data that are frames. An environment of an id that observes none is asked to render them.
+        frame_size: size of the data's frames. An environment given by its id that observes no frames is built to render
+            them.
 
     Raises:
         O2OSpecError: if it is not an environment, or its actions are discrete.
     """
     if isinstance(env, str):
-        from torchrl_o2o.envs.make import make_gym_env  # late: environments read this package's tasks
+        from torchrl_o2o.envs.make import make_gym_env  # imported late, because environments read this package's tasks
 
         with closing(make_gym_env(env)) as built:
             facts = replace(_gym_facts(built), name=env)
@@ -300,7 +302,7 @@ def _gym_facts(env: gymnasium.Env) -> EnvFacts:
 
 
 def _joined(env: gymnasium.Env) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The entries that a wrapper joins into one vector, in order, and all existing entries; empty without a wrapper."""
+    """The entries that a wrapper joins into one vector, in order, and all entries; empty without such a wrapper."""
     from torchrl_o2o.envs.make import concatenated_keys  # imported late, as above
 
     while isinstance(env, gymnasium.Wrapper):
@@ -332,14 +334,14 @@ def _torchrl_facts(env: EnvBase) -> EnvFacts:
     inner, batch = _inner(env), len(env.batch_size)
     spec = inner._env.spec if isinstance(inner, GymWrapper) else None
     name = type(inner).__name__ if spec is None else spec.id
-    if "observation" not in env.observation_spec.keys():  # noqa: SIM118  # a spec is no mapping
+    if "observation" not in env.observation_spec.keys():  # noqa: SIM118  # a spec is not a mapping
         raise O2OSpecError(f"{name} observes {sorted(map(str, env.observation_spec.keys()))}; expected 'observation'.")
     observation = tuple(env.observation_spec["observation"].shape[batch:])
     box = env.action_spec.space
     if not isinstance(box, ContinuousBox):
         raise O2OSpecError(
-            f"the actions of {name} are {type(env.action_spec).__name__}, expected a continuous box; name the "
-            "environment that the data are of"
+            f"the actions of {name} are {type(env.action_spec).__name__}, expected a continuous box; pass the "
+            "environment of the data"
         )
     low, high = box.low.cpu(), box.high.cpu()
     own_low, own_high = _own_box(inner._env, low, high) if isinstance(inner, GymWrapper) else (low, high)

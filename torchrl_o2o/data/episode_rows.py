@@ -22,13 +22,13 @@ __all__ = ["EpisodeRows"]
 
 
 class EpisodeRows:
-    """Transitions of one environment, kept until their episode has ended and sums over n steps are known.
+    """Buffer for the transitions of one environment until their episode has ended and n-step sums are known.
 
-    DrQ-v2's replay, too, has an episode when it has ended. Put it among a run's objects, so that a resumed run
-    continues in mid-episode, and give :meth:`cut` to the collector as ``on_cut``.
+    DrQ-v2's replay also stores an episode when it has ended. Add it to a run's objects, so that a resumed run continues
+    in mid-episode, and pass :meth:`cut` to the collector as ``on_cut``.
 
     Args:
-        n: steps of a sum, at least 1; with 1, too, rows come when their episode has ended.
+        n: number of steps in a sum, at least 1. Rows are delivered at the end of their episode, also with 1.
         gamma: discount in [0, 1].
 
     Examples:
@@ -47,30 +47,30 @@ class EpisodeRows:
         self._ended: list[TensorDictBase] = []
 
     def add(self, transition: TensorDictBase) -> TensorDictBase:
-        """Take a transition [1].
+        """Add a transition [1].
 
         Args:
-            transition: in TED; entries besides those of :data:`~torchrl_o2o.data.TRANSITION` are left out.
+            transition: a transition in TED; only the entries of :data:`~torchrl_o2o.data.TRANSITION` are kept.
 
         Returns:
-            Rows [k] whose sums are known now: of the whole episode if it has ended, else none.
+            The rows [k] of the whole episode if it has ended, else none.
 
         Raises:
             O2OSpecError: if it is not one transition.
         """
         if transition.batch_size != torch.Size([1]):
             raise O2OSpecError(
-                f"got transitions of batch shape {list(transition.batch_size)}, expected [1], one at a time as "
-                f"StepCollector gives them; one EpisodeRows for each environment"
+                f"got transitions of batch shape {list(transition.batch_size)}, expected [1]; add one at a time, as "
+                "StepCollector delivers them, and use one EpisodeRows for each environment"
             )
-        self._open.append(transition.select(*TRANSITION).detach().clone())  # the caller may write the next one into it
+        self._open.append(transition.select(*TRANSITION).detach().clone())  # the caller may reuse its memory
         if transition["next", "done"].item():
             self._close()
         ended, self._ended = self._ended, []
         return cat(ended) if ended else transition[:0]
 
     def cut(self) -> None:
-        """The transition taken last turned out to be its episode's last; its rows come with the next transition."""
+        """End the episode at the last added transition; its rows are returned by the next :meth:`add`."""
         if self._open:
             self._open[-1] = cut_off_(self._open[-1].clone())
             self._close()

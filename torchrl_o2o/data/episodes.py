@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Assign rows of transitions to episodes: the only place for this rule, used by everything that sums over episodes."""
+"""Assign rows of transitions to episodes. Everything that sums over episodes uses this rule."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ __all__ = ["column", "ends_of", "number_episodes", "number_runs"]
 def number_episodes(data: TensorDictBase) -> Tensor:
     """Number episodes in the order of the data, from 0, without gaps.
 
-    An episode ends where ``("next", "done")`` says so, and where the number under ``"episode"`` changes. Data sets that
-    were put together by ``torch.cat`` may use a number twice, and some numbers may be missing: each episode counts for
-    itself.
+    An episode ends where ``("next", "done")`` is true and where the number under ``"episode"`` changes. Data sets
+    joined by ``torch.cat`` may use a number twice, and numbers may be missing; each episode still gets its own number.
 
     Args:
-        data: transitions [N] with ``episode``, rows of an episode together and in order.
+        data: transitions [N] with ``episode``; the rows of an episode are together and in order.
 
     Returns:
         [N] int64.
 
     Raises:
-        O2ODataError: if ``episode`` is missing or is not one integer per row, an episode that has not ended
-            continues further down (the rows were shuffled), or rows only fill up trajectories
+        O2ODataError: if ``episode`` is missing or is not one integer per row, an episode that has not ended continues
+            further down (the rows were shuffled), or some rows are padding
             (:func:`~torchrl_o2o.data.keys.check_padding`).
 
     Examples:
@@ -47,8 +46,8 @@ def number_episodes(data: TensorDictBase) -> Tensor:
     episode = data.get(EPISODE, None)
     if episode is None:
         raise O2ODataError(
-            f"the transitions have no {EPISODE!r}, and sums over episodes need it; take whole episodes in order, as "
-            f"load_offline gives them, or set {EPISODE!r} to their numbers (zeros for a single one)"
+            f"the transitions have no {EPISODE!r}, expected it for sums over episodes; load whole episodes in order "
+            f"with load_offline, or set {EPISODE!r} to their numbers (zeros for a single episode)"
         )
     whole = not episode.is_floating_point() and not episode.is_complex() and episode.dtype != torch.bool
     if episode.shape != (len(data),) or not whole:
@@ -68,7 +67,7 @@ def ends_of(data: TensorDictBase) -> Tensor:
         data: transitions [N].
 
     Raises:
-        O2ODataError: if a flag is not one a row.
+        O2ODataError: if a flag does not have one value per row.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -83,7 +82,7 @@ def ends_of(data: TensorDictBase) -> Tensor:
 
 
 def number_runs(marks: Tensor, ended: Tensor) -> Tensor:
-    """Number the runs of rows with one mark, from 0; a row that ends something ends its run too.
+    """Number the runs of rows with the same mark, from 0; a row with an end flag also ends its run.
 
     Args:
         marks: [N].
@@ -102,12 +101,12 @@ def number_runs(marks: Tensor, ended: Tensor) -> Tensor:
 
 
 def column(data: TensorDictBase, values: Tensor, name: str) -> Tensor:
-    """One value a row, [N], out of a column [N, 1].
+    """One value per row, [N], from a column [N, 1].
 
     Args:
         data: the rows, [N].
         values: [N, 1], or [N].
-        name: what they are, for the message.
+        name: their name in messages.
 
     Raises:
         O2ODataError: if there are not as many values as rows.
@@ -136,6 +135,6 @@ def _refuse_shuffled(episode: Tensor, left: Tensor) -> None:
         first = int(again[0])
         raise O2ODataError(
             f"episode {int(episode[first])} breaks off after row {first} and continues further down: the rows are "
-            f"shuffled. Sums over episodes need the rows of each together and in the order of recording, as "
-            f"load_offline gives them"
+            "shuffled. Sums over episodes need the rows of each episode together and in the order of recording, as "
+            "from load_offline"
         )

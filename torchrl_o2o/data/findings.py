@@ -21,11 +21,12 @@ class Finding:
 
     Args:
         code: a stable name for programs, e.g. ``"non_finite"``.
-        severity: ``"error"`` makes the data unusable, ``"warning"`` deserves a look, ``"note"`` tells what was done.
+        severity: ``"error"`` if the data are unusable, ``"warning"`` if they need a check, ``"note"`` for changes by
+            the reader.
         message: what was found, what was expected and how to fix it.
-        count: how many transitions, columns or episodes are concerned.
-        key: the entry concerned, ``"next.observation"`` in nested form.
-        episode: the first episode concerned.
+        count: number of affected transitions, columns or episodes.
+        key: the affected entry, such as ``"next.observation"``.
+        episode: the first affected episode.
         step: the first step in it.
 
     Examples:
@@ -54,7 +55,7 @@ class AuditReport:
         name: the data set.
         transitions: number of rows.
         episodes: number of episodes.
-        findings: in the order in which they were found.
+        findings: all findings, in the order in which they were found.
 
     Examples:
         >>> from torchrl_o2o.data.findings import AuditReport, Finding
@@ -78,7 +79,7 @@ class AuditReport:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The findings that deserve a look."""
+        """The findings that need a check."""
         return tuple(finding for finding in self.findings if finding.severity == "warning")
 
     @property

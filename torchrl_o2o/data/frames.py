@@ -23,14 +23,14 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["FrameRing", "FrameStorage"]
 
-_REMEMBERED = 256  # recent frames that new ones are compared with: of overlapping stacks, of several environments
+_REMEMBERED = 256  # recent frames with which new ones are compared, for overlapping stacks
 
 
 class FrameRing:
-    """The frames of one camera: those of the data set, which stay, and a ring behind them, which grows when needed.
+    """The frames of one camera: the data set's, which stay, followed by a ring, which grows when needed.
 
-    Frames have numbers that only rise. Number k lies in slot k as long as it is one of the data set's F, in slot
-    ``(k - F) % capacity`` of the ring otherwise.
+    Frames are numbered in the order of writing. Number k is in slot k if it is one of the data set's F frames,
+    otherwise in slot ``(k - F) % capacity`` of the ring.
 
     Args:
         fixed: the data set's frames, shape [F, C, H, W].
@@ -70,7 +70,7 @@ class FrameRing:
         return self.fixed[number] if number < fixed else self.ring[(number - fixed) % self.capacity]
 
     def write(self, frame: Tensor) -> int:
-        """Store a frame [C, H, W] and return its number; the oldest of the ring goes."""
+        """Store a frame [C, H, W] in place of the ring's oldest, and return its number."""
         number = len(self.fixed) + self.total
         self.ring[self.total % self.capacity] = frame
         self.total += 1
@@ -99,13 +99,13 @@ class FrameRing:
         self.ring = ring
 
     def get_rows(self, index: Any) -> TensorDictBase:
-        """Slots of the data set's frames and then of the ring, as rows for a checkpoint."""
+        """The slots of the data set's frames and then of the ring, as rows for a checkpoint."""
         start, stop, _ = index.indices(len(self))
         parts = self.fixed[start:stop], self.ring[max(start - len(self.fixed), 0) : max(stop - len(self.fixed), 0)]
         return TensorDict({"frame": torch.cat(parts)}, [stop - start])
 
     def set_rows(self, slots: Tensor, rows: TensorDictBase, *, set_cursor: bool = False) -> None:
-        """Put rows of a checkpoint back; ``set_cursor`` is for storages and without effect."""
+        """Restore rows of a checkpoint; ``set_cursor`` has no effect here."""
         online = slots >= len(self.fixed)
         frames = rows["frame"].to(self.ring.device)
         self.fixed[slots[~online]] = frames[~online]
@@ -121,12 +121,12 @@ def _words(frames: Tensor) -> Tensor:
 class FrameStorage(LazyTensorStorage):
     """A storage of transitions that keeps each frame once and delivers stacks.
 
-    Rows are written with stacks [n, S C, H, W] of uint8, as an environment that stacks frames delivers them, and are
-    delivered so. Inside, a row has the numbers of its frames at s and s'. What is delivered is always what was written,
-    to the byte: a frame gets the number of one written lately only if it is the same, so that starts and cuts of
-    episodes, rows over several steps and environments that take turns need no flag. The offline rows and frames come
-    first and stay; a ring of frames behind them follows the online rows, and gets more slots (a copy, once) if episodes
-    are so short that it has to hold more than a sixteenth over the number of rows.
+    Rows are written and delivered with stacks [n, S C, H, W] of uint8, as from an environment that stacks frames.
+    Inside, a row holds the numbers of its frames at s and s'. Every byte is delivered as written: a new frame reuses
+    the number of a recent one only if both are equal. Starts and cuts of episodes, rows over several steps and several
+    environments therefore need no flag. The offline rows and frames come first and stay. The ring of online frames
+    after them grows (by one copy) if episodes are so short that it needs slots for more than 17/16 of the number of
+    rows.
 
     Use it with :class:`~torchrl_o2o.data.OnlineWriter` and any sampler; checkpoints save each frame once.
 
@@ -140,7 +140,7 @@ class FrameStorage(LazyTensorStorage):
         device: where rows and frames live. Defaults to ``"cpu"``.
 
     Raises:
-        O2OSpecError: if rows are written whose images are no stacks of such frames.
+        O2OSpecError: if written rows have images that are not stacks of such frames.
 
     Examples:
         >>> from torchrl.data import TensorDictReplayBuffer
@@ -174,7 +174,7 @@ class FrameStorage(LazyTensorStorage):
         self._recent: dict[str, dict[int, int]] = {key: {} for key in frames}
         # No online row refers to a frame with a smaller index.
         self._oldest = {key: len(ring.fixed) for key, ring in self.rings.items()}
-        # Number of leading offline slots that a writer has released, so that online rows may be in them.
+        # Number of the first offline slots that a writer has released for online rows.
         self._let_go = 0
 
     def get(self, indices: Any) -> Any:
@@ -193,10 +193,10 @@ class FrameStorage(LazyTensorStorage):
     def set(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, cursor: Any, data: Any, *, set_cursor: bool = True
     ) -> None:
-        """Write rows; with ``set_cursor=False`` everything but the frames of rows that are there.
+        """Write rows; with ``set_cursor=False``, the frames of existing rows stay.
 
         Raises:
-            O2OSpecError: with ``set_cursor=False``, if the rows have other images than those that are there.
+            O2OSpecError: with ``set_cursor=False``, if the rows' images differ from the stored ones.
         """
         single = not isinstance(cursor, Tensor | Sequence | range | slice)
         rows = data.unsqueeze(0) if single else data
@@ -218,15 +218,15 @@ class FrameStorage(LazyTensorStorage):
         super().set(slots, rows, set_cursor=set_cursor)
 
     def _check_same(self, rows: TensorDictBase, slots: Tensor) -> None:
-        """Raise if fixed rows get other images: the ring would have to keep all frames since the first of them."""
+        """Raise if fixed rows get other images, because the ring would have to keep all frames since then."""
         stored = self.get(slots)
         for entry in (entry for key in self.rings for entry in (key, ("next", key))):
             given = rows.get(entry, None)
             if given is not None and not torch.equal(given.to(self.device), stored.get(entry)):
                 raise O2OSpecError(
-                    f"got rows with other {entry!r} than the stored rows whose places they take; a FrameStorage has no "
-                    f"slots for images among the offline rows (OnlineWriter(..., num_reserved=R)). Use "
-                    f"offline_online_storage with whole stacks, or write such rows to the online region only"
+                    f"got rows with other {entry!r} than the stored rows that they replace, expected the same; a "
+                    "FrameStorage has no slots for images among the offline rows (OnlineWriter(..., num_reserved=R)). "
+                    "Use offline_online_storage with whole stacks, or write such rows to the online region only"
                 )
 
     def _number(self, rows: TensorDictBase, key: str, slots: Tensor) -> None:
@@ -278,7 +278,7 @@ class FrameStorage(LazyTensorStorage):
             ring.grow(ring.capacity + max(end - self._oldest[key], ring.capacity // 4))
 
     def _oldest_kept(self, key: str, slots: Tensor) -> int:
-        """The smallest index of an online frame in any row, except in the rows that are about to be overwritten.
+        """The smallest index of an online frame in any row, except the rows to be overwritten.
 
         Online rows may be in any slot: a writer that has released the offline rows reuses their slots.
         """
@@ -314,8 +314,9 @@ class FrameStorage(LazyTensorStorage):
             ring = self.rings.get(key)
             if ring is None or len(ring.fixed) != fixed:
                 raise O2OSpecError(
-                    f"the checkpoint has {fixed} offline frames under {key!r}, this storage "
-                    f"{None if ring is None else len(ring.fixed)}; load the data set the run was started with"
+                    f"got a checkpoint with {fixed} offline frames under {key!r}, expected "
+                    f"{None if ring is None else len(ring.fixed)} as in this storage; load the data set with which the "
+                    "run was started"
                 )
             if capacity != ring.capacity:
                 ring.ring = ring.ring.new_empty((capacity, *ring.ring.shape[1:]))

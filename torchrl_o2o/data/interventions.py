@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Human interventions: store the action that was executed, both as demonstration and as experience.
+"""Human interventions: store the executed action both as demonstration and as experience.
 
-As in HIL-SERL (Luo et al. 2024, Section III-C): a transition in which a human intervened goes into the demonstrations
-and into the replay buffer, with the human's action; all others go into the replay buffer alone.
+As in HIL-SERL (Luo et al. 2024, Section III-C), a transition in which a human intervened goes into both the
+demonstrations and the replay buffer, with the human's action. All others go only into the replay buffer.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ INTERVENED: NestedKey = ("next", "intervened")
 def reserve_slots(offline: TensorDictBase, num_slots: int) -> TensorDictBase:
     """Reserve slots in a data set for transitions that are written later.
 
-    Until something is written there, the slots hold copies of the data set's first rows, so that no slot is empty. If
-    the reserved slots are many compared with the data, these rows are drawn more often meanwhile.
+    Until they are written, the slots hold copies of the data set's first rows, so that no slot is empty. If many slots
+    are reserved compared with the data, these rows are drawn more often until then.
 
     Args:
         offline: transitions [N].
@@ -52,17 +52,19 @@ def reserve_slots(offline: TensorDictBase, num_slots: int) -> TensorDictBase:
         14
     """
     if len(offline) == 0:
-        raise O2ODataError("got no transitions, expected at least one to fill the slots with")
+        raise O2ODataError(
+            "got no transitions, expected at least one, whose copies fill the slots; load a data set first"
+        )
     added = torch.arange(check_count("num_slots", num_slots)) % len(offline)
     return offline[torch.cat([torch.arange(len(offline)), added])]
 
 
 def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Sequence[NestedKey] = TRANSITION) -> Tensor:
-    """Store online transitions with the actions that were executed; interventions among the offline rows as well.
+    """Store online transitions with the executed actions, and copy interventions to the offline rows.
 
     Args:
-        buffer: whose writer is an :class:`~torchrl_o2o.data.OnlineWriter` with ``num_reserved``.
-        data: transitions [n], with :data:`INTERVENED` if anybody could intervene.
+        buffer: a buffer whose writer is an :class:`~torchrl_o2o.data.OnlineWriter` with ``num_reserved``.
+        data: transitions [n], with :data:`INTERVENED` if someone could intervene.
 
     Keyword Args:
         keys: entries to store. Defaults to :data:`~torchrl_o2o.data.TRANSITION`.
@@ -92,11 +94,14 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
     if given is None:
         return buffer.extend(data.select(*keys))
     if given.shape != data["action"].shape:
-        raise O2OSpecError(f"{INTERVENED} has shape {list(given.shape)}, the actions {list(data['action'].shape)}")
+        raise O2OSpecError(
+            f"got {INTERVENED} of shape {list(given.shape)}, expected that of the actions, "
+            f"{list(data['action'].shape)}; write one whole action per row"
+        )
     if not given.is_floating_point():
         raise O2OSpecError(
-            f"{INTERVENED} is {given.dtype}, expected the action that was executed, in floating point, and NaN where "
-            f"nobody intervened; of a flag torch.where(flag, executed, nan)"
+            f"{INTERVENED} is {given.dtype}, expected the executed action in floating point, and NaN where nobody "
+            "intervened; convert a flag by torch.where(flag, executed, nan)"
         )
     if (infinite := given.isinf().reshape(len(data), -1).any(-1)).any():
         raise O2OSpecError(
@@ -106,7 +111,10 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
     entries = given.isfinite().reshape(len(data), -1)
     taken = entries.all(-1)
     if bool((entries.any(-1) != taken).any()):
-        raise O2OSpecError(f"{INTERVENED} is given in part; write the whole action that was executed, or NaN")
+        raise O2OSpecError(
+            f"got {INTERVENED} with NaN in a part of an action, expected all or none; write the whole executed action, "
+            "or NaN"
+        )
     executed = data.select(*keys)
     executed["action"] = torch.where(taken.unsqueeze(-1), given, data["action"]).to(data["action"].dtype)
     writer = buffer.writer

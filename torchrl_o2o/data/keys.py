@@ -39,12 +39,12 @@ EPISODE: NestedKey = "episode"
 #: Number of steps between a row's two observations, int64, shape [N], under TorchRL's name. One if it is absent.
 STEPS: NestedKey = "steps_to_next_obs"
 
-#: False in the rows with which TorchRL's ``split_trajectories`` pads short trajectories.
+#: The entry that is False in the rows with which TorchRL's ``split_trajectories`` pads short trajectories.
 _MASK: NestedKey = ("collector", "mask")
 
 
 def check_padding(data: TensorDictBase) -> None:
-    """Refuse rows that are no transitions: those that fill trajectories up to one length.
+    """Raise if rows are padding, which fills trajectories up to a common length.
 
     TorchRL's ``split_trajectories``, and its collectors with ``split_trajs=True``, add them.
 
@@ -61,23 +61,23 @@ def check_padding(data: TensorDictBase) -> None:
         >>> check_padding(rows[rows["collector", "mask"]])
         >>> check_padding(rows)
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2ODataError: 1 of 3 rows, the first in row 2, only fill trajectories up to one length...
+        torchrl_o2o.errors.O2ODataError: 1 of 3 rows, the first in row 2, are padding...
     """
     mask = data.get(_MASK, None)
     if mask is None or bool(mask.all()):
         return
     mask = mask.reshape(-1)
     raise O2ODataError(
-        f"{int((~mask).sum())} of {len(mask)} rows, the first in row {int((~mask).nonzero()[0])}, only fill "
-        f"trajectories up to one length ({_MASK} is False there); take data[data[{_MASK!r}]]"
+        f"{int((~mask).sum())} of {len(mask)} rows, the first in row {int((~mask).nonzero()[0])}, are padding ({_MASK} "
+        f"is False there), expected only transitions; pass data[data[{_MASK!r}]]"
     )
 
 
 def transition_keys(*observed: str) -> tuple[NestedKey, ...]:
-    """:data:`TRANSITION` where observations come by several names, such as images and a state.
+    """:data:`TRANSITION` for observations with several names, such as images and a state.
 
     Args:
-        observed: names of what is observed.
+        observed: names of the observations.
 
     Returns:
         Entries of a transition, those of the current step first.
@@ -93,8 +93,8 @@ def key_text(key: NestedKey, between: str = ".") -> str:
     """A key as one word.
 
     Args:
-        key: a name, or names one within the other.
-        between: what stands between two names. Defaults to ``"."``.
+        key: a name, or nested names.
+        between: separator of two names. Defaults to ``"."``.
 
     Examples:
         >>> key_text(("next", "reward")), key_text(("next", ("agent", "reward")), "_")
@@ -104,10 +104,10 @@ def key_text(key: NestedKey, between: str = ".") -> str:
 
 
 def cut_off_(row: TensorDictBase) -> TensorDictBase:
-    """Mark a transition that turned out to be its episode's last, in place: truncated, unless it is terminated.
+    """Mark a transition in place as its episode's last: truncated, unless it is terminated.
 
     Args:
-        row: with ``terminated`` and ``truncated`` under ``next``.
+        row: a transition with ``terminated`` and ``truncated`` under ``next``.
 
     Returns:
         The same transition.
@@ -130,7 +130,7 @@ def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:
         data: transitions, possibly with :data:`STEPS`.
 
     Returns:
-        :data:`TRANSITION`, and :data:`STEPS` where the data have it: the loss discounts by it.
+        :data:`TRANSITION`, and :data:`STEPS` if the data have it, because the loss discounts by it.
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
@@ -141,7 +141,7 @@ def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:
 
 
 def has_steps(data: TensorDictBase) -> bool:
-    """Whether transitions go over several steps.
+    """Whether transitions span several steps.
 
     Args:
         data: transitions.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""``load_offline``: any source in, audited transitions in TED out."""
+"""Load any source as audited transitions in TED."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class DatasetInfo:
         env_id: the environment or own task it was recorded in, where stated; ``make_env`` takes it.
         transitions: number of rows N.
         episodes: number of episodes.
-        observation_shape: of one observation.
+        observation_shape: shape of one observation.
         action_dim: a.
-        action_low: [a] lower bounds of the actions as stored; ``None`` where the source does not say.
+        action_low: [a] lower bounds of the actions as stored; ``None`` if the source does not state them.
         action_high: [a] upper bounds.
         returns: undiscounted sums of the stored rewards, those of rows without a next observation included.
         lengths: transitions per episode.
-        terminated: how many episodes end in a terminal state.
+        terminated: number of episodes that end in a terminal state.
         max_episode_steps: the recorded environment's time limit.
         ref_min_score: return that counts as a score of 0.
         ref_max_score: return that counts as a score of 100.
-        provenance: how the data came to be.
-        notes: what the reader changed.
+        provenance: how the data were made.
+        notes: the reader's changes.
 
     Examples:
         >>> import numpy as np
@@ -106,13 +106,14 @@ def load_offline(
 ) -> TensorDict:
     """Load a data set as transitions in TED and audit it.
 
-    The result has the entries of :data:`~torchrl_o2o.data.TRANSITION` and ``episode`` [N] (rows of an episode together
-    and in order). Floats are float32, cast once; images stay uint8. Actions are in [-1, 1], as in the environments of
-    :func:`torchrl_o2o.envs.make_env`: a source that states another box is mapped affinely. ``terminated`` is a true
-    terminal, ``truncated`` any other end; rewards are as stored (see :mod:`torchrl_o2o.data.transforms`).
+    The result has the entries of :data:`~torchrl_o2o.data.TRANSITION` and ``episode`` [N] (the rows of an episode are
+    together and in order). Floats are float32, cast once; images stay uint8. Actions are in [-1, 1], as in the
+    environments of :func:`torchrl_o2o.envs.make_env`: actions of a source that states another box are mapped affinely.
+    ``terminated`` marks true terminals, ``truncated`` any other end. Rewards are as stored (see
+    :mod:`torchrl_o2o.data.transforms`).
 
-    A Minari data set stores the successor of each episode's last step, so it yields one transition more per truncated
-    episode than a D4RL file, where that row has to be dropped (as in ``d4rl.qlearning_dataset``).
+    A Minari data set stores the successor of each episode's last step. It therefore yields one transition more per
+    truncated episode than a D4RL file, where that row is dropped (as in ``d4rl.qlearning_dataset``).
 
     Args:
         source: one of
@@ -125,30 +126,32 @@ def load_offline(
             - a list of episodes (dictionaries) with T+1 ``observations`` for T ``actions`` and ``rewards``;
             - transitions in TED;
             - memory-mapped transitions in TED, or the folder that ``TensorDict.memmap`` wrote, as TorchRL's own data
-              sets do. They are for data larger than memory: looked over in parts and taken as they are, with
-              ``episode`` numbers from 0 on; what would have to be converted or left out is refused.
-        env: an environment or its id, to check dimensions and action bounds against.
+              sets do. Use them for data larger than memory. They are audited in parts and not converted, so they need
+              ``episode`` numbers from 0 on, and rows that would have to be converted or left out raise an error.
+        env: an environment or its id, with which dimensions and action bounds are compared.
         actions: what to do with actions outside the box: ``"error"``; ``"clip"``; ``"rescale"`` divides each dimension
-            by its largest size where that is above 1, which changes what an action means and only fits an environment
-            rescaled alike. Both of the latter warn with a count.
+            by its largest absolute value if this is above 1, which changes the meaning of actions and needs an
+            environment with the same scale. The last two warn with a count.
         on_bad: what to do with transitions that are not finite: ``"error"``, or ``"drop"`` them, end the episode there
             and warn with a count.
-        action_bounds: (low, high) of the actions as stored; ``None`` takes what the source states, else (-1, 1).
-        max_episode_steps: the time limit: where an episode is cut in sources that do not say it. Episodes that are
-            longer are an error, and so are terminal states that are all exactly there; ``None`` takes the limit of
-            ``env``, or the one that the source states, and only warns of longer episodes.
-        obs_keys: entries of a dictionary observation to concatenate, in order; ``None`` takes ``observation``,
-            ``achieved_goal``, ``desired_goal``, those that are there (PointMaze without ``achieved_goal``).
-        names: array -> what it is, for arrays of other names than those in
-            :data:`~torchrl_o2o.data.datasets.columns.NAMES`, or of another meaning: a key of that table, ``"dones"``
-            (terminals, but time limits at ``max_episode_steps`` and in rows of ``timeouts``) or ``"ignore"``.
+        action_bounds: (low, high) of the actions as stored; ``None`` takes the bounds that the source states, or (-1,
+            1).
+        max_episode_steps: the time limit, at which episodes are cut in sources that do not mark their ends. It is an
+            error if episodes are longer, or if all terminal states are exactly at the limit. ``None`` takes the limit
+            of ``env``, or of the source, and only warns about longer episodes.
+        obs_keys: entries of a dictionary observation to concatenate, in order; ``None`` takes those of ``observation``,
+            ``achieved_goal`` and ``desired_goal`` that exist (PointMaze without ``achieved_goal``).
+        names: array -> its role, for arrays whose names are not in :data:`~torchrl_o2o.data.datasets.columns.NAMES` or
+            mean something else. A role is a key of that table, ``"dones"`` (terminals, but time limits at
+            ``max_episode_steps`` and in rows of ``timeouts``) or ``"ignore"``.
         min_episode_length: shorter episodes are skipped with a warning.
-        cache: keep the converted form of Minari sets and pickles, memory-mapped and keyed by the files' state.
-        cache_dir: where; ``None`` is a hidden folder beside Minari's data sets.
+        cache: whether the converted form of Minari data sets and pickles is kept in memory-mapped files, keyed by the
+            files' state.
+        cache_dir: folder of the cache; ``None`` is a hidden folder beside Minari's data sets.
 
     Returns:
-        The transitions [N], in memory. Of a memory-mapped source they look into its files, apart from actions that
-        are mapped or clipped: a change in place changes the files.
+        The transitions [N], in memory. Those of a memory-mapped source are views of its files, except for actions that
+        are mapped or clipped; changes in place change the files.
 
     Raises:
         O2ODataError: if the source is unknown, missing, damaged, empty, or fails the audit.
@@ -191,7 +194,7 @@ def _options(
     if isinstance(obs_keys, str):
         raise O2OSpecError(f"obs_keys={obs_keys!r}; expected a list of keys, such as [{obs_keys!r}].")
     if names is not None and not isinstance(names, Mapping):
-        raise O2OSpecError(f"names={names!r}; expected a dictionary from an array's name to what it is.")
+        raise O2OSpecError(f"names={names!r}; expected a dictionary from an array's name to its role.")
     keys = None if obs_keys is None else tuple(obs_keys)
     return ReadOptions(max_episode_steps, keys, min_episode_length, names=dict(names or {}), **cache)
 
@@ -205,8 +208,8 @@ def _examine(
     mapped, shape = is_mapped(raw.data), raw.data["observation"].shape[1:]
     if mapped and on_bad == "drop":
         raise O2OSpecError(
-            f"got on_bad='drop' for {raw.meta.id}, but rows cannot be left out of memory-mapped files; write them "
-            "without, or load_offline(data.clone(), on_bad='drop') in memory"
+            f"got on_bad='drop' for {raw.meta.id}, but rows cannot be dropped from memory-mapped files; write the "
+            "files without these rows, or use load_offline(data.clone(), on_bad='drop') in memory"
         )
     facts = None if env is None else env_facts(env, shape[-1] if len(shape) == 3 else None)
     data, found = _boxed(raw, bounds, actions)
@@ -233,7 +236,7 @@ def _examine(
 
 
 def _in_env(note: Finding, facts: EnvFacts | None) -> Finding:
-    """A reader's note, made more specific by what is known of the environment."""
+    """A reader's note, made more specific with the environment's properties."""
     if note.code != "no_entry_goes_on" or facts is None or not facts.moves:
         return note
     message = (
@@ -258,7 +261,7 @@ def check_offline(
     names: Mapping[str, str] | None = None,
     min_episode_length: int = 2,
 ) -> AuditReport:
-    """Audit a source as :func:`load_offline` does, and report everything instead of raising at the first errors.
+    """Audit a source like :func:`load_offline`, and report all findings instead of raising.
 
     Args:
         source: as in :func:`load_offline`.
@@ -271,7 +274,7 @@ def check_offline(
         min_episode_length: as in :func:`load_offline`.
 
     Returns:
-        The report, ``ok`` if :func:`load_offline` would take the data as they are.
+        The report, which is ``ok`` if :func:`load_offline` would accept the data.
 
     Raises:
         O2ODataError: if the source cannot be read at all.
@@ -297,7 +300,7 @@ def describe_offline(
     names: Mapping[str, str] | None = None,
     min_episode_length: int = 2,
 ) -> DatasetInfo:
-    """Summarize a data set, without judging it.
+    """Summarize a data set without an audit.
 
     Args:
         source: as in :func:`load_offline`.
@@ -332,7 +335,7 @@ def describe_returns(
     names: Mapping[str, str] | None = None,
     min_episode_length: int = 2,
 ) -> tuple[DatasetInfo, Tensor]:
-    """Summarize a data set as :func:`describe_offline` does, with the return of each episode, reading it once.
+    """Summarize a data set like :func:`describe_offline` and return each episode's return, reading the source once.
 
     Args:
         source: as in :func:`load_offline`.
@@ -342,8 +345,8 @@ def describe_returns(
         min_episode_length: as in :func:`load_offline`.
 
     Returns:
-        The summary, and undiscounted sums of the stored rewards, [E] float64, those of rows without a next observation
-        included.
+        The summary, and undiscounted sums of the stored rewards, [E] float64, including those of rows without a next
+        observation.
 
     Raises:
         O2ODataError: if the source cannot be read.
@@ -387,18 +390,18 @@ def _stats(values: Tensor) -> Stats:
 
 
 def _boxed(raw: RawDataset, bounds: Bounds | None, policy: str) -> tuple[TensorDict, list[Finding]]:
-    """Map the actions to [-1, 1], and treat those outside as ``policy`` says."""
+    """Map the actions to [-1, 1], and treat those outside according to ``policy``."""
     whole = next((note for note in raw.notes if note.code == "whole_actions"), None)
     if whole is not None and bounds is None and raw.meta.action_low is None:
         raise O2ODataError(whole.message)
     low, high = _bounds(raw, bounds)
     action, found = raw.data["action"], []
     if not (bool((low == -1).all()) and bool((high == 1).all())):
-        # A dimension with a single value becomes 0: any action of an environment means that value.
+        # A dimension with a single value becomes 0, because any action of an environment means that value.
         action = (action - (high + low) / 2) / torch.where(high > low, (high - low) / 2, 1.0)
         message = f"actions were mapped from [{low.min():g}, {high.max():g}] to [-1, 1]."
         found.append(Finding("mapped_actions", "note", message, count=len(action), key="action"))
-    if bool(action.amin() >= -1) and bool(action.amax() <= 1):  # neither holds where one is NaN
+    if bool(action.amin() >= -1) and bool(action.amax() <= 1):  # neither holds if one is NaN
         return (raw.data.copy().set("action", action) if found else raw.data), found
     finite = action.isfinite()  # the audit must find the rest; clipping must not hide it
     size = torch.where(finite, action.abs(), 0.0)
@@ -424,8 +427,11 @@ def _bounds(raw: RawDataset, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
         ) from error
     if any(bound.ndim > 1 or bound.numel() not in (1, *shape) for bound in (low, high)):
         raise O2OSpecError(
-            f"action bounds of the shapes {tuple(low.shape)}, {tuple(high.shape)} for actions {list(shape)}."
+            f"got action_bounds of the shapes {tuple(low.shape)}, {tuple(high.shape)}, expected numbers or one per "
+            f"dimension of actions {list(shape)}"
         )
     if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
-        raise O2OSpecError(f"the action box is [{low.tolist()}, {high.tolist()}]; pass finite action_bounds.")
+        raise O2OSpecError(
+            f"got the action box [{low.tolist()}, {high.tolist()}], expected a finite one; pass action_bounds."
+        )
     return low.expand(shape), high.expand(shape)

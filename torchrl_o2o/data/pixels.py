@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Pixel data sets: whole episodes, or transitions with single images, as rows of frame indices and separate frames.
+"""Pixel data sets: episodes, or transitions with single images, become rows of frame indices and separate frames.
 
 Shapes: N rows, stacks of S frames, F frames of C channels, H x W pixels, uint8.
 """
@@ -29,24 +29,24 @@ from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
 
-_AT_ONCE = 1_000  # frames that are looked at at a time
+_AT_ONCE = 1_000  # number of frames examined at a time
 _EDGE = 2e-6  # tolerance for rounded actions at the edge of [-1, 1]
 
 
 def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
-    """Images as this package stores them: uint8, channels first, three of them.
+    """Convert images to this package's form: uint8, three channels, channels first.
 
-    Channels last are moved to the front and a fourth one (alpha) is left out.
+    Channels in the last dimension are moved to the front, and a fourth channel (alpha) is dropped.
 
     Args:
         array: images, shape [F, H, W, 3 or 4] or [F, 3 or 4, H, W].
-        name: what they are, for the message.
+        name: their name in messages.
 
     Returns:
         Shape [F, 3, H, W].
 
     Raises:
-        O2ODataError: if they are no uint8 images of three or four channels.
+        O2ODataError: if they are not uint8 images of three or four channels.
 
     Examples:
         >>> as_frames(np.zeros((5, 64, 48, 4), np.uint8)).shape
@@ -56,7 +56,7 @@ def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
     if frames.dtype != torch.uint8:
         raise O2ODataError(
             f"got {name} of type {str(frames.dtype).removeprefix('torch.')}, expected uint8; convert values in [0, 1] "
-            f"with (255 * frames).round() and cast. Frames are stored as bytes and scaled by the encoder"
+            "with (255 * frames).round() and cast them. Frames are stored as bytes, and the encoder scales them"
         )
     channels = (3, 4)
     if frames.ndim == 4 and frames.shape[-1] in channels and (frames.shape[1] not in channels or frames.shape[2] > 4):
@@ -70,12 +70,12 @@ def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
 
 
 def stack_numbers(lengths: Sequence[int], num_stack: int) -> tuple[Tensor, Tensor]:
-    """The indices of the frames stacked at s and at s', if each episode has one frame more than transitions.
+    """The indices of the stacked frames at s and at s', for episodes with one frame more than transitions.
 
-    At an episode's start its first frame takes the places of those before it; no stack spans two episodes.
+    At an episode's start, its first frame replaces the missing earlier ones. No stack spans two episodes.
 
     Args:
-        lengths: transitions of each episode, in order; frames are numbered through.
+        lengths: number of transitions of each episode, in order; frames are numbered consecutively.
         num_stack: frames of a stack S, oldest first.
 
     Returns:
@@ -97,9 +97,9 @@ def stack_numbers(lengths: Sequence[int], num_stack: int) -> tuple[Tensor, Tenso
 
 @dataclass(frozen=True)
 class PixelData:
-    """A data set from pixels: transitions whose image entries are numbers of frames, and the frames.
+    """A pixel data set: transitions whose image entries are indices of frames, and the frames.
 
-    Whatever changes rows alone works on :attr:`rows` (:func:`~torchrl_o2o.data.n_step`, reward transforms, selecting
+    Functions that only change rows work on :attr:`rows` (:func:`~torchrl_o2o.data.n_step`, reward transforms, selecting
     episodes): ``dataclasses.replace(data, rows=n_step(data.rows, n=3, gamma=0.99))``.
 
     Args:
@@ -122,10 +122,10 @@ class PixelData:
         return len(self.rows)
 
     def stacks(self, index: Any) -> TensorDictBase:
-        """Rows as a loss reads them.
+        """Rows with assembled stacks, as a loss reads them.
 
         Args:
-            index: of the rows.
+            index: indices of the rows.
         """
         rows = self.rows.exclude(EPISODE)[index].copy()
         for key, frames in self.frames.items():
@@ -134,7 +134,7 @@ class PixelData:
         return rows
 
     def storage(self, online_capacity: int, *, device: torch.device | str = "cpu") -> FrameStorage:
-        """Offline rows and frames first and fixed, online ones behind them.
+        """Make a storage with the offline rows and frames first and fixed, followed by online ones.
 
         Args:
             online_capacity: slots for online transitions, at least 1.
@@ -166,12 +166,13 @@ class PixelData:
 def pixel_data(
     episodes: Iterable[Mapping[str, Any]], *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)
 ) -> PixelData:
-    """A data set from pixels out of whole episodes.
+    """Build a pixel data set from whole episodes.
 
     Args:
         episodes: each with T+1 images under every image key, T ``action`` [T, A] and T ``reward``, and ``terminated``
-            [T] where an episode ends in a terminal state; without it, all ends are cuts. Actions are in [-1, 1]. Other
-            entries of T+1 rows are observations, too, and become float32, unless their name speaks of ends.
+            [T] for an episode that ends in a terminal state. Without it, all ends are truncations. Actions are in [-1,
+            1]. Other entries of T+1 rows are also observations and become float32, unless their name suggests that they
+            mark ends.
 
     Keyword Args:
         num_stack: frames of a stack. Defaults to 3.
@@ -181,11 +182,11 @@ def pixel_data(
         The data, actions and rewards float32.
 
     Raises:
-        O2ODataError: if there is no episode, an entry is missing, images are of several sizes, lengths do not fit, a
-            number is not finite or an action beyond [-1, 1], or an entry that could say where episodes end is not read.
+        O2ODataError: if there is no episode, an entry is missing, images have several sizes, lengths do not fit, a
+            number is not finite, an action is outside [-1, 1], or an unread entry could mark the ends of episodes.
 
     Warns:
-        UserWarning: if images, actions or rewards never change, or rewards are beyond 1e6 in size, as
+        UserWarning: if images, actions or rewards never change, or rewards are beyond 1e6 in size, as in
             :func:`~torchrl_o2o.data.load_offline`.
 
     Examples:
@@ -209,11 +210,11 @@ def assemble(
     num_stack: int = 3,
     image_keys: Sequence[str] = ("observation",),
 ) -> PixelData:
-    """A data set from pixels out of whole episodes with names, see :func:`pixel_data`.
+    """Build a pixel data set from whole episodes with names; see :func:`pixel_data`.
 
     Args:
-        episodes: what an error calls each, and the episode.
-        name: of them all.
+        episodes: pairs of a name for messages and an episode.
+        name: name of all of them.
 
     Keyword Args:
         num_stack: frames of a stack. Defaults to 3.
@@ -234,7 +235,7 @@ def assemble(
             raise O2ODataError(f"{where} has no {missing}; it has {sorted(episode)}")
         lengths.append(len(episode["action"]))
         if not lengths[-1]:
-            raise O2ODataError(f"{where} has no transition; leave it out")
+            raise O2ODataError(f"{where} has no transition, expected at least one; leave the episode out")
         for key in image_keys:
             frames[key].append(as_frames(episode[key], f"{key!r} of {where}"))
             _check_images(key, where, frames[key], lengths[-1])
@@ -252,7 +253,7 @@ def assemble(
 
 
 def _audit(data: PixelData, name: str) -> None:
-    """Look for what :func:`~torchrl_o2o.data.audit` looks for, with one number per channel in place of an image."""
+    """Apply the checks of :func:`~torchrl_o2o.data.audit`, with one number per channel instead of an image."""
     rows, parts = data.rows, []
     for key, frames in data.frames.items():
         weights = torch.rand(frames[0, 0].numel(), generator=torch.Generator().manual_seed(0))
@@ -269,7 +270,7 @@ def _audit(data: PixelData, name: str) -> None:
 
 
 def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)) -> PixelData:
-    """A data set from pixels out of transitions with single images, as ``load_offline`` reads them.
+    """Build a pixel data set from transitions with single images, as ``load_offline`` reads them.
 
     Args:
         data: transitions in TED [N] with ``episode``, whole episodes in order; images [N, H, W, 3] or [N, 3, H, W].
@@ -279,11 +280,11 @@ def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence
         image_keys: entries of images. Defaults to ``"observation"``.
 
     Returns:
-        The data; other entries stay.
+        The data, with all other entries.
 
     Raises:
-        O2ODataError: if there is no ``episode``, rows are shuffled or go over several steps (take ``n_step`` of
-            :attr:`PixelData.rows`), or an entry holds no uint8 images.
+        O2ODataError: if there is no ``episode``, rows are shuffled or span several steps (apply ``n_step`` to
+            :attr:`PixelData.rows` instead), or an entry has no uint8 images.
 
     Examples:
         >>> image = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
@@ -311,8 +312,8 @@ def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence
 def _check_images(key: str, where: str, frames: list[Tensor], steps: int) -> None:
     if len(frames[-1]) != steps + 1:
         raise O2ODataError(
-            f"{where} has {len(frames[-1])} images under {key!r} for {steps} actions, expected one more than "
-            f"actions: the image at reset comes first. Frames are missing, or the reset frame is"
+            f"{where} has {len(frames[-1])} images under {key!r} for {steps} actions, expected one more than actions, "
+            "because the image at reset comes first; add the missing frames"
         )
     if frames[-1].shape[1:] != frames[0].shape[1:]:
         raise O2ODataError(
@@ -343,8 +344,8 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
             continue
         if key != "terminated" and speaks_of_ends(key):
             raise O2ODataError(
-                f"{key!r} of {where} is not read, but it could say how the episode ends; give 'terminated' "
-                f"[{steps}], true at the last step of an episode that ends in a terminal state, and leave {key!r} out"
+                f"{key!r} of {where} is not read, but it could mark how the episode ends; give 'terminated' [{steps}], "
+                f"true at the last step of an episode that ends in a terminal state, and leave {key!r} out"
             )
         column = torch.as_tensor(np.asarray(value))
         expected = steps if key in ("action", "reward", "terminated") else steps + 1
@@ -352,8 +353,8 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
             raise O2ODataError(f"{key!r} of {where} has {len(column)} rows, expected {expected}")
         if key in ("reward", "terminated") and column.numel() != steps:
             raise O2ODataError(
-                f"{key!r} of {where} has the shape {list(column.shape)}, expected one number per step, "
-                f"[{steps}]; take the column, or the sum, that is meant"
+                f"{key!r} of {where} has the shape {list(column.shape)}, expected one number per step, [{steps}]; "
+                "select the column, or compute the sum, that you mean"
             )
         if key == "terminated" and not ((column == 0) | (column == 1)).all():
             raise O2ODataError(f"'terminated' of {where} holds other values than 0 and 1; expected flags")
@@ -369,7 +370,7 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
                 f"in the episode)"
             )
     if out["terminated"][:-1].any():
-        raise O2ODataError(f"{where} continues behind a terminal state; split it there")
+        raise O2ODataError(f"{where} continues after a terminal state, expected none before its end; split it there")
     return out
 
 

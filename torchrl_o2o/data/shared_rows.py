@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One copy of the offline data for N agents: storages that share the first slots and have separate online slots."""
+"""One copy of the offline data for N agents, whose storages share the first slots and have separate online slots."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["AgentStorage", "SharedRows"]
 
 
 class SharedRows:
-    """The offline rows, once, and behind them the online slots of N agents.
+    """One copy of the offline rows, followed by the online slots of N agents.
 
-    Called like :func:`~torchrl_o2o.data.offline_online_storage`, once per agent, it gives that agent's storage; the
-    offline data of the first call are kept, those of the others must be as many.
+    Call it like :func:`~torchrl_o2o.data.offline_online_storage`, once per agent, to get that agent's storage. The
+    offline data of the first call are kept; those of later calls must have the same number of rows.
 
     Args:
         num_agents: N.
 
     Raises:
-        O2OSpecError: if more storages are asked for than there are agents, or of another size.
+        O2OSpecError: if it is called more than N times, or with other sizes.
 
     Examples:
         >>> import torch
@@ -67,19 +67,19 @@ class SharedRows:
 
 
 class AgentStorage(TensorStorage):
-    """One agent's view of :class:`SharedRows`: slots as in a storage of its own, offline data first.
+    """One agent's view of :class:`SharedRows`, with slots as in a separate storage, offline data first.
 
-    Slots are taken as in any storage: numbers, from the end if negative, slices, tensors and lists of numbers, and
-    masks of as many entries as there are rows (``set``: slots).
+    Indices are as in any storage: numbers, counted from the end if negative, slices, tensors and lists of numbers, and
+    masks with one entry per row (per slot in ``set``).
 
     Args:
         rows: all rows.
         num_offline: number of offline rows at their start.
         online_capacity: online slots of each agent.
-        agent: which agent's.
+        agent: number of the agent.
 
     Raises:
-        O2OSpecError: if rows are asked for, or slots written, that the agent does not have.
+        O2OSpecError: if rows are read, or slots are written, that the agent does not have.
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions

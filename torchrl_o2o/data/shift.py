@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Random shifts of sampled frames: the data augmentation for learning from pixels."""
+"""Random shifts of sampled frames, the data augmentation for learning from pixels."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ __all__ = ["RandomShift"]
 
 
 class RandomShift(Transform):
-    """Shift each sampled stack of frames by a few pixels, the edge repeated; a transform of a replay buffer.
+    """Transform of a replay buffer that shifts each sampled stack of frames by a few pixels and repeats the edge.
 
-    One shift a row, for all frames and channels of a stack; s and s' are shifted independently. Frames stay uint8. All
-    losses of one update see the same shifts, since they are drawn where the batch is.
+    All frames and channels of a stack have the same shift; s and s' are shifted independently. Frames stay uint8. All
+    losses of one update see the same shifts, because they are drawn with the batch.
 
-    The draws are called after their entry, ``"observation_shift"`` and ``"next/observation_shift"``: row and column of
-    the crop, one row after the other, integers in 0..2 pad; see :class:`~torchrl_o2o.functional.noise.RowSource`. They
-    are made on the CPU, from torch's global generator, and moved to the frames.
+    The draws are named after their entry, ``"observation_shift"`` and ``"next/observation_shift"``. They are the row
+    and column of the crop for one batch row after the other, integers in 0..2 pad; see
+    :class:`~torchrl_o2o.functional.noise.RowSource`. They are made on the CPU, from torch's global generator, and moved
+    to the frames' device.
 
     Source: Kostrikov et al. 2020 (DrQ), section 3.1, with pad 4; the same in RLPD and DrQ-v2.
 
     Args:
-        pad: pixels that are added on each side. Defaults to 4.
+        pad: number of pixels added on each side. Defaults to 4.
         keys: entries of stacked frames [B, C, H, W]. Defaults to ``"observation"``, at s and s'.
 
     Keyword Args:
-        noise: where the draws come from; ``None`` (default) takes torch's global generator.
+        noise: source of the draws; ``None`` (default) takes torch's global generator.
 
     Raises:
         O2OSpecError: if ``pad`` is negative, or an entry holds no frames.
@@ -76,7 +77,7 @@ class RandomShift(Transform):
             if frames is None or frames.ndim != 4:
                 found = "nothing" if frames is None else f"shape {list(frames.shape)}"
                 raise O2OSpecError(
-                    f"got {found} under {key!r}, expected stacked frames [B, C, H, W]; name them by keys="
+                    f"got {found} under {key!r}, expected stacked frames [B, C, H, W]; name their entries with keys="
                 )
             offset = self.noise.integers(f"{key_text(key, '/')}_shift", 0, 2 * self.pad + 1, 2 * len(frames))
             out.set(key, shift_frames(frames, offset.reshape(-1, 2).to(frames.device), self.pad))

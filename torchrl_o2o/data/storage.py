@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One storage for both sources: offline data in the first slots, online data cycling through the rest."""
+"""One storage for both sources: offline data in the first slots, and online data in a ring after them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Rows(Protocol):
 
 
 def rows_of(storage: Storage) -> Rows:
-    """A storage with the types that storages have.
+    """The same storage, with the type annotations of :class:`Rows`.
 
     Args:
         storage: any.
@@ -60,13 +60,13 @@ def rows_of(storage: Storage) -> Rows:
 
 
 def check_no_gradients(rows: TensorDictBase) -> None:
-    """Refuse rows that hang on a graph, which a storage would keep alive and every batch would be part of.
+    """Raise for rows that require gradients, because a storage would keep their graph.
 
     Args:
-        rows: that are to be stored.
+        rows: the rows to store.
 
     Raises:
-        O2ODataError: naming an entry that requires gradients.
+        O2ODataError: if an entry requires gradients; the message names it.
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
@@ -80,19 +80,20 @@ def check_no_gradients(rows: TensorDictBase) -> None:
 class MappedStorage(LazyMemmapStorage):
     """Offline rows, followed by slots for online rows, in memory-mapped files.
 
-    It differs in two ways from TorchRL's storage. It reserves disk space before it writes, since a mapped write
-    to a full disk kills the process. And it records which offline rows were written, so that a save need not read
-    all of them to find changes. Change offline rows only through the storage or the writer: checkpoints miss changes
-    made in place in ``storage[a:b]``, which is a view of the files.
+    It differs in two ways from TorchRL's storage. It reserves disk space before it writes, because a mapped write to a
+    full disk kills the process. And it records which offline rows were written, so that a save does not read all of
+    them to find changes. Change offline rows only through the storage or the writer: checkpoints miss changes made in
+    place in ``storage[a:b]``, which is a view of the files.
 
     Args:
         num_offline: number of offline rows at its start.
         online_capacity: number of slots after them.
-        scratch_dir: folder of the files, empty or absent. They stay when the process ends, but no run reads them again.
+        scratch_dir: folder of the files, empty or absent. The files stay when the process ends, but no run reads them
+            again.
 
     Raises:
         O2OSpecError: if the folder is not empty, or is a file.
-        O2ODataError: when the first rows come, if the disk has no room for all slots.
+        O2ODataError: when the first rows are written, if the disk has no room for all slots.
 
     Examples:
         >>> import tempfile
@@ -105,13 +106,13 @@ class MappedStorage(LazyMemmapStorage):
     """
 
     def __init__(self, num_offline: int, online_capacity: int, scratch_dir: str | Path) -> None:
-        folder = Path(scratch_dir).absolute()  # the files are made when the first rows come
+        folder = Path(scratch_dir).absolute()  # the files are made when the first rows are written
         if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
             found = "not empty" if folder.is_dir() else "a file"
             raise O2OSpecError(
-                f"got scratch_dir={str(scratch_dir)!r}, which is {found}, expected a folder that is empty or "
-                "absent; name another one, or remove it if an earlier run left it: no run needs its old files, a "
-                "resumed one has its rows from the data and the checkpoint"
+                f"got scratch_dir={str(scratch_dir)!r}, which is {found}, expected a folder that is empty or absent; "
+                "pass another one, or remove it if an earlier run left it. No run needs old files: a resumed run gets "
+                "its rows from the data and the checkpoint"
             )
         super().__init__(num_offline + online_capacity, scratch_dir=folder)
         self.num_offline = num_offline
@@ -138,13 +139,13 @@ class MappedStorage(LazyMemmapStorage):
             raise O2ODataError(f"{what}, which failed ({error}); {remedy}") from error
 
     def get(self, index: Any) -> Any:
-        """Read rows, as any storage does."""
+        """Read rows, as in any storage."""
         if self.initialized and self._in_filled(index):
-            return self._storage[index]  # a view of the filled slots would take twice the time
+            return self._storage[index]  # indexing a view of the filled slots would take twice the time
         return super().get(index)
 
     def _in_filled(self, index: Any) -> bool:
-        """Whether an index consists of row numbers, all of written rows."""
+        """Whether an index consists of numbers of written rows."""
         if not isinstance(index, Tensor) or index.dtype != torch.int64 or not index.numel():
             return False
         low, high = index.aminmax()
@@ -154,7 +155,7 @@ class MappedStorage(LazyMemmapStorage):
     def set(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, cursor: Any, data: Any, *, set_cursor: bool = True
     ) -> None:
-        """Write rows, as any storage does."""
+        """Write rows, as in any storage."""
         super().set(cursor, data, set_cursor=set_cursor)
         self._note(cursor)
 
@@ -163,15 +164,15 @@ class MappedStorage(LazyMemmapStorage):
         self._note(index)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over another storage's rows."""
+        """Load another storage's rows."""
         super().load_state_dict(state_dict)
         self._note(0)
 
     def first_written(self, since: int) -> int:
-        """The first offline slot that was written after so many writes; ``num_offline`` if none was.
+        """The first offline slot written after a number of writes; ``num_offline`` if none was.
 
         Args:
-            since: what :attr:`offline_writes` was.
+            since: an earlier value of :attr:`offline_writes`.
         """
         later = bisect.bisect_right(self._firsts, (since, self.num_offline))
         return self._firsts[later][1] if later < len(self._firsts) else self.num_offline
@@ -204,29 +205,28 @@ def offline_online_storage(
     device: torch.device | str = "cpu",
     scratch_dir: str | Path | None = None,
 ) -> LazyTensorStorage:
-    """Storage whose first ``len(offline)`` slots hold the data set and whose others wait for online transitions.
+    """Storage whose first ``len(offline)`` slots hold the data set and whose other slots are for online transitions.
 
-    A row is offline exactly if its index is below ``len(offline)``, so that any sampler over this one storage can tell
-    the sources apart, any fraction is exact, a batch is one gather and a checkpoint one file. Write to it with
+    A row is offline exactly if its index is below ``len(offline)``, so any sampler can distinguish the sources and draw
+    exact fractions, a batch is one gather, and a checkpoint is one file. Write to it with
     :class:`~torchrl_o2o.data.OnlineWriter`, which never touches the offline slots.
 
-    ``device`` is the one argument that puts the data path on a GPU: the writer moves what is written there, and every
-    sampler of this package delivers its batches there, with their ``index`` and ``priority_weight``. Row numbers are
-    drawn on the CPU, from the replay buffer's generator, so that a seed draws the same rows on every device; they are
-    moved once per batch. :class:`~torchrl_o2o.data.PoolSampler` gathers and scores its pool on the storage's and the
-    networks' device and brings one number per row back; samplers with stored priorities keep those in host memory.
+    ``device`` alone moves the data path to a GPU. The writer moves rows there, and every sampler of this package
+    delivers its batches there, with ``index`` and ``priority_weight``. Row numbers are drawn on the CPU from the replay
+    buffer's generator, so a seed draws the same rows on every device; they are moved once per batch.
+    :class:`~torchrl_o2o.data.PoolSampler` gathers and scores its pool on the device of storage and networks and returns
+    one number per row. Samplers with stored priorities keep them in host memory.
 
-    ``scratch_dir`` is for more rows than fit in memory: they lie in memory-mapped files there, as in TorchRL's
-    :class:`~torchrl.data.LazyMemmapStorage`, and what is drawn is read from the disk. Offline rows that are
-    memory-mapped themselves, see :func:`~torchrl_o2o.data.load_offline`, go from file to file. A run draws the same
-    batches as from memory.
+    Use ``scratch_dir`` for more rows than fit in memory. They are then in memory-mapped files, as in TorchRL's
+    :class:`~torchrl.data.LazyMemmapStorage`, and batches are read from the disk. Memory-mapped offline rows, see
+    :func:`~torchrl_o2o.data.load_offline`, are copied from file to file. A run draws the same batches as from memory.
 
     Args:
         offline: transitions, shape [N], with at least the entries of :data:`~torchrl_o2o.data.TRANSITION`. The steps of
-            :func:`~torchrl_o2o.data.n_step` are kept; other entries are dropped, since the environment will not deliver
-            them.
+            :func:`~torchrl_o2o.data.n_step` are kept. Other entries are dropped, because the environment will not
+            deliver them.
         online_capacity: number of slots for online transitions, at least 1.
-        device: where the storage lives. Defaults to ``"cpu"``.
+        device: device of the storage. Defaults to ``"cpu"``.
         scratch_dir: folder for memory-mapped files, empty or absent, see :class:`MappedStorage`; the files stay when
             the process ends. ``None`` (default) keeps the rows in memory.
 
@@ -252,7 +252,10 @@ def offline_online_storage(
         raise O2ODataError(f"got offline data of batch shape {tuple(offline.batch_size)}, expected [N] with N >= 1")
     missing = [key for key in TRANSITION if key not in offline.keys(include_nested=True)]
     if missing:
-        raise O2ODataError(f"the offline data lack {missing}; load them with torchrl_o2o.data.load_offline")
+        raise O2ODataError(
+            f"got offline data without {missing}, expected all entries of TRANSITION; load them with "
+            "torchrl_o2o.data.load_offline"
+        )
     if online_capacity < 1:
         raise O2OSpecError(
             f"got online_capacity={online_capacity}, expected at least 1, usually the number of online steps"
@@ -265,8 +268,8 @@ def offline_online_storage(
         storage = MappedStorage(size, online_capacity, scratch_dir)
     else:
         raise O2OSpecError(
-            f"got scratch_dir with device={str(device)!r}, expected 'cpu': files are mapped into host memory; leave "
-            "device out, and move each batch: batch.to(device)"
+            f"got scratch_dir with device={str(device)!r}, expected 'cpu', because files are mapped into host memory; "
+            "leave device out, and move each batch with batch.to(device)"
         )
     storage.set(slice(0, size), offline.select(*stored_keys(offline)).to(device))
     return storage

@@ -35,15 +35,14 @@ def offline_replay_buffer(
     obs_keys: Sequence[str] | None = None,
     device: torch.device | str = "cpu",
 ) -> ReplayBuffer:
-    """A data set as a replay buffer that cannot be extended, drawn from uniformly with replacement.
+    """A data set as a replay buffer that cannot be extended, with uniform draws with replacement.
 
-    Rows have the entries of :data:`TRANSITION` and no others, so that they can be concatenated with what a collector
-    delivers. The arguments except ``batch_size`` and ``device`` are those of :func:`load_offline`, which audits the
-    data.
+    Rows have only the entries of :data:`TRANSITION`, so that they can be concatenated with a collector's rows. The
+    arguments except ``batch_size`` and ``device`` are those of :func:`load_offline`, which audits the data.
 
     Args:
         source: name or file.
-        batch_size: rows of one ``sample()``; ``None`` (default) asks for it there.
+        batch_size: rows of one ``sample()``; with ``None`` (default), pass it to ``sample``.
         env: environment that the data should fit.
         action_bounds: box of the recorded actions.
         max_episode_steps: time limit.
@@ -90,8 +89,8 @@ def offline_online_replay_buffer(
 ) -> TensorDictReplayBuffer:
     """A data set and slots for online rows in one replay buffer, for TorchRL's trainers.
 
-    Rows have the entries of :data:`TRANSITION` and no others, so what a collector delivers is cut to them first: by
-    :func:`select_transition` as its ``postproc``, or a trainer's hook.
+    Rows have only the entries of :data:`TRANSITION`. Cut a collector's rows to them with :func:`select_transition`, as
+    the collector's ``postproc`` or in a trainer's hook.
 
     Args:
         source: name or file.
@@ -133,7 +132,7 @@ def offline_online_replay_buffer(
 
 
 def select_transition(data: TensorDictBase) -> TensorDictBase:
-    """Cut what a collector delivers to the entries of :data:`TRANSITION`: a collector's ``postproc``.
+    """Cut a collector's rows to the entries of :data:`TRANSITION`; use it as ``postproc``.
 
     Args:
         data: transitions.
@@ -143,7 +142,7 @@ def select_transition(data: TensorDictBase) -> TensorDictBase:
 
     Raises:
         KeyError: if an entry is missing.
-        O2ODataError: if rows only fill trajectories up (:func:`~torchrl_o2o.data.keys.check_padding`).
+        O2ODataError: if some rows are padding (:func:`~torchrl_o2o.data.keys.check_padding`).
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
@@ -160,13 +159,14 @@ def register_with_torchrl(prefix: str = "o2o") -> None:
     ``load_dataset("o2o:NAME", batch_size=256)`` is then :func:`offline_replay_buffer`, and so are the data-set strings
     of TorchRL's ``OfflineToOnlineReplayBuffer`` and trainers. Calling it again changes nothing.
 
-    Where Hydra is installed, and TorchRL has its configuration groups, they get entries too: ``loss``
+    If Hydra is installed and TorchRL has its configuration groups, they get entries, too: ``loss``
     (``o2o_ensemble_sac``, ``o2o_awac``, ``o2o_iql``, ...), ``sampler`` (``o2o_balanced``, ...), ``writer``
     (``o2o_online``), ``replay_buffer`` (``o2o``: :func:`offline_online_replay_buffer`) and ``env`` (``o2o``:
-    :func:`~torchrl_o2o.envs.make_env`). An entry says what is built; its arguments are those of the constructor.
+    :func:`~torchrl_o2o.envs.make_env`). An entry names the target, and its arguments are those of the constructor.
 
     Args:
-        prefix: before the colon of a data set's name, and before the underscore of an entry's. Defaults to ``"o2o"``.
+        prefix: the part before the colon of a data set's name and before the underscore of an entry's. Defaults to
+            ``"o2o"``.
 
     Examples:
         >>> from torchrl.data.datasets import load_dataset

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Whole trajectories with their returns to go, for return-conditioned policies (ODT)."""
+"""Whole trajectories with returns-to-go, for return-conditioned policies (ODT)."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def returns_to_go(reward: Tensor) -> Tensor:
 class TrajectoryReplay:
     """A ring of trajectories from which slices of equal length are drawn, with a uniform start.
 
-    The offline trajectories are sorted by their returns, so that the worst is replaced first. The returns to go
-    are the achieved ones, whatever the target return was. Slices have full length: TorchRL's transformer has no mask
-    for padding, so that an episode's last ``context - 1`` steps never start a slice.
+    The offline trajectories are sorted by their returns, so that the worst is replaced first. The returns-to-go are the
+    achieved ones, not the target returns. All slices have full length, because TorchRL's transformer has no mask for
+    padding. An episode's last ``context - 1`` steps therefore never start a slice.
 
     Source: Zheng et al. 2022 (ODT), Algorithm 1 and section 4.
 
     Args:
-        capacity: trajectories at most. Defaults to 1000.
+        capacity: largest number of trajectories. Defaults to 1000.
 
     Keyword Args:
-        return_scale: what returns are multiplied by. Defaults to 0.001; 1 on AntMaze.
+        return_scale: factor of the returns. Defaults to 0.001; 1 on AntMaze.
 
     Raises:
         O2OSpecError: if ``capacity`` is below 1.
@@ -78,30 +78,29 @@ class TrajectoryReplay:
         self._appended: set[int] = set()
 
     def append(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
-        """Add a copy of one episode, in place of the oldest where there is no room.
+        """Add a copy of one episode, which replaces the oldest if the ring is full.
 
         Args:
-            observation: as the policy sees them, shape [T, o].
-            action: shape [T, A]; held away from the box [-1, 1] by 1e-6.
+            observation: observations as the policy reads them, shape [T, o].
+            action: shape [T, A]; clipped to 1e-6 inside the box [-1, 1].
             reward: shape [T].
 
         Raises:
-            O2OSpecError: if these are not one for each of T steps, not finite, or of other widths than the trajectories
-                that are there.
+            O2OSpecError: if they differ in length, are not finite, or have other widths than the stored trajectories.
         """
         same = reward.ndim == 1 and 0 < len(reward) == len(observation) == len(action)
         if not same or not all(bool(each.isfinite().all()) for each in (observation, action, reward)):
             raise O2OSpecError(
                 f"got observations {list(observation.shape)}, actions {list(action.shape)} and rewards "
-                f"{list(reward.shape)}, expected [T, o], [T, A] and [T] with T at least 1, all finite; the sums of "
-                f"rewards are the returns to go"
+                f"{list(reward.shape)}, expected [T, o], [T, A] and [T] with T at least 1, all finite, including the "
+                "sums of rewards"
             )
         found = {"observation": observation.shape[1:], "action": action.shape[1:]}
         if self.episodes and any(self.episodes[0][key].shape[1:] != shape for key, shape in found.items()):
             known = {key: list(self.episodes[0][key].shape[1:]) for key in found}
             raise O2OSpecError(
-                f"got observations {list(observation.shape)} and actions {list(action.shape)}, the trajectories before "
-                f"have rows of {known}; they are of another environment"
+                f"got observations {list(observation.shape)} and actions {list(action.shape)}, expected rows of "
+                f"{known} as in the stored trajectories; use data of one environment"
             )
         observation, action, reward = observation.detach().clone(), action.detach(), reward.detach()
         action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
@@ -115,10 +114,10 @@ class TrajectoryReplay:
         self._oldest = (self._oldest + 1) % self.capacity
 
     def load(self, rows: TensorDictBase) -> None:
-        """Start with the best episodes of a data set, the worst of them first.
+        """Load the best episodes of a data set, the worst of them first.
 
         Args:
-            rows: transitions [N] with ``episode``, observations as the policy sees them.
+            rows: transitions [N] with ``episode``, and observations as the policy reads them.
 
         Raises:
             O2ODataError: if the rows have no episode numbers, are shuffled, or go over several steps.
@@ -142,7 +141,7 @@ class TrajectoryReplay:
             state_dict: what was returned.
 
         Raises:
-            O2OSpecError: if other data were loaded, or some of them are overwritten by now; or it is no such state.
+            O2OSpecError: if other data were loaded, some of them were overwritten since, or it is not such a state.
         """
         check_state(self, state_dict, {"oldest": 0, "length": 0, "appended": None})
         appended = state_dict["appended"]
@@ -174,7 +173,9 @@ class TrajectoryReplay:
         context = check_count("context", context, least=1)
         starts = torch.tensor([max(len(episode) - context + 1, 0) for episode in self.episodes], dtype=torch.float64)
         if not starts.sum() > 0:
-            raise O2OSpecError(f"got context={context}, but no episode is as long; take a shorter one")
+            raise O2OSpecError(
+                f"got context={context}, expected at most the length of an episode; use a shorter context"
+            )
         which = torch.multinomial(starts, batch_size, replacement=True)
         first = (torch.rand(batch_size, dtype=torch.float64) * starts[which]).long()
         pairs = zip(which.tolist(), first.tolist(), strict=True)

@@ -72,15 +72,15 @@ class AffineReward:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse factors that would wipe rewards out or turn them round."""
+        """Raise for factors that would erase rewards or change their sign."""
         check_number("scale", self.scale, above=0)
         check_number("shift", self.shift)
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the data with transformed rewards; the input keeps its own.
+        """Return the data with transformed rewards; the input is not modified.
 
         Raises:
-            O2ODataError: if rewards are sums over several steps and something would be added to them.
+            O2ODataError: if rewards are sums over several steps and there is a shift.
         """
         if self.shift:
             check_one_step(data, "a shift of the reward")
@@ -140,7 +140,7 @@ def locomotion_reward(data: TensorDictBase, *, max_episode_steps: int = 1000) ->
     """
     returns = episode_returns(data)
     if not len(returns):
-        raise O2ODataError("got no transitions, expected episodes whose returns rewards are scaled by")
+        raise O2ODataError("got no transitions, expected episodes, by whose returns rewards are scaled")
     spread = float(returns.max() - returns.min())
     if not returns.isfinite().all():
         first = int((~returns.isfinite()).nonzero()[0])
@@ -194,8 +194,8 @@ def add_mc_return(
 ) -> TensorDictBase:
     r"""Add the Monte-Carlo return of each row, as Cal-QL needs it (Nakamoto et al. 2023).
 
-    The sum ends with an episode, terminated or truncated. In sparse tasks an episode that never succeeds would, cut by
-    the time limit, look better than it is: with ``failure_reward`` its rows get the value of failing forever,
+    The sum ends with the episode, terminated or truncated. In sparse tasks, an unsuccessful episode cut by the time
+    limit would look better than it is. With ``failure_reward``, its rows get the value of failing forever,
     :math:`r_{fail}/(1-\gamma)`.
 
     Args:
@@ -203,11 +203,11 @@ def add_mc_return(
         gamma: discount in [0, 1), or 1 without ``failure_reward``.
         failure_reward: the reward of a step without success; ``None`` for dense rewards.
         failure_rule: an episode fails if ``"all"`` its rewards are ``failure_reward`` (the official Cal-QL), or if its
-            ``"last"`` one is (CORL, which so discards successes that the episode outlives).
-        key: where to put the returns, [N, 1].
+            ``"last"`` one is (CORL, which thereby discards successes before the end of an episode).
+        key: entry for the returns, [N, 1].
 
     Returns:
-        The data with the new entry; the input keeps its own entries.
+        The data with the new entry; the input is not modified.
 
     Raises:
         O2ODataError: if ``episode`` is missing, rows are shuffled, or there is not one reward a row.
@@ -240,7 +240,7 @@ def add_mc_return(
 
 
 def check_horizon(n: int, gamma: float) -> None:
-    """Refuse sums over less than one step, or with no discount in [0, 1].
+    """Raise unless there is at least one step and the discount is in [0, 1].
 
     Args:
         n: number of steps.
@@ -258,22 +258,21 @@ def check_horizon(n: int, gamma: float) -> None:
 
 @checked_arguments
 def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
-    r"""Turn one-step transitions into n-step transitions, which end where their episode ends.
+    r"""Turn one-step transitions into n-step transitions, which do not cross the end of their episode.
 
     .. math::
         R_t = \sum_{i<m}\gamma^i r_{t+i},\qquad s'_t = s_{t+m},\qquad m = \min(n, \text{steps left in the episode})
 
-    Everything under ``"next"`` is that of the m-th step, ``terminated`` included, and m is put under
+    Everything under ``"next"``, including ``terminated``, is from the m-th step. m is written under
     ``"steps_to_next_obs"``, by which TorchRL's value estimators, and so all losses of this package, discount:
     :math:`y = R_t + \gamma^m (1-d) V(s_{t+m})`. Give the losses the same gamma.
 
-    It serves an offline data set as a whole, and whole batches of a collector,
-    ``Collector(..., postproc=functools.partial(n_step, n=3, gamma=0.99))``, where rows at the end of a batch have fewer
-    steps. Store both with their steps (:func:`~torchrl_o2o.data.offline_online_storage` does). There is no correction
-    for actions that the policy would not take.
+    Apply it to a whole offline data set, or to whole batches of a collector, ``Collector(...,
+    postproc=functools.partial(n_step, n=3, gamma=0.99))``, where rows at the end of a batch have fewer steps. Store
+    both with their steps (:func:`~torchrl_o2o.data.offline_online_storage` does). There is no off-policy correction.
 
-    Difference from :class:`torchrl.data.MultiStep`: that one leaves ``terminated`` and ``done`` as they were after the
-    first step, so that rows up to n - 1 steps before a terminal bootstrap from it.
+    Difference from :class:`torchrl.data.MultiStep`: MultiStep keeps ``terminated`` and ``done`` of the first step, so
+    rows up to n - 1 steps before a terminal bootstrap from it.
 
     Source: Sutton 1988; n-step returns in SAC and DQN as in Hessel et al. 2018 (Rainbow), section 3.
 
@@ -286,11 +285,11 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
         gamma: discount in [0, 1].
 
     Returns:
-        The data with new entries under ``"next"`` and ``"steps_to_next_obs"``, int64, shape [N]; the input keeps its
-        own. Rewards are in their dtype, whole numbers become floating point; sums are formed in float64.
+        The data with new entries under ``"next"`` and ``"steps_to_next_obs"``, int64, shape [N]; the input is not
+        modified. Rewards keep their dtype, but integers become floating point. Sums are computed in float64.
 
     Raises:
-        O2ODataError: if the data are not flat, do not say which rows are an episode, or are n-step rows already.
+        O2ODataError: if the data are not flat, do not mark episodes, or are already n-step rows.
         O2OSpecError: if an argument is out of range.
 
     Examples:
@@ -325,14 +324,14 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
     """Add the action recorded in the next step, as ReBRAC needs it (Tarasov et al. 2023), under ``("next", "action")``.
 
     Rows without a next step in their episode are left out: those cut by a time limit, and the very last row. A terminal
-    row stays; it bootstraps nothing, and gets whatever action the next row has.
+    row stays and gets the action of the next row, which is not used because nothing bootstraps.
 
     Args:
         data: transitions [N] with ``episode``, in the order of recording.
-        key: where to put the actions, [N, A]. Defaults to ``("next", "action")``.
+        key: entry for the actions, [N, A]. Defaults to ``("next", "action")``.
 
     Returns:
-        New data with at most N - 1 rows; the input keeps its own entries.
+        New data with at most N - 1 rows; the input is not modified.
 
     Raises:
         O2ODataError: if ``episode`` is missing, or rows span several steps.
@@ -356,17 +355,17 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
 
 
 def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
-    """Let episodes end with their successes, as Cal-QL's authors prepare demonstrations of binary Adroit.
+    """End episodes at their successes, as Cal-QL's authors do for demonstrations of binary Adroit.
 
-    Episodes without success are left out, and so is what follows an episode's last success. Every success is terminal,
-    and an episode's successes before the last one divide it.
+    Episodes without success, and rows after an episode's last success, are left out. Every success is terminal, so an
+    episode with several successes is divided.
 
     Args:
         data: transitions [N] with ``episode``, in the order of recording.
         success: bool, [N] or [N, 1]: whether the step succeeded.
 
     Returns:
-        New data with at most N rows and episodes numbered from 0; the input keeps its own entries.
+        New data with at most N rows and episodes numbered from 0; the input is not modified.
 
     Raises:
         O2ODataError: if no step succeeds, ``episode`` is missing, rows are shuffled, or rows span several steps.
@@ -385,7 +384,9 @@ def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
     check_one_step(data, "an episode's successes")
     episode, success = number_episodes(data), column(data, success, "success").bool()
     if not success.any():
-        raise O2ODataError(f"none of the {len(data)} steps succeeds; expected successes to end episodes at")
+        raise O2ODataError(
+            f"none of the {len(data)} steps succeeds; expected at least one success. Check the success flags"
+        )
     row = torch.arange(len(data), device=episode.device)
     last = torch.full_like(row, -1).scatter_reduce_(0, episode[success], row[success], "amax")
     kept = (row <= last[episode]).nonzero().squeeze(-1)
@@ -397,11 +398,11 @@ def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
 
 
 def check_one_step(data: TensorDictBase, what: str) -> None:
-    """Refuse rows whose rewards are sums over several steps already, and whose next observations lie several ahead.
+    """Raise for rows over several steps, whose rewards are sums and whose next observations are several steps ahead.
 
     Args:
         data: transitions.
-        what: what is formed of rows of single steps, for the message.
+        what: name of the quantity that needs single steps, for the message.
 
     Raises:
         O2ODataError: if the data have ``"steps_to_next_obs"``.
@@ -412,13 +413,13 @@ def check_one_step(data: TensorDictBase, what: str) -> None:
     """
     if has_steps(data):
         raise O2ODataError(
-            f"the transitions have {STEPS!r}, so their rewards are sums over n steps, of which {what} cannot be "
-            f"formed; take n_step last"
+            f"the transitions have {STEPS!r}, so their rewards are sums over n steps, from which {what} cannot be "
+            "computed; apply n_step last"
         )
 
 
 def _segments(data: TensorDictBase, trajectory: Tensor) -> Tensor:
-    """Consecutive numbers of the runs of one trajectory, shape [N]; a collector may reuse its own numbers."""
+    """Consecutive numbers of the trajectories' runs of rows, shape [N]; a collector may reuse its own numbers."""
     check_padding(data)
     return number_runs(trajectory, ends_of(data))
 
@@ -473,7 +474,7 @@ class ObservationStats:
 
         Raises:
             O2OSpecError: if the observations are images, or several entries, or ``eps`` is negative or not finite.
-            O2ODataError: if there is none, or one is not finite.
+            O2ODataError: if there is no observation, or one is not finite.
         """
         check_number("eps", eps, least=0)
         observation = data.get("observation")
@@ -487,14 +488,15 @@ class ObservationStats:
         if not len(data) or not observation.isfinite().all():
             raise O2ODataError(
                 f"got {len(data)} transitions, {int((~observation.isfinite()).flatten(1).any(1).sum())} of them with "
-                f"observations that are not finite; expected at least one, and all finite. load_offline checks both"
+                "observations that are not finite; expected at least one, and all finite. Load the data with "
+                "load_offline, which checks both"
             )
         wide = observation.double()
         std = wide.std(0, correction=0)
         return cls(wide.mean(0).to(observation.dtype), (std + eps).to(observation.dtype))
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the data with standardized observations; the input keeps its own.
+        """Return the data with standardized observations; the input is not modified.
 
         Raises:
             O2OSpecError: if the observations have another width than those of the statistics.
@@ -506,7 +508,7 @@ class ObservationStats:
         return out
 
     def check(self, shape: Sequence[int] | None) -> None:
-        """Refuse observations of another width, which one number would standardize all the same.
+        """Raise for observations of another width, because broadcasting might accept them.
 
         Args:
             shape: of one observation.
@@ -516,8 +518,8 @@ class ObservationStats:
         """
         if tuple(shape or ()) != tuple(self.mean.shape):
             raise O2OSpecError(
-                f"got observations of shape {list(shape or ())}, the statistics are of {list(self.mean.shape)}; take "
-                f"those of this environment's data"
+                f"got observations of shape {list(shape or ())}, expected {list(self.mean.shape)} as in the "
+                "statistics; compute the statistics on data of this environment"
             )
 
     def transform(self) -> ObservationNorm:

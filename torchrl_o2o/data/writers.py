@@ -36,12 +36,12 @@ class OnlineWriter(Writer):
     transition is overwritten.
 
     Several threads may write through their replay buffer, whose lock guards the writer. Several processes may not,
-    since each would keep its own count: a writer cannot be pickled to another process. Actors in other processes send
-    their rows to the learner, see :class:`~torchrl_o2o.collectors.Fleet`, or to a replay service, see
+    because each would have its own count, so a writer cannot be pickled to another process. Actors in other processes
+    send their rows to the learner, see :class:`~torchrl_o2o.collectors.Fleet`, or to a replay service, see
     :func:`~torchrl_o2o.collectors.serve_replay`.
 
     Args:
-        num_offline: number of slots at the storage's start that are not written.
+        num_offline: number of slots at the storage's start that are never written.
 
     Keyword Args:
         num_reserved: number of the last offline slots that are reserved for :meth:`write_offline`; see
@@ -49,8 +49,8 @@ class OnlineWriter(Writer):
 
     Raises:
         O2OSpecError: if ``num_offline`` is negative or leaves no online slot, a batch is larger than the online region,
-            the first rows written do not have the entries, shapes and dtypes of those in the storage (which torch would
-            fill with zeros or broadcast), or rows over several steps reach a terminal that they are not marked with.
+            the first rows differ from the stored ones in entries, shapes or dtypes (torch would fill with zeros or
+            broadcast), or rows over several steps reach a terminal without being marked terminal.
 
     Examples:
         >>> import torch
@@ -74,7 +74,8 @@ class OnlineWriter(Writer):
         self.num_reserved = check_count("num_reserved", num_reserved)
         if num_reserved > num_offline:
             raise O2OSpecError(
-                f"got num_reserved={num_reserved} of num_offline={num_offline} slots, expected no more than there are"
+                f"got num_reserved={num_reserved} of num_offline={num_offline} slots, expected at most num_offline; "
+                "lower num_reserved"
             )
         self.total_written = 0
         self.offline_written = 0  #: rows written into the reserved slots, ever
@@ -88,8 +89,8 @@ class OnlineWriter(Writer):
         capacity = self._storage.max_size - self.num_offline
         if capacity < 1:
             raise O2OSpecError(
-                f"got num_offline={self.num_offline} for a storage of {self._storage.max_size} slots, which leaves no "
-                f"online slot; build it with offline_online_storage(offline, online_capacity)"
+                f"got num_offline={self.num_offline} for a storage of {self._storage.max_size} slots, expected at "
+                "least one online slot; build the storage with offline_online_storage(offline, online_capacity)"
             )
         return capacity
 
@@ -103,15 +104,16 @@ class OnlineWriter(Writer):
         buffers = self._storage._attached_entities_iter()
         if self.num_offline and not all(getattr(buffer, "_sync", True) for buffer in buffers):
             raise O2OSpecError(
-                "a prioritized replay buffer with sync=False takes the slots of new rows from their count, where the "
-                "offline rows lie; build it with sync=True"
+                "got a prioritized replay buffer with sync=False, expected sync=True, because it would take the slots "
+                "of offline rows for those of new ones; build it with sync=True"
             )
         return self.total_written
 
     def _slots(self, count: int) -> Tensor:
         if count > self.capacity:
             raise O2OSpecError(
-                f"got {count} transitions at once for {self.capacity} online slots; raise online_capacity or write less"
+                f"got {count} transitions at once for {self.capacity} online slots; raise online_capacity, or write "
+                "fewer rows at once"
             )
         first = self.total_written
         self.total_written += count
@@ -161,30 +163,31 @@ class OnlineWriter(Writer):
     def __getstate__(self) -> Any:
         if get_spawning_popen() is not None:
             raise O2OSpecError(
-                "an OnlineWriter cannot count rows in several processes; leave the buffer with the learner, and let "
-                "actors in other processes send their rows (torchrl_o2o.collectors.Fleet)"
+                "an OnlineWriter cannot be pickled, because it would count rows in several processes; keep the buffer "
+                "in the learner's process, and let actors in other processes send their rows "
+                "(torchrl_o2o.collectors.Fleet)"
             )
         return super().__getstate__()
 
     def _compare(self, data: Any, batch_dims: int) -> None:
-        """Raise if rows do not match those stored: torch would broadcast them, or mix their entries with old ones.
+        """Raise if rows do not match the stored ones, because torch would broadcast or mix entries.
 
-        The full comparison is made only if the rows' layout differs from the previous rows'. Rows that are not finite
-        are refused too: they would be in every checkpoint, and end the run whenever they are drawn.
+        The full comparison runs only if the layout differs from that of the previous rows. Rows that are not finite
+        raise an error, too, because they would end the run whenever they are drawn.
         """
         if isinstance(data, TensorDictBase) and batch_dims:
             check_padding(data)
         if isinstance(data, TensorDictBase) and data.batch_dims != batch_dims:
             raise O2OSpecError(
                 f"got transitions of batch shape {list(data.batch_size)}, expected {['N'][:batch_dims]}; flatten them "
-                f"with data.reshape(-1), and add a single one by buffer.add(data)"
+                "with data.reshape(-1), and add a single one with buffer.add(data)"
             )
         held = len(rows_of(self._storage))
-        if held < self.num_offline:  # the new rows are beyond the storage's length, where uniform draws do not reach
+        if held < self.num_offline:  # the new rows are beyond the storage's length, so uniform draws do not reach them
             warnings.warn(
                 f"got online transitions for a storage that holds {held} of {self.num_offline} offline rows: "
-                "buffer.empty() removes the data set too, and samplers that do not check for it draw the old rows. "
-                "Build the storage and its buffers anew, with OnlineWriter(0) if they should hold only online rows",
+                "buffer.empty() removes the data set, too, and samplers that do not check this draw the old rows. "
+                "Build the storage and its buffers again, with OnlineWriter(0) if they should hold only online rows",
                 stacklevel=4,
             )
         if not isinstance(data, TensorDictBase):
@@ -199,8 +202,9 @@ class OnlineWriter(Writer):
                 rows = value.isfinite().reshape(*value.shape[:batch_dims], -1).all(-1)
                 where = f"row {int(rows.logical_not().nonzero()[0, 0])} of {len(rows)}" if batch_dims else "a row"
                 raise O2OSpecError(
-                    f"{key!r} of the transitions is not finite in {where}, so that no update could be made that draws "
-                    f"it; leave it out, or collect from GuardedEnv(lambda: ...), which does so"
+                    f"{key!r} of the transitions is not finite in {where}, expected finite values, because an update "
+                    "with it would fail; leave the row out, or collect from GuardedEnv(lambda: ...), which rejects "
+                    "such steps"
                 )
 
     def _look_closely(self, data: TensorDictBase, batch_dims: int, alike: list[tuple[Any, ...]]) -> None:
@@ -219,13 +223,13 @@ class OnlineWriter(Writer):
         self._alike = alike
 
     def truncate_last(self) -> None:
-        """Mark the transition written last as truncated: its episode turned out to end there.
+        """Mark the last written transition as truncated, because its episode ended there.
 
         Raises:
             O2OSpecError: if nothing was written yet.
         """
         if self.total_written == 0:
-            raise O2OSpecError("no transition was written yet, so none can be truncated; write one first")
+            raise O2OSpecError("got no written transition, expected one to truncate; write one first")
         last = self.total_written - 1
         slot = torch.tensor([self.num_offline + last % self.capacity])
         rows = rows_of(self._storage)
@@ -240,7 +244,7 @@ class OnlineWriter(Writer):
         self.total_written, self.offline_written, self.changed_from = 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of online transitions ever written, from which the next slot follows; of a full ring its size."""
+        """The number of online transitions ever written, which gives the next slot, and the size of a full ring."""
         more = {"offline_written": self.offline_written} if self.num_reserved else {}
         if self._storage is not None and self.total_written > self.capacity:
             more["capacity"] = self.capacity
@@ -250,16 +254,16 @@ class OnlineWriter(Writer):
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            O2OSpecError: if the state belongs to another number of offline slots, or of online slots that were full.
+            O2OSpecError: if the state belongs to another number of offline slots, or to a full ring of another size.
         """
-        left = "the saved writer left {} offline slots alone, this one {}; load the data set the run was started with"
+        left = "the saved writer had {} offline slots, this one {}; load the data set with which the run was started"
         own = {"num_offline": self.num_offline, "total_written": 0, "offline_written": 0, "capacity": 1}
         check_state(self, state_dict, own, same={"num_offline": left}, optional=("offline_written", "capacity"))
         full = state_dict.get("capacity")
         if full is not None and self._storage is not None and full != self.capacity:
             raise O2OSpecError(
-                f"the saved writer's {full} online slots were full, this one has {self.capacity}, so that other rows "
-                f"would be the oldest; build the storage with the online_capacity of that run"
+                f"the saved writer's {full} online slots were full, this one has {self.capacity}, so the order of the "
+                "rows would change; build the storage with the online_capacity of that run"
             )
         self.total_written = state_dict["total_written"]
         self.offline_written = state_dict.get("offline_written", 0)
@@ -286,15 +290,15 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def check_offline_rows(storage: Storage, num_offline: int) -> None:
-    """Refuse a storage whose offline rows are written over, or are others than a sampler takes them for.
+    """Raise if offline rows of a storage are overwritten, or their number differs from a sampler's.
 
     Args:
-        storage: what is sampled from.
-        num_offline: number of rows at its start that the sampler takes for offline.
+        storage: the sampled storage.
+        num_offline: the sampler's number of offline rows at the storage's start.
 
     Raises:
         O2OSpecError: if a replay buffer of this storage has an :class:`OnlineWriter` of another number of offline rows,
-            or torchrl's default writer that has begun at the offline rows; or the storage was emptied, or is not flat.
+            or torchrl's default writer, which starts at the offline rows, or if the storage was emptied or is not flat.
 
     Examples:
         >>> import torch
@@ -319,10 +323,10 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
             expected = max(expected, min(num_offline + writer.total_written, getattr(storage, "max_size", 0)))
         if isinstance(writer, OnlineWriter) and writer.num_offline != num_offline:
             raise O2OSpecError(
-                f"the sampler takes {num_offline} rows for offline, the writer leaves {writer.num_offline} alone; pass "
-                f"the length of the data set to both"
+                f"got a sampler with num_offline={num_offline} and a writer with num_offline={writer.num_offline}, "
+                "expected the same; pass the length of the data set to both"
             )
-        # Except if the same writer wrote the data set, until it has reached its beginning again.
+        # This is allowed if the same writer wrote the data set, until it reaches the data set's first row again.
         if num_offline and isinstance(writer, RoundRobinWriter):
             written = int(getattr(writer, "_write_count", 0))
             if 0 < written < size or written > getattr(storage, "max_size", written):
@@ -333,7 +337,7 @@ def check_offline_rows(storage: Storage, num_offline: int) -> None:
     if size < expected:
         raise O2OSpecError(
             f"the storage holds {size} rows, expected {num_offline} offline ones and those written since; "
-            f"buffer.empty() removes the data set too. Build the storage and its buffers anew"
+            "buffer.empty() removes the data set, too. Build the storage and its buffers again"
         )
 
 
@@ -341,19 +345,22 @@ def _advice(data: TensorDictBase, stored: TensorDictBase) -> str:
     """Advice on how to make rows fit."""
     if has_steps(data) and not has_steps(stored):
         return (
-            f"These are sums over several steps, which the losses discount by {STEPS!r}, so it has to be stored: take "
-            f"n_step(...) of the offline data too, or store one-step rows"
+            f"The new rows are sums over several steps, for which the losses need a stored {STEPS!r}: apply "
+            "n_step(...) to the offline data, too, or store one-step rows"
         )
     if has_steps(stored) and not has_steps(data):
-        return f"The stored rows are sums over several steps; take n_step(...) of these too, or set {STEPS!r} to ones"
+        return (
+            f"The stored rows are sums over several steps: apply n_step(...) to the new rows, too, or set their "
+            f"{STEPS!r} to ones"
+        )
     return (
-        "Select the storage's entries with data.select(*stored_keys(data)), or fill it with rows that have the same "
+        "Select the storage's entries with data.select(*stored_keys(data)), or fill the storage with rows of the same "
         "entries from the start"
     )
 
 
 def _check_terminals(data: Any) -> None:
-    """Raise if n-step rows end in a terminal step without being marked terminal, as TorchRL's MultiStep leaves them.
+    """Raise if n-step rows end in a terminal step without being marked terminal, as from TorchRL's MultiStep.
 
     The m-th step of row i is row i + m - 1 of the batch, if it has the same next observation.
     """
@@ -370,9 +377,9 @@ def _check_terminals(data: Any) -> None:
     ends = following.get("terminated").reshape(-1)
     if (wrong := same & (ends[row] != ends[last])).any():
         raise O2OSpecError(
-            f"row {int(row[wrong][0])} goes over several steps to the terminal of row {int(last[wrong][0])}, and its "
-            f"own 'terminated' is False, so it would bootstrap; torchrl's MultiStep leaves the first step's flags. "
-            f"Make rows over several steps with torchrl_o2o.data.n_step"
+            f"row {int(row[wrong][0])} spans several steps to the terminal of row {int(last[wrong][0])}, but its own "
+            "'terminated' is False, so it would bootstrap; torchrl's MultiStep keeps the first step's flags. Make "
+            "rows over several steps with torchrl_o2o.data.n_step"
         )
 
 
@@ -384,11 +391,11 @@ def row_differences(
     Args:
         data: the rows.
         stored: one row.
-        batch_dims: of the rows.
-        free: entries that are left out. Defaults to none.
+        batch_dims: number of the rows' batch dimensions.
+        free: entries that are not compared. Defaults to none.
 
     Returns:
-        A phrase for each entry that is missing, not stored, or of another shape or type.
+        A phrase for each entry that is missing, not stored, or differs in shape or dtype.
 
     Examples:
         >>> import torch

@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Describe an actor's structure in plain values, and rebuild it from a list of known layers.
 
-Descriptions with other layers are refused, so that building a network from a file runs only this package's code.
+Other layers raise an error, so that building a network from a file runs only this package's code.
 """
 
 from __future__ import annotations
@@ -172,10 +172,11 @@ def observation_shape(net: nn.Module) -> tuple[int, ...] | None:
     """The shape of the observations that a policy's network reads, without the noise that it adds.
 
     Args:
-        net: made of the layers that this package's actors are made of.
+        net: a network of the layers that this package's actors consist of.
 
     Returns:
-        The shape, [o] or that of stacked frames [C, H, W]; ``None`` if it has neither linear layer nor convolutions.
+        The shape [o], or [C, H, W] of stacked frames; ``None`` if the network has neither linear layers nor
+        convolutions.
 
     Examples:
         >>> observation_shape(nn.Sequential(AppendNoise(2), nn.Linear(5, 1)))
@@ -195,10 +196,10 @@ def observation_shape(net: nn.Module) -> tuple[int, ...] | None:
 
 
 def observation_shapes(net: nn.Module) -> tuple[tuple[int, ...], ...]:
-    """The shapes of all that a policy's network reads: images and then vectors, where it sees.
+    """The shapes of all that a policy's network reads: images first, then vectors.
 
     Args:
-        net: made of the layers that this package's actors are made of.
+        net: a network of the layers that this package's actors consist of.
 
     Examples:
         >>> conv = ConvStack((9, 32, 32), features=(8,), strides=(2,))
@@ -267,7 +268,7 @@ def describe_network(net: nn.Module) -> dict[str, Any]:
     """A network's structure as plain values.
 
     Args:
-        net: made of the layers that this package's actors are made of.
+        net: a network of the layers that this package's actors consist of.
 
     Raises:
         O2OSpecError: if it has another layer, named in the message.
@@ -292,14 +293,14 @@ def describe_network(net: nn.Module) -> dict[str, Any]:
 
 
 def build_network(description: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> nn.Module:
-    """The network that was described, with its parameters.
+    """Build the network of a description, with its parameters.
 
     Args:
-        description: of :func:`describe_network`.
-        parameters: the network's ``state_dict()``; the network takes these very tensors.
+        description: the result the result of :func:`describe_network`.
+        parameters: the network's ``state_dict()``; the network uses these tensors without copying them.
 
     Raises:
-        O2OCheckpointError: if the description names an unknown layer, or the parameters are not that network's.
+        O2OCheckpointError: if the description names an unknown layer, or the parameters do not belong to that network.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(3, 1), nn.Tanh())
@@ -320,16 +321,16 @@ def build_network(description: Mapping[str, Any], parameters: Mapping[str, Tenso
 def _build(description: Mapping[str, Any]) -> nn.Module:
     name = description["layer"]
     if name not in _LAYERS:
-        raise O2OSpecError(f"unknown layer {name!r}; known are {', '.join(_LAYERS)}")
+        raise O2OSpecError(f"got the unknown layer {name!r}, expected one of {', '.join(_LAYERS)}")
     settings = description["settings"]
     if {"device", "dtype"} & settings.keys():  # torch's layers accept such sizes, and would allocate memory for them
-        raise O2OSpecError(f"got {name} with the settings {sorted(settings)}, expected no device and no dtype")
+        raise O2OSpecError(f"got {name} with the settings {sorted(settings)}, expected neither device nor dtype")
     return _LAYERS[name].build(*map(_build, description["inner"]), **settings)
 
 
 @dataclass(frozen=True)
 class ActorParts:
-    """An actor as a network, a distribution, keys and a box.
+    """The parts of an actor: network, distribution, keys and action box.
 
     Args:
         net: maps observations [*B, o] to actions, or to mean and standard deviation.
@@ -339,7 +340,7 @@ class ActorParts:
         action_key: entry written.
         low: lower edge of the actions, shape [A].
         high: upper edge, shape [A].
-        horizon: actions decided at once; A counts all of them. Defaults to 1.
+        horizon: number of actions per decision; A counts the entries of all of them. Defaults to 1.
     """
 
     net: nn.Module
@@ -357,7 +358,7 @@ class ActorParts:
         return self.observation_key if isinstance(self.observation_key, list) else [self.observation_key]
 
     def assemble(self) -> Actor | ProbabilisticActor:
-        """The actor.
+        """Build the actor.
 
         Raises:
             O2OCheckpointError: if the distribution or one of its arguments is unknown.
@@ -375,7 +376,10 @@ class ActorParts:
             action = Composite({self.action_key: spec})
             return Actor(self.net, in_keys=self.in_keys, out_keys=[self.action_key], spec=action)
         if not set(self.settings) <= _SETTINGS.get(self.distribution, set()):
-            raise O2OCheckpointError(f"unknown distribution {self.distribution!r} or arguments {sorted(self.settings)}")
+            raise O2OCheckpointError(
+                f"got the distribution {self.distribution!r} with the arguments {sorted(self.settings)}, expected "
+                "known ones"
+            )
         return ProbabilisticActor(
             TensorDictModule(self.net, in_keys=self.in_keys, out_keys=["loc", "scale"]),
             in_keys=["loc", "scale"],
@@ -387,13 +391,13 @@ class ActorParts:
 
 
 def take_apart(actor: TensorDictModuleBase) -> ActorParts:
-    """The parts of an actor.
+    """Take an actor apart.
 
     Args:
-        actor: of this package's factories, or of :func:`~torchrl_o2o.deploy.load_policy`.
+        actor: an actor of this package's factories or of :func:`~torchrl_o2o.deploy.load_policy`.
 
     Raises:
-        O2OSpecError: if it is another one, or has exploration noise behind it.
+        O2OSpecError: if it is another actor, or adds exploration noise.
 
     Examples:
         >>> from torchrl_o2o.modules import make_deterministic_actor
@@ -421,10 +425,10 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
                 box = _box(actor, head.out_keys[0])
                 return ActorParts(net, kind, settings, _read(body), head.out_keys[0], *box, chunk_length(actor))
     raise O2OSpecError(
-        f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor of make_actor, "
-        "make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors, of "
-        "BestOfNLoss.make_actor, PEXLoss.make_actor, BestAction.make_actor or make_pixel_actor, or make_latent_actor "
-        "behind its encoder, without exploration noise behind it"
+        f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor without "
+        "exploration noise from make_actor, make_gaussian_actor, make_deterministic_actor, make_one_step_actor, "
+        "average_actors, BestOfNLoss.make_actor, PEXLoss.make_actor, BestAction.make_actor or make_pixel_actor, or an "
+        "encoder followed by make_latent_actor"
     )
 
 
@@ -446,6 +450,8 @@ def _box(actor: TensorDictModuleBase, key: NestedKey) -> tuple[Tensor, Tensor]:
     spec = getattr(actor, "spec", None)
     action = None if spec is None or key not in spec.keys(True) else spec[key]
     if not isinstance(action, Bounded):
-        raise O2OSpecError(f"got an actor without a bounded spec of {key!r}, expected the box of its actions")
+        raise O2OSpecError(
+            f"got an actor without a bounded spec for {key!r}, expected one with the bounds of its actions"
+        )
     low, high = finite_edges(action)
     return low.cpu(), high.cpu()

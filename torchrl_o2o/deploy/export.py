@@ -61,21 +61,21 @@ def export_policy(
 ) -> Path:
     """Write a deterministic policy that maps observations [B, o] to actions [B, A], for any B.
 
-    ``torch.export.load(path).module()`` or ``onnxruntime.InferenceSession(path)`` runs it, on a machine that has torch
-    or ONNX Runtime and nothing of this package or of TorchRL. Observations are float32, or what the actor's parameters
-    are; stacked frames are uint8 [B, C, H, W].
+    ``torch.export.load(path).module()`` or ``onnxruntime.InferenceSession(path)`` runs it on a machine with torch or
+    ONNX Runtime; neither this package nor TorchRL is needed. Observations have the type of the actor's parameters,
+    usually float32; stacked frames are uint8 [B, C, H, W].
 
     Args:
         actor: a run folder or policy file, read by :func:`~torchrl_o2o.deploy.load_policy`; or an actor that
-            :func:`~torchrl_o2o.deploy.save_policy` takes, on any device, which is left as it is. One that decides h
-            actions at once gives them all, [B, h A]; an encoder with an actor behind it is exported from its policy
+            :func:`~torchrl_o2o.deploy.save_policy` accepts, on any device, which is not changed. An actor that decides
+            h actions at once returns all of them, [B, h A]. To export an encoder followed by an actor, pass its policy
             file.
         path: file to write.
 
     Keyword Args:
-        format: ``"torch_export"`` (default; usually ``.pt2``), or ``"onnx"``, which needs the extra of that name. In
-            an ONNX file the input is called ``observation`` and the output ``action``.
-        stats: standardize observations first, as the training data were. Defaults to ``None``.
+        format: ``"torch_export"`` (default; usually ``.pt2``), or ``"onnx"``, which needs the extra ``onnx``. In an
+            ONNX file the input is called ``observation`` and the output ``action``.
+        stats: statistics that standardize observations first, like the training data. Defaults to ``None``.
 
     Returns:
         The path.
@@ -106,8 +106,8 @@ def export_policy(
     batch = {"observation": {0: torch.export.Dim("batch", min=1)}}
     if stats is not None and not stats.mean.shape == stats.scale.shape == shape:
         raise O2OSpecError(
-            f"got statistics of {list(stats.mean.shape)} and {list(stats.scale.shape)}, the actor reads observations "
-            f"of {list(shape)}; take those of its own data set"
+            f"got statistics of the shapes {list(stats.mean.shape)} and {list(stats.scale.shape)}, expected "
+            f"{list(shape)}, the actor's observation; pass the statistics of its own data set"
         )
     if format == "onnx":
         return _export_onnx(policy, example, batch, Path(path))
@@ -126,7 +126,7 @@ def _check_path(path: Path, format: str) -> None:
             f"other format; rename the file, or pass format={'onnx' if other == '.onnx' else 'torch_export'!r}"
         )
     if not path.parent.is_dir():
-        raise O2OSpecError(f"got {path}, but there is no folder {path.parent}; make it first")
+        raise O2OSpecError(f"got {path}, whose folder {path.parent} does not exist; make it first")
 
 
 def _export_onnx(policy: nn.Module, example: Tensor, batch: dict, path: Path) -> Path:

@@ -4,9 +4,9 @@
 # LICENSE file in the root directory of this source tree.
 """The policy file ``policy.pt``: everything needed to act, in one format for all algorithms.
 
-It holds the actor's structure and parameters, the keys that it reads and writes, the reward and observation convention
-of its training, the environment's action box in native units, the environment's arguments, and versions. Reading it
-runs only this package's code.
+It contains the actor's structure and parameters, the keys that it reads and writes, the reward and observation
+convention of its training, the environment's action box in native units, the environment's arguments, and versions.
+Reading it runs only this package's code.
 
 Shapes: ``o`` observation entries, ``A`` action dimensions.
 """
@@ -63,11 +63,11 @@ class PolicyFile:
     Args:
         path: the file.
         parts: the actor as it was trained, in its own units.
-        convention: what was done to rewards and observations in training; ``None``: nothing.
-        low: lower edge of the environment's native action box, shape [A], once for each action of a chunk.
+        convention: the changes of rewards and observations in training, or ``None``.
+        low: lower edge of the environment's native action box, shape [A], repeated for each action of a chunk.
         high: upper edge, shape [A].
-        env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`; ``None`` where it was not of this package.
-        metadata: what the writer added, such as the algorithm's name.
+        env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`; ``None`` for another environment.
+        metadata: values added by the writer, such as the algorithm's name.
         versions: of the packages that wrote it.
 
     Examples:
@@ -97,20 +97,20 @@ class PolicyFile:
 
     @property
     def shapes(self) -> dict[NestedKey, tuple[int, ...]]:
-        """Entry read -> its shape: ``"observation"``, or images and vectors by name."""
+        """Shapes of the entries read, by name: ``"observation"``, or images and vectors."""
         return dict(zip(self.parts.in_keys, observation_shapes(self.parts.net), strict=True))
 
     @property
     def sees(self) -> bool:
-        """Whether it acts from images."""
+        """Whether the policy reads images."""
         return len(self.dims) == 4
 
     def actor(self, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
-        """The actor, in evaluation mode; it reads observations as the environment gives them.
+        """The actor in evaluation mode; it reads observations as the environment returns them.
 
         Keyword Args:
-            native_actions: whether actions are in the environment's own units; else they are those of training, in
-                [-1, 1] for environments of :func:`~torchrl_o2o.envs.make_gym_env`. Defaults to ``True``.
+            native_actions: whether actions are in the environment's own units. Otherwise they are in the units of
+                training, [-1, 1] for environments of :func:`~torchrl_o2o.envs.make_gym_env`. Defaults to ``True``.
         """
         parts = _standardized(self.parts, self.convention)
         if native_actions and not _same_box(parts, self.low, self.high):
@@ -128,34 +128,35 @@ def save_policy(
     action_box: tuple[Edge, Edge] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a policy file; a reader, or a crash, sees the old file or the new one.
+    """Write a policy file. A reader sees the old or the new file, even after a crash.
 
     Args:
         path: a run folder, which gets a ``policy.pt``, or the name of a file that ends in ``.pt``.
-        actor: of :func:`~torchrl_o2o.modules.make_actor`, :func:`~torchrl_o2o.modules.make_gaussian_actor`,
-            :func:`~torchrl_o2o.modules.make_deterministic_actor`, :func:`~torchrl_o2o.modules.make_one_step_actor`,
-            :func:`~torchrl_o2o.modules.average_actors`, :func:`~torchrl_o2o.modules.make_pixel_actor`,
-            :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor`, :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`,
-            :meth:`~torchrl_o2o.objectives.BestAction.make_actor` or :func:`load_policy`, or an encoder with
-            :func:`~torchrl_o2o.modules.make_latent_actor` behind it; its actions may be chunks
-            (:func:`~torchrl_o2o.modules.act_in_chunks`). On any device, as the learner trains it: without exploration
-            noise.
+        actor: an actor an actor of :func:`~torchrl_o2o.modules.make_actor`,
+            :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor`,
+            :func:`~torchrl_o2o.modules.make_one_step_actor`, :func:`~torchrl_o2o.modules.average_actors`,
+            :func:`~torchrl_o2o.modules.make_pixel_actor`, :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor`,
+            :meth:`~torchrl_o2o.objectives.PEXLoss.make_actor`, :meth:`~torchrl_o2o.objectives.BestAction.make_actor` or
+            :func:`load_policy`, or an encoder followed by :func:`~torchrl_o2o.modules.make_latent_actor`. Its actions
+            may be chunks (:func:`~torchrl_o2o.modules.act_in_chunks`). It may be on any device and must not add
+            exploration noise.
 
     Keyword Args:
-        convention: what was done to rewards and observations in training. Defaults to ``None``: nothing.
-        env: the environment's id, or arguments of :func:`~torchrl_o2o.envs.make_gym_env`, on which the actor was
-            trained, so in [-1, 1]. ``None`` (default): it is not of this package.
+        convention: the changes of rewards and observations in training. Defaults to ``None``, no changes.
+        env: the id of the environment in which the actor was trained, or the arguments of
+            :func:`~torchrl_o2o.envs.make_gym_env`; actions are then in [-1, 1]. ``None`` (default) for another
+            environment.
         action_box: the environment's native action box, lower and upper edge, each [A]. ``None`` (default) builds
             ``env`` once to read it.
-        metadata: plain values to keep, such as ``{"algorithm": "rlpd", "seed": 0}``. Defaults to none.
+        metadata: plain values to store, such as ``{"algorithm": "rlpd", "seed": 0}``. Defaults to none.
 
     Returns:
         The file.
 
     Raises:
-        O2OSpecError: if the actor is not one of those, neither ``env`` nor ``action_box`` is given, or sizes or boxes
-            do not fit.
-        O2OCheckpointError: if the file cannot be written, or ``metadata`` holds other than plain values.
+        O2OSpecError: if the actor is another one, neither ``env`` nor ``action_box`` is given, or sizes or boxes do not
+            fit.
+        O2OCheckpointError: if the file cannot be written, or ``metadata`` contains a value that is not plain.
 
     Examples:
         >>> import tempfile
@@ -179,18 +180,18 @@ def policy_saver(
     action_box: tuple[Edge, Edge] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Callable[[str | Path], Path]:
-    """:func:`save_policy` for a run that saves again and again: ``on_save`` of :class:`~torchrl_o2o.trainers.Session`.
+    """:func:`save_policy` for repeated saves: ``on_save`` of :class:`~torchrl_o2o.trainers.Session`.
 
-    What does not fit is found here, before the run begins, and the environment is built once.
+    Errors are raised here, before the run begins, and the environment is built only once.
 
     Args:
-        actor: as in :func:`save_policy`; every call writes the parameters that it has then.
+        actor: as in :func:`save_policy`; every call writes the current parameters.
 
     Keyword Args:
-        convention: as there.
-        env: as there.
-        action_box: as there.
-        metadata: as there.
+        convention: as in :func:`save_policy`.
+        env: as in :func:`save_policy`.
+        action_box: as in :func:`save_policy`.
+        metadata: as in :func:`save_policy`.
 
     Returns:
         A function of a run folder or a file's name that writes the policy and returns the file.
@@ -211,8 +212,8 @@ def policy_saver(
     refuse_standardized_again(actor, stats, "pass replace(convention, observation=None), of dataclasses")
     if stats is not None and isinstance(parts.observation_key, list):
         raise O2OSpecError(
-            f"got a convention that standardizes observations for an actor that reads {parts.observation_key}; "
-            "standardize the vectors in the environment"
+            f"got a convention that standardizes observations and an actor that reads {parts.observation_key}, "
+            "expected one vector observation; standardize the vectors in the environment"
         )
     _check_sizes(parts, low, high, None if stats is None else stats.mean)
     fixed = {
@@ -249,25 +250,26 @@ def policy_saver(
 
 @checked_arguments
 def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | ProbabilisticActor:
-    """Read an actor that acts in its environment, whatever algorithm trained it.
+    """Read an actor that can act in its environment, for any algorithm.
 
-    It is a TorchRL actor in evaluation mode that reads observations as the environment gives them; the statistics of
-    its training data are its first layer. :func:`~torchrl_o2o.trainers.evaluate`,
-    :class:`~torchrl_o2o.collectors.FastActor` and :func:`~torchrl_o2o.deploy.export_policy` take it as it is. A policy
-    from pixels reads stacked frames; :class:`~torchrl_o2o.collectors.FrameActor` stacks single ones for it.
+    The result is a TorchRL actor in evaluation mode that reads observations as the environment returns them; its first
+    layer applies the statistics of its training data. :func:`~torchrl_o2o.trainers.evaluate`,
+    :class:`~torchrl_o2o.collectors.FastActor` and :func:`~torchrl_o2o.deploy.export_policy` accept it directly. A
+    policy from pixels reads stacked frames; :class:`~torchrl_o2o.collectors.FrameActor` stacks single ones for it.
 
     Args:
         path: a run folder or a policy file.
 
     Keyword Args:
-        native_actions: ``True`` (default) gives actions in the environment's own units; ``False`` gives those of
-            training, in [-1, 1], as environments of :func:`~torchrl_o2o.envs.make_gym_env` and so collectors take them.
+        native_actions: ``True`` (default) returns actions in the environment's own units; ``False`` returns actions in
+            the units of training, [-1, 1], for environments of :func:`~torchrl_o2o.envs.make_gym_env` and collectors.
 
     Returns:
         The actor.
 
     Raises:
-        O2OCheckpointError: if the file is missing, damaged, of the first edition, or not of this package.
+        O2OCheckpointError: if the file is missing, damaged, in the format of the first edition, or not a file of this
+            package.
 
     Examples:
         >>> import tempfile
@@ -284,13 +286,13 @@ def load_policy(path: str | Path, *, native_actions: bool = True) -> Actor | Pro
 
 @checked_arguments
 def read_policy(path: str | Path) -> PolicyFile:
-    """Read all that a policy file holds.
+    """Read the contents of a policy file.
 
     Args:
         path: a run folder or a policy file.
 
     Returns:
-        The policy's parts and what was recorded with them; nothing of it is run.
+        The policy's parts and the values recorded with them; reading runs none of them.
 
     Raises:
         O2OCheckpointError: as :func:`load_policy`.
@@ -325,22 +327,22 @@ def read_policy(path: str | Path) -> PolicyFile:
 
 
 def _content(file: Path) -> dict[str, Any]:
-    """The plain values of a file, after checking that it is a policy file of this edition."""
+    """Read the plain values of a file and check that it is a policy file of this edition."""
     try:
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise O2OCheckpointError(
-            f"{file} does not exist; name a run folder or a file of torchrl_o2o.deploy.save_policy, which every run "
-            "writes with its checkpoints"
+            f"got {file}, which does not exist; expected a run folder or a file of torchrl_o2o.deploy.save_policy, "
+            "which every run writes with its checkpoints"
         ) from error
     except OSError as error:
         raise O2OCheckpointError(f"{file} cannot be read ({error})") from error
     state = _plain_values(file, data)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise O2OCheckpointError(f"{file} is no policy of torchrl_o2o; {_old_format(state)}")
+        raise O2OCheckpointError(f"{file} is not a policy of torchrl_o2o; {_old_format(state)}")
     if state.get("edition") != _EDITION:
         raise O2OCheckpointError(
-            f"{file} is a policy of edition {state.get('edition')}, this version reads {_EDITION}; update torchrl_o2o"
+            f"got {file} of edition {state.get('edition')}, expected {_EDITION} in this version; update torchrl_o2o"
         )
     return state
 
@@ -354,7 +356,7 @@ def _plain_values(file: Path, data: bytes) -> Any:
         return load(data)
     except Exception as error:  # torch raises many kinds of errors on foreign files
         reason = str(error).partition("\n")[0]
-        raise O2OCheckpointError(f"{file} is no policy of torchrl_o2o, or is damaged ({reason})") from error
+        raise O2OCheckpointError(f"{file} is not a policy of torchrl_o2o, or is damaged ({reason})") from error
 
 
 def _old_format(state: Any) -> str:
@@ -363,8 +365,8 @@ def _old_format(state: Any) -> str:
         return "name a run folder or a file of torchrl_o2o.deploy.save_policy"
     part = '["actor"]' if "actor" in state else ""
     return (
-        "the first edition's files, of which it may be one, hold parameters alone. Build the actor as its run did, "
-        f"fill it by actor.load_state_dict(torch.load(path, weights_only=True){part}), and write it by "
+        "it may be a file of the first edition, which contains only parameters. Build the actor as its run did, "
+        f"load it with actor.load_state_dict(torch.load(path, weights_only=True){part}), and write it with "
         "torchrl_o2o.deploy.save_policy"
     )
 
@@ -373,7 +375,7 @@ def _file_to_write(path: Path) -> Path:
     if path.is_dir():
         return path / POLICY_FILE
     if path.suffix != ".pt":
-        raise O2OCheckpointError(f"got {path}, expected a folder that exists, or the name of a file that ends in .pt")
+        raise O2OCheckpointError(f"got {path}, expected an existing folder, or the name of a file that ends in .pt")
     return path
 
 
@@ -391,8 +393,8 @@ def _native_box(
         low, high = action_box
     elif env is None:
         raise O2OSpecError(
-            "got neither env nor action_box, expected one of them: which actions the environment takes is a "
-            "part of the policy"
+            "got neither env nor action_box, expected one of them, because the environment's action bounds are part "
+            "of the policy"
         )
     else:
         random_state = rng_state()  # building some environments draws random numbers, which must not affect the run
@@ -403,8 +405,9 @@ def _native_box(
         read = observation_shape(parts.net)
         if not isinstance(parts.observation_key, list) and None not in (read, observed) and read != observed:
             raise O2OSpecError(
-                f"the actor reads observations of {list(read or ())}, {env['env_id']} gives {list(observed or ())}; "
-                f"name the environment, and the arguments of make_gym_env, that it was trained on"
+                f"got {env['env_id']} with observations of shape {list(observed or ())}, expected "
+                f"{list(read or ())}, which the actor reads; name the environment, and the arguments of make_gym_env, "
+                "of its training"
             )
         low, high = space.low, space.high
     low, high = (torch.as_tensor(edge, dtype=parts.low.dtype).cpu().clone() for edge in (low, high))
@@ -414,7 +417,7 @@ def _native_box(
 def _check_sizes(parts: ActorParts, low: Tensor, high: Tensor, mean: Tensor | None) -> None:
     for edge in (low, high):
         if edge.shape != parts.low.shape:
-            raise O2OSpecError(f"the actor has {len(parts.low)} action dimensions, the environment {edge.numel()}")
+            raise O2OSpecError(f"got an actor with {len(parts.low)} action dimensions, expected {edge.numel()}")
     if not (low.isfinite() & high.isfinite() & (low <= high)).all():
         raise O2OSpecError(
             f"got the action box {low.tolist()}..{high.tolist()}, expected finite edges, low not above high; "
@@ -422,14 +425,14 @@ def _check_sizes(parts: ActorParts, low: Tensor, high: Tensor, mean: Tensor | No
         )
     if not _same_box(parts, low, high) and (parts.low.min() < -1.0 or parts.high.max() > 1.0):
         raise O2OSpecError(
-            f"the actor acts in {parts.low.tolist()}..{parts.high.tolist()}, expected actions in [-1, 1] or in the "
+            f"got an actor with actions in {parts.low.tolist()}..{parts.high.tolist()}, expected [-1, 1] or the "
             f"environment's {low.tolist()}..{high.tolist()}"
         )
     shape = observation_shape(parts.net)
     if shape is not None and mean is not None and mean.shape != shape:
         raise O2OSpecError(
-            f"the actor reads {'x'.join(map(str, shape))} observation entries, the convention has statistics of "
-            f"{tuple(mean.shape)}"
+            f"got a convention with statistics of shape {tuple(mean.shape)}, expected "
+            f"{'x'.join(map(str, shape))} observation entries, which the actor reads"
         )
 
 
@@ -438,7 +441,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _standardized(parts: ActorParts, convention: FittedConvention | None) -> ActorParts:
-    """The actor with standardization built in, so that it takes raw observations."""
+    """The actor with standardization as its first layer, so that it reads raw observations."""
     stats = None if convention is None else convention.observation
     if stats is None:
         return parts
@@ -454,7 +457,7 @@ def _native(parts: ActorParts, low: Tensor, high: Tensor) -> ActorParts:
     """The actor with its actions scaled from [-1, 1] to the native box."""
     to_box = ToBox(low, high)
     edges = {"low": _edge(parts.low, to_box, low, high), "high": _edge(parts.high, to_box, low, high)}
-    if parts.distribution == "TanhNormal":  # its distribution squashes samples into a given box
+    if parts.distribution == "TanhNormal":  # its distribution maps samples into a given box
         return replace(parts, settings={**parts.settings, **edges}, **edges)
     settings = {} if parts.distribution is None else {**parts.settings, **edges}
     return replace(parts, net=nn.Sequential(parts.net, to_box), settings=settings, **edges)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Environments: made from an allow-list, guarded, saved and restored, with the tasks and reference scores known."""
+"""Environments: build them from an allow-list, guard, save and restore them; tasks and reference scores."""
 
 from __future__ import annotations
 

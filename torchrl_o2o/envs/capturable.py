@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Find state that an environment keeps outside its attributes, where it cannot be captured, and refuse it.
+"""Find state that an environment keeps outside its attributes, where it cannot be captured.
 
-A class attribute that its methods assign, a list that all instances share, a global, a variable of an enclosing
-function, or a mutable default of a function: such state belongs to the process. The checks look at what Python exposes:
-mutable values, and the store instructions in methods. gymnasium's own classes are trusted.
+Such state belongs to the process: a class attribute that methods assign, a list that all instances share, a global, a
+variable of an enclosing function, or a mutable default of a function. The checks examine mutable values and the store
+instructions in methods. gymnasium's own classes are trusted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def module_root(value: Any) -> str:
 
 
 def subspaces(space: gymnasium.Space) -> Iterator[gymnasium.Space]:
-    """A space and those in it, which draw from generators of their own."""
+    """A space and its subspaces, each with its own generator."""
     yield space
     for value in vars(space).values():
         members = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else (value,)
@@ -61,10 +61,10 @@ def check_class_capturable(owner: Any, attributes: frozenset[str]) -> None:
 
     Args:
         owner: the object.
-        attributes: names that the object itself has, which hide those of its class.
+        attributes: the object's own names, which hide those of its class.
 
     Raises:
-        Uncapturable: naming the class's attribute.
+        Uncapturable: if there is such state; the message names the attribute.
     """
     classes = [cls for cls in type(owner).__mro__ if module_root(cls) not in _TRUSTED]
     members = [(cls, name, value) for cls in classes for name, value in vars(cls).items() if not _is_known(name, value)]
@@ -79,14 +79,14 @@ def check_class_capturable(owner: Any, attributes: frozenset[str]) -> None:
         where = f"the class attribute {cls.__name__}.{name}"
         if isinstance(value, gymnasium.Space):
             if {name, "sample"} <= read:
-                raise Uncapturable(f"{where} is sampled from by the class's methods, and belongs to all instances")
+                raise Uncapturable(f"{where} is sampled by the class's methods and shared by all instances")
         elif not _is_constant(value) and not name.isupper():
             raise Uncapturable(
-                f"{where} is a {type(value).__name__}, which can change and belongs to all instances; make it a tuple, "
-                "or an attribute of the instance"
+                f"{where} is a {type(value).__name__}, which can change and is shared by all instances; make it a "
+                "tuple, or an attribute of the instance"
             )
         elif name in stored:
-            raise Uncapturable(f"{where} is assigned by the class's methods and belongs to all instances")
+            raise Uncapturable(f"{where} is assigned by the class's methods and shared by all instances")
 
 
 def check_function_capturable(function: types.FunctionType, where: str, *, shared: bool) -> None:
@@ -97,10 +97,10 @@ def check_function_capturable(function: types.FunctionType, where: str, *, share
         where: its name, for the message.
 
     Keyword Args:
-        shared: whether instances share it, so that the variables it closes over must not change either.
+        shared: whether instances share it, so that its closure variables must not change either.
 
     Raises:
-        Uncapturable: naming what can change.
+        Uncapturable: if it can change; the message names the state.
     """
     code = function.__code__
     if module_root(function) not in _TRUSTED:

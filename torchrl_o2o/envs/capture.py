@@ -50,14 +50,14 @@ class Walk:
         self._alive: list[Any] = []  # keep the object alive, so that its id stays unique
 
     def value(self, value: Any, where: str) -> Any:
-        """What stands for a value in the contents of a node.
+        """The representation of a value in the contents of a node.
 
         Args:
             value: any object.
             where: path to it, for messages.
 
         Returns:
-            The value itself if it is plain, else (i,), where i is the index of its node.
+            The value itself if it is plain, else (i,) with the index i of its node.
 
         Raises:
             Uncapturable: if its state cannot be captured completely.
@@ -185,7 +185,7 @@ _KINDS: tuple[tuple[str, Callable[[Any], bool], Describe], ...] = (
 
 
 def kind_of_node(value: Any) -> str | None:
-    """Which kind of node an object becomes.
+    """The kind of node for an object.
 
     Args:
         value: any object.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What an environment must be for this package: gymnasium's form, continuous actions, observations in boxes."""
+"""Requirements on an environment: gymnasium's interface, continuous actions, observations in boxes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _NORMALIZING = (
 
 
 def check_continuous(space: spaces.Space, name: str) -> None:
-    """Refuse an action space whose actions are not real numbers.
+    """Raise for an action space whose actions are not real numbers.
 
     Args:
-        space: of actions.
+        space: the action space.
         name: the environment's, for the message.
 
     Raises:
-        O2OSpecError: if the actions are a discrete choice, whole numbers or no vector.
+        O2OSpecError: if the actions are discrete choices, integers, or not a vector.
 
     Examples:
         >>> check_continuous(spaces.Discrete(3), "CartPole")
@@ -54,48 +54,48 @@ def check_continuous(space: spaces.Space, name: str) -> None:
     """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         raise O2OSpecError(
-            f"{name} has discrete actions, {space}; the methods of this package are for continuous actions only, "
-            "expected a Box of real numbers"
+            f"{name} has discrete actions, {space}; expected a Box of real numbers, because this package's methods are "
+            "for continuous actions only"
         )
     if not isinstance(space, spaces.Box):
         raise O2OSpecError(f"the action space of {name} is {space}; expected a Box of real numbers")
     if space.dtype.kind != "f":
         raise O2OSpecError(
-            f"the actions of {name} are whole numbers, {space}; build it with make_gym_env, which maps real actions in "
-            "[-1, 1] onto them and rounds"
+            f"the actions of {name} are integers, {space}, expected real numbers; build it with make_gym_env, which "
+            "maps real actions in [-1, 1] onto them and rounds"
         )
 
 
 def check_apart(envs: Iterable[gymnasium.Env]) -> None:
-    """Refuse environments of which two are the same one: each would continue with the other's episode.
+    """Raise if two of several environments are the same object, because they would share episodes.
 
     Args:
-        envs: that are to be stepped side by side.
+        envs: environments that are stepped in lockstep.
 
     Raises:
-        O2OSpecError: if one is there twice.
+        O2OSpecError: if one occurs twice.
 
     Examples:
         >>> env = gymnasium.make("Pendulum-v1")
         >>> check_apart([env, env])
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OSpecError: got the same Pendulum-v1 twice for environments that are stepped side...
+        torchrl_o2o.errors.O2OSpecError: got the same Pendulum-v1 twice for environments that are stepped in...
     """
     seen: set[int] = set()
     for env in envs:
         if id(env.unwrapped) in seen:
             raise O2OSpecError(
-                f"got the same {env_name(env)} twice for environments that are stepped side by side; build a new one "
-                f"in each call: lambda: make_gym_env(...), and not lambda: env"
+                f"got the same {env_name(env)} twice for environments that are stepped in lockstep, expected different "
+                "ones; build a new one in each call: lambda: make_gym_env(...), not lambda: env"
             )
         seen.add(id(env.unwrapped))
 
 
 def check_reset(env: gymnasium.Env) -> None:
-    """Refuse an environment in the form of the older gym, whose ``reset`` takes no seed and no options.
+    """Raise for an environment with the older gym's interface, whose ``reset`` takes no seed and options.
 
     Args:
-        env: the environment; what is looked at is the innermost one.
+        env: the environment; the innermost one is examined.
 
     Raises:
         O2OSpecError: if its ``reset`` does not take ``seed`` and ``options``.
@@ -117,21 +117,21 @@ def check_reset(env: gymnasium.Env) -> None:
     except TypeError:
         taken = signature.replace(return_annotation=signature.empty)
         raise O2OSpecError(
-            f"{env_name(env)} has reset{taken}, expected gymnasium's reset(*, seed=None, options=None), which "
-            f"returns (observation, info), and step that returns (observation, reward, terminated, truncated, info); "
-            f"an environment in the older gym's form has to be written so, or converted by the package shimmy"
+            f"{env_name(env)} has reset{taken}, expected gymnasium's reset(*, seed=None, options=None), which returns "
+            "(observation, info), and step that returns (observation, reward, terminated, truncated, info); convert "
+            "an environment with the older gym's interface, for example with the package shimmy"
         ) from None
 
 
 def box_of_observations(env: gymnasium.Env) -> spaces.Space:
-    """The space of observations that are arrays, or images and vectors by name.
+    """The observation space, if observations are arrays, or images and vectors by name.
 
     Args:
         env: the environment.
 
     Raises:
-        O2OSpecError: if its observations are something else. Vectors by name are concatenated by ``make_gym_env``: a
-            policy that reads one of them would not notice the others.
+        O2OSpecError: if its observations are something else. ``make_gym_env`` concatenates vectors by name, because a
+            policy that reads one of them would ignore the others.
     """
     space = env.observation_space
     parts = list(space.values()) if isinstance(space, spaces.Dict) else [space]
@@ -146,13 +146,13 @@ def box_of_observations(env: gymnasium.Env) -> spaces.Space:
 
 
 def check_spaces(env: gymnasium.Env) -> spaces.Space:
-    """The space of observations of an environment whose observations, actions and form this package can use.
+    """Check that an environment's observations, actions and interface are supported, and return its observation space.
 
     Args:
         env: the environment.
 
     Raises:
-        O2OSpecError: as :func:`box_of_observations`, :func:`check_continuous` and :func:`check_reset`.
+        O2OSpecError: as in :func:`box_of_observations`, :func:`check_continuous` and :func:`check_reset`.
 
     Examples:
         >>> check_spaces(gymnasium.make("Pendulum-v1")).shape
@@ -165,10 +165,10 @@ def check_spaces(env: gymnasium.Env) -> spaces.Space:
 
 
 def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
-    """Warn where a wrapper of gymnasium's normalizes by what it has seen so far: each copy has its own statistics.
+    """Warn if a gymnasium wrapper normalizes by running statistics, because each copy has its own.
 
     Args:
-        env: the environment, or several as one, of which the first is looked at.
+        env: the environment, or a vector environment, whose first copy is examined.
 
     Examples:
         >>> import warnings
@@ -183,19 +183,18 @@ def warn_of_running_statistics(env: gymnasium.Env | VectorEnv) -> None:
     found = [type(layer).__name__ for layer in normalizing if getattr(layer, "update_running_mean", True)]
     if found:
         warnings.warn(
-            f"{env_name(layers[-1])} normalizes by running statistics ({', '.join(found)}): each copy of it has its "
-            f"own statistics, and its rows and returns are in other units than a data set's and than the task's. "
-            f"Standardize by the data (torchrl_o2o.data.Convention), or set the statistics yourself and "
-            f"update_running_mean=False",
+            f"{env_name(layers[-1])} normalizes by running statistics ({', '.join(found)}): each copy has its own "
+            "statistics, so its rows and returns have other units than data sets and the task. Standardize by the "
+            "data (torchrl_o2o.data.Convention), or set the statistics yourself and update_running_mean=False",
             stacklevel=4,
         )
 
 
 def layers_of(env: gymnasium.Env | VectorEnv) -> Iterator[gymnasium.Env | VectorEnv]:
-    """An environment and all that is inside of it, from the outside; of several as one the first.
+    """Iterate over an environment and the ones inside it, outermost first; for a vector environment, its first copy.
 
     Args:
-        env: the environment with its wrappers, or several as one.
+        env: the environment with its wrappers, or a vector environment.
 
     Examples:
         >>> [type(layer).__name__ for layer in layers_of(gymnasium.make("Pendulum-v1"))][-1]
@@ -208,5 +207,5 @@ def layers_of(env: gymnasium.Env | VectorEnv) -> Iterator[gymnasium.Env | Vector
 
 
 def env_name(env: gymnasium.Env | VectorEnv) -> str:
-    """What to call an environment in a message: its id, or its class."""
+    """The name of an environment in messages: its id, or its class."""
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__

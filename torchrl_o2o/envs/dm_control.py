@@ -26,10 +26,10 @@ _CAMERAS = {"quadruped": 2}  # elsewhere 0, as in DrQ-v2 and V-D4RL
 
 
 class DMControlEnv(gymnasium.Env):
-    """A task of dm_control's suite; its observations, in the suite's order, are one vector.
+    """A task of dm_control's suite, with its observations concatenated in the suite's order.
 
-    Its ids are those of shimmy: ``make_gym_env("dm_control/walker-walk-v0")``. An end is terminal where the suite's
-    discount is 0, and else a time limit, that of the suite.
+    Its ids are those of shimmy: ``make_gym_env("dm_control/walker-walk-v0")``. An end is terminal if the suite's
+    discount is 0; otherwise, it is the suite's time limit.
 
     Source: Tunyasuvunakool et al. 2020 (dm_control), arXiv:2006.12983.
 
@@ -37,12 +37,11 @@ class DMControlEnv(gymnasium.Env):
         domain: such as ``"walker"``.
         task: such as ``"walk"``.
         render_mode: ``"rgb_array"`` or ``None`` (default).
-        width: of what is rendered, pixels. Defaults to 240.
-        height: of it. Defaults to 240.
-        camera_id: which camera; ``None`` (default) is 0, for the quadruped 2.
+        width: width of rendered images in pixels. Defaults to 240. height: their height. Defaults to 240. camera_id:
+            number of the camera; ``None`` (default) is 0, or 2 for the quadruped.
 
     Raises:
-        DependencyNotInstalled: if dm_control is not installed, or does not work with the MuJoCo that is.
+        DependencyNotInstalled: if dm_control is not installed, or does not work with the installed MuJoCo.
         O2OSpecError: if the suite has no such task.
 
     Examples:
@@ -63,8 +62,8 @@ class DMControlEnv(gymnasium.Env):
         camera_id: int | None = None,
     ) -> None:
         self._env = _load(domain, task)
-        # The state of an episode, where a snapshot finds it. A newly drawn terrain would have to be sent to the
-        # renderer again, so a snapshot of such a task stops at the task and reports it.
+        # The state of an episode, at a place where a snapshot finds it. A new terrain would have to be sent to the
+        # renderer again, so such a task cannot be captured, and a snapshot reports this.
         inside = self._env.task if self.model.nhfield else vars(self._env.task)
         self._changing = self.model, self._env.physics.data.ptr, inside
         self._steps = 0
@@ -98,7 +97,7 @@ class DMControlEnv(gymnasium.Env):
         return _joined(self._env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Continue by one step of control."""
+        """Make one control step."""
         self._env._step_count, self._env._reset_next_step = self._steps, False
         step = self._env.step(action)
         self._steps += 1
@@ -108,7 +107,7 @@ class DMControlEnv(gymnasium.Env):
     def render(self) -> np.ndarray:
         """The camera's image."""
         physics = self._env.physics
-        physics.contexts.gl._platform_make_current()  # dm_control takes its own for current, whoever drew in between
+        physics.contexts.gl._platform_make_current()  # dm_control assumes that its context is still current
         return physics.render(**self.picture)
 
     def close(self) -> None:
@@ -128,7 +127,7 @@ def _load(domain: str, task: str) -> Any:
             return suite.load(domain, task)
     except ImportError as error:
         raise DependencyNotInstalled(f"dm_control cannot be imported ({error}); {_EXTRA}") from error
-    except AttributeError as error:  # of MuJoCo's structures, which dm_control wraps field by field
+    except AttributeError as error:  # from MuJoCo's structures, which dm_control wraps field by field
         raise DependencyNotInstalled(f"dm_control does not work with this MuJoCo ({error}); {_EXTRA}") from error
     known = ["-".join(each) for each in suite.ALL_TASKS]
     close = difflib.get_close_matches(f"{domain}-{task}", known, n=3) or known

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Environments that fail: a step that raises, an observation that is not finite, a step that never comes back."""
+"""Guards against environments that raise, return infinite values, or hang."""
 
 from __future__ import annotations
 
@@ -34,44 +34,44 @@ from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
 
 __all__ = ["EnvFaultError", "GuardedEnv"]
 
-#: The caller's mistakes, which no rebuilding fixes.
+#: Errors of the caller, which rebuilding does not fix.
 _NOT_THE_ENVIRONMENTS = (O2OError, ResetNeeded)
 
 
 class GuardedEnv(gymnasium.Wrapper):
-    """Keep a run alive through an environment's faults, for a stated number of them, and never pass on what is wrong.
+    """Keep a run alive through a limited number of an environment's faults, and pass on only valid data.
 
-    - ``step`` or ``reset`` raises, or returns what has not the form or the observation space's shape and type: the
-      environment is closed and built anew, at most ``max_rebuilds`` times in the whole run.
-    - an observation or a reward is NaN or infinite, in float32: it is rejected and the episode ends, at most
+    - If ``step`` or ``reset`` raises, or returns values of another form, shape or dtype, the environment is closed and
+      rebuilt, at most ``max_rebuilds`` times in the whole run.
+    - If an observation or a reward is NaN or infinite in float32, it is rejected and the episode ends, at most
       ``max_rejected`` times in a row.
-    - ``step`` or ``reset`` takes longer than ``timeout`` seconds: an error at once.
-    - the caller's own mistakes (a seed that is no integer, an action of another shape or that is not finite, a step
-      before a reset) are raised as such and counted as no fault.
+    - If ``step`` or ``reset`` takes longer than ``timeout`` seconds, an error is raised at once.
+    - Errors of the caller (a seed that is not an integer, an action of another shape or that is not finite, a step
+      before a reset) are raised and do not count as faults.
 
-    What it passes on are copies, of the observation space's type; a reward of one entry in an array is a float.
+    It passes on copies with the observation space's dtype, and converts a reward in an array of one entry to a float.
 
-    Of a step that failed nothing is known but that it ended the episode. In its place ``step`` returns the observation
-    before it, reward 0, ``truncated=True`` and ``info["rejected"] = True`` (False in every other step), which is no
-    transition to learn from: :class:`~torchrl_o2o.collectors.StepCollector` leaves it out and marks the one before it
-    truncated; under TorchRL's collectors read the entry with ``env.set_info_dict_reader(...)`` and leave out the rows
-    where it is set. Each fault is a warning and is counted.
+    For a failed step, ``step`` returns the observation before it, reward 0, ``truncated=True`` and ``info["rejected"] =
+    True`` (False in every other step). Do not learn from this transition.
+    :class:`~torchrl_o2o.collectors.StepCollector` leaves it out and marks the previous one as truncated. With TorchRL's
+    collectors, read the entry with ``env.set_info_dict_reader(...)`` and leave out the rows where it is set. Each fault
+    is counted and gives a warning.
 
-    After a rebuild the environment is seeded anew, from the last seed it got and the number of rebuilds, so a run with
-    faults stays reproducible if the faults are. The counters belong to the environment's state in a checkpoint.
+    After a rebuild, the environment is seeded from its last seed and the number of rebuilds, so a run with reproducible
+    faults stays reproducible. The counters are part of the environment's state in a checkpoint.
 
     Args:
-        make_env: builds the environment, whose observations and actions are a ``Box`` of real numbers; called again to
-            rebuild it.
+        make_env: builds the environment, whose observations and actions must be a ``Box`` of real numbers; it is called
+            again for each rebuild.
 
     Keyword Args:
-        max_rebuilds: k, rebuilds in all. Defaults to 3.
-        max_rejected: m, steps rejected in a row. Defaults to 10.
-        timeout: seconds a step or a reset may take. They then run in a thread of their own, which costs about 20 us
-            each and does not suit environments that render into a window. Defaults to ``None``: no limit.
+        max_rebuilds: largest number of rebuilds in all. Defaults to 3.
+        max_rejected: largest number of rejected steps in a row. Defaults to 10.
+        timeout: time limit of a step or a reset, in seconds. They then run in a separate thread, which costs about 20
+            us each and does not work for environments that render into a window. Defaults to ``None``, no limit.
 
     Raises:
-        O2OSpecError: if a limit is out of range, the observations are no ``Box`` or the actions are discrete.
+        O2OSpecError: if a limit is out of range, the observations are not a ``Box`` or the actions are discrete.
 
     Examples:
         >>> env = GuardedEnv(lambda: gymnasium.make("Pendulum-v1"), max_rebuilds=2)
@@ -92,16 +92,16 @@ class GuardedEnv(gymnasium.Wrapper):
     ) -> None:
         if max_rebuilds < 0 or max_rejected < 0 or (timeout is not None and not timeout > 0):
             raise O2OSpecError(
-                f"got max_rebuilds={max_rebuilds}, max_rejected={max_rejected}, timeout={timeout}, "
-                "expected 0 or more, 0 or more, and above 0 or None"
+                f"got max_rebuilds={max_rebuilds}, max_rejected={max_rejected}, timeout={timeout}, expected "
+                "max_rebuilds >= 0, max_rejected >= 0, and timeout > 0 or None"
             )
         super().__init__(make_env())
         self._space = check_spaces(self.env)
         self._action_shape = self.env.action_space.shape
         self.max_rebuilds, self.max_rejected = max_rebuilds, max_rejected
-        self.num_rebuilt = 0  #: times the environment was built anew
-        self.num_rejected = 0  #: steps and resets whose numbers were not finite
-        self.last_fault = ""  #: what went wrong last
+        self.num_rebuilt = 0  #: number of rebuilds of the environment
+        self.num_rejected = 0  #: number of steps and resets with values that were not finite
+        self.last_fault = ""  #: description of the last fault
         self._rejected_in_a_row = 0
         self._make_env = make_env
         self._call = _call if timeout is None else _Watchdog(timeout)
@@ -110,15 +110,14 @@ class GuardedEnv(gymnasium.Wrapper):
         self._observation = blank(self._space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, after as many attempts as the limits allow.
+        """Begin an episode, with as many attempts as the limits allow.
 
         Args:
             seed: as in gymnasium.
             options: as in gymnasium.
 
         Raises:
-            EnvFaultError: if a limit is passed.
-            O2OSpecError: if the seed is no integer.
+            EnvFaultError: if a limit is exceeded. O2OSpecError: if the seed is not an integer.
         """
         if seed is not None:
             self._seed = seed = check_seed(seed)
@@ -137,11 +136,11 @@ class GuardedEnv(gymnasium.Wrapper):
             if fault is None:
                 self._observation = observation
                 return copied(observation), {**info, "rejected": np.False_}
-            seed = None  # the same seed would give the same numbers
+            seed = None  # because the same seed would give the same numbers
             self._reject(f"reset returned {fault}")
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step the environment; a step that failed comes back truncated and rejected.
+        """Step the environment; a failed step is returned as truncated and rejected.
 
         Args:
             action: as the environment takes it.
@@ -167,7 +166,7 @@ class GuardedEnv(gymnasium.Wrapper):
         info["rejected"] = np.False_
         return copied(observation), reward, terminated, truncated, info
 
-    # Read within the guarded call, so that whatever a wrong return makes numpy raise is a fault as well.
+    # Read within the guarded call, so that errors of numpy about a wrong return are faults, too.
     def _reset_env(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
         return read_reset(self.env.reset(**settings), self._space)
 
@@ -175,11 +174,11 @@ class GuardedEnv(gymnasium.Wrapper):
         return read_step(self.env.step(action), self._space)
 
     def _own_action(self, action: Any) -> np.ndarray:
-        own = np.array(action)  # an environment may scale its argument in place
+        own = np.array(action)  # because an environment may change its argument in place
         if own.shape != self._action_shape or own.dtype.kind not in "biuf" or find_fault(own) is not None:
             raise O2OSpecError(
                 f"got the action {action!r} of shape {own.shape}, expected finite numbers of shape "
-                f"{self._action_shape}; this is a mistake of the caller, not of the environment"
+                f"{self._action_shape}; correct the caller, because this is not a fault of the environment"
             )
         return own
 
@@ -194,7 +193,7 @@ class GuardedEnv(gymnasium.Wrapper):
                 f"{what}, {self._rejected_in_a_row} times in a row (max_rejected={self.max_rejected}); fix the "
                 "environment and resume from the last checkpoint"
             )
-        warnings.warn(f"{what}: it is left out and the episode ends ({self.num_rejected} so far)", stacklevel=3)
+        warnings.warn(f"{what}: it is rejected and the episode ends ({self.num_rejected} so far)", stacklevel=3)
 
     def _rebuild(self, where: str, error: Exception) -> None:
         what = str(error) if isinstance(error, MalformedReturn) else f"the environment's {where} raised {error!r}"
@@ -209,13 +208,13 @@ class GuardedEnv(gymnasium.Wrapper):
             f"(rebuild {self.num_rebuilt} of {self.max_rebuilds})",
             stacklevel=3,
         )
-        with suppress(Exception):  # a broken environment need not be able to close
+        with suppress(Exception):  # a broken environment may not be able to close
             self._call(self.env.close)
         try:
             self.env = self._make_env()
         except O2OError:
             raise
-        except Exception as again:  # counts as a fault of its own
+        except Exception as again:  # counts as another fault
             self._rebuild("constructor", again)
         self._reseed = True
 
@@ -230,9 +229,9 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class _Watchdog:
-    """Calls functions in a thread of its own and stops waiting for one that takes too long.
+    """Calls functions in a separate thread and stops waiting for one that takes too long.
 
-    A thread cannot be ended from outside: a hung one is left behind, and dies with the process.
+    A thread cannot be ended from outside, so a hung one stays until the process ends.
     """
 
     def __init__(self, timeout: float) -> None:

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Environments as this package wants them: flat float32 observations, actions in [-1, 1], a known source, a seed.
+"""Build environments with flat float32 observations, actions in [-1, 1], trusted code and a seed.
 
 The same preparation serves training (:func:`make_env`, a TorchRL environment) and evaluation (:func:`make_gym_env`, a
-gymnasium one), so that a policy never meets two versions of its environment. An environment id is an input: only
-environments whose code comes from an allow-listed module are built, and no id makes Python import anything else.
+gymnasium one), so that both use the same environment. An environment id may come from an untrusted source: only
+environments with code from an allow-listed module are built, and no id makes Python import anything else.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from torchrl_o2o.errors import O2OSpecError, check_seed
 
 __all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "mujoco_warnings", "own_spec", "seed_everything"]
 
-#: Modules whose environments are built without asking.
+#: Modules whose environments are trusted.
 TRUSTED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
 _OWN_NAMESPACE = "o2o/"
 _DM_CONTROL = re.compile(r"dm_control/(?P<domain>[a-zA-Z_]+)-(?P<task>\w+)-v0")
@@ -53,10 +53,10 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch (every device).
 
     Args:
-        seed: any non-negative integer below 2**32, numpy's limit; of Python or numpy, as everywhere.
+        seed: any non-negative integer of Python or numpy below 2**32, numpy's limit.
 
     Raises:
-        O2OSpecError: if the seed is no such integer.
+        O2OSpecError: if the seed is not such an integer.
 
     Examples:
         >>> import torch
@@ -82,24 +82,24 @@ def make_env(
     allow_modules: Sequence[str] = (),
     device: torch.device | str | None = None,
 ) -> EnvBase:
-    """Build a TorchRL environment whose tensordicts have the keys of TED, ``observation`` and ``action`` among them.
+    """Build a TorchRL environment whose tensordicts have the keys of TED, including ``observation`` and ``action``.
 
-    It is :class:`torchrl.envs.GymWrapper` around :func:`make_gym_env`. A time limit sets ``truncated`` and leaves
-    ``terminated`` alone, which is what lets a loss bootstrap there. Random actions (``env.rand_action``) come from
-    torch's global generator: seed that with :func:`seed_everything`.
+    It is :class:`torchrl.envs.GymWrapper` around :func:`make_gym_env`. A time limit sets ``truncated`` and not
+    ``terminated``, so that a loss bootstraps there. Random actions (``env.rand_action``) come from torch's global
+    generator, which you can seed with :func:`seed_everything`.
 
     Args:
         env_id: as in :func:`make_gym_env`.
-        seed: makes the sequence of resets reproducible; ``None`` draws from the operating system.
+        seed: seed of the sequence of resets; ``None`` takes a random one from the operating system.
         max_episode_steps: as in :func:`make_gym_env`.
         observation_keys: as in :func:`make_gym_env`.
         env_kwargs: as in :func:`make_gym_env`.
         allow_modules: as in :func:`make_gym_env`.
-        device: where the tensors go; ``None`` means the CPU.
+        device: device of the tensors; ``None`` means the CPU.
 
     Returns:
-        The environment, whose observations are float32 of shape [o] and whose actions are in [-1, 1]^A. What it returns
-        is looked at by a :class:`~torchrl_o2o.envs.CheckedEnv`.
+        The environment, whose observations are float32 of shape [o] and whose actions are in [-1, 1]^A. A
+        :class:`~torchrl_o2o.envs.CheckedEnv` checks its values.
 
     Raises:
         O2OSpecError: as :func:`make_gym_env` does.
@@ -142,39 +142,38 @@ def make_gym_env(
     """Build a gymnasium environment with a flat float32 observation, or stacked frames, and actions in ``[-1, 1]``.
 
     Goal observations (dictionaries) are concatenated in the order of ``observation_keys``. Dictionaries with an image
-    among them stay so: each image is stacked, vectors are float32, and encoders read them by name. Observations are
+    are not concatenated: each image is stacked, vectors are float32, and encoders read them by name. Observations are
     copies, which the environment cannot change later. Actions outside ``[-1, 1]`` are clipped, as unsquashed Gaussian
-    policies expect, then mapped affinely onto the environment's own bounds, which no rounding leaves; where those are
-    of whole numbers the nearest one is taken. A dimension with one value only keeps it.
+    policies expect, then mapped affinely to the environment's own bounds, never beyond them. Integer actions are
+    rounded to the nearest integer. A dimension with a single value keeps it.
 
     Args:
         env_id: a registered gymnasium id with its version ("HalfCheetah-v5"), or a task of this package
-            ("o2o/PointMaze-Medium-v0"), which carries its own arguments, or one of dm_control's suite
+            ("o2o/PointMaze-Medium-v0"), which has its own arguments, or one of dm_control's suite
             ("dm_control/walker-walk-v0").
-        seed: seeds the environment, by one reset, and the sampling of its action space. ``None`` leaves both unseeded.
+        seed: seed of the environment, set by one reset, and of its action space. ``None`` seeds neither.
         max_episode_steps: replaces the registered time limit, at least 1; ``None`` keeps it.
-        observation_keys: the entries of a dictionary observation to concatenate, in this order. ``None`` takes
-            ``observation``, ``achieved_goal`` and ``desired_goal`` as far as they exist (PointMaze without
-            ``achieved_goal``, which repeats the position). Where there are images: the entries to keep; ``None`` keeps
-            all.
-        env_kwargs: further arguments of the environment's constructor, over those of its registration.
-        allow_modules: modules trusted besides :data:`TRUSTED_MODULES`. Those may also be named in the id
+        observation_keys: the entries of a dictionary observation to concatenate, in this order. ``None`` takes those of
+            ``observation``, ``achieved_goal`` and ``desired_goal`` that exist (PointMaze without ``achieved_goal``,
+            which repeats the position). With images, these are the entries to keep, and ``None`` keeps all.
+        env_kwargs: further arguments of the environment's constructor, which replace those of its registration.
+        allow_modules: trusted modules besides :data:`TRUSTED_MODULES`. The id may also name them
             ("my_package:MyEnv-v0"), which imports them.
-        num_stack: frames of an observation, where the environment observes images: uint8 [3 num_stack, H, W], see
-            :class:`~torchrl_o2o.envs.StackFrames`. Defaults to 3.
-        action_repeat: how often each action is taken, rewards summed. Defaults to 1.
-        render_size: observe frames that the environment renders, so many pixels high and wide, instead of what it
-            observes. ``None`` (default): observe what it observes.
-        shadows: whether MuJoCo renders them with shadows, reflections and smooth edges, as V-D4RL's frames have them.
-            Defaults to ``False``, which takes a seventh of the time on a processor.
+        num_stack: number of frames in an observation, if the environment observes images, uint8 [3 num_stack, H, W],
+            see :class:`~torchrl_o2o.envs.StackFrames`. Defaults to 3.
+        action_repeat: number of times that each action is taken; rewards are summed. Defaults to 1.
+        render_size: height and width in pixels of rendered frames that replace the observations. ``None`` (default)
+            keeps the environment's own observations.
+        shadows: whether MuJoCo renders shadows, reflections and smooth edges, as in V-D4RL's frames. Defaults to
+            ``False``, which takes a seventh of the time on a CPU.
 
     Returns:
         The environment.
 
     Raises:
         O2OSpecError: if the id is unknown or not trusted, a dependency is missing, ``reset`` takes no seed and options
-            (the older gym's form), the actions are discrete or no bounded vector, the observation is not a vector, a
-            dictionary of vectors or an image of uint8, or nothing can be rendered here.
+            (the older gym's interface), the actions are discrete or not a bounded vector, the observation is not a
+            vector, a dictionary of vectors or a uint8 image, or rendering does not work here.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -189,7 +188,7 @@ def make_gym_env(
     kwargs = dict(env_kwargs or {})
     if "max_episode_steps" in kwargs:
         raise O2OSpecError(
-            "got max_episode_steps among env_kwargs, expected it as an argument of its own: max_episode_steps=..."
+            "got max_episode_steps in env_kwargs, expected it as a separate argument; pass max_episode_steps=..."
         )
     if max_episode_steps is not None and max_episode_steps < 1:
         raise O2OSpecError(f"got max_episode_steps={max_episode_steps}, expected at least 1, or None for its own limit")
@@ -200,7 +199,9 @@ def make_gym_env(
         max_episode_steps = task.max_episode_steps if max_episode_steps is None else max_episode_steps
     spec = own_spec(env_id) or _trusted_spec(env_id, (*TRUSTED_MODULES, *allow_modules))
     if shadows and render_size is None:
-        raise O2OSpecError("got shadows=True without render_size, expected the size of the frames that have them")
+        raise O2OSpecError(
+            "got shadows=True without render_size, expected the size of rendered frames; pass render_size"
+        )
     if render_size is not None:
         kwargs = {"render_mode": "rgb_array", **_frame_arguments(spec, render_size), **kwargs}
     build = partial(_build, spec, max_episode_steps, kwargs)
@@ -226,10 +227,10 @@ def make_gym_env(
 
 @contextmanager
 def mujoco_warnings() -> Iterator[None]:
-    """Turn MuJoCo's warnings into Python's while a model is compiled, without its deprecation notes.
+    """Turn MuJoCo's warnings while a model is compiled into Python's, without its deprecation notes.
 
-    By itself it prints them, at every construction, and appends them to a file in the working folder; gymnasium's own
-    models use attributes that MuJoCo deprecates, about which users of an environment can do nothing.
+    By default, MuJoCo prints them at every construction and appends them to a file in the working folder. Users of an
+    environment cannot fix the deprecated attributes in gymnasium's own models.
 
     Examples:
         >>> import gymnasium
@@ -265,7 +266,7 @@ def _build(spec: EnvSpec, max_episode_steps: int | None, kwargs: Mapping[str, An
 
 
 def _frame_arguments(spec: EnvSpec, size: int) -> dict[str, int]:
-    """Arguments with which MuJoCo renders at that size; what other environments render is resized."""
+    """Arguments with which MuJoCo renders at that size; frames of other environments are resized."""
     mujoco = str(spec.entry_point).startswith(("gymnasium.envs.mujoco", "torchrl_o2o.envs.dm_control"))
     return {"width": size, "height": size} if mujoco else {}
 
@@ -327,7 +328,7 @@ def _unknown(name: str, known: list[str]) -> str:
     if importlib.util.find_spec("gymnasium_robotics") is None:
         hint += " Mazes and hands need pip install torchrl_o2o[robotics]."
     if multiprocessing.parent_process() is not None:
-        hint += " This process knows nothing that another one has registered: register it here, or name its module."
+        hint += " Registrations of another process are unknown here: register it in this process, or name its module."
     return f"environment {name!r} is not registered. {hint} Give the full id with its version."
 
 
@@ -350,16 +351,20 @@ def _flat_observation(env: gymnasium.Env, env_id: str, keys: Sequence[str] | Non
     if isinstance(space, spaces.Dict):
         return _concatenated_observation(env, env_id, space, _goal_keys(env_id, space, keys))
     if keys is not None:
-        raise O2OSpecError(f"observation_keys={tuple(keys)} were given, but {env_id} observes {space}; leave them out.")
+        raise O2OSpecError(
+            f"observation_keys={tuple(keys)} were given, but {env_id} observes {space}, expected a dictionary; leave "
+            "them out."
+        )
     space = _vector_box(env_id, "observation", space)
-    # Not gymnasium's DtypeObservation: it warns at every float64 environment that precision is lowered, as asked for.
+    # Not gymnasium's DtypeObservation: it warns for every float64 environment about the lower precision, which is
+    # intended.
     with np.errstate(over="ignore"):  # the largest float64 is infinite in float32
         flat = spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
     return TransformObservation(env, _float32_copy, flat)
 
 
 def _float32_copy(observation: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # a guard finds what becomes infinite
+    with np.errstate(over="ignore"):  # a guard finds values that become infinite
         return np.array(observation, np.float32)
 
 
@@ -384,7 +389,7 @@ def _concatenated_observation(
 
 
 def concatenated_keys(env: gymnasium.Env) -> tuple[str, ...]:
-    """The entries of a dictionary observation that a wrapper of :func:`make_gym_env` joins, in order; else none.
+    """The entries of a dictionary observation that a wrapper of :func:`make_gym_env` joins, in order; empty for others.
 
     Args:
         env: one wrapper.
@@ -411,14 +416,14 @@ def _vector_box(env_id: str, name: str, space: spaces.Space) -> spaces.Box:
 
 
 def unit_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """Make an environment take actions in [-1, 1], as :func:`make_gym_env` does.
+    """Make an environment take actions in [-1, 1], as in :func:`make_gym_env`.
 
     Args:
         env: the environment.
         env_id: its name, for messages.
 
     Raises:
-        O2OSpecError: if its actions are discrete or no bounded vector.
+        O2OSpecError: if its actions are discrete or not a bounded vector.
 
     Examples:
         >>> unit_actions(gymnasium.make("Pendulum-v1"), "Pendulum-v1").action_space
@@ -450,7 +455,7 @@ def is_unit_actions(layer: TransformAction) -> bool:
 
 
 def from_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Map [-1, 1] onto bounds, in float64 so that -1 and 1 are the bounds; nothing is clipped.
+    """Map [-1, 1] to bounds, in float64 so that -1 and 1 give the exact bounds; nothing is clipped.
 
     Args:
         action: shape [A].
@@ -466,7 +471,7 @@ def from_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
 
 
 def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From [-1, 1] onto the bounds and into their type."""
+    """Map from [-1, 1] to the bounds and their dtype."""
     scaled = from_unit(np.clip(action, -1.0, 1.0), low, high)
     if low.dtype.kind != "f":
         if np.isnan(scaled).any():

@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""MuJoCo's model and data as tensors, and back.
+"""Conversion of MuJoCo's model and data to tensors and back.
 
-MuJoCo's own integration state is not enough: after a step the positions of bodies in space are those of the last
-substep, and environments read them to compute velocities, so the arrays computed from the state are kept too.
+MuJoCo's own integration state is not enough: after a step, the positions of bodies are those of the last substep, and
+environments compute velocities from them, so the arrays computed from the state are saved, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MODEL_PREFIXES = ("actuator_", "body_", "dof_", "geom_", "jnt_", "qpos0", "site
 
 
 def is_mujoco(value: Any, name: str) -> bool:
-    """Whether a value is MuJoCo's struct of that name; MuJoCo is not imported for it."""
+    """Whether a value is MuJoCo's struct of that name, without importing MuJoCo."""
     return type(value).__name__ == name and type(value).__module__.partition(".")[0] == "mujoco"
 
 
@@ -57,24 +57,27 @@ def capture_data(data: Any) -> dict[str, Any]:
 
 
 def restore_data(data: Any, captured: Mapping[str, Any]) -> None:
-    """Write what :func:`capture_data` returned; its model has to be restored before.
+    """Write what :func:`capture_data` returned; restore its model first.
 
     Raises:
-        O2OCheckpointError: if it is another model's.
+        O2OCheckpointError: if it belongs to another model.
     """
     mujoco = _mujoco()
     spec = int(mujoco.mjtState.mjSTATE_INTEGRATION)
     state = captured["integration"].numpy()
     size = mujoco.mj_stateSize(data.model, spec)
     if len(state) != size:
-        raise O2OCheckpointError(f"the saved MuJoCo state has {len(state)} numbers, this model's {size}; use its model")
+        raise O2OCheckpointError(
+            f"the saved MuJoCo state has {len(state)} numbers, expected {size} for this model; use the model of the "
+            "saved state"
+        )
     mujoco.mj_setState(data.model, data, state, spec)
     mujoco.mj_forward(data.model, data)  # contacts
     _restore_arrays(data, captured["derived"])
 
 
 def _mujoco() -> Any:
-    """MuJoCo, imported when it is needed. What its compiled modules hold, it does not declare."""
+    """MuJoCo, imported when it is needed. It does not declare the contents of its compiled modules."""
     return importlib.import_module("mujoco")
 
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What Python objects consist of: attributes, slots, views of arrays, code and generators."""
+"""The parts of Python objects: attributes, slots, views of arrays, code and generators."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _WALKED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
 _STATIC_NAMES: tuple[tuple[type, frozenset[str]], ...] = (
     (gymnasium.Env, frozenset({"spec", "metadata", "mujoco_renderer", "_model_names", "_saved_kwargs"})),
     (gymnasium.Env, frozenset({"_ezpickle_args", "_ezpickle_kwargs"})),
-    (gymnasium.Wrapper, frozenset({"env"})),  # a layer by itself
+    (gymnasium.Wrapper, frozenset({"env"})),  # a separate layer
     (DMControlEnv, frozenset({"_env"})),  # its changing parts are captured separately
     (CheckedEnv, frozenset({"_space"})),
     (GuardedEnv, frozenset({"_space", "_action_shape", "max_rebuilds", "max_rejected", "last_fault"})),

@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What an environment returns: copied, of the stated form, finite.
+"""Checks of an environment's return values: copied, of the right form, finite.
 
-An environment may return its own arrays and change them with the next step, so nothing of it is kept uncopied. What
-comes back is compared with the observation space: numpy would broadcast another shape without a word. Numbers are
-finite if they are so in float32, which is what buffers hold: 1e39 is not.
+An environment may return its own arrays and change them with the next step, so they are copied. Shapes are compared
+with the observation space, because numpy would silently broadcast. Numbers must be finite in float32, the buffers'
+dtype: 1e39 is not.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _NUMERIC = "biuf"
 _SEQUENCES, _CHANGING = (tuple, list), (np.ndarray, dict, list)  # tuples: unions take a microsecond to build
 
 _STEP = ("observation", "reward", "terminated", "truncated", "info")
-#: What Python says in a wrapper of gymnasium's where an environment returns what the older gym's did.
+#: Python's message in a gymnasium wrapper if an environment returns the older gym's values.
 _UNPACKED_OLD = "not enough values to unpack (expected 5, got 4)"
 
-#: Vector environments keep what an episode ended with under these names in infos, apart from an environment's own.
+#: The names in infos under which vector environments keep the final values of an episode.
 _FINAL = ("final_info", "final_obs")
 
 #: An array, or several by name.
@@ -64,7 +64,7 @@ class EnvFaultError(O2OError, RuntimeError):
 
 
 class MalformedReturn(Exception):
-    """An environment returned what is no observation, reward, flag or info."""
+    """An environment returned a wrong observation, reward, flag or info."""
 
 
 def read_reset(result: Any, space: spaces.Space) -> tuple[Observation, dict[str, Any]]:
@@ -129,7 +129,7 @@ def blank(space: spaces.Space) -> Observation:
 
 
 def find_fault(observation: Observation, reward: float = 0.0) -> str | None:
-    """Say what is not finite in float32, or ``None``.
+    """A description of the first value that is not finite in float32, or ``None``.
 
     Examples:
         >>> find_fault(np.zeros(2), 1e39)
@@ -148,7 +148,7 @@ def find_fault(observation: Observation, reward: float = 0.0) -> str | None:
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Whether floating-point numbers are all finite, in a fraction of the time that ``np.isfinite`` takes for a few.
+    """Whether all floating-point numbers are finite; for few numbers, much faster than ``np.isfinite``.
 
     Args:
         array: any shape.
@@ -157,20 +157,20 @@ def all_finite(array: np.ndarray) -> bool:
         >>> all_finite(np.zeros((2, 3))), all_finite(np.array([1.0, np.nan]))
         (True, False)
     """
-    # The squares tell, where they do not overflow.
+    # A finite sum of squares shows it, unless the sum overflows.
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 class CheckedEnv(gymnasium.Wrapper):
-    """Pass on copies, and nothing that is malformed or not finite; the cheapest guard, which ends a run.
+    """Pass on copies, and raise for malformed or infinite values; the cheapest guard, which ends a run.
 
     Use :class:`~torchrl_o2o.envs.GuardedEnv` to continue after a fault.
 
     Args:
-        env: with observations in a ``Box``, or in several by name, and continuous actions.
+        env: environment with observations in a ``Box``, or in several by name, and continuous actions.
 
     Raises:
-        O2OSpecError: if its spaces are others.
+        O2OSpecError: if its spaces are not supported.
 
     Examples:
         >>> env = CheckedEnv(gymnasium.make("Pendulum-v1"))
@@ -208,7 +208,7 @@ class CheckedEnv(gymnasium.Wrapper):
 
 
 def checked_reset(env: gymnasium.Env, space: spaces.Space, **settings: Any) -> tuple[Observation, dict[str, Any]]:
-    """Reset an environment that nothing guards; see :class:`CheckedEnv`.
+    """Reset an environment without a guard; see :class:`CheckedEnv`.
 
     Args:
         env: the environment.
@@ -231,7 +231,7 @@ def checked_reset(env: gymnasium.Env, space: spaces.Space, **settings: Any) -> t
 
 
 def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) -> Step:
-    """Step an environment that nothing guards; see :class:`CheckedEnv`.
+    """Step an environment without a guard; see :class:`CheckedEnv`.
 
     Args:
         env: the environment.
@@ -251,7 +251,7 @@ def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) ->
         raise _fault(env, f"step returned 4 values, expected ({', '.join(_STEP)})") from error
     _require_finite(env, "step", result[0], result[1])
     if "rejected" in result[4] and not env.has_wrapper_attr("max_rejected"):
-        del result[4]["rejected"]  # the environment's own word for something else; a guard's says to leave a step out
+        del result[4]["rejected"]  # the environment's own entry, which must not be read as a guard's
     return result
 
 
@@ -263,7 +263,7 @@ def _require_finite(env: gymnasium.Env, where: str, observation: Observation, re
 
 def _fault(env: gymnasium.Env, what: str) -> EnvFaultError:
     return EnvFaultError(
-        f"{env_name(env)}: {what}; fix the environment, or put GuardedEnv around it to continue without"
+        f"{env_name(env)}: {what}; fix the environment, or wrap it in GuardedEnv to continue without such steps"
     )
 
 
@@ -278,16 +278,22 @@ def _own_observation(observation: Any, space: spaces.Space) -> Observation:
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, Mapping) or not set(space) <= set(observation):
             found = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
-            raise MalformedReturn(f"an observation of {found} came back, the space says {sorted(space)}")
+            raise MalformedReturn(
+                f"an observation of {found} came back, expected {sorted(space)} as in the observation space"
+            )
         return {key: _own_observation(observation[key], part) for key, part in space.items()}
     found = _array("an observation", observation)
     if found.shape != space.shape:
-        raise MalformedReturn(f"an observation of shape {found.shape} came back, the space says {space.shape}")
-    if space.dtype is None or found.dtype == space.dtype:  # a space of another kind may leave the type open
+        raise MalformedReturn(
+            f"an observation of shape {found.shape} came back, expected {space.shape} as in the observation space"
+        )
+    if space.dtype is None or found.dtype == space.dtype:  # other kinds of spaces may have no dtype
         return found.copy()
     if not np.can_cast(found.dtype, space.dtype, "same_kind"):
-        raise MalformedReturn(f"an observation of type {found.dtype} came back, the space says {space.dtype}")
-    with np.errstate(over="ignore"):  # what overflows is found infinite
+        raise MalformedReturn(
+            f"an observation of type {found.dtype} came back, expected {space.dtype} as in the observation space"
+        )
+    with np.errstate(over="ignore"):  # values that overflow become infinite and are found
         return found.astype(space.dtype)
 
 
@@ -295,7 +301,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of uneven length, tensors with gradients
-        raise MalformedReturn(f"{name} is no array ({error})") from error
+        raise MalformedReturn(f"{name} is not an array ({error})") from error
 
 
 def _number(name: str, value: Any) -> float:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Environments that observe images: frame stacks, rendered frames, and a task that draws its own frames."""
+"""Environments that observe images: frame stacks, rendered frames, and a task without a renderer."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ class _Stack:
     def __init__(self, space: spaces.Space, num_stack: int) -> None:
         if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
             raise O2OSpecError(
-                f"the observations are {space}, expected uint8 images [H, W, 3]; scale floats in [0, 1] by 255 and cast"
+                f"the observations are {space}, expected uint8 images [H, W, 3]; multiply floats in [0, 1] by 255 and "
+                "cast them"
             )
         if space.shape[-1] not in (3, 4) or num_stack < 1:
             raise O2OSpecError(
                 f"got images of shape {list(space.shape)} and num_stack={num_stack}, expected [H, W, 3] and at least "
-                f"1; move channels last, repeat a gray channel three times"
+                "1; move channels to the last dimension, or repeat a gray channel three times"
             )
         self._frames = np.zeros((num_stack, 3, *space.shape[:2]), np.uint8)
         self.space = spaces.Box(0, 255, (3 * num_stack, *space.shape[:2]), np.uint8)
@@ -50,17 +51,17 @@ class _Stack:
 
 
 class StackFrames(gymnasium.Wrapper):
-    """Observe the last S frames, channels first, oldest first; at reset the first frame fills all places.
+    """Observe the last S frames, channels first, oldest first; at reset, the first frame fills the stack.
 
-    Of observations by name (a dictionary) each image is stacked so; vectors become float32 and stay single.
+    In observations by name (a dictionary), each image is stacked, and vectors become float32 and are not stacked.
 
     Args:
-        env: observes uint8 images [H, W, 3], or with a fourth channel (alpha), which is left out; or images and vectors
-            by name.
+        env: environment that observes uint8 images [H, W, 3], or with a fourth channel (alpha), which is dropped; or
+            images and vectors by name.
         num_stack: S, at least 1. Defaults to 3.
 
     Raises:
-        O2OSpecError: if the observations are no such images and vectors.
+        O2OSpecError: if the observations are not such images and vectors.
 
     Examples:
         >>> env = StackFrames(DotReachEnv())
@@ -90,7 +91,7 @@ class StackFrames(gymnasium.Wrapper):
         return self._observed(observation, _Stack.fill), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Continue; the reward is as the environment returns it."""
+        """Step the environment; the reward is the environment's."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._observed(observation, _Stack.push), reward, terminated, truncated, info
 
@@ -102,7 +103,7 @@ class StackFrames(gymnasium.Wrapper):
                 key: put(self._stacks[key], observation[key])
                 if key in self._stacks
                 else np.array(observation[key], np.float32)
-                for key in cast(spaces.Dict, self.observation_space)  # a dictionary if parts have names
+                for key in cast(spaces.Dict, self.observation_space)  # a dictionary if there are several parts
             }
 
 
@@ -111,15 +112,15 @@ def _first_channels(frame: np.ndarray) -> np.ndarray:
 
 
 class RenderedFrames(gymnasium.ObservationWrapper):
-    """Observe what an environment renders instead of what it observes, once a step.
+    """Observe the rendered image of an environment instead of its observation, once per step.
 
     Args:
         env: made with ``render_mode="rgb_array"``.
-        size: height and width of the frames, pixels; those of another size are averaged over areas, their sides each
-            by itself. ``None`` (default) leaves them.
+        size: height and width of the frames, pixels; frames of another size are averaged over areas, separately for
+            each side. ``None`` (default) keeps their size.
 
     Raises:
-        O2OSpecError: if it renders no images, or the size is below 1.
+        O2OSpecError: if it does not render images, or the size is below 1.
 
     Examples:
         >>> env = RenderedFrames(DotReachEnv(render_mode="rgb_array"), size=8)
@@ -131,7 +132,10 @@ class RenderedFrames(gymnasium.ObservationWrapper):
     def __init__(self, env: gymnasium.Env, size: int | None = None) -> None:
         super().__init__(env)
         if env.render_mode != "rgb_array":
-            raise O2OSpecError(f"got an environment of render_mode={env.render_mode!r}, expected 'rgb_array'")
+            raise O2OSpecError(
+                f"got an environment of render_mode={env.render_mode!r}, expected 'rgb_array'; build it with "
+                "render_mode='rgb_array'"
+            )
         if size is not None and size < 1:
             raise O2OSpecError(f"got frames of size {size}, expected at least 1 pixel")
         #: The last observation of the environment itself.
@@ -139,7 +143,8 @@ class RenderedFrames(gymnasium.ObservationWrapper):
         frame = np.asarray(draw(env))
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] not in (3, 4):
             raise O2OSpecError(
-                f"the environment renders {frame.dtype} of shape {frame.shape}, expected uint8 [H, W, 3]"
+                f"got an environment that renders {frame.dtype} of shape {frame.shape}, expected uint8 [H, W, 3]; "
+                "change its render()"
             )
         shape = frame.shape[:2] if size is None else (size, size)
         self._areas = None if shape == frame.shape[:2] else tuple(map(_areas, frame.shape[:2], shape))
@@ -168,7 +173,7 @@ class RepeatAction(gymnasium.Wrapper):
 
     Args:
         env: the environment.
-        times: how often, at least 1.
+        times: number of times, at least 1.
 
     Raises:
         O2OSpecError: if it is below 1.
@@ -188,7 +193,7 @@ class RepeatAction(gymnasium.Wrapper):
         self._times = times
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take the action so many times."""
+        """Take the action several times."""
         # gymnasium only requires that rewards convert to floats; they are summed here, and may be arrays of one entry.
         take = cast("Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]", self.env.step)
         total, step = 0.0, take(action)
@@ -200,7 +205,7 @@ class RepeatAction(gymnasium.Wrapper):
 
 
 class DotReachEnv(gymnasium.Env):
-    r"""Steer a dot to a target, from 16x16 images that are drawn as arrays: no renderer, and learned in a minute.
+    r"""Steer a dot to a target, from 16x16 images, without a renderer; it is learned in a minute.
 
     Position p and target g are uniform in [-1, 1]^2 at reset; :math:`p\leftarrow\mathrm{clip}(p+0.2a)`, the reward is
     :math:`\max(0,1-2|p-g|)`. The first channel has a Gaussian blob, a pixel wide, at p, the second one at g. There is

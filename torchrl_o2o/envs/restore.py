@@ -41,7 +41,7 @@ class Restoring:
 
     Args:
         nodes: from :class:`~torchrl_o2o.envs.capture.Walk`.
-        shared: ids of objects that nothing may be written into.
+        shared: ids of objects that must not be changed.
     """
 
     def __init__(self, nodes: list[Any], shared: set[int]) -> None:
@@ -51,11 +51,11 @@ class Restoring:
         self._done: dict[int, Any] = {}
 
     def match(self, value: Any, present: Any) -> None:
-        """Note which present object a node is to be restored into, and so on through what both contain.
+        """Record the existing object into which a node is restored, recursively for their contents.
 
         Args:
             value: a plain value or (i,), from the contents of a node.
-            present: the object of the present environment in the same place.
+            present: the object at the same place in the existing environment.
         """
         if not isinstance(value, tuple) or value[0] in self._present:
             return
@@ -91,7 +91,7 @@ class Restoring:
         return kind != "deque" or contents["maxlen"] == present.maxlen
 
     def restore_models(self) -> None:
-        """Before anything that is computed with them."""
+        """Restore the models before everything that is computed with them."""
         for index, (kind, _, _) in enumerate(self._nodes):
             if kind == "model":
                 self.value((index,))
@@ -106,7 +106,7 @@ class Restoring:
             The plain value, or the object of node i.
 
         Raises:
-            O2OCheckpointError: if the present environment lacks an object that cannot be created.
+            O2OCheckpointError: if the existing environment lacks an object that cannot be created.
         """
         if not isinstance(value, tuple):
             return value
@@ -122,8 +122,8 @@ class Restoring:
     def _needed(self, present: Any, where: str, what: str) -> Any:
         if present is None:
             raise O2OCheckpointError(
-                f"the saved environment has {what} at {where} that this one has not; build it as the saved run did, "
-                "with the versions of its run"
+                f"the saved environment has {what} at {where}, which is missing here; build the environment like the "
+                "saved run, with the versions of that run"
             )
         return present
 
@@ -259,7 +259,8 @@ def _children(kind: str, contents: Any, present: Any) -> Iterator[tuple[Any, Any
     elif kind == "data":
         yield contents["model"], present.model
     elif kind == "object":
-        # A checker remembers what it returned to the caller: a new object, unless the environment refers to it too.
+        # A checker keeps the object that it returned to the caller, a new object unless the environment also refers to
+        # it.
         given = {"_previous_data"} if isinstance(present, PassiveEnvChecker) else set()
         current = {name: value for name, value in attributes_of(present).items() if name not in given}
         yield from ((item, current[name]) for name, item in contents["attributes"].items() if name in current)
@@ -283,7 +284,10 @@ def _delete(owner: Any, name: str, slots: Mapping[str, Any]) -> None:
 def _restored_generator(present: np.random.Generator | None, state: dict[str, Any]) -> np.random.Generator:
     name = state["bit_generator"]
     if name not in _BIT_GENERATORS:
-        raise O2OCheckpointError(f"the saved environment draws from {name!r}, expected one of {_BIT_GENERATORS}")
+        raise O2OCheckpointError(
+            f"got a saved environment with the generator {name!r}, expected one of {_BIT_GENERATORS}; use one of "
+            "numpy's own"
+        )
     if present is None or type(present.bit_generator).__name__ != name:
         present = np.random.Generator(getattr(np.random, name)())
     present.bit_generator.state = state

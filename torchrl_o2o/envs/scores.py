@@ -35,12 +35,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Reference:
-    """The two returns that a score of 0 and a score of 100 stand for.
+    """The two returns that correspond to scores of 0 and 100.
 
     Args:
         random: return of the uniformly random policy.
         expert: return of the expert, above that of ``random``.
-        source: where the two figures come from.
+        source: source of both numbers.
 
     Raises:
         O2OSpecError: if one is not finite, or the expert's is not above the random policy's.
@@ -55,7 +55,7 @@ class Reference:
     source: str
 
     def __post_init__(self) -> None:
-        """Refuse returns that no score can be measured by."""
+        """Raise for returns that do not define a score."""
         if not -math.inf < self.random < self.expert < math.inf:
             raise O2OSpecError(
                 f"got random={self.random}, expert={self.expert}, expected two finite returns, the expert's above the "
@@ -99,7 +99,7 @@ OWN_REFERENCES: Mapping[str, Reference] = MappingProxyType(
     {f"o2o/PointMaze-{size}-v0": Reference(0.0, 1.0, _SPARSE) for size in ("UMaze", "Medium", "Large")}
 )
 
-# The data set names that D4RL's table covers; the first group is the key. Dense mazes have other references.
+# The data set names of D4RL's table; the first group is the key. Dense mazes have other references.
 _D4RL_NAMES = (
     r"(halfcheetah|hopper|walker2d|ant)-(?:random|medium|medium-replay|full-replay|medium-expert|expert)-v[0-2]",
     r"(antmaze)-(?:umaze|umaze-diverse|(?:medium|large)-(?:play|diverse))-v[0-2]",
@@ -133,7 +133,7 @@ def find_reference(task: str) -> Reference | None:
 
 
 def get_reference(task: str) -> Reference:
-    """As :func:`find_reference`, but raises if there is no reference.
+    """Like :func:`find_reference`, but raises if there is no reference.
 
     Args:
         task: as in :func:`find_reference`.
@@ -153,7 +153,7 @@ def get_reference(task: str) -> Reference:
     if reference is None:
         known = ", ".join([*V5_REFERENCES, *OWN_REFERENCES])
         raise O2OSpecError(
-            f"there is no reference return for {task!r}; known are {known} and D4RL's data set names such as "
+            f"got {task!r}, which has no reference return, expected one of {known} or a D4RL data set name such as "
             "'hopper-medium-v2'. Pass a Reference(random, expert, source) to use your own."
         )
     return reference
@@ -164,7 +164,7 @@ def normalized_score(returns: ArrayLike, task: str | Reference) -> np.ndarray:
 
     Args:
         returns: undiscounted returns in the environment's own reward, any shape.
-        task: a name that :func:`find_reference` knows, or a reference of your own.
+        task: a name for :func:`find_reference`, or a :class:`Reference`.
 
     Returns:
         Scores of the same shape, float64; not clipped.

@@ -2,13 +2,13 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The state of a gymnasium environment in the middle of an episode, as tensors and plain values.
+"""The state of a gymnasium environment in mid-episode, as tensors and plain values.
 
 The state is collected by a walk through the wrappers and the environment, along attributes, slots, closures and bound
 methods. It is a graph with one node for each object, so that shared references stay shared, and a view of an array
 stays a view. It is restored in place, so that other references to an array or a list see the restored values. If the
 walk finds something whose state it cannot capture completely (a socket, a foreign simulator, a class attribute that
-methods assign), the environment cannot be captured at all: it would be resumed wrongly.
+methods assign), the environment cannot be captured, because it would be resumed wrongly.
 
 A node is (kind, path where it was found, contents). In contents, a plain value is itself, and (i,) refers to node i.
 """
@@ -34,17 +34,17 @@ __all__ = ["env_state", "restore_env_state"]
 def env_state(env: gymnasium.Env) -> dict[str, Any] | None:
     """Capture an environment, so that :func:`restore_env_state` continues in the middle of its episode.
 
-    Covered are MuJoCo environments of gymnasium and gymnasium_robotics, environments whose attributes are plain values,
-    arrays, views of them, containers, generators, and functions that close over such (gymnasium's classic control), the
-    generators of the environment and of its spaces, and the wrappers of gymnasium. State in module globals that methods
-    change without assigning them is not seen.
+    It supports MuJoCo environments of gymnasium and gymnasium_robotics; environments whose attributes are plain values,
+    arrays and their views, containers, generators, and functions that close over such values (gymnasium's classic
+    control); the generators of the environment and its spaces; and gymnasium's wrappers. It does not find state in
+    module globals that methods change without assigning them.
 
     Args:
         env: the environment, with its wrappers.
 
     Returns:
-        Tensors and plain values, which ``torch.load(weights_only=True)`` reads; or None, with a warning that names the
-        attribute, if the environment cannot be captured. The caller then starts a new episode on resume.
+        Tensors and plain values, which ``torch.load(weights_only=True)`` reads; or ``None``, with a warning that names
+        the attribute, if the environment cannot be captured. The caller must then start a new episode on resumption.
 
     Examples:
         >>> env = gymnasium.make("Pendulum-v1")
@@ -70,14 +70,14 @@ def env_state(env: gymnasium.Env) -> dict[str, Any] | None:
 def restore_env_state(env: gymnasium.Env, state: Mapping[str, Any]) -> None:
     """Put an environment into a captured state.
 
-    The observation is not part of the state: keep the one the policy was about to act on along with it.
+    The observation is not part of the state. Save the current observation together with the state.
 
     Args:
-        env: an environment made as the captured one; it need not have been reset.
+        env: an environment built like the captured one; it need not have been reset.
         state: from :func:`env_state`.
 
     Raises:
-        O2OCheckpointError: if the environment, its wrappers or their functions are others than the captured ones.
+        O2OCheckpointError: if the environment, its wrappers or their functions differ from the captured ones.
 
     Examples:
         >>> restore_env_state(gymnasium.make("Pendulum-v1"), env_state(gymnasium.make("Acrobot-v1")))
@@ -87,11 +87,14 @@ def restore_env_state(env: gymnasium.Env, state: Mapping[str, Any]) -> None:
     names = _layer_names(env)
     if state["names"] != names:
         raise O2OCheckpointError(
-            f"the saved environment is {' of '.join(state['names'])}, this one {' of '.join(names)}; "
-            "build it as the saved run did"
+            f"the saved environment is {' of '.join(state['names'])}, this one {' of '.join(names)}, expected the "
+            "same; build it like the saved one"
         )
     if "nodes" not in state:
-        raise O2OCheckpointError("the environment's state was saved by an older version of torchrl_o2o; resume with it")
+        raise O2OCheckpointError(
+            "got an environment's state of an older version of torchrl_o2o, expected this version's; resume with the "
+            "older version"
+        )
     restoring = Restoring(state["nodes"], _shared_by_the_process(env))
     pairs = list(zip(state["layers"], layers_of(env), strict=True))
     for layer, present in pairs:

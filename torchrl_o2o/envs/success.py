@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What environments report of success, and episodes that end with it."""
+"""Success flags of environments, and episodes that end at a success."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EndAtSuccess(gymnasium.Wrapper):
     """Terminate an episode at its first success, as Cal-QL's authors do while they collect on binary Adroit.
 
     Args:
-        env: an environment that reports ``info["success"]`` or ``info["is_success"]``; without either nothing changes.
+        env: an environment that reports ``info["success"]`` or ``info["is_success"]``; without either, nothing changes.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env

@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""This package's own tasks: environments with the arguments that their offline data were made for.
+"""This package's own tasks: environments with the arguments of their offline data.
 
-A task fixes everything that the registered environment leaves to chance or to the caller, so that data, training and
-evaluation agree. Importing this module is cheap.
+A task fixes all random or free settings of the registered environment, so that data, training and evaluation agree.
+Importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class EnvTask:
 
     Args:
         env_id: the gymnasium id.
-        kwargs: arguments of ``gymnasium.make`` over those of the registration; JSON values only, so that an
+        kwargs: arguments of ``gymnasium.make`` that replace those of the registration; JSON values only, so that an
             environment spec stored with a data set describes the task completely.
         obs_keys: entries of a dictionary observation, in the order in which they are concatenated.
         max_episode_steps: the time limit in environment steps.
@@ -67,8 +67,9 @@ def observation_keys(env_id: str) -> tuple[str, ...]:
     return tuple(key for key in _GOAL_KEYS if not (env_id.startswith("PointMaze") and key == "achieved_goal"))
 
 
-# "r" is the one start cell and "g" the one goal cell, at opposite ends. The environment draws both positions uniformly
-# within 0.25 m of the cell's center and pays 1 within 0.45 m of the goal, so the center always counts as the goal.
+# "r" is the only start cell and "g" the only goal cell, at opposite ends. The environment draws both positions
+# uniformly within 0.25 m of the cell's center and pays 1 within 0.45 m of the goal, so the center always counts as the
+# goal.
 _UMAZE = ("11111", "1r001", "11101", "1g001", "11111")
 _MEDIUM = ("11111111", "1r011001", "10010001", "11000111", "10010001", "10100101", "100010g1", "11111111")
 _LARGE = (

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Units of actions: an environment's native box, this package's [-1, 1], and matching a policy to an environment."""
+"""Units of actions: an environment's native box, this package's [-1, 1], and matching policies to environments."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def native_action_space(env: gymnasium.Env) -> spaces.Box:
     """The action box of an environment before :func:`~torchrl_o2o.envs.make_gym_env` scaled it to [-1, 1].
 
     Args:
-        env: of ``make_gym_env``, or any environment that takes bounded vectors, which is then native already, unless
-            the outermost wrapper of its actions is gymnasium's ``RescaleAction``.
+        env: of ``make_gym_env``, or any environment with bounded vector actions, whose box is native unless the
+            outermost wrapper of its actions is gymnasium's ``RescaleAction``.
 
     Raises:
         O2OSpecError: if actions are not vectors of a bounded box.
@@ -38,7 +38,7 @@ def native_action_space(env: gymnasium.Env) -> spaces.Box:
     """
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, TransformAction):  # one of the caller's own is not known to map a box onto a box
+        if isinstance(layer, TransformAction):  # the caller's own wrappers may not map a box to a box
             return _box(layer.env.action_space if _is_affine(layer) else env.action_space)
         layer = layer.env
     return _box(env.action_space)
@@ -50,12 +50,15 @@ def _is_affine(layer: TransformAction) -> bool:
 
 def _box(space: spaces.Space) -> spaces.Box:
     if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
-        raise O2OSpecError(f"got the action space {space}, expected a bounded Box of one dimension")
+        raise O2OSpecError(
+            f"got the action space {space}, expected a bounded Box of one dimension; wrap the environment with "
+            "make_gym_env"
+        )
     return space
 
 
 def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnasium.Env:
-    """Make an environment take the actions of a policy that acts in a known box.
+    """Make an environment accept the actions of a policy with a known action box.
 
     Args:
         env: the environment.
@@ -63,9 +66,9 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
         high: upper edge, shape [A].
 
     Returns:
-        The environment itself if its box is the policy's; an environment of ``make_gym_env``, or one that
-        ``RescaleAction`` scales, with its native actions if those are the policy's; for a policy that acts in
-        [-1, 1], any other as ``make_gym_env`` scales it.
+        The environment itself if its box is the policy's. An environment of ``make_gym_env``, or one scaled by
+        ``RescaleAction``, with its native actions if those are the policy's. For a policy in [-1, 1], any other
+        environment scaled as in ``make_gym_env``.
 
     Raises:
         O2OSpecError: if neither box is the policy's.
@@ -92,7 +95,7 @@ def match_actions(env: gymnasium.Env, low: ArrayLike, high: ArrayLike) -> gymnas
 
 
 def _onto(action: np.ndarray, *, box: spaces.Box, other: spaces.Box) -> np.ndarray:
-    """Map one box onto another; its middle where the first has a single value."""
+    """Map one box to another; a dimension with a single value is mapped to the middle."""
     low, high = box.low.astype(np.float64), box.high.astype(np.float64)
     width = high - low
     unit = np.where(width > 0.0, (2.0 * action - low - high) / np.where(width > 0.0, width, 1.0), 0.0)
@@ -100,7 +103,7 @@ def _onto(action: np.ndarray, *, box: spaces.Box, other: spaces.Box) -> np.ndarr
 
 
 def standardized(env: gymnasium.Env, mean: np.ndarray, scale: np.ndarray) -> gymnasium.Env:
-    """An environment whose observations are ``(observation - mean) / scale``, in float32.
+    """Wrap an environment so that its observations are ``(observation - mean) / scale``, in float32.
 
     Args:
         env: the environment; its observations are a vector.
@@ -117,8 +120,8 @@ def standardized(env: gymnasium.Env, mean: np.ndarray, scale: np.ndarray) -> gym
     """
     if is_standardized(env):
         raise O2OSpecError(
-            "got an environment whose observations are standardized already, expected its own observations; apply a "
-            "convention to an environment once"
+            "got an environment with standardized observations, expected its own observations; apply a convention to "
+            "an environment only once"
         )
     unbounded = spaces.Box(-np.inf, np.inf, env.observation_space.shape, np.float32)
     return TransformObservation(env, partial(_standardize, mean=mean, scale=scale), unbounded)
@@ -143,11 +146,11 @@ def _standardize(seen: np.ndarray, *, mean: np.ndarray, scale: np.ndarray) -> np
 
 
 def check_actions(space: spaces.Space, box: tuple[ArrayLike, ArrayLike] | None) -> None:
-    """Refuse a policy that acts in another box than the one that an environment takes.
+    """Raise if a policy's action box differs from the environment's.
 
     Args:
         space: the environment's action space.
-        box: lower and upper edge of the policy's actions, each [A]; ``None``: the policy does not say.
+        box: lower and upper edge of the policy's actions, each [A]; ``None`` if it is unknown.
 
     Raises:
         O2OSpecError: if the boxes differ.
@@ -166,14 +169,14 @@ def _mismatch(own: spaces.Space, low: np.ndarray, high: np.ndarray, native: spac
     if native is not None and not _takes(own, native.low, native.high):
         taken += f", natively {native.low.tolist()}..{native.high.tolist()}"
     return (
-        f"the policy acts in {low.tolist()}..{high.tolist()}, the environment takes {taken}; build the "
-        "environment with make_gym_env for actions in [-1, 1], or load the policy by load_policy with native_actions "
-        "as the environment takes them"
+        f"the policy acts in {low.tolist()}..{high.tolist()}, the environment takes {taken}, expected the same box; "
+        "build the environment with make_gym_env for actions in [-1, 1], or load the policy with load_policy and "
+        "native_actions for the environment's own units"
     )
 
 
 def _takes(space: spaces.Space, low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether a space is a box with these edges, or with infinite ones around them. Others are refused elsewhere."""
+    """Whether a space is a box with these edges or an infinite one. Other spaces are checked elsewhere."""
     if not isinstance(space, spaces.Box):
         return True
     if space.shape != low.shape:

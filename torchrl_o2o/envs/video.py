@@ -31,8 +31,8 @@ _RENDERERS = (
     "Debian and Ubuntu apt install libegl1 libegl-mesa0) and OSMesa (libosmesa6), which MUJOCO_GL=egl or osmesa chooses"
 )
 _DRAWS = (
-    "an environment that draws itself takes render_mode, has 'rgb_array' among its metadata's render_modes, and gives "
-    "an image [height, width, 3] by render()"
+    "an environment that renders has the argument render_mode and 'rgb_array' in its metadata's render_modes, and its "
+    "render() returns an image [height, width, 3]"
 )
 
 
@@ -42,9 +42,9 @@ class Film:
 
     Args:
         frames: uint8, each [H, W, 3].
-        fps: frames a second at the environment's own speed.
-        total: return of what was seen.
-        length: steps of it.
+        fps: frames per second at the environment's own speed.
+        total: return of the filmed steps.
+        length: number of filmed steps.
 
     Examples:
         >>> film = Film([np.zeros((16, 16, 3), np.uint8)] * 26, fps=20.0, total=3.5, length=25)
@@ -59,13 +59,13 @@ class Film:
 
 
 def drawing_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of :func:`~torchrl_o2o.envs.make_gym_env` for an environment that draws itself.
+    """Arguments of :func:`~torchrl_o2o.envs.make_gym_env` for an environment that renders.
 
     Args:
-        arguments: of one that need not.
+        arguments: arguments of an environment.
 
     Returns:
-        The arguments with ``render_mode``; the given ones stay as they are.
+        The arguments with ``render_mode``; the given ones are not changed.
 
     Examples:
         >>> drawing_arguments({"env_id": "Pendulum-v1"})
@@ -75,23 +75,23 @@ def drawing_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drawing_env(make: Callable[[], gymnasium.Env], name: str, *, plainly: bool = True) -> gymnasium.Env:
-    """Build an environment and see that it draws itself: what cannot is found out before the first step.
+    """Build an environment and check that it renders, before the first step.
 
-    On Linux without a screen MuJoCo is told to draw by EGL or OSMesa, whichever is there, unless ``MUJOCO_GL`` is set.
-    It draws without shadows and smooth edges, in a seventh of the time where a processor does it.
+    On Linux without a screen, MuJoCo is set to render with EGL or OSMesa, whichever is installed, unless ``MUJOCO_GL``
+    is set. It renders without shadows and smooth edges, which takes a seventh of the time on a CPU.
 
     Args:
-        make: builds it with ``render_mode="rgb_array"``.
-        name: what to call it in a message.
+        make: builds the environment with ``render_mode="rgb_array"``.
+        name: its name in messages.
 
     Keyword Args:
-        plainly: whether MuJoCo leaves out shadows and smooth edges. Defaults to ``True``.
+        plainly: whether MuJoCo renders without shadows and smooth edges. Defaults to ``True``.
 
     Returns:
         The environment, reset once.
 
     Raises:
-        O2OSpecError: if it does not draw images, saying what to install.
+        O2OSpecError: if it does not render images; the message says what to install.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -110,15 +110,15 @@ def drawing_env(make: Callable[[], gymnasium.Env], name: str, *, plainly: bool =
     except Exception as error:  # renderers raise all kinds of errors
         # An environment without rendering raises one of these two; a missing renderer never does.
         hint = _DRAWS if isinstance(error, TypeError | AssertionError) else _RENDERERS
-        raise O2OSpecError(f"{name} cannot be drawn here ({type(error).__name__}: {error}); {hint}") from error
+        raise O2OSpecError(f"{name} cannot be rendered here ({type(error).__name__}: {error}); {hint}") from error
     return env
 
 
 def choose_renderer(otherwise: Sequence[str] = ()) -> None:
-    """Have MuJoCo draw without a screen, on Linux where there is none, unless ``MUJOCO_GL`` says by what.
+    """Set MuJoCo to render without a screen, on Linux if there is none, unless ``MUJOCO_GL`` is set.
 
     Args:
-        otherwise: what to name where neither EGL nor OSMesa is there. Defaults to nothing.
+        otherwise: renderers to use if neither EGL nor OSMesa is installed. Defaults to nothing.
     """
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         found = [*(library for library in ("EGL", "OSMesa") if ctypes.util.find_library(library)), *otherwise]
@@ -138,15 +138,15 @@ def _draw(env: gymnasium.Env) -> np.ndarray:
         raise TypeError(f"its render_mode is {env.render_mode!r}, expected 'rgb_array' among its env_kwargs")
     frame = draw(env)
     if getattr(frame, "ndim", 0) != 3:
-        raise TypeError(f"it draws {type(frame).__name__}, expected an image [height, width, 3]")
+        raise TypeError(f"it renders {type(frame).__name__}, expected an image [height, width, 3]")
     return frame
 
 
 def draw(env: gymnasium.Env) -> Any:
-    """Render an environment with its own textures, whatever else was rendered in this process.
+    """Render an environment with its own textures, even if others were rendered in this process.
 
-    MuJoCo's environments draw by whichever OpenGL context is current, that of the environment built last: gymnasium
-    makes its own current only once. So a second environment's ground or sky appears in the first one's pictures.
+    MuJoCo's environments render with the current OpenGL context, that of the last built environment, because gymnasium
+    makes a context current only once. A second environment's ground or sky would appear in the first one's images.
 
     Args:
         env: any environment.
@@ -159,7 +159,7 @@ def draw(env: gymnasium.Env) -> Any:
         (16, 16, 3)
     """
     inside = env.unwrapped
-    for owner in (inside, *vars(inside).values()):  # gymnasium-robotics' mazes render by their robot
+    for owner in (inside, *vars(inside).values()):  # gymnasium-robotics' mazes render through their robot
         viewer = getattr(getattr(owner, "mujoco_renderer", None), "viewer", None)
         if viewer is not None:
             viewer.make_context_current()
@@ -169,7 +169,7 @@ def draw(env: gymnasium.Env) -> Any:
 def film_episode(
     env: gymnasium.Env, act: Callable[[np.ndarray], np.ndarray], *, seed: int, max_steps: int | None = None
 ) -> Film:
-    """Run an episode and draw it: no more frames than 25 a second, and how it ends.
+    """Run an episode and film it with at most 25 frames per second, including its last state.
 
     Args:
         env: of :func:`drawing_env`.
@@ -177,10 +177,10 @@ def film_episode(
 
     Keyword Args:
         seed: of the reset.
-        max_steps: where to stop; ``None`` (default): where the episode ends.
+        max_steps: largest number of steps; ``None`` (default) films the whole episode.
 
     Returns:
-        The frames, and the return and length of what was seen.
+        The frames, and the return and length of the filmed steps.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -202,13 +202,13 @@ def film_episode(
 
 
 def check_video(path: str | Path) -> Path:
-    """See that a video can be written under a name, before anything is filmed.
+    """Check that a video can be written under a name, before anything is filmed.
 
     Args:
         path: ends in ``.gif`` or ``.mp4``.
 
     Raises:
-        O2OSpecError: if it ends otherwise, or a package is missing.
+        O2OSpecError: if it has another suffix, or a package is missing.
 
     Examples:
         >>> check_video("policy.avi")
@@ -226,12 +226,12 @@ def check_video(path: str | Path) -> Path:
 
 
 def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> Path:
-    """Write frames as a GIF or mp4; a reader, or a crash, sees the old file or the new one.
+    """Write frames as a GIF or mp4; the file is replaced atomically.
 
     Args:
         path: ends in ``.gif`` or ``.mp4``.
         frames: uint8, each [H, W, 3], at least one.
-        fps: frames a second.
+        fps: frames per second.
 
     Returns:
         The file.

@@ -44,8 +44,8 @@ def clip_level(lower: Tensor, upper: Tensor) -> Tensor:
 def beta_clip(log_density: Tensor, level: Tensor) -> Tensor:
     r"""Log-density flattened smoothly from below, :math:`\mathrm{softplus}(x-C)+C`.
 
-    At least C, monotone, the identity far above C and C + log 2 at C: actions far outside the offline policy are not
-    valued at minus infinity.
+    The result is at least C, increases with x, equals C + log 2 at C and approaches x far above C. Actions far outside
+    the offline policy therefore do not get the value minus infinity.
 
     Source: Yu & Zhang 2023 (ACA).
 
@@ -93,14 +93,14 @@ def baseline_value(
 ) -> Tensor:
     r"""Next state's value of the critic :math:`\log\pi+Z`, :math:`\log\pi(a'|s')+Z(s')-\alpha\log\pi(a'|s')`.
 
-    Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9. Their Eq. 9 has no entropy term, their code has; with ``log_prob=None``
-    it is left out.
+    Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9. Their Eq. 9 has no entropy term, but their code has one;
+    ``log_prob=None`` leaves it out.
 
     Args:
-        log_density: log pi(a'|s') in its role as critic, perhaps clipped, shape [*B].
+        log_density: log pi(a'|s') as a part of the critic, clipped or not, shape [*B].
         baseline: Z(s'), already reduced over members, shape [*B].
         alpha: entropy temperature.
-        log_prob: log pi(a'|s') in its role as entropy, shape [*B]; ``None`` for no entropy term.
+        log_prob: log pi(a'|s') as the entropy term, shape [*B]; ``None`` for no entropy term.
 
     Returns:
         The value, shape [*B].

@@ -24,9 +24,9 @@ DualDivergence = Literal["kl", "wasserstein"]
 
 
 def soft_minimum(qvalue: Tensor, weight: float) -> Tensor:
-    r"""Between the least and the greatest of the critics, :math:`\lambda\min_i Q_i+(1-\lambda)\max_i Q_i`.
+    r"""Weighted mean of the smallest and the largest critic value, :math:`\lambda\min_i Q_i+(1-\lambda)\max_i Q_i`.
 
-    Source: Fujimoto et al. 2019 (BCQ), Eq. 13; BEAR (0.75) and BRAC (1) take it over.
+    Source: Fujimoto et al. 2019 (BCQ), Eq. 13; also used by BEAR (0.75) and BRAC (1).
 
     Args:
         qvalue: :math:`Q_i`, shape [E, *B].
@@ -45,13 +45,13 @@ def soft_minimum(qvalue: Tensor, weight: float) -> Tensor:
 
 
 def squared_mmd(first: Tensor, second: Tensor, width: float, kernel: Kernel = "laplacian") -> Tensor:
-    r"""Squared maximum mean discrepancy between two samples, each pair of a sample with itself included.
+    r"""Squared maximum mean discrepancy between two samples; pairs of a sample with itself count.
 
     .. math:: \frac1{N^2}\sum_{ij}k(x_i,x_j)+\frac1{M^2}\sum_{ij}k(y_i,y_j)-\frac2{NM}\sum_{ij}k(x_i,y_j),\qquad
         k(x,y)=e^{-d(x,y)/w}
 
-    with d the squared Euclidean distance (``"gaussian"``) or the sum of absolute differences (``"laplacian"``). BRAC's
-    width is :math:`\sigma`; BEAR's is :math:`2\sigma`, and it takes the square root.
+    with d the squared Euclidean distance (``"gaussian"``) or the sum of absolute differences (``"laplacian"``). BRAC
+    uses the width :math:`\sigma`. BEAR uses :math:`2\sigma` and takes the square root of the result.
 
     Source: Kumar et al. 2019 (BEAR), Eq. 4, after Gretton et al. 2012.
 
@@ -62,7 +62,7 @@ def squared_mmd(first: Tensor, second: Tensor, width: float, kernel: Kernel = "l
         kernel: Defaults to ``"laplacian"``.
 
     Returns:
-        Discrepancy, shape [*B]; never below 0 except for rounding.
+        Discrepancy, shape [*B]; at least 0 up to rounding.
 
     Raises:
         O2OSpecError: if the kernel is unknown.

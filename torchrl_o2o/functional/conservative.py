@@ -55,7 +55,7 @@ def conservative_gap(
 ) -> Tensor:
     r"""How much the critic prefers unseen actions to the recorded one, clipped: :math:`\mathrm{clip}(LSE-Q(s,a))`.
 
-    Outside the bounds no gradient flows: that row is left alone.
+    No gradient flows from rows outside the bounds.
 
     Source: Kumar et al. 2020 (CQL), Eq. 4; the clip is CORL's and Cal-QL's code (-200 from below on AntMaze).
 
@@ -76,9 +76,9 @@ def conservative_gap(
 
 
 def calibrated(qvalue: Tensor, lower_bound: Tensor) -> Tensor:
-    r"""Calibration :math:`\max(Q(s,a), V^\mu(s))`: values below the reference's are not pushed down any further.
+    r"""Calibration :math:`\max(Q(s,a), V^\mu(s))`: values below the reference value are not pushed down further.
 
-    Where the bound is larger no gradient flows into Q. The reference value is the Monte-Carlo return of the row.
+    No gradient flows into Q where the bound is larger. The reference value is the Monte-Carlo return of the row.
 
     Source: Nakamoto et al. 2023 (Cal-QL), Eq. 5.1; applied to policy actions, not to uniformly random ones.
 
@@ -126,11 +126,11 @@ def best_of(score: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Select the entries of the action with the largest score among M, such as its value and log-density.
 
     Args:
-        score: what is compared, shape [M, *B]; in WSRL with an entropy term it is the soft value.
+        score: the scores to compare, shape [M, *B]; the soft value in WSRL with an entropy term.
         values: each of shape [M, *B] or [M, *B, ...].
 
     Returns:
-        Of each the entry of the best action, shape [*B] or [*B, ...].
+        For each of ``values``, the entry of the best action, shape [*B] or [*B, ...].
 
     Examples:
         >>> import torch
@@ -166,8 +166,8 @@ def lagrange_coefficient(log_multiplier: Tensor, bounds: tuple[float, float] = (
 def lagrange_objective(multiplier: Tensor, gap: Tensor, target_gap: float, weight: float) -> Tensor:
     r"""Objective to minimize over the multiplier, :math:`-\frac1E\sum_i \alpha' w(\mathrm{gap}_i-\tau)`.
 
-    It raises the multiplier while the critics prefer unseen actions by more than :math:`\tau`. The references write
-    one half of the sum over two critics.
+    It raises the multiplier while the critics prefer unseen actions by more than :math:`\tau`. The reference
+    implementations write half of the sum over two critics.
 
     Source: Kumar et al. 2020 (CQL), appendix F.
 

@@ -34,7 +34,8 @@ class NonFiniteError(O2OError, FloatingPointError):
 def offline_share(index: Tensor, num_offline: int) -> Tensor:
     """Fraction of a batch that is offline data.
 
-    A prioritized sampler moves it through training; a balanced one keeps it, and anything else is a fault.
+    A prioritized sampler changes this fraction during training. With a balanced sampler it is constant; any other value
+    shows a fault.
 
     Args:
         index: the batch's indices into the storage, any shape.
@@ -54,11 +55,11 @@ def offline_share(index: Tensor, num_offline: int) -> Tensor:
 def effective_sample_size(weight: Tensor) -> Tensor:
     r"""Kish's effective sample size as a fraction of the sample, :math:`(\sum_i w_i)^2 / (N \sum_i w_i^2)`.
 
-    1 when all weights are equal, 1/N when one row carries everything: the priorities or importance weights have then
-    collapsed, and a batch teaches as much as that one row. Independent of the weights' scale.
+    It is 1 when all weights are equal and 1/N when one row has all the weight: the priorities or importance weights
+    have then collapsed. It does not depend on the weights' scale.
 
     Args:
-        weight: weights of zero or more, any shape. NaN is passed on; weights that are all zero give NaN.
+        weight: weights of at least 0, any shape. The result is NaN if a weight is NaN or all weights are zero.
 
     Returns:
         A scalar in [1/N, 1].
@@ -73,18 +74,18 @@ def effective_sample_size(weight: Tensor) -> Tensor:
 
 
 def finite_or_raise(tensors: Mapping[str, Tensor | None]) -> None:
-    """Stop before the optimizer steps if a loss or a gradient is NaN or infinite.
+    """Raise before the optimizer steps if a loss or a gradient is NaN or infinite.
 
-    One fused norm and one look at it: about 0.1 ms on a CPU thread for ten critics of 2x256. The culprits are searched
-    for only if the norm is not finite.
+    The check is one fused norm, about 0.1 ms on a CPU thread for ten critics of 2x256. The function looks for the
+    tensors concerned only if the norm is not finite.
 
     Args:
-        tensors: losses and gradients by name, on one device or several. None (a parameter without a gradient) is left
-            out.
+        tensors: losses and gradients by name, on one device or several. ``None`` (a parameter without a gradient) is
+            skipped.
 
     Raises:
-        NonFiniteError: naming each tensor that is not finite and how much of it. The parameters are still those of the
-            last good update.
+        NonFiniteError: if a tensor is not finite. The message names each such tensor and its number of bad values. The
+            parameters are still those of the last good update.
 
     Examples:
         >>> import torch
@@ -101,6 +102,6 @@ def finite_or_raise(tensors: Mapping[str, Tensor | None]) -> None:
     if not culprits:  # large but finite: only the norm overflowed
         return
     raise NonFiniteError(
-        f"not finite: {culprits}. Expected finite losses and gradients; look at the batch, lower the learning rate or "
+        f"not finite: {culprits}. Expected finite losses and gradients; check the batch, lower the learning rate or "
         "clip the gradient, and resume from the last checkpoint"
     )

@@ -38,7 +38,7 @@ def discounted_sum(increment: Tensor, discount: Tensor) -> Tensor:
         G, shape [N], without gradient, in the type of x; whole numbers become floating point.
 
     Raises:
-        O2OSpecError: if there is not one of each a row.
+        O2OSpecError: if the arguments do not have the same shape [N].
 
     Examples:
         >>> import torch
@@ -55,7 +55,7 @@ def discounted_sum(increment: Tensor, discount: Tensor) -> Tensor:
 
 
 def _check_rows(numbers: Mapping[str, Tensor], flags: Mapping[str, Tensor]) -> None:
-    """Raise for columns [N, 1], which broadcast against [N], and for flags that are not bool, for ``~`` needs bool."""
+    """Raise for columns [N, 1], which broadcast against [N], and for flags that are not bool, as ``~`` needs."""
     columns = {**numbers, **flags}
     shapes = {name: list(column.shape) for name, column in columns.items()}
     if any(len(shape) != 1 for shape in shapes.values()) or len({tuple(shape) for shape in shapes.values()}) > 1:
@@ -70,7 +70,7 @@ def lambda_return(
 ) -> Tensor:
     r"""TD(:math:`\lambda`) return, :math:`G_t=r_t+\gamma(1-d_t)[(1-\lambda)V(s_{t+1})+\lambda G_{t+1}]`.
 
-    At an episode's last row it is :math:`r+\gamma(1-d)V(s')`: only a failure has no value behind it.
+    At an episode's last row it is :math:`r+\gamma(1-d)V(s')`: only a terminal state has no value after it.
 
     Source: Peng et al. 2019 (AWR), section 3.3 and the authors' code.
 
@@ -86,7 +86,7 @@ def lambda_return(
         G, shape [N], without gradient.
 
     Raises:
-        O2OSpecError: if there is not one of each a row, or a flag is no bool.
+        O2OSpecError: if the arguments do not have the same shape [N], or a flag is not bool.
 
     Examples:
         >>> import torch
@@ -105,14 +105,14 @@ def lambda_return(
 
 
 def normalized_advantage(advantage: Tensor, eps: float = 1e-5) -> Tensor:
-    r"""Over all rows, :math:`(A-\bar A)/(s_A+\epsilon)` with the population's standard deviation.
+    r"""Normalize over all rows, :math:`(A-\bar A)/(s_A+\epsilon)`, with the population's standard deviation.
 
     Args:
         advantage: A, shape [N].
         eps: Defaults to 1e-5 (AWR); DAPG's is 1e-6.
 
     Returns:
-        Mean 0, deviation 1, shape [N].
+        Advantages of mean 0 and standard deviation 1, shape [N].
 
     Examples:
         >>> import torch
@@ -127,8 +127,8 @@ def generalized_advantage(
 ) -> Tensor:
     r"""GAE, :math:`A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}` with :math:`\delta=r+\gamma V(s_{t+1})-V(s_t)`.
 
-    Behind an episode's last row stands that row's own value where it did not terminate, and 0 where it did. The last of
-    all rows ends its episode here, whatever ``done`` says.
+    The value after an episode's last row is that row's own value if the episode did not terminate, and 0 if it did. The
+    last of all rows ends its episode, whatever its ``done`` is.
 
     Source: Schulman et al. 2016; the last value as in the code of Rajeswaran et al. 2018 (DAPG).
 
@@ -144,7 +144,7 @@ def generalized_advantage(
         A, shape [N], without gradient.
 
     Raises:
-        O2OSpecError: if there is not one of each a row, or a flag is no bool.
+        O2OSpecError: if the arguments do not have the same shape [N], or a flag is not bool.
 
     Examples:
         >>> import torch
@@ -164,17 +164,17 @@ def generalized_advantage(
 def dapg_weights(
     advantage: Tensor, num_demo: int, iteration: int, *, lam_0: float = 0.01, lam_1: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    r"""Weights of :math:`\nabla\log\pi` in DAPG's gradient, of the policy's rows and of the demonstrations'.
+    r"""Weights of :math:`\nabla\log\pi` in DAPG's gradient, for the policy's rows and for the demonstrations.
 
-    :math:`0.01A/(s_A+10^{-8})` of the whitened A, and :math:`0.01\lambda_0\lambda_1^k`. The gradient is their sum over
-    all rows, divided by the number of the policy's.
+    They are :math:`0.01A/(s_A+10^{-8})` of the whitened A, and :math:`0.01\lambda_0\lambda_1^k`. The gradient is the
+    weighted sum over all rows, divided by the number of the policy's rows.
 
     Source: Rajeswaran et al. 2018, arXiv:1709.10087, Eq. 6, as in the authors' code: without the factor
     :math:`\max A`, which they replace by whitening; their paper has :math:`\lambda_0=0.1`.
 
     Args:
         advantage: A before whitening, shape [N].
-        num_demo: rows of demonstrations.
+        num_demo: number of rows of demonstrations.
         iteration: k, from 0 on.
 
     Keyword Args:
@@ -198,15 +198,15 @@ def dapg_weights(
 def conjugate_gradient(
     product: Callable[[Tensor], Tensor], gradient: Tensor, iterations: int = 10, tolerance: float = 1e-10
 ) -> Tensor:
-    r"""Solve :math:`Fx=g` for a symmetric positive F that is known by its products, from x = 0.
+    r"""Solve :math:`Fx=g` for a symmetric positive F that is given by its products, starting at x = 0.
 
     Source: Hestenes & Stiefel 1952; iterations and tolerance of DAPG's code.
 
     Args:
         product: maps a vector [P] to F times it.
         gradient: g, shape [P].
-        iterations: at most. Defaults to 10.
-        tolerance: of the squared residual, below which it stops. Defaults to 1e-10.
+        iterations: the largest number of iterations. Defaults to 10.
+        tolerance: the squared residual below which the iteration stops. Defaults to 1e-10.
 
     Returns:
         x, shape [P].
@@ -243,7 +243,7 @@ def normalized_step(gradient: Tensor, direction: Tensor, size: float = 0.05) -> 
         The factor, a scalar.
 
     Raises:
-        O2OSpecError: if g and x do not point the same way, as where F is not positive.
+        O2OSpecError: if the product of g and x is not positive, for instance because F is not positive.
 
     Examples:
         >>> import torch
@@ -252,5 +252,8 @@ def normalized_step(gradient: Tensor, direction: Tensor, size: float = 0.05) -> 
     """
     slope = gradient @ direction
     if not slope > 0.0:
-        raise O2OSpecError(f"got g x = {float(slope)}, expected more than 0; raise the damping of the products")
+        raise O2OSpecError(
+            f"got the product {float(slope)} of gradient and direction, expected more than 0; raise the damping of the "
+            "products"
+        )
     return (size / slope).sqrt()

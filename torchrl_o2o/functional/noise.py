@@ -48,8 +48,9 @@ class NoiseSource(Protocol):
         per_row: bool = False,
         replacement: bool = False,
     ) -> Tensor:
-        """``size`` of ``num_members`` indices: shape [size], or [size, *like.shape] if per row. Losses ask for
-        ``replacement`` only where repeats may occur, as in WSRL.
+        """``size`` of ``num_members`` indices, shape [size], or [size, *like.shape] if drawn per row.
+
+        Losses set ``replacement`` only where repeats may occur, as in WSRL.
         """
         ...
 
@@ -71,12 +72,12 @@ class RowSource(Protocol):
 
 
 class GeneratorNoise:
-    """Fresh numbers, from torch's global generator or from one of your own. A :class:`NoiseSource` and a
-    :class:`RowSource`.
+    """New random numbers from torch's global generator or from one of your own.
 
+    It is a :class:`NoiseSource` and a :class:`RowSource`.
     Args:
-        generator: a generator on the device of the losses' parameters, for a sampler one on the CPU; ``None`` (default)
-            takes torch's global one.
+        generator: a generator on the device of the losses' parameters, for a sampler on the CPU; ``None`` (default)
+            uses torch's global one.
 
     Examples:
         >>> import torch
@@ -139,14 +140,14 @@ class GeneratorNoise:
 
 
 class RecordedNoise:
-    """Numbers written down beforehand, for replaying a run or another implementation's noise. A :class:`NoiseSource`
-    and a :class:`RowSource`.
+    """Recorded numbers, for replaying a run or another implementation's noise.
 
+    They are a :class:`NoiseSource` and a :class:`RowSource`.
     Args:
-        values: name of the draw -> the numbers, each used for every draw of that name.
+        values: the numbers by name of the draw, used for every draw of that name.
 
     Raises:
-        O2OSpecError: on a draw that was not recorded, has another shape, or names rows that cannot be drawn.
+        O2OSpecError: if a draw was not recorded, has another shape, or contains indices outside the range.
 
     Examples:
         >>> import torch
@@ -160,11 +161,14 @@ class RecordedNoise:
 
     def _recorded(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self.values:
-            raise O2OSpecError(f"no recorded numbers for the draw {name!r}; recorded are {sorted(self.values)}")
+            raise O2OSpecError(
+                f"got the draw {name!r} without recorded numbers, expected one of {sorted(self.values)}; record it too"
+            )
         value = self.values[name]
         if tuple(value.shape) != tuple(shape):
             raise O2OSpecError(
-                f"recorded numbers for {name!r} have shape {tuple(value.shape)}, the draw needs {tuple(shape)}"
+                f"got recorded numbers of shape {tuple(value.shape)} for {name!r}, expected {tuple(shape)}; record "
+                "them for the same batch"
             )
         return value
 
@@ -214,7 +218,7 @@ def _within(name: str, values: Tensor, low: int, high: int) -> Tensor:
     """Raise if recorded integers are outside the range of the draw."""
     if ((values < low) | (values >= high)).any():
         raise O2OSpecError(
-            f"recorded numbers for {name!r} are in {int(values.min())}..{int(values.max())}, the draw is from {low} to "
-            f"{high - 1}; record them for the same data"
+            f"got recorded numbers in {int(values.min())}..{int(values.max())} for {name!r}, expected "
+            f"{low}..{high - 1}; record them for the same data"
         )
     return values

@@ -42,8 +42,8 @@ def off2on_priority(
     with the mean over a batch of offline rows. Computed from logarithms, so that no ratio is too large or too small
     (:math:`w=0` is :math:`\log w=-\infty` and gets the minimum).
 
-    The authors' density loss needs a constant inside its logarithms, and their priorities must not have it: at T = 5 a
-    ratio of 0 would become 1e-10^(1/5) = 0.01. ``eps`` takes it out again, so that one network serves both.
+    The authors' density loss needs a constant inside its logarithms. The priorities must not have it: at T = 5 a ratio
+    of 0 would become 1e-10^(1/5) = 0.01. ``eps`` removes it, so that one network serves both.
 
     Source: Lee et al. 2021 (Off2On), balanced experience replay; clip and :math:`\varepsilon` as in the authors' code.
 
@@ -54,7 +54,7 @@ def off2on_priority(
         minimum: smallest priority. Defaults to 1e-3.
         maximum: largest priority. Defaults to 1e3.
         mean_eps: added to the mean. Defaults to 1e-10.
-        eps: the constant inside the logarithms, where they are :math:`\log(w+\mathrm{eps})`, see
+        eps: the constant in ``log_ratio`` if it is :math:`\log(w+\mathrm{eps})`, see
             :func:`~torchrl_o2o.functional.js_derivative`; 1e-10 for ``DensityRatio(parametrization="relu")``. Defaults
             to 0.
 
@@ -95,7 +95,7 @@ def _log_without(log_sum: Tensor, eps: float) -> Tensor:
 
 
 def initial_online_priority(num_offline: int, online_fraction: float, first_epoch_frames: int = 1000) -> float:
-    r"""Priority :math:`Mf/((1-f)n)` that makes n fresh online rows weigh a share f against M offline rows of weight 1.
+    r"""Priority :math:`Mf/((1-f)n)` that gives n new online rows the share f, next to M offline rows of weight 1.
 
     Source: Lee et al. 2021 (Off2On), where f is called :math:`\rho_0`; the number of frames as in the authors' code.
 
@@ -130,14 +130,14 @@ def merge_gaussians(
 
     .. math:: \bar\mu=\frac1K\sum_k\mu_k,\qquad \bar\sigma^2=\frac1K\sum_k(\sigma_k^2+\mu_k^2)-\bar\mu^2
 
-    The second is computed as the mean variance plus the variance of the means, which cannot become negative.
+    The variance is computed as the mean variance plus the variance of the means, which cannot become negative.
 
     Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble; the clip as in the authors' code.
 
     Args:
         loc: means before tanh, shape [K, *B, A].
         scale: standard deviations before tanh, shape [K, *B, A].
-        log_std_bounds: the merged standard deviation is clipped to the exponentials of these. Defaults to (-20, 2).
+        log_std_bounds: bounds on the logarithm of the merged standard deviation. Defaults to (-20, 2).
 
     Returns:
         Mean and standard deviation, each of shape [*B, A].

@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Equations of the offline learners AWAC, IQL, TD3+BC and SPOT as pure functions of tensors.
 
-As in :mod:`torchrl_o2o.functional`, nothing here holds state, reads keys or draws random numbers.
+As in all of :mod:`torchrl_o2o.functional`, no function holds state, reads keys or draws random numbers.
 
 Shapes: ``B`` any batch shape, ``A`` action dimensions, ``Z`` latent dimensions, ``S`` samples.
 """
@@ -39,7 +39,7 @@ __all__ = [
 AdvantageWeight = Literal["exp_clip", "exp", "softmax", "whiten", "sign"]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-#: Mean |Q| below which Q is taken to be 0 everywhere.
+#: Mean |Q| below which Q counts as 0 everywhere.
 _LEAST_MEAN = 1e-12
 
 
@@ -108,7 +108,7 @@ def advantage_weight(advantage: Tensor, inverse_temperature: float, weight_clip:
 def awac_weight(
     advantage: Tensor, awac_lambda: float, kind: AdvantageWeight = "exp_clip", weight_clip: float = 100.0
 ) -> Tensor:
-    r"""AWAC's weight of each row, in one of the forms that its codes use; its mean over the batch weighs the batch.
+    r"""AWAC's weight of each row, in one of the forms used by its implementations.
 
     ================  =======================================================  ==========================
     kind              :math:`w_b`                                              source
@@ -120,8 +120,8 @@ def awac_weight(
     ``"sign"``        1 where :math:`A_b>0`, else 0                            authors' option
     ================  =======================================================  ==========================
 
-    Every form gives 1 to every row as :math:`\lambda\to\infty` (save ``"sign"``, which has no temperature), so that the
-    loss becomes that of behavior cloning.
+    As :math:`\lambda\to\infty` every form except ``"sign"``, which has no temperature, gives each row the weight 1, so
+    that the loss becomes that of behavior cloning.
 
     Source: Nair et al. 2020 (AWAC), Eq. 13, without its normalizer Z(s).
 
@@ -178,13 +178,14 @@ def expectile_objective(difference: Tensor, expectile: float) -> Tensor:
 
 
 def expansion_probability(qvalue: Tensor, inv_temperature: float) -> Tensor:
-    r"""The probability with which the action of each of several policies is taken, :math:`P(i)\propto e^{\kappa Q_i}`.
+    r"""Probability of choosing the action of each of several policies, :math:`P(i)\propto e^{\kappa Q_i}`.
 
     Source: Zhang et al. 2023 (PEX), Eq. 5.
 
     Args:
         qvalue: values of the actions, shape [*B, K].
-        inv_temperature: :math:`\kappa`, 0 or more; infinity takes the largest value, ties equally.
+        inv_temperature: :math:`\kappa`, at least 0; infinity chooses the largest value, with equal probabilities for
+            ties.
 
     Returns:
         Probabilities, shape [*B, K].
@@ -242,7 +243,7 @@ def q_normalization(qvalue: Tensor, alpha: float = 1.0) -> Tensor:
         alpha: weight of the Q term. Defaults to 1; TD3+BC's is 2.5.
 
     Returns:
-        lambda, a scalar; finite also where all Q are 0, as critics with a last layer of zeros have them.
+        lambda, a scalar; finite even if all Q are 0, as for critics whose last layer is zero.
 
     Examples:
         >>> import torch
@@ -279,7 +280,7 @@ def elbo_penalty(reconstruction: Tensor, action: Tensor, mean: Tensor, std: Tens
 
     .. math:: \ell(s,a) = \frac1S\sum_k \frac1A\lVert\hat a_k-a\rVert^2 + \beta\,\mathrm{KL}
 
-    It is the VAE's own training loss, too, with S = 1 and the recorded action.
+    With S = 1 and the recorded action it is also the VAE's training loss.
 
     Source: Wu et al. 2022 (SPOT), Eq. 10 and 11, with the code's averages over dimensions.
 
@@ -339,8 +340,8 @@ def iwae_penalty(
 def spot_cooling(density_weight: float, step: int, total_steps: int, floor: float = 0.2) -> float:
     r"""SPOT's online schedule of its density constraint, :math:`\lambda\max(\lambda_{end}, 1-t/T)`.
 
-    Source: Wu et al. 2022 (SPOT), section 4.3. CORL's fine-tuning of ReBRAC lets its actor's penalty fall so, with a
-    floor of one half.
+    Source: Wu et al. 2022 (SPOT), section 4.3. CORL's fine-tuning of ReBRAC decreases the actor's penalty in the same
+    way, with the floor 0.5.
 
     Args:
         density_weight: :math:`\lambda` of the offline phase.

@@ -17,8 +17,8 @@ __all__ = ["check_stack", "clipped_exploration", "linear_schedule", "shift_frame
 def shift_frames(frames: Tensor, offset: Tensor, pad: int) -> Tensor:
     r"""Pad by repeating the edge and crop at integer positions, one for each sample and all of its channels.
 
-    With ``offset`` equal to ``pad`` nothing moves. Bilinear sampling at pixel centers, as DrQ-v2's code does it, gives
-    the same crop up to rounding.
+    With ``offset`` equal to ``pad`` nothing moves. Bilinear sampling at pixel centers, as in DrQ-v2's code, gives the
+    same crop up to rounding.
 
     Source: Kostrikov et al. 2020 (DrQ), section 3.1; RLPD's ``batched_random_crop``; DrQ-v2's ``RandomShiftsAug``.
 
@@ -46,14 +46,14 @@ def shift_frames(frames: Tensor, offset: Tensor, pad: int) -> Tensor:
 
 
 def check_stack(frames: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse what is no stack of frames as an encoder reads it: uint8, channels first, of its size.
+    """Raise unless frames have the form that an encoder reads: uint8, channels first, of its size.
 
     Args:
         frames: shape [*B, C, H, W].
-        shape: the (C, H, W) that is expected.
+        shape: the expected (C, H, W).
 
     Raises:
-        O2OSpecError: saying what to do.
+        O2OSpecError: if the type, the order of the dimensions, the channels or the size differ.
 
     Examples:
         >>> import torch
@@ -79,7 +79,7 @@ def check_stack(frames: Tensor, shape: tuple[int, ...]) -> None:
     if len(found) == 3 and found[1:] == expected[1:]:
         raise O2OSpecError(
             f"got {found[0]} channels, expected {expected[0]}: the frames of one stack, three channels each, oldest "
-            f"first; a fourth channel (alpha) has to be left out"
+            f"first; leave out a fourth channel (alpha)"
         )
     raise O2OSpecError(f"got frames of shape {found}, expected {expected}; render or resize them to that size")
 
@@ -87,9 +87,9 @@ def check_stack(frames: Tensor, shape: tuple[int, ...]) -> None:
 def clipped_exploration(
     mean: Tensor, noise: Tensor, std: Tensor | float, noise_clip: float, low: Tensor, high: Tensor, margin: float = 1e-6
 ) -> Tensor:
-    r"""DrQ-v2's action, :math:`\mu+h\,\mathrm{clip}(\sigma\varepsilon,\pm c)`, kept inside of the box.
+    r"""DrQ-v2's action, :math:`\mu+h\,\mathrm{clip}(\sigma\varepsilon,\pm c)`, kept inside the box.
 
-    The value is clamped, the gradient passes as if it were not.
+    The value is clamped, but the gradient passes as if it were not (straight-through).
 
     Source: Yarats et al. 2021 (DrQ-v2), section 3.1, ``TruncatedNormal`` of the code.
 
@@ -100,7 +100,7 @@ def clipped_exploration(
         noise_clip: c, a bound on sigma times noise.
         low: lower edge of the box, shape [A].
         high: upper edge, shape [A].
-        margin: the distance that is kept from the edges, as a share of h. Defaults to 1e-6.
+        margin: smallest distance to the edges, as a share of h. Defaults to 1e-6.
 
     Returns:
         The action, shape [*B, A].
@@ -120,7 +120,7 @@ def clipped_exploration(
 
 
 def linear_schedule(step: int, start: float, end: float, duration: int) -> float:
-    r"""DrQ-v2's ``linear(start, end, duration)``: from ``start`` at step 0 to ``end`` at ``duration``, and so on.
+    r"""DrQ-v2's ``linear(start, end, duration)``: from ``start`` at step 0 to ``end`` at ``duration``, then constant.
 
     Source: Yarats et al. 2021 (DrQ-v2), section 3.1; the step counts the agent's steps, not the environment's frames.
 

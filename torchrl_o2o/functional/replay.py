@@ -2,11 +2,11 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-r"""A3RL's equations as pure functions of tensors, in the log domain: what to replay, how often, and with which weight.
+r"""A3RL's equations as pure functions of tensors, in the log domain: priorities, probabilities and importance weights.
 
 Liu et al. 2025 (A3RL) draw a pool of N rows and replay row i with probability :math:`P_i\propto p_i^\alpha`, where
 :math:`p_i` is large for offline rows that the current policy would also visit (a density ratio w) and for actions that
-are better than the policy's (an advantage A). Nothing here holds state or draws random numbers.
+are better than the policy's (an advantage A). No function here holds state or draws random numbers.
 
 Shapes: ``N`` rows of a pool.
 """
@@ -93,10 +93,11 @@ def js_conjugate(log_ratio: Tensor, eps: float = 0.0) -> Tensor:
 def mean_one_log_ratio(log_ratio: Tensor, is_offline: Tensor, temperature: float = 1.0) -> Tensor:
     r"""Density ratios scaled to mean 1 over the offline rows, :math:`\hat w=w^{1/T}/\mathrm{mean}_\mathrm{off}w^{1/T}`.
 
-    Self-normalized in the log domain: where the network's scale drifts, the balance of the sources does not.
+    The ratios are normalized by themselves in the log domain, so that a drift of the network's scale does not change
+    the balance of offline and online rows.
 
     Source: Off2On (Lee et al. 2022) section 4.2 with T = 5; A3RL's newer code normalizes to *sum* 1 instead, which
-    takes offline rows down to 9 % of a batch whatever w is.
+    reduces offline rows to 9 % of a batch for any w.
 
     Args:
         log_ratio: :math:`\log w`, shape [N].
@@ -104,7 +105,7 @@ def mean_one_log_ratio(log_ratio: Tensor, is_offline: Tensor, temperature: float
         temperature: T, positive. Defaults to 1.
 
     Returns:
-        :math:`\log\hat w`, shape [N], of all rows; if no row is offline, only divided by T.
+        :math:`\log\hat w` of all rows, shape [N]; without offline rows it is only divided by T.
 
     Examples:
         >>> offline = torch.tensor([True, True, False])
@@ -128,7 +129,7 @@ def advantage_aligned_log_priority(
 
     Args:
         log_ratio: :math:`\log\hat w`, shape [N].
-        advantage: A, or whatever stands in its place, shape [N].
+        advantage: A, or another score in its place, shape [N].
         is_offline: bool, shape [N].
         adv_temp: lambda. Defaults to 1.
 
@@ -151,7 +152,7 @@ def resampling_log_prob(log_priority: Tensor, alpha: float) -> Tensor:
 
     Args:
         log_priority: log p, shape [N].
-        alpha: how much priorities matter, 0 or more; 0 is uniform.
+        alpha: how much priorities matter, at least 0; 0 is uniform.
 
     Returns:
         Log-probability, shape [N].
@@ -205,13 +206,13 @@ def annealed_alpha(start: float, end: float, progress: float) -> float:
 
 
 def annealed_beta(start: float, progress: float) -> float:
-    """The importance exponent's line from ``start`` to 1.
+    """Importance exponent that grows linearly from ``start`` to 1.
 
-    Source: Schaul et al. 2016 (PER) section 3.4; A3RL's code starts at 0.4 and ends with the run.
+    Source: Schaul et al. 2016 (PER) section 3.4; A3RL's code starts at 0.4 and reaches 1 at the end of the run.
 
     Args:
         start: beta at progress 0.
-        progress: share of the run that is over; kept in [0, 1].
+        progress: share of the run that is done; clipped to [0, 1].
 
     Returns:
         beta.
@@ -240,7 +241,7 @@ def kl_to_uniform(log_prob: Tensor) -> Tensor:
 
 
 def standardized(score: Tensor) -> Tensor:
-    """Scores shifted to mean 0 and scaled to (population) standard deviation 1; equal scores become 0.
+    """Shift scores to mean 0 and scale them to (population) standard deviation 1; equal scores become 0.
 
     Args:
         score: shape [N].
@@ -261,10 +262,10 @@ def standardized(score: Tensor) -> Tensor:
 
 
 def centered_rank(score: Tensor) -> Tensor:
-    r"""Ranks spread evenly over :math:`[-\sqrt3,\sqrt3]`, so of mean 0 and about unit variance; ties share their mean.
+    r"""Ranks spread evenly over :math:`[-\sqrt3,\sqrt3]` (mean 0, variance about 1); ties get their mean rank.
 
-    Unlike :func:`standardized` no outlier can take the whole range, and any increasing transformation of the scores
-    gives the same.
+    Unlike with :func:`standardized`, no outlier can take up the whole range, and increasing transformations of the
+    scores change nothing.
 
     Args:
         score: shape [N].
@@ -284,16 +285,16 @@ def centered_rank(score: Tensor) -> Tensor:
 
 
 def finite_scores(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of which none is NaN or infinite: a row that cannot be scored ranks with the least of the others.
+    """Replace NaN and infinite scores, so that a row that cannot be scored ranks with the lowest.
 
-    NaN and minus infinity become the least finite score, plus infinity the greatest; where no score is finite, all
-    become 0, so that replay falls back to uniform instead of failing.
+    NaN and minus infinity become the smallest finite score, plus infinity the largest. If no score is finite, all
+    become 0, so that replay is uniform.
 
     Args:
         score: shape [N].
 
     Returns:
-        Finite scores, shape [N], and which were changed, bool, shape [N].
+        Finite scores, shape [N], and a mask of the changed ones, bool, shape [N].
 
     Examples:
         >>> finite_scores(torch.tensor([1.0, float("nan"), 3.0, float("inf")]))

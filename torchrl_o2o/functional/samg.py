@@ -78,12 +78,12 @@ def two_sided_tail(standardized: Tensor) -> Tensor:
 
 
 def latent_confidence(standardized: Tensor, aggregator: Aggregator = "mean") -> Tensor:
-    r"""How typical a latent is of the data: one probability from its standardized dimensions.
+    r"""Probability of how typical a latent is of the data, from its standardized dimensions.
 
     ================  ==================================================================================
     ``aggregator``    p
     ================  ==================================================================================
-    ``"mean"``        mean of the dimensions' two-sided tails (the paper's, as far as it can be told)
+    ``"mean"``        mean of the dimensions' two-sided tails (presumably the paper's)
     ``"min"``         their minimum: the most unusual dimension decides
     ``"geometric"``   their geometric mean
     ``"chi_square"``  :math:`P(\chi^2_Z\ge\sum_j z_j^2)`, the tail of all dimensions together
@@ -118,21 +118,21 @@ def latent_confidence(standardized: Tensor, aggregator: Aggregator = "mean") -> 
 
 
 def guidance_factor(step: int, kind: Guidance = "constant", cutoff: int | None = None) -> float:
-    """The factor by which the confidence fades out in the course of online training.
+    """Factor by which the confidence decreases during online training.
 
-    Source: SAMG says that guidance is cut off "after a specific period" without giving it.
+    Source: SAMG cuts the guidance off "after a specific period", which it does not state.
 
     Args:
         step: online environment steps so far.
         kind: ``"constant"`` (default, 1 forever), ``"step"`` (1 before ``cutoff``, then 0) or ``"linear"`` (from 1
             down to 0 at ``cutoff``).
-        cutoff: step from which on the factor is 0; needed unless constant.
+        cutoff: step at which the factor becomes 0; required unless ``kind`` is ``"constant"``.
 
     Returns:
         The factor, in [0, 1].
 
     Raises:
-        O2OSpecError: if the kind is unknown or no positive cut-off is given where one is needed.
+        O2OSpecError: if the kind is unknown, or a required cut-off is missing or not positive.
 
     Examples:
         >>> [guidance_factor(step, "step", 10) for step in (0, 9, 10)]
@@ -176,7 +176,7 @@ def kl_weight(progress: float, weight: float, hold: float = 0.2, ramp: float = 0
 def perturbed_pairs(
     observation: Tensor, action: Tensor, noise: Tensor, size: Tensor, other_action: Tensor, swap: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Pairs that the data set might have held and does not: near it, or its states with other actions.
+    r"""Pairs that are unlike the data: near recorded pairs, or recorded states with other actions.
 
     .. math:: (s,a)_b + \eta_b\,\sigma\odot\epsilon_b \quad\text{or, where } b \text{ is swapped,}\quad (s_b, a'_b)
 

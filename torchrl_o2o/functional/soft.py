@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """The numbered equations of the papers as pure functions of tensors.
 
-Nothing here holds state, reads keys or draws random numbers: noise is an argument. The losses and samplers of the
-package are composed of these functions, each of which is tested on numbers worked out by hand.
+No function here holds state, reads keys or draws random numbers; noise is an argument. The package's losses and
+samplers are composed of these functions. Each is tested on numbers worked out by hand.
 
 Shapes: ``E`` ensemble members, ``B`` any batch shape, ``A`` action dimensions.
 """
@@ -46,8 +46,8 @@ def tanh_normal_log_prob(pre_tanh: Tensor, loc: Tensor, scale: Tensor, edge: flo
         pre_tanh: u, shape [*B, A].
         loc: mean of u, broadcastable to [*B, A].
         scale: standard deviation of u, positive, broadcastable to [*B, A].
-        edge: :math:`\epsilon` of the form :math:`\log(1-\tanh^2u+\epsilon)` that some codes have (SPEQ and SOPE, 1e-6);
-            ``None`` (default) is exact.
+        edge: :math:`\epsilon` of the form :math:`\log(1-\tanh^2u+\epsilon)` in some implementations (SPEQ and SOPE,
+            1e-6); ``None`` (default) is exact.
 
     Returns:
         Log-density, shape [*B].
@@ -74,7 +74,8 @@ def inverse_tanh(action: Tensor, margin: float = 1e-6) -> Tensor:
 
     Args:
         action: actions in [-1, 1], any shape.
-        margin: distance to the edge; defaults to 1e-6, as d3rlpy (RLPD and Cal-QL clip the data by 1e-5 at load).
+        margin: distance to the edge. Defaults to 1e-6, as in d3rlpy (RLPD and Cal-QL clip the data by 1e-5 when
+            loading).
 
     Returns:
         Finite pre-tanh values of the same shape.
@@ -116,7 +117,7 @@ def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: flo
 
     Args:
         reward: r, shape [*B].
-        terminated: d, bool or 0/1, shape [*B]; time limits (``truncated``) must not be in it.
+        terminated: d, bool or 0/1, shape [*B]; it must not include time limits (``truncated``).
         next_value: V(s'), shape [*B].
         gamma: discount in [0, 1].
 
@@ -192,8 +193,8 @@ def temperature_objective(
     r"""Temperature objective to minimize; raises :math:`\alpha` where the entropy is below its target.
 
     ``"alpha"``: :math:`e^{\log\alpha}(-\log\pi-\bar H)` (RLPD, A3RL, jaxrl; its gradient carries a factor alpha).
-    ``"log_alpha"``: :math:`\log\alpha\,(-\log\pi-\bar H)` (rlkit, CORL, d3rlpy, REDQ, TorchRL).
-    ``"softplus"``: :math:`\mathrm{softplus}(p)(-\log\pi-\bar H)` (WSRL). All have one stationary point and different
+    ``"log_alpha"``: :math:`\log\alpha\,(-\log\pi-\bar H)` (rlkit, CORL, d3rlpy, REDQ, TorchRL). ``"softplus"``:
+    :math:`\mathrm{softplus}(p)(-\log\pi-\bar H)` (WSRL). All three have the same stationary point but different
     optimizer dynamics.
 
     Args:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Networks: actors, critics and what they are made of."""
+"""Networks: actors, critics and their parts."""
 
 from __future__ import annotations
 

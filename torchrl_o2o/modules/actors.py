@@ -29,7 +29,7 @@ __all__ = ["GaussianHead", "make_actor"]
 
 
 class GaussianHead(nn.Module):
-    r"""Two linear heads on features: mean and log standard deviation, the latter clipped hard.
+    r"""Two linear heads on features: mean and clipped log standard deviation.
 
     :math:`\mu = W_\mu h + b_\mu`, :math:`\log\sigma = \mathrm{clip}(c_1(W_\sigma h + b_\sigma) + c_0, lo, hi)`.
 
@@ -90,10 +90,10 @@ def make_actor(
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
 ) -> ProbabilisticActor:
-    r"""Tanh-Gaussian policy with hard-clipped log-std, as SAC, REDQ, RLPD, A3RL, ACA and WSRL use.
+    r"""Tanh-Gaussian policy with hard-clipped log-std, as in SAC, REDQ, RLPD, A3RL, ACA and WSRL.
 
-    Source: RLPD's code (state tasks): ReLU trunk without LayerNorm, two linear heads, xavier uniform, biases 0.
-    WSRL's clips the standard deviation to [1e-5, 10], which is the log's clip to (-11.513, 2.303).
+    Source: RLPD's code (state tasks): ReLU trunk without LayerNorm, two linear heads, xavier uniform, biases 0. WSRL
+    clips the standard deviation to [1e-5, 10], which is ``log_std_bounds=(-11.513, 2.303)``.
 
     Args:
         observation: spec of the observation, shape [o], or o.
@@ -101,15 +101,15 @@ def make_actor(
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
         initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
         log_std_bounds: clip of the log standard deviation. Defaults to (-20, 2).
-        affine_log_std: train a common factor and offset of the log standard deviation, as CQL and Cal-QL do. Defaults
-            to ``False``.
-        std: ``"head"`` (default) makes it of the features, ``"vector"`` is one parameter an action dimension, 1 at
-            first (WSRL on AntMaze).
+        affine_log_std: whether a common factor and offset of the log standard deviation are trained, as in CQL and
+            Cal-QL. Defaults to ``False``.
+        std: ``"head"`` (default) computes the standard deviation from the features; ``"vector"`` has one parameter per
+            action dimension, initially 1 (WSRL on AntMaze).
         layer_norm: as in :func:`~torchrl_o2o.modules.make_trunk` (WSRL, SOPE). Defaults to ``False``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
-        unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
-        log_prob_edge: ``edge`` of :class:`~torchrl_o2o.modules.TanhNormal`; SPEQ's and SOPE's code has 1e-6. Defaults
-            to ``None``: exact.
+        unit_norm: whether the last features are scaled to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
+        log_prob_edge: ``edge`` of :class:`~torchrl_o2o.modules.TanhNormal`; 1e-6 in the code of SPEQ and SOPE. Defaults
+            to ``None``, the exact density.
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
 
@@ -159,6 +159,7 @@ def _head(
         return GaussianHead(features, action_dim, log_std_bounds, affine_log_std)
     if affine_log_std:
         raise O2OSpecError(
-            "got affine_log_std=True with std='vector', which is already trainable; leave one of them out"
+            "got affine_log_std=True with std='vector', expected only one of them, because a vector is trained "
+            "anyway; leave one out"
         )
     return GaussianVectorHead(features, action_dim, nn.Identity(), "clip", log_std_bounds)

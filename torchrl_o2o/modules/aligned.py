@@ -40,16 +40,16 @@ __all__ = [
 
 
 def own_distribution(dist: Distribution) -> TanhNormal | BoxNormal:
-    """The distribution as one of this package's, which take noise from outside and know their density outside the box.
+    """Convert a distribution to this package's, which takes noise as an argument and has a density outside the box.
 
     Args:
         dist: a policy distribution.
 
     Returns:
-        The same density.
+        A distribution with the same density.
 
     Raises:
-        O2OSpecError: if it is no diagonal Gaussian, squashed or not.
+        O2OSpecError: if it is not a diagonal Gaussian, squashed or not.
 
     Examples:
         >>> import torch
@@ -64,7 +64,7 @@ def own_distribution(dist: Distribution) -> TanhNormal | BoxNormal:
 
 
 def check_alignable(actor: nn.Module) -> None:
-    """Refuse a policy that no critic can be aligned with.
+    """Raise if no critic can be aligned with a policy.
 
     Args:
         actor: the offline policy.
@@ -84,16 +84,16 @@ def check_alignable(actor: nn.Module) -> None:
 
 def _refusal(kind: str) -> str:
     return (
-        f"the offline policy is {kind}: it has no Gaussian log-density that a critic could be aligned with; pre-train "
-        f"a stochastic policy (SACMLLoss, CQLLoss, AWACLoss, IQLLoss with a Gaussian actor), or carry the critic over "
-        f"instead of aligning it"
+        f"the offline policy is {kind}, expected one with a Gaussian log-density, with which a critic can be aligned; "
+        "pre-train a stochastic policy (SACMLLoss, CQLLoss, AWACLoss, IQLLoss with a Gaussian actor), or carry the "
+        "critic over instead of aligning it"
     )
 
 
 def density_floor(reference: TanhNormal | BoxNormal, beta: float) -> Tensor:
     r"""The level :math:`C_\beta(s)` of the offline policy's log-density, beta standard deviations from its mean.
 
-    For a squashed policy the two points lie before tanh; see :func:`~torchrl_o2o.functional.clip_level`.
+    For a squashed policy, the two points are before tanh; see :func:`~torchrl_o2o.functional.clip_level`.
 
     Args:
         reference: the offline policy's distribution, batch shape [*B].
@@ -117,15 +117,15 @@ def clipped_log_density(
 ) -> tuple[Tensor, Tensor]:
     r"""The offline policy's log-density of actions, clipped at its floor, :math:`\mathrm{CLIP}_\beta(\log\pi_0(a|s))`.
 
-    Fresh samples of a squashed policy are scored at their own pre-tanh value (the authors' code recovers it by atanh of
-    the clipped action: the same number, but without gradient where tanh saturates).
+    For fresh samples of a squashed policy, the density is computed at their own pre-tanh value. (The authors' code
+    recovers this value by atanh of the clipped action, which has no gradient where tanh saturates.)
 
     Source: Yu & Zhang 2023 (ACA).
 
     Args:
         reference: the offline policy's distribution, batch shape [*B].
         action: shape [*B, A].
-        beta: number of standard deviations inside of which the clip is the identity.
+        beta: number of standard deviations within which nothing is clipped.
         policy: the distribution that just drew ``action``; ``None`` (default) for recorded actions.
 
     Returns:
@@ -188,7 +188,7 @@ def make_baselines(
 def residual_parameters(baseline: Mapping[str, Tensor], residual: Mapping[str, Tensor]) -> dict[str, Tensor]:
     r"""Parameters that make a residual critic equal to a baseline, :math:`R_i(s,a)=Z_i(s)` for every action.
 
-    All layers are copied, the first one's state columns as well; its action columns become zero.
+    All layers are copied, including the state columns of the first one, whose action columns become zero.
 
     Source: Yu & Zhang 2023 (ACA), as in the authors' code.
 
@@ -223,8 +223,8 @@ def _extra_columns(baseline: list[Tensor], residual: list[Tensor]) -> int:
     if not same or extra < 1 or residual[0].shape[:-1] != baseline[0].shape[:-1]:
         shapes = [[tuple(value.shape) for value in params] for params in (baseline, residual)]
         raise O2OSpecError(
-            f"the baseline has layers {shapes[0]}, the critic {shapes[1]}; expected the same number of members and "
-            f"the same layers, only the first one wider by the action: build both with the same hidden_sizes, and the "
-            f"critic with layer_norm=False"
+            f"got a baseline with layers {shapes[0]} and a critic with {shapes[1]}, expected the same number of "
+            "members and the same layers, except that the critic's first layer also reads the action; build both with "
+            "the same hidden_sizes, and the critic with layer_norm=False"
         )
     return extra

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policies that choose by critics: the best of N actions of a flow or a policy, or the best of several policies."""
+"""Policies that choose with critics: the best of N actions of a flow or a policy, or the best of several policies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class _Judged(nn.Module):
 
     @property
     def judges(self) -> dict[str, Tensor]:
-        """Those of the critics that count, stacked."""
+        """The parameters of the critics that are used, stacked."""
         if self.aggregation != "first":
             return self.stacked
         return {name: value[:1] for name, value in self.stacked.items()}
@@ -67,7 +67,7 @@ class _Judged(nn.Module):
 
 
 class BestOfN(_Judged):
-    r"""The best of N actions of a flow by the critics' own value: :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
+    r"""The best of N actions of a flow according to the critics, :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
 
     Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, Eq. 8, and the authors' ``best-of-n``.
 
@@ -130,13 +130,13 @@ class BestOfN(_Judged):
 
 
 class BestOfSamples(_Judged):
-    r"""The best of N draws of a Gaussian policy by the critics' value: :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
+    r"""The best of N draws of a Gaussian policy according to critics, :math:`\arg\max_n \mathrm{agg}_j Q_j(s,a_n)`.
 
     Source: Kumar et al. 2019 (BEAR), arXiv:1906.00949, section 5, with the first critic alone.
 
     Args:
         policy: net from observations to mean and standard deviation.
-        place: net from what was drawn to actions in the box.
+        place: net from draws to actions in the box.
         critic: one critic's net, the template of all.
         critic_params: their stacked parameters by dotted names; these very tensors are used.
 
@@ -182,7 +182,7 @@ class BestOfSamples(_Judged):
 
 
 class MeanOnly(nn.Module):
-    """A module that returns the mean of a mean and a standard deviation.
+    """A module that returns the first of a pair of mean and standard deviation.
 
     Examples:
         >>> MeanOnly()((torch.zeros(2), torch.ones(2)))
@@ -190,12 +190,12 @@ class MeanOnly(nn.Module):
     """
 
     def forward(self, moments: tuple[Tensor, Tensor]) -> Tensor:
-        """Take the first of two, each [*B, A]."""
+        """Return the mean of a pair, each [*B, A]."""
         return moments[0]
 
 
 class BestOfPolicies(_Judged):
-    r"""The better of several policies' actions by the critics' own value: :math:`\arg\max_i \mathrm{agg}_j Q_j(s,a_i)`.
+    r"""The best of several policies' actions according to critics, :math:`\arg\max_i \mathrm{agg}_j Q_j(s,a_i)`.
 
     Source: Zhang et al. 2023 (PEX), arXiv:2302.00935; the evaluation of their code with :math:`\epsilon=0`.
 
@@ -256,14 +256,14 @@ def mode_net(actor: ProbabilisticTensorDictSequential, action: Bounded) -> nn.Se
 
 
 def moments_and_place(actor: ProbabilisticTensorDictSequential, action: Bounded) -> tuple[nn.Module, nn.Module]:
-    """A Gaussian actor's own layers, and what takes a draw from its normal distribution into the box.
+    """A Gaussian actor's own layers, and the map from draws of its normal distribution to the box.
 
     Args:
         actor: of :func:`~torchrl_o2o.modules.make_actor` or :func:`~torchrl_o2o.modules.make_gaussian_actor`.
         action: bounded spec of its actions, shape [A].
 
     Returns:
-        A net from observations [*B, o] to mean and standard deviation, and one of actions [*B, A].
+        A net from observations [*B, o] to mean and standard deviation, and a net that maps draws to actions [*B, A].
 
     Raises:
         O2OSpecError: if it is another actor.
@@ -280,5 +280,5 @@ def moments_and_place(actor: ProbabilisticTensorDictSequential, action: Bounded)
 
 
 def _plain(name: str) -> str:
-    """A parameter's name without dots, which ``ParameterDict`` does not take."""
+    """A parameter's name without dots, because ``ParameterDict`` does not accept them."""
     return name.replace(".", "/")

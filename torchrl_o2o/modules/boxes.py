@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Action boxes: read from specs, and reached by a scaled tanh."""
+"""Action boxes: read them from specs, and map into them by a scaled tanh."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def action_box(action: TensorSpec | int) -> Bounded:
         The spec.
 
     Raises:
-        O2OSpecError: if the action has no finite box, or one without an inside.
+        O2OSpecError: if the action has no finite box, or a dimension of the box has no width.
 
     Examples:
         >>> action_box(2).shape
@@ -78,7 +78,7 @@ def action_box(action: TensorSpec | int) -> Bounded:
     if not (low < high).all():
         raise O2OSpecError(
             f"got an action box from {low.tolist()} to {high.tolist()}, expected low below high in each dimension; "
-            f"leave out what has one value only, or wrap the environment with make_env"
+            "leave out dimensions with a single value, or wrap the environment with make_env"
         )
     return cast(Bounded, action)
 
@@ -125,7 +125,7 @@ def box_edges(spec: Bounded) -> tuple[Tensor, Tensor]:
 
 
 def action_specs(actor: nn.Module | None) -> list[TensorSpec]:
-    """The specs of what an actor writes, none where it says nothing.
+    """The specs of an actor's outputs; an empty list if it has none.
 
     Args:
         actor: an actor, or ``None``.
@@ -146,10 +146,10 @@ def action_spec(actor: nn.Module) -> TensorSpec:
         actor: an actor, stochastic or deterministic.
 
     Returns:
-        The spec of its one action.
+        The spec of its action.
 
     Raises:
-        O2OSpecError: if the actor states no action, or several.
+        O2OSpecError: if the actor has no action spec, or several.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor
@@ -160,8 +160,8 @@ def action_spec(actor: nn.Module) -> TensorSpec:
     if len(leaves) != 1:
         raise O2OSpecError(
             f"the actor's spec is {getattr(actor, 'spec', None)!r}, expected one bounded action; build the actor with "
-            f"make_actor(...), make_deterministic_actor(...) or ProbabilisticActor(..., spec=...). Where only the "
-            f"default target entropy is to be known, pass temperature=Temperature(target_entropy=...)"
+            "make_actor(...), make_deterministic_actor(...) or ProbabilisticActor(..., spec=...). If only the default "
+            "target entropy needs it, pass temperature=Temperature(target_entropy=...) instead"
         )
     return leaves[0]
 
@@ -176,7 +176,7 @@ def actor_box(actor: nn.Module) -> tuple[Tensor, Tensor]:
         Two vectors of shape [A].
 
     Raises:
-        O2OSpecError: if the actor states no bounded action.
+        O2OSpecError: if the actor has no bounded action spec.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor
@@ -193,7 +193,7 @@ def is_unit_box(action: Bounded) -> bool:
         action: a bounded spec.
 
     Returns:
-        ``True`` if so.
+        ``True`` if it is.
 
     Examples:
         >>> is_unit_box(action_box(2))
@@ -204,7 +204,7 @@ def is_unit_box(action: Bounded) -> bool:
 
 
 def distribution_box(action: Bounded) -> dict[str, Tensor | float]:
-    """The arguments ``low`` and ``high`` of a distribution: numbers where the box is [-1, 1], else vectors [A].
+    """The arguments ``low`` and ``high`` of a distribution: numbers if the box is [-1, 1], else vectors [A].
 
     Args:
         action: bounded spec, shape [A].

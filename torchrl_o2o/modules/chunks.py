@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Mark policies that decide h actions at once. The collector keeps the queue of actions."""
+"""Mark policies that choose h actions at once. The collector keeps the queue of actions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def chunk_box(action: Bounded | int, horizon: int) -> Bounded:
         A spec of shape [h A].
 
     Raises:
-        O2OSpecError: if ``horizon`` is below 1, or the spec is no box of one action.
+        O2OSpecError: if ``horizon`` is below 1, or the spec is not the box of one action.
 
     Examples:
         >>> chunk_box(2, 5).shape
@@ -47,22 +47,22 @@ def chunk_box(action: Bounded | int, horizon: int) -> Bounded:
 
 @checked_arguments
 def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
-    """Mark an actor whose action is a chunk: h actions that are taken one after the other before it is asked again.
+    """Mark an actor whose action is a chunk: h actions that are taken before the actor is called again.
 
-    The collectors, :func:`~torchrl_o2o.trainers.evaluate` and :class:`~torchrl_o2o.collectors.FastActor` then carry out
-    each chunk to its end without looking (open loop), and drop what is left of it when an episode ends.
+    The collectors, :func:`~torchrl_o2o.trainers.evaluate` and :class:`~torchrl_o2o.collectors.FastActor` then take all
+    actions of a chunk without using new observations (open loop). They drop the remaining actions when an episode ends.
 
     Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, section 4.
 
     Args:
-        actor: an actor of actions [h A]; marked in place.
+        actor: an actor with actions of shape [h A]; marked in place.
         horizon: h; 1 marks an actor of single actions.
 
     Returns:
         The actor.
 
     Raises:
-        O2OSpecError: if its action is not h actions of one box.
+        O2OSpecError: if its action is not h actions of the same box.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor
@@ -75,21 +75,21 @@ def act_in_chunks(actor: _Actor, horizon: int) -> _Actor:
     whole = size * count == len(low)
     if not whole or any((edge != edge[:size].repeat(count)).any() for edge in (low, high)):
         raise O2OSpecError(
-            f"got horizon={horizon} for an actor of {len(low)} action dimensions, expected those of one "
-            "action that many times; build it for chunk_box(action, horizon)"
+            f"got horizon={horizon} for an actor of {len(low)} action dimensions, expected a multiple of it, with the "
+            "same bounds for each action of the chunk; build the actor for chunk_box(action, horizon)"
         )
     setattr(actor, _MARK, count)
     return actor
 
 
 def chunk_length(actor: nn.Module) -> int:
-    """The number of actions that an actor decides at once.
+    """The number of actions that an actor chooses at once.
 
     Args:
         actor: any actor.
 
     Returns:
-        What :func:`act_in_chunks` was told; 1 for others.
+        The ``horizon`` of :func:`act_in_chunks`; 1 for unmarked actors.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""SAMG's confidences p(s, a): how far the offline critic is trusted at a state-action pair, with one interface.
+"""SAMG's confidences p(s, a): how much the offline critic is trusted at a state-action pair.
 
 Shapes: B any batch shape, o observation, A action, Z latent dimensions.
 """
@@ -57,16 +57,16 @@ class _Encodes(Protocol):
 class Confidence(TensorDictModuleBase):
     r"""Abstract base: reads (s, a) and writes :math:`p=\hat p\,1[\hat p\ge p_m]`, without gradient.
 
-    It is meant to be called once per transition, when the transition is stored:
-    ``buffer.extend(confidence(data.select(*TRANSITION)))``. Subclasses implement :meth:`probability`.
+    Call it once per transition, when the transition is stored: ``buffer.extend(confidence(data.select(*TRANSITION)))``.
+    Subclasses implement :meth:`probability`.
 
     Source: SAMG, Eq. 3.
 
     Keyword Args:
-        threshold: p_m; what is less confident counts as 0. Defaults to 0.
+        threshold: p_m; lower confidences become 0. Defaults to 0.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
-        out_key: entry written, shape [*B, 1]. ``("next", "p_off")`` for torchrl's own losses, of which some hand only
-            ``"next"`` on to their estimator. Defaults to ``"p_off"``.
+        out_key: entry written, shape [*B, 1]. ``("next", "p_off")`` is for torchrl's own losses, some of which pass
+            only ``"next"`` on to their estimator. Defaults to ``"p_off"``.
 
     Raises:
         O2OSpecError: if the threshold is outside [0, 1].
@@ -91,9 +91,11 @@ class Confidence(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         if not 0.0 <= threshold <= 1.0:
-            raise O2OSpecError(f"got threshold={threshold}, expected a probability; the paper's is mostly 0.5")
+            raise O2OSpecError(
+                f"got threshold={threshold}, expected a probability in [0, 1]; the paper mostly uses 0.5"
+            )
         self.threshold = threshold
-        # tensordict's setters take keys of any depth, which their annotations do not say.
+        # tensordict's setters accept nested keys, which their annotations omit.
         self.in_keys = cast("list[str | tuple[str]]", list(in_keys))
         self.out_keys = cast("list[str | tuple[str]]", [out_key])
 
@@ -140,7 +142,7 @@ class Confidence(TensorDictModuleBase):
 
 
 class ConstantConfidence(Confidence):
-    """The same p everywhere: 0.5 is the paper's ablation SAMG-even, 0 its base algorithm, 1 the frozen critic alone.
+    """The same p everywhere: 0.5 is the paper's ablation SAMG-even, 0 the base algorithm, 1 the frozen critic alone.
 
     Args:
         value: p.
@@ -164,7 +166,7 @@ class ConstantConfidence(Confidence):
     ) -> None:
         super().__init__(in_keys=in_keys, out_key=out_key)
         if not 0.0 <= value <= 1.0:
-            raise O2OSpecError(f"got value={value}, expected a probability")
+            raise O2OSpecError(f"got value={value}, expected a probability in [0, 1]")
         self.value = value
 
     def probability(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ class ConstantConfidence(Confidence):
 
 
 class RandomConfidence(Confidence):
-    """Uniform p, drawn anew at every call: the paper's ablation.
+    """Uniform p, drawn at every call: the paper's ablation.
 
     Keyword Args:
         threshold: p_m. Defaults to 0.
@@ -206,18 +208,19 @@ class RandomConfidence(Confidence):
 
 
 class DensityRatioConfidence(Confidence):
-    r"""The probability :math:`p=1/(1+w)` that a pair is the data set's, with :math:`w=d_\pi/d_\mathrm{off}`.
+    r"""The probability :math:`p=1/(1+w)` that a pair is from the data set, with :math:`w=d_\pi/d_\mathrm{off}`.
 
-    Not in the paper: the density ratio that A3RL and Off2On learn, put to SAMG's use. Before there are rows of another
-    policy, :class:`~torchrl_o2o.objectives.PerturbationRatioLoss` trains it on the data set alone, against its own rows
-    perturbed in place of :math:`d_\pi`: as SAMG needs it, which goes online without the data set. With rows of the
-    policy, it is :class:`~torchrl_o2o.objectives.DensityRatioLoss`; stored p do not follow a ratio that is trained on.
+    It is not in the paper; it uses the density ratio of A3RL and Off2On as SAMG's confidence. SAMG goes online without
+    the data set, so train the ratio offline with :class:`~torchrl_o2o.objectives.PerturbationRatioLoss`, which replaces
+    :math:`d_\pi` by perturbed rows of the data set. If there are rows of the policy, train it with
+    :class:`~torchrl_o2o.objectives.DensityRatioLoss`. Further training does not change p that are already stored.
 
     Args:
-        density_ratio: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`; used as it is at each call.
+        density_ratio: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`; its current parameters are
+            used at each call.
 
     Keyword Args:
-        threshold: p_m. Defaults to 0.5: more likely the data set's than the policy's.
+        threshold: p_m. Defaults to 0.5, above which a pair is more likely from the data set than from the policy.
         out_key: entry written, shape [*B, 1]. Defaults to ``"p_off"``.
 
     Examples:
@@ -265,7 +268,7 @@ class ConfidenceReport:
 
 
 class OfflineConfidence(Confidence):
-    r"""SAMG's confidence: how typical the latent mean of (s, a) is of the data set's.
+    r"""SAMG's confidence: how typical the latent mean of (s, a) is for the data set.
 
     Over the data set one Normal is fitted to each latent dimension's mean :math:`\mu_j(s,a)`; then
 
@@ -275,22 +278,23 @@ class OfflineConfidence(Confidence):
     or another aggregate of :func:`~torchrl_o2o.functional.latent_confidence`.
 
     Source: SAMG, Eq. 3 and its text: only the encoder's mean is used, with the distribution function of the fitted
-    Normal. That the tail is two-sided and the dimensions are averaged is our reconstruction.
+    Normal. The paper does not say that the tail is two-sided and the dimensions are averaged; this is our
+    reconstruction.
 
-    :meth:`fit` warns of the three ways in which such a confidence says nothing: a latent that has collapsed, a
-    threshold that nothing passes and one that everything passes.
+    :meth:`fit` warns if the confidence is useless: if the latent has collapsed, no row passes the threshold, or every
+    row passes it.
 
     Args:
-        encoder: of :func:`~torchrl_o2o.modules.make_conditional_vae` or
-            :func:`~torchrl_o2o.modules.make_inverse_dynamics`, or any module with
-            ``encode(observation, action) -> (mean, std or None)``; a frozen copy is kept.
+        encoder: from :func:`~torchrl_o2o.modules.make_conditional_vae` or
+            :func:`~torchrl_o2o.modules.make_inverse_dynamics`, or any module with ``encode(observation, action) ->
+            (mean, std or None)``; a frozen copy is kept.
 
     Keyword Args:
         aggregator: ``"mean"`` (default), ``"min"``, ``"geometric"`` or ``"chi_square"``.
-        threshold: p_m. Defaults to 0.5, as mostly in the paper (0, 0.3, 0.5 and 0.75 in its ablation).
-        whiten: fit one Normal with full covariance instead, and take z along its principal axes. Not in the paper: an
-            unusual combination of usual latents, such as another action in a known state, is then seen as well.
-            Defaults to ``False``.
+        threshold: p_m. Defaults to 0.5, which the paper mostly uses (its ablation has 0, 0.3, 0.5 and 0.75).
+        whiten: whether to fit one Normal with full covariance instead, and take z along its principal axes. It is not
+            in the paper. It also detects unusual combinations of usual latents, such as another action in a known
+            state. Defaults to ``False``.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
         out_key: entry written, shape [*B, 1]. Defaults to ``"p_off"``.
 
@@ -330,10 +334,10 @@ class OfflineConfidence(Confidence):
         network = encoder.module if isinstance(encoder, TensorDictModule) else encoder
         if not _is_encoder(network):
             raise O2OSpecError(
-                f"got {type(network).__name__}, which has no encode(observation, action) or no latent_dim; build the "
-                f"encoder with make_conditional_vae(...) or make_inverse_dynamics(...)"
+                f"got {type(network).__name__}, expected an encoder with encode(observation, action) and latent_dim; "
+                "build it with make_conditional_vae(...) or make_inverse_dynamics(...)"
             )
-        latent_confidence(torch.zeros(1, 1), aggregator)  # an unknown aggregator is refused here, not at first use
+        latent_confidence(torch.zeros(1, 1), aggregator)  # raises here, not at first use, if the aggregator is unknown
         self.encoder = copy.deepcopy(network).requires_grad_(False)
         self.aggregator: Aggregator = aggregator
         self.whiten = whiten
@@ -345,7 +349,10 @@ class OfflineConfidence(Confidence):
     def probability(self, observation: Tensor, action: Tensor) -> Tensor:
         """See :meth:`Confidence.probability`."""
         if not self.fitted:
-            raise O2OSpecError("the confidence knows no data yet; call confidence.fit(offline_data) first")
+            raise O2OSpecError(
+                "got a confidence that is not fitted, expected one that has seen data; call "
+                "confidence.fit(offline_data) first"
+            )
         mean, _ = self.encoder.encode(observation, action)
         return latent_confidence(self._standardized(mean), self.aggregator)
 
@@ -355,14 +362,14 @@ class OfflineConfidence(Confidence):
 
     @torch.no_grad()
     def fit(self, data: TensorDictBase, *, batch_size: int = 65_536) -> ConfidenceReport:
-        """Fit one Normal to each latent dimension's means over a data set, and check the outcome.
+        """Fit one Normal to each latent dimension's means over a data set, and check the result.
 
         Args:
             data: offline transitions [N] with the entries of ``in_keys``, N >= 2.
             batch_size: rows encoded at a time. Defaults to 65536.
 
         Returns:
-            How p looks on the data set itself.
+            Statistics of p on the data set itself.
 
         Raises:
             O2ODataError: if there are fewer than two rows or a latent is not finite.
@@ -371,10 +378,15 @@ class OfflineConfidence(Confidence):
             UserWarning: if the latent has collapsed, or nothing or everything passes the threshold.
         """
         if len(data) < 2:
-            raise O2ODataError(f"got {len(data)} rows to fit the confidence to, expected the offline data set")
+            raise O2ODataError(
+                f"got {len(data)} rows to fit the confidence to, expected at least 2; pass the offline data set"
+            )
         means, kl = self._encode(data, batch_size)
         if not means.isfinite().all():
-            raise O2ODataError("the encoder's latent means are not all finite; retrain it with a smaller learning rate")
+            raise O2ODataError(
+                "got latent means that are not all finite, expected finite ones; retrain the encoder with a smaller "
+                "learning rate"
+            )
         std = means.std(0)
         self.latent_mean.copy_(means.mean(0))
         self.latent_scale.copy_(_whitening(means) if self.whiten else std.clamp_min(_SMALL).reciprocal().diag())
@@ -405,7 +417,8 @@ class OfflineConfidence(Confidence):
         _warn_if_nothing_passes(report, self.threshold)
         if report.passing > 0.99 and self.threshold > 0.0:
             warnings.warn(
-                f"{_reach(report, self.threshold)}, so it rejects nothing; raise it, or set it to 0 if that is meant",
+                f"{_reach(report, self.threshold)}, so it rejects no row; raise it, or set it to 0 if you want no "
+                "threshold",
                 stacklevel=3,
             )
 

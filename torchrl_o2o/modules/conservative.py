@@ -37,9 +37,9 @@ class ConservativePenalty(nn.Module):
         weight: w, ``cql_alpha`` in the references. Defaults to 5.
 
     Keyword Args:
-        num_actions: actions per state from each of the three proposals. Defaults to 10.
-        importance_sampling: subtract each proposal's log-density (CQL(H) with importance weights, the default of all
-            references); else the recorded action's value joins the sum.
+        num_actions: number of actions per state from each of the three proposals. Defaults to 10.
+        importance_sampling: whether each proposal's log-density is subtracted (CQL(H) with importance weights).
+            Otherwise, the sum includes the recorded action's value. Defaults to ``True``, as in all references.
         softmax_temperature: T of the soft maximum. Defaults to 1.
         gap_bounds: clip of the gap. Defaults to none.
         target_gap: allowed gap tau in units of Q; ``None`` (default) trains no multiplier.
@@ -108,7 +108,7 @@ class ConservativePenalty(nn.Module):
         return self.multiplier * self.weight * (gap - self.target_gap).sum(0)
 
     def objective(self, gap: Tensor) -> Tensor:
-        """Objective of the multiplier per row; zero where none is trained.
+        """Objective of the multiplier per row; zero if none is trained.
 
         Args:
             gap: conservative gap, shape [E, *B].

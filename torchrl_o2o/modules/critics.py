@@ -37,8 +37,8 @@ class QValueNet(nn.Module):
     Args:
         trunk: maps [*B, o + A] to [*B, F].
         features: F.
-        shared_head: that all members of an ensemble have one output layer in common: losses keep a copy a member, give
-            every copy the sum of all members' gradients, and so keep them equal. Defaults to ``False``.
+        shared_head: whether all members of an ensemble share one output layer. Losses keep a copy for each member and
+            give every copy the sum of all members' gradients, so the copies stay equal. Defaults to ``False``.
 
     Examples:
         >>> import torch
@@ -78,8 +78,8 @@ def make_qvalue_ensemble(
 ) -> list[TensorDictModule]:
     """Independently initialized critics with LayerNorm in every hidden layer.
 
-    A *list* goes into a loss, which stacks the parameters: one module expanded N times would be re-drawn uniformly
-    between each parameter's extremes by TorchRL, and its initialization lost.
+    Pass the *list* to a loss, which stacks the parameters. If a single module is expanded N times, TorchRL draws the
+    copies uniformly between each parameter's extremes, and the initialization is lost.
 
     Source: Ball et al. 2023 (RLPD), section 4.2 and Table 1: E = 10, LayerNorm, xavier uniform.
 
@@ -94,7 +94,7 @@ def make_qvalue_ensemble(
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's (torch's own is 1e-5).
         initialization: a recipe of :func:`~torchrl_o2o.modules.initialization.initialize_`.
         dropout: drop probability before LayerNorm, or ``None`` (default).
-        unit_norm: scale the last features to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
+        unit_norm: whether the last features are scaled to length one (RLPD's ``use_pnorm``). Defaults to ``False``.
         shared_head: one output layer for all members (WSRL), see :class:`QValueNet`. Defaults to ``False``.
         activation: ``"relu"`` (default), or ``"gelu"``, approximated by tanh (FQL and QC).
         residual_blocks: with 1 or more, the hidden layers are those of

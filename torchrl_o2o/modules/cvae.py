@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """SAMG's embeddings of state-action pairs: a conditional VAE of the next state, or inverse dynamics.
 
-Both have ``encode(observation, action) -> (mean, std)``, which is all that
-:class:`~torchrl_o2o.modules.OfflineConfidence` reads. Shapes: o observation, A action, Z latent dimensions.
+Both have ``encode(observation, action) -> (mean, std)``, which :class:`~torchrl_o2o.modules.OfflineConfidence` needs.
+Shapes: o observation, A action, Z latent dimensions.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class ConditionalVAE(GaussianEncoder):
 
 
 class InverseDynamics(nn.Module):
-    r"""Embedding :math:`\phi(s)` trained to tell the action from :math:`\phi(s),\phi(s')`, as in Never Give Up.
+    r"""Embedding :math:`\phi(s)` trained to predict the action from :math:`\phi(s),\phi(s')`, as in Never Give Up.
 
-    What of the state the agent does not influence is of no use for that, so it fades from the embedding. Its ``encode``
-    returns :math:`(\phi(s), a)`, since a confidence has to depend on the action, too.
+    The embedding drops the parts of the state that the agent does not influence, because they do not help to predict
+    the action. ``encode`` returns :math:`(\phi(s), a)`, because a confidence must depend on the action, too.
 
     Args:
         observation_dim: o.
@@ -136,7 +136,7 @@ def make_conditional_vae(
     """Conditional VAE of the next state, on raw observations and actions (SAMG advises against normalizing them).
 
     Source: SAMG, Eq. 2; structure as CPQ's (Xu et al. 2022). On hopper and walker2d the paper uses a "simplified
-    decoder", which we take for ``decoder="latent"``: the latent then has to carry the pair, so it cannot collapse.
+    decoder", which we interpret as ``decoder="latent"``. The latent then must encode the pair, so it cannot collapse.
 
     Args:
         observation: spec of the observation, shape [o], or o.

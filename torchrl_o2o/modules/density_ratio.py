@@ -27,11 +27,11 @@ __all__ = ["DensityRatio", "DensityRatioNet", "Parametrization"]
 
 Parametrization = Literal["logit", "softplus", "relu"]
 
-_LINEAR_BELOW = -15.0  # here log softplus(x) is x to float32's last digit, and softplus itself continues to underflow
+_LINEAR_BELOW = -15.0  # below this, log softplus(x) equals x in float32, and softplus itself underflows
 
 
 class DensityRatioNet(nn.Module):
-    r"""Maps (s, a) to :math:`\log w(s,a)`, whatever the network's raw output x stands for.
+    r"""Maps (s, a) to :math:`\log w(s,a)`, computed from the network's raw output x.
 
     ``"logit"``: :math:`\log w=x`. ``"softplus"``: :math:`w=\log(1+e^x)`. ``"relu"``:
     :math:`\log w=\log(\max(x,0)+\mathrm{eps})`.
@@ -39,7 +39,7 @@ class DensityRatioNet(nn.Module):
     Args:
         trunk: maps [*B, o + A] to [*B, F].
         features: F.
-        parametrization: what x stands for.
+        parametrization: the meaning of x, as above.
         eps: for ``"relu"`` only.
 
     Examples:
@@ -66,12 +66,12 @@ class DensityRatioNet(nn.Module):
         if self.parametrization == "softplus":
             return torch.where(
                 output < _LINEAR_BELOW, output, softplus(output.clamp_min(_LINEAR_BELOW)).log()
-            )  # clamped inside too, so that the unused branch has a finite gradient
+            )  # clamped inside, too, so that the unused branch has a finite gradient
         return (torch.relu(output) + self.eps).log()
 
 
 class _Standardize(nn.Module):
-    """(x - mean) / std with fixed numbers, which are part of the state."""
+    """(x - mean) / std with fixed mean and std, which are part of the state."""
 
     mean: Tensor
     std: Tensor
@@ -86,12 +86,12 @@ class _Standardize(nn.Module):
 
 
 class DensityRatio(TensorDictModule):
-    r"""Density ratio of online to offline state-action pairs; writes its logarithm.
+    r"""Network of the density ratio of online to offline state-action pairs; it writes the logarithm.
 
     The Jensen-Shannon objective by which it is trained (:class:`~torchrl_o2o.objectives.DensityRatioLoss`) *is*
-    logistic regression on :math:`\log w`, so the network outputs that directly by default: positive, never 0, no
-    epsilon. The papers end in a ReLU instead, whose outputs can be exactly 0 and then learn nothing. On two Gaussians
-    in 17 dimensions logit and softplus reach a correlation of at least 0.97 with the true log-ratio
+    logistic regression on :math:`\log w`, so by default the network outputs :math:`\log w`: w is then positive and
+    needs no epsilon. In the papers the network ends in a ReLU, whose output can be exactly 0 and then has no gradient.
+    On two Gaussians in 17 dimensions logit and softplus reach a correlation of at least 0.97 with the true log-ratio
     (``tests/objectives/test_density_ratio.py``).
 
     Source: A3RL section 4.1 and Off2On (Lee et al. 2022) section 4.2; both 2 x 256 with ReLU.
@@ -107,8 +107,8 @@ class DensityRatio(TensorDictModule):
             Off2On's is ``"fanin_raised_bias"``.
         output_bias: the output layer's initial bias; ``None`` (default) leaves the recipe's, Off2On's is 1.
         eps: added to w inside the logarithm, for ``"relu"`` only. Defaults to 1e-10, the references'.
-        standardize: put pairs on the scale of the data that :meth:`fit_scale` is shown. Defaults to ``False``, as in
-            the papers.
+        standardize: whether pairs are standardized by the statistics of the data passed to :meth:`fit_scale`. Defaults
+            to ``False``, as in the papers.
         in_keys: entries of observation and action. Defaults to ``("observation", "action")``.
         out_key: entry written, shape [*B, 1]. Defaults to ``"log_density_ratio"``.
 
@@ -155,17 +155,20 @@ class DensityRatio(TensorDictModule):
 
     @torch.no_grad()
     def fit_scale(self, data: TensorDictBase) -> None:
-        """Take over mean and standard deviation of a data set; before a loss is built on this module.
+        """Set mean and standard deviation from a data set. Call it before a loss is built on this module.
 
         Args:
-            data: rows [N] with the entries of ``in_keys``; a dimension that does not move keeps its unit.
+            data: rows [N] with the entries of ``in_keys``; a constant dimension is not rescaled.
 
         Raises:
             O2OSpecError: if it was built without ``standardize=True``.
         """
         scale = next((part for part in self.modules() if isinstance(part, _Standardize)), None)
         if scale is None:
-            raise O2OSpecError("got a DensityRatio without scale; build it with standardize=True, or do not call this")
+            raise O2OSpecError(
+                "got a DensityRatio without statistics, expected one built with standardize=True; build it so, or do "
+                "not call fit_scale"
+            )
         pairs = torch.cat([data.get(key) for key in self.in_keys], -1)
         std = pairs.std(0, correction=0)
         scale.mean.copy_(pairs.mean(0))

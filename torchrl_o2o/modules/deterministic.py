@@ -38,10 +38,10 @@ def make_deterministic_actor(
 ) -> Actor:
     r"""Policy :math:`\pi(s)=\tanh f(s)`, stretched to the action box.
 
-    It has no density: a log-likelihood loss, ACA's alignment for one, refuses it. To explore, put TorchRL's
-    ``AdditiveGaussianModule`` behind it.
+    It has no density, so it does not work with log-likelihood losses or ACA's alignment. To explore, add TorchRL's
+    ``AdditiveGaussianModule`` after it.
 
-    Source: Fujimoto & Gu 2021 (TD3+BC); SPOT takes ``initialization="uniform_small_last"``.
+    Source: Fujimoto & Gu 2021 (TD3+BC); SPOT uses ``initialization="uniform_small_last"``.
 
     Args:
         observation: spec of the observation, shape [o], or o.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policy distributions on a box that take noise as an argument, and score their own samples exactly."""
+"""Policy distributions on a box that take noise as an argument and compute exact densities of their own samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BoxDistribution(D.Distribution):
     """A diagonal Gaussian whose samples are put onto a box: what :class:`TanhNormal` and
     :class:`~torchrl_o2o.modules.BoxNormal` share.
 
-    Noise may be handed in, so that runs can be replayed and updates compiled.
+    Noise can be passed as an argument, so that runs can be replayed and updates compiled.
 
     Args:
         loc: the Gaussian's mean, shape [*B, A].
@@ -29,7 +29,7 @@ class BoxDistribution(D.Distribution):
         high: upper edge of the box, scalar or [A].
     """
 
-    # torch's base class declares properties, which all of torch's own distributions override by class attributes too.
+    # torch's base class declares properties, which torch's own distributions also override by class attributes.
     arg_constraints = {  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
         "loc": constraints.real_vector,
         "scale": constraints.positive,
@@ -51,11 +51,11 @@ class BoxDistribution(D.Distribution):
         raise NotImplementedError
 
     def _score_drawn(self, action: Tensor, value: Tensor) -> Tensor:
-        """Log-density of a drawn action, from the action and the Gaussian's value behind it."""
+        """Log-density of a drawn action, from the action and its Gaussian value."""
         raise NotImplementedError
 
     def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Actions, and the Gaussian's values behind them."""
+        """Actions, and their Gaussian values."""
         if noise is None:
             shape = self._extended_shape(sample_shape)
             noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
@@ -79,7 +79,7 @@ class BoxDistribution(D.Distribution):
     def rsample_and_log_prob(
         self, sample_shape: torch.Size | list[int] | tuple[int, ...] = (), *, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw actions with pathwise gradients, and score them.
+        """Draw actions with pathwise gradients, and compute their log-densities.
 
         Args:
             sample_shape: leading sample dimensions. Defaults to none.
@@ -114,8 +114,8 @@ class TanhNormal(BoxDistribution):
     :math:`a = m + h\tanh(u)`, :math:`u\sim N(\mu,\sigma)`, with the box's midpoint m and half-width h.
 
     torchrl's own :class:`torchrl.modules.TanhNormal` clamps saturated actions away from the edge and draws its noise
-    itself. This one returns :math:`\tanh u` as it is, scores a fresh sample from the cached :math:`u`, takes noise as
-    an argument (so that runs can be replayed and updates compiled) and never synchronizes with a GPU.
+    itself. This one returns :math:`\tanh u` unchanged, computes the density of a fresh sample from the cached
+    :math:`u`, takes noise as an argument (so that runs can be replayed and updates compiled) and never waits for a GPU.
 
     Source: Haarnoja et al. 2018 (SAC), appendix C.
 
@@ -210,11 +210,11 @@ class TanhNormal(BoxDistribution):
         """There is no closed form.
 
         Raises:
-            NotImplementedError: always, with what to do instead.
+            NotImplementedError: always; the message names the alternative.
         """
         raise NotImplementedError(
-            "the entropy of a squashed Gaussian has no closed form; average -log_prob over samples, which losses do: "
-            "'entropy' in what they return"
+            "the entropy of a squashed Gaussian has no closed form; average -log_prob over samples instead, as the "
+            "losses do for the metric 'entropy'"
         )
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: None = None) -> TanhNormal:

@@ -52,7 +52,7 @@ class Joined(nn.Sequential):
 
 
 class FlowNetwork(TensorDictModule):
-    """A velocity field that knows the box of the actions it leads to.
+    """A velocity field together with the box of its actions.
 
     Args:
         net: maps observation [*B, o], point [*B, A] and time [*B, 1] to a velocity [*B, A].
@@ -77,10 +77,10 @@ class FlowNetwork(TensorDictModule):
 
 
 class AppendNoise(nn.Module):
-    """Put fresh standard-normal numbers behind the features: the noise that a flow policy turns into an action.
+    """Append fresh standard-normal numbers to the features: the noise that a flow policy turns into an action.
 
     Args:
-        size: how many, A.
+        size: number of numbers, A.
 
     Examples:
         >>> AppendNoise(2)(torch.zeros(4, 3)).shape
@@ -92,7 +92,7 @@ class AppendNoise(nn.Module):
         self.size = size
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map [*B, n] to [*B, n + A]; the numbers come from torch's global generator."""
+        """Map [*B, n] to [*B, n + A]; the noise comes from torch's global generator."""
         noise = torch.randn(*features.shape[:-1], self.size, dtype=features.dtype, device=features.device)
         return torch.cat([features, noise], -1)
 
@@ -102,7 +102,7 @@ class AppendNoise(nn.Module):
 
 
 class ClipToBox(nn.Module):
-    """Bring actions into a box by clipping.
+    """Clip actions to a box.
 
     Args:
         low: lower edge, shape [A].
@@ -165,7 +165,7 @@ def make_flow_network(
     """Velocity field v(s, x, t) of a flow from noise to the actions of the data.
 
     Source: Park, Li & Levine 2025 (FQL), arXiv:2502.02538; layers as in the authors' code: Linear, GELU (tanh
-    approximation) and, where asked for, LayerNorm behind it; a linear output.
+    approximation) and optionally LayerNorm after it; a linear output.
 
     Args:
         observation: spec of the observation, shape [o], or o.
@@ -208,11 +208,11 @@ def make_one_step_actor(
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
 ) -> Actor:
-    r"""Policy :math:`\mathrm{clip}(\mu(s,z))` with fresh noise z: the end of a flow in one step.
+    r"""Policy :math:`\mathrm{clip}(\mu(s,z))` with fresh noise z, which computes the end of a flow in one step.
 
     It draws z under every exploration type, as the authors' evaluation does.
 
-    Source: Park, Li & Levine 2025 (FQL), arXiv:2502.02538; layers as :func:`make_flow_network`.
+    Source: Park, Li & Levine 2025 (FQL), arXiv:2502.02538; layers as in :func:`make_flow_network`.
 
     Args:
         observation: spec of the observation, shape [o], or o.
@@ -251,7 +251,7 @@ def make_one_step_actor(
 
 
 def one_step_network(actor: nn.Module) -> TensorDictModule:
-    """The network mu(s, z) inside of an actor of :func:`make_one_step_actor`, with the same parameters.
+    """The network mu(s, z) of an actor from :func:`make_one_step_actor`, with the same parameters.
 
     Args:
         actor: the actor.
@@ -269,7 +269,7 @@ def one_step_network(actor: nn.Module) -> TensorDictModule:
     net = actor.module if type(actor) is Actor else None
     layers = list(net.children()) if isinstance(net, nn.Module) else []
     if not isinstance(actor, Actor) or [type(layer) for layer in layers] != [AppendNoise, Joined, ClipToBox]:
-        raise O2OSpecError(f"got {type(actor).__name__}, expected an actor of make_one_step_actor(...)")
+        raise O2OSpecError(f"got {type(actor).__name__}, expected an actor from make_one_step_actor(...); build it so")
     return TensorDictModule(layers[1], in_keys=[actor.in_keys[0], FLOW_POINT], out_keys=list(actor.out_keys))
 
 

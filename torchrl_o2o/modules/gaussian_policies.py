@@ -32,15 +32,15 @@ __all__ = ["BoxNormal", "GaussianVectorHead", "make_gaussian_actor"]
 class BoxNormal(BoxDistribution):
     r"""Diagonal Gaussian whose samples are clipped to the action box; its density is the plain Gaussian's.
 
-    :math:`a=\mathrm{clip}(\mu+\sigma\varepsilon, lo, hi)`, :math:`\log\pi(a)=\sum_i\log N(a_i;\mu_i,\sigma_i)`. A
-    clipped sample is scored at its clipped value, as AWAC's, IQL's and ACA's codes do.
+    :math:`a=\mathrm{clip}(\mu+\sigma\varepsilon, lo, hi)`, :math:`\log\pi(a)=\sum_i\log N(a_i;\mu_i,\sigma_i)`. The
+    density of a clipped sample is that at its clipped value, as in the code of AWAC, IQL and ACA.
 
     Args:
         loc: mean, shape [*B, A].
         scale: standard deviation, positive, shape [*B, A].
         low: lower edge of the box, scalar or [A]. Defaults to -1.
         high: upper edge of the box, scalar or [A]. Defaults to 1.
-        clip_samples: whether samples are clipped; without, the environment has to do it. Defaults to ``True``.
+        clip_samples: whether samples are clipped; otherwise the environment must clip them. Defaults to ``True``.
 
     Examples:
         >>> import torch
@@ -93,7 +93,7 @@ class BoxNormal(BoxDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """The mean, clipped to the box, what evaluation acts by, shape [*B, A]."""
+        """The mean, clipped to the box, shape [*B, A]; evaluation takes this action."""
         return self._clip(self.loc)
 
     def expand(self, batch_shape: torch.Size | list[int] | tuple[int, ...], _instance: None = None) -> BoxNormal:
@@ -119,7 +119,7 @@ class GaussianVectorHead(nn.Module):
     Args:
         in_features: width of the features.
         action_dim: number of action dimensions A.
-        squash: what the mean goes through. Defaults to ``nn.Tanh()``; ``nn.Identity()`` for a linear mean.
+        squash: module applied to the mean. Defaults to ``nn.Tanh()``; ``nn.Identity()`` for a linear mean.
         std: ``"clip"`` (default) or ``"sigmoid"``.
         log_std_bounds: (lo, hi). Defaults to (-20, 2).
 
@@ -145,7 +145,9 @@ class GaussianVectorHead(nn.Module):
         self.squash = nn.Tanh() if squash is None else squash
         self.log_std = nn.Parameter(torch.zeros(action_dim))
         check_order("log_std_bounds", log_std_bounds)
-        for bound in log_std_bounds if std == "sigmoid" else ():  # clipping at infinity is none, scaling to it NaN
+        for bound in (
+            log_std_bounds if std == "sigmoid" else ()
+        ):  # an infinite bound is none for a clip, NaN for a scale
             check_number("log_std_bounds", bound)
         self.std, self.log_std_bounds = std, log_std_bounds
 
@@ -175,7 +177,7 @@ def make_gaussian_actor(
     observation_key: NestedKey = "observation",
     action_key: NestedKey = "action",
 ) -> ProbabilisticActor:
-    r"""Unsquashed Gaussian policy with a state-independent standard deviation, as AWAC and IQL use.
+    r"""Unsquashed Gaussian policy with a state-independent standard deviation, as in AWAC and IQL.
 
     ==================  ============  =============  ==========  =======================
     reference           mean          std            bounds      hidden_sizes
@@ -196,7 +198,7 @@ def make_gaussian_actor(
         mean: ``"tanh"`` (default) keeps the mean in the box, ``"linear"`` does not.
         std: see :class:`GaussianVectorHead`. Defaults to ``"clip"``.
         log_std_bounds: range of the log standard deviation. Defaults to (-20, 2).
-        clip_samples: clip samples to the box (all references but rlkit). Defaults to ``True``.
+        clip_samples: whether samples are clipped to the box (all references but rlkit). Defaults to ``True``.
         dropout: drop probability in hidden layers, or ``None`` (default); IQL uses 0.1 on Adroit and Kitchen.
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.

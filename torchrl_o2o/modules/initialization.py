@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Initialization recipes of the reference implementations (they matter at a high update-to-data ratio)."""
+"""Initialization recipes of the reference implementations, which matter at a high update-to-data ratio."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def initialize_(
         module: any module that contains :class:`torch.nn.Linear` layers, in order from input to output.
         recipe: name of the recipe.
         has_output: whether the last linear layer is an output layer. Defaults to ``True``.
-        last_bound: half-width of the output layer's uniform draw where the recipe has one. Defaults to 3e-3 (critics;
-            the references use 1e-3 for policies).
+        last_bound: half-width of the output layer's uniform draw, if the recipe has one. Defaults to 3e-3 (critics; the
+            references use 1e-3 for policies).
 
     Returns:
         The module.
@@ -74,7 +74,7 @@ def initialize_(
         True
     """
     if recipe not in get_args(Initialization):
-        raise O2OSpecError(f"unknown initialization {recipe!r}; expected one of {', '.join(get_args(Initialization))}")
+        raise O2OSpecError(f"got initialization={recipe!r}, expected one of {', '.join(get_args(Initialization))}")
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     hidden, output = (layers[:-1], layers[-1:]) if has_output else (layers, [])
     for layer in hidden:

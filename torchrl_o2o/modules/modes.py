@@ -16,10 +16,10 @@ __all__ = ["in_mode"]
 
 @contextmanager
 def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Let a network be in training or evaluation mode inside a ``with`` block; each part comes back to its own mode.
+    """Put a network into training or evaluation mode inside a ``with`` block; each part returns to its own mode.
 
     Args:
-        network: changed in place meanwhile.
+        network: the network, changed in place within the block.
 
     Keyword Args:
         training: the mode.

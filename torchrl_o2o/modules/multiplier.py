@@ -19,22 +19,22 @@ __all__ = ["Multiplier"]
 
 
 class Multiplier(nn.Module):
-    r"""Weight :math:`\alpha` of a penalty D, fixed, or raised while D is above a target and lowered while below.
+    r"""Weight :math:`\alpha` of a penalty D, either fixed or adapted so that D approaches a target.
 
-    A gradient step on :meth:`objective`, :math:`-\alpha(D-\bar D)`, is dual ascent on :math:`D\le\bar D`. The gradient
-    stops where it would lead out of the bounds.
+    A gradient step on :meth:`objective`, :math:`-\alpha(D-\bar D)`, is dual ascent on :math:`D\le\bar D`. It rises
+    while D is above the target and falls while D is below. The gradient is zero where a step would leave the bounds.
 
     Args:
-        init: the weight at first.
+        init: the initial weight.
 
     Keyword Args:
         target: :math:`\bar D`; ``None`` (default) keeps the weight fixed.
         form: ``"value"`` (default) trains the weight itself (BRAC), ``"log"`` its logarithm (BEAR).
-        bounds: (lo, hi) of what is trained, the weight or its logarithm. Defaults to (0, 500), BRAC's; BEAR's are
+        bounds: (lo, hi) of the trained quantity, the weight or its logarithm. Defaults to (0, 500), BRAC's; BEAR's are
             (-5, 10).
 
     Raises:
-        O2OSpecError: if ``init`` is outside of the bounds, or an option is unknown.
+        O2OSpecError: if ``init`` is outside the bounds, or an option is unknown.
 
     Examples:
         >>> import torch
@@ -93,7 +93,7 @@ class Multiplier(nn.Module):
         return -self._weight(raw) * gap
 
     def _weight(self, raw: Tensor) -> Tensor:
-        """The clipped weight; the clip lets the gradient through, so that a weight beyond a bound can come back."""
+        """The clipped weight. The gradient passes through the clip, so that a weight beyond a bound can return."""
         clipped = raw + (raw.clamp(*self.bounds) - raw).detach()
         return clipped.exp() if self.form == "log" else clipped
 

@@ -45,17 +45,19 @@ Shape = Sequence[int]
 
 
 class ConvStack(nn.Module):
-    """Convolutions without padding, a ReLU behind each; uint8 frames are cast and scaled here, after any crop.
+    """Convolutions without padding, each followed by a ReLU. uint8 frames are cast and scaled here, after any crop.
 
     Args:
-        shape: channels, height and width of a stack of frames; channels are frame after frame, oldest first.
-        features: channels behind each layer.
+        shape: channels, height and width of a stack of frames; the frames' channels are concatenated, oldest frame
+            first.
+        features: number of channels after each layer.
         kernel_size: rows and columns of the kernels: a number for all layers, or one a layer.
         strides: one a layer.
         offset: subtracted after the division by 255: 0 (RLPD) or 0.5 (DrQ-v2).
 
     Raises:
-        O2OSpecError: if the frames are too small for the layers, or there is not one stride, or kernel, per layer.
+        O2OSpecError: if the frames are too small for the layers, or the numbers of strides or kernels are not that of
+            the layers.
 
     Examples:
         >>> import torch
@@ -78,7 +80,7 @@ class ConvStack(nn.Module):
         if len(shape) != 3 or not len(features) == len(strides) == len(kernels) or not features:
             raise O2OSpecError(
                 f"got shape={tuple(shape)}, features={tuple(features)}, strides={tuple(strides)}, "
-                f"kernel_size={kernel_size}, expected (C, H, W), one stride and one kernel per layer"
+                f"kernel_size={kernel_size}, expected a shape (C, H, W), and one stride and one kernel per layer"
             )
         for width in (*kernels, *shape, *features, *strides):
             check_count("a size of the convolutions", width, least=1)
@@ -116,8 +118,8 @@ def _flat_size(shape: tuple[int, ...], channels: int, kernels: Sequence[int], st
         sizes = [(size - kernel) // stride + 1 for size in sizes]
         if min(sizes) < 1:
             raise O2OSpecError(
-                f"frames of {shape[1]}x{shape[2]} are too small for strides {tuple(strides)} with kernels of "
-                f"{tuple(kernels)}; take larger frames or fewer layers"
+                f"got frames of {shape[1]}x{shape[2]}, expected larger ones for strides {tuple(strides)} with kernels "
+                f"of {tuple(kernels)}; use larger frames or fewer layers"
             )
     return channels * sizes[0] * sizes[1]
 
@@ -126,8 +128,8 @@ class Bottleneck(nn.Sequential):
     """Linear, LayerNorm, tanh, in that order: the narrow layer between convolutions and heads.
 
     Args:
-        in_features: width of what goes in.
-        latent_dim: width of what comes out.
+        in_features: width of the input.
+        latent_dim: width of the output.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's (RLPD); DrQ-v2 has torch's 1e-5.
 
     Examples:
@@ -146,13 +148,14 @@ class Bottleneck(nn.Sequential):
 
 
 class PixelEncoder(nn.Module):
-    """Images through convolutions, each image and each vector through a bottleneck of its own; all joined.
+    """Convolutions for images, and a separate bottleneck for each image and vector; the results are concatenated.
 
     Args:
-        convs: one stack of convolutions an image.
-        latents: a bottleneck for each image and then each vector; ``None`` joins features and vectors as they are.
+        convs: one stack of convolutions per image.
+        latents: a bottleneck for each image and then each vector; ``None`` concatenates features and vectors directly.
         vector_sizes: widths of the vectors. Defaults to none.
-        detach_conv: no gradient goes into the convolutions, whose weights are buffers: another network's, copied.
+        detach_conv: whether the convolutions get no gradient. Their weights are then buffers, copies of another
+            network's.
 
     Examples:
         >>> import torch
@@ -182,12 +185,12 @@ class PixelEncoder(nn.Module):
 
     @property
     def stacks(self) -> list[ConvStack]:
-        """The stacks of convolutions, one an image."""
+        """The stacks of convolutions, one per image."""
         return cast("list[ConvStack]", list(self.conv))  # torch's ModuleList is not typed by its elements
 
     @property
     def bottlenecks(self) -> list[Bottleneck]:
-        """The bottlenecks of the images and then the vectors; none if all is joined as it is."""
+        """The bottlenecks of the images and then the vectors; an empty list without bottlenecks."""
         return cast("list[Bottleneck]", list(self.latent))  # as above
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -234,16 +237,16 @@ class PixelPolicy(nn.Module):
         self.encoder, self.trunk, self.head = encoder, trunk, head
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Map what is observed to mean and standard deviation, each [*B, A]."""
+        """Map observations to mean and standard deviation, each [*B, A]."""
         return self.head(self.trunk(self.encoder(*inputs)))
 
 
 class LatentPolicy(nn.Sequential):
-    """A deterministic policy that sees: an encoder of images and vectors, and a network on its features.
+    """A deterministic policy from pixels: an encoder of images and vectors, and a network on its features.
 
     Args:
         encoder: from what is observed to features.
-        net: from features to actions, as of :func:`make_latent_actor`.
+        net: network from features to actions, as in :func:`make_latent_actor`.
 
     Examples:
         >>> import torch
@@ -284,17 +287,17 @@ def make_pixel_encoder(
     Yarats et al. 2021 (DrQ-v2), ``Encoder``.
 
     Args:
-        images: (channels, height, width) of the stacked frames under ``"observation"``, or of several entries. Channels
-            are frame after frame, oldest first: what stacking frames [3, H, W] gives.
+        images: (channels, height, width) of the stacked frames under ``"observation"``, or of several entries. The
+            frames' channels are concatenated, oldest frame first, as after stacking frames [3, H, W].
         vectors: entries of vectors and their widths. Defaults to none.
-        features: channels behind each convolution.
-        strides: one a convolution.
-        kernel_size: rows and columns of the kernels: a number for all layers, or one a layer. Defaults to 3.
+        features: number of channels after each convolution.
+        strides: one per convolution.
+        kernel_size: size of the square kernels, one number for all layers or one per layer. Defaults to 3.
         offset: see :class:`ConvStack`. Defaults to 0.
-        latent_dim: width of the bottlenecks; ``None``: no bottleneck. Defaults to 50.
-        layer_norm_eps: of the bottlenecks' LayerNorm. Defaults to 1e-6, flax's.
-        initialization: ``"xavier_uniform"`` (default, RLPD), or ``"orthogonal"``: gain sqrt(2) on convolutions, 1 on
-            linear layers (DrQ-v2); biases 0.
+        latent_dim: width of the bottlenecks, or ``None`` for no bottlenecks. Defaults to 50.
+        layer_norm_eps: epsilon of the bottlenecks' LayerNorm. Defaults to 1e-6, flax's.
+        initialization: ``"xavier_uniform"`` (default, RLPD), or ``"orthogonal"`` with gain sqrt(2) for convolutions and
+            1 for linear layers (DrQ-v2). Biases are 0.
         out_key: entry written. Defaults to ``"latent"``.
 
     Returns:
@@ -328,7 +331,7 @@ def encoder_width(encoder: TensorDictModuleBase) -> int:
         encoder: of :func:`make_pixel_encoder`.
 
     Returns:
-        The width that critics and latent actors are built for.
+        The width for which critics and latent actors are built.
 
     Raises:
         O2OSpecError: if it is another module.
@@ -339,7 +342,9 @@ def encoder_width(encoder: TensorDictModuleBase) -> int:
     """
     net = encoder.module if isinstance(encoder, TensorDictModule) else None
     if not isinstance(net, PixelEncoder):
-        raise O2OSpecError(f"got a {type(encoder).__name__}, expected an encoder of make_pixel_encoder(...)")
+        raise O2OSpecError(
+            f"got a {type(encoder).__name__}, expected an encoder; build it with make_pixel_encoder(...)"
+        )
     return net.out_features
 
 
@@ -365,25 +370,25 @@ def make_pixel_actor(
     log_std_bounds: tuple[float, float] = (-20.0, 2.0),
     action_key: NestedKey = "action",
 ) -> ProbabilisticActor:
-    """RLPD's policy from pixels: a copy of the critics' convolutions, a bottleneck of its own, ReLU layers, two heads.
+    """RLPD's policy from pixels: a copy of the critics' convolutions, its own bottleneck, ReLU layers, two heads.
 
-    The copy is not trained: its weights are buffers, which no optimizer takes, and no gradient goes through them. An
-    update brings them up to date by :class:`~torchrl_o2o.updates.Copy`.
+    The copy is not trained: its weights are buffers, which no optimizer changes, and no gradient goes through them. An
+    update refreshes them with :class:`~torchrl_o2o.updates.Copy`.
 
     Source: Ball et al. 2023 (RLPD), ``DrQLearner`` of the code; xavier uniform, biases 0.
 
     Args:
-        encoder: the critics', of :func:`make_pixel_encoder` with a ``latent_dim``.
+        encoder: the critics' encoder, from :func:`make_pixel_encoder` with a ``latent_dim``.
         action: bounded spec of the action, shape [A], or A for the box [-1, 1]^A.
         hidden_sizes: widths of the hidden layers. Defaults to (256, 256).
         log_std_bounds: clip of the log standard deviation. Defaults to (-20, 2).
         action_key: entry written. Defaults to ``"action"``.
 
     Returns:
-        An actor as :func:`~torchrl_o2o.modules.make_actor` gives it.
+        An actor like that of :func:`~torchrl_o2o.modules.make_actor`.
 
     Raises:
-        O2OSpecError: if the encoder has no bottleneck, or the action no finite box.
+        O2OSpecError: if the encoder has no bottleneck, or the action has no finite box.
 
     Examples:
         >>> import torch
@@ -394,7 +399,9 @@ def make_pixel_actor(
     """
     theirs = encoder.module
     if not isinstance(theirs, PixelEncoder) or not len(theirs.latent):
-        raise O2OSpecError("got an encoder without bottleneck, expected make_pixel_encoder(..., latent_dim=50)")
+        raise O2OSpecError(
+            "got an encoder without bottleneck, expected one with; build it with make_pixel_encoder(..., latent_dim=50)"
+        )
     spec = action_box(action)
     latents = [_draw_(copy.deepcopy(latent), "xavier_uniform") for latent in theirs.bottlenecks]
     vectors = theirs.sizes[len(theirs.conv) :]
@@ -454,7 +461,7 @@ def make_latent_actor(
 ) -> Actor:
     """DrQ-v2's policy on the encoder's features: bottleneck, ReLU layers, tanh.
 
-    To act, put it behind the encoder: ``TensorDictSequential(encoder, actor)``.
+    To act, put it after the encoder: ``TensorDictSequential(encoder, actor)``.
 
     Source: Yarats et al. 2021 (DrQ-v2), ``Actor`` of the code; orthogonal with gain 1, biases 0.
 

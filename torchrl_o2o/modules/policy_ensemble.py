@@ -28,10 +28,10 @@ __all__ = ["PolicyEnsemble", "average_actors"]
 
 
 class PolicyEnsemble(nn.Module):
-    r"""K Gaussian policies of one shape, evaluated in one batched call and merged into one Gaussian.
+    r"""K Gaussian policies of the same shape, evaluated in one batched call and merged into one Gaussian.
 
     The members' parameters are stacked: the parameter ``p`` of a member becomes ``members.p`` of shape [K, ...]. They
-    are copies; all of them get gradients through the merged mean and standard deviation.
+    are copies. All of them get gradients through the merged mean and standard deviation.
 
     Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble: the policy that is fine-tuned online. The equations are
     :func:`~torchrl_o2o.functional.merge_gaussians`.
@@ -75,7 +75,7 @@ class PolicyEnsemble(nn.Module):
             setattr(self.members.get_submodule(owner), leaf, nn.Parameter(stacked))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Map what a member reads, [*B, ...], to the merged mean and standard deviation, each [*B, A]."""
+        """Map the members' inputs, [*B, ...], to the merged mean and standard deviation, each [*B, A]."""
         template = self._template[0]
         params = {name: attrgetter(name)(self.members) for name in self._names}
 
@@ -92,23 +92,22 @@ def average_actors(
 ) -> ProbabilisticActor:
     r"""One actor whose pre-tanh Gaussian has the moments of the equal mixture of K actors' Gaussians.
 
-    It is an actor like any other: it collects, is evaluated, and goes into any loss, which then trains all members'
-    parameters together.
+    It can collect, be evaluated, and be passed to any loss, which then trains all members' parameters together.
 
     Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble.
 
     Args:
-        actors: K actors of one shape, for example from :func:`~torchrl_o2o.modules.make_actor`, each trained offline;
-            their parameters are copied.
+        actors: K actors of the same shape, for example from :func:`~torchrl_o2o.modules.make_actor`, each trained
+            offline; their parameters are copied.
 
     Keyword Args:
         log_std_bounds: clip of the merged log standard deviation. Defaults to (-20, 2).
 
     Returns:
-        An actor with the first one's keys, action spec and distribution.
+        An actor with the keys, action spec and distribution of the first one.
 
     Raises:
-        O2OSpecError: if the actors are not of one shape, or not a network followed by a distribution of its mean and
+        O2OSpecError: if the actors differ in shape, or are not a network followed by a distribution with its mean and
             standard deviation.
 
     Examples:
@@ -120,10 +119,13 @@ def average_actors(
         torch.Size([4, 6])
     """
     if not actors:
-        raise O2OSpecError("got no actor to average; pass a list of them")
+        raise O2OSpecError("got no actor to average, expected at least one; pass a list of them")
     head = actors[0][-1]
     if not isinstance(head, SafeProbabilisticModule):
-        raise O2OSpecError(f"got an actor that ends in a {type(head).__name__}, expected one of make_actor(...)")
+        raise O2OSpecError(
+            f"got an actor that ends in a {type(head).__name__}, expected one with a distribution; build it with "
+            "make_actor(...)"
+        )
     nets = [_net(actor, head.in_keys) for actor in actors]
     merged = PolicyEnsemble(nets, log_std_bounds=log_std_bounds)
     return ProbabilisticActor(
@@ -143,22 +145,25 @@ def _net(actor: ProbabilisticTensorDictSequential, writes: list[NestedKey]) -> n
     if len(actor) != 2 or not isinstance(body, TensorDictModule) or body.out_keys != writes:
         raise O2OSpecError(
             f"got an actor of {len(actor)} parts writing {body.out_keys}, expected a network that writes {writes} and "
-            f"a distribution, as make_actor builds them"
+            "a distribution; build it with make_actor(...)"
         )
     if not isinstance(net, nn.Module):
         raise O2OSpecError(
-            f"got an actor of a {type(net).__name__}, expected one of a network, as make_actor builds it"
+            f"got an actor with a {type(net).__name__}, expected a torch.nn.Module; build it with make_actor(...)"
         )
     return net
 
 
 def _check_alike(members: Sequence[nn.Module]) -> None:
     if not members:
-        raise O2OSpecError("got no policy to merge; pass a list of them")
+        raise O2OSpecError("got no policy to merge, expected at least one; pass a list of them")
     shapes = [{name: tuple(value.shape) for name, value in member.named_parameters()} for member in members]
     for position, shape in enumerate(shapes):
         if shape != shapes[0]:
             different = sorted(set(shape.items()) ^ set(shapes[0].items()))
-            raise O2OSpecError(f"policy {position} is of another shape than policy 0; they differ in {different[:4]}")
+            raise O2OSpecError(
+                f"got policies 0 and {position} that differ in {different[:4]}, expected the same parameters' names "
+                "and shapes; build all policies alike"
+            )
     if next(members[0].buffers(), None) is not None:
-        raise O2OSpecError("got policies with buffers, expected parameters only; leave out batch normalization")
+        raise O2OSpecError("got policies with buffers, expected only parameters; remove batch normalization")

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""DAPG's policy: in and out of its network go standardized numbers."""
+"""DAPG's policy, whose network reads and writes standardized numbers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class RescaledGaussian(nn.Module):
     r"""Mean and standard deviation of a Gaussian around an MLP of standardized observations.
 
     :math:`\mu=f\big((s-m_s)/(\sigma_s+10^{-8})\big)\sigma_a+m_a`, with means m and standard deviations of
-    demonstrations; :math:`\log\sigma` is one parameter an action dimension, at first that of the demonstrated actions,
-    but at least ``min_log_std``; clamp it there again after each step.
-    The MLP has tanh between its layers and a last layer of a hundredth of torch's initial values.
+    demonstrations. :math:`\log\sigma` is one parameter per action dimension. It starts as that of the demonstrated
+    actions, but at least ``min_log_std``. Clamp it to this bound after each step. The MLP has tanh between its layers,
+    and its last layer starts at a hundredth of torch's initial values.
 
     Args:
         observation: the demonstrations', shape [N, o], N > 1.
         action: the demonstrations', shape [N, A].
         hidden_sizes: widths of the hidden layers. Defaults to (32, 32).
-        min_log_std: least log standard deviation at first. Defaults to -3.
+        min_log_std: lower bound of the initial log standard deviation. Defaults to -3.
 
     Raises:
         O2OSpecError: if the demonstrations are fewer than two rows, not of one length, or an action never changes.
@@ -57,12 +57,12 @@ class RescaledGaussian(nn.Module):
         super().__init__()
         shapes = list(observation.shape), list(action.shape)
         if observation.ndim != 2 or action.ndim != 2 or len(observation) != len(action) or len(action) < 2:
-            raise O2OSpecError(f"got demonstrations of the shapes {shapes}, expected [N, o] and [N, A], N of 2 or more")
+            raise O2OSpecError(f"got demonstrations of the shapes {shapes}, expected [N, o] and [N, A] with N >= 2")
         deviation = action.std(0)
         if not bool((deviation > 0).all()):
             raise O2OSpecError(
-                f"the actions of the demonstrations have the standard deviations {deviation.tolist()}, expected more "
-                f"than 0 in each dimension; the policy would be none there: leave that dimension out"
+                f"got actions of demonstrations with the standard deviations {deviation.tolist()}, expected more than "
+                "0 in each dimension; leave constant dimensions out"
             )
         self.net = MLP(observation.shape[-1], action.shape[-1], num_cells=list(hidden_sizes), activation_class=nn.Tanh)
         for parameter in self.net[-1].parameters():
@@ -96,8 +96,8 @@ def make_rescaled_actor(
 
     Source: the code of Rajeswaran et al. 2018, arXiv:1709.10087. See :class:`RescaledGaussian`.
 
-    Its samples are not clipped: the policy gradient is that of what was drawn. The environment clips them, as those of
-    :func:`~torchrl_o2o.envs.make_gym_env` do.
+    Its samples are not clipped, because the policy gradient needs the original draws. The environment must clip them,
+    as environments of :func:`~torchrl_o2o.envs.make_gym_env` do.
 
     Args:
         observation: the demonstrations', shape [N, o], N > 1.
@@ -105,7 +105,7 @@ def make_rescaled_actor(
 
     Keyword Args:
         hidden_sizes: widths of the hidden layers. Defaults to (32, 32).
-        min_log_std: least log standard deviation at first. Defaults to -3, the authors'.
+        min_log_std: lower bound of the initial log standard deviation. Defaults to -3, the authors'.
         observation_key: entry read. Defaults to ``"observation"``.
         action_key: entry written. Defaults to ``"action"``.
 

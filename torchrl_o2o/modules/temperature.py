@@ -22,22 +22,22 @@ __all__ = ["Temperature"]
 
 
 class Temperature(nn.Module):
-    r"""Entropy temperature :math:`\alpha=e^{\log\alpha}` with the loss that steers it toward a target entropy.
+    r"""Entropy temperature :math:`\alpha=e^{\log\alpha}` with a loss that moves the policy's entropy toward a target.
 
-    One object instead of four arguments in every loss: RLPD, SAC+ML, ACA, CQL and Off2On all take it.
+    It is one object instead of four arguments in every loss, for RLPD, SAC+ML, ACA, CQL and Off2On.
 
     Args:
-        target_entropy: :math:`\bar H` in nats; ``None`` keeps :math:`\alpha` fixed; a state that is loaded
-            sets it all the same, with a warning if it was another.
+        target_entropy: :math:`\bar H` in nats; ``None`` keeps :math:`\alpha` fixed. Loading a state sets a fixed
+            :math:`\alpha`, too, and warns if this changes it.
 
     Keyword Args:
-        init: initial :math:`\alpha`, positive; a fixed one may be 0. Defaults to 1.
+        init: initial :math:`\alpha`, positive; may be 0 if it is fixed. Defaults to 1.
         form: ``"alpha"`` (RLPD, A3RL, jaxrl) or ``"log_alpha"`` (rlkit, CORL, d3rlpy, REDQ, TorchRL); see
-            :func:`~torchrl_o2o.functional.temperature_objective`. ``"softplus"`` (WSRL) keeps p of
-            :math:`\alpha=\mathrm{softplus}(p)` as ``raw_alpha`` in place of ``log_alpha``. Defaults to ``"alpha"``.
+            :func:`~torchrl_o2o.functional.temperature_objective`. ``"softplus"`` (WSRL) trains p of
+            :math:`\alpha=\mathrm{softplus}(p)` as ``raw_alpha`` instead of ``log_alpha``. Defaults to ``"alpha"``.
 
     Raises:
-        O2OSpecError: if ``init`` is negative, or 0 and trained, or the form unknown.
+        O2OSpecError: if ``init`` is negative, or 0 and trained, or the form is unknown.
 
     Examples:
         >>> import torch
@@ -96,13 +96,13 @@ class Temperature(nn.Module):
         after = float(self.alpha)
         if self.target_entropy is None and not math.isclose(before, after, rel_tol=1e-6):
             warnings.warn(
-                f"a fixed temperature of {before:g} has become the {after:g} of the state that was loaded; set it "
-                f"again by fill_({before:g}) if the state is of another run",
+                f"loading a state changed a fixed temperature from {before:g} to {after:g}; restore it with "
+                f"fill_({before:g}) if the state is from another run",
                 stacklevel=2,
             )
 
     def fill_(self, alpha: float) -> None:
-        """Set the temperature, as a hand-over does.
+        """Set the temperature, for example at the start of online training.
 
         Args:
             alpha: positive.
@@ -110,7 +110,7 @@ class Temperature(nn.Module):
         getattr(self, self._name).data.fill_(self._inverse(alpha))
 
     def objective(self, log_prob: Tensor) -> Tensor:
-        """Temperature objective per row; zero where the temperature is fixed.
+        """Temperature objective per row; zero if the temperature is fixed.
 
         Args:
             log_prob: log pi(a|s) of an actor pass, shape [*B].

@@ -32,17 +32,17 @@ __all__ = [
 ]
 
 FLAX_LAYER_NORM_EPS = 1e-6  # torch's own default is 1e-5; the papers' numbers come from flax
-#: Whether and where hidden layers are normalized: before or after the activation.
+#: Whether hidden layers are normalized, and whether before or after the activation.
 LayerNorm = bool | Literal["after_activation"]
 #: The activation of the hidden layers; GELU uses the tanh approximation, flax's default.
 Activation = Literal["relu", "gelu"]
 
 
 class ReLU(nn.Module):
-    """max(x, 0), in the form that is fast where it runs; the numbers are the same.
+    """max(x, 0), in the form that is faster, eager or compiled; the values are the same.
 
-    ``torch.relu`` saves a boolean mask for its backward pass, which inductor's CPU kernels then read and write element
-    by element. Compiled code selects with ``torch.where`` instead and stays vectorized.
+    ``torch.relu`` saves a boolean mask for its backward pass, which inductor's CPU kernels read and write element by
+    element. Compiled code uses ``torch.where`` instead and stays vectorized.
 
     Examples:
         >>> import torch
@@ -51,7 +51,7 @@ class ReLU(nn.Module):
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """Apply elementwise; the shape stays."""
+        """Apply elementwise; the shape is unchanged."""
         if torch.compiler.is_compiling():
             return torch.where(features > 0, features, 0.0)
         return torch.relu(features)
@@ -61,7 +61,7 @@ class UnitNorm(nn.Module):
     """Divide each feature vector by its Euclidean length (RLPD's ``use_pnorm``).
 
     Args:
-        eps: smallest length divided by. Defaults to 1e-10.
+        eps: lower bound of the length in the division. Defaults to 1e-10.
 
     Examples:
         >>> import torch
@@ -74,7 +74,7 @@ class UnitNorm(nn.Module):
         self.eps = eps
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalize along the last dimension; the shape stays."""
+        """Normalize along the last dimension; the shape is unchanged."""
         return features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(self.eps)
 
 
@@ -130,8 +130,8 @@ def make_trunk(
     Args:
         in_features: width of the input; several inputs are concatenated along their last dimension.
         hidden_sizes: widths of the hidden layers, at least one.
-        layer_norm: whether each hidden layer is normalized; ``"after_activation"``: behind its ReLU, not before
-            it (ReBRAC). Defaults to ``False``.
+        layer_norm: whether each hidden layer is normalized; ``"after_activation"`` normalizes after its ReLU instead of
+            before it (ReBRAC). Defaults to ``False``.
         layer_norm_eps: LayerNorm's epsilon. Defaults to 1e-6, flax's.
         dropout: drop probability, or ``None`` for no dropout (default).
         unit_norm: whether the last features are scaled to length one. Defaults to ``False``.
@@ -141,7 +141,7 @@ def make_trunk(
         A module mapping [*B, in_features] to [*B, hidden_sizes[-1]].
 
     Raises:
-        O2OSpecError: if there is no hidden layer or a width is no whole number of at least 1, or ``layer_norm`` or
+        O2OSpecError: if there is no hidden layer, a width is not an integer of at least 1, or ``layer_norm`` or
             ``activation`` is unknown.
 
     Examples:

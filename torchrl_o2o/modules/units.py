@@ -72,7 +72,7 @@ class ToBox(nn.Module):
         self.register_buffer("half_width", 0.5 * (high - low))
 
     def forward(self, value: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        """Map actions [*B, A], or mean and standard deviation of a Gaussian over them; the shapes stay."""
+        """Map actions [*B, A], or mean and standard deviation of a Gaussian over them; shapes are unchanged."""
         if isinstance(value, tuple):
             loc, scale = value
             return self.middle + self.half_width * loc, self.half_width * scale
@@ -80,7 +80,7 @@ class ToBox(nn.Module):
 
 
 def standardizes(actor: nn.Module) -> bool:
-    """Whether an actor standardizes what it observes, as those of :func:`~torchrl_o2o.deploy.load_policy` may.
+    """Whether an actor standardizes its observations, as actors from :func:`~torchrl_o2o.deploy.load_policy` may.
 
     Args:
         actor: any actor.
@@ -116,15 +116,15 @@ def refuse_standardized_again(actor: nn.Module, given: object, remedy: str) -> N
 
 
 def declared_box(actor: TensorDictModuleBase, key: NestedKey = "action") -> tuple[Tensor, Tensor] | None:
-    """The box of the actions that an actor says it writes.
+    """The box in an actor's action spec.
 
     Args:
         actor: any actor.
         key: entry of the action. Defaults to ``"action"``.
 
     Returns:
-        Lower and upper edge, each [A], of one action where the actor decides several at once; ``None`` if the actor has
-        no bounded spec for that entry.
+        Lower and upper edge, each [A], of a single action, also if the actor chooses several at once; ``None`` if the
+        actor has no bounded spec for that entry.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Conditional variational auto-encoder of the behavior policy's actions, as SPOT uses."""
+"""Conditional variational auto-encoder of the behavior policy's actions, as in SPOT."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class GaussianEncoder(nn.Module):
         return self.mean(features), self.log_std(features).clamp(*self.log_std_bounds).exp()
 
     def draw(self, observation: Tensor, action: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and standard deviation, each [*B, Z], and z of the given noise [*S, *B, Z] or of fresh numbers."""
+        """Mean and standard deviation, each [*B, Z], and z from the given noise [*S, *B, Z] or from fresh numbers."""
         mean, std = self.encode(observation, action)
         return mean, std, mean + std * (torch.randn_like(std) if noise is None else noise)
 
@@ -68,7 +68,7 @@ class ActionVAE(GaussianEncoder):
         action_dim: width A of the action.
         latent_dim: width Z of the latent.
         hidden_sizes: widths of the hidden layers of encoder and decoder.
-        squash: what the decoder's output goes through. Defaults to ``nn.Tanh()``.
+        squash: module applied to the decoder's output. Defaults to ``nn.Tanh()``.
         log_std_bounds: clip of the encoder's log standard deviation. Defaults to (-4, 15).
 
     Examples:

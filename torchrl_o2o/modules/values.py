@@ -32,7 +32,7 @@ def make_value_network(
     initialization: Initialization = "torch",
     observation_key: NestedKey = "observation",
 ) -> ValueOperator:
-    """State value V(s), as IQL uses.
+    """State value V(s), as in IQL.
 
     Args:
         observation: spec of the observation, shape [o], or o.

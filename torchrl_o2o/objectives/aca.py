@@ -46,15 +46,15 @@ class ACALoss(SoftLoss):
 
     Critic, actor and temperature are SAC's on that Q, with the minimum of the members; the gradient flows through
     :math:`\log\pi_0(a)` into the action, never into :math:`\pi_0` or :math:`C_\beta`. k multiplies the clipped
-    log-density everywhere; let it fall with :func:`~torchrl_o2o.functional.interpolation_weight` through
+    log-density everywhere. Lower it during training with :func:`~torchrl_o2o.functional.interpolation_weight` through
     :attr:`interpolation`. At k = 0 this is SAC with the critics R.
 
     The authors step in the order temperature (``alpha_loss(batch)``), critic, actor (gradient norm
     clipped at 0.25), targets, k. Build it with :func:`torchrl_o2o.trainers.align`.
 
     Source: Yu & Zhang 2023 (ACA, "Actor-Critic Alignment for Offline-to-Online Reinforcement Learning", ICML),
-    following the authors' code. Difference: fresh actions are scored under :math:`\pi_0` at their own
-    pre-tanh value and not through atanh of the clipped action.
+    following the authors' code. Difference: :math:`\log\pi_0` of a fresh action is computed at its own pre-tanh value
+    and not through atanh of the clipped action.
 
     Importance weights multiply the rows of the critics' loss, not those of actor and temperature.
 
@@ -65,8 +65,8 @@ class ACALoss(SoftLoss):
 
     Keyword Args:
         temperature: the entropy temperature. Defaults to ``Temperature(-A, form="log_alpha")``, alpha starting at 1.
-        beta: standard deviations inside which log pi_0 is not clipped: 7, or 15 for expert data, 3 on AntMaze.
-            Defaults to 7.
+        beta: number of standard deviations within which log pi_0 is not clipped. The paper uses 7, 15 for expert data,
+            and 3 on AntMaze. Defaults to 7.
         interpolation: initial k. Defaults to 1.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
@@ -121,7 +121,7 @@ class ACALoss(SoftLoss):
 
     @property
     def interpolation(self) -> Tensor:
-        """The weight k of the offline policy's log-density, a scalar; assign a number in [0, 1] to change it."""
+        """The weight k of the offline policy's log-density, a scalar. Assign a number in [0, 1] to change it."""
         return self._interpolation
 
     @interpolation.setter
@@ -194,7 +194,7 @@ class ACALoss(SoftLoss):
     def _aligned(
         self, state: Inputs, action: Tensor, residuals: Parameters, policy: Distribution | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Q_i(s, a), shape [E, *B], and log pi_0(a|s) before clipping, shape [*B]; ``policy`` is what drew a."""
+        """Q_i(s, a), shape [E, *B], and log pi_0(a|s) before clipping, shape [*B]; ``policy`` has drawn a."""
         reference = flat_parameters(self.reference_network_params, detach=True)
         offline = own_distribution(policy_distribution(self.reference_network, reference, state))  # pi_0(.|s)
         clipped, density = clipped_log_density(offline, action, self.beta, policy)  # CLIP_beta(log pi_0(a|s))

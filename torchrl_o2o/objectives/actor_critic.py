@@ -43,8 +43,8 @@ class ActorCriticLoss(TransitionLoss):
         reduction: over the batch.
 
     Raises:
-        O2OSpecError: if the critics are not a list of at least one, each with parameters of its own, or the actor is
-            deterministic where its density is needed.
+        O2OSpecError: if the critics are not a list of at least one network, two critics share parameters, or the actor
+            is deterministic and the loss needs its density.
     """
 
     actor_network: TensorDictModule
@@ -123,11 +123,11 @@ class ActorCriticLoss(TransitionLoss):
 
 
 def inputs_made_inside(loss: TransitionLoss, *names: str) -> list[NestedKey]:
-    """The inputs of a loss's networks that are not in the batch: a latent vector of its encoder, the noise of a flow.
+    """The inputs of a loss's networks that the loss itself computes, such as the encoder's latent or a flow's noise.
 
     Args:
         loss: the loss.
-        names: of its networks.
+        names: attributes of the loss that hold the networks.
 
     Returns:
         The entries.
@@ -148,17 +148,18 @@ def inputs_made_inside(loss: TransitionLoss, *names: str) -> list[NestedKey]:
 
 
 def one_observation(loss: ActorCriticLoss, read: Sequence[NestedKey]) -> NestedKey:
-    """The entry that a policy reads which is handed one observation alone, if that is all its networks read.
+    """The one observation that all policies and critics of a loss read.
 
     Args:
-        loss: whose critics choose.
-        read: what its policies read.
+        loss: the loss whose critics choose the action.
+        read: the entries that its policies read.
 
     Returns:
         The entry.
 
     Raises:
-        O2OSpecError: if they read several, or the critics other than this one and the action, in this order.
+        O2OSpecError: if the policies read several observations, or the critics do not read this observation and then
+            the action.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
@@ -172,8 +173,8 @@ def one_observation(loss: ActorCriticLoss, read: Sequence[NestedKey]) -> NestedK
     if len(keys) != 1 or critics != [keys[0], loss.tensor_keys.action]:
         raise O2OSpecError(
             f"got a {type(loss).__name__} whose policies read {keys} and whose critics read {critics}, expected one "
-            f"observation for all, and the action behind it: the actor to deploy is handed that alone. Join the "
-            f"observations into one entry, for example by torchrl.envs.CatTensors"
+            "observation for all of them and, for the critics, the action after it; a deployed actor gets one "
+            "observation. Join the observations into one entry, for example with torchrl.envs.CatTensors"
         )
     return keys[0]
 
@@ -188,7 +189,7 @@ def _shares_head(members: list[TensorDictModule]) -> bool:
     equal = all(torch.equal(head[name], heads[0][name]) for head in heads for name in head)
     if not all(shared) or not equal:
         raise O2OSpecError(
-            "got critics of which some have an output layer of their own, expected one for all or one for each; build "
-            "them by make_qvalue_ensemble(..., shared_head=True)"
+            "got critics of which only some share their output layer, expected one output layer for all or one for "
+            "each; build them with make_qvalue_ensemble(..., shared_head=True)"
         )
     return True

@@ -52,7 +52,7 @@ class AWACLoss(CriticLoss):
 
     Differences from the paper: the weight is exp-clipped by default (CORL; the authors' code normalizes by a softmax
     over the batch, with which the gradient's scale does not depend on the rewards' scale). The authors' ``"exp"``,
-    ``"whiten"`` and ``"sign"`` are multiplied by the batch size: take ``actor_reduction="sum"`` for that.
+    ``"whiten"`` and ``"sign"`` are multiplied by the batch size. Set ``actor_reduction="sum"`` for that.
 
     Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
 
@@ -65,12 +65,12 @@ class AWACLoss(CriticLoss):
             manipulation).
         weight: form of the weights. Defaults to ``"exp_clip"``.
         weight_clip: bound of ``"exp_clip"``. Defaults to 100.
-        score_clip: upper bound on the advantage (authors, hand: 0.5), or ``None`` (default).
-        value_samples: actions K that V(s) averages over; 0 takes the mean action. Defaults to 1.
+        score_clip: upper bound on the advantage (0.5 in the authors' hand experiments), or ``None`` (default).
+        value_samples: number K of actions that V(s) averages over; 0 takes the mean action. Defaults to 1.
         advantage_q: the recorded action's value is the ``"min"`` (default) of the critics or the ``"first"``.
-        q_max: upper bound on all Q values (authors, hand: 0), or ``None`` (default).
-        action_clip: the actor's loss clamps recorded actions to plus and minus this, in the advantage as in the density
-            (jaxrl: 1 - 1e-5), or ``None`` (default). The critics' loss takes them as they are.
+        q_max: upper bound on all Q values (0 in the authors' hand experiments), or ``None`` (default).
+        action_clip: bound to whose plus and minus the actor's loss clamps recorded actions, both in the advantage and
+            in the density (1 - 1e-5 in jaxrl), or ``None`` (default). The critics' loss does not clamp.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
         actor_reduction: ``"mean"`` or ``"sum"`` for the actor's loss alone; ``None`` (default) is ``reduction``.
             ``reduction="none"`` keeps the rows of both.
@@ -176,7 +176,7 @@ class AWACLoss(CriticLoss):
 
         Returns:
             The loss, and per row, detached: ``advantage``, ``weight``, ``log_prob`` of the recorded action, and
-            ``clipped``, 1 where the weight is at its bound (rewards on a large scale saturate it quickly).
+            ``clipped``, 1 where the weight is at its bound. Rewards on a large scale quickly bring all weights there.
         """
         state, action = self._state(tensordict), self._clamped_action(tensordict)
         policy = self._policy(state)

@@ -43,15 +43,17 @@ class AWRLoss(TransitionLoss):
         w=\min\big(e^{\hat A/T},20\big),\quad \hat A=\frac{A-\bar A}{s_A+10^{-5}},\ A=G-V(s),\qquad
         L_\pi=\frac1B\sum_b-w\log\pi(a|s)+10\lVert\mu(s)-\mathrm{clip}(\mu(s),lo,hi)\rVert^2
 
-    Returns and weights belong to whole episodes and to the whole buffer: :meth:`label` writes them next to the rows,
-    before the steps of V and again before those of the policy. Off-policy the buffer is the data set.
+    Returns need whole episodes, and weights are normalized over the whole buffer. :meth:`label` computes both and
+    writes them into the rows. Call it before the steps of V and again before those of the policy. On a data set, the
+    buffer is the data set.
 
     Source: Peng et al. 2019, arXiv:1910.00177, Algorithm 1, and the authors' code. One iteration there: 2 048
     environment steps, 200 steps of V (SGD with momentum 0.9, 1e-2), 1 000 of the policy (5e-5; Hopper 1e-4), batches of
     256 from the newest 50 000 rows; policy of fixed width.
 
-    Differences from the paper: advantages are normalized, the penalty on the mean is added, both as in the code, which
-    takes half of the squared distance (``bound_weight=5``). The code standardizes values; here rewards may be scaled.
+    Differences from the paper: as in the code, advantages are normalized and a penalty on the mean is added. The code
+    halves the squared distance, which is ``bound_weight=5`` here. The code also standardizes values; scale the rewards
+    instead.
 
     Importance weights multiply the rows of both losses.
 
@@ -63,7 +65,7 @@ class AWRLoss(TransitionLoss):
         temperature: T. Defaults to 1.
         lmbda: :math:`\lambda`. Defaults to 0.95.
         weight_clip: bound of the weights. Defaults to 20.
-        bound_weight: of the penalty on means outside of the box. Defaults to 10.
+        bound_weight: weight of the penalty on means outside the action box. Defaults to 10.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
@@ -133,8 +135,8 @@ class AWRLoss(TransitionLoss):
         check_number("bound_weight", bound_weight, least=0)
         if not temperature > 0.0 or not 0.0 <= lmbda <= 1.0 or not weight_clip > 0.0:
             raise O2OSpecError(
-                f"got temperature={temperature}, lmbda={lmbda}, weight_clip={weight_clip}; expected more than 0, a "
-                f"share in [0, 1], and more than 0"
+                f"got temperature={temperature}, lmbda={lmbda}, weight_clip={weight_clip}; expected temperature > 0, "
+                "lmbda in [0, 1] and weight_clip > 0"
             )
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(value_network, "value_network", create_target_params=False)
@@ -158,15 +160,18 @@ class AWRLoss(TransitionLoss):
             The same.
 
         Raises:
-            O2OSpecError: if the rows have more than one batch dimension, or go over several steps.
+            O2OSpecError: if the rows have more than one batch dimension, or a row spans several steps.
         """
         if rows.batch_dims != 1:
-            raise O2OSpecError(f"got rows of shape {list(rows.batch_size)}, expected [N], in their order")
+            raise O2OSpecError(
+                f"got rows of shape {list(rows.batch_size)}, expected [N], in the order in which they were recorded; "
+                "reshape(-1) them"
+            )
         steps = self.value_estimator.tensor_keys.steps_to_next_obs
         if rows.get(steps, None) is not None:
             raise O2OSpecError(
-                f"the rows have {steps!r}, so they go over several steps, of which the return of an episode cannot be "
-                f"formed; label rows of single steps, without n_step"
+                f"got rows with {steps!r}, which span several steps, expected rows of one step; returns cannot be "
+                "computed from the former. Call label on the rows before n_step"
             )
         keys, following = self.tensor_keys, self._following(rows)
         value, next_value = self._value(self._state(rows)), self._value(self._next_state(rows))
@@ -193,7 +198,7 @@ class AWRLoss(TransitionLoss):
         return self._reduce(0.5 * (value - target).square(), self._weights(tensordict)), {"value": value.detach()}
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted likelihood of the recorded actions, and the penalty on means outside of the box.
+        """Weighted negative log-likelihood of the recorded actions, and the penalty on means outside the action box.
 
         Args:
             tensordict: labeled rows, shape [*B]; not modified.

@@ -35,24 +35,24 @@ __all__ = ["Reduction", "TransitionLoss", "dispatch"]
 
 Reduction = Literal["mean", "sum", "none"] | None
 
-#: Lets ``forward`` take tensors by name. TensorDict's default guesses their batch size, and takes the last dimension
-#: for a batch dimension if all entries have the same width, as observations and actions of one number each do.
+#: Lets ``forward`` take tensors by name. TensorDict's default guesses their batch size. It mistakes the last dimension
+#: for a batch dimension if all entries have the same width, for example observations and actions of one number each.
 dispatch = guessing_dispatch(auto_batch_size=False)
 
 
 class TransitionLoss(ChecksArguments, LossModule):
     r"""Abstract base of losses on batches of transitions.
 
-    Importance weights under ``tensor_keys.priority_weight`` multiply the rows of losses by which something is fitted to
-    the data: critics, state values, baselines, VAEs, and the actors of behavior cloning and AWR. The losses of other
-    actors, of temperatures and penalties' weights, and of flows and density ratios leave them alone, as the papers on
-    such samplers do; each class says which it weights. They are *not* renormalized
+    Importance weights under ``tensor_keys.priority_weight`` multiply the rows of losses that fit something to the data:
+    critics, state values, baselines, VAEs, and the actors of behavior cloning and AWR. The losses of other actors, of
+    temperatures and penalty weights, and of flows and density ratios ignore them, as in the papers on such samplers.
+    Each class documents which of its losses are weighted. They are *not* renormalized
     (:math:`\frac1B\sum_b w_b\ell_b`): the sampler decides their scale. TorchRL's own losses divide by their sum.
 
-    Ensembles are evaluated at once (:func:`torch.func.vmap`) where that is faster, that is, on other devices than a CPU
-    and compiled. ``loss.deactivate_vmap = True`` evaluates one member after the other everywhere, for networks that
-    vmap cannot take; what members draw themselves is ``"different"`` unless ``set_vmap_randomness`` says otherwise. A
-    compiled update sees either after ``update.recompile()``.
+    Where it is faster, all members of an ensemble are evaluated at once (:func:`torch.func.vmap`): on devices other
+    than a CPU, and when compiled. ``loss.deactivate_vmap = True`` always evaluates one member after the other, for
+    networks that vmap does not support. Members that draw random numbers draw ``"different"`` ones unless
+    ``set_vmap_randomness`` changes it. A compiled update needs ``update.recompile()`` after either change.
 
     Subclasses set ``_networks_read`` and end their ``__init__`` with :meth:`make_value_estimator`.
 
@@ -69,10 +69,12 @@ class TransitionLoss(ChecksArguments, LossModule):
 
         Attributes:
             action: the action taken. Defaults to ``"action"``.
-            value: V(s), and where the next state's value is put for the value estimator. Defaults to ``"state_value"``.
-            state_action_value: what the critics write. Defaults to ``"state_action_value"``.
-            log_prob: where the next action's log-density is put for the value estimator. Defaults to ``"_log_prob"``.
-            priority: where the absolute TD error is written. Defaults to ``"td_error"``.
+            value: V(s); the next state's value is written under it for the value estimator. Defaults to
+                ``"state_value"``.
+            state_action_value: the entry the critics write. Defaults to ``"state_action_value"``.
+            log_prob: entry for the next action's log-density, which the value estimator reads. Defaults to
+                ``"_log_prob"``.
+            priority: entry for the absolute TD error. Defaults to ``"td_error"``.
             priority_weight: importance weights, if present. Defaults to ``"priority_weight"``.
             reward: Defaults to ``"reward"``.
             done: Defaults to ``"done"``.
@@ -103,14 +105,14 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     #: Attributes of the networks whose inputs are read at s, and of those whose inputs are also read at s'.
     _networks_read: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
-    #: Whether rewards and ends are read; behavior cloning and density models do not.
+    #: Whether rewards and flags are read; behavior cloning and density models read none.
     _bootstraps: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give a class that inherits its outputs a list of its own, which its first object makes a property of.
+        """Give a class that inherits its outputs its own list, which its first object turns into a property.
 
-        TensorDict does so for the class of an object alone, so that a parent's list would stay one until the parent's
-        own first object, and then change under the children's.
+        TensorDict does this only for the class of the object itself. A parent's list would stay a list until the
+        parent's first object is built, and would then change for the children.
         """
         super().__init_subclass__(**kwargs)
         if "out_keys" not in vars(cls) and isinstance(cls.out_keys, list):
@@ -129,7 +131,7 @@ class TransitionLoss(ChecksArguments, LossModule):
     def reduction(self) -> Literal["mean", "sum", "none"]:
         """``"mean"``, ``"sum"`` or ``"none"`` over the batch; may be changed at any time.
 
-        Of ``"none"``, :attr:`out_keys` are the losses alone: scalars have no rows.
+        With ``"none"``, :attr:`out_keys` are only the losses, because scalars have no rows.
         """
         return self._reduction
 
@@ -156,7 +158,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         create_target_params: bool = False,
         compare_against: list[nn.Parameter] | None = None,
     ) -> None:
-        """As TorchRL's, but raises if the loss could not train a network's parameters as they were given.
+        """Like TorchRL's, but raises if the loss could not train the given parameters of a network.
 
         Args:
             module: a network, or a list of members to be stacked.
@@ -166,8 +168,8 @@ class TransitionLoss(ChecksArguments, LossModule):
             compare_against: see TorchRL's. Defaults to ``None``.
 
         Raises:
-            O2OSpecError: if a layer's size is not known yet, or members that are copied into a stack have parameters in
-                common with a network that is not.
+            O2OSpecError: if a layer's size is not known yet, or members that are copied into a stack share parameters
+                with a network that is not copied.
         """
         own = {id(value) for value in self.parameters()}
         for member in module if isinstance(module, list) else [module]:
@@ -178,32 +180,33 @@ class TransitionLoss(ChecksArguments, LossModule):
             setattr(self, f"{module_name}_params", _stack_of_one(module[0]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in every module, but names and shapes are compared before anything is loaded.
+        """Like every module's, but names and shapes are compared before anything is loaded.
 
         Args:
-            state_dict: what ``state_dict()`` of such a loss returned.
-            strict: whether the names have to be the same. Defaults to ``True``.
-            assign: take the tensors themselves. Defaults to ``False``.
+            state_dict: the result of ``state_dict()`` of a loss of this class.
+            strict: whether the names must be the same. Defaults to ``True``.
+            assign: whether to use the given tensors themselves instead of copying their values. Defaults to ``False``.
 
         Raises:
-            O2OSpecError: if a tensor has another shape; or, with ``strict``, one is missing or unknown.
+            O2OSpecError: if a tensor has another shape, or, with ``strict``, a tensor is missing or unknown.
         """
         if not isinstance(state_dict, Mapping):
-            raise O2OSpecError(f"got a {type(state_dict).__name__}, expected what loss.state_dict() returned")
+            raise O2OSpecError(f"got a {type(state_dict).__name__}, expected the result of loss.state_dict()")
         current = self._current_state(state_dict, "")
         missing, unknown = self._other_names(current, "")
         if strict and (missing or unknown):
             raise O2OSpecError(
-                f"got a state without {missing[:3]} and with {unknown[:3]} ({len(missing)} and {len(unknown)} names in "
-                f"all), which differs from that of this {type(self).__name__}; build it as the saved one, or load with "
-                f"strict=False, which leaves what is missing as it is"
+                f"got a state that lacks {len(missing)} names, such as {missing[:3]}, and has {len(unknown)} unknown "
+                f"ones, such as {unknown[:3]}, expected the names of this {type(self).__name__}; build the loss like "
+                "the saved one, or load with strict=False, which keeps the current values of missing names"
             )
         for name, own in self.state_dict().items():
             given: Any = current.get(name)
             if isinstance(given, Tensor) and isinstance(own, Tensor) and given.shape != own.shape:
                 raise O2OSpecError(
-                    f"got {name!r} of shape {list(given.shape)}, this {type(self).__name__} has {list(own.shape)}; "
-                    f"build its networks as those of the saved one: dimensions, hidden_sizes, number of critics"
+                    f"got {name!r} of shape {list(given.shape)}, expected {list(own.shape)} as in this "
+                    f"{type(self).__name__}; build its networks with the dimensions, hidden_sizes and number of "
+                    "critics of the saved loss"
                 )
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -227,7 +230,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Check names also if the loss is part of another module: TensorDictParams do not report them."""
+        """Check the names if the loss is part of another module, too, because TensorDictParams does not report them."""
         state_dict = self._current_state(state_dict, prefix)
         missing, unknown = self._other_names(state_dict, prefix)
         held = tuple(f"{prefix}{name}." for name, child in self.named_children() if isinstance(child, TensorDictParams))
@@ -237,7 +240,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As in every module, but the discount stays float32: in bfloat16 0.99 would be 0.988."""
+        """Like every module's, but the discount stays float32, because 0.99 becomes 0.988 in bfloat16."""
         estimator = cast(Any, self._value_estimator)
         before: Tensor | None = getattr(estimator, "gamma", None)
         out = super()._apply(fn)
@@ -250,23 +253,21 @@ class TransitionLoss(ChecksArguments, LossModule):
         value_type: ValueEstimators | ValueEstimatorBase | type[ValueEstimatorBase] | None = None,
         **hyperparams: Any,
     ) -> Self:
-        """Choose how the target is formed from reward and next value.
+        """Choose how the target is computed from the reward and the next value.
 
-        Built in the constructor and not at first use: its buffer ``gamma`` is part of the state that strict loading
-        compares.
+        The constructor calls this, because the buffer ``gamma`` is part of the state that strict loading compares.
 
         Args:
-            value_type: ``ValueEstimators.TD0`` (default), or an estimator of your own such as SAMG's, or the class of
-                one.
-            hyperparams: ``gamma`` (defaults to 0.99) for TD0; of a class, the arguments of its constructor, where
-                ``value_network`` is ``None`` unless given: losses hand the next value over.
+            value_type: ``ValueEstimators.TD0`` (default), an estimator such as SAMG's, or a class of estimators.
+            hyperparams: for TD0, ``gamma`` (defaults to 0.99); for a class, the arguments of its constructor.
+                ``value_network`` is ``None`` unless given, because losses pass the next value to the estimator.
 
         Returns:
             This loss.
 
         Raises:
-            O2OSpecError: if hyper-parameters are given beside an estimator, which has its own; a class does not take
-                them; or ``gamma`` is outside [0, 1].
+            O2OSpecError: if hyper-parameters are given together with an estimator object, a class does not take them,
+                or ``gamma`` is outside [0, 1].
         """
         if not 0.0 <= hyperparams.get("gamma", 0.0) <= 1.0:
             raise O2OSpecError(f"got gamma={hyperparams['gamma']}, expected a discount in [0, 1]")
@@ -277,8 +278,8 @@ class TransitionLoss(ChecksArguments, LossModule):
         if isinstance(value_type, ValueEstimatorBase):
             if hyperparams:
                 raise O2OSpecError(
-                    f"got {sorted(hyperparams)} beside a {type(value_type).__name__}, which has its own; pass them to "
-                    f"its constructor"
+                    f"got {sorted(hyperparams)} together with a {type(value_type).__name__} object, expected one or "
+                    f"the other; pass them to the constructor of {type(value_type).__name__}"
                 )
             # TorchRL's annotation omits estimator instances.
             LossModule.make_value_estimator(self, cast(ValueEstimators, value_type))
@@ -300,7 +301,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         except TypeError as error:
             raise O2OSpecError(
                 f"got {kind.__name__} with {sorted(hyperparams)}, expected the arguments of its constructor ({error}); "
-                f"or build it yourself, make_value_estimator({kind.__name__}(...))"
+                f"correct them, or pass an object, make_value_estimator({kind.__name__}(...))"
             ) from error
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
@@ -313,7 +314,7 @@ class TransitionLoss(ChecksArguments, LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Entries that ``forward`` reads as this loss is set now, in the order of its positional arguments."""
+        """Entries that ``forward`` reads under the current settings, in the order of its positional arguments."""
         return self._keys_read() if self._in_keys is None else self._in_keys
 
     @in_keys.setter
@@ -372,8 +373,9 @@ class TransitionLoss(ChecksArguments, LossModule):
         if value is None:
             there = sorted(map(str, tensordict.keys(include_nested=True, leaves_only=True)))
             raise O2OSpecError(
-                f"{type(self).__name__} found no {key!r} among {there}; of a batch it reads {self.in_keys}. Sample "
-                f"whole transitions, or rename entries with loss.set_keys(...) and in_keys of the networks"
+                f"got a batch with {there}, expected {key!r}, one of the entries {self.in_keys} that "
+                f"{type(self).__name__} reads; sample whole transitions, or rename entries with loss.set_keys(...) and "
+                "the networks' in_keys"
             )
         return value
 
@@ -390,15 +392,15 @@ class TransitionLoss(ChecksArguments, LossModule):
         if not action.is_floating_point() or (width is not None and action.shape[-1:] != (width,)):
             raise O2OSpecError(
                 f"got {self.tensor_keys.action!r} of shape {list(action.shape)} and {action.dtype}, expected "
-                f"{'' if width is None else f'{width} '}floating point numbers a row, as the actor "
-                f"gives them; load the data with torchrl_o2o.data.load_offline, or build the networks for them"
+                f"{'' if width is None else f'{width} '}floating point numbers a row, like the actor's actions; load "
+                "the data with torchrl_o2o.data.load_offline, or build the networks for these actions"
             )
         return action
 
     def _hold_box(self, actor_network: TensorDictModuleBase) -> None:
         """Register the actor's action box as buffers ``action_low`` and ``action_high``, each [A], of default dtype.
 
-        A spec has the dtype of the environment's actions; a wider one would widen everything that is clipped.
+        A spec has the dtype of the environment's actions. A wider dtype would spread to everything that is clipped.
         """
         for name, edge in zip(("action_low", "action_high"), actor_box(actor_network), strict=True):
             self.register_buffer(name, edge.to(torch.get_default_dtype(), copy=True))
@@ -422,23 +424,23 @@ class TransitionLoss(ChecksArguments, LossModule):
         return cast(TensorDictBase, self._entry(tensordict, "next"))
 
     def _check_outcome(self, following: TensorDictBase, rows: torch.Size) -> None:
-        """Raise if reward or flags do not fit the values' shape [*rows]; the estimator's own error would not name them.
+        """Raise if reward or flags do not have the shape [*rows]; the estimator's own error would not name the entry.
 
-        Flags must be bool: for integers the estimator would compute ``~1``, which is -2, as "continues".
+        Flags must be bool, because the estimator computes ``~flag``, and ``~1`` is -2 for integers.
         """
         keys = self.tensor_keys
         for key in (keys.reward, keys.done, keys.terminated):
             value = self._column(following, key, rows)
             if key != keys.reward and value.dtype != torch.bool:
-                raise O2OSpecError(f"got {key!r} of {value.dtype} under 'next', expected flags; take its .bool()")
+                raise O2OSpecError(f"got {key!r} of {value.dtype} under 'next', expected bool; convert it with .bool()")
 
     def _column(self, following: TensorDictBase, key: NestedKey, rows: torch.Size) -> Tensor:
         """An entry under ``"next"`` with one number per row, shape [*B, 1]."""
         value = self._entry(following, key)
         if tuple(value.shape) != (*rows, 1):
             raise O2OSpecError(
-                f"got {key!r} of shape {tuple(value.shape)} under 'next', expected {(*rows, 1)}, one column; "
-                "unsqueeze(-1) it"
+                f"got {key!r} of shape {tuple(value.shape)} under 'next', expected one column, {(*rows, 1)}; reshape "
+                "it, for example with unsqueeze(-1)"
             )
         return value
 
@@ -453,16 +455,16 @@ class TransitionLoss(ChecksArguments, LossModule):
         rows = self._rows(tensordict)
         if value.numel() != rows.numel():
             raise O2OSpecError(
-                f"got {key!r} of shape {tuple(value.shape)} for a batch of {tuple(rows)}, expected one number a "
-                f"transition"
+                f"got {key!r} of shape {tuple(value.shape)} for a batch of {tuple(rows)}, expected one number for each "
+                "transition"
             )
         return value.reshape(rows)
 
     def _one_each_required(self, tensordict: TensorDictBase, key: NestedKey, remedy: str) -> Tensor:
-        """An entry with one number per row that must be there, as [*B]; ``remedy`` ends the message if it is not."""
+        """A required entry with one number per row, as [*B]; ``remedy`` is the end of the message if it is missing."""
         value = self._one_each(tensordict, key)
         if value is None:
-            raise O2OSpecError(f"the batch has no {key!r}{remedy}")
+            raise O2OSpecError(f"got a batch without {key!r}{remedy}")
         return value
 
     def _recorded_next_action(self, tensordict: TensorDictBase, key: NestedKey, like: Tensor, otherwise: str) -> Tensor:
@@ -481,21 +483,22 @@ class TransitionLoss(ChecksArguments, LossModule):
         return recorded
 
     def _check_batch(self, tensordict: TensorDictBase, call: str) -> None:
-        """Raise for calls in the first release's form, with tensors in place of the batch."""
+        """Raise for calls in the form of the first release, which passed tensors instead of the batch."""
         if isinstance(tensordict, Tensor):
             raise O2OSpecError(
-                f"got a tensor of shape {list(tensordict.shape)} for the batch, expected {type(self).__name__}.{call}: "
-                f"the batch comes first, and results of earlier steps are keyword arguments"
+                f"got a tensor of shape {list(tensordict.shape)} for the batch, expected {type(self).__name__}.{call}; "
+                "pass the batch first and results of earlier steps as keyword arguments"
             )
 
     def _required_weights(self, tensordict: TensorDictBase) -> Tensor:
-        """Importance weights, shape [*B], for a loss that is configured to use them; raises if there are none."""
+        """Importance weights, shape [*B], for a loss that must have them; raises if there are none."""
         weights = self._weights(tensordict)
         if weights is None:
             key = self.tensor_keys.priority_weight
             raise O2OSpecError(
-                f"{type(self).__name__} should weight its losses, but the batch has no {key!r}; sample by a sampler "
-                f"that writes importance weights, or name them by loss.set_keys(priority_weight=...)"
+                f"got a batch without {key!r}, expected importance weights, because this {type(self).__name__} weights "
+                "its losses; use a sampler that writes them, or name their entry with "
+                "loss.set_keys(priority_weight=...)"
             )
         return weights
 
@@ -508,7 +511,8 @@ class TransitionLoss(ChecksArguments, LossModule):
             return loss
         if not loss.numel():
             raise O2OSpecError(
-                f"got an empty batch for {type(self).__name__}, expected at least one row; a mean over none is NaN"
+                f"got an empty batch for {type(self).__name__}, expected at least one row, because a mean over no rows "
+                "is NaN"
             )
         return loss.mean() if (reduction or self.reduction) == "mean" else loss.sum()
 
@@ -524,8 +528,8 @@ class TransitionLoss(ChecksArguments, LossModule):
     ) -> Tensor:
         """y = r + gamma (1 - d) V(s'), as the value estimator computes it, shape [*B].
 
-        The estimator finds V(s') under ``"next"``, with the a', Q'(s', a') and log pi(a'|s') behind it, if there are
-        any. The batch itself is not modified. A ``discount``, [*B, 1], replaces gamma^n (1 - d).
+        The estimator finds V(s') under ``"next"``, and a', Q'(s', a') and log pi(a'|s') if the loss has them. The batch
+        itself is not modified. A ``discount``, [*B, 1], replaces gamma^n (1 - d).
         """
         keys, following, estimator = self.tensor_keys, self._following(tensordict), self.value_estimator
         self._check_outcome(following, value.shape)
@@ -546,7 +550,7 @@ class TransitionLoss(ChecksArguments, LossModule):
         if target.shape != value.shape:
             raise O2OSpecError(
                 f"{type(estimator).__name__} gave targets of shape {list(target.shape)}, expected {list(value.shape)}; "
-                f"what it reads from the batch in addition to this loss has to be one column, [*B, 1]"
+                "give every further entry that it reads from the batch the shape [*B, 1]"
             )
         return target
 
@@ -565,7 +569,8 @@ class TransitionLoss(ChecksArguments, LossModule):
         if "td_error" in info:
             if tensordict.is_locked:
                 raise O2OSpecError(
-                    f"the batch is locked, and {self.tensor_keys.priority!r} is written into it; pass batch.copy()"
+                    f"got a locked batch, expected one into which {self.tensor_keys.priority!r} can be written; pass "
+                    "batch.copy()"
                 )
             tensordict.set(self.tensor_keys.priority, info.pop("td_error"))
         if self.reduction == "none":
@@ -575,7 +580,7 @@ class TransitionLoss(ChecksArguments, LossModule):
 
 
 def _stack_of_one(member: TensorDictModule) -> TensorDictParams:
-    """The parameters of an ensemble of one, each [1, ...]: TorchRL makes views of them, which no optimizer finds."""
+    """The parameters of an ensemble of one, each [1, ...]. TorchRL would make views, which no optimizer finds."""
 
     def stacked(value: Tensor) -> Tensor:
         own = value.detach().clone().unsqueeze(0)
@@ -588,11 +593,12 @@ def _stack_of_one(member: TensorDictModule) -> TensorDictParams:
 def _discounted(
     estimator: ValueEstimatorBase, tensordict: TensorDictBase, discount: Tensor, terminated: NestedKey
 ) -> tuple[ValueEstimatorBase, TensorDictBase]:
-    """An estimator whose gamma is each row's whole factor of the next value, and a batch without other discounts."""
+    """An estimator whose gamma is each row's factor of the next value, and a batch without other discounts."""
     if not isinstance(estimator, TD0Estimator):
         raise O2OSpecError(
-            f"got rows with discounts of their own for a {type(estimator).__name__}, expected a TD0Estimator or a "
-            f"subclass, whose gamma they replace; leave that entry out of the batch"
+            f"got rows with their own discounts and a {type(estimator).__name__}, expected a TD0Estimator or a "
+            "subclass, because the discounts replace its gamma; exclude the discounts from the batch, or change the "
+            "estimator"
         )
     twin = copy.copy(estimator)  # a separate estimator, so that the loss's keeps its gamma
     twin._buffers = {**estimator._buffers, "gamma": discount}

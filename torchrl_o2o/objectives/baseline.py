@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""ACA's baseline Z(s) on top of any frozen offline policy. (SAC+ML trains its own baseline with the policy.)"""
+"""ACA's baseline Z(s) for any frozen offline policy. (SAC+ML trains its own baseline with the policy.)"""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class FitsBaselines(TransitionLoss):
 
 
 class BaselineLoss(FitsBaselines):
-    r"""Policy evaluation in the form :math:`Q(s,a)=\log\pi_0(a|s)+Z(s)`: only the state's part Z is trained.
+    r"""Policy evaluation with :math:`Q(s,a)=\log\pi_0(a|s)+Z(s)`, where only Z is trained.
 
     .. math::
         y = r + \gamma(1-d)\big[\log\pi_0(a'|s') + \min_k Z_k(s') - \alpha\log\pi_0(a'|s')\big],\qquad
         L_Z = \frac1B\sum_b\sum_i (\log\pi_0(a|s)+Z_i(s)-y)^2
 
-    This is how a policy that was trained by another learner (CQL, AWAC, IQL) is prepared for ACA. There is no target
-    network, and the policy stays as it is.
+    Use it to prepare a policy of another learner (CQL, AWAC, IQL) for ACA. There is no target network, and the policy
+    is not changed.
 
     Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9; for policies that were not trained by SAC+ML the paper clips
     :math:`\log\pi_0` to 0 where negative (``clip_min=0``; no code was released for that case).
@@ -80,11 +80,12 @@ class BaselineLoss(FitsBaselines):
     Keyword Args:
         alpha: entropy temperature of the online phase. Defaults to 1, where ACA starts.
         baseline_entropy: subtract the entropy term (the authors' code) or not (Eq. 9). Defaults to ``True``.
-        clip_min: lower bound of the log-density in its role as critic. Defaults to 0.0; ``None`` for none.
+        clip_min: lower bound of the log-density where it serves as a critic, or ``None`` for no bound. Defaults to 0.0.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the policy has no log-density, or the baselines are no list of networks of their own.
+        O2OSpecError: if the policy has no log-density, or the baselines are not a list of networks with separate
+            parameters.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_baselines

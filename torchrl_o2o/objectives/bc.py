@@ -24,21 +24,22 @@ class BCLoss(TransitionLoss):
     .. math:: L = -\frac1B\sum_b\log\pi(a_b|s_b) \qquad\text{or}\qquad
         L = \frac1B\sum_b\frac1A\lVert\pi(s_b)-a_b\rVert^2
 
-    What the actor *is* decides, not how its outputs are called. It reads no reward and no next state.
+    The type of the actor decides, not the names of its outputs. The loss reads no reward and no next state.
 
     Importance weights multiply the rows.
 
-    Differences from :class:`torchrl.objectives.BCLoss`, which computes the same two numbers: that one takes an actor
-    for deterministic unless one of its outputs is called ``loc``, ``scale``, ``logits`` or ``probs``, and then clones a
-    *sample*; it reduces over elements or rows depending on the actor, ignores importance weights, and orders its
-    ``in_keys`` by a set. It also has discrete actions and padding masks, which this one lacks.
+    Differences from :class:`torchrl.objectives.BCLoss`, which computes the same two numbers: TorchRL's treats an actor
+    as deterministic, and clones a *sample* of it, unless one of its outputs is called ``loc``, ``scale``, ``logits`` or
+    ``probs``. It reduces over elements or rows depending on the actor, ignores importance weights, and does not fix the
+    order of its ``in_keys``. It supports discrete actions and padding masks, which this class does not.
 
     Args:
         actor_network: the actor, stochastic or deterministic.
 
     Keyword Args:
-        action_clip: clamps recorded actions to plus and minus this, or ``None`` (default). A squashed Gaussian that
-            clones actions at the edge of the box needs it (BRAC: 1 - 1e-3), or it explains nothing else.
+        action_clip: bound to whose plus and minus recorded actions are clamped, or ``None`` (default). Set it (1 - 1e-3
+            in BRAC) if a squashed Gaussian clones actions at the edge of the box: their likelihood is unbounded and
+            outweighs all other rows.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:

@@ -38,7 +38,7 @@ _BOTH = ("actor_network", "qvalue_network")
 
 
 class BEARLoss(DivergenceLoss, CriticLoss):
-    r"""Actor-critic whose policy is held to the support of the data by a maximum mean discrepancy.
+    r"""Actor-critic that keeps the policy within the support of the data by a maximum mean discrepancy (MMD) penalty.
 
     .. math::
         y = r+\gamma(1-d)\max_{k\le10}\big[\tfrac34\min_i Q'_i(s',a'_k)+\tfrac14\max_i Q'_i(s',a'_k)\big],
@@ -47,20 +47,19 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         L_\pi = \frac1B\sum_b\Big[-w_Q\big(\min_i\bar Q_i(s)-c\,\mathrm{std}_i\bar Q_i(s)\big)+\eta\,D(s)\Big],\qquad
         \bar Q_i(s)=\frac1N\sum_n Q_i(s,a_n),\ a_n\sim\pi(\cdot|s)
 
-    :math:`D(s)=\sqrt{\mathrm{MMD}^2+10^{-6}}` compares the N actions of the policy with M of a VAE of the data, both
-    *before* tanh, with the kernel :math:`e^{-d/2\sigma}` (:func:`~torchrl_o2o.functional.squared_mmd`). The VAE's
-    latents and the noise of the policy's N actions are standard normal, clamped to 0.5; what y draws is not clamped.
-    :math:`\eta=e^{\log\eta}` rises while :math:`D>0.05`
-    (:class:`~torchrl_o2o.modules.Multiplier`). The VAE is trained along, by :meth:`vae_loss`. The buffer ``q_weight``,
-    :math:`w_Q`, is 1; fill it with 0 in the first updates, which the authors spend on D alone. Test by
-    :class:`~torchrl_o2o.objectives.BestAction`.
+    :math:`D(s)=\sqrt{\mathrm{MMD}^2+10^{-6}}` compares the N actions of the policy with M actions of a VAE of the data,
+    both *before* tanh, with the kernel :math:`e^{-d/2\sigma}` (:func:`~torchrl_o2o.functional.squared_mmd`). The VAE's
+    latents and the noise of the policy's N actions are standard normal, clamped to 0.5; the noise of the actions in y
+    is not clamped. :math:`\eta=e^{\log\eta}` rises while :math:`D>0.05` (:class:`~torchrl_o2o.modules.Multiplier`).
+    :meth:`vae_loss` trains the VAE at the same time. The buffer ``q_weight``, :math:`w_Q`, is 1. Fill it with 0 for the
+    first updates, in which the authors minimize D alone. Evaluate with :class:`~torchrl_o2o.objectives.BestAction`.
 
     Source: Kumar et al. 2019, arXiv:1906.00949, Algorithm 1, and the authors' code. One update: VAE, critics, actor,
     :math:`\eta`, targets.
 
     Differences from the paper: the penalty on the ensemble's spread, :math:`c=\lambda\sqrt{(1-\delta)/\delta}`, is off
-    by default, as in the setting that the authors recommend. They draw the first :math:`\log\eta` from N(0, 1); here it
-    is 0. They clamp :math:`\log\eta` behind its step; here its gradient stops at the bounds.
+    by default, as in the setting that the authors recommend. They draw the initial :math:`\log\eta` from N(0, 1); here
+    it is 0. They clamp :math:`\log\eta` after its step; here its gradient is zero beyond the bounds.
 
     Importance weights multiply the rows of :math:`L_Q` and of :meth:`vae_loss`, not those of :math:`L_\pi` or of
     :math:`\eta`.
@@ -76,17 +75,18 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         policy_samples: N. Defaults to 5.
         behavior_samples: M. Defaults to 5.
         noise_clip: bound of the policy's noise in the actor's loss and in D, in standard deviations. Defaults to 0.5,
-            the authors' code; ``None`` does not clamp: the paper, which names no bound.
-        target_samples: next actions of which the best counts. Defaults to 10.
+            as in the authors' code. ``None`` does not clamp, as in the paper.
+        target_samples: number of next actions; the target takes the best. Defaults to 10.
         multiplier: :math:`\eta`. Defaults to ``Multiplier(1.0, target=0.05, form="log", bounds=(-5.0, 10.0))``.
-        soft_min_weight: of the minimum in y. Defaults to 0.75.
+        soft_min_weight: weight of the minimum in y. Defaults to 0.75.
         spread_weight: :math:`\lambda` of the penalty on the critics' spread. Defaults to 0.
-        spread_confidence: :math:`\delta` of it, in (0, 1]. Defaults to 0.1.
+        spread_confidence: :math:`\delta` of that penalty, in (0, 1]. Defaults to 0.1.
         vae_beta: weight of the VAE's divergence. Defaults to 0.5.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the actor is not squashed by tanh, the VAE is no VAE, or a setting is unknown or out of range.
+        O2OSpecError: if the actor is not squashed by tanh, the VAE was not built by ``make_action_vae``, or a setting
+            is unknown or out of range.
 
     Examples:
         >>> from torchrl_o2o.modules import make_action_vae, make_actor, make_qvalue_ensemble
@@ -223,8 +223,8 @@ class BEARLoss(DivergenceLoss, CriticLoss):
         policy = own_distribution(policy_distribution(self.actor_network, params, state))
         if not isinstance(policy, TanhNormal):
             raise O2OSpecError(
-                f"got a policy of {type(policy).__name__}, expected one squashed by tanh, for example make_actor(...); "
-                f"BEAR compares actions before tanh"
+                f"got a policy with the distribution {type(policy).__name__}, expected one squashed by tanh, because "
+                "BEAR compares actions before tanh; build it with make_actor(...)"
             )
         return policy
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Act by the best of several actions of a policy according to a critic: the test policy of BEAR and BRAC."""
+"""Take the best of several actions of a policy according to a critic, as BEAR and BRAC do in evaluation."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ __all__ = ["BestAction"]
 
 
 class BestAction(TensorDictModuleBase):
-    r"""Draw N actions of a loss's actor and act by the one that its first critic values most.
+    r"""Draw N actions from a loss's actor and take the one that its first critic values most.
 
     .. math:: a=\arg\max_{a_k}Q_1(s,a_k),\qquad a_1\dots a_N\sim\pi(\cdot|s)
 
-    It follows the loss's networks as they are trained. It draws under every exploration type.
+    It uses the loss's current parameters, also while they are trained. It is random under every exploration type.
 
-    Source: Kumar et al. 2019 (BEAR), section 5; Wu et al. 2019 (BRAC) evaluate so, too.
+    Source: Kumar et al. 2019 (BEAR), section 5; Wu et al. 2019 (BRAC) evaluate in the same way.
 
     Args:
-        loss: has a stochastic actor and critics.
+        loss: a loss with a stochastic actor and critics.
 
     Keyword Args:
         num_actions: N. Defaults to 10.
@@ -80,7 +80,7 @@ class BestAction(TensorDictModuleBase):
         return self.__dict__["loss"].actor_network.spec
 
     def make_actor(self) -> Actor:
-        r"""The policy to deploy: it acts as this does, without the loss.
+        r"""The policy to deploy, which takes the same actions and does not need the loss.
 
         Returns:
             An actor that shares the loss's parameters; random under every exploration type.

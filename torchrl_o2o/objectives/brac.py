@@ -28,7 +28,7 @@ _ALL = ("actor_network", "qvalue_network", "behavior_network")
 
 
 class BRACLoss(BehaviorRegularizedLoss):
-    r"""Soft actor-critic whose policy pays for its divergence from a cloned behavior policy :math:`\hat\beta`.
+    r"""Soft actor-critic with a penalty on the policy's divergence from a cloned behavior policy :math:`\hat\beta`.
 
     .. math::
         y = r+\gamma(1-d)\big[\bar Q'(s',a')-\alpha_e\log\pi(a'|s')-\alpha D(s')\big],\qquad
@@ -42,12 +42,13 @@ class BRACLoss(BehaviorRegularizedLoss):
     .. math:: D_{KL}(s)=\frac1K\sum_k\log\pi(a_k|s)-\log\hat\beta(\mathrm{clip}(a_k,\pm(1-\varepsilon))|s)
 
     or is the squared maximum mean discrepancy between K actions of either policy
-    (:func:`~torchrl_o2o.functional.squared_mmd`, Laplacian kernel). :math:`\hat\beta` is cloned before, by
-    :class:`~torchrl_o2o.objectives.BCLoss`, and only read here. :math:`\alpha` is fixed or steered
+    (:func:`~torchrl_o2o.functional.squared_mmd`, Laplacian kernel). Train :math:`\hat\beta` beforehand with
+    :class:`~torchrl_o2o.objectives.BCLoss`; this loss does not change it. :math:`\alpha` is fixed or learned
     (:class:`~torchrl_o2o.modules.Multiplier`). The buffer ``q_weight``, :math:`w_Q`, is 1; fill it with 0 for a warm
     start of the actor on the divergence alone.
 
-    Source: Wu et al. 2019, arXiv:1911.11361, Eq. 3-6, and the authors' code: targets are moved first in each update.
+    Source: Wu et al. 2019, arXiv:1911.11361, Eq. 3-6, and the authors' code, which moves the targets first in each
+    update.
 
     Differences from the paper: none in the equations; its dual estimates are
     :class:`~torchrl_o2o.objectives.BRACDualLoss`. The authors draw anew for the weight's step; here it takes the
@@ -59,11 +60,11 @@ class BRACLoss(BehaviorRegularizedLoss):
     Args:
         actor_network: a tanh-Gaussian actor, :func:`~torchrl_o2o.modules.make_actor`.
         qvalue_network: critics, two in the paper.
-        behavior_network: the cloned policy; its parameters are shared, get no gradient here and belong into no
-            optimizer but that of :class:`~torchrl_o2o.objectives.BCLoss`.
+        behavior_network: the cloned policy. Its parameters are shared and get no gradient here. Give them to no
+            optimizer except that of :class:`~torchrl_o2o.objectives.BCLoss`.
 
     Keyword Args:
-        value_penalty: penalize the target, too (BRAC-v). Defaults to ``False``.
+        value_penalty: whether the target is penalized, too (BRAC-v). Defaults to ``False``.
         divergence: ``"kl"`` (default) or ``"mmd"``.
         divergence_samples: K. Defaults to 4.
         multiplier: :math:`\alpha`. Defaults to ``Multiplier(0.1)``, fixed; ``Multiplier(0.1, target=0.0)`` is learned
@@ -169,7 +170,7 @@ class BRACLoss(BehaviorRegularizedLoss):
         return (log_prob - behavior.log_prob(self._inside(drawn))).mean(0)
 
     def _inside(self, action: Tensor) -> Tensor:
-        """The action, clamped away from the edge of its box, where the inverse of tanh is infinite."""
+        """The action, clamped to just inside its box, because the inverse of tanh is infinite at the edge."""
         low, high = self.action_low.to(action.dtype), self.action_high.to(action.dtype)
         margin = 0.5 * self.action_margin * (high - low)
         return torch.minimum(torch.maximum(action, low + margin), high - margin)

@@ -74,7 +74,7 @@ class BRACDualLoss(BehaviorRegularizedLoss):
         divergence_network: c, a network like one critic, for example ``make_qvalue_ensemble(...)[0]``.
 
     Keyword Args:
-        value_penalty: penalize the target, too (BRAC-v). Defaults to ``False``, the authors' example.
+        value_penalty: whether the target is penalized, too (BRAC-v). Defaults to ``False``, the authors' example.
         divergence: ``"kl"`` (default) or ``"wasserstein"``.
         gradient_penalty: :math:`\kappa`. Defaults to 5, the authors'.
         multiplier: :math:`\alpha`. Defaults to ``Multiplier(0.1)``, fixed; the authors' example is 10.

@@ -5,8 +5,8 @@
 """Carry networks and optimizers of an offline loss over to an online one.
 
 The offline side may be a loss module or its ``state_dict()`` read from a checkpoint
-(:func:`torchrl_o2o.checkpoint.load_objects`), so that one pre-training serves many fine-tunings. If something does
-not fit, an error gives the reason; nothing is skipped.
+(:func:`torchrl_o2o.checkpoint.load_objects`), so that several online runs can start from one pre-training. If something
+does not fit, an error gives the reason. Nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ def carry_over(
 ) -> list[str]:
     """Copy networks of an offline loss into an online one; everything else of the latter stays as it was initialized.
 
-    Target networks go along with their networks: they are copied where the source has them, else they start equal to
-    the network. ``"temperature"``, CQL's ``"penalty"`` (its Lagrange multiplier) and the ``"multiplier"`` of BRAC and
-    BEAR may be among the names.
+    Target networks are copied with their networks where the source has them. Otherwise they start equal to the network.
+    ``"temperature"``, CQL's ``"penalty"`` (its Lagrange multiplier) and the ``"multiplier"`` of BRAC and BEAR can be
+    carried over, too.
 
     Args:
         source: the offline loss, or its state.
         destination: the online loss, changed in place.
-        names: attributes to copy. Defaults to ``("actor_network", "qvalue_network")``; a method whose critic starts
-            afresh carries ``("actor_network",)`` only. ``"offline_actor_network=actor_network"`` copies the source's
-            actor to another name (PEX).
+        names: attributes to copy. Defaults to ``("actor_network", "qvalue_network")``; use ``("actor_network",)`` for a
+            method with a new critic. ``"offline_actor_network=actor_network"`` copies the source's actor to another
+            name (PEX).
 
     Returns:
-        The networks of ``destination`` that were *not* carried over and so start afresh, for the log.
+        The parts of ``destination`` that were *not* carried over and keep their initial parameters, for the log.
 
     Raises:
-        O2OSpecError: if a network is missing on either side, or the two have other parameters (a deterministic and a
-            stochastic actor, other widths, another number of critics).
+        O2OSpecError: if a network is missing on either side, or the parameters of the two differ (a deterministic and a
+            stochastic actor, different widths, different numbers of critics).
 
     Examples:
         >>> import torch
@@ -74,7 +74,10 @@ def carry_over(
     carried = {name.partition("=")[0]: name.rpartition("=")[2] for name in names}
     for name, origin in carried.items():
         if name not in available:
-            raise O2OSpecError(f"the online loss has no {name!r}, it has {available}; carry over what it has")
+            raise O2OSpecError(
+                f"got {name!r} to carry over, expected one of {available}, which the online loss has; correct the name "
+                "or leave it out"
+            )
         group, source_group = (each if each in _PARTS else f"{each}_params" for each in (name, origin))
         _copy(state, source_group, destination, group)
         target = f"target_{group}"
@@ -87,9 +90,9 @@ def carry_over(
 def carry_optimizer(
     state: Mapping[str, Any] | torch.optim.Optimizer, destination: torch.optim.Optimizer
 ) -> torch.optim.Optimizer:
-    """Continue with an offline optimizer's moments and step counts; the online learning rate and settings stay.
+    """Copy an offline optimizer's moments and step counts to an online one, which keeps its learning rate and settings.
 
-    The references differ: Cal-QL, IQL and ACA's code keep them, starting afresh is the recommendation for ACA.
+    The references differ: Cal-QL, IQL and ACA's code keep the moments, while ACA's paper recommends new ones.
 
     Args:
         state: the offline optimizer or its ``state_dict()``.
@@ -127,8 +130,9 @@ def carry_optimizer(
         if isinstance(tensor, Tensor) and name != "step"
     ):
         raise O2OSpecError(
-            f"the offline optimizer has {len(moments)} parameters, the online one {len(params)}, or their shapes "
-            f"differ; start with a new online optimizer, or carry it only together with the same networks"
+            f"got an offline optimizer of {len(moments)} parameters and an online one of {len(params)}, expected "
+            "parameters of the same number and shapes; start with a new online optimizer, or build both for the same "
+            "networks"
         )
     sizes = [[len(group["params"]) for group in each] for each in (saved["param_groups"], destination.param_groups)]
     if sizes[0] != sizes[1]:
@@ -140,7 +144,7 @@ def carry_optimizer(
         {**{key: value for key, value in new.items() if key != "params"}, "params": old["params"]}
         for old, new in zip(saved["param_groups"], destination.param_groups, strict=True)
     ]
-    # Copied: torch keeps the given tensors, so that both optimizers would update the same moments.
+    # Copied, because torch keeps the given tensors and both optimizers would update the same moments.
     destination.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
     return destination
 
@@ -153,8 +157,8 @@ def _kind(groups: Sequence[Mapping[str, Any]]) -> list[str]:
 def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
     """K agents' actors and critics as the state of one pessimistic ensemble, for :func:`carry_over`.
 
-    The members of the averaged actor are the agents' actors, agent k's critics are at its place among all critics.
-    Targets are left out, so that they start equal to the critics, as in the authors' code.
+    The members of the averaged actor are the agents' actors. The critics are in the order of the agents. Targets are
+    omitted, so they start equal to the critics, as in the authors' code.
 
     Source: Lee et al. 2021 (Off2On).
 
@@ -167,7 +171,7 @@ def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
         :func:`~torchrl_o2o.modules.average_actors`.
 
     Raises:
-        O2OSpecError: if there is no agent, or the agents differ in their networks.
+        O2OSpecError: if there is no agent, or the agents have different networks.
 
     Examples:
         >>> from torchrl_o2o.modules import average_actors, make_actor, make_qvalue_ensemble
@@ -183,7 +187,7 @@ def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
     """
     states = [_state(source) for source in sources]
     if not states:
-        raise O2OSpecError("got no agent to stack; pass a list of losses or of their states")
+        raise O2OSpecError("got no agent to stack, expected at least one; pass a list of losses or of their states")
     groups = {"actor_network_params.module.0.module.": torch.stack, "qvalue_network_params.": torch.cat}
     stacked: dict[str, Tensor] = {}
     for (group, join), member in zip(groups.items(), ("members.", ""), strict=True):
@@ -191,7 +195,10 @@ def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
         for position, shape in enumerate(shapes):
             if shape != shapes[0]:
                 different = sorted({key for key, _ in set(shape.items()) ^ set(shapes[0].items())})
-                raise O2OSpecError(f"agent {position} has other networks than agent 0; they differ in {different[:4]}")
+                raise O2OSpecError(
+                    f"agent {position} and agent 0 have different networks, expected the same for all agents; they "
+                    f"differ in {different[:4]}"
+                )
         for key in shapes[0]:
             stacked[group + member + key.removeprefix(group)] = join([state[key] for state in states])
     return stacked
@@ -206,19 +213,20 @@ def align(
     beta: float = 7.0,
     interpolation: float = 1.0,
 ) -> ACALoss:
-    r"""Actor-critic alignment: start the online critic at :math:`\log\pi_0(a|s)+Z(s)` and throw the offline one away.
+    r"""Actor-critic alignment: start the online critic at :math:`\log\pi_0(a|s)+Z(s)`.
 
-    The offline policy is copied into ``actor`` and, frozen, into the critic; the residuals and their targets become the
-    baselines with zero action columns; the temperature starts afresh. Works from any stochastic Gaussian policy: train
-    the baselines along with it (:class:`~torchrl_o2o.objectives.SACMLLoss`) or afterwards on the frozen policy of
-    another learner (:class:`~torchrl_o2o.objectives.BaselineLoss`).
+    The offline critic is not used. The offline policy is copied into ``actor`` and, frozen, into the critic. The
+    residuals and their targets become the baselines with zero action columns. The temperature is new. It works with any
+    stochastic Gaussian policy. Train the baselines together with the policy
+    (:class:`~torchrl_o2o.objectives.SACMLLoss`) or afterwards on the frozen policy of another learner
+    (:class:`~torchrl_o2o.objectives.BaselineLoss`).
 
     Source: Yu & Zhang 2023 (ACA).
 
     Args:
         source: ``SACMLLoss``, ``BaselineLoss`` or the state of one.
         actor: the online policy, built like the offline one; changed in place.
-        residuals: critics R_i(s, a), as many as baselines and of the same hidden layers, without LayerNorm.
+        residuals: critics R_i(s, a), as many as there are baselines, with the same hidden layers and without LayerNorm.
 
     Keyword Args:
         temperature: see :class:`~torchrl_o2o.objectives.ACALoss`; alpha starts at 1 by default.
@@ -247,8 +255,8 @@ def align(
     baseline = _select(state, "baseline_network_params")
     if not baseline:
         raise O2OSpecError(
-            f"the offline loss has {sorted({key.split('.')[0] for key in state})} but no baseline Z(s); train one on "
-            f"its policy with BaselineLoss(policy, make_baselines(...)) and align from that"
+            f"got an offline loss with {sorted({key.split('.')[0] for key in state})}, expected a baseline Z(s) among "
+            "them; train one for its policy with BaselineLoss(policy, make_baselines(...)), and pass that loss"
         )
     policy_state = _select(state, "actor_network_params")
     _check_same("actor_network", policy_state, dict(actor.state_dict()))
@@ -287,8 +295,8 @@ def _copy(state: Mapping[str, Tensor], source: str, loss: LossModule, group: str
     if not given:
         groups = sorted({key.split(".")[0].removesuffix("_params") for key in state} - {"_value_estimator"})
         raise O2OSpecError(
-            f"the offline loss has no {source.removesuffix('_params')!r}, it has {groups}; leave the name out of the "
-            f"hand-over to start with a new network"
+            f"got {source.removesuffix('_params')!r} to carry over, expected one of {groups}, which the offline loss "
+            "has; leave the name out to start with a new network"
         )
     _check_same(source.removesuffix("_params"), given, live)
     for key, value in given.items():
@@ -303,7 +311,7 @@ def _check_same(name: str, given: Mapping[str, Tensor], live: Mapping[str, Tenso
     ]
     shapes = [tuple(side[wrong[0]].shape) if wrong[0] in side else "nothing" for side in (given, live)]
     raise O2OSpecError(
-        f"the offline {name} does not fit the online one: at {wrong[0]!r} the former has {shapes[0]}, the latter "
-        f"{shapes[1]} ({len(set(wrong))} such entries); build both with the same function and sizes (policy family, "
-        f"hidden_sizes, number of critics, LayerNorm)"
+        f"got an offline {name} with {shapes[0]} at {wrong[0]!r}, expected {shapes[1]} as in the online one "
+        f"({len(set(wrong))} such entries); build both with the same function and sizes (policy family, hidden_sizes, "
+        "number of critics, LayerNorm)"
     )

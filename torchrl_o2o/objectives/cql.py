@@ -47,17 +47,17 @@ class CQLLoss(SoftLoss):
     Actor and temperature are SAC's on the minimum of the critics. With ``ConservativePenalty(target_gap=tau)`` the
     penalty is :math:`\alpha'w(\mathrm{gap}-\tau)` and ``loss_alpha_prime`` trains :math:`\alpha'`.
 
-    Source: Kumar et al. 2020 (CQL), Eq. 4 and appendix F; the authors' code as Nakamoto et al. 2023 and CORL
-    carry it on. All four losses are taken at the same parameters there, then all optimizers step, then the targets.
+    Source: Kumar et al. 2020 (CQL), Eq. 4 and appendix F; the authors' code, as continued by Nakamoto et al. 2023 and
+    CORL. They compute all four losses from the same parameters, then step all optimizers, then the targets.
 
     Differences from :class:`torchrl.objectives.CQLLoss`: the soft maximum runs over all 3n actions and not over 3
     means, the actions drawn at s' are evaluated at s, and the Lagrange multiplier scales the penalty. All actions of
     all critics are evaluated in one batched call.
 
-    The references' ``alpha_multiplier`` c is not an argument: :math:`c\,e^{\log\alpha}` with the same optimizer steps
-    is ``Temperature(init=c * alpha)``.
+    The references' ``alpha_multiplier`` c is not an argument. :math:`c\,e^{\log\alpha}` with the same optimizer steps
+    equals ``Temperature(init=c * alpha)``.
 
-    Importance weights multiply the rows of :math:`L_Q`, penalty included, not those of actor, temperature and
+    Importance weights multiply the rows of :math:`L_Q`, including the penalty, not those of actor, temperature and
     multiplier.
 
     Args:
@@ -68,18 +68,18 @@ class CQLLoss(SoftLoss):
     Keyword Args:
         temperature: the entropy temperature. Defaults to ``Temperature(-A, form="log_alpha")``.
         penalty: weight, proposals and Lagrange multiplier. Defaults to ``ConservativePenalty()``.
-        max_target_backup: the target takes the best of ``penalty.num_actions`` next actions. Defaults to ``False``;
-            ``True`` on AntMaze and Adroit.
+        max_target_backup: whether the target takes the best of ``penalty.num_actions`` next actions. Defaults to
+            ``False``; ``True`` on AntMaze and Adroit.
         entropy_backup: subtract the entropy term from the target. Defaults to ``False``.
-        actor_q: the actor climbs the ``"min"`` (default) or the ``"mean"`` of the critics.
-        sub_sample_len: critics in the target's minimum, drawn once per minibatch; ``None`` (default) takes all. 2 of 10
-            before WSRL.
+        actor_q: the actor maximizes the ``"min"`` (default) or the ``"mean"`` of the critics.
+        sub_sample_len: number of critics in the target's minimum, drawn once per minibatch; ``None`` (default) takes
+            all. Offline training before WSRL uses 2 of 10.
         subset_replacement: draw them with replacement, as WSRL does. Defaults to ``False``.
         entropy_at: see :class:`~torchrl_o2o.objectives.EnsembleSACLoss`. Defaults to ``"state"``.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if an option is unknown or the actor states no bounded action.
+        O2OSpecError: if an option is unknown or the actor has no bounded action spec.
 
     Examples:
         >>> import torch
@@ -209,7 +209,7 @@ class CQLLoss(SoftLoss):
     def alpha_prime_loss(
         self, tensordict: TensorDictBase, *, gap: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the Lagrange multiplier; zero where none is trained.
+        """Loss of the Lagrange multiplier; zero if none is trained.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
@@ -218,7 +218,7 @@ class CQLLoss(SoftLoss):
             gap: what :meth:`qvalue_loss` returned, shape [E, *B]; ``None`` (default) calls it.
 
         Returns:
-            The loss, and nothing beside it.
+            The loss, and an empty dictionary.
         """
         self._check_batch(tensordict, "alpha_prime_loss(batch, gap=gap)")
         gap = self.qvalue_loss(tensordict)[1]["gap"] if gap is None else gap
@@ -273,16 +273,16 @@ class CQLLoss(SoftLoss):
 
 
 class CalQLLoss(CQLLoss):
-    r"""Calibrated Q-learning: CQL that never pushes a policy action's value below the behavior's return.
+    r"""Calibrated Q-learning: CQL that does not push the value of an action below the behavior policy's return.
 
-    As :class:`CQLLoss`, but before the soft maximum the values of *policy* actions (at s and s', not the uniform ones)
-    are replaced by :math:`\max(Q_i(s,a_m), G)`, with G the Monte-Carlo return of the row under the transformed reward,
-    read from ``tensor_keys.mc_return`` (see :func:`torchrl_o2o.data.transforms.add_mc_return`).
+    Like :class:`CQLLoss`, but before the soft maximum the values of *policy* actions (at s and s', not the uniform
+    ones) are replaced by :math:`\max(Q_i(s,a_m), G)`, with G the Monte-Carlo return of the row under the transformed
+    reward, read from ``tensor_keys.mc_return`` (see :func:`torchrl_o2o.data.transforms.add_mc_return`).
 
     Source: Nakamoto et al. 2023 (Cal-QL), Eq. 5.1 and the authors' code, which keeps the calibration on during online
-    fine-tuning with the true returns of the collected trajectories. CORL's variant turns it off at the switch: set
-    ``loss.calibrate = False`` there, and call ``update.recompile()`` where the update is compiled. Without calibration,
-    for which no returns are read, or with returns of minus infinity, this is CQL.
+    fine-tuning with the true returns of the collected trajectories. CORL's variant turns it off when online training
+    begins: set ``loss.calibrate = False`` then, and call ``update.recompile()`` if the update is compiled. Without
+    calibration (returns are then not read), or with returns of minus infinity, this is CQL.
 
     Importance weights: see :class:`CQLLoss`.
 
@@ -368,7 +368,7 @@ class CalQLLoss(CQLLoss):
         value = self._one_each(tensordict, self.tensor_keys.mc_return)
         if value is None:
             raise O2ODataError(
-                f"the batch has no {self.tensor_keys.mc_return!r}; add returns to the data with "
-                f"torchrl_o2o.data.transforms.add_mc_return and to finished online episodes, or set calibrate = False"
+                f"got a batch without {self.tensor_keys.mc_return!r}, expected returns; add them to the data and to "
+                "finished online episodes with torchrl_o2o.data.transforms.add_mc_return, or set calibrate = False"
             )
         return value

@@ -32,9 +32,9 @@ class ConditionalVAELoss(TransitionLoss):
     Source: SAMG, Eq. 2, with the weighting of CPQ (Xu et al. 2022): both terms are means over dimensions. Adam 1e-3,
     batch 256, raw inputs; the paper reports the best confidences at a divergence of about 0.03.
 
-    Annealing: call :meth:`set_progress` with the share of the training done, and :math:`\beta` stays 0 for a while and
-    then rises (:func:`~torchrl_o2o.functional.kl_weight`). Without such calls it is constant. The module given is
-    trained in place: hand it to :class:`~torchrl_o2o.modules.OfflineConfidence` afterwards.
+    To anneal, call :meth:`set_progress` with the completed share of the training. :math:`\beta` then stays 0 at first
+    and rises later (:func:`~torchrl_o2o.functional.kl_weight`). Without such calls it is constant. The given module is
+    trained in place. Pass it to :class:`~torchrl_o2o.modules.OfflineConfidence` afterwards.
 
     Importance weights multiply the rows.
 
@@ -82,7 +82,7 @@ class ConditionalVAELoss(TransitionLoss):
         return [*self.vae_network.in_keys, unravel_key(("next", self.vae_network.in_keys[0]))]
 
     def set_progress(self, progress: float) -> None:
-        """Set the weight of the divergence for this moment of the training.
+        """Set the weight of the divergence for the current point of the training.
 
         Args:
             progress: share of the training that is done, in [0, 1].
@@ -107,8 +107,8 @@ class ConditionalVAELoss(TransitionLoss):
         predicted, mean, std, _ = call_module(vae, params, observation, action, noise)
         if predicted.shape != following.shape:
             raise O2OSpecError(
-                f"got {self.in_keys[2]!r} of shape {list(following.shape)}, expected that of {self.in_keys[0]!r}, "
-                f"{list(observation.shape)}"
+                f"got {self.in_keys[2]!r} of shape {list(following.shape)}, expected the shape of {self.in_keys[0]!r}, "
+                f"{list(observation.shape)}; sample whole transitions"
             )
         error, kl = (predicted - following).square().mean(-1), gaussian_kl(mean, std)  # |s^' - s'|^2 / o, KL
         info = {"reconstruction_error": error.detach(), "kl": kl.detach()}
@@ -135,7 +135,7 @@ class InverseDynamicsLoss(TransitionLoss):
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the module is no such network.
+        O2OSpecError: if the module was not built by ``make_inverse_dynamics``.
 
     Examples:
         >>> from torchrl_o2o.modules import make_inverse_dynamics
@@ -170,8 +170,8 @@ class InverseDynamicsLoss(TransitionLoss):
             tensordict: transitions, shape [*B]; not modified.
 
         Returns:
-            The loss, and ``explained_variance``, a scalar: 1 if the embedding tells the actions exactly, 0 if no better
-            than their mean.
+            The loss, and ``explained_variance``, a scalar: 1 if the embedding predicts the actions exactly, 0 if it is
+            no better than their mean.
         """
         observation, following, action = (self._entry(tensordict, key) for key in self.in_keys)
         for key, value in zip(self.in_keys[:2], (observation, following), strict=True):

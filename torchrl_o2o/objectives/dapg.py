@@ -30,20 +30,20 @@ class DAPGLoss(TransitionLoss):
         w=0.01\,\frac{\hat A}{s_{\hat A}+10^{-8}},\quad w'=0.01\,\lambda_0\lambda_1^k
 
     N is the number of the policy's rows. Its negative gradient is g of the natural-gradient step, which
-    :class:`~torchrl_o2o.updates.NaturalGradient` makes with :meth:`divergence`. The batch is everything that one
-    iteration has collected, with all demonstrations: :func:`~torchrl_o2o.objectives.join_sources` puts them together.
-    Add 1 to ``iteration``, which is k and part of the state, after each step.
+    :class:`~torchrl_o2o.updates.NaturalGradient` takes with :meth:`divergence`. The batch holds all rows that one
+    iteration has collected and all demonstrations. Join them with :func:`~torchrl_o2o.objectives.join_sources`. Add 1
+    to ``iteration``, which is k and is saved with the state, after each step.
 
     Source: Rajeswaran et al. 2018, arXiv:1709.10087, Eq. 4 to 6 and Algorithm 1, and the authors' code.
 
-    Differences from the paper: without the factor :math:`\max A`, which the code replaces by whitened advantages; the
+    Differences from the paper: like the code, it uses whitened advantages instead of the factor :math:`\max A`. The
     paper has :math:`\lambda_0=0.1`.
 
     Importance weights are not read.
 
     Args:
-        actor_network: a stochastic actor whose distribution has ``loc`` and ``scale``, one number each an action
-            dimension: :func:`~torchrl_o2o.modules.make_rescaled_actor`.
+        actor_network: a stochastic actor whose distribution has ``loc`` and ``scale`` of one number per action
+            dimension, for example :func:`~torchrl_o2o.modules.make_rescaled_actor`.
 
     Keyword Args:
         lam_0: :math:`\lambda_0`; 0 is the natural policy gradient without demonstrations. Defaults to 0.01.
@@ -51,8 +51,8 @@ class DAPGLoss(TransitionLoss):
         reduction: ``"mean"`` (default) divides by N, ``"sum"`` does not, ``"none"`` keeps the rows.
 
     Raises:
-        O2OSpecError: if the actor is deterministic or a weight is out of range; in a step, if the batch does not say
-            which rows are demonstrations, or all of them are.
+        O2OSpecError: if the actor is deterministic or a weight is out of range; in a step, if the batch does not mark
+            which rows are demonstrations, or all rows are.
 
     Examples:
         >>> import torch
@@ -103,7 +103,7 @@ class DAPGLoss(TransitionLoss):
     ) -> None:
         super().__init__(reduction)
         if not 0.0 <= lam_0 < float("inf") or not 0.0 <= lam_1 <= 1.0:
-            raise O2OSpecError(f"got lam_0={lam_0}, lam_1={lam_1}; expected a finite number of 0 or more, and [0, 1]")
+            raise O2OSpecError(f"got lam_0={lam_0}, lam_1={lam_1}; expected a finite lam_0 >= 0 and lam_1 in [0, 1]")
         self.lam_0, self.lam_1 = lam_0, lam_1
         self.convert_to_functional(stochastic(actor_network), "actor_network", create_target_params=False)
         self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
@@ -136,9 +136,9 @@ class DAPGLoss(TransitionLoss):
         return loss, {"weight": weight, "log_prob": log_prob.detach()}
 
     def divergence(self, tensordict: TensorDictBase) -> Tensor:
-        r"""Mean Kullback-Leibler divergence of the policy from what it is now.
+        r"""Mean Kullback-Leibler divergence of the policy from its current distribution.
 
-        It is 0, and so is its gradient; its second derivative is the Fisher matrix F.
+        Its value and its gradient are 0. Its second derivative is the Fisher matrix F.
 
         .. math:: \frac1N\sum\sum_i\log\frac{\sigma_i}{\sigma'_i}+
             \frac{(\mu_i-\mu'_i)^2+\sigma'^2_i-\sigma_i^2}{2\sigma_i^2+10^{-8}}
@@ -167,13 +167,13 @@ class DAPGLoss(TransitionLoss):
     def _demonstrations(self, tensordict: TensorDictBase) -> Tensor:
         """Which rows are demonstrations, shape [*B]."""
         remedy = (
-            ", which says which rows are demonstrations; join them with the policy's rows by "
-            "join_sources(demos, rows), or set it to False everywhere"
+            ", which marks the demonstrations; join them with the policy's rows by join_sources(demos, rows), or set "
+            "it to False everywhere"
         )
         flag = self._one_each_required(tensordict, self.tensor_keys.is_offline, remedy)
         if flag.numel() and bool(flag.all()):
             raise O2OSpecError(
-                f"got {flag.numel()} rows, all demonstrations, expected the policy's rows as well; to clone "
-                f"demonstrations alone, use BCLoss"
+                f"got {flag.numel()} rows that are all demonstrations, expected rows of the policy as well; add them, "
+                "or use BCLoss to clone only demonstrations"
             )
         return flag.bool()

@@ -32,17 +32,17 @@ class DensityRatioLoss(TransitionLoss):
           = E_\mathrm{off}\,\mathrm{softplus}(\ell) + E_\mathrm{on}\,\mathrm{softplus}(-\ell) - 2\log 2,
         \qquad \ell=\log w(s,a)
 
-    with f of the Jensen-Shannon divergence; see :func:`~torchrl_o2o.functional.js_conjugate`. It is 0 for w = 1
-    and :math:`-2` JS at its minimum, so at least :math:`-2\log 2`: where it gets near that, the sources are told apart
-    without error and the ratio says little more than which source a row is from.
+    with f of the Jensen-Shannon divergence; see :func:`~torchrl_o2o.functional.js_conjugate`. It is 0 for w = 1 and
+    :math:`-2` JS, that is, at least :math:`-2\log 2`, at its minimum. Near :math:`-2\log 2` the network separates the
+    sources without error, and the ratio says little more than which source a row is from.
 
-    A batch holds rows of both sources and says by a bool entry ``is_offline`` of shape [*B] which is which, as
-    :class:`~torchrl_o2o.data.BalancedSampler` mixes them (``batch["index"] < num_offline``); :func:`join_sources` makes
-    one of two. The rows are weighted so that their mean is L, whatever the share of either source. A source without
-    rows contributes nothing.
+    A batch holds rows of both sources; its bool entry ``is_offline`` of shape [*B] marks the offline ones. For batches
+    of a :class:`~torchrl_o2o.data.BalancedSampler` it is ``batch["index"] < num_offline``. :func:`join_sources` joins
+    two batches into one. The rows are weighted so that their mean is L, whatever the share of either source. A source
+    without rows contributes nothing.
 
-    Differences from the references: log w instead of w behind a ReLU, and no epsilon inside the logarithms. To repeat
-    them exactly, use ``DensityRatio(..., parametrization="relu")`` and ``eps=1e-10``.
+    Differences from the references: the network gives log w instead of w after a ReLU, and the logarithms have no
+    epsilon. To reproduce the references exactly, use ``DensityRatio(..., parametrization="relu")`` and ``eps=1e-10``.
 
     Importance weights are not read: the ratio is that of the rows as they were drawn.
 
@@ -72,7 +72,8 @@ class DensityRatioLoss(TransitionLoss):
 
         Attributes:
             is_offline: which rows are offline, bool. Defaults to ``"is_offline"``.
-            offline: the rows of the data set, in a batch that has both sources apart. Defaults to ``"offline"``.
+            offline: the rows of the data set, in a batch that holds the two sources separately. Defaults to
+                ``"offline"``.
             online: the others. Defaults to ``"online"``.
         """
 
@@ -100,17 +101,17 @@ class DensityRatioLoss(TransitionLoss):
         return [*self.density_ratio_network.in_keys, self.tensor_keys.is_offline]
 
     def density_ratio_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one batch that holds both sources.
+        """Loss of one batch with rows of both sources.
 
         Args:
-            tensordict: rows with the network's ``in_keys`` and ``is_offline``, shape [*B]; or as many rows of either
-                source under ``"offline"`` and ``"online"``, both of shape [*B]. It is not modified.
+            tensordict: rows with the network's ``in_keys`` and ``is_offline``, shape [*B]; or the same number of rows
+                of each source under ``"offline"`` and ``"online"``, both of shape [*B]. It is not modified.
 
         Returns:
             The loss, and the means ``log_ratio_offline`` and ``log_ratio_online`` of log w, detached.
 
         Raises:
-            O2OSpecError: if the batch does not say which rows are offline.
+            O2OSpecError: if the batch does not mark which rows are offline.
         """
         keys = self.tensor_keys
         sources = [tensordict.get(key, None) for key in (keys.offline, keys.online)]
@@ -164,17 +165,17 @@ class DensityRatioLoss(TransitionLoss):
 def join_sources(
     offline: TensorDictBase, online: TensorDictBase, *, is_offline: NestedKey = "is_offline"
 ) -> TensorDictBase:
-    """One batch of offline and of online rows that says by ``is_offline`` which is which.
+    """Join offline and online rows into one batch, whose entry ``is_offline`` marks the offline ones.
 
     Args:
         offline: offline rows, shape [B].
         online: online rows with the same entries, shape [C].
 
     Keyword Args:
-        is_offline: the entry that says so, as the loss's ``tensor_keys`` have it. Defaults to ``"is_offline"``.
+        is_offline: name of that entry, the same as in the loss's ``tensor_keys``. Defaults to ``"is_offline"``.
 
     Returns:
-        Rows of shape [B + C], offline ones first; a copy.
+        A copy of the rows, shape [B + C], offline ones first.
 
     Raises:
         O2OSpecError: if the entries of one differ from the other's in name, shape or type.

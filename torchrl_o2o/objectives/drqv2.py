@@ -26,7 +26,7 @@ __all__ = ["DrQV2Loss"]
 
 
 class DrQV2Loss(CriticLoss):
-    r"""Twin critics and a deterministic actor on the features f of one encoder, with noise that shrinks by schedule.
+    r"""Twin critics and a deterministic actor on features f of one encoder, with noise that decreases over time.
 
     .. math::
         a' = \mathrm{clamp}(\pi(f(s'))+\mathrm{clip}(\sigma\varepsilon,\pm c)),\qquad
@@ -35,15 +35,15 @@ class DrQV2Loss(CriticLoss):
         L_\pi = -\frac1B\sum_b\min_j Q_j(f(s),a_\pi),\qquad
         a_\pi = \mathrm{clamp}(\pi(f(s))+\mathrm{clip}(\sigma\varepsilon,\pm c))
 
-    The critics train the encoder, by one optimizer over encoder, bottleneck and heads (or one with two groups); it has
-    no target. The actor gets the features from *before* that step, without gradient: :meth:`qvalue_loss` returns them
-    as ``encoding``, and an :class:`~torchrl_o2o.updates.Update` hands them on::
+    The critics train the encoder, with one optimizer for encoder, bottleneck and heads (in one group or two). The
+    encoder has no target. The actor gets the features from *before* that step, without gradient. :meth:`qvalue_loss`
+    returns them as ``encoding``, and an :class:`~torchrl_o2o.updates.Update` passes them to :meth:`actor_loss`::
 
         Update(loss, Descend("qvalue", critic_optim), Descend("actor", actor_optim), MoveTargets(targets))
 
-    Rows over n steps (:func:`~torchrl_o2o.data.n_step`) are discounted by their number of steps. Where the batch has
-    ``("next", "discount")``, that is the whole factor of the next value: :math:`\gamma^n\prod_i d_i` of an environment
-    with discounts of its own. A value estimator of your own takes it for its gamma.
+    Rows over n steps (:func:`~torchrl_o2o.data.n_step`) are discounted by their number of steps. If the batch has
+    ``("next", "discount")``, this is the whole factor of the next value, :math:`\gamma^n\prod_i d_i` for an environment
+    with its own discounts. It replaces the gamma of the value estimator.
 
     Set ``loss.std`` before an update: ``loss.std.fill_(linear_schedule(step, 1.0, 0.1, 500_000))``.
 
@@ -58,7 +58,7 @@ class DrQV2Loss(CriticLoss):
         qvalue_network: two critics that read the bottleneck's output and the action.
 
     Keyword Args:
-        std: sigma, as a share of the action box's half-width. Defaults to 1.0, with which the schedules begin.
+        std: sigma, as a share of the action box's half-width. Defaults to 1.0, the start of the schedules.
         noise_clip: c. Defaults to 0.3.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
@@ -94,7 +94,7 @@ class DrQV2Loss(CriticLoss):
         """Tensordict keys that can be renamed with ``set_keys``.
 
         Attributes:
-            discount: the factor of the next value, read under ``"next"`` where it is there. Defaults to ``"discount"``.
+            discount: the factor of the next value, read under ``"next"`` if present. Defaults to ``"discount"``.
         """
 
         discount: NestedKey = "discount"
@@ -191,7 +191,7 @@ class DrQV2Loss(CriticLoss):
 
         Keyword Args:
             encoding: what :meth:`qvalue_loss` returned, shape [*B, F]: f(s) from before the encoder's step; ``None``
-                (default) encodes anew.
+                (default) encodes again.
 
         Returns:
             The loss, and detached: ``qvalue_policy`` and ``log_prob`` (the normal density of the clipped action, for
@@ -230,7 +230,7 @@ class DrQV2Loss(CriticLoss):
         return self._judge(self._narrow(features, latent), action, heads)
 
     def _narrow(self, features: Tensor, latent: Parameters) -> Tensor:
-        """The features behind the critics' bottleneck, shape [*B, L]."""
+        """The features after the critics' bottleneck, shape [*B, L]."""
         network = self.latent_network
         return call_network(network, latent, {network.in_keys[0]: features}, network.out_keys[0])
 
@@ -251,6 +251,6 @@ def _check_chain(first: TensorDictModule, second: TensorDictModule) -> None:
     """Raise if a network does not read what the preceding one writes."""
     if first.out_keys[0] not in second.in_keys:
         raise O2OSpecError(
-            f"got networks, one of which writes {first.out_keys[0]!r} and the next reads {second.in_keys}, expected "
-            f"that entry among them; set out_key and in_key"
+            f"got a network that reads {second.in_keys}, expected {first.out_keys[0]!r} among them, which the network "
+            "before it writes; set out_key and in_key"
         )

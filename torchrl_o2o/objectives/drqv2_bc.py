@@ -19,14 +19,14 @@ __all__ = ["DrQV2BCLoss"]
 
 
 class DrQV2BCLoss(DrQV2Loss):
-    r"""DrQ-v2 held to the data, V-D4RL's baseline, and behavior cloning from pixels.
+    r"""DrQ-v2 with a behavior-cloning term, V-D4RL's baseline, and behavior cloning from pixels.
 
     .. math::
         L_\pi = -\lambda\frac1B\sum_b\min_j Q_j(f(s),a_\pi) + \frac1{BA}\sum_b\lVert a_\pi-a\rVert^2,\qquad
         \lambda = w\Big/\frac1B\sum_b|\min_j Q_j(f(s),a_\pi)|
 
-    :math:`a_\pi` is the noisy, clipped action, not the policy's mean, and lambda has no gradient: TD3+BC takes the mean
-    action and the first critic. Critics and encoder learn as in :class:`DrQV2Loss`.
+    :math:`a_\pi` is the noisy, clipped action, and the minimum is over both critics; TD3+BC takes the mean action and
+    the first critic. lambda has no gradient. Critics and encoder learn as in :class:`DrQV2Loss`.
 
     V-D4RL's cloning agent is :meth:`clone_loss` alone, whose gradient goes into actor *and* encoder::
 
@@ -45,7 +45,8 @@ class DrQV2BCLoss(DrQV2Loss):
 
     Keyword Args:
         bc_weight: w. Defaults to 2.5.
-        use_bc: whether the distance to the recorded action is paid for; without it lambda stays. Defaults to ``True``.
+        use_bc: whether the actor's loss has the distance to the recorded action; lambda applies either way. Defaults to
+            ``True``.
         std: see :class:`DrQV2Loss`.
         noise_clip: see there.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
@@ -123,7 +124,7 @@ class DrQV2BCLoss(DrQV2Loss):
         return self._reduce(objective), info | {"bc_error": distance.detach(), "q_weight": weight}
 
     def clone_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Behavior cloning: the distance alone, with gradient for actor and encoder.
+        """Behavior cloning: only the distance, with gradient for actor and encoder.
 
         Args:
             tensordict: observations and actions, shape [*B]; not modified.

@@ -22,15 +22,16 @@ __all__ = ["DrQV2CQLLoss"]
 
 
 class DrQV2CQLLoss(DrQV2Loss):
-    r"""DrQ-v2 whose critics are pushed down where the data say nothing, V-D4RL's CQL agent.
+    r"""DrQ-v2 with CQL's penalty on the values of actions that are not in the data, V-D4RL's CQL agent.
 
     .. math::
         L_Q = \frac1B\sum_b\sum_j(Q_j(f(s),a)-y)^2 + w\Big(T\log\sum_m e^{Q_j(f_m,a_m)/T} - Q_j(f(s),a)\Big)
 
-    The sum is over n uniform actions and n of the policy at s, n of the policy at s', and the recorded action. Those at
-    s' are valued at s', unlike in :class:`CQLLoss`; no gradient goes through f(s') or through any action. With
-    ``importance_sampling`` each proposal's log-density is subtracted, and the recorded action is left out. The actor is
-    :class:`DrQV2Loss`'s. With ``ConservativePenalty(target_gap=tau)`` ``loss_alpha_prime`` trains the multiplier::
+    The sum is over n uniform actions and n of the policy at s, n of the policy at s', and the recorded action. The
+    actions at s' are evaluated at s', unlike in :class:`CQLLoss`. No gradient goes through f(s') or through any action.
+    With ``importance_sampling`` each proposal's log-density is subtracted, and the recorded action is left out. The
+    actor is :class:`DrQV2Loss`'s. With ``ConservativePenalty(target_gap=tau)`` ``loss_alpha_prime`` trains the
+    multiplier::
 
         Update(
             loss,
@@ -42,10 +43,10 @@ class DrQV2CQLLoss(DrQV2Loss):
     Source: Lu et al. 2023 (V-D4RL), arXiv:2206.04779, section 4.1, and ``drqbc/cql.py`` of the code; Kumar et al. 2020
     (CQL), Eq. 4.
 
-    Differences from the code: its threshold of the multiplier is w times ``target_gap``, since it stands behind the
-    weight there.
+    Differences from the code: the code subtracts the multiplier's threshold after the weight, so its threshold is w
+    times ``target_gap``.
 
-    Importance weights multiply the rows of :math:`L_Q`, penalty included, not those of :math:`L_\pi`.
+    Importance weights multiply the rows of :math:`L_Q`, including the penalty, not those of :math:`L_\pi`.
 
     Args:
         encoder_network: see :class:`DrQV2Loss`.
@@ -145,7 +146,7 @@ class DrQV2CQLLoss(DrQV2Loss):
     def alpha_prime_loss(
         self, tensordict: TensorDictBase, *, gap: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the Lagrange multiplier; zero where none is trained.
+        """Loss of the Lagrange multiplier; zero if none is trained.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
@@ -154,7 +155,7 @@ class DrQV2CQLLoss(DrQV2Loss):
             gap: what :meth:`qvalue_loss` returned, shape [2, *B]; ``None`` (default) calls it.
 
         Returns:
-            The loss, and nothing beside it.
+            The loss, and an empty dictionary.
         """
         gap = self.qvalue_loss(tensordict)[1]["gap"] if gap is None else gap
         return self._reduce(self.penalty.objective(gap)), {}

@@ -32,7 +32,7 @@ _INSIDE = 1.0 - 1e-5  # recorded actions are clipped to this share of the box be
 
 
 class EnsembleSACLoss(SoftLoss):
-    r"""Soft actor-critic with E critics, as RLPD, A3RL, REDQ, SACfD and SAC use it by their arguments.
+    r"""Soft actor-critic with E critics. Its arguments select RLPD, A3RL, REDQ, SACfD, SAC or WSRL.
 
     Critic (Ball et al. 2023, Algorithm 1, lines 15-19), with :math:`a'\sim\pi(\cdot|s')` and Z members drawn without
     replacement, once per minibatch:
@@ -55,11 +55,10 @@ class EnsembleSACLoss(SoftLoss):
     WSRL                  10   2    ``"min"``    yes      ``Temperature(-A, form="softplus")``
     ====================  ===  ===  ===========  =======  =========================================
 
-    WSRL also draws the Z members with replacement, averages over members, measures the temperature's entropy at s',
-    takes neither entropy nor, except on AntMaze, more than one action into the target, and its critics share one output
-    layer (:func:`~torchrl_o2o.modules.make_qvalue_ensemble`). With n = ``num_target_actions`` the bracket of the target
-    is the largest of n actions':
-    :math:`\max_{m\le n}[\min_{i\in Z} Q'_i(s',a'_m) - \alpha\log\pi(a'_m|s')]`.
+    WSRL also draws the Z members with replacement, averages over members, and measures the temperature's entropy at s'.
+    Its target has no entropy term and, except on AntMaze, one action. Its critics share one output layer
+    (:func:`~torchrl_o2o.modules.make_qvalue_ensemble`). With n = ``num_target_actions`` the bracket of the target is
+    the largest of n actions': :math:`\max_{m\le n}[\min_{i\in Z} Q'_i(s',a'_m) - \alpha\log\pi(a'_m|s')]`.
 
     The three losses are separate because the algorithms step them separately: ``utd_ratio`` critic steps, then one
     actor and one temperature step. :meth:`forward` returns all of them from one set of parameters.
@@ -68,12 +67,12 @@ class EnsembleSACLoss(SoftLoss):
     17 prints a plus) and the target networks average as :math:`\theta'\leftarrow(1-\tau)\theta'+\tau\theta` (line 21
     prints the inverse). The authors average the loss over members as well (``ensemble_reduction="mean"``).
 
-    Differences from :class:`torchrl.objectives.REDQLoss`: a ``sub_sample_len`` that does not fit raises instead of
-    being clamped, only the drawn members are evaluated, the temperature is not clamped, importance weights are used,
-    and a critic step does not compute the actor's loss.
+    Differences from :class:`torchrl.objectives.REDQLoss`: a ``sub_sample_len`` out of range raises instead of being
+    clamped, only the drawn members are evaluated, the temperature is not clamped, importance weights are used, and a
+    critic step does not compute the actor's loss.
 
-    Importance weights multiply the rows of :math:`L_Q`, as :class:`~torchrl_o2o.objectives.base.TransitionLoss` says,
-    and those of actor and temperature with ``weight_actor`` only.
+    Importance weights multiply the rows of :math:`L_Q`, as in :class:`~torchrl_o2o.objectives.base.TransitionLoss`, and
+    those of actor and temperature only with ``weight_actor``.
 
     Args:
         actor_network: a probabilistic actor, for example :func:`~torchrl_o2o.modules.make_actor`.
@@ -81,22 +80,23 @@ class EnsembleSACLoss(SoftLoss):
 
     Keyword Args:
         temperature: the entropy temperature. Defaults to ``Temperature(-A / 2)``, RLPD's.
-        sub_sample_len: members Z in the target's minimum; ``None`` (default) takes all.
-        subset_per: draw the members once per ``"batch"`` (default, RLPD and REDQ) or per ``"sample"``.
-        subset_replacement: draw them with replacement, so that one may stand for all (WSRL). Defaults to ``False``.
-        num_target_actions: actions a' per next state, of which the target takes the best (WSRL on AntMaze: 10).
+        sub_sample_len: number Z of members in the target's minimum; ``None`` (default) takes all.
+        subset_per: whether the members are drawn once per ``"batch"`` (default, RLPD and REDQ) or per ``"sample"``.
+        subset_replacement: whether they are drawn with replacement, so that a member may appear several times (WSRL).
+            Defaults to ``False``.
+        num_target_actions: number of actions a' per next state; the target takes the best (10 in WSRL on AntMaze).
             Defaults to 1.
-        entropy_at: the temperature is steered by the entropy of the actor step's actions at the ``"state"`` (default),
-            or of fresh ones at the ``"next_state"`` (WSRL).
-        entropy_backup: subtract the entropy term from the target. Defaults to ``True``; RLPD turns it off on AntMaze
-            and Adroit.
+        entropy_at: the temperature's loss uses the entropy of the actor step's actions at the ``"state"`` (default), or
+            of fresh actions at the ``"next_state"`` (WSRL).
+        entropy_backup: whether the entropy term is subtracted from the target. Defaults to ``True``; RLPD turns it off
+            on AntMaze and Adroit.
         target_q: the target takes the ``"min"`` (default) of the members drawn, or their ``"mean"`` (RLPD on chunks).
-        actor_q: the actor climbs the ``"mean"`` (default) or the ``"min"`` of the members.
-        bc_alpha: weight of :math:`-\log\pi(a|s)` of the recorded action in the actor's loss (QC-RLPD: 0.01), the action
-            clipped to :math:`1-10^{-5}` of its box. Defaults to 0.
+        actor_q: the actor maximizes the ``"mean"`` (default) or the ``"min"`` of the members.
+        bc_alpha: weight of :math:`-\log\pi(a|s)` of the recorded action in the actor's loss (0.01 in QC-RLPD). The
+            action is clipped to :math:`1-10^{-5}` of its box. Defaults to 0.
         ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
-        weight_actor: importance weights multiply the actor's and the temperature's loss too (A3RL's code). Defaults to
-            ``False``.
+        weight_actor: whether importance weights also multiply the losses of actor and temperature (A3RL's code).
+            Defaults to ``False``.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
@@ -179,8 +179,8 @@ class EnsembleSACLoss(SoftLoss):
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
         r"""The Bellman target y of the class docstring.
 
-        The value estimator is handed, under ``"next"``, the sampled action, its log-density, the minimum over the drawn
-        target members and the soft value, so that estimators which mix in other critics need no second pass.
+        The value estimator gets, under ``"next"``, the sampled action, its log-density, the minimum over the drawn
+        target members and the soft value. An estimator that mixes in other critics then needs no second pass.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
@@ -220,8 +220,8 @@ class EnsembleSACLoss(SoftLoss):
             tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
 
         Returns:
-            The loss, and detached: ``log_prob`` of the sampled actions, shape [*B], for :meth:`alpha_loss`, and with
-            ``bc_alpha`` ``cloning``, -log pi of the recorded ones, shape [*B].
+            The loss, and detached: ``log_prob`` of the sampled actions, shape [*B], for :meth:`alpha_loss`; and, if
+            ``bc_alpha`` is positive, ``cloning``, -log pi of the recorded actions, shape [*B].
         """
         noise = self.noise.normal("action", self._action(tensordict))
         state = self._state(tensordict)
@@ -243,7 +243,8 @@ class EnsembleSACLoss(SoftLoss):
         """Temperature loss from the actor pass's log-densities.
 
         Args:
-            tensordict: transitions, shape [*B]; not modified. With ``weight_actor`` its importance weights are read.
+            tensordict: transitions, shape [*B]; not modified. Its importance weights are read only with
+                ``weight_actor``.
 
         Keyword Args:
             log_prob: what :meth:`actor_loss` returned, shape [*B]; ``None`` (default) draws fresh actions.
@@ -272,7 +273,7 @@ class EnsembleSACLoss(SoftLoss):
 
         Returns:
             ``loss_qvalue``, ``loss_actor``, ``loss_alpha`` and, unless ``reduction="none"``, the scalars ``alpha``,
-            ``entropy``, ``qvalue`` and ``target_value``, and with ``bc_alpha`` ``cloning``.
+            ``entropy``, ``qvalue`` and ``target_value``, and ``cloning`` if ``bc_alpha`` is positive.
         """
         return self._collect(tensordict, *self._soft_losses(tensordict))
 
@@ -284,8 +285,8 @@ class EnsembleSACLoss(SoftLoss):
             self._hold_box(actor_network)
 
     def _cloning(self, dist: Distribution, action: Tensor) -> Tensor:
-        """-log pi(a|s) of recorded actions, shape [*B], clipped off the edges of the box, where tanh has no inverse."""
-        dtype = action.dtype  # the box may have a coarser dtype, and the remaining distance to the edge is small
+        """-log pi(a|s) of recorded actions, shape [*B], clipped to just inside the box, where tanh has an inverse."""
+        dtype = action.dtype  # the box may have a coarser dtype, in which the small distance to the edge is lost
         low, high = self.action_low.to(dtype), self.action_high.to(dtype)
         middle, half_width = 0.5 * (high + low), 0.5 * (high - low) * _INSIDE
         return -dist.log_prob(torch.minimum(torch.maximum(action, middle - half_width), middle + half_width))

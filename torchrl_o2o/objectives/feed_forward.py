@@ -73,7 +73,7 @@ class _Residual(NamedTuple):
 
 
 Layers = tuple[Callable[[Mapping[str, Tensor], Tensor], Tensor], ...]
-#: Cached with a network: its layers, and what shows whether they have changed.
+#: Cached with a network: its layers, and the values that show whether they have changed.
 _Found = tuple[Layers | None, list[dict[str, nn.Module | None]], list[dict[str, nn.Module | None]], list[Mapping]]
 
 _EVERYWHERE = (
@@ -85,13 +85,12 @@ _EVERYWHERE = (
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook waits for a call of a module, be it registered on this one or on all.
+    """Whether a call of a module would run a hook, registered on this module or globally.
 
     Args:
-        module: any module; those in it do not count.
+        module: any module; hooks of its submodules do not count.
 
-    Returns:
-        The answer.
+    Returns: Whether there is such a hook.
 
     Examples:
         >>> layer = nn.Linear(2, 1)
@@ -113,8 +112,8 @@ def event_dims(network: nn.Module) -> tuple[int, ...]:
         network: any module.
 
     Returns:
-        (1,) for layers that take vectors one by one, (1, 3) if there are convolutions among them. None of both where
-        it is not known: a module of your own may put its input into another shape before its first layer.
+        (1,) for layers that take vectors, (1, 3) if there are convolutions among them, and () if it is unknown, because
+        an unknown module may reshape its input before its first layer.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor
@@ -135,11 +134,11 @@ def input_dims(networks: Sequence[TensorDictModuleBase], key: NestedKey) -> tupl
     """The number of dimensions of an entry that several networks read, see :func:`event_dims`.
 
     Args:
-        networks: modules, of which one at least reads the entry.
+        networks: modules, at least one of which reads the entry.
         key: the entry.
 
     Returns:
-        What all of them take that read it; none where one is not known.
+        The numbers that all networks which read it accept; () if one of them is unknown.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
@@ -154,11 +153,11 @@ def layers_of(network: nn.Module | None) -> Layers | None:
     """The layers of a network, if it is a row of linear ones, LayerNorm, ReLU, GELU, Tanh, unit norm, residual blocks.
 
     Args:
-        network: any module, as it stands inside a TensorDictModule.
+        network: the module inside a TensorDictModule.
 
     Returns:
-        Its layers, which name parameters as that TensorDictModule does; ``None`` for any other network, and for one
-        with a hook anywhere, which only a call of the module itself runs.
+        Its layers, which use the parameter names of that TensorDictModule; ``None`` for any other network, and for one
+        with a hook, because only a call of the module runs hooks.
 
     Examples:
         >>> from torchrl_o2o.modules import make_qvalue_ensemble
@@ -205,7 +204,7 @@ def evaluate(layers: Layers, params: Mapping[str, Tensor], features: Tensor) -> 
     Args:
         layers: from :func:`layers_of`.
         params: the network's parameters by the names the layers use.
-        features: all inputs in one, shape [*B, n].
+        features: all inputs concatenated, shape [*B, n].
 
     Returns:
         The output, shape [*B, m].

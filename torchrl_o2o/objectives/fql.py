@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Flow Q-learning: a flow model of the data's actions, distilled into one step, or used by its best of N actions."""
+"""Flow Q-learning: a flow model of the data's actions, distilled into one step or sampled best of N."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ _Aggregation = Literal["mean", "min"]
 
 
 class FlowLoss(CriticLoss):
-    """Abstract base: critics, and a flow that is fitted to the data's actions.
+    """Abstract base of losses with critics and a flow that is fitted to the data's actions.
 
     Args:
-        actor_network: what :attr:`actor_network` holds.
+        actor_network: the network held as :attr:`actor_network`.
         flow_network: the velocity field.
         qvalue_network: critics, two in the references.
-        flow_steps: Euler steps.
-        aggregation: of the target critics.
-        ensemble_reduction: over members in the critic loss.
+        flow_steps: number of Euler steps.
+        aggregation: ``"mean"`` or ``"min"`` of the target critics.
+        ensemble_reduction: ``"mean"`` or ``"sum"`` over members in the critic loss.
         reduction: over the batch.
 
     Raises:
-        O2OSpecError: if a number is below 1, an option unknown, or the flow reads what the critics do not.
+        O2OSpecError: if a number is below 1, an option is unknown, or the flow reads an observation that the critics do
+            not read.
     """
 
     @dataclass
@@ -60,8 +61,8 @@ class FlowLoss(CriticLoss):
         """Tensordict keys that can be renamed with ``set_keys``.
 
         Attributes:
-            valid: which actions of a chunk belong to its episode, shape [*B, h], if present: the others are left out
-                of the flow's loss. Defaults to ``"valid"``.
+            valid: which actions of a chunk belong to its episode, shape [*B, h], if present. The flow's loss omits the
+                others. Defaults to ``"valid"``.
         """
 
         valid: NestedKey = "valid"
@@ -90,7 +91,10 @@ class FlowLoss(CriticLoss):
         reduction: Reduction,
     ) -> None:
         if not isinstance(flow_network, FlowNetwork):
-            raise O2OSpecError(f"got {type(flow_network).__name__} for the flow, expected make_flow_network(...)")
+            raise O2OSpecError(
+                f"got {type(flow_network).__name__} for the flow, expected a FlowNetwork; build it with "
+                "make_flow_network(...)"
+            )
         super().__init__(actor_network, qvalue_network, ensemble_reduction=ensemble_reduction, reduction=reduction)
         check_option("aggregation", aggregation, ("mean", "min"))
         self.aggregation: _Aggregation = aggregation
@@ -98,8 +102,8 @@ class FlowLoss(CriticLoss):
         self._hold_box(flow_network)
         if flow_network.in_keys[0] not in self.qvalue_network.in_keys:
             raise O2OSpecError(
-                f"the flow reads {flow_network.in_keys[0]!r}, the critics {self.qvalue_network.in_keys}; build both on "
-                "the same observation"
+                f"got a flow that reads {flow_network.in_keys[0]!r}, expected one of the critics' entries, "
+                f"{self.qvalue_network.in_keys}; build both for the same observation"
             )
 
     @property
@@ -150,14 +154,14 @@ class FlowLoss(CriticLoss):
         steps, size = valid.shape[-1], square.shape[-1]
         if valid.shape[:-1] != square.shape[:-1] or size % steps:
             raise O2OSpecError(
-                f"got {self.tensor_keys.valid!r} of shape {list(valid.shape)} beside actions {list(square.shape)}, "
-                "expected one number for each action of a chunk; sample with ChunkSampler"
+                f"got {self.tensor_keys.valid!r} of shape {list(valid.shape)} for actions of shape "
+                f"{list(square.shape)}, expected one number for each action of a chunk; sample with ChunkSampler"
             )
         return square * valid.to(square.dtype).repeat_interleave(size // steps, -1)
 
 
 class FQLLoss(FlowLoss):
-    r"""Flow Q-learning: the critics steer a one-step policy that stays close to a flow of the data's actions.
+    r"""Flow Q-learning: a one-step policy that maximizes the critics and stays close to a flow of the data's actions.
 
     With a velocity field v, a one-step policy :math:`\mu(s,z)`, noise :math:`z,x_0\sim N(0,I)`, :math:`t\sim U[0,1]`
     and :math:`x_t=(1-t)x_0+ta`:
@@ -171,41 +175,40 @@ class FQLLoss(FlowLoss):
         - \frac\lambda B\sum_b\frac1E\sum_j Q_j\big(s,\mathrm{clip}\,\mu(s,z)\big)
 
     where flow(s, z) follows v from z in ``flow_steps`` Euler steps and is clipped at the end, without gradient.
-    :math:`\lambda` is 1, or with ``normalize_q_loss`` one over the mean of \|Q\|.
+    :math:`\lambda` is 1, or, with ``normalize_q_loss``, 1 divided by the mean of \|Q\|.
 
-    The authors step everything with one Adam at once, and the target critics follow the critics from *before* the
-    step::
+    The authors take one step of a single Adam for everything, and the target critics follow the critics from *before*
+    that step::
 
         Joint(MoveTargets(targets), Descend("qvalue", ...), Descend("flow", ...), Descend("actor", ...))
 
-    On chunks of h actions (:class:`~torchrl_o2o.data.ChunkSampler`) this is QC-FQL, and with the first action and the
-    return of h steps FQL-n: the flow's error counts where ``valid`` is 1, the critics' error where the whole chunk is
-    (the weight that the sampler writes), the policy's everywhere.
+    On chunks of h actions (:class:`~torchrl_o2o.data.ChunkSampler`) this is QC-FQL. With the first action and the
+    return of h steps it is FQL-n. The flow's error counts where ``valid`` is 1, the critics' error where the whole
+    chunk is valid (by the weight that the sampler writes), and the policy's error everywhere.
 
     Source: Park, Li & Levine 2025, arXiv:2502.02538, Eq. 3, 6-8, Algorithm 1; on chunks Li, Zhou & Levine 2025,
     arXiv:2507.07969, section 4, and both authors' codes.
 
-    Differences from the paper: the paper prints sums over action dimensions, the code and this class take means.
+    Differences from the paper: the paper prints sums over action dimensions, while the code and this class take means.
 
     Importance weights multiply the rows of :math:`L_Q` alone: those of a chunk say where its return is known.
 
     Args:
-        actor_network: :func:`~torchrl_o2o.modules.make_one_step_actor`.
+        actor_network: the policy, from :func:`~torchrl_o2o.modules.make_one_step_actor`.
         flow_network: :func:`~torchrl_o2o.modules.make_flow_network`.
         qvalue_network: two critics, in the paper with GELU and LayerNorm behind it.
 
     Keyword Args:
-        alpha: weight of the distillation, kept as the buffer ``alpha`` so that it may be changed online. Defaults to
-            10.
+        alpha: weight of the distillation. It is the buffer ``alpha``, so that it can be changed online. Defaults to 10.
         flow_steps: Euler steps. Defaults to 10.
         aggregation: ``"mean"`` (default) or ``"min"`` of the target critics.
-        normalize_q_loss: divide the Q term by the mean of its absolute value. Defaults to ``False``; the authors
-            recommend it for new tasks.
+        normalize_q_loss: whether the Q term is divided by the mean of its absolute value. Defaults to ``False``; the
+            authors recommend it for new tasks.
         ensemble_reduction: ``"mean"`` (default) or ``"sum"`` over members in the critic loss.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the actor is another one, or a setting is out of range or unknown.
+        O2OSpecError: if the actor was not built by ``make_one_step_actor``, or a setting is out of range or unknown.
 
     Examples:
         >>> from torchrl_o2o.modules import make_flow_network, make_one_step_actor, make_qvalue_ensemble
@@ -298,7 +301,7 @@ class FQLLoss(FlowLoss):
 
 
 class BestOfNLoss(FlowLoss):
-    r"""A flow of the data's actions and critics; the policy is the best of N of the flow's actions.
+    r"""A flow of the data's actions, and critics; the policy takes the best of N actions of the flow.
 
     With N actions :math:`a'_n` of the flow at s' and :math:`n^*=\arg\max_n\mathrm{agg}_jQ_j(s',a'_n)` by the *online*
     critics:
@@ -309,12 +312,13 @@ class BestOfNLoss(FlowLoss):
         L_v = \frac1{BA}\sum_b\lVert v(s,x_t,t)-(a-x_0)\rVert^2
 
     No policy is trained; :meth:`make_actor` chooses among N actions when it acts. On chunks of h actions
-    (:class:`~torchrl_o2o.data.ChunkSampler`) this is QC, on single actions BFN, and with the first action and the
-    return of h steps BFN-n. Masks and the order of a whole update are those of :class:`FQLLoss`.
+    (:class:`~torchrl_o2o.data.ChunkSampler`) this is QC. On single actions it is BFN, and with the first action and the
+    return of h steps BFN-n. Masks and the order of a whole update are as in :class:`FQLLoss`.
 
     Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, Eq. 8-10, and the authors' code.
 
-    Differences from the paper: none in the equations. The flow is held as ``actor_network``, the only policy there is.
+    Differences from the paper: none in the equations. The flow is held as ``actor_network``, because it is the only
+    policy.
 
     Importance weights multiply the rows of :math:`L_Q` alone: those of a chunk say where its return is known.
 
@@ -323,9 +327,9 @@ class BestOfNLoss(FlowLoss):
         qvalue_network: two critics, in the paper with GELU and LayerNorm behind it.
 
     Keyword Args:
-        num_samples: N. Defaults to 32, QC's; BFN has 4.
+        num_samples: number N of the flow's actions. Defaults to 32, as in QC; BFN has 4.
         flow_steps: Euler steps. Defaults to 10.
-        aggregation: ``"mean"`` (default) or ``"min"`` of the critics, in the choice and in the value.
+        aggregation: ``"mean"`` (default) or ``"min"`` of the critics, both in the choice and in the value.
         ensemble_reduction: ``"mean"`` (default) or ``"sum"`` over members in the critic loss.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
@@ -373,13 +377,13 @@ class BestOfNLoss(FlowLoss):
         self.make_value_estimator()
 
     def make_actor(self) -> Actor:
-        """The policy: the best of N actions of the flow by the critics as they are when it acts.
+        """The policy: the best of N actions of the flow according to the current critics.
 
         Returns:
             An actor that shares this loss's parameters; random under every exploration type.
 
         Raises:
-            O2OSpecError: if the critics read more than the flow's observation and the action.
+            O2OSpecError: if the critics read anything besides the flow's observation and the action.
         """
         read = one_observation(self, [key for key in self.actor_network.in_keys if key not in (FLOW_POINT, FLOW_TIME)])
         flow = with_parameters(self.actor_network, self.actor_network_params)

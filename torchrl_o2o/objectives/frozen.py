@@ -29,9 +29,9 @@ CriticSource = Literal["online", "target"]
 
 
 class FrozenCritic(nn.Module):
-    r"""Frozen :math:`\min_j Q_j(s,a)` or :math:`V(s)`; a copy that is saved with the module it is part of.
+    r"""A frozen copy of :math:`\min_j Q_j(s,a)` or :math:`V(s)`, which is saved with the module it is part of.
 
-    In place of the minimum, the mean or :math:`\lambda\min_jQ_j+(1-\lambda)\max_jQ_j`, as the loss's own target.
+    The mean or :math:`\lambda\min_jQ_j+(1-\lambda)\max_jQ_j` can replace the minimum, as in the loss's own target.
 
     Its parameters are buffers: no optimizer finds them, ``.to()`` moves them and strict loading restores them.
 
@@ -41,11 +41,11 @@ class FrozenCritic(nn.Module):
 
     Keyword Args:
         kind: ``"qvalue"`` (default) or ``"value"``.
-        out_key: the entry the network writes. Defaults to its last one.
+        out_key: the entry that the network writes. Defaults to its last one.
         maximum: upper bound on Q, or ``None`` (default).
         aggregation: ``"min"`` (default) or ``"mean"`` of the critics.
         soft_min_weight: :math:`\lambda` of ``"min"``. Defaults to 1, the minimum.
-        deactivate_vmap: evaluate one critic after the other everywhere. Defaults to ``False``.
+        deactivate_vmap: whether one critic is evaluated after the other on every device. Defaults to ``False``.
 
     Raises:
         O2OSpecError: if an option is unknown or out of range.
@@ -85,7 +85,7 @@ class FrozenCritic(nn.Module):
         if not 0.0 <= soft_min_weight <= 1.0:
             raise O2OSpecError(f"got soft_min_weight={soft_min_weight}, expected a share in [0, 1]")
         self.soft_min_weight, self.deactivate_vmap = soft_min_weight, deactivate_vmap
-        # Not registered as a submodule: only `params` are used, never the template's own parameters.
+        # Not registered as a submodule, because only `params` are used, never the template's own parameters.
         self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False)
         frozen = params.data.clone()
         self.params = TensorDictParams(frozen, no_convert=True)
@@ -99,13 +99,13 @@ class FrozenCritic(nn.Module):
     ) -> FrozenCritic:
         """Copy the critic of a trained loss module, this package's or torchrl's.
 
-        What the loss's target takes of its critics, their minimum, mean or soft minimum, the frozen ones give.
-        Where a loss takes the minimum over Z of its E critics, drawn anew each time, the first Z are frozen.
+        The frozen critics are reduced as in the loss's target, by their minimum, mean or soft minimum. If a loss takes
+        the minimum over a random subset of Z critics, the first Z are frozen.
 
         Args:
-            loss: has ``qvalue_network`` or ``value_network``.
+            loss: a loss with ``qvalue_network`` or ``value_network``.
             source: freeze the ``"online"`` networks (default) or their ``"target"`` copies.
-            kind: ``"value"`` freezes V, ``"qvalue"`` the critics; ``None`` (default) is V where there is one (IQL).
+            kind: ``"value"`` freezes V, ``"qvalue"`` the critics; ``None`` (default) is V if the loss has one (IQL).
 
         Returns:
             The frozen critic.
@@ -119,7 +119,9 @@ class FrozenCritic(nn.Module):
         name = f"{kind}_network"
         network = getattr(loss, name, None)
         if network is None:
-            raise O2OSpecError(f"{type(loss).__name__} has no {name}, so there is nothing to freeze")
+            raise O2OSpecError(
+                f"got a {type(loss).__name__}, expected a loss with a {name}; pass such a loss, or another kind"
+            )
         params = getattr(loss, f"{name}_params" if source == "online" else f"target_{name}_params")
         size = getattr(loss, "sub_sample_len", None) if kind == "qvalue" else None
         key = getattr(loss.tensor_keys, "value" if kind == "value" else "state_action_value")

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The imitation error of an actor on recorded actions: a log-likelihood, or a distance without a density."""
+"""The imitation error of an actor on recorded actions: a negative log-likelihood, or a squared distance."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def imitation_error(
     imitated = call_network(actor_network, params, inputs, action_key)
     if imitated.shape != action.shape:
         raise O2OSpecError(
-            f"got recorded actions of shape {list(action.shape)}, the actor gives {list(imitated.shape)}; build it for "
-            f"these actions"
+            f"got recorded actions of shape {list(action.shape)}, expected {list(imitated.shape)}, the shape of the "
+            "actor's actions; build the actor for these actions"
         )
     squares = (imitated - action).square()
     return squares.sum(-1) if over_dimensions == "sum" else squares.mean(-1)

@@ -27,7 +27,7 @@ __all__ = ["IQLLoss"]
 
 
 class IQLLoss(CriticLoss):
-    r"""Implicit Q-learning: the value of the best actions in the data, without asking about any other action.
+    r"""Implicit Q-learning: estimate the value of the best actions in the data without evaluating any other action.
 
     .. math::
         L_V = \frac1B\sum_b L_\tau\big(A_b\big),\quad A = \min_j Q'_j(s,a) - V(s),\quad
@@ -36,7 +36,7 @@ class IQLLoss(CriticLoss):
         L_\pi = -\frac1B\sum_b \min(e^{\beta A_b}, 100)\log\pi(a_b|s_b),\qquad
         L_Q = \frac1B\sum_b\sum_j \big(Q_j(s,a)-r-\gamma(1-d)V(s')\big)^2
 
-    Value and actor look at the *target* critics. With a deterministic actor :math:`-\log\pi` becomes
+    The losses of value and actor use the *target* critics. With a deterministic actor :math:`-\log\pi` becomes
     :math:`\lVert\pi(s)-a\rVert^2`.
 
     Source: Kostrikov et al. 2022, arXiv:2110.06169, Eq. 5-7.
@@ -50,9 +50,9 @@ class IQLLoss(CriticLoss):
       the actor with ``actor_loss(batch, old_advantage=advantage)``: both come from the *old* V. They also average over
       critics (``ensemble_reduction="mean"``).
 
-    The two names keep the orders apart: an :class:`~torchrl_o2o.updates.Update` hands on what is asked for by the name
-    it was returned by, so ``target_qvalue`` but never ``advantage``, and its actor sees the new V. CORL's order is
-    ``Update(loss, Joint(Descend("value", ...), Descend("actor", ...), Descend("qvalue", ...)), MoveTargets(...))``.
+    An :class:`~torchrl_o2o.updates.Update` passes a metric on to a keyword argument of the same name:
+    ``target_qvalue``, but never ``advantage``, so its actor sees the new V. CORL's order is ``Update(loss,
+    Joint(Descend("value", ...), Descend("actor", ...), Descend("qvalue", ...)), MoveTargets(...))``.
 
     :meth:`forward` computes all from one set of parameters.
 
@@ -65,8 +65,8 @@ class IQLLoss(CriticLoss):
                   0.8)         (3)
     ============  ===========  ======  ==============================
 
-    Differences from the paper: none in the equations; the clip at 100 is from the authors' code. The cosine decay of
-    the actor's learning rate belongs to the offline phase only: continued online, as in CORL, it rises again.
+    Differences from the paper: none in the equations; the clip at 100 is from the authors' code. Use the cosine decay
+    of the actor's learning rate only offline. If it continues online, as in CORL, the learning rate rises again.
 
     Importance weights multiply the rows of :math:`L_Q` and :math:`L_V`, not those of :math:`L_\pi`.
 
@@ -83,7 +83,7 @@ class IQLLoss(CriticLoss):
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the expectile is not in (0, 1), ``beta`` negative, or an option unknown.
+        O2OSpecError: if the expectile is not in (0, 1), ``beta`` is negative, or an option is unknown.
 
     Examples:
         >>> from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
@@ -148,7 +148,7 @@ class IQLLoss(CriticLoss):
 
     @torch.no_grad()
     def target_value(self, tensordict: TensorDictBase) -> Tensor:
-        """See :meth:`CriticLoss.target_value`; uses V as it stands."""
+        """See :meth:`CriticLoss.target_value`; uses the current V."""
         return self._estimate(tensordict, self._value(self._next_state(tensordict)))  # V(s')
 
     @torch.no_grad()
@@ -157,8 +157,8 @@ class IQLLoss(CriticLoss):
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
-            target_qvalue: what the target critics say of them, as :meth:`value_loss` returns it, shape [*B]; ``None``
-                (default) asks them.
+            target_qvalue: the target critics' values of them, as :meth:`value_loss` returns them, shape [*B]; ``None``
+                (default) evaluates the target critics.
 
         Returns:
             A, shape [*B], without gradient.
@@ -175,7 +175,8 @@ class IQLLoss(CriticLoss):
             tensordict: transitions, shape [*B]; not modified.
 
         Returns:
-            The loss; ``value`` and ``advantage`` before the step, and ``target_qvalue``, each of shape [*B], detached.
+            The loss, and ``value`` and ``advantage`` before the step and ``target_qvalue``, each of shape [*B],
+            detached.
         """
         state = self._state(tensordict)
         value, target_qvalue = (
@@ -196,11 +197,10 @@ class IQLLoss(CriticLoss):
             tensordict: transitions, shape [*B]; not modified.
 
         Keyword Args:
-            old_advantage: A of an earlier V, shape [*B], as in CORL's order: the ``advantage`` of :meth:`value_loss`,
-                handed over by the caller; ``None`` (default) takes the current V.
-            target_qvalue: :math:`\min_j Q'_j(s, a)` of :meth:`value_loss` on this batch, shape [*B], for as long as
-                the targets have not moved; ``None`` (default) evaluates the target critics. Not read beside
-                ``old_advantage``.
+            old_advantage: A of an earlier V, shape [*B], as in CORL's order; pass the ``advantage`` of
+                :meth:`value_loss`. ``None`` (default) takes the current V.
+            target_qvalue: :math:`\min_j Q'_j(s, a)` of :meth:`value_loss` on this batch, shape [*B], valid until the
+                targets move; ``None`` (default) evaluates the target critics. Ignored if ``old_advantage`` is given.
 
         Returns:
             The loss, and per row, detached: ``weight``, ``imitation_error`` (negative log-density or squared distance

@@ -24,18 +24,18 @@ _MAKERS = {"critic": "make_qvalue_ensemble(...)", "baseline": "make_baselines(..
 def check_members(
     networks: list[TensorDictModule], kind: Literal["critic", "baseline"] = "critic"
 ) -> list[TensorDictModule]:
-    """The members of an ensemble as a list, if they are one.
+    """Check that networks can form an ensemble, and return them.
 
     Args:
         networks: critics or baselines.
-        kind: what they are called. Defaults to ``"critic"``.
+        kind: their name in messages. Defaults to ``"critic"``.
 
     Returns:
         The same networks.
 
     Raises:
-        O2OSpecError: if they are empty or not a list, equal one another, share parameters or have other shapes, or
-            layers without a size.
+        O2OSpecError: if they are not a list or an empty one, one occurs twice, or they share parameters, differ in
+            shape, or have layers without a size.
 
     Examples:
         >>> from torchrl_o2o.modules import make_qvalue_ensemble
@@ -45,31 +45,31 @@ def check_members(
     maker = _MAKERS[kind]
     if isinstance(networks, TensorDictModuleBase):
         raise O2OSpecError(
-            f"got one {type(networks).__name__}, expected a list of {kind}s, each with parameters of its own, for "
-            f"example {maker}"
+            f"got one {type(networks).__name__}, expected a list of {kind}s, each with its own parameters, for example "
+            f"{maker}"
         )
     members = list(networks)
     if not members:
-        raise O2OSpecError(f"got no {kind}; pass a list of them, for example {maker}")
+        raise O2OSpecError(f"got no {kind}, expected at least one; pass a list of them, for example {maker}")
     for member in members:
         check_parameters(member, kind)
     if any(_are_copies(one, other) for one, other in itertools.combinations(members, 2)):
         raise O2OSpecError(
-            f"got one {kind} several times, expected {kind}s with parameters of their own; copies of one network stay "
-            f"equal forever. Build each separately, for example by {maker}"
+            f"got one {kind} several times, expected {kind}s with separate parameters, because copies of one network "
+            f"always stay equal; build each separately, for example with {maker}"
         )
     owners = collections.Counter(id(value) for member in members for value in member.parameters())
     if max(owners.values(), default=1) > 1:
         shared = ", or with shared_head=True for one output layer" if kind == "critic" else ""
         raise O2OSpecError(
-            f"got {kind}s that have parameters in common, of which a loss would keep a copy for each; build each "
-            f"{kind} anew, for example by {maker}{shared}"
+            f"got {kind}s that share parameters, expected {kind}s with separate parameters, because a loss keeps a "
+            f"copy for each; build each {kind} separately, for example with {maker}{shared}"
         )
     shapes = [{name: tuple(value.shape) for name, value in member.named_parameters()} for member in members]
     if odd := next((number for number, each in enumerate(shapes) if each != shapes[0]), None):
         raise O2OSpecError(
-            f"got {kind}s of which number {odd} has other layers than the first, expected networks of one shape, for "
-            f"example {maker}"
+            f"got {kind}s of which number {odd} has other layers than the first, expected networks of the same shape; "
+            f"build them alike, for example with {maker}"
         )
     return members
 

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Call the networks of losses: with explicit parameters, whole ensembles at once, traceable by ``torch.compile``."""
+"""Calls of a loss's networks with explicit parameters, which ``torch.compile`` can trace."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ Randomness = Literal["error", "same", "different"]
 C = TypeVar("C", bound=Callable[..., Any])
 TM = TypeVar("TM", bound=TensorDictModuleBase)
 
-# Rows that a critic processes at a time: at width 256, a layer's output is then 0.75 MB.
+# Number of rows that a critic processes at a time. At width 256, a layer's output is then 0.75 MB.
 _ROWS = 768
 
 
 def _explained(named: Callable[..., Mapping[NestedKey, Tensor]]) -> Callable[[C], C]:
-    """If torch refuses a call, explain which inputs the network got and which it takes. Costs nothing otherwise.
+    """If torch raises in a call, explain which inputs the network got and which it expects. It costs nothing otherwise.
 
     Args:
         named: a function from the network and its arguments after the parameters to the inputs by name.
@@ -100,8 +100,7 @@ def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str
 
     Args:
         params: nested parameters, for example ``loss.qvalue_network_params``.
-        detach: without gradient; looked up at every call, so that casts and deep copies are followed. Defaults to
-            ``False``.
+        detach: whether they are without gradient. Call this again after casts and deep copies. Defaults to ``False``.
 
     Returns:
         The same tensors under ``"module.0.weight"``-like names; nothing is copied.
@@ -114,10 +113,10 @@ def flat_parameters(params: TensorDictBase, *, detach: bool = False) -> dict[str
 
 
 def inner_parameters(params: Parameters) -> dict[str, Tensor]:
-    """Parameters by the names that they have in the module inside a :class:`~tensordict.nn.TensorDictModule`.
+    """Parameters by their names in the module inside a :class:`~tensordict.nn.TensorDictModule`.
 
     Args:
-        params: of :func:`flat_parameters`.
+        params: result of :func:`flat_parameters`.
 
     Returns:
         The same tensors.
@@ -130,7 +129,7 @@ def inner_parameters(params: Parameters) -> dict[str, Tensor]:
 
 
 def inner_module(network: TensorDictModuleBase) -> nn.Module:
-    """The module from tensors to tensors inside a :class:`~tensordict.nn.TensorDictModule`.
+    """The module inside a :class:`~tensordict.nn.TensorDictModule`.
 
     Args:
         network: for example a critic.
@@ -139,7 +138,7 @@ def inner_module(network: TensorDictModuleBase) -> nn.Module:
         The module itself.
 
     Raises:
-        O2OSpecError: if the network is made of several, or of a plain function.
+        O2OSpecError: if the network consists of several modules or of a plain function.
 
     Examples:
         >>> inner_module(TensorDictModule(nn.Linear(3, 1), in_keys=["observation"], out_keys=["state_value"]))
@@ -148,14 +147,14 @@ def inner_module(network: TensorDictModuleBase) -> nn.Module:
     module = _plain_module(network)
     if module is None:
         raise O2OSpecError(
-            f"got {type(network).__name__} of several parts or of a function, expected a TensorDictModule of one "
-            f"torch.nn.Module, for example make_qvalue_ensemble(...)"
+            f"got a {type(network).__name__} of several modules or of a function, expected a TensorDictModule of one "
+            "torch.nn.Module, for example make_qvalue_ensemble(...)"
         )
     return module
 
 
 def stochastic(actor_network: TensorDictModuleBase) -> ProbabilisticTensorDictSequential:
-    """The actor, if it is one that has a distribution.
+    """Check that an actor has a distribution, and return it.
 
     Args:
         actor_network: the actor.
@@ -194,16 +193,16 @@ def take_members(params: Mapping[str, Tensor], index: Tensor) -> dict[str, Tenso
 
 
 def tied(params: Parameters, prefix: str) -> dict[str, Tensor]:
-    """Parameters whose members below ``prefix`` are one: each copy gets the sum of all members' gradients.
+    """Parameters whose members share those below ``prefix``: each copy gets the sum of all members' gradients.
 
-    Copies that begin equal then stay equal, bit for bit, under any optimizer that treats them alike.
+    Copies that start equal then stay equal bit for bit under any optimizer that treats them alike.
 
     Args:
         params: stacked parameters, each of shape [E, ...].
-        prefix: of the names that are tied, for example ``"module.head."``.
+        prefix: start of the names that are tied, for example ``"module.head."``.
 
     Returns:
-        The same values; those that are tied share their gradient.
+        The same values; the tied ones share their gradient.
 
     Examples:
         >>> import torch
@@ -239,11 +238,11 @@ def repeated(inputs: Inputs, count: int) -> Inputs:
 
 
 def with_parameters(network: TM, params: TensorDictParams) -> TM:
-    """A network that has these very parameters, of one whose own are only shapes.
+    """A copy of a loss's network with the loss's parameters; the network itself holds only their shapes.
 
     Args:
-        network: of a loss.
-        params: the loss's parameters of it.
+        network: a network of a loss.
+        params: the loss's parameters of that network.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor
@@ -263,7 +262,7 @@ def call_network(network: TensorDictModuleBase, params: Parameters, inputs: Inpu
     """Evaluate a deterministic network, for example a state value or a deterministic actor.
 
     The plain module inside a :class:`~tensordict.nn.TensorDictModule` is evaluated directly on tensors; any other
-    module gets a TensorDict. Where a hook is registered, the modules themselves are called, so that it runs.
+    module gets a TensorDict. If a hook is registered, the modules themselves are called, so that it runs.
 
     Args:
         network: the template.
@@ -299,10 +298,10 @@ def call_module(module: nn.Module, params: Parameters, *arguments: Tensor) -> An
     Args:
         module: for example ``vae_network.module``.
         params: its parameters by the names that the TensorDictModule gives them.
-        arguments: what it takes.
+        arguments: the module's tensor arguments.
 
     Returns:
-        What it returns.
+        The module's result.
 
     Examples:
         >>> import torch
@@ -326,29 +325,30 @@ def call_ensemble(
 ) -> Tensor:
     """Evaluate all members of an ensemble on the same inputs.
 
-    On a CPU members are evaluated one after the other, in two thirds of the time of batched products. On other devices,
-    where starting an operation costs more than doing it, and where operations are recorded to be compiled, all are
-    evaluated at once, over the leading dimension of the parameters; compiled, that is as fast and compiles sooner.
+    On a CPU, members are evaluated one after the other, which takes two thirds of the time of batched products. All are
+    evaluated at once, over the leading dimension of the parameters, on other devices, where starting an operation costs
+    more than doing it, and under ``torch.compile``, where both are equally fast and this compiles sooner.
 
     Args:
         network: one member, the template of all.
         params: stacked parameters with dotted names relative to ``network``, each of shape [E, ...].
         inputs: the entries the network reads, each of shape [*B, ...].
         out_key: the entry the network writes.
-        randomness: what members draw themselves, as dropout does: ``"different"`` numbers each, the ``"same"``, or an
-            ``"error"``; the last two by :func:`torch.func.vmap` on every device. ``None`` (default) is ``"different"``.
-        deactivate_vmap: one member after the other on every device. Defaults to ``False``.
+        randomness: random numbers that members draw themselves, for example in dropout: ``"different"`` for each, the
+            ``"same"``, or an ``"error"``. The last two use :func:`torch.func.vmap` on every device. ``None`` (default)
+            is ``"different"``.
+        deactivate_vmap: whether one member is evaluated after the other on every device. Defaults to ``False``.
 
     Returns:
         The outputs without their last (singleton) dimension, shape [E, *B].
 
     Raises:
-        O2OSpecError: if members are to draw the same without vmap.
+        O2OSpecError: if members should draw the same numbers without vmap.
     """
     if deactivate_vmap and randomness == "same":
         raise O2OSpecError(
             "got deactivate_vmap=True and randomness 'same', expected 'different' or 'error': members that are "
-            "evaluated one after the other draw different numbers"
+            "evaluated one after the other draw different numbers. Set one of the two"
         )
 
     def evaluated(member: Parameters) -> Tensor:
@@ -372,13 +372,13 @@ def single_output(values: Tensor, key: NestedKey) -> Tensor:
 
     Args:
         values: [*B, 1].
-        key: what they are called.
+        key: their name in messages.
 
     Returns:
         Shape [*B].
 
     Raises:
-        O2OSpecError: if there are several outputs a row.
+        O2OSpecError: if there are several outputs per row.
 
     Examples:
         >>> single_output(torch.zeros(4, 1), "state_value").shape
@@ -396,7 +396,7 @@ def single_output(values: Tensor, key: NestedKey) -> Tensor:
 
 
 def _evaluate_by_rows(layers: Layers, params: Parameters, features: Tensor) -> Tensor:
-    """Apply layers to some rows at a time, so that intermediate results stay in the core's cache."""
+    """Apply layers to some rows at a time, so that intermediate results fit in the core's cache."""
     if features[..., 0].numel() <= 2 * _ROWS:
         return evaluate(layers, params, features)
     outputs = [evaluate(layers, params, rows) for rows in features.flatten(0, -2).split(_ROWS)]
@@ -416,13 +416,14 @@ def policy_distribution(actor_network: TensorDictModuleBase, params: Parameters,
         A distribution of batch shape [*B].
 
     Raises:
-        O2OSpecError: if the actor is deterministic, or has one density per action dimension and not one per action.
+        O2OSpecError: if the actor is deterministic, or its distribution has a density per action dimension instead of
+            one per action.
     """
     dist = _distribution(stochastic(actor_network), params, inputs)
     if not dist.event_shape:
         raise O2OSpecError(
-            f"got {type(dist).__name__}, which has one density for each action dimension, expected one for the whole "
-            f"action: torchrl.modules.IndependentNormal or TanhNormal, or torch.distributions.Independent"
+            f"got {type(dist).__name__}, which has a density for each action dimension, expected one for the whole "
+            "action; use torchrl.modules.IndependentNormal or TanhNormal, or torch.distributions.Independent"
         )
     return dist
 
@@ -457,7 +458,7 @@ def _takes_noise(dist: Distribution) -> TypeGuard[_TakesNoise]:
 def sample_policy(
     dist: Distribution, noise: Tensor | None, sample_shape: tuple[int, ...] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Reparametrized actions and their log-densities, scored at the pre-squash value where the distribution keeps it.
+    """Reparametrized actions and their log-densities, computed at the pre-tanh value if the distribution keeps it.
 
     Args:
         dist: a policy distribution of batch shape [*B].
@@ -469,7 +470,7 @@ def sample_policy(
         Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
 
     Raises:
-        O2OSpecError: if the distribution cannot be sampled with a gradient, as discrete ones cannot.
+        O2OSpecError: if the distribution cannot be sampled with a gradient, for example a discrete one.
     """
     if isinstance(
         dist, UpstreamTanhNormal
@@ -479,21 +480,21 @@ def sample_policy(
         return dist.rsample_and_log_prob(sample_shape, noise=noise)
     if not dist.has_rsample:
         raise O2OSpecError(
-            f"got {type(dist).__name__}, which cannot be sampled with a gradient, expected continuous actions, for "
-            f"example of TanhNormal"
+            f"got {type(dist).__name__}, which cannot be sampled with a gradient, expected a distribution with "
+            "rsample; use continuous actions, for example TanhNormal"
         )
     action = dist.rsample(torch.Size(sample_shape))
     return action, dist.log_prob(action)
 
 
 def deterministic_action(dist: Distribution) -> Tensor:
-    """The action that a policy takes without randomness, as TorchRL's actors find it.
+    """The action that a policy takes without randomness, as in TorchRL's actors.
 
     Args:
         dist: a policy distribution of batch shape [*B].
 
     Returns:
-        Its ``deterministic_sample``; of torch's own distributions, which have none, the mean. Shape [*B, A].
+        Its ``deterministic_sample``, or the mean for torch's own distributions, which have none. Shape [*B, A].
 
     Examples:
         >>> deterministic_action(torch.distributions.Normal(torch.zeros(2), 1.0))
@@ -512,7 +513,7 @@ def _is_captured() -> bool:
 
 
 def _plain_module(network: nn.Module) -> nn.Module | None:
-    """The tensor-to-tensor module of a TensorDictModule, if it is nothing more than a wrapper of it."""
+    """The tensor-to-tensor module of a TensorDictModule that only wraps it."""
     if not isinstance(network, TensorDictModule) or isinstance(network, TensorDictSequential):
         return None
     module = network.module

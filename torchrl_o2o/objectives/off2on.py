@@ -26,7 +26,7 @@ __all__ = ["PessimisticEnsembleLoss"]
 
 
 class PessimisticEnsembleLoss(SoftLoss):
-    r"""Soft actor-critic on K pairs of critics, each pair with a target of its own, and one averaged policy.
+    r"""Soft actor-critic with K pairs of critics, each with its own target, and one averaged policy.
 
     With :math:`a'\sim\pi(\cdot|s')` shared by all pairs k,
 
@@ -37,16 +37,17 @@ class PessimisticEnsembleLoss(SoftLoss):
     .. math::
         L_\pi = \frac1B\sum_b \alpha\log\pi(a|s) - \frac1K\sum_k\min(Q_{k1},Q_{k2})(s,a)
 
-    Each pair keeps the pessimism it learned offline about actions the data do not have, and where the pairs disagree
-    their mean of minima stays low. With K = 1 this is SAC.
+    Each pair keeps the pessimism about unseen actions that it learned offline, and the mean of the minima stays low
+    where the pairs disagree. With K = 1 this is SAC.
 
-    Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble, with the authors' code: K = 5 agents trained offline by
-    CQL (:class:`~torchrl_o2o.objectives.CQLLoss`), all losses taken at the same parameters, then temperature, actor and
-    critics step, then the targets. Replay is by :class:`~torchrl_o2o.data.BalancedReplaySampler`, without weights.
+    Source: Lee et al. 2021 (Off2On), pessimistic Q-ensemble, and the authors' code. They train K = 5 agents offline
+    with CQL (:class:`~torchrl_o2o.objectives.CQLLoss`). Online, all losses are computed from the same parameters; then
+    temperature, actor and critics step, then the targets. Batches come from
+    :class:`~torchrl_o2o.data.BalancedReplaySampler`, without weights.
 
-    Importance weights, where a batch has some, multiply the rows of :math:`L_Q`, not those of actor and temperature.
+    Importance weights, if a batch has them, multiply the rows of :math:`L_Q`, not those of actor and temperature.
 
-    Under ``"next"`` the value estimator is handed a batch of shape [K, *B], one layer per pair.
+    The value estimator gets a batch of shape [K, *B], with one slice per pair.
 
     Args:
         actor_network: a probabilistic actor, for example :func:`~torchrl_o2o.modules.average_actors` of the K offline
@@ -85,7 +86,8 @@ class PessimisticEnsembleLoss(SoftLoss):
         super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
         if self.num_qvalue_nets % 2:
             raise O2OSpecError(
-                f"got {self.num_qvalue_nets} critics, expected pairs: two of each agent, one agent after the other"
+                f"got {self.num_qvalue_nets} critics, expected an even number; pass the two critics of each agent, one "
+                "agent after the other"
             )
         self.num_pairs = self.num_qvalue_nets // 2
         self.make_value_estimator()

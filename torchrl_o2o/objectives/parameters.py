@@ -25,14 +25,15 @@ ParametersLike = nn.Module | Mapping[str, Tensor]
 def load_parameters(loss: LossModule, networks: Mapping[str, ParametersLike | Sequence[ParametersLike]]) -> None:
     """Copy parameters of another run or another code into a loss's networks, targets included.
 
-    Build the target updater first: ``SoftUpdate(loss, ...)`` copies the online parameters into the targets. Parameters
-    are overwritten in place, so optimizers, updaters and actors that hold them see the new values.
+    Build the target updater before this call, because ``SoftUpdate(loss, ...)`` copies the online parameters into the
+    targets. Parameters are overwritten in place, so optimizers, updaters and actors that hold them see the new values.
 
     Args:
         loss: a loss of this package, or one of torchrl's.
-        networks: name of a network (``"qvalue_network"``, ``"target_qvalue_network"``, ``"actor_network"``, ...) ->
-            a module built as the loss's was, or its ``state_dict()``; for an ensemble a list of them, one a member, or
-            one ``state_dict`` of stacked tensors. Other modules of the loss, such as ``"temperature"``, go likewise.
+        networks: name of a network (``"qvalue_network"``, ``"target_qvalue_network"``, ``"actor_network"``, ...) -> a
+            module built like the loss's, or its ``state_dict()``. For an ensemble, pass a list with one for each
+            member, or one ``state_dict`` of stacked tensors. Other modules of the loss, such as ``"temperature"``, are
+            given in the same way.
 
     Raises:
         O2OSpecError: if the loss has no such network, or names or shapes do not fit. Then nothing has been changed.
@@ -63,7 +64,8 @@ def _tensors_of(loss: LossModule, name: str) -> dict[str, Tensor]:
     held = {key.removesuffix("_params"): child for key, child in loss.named_children() if not key.startswith("_")}
     if name not in held:
         raise O2OSpecError(
-            f"{type(loss).__name__} has no {name!r} with parameters of its own, expected one of {sorted(held)}"
+            f"got {name!r}, expected one of {sorted(held)}, the networks of {type(loss).__name__} with their own "
+            "parameters; correct the name"
         )
     module = held[name]
     return flat_parameters(module, detach=True) if isinstance(module, TensorDictParams) else dict(module.state_dict())
@@ -77,20 +79,23 @@ def _stacked(given: ParametersLike | Sequence[ParametersLike]) -> dict[str, Tens
         return dict(cast(nn.Module, given).state_dict())
     members = [_stacked(member) for member in cast(Sequence[ParametersLike], given)]
     if len({tuple(sorted(member)) for member in members}) != 1:
-        raise O2OSpecError("got members with parameters of different names, expected networks of one structure")
+        raise O2OSpecError(
+            "got members whose parameters have different names, expected networks of the same structure; build them "
+            "alike"
+        )
     return {name: torch.stack([member[name] for member in members]) for name in members[0]}
 
 
 def _pairs(network: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     if set(own) != set(given):
         raise O2OSpecError(
-            f"got parameters {sorted(set(given) - set(own))} that {network!r} has not, and none for "
-            f"{sorted(set(own) - set(given))}"
+            f"got unknown parameters {sorted(set(given) - set(own))} for {network!r} and none for "
+            f"{sorted(set(own) - set(given))}, expected the names of its parameters; build the network like the loss's"
         )
     for name, value in given.items():
         if value.shape != own[name].shape:
             raise O2OSpecError(
-                f"got {name!r} of shape {list(value.shape)} for {network!r}, expected {list(own[name].shape)}; an "
-                f"ensemble's are stacked, one layer per member"
+                f"got {name!r} of shape {list(value.shape)} for {network!r}, expected {list(own[name].shape)}; stack "
+                "the tensors of an ensemble's members along the first dimension"
             )
     return [(own[name], value) for name, value in given.items()]

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The base class of BRAC and BEAR: losses with a weighted divergence from the data; the weight may be learned."""
+"""The base class of BRAC and BEAR, losses with a penalty on the divergence from the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DivergenceLoss"]
 
 
 class DivergenceLoss(TransitionLoss):
-    """Abstract base: the penalty's weight and its loss, and the buffer ``q_weight``, 0 while values are left out."""
+    """Abstract base with the penalty's weight, its loss, and the buffer ``q_weight``, 0 to ignore the critics."""
 
     multiplier: Multiplier
     q_weight: Tensor
@@ -30,7 +30,7 @@ class DivergenceLoss(TransitionLoss):
 
     @abstractmethod
     def estimate_divergence(self, tensordict: TensorDictBase) -> Tensor:
-        """D(s) of the policy from the behavior of the data.
+        """D(s), the divergence of the policy from the behavior policy of the data.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
@@ -42,13 +42,13 @@ class DivergenceLoss(TransitionLoss):
     def multiplier_loss(
         self, tensordict: TensorDictBase, *, divergence: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        r"""Loss of the penalty's weight, :math:`-\alpha(D-\bar D)`; 0 where it is fixed.
+        r"""Loss of the penalty's weight, :math:`-\alpha(D-\bar D)`; 0 if it is fixed.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
 
         Keyword Args:
-            divergence: what ``actor_loss`` measured, shape [*B]; ``None`` (default) estimates it anew.
+            divergence: what ``actor_loss`` measured, shape [*B]; ``None`` (default) estimates it again.
 
         Returns:
             The loss, and the scalar ``multiplier``.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A density ratio trained on a data set alone, against rows that are made by perturbing its own."""
+"""A density ratio between a data set and perturbed copies of its rows."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ __all__ = ["PerturbationRatioLoss"]
 
 
 class PerturbationRatioLoss(DensityRatioLoss):
-    r"""Fits :math:`w=d_\mathrm{ref}/d_\mathrm{off}`, where the reference is the data set, perturbed.
+    r"""Fits :math:`w=d_\mathrm{ref}/d_\mathrm{off}`, where the reference is a perturbed copy of the data set.
 
-    For :class:`~torchrl_o2o.modules.DensityRatioConfidence` before there are rows of another policy. A row of the
-    reference is, by chance,
+    Use it for :class:`~torchrl_o2o.modules.DensityRatioConfidence` while there are no rows of another policy. A row of
+    the reference is, at random,
 
-    - a state of the data with a uniform action (a share ``uniform_share``), since a critic errs most for actions that
-      its data do not show; or
-    - a pair of the data, each dimension moved by Gaussian noise of :math:`\eta` of its standard deviation,
-      :math:`\log\eta` uniform between those of the two ``noise_sizes``: near the data and far from it.
+    - a state of the data with a uniform action (a share ``uniform_share``), because a critic errs most for actions that
+      are not in its data; or
+    - a pair of the data with Gaussian noise of :math:`\eta` standard deviations in each dimension. :math:`\log\eta` is
+      uniform between the logarithms of the two ``noise_sizes``, so rows are near the data and far from it.
 
-    So w is small where the data are dense, and p = 1 / (1 + w) above 1/2 means: more likely a row of the data than one
-    of these. Both kinds are made from the batch itself, with :func:`~torchrl_o2o.functional.perturbed_pairs`;
-    standard deviations are the batch's.
+    So w is small where the data are dense. If p = 1 / (1 + w) is above 1/2, a row is more likely from the data than
+    from the reference. :func:`~torchrl_o2o.functional.perturbed_pairs` makes both kinds from the batch itself, with the
+    batch's standard deviations.
 
-    Source: the loss is :class:`DensityRatioLoss`'s; the reference is ours.
+    Source: the loss is :class:`DensityRatioLoss`'s; the reference distribution is this package's own.
 
     Importance weights are not read.
 
     Args:
-        density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`; it reads the action
-            (``tensor_keys.action``) and observations.
+        density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`; it must read the
+            action (``tensor_keys.action``) and observations.
 
     Keyword Args:
-        uniform_share: chance of a uniform action in [-1, 1] instead of noise. There is no actor here to tell another
-            box; :func:`~torchrl_o2o.data.load_offline` and :func:`~torchrl_o2o.envs.make_env` bring actions into this
-            one. Defaults to 0.5.
+        uniform_share: probability of a uniform action in [-1, 1] instead of noise.
+            :func:`~torchrl_o2o.data.load_offline` and :func:`~torchrl_o2o.envs.make_env` rescale actions to this box.
+            Defaults to 0.5.
         noise_sizes: least and largest size of the noise, in standard deviations. Defaults to (0.1, 1.0).
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the share is no probability or the sizes are not positive and in order.
+        O2OSpecError: if the share is not in [0, 1] or the sizes are not positive and in increasing order.
 
     Examples:
         >>> from torchrl_o2o.modules import DensityRatio
@@ -76,8 +76,8 @@ class PerturbationRatioLoss(DensityRatioLoss):
         smallest, largest = noise_sizes
         if not 0.0 <= uniform_share <= 1.0 or not 0.0 < smallest <= largest:
             raise O2OSpecError(
-                f"got uniform_share={uniform_share}, noise_sizes={(smallest, largest)}, expected a probability and "
-                f"two positive numbers in order, e.g. 0.5 and (0.1, 1.0)"
+                f"got uniform_share={uniform_share}, noise_sizes={(smallest, largest)}, expected a share in [0, 1] and "
+                "two positive numbers in increasing order, e.g. 0.5 and (0.1, 1.0)"
             )
         self.uniform_share, self.noise_sizes = uniform_share, (smallest, largest)
 
@@ -100,8 +100,8 @@ class PerturbationRatioLoss(DensityRatioLoss):
         observed = [key for key in keys if key != action_key]
         if len(observed) != len(keys) - 1 or not observed:
             raise O2OSpecError(
-                f"the network reads {keys}, expected the action {action_key!r} and observations; name the action with "
-                f"loss.set_keys(action=...)"
+                f"got a network that reads {keys}, expected the action {action_key!r} and observations; name the "
+                "action with loss.set_keys(action=...)"
             )
         action, observations = self._entry(tensordict, action_key), [self._entry(tensordict, key) for key in observed]
         for key, value in zip(observed, observations, strict=True):

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Policy expansion (PEX): a frozen offline policy and a new one; their values decide which one acts.
+"""Policy expansion (PEX): a frozen offline policy and a new one; the critics choose which one acts.
 
 Shapes: ``B`` any batch shape, ``A`` action dimensions.
 """
@@ -49,7 +49,7 @@ __all__ = ["ExpandedPolicy", "PEXLoss", "Proposals"]
 
 
 class Proposals(NamedTuple):
-    """The two policies' actions at some states, and which of them is taken.
+    """The actions of both policies at some states, and the choice between them.
 
     Args:
         offline: mode of the frozen policy, shape [*B, A].
@@ -70,7 +70,7 @@ class Proposals(NamedTuple):
 
 
 class PEXLoss(IQLLoss):
-    r"""IQL whose new policy learns from actions that it and the frozen offline policy propose.
+    r"""IQL whose new policy learns from actions proposed by itself and by the frozen offline policy.
 
     .. math::
         a_1=\mathrm{mode}\,\pi_\beta(s),\quad a_2\sim\pi(\cdot|s),\qquad
@@ -78,14 +78,15 @@ class PEXLoss(IQLLoss):
 
         L_\pi=-\frac1B\sum_b \min\big(e^{\beta(\min_j Q'_j(s,\tilde a)-V(s))},100\big)\log\pi(\tilde a|s)
 
-    V and critics learn as in :class:`IQLLoss`, from the recorded actions; the policy does not see these. One choice is
-    drawn for each row. The order of a whole update is the authors': V and critics at the parameters before either has
-    moved, targets, then the policy on the new V, critics and targets.
+    V and critics learn as in :class:`IQLLoss`, from the recorded actions; the policy is not trained on these. One
+    choice is drawn for each row. The order of an update is the authors': step V and critics, both with losses of the
+    old parameters; move the targets; then step the policy with the new V, critics and targets.
 
     Source: Zhang et al. 2023, arXiv:2302.00935, and the authors' code.
 
-    Nothing ties the new policy to the data: it may learn to repeat the offline one. ``offline_share`` says how often
-    that is chosen. :math:`\kappa` multiplies the values as they are, so that a scale of rewards changes the choice.
+    The new policy has no constraint to the data, and may learn to imitate the offline one. ``offline_share`` is the
+    share of choices of the offline one. :math:`\kappa` multiplies the unnormalized values, so the scale of rewards
+    changes the choice.
 
     Importance weights multiply the rows of :math:`L_Q` and :math:`L_V`, not those of :math:`L_\pi`.
 
@@ -97,7 +98,7 @@ class PEXLoss(IQLLoss):
         offline_actor_network: the offline policy :math:`\pi_\beta`; a copy of it is kept and never trained.
 
     Keyword Args:
-        inv_temperature: :math:`\kappa`; 0 tosses a coin, infinity takes the larger value. Defaults to 10.
+        inv_temperature: :math:`\kappa`; 0 chooses with equal probability, infinity the larger value. Defaults to 10.
         expectile: see :class:`IQLLoss`. Defaults to 0.9.
         beta: see :class:`IQLLoss`. Defaults to 10.
         weight_clip: bound of the weights. Defaults to 100.
@@ -167,16 +168,16 @@ class PEXLoss(IQLLoss):
         if not isinstance(offline_actor_network, ProbabilisticTensorDictSequential):
             raise O2OSpecError(
                 f"got the deterministic offline policy {type(offline_actor_network).__name__}, expected a stochastic "
-                f"one, for example make_gaussian_actor(...); its mode is what acts"
+                "one, whose mode acts; build it with make_gaussian_actor(...), for example"
             )
         if not inv_temperature >= 0.0:
-            raise O2OSpecError(f"got inv_temperature={inv_temperature}, expected 0 (a coin) or more")
+            raise O2OSpecError(f"got inv_temperature={inv_temperature}, expected 0 (equal probabilities) or more")
         frozen = copy.deepcopy(offline_actor_network).requires_grad_(False)
         self.convert_to_functional(frozen, "offline_actor_network", create_target_params=False)
         self.inv_temperature = inv_temperature
 
     def make_actor(self) -> Actor:
-        r"""The policy to deploy: of both modes the one that the critics value more, as they are when it acts.
+        r"""The policy to deploy: the mode of either policy, whichever the current critics value more.
 
         It is :class:`ExpandedPolicy` under ``DETERMINISTIC`` with :math:`\epsilon=0`.
 
@@ -184,7 +185,7 @@ class PEXLoss(IQLLoss):
             An actor that shares this loss's parameters.
 
         Raises:
-            O2OSpecError: if policies and critics read more than one observation; :class:`ExpandedPolicy` takes several.
+            O2OSpecError: if policies and critics read more than one observation; use :class:`ExpandedPolicy` then.
         """
         read = one_observation(self, [*self.offline_actor_network.in_keys, *self.actor_network.in_keys])
         spec = action_box(action_spec(self.actor_network))
@@ -213,14 +214,14 @@ class PEXLoss(IQLLoss):
 
         Args:
             state: the entries that the networks read, each of shape [*B, ...].
-            noise: where random numbers come from; ``None`` (default) is the loss's own source.
+            noise: the source of random numbers; ``None`` (default) is the loss's own source.
 
         Keyword Args:
-            greedy: ``None`` (default) collects: the new policy's sample, a draw by the probabilities. A number
-                :math:`\epsilon` evaluates: with probability :math:`1-\epsilon` the new policy's mode in place of
-                its sample, and, independently, the larger value in place of the draw.
-            like: any action of the states, shape [*B, A], for shape and type of the noise; ``None`` (default) takes the
-                offline policy's.
+            greedy: ``None`` (default), for collecting, takes a sample of the new policy and draws the choice by the
+                probabilities. A number :math:`\epsilon`, for evaluation, replaces with probability :math:`1-\epsilon`
+                the sample by the mode and, independently, the draw by the larger value.
+            like: any actions at the states, shape [*B, A], which give the noise its shape and dtype; ``None`` (default)
+                takes the offline policy's.
 
         Returns:
             The proposals.
@@ -244,11 +245,12 @@ class PEXLoss(IQLLoss):
             takes_new = torch.where(explores, takes_new, values[1] > values[0])
         return Proposals(offline, new, probability, takes_new.to(offline.dtype))
 
-    # Takes no metrics of the value step: they are of recorded actions, and this policy is trained on proposed ones.
+    # Takes no metrics of the value step, because they are of recorded actions and this policy is trained on proposed
+    # ones.
     def actor_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, tensordict: TensorDictBase
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the new policy on actions that are proposed at the batch's states; the recorded ones are not read.
+        """Loss of the new policy on actions that are proposed at the batch's states.
 
         Args:
             tensordict: transitions, shape [*B]; not modified. Of the recorded action only the shape is used.
@@ -279,15 +281,15 @@ class PEXLoss(IQLLoss):
 
 
 class ExpandedPolicy(TensorDictModuleBase):
-    r"""The policy that PEX acts by: both proposals, and a choice by the critics as they are now.
+    r"""The policy with which PEX collects and is evaluated: the current critics choose between both policies' actions.
 
-    It follows the loss's parameters. Random under ``ExplorationType.RANDOM``; ``DETERMINISTIC`` is the authors'
-    evaluation, which is random in an :math:`\epsilon` of its two decisions each.
+    It uses the loss's current parameters. It is random under ``ExplorationType.RANDOM``. ``DETERMINISTIC`` is the
+    authors' evaluation, in which each of the two decisions is random with probability :math:`\epsilon`.
 
     Source: Zhang et al. 2023, arXiv:2302.00935; the evaluation is their code's.
 
     Args:
-        loss: whose policies and critics it asks.
+        loss: the loss with the policies and critics.
 
     Keyword Args:
         eval_eps: :math:`\epsilon`; 0 evaluates without randomness. Defaults to 0.1.
@@ -311,7 +313,7 @@ class ExpandedPolicy(TensorDictModuleBase):
     def __init__(self, loss: PEXLoss, *, eval_eps: float = 0.1) -> None:
         super().__init__()
         if not 0.0 <= eval_eps <= 1.0:
-            raise O2OSpecError(f"got eval_eps={eval_eps}, expected a probability")
+            raise O2OSpecError(f"got eval_eps={eval_eps}, expected a probability in [0, 1]")
         self.__dict__["loss"] = loss  # not a submodule, because a checkpoint already holds it
         self.eval_eps = eval_eps
         self.noise: NoiseSource = GeneratorNoise()
@@ -320,7 +322,7 @@ class ExpandedPolicy(TensorDictModuleBase):
 
     @property
     def spec(self) -> TensorSpec:
-        """The new policy's, whose box the actions are of."""
+        """The new policy's action spec."""
         return self.__dict__["loss"].actor_network.spec
 
     @torch.no_grad()

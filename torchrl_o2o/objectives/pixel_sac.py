@@ -22,16 +22,16 @@ __all__ = ["PixelSACLoss"]
 
 
 class PixelSACLoss(EnsembleSACLoss):
-    r""":class:`EnsembleSACLoss` on frames: convolutions and bottleneck e are shared by the critics.
+    r""":class:`EnsembleSACLoss` on frames: the critics share an encoder e of convolutions and a bottleneck.
 
     .. math::
         y = r + \gamma(1-d)\left[\min_{i\in Z} Q'_i(e'(s'),a') - \alpha\log\pi(a'|s')\right],\qquad
         L_Q = \frac1B\sum_b\sum_i (Q_i(e(s),a)-y)^2
 
-    The E members are heads on one latent vector. Their targets have an encoder of their own, e', which is averaged like
-    the heads. The actor has its own bottleneck behind a copy of the critics' convolutions; no gradient goes into the
-    copy. One call of the authors' update copies the convolutions first and keeps that copy to its end, for all of its
-    minibatches, and for acting after it::
+    The E members are heads on one latent vector. Their targets have their own encoder e', which is averaged like the
+    heads. The actor has its own bottleneck after a copy of the critics' convolutions, which gets no gradient. The
+    authors' update first copies the convolutions, and uses this copy for all of its minibatches and for acting
+    afterwards::
 
         Update(
             loss,
@@ -41,7 +41,7 @@ class PixelSACLoss(EnsembleSACLoss):
             Descend("alpha", alpha_optim),
         )
 
-    Frames are shifted before the update, once a row: :class:`~torchrl_o2o.data.RandomShift`.
+    Frames are shifted before the update, once per row: :class:`~torchrl_o2o.data.RandomShift`.
 
     Source: Ball et al. 2023 (RLPD), section 4 (pixels); order and wiring as in ``DrQLearner`` of the authors' code.
 
@@ -54,17 +54,17 @@ class PixelSACLoss(EnsembleSACLoss):
             ``make_qvalue_ensemble(encoder_width(encoder), A, in_keys=("latent", "action"))``.
 
     Keyword Args:
-        temperature: see :class:`EnsembleSACLoss`, as for all of these; RLPD's from pixels starts at 0.1.
-        sub_sample_len: see there; RLPD from pixels: 1.
+        temperature: see :class:`EnsembleSACLoss`; RLPD from pixels starts at 0.1.
+        sub_sample_len: see there; RLPD from pixels has 1.
         subset_per: see there.
         subset_replacement: see there.
         num_target_actions: see there.
         entropy_at: see there.
-        entropy_backup: see there; RLPD from pixels: ``False``.
+        entropy_backup: see there; RLPD from pixels has ``False``.
         target_q: see there.
         actor_q: see there.
         bc_alpha: see there.
-        ensemble_reduction: see there; RLPD from pixels: ``"mean"``.
+        ensemble_reduction: see there; RLPD from pixels has ``"mean"``.
         weight_actor: see there.
         reduction: see there.
 
@@ -137,8 +137,8 @@ class PixelSACLoss(EnsembleSACLoss):
         written = encoder_network.out_keys[0]
         if written not in self.qvalue_network.in_keys:
             raise O2OSpecError(
-                f"the critics read {self.qvalue_network.in_keys}, the encoder writes {written!r}; build them with "
-                f"in_keys=({written!r}, 'action')"
+                f"got critics that read {self.qvalue_network.in_keys}, expected {written!r} among them, which the "
+                f"encoder writes; build them with in_keys=({written!r}, 'action')"
             )
         self.convert_to_functional(encoder_network, "encoder_network", create_target_params=True)
 

@@ -25,7 +25,7 @@ __all__ = ["ReBRACLoss"]
 
 
 class ReBRACLoss(SmoothedTargetLoss):
-    r"""TD3 whose actor *and* whose target actions pay for their distance to the recorded actions.
+    r"""TD3 with penalties on the distance to the recorded actions, both in the actor's loss and in the critics' target.
 
     .. math::
         \tilde a' = \mathrm{clip}\big(\pi'(s')+\mathrm{clip}(N(0,0.2),\pm0.5)\big),\qquad
@@ -36,32 +36,34 @@ class ReBRACLoss(SmoothedTargetLoss):
         \lambda = 1\Big/\frac1B\sum_b|\min_j Q_j(s,\pi(s))|
 
     where a' is the action recorded in the next step (:func:`~torchrl_o2o.data.add_next_action`). Squared distances are
-    sums over action dimensions. The actor moves with every second critic step, from the first on; the target actor
-    follows the actor from before its step, the target critics the new critics (the caller's order, see
+    sums over action dimensions. The actor steps with every second critic step, beginning with the first. The target
+    actor follows the actor from before its step, and the target critics follow the new critics (the caller's order, see
     :func:`~torchrl_o2o.trainers.algorithms.make_rebrac`).
 
     Source: Tarasov et al. 2023, arXiv:2305.09836, Eq. 3-4, and the authors' code. Fine-tuning as in CORL's
-    ``finetune/rebrac.py``: the critics' penalty is left out at once, the actor's falls linearly
+    ``finetune/rebrac.py``: the critics' penalty is dropped at once, and the actor's decreases linearly
     (:func:`~torchrl_o2o.functional.spot_cooling` with a floor of one half).
 
-    Differences from the paper: none in the equations. The code always divides by the mean of |Q|, as here. With
-    ``calibrate`` the target is :math:`\max(y, G)`, G the row's return, read from ``tensor_keys.mc_return`` (see
-    :func:`~torchrl_o2o.data.transforms.add_mc_return`): CORL's ``use_calibration``, which is off there, too.
+    Differences from the paper: none in the equations. As in the code, the Q term is always divided by the mean of |Q|.
+    With ``calibrate`` the target is :math:`\max(y, G)` with the row's return G, read from ``tensor_keys.mc_return``
+    (see :func:`~torchrl_o2o.data.transforms.add_mc_return`). This is CORL's ``use_calibration``, which is also off by
+    default.
 
     Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
 
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
-        qvalue_network: two critics, in the paper with LayerNorm behind each ReLU.
+        qvalue_network: two critics, in the paper with LayerNorm after each ReLU.
 
     Keyword Args:
-        actor_bc_coef: :math:`c_\pi`, kept as the buffer ``actor_bc_coef`` so that a schedule may fill it. Defaults to
+        actor_bc_coef: :math:`c_\pi`. It is the buffer ``actor_bc_coef``, so that a schedule can fill it. Defaults to
             0.01.
-        critic_bc_coef: :math:`c_Q`; 0 (online) reads no next action. Defaults to 0.01.
+        critic_bc_coef: :math:`c_Q`; with 0 (online) the next action is not read. Defaults to 0.01.
         policy_noise: standard deviation of the smoothing noise, as a share of the action box's half-width. Defaults to
             0.2.
-        noise_clip: its bound, likewise. Defaults to 0.5.
-        calibrate: whether no target is below the row's return; may be changed at any time. Defaults to ``False``.
+        noise_clip: bound of the smoothing noise, as a share of the half-width. Defaults to 0.5.
+        calibrate: whether the row's return is a lower bound of the target; may be changed at any time. Defaults to
+            ``False``.
         ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 

@@ -32,21 +32,21 @@ _ALL = ("actor_network", "qvalue_network", "baseline_network")
 
 
 class SACMLLoss(SoftLoss, FitsBaselines):
-    r"""Soft actor-critic with a maximum-likelihood term and the baseline that ACA needs at the hand-over.
+    r"""Soft actor-critic with a maximum-likelihood term and the baseline that ACA needs for its online critic.
 
     .. math::
         L_\pi = \lambda\frac1B\sum_b[\alpha\log\pi(a|s)-\min_i Q_i(s,a)] - \frac1B\sum_b\log\pi(a_{data}|s),\qquad
         \lambda = \frac{\omega}{\frac1B\sum_b|\min_i Q_i(s,a)|}
 
-    Critics and temperature are SAC's. The baselines Z fit the policy's own log-density to the same returns, without
-    target networks and without moving the policy:
+    Critics and temperature are SAC's. The baselines Z make the policy's log-density plus Z fit the same returns,
+    without target networks and without changing the policy:
 
     .. math::
         y_Z = r + \gamma(1-d)[\log\pi(a'|s')+\min_k Z_k(s')-\alpha\log\pi(a'|s')],\qquad
         L_Z = \frac1B\sum_b\sum_i(\log\pi(a|s)+Z_i(s)-y_Z)^2
 
-    The authors step in the order temperature, critic, baseline, actor, targets, each with the parameters the last step
-    left: ``alpha_loss(batch)``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``, ``actor_loss(batch)``.
+    The authors step in the order temperature, critic, baseline, actor, targets, each with the parameters after the
+    previous step: ``alpha_loss(batch)``, ``qvalue_loss(batch)``, ``baseline_loss(batch)``, ``actor_loss(batch)``.
 
     Source: Yu & Zhang 2023 (ACA), Eq. 8 and 9 for the baseline. Difference from the paper, following the authors' code:
     the baseline's target has an entropy term (``baseline_entropy``).
@@ -57,18 +57,20 @@ class SACMLLoss(SoftLoss, FitsBaselines):
     Args:
         actor_network: a stochastic actor with a log-density, squashed or not.
         qvalue_network: E critics, 2 in the paper, without LayerNorm.
-        baseline_network: baselines, as many as the online phase has critics, for example
+        baseline_network: baselines, as many as there are critics online, for example
             :func:`~torchrl_o2o.modules.make_baselines`.
 
     Keyword Args:
         temperature: the entropy temperature. Defaults to ``Temperature(-A, form="log_alpha")``; AntMaze uses -A/2.
         ml_weight: omega, the weight of SAC's term relative to the likelihood. Defaults to 30.
-        baseline_entropy: whether the baseline's target subtracts the entropy term. Defaults to ``True``, the code.
-        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch. :math:`\lambda` is always of the batch.
+        baseline_entropy: whether the baseline's target subtracts the entropy term. Defaults to ``True``, as in the
+            code.
+        reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch. :math:`\lambda` always averages over
+            the batch.
 
     Raises:
-        O2OSpecError: if the actor has no log-density, the baselines are no list of networks of their own, or the action
-            dimension is needed but unknown.
+        O2OSpecError: if the actor has no log-density, the baselines are not a list of networks with separate
+            parameters, or the action dimension is needed but unknown.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_baselines, make_qvalue_ensemble

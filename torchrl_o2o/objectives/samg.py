@@ -36,7 +36,7 @@ NextAction = Callable[[TensorDictBase], tuple[TensorDictBase, Tensor]]
 
 
 _REASONS = {
-    "CQLLoss": "it subtracts its entropy term at another action; take this package's CQLLoss or CalQLLoss",
+    "CQLLoss": "it subtracts its entropy term at another action; use this package's CQLLoss or CalQLLoss",
     "TD3Loss": "it keeps its smoothed next action to itself; take this package's TD3BCLoss",
     "TD3BCLoss": "it keeps its smoothed next action to itself; take this package's TD3BCLoss",
     "DDPGLoss": "it keeps its next action to itself; take this package's TD3BCLoss",
@@ -44,20 +44,24 @@ _REASONS = {
 
 
 def _check_known(loss: LossModule) -> None:
-    """Accept the losses for which the mixed target is known to be right, and raise for others, with the reason."""
+    """Accept the losses for which the mixed target is known to be right, and raise for others with the reason."""
     if isinstance(loss, ACALoss):
-        raise O2OSpecError("got ACALoss, whose value is R + k log pi_0 and not its critics' alone; take another loss")
+        raise O2OSpecError(
+            "got ACALoss, expected a loss whose value comes from its critics alone, because ACA's is R + k log pi_0; "
+            "use another loss"
+        )
     if isinstance(loss, PessimisticEnsembleLoss):
         raise O2OSpecError(
-            "got PessimisticEnsembleLoss, which has a target of its own for each pair of critics; take EnsembleSACLoss"
+            "got PessimisticEnsembleLoss, which has a target for each pair of critics, expected a loss with one "
+            "target; use EnsembleSACLoss"
         )
     if isinstance(loss, TransitionLoss) or type(loss) in (REDQLoss, UpstreamIQLLoss):
         return
     if type(loss) is SACLoss:
         if loss._version == 1:
             raise O2OSpecError(
-                "got TorchRL's SACLoss with a value network (version 1), whose target has no next action; leave the "
-                "value network out (version 2)"
+                "got TorchRL's SACLoss with a value network (version 1), whose target has no next action, expected "
+                "version 2; build it without a value network"
             )
         return
     reason = _REASONS.get(type(loss).__name__, "how it forms its target is unknown")
@@ -84,46 +88,48 @@ class _PolicyOf:
 
 
 class SAMGEstimator(TD0Estimator):
-    r"""One-step target that trusts the frozen offline critic where the data set knew the state and action.
+    r"""One-step target that mixes in the frozen offline critic where the data set covers the state and action.
 
     .. math::
         y = r + \gamma(1-d)\big[(1-g\,p)\,\bar Q(s',a') + g\,p\,\bar Q_\mathrm{off}(s',a')
             - \alpha\log\pi(a'|s')\big],\qquad a'\sim\pi(\cdot|s')
 
-    with p = p(s, a) read from the batch, the same a' for both critics, the base algorithm's entropy term, if it has
-    one, subtracted once outside the mix, as are penalties on a' (ReBRAC, BRAC), and :math:`g\in[0,1]` the fading of
-    :meth:`set_step`. Both :math:`\bar Q` take of their members what the base algorithm takes: the minimum, the mean or
-    a soft minimum. Where the offline learner has a state value (IQL), :math:`V` and :math:`V_\mathrm{off}` stand for
-    them. With p = 0 the target is the base algorithm's bit for bit; with p = 1 it is the frozen critic's alone.
+    where p = p(s, a) is read from the batch, a' is the same for both critics, and :math:`g\in[0,1]` is the fading of
+    :meth:`set_step`. The base algorithm's entropy term, if it has one, is subtracted once, outside the mix, and so are
+    penalties on a' (ReBRAC, BRAC). Both :math:`\bar Q` reduce their members like the base algorithm: by the minimum,
+    the mean or a soft minimum. If the offline learner has a state value (IQL), :math:`V` and :math:`V_\mathrm{off}`
+    replace them. With p = 0 the target equals the base algorithm's bit for bit. With p = 1 it is the frozen critic's
+    alone.
 
-    Source: Zhang et al. 2024 (SAMG), Eq. 1 and 4 to 6. See docs/algorithms/samg.md for what is certain.
+    Source: Zhang et al. 2024 (SAMG), Eq. 1 and 4 to 6. docs/algorithms/samg.md explains which details the paper leaves
+    open.
 
     Build it with :meth:`from_loss` at the end of the offline phase and hand it to the loss that goes online::
 
         loss.make_value_estimator(SAMGEstimator.from_loss(loss, gamma=0.99))
 
-    This package's losses leave a', its value and the mixed-in entropy where the estimator finds them. TorchRL's
-    ``SACLoss`` and ``REDQLoss`` keep a' to themselves: there a second a' is drawn from ``next_action``, so that the
-    target has the same mean, and the entropy term weighs 1-p for the one and p for the other action, one in all.
+    This package's losses write a', its value and the entropy term where the estimator reads them. TorchRL's ``SACLoss``
+    and ``REDQLoss`` do not pass a' on. For them a second a' is drawn from ``next_action``. The target then has the same
+    mean, and the entropy terms of the two actions have the weights 1-p and p.
 
     Args:
         critic: the frozen offline critic.
 
     Keyword Args:
         gamma: discount. Defaults to 0.99.
-        value_network: the template whose value ``torchrl.objectives.IQLLoss`` asks of its estimator, else ``None``
-            (default).
-        next_action: maps the next states to the same with a', and alpha log pi(a'|s') of shape [*B, 1], for losses that
-            do not hand a' on; ``None`` (default) reads a' from the batch.
+        value_network: the value network, which ``torchrl.objectives.IQLLoss`` needs in its estimator; otherwise
+            ``None`` (default).
+        next_action: adds a' to the next states and returns them with alpha log pi(a'|s') of shape [*B, 1], for losses
+            that do not pass a' on; ``None`` (default) reads a' from the batch.
         guidance: ``"constant"`` (default), ``"step"`` or ``"linear"``, see :meth:`set_step`.
         cutoff: online step at which guidance ends.
-        confidence_key: entry of p, shape [*B, 1]. Defaults to ``"p_off"``; ``("next", "p_off")`` for torchrl's losses,
-            of which some hand nothing else on.
-        state_action_value_key: where, under ``"next"``, the loss leaves the value of a' without entropy. Defaults to
-            ``"state_action_value"``.
+        confidence_key: entry of p, shape [*B, 1]. Defaults to ``"p_off"``; use ``("next", "p_off")`` for torchrl's
+            losses, some of which pass on only the entries under ``"next"``.
+        state_action_value_key: entry under ``"next"`` into which the loss writes the value of a' without entropy.
+            Defaults to ``"state_action_value"``.
 
     Raises:
-        O2OSpecError: if the schedule is unknown or lacks its cut-off.
+        O2OSpecError: if the schedule is unknown or needs a cutoff that is missing.
 
     Examples:
         >>> import torch
@@ -161,7 +167,7 @@ class SAMGEstimator(TD0Estimator):
     ) -> None:
         super().__init__(gamma=gamma, value_network=None)  # type: ignore[arg-type]
         self.critic = critic
-        # A template without parameters, and a function of another module: neither is part of the state.
+        # Neither the template without parameters nor the function of another module is part of the state.
         self.__dict__["value_network"], self.__dict__["next_action"] = value_network, next_action
         self.confidence_key, self.state_action_value_key = confidence_key, state_action_value_key
         self.guidance: Guidance = guidance
@@ -181,19 +187,19 @@ class SAMGEstimator(TD0Estimator):
         confidence_key: NestedKey | None = None,
         noise: NoiseSource | None = None,
     ) -> SAMGEstimator:
-        """Freeze a loss's critic as it is now, and find out how the loss hands its next value on.
+        """Build the estimator from a loss's current critic.
 
         Args:
-            loss: a loss of this package whose critics read observations (not behind an encoder, as from pixels) but
-                ``ACALoss`` and ``PessimisticEnsembleLoss``, or torchrl's ``SACLoss``, ``REDQLoss`` or ``IQLLoss``.
+            loss: a loss of this package whose critics read observations, not an encoder's output, except ``ACALoss``
+                and ``PessimisticEnsembleLoss``; or torchrl's ``SACLoss``, ``REDQLoss`` or ``IQLLoss``.
             gamma: discount. Defaults to 0.99.
             source: freeze the ``"online"`` networks (default) or their ``"target"`` copies.
             guidance: ``"constant"`` (default), ``"step"`` or ``"linear"``.
             cutoff: online step at which guidance ends.
             confidence_key: entry of p; ``None`` (default) is ``"p_off"``, and ``("next", "p_off")`` for torchrl's
                 losses.
-            noise: what a' is drawn with where a loss does not hand it on; ``None`` (default) is torch's global
-                generator.
+            noise: source of the random numbers of a' if the loss does not pass a' on; ``None`` (default) is torch's
+                global generator.
 
         Returns:
             The estimator.
@@ -206,8 +212,8 @@ class SAMGEstimator(TD0Estimator):
         ours = isinstance(loss, TransitionLoss)
         if ours and (inside := inputs_made_inside(loss, f"{critic.kind}_network")):
             raise O2OSpecError(
-                f"got {type(loss).__name__}, whose critics read {inside}, which it makes itself and no batch holds; "
-                f"expected critics on observations and actions"
+                f"got {type(loss).__name__}, whose critics read {inside}, which only the loss computes, expected "
+                "critics on observations and actions; use a loss without an encoder"
             )
         next_action = None if ours or critic.kind == "value" else _PolicyOf(loss, noise)
         if confidence_key is None:
@@ -226,7 +232,7 @@ class SAMGEstimator(TD0Estimator):
     def set_step(self, step: int) -> None:
         """Fade the guidance as :func:`~torchrl_o2o.functional.guidance_factor` says.
 
-        From the cut-off on, the frozen critic is not evaluated any more.
+        From the cutoff on, the frozen critic is no longer evaluated.
 
         Args:
             step: online environment steps so far.
@@ -240,10 +246,10 @@ class SAMGEstimator(TD0Estimator):
         self._active = float(self.weight) > 0.0
 
     def confidence(self, tensordict: TensorDictBase) -> Tensor:
-        """The confidence as it enters the target: p times the fading.
+        """The confidence in the target: p times the fading factor.
 
-        ``1 - estimator.confidence(batch)`` under ``"penalty_weight"`` makes CQL and Cal-QL push down less where the
-        offline critic is trusted.
+        Store ``1 - estimator.confidence(batch)`` under ``"penalty_weight"`` to weaken the penalty of CQL and Cal-QL
+        where the offline critic is trusted.
 
         Args:
             tensordict: transitions, shape [*B].
@@ -257,8 +263,9 @@ class SAMGEstimator(TD0Estimator):
         stored = tensordict.get(self.confidence_key, None)
         if stored is None:
             raise O2ODataError(
-                f"the batch has no {self.confidence_key!r}; store it with every transition: "
-                f"buffer.extend(confidence(data.select(*TRANSITION))), with the confidence's out_key the same"
+                f"got a batch without {self.confidence_key!r}, expected the confidence of each row; store it with "
+                "every transition, buffer.extend(confidence(data.select(*TRANSITION))), under this key as the "
+                "confidence's out_key"
             )
         return stored * self.weight
 
@@ -275,7 +282,7 @@ class SAMGEstimator(TD0Estimator):
         if next_value is None:
             raise O2OSpecError(
                 f"got a batch without {self.tensor_keys.value!r} under 'next', expected the next state's value there; "
-                f"let the loss ask for the target, or pass next_value=..."
+                "call the loss's target_value, or pass next_value=..."
             )
         if self._active:
             offline_value = self._offline_value(tensordict.get("next"), next_value)
@@ -293,7 +300,8 @@ class SAMGEstimator(TD0Estimator):
         qvalue = following.get(self.state_action_value_key, None)
         if qvalue is None:
             raise O2OSpecError(
-                f"the loss left no {self.state_action_value_key!r} under 'next', so its next action and entropy are "
-                f"unknown; pass next_action=..., or build the estimator with SAMGEstimator.from_loss(loss)"
+                f"got a batch without {self.state_action_value_key!r} under 'next', expected the loss to write it, "
+                "because otherwise its next action and entropy are unknown; pass next_action=..., or build the "
+                "estimator with SAMGEstimator.from_loss(loss)"
             )
         return self.critic(following) + (next_value - qvalue)

@@ -42,8 +42,8 @@ class SoftLoss(ActorCriticLoss):
     subset_replacement: bool = False
     #: How the target reduces the drawn members.
     target_q: Literal["mean", "min"] = "min"
-    #: Where the temperature's entropy is measured: with ``"next_state"`` always there, with ``"state"`` there if no
-    #: log-densities are passed on.
+    #: Where the temperature's entropy is measured: always there with ``"next_state"``; with ``"state"``, only if no
+    #: log-densities are passed.
     entropy_at: Literal["state", "next_state"] = "state"
     #: Number of actions per next state; the target takes the best of them.
     num_target_actions: int = 1
@@ -97,7 +97,7 @@ class SoftLoss(ActorCriticLoss):
 
     @torch.no_grad()
     def sample_log_prob(self, tensordict: TensorDictBase) -> Tensor:
-        r"""log pi(a|s) of fresh actions, for a temperature step before the actor's (SAC+ML, ACA, SAC after them).
+        r"""log pi(a|s) of fresh actions, for a temperature step before the actor's (SAC+ML, ACA).
 
         With ``entropy_at="next_state"`` it is log pi(a'|s'), a mean over ``num_target_actions`` (WSRL).
 
@@ -152,7 +152,7 @@ class SoftLoss(ActorCriticLoss):
         Keyword Args:
             log_prob: what :meth:`actor_loss` returned, shape [*B]; ``None`` (default) draws fresh actions by
                 :meth:`sample_log_prob`, for a temperature step before the actor's. With ``entropy_at="next_state"``
-                fresh actions are always drawn, since the actor's are of another state.
+                fresh actions are always drawn, because the actor's are at another state.
 
         Returns:
             The loss, and the scalars ``alpha`` and ``entropy``.

@@ -24,18 +24,18 @@ _BOTH = ("actor_network", "qvalue_network")
 
 
 class SPOTLoss(SmoothedTargetLoss):
-    r"""TD3 whose actor is held inside the data's support by an explicit density model.
+    r"""TD3 with a penalty that keeps the actor within the data's support, estimated by a density model.
 
     Critics as in :class:`~torchrl_o2o.objectives.TD3BCLoss`; actor:
 
     .. math:: L_\pi = \frac1B\sum_b\Big[\lambda\,\ell(s,\pi(s)) - Q_1(s,\pi(s))\big/\overline{|Q_1|}\Big],\qquad
         \ell(s,a)\approx-\log\beta(a|s)
 
-    with :math:`\ell` the evidence bound of a VAE (:func:`~torchrl_o2o.functional.elbo_penalty`), or with
-    ``iwae=True`` the tighter :func:`~torchrl_o2o.functional.iwae_penalty`. The VAE is trained before, by
-    :class:`~torchrl_o2o.objectives.VAELoss`, and only read here. Online the constraint is loosened:
-    ``loss.density_weight.fill_(spot_cooling(weight, step, total_steps))`` (a tensor, so that nothing recompiles and a
-    checkpoint holds it).
+    with :math:`\ell` the evidence bound of a VAE (:func:`~torchrl_o2o.functional.elbo_penalty`), or with ``iwae=True``
+    the tighter :func:`~torchrl_o2o.functional.iwae_penalty`. Train the VAE beforehand with
+    :class:`~torchrl_o2o.objectives.VAELoss`; this loss does not change it. Loosen the constraint online with
+    ``loss.density_weight.fill_(spot_cooling(weight, step, total_steps))``. The weight is a tensor, so that nothing is
+    recompiled and checkpoints contain it.
 
     Source: Wu et al. 2022, arXiv:2202.06239, Eq. 10-13; averages over dimensions as in the authors' code.
 
@@ -48,29 +48,30 @@ class SPOTLoss(SmoothedTargetLoss):
     Adroit                           1                 0.5             0.99
     ===============================  ================  ==============  ===========
 
-    Differences from the paper: none in the equations. CORL's importance-sampled estimate calls an attribute that does
-    not exist; here it runs.
+    Differences from the paper: none in the equations. CORL's importance-sampled estimate fails, because it calls a
+    missing attribute; here it works.
 
     Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`.
 
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
-        qvalue_network: two critics; the actor climbs the first.
-        vae_network: a trained VAE of :func:`~torchrl_o2o.modules.make_action_vae`; its parameters are shared, get no
-            gradient here and belong into no optimizer.
+        qvalue_network: two critics; the actor maximizes the first.
+        vae_network: a trained VAE of :func:`~torchrl_o2o.modules.make_action_vae`; its parameters are shared and get no
+            gradient here. Give them to no optimizer.
 
     Keyword Args:
         density_weight: :math:`\lambda` at the start. Defaults to 1.
         vae_beta: the VAE's weight of the divergence. Defaults to 0.5.
-        num_samples: latents S per action. Defaults to 1.
-        iwae: use the importance-weighted bound. Defaults to ``False``.
-        policy_noise: of the smoothed target, in half-widths of the action box. Defaults to 0.2.
-        noise_clip: likewise. Defaults to 0.5.
+        num_samples: number S of latents per action. Defaults to 1.
+        iwae: whether the importance-weighted bound is used. Defaults to ``False``.
+        policy_noise: standard deviation of the target's smoothing noise, as a share of the action box's half-width.
+            Defaults to 0.2.
+        noise_clip: its bound, as a share of the half-width. Defaults to 0.5.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Raises:
-        O2OSpecError: if the actor is stochastic or has no bounded action spec, the VAE is no VAE, or a setting is out
-            of range.
+        O2OSpecError: if the actor is stochastic or has no bounded action spec, the VAE was not built by
+            ``make_action_vae``, or a setting is out of range.
 
     Examples:
         >>> from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
@@ -139,7 +140,7 @@ class SPOTLoss(SmoothedTargetLoss):
 
     @torch.no_grad()
     def data_penalty(self, tensordict: TensorDictBase) -> Tensor:
-        """The penalty of the *recorded* actions, a yardstick for the policy's.
+        """The penalty of the *recorded* actions, to which the policy's can be compared.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.

@@ -22,7 +22,7 @@ __all__ = ["TD3BCLoss"]
 
 
 class TD3BCLoss(SmoothedTargetLoss):
-    r"""TD3 whose actor is held to the data by a squared error.
+    r"""TD3 with a behavior-cloning term, a squared error, in the actor's loss.
 
     .. math::
         \tilde a' = \mathrm{clip}\big(\pi'(s')+\mathrm{clip}(N(0,0.2),\pm0.5)\big),\qquad
@@ -31,7 +31,7 @@ class TD3BCLoss(SmoothedTargetLoss):
         L_\pi = \frac1B\sum_b\Big[\frac1A\lVert\pi(s)-a\rVert^2 - \lambda Q_1(s,\pi(s))\Big],\qquad
         \lambda = \alpha\Big/\frac1B\sum_b|Q_1(s,\pi(s))|
 
-    The actor and all targets move after every second critic step (the caller's loop).
+    The actor and all targets are updated after every second critic step (by the caller).
 
     Source: Fujimoto & Gu 2021, arXiv:2106.06860, Eq. 3-5. The paper normalizes the observations
     (:class:`~torchrl_o2o.data.transforms.ObservationStats` does); the smoothing noise is in units of the box's
@@ -45,12 +45,13 @@ class TD3BCLoss(SmoothedTargetLoss):
 
     Args:
         actor_network: :func:`~torchrl_o2o.modules.make_deterministic_actor`.
-        qvalue_network: two critics; the actor climbs the first.
+        qvalue_network: two critics; the actor maximizes the first.
 
     Keyword Args:
         alpha: weight of the Q term against cloning; 0 is behavior cloning. Defaults to 2.5.
-        policy_noise: see above. Defaults to 0.2.
-        noise_clip: see above. Defaults to 0.5.
+        policy_noise: standard deviation of the smoothing noise, as a share of the action box's half-width. Defaults to
+            0.2.
+        noise_clip: its bound, as a share of the half-width. Defaults to 0.5.
         ensemble_reduction: ``"sum"`` (default) or ``"mean"`` over members in the critic loss.
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 

@@ -23,7 +23,7 @@ def action_vae(network: TensorDictModule) -> ActionVAE:
     """The VAE inside a network.
 
     Args:
-        network: of :func:`~torchrl_o2o.modules.make_action_vae`.
+        network: a network from :func:`~torchrl_o2o.modules.make_action_vae`.
 
     Returns:
         The module itself.
@@ -43,7 +43,7 @@ def action_vae(network: TensorDictModule) -> ActionVAE:
 
 
 def latent_dim(network: TensorDictModule) -> int:
-    """Width of a VAE's latent.
+    """Number of dimensions of a VAE's latent.
 
     Args:
         network: of :func:`~torchrl_o2o.modules.make_action_vae`.
@@ -68,7 +68,7 @@ def vae_terms(
     """The two terms of a VAE's loss for recorded actions: reconstruction error and divergence.
 
     Args:
-        loss: whose keys and noise are used; the draw's name is ``"latent"``.
+        loss: the loss whose keys and noise are used; the name of the draw is ``"latent"``.
         network: of :func:`~torchrl_o2o.modules.make_action_vae`.
         params: its parameters with dotted names.
         tensordict: observations and actions, shape [*B]; not modified.
@@ -101,8 +101,8 @@ class VAELoss(TransitionLoss):
     .. math:: L = \frac1B\sum_b \frac1A\lVert\hat a-a\rVert^2 + \beta\,\mathrm{KL},\qquad \hat a\sim p(\cdot|s,z),
         \ z\sim q(\cdot|s,a)
 
-    Source: Wu et al. 2022 (SPOT), Eq. 8, with the code's averages over action and latent dimensions. The module given
-    is trained in place: hand it to :class:`~torchrl_o2o.objectives.SPOTLoss` afterwards.
+    Source: Wu et al. 2022 (SPOT), Eq. 8, with the code's averages over action and latent dimensions. The given module
+    is trained in place. Pass it to :class:`~torchrl_o2o.objectives.SPOTLoss` afterwards.
 
     Importance weights multiply the rows.
 

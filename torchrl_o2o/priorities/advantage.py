@@ -35,34 +35,33 @@ class Advantage(CriticScore):
     with one subset Z for all rows; the entropy term is off by default, as in the authors' code. A constant added to all
     critics cancels.
 
-    Difference from the authors' code: M = 10 instead of 100, in antithetic pairs, and the same noise for all rows. What
-    the noise does to all rows alike cancels in the resampling probabilities, and only their order matters; see
-    ``docs/algorithms/a3rl.md`` for the rank correlations. ``num_samples=100, shared_noise=False, antithetic=False`` is
-    theirs.
+    Difference from the authors' code: M = 10 instead of 100, in antithetic pairs, and the same noise for all rows.
+    Noise that is shared by all rows cancels in the resampling probabilities; ``docs/algorithms/a3rl.md`` has the rank
+    correlations. ``num_samples=100, shared_noise=False, antithetic=False`` is the authors' setting.
 
     Source: A3RL section 4.2 and Eq. 5; ``SACLearnerPriority.get_advantage``.
 
     Args:
-        loss: its actor, critics, subset size and temperature are used, whatever its own equations are. Any loss of this
-            package with an actor and critics that read observations themselves (not behind an encoder as from pixels,
-            nor the noise of a flow) but ACA's, torchrl's ``SACLoss`` without a ``value_network``, or its ``REDQLoss``.
-            A deterministic actor has one action, whatever ``num_samples``.
+        loss: the loss whose actor, critics, subset size and temperature are used, but not its equations. Use any loss
+            of this package, except ACA's, whose actor and critics read observations (not an encoder's output or a
+            flow's noise); torchrl's ``SACLoss`` without a ``value_network``; or its ``REDQLoss``. A deterministic actor
+            has only one action, so ``num_samples`` has no effect.
 
     Keyword Args:
         num_samples: M. Defaults to 10; the authors use 100.
-        critics: the ``"target"`` (default, as the authors) or the ``"online"`` networks.
+        critics: the ``"target"`` (default, as in the authors' code) or the ``"online"`` networks.
         sub_sample_len: Z; ``None`` (default) takes the loss's.
-        entropy: subtract the entropy term. Defaults to ``False``.
+        entropy: whether the entropy term is subtracted. Defaults to ``False``.
         normalize: over the rows scored together: ``"none"`` (default), ``"std"``
             (:func:`~torchrl_o2o.functional.standardized`) or ``"rank"``
-            (:func:`~torchrl_o2o.functional.centered_rank`). Without it, how sharp the priorities are depends on
-            the reward's scale.
-        shared_noise: the same M noise vectors for all rows. Defaults to ``True``.
-        antithetic: noise in pairs of opposite sign. Defaults to ``True``.
-        chunk_size: critic inputs evaluated at once. Defaults to 4096.
+            (:func:`~torchrl_o2o.functional.centered_rank`). Without normalization, the sharpness of the priorities
+            depends on the scale of rewards.
+        shared_noise: whether all rows share the M noise vectors. Defaults to ``True``.
+        antithetic: whether noise comes in pairs of opposite sign. Defaults to ``True``.
+        chunk_size: number of critic inputs evaluated at once. Defaults to 4096.
 
     Raises:
-        O2OSpecError: if a number or an option is out of range, or the loss is not one of those named.
+        O2OSpecError: if a number or an option is out of range, or the loss is not supported.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
@@ -112,7 +111,7 @@ class Advantage(CriticScore):
 
     @torch.no_grad()
     def advantage(self, tensordict: TensorDictBase) -> Tensor:
-        """A(s, a) as it is, neither normalized nor made finite.
+        """A(s, a), neither normalized nor made finite.
 
         Args:
             tensordict: transitions, shape [N]; not modified.

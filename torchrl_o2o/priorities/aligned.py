@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A3RL's priority: on-policy and better than the policy."""
+"""A3RL's priority, which is high for on-policy rows with better actions than the policy's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["AdvantageAligned"]
 class AdvantageAligned(Sum):
     r"""A3RL's priority, Eq. 5: :math:`\log p = 1_\mathrm{off}\log\hat w(s,a) + \lambda A(s,a)`.
 
-    The paper's ablations are its parts: ``advantage`` alone, ``density`` alone, and
-    :class:`~torchrl_o2o.priorities.TDError` (``form="signed"`` for the authors' code) in the advantage's place.
+    The paper's ablations are ``advantage`` alone, ``density`` alone, and :class:`~torchrl_o2o.priorities.TDError`
+    (``form="signed"`` for the authors' code) instead of the advantage.
 
     Args:
-        advantage: A, an :class:`~torchrl_o2o.priorities.Advantage` or what stands in its place.
+        advantage: A, an :class:`~torchrl_o2o.priorities.Advantage` or another score that replaces it.
         density: the first term, a :class:`~torchrl_o2o.priorities.DensityRatioScore`.
 
     Keyword Args:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The base of priorities: callables from transitions to log-priorities, which samplers take.
+"""The base of priorities: callables from transitions to log-priorities, for samplers.
 
 All have one signature, ``priority(tensordict) -> Tensor``, from transitions of shape [N] to log-priorities of shape
 [N], which are finite for all inputs. In the log domain they can be added: ``density + 0.5 * advantage``. They refer to
@@ -28,10 +28,10 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 
 class LogPriority(ABC):
-    """Abstract base: what a sampler calls, and how priorities add up and are watched.
+    """Abstract base of log-priorities: the call for samplers, sums and multiples, and metrics.
 
-    A subclass implements :meth:`score`, which may return anything; :meth:`__call__` makes it finite as
-    :func:`~torchrl_o2o.functional.finite_scores` does and counts in :attr:`num_clamped` what it had to change.
+    A subclass implements :meth:`score`, which may return any value; :meth:`__call__` makes it finite with
+    :func:`~torchrl_o2o.functional.finite_scores` and counts the changed values in :attr:`num_clamped`.
 
     Examples:
         >>> import torch
@@ -72,7 +72,7 @@ class LogPriority(ABC):
         """Finite log-priority per row, without gradient, shape [*B] for transitions [*B].
 
         Raises:
-            O2OSpecError: if there is no row, or :meth:`score` gives another number of them.
+            O2OSpecError: if there is no row, or :meth:`score` does not return one value per row.
         """
         if not tensordict.batch_size.numel():
             raise O2OSpecError(f"got no rows for {type(self).__name__} to score, expected at least one")
@@ -100,7 +100,7 @@ class LogPriority(ABC):
 
     @property
     def num_clamped(self) -> int:
-        """Rows so far whose score was not finite."""
+        """Number of rows so far whose score was not finite."""
         return int(self._num_clamped)
 
     def metrics(self) -> dict[str, Tensor]:
@@ -121,7 +121,7 @@ class LogPriority(ABC):
 
 
 class Sum(LogPriority):
-    r"""Weighted sum of log-priorities, :math:`\sum_k c_k\log p_k`; what ``+`` and ``*`` build.
+    r"""Weighted sum of log-priorities, :math:`\sum_k c_k\log p_k`, the result of ``+`` and ``*``.
 
     Args:
         terms: the log-priorities.
@@ -146,7 +146,10 @@ class Sum(LogPriority):
         self.terms = terms
         self.factors = (1.0,) * len(terms) if factors is None else tuple(factors)
         if not terms or len(self.factors) != len(terms):
-            raise O2OSpecError(f"got {len(terms)} terms and {len(self.factors)} factors, expected as many, at least 1")
+            raise O2OSpecError(
+                f"got {len(terms)} terms and {len(self.factors)} factors, expected one factor per term, and at least "
+                "one term"
+            )
         for index, factor in enumerate(self.factors):
             check_number(f"factors[{index}]", factor)
 

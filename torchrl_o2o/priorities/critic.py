@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The base class of scores by a loss's critics: its networks, its noise, and chunks of rows that fit the cache.
+"""The base class of scores by a loss's critics, with its networks, noise, and chunks of rows that fit the cache.
 
 Shapes: ``N`` rows, ``n`` rows of one chunk, ``M`` sampled actions, ``E`` ensemble members, ``Z`` members of a subset,
 ``A`` action dimensions.
@@ -44,11 +44,11 @@ __all__ = ["CriticScore", "Networks", "ScoredLoss", "compiled"]
 ScoredLoss = ActorCriticLoss | SACLoss | REDQLoss
 P = ParamSpec("P")
 
-_MAX_SHAPES = 256  # chunk sizes that a score may be compiled for; torch's default is 8 for all scores together
+_MAX_SHAPES = 256  # largest number of compiled chunk sizes; torch's default is 8 for all scores together
 
 
 def compiled(equation: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """An equation compiled once for every size of its chunks, apart from other scores.
+    """Compile an equation once for every size of its chunks, separately from other scores.
 
     Args:
         equation: a function of tensors and of :class:`Networks`.
@@ -76,7 +76,7 @@ class Networks(NamedTuple):
         out_key: the entry that critics write.
         alpha: the entropy term's weight; ``None`` leaves the term out.
         q_max: upper bound on Q, or ``None``.
-        deactivate_vmap: as of the loss.
+        deactivate_vmap: the loss's setting.
     """
 
     actor: TensorDictModuleBase
@@ -116,16 +116,16 @@ class Networks(NamedTuple):
 
 
 class CriticScore(LogPriority):
-    """Abstract base: the loss that is looked at, its noise and subsets, and chunks that fit the cache.
+    """Abstract base with the loss, its noise and subsets, and chunks that fit the cache.
 
     Args:
-        loss: its actor, critics, subset size and temperature are used.
+        loss: the loss whose actor, critics, subset size and temperature are used.
         num_samples: M.
         sub_sample_len: Z; ``None`` takes the loss's.
         entropy: whether the entropy term is subtracted.
-        shared_noise: the same M noise vectors for all rows.
-        antithetic: noise in pairs of opposite sign.
-        chunk_size: critic inputs evaluated at once.
+        shared_noise: whether all rows share the M noise vectors.
+        antithetic: whether noise comes in pairs of opposite sign.
+        chunk_size: number of critic inputs evaluated at once.
 
     Raises:
         O2OSpecError: if a number is out of range, or the loss's values are not those of an actor and its critics on
@@ -158,7 +158,7 @@ class CriticScore(LogPriority):
         self.shared_noise = shared_noise
         self.antithetic = antithetic
         self.chunk_size = chunk_size
-        #: Source of the random numbers; give it a generator of its own, or recorded numbers.
+        #: Source of the random numbers, such as a separate generator or recorded numbers.
         self.noise: NoiseSource = GeneratorNoise()
 
     def _networks(self, critics: Literal["target", "online"], members: Tensor | None) -> Networks:
@@ -220,9 +220,14 @@ def _check_loss(loss: ScoredLoss, entropy: bool) -> None:
     """Raise for losses whose values are not those of an actor and its critics."""
     kind = type(loss).__name__
     if isinstance(loss, ACALoss):
-        raise O2OSpecError(f"got {kind}, whose value is R + k log pi_0 and not its critics' alone; write a LogPriority")
+        raise O2OSpecError(
+            f"got {kind}, expected a loss whose value comes from its critics alone, because ACA's is R + k log pi_0; "
+            "write a LogPriority for it"
+        )
     if isinstance(loss, SACLoss) and getattr(loss, "value_network", None) is not None:
-        raise O2OSpecError(f"got {kind} with a value_network (the first SAC), expected it without; build it with None")
+        raise O2OSpecError(
+            f"got {kind} with a value_network (the first SAC), expected none; build it with value_network=None"
+        )
     if not isinstance(loss, ActorCriticLoss | SACLoss | REDQLoss):
         raise O2OSpecError(
             f"got {kind}, expected a loss of this package with an actor and critics, such as EnsembleSACLoss, or "
@@ -230,11 +235,11 @@ def _check_loss(loss: ScoredLoss, entropy: bool) -> None:
         )
     if isinstance(loss, ActorCriticLoss) and (inside := inputs_made_inside(loss, "actor_network", "qvalue_network")):
         raise O2OSpecError(
-            f"got {kind}, whose actor and critics read {inside}, which it makes itself and no batch holds; expected "
-            f"networks on observations and actions. Write a LogPriority"
+            f"got {kind}, whose actor and critics read {inside}, which only the loss computes, expected networks on "
+            "observations and actions; write a LogPriority for it"
         )
     if entropy and _alpha(loss) is None:
-        raise O2OSpecError(f"got entropy=True with {kind}, which has no temperature; leave entropy out")
+        raise O2OSpecError(f"got entropy=True with {kind}, expected a loss with a temperature; leave entropy out")
 
 
 def _alpha(loss: ScoredLoss) -> Tensor | None:

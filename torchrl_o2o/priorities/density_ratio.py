@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A3RL's first term: how on-policy a row is."""
+"""A3RL's first term, the density ratio of offline rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["DensityRatioScore"]
 
 
 class DensityRatioScore(LogPriority):
-    r"""How on-policy an offline row looks: :math:`1_\mathrm{off}\log\hat w`, so 0 for online rows.
+    r"""The log density ratio of offline rows, :math:`1_\mathrm{off}\log\hat w`, and 0 for online rows.
 
     Source: A3RL Eq. 5, first term.
 
@@ -35,9 +35,9 @@ class DensityRatioScore(LogPriority):
 
     Keyword Args:
         temperature: T in :math:`w^{1/T}`. Defaults to 1; Off2On and A3RL's newer code use 5.
-        normalize: scale :math:`w^{1/T}` to mean 1 over the offline rows scored together. Defaults to ``True``; A3RL's
-            older code does not. ``"sum"`` scales to *sum* 1, as A3RL's newer code does: half of a pool of 5120 rows
-            being offline, the offline share of what is drawn falls from 50 % to about 9 %, whatever w is.
+        normalize: whether :math:`w^{1/T}` is scaled to mean 1 over the offline rows that are scored together. Defaults
+            to ``True``; A3RL's older code does not. ``"sum"`` scales to *sum* 1, as in A3RL's newer code. If half of a
+            pool of 5120 rows is offline, the offline share of the draws then falls from 50 % to about 9 % for any w.
         is_offline_key: bool entry, shape [N], that a sampler adds. Defaults to ``"is_offline"``.
 
     Raises:
@@ -95,7 +95,7 @@ class DensityRatioScore(LogPriority):
         flag = tensordict.get(self.is_offline_key, None)
         if flag is None:
             raise O2OSpecError(
-                f"the rows have no entry {self.is_offline_key!r}, so which of them are offline is unknown; PoolSampler "
-                "adds it, elsewhere set it to index < num_offline"
+                f"got rows without {self.is_offline_key!r}, expected this entry, which marks offline rows; PoolSampler "
+                "adds it, and elsewhere set it to index < num_offline"
             )
         return flag.reshape(tensordict.batch_size)

@@ -25,34 +25,34 @@ __all__ = ["TDError"]
 
 
 class TDError(CriticScore):
-    r"""How surprising a transition is to the critics: prioritized replay by the TD error, scored when drawn.
+    r"""The TD error of a transition, computed when a pool is drawn, for prioritized replay.
 
     .. math::
         \delta = r + \gamma(1-d)\frac1M\sum_{j\le M}\left[\min_{i\in Z}Q'_i(s',\tilde a'_j)
                  - \alpha\log\pi(\tilde a'_j|s')\right] - \frac1E\sum_i Q_i(s,a)
 
     ``"absolute"``: :math:`\log p=\log(|\delta|+\epsilon)`, so that :math:`P\propto(|\delta|+\epsilon)^\alpha` as in
-    prioritized experience replay. ``"signed"``: :math:`\log p=\delta`, as A3RL's authors use it in the advantage's
-    place: exponential, and large only for rows that turned out *better* than expected.
+    prioritized experience replay. ``"signed"``: :math:`\log p=\delta`, which A3RL's authors use instead of the
+    advantage. It is exponential, and large only for rows that were *better* than expected.
 
-    Source: Schaul et al. 2016 (PER) section 3.3; A3RL's code ``SACLearnerPriority.get_td``, there with M = 100.
+    Source: Schaul et al. 2016 (PER) section 3.3; A3RL's code ``SACLearnerPriority.get_td``, with M = 100.
 
     Args:
-        loss: as in :class:`Advantage`; its discount and keys are used as well. Rows with
-            ``"steps_to_next_obs"`` (n-step returns) are discounted by :math:`\gamma^n`.
+        loss: as in :class:`Advantage`; its discount and keys are used, too. Rows with ``"steps_to_next_obs"`` (n-step
+            returns) are discounted by :math:`\gamma^n`.
 
     Keyword Args:
         form: ``"absolute"`` (default) or ``"signed"``.
         num_samples: M. Defaults to 10.
         sub_sample_len: Z; ``None`` (default) takes the loss's.
-        entropy: subtract the entropy term. Defaults to ``False``, as the authors' code.
+        entropy: whether the entropy term is subtracted. Defaults to ``False``, as the authors' code.
         eps: epsilon of ``"absolute"``, in units of return. Defaults to 1e-6.
         shared_noise: the same M noise vectors for all rows. Defaults to ``True``.
         antithetic: noise in pairs of opposite sign. Defaults to ``True``.
         chunk_size: critic inputs evaluated at once. Defaults to 4096.
 
     Raises:
-        O2OSpecError: if a number or an option is out of range, or the loss is not one of those.
+        O2OSpecError: if a number or an option is out of range, or the loss is not supported.
 
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
@@ -117,7 +117,7 @@ class TDError(CriticScore):
         return expected - qvalue.mean(0)
 
     def _value(self, networks: Networks, inputs: Inputs, action: Tensor, noise: Tensor) -> Tensor:
-        """V(s') of one chunk, shape [n]; the action before s' does not matter."""
+        """V(s') of one chunk, shape [n]; the recorded action is not used."""
         sampled, log_prob = networks.sample(inputs, noise)
         return networks.mean_value(networks.min_qvalue(inputs, sampled), log_prob)
 

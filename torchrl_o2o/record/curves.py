@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Statistics of scores over seeds, and measures of the switch in offline-to-online learning curves. Numpy only.
 
-A score that is not finite (a run that diverged) makes the result NaN; it is not trimmed as an outlier.
+A score that is not finite (from a run that diverged) makes the result NaN; it is not trimmed as an outlier.
 
 A learning curve is a pair of vectors: ``steps``, increasing, negative offline, 0 at the hand-over and positive online,
 and ``scores``, one evaluation each. Its *hand-over score* is the last evaluation at a step <= 0.
@@ -41,25 +41,26 @@ def common_scores(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.n
                [4., 5.]]))
     """
     if not len(curves):
-        raise O2OSpecError("common_scores() got no curves; expected at least one.")
+        raise O2OSpecError("got no curves, expected at least one")
     common = sorted(set.intersection(*(set(steps.tolist()) for steps, _ in curves)))
     return np.array(common), np.stack([scores[np.isin(steps, common)] for steps, scores in curves])
 
 
 def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
-    """Interquartile mean: the mean of what is left after the lowest and the highest quarter are cut off.
+    """Interquartile mean: the mean without the lowest and the highest quarter of the values.
 
-    From each end ``floor(n / 4)`` values are cut, as in Agarwal et al. (2021); up to three values give their mean.
+    ``floor(n / 4)`` values are cut from each end, as in Agarwal et al. (2021), so that none of up to three values is
+    cut.
 
     Args:
         scores: any shape, at least one value.
-        axis: the axis to reduce; ``None`` takes all values together.
+        axis: the axis to reduce; ``None`` reduces all values.
 
     Returns:
         The means; NaN where one of the scores is not finite.
 
     Raises:
-        O2OSpecError: if there are no scores, they are no array of numbers, or have no such axis.
+        O2OSpecError: if there are no scores, they are not an array of numbers, or the axis does not exist.
 
     Examples:
         >>> from torchrl_o2o.record import iqm
@@ -70,10 +71,10 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
     """
     array = _numbers("scores", scores)
     if axis is not None and not -array.ndim <= axis < array.ndim:
-        raise O2OSpecError(f"iqm() got axis={axis} for scores of the shape {array.shape}.")
+        raise O2OSpecError(f"got axis={axis} for scores of shape {array.shape}, expected one of their axes")
     array = array.ravel() if axis is None else np.moveaxis(array, axis, -1)
     if array.size == 0:
-        raise O2OSpecError("iqm() got no scores; expected at least one.")
+        raise O2OSpecError("got no scores, expected at least one")
     # When sorted, values that are not finite would be trimmed.
     array = np.where(np.isfinite(array).all(axis=-1, keepdims=True), array, np.nan)
     cut = array.shape[-1] // 4
@@ -91,12 +92,12 @@ def stratified_bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile interval of a statistic under the stratified bootstrap (Agarwal et al., 2021, section 4.1).
 
-    Each resample draws, for every task on its own, as many seeds with replacement as there are; the statistic then runs
-    over all tasks together. With one seed there is nothing to draw and the interval is a point.
+    Each resample draws the seeds with replacement, separately for each task and as many as there are. The statistic is
+    then computed over all tasks together. With one seed the interval is a point.
 
     Args:
         scores: ``[seeds]`` for one task or ``[seeds, tasks]``.
-        generator: source of the resamples; the global state is not touched.
+        generator: source of the resamples; the global state is not changed.
         statistic: called with an array ``[resamples, seeds * tasks]`` and ``axis=1``.
         level: coverage, in (0, 1).
         num_resamples: number of resamples.
@@ -117,13 +118,13 @@ def stratified_bootstrap_interval(
     """
     array = _numbers("scores", scores)
     if array.ndim not in (1, 2) or array.size == 0:
-        raise O2OSpecError(f"scores have shape {array.shape}; expected [seeds] or [seeds, tasks], not empty.")
+        raise O2OSpecError(f"got scores of shape {array.shape}, expected [seeds] or [seeds, tasks], not empty")
     if not 0.0 < level < 1.0:
-        raise O2OSpecError(f"level is {level}; expected a coverage in (0, 1), such as 0.95.")
+        raise O2OSpecError(f"got level={level}, expected a coverage in (0, 1), such as 0.95")
     if num_resamples < 1 or not isinstance(generator, np.random.Generator):
         raise O2OSpecError(
-            f"got num_resamples={num_resamples}, generator={generator!r}; expected at least 1 and "
-            "numpy.random.default_rng(seed)."
+            f"got num_resamples={num_resamples}, generator={generator!r}, expected at least 1 and "
+            "numpy.random.default_rng(seed)"
         )
     if not np.isfinite(array).all():
         return float("nan"), float("nan")
@@ -146,7 +147,7 @@ def handover_score(steps: ArrayLike, scores: ArrayLike) -> float:
         The score.
 
     Raises:
-        O2OSpecError: if the two do not match, or there is no evaluation at or before step 0.
+        O2OSpecError: if ``steps`` and ``scores`` do not match, or there is no evaluation at or before step 0.
 
     Examples:
         >>> from torchrl_o2o.record import handover_score
@@ -156,16 +157,16 @@ def handover_score(steps: ArrayLike, scores: ArrayLike) -> float:
     step, score = _curve(steps, scores)
     if step[0] > 0:
         raise O2OSpecError(
-            f"the first evaluation is at step {step[0]:g}; expected one at the hand-over, at a step <= 0."
+            f"got the first evaluation at step {step[0]:g}, expected one at the hand-over, at a step <= 0"
         )
     return float(score[step <= 0][-1])
 
 
 @checked_arguments
 def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
-    """The fall of the score right after the switch: the hand-over score minus the lowest score early online.
+    """Fall of the score after the switch: the hand-over score minus the lowest score early in the online phase.
 
-    Early are the evaluations within the first ``window`` of the online steps, and the first one online in any case.
+    Early evaluations are those within the first ``window`` of the online steps, and always the first online one.
 
     Args:
         steps: ``[n]`` as in :func:`handover_score`.
@@ -173,7 +174,8 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
         window: part of the online steps, in (0, 1].
 
     Returns:
-        The fall in units of the score; 0 if it never falls below the hand-over score, NaN if one of these is NaN.
+        The fall in units of the score; 0 if the score never falls below the hand-over score, NaN if one of these is
+        NaN.
 
     Raises:
         O2OSpecError: as :func:`handover_score`, or if there is no online evaluation or ``window`` is outside (0, 1].
@@ -184,7 +186,7 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
         15.0
     """
     if not 0.0 < window <= 1.0:
-        raise O2OSpecError(f"window is {window}; expected a part of the online steps, in (0, 1].")
+        raise O2OSpecError(f"got window={window}, expected a part of the online steps, in (0, 1]")
     before = handover_score(steps, scores)
     step, score = _online(steps, scores)
     early = step <= max(window * step[-1], step[0])
@@ -192,7 +194,7 @@ def dip(steps: ArrayLike, scores: ArrayLike, *, window: float = 0.1) -> float:
 
 
 def gain(steps: ArrayLike, scores: ArrayLike) -> float:
-    """The gain of online training: the last score minus the hand-over score.
+    """Gain of online training: the last score minus the hand-over score.
 
     Args:
         steps: ``[n]`` as in :func:`handover_score`.
@@ -215,10 +217,10 @@ def gain(steps: ArrayLike, scores: ArrayLike) -> float:
 def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> float:
     """Mean normalized regret while online: the time average of ``1 - score / optimum``.
 
-    The average is the area (trapezium rule, so that uneven evaluations weigh by their distance) from the hand-over, or
-    the first online evaluation where there was none, to the end. A perfect agent has 0, one that scores 0 has 1, and
-    scores beyond the optimum count as negative. CORL (Tarasov et al., 2023) prints the same average over the *training*
-    episodes, one minus their success; those are many and noisy, so its figures differ somewhat from this one.
+    The average is computed with the trapezoidal rule, so that unevenly spaced evaluations count by their distance. It
+    runs from the hand-over, or from the first online evaluation if there is none, to the end. The regret is 0 for a
+    perfect agent and 1 for a score of 0; scores above the optimum count as negative. CORL (Tarasov et al., 2023)
+    averages one minus the success of the *training* episodes, so its numbers differ somewhat.
 
     Args:
         steps: ``[n]`` as in :func:`handover_score`.
@@ -226,11 +228,11 @@ def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> fl
         optimum: the score without regret: 100 for normalized scores, 1 for success rates.
 
     Returns:
-        The regret, without unit.
+        The regret, dimensionless.
 
     Raises:
-        O2OSpecError: if ``steps`` and ``scores`` do not match, there are not two evaluations to average between, or the
-            optimum is 0 or not finite.
+        O2OSpecError: if ``steps`` and ``scores`` do not match, there are fewer than two evaluations from the hand-over
+            on, or the optimum is 0 or not finite.
 
     Examples:
         >>> from torchrl_o2o.record import regret
@@ -238,13 +240,13 @@ def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> fl
         0.0833...
     """
     if not np.isfinite(optimum) or optimum == 0:
-        raise O2OSpecError(f"optimum is {optimum}; expected the score of a perfect agent, such as 100.")
+        raise O2OSpecError(f"got optimum={optimum}, expected the score of a perfect agent, such as 100")
     step, score = _online(steps, scores)
     if np.min(steps) <= 0:
         step = np.concatenate([[0.0], step])
         score = np.concatenate([[handover_score(steps, scores)], score])
     if len(step) < 2:
-        raise O2OSpecError("regret() got one online evaluation and none at the hand-over; expected at least two.")
+        raise O2OSpecError("got one online evaluation and none at the hand-over, expected at least two")
     loss = 1.0 - score / optimum
     return float(np.sum((loss[1:] + loss[:-1]) / 2 * np.diff(step)) / (step[-1] - step[0]))
 
@@ -253,24 +255,26 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # text, lists of uneven length, tensors with gradients
-        raise O2OSpecError(f"{name} are no array of numbers ({error}).") from error
+        raise O2OSpecError(f"got {name} that are not an array of numbers ({error}); pass an array or a list") from error
 
 
 def _online(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     step, score = _curve(steps, scores)
     if step[-1] <= 0:
-        raise O2OSpecError(f"the last evaluation is at step {step[-1]:g}; expected at least one online, at a step > 0.")
+        raise O2OSpecError(f"got the last evaluation at step {step[-1]:g}, expected at least one online, at a step > 0")
     return step[step > 0], score[step > 0]
 
 
 def _curve(steps: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     step, score = _numbers("steps", steps), _numbers("scores", scores)
     if step.ndim != 1 or step.shape != score.shape or step.size == 0:
-        raise O2OSpecError(f"steps have shape {step.shape}, scores {score.shape}; expected two equally long vectors.")
+        raise O2OSpecError(
+            f"got steps of shape {step.shape} and scores of shape {score.shape}, expected two vectors of equal length"
+        )
     if not np.isfinite(step).all():
         raise O2OSpecError(
-            f"steps are not all finite: {step[~np.isfinite(step)][0]}; drop the evaluations without one."
+            f"got the step {step[~np.isfinite(step)][0]}, expected finite steps; drop the evaluations without one"
         )
     if np.any(np.diff(step) <= 0):
-        raise O2OSpecError("steps do not rise; sort the evaluations and keep one a step.")
+        raise O2OSpecError("got steps that do not increase; sort the evaluations and keep one per step")
     return step, score

@@ -36,12 +36,12 @@ class Curve:
     """One line of a panel.
 
     Args:
-        label: its name in the legend; curves of one label have one color in all panels.
+        label: its name in the legend; curves with the same label have the same color in all panels.
         steps: ``[n]``, negative while offline.
         middle: ``[n]``.
         low: ``[n]``, lower end of the interval, or ``None`` for no band.
         high: ``[n]``, upper end.
-        peer: somebody else's curve, drawn thin and dotted.
+        peer: whether it is a published curve, drawn thin and dotted.
 
     Examples:
         >>> middle = np.array([10.0, 60.0])
@@ -86,7 +86,7 @@ class Panel:
     Args:
         title: above the axes.
         ylabel: beside them.
-        curves: what is drawn, in order.
+        curves: the curves, in drawing order.
         levels: values to compare with, by their names in the legend; drawn as thin horizontal lines. Defaults to none.
 
     Examples:
@@ -105,11 +105,11 @@ class Panel:
 def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
     """Draw panels side by side, one legend below, into a PNG file.
 
-    Curves with negative steps have a dashed line at step 0, the hand-over. The steps shown are those of the curves that
-    are no peers'.
+    Curves with negative steps have a dashed line at step 0, the hand-over. Peers' curves are cut to the steps of the
+    others.
 
     Args:
-        panels: at least one, each with a curve that is no peer's.
+        panels: at least one, each with at least one curve that is not a peer's.
         path: the file to write.
 
     Raises:
@@ -129,7 +129,7 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         from matplotlib import color_sequences
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise O2OSpecError("drawing needs matplotlib; pip install torchrl_o2o[plot]") from error
+        raise O2OSpecError("drawing needs matplotlib, which is not installed; pip install torchrl_o2o[plot]") from error
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     width = 1.2 + 4.4 * columns

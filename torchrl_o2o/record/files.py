@@ -120,8 +120,8 @@ class RowFile:
         """
         if position > self._position:
             raise O2OCheckpointError(
-                f"{self.path} has {self._position} bytes, the checkpoint was taken at {position}: rows were removed, "
-                "or it is another run's; restore the file or start a new run in another folder"
+                f"got {self.path} with {self._position} bytes, expected at least {position} as in the checkpoint: rows "
+                "were removed, or it is another run's file; restore the file or start a new run in another folder"
             )
         content = self._read()
         kept = content[:position]
@@ -139,14 +139,14 @@ class RowFile:
         self._file.close()
         self._file = open_file(self.path, append=True)
         self._cut_to(b"".join(lines))
-        dropped = f"lines {torn} are no rows any more and are dropped" if torn else "some of its numbers are not those"
+        dropped = f"lines {torn} are not valid rows and are dropped" if torn else "some of its numbers are not those"
         warnings.warn(
-            f"{self.path} WAS ALTERED since the checkpoint was taken: {dropped}. The file as it was is {aside}",
+            f"{self.path} WAS ALTERED since the checkpoint was taken: {dropped}. The altered file is kept as {aside}",
             stacklevel=4,
         )
 
     def cut_from_step(self, step: int) -> bool:
-        """Cut the rows of a step and later ones, and say whether there were any."""
+        """Remove the rows of a step and later ones, and return whether there were any."""
         self._settle()
         position, content = 0, self._read()
         lines = content.splitlines(keepends=True)
@@ -196,7 +196,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         The rows in the order they were logged: ``step``, ``time`` [s] and the metrics as numbers (NaN and infinities as
-        floats). A last line that is still being written is left out.
+        floats). An incomplete last line is skipped.
 
     Raises:
         O2OCheckpointError: if there is no such file, or a line of it is not a row.
@@ -214,7 +214,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def read_rows(folder: str | Path) -> tuple[list[dict[str, Any]], bool]:
-    """:func:`read_metrics`, and whether a last line was left out; from one look at the file, which may be growing.
+    """:func:`read_metrics`, and whether an incomplete last line was skipped; both from a single read of the file.
 
     Args:
         folder: the run's folder.
@@ -250,7 +250,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         run was resumed.
 
     Raises:
-        O2OCheckpointError: if the file is absent, not JSON or describes no run.
+        O2OCheckpointError: if the file is missing, is not JSON or does not describe a run.
 
     Examples:
         >>> import tempfile

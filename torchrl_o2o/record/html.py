@@ -36,14 +36,13 @@ th, td {{ border-bottom: 1px solid #ccc; padding: 0.3rem 0.7rem; text-align: lef
 def write_html(markdown: str, path: str | Path, *, title: str, images: Mapping[str, Path] | None = None) -> None:
     """Write Markdown as an HTML page that needs no other file.
 
-    HTML within the Markdown is shown as text: labels come from configurations, which may be anybody's.
+    HTML within the Markdown is shown as text, because labels come from configurations of unknown origin.
 
     Args:
         markdown: the text, CommonMark with tables.
         path: the file to write.
-        title: of the browser's window.
-        images: PNG files by the names that the text gives them; they are put into the page, those that exist. Defaults
-            to none.
+        title: the title of the browser window.
+        images: PNG files by their names in the text; existing ones are embedded in the page. Defaults to none.
 
     Raises:
         O2OSpecError: if markdown-it-py is not installed.

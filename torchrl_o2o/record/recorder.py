@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Record a run: ``run.json`` describes it, ``metrics.jsonl`` holds its metrics, one JSON object per line.
+"""Record a run: ``run.json`` describes it, ``metrics.jsonl`` contains its metrics, one JSON object per line.
 
 The two files are always written; TensorBoard, Weights & Biases and a progress bar are optional. A row reaches the
 operating system before :meth:`Recorder.log` returns, so a killed process loses no rows.
@@ -45,9 +45,9 @@ _DESCRIBED = ("id", "resumed", "config", "command", "commit", "versions", "threa
 class Recorder:
     """Write a run's configuration and metrics into its folder.
 
-    A resumed run (``resume=True``) continues with the same files. Loading the recorder's state from a checkpoint cuts
-    the rows that were written after it, so that the file ends up as an uninterrupted run's, except for the times. If no
-    state is loaded, the first row logged cuts the rows of its own step and later ones, with a warning.
+    A resumed run (``resume=True``) continues with the same files. Loading the recorder's state from a checkpoint
+    removes the rows that were written after it, so that the final file equals an uninterrupted run's except for the
+    times. If no state is loaded, the first row logged removes the rows of its own step and later ones, with a warning.
 
     Args:
         folder: the run's folder; made if absent.
@@ -55,15 +55,17 @@ class Recorder:
     Keyword Args:
         config: the run's configuration, a mapping or dataclass of plain values (see
             :func:`~torchrl_o2o.provenance.plain_config`).
-        seed: the run's seed, recorded as ``config["seed"]``; may be left out if the configuration has it.
-        resume: continue with the run in ``folder`` if there is one. Defaults to ``False``, which refuses such a folder.
+        seed: the run's seed, recorded as ``config["seed"]``; optional if the configuration contains it.
+        resume: continue the run in ``folder`` if there is one. Defaults to ``False``, which raises an error for such a
+            folder.
         tensorboard: also write event files to ``folder/tensorboard``. Defaults to ``False``.
-        wandb: keyword arguments of ``wandb.init``, such as ``{"project": "o2o"}``, to log there too. Without a key or a
-            network the run is logged offline, with a warning. Defaults to ``None``: not used.
-        progress_total: the last step of the run, to show a progress bar. Defaults to ``None``: no bar.
+        wandb: keyword arguments of ``wandb.init``, such as ``{"project": "o2o"}``, to log to Weights & Biases too.
+            Without a key or a network the run is logged offline, with a warning. Defaults to ``None``, which does not
+            use it.
+        progress_total: the last step of the run, to show a progress bar. Defaults to ``None``, no bar.
 
     Raises:
-        O2OCheckpointError: if the folder cannot be written, holds a run already, or is in use by another process.
+        O2OCheckpointError: if the folder cannot be written, already contains a run, or is in use by another process.
         O2OSpecError: if the configuration is not plain, contradicts ``seed``, or an extra is not installed.
 
     Examples:
@@ -140,37 +142,38 @@ class Recorder:
 
     @property
     def last_step(self) -> int | None:
-        """The step of the last row, of the state restored if there is none since; ``None`` in a run without rows."""
+        """Step of the last row, or of the restored state if there is no later row; ``None`` in a run without rows."""
         return self._last_step
 
     def log(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
         """Write one row: ``{"step": step, "time": seconds since the start, **metrics}``.
 
         Args:
-            step: the run's step counter; it never goes down in the course of a run (several rows may share a step).
+            step: the run's step counter, which must not decrease during a run (several rows may share a step).
             metrics: numbers or one-element tensors by name, namespaced by a slash, as in ``"train/loss_qvalue"``.
                 Values that are not finite are written as the strings ``"nan"``, ``"inf"`` and ``"-inf"``, which JSON
                 lacks; :func:`read_metrics` turns them back.
 
         Raises:
-            O2OSpecError: if a metric is not a number, a step is no whole number or goes down, or the recorder is
+            O2OSpecError: if a metric is not a number, a step is not a whole number or decreases, or the recorder is
                 closed.
-            O2OCheckpointError: if the row cannot be written; the file then ends with the row before.
+            O2OCheckpointError: if the row cannot be written; the file then ends with the previous row.
         """
         step = _whole(step)
         if self._metrics.closed:
-            raise O2OSpecError(f"log() after the recorder of {self.folder} was closed; log inside its 'with' block")
+            raise O2OSpecError(
+                f"got a row after the recorder of {self.folder} was closed; call log() inside its 'with' block"
+            )
         if self._last_step is None:
             if self._metrics.cut_from_step(step):
                 self._to_sinks(lambda sink: sink.rewind(step))
         elif step < self._last_step:
             raise O2OSpecError(
-                f"log() got step {step} after step {self._last_step}; count one step through all phases of the run"
+                f"got step {step} after step {self._last_step}, expected steps that do not decrease; use one step "
+                "counter for all phases of the run"
             )
         if not hasattr(metrics, "items"):
-            raise O2OSpecError(
-                f"log() got metrics={metrics!r}, a {type(metrics).__name__}; expected a dictionary of numbers"
-            )
+            raise O2OSpecError(f"got metrics={metrics!r}, a {type(metrics).__name__}, expected a dictionary of numbers")
         numbers = {name: _number(name, value) for name, value in metrics.items()}
         row = {"step": step, "time": round(self._elapsed(), 3)}
         self._metrics.append(row | {name: plain_number(value) for name, value in numbers.items()})
@@ -178,10 +181,10 @@ class Recorder:
         self._to_sinks(lambda sink: sink.write(step, numbers))
 
     def note(self, name: str, value: Any) -> None:
-        """Put an entry into ``run.json``, in place of the one of that name.
+        """Write an entry of ``run.json``, replacing an earlier one of the same name.
 
         Args:
-            name: the entry's name, none of what :func:`~torchrl_o2o.provenance.describe_run` writes.
+            name: the entry's name, different from those that :func:`~torchrl_o2o.provenance.describe_run` writes.
             value: plain values, see :func:`~torchrl_o2o.provenance.plain_config`.
 
         Raises:
@@ -190,16 +193,16 @@ class Recorder:
         """
         run = read_run(self.folder)
         if name in _DESCRIBED:
-            raise O2OSpecError(f"{name!r} is an entry of run.json already; take another name")
+            raise O2OSpecError(f"got the name {name!r}, which run.json already uses; choose another name")
         self.check_place()
         write_run(self.folder, run | plain_config({name: value}))
 
     def show(self, step: int, videos: Mapping[str, Path]) -> None:
-        """Show videos where the metrics are shown.
+        """Show videos in the sinks of the metrics.
 
         Args:
             step: as in :meth:`log`.
-            videos: files by what they show.
+            videos: files by the name of what they show.
         """
         for name, file in videos.items():
             self._to_sinks(lambda sink, name=name, file=file: sink.show(int(step), f"evaluation/{name}", file))
@@ -227,10 +230,10 @@ class Recorder:
         return path
 
     def check_place(self) -> None:
-        """See that the run's folder is still the one the run began in.
+        """Check that the run's folder is still the one that the run began in.
 
         Raises:
-            O2OCheckpointError: if it was moved or removed, and perhaps another folder has taken its name.
+            O2OCheckpointError: if it was moved or removed, even if another folder now has its name.
         """
         refuse_other(self.folder, self._identity)
 
@@ -239,10 +242,10 @@ class Recorder:
         """Write the batch to ``offending-batch.pt`` if the update in this context ends in a ``NonFiniteError``.
 
         Args:
-            batch: what the update learns from.
+            batch: the batch of the update.
 
         Raises:
-            NonFiniteError: the same, with the file's name added.
+            NonFiniteError: the original error, with the file's name added.
 
         Examples:
             >>> import tempfile
@@ -252,7 +255,8 @@ class Recorder:
             >>> with Recorder(tempfile.mkdtemp(), config={}) as recorder, recorder.dump_if_not_finite(batch):
             ...     finite_or_raise({"loss": batch["reward"].sum()})
             Traceback (most recent call last):
-            torchrl_o2o.functional.diagnostics.NonFiniteError: not finite: loss (1 of 1 values)... The batch is in ...
+            ...
+            torchrl_o2o.functional.diagnostics.NonFiniteError: not finite: loss (1 of 1 values)...
         """
         try:
             yield
@@ -267,23 +271,23 @@ class Recorder:
         return time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: length and hash of the metrics file, the last step, the seconds elapsed.
+        """Return the state for a resumed run: length and hash of the metrics file, last step, seconds elapsed.
 
-        The rows counted are on the disk when this returns.
+        All counted rows are then on the disk.
         """
         return {**self._metrics.sync(), "step": self._last_step, "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go back to the state: cut the rows written after it and continue counting its seconds.
+        """Go back to the state: remove the rows written after it and continue counting its seconds.
 
-        Rows that were altered since then are dropped or named in a warning, and the file as it was is kept as
-        ``metrics.jsonl.damaged``: a damaged record is no reason to give up the training.
+        Rows that were altered since then are dropped or named in a warning, and the altered file is kept as
+        ``metrics.jsonl.damaged``. A damaged record does not stop the training.
 
         Args:
-            state_dict: from :meth:`state_dict`, of a recorder of the same folder.
+            state_dict: the :meth:`state_dict` of a recorder of the same folder.
 
         Raises:
-            O2OCheckpointError: if the file is shorter than the state says, that is, not the file it was taken of.
+            O2OCheckpointError: if the file is shorter than the state says, so that it is not the same file.
         """
         self._metrics.cut(state_dict["position"], state_dict.get("blake2b"))
         self._last_step = state_dict["step"]
@@ -311,7 +315,7 @@ class Recorder:
 
 def _warn_of_sink(name: str, error: Exception) -> None:
     warnings.warn(
-        f"{name} FAILED ({type(error).__name__}: {error}) and is left out from here on; the run continues, and its "
+        f"{name} FAILED ({type(error).__name__}: {error}) and is not used from now on; the run continues, and its "
         "metrics.jsonl has every row",
         stacklevel=5,
     )
@@ -326,7 +330,7 @@ def _seeded(config: dict[str, Any], seed: int | None) -> dict[str, Any]:
     if seed is None:
         return config
     if config.get("seed", seed) != seed:
-        raise O2OSpecError(f"seed is {seed} but config['seed'] is {config['seed']}; give one of the two")
+        raise O2OSpecError(f"got seed={seed} and config['seed']={config['seed']}, expected the same; pass only one")
     return config | {"seed": int(seed)}
 
 
@@ -342,8 +346,8 @@ def _describe(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, A
     traces = [name for name in _TRACES if (folder / name).exists()]
     if traces and not resume:
         raise O2OCheckpointError(
-            f"{folder} holds a run already ({', '.join(traces)}); "
-            "resume it (resume=True), remove it, or choose another folder"
+            f"{folder} already contains a run ({', '.join(traces)}); resume it (resume=True), remove it, or choose "
+            "another folder"
         )
     run = describe_run(config)
     if (folder / RUN_FILE).exists():
@@ -360,20 +364,26 @@ def _whole(step: Any) -> int:
             raise ValueError
         return int(step)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise O2OSpecError(f"log() got step={step!r}, a {type(step).__name__}; expected a whole number") from error
+        raise O2OSpecError(f"got step={step!r}, a {type(step).__name__}, expected a whole number") from error
 
 
 def _number(name: str, value: Any) -> float:
     if not isinstance(name, str):
-        raise O2OSpecError(f"a metric is called {name!r}, a {type(name).__name__}; expected a text")
+        raise O2OSpecError(f"got the metric name {name!r}, a {type(name).__name__}, expected a string")
     if name in _RESERVED:
-        raise O2OSpecError(f"metric {name!r} is a column of its own; give it a namespace, as in 'train/{name}'")
+        raise O2OSpecError(
+            f"got the metric name {name!r}, which is a reserved column; add a namespace, as in 'train/{name}'"
+        )
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         if math.prod(value.shape) != 1:
-            raise O2OSpecError(f"metric {name!r} has shape {tuple(value.shape)}, expected one number; reduce it first")
+            raise O2OSpecError(
+                f"got metric {name!r} of shape {tuple(value.shape)}, expected one number; reduce it first"
+            )
         value = value.item()
     if not isinstance(value, (int, float)):
-        raise O2OSpecError(f"metric {name!r} is a {type(value).__name__}, expected a number or one-element tensor")
+        raise O2OSpecError(f"got a {type(value).__name__} as metric {name!r}, expected a number or one-element tensor")
     if isinstance(value, int) and value.bit_length() > _LARGEST_BITS:
-        raise O2OSpecError(f"metric {name!r} has {value.bit_length()} bits, more than a float holds; scale it down")
+        raise O2OSpecError(
+            f"got metric {name!r} with {value.bit_length()} bits, more than the range of a float; scale it down"
+        )
     return int(value) if isinstance(value, bool) else value

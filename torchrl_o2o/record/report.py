@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Report on runs: learning curves and a table over the seeds of every group of runs.
+"""Report on runs: learning curves, and a table over the seeds of every group of runs.
 
 Figures over seeds are interquartile means with 95 % stratified bootstrap intervals (Agarwal et al., 2021).
 """
@@ -42,7 +42,7 @@ _TRAINING = {
     "train/entropy": "entropy of the policy",
 }
 _INTERVALS = "Interquartile means over seeds; in brackets the 95 % stratified bootstrap interval."
-_NO_INTERVALS = "One seed a group: there is no interval, and no conclusion about the algorithm."
+_NO_INTERVALS = "One seed per group: there is no interval, and no conclusion about the algorithm."
 _LEGEND = """\
 Dip: fall below the hand-over score in the first tenth of the online steps. Regret: time average of 1 - score / optimum
 while online, where the metric has an optimum. Gain: last score minus hand-over score."""
@@ -53,11 +53,12 @@ def load_peers(path: str | Path, task: str) -> dict[str, tuple[np.ndarray, np.nd
 
     Args:
         path: an ``.npz`` with the keys ``<algorithm>/<task>/offline`` and ``.../online``, each ``[seeds, evaluations]``
-            of normalized scores, taken as evenly spaced over the one million steps of a phase and ending with it.
+            of normalized scores, which count as evenly spaced over the one million steps of a phase, the last one at
+            its end.
         task: the task's name in that file.
 
     Returns:
-        By algorithm, steps ``[n]`` and scores ``[seeds, n]``; empty if the file lacks the task.
+        Steps ``[n]`` and scores ``[seeds, n]`` by algorithm; empty if the file does not contain the task.
 
     Raises:
         O2ODataError: if the file cannot be read.
@@ -97,28 +98,28 @@ def write_report(
     ignore: Sequence[str] = (),
     levels: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write ``report.md``, its figures and ``report.html``, one file with all of it, about runs.
+    """Write a report on runs: ``report.md``, its figures, and ``report.html`` with both in one file.
 
-    ``curves.png`` has the metric over the steps. ``training.png`` has what the runs logged of their learning: the mean
-    Q of the batches, the critics' disagreement, the share of offline rows, the effective sample size and the entropy.
+    ``curves.png`` shows the metric over the steps. ``training.png`` shows logged training metrics: the mean Q of the
+    batches, the critics' disagreement, the share of offline rows, the effective sample size and the entropy.
 
     Args:
         folders: run folders, or folders of run folders.
         out: folder to write to; made if absent, files of an earlier report are replaced.
         metric: the evaluation metric to report. Regret needs one with a known optimum: ``evaluation/normalized_score``
             or ``evaluation/success``.
-        peers: published curves to draw as well (:func:`load_peers`); normalized scores only.
-        peers_task: the peers' name of the task; ``None`` looks for the runs' own task names.
+        peers: published curves to draw too (:func:`load_peers`); only for normalized scores.
+        peers_task: the task's name in the peers' file; ``None`` uses the runs' own task names.
         ignore: as in :func:`group_runs`.
-        levels: values of the metric to compare with, by name, such as the data's mean; lines in the figure.
+        levels: values of the metric to compare with, by name, such as the data's mean; drawn as lines.
 
     Returns:
         The path of ``report.md``.
 
     Raises:
         O2ODataError: if a run or the peers' file is unusable.
-        O2OSpecError: if peers are asked for with another metric or know none of the tasks, matplotlib is missing, or
-            ``out`` is no folder that can be written.
+        O2OSpecError: if peers are requested with another metric or for unknown tasks, matplotlib is missing, or ``out``
+            cannot be written.
 
     Examples:
         >>> import tempfile
@@ -135,7 +136,9 @@ def write_report(
         '| Hopper-v5 | rlpd | 2 | 1,000 | 90 [90, 90] | 10 | 0.37 | 40 |'
     """
     if peers is not None and metric != "evaluation/normalized_score":
-        raise O2OSpecError(f"peers' curves are normalized scores, not {metric}; report evaluation/normalized_score.")
+        raise O2OSpecError(
+            f"got peers' curves and metric={metric}, expected evaluation/normalized_score, which the curves contain"
+        )
     groups = group_runs(_load_runs(find_runs(folders), metric), ignore=ignore)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
     panels = _panels(groups, metric.rpartition("/")[2].replace("_", " "), generator, levels)
@@ -146,7 +149,7 @@ def write_report(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise O2OSpecError(f"no report can be written to {out} ({error}); expected a folder of yours.") from error
+        raise O2OSpecError(f"cannot write a report to {out} ({error}); choose a writable folder") from error
     images = {name: out / name for name, shown in figures.items() if shown}
     for name, image in images.items():
         draw_panels(figures[name], image)
@@ -197,7 +200,7 @@ def _load_runs(folders: Sequence[Path], metric: str) -> list[Run]:
     if not runs:
         raise failed[0]
     for error in failed:
-        warnings.warn(f"a run is left out: {error}", stacklevel=3)
+        warnings.warn(f"a run is skipped: {error}", stacklevel=3)
     return runs
 
 
@@ -208,7 +211,9 @@ def _add_peers(panels: Mapping[str, Panel], path: str | Path, task: str | None) 
             panel.curves.append(Curve(f"{label} (published)", steps, iqm(scores, axis=0), peer=True))
             found = True
     if not found:
-        raise O2OSpecError(f"{path} knows none of {task or sorted(panels)}; name its task with peers_task.")
+        raise O2OSpecError(
+            f"got {path} without the tasks {task or sorted(panels)}; name one of its tasks with peers_task"
+        )
 
 
 def _markdown(groups: Sequence[Group], metric: str, images: Sequence[str], generator: np.random.Generator) -> str:
@@ -239,7 +244,7 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
         for run in group.runs:
             lost = run.steps[np.isnan(run.scores)]
             if len(lost):
-                remarks.append(f"{run.folder} measured NaN at step {lost[0]:,}: what it enters is NaN.")
+                remarks.append(f"{run.folder} measured NaN at step {lost[0]:,}: all numbers computed from it are NaN.")
     return remarks
 
 
@@ -255,7 +260,7 @@ def _result_row(group: Group, optimum: float | None, generator: np.random.Genera
 
 
 def _switch_figures(group: Group, optimum: float | None) -> list[float | None]:
-    """Dip, regret and gain over seeds; None if the curve lacks the phase they are about."""
+    """Dip, regret and gain over seeds; None if the curve lacks the phase concerned."""
     online, handed_over = int(np.sum(group.steps > 0)), bool(group.steps[0] <= 0)
     metrics: list[Callable[..., float] | None] = [None] * 3
     if online and handed_over:

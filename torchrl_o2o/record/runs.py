@@ -27,7 +27,7 @@ __all__ = ["Group", "Run", "find_runs", "group_runs", "load_run"]
 # Configuration entries that name a figure's task, and a curve; the first one present is used.
 _TASK_KEYS = ("task", "task_name", "env_id", "env", "env_name", "dataset")
 _NAME_KEYS = ("algorithm", "algo", "method")
-# Entries and sections without influence on the results: they neither split groups nor appear in labels.
+# Entries and sections that do not influence the results: they neither split groups nor appear in labels.
 _COSMETIC = {
     *("run_dir", "out", "folder", "resume", "recorder", "num_threads", "schedule", "env_guard", "hydra"),
     *("log_every", "eval_every", "checkpoint_every", "tensorboard", "wandb", "progress", "matmul_route"),
@@ -37,16 +37,16 @@ _NOT_RUNS = ("checkpoints", "tensorboard", "wandb")
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run's evaluations and where they come from.
+    """One run's evaluations and their origin.
 
     Args:
         folder: the run's folder.
         seed: its seed.
-        config: the rest of its configuration, nested keys joined by dots.
-        record: ``run.json`` as it stands.
+        config: the rest of its configuration, with nested keys joined by dots.
+        record: the content of ``run.json``.
         steps: ``[n]``, rising; negative steps are offline.
         scores: ``[n]``, the metric at those steps.
-        rows: ``metrics.jsonl`` as it stands, for :meth:`curve`. Defaults to none.
+        rows: the rows of ``metrics.jsonl``, for :meth:`curve`. Defaults to none.
 
     Examples:
         >>> rows = [{"step": 0, "train/qvalue": 1.0}, {"step": 10, "train/qvalue": 2.0}]
@@ -67,7 +67,7 @@ class Run:
     rows: Sequence[Mapping[str, Any]] = ()
 
     def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of any metric that the run logged; of equal steps the last row counts.
+        """Steps and values of any metric that the run logged; the last row of equal steps counts.
 
         Args:
             metric: its name, such as ``train/qvalue``.
@@ -96,15 +96,15 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one configuration, in the order of their seeds, cut to the steps that all of them have.
+    """Runs of one configuration, ordered by seed and cut to the steps that all of them have.
 
     Args:
-        label: tells the group from the others of its task.
+        label: distinguishes the group from the others of its task.
         task: see :attr:`Run.task`.
         runs: the runs.
         steps: ``[n]``, the common steps.
         scores: ``[seeds, n]``.
-        unfinished: runs left out, since they have not come half as far as the longest.
+        unfinished: skipped runs, less than half as long as the longest.
 
     Examples:
         >>> def run(seed, last):
@@ -124,9 +124,9 @@ class Group:
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[Path]:
-    """Find run folders: the given folders that hold a ``run.json``, or else those below them that do.
+    """Find run folders: the given folders if they contain a ``run.json``, otherwise the folders below them that do.
 
-    A run within a run (the offline phase of a fine-tuning) is left out unless it is given itself.
+    A run within a run (the offline phase of a fine-tuning) is skipped unless it is given itself.
 
     Args:
         folders: run folders or folders of run folders.
@@ -135,8 +135,8 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
         Run folders, each once, in the order given.
 
     Raises:
-        O2ODataError: if a folder holds no run.
-        O2OSpecError: if one folder is given in place of several, or none.
+        O2ODataError: if a folder contains no run.
+        O2OSpecError: if ``folders`` is not a list of at least one folder.
 
     Examples:
         >>> import tempfile
@@ -154,7 +154,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[Path]:
     for folder in map(Path, folders):
         runs = sorted(_run_folders(folder))
         if not runs:
-            raise O2ODataError(f"{folder} holds no run: expected a run.json in it or below it.")
+            raise O2ODataError(f"got {folder} without a run, expected a run.json in it or below it")
         inner = {run for run in runs if any(above in runs for above in run.parents)}  # its phases
         found.update(dict.fromkeys(run.resolve() for run in runs if run not in inner))
     return list(found)
@@ -174,11 +174,11 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
-    """Read one run. A last line cut short by a kill is left out with a warning; of equal steps the last row counts.
+    """Read one run. An incomplete last line is skipped with a warning; the last row of equal steps counts.
 
     If the run did its own offline phase, in its folder ``offline``, the evaluations at negative steps are read from
-    there. The folder of a pre-training it started from (``pretrained``) does not count as configuration: every seed has
-    its own.
+    there. The folder of the pre-training that it started from (``pretrained``) is not part of the configuration,
+    because every seed has its own.
 
     Args:
         folder: the run's folder, with ``run.json`` and ``metrics.jsonl``.
@@ -207,10 +207,12 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
     record = read_run(folder)
     config = _flatten(record.get("config", {}))
     if "seed" not in config:
-        raise O2ODataError(f"{folder / 'run.json'} has no config.seed; a report is over seeds, record one.")
+        raise O2ODataError(
+            f"got {folder / 'run.json'} without config.seed; record the seed, because a report is over seeds"
+        )
     rows, torn = read_rows(folder)
     if torn:
-        warnings.warn(f"{folder / 'metrics.jsonl'} ends in the middle of a line, which is left out.", stacklevel=2)
+        warnings.warn(f"{folder / 'metrics.jsonl'} ends in the middle of a line, which is skipped", stacklevel=2)
     config.pop("pretrained", None)
     if (folder / "offline" / "run.json").exists():
         rows = [*(row for row in read_metrics(folder / "offline") if row["step"] < 0), *rows]
@@ -230,14 +232,14 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group]:
-    """Group runs that differ in nothing but the seed.
+    """Group runs that differ only in the seed.
 
     Args:
         runs: the runs.
-        ignore: further configuration entries that may differ within a group, nested keys joined by dots.
+        ignore: further configuration entries that may differ within a group, with nested keys joined by dots.
 
     Returns:
-        Groups in the order of their first runs. A label is the algorithm, and whatever else tells apart the groups of
+        Groups in the order of their first runs. A label names the algorithm and the settings that distinguish groups of
         the same algorithm and task.
 
     Raises:
@@ -297,24 +299,24 @@ def _group(runs: Sequence[Run], label: str) -> Group:
     for run, following in pairwise(runs):
         if run.seed == following.seed:
             raise O2ODataError(
-                f"{run.folder} and {following.folder} are both {label} with seed {run.seed}; leave one out."
+                f"got {run.folder} and {following.folder}, both {label} with seed {run.seed}; leave one out"
             )
     runs, unfinished = _finished(runs)
     steps, scores = common_scores([(run.steps, run.scores) for run in runs])
     if not len(steps):
-        raise O2ODataError(f"the runs of {label} have no evaluation step in common; report them apart.")
+        raise O2ODataError(f"got runs of {label} without a common evaluation step; report them separately")
     for run in runs:
         if run.steps[-1] > steps[-1]:
-            warnings.warn(f"{run.folder} is cut at step {steps[-1]}, the last one all its seeds have.", stacklevel=3)
+            warnings.warn(f"{run.folder} is cut at step {steps[-1]}, the last one that all seeds have", stacklevel=3)
     return Group(label, runs[0].task, runs, steps, scores, unfinished)
 
 
 def _finished(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Separate runs that are less than half as long as the longest: a common curve would be cut to their length."""
+    """Separate runs less than half as long as the longest, because a common curve would be cut to their length."""
     spans = [run.steps[-1] - run.steps[0] for run in runs]
     far = [span >= max(spans) / 2 for span in spans]
     finished = [run for run, enough in zip(runs, far, strict=True) if enough]
     unfinished = [run for run, enough in zip(runs, far, strict=True) if not enough]
     for run in unfinished:
-        warnings.warn(f"{run.folder} stands at step {run.steps[-1]} and is left out: unfinished.", stacklevel=4)
+        warnings.warn(f"{run.folder} is unfinished, at step {run.steps[-1]}, and is skipped", stacklevel=4)
     return finished, unfinished

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Where a :class:`~torchrl_o2o.record.Recorder` shows its metrics besides its own file."""
+"""Displays of the metrics of a :class:`~torchrl_o2o.record.Recorder`, besides its own file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _RETURN = "evaluation/return"
 
 
 class Sink(Protocol):
-    """Takes rows of metrics, in the order of their steps, until it is closed.
+    """Receives rows of metrics in the order of their steps until it is closed.
 
-    What goes wrong in a sink is the sink's loss: the recorder warns, leaves it out from then on, and the run continues.
+    If a sink fails, the recorder warns and stops using it, and the run continues.
 
     Examples:
         >>> class Memory:
@@ -53,18 +53,18 @@ class Sink(Protocol):
         ...
 
     def rewind(self, step: int) -> None:
-        """A resumed run continues at this step: rows of it and of later steps, shown earlier, are written again."""
+        """A resumed run continues at this step: earlier rows of this and later steps are written again."""
         ...
 
     def close(self) -> None:
-        """Flush what was written and free what is held."""
+        """Flush the written rows and free all resources."""
         ...
 
 
 class TensorBoardSink:
     """Write TensorBoard event files.
 
-    After a resume TensorBoard is told to forget the steps that are written again.
+    After a resume TensorBoard drops the steps that are written again.
 
     Args:
         folder: where the event files go; made if absent.
@@ -90,7 +90,7 @@ class TensorBoardSink:
             self._writer.add_scalar(name, value, step)
 
     def show(self, step: int, name: str, video: Path) -> None:
-        """Add a GIF among the images; TensorBoard moves nothing else."""
+        """Add a GIF to the images; TensorBoard cannot animate other formats."""
         # protobuf makes the classes of a _pb2 module when it is imported, unseen by a type checker.
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -111,18 +111,18 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Log to Weights & Biases; without a key or a network the run is kept in a local folder, with a warning.
+    """Log to Weights & Biases; without a key or a network the run is stored in a local folder, with a warning.
 
-    wandb drops rows whose step is below the last one or negative, so the step is a column of its own, ``"step"``, which
-    wandb is told to take for the x-axis of all metrics. Rows that a resumed run repeats are not logged twice.
+    wandb drops rows whose step is negative or below the last one. The step is therefore a separate column, ``"step"``,
+    which wandb uses as the x-axis of all metrics. Rows that a resumed run repeats are not logged twice.
 
-    At a terminal wandb itself asks for a key first.
+    In a terminal wandb first asks for a key.
 
     Args:
         folder: the run's folder; wandb's files go to ``folder/wandb``.
-        run: the run's description; ``id`` names the wandb run, so that a resumed run continues with it, and
-            ``config`` is shown.
-        options: keyword arguments of ``wandb.init`` that come on top.
+        run: the run's description; ``id`` names the wandb run, so that a resumed run continues it, and ``config`` is
+            shown.
+        options: further keyword arguments of ``wandb.init``.
 
     Raises:
         O2OSpecError: if wandb is not installed.
@@ -141,7 +141,7 @@ class WandbSink:
             self._run = wandb.init(**settings)
         except wandb.errors.Error as error:
             warnings.warn(
-                f"WANDB IS OFFLINE: {error}. The run is kept in {folder / 'wandb'}; `wandb sync` uploads it later.",
+                f"WANDB IS OFFLINE: {error}. The run is stored in {folder / 'wandb'}; `wandb sync` uploads it later.",
                 stacklevel=5,
             )
             self._run = wandb.init(**settings | {"mode": "offline", "resume": None})
@@ -155,18 +155,18 @@ class WandbSink:
             self._run.log({"step": step, **metrics})
 
     def show(self, step: int, name: str, video: Path) -> None:
-        """Log a video, as :meth:`write` a row."""
+        """Log a video, like :meth:`write` does a row."""
         import wandb  # pyright: ignore[reportMissingImports]
 
         if step >= self._logged:
             self._run.log({"step": step, name: wandb.Video(str(video), format=video.suffix[1:])})
 
     def rewind(self, step: int) -> None:
-        """Leave out what wandb has already: the rows before the last step of the earlier part of the run."""
+        """Skip the rows that wandb already has: those before the last step of the earlier part of the run."""
         self._logged = self._run.summary.get("step", -math.inf)
 
     def close(self) -> None:
-        """Finish the wandb run, as a failed one if an exception ends it."""
+        """Finish the wandb run; it counts as failed if an exception ends it."""
         if sys.exc_info()[0] is None:
             self._run.finish()
         else:
@@ -176,8 +176,8 @@ class WandbSink:
 class ProgressSink:
     """Show a progress bar on standard error, with the last evaluation's return and metrics of the latest row.
 
-    The bar begins at the first row's step, so that its speed is right in a resumed run and in an offline phase, whose
-    steps are negative.
+    The bar begins at the first row's step, so that its speed is correct in a resumed run and in an offline phase with
+    negative steps.
 
     Args:
         total: the step at which the run is complete.
@@ -207,14 +207,14 @@ class ProgressSink:
         self._bar.update(step - self._first - self._bar.n)
 
     def show(self, step: int, name: str, video: Path) -> None:
-        """A bar has no place for videos."""
+        """Do nothing, because a bar cannot show videos."""
 
     def _start(self, step: int) -> tqdm:
         self._first = min(step, 0)  # a bar cannot show negative steps: it counts from the first one
         return tqdm(total=self._total - self._first, initial=step - self._first, unit="step", dynamic_ncols=True)
 
     def rewind(self, step: int) -> None:
-        """Begin anew at the next row."""
+        """Start again at the next row."""
         self.close()
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Declarations of claims: one YAML file each, with the runs that test it and the rule that decides."""
+"""Declarations of claims: one YAML file per claim, with its runs and its decision rule."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from torchrl_o2o.errors import O2OSpecError, check_option, check_seed
 __all__ = ["RULES", "STATISTICS", "Claim", "Comparison", "Job", "find_claims", "load_claim"]
 
 CLAIMS = Path(__file__).with_name("claims")
-#: Statistics that score a run's learning curve; more is better in all of them.
+#: Statistics that score a run's learning curve; for all of them larger is better.
 STATISTICS = ("final", "gain", "kept", "mean")
-#: ``more``: better by the smallest difference of interest; ``no_less``: not worse by that much.
+#: ``more``: better by at least the smallest difference of interest; ``no_less``: not worse by as much as that.
 RULES = ("more", "no_less")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One part of a claim: a group against another one, or against zero.
+    """One part of a claim: a comparison of a group with another one or with zero.
 
     Args:
-        group: the group that the claim speaks of.
-        than: the group it is compared with; ``None`` compares with zero, as for a gain.
-        statistic: ``final``, the last evaluation; ``gain``, that minus the hand-over score; ``kept``, minus the fall
-            early online (0: no dip); ``mean``, the time average while online.
+        group: the group that the claim is about.
+        than: the group to compare with; ``None`` compares with zero, for instance for a gain.
+        statistic: ``final``, the last evaluation; ``gain``, the last evaluation minus the hand-over score; ``kept``,
+            the negative fall early in the online phase (0: no dip); ``mean``, the time average of the online phase.
         rule: ``more`` or ``no_less``.
         margin: smallest difference of interest, in units of the metric, positive.
-        window: part of the online steps in which a fall counts for ``kept``, in (0, 1]. Defaults to 0.1. Where updates
-            begin after a warm-up, the window has to reach beyond it.
-        start: the group whose score at the hand-over ``gain`` and ``kept`` are measured from, by seed and task; the
-            group's own evaluation at step 0 then counts as its first online. For methods that act by another policy
+        window: part of the online steps in which a fall counts for ``kept``, in (0, 1]. Defaults to 0.1. If updates
+            begin after a warm-up, the window must reach beyond it.
+        start: the group whose hand-over score is the reference of ``gain`` and ``kept``, for each seed and task. The
+            evaluation at step 0 then counts as the first online one. Use it for methods that act with another policy
             from step 0 on. ``None`` (default) is the group itself.
 
     Raises:
-        O2OSpecError: if the statistic or the rule is unknown, a number is out of range, or the statistic has no start.
+        O2OSpecError: if the statistic or the rule is unknown, a number is out of range, or ``start`` is given for
+            another statistic.
 
     Examples:
         >>> part = Comparison("rlpd", than="sac", statistic="final", rule="more", margin=5.0)
@@ -74,25 +75,27 @@ class Comparison:
         check_option("statistic", self.statistic, STATISTICS)
         check_option("rule", self.rule, RULES)
         if not self.margin > 0:
-            raise O2OSpecError(f"margin={self.margin}; expected a smallest difference of interest above 0.")
+            raise O2OSpecError(f"got margin={self.margin}, expected a smallest difference of interest above 0")
         if not 0.0 < self.window <= 1.0:
             raise O2OSpecError(f"window={self.window}; expected a part of the online steps, in (0, 1].")
         if self.start is not None and self.statistic not in ("gain", "kept"):
-            raise O2OSpecError(f"start={self.start} with statistic={self.statistic}; only gain and kept have a start.")
+            raise O2OSpecError(
+                f"got start={self.start} with statistic={self.statistic}, expected gain or kept; leave start out"
+            )
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what :func:`~torchrl_o2o.scripts.script_command` is given, and whom it counts for.
+    """One training: the arguments of :func:`~torchrl_o2o.scripts.script_command`, and the group and task it counts for.
 
     Args:
-        group: the claim's name of what is compared.
-        task: the claim's name of the task.
-        seed: of the run.
+        group: the name of the group in the claim.
+        task: the name of the task in the claim.
+        seed: the run's seed.
         script: the training script.
         overrides: Hydra overrides without the seed and the run's folder.
-        offline_of: key of the run whose offline phase this one starts from; ``None`` does its own. It does not count
-            for the key: an offline phase of the same settings and seed gives the same numbers.
+        offline_of: key of the run whose offline phase this one starts from; ``None`` runs its own. It is not part of
+            the key, because an offline phase with the same settings and seed gives the same numbers.
 
     Examples:
         >>> Job("no-norm", "hopper", 0, "rlpd", ("task=hopper", "qvalue.layer_norm=false")).key
@@ -108,7 +111,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Names the run by what determines its numbers, so that claims share their runs."""
+        """Name of the run, from the settings that determine its numbers, so that claims share their runs."""
         words = json.dumps([self.script, self.overrides, self.seed])
         return f"{self.script}-{hashlib.blake2b(words.encode(), digest_size=6).hexdigest()}"
 
@@ -120,21 +123,21 @@ class Claim:
     Args:
         name: the file's name.
         paper: authors, year, arXiv number.
-        where: figure, table or section.
+        where: figure, table or section of the paper.
         statement: the claim in one sentence.
-        metric: of the evaluations, such as ``evaluation/normalized_score``.
-        seeds: one run of every group and task for each.
-        settings: how they were chosen and where they differ from the paper's.
-        script: the training script of groups that name none.
-        overrides: for all runs.
+        metric: the evaluation metric, such as ``evaluation/normalized_score``.
+        seeds: the seeds; every group and task has one run per seed.
+        settings: how the settings were chosen and where they differ from the paper's.
+        script: the training script of groups that do not name one.
+        overrides: overrides of all runs.
         tasks: overrides by task.
-        groups: overrides by group; a first entry ``script=NAME`` takes another script.
-        comparisons: what is compared; the claim holds if all of them do.
-        share_offline: the group whose offline phase serves all groups, where they differ only afterwards; ``None`` lets
-            every run do its own.
+        groups: overrides by group; a first entry ``script=NAME`` selects another script.
+        comparisons: the comparisons; the claim holds if all of them do.
+        share_offline: the group whose offline phase all groups start from, if they differ only afterwards; with
+            ``None`` every run does its own.
 
     Raises:
-        O2OSpecError: if a comparison names a group that there is not, or there is no task, group, comparison or seed.
+        O2OSpecError: if a comparison names an unknown group, or there is no task, group, comparison or seed.
 
     Examples:
         >>> from torchrl_o2o.reproduce import load_claim
@@ -162,12 +165,14 @@ class Claim:
             check_option("share_offline", self.share_offline, tuple(self.groups))
         named = {name for part in self.comparisons for name in (part.group, part.than, part.start) if name}
         if unknown := sorted(named - set(self.groups)):
-            raise O2OSpecError(f"{self.name}: comparisons name {unknown}; the groups are {sorted(self.groups)}.")
+            raise O2OSpecError(
+                f"{self.name}: got comparisons of the unknown groups {unknown}, expected some of {sorted(self.groups)}"
+            )
         if not (self.tasks and self.groups and self.comparisons and self.seeds):
-            raise O2OSpecError(f"{self.name}: expected at least one task, group, comparison and seed.")
+            raise O2OSpecError(f"{self.name}: got no task, group, comparison or seed, expected at least one of each")
 
     def jobs(self) -> Iterator[Job]:
-        """All runs, ordered so that the first task is answered first, seed by seed.
+        """All runs, ordered by task and then by seed, so that the first task finishes first.
 
         Examples:
             >>> from torchrl_o2o.reproduce import find_claims, load_claim
@@ -197,7 +202,7 @@ def find_claims() -> list[str]:
     """Name the claims that the package declares, in alphabetic order.
 
     Returns:
-        Names that :func:`load_claim` takes.
+        Names that :func:`load_claim` accepts.
 
     Examples:
         >>> from torchrl_o2o.reproduce import find_claims
@@ -211,13 +216,13 @@ def load_claim(name: str | Path) -> Claim:
     """Read a claim.
 
     Args:
-        name: one of :func:`find_claims`, or the path of a YAML file of your own (it ends in ``.yaml``).
+        name: one of :func:`find_claims`, or the path of your own YAML file, which ends in ``.yaml``.
 
     Returns:
-        The claim, checked.
+        The claim.
 
     Raises:
-        O2OSpecError: if there is no such claim, or the file lacks a key, has an unknown one, or contradicts itself.
+        O2OSpecError: if the claim does not exist, or the file lacks a key, has an unknown key, or contradicts itself.
 
     Examples:
         >>> from torchrl_o2o.reproduce import load_claim
@@ -229,7 +234,7 @@ def load_claim(name: str | Path) -> Claim:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         close = difflib.get_close_matches(str(name), find_claims()) or find_claims()
-        raise O2OSpecError(f"there is no claim {str(name)!r}; there are {', '.join(close)}.") from error
+        raise O2OSpecError(f"got the unknown claim {str(name)!r}, expected one of {', '.join(close)}") from error
     return _claim(path, text)
 
 
@@ -245,12 +250,12 @@ def _claim(path: Path, text: str) -> Claim:
     if not isinstance(data, dict) or not needed <= set(data) <= set(known):
         have = sorted(data) if isinstance(data, dict) else type(data).__name__
         may = sorted(set(known) - needed)
-        raise O2OSpecError(f"{path} has {have}; expected exactly {sorted(needed)}, and perhaps {may}.")
+        raise O2OSpecError(f"got the keys {have} in {path}, expected exactly {sorted(needed)} and optionally {may}")
     try:
         parts = tuple(Comparison(**part) for part in data["comparisons"])
     except TypeError as error:
         wanted = [field.name for field in fields(Comparison)]
-        raise O2OSpecError(f"{path}: a comparison is off ({error}); expected {wanted}.") from error
+        raise O2OSpecError(f"{path}: got a wrong comparison ({error}), expected {wanted}") from error
     if not isinstance(data["seeds"], list):
         raise O2OSpecError(f"{path}: seeds is {data['seeds']!r}; expected a list, such as [0, 1, 2, 3, 4].")
     seeds = tuple(check_seed(seed, f"{path}: seeds") for seed in data["seeds"])
@@ -262,20 +267,20 @@ def _claim(path: Path, text: str) -> Claim:
 
 
 def _check_apart(path: Path, claim: Claim) -> None:
-    """Raise if two groups or tasks have the same runs, because their results would have the same name."""
+    """Raise if two groups or tasks share a run, because their results would have the same name."""
     known: dict[str, Job] = {}
     for job in claim.jobs():
         if (same := known.setdefault(job.key, job)) is not job:
             one, other = (f"{each.group} on {each.task}, seed {each.seed}" for each in (same, job))
             raise O2OSpecError(
-                f"{path}: {one} and {other} are the same run, {job.script} with {list(job.overrides)}; expected that "
-                "groups and tasks differ in their overrides, and each seed once."
+                f"{path}: got the same run for {one} and {other}, {job.script} with {list(job.overrides)}; expected "
+                "groups and tasks that differ in their overrides, and each seed once"
             )
 
 
 def _overrides(path: Path, key: str, section: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(section, dict):
-        raise O2OSpecError(f"{path}: {key} is {section!r}; expected a dictionary of lists of overrides.")
+        raise O2OSpecError(f"{path}: got {key}={section!r}, expected a dictionary of lists of overrides")
     return {str(name): _words(path, f"{key}.{name}", words) for name, words in section.items()}
 
 

@@ -39,7 +39,7 @@ def section(claim: Claim, results: Sequence[Result], figure: str | None = None) 
     Args:
         claim: the claim.
         results: of its runs.
-        figure: its learning curves, as the page links to them; ``None`` (default) shows none.
+        figure: the link to its learning curves; ``None`` (default) shows none.
     """
     findings = judge(claim, results)
     lines = [
@@ -72,9 +72,9 @@ def page(
     """Write the results page of several claims.
 
     Args:
-        claims: in the order to show them.
+        claims: the claims, in the order of the page.
         results: by the claim's name.
-        figures: by the claim's name, as the page links to them; ``None`` (default) shows none.
+        figures: links to figures by the claim's name; ``None`` (default) shows none.
     """
     claims, rows = sorted(claims, key=lambda claim: not results[claim.name]), []
     for claim in claims:
@@ -100,7 +100,7 @@ def _verdict(findings: Sequence[ComparisonResult]) -> str:
 
 
 def draw_claim(claim: Claim, results: Sequence[Result], path: Path) -> bool:
-    """Draw the learning curves of every group, one panel a task.
+    """Draw the learning curves of every group, one panel per task.
 
     Args:
         claim: the claim.

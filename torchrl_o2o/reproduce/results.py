@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Results of a claim's runs: collected from run folders, stored as CSV with command, commit, machine and hours."""
+"""Results of a claim's runs, collected from run folders and stored as CSV with command, commit, machine and hours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torchrl_o2o.reproduce.claims import Claim, Job
 
 __all__ = ["OUTCOME", "Result", "collect", "read_results", "write_results"]
 
-#: Written into a run's folder when it ended: {"status": "finished", "hours": h, "machine": text}; or failed, stopped.
+#: Written into a run's folder at its end: {"status": "finished", "failed" or "stopped", "hours": h, "machine": text}.
 OUTCOME = "outcome.json"
 
 
@@ -33,16 +33,16 @@ class Result:
 
     Args:
         group: as in :class:`~torchrl_o2o.reproduce.claims.Job`.
-        task: likewise.
-        seed: likewise.
-        key: of the job; a result of another key is of other settings.
+        task: as in :class:`~torchrl_o2o.reproduce.claims.Job`.
+        seed: as in :class:`~torchrl_o2o.reproduce.claims.Job`.
+        key: the job's key; a result with another key belongs to other settings.
         status: ``finished`` or ``failed``.
-        hours: of its process, in all its parts.
+        hours: running time of its process, summed over all resumed parts.
         machine: processor and number of cores.
-        commit: of the checkout it ran from; empty outside one.
-        command: words of the training script.
-        steps: ``[n]``, rising, negative offline.
-        scores: ``[n]``, evaluations; NaN stays NaN.
+        commit: commit of the checkout it ran from; empty outside a checkout.
+        command: the training script and its overrides.
+        steps: ``[n]``, increasing, negative offline.
+        scores: ``[n]``, evaluations; NaN is kept.
 
     Examples:
         >>> curve = {"steps": np.array([0.0, 10.0]), "scores": np.array([20.0, 80.0])}
@@ -71,13 +71,13 @@ def read_results(path: str | Path) -> list[Result]:
     """Read a claim's CSV file.
 
     Args:
-        path: the file; one that does not exist yet holds no results.
+        path: the file; a missing file counts as one without results.
 
     Returns:
         The results, in the order of the file.
 
     Raises:
-        O2ODataError: if it is no such file.
+        O2ODataError: if the file has other columns or a damaged row.
 
     Examples:
         >>> from pathlib import Path
@@ -91,7 +91,7 @@ def read_results(path: str | Path) -> list[Result]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != _COLUMNS:
-            raise O2ODataError(f"{path} has the columns {reader.fieldnames}; expected {_COLUMNS}.")
+            raise O2ODataError(f"got {path} with the columns {reader.fieldnames}, expected {_COLUMNS}")
         return [_result(row, path) for row in reader]
 
 
@@ -106,11 +106,11 @@ def _result(row: Mapping[str, str], path: Path) -> Result:
 
 
 def write_results(path: str | Path, results: Iterable[Result]) -> None:
-    """Write a claim's CSV file, replacing it at once.
+    """Write a claim's CSV file, replacing the old one in one step.
 
     Args:
-        path: the file; its folder is made.
-        results: one row each; the curve in one column, as ``step:score`` joined by semicolons.
+        path: the file; its folder is made if absent.
+        results: the results, one row each. The curve is one column of ``step:score`` joined by semicolons.
 
     Examples:
         >>> import tempfile
@@ -136,14 +136,14 @@ def write_results(path: str | Path, results: Iterable[Result]) -> None:
 
 
 def collect(claim: Claim, runs: Path, known: Iterable[Result]) -> list[Result]:
-    """Join what is known with what run folders say; results of other settings than the claim's are left out.
+    """Combine known results with those in run folders; results with other settings than the claim's are skipped.
 
     Args:
         claim: whose runs.
-        runs: folder of run folders, each called as its job's key.
-        known: results read before; a finished one is never replaced.
+        runs: folder of run folders, each named after its job's key.
+        known: earlier results; a finished one is never replaced.
 
-    A run that ended well but cannot be read, or lacks the claim's metric, counts as failed, and a warning says why.
+    A finished run that cannot be read, or lacks the claim's metric, counts as failed, and a warning says why.
 
     Returns:
         Results in the order of the claim's jobs.
@@ -166,7 +166,7 @@ def _latest(job: Job, claim: Claim, folder: Path, before: Result | None) -> Resu
             steps, scores, record = run.steps, run.scores, run.record
         except (O2ODataError, O2OCheckpointError) as error:
             status = "failed"
-            warnings.warn(f"{claim.name}: a finished run counts as failed, since {error}", stacklevel=3)
+            warnings.warn(f"{claim.name}: a finished run counts as failed, because {error}", stacklevel=3)
     commit = (record.get("commit") or {}).get("hash", "")
     dirty = " with changes" if (record.get("commit") or {}).get("dirty") else ""
     command = " ".join([job.script, *job.overrides, f"seed={job.seed}"])

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Run what is missing: jobs in worker processes, finished ones never again, one failure without harm to the others."""
+"""Run missing jobs in worker processes; finished ones are not repeated, and a failure does not affect the others."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = ["Progress", "missing_jobs", "run_jobs"]
 
 _LOG = "output.log"
 _POLL_SECONDS = 0.2
-#: Exit codes of a run that somebody asked to stop: by Ctrl-C or SIGTERM, saved (130, 143) or before it could save.
+#: Exit codes of a run that was stopped by Ctrl-C or SIGTERM, after saving (130, 143) or before it could save.
 _ASKED_TO_STOP = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 Start = Callable[[Sequence[str], IO[str]], subprocess.Popen]
 
 
 @dataclass
 class Progress:
-    """How far the jobs have come.
+    """The progress of the jobs.
 
     Args:
         total: number of jobs.
-        workers: how many run at once.
+        workers: number of jobs that run at once.
     """
 
     total: int
@@ -48,7 +48,7 @@ class Progress:
     hours: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """Such as ``3 of 40 finished, 1 failed, about 2.1 h left``; the time is unknown until a run has ended."""
+        """Text such as ``3 of 40 finished, 1 failed, about 2.1 h left``; the time is omitted until a run has ended."""
         left = self.total - self.finished - self.failed
         failed = f", {self.failed} failed" if self.failed else ""
         mean = sum(self.hours) / len(self.hours) if self.hours else float("nan")
@@ -57,12 +57,12 @@ class Progress:
 
 
 def missing_jobs(jobs: Iterable[Job], runs: Path, *, finished: Iterable[str] = ()) -> list[Job]:
-    """Choose the jobs that have not finished, each once; failed ones are tried again.
+    """Select the jobs that have not finished, each once; failed ones are repeated.
 
     Args:
-        jobs: of one or many claims.
+        jobs: the jobs of one or more claims.
         runs: folder of the run folders.
-        finished: keys of jobs whose results are kept elsewhere.
+        finished: keys of further finished jobs, whose results are stored elsewhere.
     """
     known = set(finished)
     once: dict[str, Job] = {}
@@ -79,22 +79,22 @@ def run_jobs(
     workers: int = 1,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Job, str, Progress]]:
-    """Run jobs, some at a time, and yield each with its outcome when it ends.
+    """Run jobs in parallel and yield each with its outcome when it ends.
 
-    Every job continues from its newest checkpoint if it was begun before. What a run prints goes to ``output.log`` in
-    its folder. A job that starts from another one's offline phase waits for that one; where that one failed, or is
-    neither here nor waiting, the job does its own.
+    A job that was begun before continues from its newest checkpoint. A run's output goes to ``output.log`` in its
+    folder. A job that starts from another job's offline phase waits for it; if that job failed or does not exist, it
+    runs its own offline phase.
 
     Args:
-        jobs: what to run, in this order.
+        jobs: the jobs, in this order.
         runs: folder of the run folders.
-        start: starts a command with a file for its output.
-        workers: how many processes at once, each with one thread.
-        stopping: asked before every start; once true, nothing new is started.
+        start: a function that starts a command with a file for its output.
+        workers: number of processes at once, each with one thread.
+        stopping: a function called before every start; once it returns true, nothing new is started.
 
     Yields:
-        The job, ``finished``, ``failed`` or ``stopped`` (by ``stopping`` or by a signal), and how far
-        all have come.
+        The job, its outcome (``finished``, ``failed``, or ``stopped`` by ``stopping`` or a signal), and the progress of
+        all.
     """
     workers = check_count("workers", workers, least=1)
     waiting, running = list(jobs), {}
@@ -113,7 +113,7 @@ def run_jobs(
 
 
 def _next(waiting: Sequence[Job], running: Iterable[Job]) -> Job | None:
-    """The first job that waits for no other's offline phase."""
+    """The first job that does not have to wait for another one's offline phase."""
     ahead = {job.key for job in (*waiting, *running)}
     return next((job for job in waiting if job.offline_of not in ahead), None)
 
@@ -130,7 +130,7 @@ def _begin(job: Job, runs: Path, start: Start) -> tuple[subprocess.Popen, IO[str
 
 
 def _end(folder: Path, code: int, hours: float, progress: Progress, stopping: bool) -> str:
-    """Write down how a run ended; one that was asked to stop has only its time counted."""
+    """Record how a run ended; for a stopped run only the time counts."""
     status = "finished" if code == 0 else "stopped" if stopping or code in _ASKED_TO_STOP else "failed"
     before = _read(folder)
     total = before.get("hours", 0.0) + hours
@@ -154,5 +154,5 @@ def _status(folder: Path) -> str | None:
 
 
 def _machine() -> str:
-    """Processor and cores; no host name, which is nobody's business in a published file."""
+    """Processor and cores; the host name is omitted, because the file may be published."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"

@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Decide a claim from results: differences of interquartile means, their bootstrap intervals, and a verdict.
+"""Decide a claim from results: differences of interquartile means, their bootstrap intervals, and the verdict.
 
-The interval is that of Agarwal et al. (2021), section 4.1: seeds are drawn with replacement within each task, in both
-groups independently, and the interquartile mean runs over all tasks and seeds together.
+The interval follows Agarwal et al. (2021), section 4.1: seeds are drawn with replacement within each task,
+independently in both groups, and the interquartile mean is taken over all tasks and seeds together.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ class ComparisonResult:
     """The result of one comparison.
 
     Args:
-        comparison: which.
+        comparison: the comparison.
         verdict: ``holds``, ``does not hold`` or ``undecided``.
-        difference: of the interquartile means of both groups' scores, so far; NaN without runs or if one diverged.
+        difference: difference of the interquartile means of both groups' scores so far; NaN without runs or if one
+            diverged.
         low: lower end of its 95 % interval.
         high: upper end.
         finished: number of finished runs of both groups.
-        wanted: number of runs that the claim declares for them.
-        remarks: what a reader has to know: runs that failed or diverged.
+        wanted: number of runs that the claim declares for both groups.
+        remarks: remarks for the reader on runs that failed or diverged.
 
     Examples:
         >>> part = Comparison("rlpd", None, "gain", "more", margin=5.0)
@@ -62,7 +63,7 @@ def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray, window: floa
         statistic: ``final``, ``gain``, ``kept`` or ``mean``.
         steps: ``[n]``.
         scores: ``[n]``.
-        window: of ``kept``. Defaults to 0.1.
+        window: part of the online steps, for ``kept``. Defaults to 0.1.
 
     Returns:
         The score, in units of the metric.
@@ -84,19 +85,19 @@ def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray, window: floa
 
 
 def judge(claim: Claim, results: Sequence[Result]) -> list[ComparisonResult]:
-    """Judge every comparison of a claim.
+    """Decide every comparison of a claim.
 
-    A comparison stays undecided until all its declared runs are finished, so that no verdict depends on when somebody
-    looked, and as long as one of them failed or has a NaN score. Then ``more`` holds if the interval lies above 0 and
-    the difference is at least the margin, and does not hold if the whole interval lies below the margin; ``no_less``
-    holds if the interval lies above minus the margin, and does not hold if it lies below.
+    A comparison is undecided until all its declared runs are finished, so that the verdict does not depend on when it
+    is computed. It is also undecided if a run failed or has a NaN score. Otherwise ``more`` holds if the interval lies
+    above 0 and the difference is at least the margin; it does not hold if the whole interval lies below the margin.
+    ``no_less`` holds if the interval lies above minus the margin, and does not hold if it lies below.
 
     Args:
         claim: the claim.
         results: of its runs.
 
     Returns:
-        One finding for each comparison, in their order.
+        One result per comparison, in the same order.
 
     Examples:
         >>> from torchrl_o2o.reproduce import load_claim
@@ -108,7 +109,7 @@ def judge(claim: Claim, results: Sequence[Result]) -> list[ComparisonResult]:
 
 
 def verdict_of(findings: Sequence[ComparisonResult]) -> str:
-    """A claim holds if all its comparisons do, and does not hold if one does not.
+    """Verdict on a claim: it holds if all its comparisons hold, and does not hold if one of them does not.
 
     Args:
         findings: from :func:`judge`.
@@ -149,7 +150,7 @@ def _name(result: Result) -> str:
 
 
 def _score(part: Comparison, run: Result, finished: Sequence[Result]) -> float | None:
-    """A run's score; ``None`` if the run that it is measured from is missing."""
+    """A run's score; ``None`` if its reference run is missing."""
     steps, scores = run.steps, run.scores
     if part.start is not None:
         same = (
@@ -157,7 +158,7 @@ def _score(part: Comparison, run: Result, finished: Sequence[Result]) -> float |
         )
         if (start := next(same, None)) is None:
             return None
-        online = steps >= 0  # one step later: the own evaluation at the hand-over counts as the first online
+        online = steps >= 0  # the group's own evaluation at the hand-over counts as the first online one
         steps = np.concatenate([[0.0], steps[online] + 1])
         scores = np.concatenate([[handover_score(start.steps, start.scores)], scores[online]])
     return score_of(part.statistic, steps, scores, part.window)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Contract tests for losses and samplers, which you can use for your own classes too.
+"""Contract tests for losses and samplers, also for your own classes.
 
 Subclass a contract in a pytest module and implement its ``make_*`` methods; pytest then runs all of its tests on your
 class.

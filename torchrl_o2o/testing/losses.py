@@ -65,8 +65,8 @@ def random_transitions(
 class LossContract:
     """Tests that hold for any loss module with separate ``loss_*`` outputs.
 
-    Subclasses provide :meth:`make_loss` and say in :attr:`trains` which parameters each loss may move. ``make_batch``
-    may be overridden for losses that read more than transitions.
+    Subclasses implement :meth:`make_loss` and declare in :attr:`trains` which parameters each loss may change. Override
+    ``make_batch`` for losses that read more than transitions.
 
     Examples:
         >>> from torchrl_o2o.modules import make_gaussian_actor
@@ -85,15 +85,15 @@ class LossContract:
     action_dim = 3
     batch_size = 12
 
-    #: Output -> parameter groups (attributes of the loss) that get its gradient; all others get none.
+    #: For each output, the parameter groups (attributes of the loss) that get its gradient; all others get none.
     trains: Mapping[str, tuple[str, ...]] = {}
-    #: Outputs whose rows importance weights multiply, if the loss has them; the others ignore weights.
+    #: Outputs whose rows are multiplied by importance weights; the others ignore the weights.
     weighted: tuple[str, ...] = ("loss_qvalue", "loss_value", "loss_baseline", "loss_vae", "loss_inverse")
 
     def make_loss(
         self, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action"
     ) -> TransitionLoss:
-        """Build the loss on networks that read the given entries; called anew in every test."""
+        """Build the loss on networks that read the given entries; called again in every test."""
         raise AssertionError(f"{type(self).__name__} must implement make_loss")
 
     def make_batch(self, *, observation_key: NestedKey = "observation", action_key: NestedKey = "action") -> TensorDict:
@@ -108,9 +108,9 @@ class LossContract:
         )
 
     def bootstrapped(self, loss: TransitionLoss, batch: TensorDict) -> Tensor | None:
-        """A value, shape [B], in which the next state of terminal rows must not appear: the critic's loss by default.
+        """A value, shape [B], that must not depend on the next state of terminal rows: the critic's loss by default.
 
-        Override it for losses that read the next state for another purpose as well (CQL draws actions there); return
+        Override it for losses that also read the next state for another purpose (CQL draws actions there); return
         ``None`` if nothing is bootstrapped.
         """
         output = next((key for key in ("loss_qvalue", "loss_value") if key in self.trains), None)
@@ -139,13 +139,13 @@ class LossContract:
             assert value.isfinite(), key
 
     def test_gradients_reach_only_their_own_parameters(self) -> None:
-        """Each loss moves the parameters it is declared to move, every one of them, and no other."""
+        """Each loss changes all parameters that it is declared to change, and no others."""
         for output, groups in self.trains.items():
             loss = self._seeded()
             self._run(loss, self.make_batch())[output].backward()
             moved = {name for name, value in loss.named_parameters() if value.grad is not None and value.grad.any()}
             expected = {name for name, _ in loss.named_parameters() if name.split(".")[0] in groups}
-            assert moved == expected, f"{output} moves {sorted(moved ^ expected)} against its declaration"
+            assert moved == expected, f"{output} and its declaration differ in {sorted(moved ^ expected)}"
 
     def test_targets_have_no_gradient_and_follow(self) -> None:
         """Target parameters are buffers, equal at first, and follow only through the updater."""
@@ -184,7 +184,7 @@ class LossContract:
         return found
 
     def test_dispatch_equals_tensordict(self) -> None:
-        """Calling with keyword tensors gives what calling with a tensordict gives, under every reduction."""
+        """Calls with keyword tensors and with a tensordict give the same results, for every reduction."""
         loss, batch = self._seeded(), self.make_batch()
         words = {key_text(key, "_"): batch[key] for key in loss.in_keys}
         for loss.reduction in ("none", "sum", "mean"):
@@ -196,7 +196,7 @@ class LossContract:
                 torch.testing.assert_close(value, expected[key])
 
     def test_out_keys_are_what_is_returned(self) -> None:
-        """Under every reduction, and behind a change of it."""
+        """The outputs match ``out_keys`` for every reduction, also after changing it."""
         loss, batch = self._seeded(), self.make_batch()
         for loss.reduction in ("mean", "none", "sum", None):
             assert sorted(loss.out_keys) == sorted(self._run(loss, batch).keys()), loss.reduction
@@ -223,7 +223,7 @@ class LossContract:
             torch.testing.assert_close(got[key], value)
 
     def test_terminated_stops_the_bootstrap_and_truncated_does_not(self) -> None:
-        """On terminal rows the next observation is without influence; on truncated rows it has one."""
+        """The next observation has no influence on terminal rows, but has one on truncated rows."""
         loss, batch = self._seeded(), self.make_batch()
         loss.reduction = "none"
         terminated = batch["next", "terminated"].squeeze(-1)
@@ -250,7 +250,7 @@ class LossContract:
             torch.testing.assert_close(rows[key].mean(), mean[key])
 
     def test_importance_weights(self) -> None:
-        """They multiply the rows of the outputs in :attr:`weighted`, as they are, and change no other."""
+        """Importance weights multiply the rows of the outputs in :attr:`weighted` and change no others."""
         loss, batch = self._seeded(), self.make_batch()
         loss.reduction, key = "none", loss.tensor_keys.priority_weight
         weights = torch.linspace(0.5, 1.5, self.batch_size)
@@ -281,7 +281,7 @@ class LossContract:
             torch.testing.assert_close(value.float(), single[key], rtol=1e-4, atol=1e-5)
 
     def _single_noise(self, loss: TransitionLoss, batch: TensorDict) -> TensorDict:
-        """Draw noise in float32 for all dtypes, because torch draws other numbers in float64."""
+        """Draw noise in float32 for all dtypes, because torch draws different numbers in float64."""
         noise = loss.noise
 
         def single(name: str) -> Callable[..., Tensor]:
@@ -314,7 +314,7 @@ class LossContract:
             )
 
     def test_moved_copies_compute_with_their_own_state(self) -> None:
-        """A deep copy whose every parameter and buffer is moved equals a fresh loss that loads its state."""
+        """After changing all its parameters and buffers, a deep copy equals a new loss that loads its state."""
         loss, batch = self._seeded(), self.make_batch()
         before = self._run(loss, batch)
         other, twin = copy.deepcopy(loss), self.make_loss()

@@ -44,7 +44,7 @@ class ContextualTargetEnv(gymnasium.Env):
 
 
 class DelayedRewardEnv(gymnasium.Env):
-    """Two steps, reward 1 only at the end: Q is gamma in the first state and 1 in the second, whatever the action.
+    """Two steps with reward 1 only at the end: Q is gamma in the first state and 1 in the second, for any action.
 
     Examples:
         >>> env = DelayedRewardEnv()
@@ -74,7 +74,7 @@ def probe_transitions(env: gymnasium.Env, num_transitions: int, seed: int = 0) -
     Args:
         env: a probe environment, or another with one action dimension in [-1, 1].
         num_transitions: number of rows N.
-        seed: of the environment and the actions.
+        seed: seed of the environment and the actions.
 
     Returns:
         TED transitions of batch shape [N].

@@ -61,7 +61,7 @@ class SamplerContract:
     batch_size = 64
 
     def make_sampler(self) -> Sampler:
-        """Build the sampler for ``num_offline`` offline rows; called anew in every test."""
+        """Build the sampler for ``num_offline`` offline rows; called again in every test."""
         raise AssertionError(f"{type(self).__name__} must implement make_sampler")
 
     def expected_frequencies(self) -> Tensor:
@@ -71,8 +71,8 @@ class SamplerContract:
     def expected_frequencies_of_a_full_ring(self) -> Tensor:
         """Probability of each row in one draw once every online slot was written, and some of them several times.
 
-        By default :meth:`expected_frequencies` with as many online rows as there are slots. Override it where rows that
-        were written over differ from others.
+        By default these are :meth:`expected_frequencies` with as many online rows as slots. Override it if overwritten
+        rows differ from others.
 
         Returns:
             Shape [num_offline + capacity].
@@ -83,7 +83,8 @@ class SamplerContract:
         finally:
             self.num_online = before
         assert len(expected) == self.num_offline + self.capacity, (
-            "expected_frequencies must follow self.num_online; else override expected_frequencies_of_a_full_ring"
+            "expected_frequencies must depend on self.num_online; otherwise override "
+            "expected_frequencies_of_a_full_ring"
         )
         return expected
 
@@ -101,7 +102,7 @@ class SamplerContract:
         return buffer
 
     def test_indices_are_rows_of_the_storage(self) -> None:
-        """Every index is in range and the batch holds exactly the rows it names."""
+        """Every index is in range, and the batch contains exactly the rows of its indices."""
         batch = self.make_buffer().sample()
         assert len(batch) == self.batch_size
         assert int(batch["index"].min()) >= 0
@@ -109,7 +110,7 @@ class SamplerContract:
         assert torch.equal(batch["x"], batch["index"])
 
     def test_draws_follow_the_generator(self) -> None:
-        """Equal seeds draw equal rows, unequal seeds do not, and the global generator has no say."""
+        """Equal seeds draw equal rows, different seeds different rows, whatever the global generator's state."""
         torch.manual_seed(0)
         first = self.make_buffer(3).sample()["index"]
         torch.manual_seed(1)
@@ -117,7 +118,7 @@ class SamplerContract:
         assert not torch.equal(self.make_buffer(4).sample()["index"], first)
 
     def test_state_round_trip(self) -> None:
-        """A restored buffer continues exactly where the saved one stood."""
+        """A restored buffer continues exactly where the saved one stopped."""
         buffer = self.make_buffer()
         buffer.sample()
         other = self.make_buffer(7)
@@ -134,7 +135,7 @@ class SamplerContract:
         assert str(other.state_dict()) == str(sampler.state_dict())
 
     def test_offline_rows_survive_three_wraps(self) -> None:
-        """Online writes cycle over their own slots only, and every batch holds the rows as they are by then."""
+        """Online writes cycle only over their own slots, and every batch contains the current rows."""
         buffer = self.make_buffer()
         for start in range(1000, 1000 + 3 * self.capacity, 8):
             buffer.extend(TensorDict({"x": torch.arange(start, start + 8)}, [8]))
@@ -148,11 +149,11 @@ class SamplerContract:
         )
 
     def test_empirical_frequencies(self) -> None:
-        """Rows come up as often as they should (chi-square, five standard deviations)."""
+        """Rows are drawn as often as expected (chi-square test, five standard deviations)."""
         self._check_frequencies(self.make_buffer(), self.expected_frequencies())
 
     def test_empirical_frequencies_after_the_ring_wrapped(self) -> None:
-        """The same once the writer stands in the middle of the ring for the second time: every row is still there."""
+        """The same after the writer has wrapped around and is in the middle of the ring: every row is still drawn."""
         buffer = self.make_buffer()
         for start in range(0, self.capacity + self.capacity // 2, 8):
             buffer.extend(TensorDict({"x": torch.arange(start, start + 8)}, [8]))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Training runs: sessions, phases, hand-over, evaluation, optimizers, signals."""
+"""Training runs: sessions, phases, the hand-over from offline to online, evaluation, optimizers, signals."""
 
 from __future__ import annotations
 

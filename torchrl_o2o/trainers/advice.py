@@ -2,10 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Advise on a family of methods for a data set and, if there is one, a pre-trained policy: what to keep online.
+"""Advise which family of methods fits a data set and, if there is one, a pre-trained policy.
 
 Source of the three regimes: Li et al. 2025, arXiv:2510.01460. The better one of policy and data set holds the knowledge
-that must not be lost. The rest of the advice is this package's reading of the papers it implements.
+to keep online. The rest of the advice is this package's reading of the papers that it implements.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["PolicyComparison", "Regime", "advise", "compare"]
 #: The policy is ``better`` than the data, ``worse``, about ``equal``, or the episodes are too few to decide.
 Regime = Literal["better", "equal", "worse", "undecided"]
 
-#: Differences below this share of the scale count as none.
+#: Differences below this share of the scale count as zero.
 _MARGIN = 0.05
 _RESAMPLES = 4000
 _KEEP: dict[Regime, tuple[str, str]] = {
@@ -37,7 +37,7 @@ _KEEP: dict[Regime, tuple[str, str]] = {
         "cql algorithm=cal_ql (half offline), awac, iql (one buffer that starts with the data).",
     ),
     "worse": (
-        "keep the data: the policy has lost some of what is in them. Start a new policy with half data in each batch.",
+        "keep the data: the policy is worse than they are. Start a new policy with half data in each batch.",
         "rlpd, a3rl; they need no pre-training.",
     ),
     "undecided": (
@@ -49,14 +49,14 @@ _KEEP: dict[Regime, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class PolicyComparison:
-    """A policy's returns against those of a data set.
+    """A comparison of a policy's returns with those of a data set.
 
     Args:
         regime: see :data:`Regime`.
-        difference: of the means, policy minus data.
+        difference: difference of the means, policy minus data.
         low: lower end of its 95 % bootstrap interval.
         high: upper end.
-        margin: what counts as no difference.
+        margin: differences below this count as zero.
     """
 
     regime: Regime
@@ -67,7 +67,7 @@ class PolicyComparison:
 
 
 def compare(policy_returns: ArrayLike, data_returns: ArrayLike, *, scale: float, seed: int = 0) -> PolicyComparison:
-    """Decide which regime a policy and a data set are in.
+    """Determine the regime of a policy and a data set.
 
     The policy is better if the whole interval of the difference of means lies above 0 and the difference is at least
     the margin; worse likewise; equal if the interval lies within the margin on both sides.
@@ -116,7 +116,7 @@ def compare(policy_returns: ArrayLike, data_returns: ArrayLike, *, scale: float,
 def advise(
     data_returns: ArrayLike, *, policy_returns: ArrayLike | None = None, reference: Reference | None = None
 ) -> list[str]:
-    """Say in a few lines what to use, and why.
+    """Recommend methods in a few lines, with reasons.
 
     Args:
         data_returns: undiscounted returns of the recorded episodes, [m].
@@ -135,17 +135,17 @@ def advise(
         >>> for line in advise([0.0, 0.0, 1.0, 0.0])[:2]:
         ...     print(line)
         Best recorded return 1, mean 0.25: some episodes are much better than the rest.
-        No reference returns are known for this task, so that "good" is said relative to the data.
+        No reference returns are known for this task, so "good" is relative to the data.
     """
     data = np.asarray(data_returns, dtype=np.float64)
     lines = [_quality(data, reference)]
     if reference is None:
-        lines.append('No reference returns are known for this task, so that "good" is said relative to the data.')
+        lines.append('No reference returns are known for this task, so "good" is relative to the data.')
     if policy_returns is None:
         return [*lines, *_without_policy(data, reference)]
     found = compare(policy_returns, data, scale=_scale(data, reference))
     interval = f"{found.difference:.4g} [{found.low:.4g}, {found.high:.4g}]: {found.regime}"
-    lines.append(f"The policy's mean return minus the data's: {interval}. Less than {found.margin:.3g} counts as none.")
+    lines.append(f"The policy's mean return minus the data's: {interval}. Less than {found.margin:.3g} counts as zero.")
     keep, use = _KEEP[found.regime]
     return [*lines, f"So {keep}", f"Use {use}"]
 
@@ -182,11 +182,12 @@ def _without_policy(data: np.ndarray, reference: Reference | None) -> list[str]:
     mixed = _is_mixed(data, reference)
     score = None if reference is None else _score(float(data.mean()), reference)
     if score is not None and score < 10.0 and not mixed:
-        use = "rlpd or a3rl, online from the first step: such data hold little that a policy could be trained on."
+        use = "rlpd or a3rl, online from the first step: such data are not enough to train a policy."
     elif mixed:
         use = "rlpd or a3rl without pre-training, or iql, awac, cql, which give good actions more weight."
     else:
         use = (
-            "bc, td3_bc or rebrac first: cloning such data is hard to beat offline; then repeat this with --policy RUN."
+            "bc, td3_bc or rebrac first: cloning such data is a strong offline method; then repeat this with --policy "
+            "RUN."
         )
     return [f"Use {use}", "With a pre-trained policy (--policy RUN), the advice is about what to keep online."]

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The methods that can continue from recorded rows alone, and what each of them does around an update."""
+"""The methods that can continue from recorded rows alone, with the work of each around an update."""
 
 from __future__ import annotations
 
@@ -294,8 +294,8 @@ def find_method(folder: Path, config: Mapping[str, Any]) -> MakeContinued:
     name = named.partition("-")[0]
     if config.get("best_episodes", 1.0) != 1.0 and not online:
         raise O2OSpecError(
-            f"{folder} has learned from a share of {config['best_episodes']} of its data (best_episodes), and "
-            f"which of new recordings are the best is not said; clone all (best_episodes=1.0), or start a new run"
+            f"{folder} has learned from a share of {config['best_episodes']} of its data (best_episodes), which is "
+            "undefined for new recordings; clone all (best_episodes=1.0), or start a new run"
         )
     if online:
         own = _BY_LEARNER.get(name, {}).get(str(config.get("learner")), _ONLINE_OWN.get(name))

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Deploy, collect, learn again: continue a finished run with newly recorded episodes, without an environment.
+"""Continue a finished run with newly recorded episodes, without an environment.
 
 One storage holds the rows of the run (its data set, what it collected, what was added before) and the new rows. Batches
 are drawn uniformly from all of them, except by methods that separate data from experience (see
@@ -104,7 +104,9 @@ class RunStatus:
         root = Path(folder) / "checkpoints"
         manifest, damaged = newest_valid(root)
         if manifest is None:
-            raise O2OCheckpointError(f"{root} holds no checkpoint; name the folder of a run that has come to its end")
+            raise O2OCheckpointError(
+                f"{root} holds no checkpoint, expected the folder of a finished run; correct the folder"
+            )
         config = dict(manifest["config"])
         lineage = config.pop("lineage", [])
         counters = read_state(root, manifest, "counters")
@@ -137,7 +139,10 @@ class RunStatus:
     def convention(self) -> FittedConvention:
         """The convention of rewards and observations that the run began with."""
         if self.policy.convention is None:
-            raise O2OCheckpointError(f"{self.policy.path} does not say what rewards and observations went through")
+            raise O2OCheckpointError(
+                f"{self.policy.path} has no convention of rewards and observations, expected a policy file of a run; "
+                "name another folder"
+            )
         return self.policy.convention
 
     def state(self, name: str) -> Any:
@@ -153,8 +158,8 @@ def _check_finished(folder: Path, manifest: Mapping[str, Any], config: Entry, co
         planned, done = config.get("online", {}).get("total_frames"), counters.get("online", 0)
     if planned is not None and done < planned:
         raise O2OCheckpointError(
-            f"{folder} stands at {done} of {planned} steps; let it finish (resume=true) before it is continued, since "
-            "nothing else can continue with it afterwards"
+            f"{folder} is at {done} of {planned} steps, expected a finished run; let it finish (resume=true) before "
+            "you continue it"
         )
 
 
@@ -185,13 +190,13 @@ class Continuing(Phase):
     """A round of learning on recorded rows alone, in the folder of the run that it continues.
 
     A round that is stopped continues from its newest checkpoint, bit for bit; one that was killed before its first
-    starts over from where the run stood, with the same numbers.
+    checkpoint starts over from the end of the run, with the same random numbers.
 
     Args:
-        status: where the run stands.
+        status: the status of the run.
         problem: environment, convention, and the run's rows in the learner's numbers, the new ones at the end.
-        method: with the run's state, which a round that continues reads again.
-        options: where and how; its configuration is the run's.
+        method: the method, with the run's state; a round that continues reads the state again.
+        options: the run's options, with its configuration.
 
     Keyword Args:
         lineage: the run's lineage with this round's entries.
@@ -289,11 +294,11 @@ def continue_run(
     schedule: Schedule | None = None,
     recorder: Mapping[str, Any] | None = None,
 ) -> Sequence[Entry]:
-    """Append new recordings to a run's data and learn on from all of them.
+    """Append new recordings to a run's data and continue learning from all of them.
 
     It may be called any number of times. Each time is a round: it has a number, its own seed (the run's plus that
     number), and entries in the run's lineage, which is in ``run.json`` and in every checkpoint. Metrics continue after
-    the run's last step. The runs are those of the scripts awac, iql, td3_bc, cql (and cal_ql), bc, rebrac, spot,
+    the run's last step. It supports runs of the scripts awac, iql, td3_bc, cql (and cal_ql), bc, rebrac, spot,
     behavior_regularized, pex, rlpd, wsrl, qc, aca, samg, a3rl and sope, either phase.
 
     Args:
@@ -302,11 +307,11 @@ def continue_run(
 
     Keyword Args:
         num_steps: updates of this round; ``None`` (default) is for a round that continues.
-        resume: continue with a round that was stopped; without one, begin it. Defaults to ``False``.
+        resume: whether to continue a stopped round; if there is none, a new one begins. Defaults to ``False``.
         with_env: whether to build the run's environment, to audit the recordings against it and to evaluate the policy.
             Defaults to ``True``.
-        reading: arguments of :func:`~torchrl_o2o.data.load_offline` for the new recordings; those of the run's own data
-            set hold where nothing else is said. Defaults to none.
+        reading: arguments of :func:`~torchrl_o2o.data.load_offline` for the new recordings; the others are those of the
+            run's own data set. Defaults to none.
         schedule: how often to evaluate, log and save. Defaults to :class:`~torchrl_o2o.trainers.Schedule`'s.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`. Defaults to none.
 
@@ -387,8 +392,8 @@ def _environment(status: RunStatus) -> Any:
         return make_gym_env(**status.config["env"])
     except Exception as error:  # building an environment can raise any exception
         raise O2OSpecError(
-            f"the environment of {status.folder} cannot be built here ({error}); continue without it, and so without "
-            "evaluation, by with_env=False (--without-env)"
+            f"the environment of {status.folder} cannot be built here ({error}); continue without it, and without "
+            "evaluation, with with_env=False (--without-env)"
         ) from error
 
 
@@ -410,26 +415,29 @@ def _next_lineage(
     if resume and last and (not found or prints == [entry["fingerprint"] for entry in last]):
         if num_steps not in (None, last[-1]["updates"]):
             raise O2OSpecError(
-                f"got num_steps={num_steps}, the round that continues has {last[-1]['updates']}; leave it out"
+                f"got num_steps={num_steps}, expected {last[-1]['updates']}, those of the round that continues; leave "
+                "it out"
             )
         return None
     if left:
         names = ", ".join(str(entry["source"]) for entry in last)
         raise O2OCheckpointError(
-            f"round {status.round} of {status.folder}, on {names}, has {left} updates left; continue with it first "
-            "(resume=True, --resume), with the same data or none named"
+            f"round {status.round} of {status.folder}, on {names}, has {left} updates left, expected a finished round; "
+            "continue it first (resume=True, --resume), with the same data or none"
         )
     if not found:
-        raise O2OSpecError(f"no round of {status.folder} was begun; name the new recordings")
+        raise O2OSpecError(
+            f"got no recordings, expected some, because no round of {status.folder} has begun; name the new recordings"
+        )
     if num_steps is None or num_steps < 1:
-        raise O2OSpecError(f"got num_steps={num_steps}, expected how many updates to make, at least 1")
+        raise O2OSpecError(f"got num_steps={num_steps}, expected a number of updates of at least 1")
     known = {entry["fingerprint"]: entry for entry in status.lineage}
     for entry in found:
         if entry["fingerprint"] in known:
             there = known[entry["fingerprint"]]
             raise O2ODataError(
-                f"{entry['source']} holds the rows of {there['source']}, which the run has since round "
-                f"{there['round']}; name recordings that are new"
+                f"{entry['source']} holds the rows of {there['source']}, which the run has had since round "
+                f"{there['round']}; name new recordings"
             )
         known[entry["fingerprint"]] = entry
     return [*status.lineage, *found]
@@ -440,8 +448,8 @@ def _check_beginning(added: Sequence[TensorDictBase], new: Sequence[_Recording],
     for recording, part in zip(new, added, strict=True):
         if fingerprint(part) == beginning["fingerprint"]:
             raise O2ODataError(
-                f"{recording.source} holds the rows of {beginning['source']}, which the run began with; "
-                "name recordings that are new"
+                f"{recording.source} holds the rows of {beginning['source']}, with which the run began; name new "
+                "recordings"
             )
 
 
@@ -451,9 +459,9 @@ def _dims(status: RunStatus, new: Sequence[_Recording]) -> tuple[int, int]:
         there = recording.rows["observation"].shape[-1], recording.rows["action"].shape[-1]
         if there != dims:
             raise O2ODataError(
-                f"{recording.source} has {there[0]} observation entries and {there[1]} action dimensions, the run "
-                f"{status.folder} {'x'.join(map(str, dims[:-1]))} and {dims[-1]}; name recordings of the same robot "
-                "or task"
+                f"{recording.source} has {there[0]} observation entries and {there[1]} action dimensions, expected "
+                f"{'x'.join(map(str, dims[:-1]))} and {dims[-1]} as in the run {status.folder}; name recordings of the "
+                "same robot or task"
             )
     return dims[0], dims[-1]
 
@@ -479,8 +487,8 @@ def _parts(
         planned = status.state("pretraining").get("data")
         if planned not in (None, fingerprint(old)):
             raise O2ODataError(
-                f"{cfg.dataset.source} does not hold the rows that {status.folder} has learned from: other data of "
-                "the same name; put those back, or start a new run in another folder"
+                f"{cfg.dataset.source} does not hold the rows from which {status.folder} has learned, but other data "
+                "of the same name; restore the old data, or start a new run in another folder"
             )
     return [old, *(seen(recording.rows) for recording in new)]
 

@@ -29,7 +29,7 @@ _HELD_FIXED = 1024  # rows for the evaluation of the losses
 
 @dataclass
 class _Probe:
-    """The losses on fixed rows, which are logged in place of returns."""
+    """The losses on fixed rows, which are logged instead of returns."""
 
     loss: EncoderLoss
     rows: TensorDictBase
@@ -51,18 +51,18 @@ def train_encoder(
 ) -> None:
     """Train a confidence's encoder on the data, in a run folder; steps count up to 0.
 
-    A run that is complete already is read and not repeated if ``options.resume`` is on.
+    With ``options.resume``, a complete run is read and not repeated.
 
     Args:
         offline: transitions [N].
-        loss: of the encoder, which is trained in place.
-        optim: steers its parameters.
-        options: where and how; ``evaluation`` is not used, the losses on 1024 rows are evaluated instead.
+        loss: the loss of the encoder, which is trained in place.
+        optim: optimizer of its parameters.
+        options: the run's options; ``evaluation`` is not used, the losses on 1024 rows are evaluated instead.
 
     Keyword Args:
         num_steps: updates.
         batch_size: rows drawn uniformly per update.
-        anneal: let the weight of a VAE's divergence rise, see
+        anneal: whether the weight of a VAE's divergence rises, see
             :meth:`~torchrl_o2o.objectives.ConditionalVAELoss.set_progress`. Defaults to ``False``.
 
     Raises:
@@ -101,12 +101,12 @@ def read_encoder(folder: str | Path, loss: EncoderLoss, config: Mapping[str, Any
     """Fill a loss from a finished run of :func:`train_encoder`.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         loss: changed in place.
-        config: what the run's configuration must be, the seed aside.
+        config: the run's expected configuration; the seed may differ.
 
     Keyword Args:
-        num_steps: updates that it must have made.
+        num_steps: expected number of its updates.
 
     Raises:
         O2OCheckpointError: if there is no such run, it is not finished, or has another configuration.
@@ -116,11 +116,13 @@ def read_encoder(folder: str | Path, loss: EncoderLoss, config: Mapping[str, Any
         >>> loss = InverseDynamicsLoss(make_inverse_dynamics(3, 2, hidden_sizes=(8,)))
         >>> read_encoder("nowhere", loss, {"seed": 0}, num_steps=4)  # train_encoder shows one that is there
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OCheckpointError: nowhere/checkpoints holds no encoder of 4 steps; name the folder of a ...
+        torchrl_o2o.errors.O2OCheckpointError: nowhere/checkpoints holds no encoder of 4 steps, expected a finished ...
     """
     root = Path(folder) / "checkpoints"
     manifest, _ = newest_valid(root)
     if manifest is None or manifest["step"] != num_steps or "encoder.pt" not in manifest["files"]:
-        raise O2OCheckpointError(f"{root} holds no encoder of {num_steps} steps; name the folder of a finished one")
+        raise O2OCheckpointError(
+            f"{root} holds no encoder of {num_steps} steps, expected a finished run of one; name its folder"
+        )
     check_config({**manifest["config"], "seed": None}, {**config, "seed": None})
     loss.load_state_dict(read_state(root, manifest, "encoder"))

@@ -47,7 +47,7 @@ from torchrl_o2o.record import curves
 
 __all__ = ["MOVED_STATISTICS", "EvaluationResult", "evaluate"]
 
-# From this number of steps on, an episode may be endless; the longest usual tasks have 1000.
+# An episode of at least this number of steps may be endless; the longest usual tasks have 1000.
 _LONG = 10_000
 
 
@@ -58,10 +58,10 @@ class EvaluationResult:
     Args:
         returns: ``[n]`` float64, undiscounted sums of the environment's own reward.
         lengths: ``[n]`` int64, steps.
-        success: ``[n]`` bool, whether the goal was reached at any time; ``None`` where the environment has no goal.
-            Where a flag was neither true nor false and no other one true, it is NaN and the array float64.
+        success: ``[n]`` bool, whether the goal was reached at any time; ``None`` where the environment has no goal. If
+            a flag was neither true nor false and no other one was true, it is NaN and the array is float64.
         normalized_score: ``[n]`` float64 (:func:`~torchrl_o2o.envs.normalized_score`); ``None`` without a reference.
-        videos: files by what they show: ``"best"``, ``"median"``, ``"worst"``. Defaults to none.
+        videos: files by their content: ``"best"``, ``"median"``, ``"worst"``. Defaults to none.
 
     Examples:
         >>> result = EvaluationResult(np.array([1.0, 3.0]), np.array([10, 20]), success=np.array([False, True]))
@@ -124,54 +124,54 @@ def evaluate(
 ) -> EvaluationResult:
     """Run a policy deterministically for a number of episodes.
 
-    A policy that draws under every exploration type, as flow policies do, draws from ``seed``. One that decides several
-    actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is asked when its last chunk has been taken.
+    A policy that is random under every exploration type, such as a flow policy, draws from ``seed``. A policy that
+    chooses several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is called again after the last action
+    of a chunk.
 
-    Episode ``k`` starts from ``reset(seed=seed + k)``, whatever ``num_envs`` is; the environments that still have an
-    episode to run are stepped in lockstep with one call of the policy. The number of episodes is fixed in advance and
-    all are run to their end, so that short episodes are not over-represented. The global random states and the training
-    modes of the policy's modules are left as they were.
+    Episode ``k`` starts from ``reset(seed=seed + k)`` for any ``num_envs``. Environments with a running episode are
+    stepped in lockstep with one call of the policy. The number of episodes is fixed in advance and all run to their
+    end, so short episodes are not over-represented. The global random states and the training modes of the policy's
+    modules are restored.
 
-    This steps plain environments and not :class:`gymnasium.vector.SyncVectorEnv`, which restarts episodes without our
-    seeds and continues stepping environments that have no episode left. Results are reproducible for equal arguments;
-    another ``num_envs`` changes the batch of the policy call and with it the last bits of its actions.
+    :class:`gymnasium.vector.SyncVectorEnv` is not used, because it restarts episodes without these seeds and steps
+    environments that have no episode left. Results are reproducible for equal arguments. Another ``num_envs`` changes
+    the batch of the policy call and so the last bits of its actions.
 
-    Every environment is guarded (:class:`~torchrl_o2o.envs.GuardedEnv`): where one raises, or returns what is malformed
-    or not finite, a warning says so, the environment is rebuilt if it raised, and its episode is run again from its
-    own seed. What a failed attempt returned counts nowhere.
+    Every environment is guarded (:class:`~torchrl_o2o.envs.GuardedEnv`). If one raises, or returns malformed or
+    infinite values, a warning is given, the environment is rebuilt if it raised, and its episode runs again from its
+    own seed. Failed attempts do not count.
 
     With ``video`` the best, the median and the worst episode, by return, are run once more from their seeds with the
-    actions that were taken, and drawn. The result is that of the first time; a warning says so if an episode does not
-    repeat, or its video cannot be written.
+    same actions, and rendered. The result is that of the first run. A warning is given if an episode does not repeat,
+    or its video cannot be written.
 
     Args:
         actor: reads ``observation`` and writes ``action``. Its actions are in ``[-1, 1]`` for environments of this
-            package, or in the environment's own units if its spec says so, as that of
-            :func:`~torchrl_o2o.deploy.load_policy` does. A policy that was trained on standardized observations needs
-            an environment that standardizes them, or to be one of ``load_policy``. It gets observations of real numbers
-            in the type of its parameters.
+            package, or in the environment's own units if its spec says so, as for policies of
+            :func:`~torchrl_o2o.deploy.load_policy`. A policy that was trained on standardized observations needs an
+            environment that standardizes them, unless it comes from ``load_policy``. Observations of real numbers are
+            converted to the dtype of its parameters.
         env: an id for :func:`~torchrl_o2o.envs.make_gym_env`, or a function that builds a gymnasium environment with a
-            flat observation, stacked frames, or both by name. It needs a time limit, or an episode may not end; a
-            warning says so after 10 000 steps of one.
+            flat observation, stacked frames, or both by name. It needs a time limit, because otherwise an episode may
+            not end; a warning is given after 10 000 steps.
         num_episodes: at least 1. The papers use 10, and 100 for AntMaze and Adroit.
         seed: seed of the first episode.
-        num_envs: environments to step in lockstep, at most.
+        num_envs: largest number of environments that are stepped in lockstep.
         reference: for the normalized score, a task name or a reference; ``None`` takes that of ``env`` if it has one.
-        max_retries: how often in all an environment may fail. Defaults to 3.
-        timeout: seconds that a step or a reset may take. Defaults to ``None``: no limit.
+        max_retries: largest number of failures in all. Defaults to 3.
+        timeout: time limit of a step or a reset, in seconds. Defaults to ``None``, no limit.
         video: ``"runs/policy.gif"`` or ``".mp4"``: written to ``policy-best.gif``, ``policy-median.gif`` and
-            ``policy-worst.gif``. A function ``env`` has to build its environment with ``render_mode="rgb_array"``.
-            Defaults to ``None``: no video.
+            ``policy-worst.gif``. A function ``env`` must build its environment with ``render_mode="rgb_array"``.
+            Defaults to ``None``, no video.
 
     Returns:
         Returns, lengths, success and normalized score per episode, and the videos.
 
     Raises:
         O2OSpecError: if ``num_episodes`` or ``num_envs`` is below 1, the environment cannot be built or has discrete
-            actions, ``env`` returns no gymnasium environment, one for several episodes at once or the one that a
-            collector collects from, the policy's actions do not fit it, both standardize observations,
-            ``reference`` names no known task, or a video is asked for and the environment does not draw itself or
-            ``video`` has another ending.
+            actions, ``env`` returns no gymnasium environment, a vectorized one or the one of a collector, the policy's
+            actions do not fit it, both standardize observations, ``reference`` is an unknown task, or a video is
+            requested and the environment does not render or ``video`` has another suffix.
         EnvFaultError: if the environment fails more often than ``max_retries``, or hangs.
 
     Examples:
@@ -184,7 +184,7 @@ def evaluate(
         ((3,), [200, 200, 200], True)
     """
     if num_episodes < 1 or num_envs < 1:
-        raise O2OSpecError(f"num_episodes is {num_episodes} and num_envs {num_envs}; both have to be at least 1.")
+        raise O2OSpecError(f"got num_episodes={num_episodes} and num_envs={num_envs}, expected at least 1 for both")
     seed = check_seed(seed)
     if reference is None and isinstance(env, str):
         reference = find_reference(env)
@@ -213,12 +213,12 @@ def _maker(env_id: str, *, drawing: bool) -> Callable[[], gymnasium.Env]:
 
 
 def _own(make: Callable[[], gymnasium.Env], actor: TensorDictModuleBase) -> gymnasium.Env:
-    """Build an environment, and raise if the result is none, is already in use, or does what the actor does too."""
+    """Build an environment; raise if it is not one, is already in use, or standardizes like the actor."""
     env = make()
     if not isinstance(env, gymnasium.Env):
         raise O2OSpecError(
-            f"env() gave {type(env).__name__}, expected one gymnasium environment; build it with make_gym_env, "
-            f"and say how many are stepped side by side by num_envs"
+            f"env() gave {type(env).__name__}, expected one gymnasium environment; build it with make_gym_env, and set "
+            "num_envs to step several in lockstep"
         )
     refuse_collected(env)
     refuse_standardized_twice(env, actor)
@@ -233,7 +233,7 @@ class _Guards:
         self._failures = 0
 
     def __call__(self) -> GuardedEnv:
-        """Build one; the first construction may fail as a later one may."""
+        """Build one; the first construction may also fail."""
         while True:
             try:
                 return GuardedEnv(self._build, max_rebuilds=self._max_retries, timeout=self._timeout)
@@ -243,7 +243,7 @@ class _Guards:
                 self.failed(f"the evaluation's environment could not be built ({error!r})", error)
 
     def failed(self, what: str, cause: Exception | None = None) -> None:
-        """Count a failure, and say that it is tried again."""
+        """Count a failure, and warn that it is tried again."""
         self._failures += 1
         if self._failures > self._max_retries:
             raise EnvFaultError(
@@ -291,8 +291,8 @@ class _Episode:
         self.done = terminated or truncated
         if self.length == _LONG and not self.done:
             warnings.warn(
-                f"an episode of the evaluation continues after {_LONG} steps; if this environment has no time limit it "
-                f"may never end: build it with max_episode_steps=..., or put gymnasium.wrappers.TimeLimit around it",
+                f"an episode of the evaluation continues after {_LONG} steps; without a time limit it may never end: "
+                "build the environment with max_episode_steps=..., or wrap it in gymnasium.wrappers.TimeLimit",
                 stacklevel=2,
             )
         reached = next((info[key] for key in SUCCESS_KEYS if key in info), None)
@@ -383,7 +383,7 @@ def _film_again(episode: _Episode, env: gymnasium.Env) -> tuple[Sequence[np.ndar
     if not math.isclose(film.total, episode.total, rel_tol=1e-6, abs_tol=1e-6):
         warnings.warn(
             f"THE VIDEO SHOWS ANOTHER EPISODE: return {film.total:g}, evaluated {episode.total:g}; the environment "
-            f"does not repeat itself from the seed {episode.seed}",
+            f"does not repeat from the seed {episode.seed}",
             stacklevel=4,
         )
     return film.frames, film.fps
@@ -407,7 +407,7 @@ def _act(actor: TensorDictModuleBase, episodes: list[_Episode]) -> np.ndarray:
     if not action.isfinite().all():
         raise O2OSpecError(
             f"the policy gave the actions {action.tolist()}, expected finite numbers; its parameters are not finite: "
-            f"go back to the last checkpoint whose losses were"
+            "return to the last checkpoint with finite losses"
         )
     return action.to("cpu", torch.float64 if action.dtype == torch.float64 else torch.float32).numpy()
 
@@ -434,7 +434,7 @@ def _undisturbed(actor: TensorDictModuleBase, seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-#: The first edition exported these statistics from here too.
+#: The first edition also exported these statistics from here.
 MOVED_STATISTICS = {
     "dip": curves.dip,
     "gain": curves.gain,

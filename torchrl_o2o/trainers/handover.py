@@ -54,11 +54,11 @@ class HandOver:
     ==============  ========================================  ==============  ============  ========================
 
     Args:
-        carry: networks that go over, see :func:`carry_over`; all others start afresh.
-        keep_optimizers: whether the optimizers' moments go over. Defaults to ``False``.
-        init_alpha: initial temperature online; ``None`` (default) keeps what the loss has.
+        carry: networks that are copied, see :func:`carry_over`; all others are new.
+        keep_optimizers: whether the optimizers' moments are copied. Defaults to ``False``.
+        init_alpha: initial temperature online; ``None`` (default) keeps the loss's temperature.
         warmup_steps: environment steps with the frozen policy before the first update. Defaults to 0.
-        data: which offline rows stay in the buffer, see :func:`starting_buffer`. Defaults to ``"all"``.
+        data: the offline rows that stay in the buffer, see :func:`starting_buffer`. Defaults to ``"all"``.
         num_top_episodes: for ``data="top"``.
         offline_fraction: for ``data="symmetric"``.
 
@@ -84,13 +84,13 @@ class HandOver:
         check_option("data", self.data, ("none", "all", "top", "symmetric"))
         if self.warmup_steps < 0 or (self.init_alpha is not None and not 0.0 < self.init_alpha < math.inf):
             raise O2OSpecError(
-                f"got warmup_steps={self.warmup_steps}, init_alpha={self.init_alpha}, expected 0 or more steps and a "
-                f"positive temperature"
+                f"got warmup_steps={self.warmup_steps}, init_alpha={self.init_alpha}, expected warmup_steps >= 0 and a "
+                "positive init_alpha"
             )
         if self.num_top_episodes < 0 or not 0.0 <= self.offline_fraction <= 1.0:
             raise O2OSpecError(
                 f"got num_top_episodes={self.num_top_episodes}, offline_fraction={self.offline_fraction}, expected "
-                "0 or more episodes and a share in [0, 1]"
+                "num_top_episodes >= 0 and offline_fraction in [0, 1]"
             )
 
     def apply(
@@ -107,7 +107,7 @@ class HandOver:
             optimizers: (offline, online) pairs, used if ``keep_optimizers``. Defaults to none.
 
         Returns:
-            The networks that start afresh.
+            The networks that are new.
 
         Raises:
             O2OSpecError: if something does not fit.
@@ -116,11 +116,14 @@ class HandOver:
         if self.init_alpha is not None:
             temperature = getattr(destination, "temperature", None)
             if temperature is None:
-                raise O2OSpecError("init_alpha is given, but the online loss has no temperature; leave it out")
+                raise O2OSpecError("got init_alpha for an online loss without temperature, expected None; leave it out")
             temperature.fill_(self.init_alpha)
         if self.keep_optimizers:
             if not optimizers:
-                raise O2OSpecError("keep_optimizers is on, but no optimizers were given; pass (offline, online) pairs")
+                raise O2OSpecError(
+                    "got keep_optimizers=True, but no optimizers were given, expected (offline, online) pairs; pass "
+                    "them"
+                )
             for offline, online in optimizers:
                 carry_optimizer(offline, online)
         return fresh
@@ -135,7 +138,7 @@ class HandOver:
         make_storage: MakeStorage | None = None,
         scratch_dir: str | Path | None = None,
     ) -> TensorDictReplayBuffer:
-        """The buffer online training starts from, see :func:`starting_buffer`."""
+        """The buffer for the start of online training, see :func:`starting_buffer`."""
         return starting_buffer(
             offline,
             online_capacity,

@@ -21,8 +21,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class graceful_exit:
     """Turn SIGTERM and the first Ctrl-C into a request; a second Ctrl-C raises ``KeyboardInterrupt`` at once.
 
-    Within the context the loop looks at :attr:`requested` between two updates. The handlers that were there before come
-    back at its end. Only the main thread gets signals: entered in another one it warns that nothing will be requested.
+    Within the context, the loop checks :attr:`requested` between two updates. The previous handlers are restored at its
+    end. Only the main thread gets signals, so a warning is given in another thread.
 
     Examples:
         >>> import os
@@ -47,7 +47,7 @@ class graceful_exit:
 
     @property
     def signal_name(self) -> str | None:
-        """The name of the signal that asked, ``"SIGINT"`` or ``"SIGTERM"``."""
+        """The name of the signal, ``"SIGINT"`` or ``"SIGTERM"``."""
         return None if self._received is None else self._received.name
 
     @property
@@ -63,8 +63,8 @@ class graceful_exit:
     def __enter__(self) -> graceful_exit:
         if threading.current_thread() is not threading.main_thread():
             warnings.warn(
-                "signals come to the main thread alone: Ctrl-C and SIGTERM will not end this run with a checkpoint, "
-                "since it is in another thread",
+                "only the main thread gets signals: Ctrl-C and SIGTERM will not end this run with a checkpoint, "
+                "because it is in another thread",
                 stacklevel=2,
             )
             return self
@@ -80,10 +80,10 @@ class graceful_exit:
 
 
 def resume_command(option: str = "resume=true") -> str:
-    """Return the command line that continues with this run, to be shown when it stops.
+    """Return the command line that continues this run, to print when it stops.
 
     Args:
-        option: the word that makes the script resume, put at the end unless it is there already.
+        option: the word that makes the script resume, appended unless it is already there.
 
     Returns:
         The command line, quoted for a shell.

@@ -125,10 +125,10 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
         without: entries of the configuration that are not this phase's. Defaults to none.
 
     Returns:
-        The options, whose ``config`` is what a resumed run has to agree with.
+        The options, with the ``config`` that a resumed run must have.
 
     Raises:
-        O2OSpecError: if a section has an entry that what it is for does not take, or that the script sets itself.
+        O2OSpecError: if a section has an unknown entry, or one that the script sets itself.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config

@@ -28,7 +28,7 @@ __all__ = ["Learner", "MakeLearner"]
 
 
 class Learner:
-    """A policy, its loss and its update, as the phases of a run take them.
+    """A policy, its loss and its update, for the phases of a run.
 
     The constructors in :mod:`torchrl_o2o.trainers.algorithms` build learners of the papers' methods.
 
@@ -39,16 +39,17 @@ class Learner:
 
     Keyword Args:
         tester: the policy that is evaluated; ``None`` (default) is ``actor``.
-        explorer: the policy that collects; ``None`` (default) is ``actor``. A deterministic actor has noise behind it
-            here.
+        explorer: the policy that collects; ``None`` (default) is ``actor``. For a deterministic actor, this one adds
+            noise.
         keys: entries of a transition that the loss reads. Defaults to :data:`~torchrl_o2o.data.TRANSITION`.
         further: updates of other losses that the method trains, by name, for example of SPOT's VAE. Defaults to none.
         state: further objects that change while training, by name, for the checkpoint. Defaults to none.
-        view: from the sampler of a buffer to the one that the update's batches are drawn by, such as
-            :class:`~torchrl_o2o.data.ChunkSampler` around it; ``None`` (default) leaves it.
+        view: a function from the sampler of a buffer to the one that draws the update's batches, such as a
+            :class:`~torchrl_o2o.data.ChunkSampler` around it; ``None`` (default) does not change it.
 
     Raises:
-        O2OSpecError: if the update is of another loss, or the loss trains an actor and a policy has no parameter of it.
+        O2OSpecError: if the update is of another loss, or the loss trains an actor and a policy shares no parameter
+            with it.
 
     Examples:
         >>> import torch
@@ -89,13 +90,13 @@ class Learner:
         if getattr(update, "loss", loss) is not loss:
             raise O2OSpecError(
                 f"got an update of another {type(update.loss).__name__} than the learner's loss, expected Update(loss, "
-                f"...) of the same one: what is saved would not be what is trained"
+                "...) of the same loss, because otherwise the saved loss is not the trained one; build it so"
             )
         for name, policy in {"actor": actor, "tester": tester, "explorer": explorer}.items():
             if policy is not None and _is_left_behind(policy, loss):
                 raise O2OSpecError(
-                    f"got an {name} that has no parameter in common with the {type(loss).__name__}, expected the "
-                    f"policy that it was built of, and no copy: this one would never learn"
+                    f"got an {name} that shares no parameter with the {type(loss).__name__}, expected the policy from "
+                    "which the loss was built, because a copy would never learn; pass that policy"
                 )
         self.actor, self.loss, self.update = actor, loss, update
         self.optims = update.optims
@@ -108,10 +109,10 @@ class Learner:
         return self.actor if self._explorer is None else self._explorer
 
     def see(self, buffer: ReplayBuffer) -> None:
-        """Put the learner's ``view`` around the sampler of a new buffer.
+        """Apply the learner's ``view`` to the sampler of a new buffer.
 
         Args:
-            buffer: what batches are drawn from; changed in place.
+            buffer: the buffer of the batches, changed in place.
         """
         if self._view is not None:
             buffer.set_sampler(self._view(buffer.sampler))

@@ -21,18 +21,19 @@ __all__ = ["descend", "weight_decay_groups"]
 def descend(
     optim: torch.optim.Optimizer, loss: Tensor, name: str = "loss", *, max_grad_norm: float | None = None
 ) -> None:
-    """One step of gradient descent, refused if the loss or a gradient is not finite.
+    """Make one step of gradient descent; raise if the loss or a gradient is not finite.
 
     Args:
-        optim: steers the parameters; its gradients are cleared first.
+        optim: optimizer of the parameters; its gradients are cleared first.
         loss: a scalar.
-        name: what the loss is called in the error. Defaults to ``"loss"``.
+        name: name of the loss in messages. Defaults to ``"loss"``.
 
     Keyword Args:
-        max_grad_norm: clip the gradient's norm over all of the optimizer's parameters; ``None`` (default) does not.
+        max_grad_norm: bound of the gradient's norm over all of the optimizer's parameters; ``None`` (default) does not
+            clip.
 
     Raises:
-        NonFiniteError: naming what is not finite; the parameters are left as they were.
+        NonFiniteError: if the loss or a gradient is not finite; the parameters are unchanged.
         O2OSpecError: if the loss has no gradient, or none at any of the optimizer's parameters.
 
     Examples:
@@ -43,17 +44,17 @@ def descend(
     """
     if not loss.requires_grad:
         raise O2OSpecError(
-            f"{name} has no gradient at all; compute it outside of torch.no_grad() and torch.inference_mode(), and do "
-            f"not detach it"
+            f"{name} has no gradient, expected one; compute it outside of torch.no_grad() and torch.inference_mode(), "
+            "and do not detach it"
         )
     optim.zero_grad()
     loss.backward()
     parameters = [parameter for group in optim.param_groups for parameter in group["params"]]
     if all(parameter.grad is None for parameter in parameters):
         raise O2OSpecError(
-            f"{name} has no gradient at any of the {len(parameters)} parameters of its optimizer, so that nothing "
-            f"would be learned; build it of the loss's own, such as loss.qvalue_network_params.parameters(): a loss "
-            f"copies the critics that it is given"
+            f"{name} has no gradient at any of the {len(parameters)} parameters of its optimizer, expected one, "
+            "because otherwise nothing is learned; build the optimizer from the loss's own parameters, such as "
+            "loss.qvalue_network_params.parameters(), because a loss copies the critics that it is given"
         )
     gradients = {f"{name}.gradient{index}": parameter.grad for index, parameter in enumerate(parameters)}
     finite_or_raise({name: loss} | gradients)
@@ -63,9 +64,9 @@ def descend(
 
 
 def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in which biases are exempt from weight decay, LayerNorm's scales are not.
+    """Parameter groups that exempt biases, but not LayerNorm's scales, from weight decay.
 
-    Source: RLPD's code masks decoupled weight decay (AdamW) by the parameter's name, leaving out what is called a bias.
+    Source: RLPD's code masks decoupled weight decay (AdamW) by the parameter's name and exempts biases.
 
     Args:
         params: parameters of a loss, for example ``loss.qvalue_network_params``.
@@ -75,7 +76,7 @@ def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dic
         Two groups for the optimizer's constructor.
 
     Raises:
-        O2OSpecError: if the coefficient is negative or not finite, which optimizers do not look for in groups.
+        O2OSpecError: if the coefficient is negative or not finite, which optimizers do not check in groups.
 
     Examples:
         >>> from tensordict import TensorDict

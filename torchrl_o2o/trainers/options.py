@@ -32,9 +32,9 @@ class RunOptions:
     Args:
         folder: the run's folder.
         config: recorded, and compared when a run is resumed.
-        seed: of networks, sampling and exploration; evaluation uses ``seed + 10_000``.
+        seed: seed of networks, sampling and exploration; evaluation uses ``seed + 10_000``.
         schedule: how often to evaluate, log and save.
-        resume: continue with what is in the folder. Defaults to ``False``.
+        resume: whether to continue the run in the folder. Defaults to ``False``.
         evaluation: ``num_episodes``, ``num_envs`` and ``video`` of :func:`~torchrl_o2o.trainers.evaluate`.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`.
         env_guard: further arguments of :class:`~torchrl_o2o.envs.GuardedEnv`.

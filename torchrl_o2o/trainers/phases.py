@@ -60,8 +60,9 @@ class PretrainingPlan:
         """Check that the data are those the run began with; its session checks the number of updates."""
         if state_dict.get("data", self.data) != self.data:
             raise O2OCheckpointError(
-                "the data are not those that the run began with: other data of the same name, or a convention that was "
-                "fitted again; resume with the data and convention of that run, or start a new run in another folder"
+                "the data are not those that the run began with: they are other data of the same name, or the "
+                "convention was fitted again; resume with the data and convention of that run, or start a new run in "
+                "another folder"
             )
 
 
@@ -262,9 +263,8 @@ class Finetuning(Phase):
         slots = drawn_from.storage.max_size
         if online_capacity is not None and slots < rows:
             raise O2OSpecError(
-                f"got online_capacity={online_capacity}, with which the buffer has {slots} slots in all and never "
-                f"holds the {rows} rows of a batch, so that nothing would be learned; raise online_capacity, or lower "
-                "batch_size"
+                f"got online_capacity={online_capacity}, with which the buffer has {slots} slots in all, expected at "
+                f"least the {rows} rows of a batch; raise online_capacity, or lower batch_size"
             )
         sampler = drawn_from.sampler
         if init_random_frames and isinstance(sampler, BalancedSampler):
@@ -289,7 +289,10 @@ class Finetuning(Phase):
             O2OSpecError: if the phase steps one environment itself.
         """
         if not isinstance(self.collector, Fleet):
-            raise O2OSpecError("this phase steps a single environment; pass fleet={'num_actors': 4}")
+            raise O2OSpecError(
+                "got a phase without fleet, which steps a single environment, expected actors; pass "
+                "fleet={'num_actors': 4}"
+            )
         return self.collector
 
     def __exit__(
@@ -325,22 +328,23 @@ class Finetuning(Phase):
         if not self._is_warm(total) or held < self.rows:
             warnings.warn(
                 f"this run makes no update: it has total_frames={total}, of which the first {self.init_random_frames} "
-                f"are random (init_random_frames) and {self.handover.warmup_steps} are warm-up (warmup_steps), and its "
-                f"buffer will hold {held} rows, a batch {self.rows}; raise total_frames or lower what it waits for",
+                f"are random (init_random_frames) and {self.handover.warmup_steps} are warm-up (warmup_steps), and "
+                f"its buffer will hold {held} rows, a batch {self.rows}; raise total_frames, or lower these settings",
                 stacklevel=3,
             )
 
     def updates(self, step: int, data: TensorDictBase) -> Iterator[int]:
         """The updates to make after a step's transitions were stored: one, or with a fleet those that its counts allow.
 
-        None where :meth:`may_update` says so. After each, a fleet's actors are given the new policy.
+        There are none while :meth:`may_update` is false. After each, a fleet's actors get the new policy.
 
         Args:
             step: the environment step.
-            data: what :meth:`steps` gave with it, [n].
+            data: the data that :meth:`steps` yielded with it, [n].
 
         Yields:
-            How many updates of this step are left; of a fleet T - U, see :class:`~torchrl_o2o.collectors.Fleet`.
+            The number of updates of this step that are left; with a fleet, T - U, see
+            :class:`~torchrl_o2o.collectors.Fleet`.
         """
         if not self.may_update(step):
             return
@@ -352,19 +356,19 @@ class Finetuning(Phase):
             self.collector.publish()
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
-        """Hand over what the update measured, and what the actors elsewhere did."""
+        """Log the metrics of the update and of actors in other processes."""
         super().log({**metrics, **self.collector.metrics()} if isinstance(self.collector, Fleet) else metrics)
 
     def offline_steps(self, num_steps: int) -> Iterator[int]:
-        """Updates on the data alone before the first environment step, in the same run, up to step 0.
+        """Yield updates on the data alone before the first environment step, in the same run, up to step 0.
 
         Args:
-            num_steps: how many; with 0 nothing is done.
+            num_steps: number of updates; with 0 there are none.
         """
         return self.session.offline(num_steps) if num_steps else iter(())
 
     def sample_offline(self) -> TensorDictBase:
-        """Draw the next batch from the offline rows alone."""
+        """Draw the next batch only from the offline rows."""
         offline = self._offline
         if offline is None:
             offline = offline_buffer(self.problem.offline, batch_size=self.rows, keys=self.learner.keys)
@@ -381,7 +385,7 @@ def make_collector(
     total_frames: int,
     init_random_frames: int = 0,
 ) -> StepCollector:
-    """A guarded environment stepped by the learner's explorer; a failed step truncates the row before it.
+    """Build a collector: the learner's explorer steps a guarded environment; a failed step truncates the row before it.
 
     Args:
         problem: whose environment is stepped; its data stay here.
@@ -436,7 +440,7 @@ def make_fleet(
     init_random_frames: int,
     settings: Mapping[str, Any],
 ) -> Fleet:
-    """Guarded environments in other processes, stepped by the learner's explorer.
+    """Build a fleet: the learner's explorer steps guarded environments in other processes.
 
     Args:
         problem: whose environment they step; its data stay here.
@@ -449,7 +453,7 @@ def make_fleet(
             :class:`~torchrl_o2o.collectors.ProcessActors`.
 
     Returns:
-        The fleet; no process runs before it is iterated over.
+        The fleet; no process starts before the iteration.
 
     Raises:
         O2OSpecError: if a setting is unknown or out of range.

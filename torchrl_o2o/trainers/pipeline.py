@@ -4,7 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 """Pre-train, hand over, fine-tune: the pipeline around the two phases.
 
-The two phases are separate runs with a folder each, so that one pre-training serves many fine-tunings. They share one
+The two phases are separate runs with a folder each, so that many fine-tunings can use one pre-training. They share one
 :class:`~torchrl_o2o.trainers.Problem`, and each trains a :class:`~torchrl_o2o.trainers.Learner`.
 """
 
@@ -35,10 +35,10 @@ class Pretrained:
 
     Args:
         folder: the run's folder.
-        states: of the loss and the optimizers, by the names of :meth:`~torchrl_o2o.trainers.Learner.objects`.
-        convention: what its data and observations went through.
+        states: states of the loss and the optimizers, by the names of :meth:`~torchrl_o2o.trainers.Learner.objects`.
+        convention: the convention of its data and observations.
         config: its configuration.
-        updates: how many updates it made.
+        updates: number of its updates.
 
     Examples:
         >>> import tempfile
@@ -55,7 +55,7 @@ class Pretrained:
         >>> pretrained = Pretrained.read(folder)
         >>> pretrained.updates, sorted(pretrained.states)
         (2, ['actor_optim', 'loss'])
-        >>> pretrained.check(problem)  # no word: it is of this problem
+        >>> pretrained.check(problem)  # no error: it is of this problem
     """
 
     folder: Path
@@ -69,26 +69,29 @@ class Pretrained:
         """Read the last checkpoint of a finished pre-training.
 
         Args:
-            folder: what :func:`pretrain` was given.
+            folder: the folder passed to :func:`pretrain`.
 
         Raises:
-            O2OCheckpointError: if there is none, it is not of a pre-training, or that has not come to its end.
+            O2OCheckpointError: if there is none, it is not of a pre-training, or the pre-training is not finished.
         """
         root = Path(folder) / "checkpoints"
         manifest, _ = newest_valid(root)
         if manifest is None:
             raise O2OCheckpointError(
-                f"{root} holds no checkpoint; pre-train first, or name the folder of a run that did"
+                f"{root} holds no checkpoint, expected a finished pre-training; pre-train first, or name the folder of "
+                "a pre-training"
             )
         saved = [name.removesuffix(".pt") for name in manifest["files"]]
         if "convention" not in saved:
-            raise O2OCheckpointError(f"{root} holds {saved}, no pre-training; name a folder that pretrain() wrote")
+            raise O2OCheckpointError(
+                f"{root} holds {saved}, expected a pre-training; name a folder that pretrain() wrote"
+            )
         planned = read_state(root, manifest, "pretraining")["num_steps"] if "pretraining" in saved else None
         if manifest["step"] != planned:
             total = "an unknown number of" if planned is None else planned
             raise O2OCheckpointError(
-                f"{folder} is at {manifest['step']} of {total} updates; let it finish (resume=true) before "
-                "something starts from it"
+                f"{folder} is at {manifest['step']} of {total} updates, expected a finished pre-training; let it "
+                "finish (resume=true) first"
             )
         names = [name for name in saved if name == "loss" or name.endswith("_optim")]
         states = {name: read_state(root, manifest, name) for name in names}
@@ -102,11 +105,13 @@ class Pretrained:
             problem: the problem for the fine-tuning.
 
         Raises:
-            O2OSpecError: naming what differs.
+            O2OSpecError: if they differ; the message names the difference.
         """
         here, there = dict(problem.env), dict(self.config.get("env", problem.env))
         if here != there:
-            raise O2OSpecError(f"{self.folder} was pre-trained in {there}, this run is in {here}; use one environment")
+            raise O2OSpecError(
+                f"{self.folder} was pre-trained in {there}, expected {here} as in this run; use the same environment"
+            )
         if not self.convention.same_as(problem.convention):
             raise O2OSpecError(
                 f"{self.folder} was pre-trained with {self.convention.reward} and "
@@ -158,7 +163,7 @@ def pretrain(problem: Problem, learner: Learner, options: RunOptions, *, num_ste
 
 
 def hand_over(source: Pretrained | Learner, learner: Learner, how: HandOver) -> list[str]:
-    """Carry a pre-training over to an online learner, as a :class:`~torchrl_o2o.trainers.HandOver` says.
+    """Copy a pre-training to an online learner, according to a :class:`~torchrl_o2o.trainers.HandOver`.
 
     Args:
         source: a finished pre-training, or the offline learner itself.
@@ -197,7 +202,7 @@ def finetune(
     insert: Callable[[TensorDictBase], TensorDictBase] | None = None,
     scratch_dir: str | Path | None = None,
 ) -> None:
-    """The loop of a script's online phase, as a function: one transition into the buffer, then one update.
+    """The loop of a script's online phase, as a function: store one transition, then make one update.
 
     See :class:`Finetuning`. The policy is written to ``policy.pt`` at every checkpoint;
     :func:`~torchrl_o2o.deploy.load_policy` reads it.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A problem: an environment, its data, and the convention that both are seen through."""
+"""A problem: an environment, its data, and the convention for both."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["Problem"]
 
 @dataclass(frozen=True)
 class Problem:
-    """An environment, its data and what both look like to the learner.
+    """An environment, its data, and the convention by which the learner sees both.
 
     Args:
         env: arguments of :func:`~torchrl_o2o.envs.make_gym_env`.
         offline: transitions [N] as the learner sees them.
-        convention: what was applied to them.
-        end_at_success: whether an episode that is collected ends at its first success; evaluation goes on. Defaults to
+        convention: the convention that was applied to them.
+        end_at_success: whether a collected episode ends at its first success; evaluation episodes continue. Defaults to
             ``False``.
 
     Examples:
@@ -74,17 +74,17 @@ class Problem:
         """A new environment with the learner's observations and the task's own rewards.
 
         Keyword Args:
-            drawing: whether it draws itself, for videos. Defaults to ``False``.
+            drawing: whether it renders, for videos. Defaults to ``False``.
         """
         return _env(drawing_arguments(self.env) if drawing else self.env, self.convention)
 
     def make_training_env(self) -> gymnasium.Env:
-        """:meth:`make_env` to collect in."""
+        """:meth:`make_env` for collecting."""
         return EndAtSuccess(self.make_env()) if self.end_at_success else self.make_env()
 
     @property
     def env_factory(self) -> Callable[[], gymnasium.Env]:
-        """:meth:`make_training_env` without the data, so that another process can have it."""
+        """:meth:`make_training_env` without the data, to send to another process."""
         return partial(_training_env if self.end_at_success else _env, self.env, self.convention)
 
 

@@ -33,8 +33,9 @@ __all__ = ["Seeds", "seed_configs"]
 class Seeds:
     """The online phases of N seeds, in rounds of one environment step each, as a context.
 
-    A seed draws all its random numbers in a state of its own, so that it is the run that its script makes alone, up to
-    the rounding of the stacked update. What was killed while saving goes back to the newest step that all seeds have.
+    Each seed draws its random numbers in a separate random state, so it equals the script's single run up to the
+    rounding of the stacked update. After a kill during a save, all seeds return to the newest step that all of them
+    have.
 
     Args:
         make: builds one seed's phase; called once per configuration, after which the seed's random state is kept.
@@ -80,17 +81,17 @@ class Seeds:
         """The seeds' updates as one.
 
         Args:
-            name: of one of the learner's ``further`` updates; ``None`` (default) is the learner's own.
+            name: name of one of the learner's ``further`` updates; ``None`` (default) is the learner's own.
 
         Returns:
-            A function of batches [N, B], compiled if the single updates are to be.
+            A function of batches [N, B], compiled if the configuration says so.
         """
         own = [run.learner.update if name is None else run.learner.further[name] for run in self.runs]
         updates = [update for update in own if isinstance(update, Update)]
         return Update.stack(updates)
 
     def __enter__(self) -> Self:
-        """Continue where all runs stand."""
+        """Enter all runs and restore them to a common step."""
         self._signals.begin()
         if self.runs[0].session.resume:
             common_step([Path(run.session.checkpoint.folder) for run in self.runs])
@@ -109,10 +110,10 @@ class Seeds:
             self._signals.end()
 
     def offline_steps(self, num_steps: int) -> Iterator[int]:
-        """Updates on the data alone, of all seeds at once; see :meth:`Finetuning.offline_steps`.
+        """Yield updates on the data alone, of all seeds at once; see :meth:`Finetuning.offline_steps`.
 
         Args:
-            num_steps: how many.
+            num_steps: number of updates.
         """
         for each in self._rounds([run.offline_steps(num_steps) for run in self.runs]):
             yield each[0]
@@ -150,7 +151,7 @@ class Seeds:
         return stack(batches)
 
     def learn(self, update: StackedUpdate, batches: TensorDictBase) -> dict[str, Tensor]:
-        """Do one update of all seeds; a batch that makes a loss or a gradient not finite is kept in its folder.
+        """Make one update of all seeds; a batch that makes a loss or gradient non-finite is saved in its folder.
 
         Args:
             update: of :meth:`stacked`.
@@ -160,7 +161,7 @@ class Seeds:
             Metrics, shape [N].
 
         Raises:
-            NonFiniteError: naming the seeds and where their batches are.
+            NonFiniteError: if something is not finite; the message names the seeds and the files of their batches.
         """
         try:
             return update(batches)
@@ -170,7 +171,7 @@ class Seeds:
             raise NonFiniteError(f"{error}. Seeds {seeds}; the batches are in {', '.join(map(str, paths))}") from error
 
     def log(self, metrics: dict[str, Tensor], own: Sequence[dict[str, Tensor]] | None = None) -> None:
-        """Hand over what an update of all seeds measured.
+        """Log the metrics of an update of all seeds.
 
         Args:
             metrics: entries of shape [N].
@@ -219,7 +220,7 @@ def seed_configs(cfg: DictConfig) -> list[DictConfig]:
         One per seed, with ``seed`` in place of ``seeds``.
 
     Raises:
-        O2OSpecError: if ``seeds`` is no list of whole numbers of 0 or more, several seeds have one folder, or a folder
+        O2OSpecError: if ``seeds`` is not a list of integers of at least 0, several seeds have one folder, or a folder
             holds a run and ``resume`` is off.
 
     Examples:
@@ -243,6 +244,7 @@ def seed_configs(cfg: DictConfig) -> list[DictConfig]:
     taken = [str(folder) for folder in folders if (folder / "run.json").exists()]
     if taken and not cfg.resume:
         raise O2OSpecError(
-            f"{', '.join(taken)} hold runs; continue with resume=true, or choose other seeds or a run_dir"
+            f"{', '.join(taken)} hold runs, expected new folders; continue with resume=true, or choose other seeds or "
+            "another run_dir"
         )
     return configs

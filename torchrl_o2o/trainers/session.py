@@ -67,7 +67,7 @@ class Schedule:
     Args:
         eval_every: steps between evaluations. Defaults to 5000.
         log_every: steps between rows of training metrics. Defaults to 1000.
-        checkpoint_every: steps between checkpoints, which is what a crash may cost. Defaults to 25 000.
+        checkpoint_every: steps between checkpoints; a crash loses at most these. Defaults to 25 000.
 
     Raises:
         O2OSpecError: if one is below 1.
@@ -107,7 +107,7 @@ class Collector(Protocol):
 
 @dataclass
 class Session:
-    """A run folder and what goes into it, as a context.
+    """A context that manages a run folder.
 
     With ``resume``, entering it restores the newest valid checkpoint, if there is one. SIGTERM and the first Ctrl-C end
     the current phase after its step, with a checkpoint; the context then prints the command that resumes the run, and
@@ -354,26 +354,26 @@ class Session:
             return
         if self.is_online:
             raise O2OSpecError(
-                f"got num_steps={num_steps}, but this run went online after {made} offline steps; give it that number, "
-                f"or begin the phase only `if not session.is_online`"
+                f"got num_steps={num_steps}, but this run went online after {made} offline steps; expected that "
+                "number; pass it, or begin the phase only `if not session.is_online`"
             )
         if made and last is not None and made + 1 - num_steps <= last:
             raise O2OSpecError(
                 f"got num_steps={num_steps}, but the {made} offline steps that this run has made were counted to step "
-                f"{last}, from the end of a shorter phase; resume with its number, or start anew in another folder"
+                f"{last}, from the end of a shorter phase; resume with its number, or start a new run in another folder"
             )
 
     def _check_collector(self, collector: Collector) -> None:
         if collector.frames < self.counters["online"]:
             raise O2OSpecError(
                 f"the collector has delivered {collector.frames} transitions, but the run has made "
-                f"{self.counters['online']} online steps; one collector counts them all. It is to be among the "
-                f"session's objects, so that it goes on where the run was saved; start anew if it was not"
+                f"{self.counters['online']} online steps; expected one collector that counts all of them; add it to "
+                "the session's objects, so that a resumed run restores it, or start a new run"
             )
         if self.restored is None and not any(each is collector for each in self.objects.values()):
             warnings.warn(
-                "the collector is not among the session's objects, so that this run cannot be resumed online; name it "
-                'there: {"collector": collector}',
+                "the collector is not among the session's objects, so this run cannot be resumed online; add it: "
+                '{"collector": collector}',
                 stacklevel=3,
             )
 
@@ -437,8 +437,8 @@ class Session:
         result = self.evaluate()
         if not callable(getattr(result, "metrics", None)):
             raise O2OSpecError(
-                f"evaluate gave {result!r}, expected a result of torchrl_o2o.trainers.evaluate, or something else "
-                f"whose metrics() are numbers by name"
+                f"evaluate gave {result!r}, expected a result of torchrl_o2o.trainers.evaluate, or another object "
+                "whose metrics() returns numbers by name"
             )
         self._measured = dict(result.metrics())
         self.record.log(step, self._measured)

@@ -127,10 +127,10 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         cfg: the configuration of a script.
 
     Keyword Args:
-        may_be_zero: counts of phases that this script can do without, such as ``"online.total_frames"``.
+        may_be_zero: counts of phases that this script may skip, such as ``"online.total_frames"``.
 
     Raises:
-        O2OSpecError: naming the setting, what it is and what was expected.
+        O2OSpecError: if there is one; the message names the setting, its value and the expected one.
 
     Examples:
         >>> check_settings(OmegaConf.create({"seed": 0, "online": {"total_frames": -5}}))
@@ -204,7 +204,8 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
 
     Examples:
         >>> not_taken(TypeError("Loss.__init__() got an unexpected keyword argument 'bta'"), ["+loss.bta=1"])
-        'got loss.bta, which Loss does not take; leave it out, or look for its name in the page of Loss'
+        'got loss.bta, which is not an argument of Loss; leave it out, or find the right name in the documentation of
+        Loss'
     """
     found = _UNEXPECTED.search(str(error))
     names = [word.lstrip("+").partition("=")[0] for word in words]
@@ -212,7 +213,10 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
     if found is None or not guilty:
         return None
     taker = found["function"].removesuffix(".__init__")
-    return f"got {guilty[0]}, which {taker} does not take; leave it out, or look for its name in the page of {taker}"
+    return (
+        f"got {guilty[0]}, which is not an argument of {taker}; leave it out, or find the right name in the "
+        f"documentation of {taker}"
+    )
 
 
 def check_arguments(
@@ -289,8 +293,8 @@ def check_no_pretraining(cfg: DictConfig) -> None:
     """
     if cfg.get("pretrained") is not None:
         raise O2OSpecError(
-            f"got pretrained={cfg.pretrained}, but this method has no offline phase of its own that a pre-training "
-            "could stand for; leave pretrained out"
+            f"got pretrained={cfg.pretrained}, expected null, because this method has no offline phase that a "
+            "pre-training could replace; leave pretrained out"
         )
 
 
@@ -382,8 +386,9 @@ def compiled(update: Update, cfg: DictConfig, *, dropout: float | None = None) -
     if dropout:
         product_dtype(cfg.matmul_dtype, compiled=False)
         warnings.warn(
-            f"got compile=true and dropout={dropout}: this update of {type(update.loss).__name__} is not compiled, for "
-            "a compiled one draws other random numbers for dropout; set compile=false, or dropout=null to have it fast",
+            f"got compile=true and dropout={dropout}: this update of {type(update.loss).__name__} is not compiled, "
+            "because a compiled one draws other random numbers for dropout; set compile=false, or dropout=null for a "
+            "compiled update",
             stacklevel=2,
         )
         return update

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Stabilization phases: from time to time only the critics are trained for long, on the present data (SPEQ, SOPE).
+"""Stabilization phases: at intervals, only the critics are trained for many updates on the current data (SPEQ, SOPE).
 
 They work with any learner with critics, and do not change the learner.
 """
@@ -47,7 +47,7 @@ class PhaseReport(NamedTuple):
         updates: of the critics.
         losses: validation losses, before the phase and at each check.
         improved: whether each check improved on the best before it.
-        stopped: whether it ended before its time.
+        stopped: whether it stopped early.
 
     Examples:
         >>> report = PhaseReport(updates=20, losses=[-1.0, -1.5], improved=[True], stopped=False)
@@ -71,22 +71,21 @@ class PhaseReport(NamedTuple):
 @checked_arguments
 @dataclass(frozen=True)
 class StoppingRule:
-    r"""When a stabilization phase ends: after ``max_updates``, or when the validation loss has not improved for long.
+    r"""The end of a stabilization phase: after ``max_updates``, or when the validation loss stops improving.
 
-    Every ``check_every`` updates, not before the first, the validation loss L is compared with the best so far:
-    improved iff :math:`L < b - \tau|b|`. Updates since the last improvement, ``patience`` or more of them, end the
-    phase.
+    Every ``check_every`` updates, the validation loss L is compared with the best so far, b: it is improved iff
+    :math:`L < b - \tau|b|`. The phase ends after ``patience`` updates without improvement.
 
-    Source: SOPE's code. There L < (1 - tau) b, which for negative losses, the usual ones of positive values, is the
-    wrong side: a flat loss counts as improved, and so does one that rises by less than a thousandth a check. That is
-    ``sope_code``.
+    Source: SOPE's code. The code tests L < (1 - tau) b, which is wrong for negative losses, the usual case with
+    positive values: a constant loss, and one that rises by less than a thousandth per check, count as improved.
+    ``sope_code`` reproduces this.
 
     Args:
-        max_updates: at most. Defaults to 75,000; SPEQ makes exactly that many.
+        max_updates: largest number of updates. Defaults to 75,000; SPEQ makes exactly that many.
         check_every: updates between checks. Defaults to 1,000.
         patience: updates without improvement; ``None`` never stops early and checks nothing (SPEQ). Defaults to 10,000.
         tolerance: :math:`\tau`. Defaults to 0.001.
-        sope_code: compare as their code does. Defaults to ``False``.
+        sope_code: whether to compare as in SOPE's code. Defaults to ``False``.
 
     Raises:
         O2OSpecError: if a number is out of range.
@@ -129,11 +128,11 @@ class StoppingRule:
         return loss < best - self.tolerance * abs(best)
 
     def run(self, update: Callable[[], object], validate: Callable[[], float]) -> PhaseReport:
-        """Do a phase.
+        """Run a phase.
 
         Args:
             update: one update of the critics.
-            validate: the validation loss now; not called if ``patience`` is ``None``.
+            validate: returns the current validation loss; not called if ``patience`` is ``None``.
 
         Returns:
             What was done.
@@ -154,12 +153,12 @@ class StoppingRule:
 
 
 class HeldOut(NamedTuple):
-    """Rows of a storage, apart for validation and left for learning.
+    """Rows of a storage that are held out for validation, and the rest.
 
     Args:
         offline: offline rows to learn from.
         online: online rows to learn from.
-        batches: rows of each validation batch; those that fill no batch are in none.
+        batches: rows of each validation batch; incomplete batches are dropped.
     """
 
     offline: Tensor
@@ -171,17 +170,17 @@ class HeldOut(NamedTuple):
 def hold_out(
     num_offline: int, num_online: int, *, batch_size: int = 256, share: float = 0.1, source: RowSource | None = None
 ) -> HeldOut:
-    """Choose the rows that a phase does not learn from.
+    """Choose the rows that are held out from a phase.
 
-    Of the online rows a share, at least one batch; of the offline rows *as many*. A region keeps at least one batch,
-    and gives nothing if it cannot give a batch.
+    A share of the online rows, at least one batch, and *the same number* of offline rows are held out. A region keeps
+    at least one batch. No rows of a region are held out if they do not fill a batch.
 
-    Source: SOPE's code, which takes the rows out of its buffers and puts them back afterwards at the end of the ring;
-    here nothing moves.
+    Source: SOPE's code, which removes the rows from its buffers and appends them to the ring afterwards; here they are
+    not moved.
 
     Args:
         num_offline: rows at the storage's start.
-        num_online: rows behind them.
+        num_online: number of rows after them.
 
     Keyword Args:
         batch_size: rows of a validation batch. Defaults to 256.
@@ -218,12 +217,12 @@ def hold_out(
 def policy_value_loss(loss: LossModule, batches: list[TensorDictBase]) -> float:
     r"""Mean over batches of :math:`\alpha\log\pi(\tilde a|s)-\bar Q(s,\tilde a)`: the actor's loss, with fresh actions.
 
-    While the policy is frozen, it falls exactly as the values of its actions rise.
+    While the policy is frozen, it falls as the values of its actions rise.
 
     Source: SOPE's code.
 
     Args:
-        loss: has an ``actor_loss``.
+        loss: a loss with ``actor_loss``.
         batches: validation rows.
 
     Returns:
@@ -236,11 +235,11 @@ def critics_alone(learner: Learner, *, scale: float = 0.5) -> Update:
     """An update with only the critics' step and the targets of a learner's update, with the same optimizer.
 
     Args:
-        learner: with a step of the loss ``"qvalue"``.
+        learner: a learner with a step of the loss ``"qvalue"``.
 
     Keyword Args:
-        scale: of the loss; one half in SPEQ's and SOPE's code, which Adam sees where its moments meet those of other
-            updates. Defaults to 0.5.
+        scale: factor of the loss, one half in SPEQ's and SOPE's code. It affects Adam, because its moments are shared
+            with other updates. Defaults to 0.5.
 
     Returns:
         The update, not compiled.
@@ -299,15 +298,15 @@ def stabilize(
     batch_size: int = 256,
     share: float = 0.1,
 ) -> PhaseReport:
-    """One phase: critics and targets learn, policy and temperature stay as they are.
+    """Run one phase: critics and targets are trained, policy and temperature are not.
 
     Source: SPEQ's and SOPE's code.
 
-    Batches are ``batch_size`` offline rows and as many online ones, without the rows held out; where there are no
-    offline rows they are online ones alone (SPEQ).
+    Batches are ``batch_size`` offline rows and as many online ones, without held-out rows. Without offline rows, they
+    have only online rows (SPEQ).
 
     Args:
-        learner: whose policy says how good the values are.
+        learner: the learner whose policy gives the validation loss.
         update: of the learner's critics, see :func:`critics_alone`.
         buffer: offline rows at its start, then online ones.
         rule: when the phase ends.

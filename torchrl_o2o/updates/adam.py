@@ -26,11 +26,11 @@ class AdamState(NamedTuple):
 
 
 def adam_step(now: AdamState, grad: Tensor, scalars: Tensor, group: Mapping[str, Any]) -> AdamState:
-    r"""One step of Adam or AdamW, what :class:`torch.optim.Adam` computes up to the order of rounding.
+    r"""One step of Adam or AdamW, equal to :class:`torch.optim.Adam` up to rounding.
 
-    With :math:`c_i=1-\beta_i^t`, :math:`\theta\leftarrow d\theta-\frac{\eta\sqrt{c_2}}{c_1}m/(\sqrt
-    v+\epsilon\sqrt{c_2})`: the bias corrections are scalars of the whole step, so that one division per element is
-    left.
+    With :math:`c_i=1-\beta_i^t`,
+    :math:`\theta\leftarrow d\theta-\frac{\eta\sqrt{c_2}}{c_1}m/(\sqrt v+\epsilon\sqrt{c_2})`: bias corrections are
+    scalars of the whole step, so there is only one division per element.
 
     Source: Kingma & Ba 2015, section 2; Loshchilov & Hutter 2019 for the decoupled weight decay.
 
@@ -58,13 +58,13 @@ def adam_step(now: AdamState, grad: Tensor, scalars: Tensor, group: Mapping[str,
 def step_scalars(optim: torch.optim.Optimizer, group: Mapping[str, Any], steps: int) -> Tensor:
     """The scalars of the next steps of one parameter group, in its dtype, on the step counter's device.
 
-    They are computed outside the compiled function and handed in, so that the learning rate may change at any time and
-    no element of a parameter raises a power. Nothing waits for a device.
+    They are computed outside the compiled function and passed to it, so that the learning rate may change at any time
+    and no power is computed per element. Nothing waits for a device.
 
     Args:
         optim: the optimizer.
         group: one of its parameter groups.
-        steps: how many steps are to come.
+        steps: number of steps.
 
     Returns:
         Per step the step size, epsilon and the factor of decoupled weight decay, shape [steps, 3].
@@ -78,7 +78,7 @@ def step_scalars(optim: torch.optim.Optimizer, group: Mapping[str, Any], steps: 
 
 
 def moments_of(optim: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]:
-    """The optimizer's state of one parameter, created as the optimizer's own first step would if there is none.
+    """The optimizer's state of one parameter; if there is none, it is created as in the optimizer's first step.
 
     Args:
         optim: Adam or AdamW.
@@ -102,16 +102,19 @@ def moments_of(optim: torch.optim.Optimizer, param: Tensor) -> dict[str, Tensor]
         state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format).detach()
         state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format).detach()
     if state["step"].device != param.device:
-        raise O2OSpecError(f"the optimizer counts on {state['step'].device}; pass fused=True, so that nothing waits")
+        raise O2OSpecError(
+            f"got an optimizer whose step count is on {state['step'].device}, expected the parameter's device; build "
+            "it with fused=True, so that nothing waits"
+        )
     return state
 
 
 def count_steps(optim: torch.optim.Optimizer, steps: Tensor) -> None:
-    """Tell the optimizer how many steps were done in its stead.
+    """Add the number of steps that were made without calling the optimizer to its counts.
 
     Args:
         optim: the optimizer.
-        steps: how many, a scalar on the counters' device.
+        steps: their number, a scalar on the counters' device.
     """
     counters = [optim.state[param]["step"] for group in optim.param_groups for param in group["params"]]
     # torch's own optimizers call this function, which torch does not declare as public.
@@ -122,10 +125,10 @@ def count_steps(optim: torch.optim.Optimizer, steps: Tensor) -> None:
 
 
 def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
-    """Refuse what :func:`adam_step` does not compute.
+    """Raise for optimizers and options that :func:`adam_step` does not support.
 
     Args:
-        name: of the loss, for the message.
+        name: name of the loss, for the message.
         optim: the optimizer.
 
     Raises:
@@ -137,7 +140,8 @@ def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
         for option in ("amsgrad", "maximize"):
             if group[option]:
                 raise O2OSpecError(
-                    f"got {option}=True for {name!r}, which a compiled update does not compute; leave it out"
+                    f"got {option}=True for {name!r}, expected False, because compiled updates do not support it; "
+                    "leave it out"
                 )
     if hooked := hooks_of(optim):
         raise O2OSpecError(

@@ -31,7 +31,7 @@ class StackedNonFiniteError(NonFiniteError):
     """A loss or gradient of some of the agents is not finite.
 
     Args:
-        message: what was found.
+        message: the message.
         agents: the positions of those agents.
 
     Examples:
@@ -45,23 +45,23 @@ class StackedNonFiniteError(NonFiniteError):
 
 
 class StackedUpdate:
-    """One update of each of N agents that differ in nothing but their numbers.
+    """One update of each of N agents with the same configuration.
 
-    Eagerly it does one agent's update after the other. If the updates are compiled, it is one compiled update: the
-    graphs that one agent's update is captured as are vectorized over the agents (``torch.func.vmap``), so every loss
-    that compiles can be stacked. Parameters, targets and the optimizers' moments of the agents then become slices of
-    common tensors at the first call; each agent's loss, actor, optimizers and ``state_dict()`` stay usable, and what is
-    loaded into them is followed. Never replace a parameter's ``.data`` afterwards.
+    Eagerly, it makes one agent's update after the other. If the updates are compiled, it is one compiled update: the
+    captured graphs of a single agent are vectorized over the agents (``torch.func.vmap``), so every loss that compiles
+    can be stacked. At the first call, the agents' parameters, targets and optimizer moments become slices of common
+    tensors. Each agent's loss, actor, optimizers and ``state_dict()`` stay usable, and states can be loaded into them.
+    Never replace a parameter's ``.data`` afterwards.
 
-    Each agent draws from its own ``loss.noise``, in the order of its own update. Give the losses generators of their
-    own (:class:`~torchrl_o2o.functional.noise.GeneratorNoise`) and every agent's numbers are those of its single run up
+    Each agent draws from its own ``loss.noise``, in the order of its own update. With a separate generator for each
+    loss (:class:`~torchrl_o2o.functional.noise.GeneratorNoise`), every agent's numbers equal those of its single run up
     to rounding.
 
     Args:
         updates: one per agent, with the same settings.
 
     Raises:
-        O2OSpecError: if there are no updates, they have different settings, or parameters in common.
+        O2OSpecError: if there are no updates, they have different settings, or they share parameters.
 
     Examples:
         >>> import torch
@@ -83,18 +83,21 @@ class StackedUpdate:
         owners = Counter(id(param) for update in updates for param in update.loss.parameters())
         if max(owners.values(), default=1) > 1:
             raise O2OSpecError(
-                "got updates that have parameters in common, which would be trained by each; build each agent a loss "
-                "of its own"
+                "got updates that share parameters, expected separate ones for each agent; build a separate loss for "
+                "each agent"
             )
         settings = [_settings(update) for update in updates]
         differing = sorted({name for one in settings for name in one if one[name] != settings[0][name]})
         if differing:
-            raise O2OSpecError(f"got updates that differ in {', '.join(differing)}, expected one configuration")
+            raise O2OSpecError(
+                f"got updates that differ in {', '.join(differing)}, expected one configuration; build all updates "
+                "alike"
+            )
         self.updates = list(updates)
         self._programs: dict[Any, Runner] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: without compiled graphs, which compute with these very tensors."""
+        """The state for pickling and copying, without compiled graphs, which are bound to these tensors."""
         return {**self.__dict__, "_programs": {}}
 
     @property
@@ -108,7 +111,7 @@ class StackedUpdate:
         return self.updates[0].num_minibatches
 
     def compile(self, *, mode: Mode = "default", matmul_dtype: torch.dtype | None = None) -> StackedUpdate:
-        """From now on compute the same numbers as compiled graphs; see :meth:`Update.compile`.
+        """Compute the same numbers with compiled graphs from now on; see :meth:`Update.compile`.
 
         Args:
             mode: see there.
@@ -123,25 +126,25 @@ class StackedUpdate:
         return self
 
     def recompile(self) -> None:
-        """Forget what was compiled, after a change of something that is not a tensor."""
+        """Discard compiled graphs, after a change of something that is not a tensor."""
         self._programs.clear()
         for update in self.updates:
             update.recompile()
 
     def __call__(self, batches: TensorDictBase) -> dict[str, Tensor]:
-        """Do one update of every agent.
+        """Make one update of every agent.
 
         Args:
             batches: transitions, shape [N, number of minibatches * B]; row i is agent i's. Not modified. A compiled
-                update compiles anew for a new shape.
+                update compiles again for a new shape.
 
         Returns:
-            What :class:`Update` returns, each entry with a leading dimension N. An agent whose ``finite`` is false
-            stays as it was before that step; the others are not touched by it.
+            The result of :class:`Update`, each entry with a leading dimension N. An agent whose ``finite`` is false is
+            unchanged since before that step. The other agents are not affected.
 
         Raises:
             O2OSpecError: if the batches have another shape, or the agents' tensors differ in shape or type.
-            StackedNonFiniteError: naming the agents, unless the updates have ``check_finite=False``.
+            StackedNonFiniteError: if something is not finite, unless the updates have ``check_finite=False``.
         """
         rounds = self.num_minibatches
         if batches.ndim != 2 or len(batches) != self.num_agents or not batches.shape[1] or batches.shape[1] % rounds:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a compiled update has built in, and therefore does not follow when it is changed."""
+"""The settings that are built into a compiled update, whose changes it does not follow."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _OF_GROUPS = ("betas", "weight_decay", "decoupled_weight_decay", "amsgrad", "max
 
 
 class Setting(NamedTuple):
-    """A setting as it was when graphs were compiled, and how to read it now.
+    """The value of a setting when graphs were compiled, and a function that reads its current value.
 
     Args:
-        name: what it is, for a message.
-        read: returns its present value; called in every update, so it must be fast.
+        name: its name in messages.
+        read: returns its current value; called in every update, so it must be fast.
         value: result of ``read`` when the graphs were compiled.
         shown: whether a message can show values; the identities of objects say nothing to a reader.
     """
@@ -98,7 +98,7 @@ def _setting(name: str, read: Callable[[], Any], *, shown: bool = True) -> Setti
 
 
 def _of_optimizer(optim: Optimizer, whose: str) -> Iterator[Setting]:
-    """Read by way of the optimizer, since its ``load_state_dict`` replaces the groups; their number comes first."""
+    """Settings are read through the optimizer, whose ``load_state_dict`` replaces the groups; their number is first."""
     yield _setting(f"the number of groups of {whose}", lambda: len(optim.param_groups))
     yield _setting(f"the number of hooks of {whose}", partial(hooks_of, optim))
     for index, group in enumerate(optim.param_groups):
@@ -127,19 +127,19 @@ def _plain(module: nn.Module, owner: str) -> Iterator[Setting]:
 
 
 def check_built_in(settings: Iterable[Setting]) -> None:
-    """Raise if graphs were compiled with other settings than the present ones.
+    """Raise if settings have changed since graphs were compiled.
 
     Args:
         settings: result of :func:`built_in` when they were compiled.
 
     Raises:
-        O2OSpecError: naming a setting that has changed.
+        O2OSpecError: if a setting has changed; the message names it.
     """
     for name, read, before, shown in settings:
         now = read()
         if now is not before and now != before:
             change = f" from {before} to {now}" if shown else ""
             raise O2OSpecError(
-                f"{name} changed{change} since the update was compiled, and the compiled graphs would go on with what "
-                f"was; call update.recompile() after such a change, or set it back"
+                f"{name} changed{change} since the update was compiled, expected no change, because the compiled "
+                "graphs keep the old value; call update.recompile() after such a change, or restore the old value"
             )

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Separate a loss's random draws from its equations: find them once, then draw beforehand and pass the numbers in."""
+"""Separate a loss's random draws from its equations: find them once, then draw beforehand and pass the numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Draw", "DrawFinder", "HandedNoise"]
 
 
 class Draw(NamedTuple):
-    """One request a loss makes to its noise source: what for, how, and of which shape."""
+    """One request of a loss to its noise source: the purpose, kind and shape of the numbers."""
 
     kind: str
     name: str
@@ -46,7 +46,7 @@ class Draw(NamedTuple):
 
 
 class DrawFinder:
-    """A noise source that writes down what it is asked for and answers with zeros.
+    """A noise source that records requests and returns zeros.
 
     Examples:
         >>> import torch
@@ -90,7 +90,7 @@ class DrawFinder:
 
 
 class HandedNoise:
-    """A noise source that hands out given numbers in the order of the draws.
+    """A noise source that returns given numbers in the order of the draws.
 
     Args:
         values: the numbers, one tensor per draw.

@@ -122,8 +122,8 @@ def _gradients(loss: LossModule, step: Descend, minibatch: TensorDictBase, measu
     params = step.parameters
     if frozen := [param for param in params if not param.requires_grad]:
         raise O2OSpecError(
-            f"the optimizer of {step.name!r} holds {_names(loss, frozen)}, which have requires_grad=False; leave them "
-            f"out of it: [param for param in ... if param.requires_grad]"
+            f"the optimizer of {step.name!r} holds {_names(loss, frozen)}, which have requires_grad=False, expected "
+            "only trained parameters; build it from [param for param in ... if param.requires_grad]"
         )
     found = torch.autograd.grad(value, params, allow_unused=True) if value.requires_grad else (None,) * len(params)
     gradients = tuple(gradient for gradient in found if gradient is not None)

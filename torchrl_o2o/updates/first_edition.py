@@ -34,21 +34,21 @@ def compile_update(
     mode: Mode = "default",
     matmul_dtype: torch.dtype | None = None,
 ) -> Update:
-    """The first edition's way to an :class:`Update`: the losses by name, in the order in which they are stepped.
+    """Build an :class:`Update` as in the first edition, from losses' names and optimizers, in the order of the steps.
 
-    With ``utd_ratio`` the first loss and the targets are repeated on as many minibatches and the others follow once;
-    without it all losses are stepped on the whole batch (with ``joint`` from one set of gradients), then the targets.
-    New code writes the steps down itself.
+    With ``utd_ratio``, the first loss and the targets are stepped on each of that many minibatches, and then the others
+    once. Without it, all losses are stepped on the whole batch (with ``joint``, from one set of gradients), then the
+    targets. New code should list the steps in an :class:`Update`.
 
     Args:
         loss: a loss module.
-        optims: name of the loss -> optimizer of what it trains.
-        target_updater: moves the targets; ``None`` (default) leaves them.
+        optims: name of the loss -> optimizer of the parameters that it trains.
+        target_updater: moves the targets; ``None`` (default) does not move them.
         utd_ratio: see above. Defaults to ``None``.
         joint: see above. Defaults to ``False``.
         rows: see :class:`Update`.
-        max_grad_norm: by loss, ``clip_grad_norm`` of its :class:`Descend`. Defaults to none.
-        compile: whether to compile it. Defaults to ``True``.
+        max_grad_norm: name of the loss -> ``clip_grad_norm`` of its :class:`Descend`. Defaults to none.
+        compile: whether the update is compiled. Defaults to ``True``.
         mode: see :meth:`Update.compile`.
         matmul_dtype: see :meth:`Update.compile`.
 
@@ -68,11 +68,12 @@ def compile_update(
     """
     if not optims or (utd_ratio is not None and (utd_ratio < 1 or joint)):
         raise O2OSpecError(
-            f"got {len(optims)} losses, {utd_ratio=}, {joint=}; expected a loss, and no joint steps at a ratio"
+            f"got {len(optims)} losses, {utd_ratio=}, {joint=}; expected at least one loss, and joint=False with "
+            "utd_ratio; change one of them"
         )
     bounds = dict(max_grad_norm or {})
     if unknown := sorted(set(bounds) - set(optims)):
-        raise O2OSpecError(f"got max_grad_norm for {unknown}, expected losses among {list(optims)}")
+        raise O2OSpecError(f"got max_grad_norm for {unknown}, expected losses among {list(optims)}; correct the names")
     descends = [Descend(name, optim, bounds.get(name)) for name, optim in optims.items()]
     targets = () if target_updater is None else (MoveTargets(target_updater),)
     steps: tuple[Step, ...] = (Joint(*descends), *targets) if joint else (*descends, *targets)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Functions of named tensors as graphs: capture them, split loop-invariant parts off, and compile them."""
+"""Functions of named tensors as graphs: capture them, split off loop-invariant parts, and compile them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Graph(NamedTuple):
         """Compile it, with each changed input overwritten by its new value at the end.
 
         Args:
-            compiler: makes a callable of a graph and example inputs; returning the graph runs it eagerly.
-            examples: at least the inputs, by name; only looked at.
+            compiler: a function from a graph and example inputs to a callable; if it returns the graph, this runs
+                eagerly.
+            examples: at least the inputs, by name; not modified.
 
         Returns:
             What computes the outputs.
@@ -67,7 +68,7 @@ class Executable(NamedTuple):
     outputs: list[str]
 
     def __call__(self, values: Named) -> dict[str, Tensor]:
-        """Run it; what it changes is overwritten in ``values``.
+        """Run the graph; changed inputs are overwritten in ``values``.
 
         Args:
             values: at least the inputs, by name.
@@ -82,13 +83,13 @@ class Executable(NamedTuple):
 def capture(
     function: Callable[[dict[str, Tensor]], tuple[Named, Named]], inputs: Named, *, decompose: bool = True
 ) -> Graph:
-    """Record the tensor operations a function performs; whatever Python it went through leaves no trace.
+    """Record the tensor operations of a function; its Python code is not part of the graph.
 
     Args:
-        function: from named tensors to outputs and to new values of some inputs. It may differentiate, but not look at
-            a value.
+        function: a function from named tensors to outputs and to new values of some inputs. It may differentiate, but
+            not read values.
         inputs: an example; not modified. Shapes, dtypes and devices are those of every later call.
-        decompose: write some operations in simpler ones that compile better, but cannot be vectorized any more.
+        decompose: whether some operations are replaced by simpler ones, which compile better but cannot be vectorized.
             Defaults to ``True``.
 
     Returns:
@@ -116,14 +117,14 @@ def capture(
 
 
 def hoist(graph: Graph, per_round: Collection[str], outside: Collection[str]) -> tuple[Graph | None, Graph]:
-    """Split a loop's body into what no round changes and what it does.
+    """Split a loop's body into a part that can be computed beforehand and the rest.
 
-    Products that depend on a round's own data, but on nothing an earlier round has changed, can be computed for all
-    rounds beforehand, in one pass. So are next actions where the actor is frozen.
+    Products that depend on a round's data, but on nothing that earlier rounds change, can be computed for all rounds in
+    one pass beforehand. An example are the next actions if the actor is frozen.
 
     Args:
         graph: the body.
-        per_round: inputs that differ from round to round and that are known beforehand.
+        per_round: inputs that differ between rounds and are known beforehand.
         outside: further inputs that are not known beforehand.
 
     Returns:
@@ -199,10 +200,10 @@ def over_leading_dim(graph: Graph, inputs: Named, mapped: Collection[str], *, de
     """The same function for all entries of a leading dimension at once.
 
     Args:
-        graph: a function of which every changed input is mapped.
-        inputs: an example, where the mapped ones have one more dimension in front.
+        graph: a function; every input that it changes must be mapped.
+        inputs: an example, in which the mapped ones have one more leading dimension.
         mapped: which inputs have it.
-        decompose: see :func:`capture`; ``False`` if the result is to be vectorized once more. Defaults to ``True``.
+        decompose: see :func:`capture`; ``False`` if the result will be vectorized again. Defaults to ``True``.
 
     Returns:
         A graph whose outputs and changes have the leading dimension.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Call the methods of a loss by name, and collect what they return."""
+"""Call the methods of a loss by name, and collect their results."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _OF_TARGETS = "target_"
 
 @dataclass
 class LossResults:
-    """The results of the losses on one minibatch: all are logged, and later losses get the valid ones by name.
+    """The results of the losses on one minibatch. All are logged, and later losses get the valid ones by name.
 
-    A loss gets the latest result of each name from other losses, but not its own: that is from before its own step.
+    A loss gets the latest result of each name from other losses, but not its own, which is from before its own step.
     Entries whose names begin with ``target_`` come from target networks, and are dropped when these move.
 
     Args:
@@ -75,7 +75,8 @@ def call_loss(
     """Call one loss by name, with the metrics of earlier losses that it takes as arguments.
 
     Args:
-        loss: has a method ``<name>_loss(tensordict, *, ...)``, or returns ``loss_<name>`` from its ``forward``.
+        loss: a loss that has a method ``<name>_loss(tensordict, *, ...)`` or returns ``loss_<name>`` from its
+            ``forward``.
         name: for example ``"qvalue"``.
         minibatch: transitions [B].
         known: metrics it may use, see :meth:`LossResults.handed_to`; for example ``log_prob`` for ``alpha_loss``.
@@ -94,14 +95,15 @@ def call_loss(
         missing = [extra for extra in needed if extra not in known]
         if missing:
             raise O2OSpecError(
-                f"{name}_loss needs {missing[0]!r}, which no preceding loss returns, or only one before the "
-                f"targets moved; put the loss that returns it right before it"
+                f"{name}_loss needs {missing[0]!r}, expected a preceding loss that returns it, without a move of the "
+                "targets in between; put that loss directly before it"
             )
         result = method(minibatch, **{extra: known[extra] for extra in wanted if extra in known})
         value, info = result if isinstance(result, tuple) else (result, {})
     if value.ndim:
         raise O2OSpecError(
-            f"{name}_loss has shape {list(value.shape)}, expected a scalar; take reduction='mean' or 'sum'"
+            f"{name}_loss has shape {list(value.shape)}, expected a scalar; build the loss with reduction='mean' or "
+            "'sum'"
         )
     return value, {key: entry.detach() for key, entry in info.items()}
 
@@ -110,7 +112,10 @@ def _from_forward(loss: LossModule, name: str, minibatch: TensorDictBase) -> Ten
     out = loss(minibatch)
     value = out.get(f"loss_{name}", None)
     if value is None:
-        raise O2OSpecError(f"{type(loss).__name__} has neither {name}_loss() nor loss_{name}; name one of its losses")
+        raise O2OSpecError(
+            f"got the loss {name!r}, expected a {type(loss).__name__} with {name}_loss() or loss_{name}; name one of "
+            "its losses"
+        )
     return value
 
 

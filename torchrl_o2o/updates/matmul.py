@@ -57,10 +57,10 @@ class MatmulReport:
     """The measurements and the choice.
 
     Args:
-        chosen: the route that is in force.
-        routes: rate and error by route.
-        shape: of the products, [E, M, K] times [E, K, N].
-        threads: torch's threads while measuring.
+        chosen: the active route.
+        routes: rate and error of each route.
+        shape: shape of the products, [E, M, K] times [E, K, N].
+        threads: number of torch's threads while measuring.
 
     Examples:
         >>> routes = {"default": RouteMeasurement(97.0, 2.9e-7), "onednn": RouteMeasurement(201.0, 2.9e-7)}
@@ -89,21 +89,21 @@ def choose_matmul_route(
     allow_bf16: bool = False,
     rounds: int = 7,
 ) -> MatmulReport:
-    """Probe both routes, put the better one in force for this process, and say so in the log.
+    """Measure both routes, activate the better one for this process, and log it.
 
-    oneDNN is taken if it is faster by the margin and as exact; on a CPU where it really multiplies in bf16 its error is
-    ten thousand times larger, and it is left alone unless ``allow_bf16``. Takes about 0.1 s on an idle core. Call it
-    once, after setting the number of threads; the previous route comes back with :func:`set_matmul_route`.
+    oneDNN is chosen if it is faster by the margin and equally exact. On CPUs where it multiplies in bf16, its error is
+    ten thousand times larger, and it is not chosen unless ``allow_bf16``. The measurement takes about 0.1 s on an idle
+    core. Call it once, after setting the number of threads. :func:`set_matmul_route` restores the previous route.
 
     Args:
-        shape: (E, M, K, N) of the products [E, M, K] times [E, K, N] to judge by. Defaults to ten critics of width 256
-            on 256 rows.
-        margin: by which factor oneDNN has to be faster. Defaults to 1.05.
-        allow_bf16: accept products in bf16, with a relative error of about 2e-3. Defaults to ``False``.
+        shape: (E, M, K, N) of the measured products [E, M, K] times [E, K, N]. Defaults to ten critics of width 256 on
+            256 rows.
+        margin: factor by which oneDNN must be faster. Defaults to 1.05.
+        allow_bf16: whether products in bf16, with a relative error of about 2e-3, are accepted. Defaults to ``False``.
         rounds: how often the routes take turns. Defaults to 7.
 
     Returns:
-        What was measured and chosen.
+        The measurements and the choice.
 
     Raises:
         O2OSpecError: if the margin or a size is not positive.
@@ -130,12 +130,12 @@ def choose_matmul_route(
 def probe_matmul_routes(
     *, shape: tuple[int, int, int, int] = (10, 256, 256, 256), rounds: int = 7
 ) -> dict[Route, RouteMeasurement]:
-    """Measure both routes in turns, and leave the one in force as it is.
+    """Measure both routes in turns without changing the active one.
 
     Args:
         shape: see :func:`choose_matmul_route`.
-        rounds: how often the routes take turns; the fastest round counts, since a busy machine only slows. Defaults to
-            7.
+        rounds: number of turns of each route; the fastest counts, because other load only slows rounds down. Defaults
+            to 7.
 
     Returns:
         Rate and error by route.
@@ -169,11 +169,11 @@ def _relative(value: Tensor, exact: Tensor) -> float:
 
 
 def set_matmul_route(route: Route) -> None:
-    """Send float32 products of this process by a route.
+    """Compute float32 products of this process by a route.
 
     Args:
-        route: ``"default"`` (torch's own choice, MKL on x86) or ``"onednn"``, which means real bf16 products on CPUs
-            that have AMX: :func:`probe_matmul_routes` shows the error.
+        route: ``"default"`` (torch's own choice, MKL on x86) or ``"onednn"``, which computes in bf16 on CPUs with AMX;
+            :func:`probe_matmul_routes` shows the error.
 
     Raises:
         O2OSpecError: if the route is unknown.
@@ -191,7 +191,7 @@ def set_matmul_route(route: Route) -> None:
 
 @contextmanager
 def matmul_route(route: Route) -> Iterator[None]:
-    """Send float32 products by a route inside a ``with`` block, and put back what was in force.
+    """Compute float32 products by a route inside a ``with`` block, and restore the previous one.
 
     Args:
         route: see :func:`set_matmul_route`.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Natural-gradient steps of a bounded divergence (NPG, DAPG)."""
+"""Natural-gradient steps with a bounded divergence (NPG, DAPG)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ __all__ = ["NaturalGradient"]
 
 
 class NaturalGradient(torch.optim.Optimizer):
-    r"""Step along the natural gradient as far as the policy may move.
+    r"""Step along the natural gradient, with a bound on the policy's divergence.
 
     .. math:: (F+cI)x=g,\qquad\theta\leftarrow\theta+\sqrt{2\delta/(g^\top x)}\;x
 
-    g is the negative gradient of a loss, F the Fisher matrix: the second derivative of the policy's divergence from
-    what it is now. F is never formed: conjugate gradients need its products alone, by two backward passes each.
+    g is the negative gradient of a loss, F the Fisher matrix, the second derivative of the policy's divergence from its
+    current distribution. F is never formed, because conjugate gradients only need products with F, which take two
+    backward passes each.
 
     Source: Rajeswaran et al. 2017, arXiv:1703.02660, Algorithm 1; defaults of the code of Rajeswaran et al. 2018,
     arXiv:1709.10087 (DAPG).
 
     Args:
-        params: the policy's parameters; all of them get a step together.
+        params: the policy's parameters, which are stepped together.
 
     Keyword Args:
-        step_size: :math:`2\delta`, twice the divergence that a step may make. Defaults to 0.05.
+        step_size: :math:`2\delta`, twice the largest divergence of a step. Defaults to 0.05.
         damping: c. Defaults to 1e-4.
-        cg_iterations: of conjugate gradients, at most. Defaults to 10.
+        cg_iterations: largest number of iterations of conjugate gradients. Defaults to 10.
 
     Raises:
         O2OSpecError: if a setting is out of range, or parameters come in several groups; in a step, if a parameter has
@@ -67,16 +68,16 @@ class NaturalGradient(torch.optim.Optimizer):
         super().__init__(params, {"step_size": step_size, "damping": damping, "cg_iterations": cg_iterations})
         if len(self.param_groups) != 1:
             raise O2OSpecError(
-                f"got {len(self.param_groups)} groups of parameters, expected one: a step is made of all parameters "
-                f"together"
+                f"got {len(self.param_groups)} groups of parameters, expected one, because a step uses all parameters "
+                "together; pass one list of parameters"
             )
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Make a step from the parameters' gradients.
 
         Args:
-            closure: computes the divergence of the policy from what it is now, a scalar with gradient, such as
-                ``lambda: loss.divergence(rows)``; called once.
+            closure: computes the divergence of the policy from its current distribution, a scalar with gradient, such
+                as ``lambda: loss.divergence(rows)``; called once.
 
         Returns:
             x, shape [P], all parameters in one vector.
@@ -87,7 +88,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if missing:
             raise O2OSpecError(
                 f"{missing} of {len(params)} parameters have no gradient; call loss.backward() before step, and leave "
-                f"out parameters that the loss does not read"
+                "out parameters that the loss does not use"
             )
         gradient = -_as_vector(cast(Tensor, param.grad) for param in params)
         with torch.enable_grad():

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Lower the matrix products of captured graphs to a shorter dtype, and nothing else."""
+"""Lower only the matrix products of captured graphs to a shorter dtype."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDE = 64
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether hardware multiplies in bfloat16; what does it by other instructions takes several times as long.
+    """Whether a device has instructions for products in bfloat16; without them, they take several times as long.
 
     Args:
         device: a GPU, or the processor.
@@ -44,15 +44,15 @@ def has_bfloat16(device: torch.device) -> bool:
 def lower_products(graph: fx.Graph, dtype: torch.dtype) -> int:
     """Compute products of wide float32 matrices in a shorter type, with float32 results.
 
-    Parameters, gradients, the optimizer and all that is done element by element stay in float32, as under
-    ``torch.autocast``, but so do narrow products (:data:`WIDE`).
+    Parameters, gradients, the optimizer and elementwise operations stay in float32, as under ``torch.autocast``. Narrow
+    products (:data:`WIDE`) stay in float32, too.
 
     Args:
-        graph: of an aten graph with example values; rewritten in place.
+        graph: an aten graph with example values; rewritten in place.
         dtype: ``torch.bfloat16``.
 
     Returns:
-        How many products were shortened.
+        The number of changed products.
     """
     short: dict[fx.Node, fx.Node] = {}
     count = 0

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One call of a compiled update for batches of one shape: the inputs prepared outside, and the graphs."""
+"""One call of a compiled update for batches of one shape: inputs prepared outside the graphs, and the graphs."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ class Program:
 
     @torch.no_grad()
     def compile(self, columns: Named, options: dict[str, Any], matmul_dtype: torch.dtype | None = None) -> None:
-        """Capture the parts as graphs, take out of the repeated one what can be done beforehand, and compile all.
+        """Capture the parts as graphs, split off the work that can be done beforehand, and compile all.
 
         Args:
             columns: an example batch.
             options: inductor's.
-            matmul_dtype: type of the products of wide matrices; ``None`` (default) leaves them as they are.
+            matmul_dtype: dtype of the products of wide matrices; ``None`` (default) does not change them.
         """
         loss = type(self.learning.loss).__name__
         _LOG.info(
-            "compiling the update of %s: half a minute on an idle core, seconds where %s has it from before",
+            "compiling the update of %s: half a minute on an idle core, or seconds if %s holds it from an earlier run",
             loss,
             cache_dir(),
         )
@@ -105,14 +105,14 @@ class Program:
         _LOG.info("compiled the update of %s in %.1f s", loss, time.perf_counter() - began)
 
     def capture(self, columns: Named, *, decompose: bool = True) -> tuple[Captured | None, list[Captured]]:
-        """The parts as graphs of one round, with what the first one can do beforehand in a graph of its own.
+        """The parts as graphs of one round; work of the first part that can be done beforehand is a separate graph.
 
         Args:
             columns: an example batch.
             decompose: see :func:`~torchrl_o2o.updates.graph.capture`.
 
         Returns:
-            What is done beforehand, if there is anything, and the parts, each with example inputs.
+            The graph to compute beforehand, if there is one, and the parts, each with example inputs.
         """
         values, inputs = self._values(), self.inputs(columns, DrawFinder())
         entries = {name: value.unbind() for name, value in inputs.items()}
@@ -135,7 +135,7 @@ class Program:
 
     @property
     def _hoists(self) -> bool:
-        """Whether all minibatches run the first part only."""
+        """Whether all minibatches run only the first part."""
         rounds = self.plan.minibatches
         return rounds > 1 and [part for part, _ in self.plan.sequence[:rounds]] == [0] * rounds
 
@@ -155,8 +155,9 @@ class Program:
             name = own.get(getattr(graph.module, str(node.target)).data_ptr())
             if name is not None:
                 raise O2OSpecError(
-                    f"{type(self.learning.loss).__name__} reads {name!r} past its registered modules, where a compiled "
-                    "update cannot follow; register the object that holds it, or leave the update uncompiled"
+                    f"{type(self.learning.loss).__name__} reads {name!r} outside its registered modules, expected a "
+                    "registered one, because a compiled update would keep the present value; register the object that "
+                    "holds it, or do not compile the update"
                 )
 
     @torch.no_grad()
@@ -178,7 +179,7 @@ class Program:
         count_steps(self.learning.descends[position].optim, steps)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The loss's tensors and the optimizers' moments by name, themselves."""
+        """The loss's tensors and the optimizers' moments by name, without copies."""
         values = dict(self._state)
         for step, params in zip(self.learning.descends, self.learning.trained, strict=True):
             for key, (param, _) in params.items():
@@ -187,7 +188,7 @@ class Program:
         return values
 
     def pointers(self) -> tuple[int, ...]:
-        """Where all tensors lie that the update reads or writes besides its inputs; a CUDA graph is bound to them."""
+        """Addresses of all tensors besides the inputs that the update uses; a CUDA graph is bound to them."""
         return tuple(value.data_ptr() for value in self._values().values())[:-1]
 
     def _values(self) -> dict[str, Tensor]:
@@ -201,7 +202,7 @@ class Program:
 
         Args:
             columns: a batch.
-            noise: where the numbers come from; ``None`` (default) is the loss's own source.
+            noise: source of the numbers; ``None`` (default) is the loss's own source.
 
         Returns:
             ``batch:<key>`` with one leading entry per minibatch, ``noise:<part>:<i>`` with one per use of the part,
@@ -236,8 +237,8 @@ class Program:
         """The inputs of one turn.
 
         Args:
-            turn: of the plan.
-            inputs: of all turns.
+            turn: index of the turn in the plan.
+            inputs: inputs of all turns.
             entries: the same, each split along its leading dimension.
         """
         return {
@@ -302,7 +303,7 @@ def _merged(outputs: list[dict[str, Tensor]], minibatches: int, rows: tuple[str,
 
 
 def columns_of(batch: TensorDictBase) -> tuple[dict[str, Tensor], Any]:
-    """A batch as its columns, and what a compiled function of them depends on.
+    """The columns of a batch, and their properties on which a compiled function depends.
 
     Args:
         batch: transitions.
@@ -320,7 +321,7 @@ def _joined(key: str | tuple[str, ...]) -> str:
 
 
 def compiled_runner(program: Program, columns: dict[str, Tensor], options: tuple[Mode, torch.dtype | None]) -> Runner:
-    """Compile a program as asked.
+    """Compile a program with the given options.
 
     Args:
         program: not compiled yet.
@@ -336,7 +337,10 @@ def compiled_runner(program: Program, columns: dict[str, Tensor], options: tuple
     mode, matmul_dtype = options
     device = next(iter(columns.values())).device
     if mode == "reduce-overhead" and device.type != "cuda":
-        raise O2OSpecError(f"mode='reduce-overhead' records a CUDA graph, but the batch is on {device}; leave mode out")
+        raise O2OSpecError(
+            f"mode='reduce-overhead' records a CUDA graph, expected a batch on a CUDA device, got {device}; leave mode "
+            "out"
+        )
     search = {"max_autotune": True} if mode == "max-autotune-no-cudagraphs" else {}
     program.compile(columns, search, matmul_dtype)
     return CudaGraphProgram(program) if mode == "reduce-overhead" else program

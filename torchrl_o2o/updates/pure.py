@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One part of an update as a pure function of named tensors, from which compiled updates are captured."""
+"""One part of an update as a pure function of named tensors; compiled updates are captured from it."""
 
 from __future__ import annotations
 
@@ -46,26 +46,28 @@ class Learning(NamedTuple):
 
 
 def learning_of(loss: LossModule, plan: Plan, rows: tuple[str, ...]) -> Learning:
-    """Look up and check what a plan moves.
+    """Find and check everything that a plan changes.
 
     Args:
         loss: the loss module.
-        plan: of the update.
+        plan: plan of the update.
         rows: entries to hand back row by row.
 
     Raises:
         O2OSpecError: if the loss is not one of this package's, an optimizer is not Adam or AdamW, holds a tensor that
-            is not the loss's or one that another step trains, or targets move otherwise than by a ``SoftUpdate``.
+            is not the loss's or that another step trains, or targets are not moved by a ``SoftUpdate``.
     """
     if not isinstance(loss, TransitionLoss):
         raise O2OSpecError(
-            f"got {type(loss).__module__}.{type(loss).__name__}, which draws its random numbers by itself, so a "
-            f"compiled update cannot hand them in; take a loss of this package, or leave the update uncompiled"
+            f"got {type(loss).__module__}.{type(loss).__name__}, expected a loss of this package, because this one "
+            "draws its own random numbers, which a compiled update cannot pass to it; use a loss of this package, or "
+            "do not compile the update"
         )
     for part in plan.parts:
         if len(set(stepped(part))) < len(stepped(part)):
             raise O2OSpecError(
-                "got a Ghost together with its own step on one minibatch; a compiled update takes one of them"
+                "got a Ghost together with its own step on one minibatch, expected one of them in a compiled update; "
+                "remove one"
             )
     descends = tuple(dict.fromkeys(step for part in plan.parts for step in stepped(part)))
     names = {id(value): key for key, value in state_of(loss).items()}
@@ -84,19 +86,19 @@ def _trained(
         for param in group["params"]:
             if id(param) not in names:
                 raise O2OSpecError(
-                    f"the optimizer of {step.name!r} holds a tensor of shape {list(param.shape)} that is not one of "
+                    f"the optimizer of {step.name!r} holds a tensor of shape {list(param.shape)} expected one of "
                     f"{owner}; build it from the loss's parameters, after any cast or copy"
                 )
             name = names[id(param)]
             if not param.requires_grad:
                 raise O2OSpecError(
-                    f"the optimizer of {step.name!r} holds {name}, which has requires_grad=False; leave it out of it: "
-                    f"[param for param in ... if param.requires_grad]"
+                    f"the optimizer of {step.name!r} holds {name}, which has requires_grad=False, expected only "
+                    "trained parameters; build it from [param for param in ... if param.requires_grad]"
                 )
             if name in taken:
                 raise O2OSpecError(
-                    f"{name} is trained by the steps {taken[name]!r} and {step.name!r}; a compiled update takes one "
-                    "step per parameter"
+                    f"{name} is trained by the steps {taken[name]!r} and {step.name!r}; expected one step per "
+                    "parameter in a compiled update; put the parameter into one optimizer"
                 )
             taken[name] = step.name
             out[name] = (param, index)
@@ -107,21 +109,24 @@ def _averaging(loss: LossModule, step: MoveTargets) -> tuple[dict[str, str], flo
     """Target -> source of a soft update, and tau, the share of the source."""
     updater = step.updater
     if not isinstance(updater, SoftUpdate):
-        raise O2OSpecError(f"got {type(updater).__name__}, expected a SoftUpdate in a compiled update")
+        raise O2OSpecError(
+            f"got {type(updater).__name__}, expected a SoftUpdate in a compiled update; use "
+            "torchrl.objectives.SoftUpdate"
+        )
     return target_pairs(loss, step.names), 1.0 - updater.eps
 
 
 def run_part(
     learning: Learning, part: tuple[Primitive, ...], values: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Compute one part of an update as a function: nothing is overwritten.
+    """Compute one part of an update as a function that overwrites nothing.
 
     Args:
         learning: what is moved.
         part: its steps.
-        values: ``state:<name>`` of all tensors of the loss, ``exp_avg:<name>`` and ``exp_avg_sq:<name>`` of what is
-            trained, ``batch:<key>``, ``noise:<i>``, ``scalars:<position>:<group>``, and ``ok``, whether all was finite
-            so far.
+        values: ``state:<name>`` of all tensors of the loss, ``exp_avg:<name>`` and ``exp_avg_sq:<name>`` of trained
+            parameters, ``batch:<key>``, ``noise:<i>``, ``scalars:<position>:<group>``, and ``ok``, whether everything
+            was finite so far.
 
     Returns:
         Metrics, and the new value of everything that changes.
@@ -166,7 +171,7 @@ def minibatch_of(values: Mapping[str, Tensor]) -> TensorDict:
     """Transitions from their columns.
 
     Args:
-        values: ``batch:<key>`` -> [B, ...], nested keys joined by a slash; anything else is left out.
+        values: ``batch:<key>`` -> [B, ...], nested keys joined by a slash; other entries are ignored.
 
     Returns:
         A new TensorDict of shape [B].
@@ -205,7 +210,8 @@ def _differentiate(
     missing = [key for key in leaves if key not in named]
     if missing:
         raise O2OSpecError(
-            f"{step.name}_loss gives {missing} no gradient; leave them out of the optimizer of {step.name!r}"
+            f"{step.name}_loss gives {missing} no gradient, expected one for each parameter of its optimizer; leave "
+            f"them out of the optimizer of {step.name!r}"
         )
     total = value.detach() + sum(gradient.abs().sum() for gradient in named.values())
     values["ok"] = values["ok"] & total.isfinite()

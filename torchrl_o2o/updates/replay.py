@@ -31,17 +31,17 @@ class Replayed(Protocol):
         ...
 
     def pointers(self) -> tuple[int, ...]:
-        """Where all tensors lie that the update reads or writes besides its inputs."""
+        """Addresses of all tensors that the update reads or writes besides its inputs."""
         ...
 
 
 class CudaGraphProgram:
-    """Runs a program the first times as it is, then records all its kernels once and replays them with one launch.
+    """Runs a program normally at first, then records all its kernels once and replays them with one launch.
 
-    Recording executes nothing, so that every call is exactly one update.
+    Recording executes nothing, so every call is exactly one update.
 
     Args:
-        program: with all tensors on one CUDA device.
+        program: a program with all tensors on one CUDA device.
     """
 
     def __init__(self, program: Replayed) -> None:
@@ -57,7 +57,7 @@ class CudaGraphProgram:
 
         Args:
             columns: a batch.
-            noise: where the numbers come from; ``None`` (default) is the loss's own source.
+            noise: source of the numbers; ``None`` (default) is the loss's own source.
         """
         return self._program.inputs(columns, noise)
 
@@ -68,7 +68,7 @@ class CudaGraphProgram:
             inputs: from :meth:`Program.inputs`.
 
         Returns:
-            What the program returns, copied out of the graph's memory.
+            The program's result, copied out of the graph's memory.
         """
         self._calls += 1
         if self._calls <= _WARM_UP:

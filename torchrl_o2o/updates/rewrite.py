@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Rewrites of captured graphs that preserve the mathematics and that compilers do not make themselves."""
+"""Rewrites of captured graphs that keep the mathematics and that compilers do not make."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _RESHAPES = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.defaul
 
 
 def tidy(graph: fx.Graph) -> None:
-    """Merge what is computed twice, drop reshapes that change nothing, compute transposed products as such.
+    """Merge duplicate computations, drop reshapes without effect, and compute transposed products directly.
 
-    Losses that are plain to read evaluate the same network twice, for example IQL's target critics for V and for the
-    actor; as long as nothing has changed in between, once is enough.
+    Readable losses may evaluate the same network twice, for example IQL's target critics for V and for the actor. If
+    nothing has changed in between, one evaluation is enough.
 
-    :math:`(AB)^T=B^TA^T`: gradients of weights then come out in the weights' own layout, which the optimizer reads
-    and writes in order. Those of first layers, which are tall, stay as they are: libraries multiply into long rows
+    :math:`(AB)^T=B^TA^T`: gradients of weights then have the weights' own layout, so the optimizer reads and writes in
+    order. Gradients of first layers, which are tall, are not changed, because libraries compute products with long rows
     twice as fast.
 
     Args:
-        graph: of an aten graph with example values; rewritten in place.
+        graph: an aten graph with example values; rewritten in place.
     """
     _out_of_place(graph)
     _merge_equal(graph)
@@ -137,7 +137,7 @@ def _swaps_last(node: fx.Node) -> bool:
 
 
 def _is_tall(node: fx.Node) -> bool:
-    """Whether a matrix has more rows than columns: the transposed product, with long rows, takes half the time."""
+    """Whether a matrix has more rows than columns, so that the transposed product takes half the time."""
     return _value(node).shape[-2] > _value(node).shape[-1]
 
 

@@ -21,7 +21,7 @@ __all__ = ["StackedProgram"]
 
 
 class StackedProgram(Program):
-    """N programs that differ in nothing but their tensors, as one.
+    """N programs that differ only in their tensors, as one.
 
     Args:
         programs: one per agent.
@@ -55,7 +55,7 @@ class StackedProgram(Program):
             noise: as there; ``None`` (default) is every loss's own source.
 
         Returns:
-            The agents' inputs, stacked behind the rounds, so that those of a round lie together.
+            The agents' inputs, stacked after the dimension of rounds, so that those of a round are contiguous.
         """
         each = [
             program.inputs({name: value[i] for name, value in columns.items()}, noise)
@@ -92,7 +92,10 @@ def _joined(name: str, agents: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     if len({(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}) > 1:
         shapes = ", ".join(sorted({f"{list(tensor.shape)} {tensor.dtype}" for tensor in tensors}))
-        raise O2OSpecError(f"the agents' {name.partition(':')[2]} differ: {shapes}; stack agents of one configuration")
+        raise O2OSpecError(
+            f"the agents' {name.partition(':')[2]} differ: {shapes}; expected the same shape and dtype for all; stack "
+            "agents of one configuration"
+        )
     step = first.numel() * first.element_size()
     adjacent = all(tensor.data_ptr() == first.data_ptr() + i * step for i, tensor in enumerate(tensors))
     one_storage = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1

@@ -20,9 +20,9 @@ __all__ = ["copied_pairs", "replaced", "state_of", "target_pairs"]
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a module by dotted names, those of functional networks included.
+    """All parameters and buffers of a module by dotted names, including those of functional networks.
 
-    A tensor that is registered twice (a value estimator has the loss's value network) has the first of its names.
+    A tensor that is registered twice (a value estimator has the loss's value network) gets the first of its names.
 
     Args:
         module: a loss module.
@@ -112,8 +112,8 @@ def copied_pairs(loss: nn.Module, source: str, target: str) -> dict[str, str]:
 
     Args:
         loss: a loss module.
-        source: how the names of the tensors that are copied begin, without the last dot.
-        target: how the names of the tensors that are overwritten begin; they continue as those of the source.
+        source: prefix of the names of the copied tensors, without the last dot.
+        target: prefix of the names of the overwritten tensors; the rest of their names is as in the source.
 
     Returns:
         Name of the target -> name of its source.
@@ -130,8 +130,8 @@ def copied_pairs(loss: nn.Module, source: str, target: str) -> dict[str, str]:
     bad = [name for name, other in pairs.items() if name not in state or state[name].shape != state[other].shape]
     if not pairs or bad:
         raise O2OSpecError(
-            f"got Copy({source!r}, {target!r}), but {type(loss).__name__} has no tensors {bad or source!r} of that "
-            f"name and shape; names are those of state_of(loss)"
+            f"got Copy({source!r}, {target!r}), expected tensors of {type(loss).__name__} with equal names and shapes, "
+            f"but it has no such {bad or source!r}; take the names from state_of(loss)"
         )
     return pairs
 
@@ -141,7 +141,7 @@ def target_pairs(loss: nn.Module, names: tuple[str, ...] | None = None) -> dict[
 
     Args:
         loss: a loss module whose target networks are registered as ``target_<network>_params``.
-        names: of those networks; ``None`` (default) takes all.
+        names: names of those networks; ``None`` (default) takes all.
 
     Returns:
         Name of the target -> name of its source.

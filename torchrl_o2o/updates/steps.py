@@ -48,9 +48,9 @@ class Descend:
 
     Args:
         name: ``"qvalue"`` stands for ``loss.qvalue_loss(batch)``, and so on.
-        optim: holds the parameters that are trained; no other parameter gets a gradient.
+        optim: optimizer with the trained parameters; no other parameter gets a gradient.
         clip_grad_norm: largest norm of the gradient over all parameters of ``optim``; ``None`` (default) does not clip.
-        scale: what the loss is multiplied by, before the gradient. Defaults to 1; SOPE's phases take half.
+        scale: factor of the loss. Defaults to 1; SOPE's phases take half.
 
     Raises:
         O2OSpecError: if ``clip_grad_norm`` or ``scale`` is not positive, or the optimizer computes the loss itself, as
@@ -72,8 +72,8 @@ class Descend:
         closure = inspect.signature(self.optim.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise O2OSpecError(
-                f"got {type(self.optim).__name__} for {self.name!r}, whose step evaluates the loss several times; "
-                "expected an optimizer that takes one gradient, such as Adam or SGD"
+                f"got {type(self.optim).__name__} for {self.name!r}, whose step evaluates the loss several times, "
+                "expected an optimizer that uses one gradient; use Adam or SGD, for example"
             )
         check_number("scale", self.scale, above=0)
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0.0:
@@ -172,8 +172,8 @@ class Joint:
         known = all(isinstance(step, Descend | MoveTargets) for step in steps)
         if not known or not any(isinstance(step, Descend) for step in steps):
             raise O2OSpecError(
-                f"got Joint of {[type(step).__name__ for step in steps]}, expected Descend(...) steps, and MoveTargets "
-                "beside them"
+                f"got Joint of {[type(step).__name__ for step in steps]}, expected Descend(...) steps and, optionally, "
+                "MoveTargets; move other steps out of Joint"
             )
         self.steps = steps
 
@@ -196,10 +196,11 @@ class Every:
 
     Args:
         interval: at least 1.
-        steps: what is done then.
+        steps: the steps that are executed then.
 
     Keyword Args:
-        first: begin with the first turn. Defaults to ``False``: with the ``interval``-th.
+        first: whether the steps are executed at the first turn. Defaults to ``False``: they start at the
+            ``interval``-th.
 
     Source: Fujimoto et al. 2018 (TD3), arXiv:1802.09477, Algorithm 1.
 
@@ -232,7 +233,7 @@ class Repeat:
 
     Args:
         times: number of minibatches, the update-to-data ratio.
-        steps: what is done on each.
+        steps: the steps for each minibatch.
 
     Source: Ball et al. 2023 (RLPD), arXiv:2302.02948, Algorithm 1.
 
@@ -282,7 +283,7 @@ Step = Primitive | Every | Repeat | Whole
 
 def _check_steps(name: str, count: int, steps: tuple[object, ...], kinds: tuple[type, ...]) -> None:
     if not isinstance(count, int) or count < 1:
-        raise O2OSpecError(f"got {name}, expected a whole number of at least 1")
+        raise O2OSpecError(f"got {name}, expected an integer of at least 1")
     if not steps or not all(isinstance(step, kinds) for step in steps):
         expected = ", ".join(kind.__name__ for kind in kinds)
         raise O2OSpecError(f"got {name} of {[type(step).__name__ for step in steps]}, expected steps among {expected}")
@@ -294,8 +295,8 @@ class Plan:
 
     Args:
         parts: different sequences of steps, each done on one minibatch.
-        sequence: which part is done on which minibatch, or on all together (:data:`WHOLE`).
-        minibatches: how many there are.
+        sequence: pairs of a part and its minibatch, or :data:`WHOLE` for all minibatches together.
+        minibatches: number of minibatches.
     """
 
     parts: tuple[tuple[Primitive, ...], ...]
@@ -356,7 +357,7 @@ def plan(steps: tuple[Step, ...], counts: dict[int, int]) -> Plan:
 
 
 def repeat_of(steps: tuple[Step, ...]) -> Repeat | None:
-    """The steps that are done on each minibatch.
+    """The steps that are executed on each minibatch.
 
     Args:
         steps: of the update.
@@ -379,7 +380,7 @@ def walk(steps: tuple[Step, ...]) -> Iterator[Primitive | Every]:
         steps: of the update.
 
     Yields:
-        Every step but :class:`Repeat` and :class:`Whole`; a :class:`Joint` before the steps in it.
+        Every step except :class:`Repeat` and :class:`Whole`; a :class:`Joint` comes before the steps in it.
     """
     for step in steps:
         if not isinstance(step, Repeat | Whole):
@@ -395,7 +396,7 @@ def descends_of(steps: tuple[Step, ...]) -> list[Descend]:
         steps: of the update.
 
     Returns:
-        The steps, those inside of others too.
+        The steps, including nested ones.
     """
     return [step for step in walk(steps) if isinstance(step, Descend)]
 

@@ -85,9 +85,9 @@ class Update:
     Keyword Args:
         rows: metrics of the losses to be returned row by row, shape [number of minibatches * B], for example
             ``("td_error",)`` for priorities. Defaults to none.
-        check_finite: raise if a loss or a gradient is NaN or infinite, before its parameters change. With ``False``,
-            that step and the rest of the call are skipped, and ``finite`` in the result is false; a compiled update
-            then never waits for the device. Defaults to ``True``.
+        check_finite: whether a NaN or infinite loss or gradient raises an error, before its parameters change. With
+            ``False``, that step and the rest of the call are skipped, and ``finite`` in the result is false; a compiled
+            update then never waits for the device. Defaults to ``True``.
 
     Raises:
         O2OSpecError: if there is no gradient step, a step other than :class:`Copy` comes before a :class:`Repeat`, or a
@@ -129,9 +129,11 @@ class Update:
             raise O2OSpecError("got an update without a gradient step, expected Descend(...) among its steps")
         for position, step in enumerate(steps):
             if isinstance(step, Repeat) and not all(isinstance(before, Copy) for before in steps[:position]):
-                raise O2OSpecError("got Repeat behind another step; it stands first, what follows is done once")
+                raise O2OSpecError(
+                    "got Repeat after another step, expected it first; put the steps that run once after it"
+                )
             if isinstance(step, Whole) and position < len(steps) - 1:
-                raise O2OSpecError("got Whole before another step; it stands last, put what follows into it")
+                raise O2OSpecError("got Whole before another step, expected it last; put the following steps into it")
         for step in walk(steps):
             if isinstance(step, MoveTargets):
                 _check_move(loss, step)
@@ -200,8 +202,8 @@ class Update:
         device = next(self.loss.parameters()).device
         if matmul_dtype is not None and not has_bfloat16(device):
             warnings.warn(
-                f"got matmul_dtype={matmul_dtype} on {device.type}, which does not multiply in it here: there "
-                "an update has taken eleven times as long as in float32; leave it out",
+                f"got matmul_dtype={matmul_dtype} on {device.type}, expected hardware with instructions for it, "
+                "because without them an update takes up to eleven times as long as in float32; leave it out",
                 stacklevel=2,
             )
         self._options = (mode, matmul_dtype)
@@ -217,15 +219,15 @@ class Update:
             This update.
 
         Raises:
-            O2OSpecError: if the update is compiled, or the hardware does not support bfloat16, without which an update
-                from pixels took five times as long.
+            O2OSpecError: if the update is compiled, or the hardware does not support bfloat16, which would make an
+                update from pixels five times slower.
         """
         self._check_either(self.compiled)
         device = next(self.loss.parameters()).device
         if not has_bfloat16(device):
             raise O2OSpecError(
-                f"got autocast on {device.type}, which does not multiply in bfloat16 here: it would take several times "
-                "as long; leave it out"
+                f"got autocast on {device.type}, expected hardware with instructions for bfloat16, because without "
+                "them an update takes several times as long; leave it out"
             )
         self._autocast = device.type
         return self
@@ -233,7 +235,10 @@ class Update:
     @staticmethod
     def _check_either(other: bool) -> None:
         if other:
-            raise O2OSpecError("got an update to compile and to autocast; compile it with matmul_dtype=torch.bfloat16")
+            raise O2OSpecError(
+                "got both compile and autocast, expected one of them; compile the update with "
+                "matmul_dtype=torch.bfloat16"
+            )
 
     def recompile(self) -> None:
         """Discard compiled graphs, after a change of something that is not a tensor."""
@@ -244,7 +249,7 @@ class Update:
         """Raise if something has changed that is built into the compiled graphs. The first call records it.
 
         Raises:
-            O2OSpecError: naming what changed.
+            O2OSpecError: if a setting changed; the message names it.
         """
         if not self._built_in:
             self._built_in = built_in(self.loss, self.steps)
@@ -263,7 +268,7 @@ class Update:
         return StackedUpdate(updates)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: without compiled graphs, which the next call compiles."""
+        """The state for pickling, without compiled graphs; the next call compiles again."""
         return {**self.__dict__, "_programs": {}, "_built_in": ()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Update:
@@ -294,8 +299,8 @@ class Update:
         check_state(self, counts, dict.fromkeys(turns, 0), optional=turns)
         if strange := sorted(set(counts) - set(turns), key=str):
             raise O2OSpecError(
-                f"got a state with turns of step {strange[0]}, expected of the Every at {turns}; load it "
-                "into an update of the same steps"
+                f"got a state with turns of step {strange[0]}, expected turns of the Every steps {turns}; load it into "
+                "an update with the same steps"
             )
         self._calls, self._counts = state_dict["calls"], dict(state_dict["counts"])
 
@@ -332,7 +337,7 @@ class Update:
             batch: see :meth:`__call__`.
 
         Returns:
-            The result of :meth:`__call__`, and the error about what was not finite, if it is known by name.
+            The result of :meth:`__call__`, and the error that names what was not finite, if this is known.
         """
         self._check_batch(batch)
         if self._options is not None:
@@ -344,8 +349,8 @@ class Update:
     def _check_batch(self, batch: TensorDictBase) -> None:
         if torch.is_inference_mode_enabled() or next(self.loss.parameters()).is_inference():
             raise O2OSpecError(
-                "an update is made, or its networks were built, under torch.inference_mode(), where nothing has a "
-                "gradient; do both outside of it"
+                "got an update, or networks that were built, under torch.inference_mode(), expected tensors with "
+                "gradients; build the networks and call the update outside of it"
             )
         if not isinstance(batch, TensorDictBase):
             raise O2OSpecError(f"got a batch of {type(batch).__name__}, expected a TensorDict of shape [n]")
@@ -377,13 +382,20 @@ def _check_move(loss: LossModule, step: MoveTargets) -> None:
     updater = step.updater
     if getattr(updater, "loss_module", loss) is not loss:
         raise O2OSpecError(
-            f"got a {type(updater).__name__} of another loss, expected one of this {type(loss).__name__}"
+            f"got a {type(updater).__name__} of another loss, expected one of this {type(loss).__name__}; build it "
+            "from this loss"
         )
     if step.names is not None and not isinstance(updater, SoftUpdate):
-        raise O2OSpecError(f"got names={step.names} beside a {type(updater).__name__}, expected a SoftUpdate")
+        raise O2OSpecError(
+            f"got names={step.names} with a {type(updater).__name__}, expected a SoftUpdate; leave names out or use "
+            "torchrl.objectives.SoftUpdate"
+        )
     missing = [name for name in step.names or () if not target_pairs(loss, (name,))]
     if missing:
-        raise O2OSpecError(f"got names={step.names}, but {type(loss).__name__} has no target of {missing[0]!r}")
+        raise O2OSpecError(
+            f"got names={step.names}, expected networks with targets, but {type(loss).__name__} has no target of "
+            f"{missing[0]!r}; correct the names"
+        )
 
 
 def _warn_of_still_targets(loss: LossModule, steps: Sequence[Step]) -> None:
@@ -396,8 +408,8 @@ def _warn_of_still_targets(loss: LossModule, steps: Sequence[Step]) -> None:
     still = [target for target, source in target_pairs(loss).items() if id(state[source]) in trained]
     if still:
         warnings.warn(
-            f"no step of this update moves {still[0].partition('.')[0]}, whose critics it trains; put "
-            f"MoveTargets(SoftUpdate(loss, tau=0.005)) behind their step, unless the targets are moved elsewhere",
+            f"no step of this update moves {still[0].partition('.')[0]}, whose critics it trains; add "
+            "MoveTargets(SoftUpdate(loss, tau=0.005)) after their step, unless the targets are moved elsewhere",
             stacklevel=4,
         )
 
@@ -408,7 +420,7 @@ def _not_finite(metrics: Mapping[str, Tensor]) -> NonFiniteError:
     bad = [name for name, value in losses.items() if not value.isfinite().all()]
     culprits = ", ".join(bad) or f"a gradient, or a loss of an earlier minibatch, of {', '.join(losses)}"
     return NonFiniteError(
-        f"not finite: {culprits}. Expected finite losses and gradients; look at the batch, lower the learning rate or "
+        f"not finite: {culprits}. Expected finite losses and gradients; check the batch, lower the learning rate or "
         "clip the gradient, and resume from the last checkpoint"
     )
 

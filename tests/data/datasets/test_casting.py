@@ -40,7 +40,7 @@ def test_sizes() -> None:
     check_size(2 << 30, 1 << 30, "x")
     with pytest.raises(O2ODataError, match="x is damaged: it declares 2000000 bytes in 1000"):
         check_size(2_000_000, 1_000, "x")
-    with pytest.raises(O2ODataError, match="numbers do not compress like that"):
+    with pytest.raises(O2ODataError, match="numbers do not compress so well"):
         check_size(2 << 30, 4 << 20, "x")
 
 

@@ -71,8 +71,8 @@ BROKEN: dict[str, tuple[Callable[[TensorDict], object], str]] = {
     "shape": (lambda data: data.set(("next", "reward"), data["next", "reward"].squeeze(-1)), r"expected torch.float32"),
     "missing": (lambda data: data.exclude("episode", inplace=True), "'episode' is missing"),
     "steps": (lambda data: data.set("steps_to_next_obs", torch.ones(40)), "map the one-step rows"),
-    "order": (lambda data: data["episode"].__setitem__(5, 2), "row 5 is of episode 2, the one before of 0"),
-    "first": (lambda data: data["episode"].add_(1), "row 0 is of episode 1, the one before of -1"),
+    "order": (lambda data: data["episode"].__setitem__(5, 2), "row 5 is of episode 2, the row before it of 0"),
+    "first": (lambda data: data["episode"].add_(1), "row 0 is of episode 1, the row before it of -1"),
     "short": (lambda data: data["episode"][1:].add_(1), "1 episodes have fewer than 2 transitions"),
     "nan": (lambda data: data["observation"].__setitem__((3, 0), float("nan")), "1 transitions have a NaN"),
 }
@@ -102,7 +102,7 @@ def test_a_file_cut_short_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "meta.json").write_text("[")
-    with pytest.raises(O2ODataError, match="no folder that TensorDict"):
+    with pytest.raises(O2ODataError, match="was not written by TensorDict"):
         load_offline(tmp_path)
 
 
@@ -112,7 +112,7 @@ def test_many_rows_are_looked_at_in_parts(tmp_path: Path, monkeypatch: pytest.Mo
     assert check_offline(path).codes == check_offline(episodes()).codes
     data: TensorDictBase = TensorDict.load_memmap(path)
     data["episode"][28] = 0
-    with pytest.raises(O2ODataError, match="row 28 is of episode 0, the one before of 2"):
+    with pytest.raises(O2ODataError, match="row 28 is of episode 0, the row before it of 2"):
         load_offline(path)
 
 

@@ -257,7 +257,7 @@ def test_what_the_loader_says_of_flags_can_be_said_to_it(dataset_root: Path) -> 
 
 def test_metadata_that_count_too_many_and_a_file_in_the_place_of_its_folder(dataset_root: Path) -> None:
     folder = write(dataset_root, "toy/many-v0", vectors(4, 4)) / "data"
-    with pytest.raises(O2ODataError, match="is the data of a Minari set; name its folder"):
+    with pytest.raises(O2ODataError, match="is part of a Minari data set; expected its folder"):
         load_offline(folder / "main_data.hdf5")
     metadata = json.loads((folder / "metadata.json").read_text())
     (folder / "metadata.json").write_text(json.dumps({**metadata, "total_episodes": 9}))

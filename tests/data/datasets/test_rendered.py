@@ -114,7 +114,7 @@ def test_a_policy_acts_on_what_it_was_trained_on(sees: bool, root: Path, tmp_pat
     words = ["--env", "Slide-v0", "--size", "8", "--steps", "20", "--allow-modules", MODULE]
     assert main(["data", "make", "slide/sac-v0", *words, "--policy", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert "learn from it by dataset.source=slide/sac-v0 env.env_id=Slide-v0 +env.render_size=8" in shown
+    assert "train on it with dataset.source=slide/sac-v0 env.env_id=Slide-v0 +env.render_size=8" in shown
     assert ("+env.action_repeat=2" in shown) != sees
     made = json.loads((root / "slide/sac-v0/data/metadata.json").read_text())["o2o"]
     assert made["policy"].startswith("sac blake2b:")
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(O2ODataError, match=r"was made with \{'env': .*'render_size': 8.*not .*'render_size': 9"):
         record_frames("slide/random-v0", env_of(render_size=9), num_steps=20)
     for settings, match in (
-        ({"noise": 0.1}, "noise only on a policy's"),
+        ({"noise": 0.1}, "noise only with a policy"),
         ({"num_steps": 1}, "at least 2 steps"),
         ({"env": {"env_id": "o2o/DotReach-v0", "render_size": 0}}, "at least 1 pixel"),
         ({"env": {"env_id": "o2o/DotReach-v0", "action_repeat": 0}}, "action_repeat=0"),
@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, capsys: Any) -> None:
     policy = save_policy(tmp_path, make_actor(3, 1), env={"env_id": "Slide-v0"}, action_box=([-2.0], [2.0]))
     wrong = ["--env", "Slide-v0", "--allow-modules", MODULE, "--policy", str(policy)]
     for words, match in (
-        (wrong, "reads 3 observation entries and gives 1 action dimensions, Slide-v0 has 2 and 1; record another"),
+        (wrong, "with 3 observation entries and 1 action dimensions, expected 2 and 1 as in Slide-v0; record another"),
         (["--size", "8"], "got --size without --env"),
     ):
         assert main(["data", "make", "slide/other-v0", *words]) == 2

@@ -49,7 +49,7 @@ def test_the_last_step_of_rlds_is_only_an_observation(form: str) -> None:
         ({"reward": np.arange(8.0)}, "2 such steps have a reward, first row 3 with 3. If each row is a transition"),
         ({"is_terminal": np.arange(8) == 2}, "row 2 is terminal but not the last row of its episode"),
         ({"truncated": np.arange(8) == 7}, "and also truncated; expected one row per step and nothing else"),
-        ({"episode": np.arange(8) % 2}, "row 0 of episode 0 is not its last and is followed by one of another"),
+        ({"episode": np.arange(8) % 2}, "row 0 of episode 0 is not its last, but a row of another"),
     ],
 )
 def test_what_only_looks_like_rlds_is_refused(changed: dict[str, Any], message: str) -> None:

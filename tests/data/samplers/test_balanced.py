@@ -116,5 +116,5 @@ def test_a_data_set_that_was_emptied_away_is_missed(written: int) -> None:
     replay.empty()
     for _ in range(written // 2):
         replay.extend(TensorDict({"x": torch.arange(2)}, [2]))
-    with pytest.raises(O2OSpecError, match=r"expected 10 offline ones .* removes the data set too"):
+    with pytest.raises(O2OSpecError, match=r"expected 10 offline ones .* removes the data set, too"):
         replay.sample()

@@ -236,7 +236,7 @@ def test_rows_over_several_steps_are_refused() -> None:
     storage = LazyTensorStorage(8)
     rows = random_transitions(8, 3, 1).set("steps_to_next_obs", torch.full((8,), 3))
     storage.set(torch.arange(8), rows)
-    with pytest.raises(O2OSpecError, match="several steps already"):
+    with pytest.raises(O2OSpecError, match="span several steps"):
         ChunkSampler(RandomSampler(), 2, gamma=0.9).sample(storage, 4)
 
 

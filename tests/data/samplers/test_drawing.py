@@ -80,7 +80,7 @@ def test_without_a_source_the_replay_buffers_generator_draws() -> None:
 def test_rows_that_are_not_there_are_refused() -> None:
     sampler = BalancedSampler(6)
     sampler.noise = RecordedNoise({"offline_rows": OFFLINE, "online_rows": torch.tensor([9, 12])})
-    with pytest.raises(O2OSpecError, match=r"'online_rows' are in 9\.\.12, the draw is from 6 to 9"):
+    with pytest.raises(O2OSpecError, match=r"in 9\.\.12 for 'online_rows', expected 6\.\.9"):
         buffer(sampler).sample()
 
 

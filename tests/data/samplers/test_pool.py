@@ -240,7 +240,7 @@ def test_emptying_forgets() -> None:
 
 
 def test_prefetch_is_refused() -> None:
-    with pytest.raises(O2OSpecError, match="Build the buffer without prefetch"):
+    with pytest.raises(O2OSpecError, match="build the buffer without prefetch"):
         buffer(PoolSampler(by_row, 40), prefetch=2).sample()
 
 
@@ -258,7 +258,7 @@ def test_scores_of_another_shape_are_refused() -> None:
         ({"beta": 1.5}, "got beta=1.5"),
         ({"normalize": "sum"}, "got normalize='sum'"),
         ({"offline_fraction": 2.0}, "got offline_fraction=2.0"),
-        ({"misaligned_weights": True}, "needs pool_size=None"),
+        ({"misaligned_weights": True}, "expected pool_size=None"),
     ],
 )
 def test_arguments_out_of_range(settings: dict[str, Any], message: str) -> None:

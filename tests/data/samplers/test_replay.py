@@ -201,11 +201,11 @@ def test_refresh_scores_all_offline_rows_and_only_those() -> None:
 
 
 def test_refresh_needs_its_function() -> None:
-    with pytest.raises(O2OSpecError, match="give both"):
+    with pytest.raises(O2OSpecError, match="expected both"):
         BalancedReplaySampler(50, 10, refresh_every=5)
-    with pytest.raises(O2OSpecError, match="give both"):
+    with pytest.raises(O2OSpecError, match="expected both"):
         BalancedReplaySampler(50, 10, refresh_every=0, refresh_with=len)  # type: ignore[arg-type]
-    with pytest.raises(O2OSpecError, match="nothing to refresh"):
+    with pytest.raises(O2OSpecError, match="got a sampler without refresh_with"):
         BalancedReplaySampler(50, 10).refresh(counting_storage(50, 0, 10))
 
 
@@ -309,7 +309,7 @@ def test_minus_one_stands_for_no_row() -> None:
 
 def test_storages_that_do_not_fit_are_refused() -> None:
     sampler = BalancedReplaySampler(50, 10)
-    with pytest.raises(O2OSpecError, match="the storage has 70 slots, the sampler was built for 60"):
+    with pytest.raises(O2OSpecError, match="got a storage of 70 slots, expected 60"):
         sampler.sample(counting_storage(50, 4, 20), 8)
     flat = LazyTensorStorage(60, ndim=2)
     flat.set(torch.arange(4), TensorDict({"x": torch.zeros(4, 3)}, [4, 3]))

@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(index: list[int], valu
 
 
 def test_nothing_to_draw() -> None:
-    with pytest.raises(O2OSpecError, match="every value is zero"):
+    with pytest.raises(O2OSpecError, match="got only values of zero"):
         SumTree(3).search(torch.zeros(1))
 
 

@@ -21,12 +21,12 @@ from torchrl_o2o.errors import O2ODataError
 __all__ = ["Act", "EpisodeActors", "gaussian_noise", "linear_policy", "load_actor", "mixture", "uniform_policy"]
 
 Act = Callable[[np.ndarray], np.ndarray]
-#: Called at the start of an episode with the random generator; returns the actor of that episode.
+#: A function that is called with the random generator at the start of an episode and returns the episode's actor.
 EpisodeActors = Callable[[np.random.Generator], Act]
 
 
 def uniform_policy(box: spaces.Box) -> EpisodeActors:
-    """Act uniformly in the box, whatever is observed.
+    """Draw actions uniformly from the box.
 
     Examples:
         >>> import numpy as np
@@ -42,10 +42,10 @@ def gaussian_noise(actors: EpisodeActors, box: spaces.Box, *, low: float, high: 
     """Add Gaussian noise to an actor and clip to the box.
 
     Args:
-        actors: who acts.
+        actors: the actors.
         box: the action box.
-        low: standard deviation in units of half the box's width; with ``high`` its lower end.
-        high: draws the standard deviation anew for every episode, uniformly up to here.
+        low: standard deviation in units of half the box's width, or, if ``high`` is given, its lower bound.
+        high: upper bound; the standard deviation is then drawn uniformly for each episode.
     """
     half = (box.high - box.low) / 2
 
@@ -106,12 +106,12 @@ def load_actor(path: Path, prefix: str, box: spaces.Box) -> EpisodeActors:
 
     Args:
         path: the file.
-        prefix: group of arrays in it, e.g. ``"tqc_Hopper/"``; arrays without a group are taken where none has one.
+        prefix: group of arrays in it, e.g. ``"tqc_Hopper/"``; arrays without a group are used if none has a group.
         box: the action box.
 
     Raises:
-        O2ODataError: if the file or the group is not there, is damaged, has none of these layouts, or holds numbers
-            that are not finite.
+        O2ODataError: if the file or the group is missing or damaged, has none of these layouts, or holds numbers that
+            are not finite.
     """
     arrays = _group(path, prefix)
     if {"W", "mu", "sd"} <= arrays.keys():
@@ -125,11 +125,14 @@ def load_actor(path: Path, prefix: str, box: spaces.Box) -> EpisodeActors:
 
 
 def _group(path: Path, prefix: str) -> dict[str, np.ndarray]:
-    with open_npz(path, ()) as arrays:  # every one is read, and none is unpickled
+    with open_npz(path, ()) as arrays:  # all arrays are read, and none is unpickled
         named = {key: np.asarray(value).astype(np.float64) for key, value in arrays.items()}
     bad = [key for key, values in named.items() if not np.isfinite(values).all()]
     if bad:
-        raise O2ODataError(f"{path} has numbers that are not finite in {bad}; a policy would act by them.")
+        raise O2ODataError(
+            f"{path} has numbers that are not finite in {bad}; expected finite parameters. Train or export the actor "
+            "again."
+        )
     group = {key.removeprefix(prefix): values for key, values in named.items() if key.startswith(prefix)}
     if group or any("/" in key for key in named):
         if not group:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The result of a reader, and the memory-mapped cache that avoids reading the same files twice."""
+"""The result of a reader, and a memory-mapped cache that avoids reading the same files twice."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class SourceMeta:
         id: the data set's name or its file.
         env_id: the environment or own task it was recorded in.
         max_episode_steps: that environment's time limit.
-        action_low: [a] lower bounds of the actions as stored, where stated.
+        action_low: [a] lower bounds of the actions as stored, if known.
         action_high: [a] upper bounds.
         ref_min_score: return that counts as a score of 0.
         ref_max_score: return that counts as a score of 100.
-        provenance: how the data came to be: algorithm, author, seed, versions, ...
-        recorded: how the environment was made, and the one for evaluation, as
-            :func:`~torchrl_o2o.data.env_match.described` gives them.
+        provenance: how the data were made: algorithm, author, seed, versions, ...
+        recorded: how the environment was made, and the one for evaluation, in the form of
+            :func:`~torchrl_o2o.data.env_match.described`.
         obs_keys: the entries of a dictionary observation that were joined, in order.
     """
 
@@ -63,9 +63,10 @@ class SourceMeta:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """Transitions [N] in TED as the source has them, what it says about itself, and what the reader changed.
+    """Transitions [N] in TED as stored, the source's metadata, and the reader's changes.
 
-    ``returns`` are the sums of all of each episode's rewards, those of dropped rows included; ``None`` where none was.
+    ``returns`` are the sums of all of each episode's rewards, including those of dropped rows; ``None`` if no row was
+    dropped.
     """
 
     data: TensorDict
@@ -87,26 +88,26 @@ def dataset_root() -> Path:
 
 
 def default_cache_dir() -> Path:
-    """Return where converted data are kept unless told otherwise: a hidden folder beside Minari's data sets."""
+    """Return the default folder of converted data, a hidden folder beside Minari's data sets."""
     return dataset_root() / _HIDDEN_FOLDER
 
 
 def cached(
     cache_dir: Path, files: Iterable[Path], options: Mapping[str, Any], convert: Callable[[], RawDataset]
 ) -> RawDataset:
-    """Return ``convert()``, from the cache where it holds the result for the very same files and options.
+    """Return ``convert()``, or its cached result for the same files and options.
 
     An entry is named by two hashes. The first is of the files' paths, the options and the cache's format, the second of
-    the files' sizes and modification times and the content of JSON files. Where only the second differs, the files were
-    changed, and the new entry takes the old one's place. An entry appears by one rename, so a killed conversion leaves
-    none; its files are hashed in a manifest, and an entry that does not match it is thrown away and made anew. Entries
-    can be deleted at any time.
+    the files' sizes and modification times and the content of JSON files. If only the second differs, the files were
+    changed, and the new entry replaces the old one. An entry is created by one rename, so a killed conversion leaves
+    none. A manifest holds the hashes of its files; an entry that does not match its manifest is discarded and made
+    again. Entries can be deleted at any time.
 
     Args:
         cache_dir: the folder of entries.
         files: everything that ``convert`` reads.
-        options: what else its result depends on; JSON values.
-        convert: reads the source.
+        options: further values on which its result depends; JSON values.
+        convert: the function that reads the source.
     """
     files = sorted(files)
     source = f"{files[0].stem}-{_hash([_FORMAT, [str(path.resolve()) for path in files], options])}-"
@@ -177,7 +178,7 @@ def _read(entry: Path) -> RawDataset | None:
         notes = tuple(Finding(**note) for note in manifest["notes"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever the fault of an entry, the source can still be read
+    except Exception as error:  # whatever is wrong with an entry, the source can still be read
         warnings.warn(f"the converted data in {entry} are damaged ({error}); reading the source again.", stacklevel=3)
         return None
     bounds = {

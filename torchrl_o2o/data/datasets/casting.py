@@ -37,7 +37,7 @@ _LARGE, _LARGE_RATIO = 1 << 30, 100
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array that lies in a file and is read when numpy asks for it.
+    """An array in a file, which is read when numpy asks for it.
 
     Args:
         shape: its shape.
@@ -56,7 +56,7 @@ class StoredArray:
 
 
 def check_size(size: int, stored: int, origin: str) -> None:
-    """Refuse an array that claims more than its file can hold, before anything is allocated for it.
+    """Raise for an array whose declared size exceeds what its file can hold, before anything is allocated.
 
     Args:
         size: bytes that it declares.
@@ -64,14 +64,14 @@ def check_size(size: int, stored: int, origin: str) -> None:
         origin: what to call it in an error.
 
     Raises:
-        O2ODataError: if the claim is impossible, or not plausible for numbers.
+        O2ODataError: if the size is impossible, or implausible for numbers.
     """
     if size > _LARGEST_RATIO * stored:
         raise O2ODataError(f"{origin} is damaged: it declares {size} bytes in {stored}; download or record it again.")
     if size > _LARGE and size > _LARGE_RATIO * stored:
         raise O2ODataError(
-            f"{origin} would be {size} bytes out of {stored} in the file: numbers do not compress like that. "
-            "If the file is intact, store it without compression."
+            f"{origin} declares {size} bytes, stored in {stored}; expected less compression, because numbers do not "
+            "compress so well. If the file is intact, store it without compression."
         )
 
 
@@ -98,7 +98,7 @@ def own_copy(value: Any, origin: str) -> np.ndarray:
 
 
 def plain_tensor(value: Tensor) -> Tensor:
-    """A tensor that numpy takes: without gradients, on the CPU, and of a type that numpy has.
+    """Convert a tensor for numpy: without gradients, on the CPU, and of a dtype that numpy has.
 
     Args:
         value: any tensor.
@@ -123,7 +123,9 @@ def refuse_keys(keys: Sequence[str] | None, origin: str) -> None:
         O2OSpecError: if keys are given.
     """
     if keys is not None:
-        raise O2OSpecError(f"got obs_keys={list(keys)}, but {origin} is one array without keys; leave obs_keys out")
+        raise O2OSpecError(
+            f"got obs_keys={list(keys)}, but {origin} is one array, expected a dictionary; leave obs_keys out"
+        )
 
 
 def joined(
@@ -133,12 +135,12 @@ def joined(
 
     Args:
         node: name -> [N, ...] or a dictionary of them.
-        keys: which, in order; ``None`` takes the usual ones, those that are there.
+        keys: the entries to join, in order; ``None`` takes the usual ones that exist.
         origin: what to call the observation in an error.
         usual: the usual keys; ``observation``, ``achieved_goal``, ``desired_goal`` by default.
 
     Raises:
-        O2ODataError: if entries are missing, or several are to be joined that are no vectors.
+        O2ODataError: if entries are missing, or several entries should be joined that are not vectors.
     """
     wanted = list(keys) if keys is not None else [key for key in usual if key in node]
     if not wanted or any(key not in node for key in wanted):
@@ -165,9 +167,9 @@ def _leaves(node: Any, name: str, origin: str) -> list[np.ndarray]:
 
 
 def cast_column(values: Any, name: str) -> np.ndarray:
-    """Cast one array to what batches are made of: float32, or uint8 where the rows are images.
+    """Cast one array to the dtype of batches: float32, or uint8 if the rows are images.
 
-    What is of that type already is not copied: :func:`find_columns` did.
+    Arrays that have this dtype are not copied, because :func:`find_columns` has copied them.
 
     Args:
         values: [N, ...] numbers of any kind.
@@ -216,7 +218,7 @@ def cast_flags(values: Any, name: str) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise O2ODataError(f"{name} holds {values.dtype}; expected 0 or 1 in every row.")
     if values.dtype.kind == "b":
-        return values.view(np.uint8) != 0  # in damaged files a bool can be any byte
+        return values.view(np.uint8) != 0  # in damaged files, a bool can be any byte
     bad = (values != 0) & (values != 1)
     if bad.any():
         row = int(bad.argmax())

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Tell what each array of a source is, and read those that are needed.
+"""Determine the role of each array of a source, and read the necessary ones.
 
 An array that could mark the end of an episode is never ignored without a word. Shapes: N rows.
 """
@@ -37,7 +37,7 @@ __all__ = ["Columns", "ReadOptions", "find_columns", "unread_notes"]
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """The options for reading a source; each is explained at :func:`~torchrl_o2o.data.load_offline`."""
+    """The options for reading a source; :func:`~torchrl_o2o.data.load_offline` explains each."""
 
     max_episode_steps: int | None = None
     obs_keys: tuple[str, ...] | None = None
@@ -52,11 +52,11 @@ class Columns:
     """The arrays of a source from which transitions are made.
 
     Args:
-        arrays: by the keys of :data:`NAMES`, and ``"dones"`` where an array was said to be that.
-        said: those of its keys that the caller named.
+        arrays: arrays by the keys of :data:`NAMES`, and ``"dones"`` if the caller gave an array this role.
+        said: the keys whose arrays the caller named.
         unread: names of other arrays with one row per step.
-        doubtful: those of them that could say where episodes end, by name, [N].
-        notes: how they were read, where that is not as they lie there.
+        doubtful: those of them that could mark the ends of episodes, by name, [N].
+        notes: how they were read, if not as they are stored.
     """
 
     arrays: dict[str, np.ndarray]
@@ -74,22 +74,22 @@ def find_columns(
     single: bool = False,
     origin: str,
 ) -> Columns:
-    """Tell what each array of a source is, and read those that are needed.
+    """Determine the role of each array of a source, and read the necessary ones.
 
-    A source with ``is_first``, ``is_last`` and ``is_terminal``, none of them in ``names``, is read as `RLDS
-    <https://github.com/google-research/rlds#dataset-format>`_ writes it: the last row of an episode holds only an
-    observation, the next one of the row before, and ``is_terminal`` speaks of that observation.
+    A source with ``is_first``, ``is_last`` and ``is_terminal``, none of them in ``names``, is read as
+    `RLDS <https://github.com/google-research/rlds#dataset-format>`_ writes it: the last row of an episode holds only an
+    observation, which is the next observation of the row before, and ``is_terminal`` describes that observation.
 
     Args:
         source: name -> array, list of numbers, or for observations a dictionary of them.
-        names: array -> what it is, for arrays that :data:`NAMES` does not know or that mean something else here.
+        names: array -> its role, for arrays that :data:`NAMES` does not list or that mean something else here.
         obs_keys: entries of a dictionary observation to join; see :func:`joined`.
-        single: whether the source is one episode, whose flags may be one value and whose rows need not be counted.
+        single: whether the source is one episode. Its flags may then be single values.
         origin: what to call the source in an error.
 
     Raises:
         O2ODataError: if arrays are missing, are not one row per step, or do not fit together.
-        O2OSpecError: if ``names`` are not understood.
+        O2OSpecError: if ``names`` has unknown roles.
 
     Examples:
         >>> import numpy as np
@@ -103,7 +103,7 @@ def find_columns(
     roles = _roles(source, names, origin)
     nothing = [name for name in roles.values() if source[name] is None]
     if nothing:
-        raise O2ODataError(f"{', '.join(nothing)} of {origin} is None; leave out what is not there.")
+        raise O2ODataError(f"{', '.join(nothing)} of {origin} is None; expected an array. Leave missing arrays out.")
     values = {role: source[name] for role, name in roles.items()}
     for role in OBSERVATIONS:
         if hasattr(values.get(role), "keys"):
@@ -144,7 +144,7 @@ def find_columns(
 
 
 def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> dict[str, str]:
-    """Role -> name of each array that is to be read."""
+    """Role -> name of each array to read."""
     wrong = {name: role for name, role in names.items() if not isinstance(name, str) or role not in (*NAMES, *SAID)}
     if wrong:
         raise O2OSpecError(f"got names={wrong}, expected each to be one of {', '.join((*NAMES, *SAID))}")
@@ -152,7 +152,7 @@ def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> 
     twice = sorted({role for role in said if said.count(role) > 1})
     if twice:
         raise O2OSpecError(
-            f"got names={names}, in which two arrays are {twice[0]}; expected one, and 'ignore' of others"
+            f"got names={names}, in which two arrays are {twice[0]}; expected one; give the others the role 'ignore'"
         )
     absent = [name for name in names if _at(source, name) is None]
     if absent:
@@ -215,12 +215,12 @@ def _read(role: str, value: Any, origin: str) -> np.ndarray:
 
 
 def _check_one_per_step(value: Any, origin: str) -> None:
-    """Refuse an array of several numbers per step: read in a row, it would fit a source of as many more steps."""
+    """Raise for an array of several numbers per step, because flattened it could fit a source with more steps."""
     shape = tuple(value.shape)
     if sum(length != 1 for length in shape) > 1:
         raise O2ODataError(
-            f"{origin} has the shape {list(shape)}; expected one number per step, [N] or [N, 1]. Take the column, or "
-            "the sum, that is meant."
+            f"{origin} has the shape {list(shape)}; expected one number per step, [N] or [N, 1]. Select the column, or "
+            "compute the sum, that you mean."
         )
 
 
@@ -237,9 +237,9 @@ def _same_length(values: Mapping[str, Any], origin: str) -> None:
 
 
 def unread_notes(columns: Columns, terminals: np.ndarray, ends: np.ndarray, origin: str) -> tuple[Finding, ...]:
-    """Refuse arrays that could say where episodes end and were not read; name the others that were not.
+    """Raise for unread arrays that could mark the ends of episodes; report other unread arrays.
 
-    An array that says the same as those that were read is passed over.
+    An array that agrees with those that were read is accepted.
 
     Args:
         columns: of the source.
@@ -248,14 +248,14 @@ def unread_notes(columns: Columns, terminals: np.ndarray, ends: np.ndarray, orig
         origin: what to call the source in an error.
 
     Raises:
-        O2ODataError: if such an array says something else.
+        O2ODataError: if such an array disagrees.
     """
     known = bool({"terminals", "masks", "dones"} & set(columns.arrays))
     for name, values in columns.doubtful.items():
         row = says_something_new(values, name, terminals, ends, known)
         if row is not None:
             raise O2ODataError(
-                f"{origin}: {name} is not read, but it could say where episodes end, and differs in row {row} from "
+                f"{origin}: {name} is not read, but it could mark the ends of episodes, and differs in row {row} from "
                 f"the arrays that are read. Say what it means with names={{{name!r}: ...}}: 'terminals' (terminal "
                 "states), 'ends' (the last row of each episode, whatever the reason), 'dones' (terminals, but time "
                 "limits at max_episode_steps and in rows of timeouts), 'masks' (1 - terminal), 'starts', 'timeouts', "

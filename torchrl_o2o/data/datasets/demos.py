@@ -4,8 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 """Demonstration pickles in hand_dapg's format, read by an interpreter restricted to values, containers and arrays.
 
-Python's own unpickler is not used, because it trusts the file: a forged dtype, a memo index of 2**31 or a key that is a
-tuple of a million levels crash the process. Here an array is only a shape, a type code and bytes.
+Python's own unpickler is not used, because it trusts the file: a forged dtype, a memo index of 2**31 or a key of a
+million nested tuples crashes the process. Here an array is only a shape, a type code and bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ __all__ = ["load_pickled_episodes", "read_demos"]
 
 _CODE = re.compile(r"b1|[iuf][1248]")
 _PLAIN_KEYS = (str, bytes, int, float, type(None))
-#: A file may refer to one array several times, and pack small numbers. If it expands by more than this, it is refused.
+#: A file may refer to one array several times, and pack small numbers. A file that expands by more than this factor is
+#: refused.
 _LARGEST_RATIO = 64
 #: A dictionary of flat arrays has an array of one of these names.
 _KNOWN = frozenset(alias for aliases in NAMES.values() for alias in aliases)
@@ -158,7 +159,9 @@ class _Machine:
                 state = stack.pop()
                 self.top(_Array, _Code).build(state)
             case _:
-                raise O2ODataError(f"it has the instruction {name}, which no list of arrays needs")
+                raise O2ODataError(
+                    f"it has the instruction {name}, expected only instructions that a list of arrays needs"
+                )
 
     def find(self, module: Any, name: Any) -> None:
         if (module, name) not in _CALLS:
@@ -187,7 +190,7 @@ class _Machine:
         target = self.top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, _PLAIN_KEYS):
-                raise O2ODataError("it has a key that is no name")
+                raise O2ODataError("it has a key that is not a name")
             target[key] = value
 
 
@@ -200,10 +203,10 @@ class _Reader:
     def spend(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
-            raise O2ODataError("it repeats its content until it is many times its size")
+            raise O2ODataError("it expands to many times its size")
 
     def value(self, item: Any, depth: int = _DEPTH) -> Any:
-        """An array, a dictionary of such, or None for what is neither."""
+        """An array, a dictionary of arrays, or None for anything else."""
         self.spend(1)
         if isinstance(item, _Array):
             try:
@@ -261,16 +264,16 @@ def load_pickled_episodes(path: Path) -> dict[str, Any] | Sequence[dict[str, Any
 def read_demos(path: Path, options: ReadOptions) -> RawDataset:
     """Read demonstrations: per episode ``observations`` [T, o], ``actions`` [T, a], ``rewards`` [T]; or flat arrays.
 
-    Where there are as many observations as actions, the last transition of each episode has no successor: it is dropped
-    and counted. Flags are read as from a list of episodes in memory; without any, nothing is terminal and each episode
-    ends by truncation.
+    If there are as many observations as actions, the last transition of each episode has no successor, and it is
+    dropped and counted. Flags are read as from a list of episodes in memory. Without flags, no state is terminal and
+    each episode ends by truncation.
 
     Args:
         path: the pickle.
         options: how.
 
     Raises:
-        O2ODataError: as :func:`load_pickled_episodes`, or if an episode's arrays do not fit together.
+        O2ODataError: as in :func:`load_pickled_episodes`, or if an episode's arrays do not fit together.
     """
     content = load_pickled_episodes(path)
     if isinstance(content, dict):

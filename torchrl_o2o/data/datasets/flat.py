@@ -40,19 +40,23 @@ _MOST_MEMBERS = 10_000
 def read_hdf5(path: Path, options: ReadOptions) -> RawDataset:
     """Read an HDF5 file of flat arrays (D4RL), or of demonstrations ``data/demo_0``, ``data/demo_1``, ... (robomimic).
 
-    ``next_observations`` are kept where they are stored (D4RL's gym-mujoco v2). Where they are not, the successor of a
-    timeout row is unknown and the row is dropped, as ``d4rl.qlearning_dataset`` does.
+    ``next_observations`` are kept if they are stored (D4RL's gym-mujoco v2). Otherwise, the successor of a timeout row
+    is unknown and the row is dropped, as in ``d4rl.qlearning_dataset``.
 
     Args:
         path: the file.
-        options: how; ``max_episode_steps`` is needed where the file has no ``timeouts`` (maze2d).
+        options: how; ``max_episode_steps`` is needed if the file has no ``timeouts`` (maze2d).
 
     Raises:
-        O2ODataError: if the file is damaged, lacks arrays, keeps them elsewhere, or does not say where episodes end.
+        O2ODataError: if the file is damaged, lacks arrays, stores them in other files, or does not mark the ends of
+            episodes.
     """
     with open_hdf5(path) as file:
         if "episode_0" in file and "observations" not in file:
-            raise O2ODataError(f"{path} is the data of a Minari set; name its folder, which holds data/metadata.json.")
+            raise O2ODataError(
+                f"{path} is part of a Minari data set; expected its folder, which holds data/metadata.json. Pass that "
+                "folder."
+            )
         demos = _demos(file)
         if demos is None:
             return read_flat(file, str(path), options)
@@ -75,21 +79,21 @@ def read_npz(path: Path, options: ReadOptions) -> RawDataset:
 
     Args:
         path: the file; pickled objects in it are not read.
-        options: how; ``max_episode_steps`` is needed where nothing says where episodes end.
+        options: how; ``max_episode_steps`` is needed if no array marks the ends of episodes.
 
     Raises:
-        O2ODataError: if the file is damaged, lacks arrays, or does not say where episodes end.
+        O2ODataError: if the file is damaged, lacks arrays, or does not mark the ends of episodes.
     """
     needed = [alias for aliases in NAMES.values() for alias in aliases]
     with open_npz(path, needed) as arrays:
-        if is_ogbench(arrays):  # in robomimic a success ends an episode, which may consist of that step alone
+        if is_ogbench(arrays):  # in robomimic a success ends an episode, which may have only that step
             return read_flat(ogbench_arrays(path), str(path), replace(options, min_episode_length=1))
         return read_flat(arrays, str(path), options)
 
 
 @contextmanager
 def open_npz(path: Path, needed: Collection[str]) -> Iterator[dict[str, StoredArray]]:
-    """Open a file to read from, and name it in whatever goes wrong inside the block.
+    """Open a file for reading; errors inside the block name the file.
 
     Args:
         path: the file.
@@ -99,7 +103,7 @@ def open_npz(path: Path, needed: Collection[str]) -> Iterator[dict[str, StoredAr
         Its arrays by name, which are read when they are asked for.
 
     Raises:
-        O2ODataError: if the file, or anything read from it in the block, is damaged or would have to be unpickled.
+        O2ODataError: if the file, or anything read from it in the block, is damaged or needs unpickling.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -187,15 +191,15 @@ def _ted_arrays(data: TensorDictBase) -> dict[str, np.ndarray]:
     if has_steps(data):
         raise O2ODataError(
             f"the TensorDict has {STEPS!r}: rows over several steps cannot be audited; load the one-step rows, then "
-            f"take torchrl_o2o.data.n_step of them"
+            "apply torchrl_o2o.data.n_step"
         )
     missing = [key for key in TRANSITION if key not in keys and key != ("next", "done")]
     if missing:
         raise O2ODataError(f"the TensorDict lacks {missing}; expected the entries {list(TRANSITION)}.")
     if data.ndim != 1:
         raise O2ODataError(
-            f"the TensorDict has the batch size {tuple(data.shape)}; expected [N]: rows of an episode one after the "
-            "other, as data.reshape(-1) makes them of [environments, steps]."
+            f"the TensorDict has the batch size {tuple(data.shape)}; expected [N], with the rows of an episode one "
+            "after the other. data.reshape(-1) converts [environments, steps]."
         )
     if data.device is not None and data.device.type == "meta":
         raise O2ODataError("the TensorDict is on the device meta, where tensors have no values; expected numbers.")
@@ -239,7 +243,7 @@ def read_flat(arrays: Mapping[str, Any], origin: str, options: ReadOptions) -> R
 
 
 def pack_rows(rows: RawRows, origin: str, options: ReadOptions) -> RawDataset:
-    """Pack the rows of a source that says nothing about itself.
+    """Pack the rows of a source without metadata.
 
     Args:
         rows: its rows.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Fingerprints of functions, for the metadata of data sets that they made."""
+"""Fingerprints of functions, for the metadata of data sets made with them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 __all__ = ["UNKNOWN", "function_fingerprint"]
 
-#: Used in place of a hash for functions that cannot be compared, not even with themselves later.
+#: Replaces the hash of functions that cannot be compared, not even with themselves later.
 UNKNOWN = "(not comparable)"
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 #: Functions of these libraries are identified by name, because the libraries' versions are recorded.
@@ -30,13 +30,14 @@ class _NotComparable(Exception):
 
 
 def function_fingerprint(function: Callable[..., Any]) -> str:
-    """Name a function and hash what it does: its code, and the values that it uses from outside.
+    """Name a function and hash its code and the outside values that it uses.
 
-    Values are numbers, texts, arrays, tensors, containers of them and other functions. What else a function uses, such
-    as an object with a state, has no hash, and neither has an object that is called: :data:`UNKNOWN` says so.
+    Values are numbers, texts, arrays, tensors, containers of them and other functions. A function that uses anything
+    else, such as an object with a state, has no hash, and neither has a callable object. The result then contains
+    :data:`UNKNOWN`.
 
     Args:
-        function: what acted.
+        function: the function that acted.
 
     Examples:
         >>> from torchrl_o2o.data.datasets.functions import function_fingerprint
@@ -112,7 +113,7 @@ def _of_library(value: Any) -> bool:
 
 
 def _outside(function: types.FunctionType) -> dict[str, Any]:
-    """The values that a function uses from outside: of enclosing functions, and of its module."""
+    """The values that a function uses from outside: those of enclosing functions and of its module."""
     try:
         cells = [cell.cell_contents for cell in function.__closure__ or ()]
     except ValueError as error:  # a variable without a value yet

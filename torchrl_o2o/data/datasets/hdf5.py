@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Read arrays from HDF5 files that may be damaged, open elsewhere, or crafted to expose other files as data."""
+"""Read arrays from HDF5 files that may be damaged, open elsewhere, or crafted to expose other files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IMAGE_FORMATS, _IMAGE_MODES, _MOST_PIXELS = ("JPEG", "PNG"), ("L", "RGB", "RGBA
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[StoredGroup]:
-    """Open a file to read from, and name it in whatever goes wrong inside the block.
+    """Open a file for reading; errors inside the block name the file.
 
     Args:
         path: the file.
@@ -47,7 +47,7 @@ def open_hdf5(path: Path) -> Iterator[StoredGroup]:
     except Exception as error:  # on damaged files HDF5 and h5py can raise any exception
         if "unable to lock file" in str(error):
             raise O2ODataError(
-                f"{path} is locked: another process has it open to write. Close it there, or read a copy."
+                f"{path} is locked: another process has it open for writing. Close it there, or read a copy."
             ) from error
         if isinstance(error, PermissionError | MemoryError):
             raise O2ODataError(f"{path} cannot be read ({error!r}).") from error
@@ -81,7 +81,7 @@ class StoredGroup(Mapping[str, Any]):
         return StoredArray(shape, dtype, lambda: self._read(found, shape, dtype, f"{self.filename}: {path}"))
 
     def __iter__(self) -> Iterator[str]:
-        """Go over the names."""
+        """Iterate over the names."""
         return (name.decode() for name in self.group)
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class StoredGroup(Mapping[str, Any]):
         return self.group.get_num_objs()
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is an entry of this name, wherever it may lead."""
+        """Whether there is an entry of this name, even if it is a link out of the file."""
         return isinstance(name, str) and self.group.links.exists(name.encode())
 
     def _stay_inside(self, group: Any, path: str, followed: int = 0) -> None:
@@ -109,8 +109,8 @@ class StoredGroup(Mapping[str, Any]):
                     self._stay_inside(group, f"{walked}/{target}", followed + 1)
             elif kind != self.h5py.h5l.TYPE_HARD:
                 raise O2ODataError(
-                    f"{self.filename}: {self.path}/{where} is a link that leads out of the file, which is "
-                    "refused; copy what it links to into the file."
+                    f"{self.filename}: {self.path}/{where} is a link that leads out of the file; expected all data "
+                    "inside the file. Copy the link's target into the file."
                 )
             walked = where
 
@@ -118,7 +118,9 @@ class StoredGroup(Mapping[str, Any]):
         """Read an array through h5py's low-level interface, which is ten times faster on short episodes."""
         h5py = self.h5py
         if stored.get_offset() is None and _lies_elsewhere(h5py, stored.get_create_plist()):
-            raise O2ODataError(f"{origin} keeps its values in other files, which is refused; copy them into the file.")
+            raise O2ODataError(
+                f"{origin} stores its values in other files; expected them in this file. Copy them into it."
+            )
         if dtype.kind == "O" and (h5py.check_string_dtype(dtype) or h5py.check_vlen_dtype(dtype) == np.uint8):
             return _images(h5py.Dataset(stored)[()], origin)
         if dtype.kind not in "fiubS":
@@ -159,7 +161,9 @@ def _images(encoded: Any, origin: str) -> np.ndarray:
         try:
             picture = image.open(io.BytesIO(content), formats=_IMAGE_FORMATS)
         except OSError as error:
-            raise O2ODataError(f"{origin}: image {number} is no {' or '.join(_IMAGE_FORMATS)} ({error}).") from error
+            raise O2ODataError(
+                f"{origin}: image {number} is not a {' or '.join(_IMAGE_FORMATS)} image ({error})."
+            ) from error
         width, height = picture.size
         if picture.mode not in _IMAGE_MODES or width * height > _MOST_PIXELS:
             raise O2ODataError(
@@ -170,5 +174,5 @@ def _images(encoded: Any, origin: str) -> np.ndarray:
         check_size(size, packed, origin)
         decoded.append(np.asarray(picture, dtype=np.uint8))
     if len({picture.shape for picture in decoded}) > 1:
-        raise O2ODataError(f"{origin}: its images differ in shape; expected one.")
+        raise O2ODataError(f"{origin}: its images differ in shape; expected one shape.")
     return np.stack(decoded)

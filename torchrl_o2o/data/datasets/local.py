@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The local generator: D4RL-like data sets made here and stored as Minari data sets under ``o2o/``."""
+"""The generator of local data sets, which are like D4RL's and are stored as Minari data sets under ``o2o/``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _ACTION_NOISE = 0.1
 _BYTES_PER_EPISODE, _BYTES_PER_FILE = (
     30_000,
     1_000_000,
-)  # of HDF5's groups and headers: at most 26 kB and 0.8 MB in the files made so far
+)  # for HDF5's groups and headers, which took at most 26 kB and 0.8 MB
 _CLONED_NOISE = 0.5
 _CHASE_NOISE = 0.7
 Policy = str | Path | Callable[[np.ndarray], np.ndarray]
@@ -64,12 +64,12 @@ def make_local_dataset(
     root: str | Path | None = None,
     policy: Policy | None = None,
 ) -> Path:
-    """Make one of :data:`~torchrl_o2o.data.datasets.recipes.LOCAL_DATASETS`, unless it is there already.
+    """Make one of :data:`~torchrl_o2o.data.datasets.recipes.LOCAL_DATASETS`, unless it already exists.
 
     The result is a Minari data set in HDF5 form with T+1 observations per episode; its metadata hold the environment's
     spec, reference scores where known, and under ``"o2o"`` the task, seed, versions and the policy's hash. The same
-    name, seed, length, policy and library versions give the same values. It appears by one rename: a killed call leaves
-    nothing that a reader would find, and the next call starts afresh.
+    name, seed, length, policy and library versions give the same values. It is created by one rename: a killed call
+    leaves nothing that a reader would find, and the next call starts over.
 
     Args:
         name: such as ``"o2o/halfcheetah/linear-mix-v0"``.
@@ -78,15 +78,15 @@ def make_local_dataset(
         root: where to put it; ``None`` is Minari's data set folder.
         policy: for names that need one: an npz file (see :func:`~torchrl_o2o.data.datasets.actors.load_actor`), or a
             function of one observation [o] that returns an action [a] in the environment's own units. A function is
-            told from others by its code and the numbers, arrays and functions that it uses; one that uses anything
-            else, or an object that is called, makes a set only where there is none.
+            identified by its code and the numbers, arrays and functions that it uses. One that uses anything else, or a
+            callable object, cannot be compared with the function of an existing data set, so it only makes new ones.
 
     Returns:
         The data set's folder.
 
     Raises:
-        O2ODataError: if the name is unknown, or a set of that name exists that was made otherwise.
-        O2OSpecError: if a policy is missing or not wanted, a number is out of range, or a library is not installed.
+        O2ODataError: if the name is unknown, or a data set of that name exists that was made differently.
+        O2OSpecError: if a policy is missing or superfluous, a number is out of range, or a library is not installed.
 
     Examples:
         >>> import tempfile
@@ -147,24 +147,26 @@ def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
 
 
 def check_same(target: Path, made: Mapping[str, Any]) -> None:
-    """Check that an existing data set was made as it would be made now, except for versions.
+    """Check that an existing data set was made in the way in which it would be made now, except for versions.
 
-    A policy that has no hash (see :func:`~torchrl_o2o.data.datasets.functions.function_fingerprint`) is never the same.
+    A policy without a hash (see :func:`~torchrl_o2o.data.datasets.functions.function_fingerprint`) never counts as the
+    same.
 
     Args:
         target: its folder.
-        made: what would be stored as ``"o2o"`` of its metadata.
+        made: the value that would be stored under ``"o2o"`` of its metadata.
 
     Raises:
-        O2ODataError: if it was made otherwise.
+        O2ODataError: if it was made differently.
     """
     stored = read_metadata(target / "data" / "metadata.json").get("o2o", {})
     keys = ("seed", "num_steps", "policy", "env", "noise")
     differing = [key for key in keys if stored.get(key) != made.get(key)]
     if not differing and str(made.get("policy")).endswith(UNKNOWN):
         raise O2ODataError(
-            f"{target} was made by a policy whose code and values have no hash, {stored.get('policy')}, so nothing "
-            "says that it is this one; remove that folder, choose another root, or leave the call out and load the set."
+            f"{target} was made by a policy whose code and values have no hash, {stored.get('policy')}, so it cannot "
+            "be compared with this one; remove that folder, choose another root, or load the data set without this "
+            "call."
         )
     if differing:
         was, wanted = ({key: described.get(key) for key in differing} for described in (stored, made))
@@ -218,16 +220,16 @@ def _actors(recipe: Recipe, policy: Policy | None, box: Any) -> list[EpisodeActo
 
 
 def teacher_groups(path: Path, recipe: Recipe) -> list[str]:
-    """Choose the snapshots of a packaged teacher that act in a data set, by the returns they were measured at.
+    """Choose the snapshots of a packaged teacher that act in a data set, by their measured returns.
 
-    Medium is the snapshot whose return is nearest to a third of the best; replay is every snapshot up to it.
+    Medium is the snapshot whose return is nearest to a third of the best; replay has every snapshot up to it.
 
     Args:
         path: npz file with the groups ``ENVIRONMENT/NUMBER/``, from the first snapshot on, and ``ENVIRONMENT/returns``.
-        recipe: of a teacher's data set.
+        recipe: the recipe of a teacher's data set.
 
     Returns:
-        Groups of arrays in the file, in the order they act.
+        Groups of arrays in the file, in the order in which they act.
     """
     env = recipe.env_id.partition("-")[0]
     with np.load(path, allow_pickle=False) as file:
@@ -275,7 +277,7 @@ def _check_free_space(folder: Path, trajectories: Sequence[Rollout]) -> None:
 def _bytes_of(run: Rollout) -> int:
     observations = run.observations
     arrays = [*(observations.values() if isinstance(observations, dict) else [observations])]
-    # Chunks of HDF5 that images do not fill: at most 0.78 of an episode below 50 frames, 0.41 of a longer one.
+    # For HDF5's chunks that images do not fill: at most 0.78 of an episode below 50 frames, 0.41 of a longer one.
     unfilled = sum((0.8 if len(each) < 50 else 0.42) * each.nbytes for each in arrays if each.ndim == 4)
     columns = (*arrays, run.actions, run.rewards, run.terminations, run.truncations)
     return sum(each.nbytes for each in columns) + int(unfilled)
@@ -289,15 +291,15 @@ def store_trajectories(
     trajectories: Sequence[Rollout],
     made: Mapping[str, Any],
 ) -> None:
-    """Write a Minari data set; it appears by one rename.
+    """Write a Minari data set; one rename creates it.
 
     Args:
         target: its folder.
         name: its id.
         description: how it was made.
-        env: whose spaces and spec it has.
+        env: the environment, whose spaces and spec are stored.
         trajectories: the episodes.
-        made: how it was made, for programs; its ``"task"`` says whose reference scores it gets.
+        made: how it was made, for programs; its ``"task"`` selects the reference scores.
 
     Raises:
         O2ODataError: if the disk has no room for it.

@@ -55,7 +55,7 @@ def is_mapped(data: TensorDictBase) -> bool:
 
 
 def is_mapped_folder(path: Path) -> bool:
-    """Whether a folder is one that ``TensorDict.memmap`` wrote.
+    """Whether ``TensorDict.memmap`` wrote a folder.
 
     Args:
         path: the folder.
@@ -64,24 +64,24 @@ def is_mapped_folder(path: Path) -> bool:
 
 
 def open_mapped(path: Path) -> TensorDictBase:
-    """Map what ``TensorDict.memmap`` wrote into a folder.
+    """Map the files that ``TensorDict.memmap`` wrote into a folder.
 
     Args:
         path: the folder.
 
     Raises:
-        O2ODataError: if it is damaged, or holds what only running code could read.
+        O2ODataError: if it is damaged, or reading it would run code.
     """
     try:
         for meta in path.rglob(_META):
             _check_sizes(meta)
         return TensorDict.load_memmap(path, allow_pickle=False)
     except Exception as error:  # TensorDict, json and the system each raise their own
-        raise O2ODataError(f"{path} is no folder that TensorDict.memmap wrote, or is damaged ({error}).") from error
+        raise O2ODataError(f"{path} is damaged or was not written by TensorDict.memmap ({error}).") from error
 
 
 def _check_sizes(meta: Path) -> None:
-    """Raise if files do not have the size that the metadata say: torch extends short files with zeros."""
+    """Raise if files do not have the size in the metadata, because torch extends short files with zeros."""
     for name, entry in json.loads(meta.read_bytes()).items():
         if isinstance(entry, dict) and "dtype" in entry:
             dtype = getattr(torch, entry["dtype"].removeprefix("torch."))
@@ -91,7 +91,7 @@ def _check_sizes(meta: Path) -> None:
 
 
 def read_mapped(data: TensorDictBase, origin: str, options: ReadOptions) -> RawDataset:
-    """Take memory-mapped transitions as they are. Nothing is converted or left out, since that would need memory.
+    """Read memory-mapped transitions without changes. Converting or dropping rows would need memory.
 
     Args:
         data: transitions [N], all entries mapped, with ``episode`` (or ``("collector", "traj_ids")``).
@@ -99,13 +99,13 @@ def read_mapped(data: TensorDictBase, origin: str, options: ReadOptions) -> RawD
         options: how; episodes must have ``min_episode_length`` transitions.
 
     Returns:
-        The same tensors, which look into the same files.
+        The same tensors, views of the same files.
 
     Raises:
         O2ODataError: if an entry is missing, of another type or shape, or episodes are not in order from 0 on.
-        O2OSpecError: if an option says that the rows are something else.
+        O2OSpecError: if an option contradicts the fixed meaning of the entries.
     """
-    if options.names not in ({}, {"terminals": "terminals"}):  # which says that terminals at a time limit are terminal
+    if options.names not in ({}, {"terminals": "terminals"}):  # confirms that terminals at a time limit are terminal
         raise O2OSpecError(
             f"got names={dict(options.names)} for {origin}, whose entries in memory-mapped files have fixed meanings; "
             "load_offline(data.clone(), names=...) reads the rows in memory"
@@ -116,8 +116,8 @@ def read_mapped(data: TensorDictBase, origin: str, options: ReadOptions) -> RawD
     wrong = _wrong(data, entries)
     if wrong:
         raise O2ODataError(
-            f"{origin} lies in memory-mapped files, which are taken as they are, but {wrong}. Write the files so, or "
-            "load_offline(data.clone()) to convert the rows in memory."
+            f"{origin} lies in memory-mapped files, which are read without conversion, but {wrong}. Write the files in "
+            "that form, or convert the rows in memory with load_offline(data.clone())."
         )
     _check_episodes(entries[EPISODE], options.min_episode_length, origin)
     rows = TensorDict({}, [len(data)])
@@ -139,7 +139,7 @@ def _wrong(data: TensorDictBase, entries: dict[NestedKey, torch.Tensor | None]) 
         if value.dtype not in dtypes or (shape is not None and value.shape[1:] != shape) or value.ndim < 1:
             form = "[N, ...]" if shape is None else f"{['N', *shape]}".replace("'", "")
             return f"{key!r} is {value.dtype} {list(value.shape)}, expected {' or '.join(map(str, dtypes))} {form}"
-    return "" if data.get("action").ndim == 2 else "'action' is no vector in each row, expected [N, a]"
+    return "" if data.get("action").ndim == 2 else "'action' is not a vector in each row, expected [N, a]"
 
 
 def _check_episodes(episode: torch.Tensor, shortest: int, origin: str) -> None:
@@ -152,8 +152,9 @@ def _check_episodes(episode: torch.Tensor, shortest: int, origin: str) -> None:
         if wrong.any():
             row = int(wrong.view(torch.uint8).argmax())
             raise O2ODataError(
-                f"{origin}: row {first + row} is of episode {part[row + 1]}, the one before of {part[row]}; expected "
-                "numbers 0, 1, 2, ... in order. Write the column so, or load_offline(data.clone()) in memory."
+                f"{origin}: row {first + row} is of episode {part[row + 1]}, the row before it of {part[row]}; "
+                "expected numbers 0, 1, 2, ... in order. Write the column in this form, or convert the rows in memory "
+                "with load_offline(data.clone())."
             )
         starts.append(first + step.nonzero().squeeze(-1))
         before = int(part[-1])

@@ -2,9 +2,10 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Minari data sets (HDF5) read into TED: T+1 observations per episode, so every row has its true next observation.
+"""Read Minari data sets (HDF5) into TED. They have T+1 observations per episode, so each row has its true successor.
 
-The metadata are read as plain JSON. The environment that they name is never built: its entry point can be any code.
+The metadata are read as plain JSON. The environment that they name is never built, because its entry point can be any
+code.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ _PROVENANCE = ("algorithm_name", "author", "code_permalink", "minari_version", "
 
 
 def check_dataset_id(dataset_id: str) -> str:
-    """Return a Minari id if it is well formed: it becomes a path below the data set folder, and must stay there.
+    """Check that a Minari id is well formed, because it becomes a path below the data set folder, and return it.
 
     Args:
         dataset_id: such as ``"D4RL/door/human-v2"``.
 
     Raises:
-        O2ODataError: for anything else, absolute paths and ``..`` among them.
+        O2ODataError: for anything else, including absolute paths and ``..``.
 
     Examples:
         >>> from torchrl_o2o.data.datasets.minari import check_dataset_id
@@ -84,8 +85,8 @@ def read_minari(folder: Path, options: ReadOptions) -> RawDataset:
 
     Args:
         folder: the folder that holds ``data/``.
-        options: how. ``obs_keys=None`` takes those of the environment's usual keys that are there; ``names`` say what
-            ``terminations``, ``truncations`` and other arrays of an episode are, where they are not what Minari means.
+        options: the options. ``obs_keys=None`` takes the environment's usual keys that exist. ``names`` gives the roles
+            of ``terminations``, ``truncations`` and other arrays of an episode if they differ from Minari's.
 
     Raises:
         O2ODataError: if a file is damaged or does not hold what Minari writes; the message names it.
@@ -99,13 +100,13 @@ def read_minari(folder: Path, options: ReadOptions) -> RawDataset:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a Minari data set, with the environment's spec parsed and the action bounds spelled out.
+    """Read the metadata of a Minari data set, and parse the environment's spec and the action bounds.
 
     Args:
         path: its ``metadata.json``.
 
     Raises:
-        O2ODataError: if the file is damaged, or describes data that are not HDF5 or actions that are no vector.
+        O2ODataError: if the file is damaged, or describes data that are not HDF5 or actions that are not vectors.
     """
     try:
         metadata = json.loads(path.read_bytes())
@@ -145,7 +146,7 @@ def _meta(metadata: dict[str, Any], path: Path) -> SourceMeta:
 
 
 def _recorded(spec: Any) -> dict[str, Any] | None:
-    """The parts of an environment's spec (JSON or parsed) that determine its behavior; ``None`` if it is no spec."""
+    """The parts of an environment's spec (JSON or parsed) that determine its behavior; ``None`` if it is not a spec."""
     try:
         found = json.loads(spec) if isinstance(spec, str) else spec
         wrappers = [wrapper["name"] for wrapper in found.get("additional_wrappers") or ()]

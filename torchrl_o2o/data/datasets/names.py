@@ -56,7 +56,8 @@ _COULD_BE_ENDS = re.compile(
 _COULD_BE_TERMINALS = re.compile(r"done|termin|mask|discount", re.IGNORECASE)
 #: Names of arrays that are 0 where an episode ends.
 _COULD_BE_INVERSE = re.compile(r"mask|discount|continu|alive|valid|not|non", re.IGNORECASE)
-#: What arrays of such names most likely are, the first that fits; d3rlpy's episode_terminals are the ends of episodes.
+#: The most likely roles of arrays by parts of their names; the first match counts. d3rlpy's episode_terminals are the
+#: ends of episodes.
 _LIKELY = tuple(
     (re.compile(pattern, re.IGNORECASE), role)
     for pattern, role in (
@@ -73,7 +74,7 @@ _LIKELY = tuple(
 
 
 def speaks_of_ends(name: str) -> bool:
-    """Whether an array's name says that it could tell where episodes end.
+    """Whether an array's name suggests that it marks the ends of episodes.
 
     Args:
         name: of the array.
@@ -86,7 +87,7 @@ def speaks_of_ends(name: str) -> bool:
 
 
 def likely_role(name: str) -> str:
-    """What an array that speaks of ends most likely is, by its name, to be suggested in an error.
+    """The most likely role, by its name, of an array that marks ends, for suggestions in errors.
 
     Args:
         name: of the array.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Read OGBench's files. They hold no rewards; the ``ogbench`` package computes those of a task. No downloads."""
+"""Read OGBench's files. They hold no rewards; the ``ogbench`` package computes a task's. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"(?P<env>[a-z0-9-]+?)-[a-z]+(?P<task>-singletask(-task\d)?)?
 
 
 def is_ogbench(names: Collection[str]) -> bool:
-    """Whether arrays of these names are a file of OGBench: states of the simulator, and no rewards.
+    """Whether arrays of these names are a file of OGBench, which has states of the simulator and no rewards.
 
     Args:
         names: of the arrays in a file.
@@ -40,7 +40,7 @@ def is_ogbench(names: Collection[str]) -> bool:
 
 
 def ogbench_task(path: Path) -> str:
-    """The single-task environment that a file's name says.
+    """The single-task environment in a file's name.
 
     Args:
         path: named as OGBench names it, ``cube-single-play-v0.npz``; or as the task,
@@ -50,7 +50,7 @@ def ogbench_task(path: Path) -> str:
         Its id.
 
     Raises:
-        O2ODataError: if it is named otherwise.
+        O2ODataError: if it has another name.
 
     Examples:
         >>> ogbench_task(Path("cube-single-play-v0.npz"))
@@ -68,13 +68,12 @@ def ogbench_task(path: Path) -> str:
 
 
 def ogbench_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Flat arrays of a file of OGBench, with the rewards of its single task as ``ogbench`` gives them.
+    """Flat arrays of a file of OGBench, with the rewards that ``ogbench`` computes for its single task.
 
-    The last row of an episode is the successor of the one before it and nothing else, as in OGBench's own loader. An
-    episode also ends where the task succeeds, since the environment ends there. Where the recording continues,
-    each row of success is an episode of its own. All of them are kept. (A chunk that meets a success before its last
-    row therefore has weight 0 in :class:`~torchrl_o2o.data.ChunkSampler`, where QC's code trains on it without
-    bootstrapping.)
+    As in OGBench's own loader, the last row of an episode only serves as the successor of the row before it. An episode
+    also ends where the task succeeds, because the environment ends there. If the recording continues, each row of
+    success is a separate episode. All of them are kept. (A chunk that meets a success before its last row therefore has
+    weight 0 in :class:`~torchrl_o2o.data.ChunkSampler`, while QC's code trains on it without bootstrapping.)
 
     Source: ``ogbench.utils.load_dataset`` and ``ogbench.relabel_utils.relabel_dataset`` of ogbench 1.2 (Park et al.
     2025, arXiv:2410.20092).
@@ -87,7 +86,7 @@ def ogbench_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         O2OSpecError: if ogbench is not installed.
-        O2ODataError: if the file's name does not say the task, or it has no such task.
+        O2ODataError: if the file's name does not name a task, or ``ogbench`` has no such task.
     """
     name = ogbench_task(path)
     package, utils, relabel = (require(f"ogbench{part}", "ogbench") for part in ("", ".utils", ".relabel_utils"))

@@ -21,37 +21,37 @@ from torchrl_o2o.errors import O2ODataError, O2OSpecError
 __all__ = ["make_ogbench"]
 
 _NAME = re.compile(r"ogbench/(?P<env>pointmaze-(?:medium|large|giant|teleport))-navigate-(?P<version>v0)")
-_EPISODE, _STEPS = 1_001, 1_000_000  # rows of an episode, the last of which is a successor only; steps of the whole
+_EPISODE, _STEPS = 1_001, 1_000_000  # rows of an episode, the last of which is only a successor; steps in all
 _NOISE = 0.5
 Cell = tuple[int, int]
 
 
 def make_ogbench(name: str, *, seed: int = 0, num_steps: int | None = None, root: str | Path | None = None) -> Path:
-    """Make a data set of OGBench, ``pointmaze-*-navigate``: a noisy way from goal to goal, a thousand steps an episode.
+    """Make a data set of OGBench, ``pointmaze-*-navigate``: noisy paths between goals, 1000 steps an episode.
 
-    The numbers are not those of the published file, which was made with other draws. The others of OGBench's sets need
-    its manipulation oracles or expert policies; take its own files for them.
+    The numbers differ from the published file, which was made with other draws. OGBench's other data sets need its
+    manipulation oracles or expert policies; use OGBench's own files for them.
 
     Source: the recipe of ogbench 1.2's ``generate_locomaze.py`` (Park et al. 2025, arXiv:2410.20092).
 
     Args:
         name: ``"ogbench/pointmaze-medium-navigate-v0"``, or ``large``, ``giant``, ``teleport``.
         seed: of the environment, the goals and the noise.
-        num_steps: transitions, whole episodes of 1000; ``None`` is a million.
+        num_steps: number of transitions, rounded to whole episodes of 1000; ``None`` is a million.
         root: folder; ``None`` is the working folder.
 
     Returns:
-        The npz file, which :func:`~torchrl_o2o.data.load_offline` reads by its path. One that exists is left as it is.
+        The npz file, which :func:`~torchrl_o2o.data.load_offline` reads by its path. An existing file is not changed.
 
     Raises:
-        O2ODataError: if the name is not one of those.
-        O2OSpecError: if ogbench is not installed, or there is not one whole episode.
+        O2ODataError: if the name is another one.
+        O2OSpecError: if ogbench is not installed, or ``num_steps`` is below one episode.
     """
     match = _NAME.fullmatch(name)
     if match is None:
         raise O2ODataError(
             f"{name!r} cannot be made here; expected ogbench/pointmaze-{{medium,large,giant,teleport}}-navigate-v0. "
-            "Take OGBench's own file of others, and give its path."
+            "For others, download OGBench's own file and pass its path."
         )
     steps = _STEPS if num_steps is None else num_steps
     if steps < _EPISODE - 1 or seed < 0:

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The maze data: a controller pursues random goals, and its path is relabeled as attempts at the task's one goal.
+"""The maze data: a controller pursues random goals, and its path is relabeled as attempts at the task's only goal.
 
 Shapes: T steps of the whole simulation.
 """
@@ -34,7 +34,7 @@ def shortest_path(maze: list[list[Any]], start: Cell, goal: Cell) -> list[Cell]:
         goal: (row, column).
 
     Returns:
-        The cells after ``start``, up to ``goal``; empty where there is no way or no distance.
+        The cells after ``start``, up to ``goal``; empty if there is no path or both are the same.
 
     Examples:
         >>> from torchrl_o2o.data.datasets.pointmaze import shortest_path
@@ -60,14 +60,14 @@ def shortest_path(maze: list[list[Any]], start: Cell, goal: Cell) -> list[Cell]:
 def wander(env: gymnasium.Env, *, num_steps: int, seed: int) -> list[Rollout]:
     """Let a noisy PD controller chase random goals, and relabel every chase to the task's goal.
 
-    Each chase becomes one or more episodes with a goal drawn as the task draws it: rows inside the goal's radius are
-    left out, entering it is a terminal row with reward 1, and the end of a chase is a truncation. Chases hardly ever
-    lead from the task's start to its goal, so the data must be stitched together (as D4RL's "play" data).
+    Each chase becomes one or more episodes with a goal drawn as in the task. Rows inside the goal's radius are left
+    out, entering it is a terminal row with reward 1, and the end of a chase is a truncation. Chases hardly ever lead
+    from the task's start to its goal, so a learner must stitch trajectories together, as with D4RL's "play" data.
 
     Args:
         env: a PointMaze with one goal cell.
-        num_steps: steps simulated; rows inside the goal's radius and single steps are left out of the data.
-        seed: of every draw.
+        num_steps: number of simulated steps; the data omit rows inside the goal's radius and single steps.
+        seed: seed of all draws.
     """
     rng = np.random.default_rng((seed, 1))  # default_rng(seed) would repeat the environment's stream
     maze_env: Any = env.unwrapped

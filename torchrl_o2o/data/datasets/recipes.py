@@ -37,10 +37,10 @@ class Recipe:
 
     Args:
         env_id: the environment, or one of this package's tasks.
-        kind: what acts in it.
+        kind: the kind of policy that acts in it.
         num_steps: environment steps simulated by default.
         actors: groups of arrays in the policy file, each acting for an equal share of the steps; for linear policies
-            and teachers the name of the packaged file.
+            and teachers, the name of the packaged file.
     """
 
     env_id: str
@@ -50,12 +50,12 @@ class Recipe:
 
     @property
     def needs_policy(self) -> bool:
-        """Whether a policy has to be given to make it."""
+        """Whether it needs a policy from the caller."""
         return self.kind in ("medium", "expert", "medium-expert", "cloned")
 
     @property
     def description(self) -> str:
-        """One line on how the data come about."""
+        """One line about how the data are made."""
         return f"{_HOW[self.kind]}, {self.env_id}"
 
 

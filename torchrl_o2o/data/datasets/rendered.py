@@ -44,38 +44,38 @@ def record_frames(
     seed: int = 0,
     root: str | Path | None = None,
 ) -> Path:
-    """Record what an environment renders, unless that is there already: a data set for learning from pixels.
+    """Record the rendered images of an environment as a data set, unless the data set already exists.
 
-    The result is a Minari data set, which :func:`~torchrl_o2o.data.load_offline` takes by its name and
-    :func:`~torchrl_o2o.data.stack_rows` stacks: one frame a step and one more an episode, uint8, channels first, and
-    actions in [-1, 1]. Under ``"o2o"`` its metadata hold the arguments of the environment, which training has to be
-    given too, the policy, the seed, versions, and how frames were rendered.
+    The result is a Minari data set, which :func:`~torchrl_o2o.data.load_offline` loads by its name and
+    :func:`~torchrl_o2o.data.stack_rows` stacks. It has one frame per step and one more per episode, uint8, channels
+    first, and actions in [-1, 1]. Under ``"o2o"``, its metadata hold the arguments of the environment, which training
+    also needs, the policy, the seed, versions, and the rendering settings.
 
     Args:
         name: its id, such as ``"walker/random-v0"``.
-        env: the environment's id, or arguments of :func:`~torchrl_o2o.envs.make_gym_env`; ``render_size`` is 64 where
-            it is not among them.
+        env: the environment's id, or arguments of :func:`~torchrl_o2o.envs.make_gym_env`; ``render_size`` defaults to
+            64.
 
     Keyword Args:
-        act: from an observation to an action in [-1, 1]; if it has a ``reset``, that is called before each episode.
-            ``None`` (default) draws actions uniformly.
-        sees_frames: whether ``act`` is given the recorded frames, [H, W, 3], one by one; ``False`` (default) gives it
-            what the environment itself observes.
-        policy: what to call ``act`` in the metadata, by which it is told from others. Defaults to ``None``: its own
-            name and a hash of what it does; an ``act`` that has none (see
-            :func:`~torchrl_o2o.data.datasets.functions.function_fingerprint`) records only where there is no set.
+        act: a function from an observation to an action in [-1, 1]. If it has a ``reset``, this is called before each
+            episode. ``None`` (default) draws actions uniformly.
+        sees_frames: whether ``act`` gets the recorded frames, [H, W, 3], one by one. With ``False`` (default) it gets
+            the environment's own observations.
+        policy: name of ``act`` in the metadata, which identifies it. Defaults to ``None``: its own name and a hash of
+            its code. An ``act`` without a hash (see :func:`~torchrl_o2o.data.datasets.functions.function_fingerprint`)
+            only records new data sets.
         noise: standard deviation of normal noise on its actions, which are clipped. Defaults to 0.
-        num_steps: steps of the agent. Defaults to 10 000.
+        num_steps: number of steps of the agent. Defaults to 10 000.
         seed: of the environment, the actions and the noise. Defaults to 0.
-        root: where to put it. Defaults to ``None``: Minari's data set folder.
+        root: folder for it. Defaults to ``None``: Minari's data set folder.
 
     Returns:
         The data set's folder.
 
     Raises:
-        O2ODataError: if the name is not valid, or a set of that name exists that was made otherwise.
-        O2OSpecError: if the name is taken by a data set that this package makes otherwise, a number is out of range,
-            the environment cannot be rendered here, or a library is not installed.
+        O2ODataError: if the name is not valid, or a data set of that name exists that was made differently.
+        O2OSpecError: if the name belongs to another data set of this package, a number is out of range, the environment
+            cannot be rendered here, or a library is not installed.
 
     Examples:
         >>> import tempfile
@@ -89,7 +89,7 @@ def record_frames(
     if name in LOCAL_DATASETS or num_steps < 2 or seed < 0 or noise < 0 or (noise > 0 and act is None):
         raise O2OSpecError(
             f"got name={name!r}, num_steps={num_steps}, seed={seed}, noise={noise}; expected a name of your own, at "
-            "least 2 steps, a seed and noise of at least 0, and noise only on a policy's actions"
+            "least 2 steps, a seed and noise of at least 0, and noise only with a policy"
         )
     arguments = {"render_size": 64, **({"env_id": env} if isinstance(env, str) else plain_config(env))}
     made = {

@@ -70,7 +70,7 @@ def _check_rlds(
     if len(paid):
         raise O2ODataError(
             f"{about}, but {len(paid)} such steps have a reward, first row {paid[0]} with {rewards[paid[0]].max():g}. "
-            f"If each row is a transition, also the last one, pass {said}. If a reward was stored with the "
+            f"If each row is a transition, also the last one, pass {said}. If each reward is stored with the "
             "observation after it, move rewards one row up. If it means nothing, set it to 0."
         )
     if "episode" in arrays:
@@ -78,6 +78,6 @@ def _check_rlds(
         spread = np.flatnonzero((episode[1:] != episode[:-1]) & ~ends[:-1])
         if len(spread):
             raise O2ODataError(
-                f"{about}, but row {spread[0]} of episode {episode[spread[0]]} is not its last and is followed by one "
-                "of another episode. Put the rows of each episode together."
+                f"{about}, but row {spread[0]} of episode {episode[spread[0]]} is not its last, but a row of another "
+                "episode follows it. Put the rows of each episode together."
             )

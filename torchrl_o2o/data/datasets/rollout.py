@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Roll actors out in plain gymnasium environments, an order of magnitude faster than through a collector."""
+"""Roll out actors in plain gymnasium environments, ten times as fast as with a collector."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Rollout:
 def roll_out(
     env: gymnasium.Env, actors: EpisodeActors, *, num_steps: int, seed: int, wrapped: bool = False
 ) -> list[Rollout]:
-    """Act for a number of steps; the last episode is cut there and marked truncated.
+    """Act for a number of steps; the last episode is cut at the end and marked truncated.
 
     Args:
-        env: with array observations and a time limit in its spec.
-        actors: chooses who acts in each episode.
-        num_steps: steps over all episodes.
+        env: an environment with array observations and a time limit in its spec.
+        actors: chooses the actor of each episode.
+        num_steps: number of steps over all episodes.
         seed: of the environment and of every draw the actors make.
-        wrapped: whether wrappers are stepped too, for what they make of the observations; one of them has to keep the
-            time limit then. Defaults to ``False``.
+        wrapped: whether wrappers are used, too, because they change observations. One of them must then apply the time
+            limit. Defaults to ``False``.
 
     Examples:
         >>> import gymnasium
@@ -54,7 +54,8 @@ def roll_out(
     seed = check_seed(seed)
     rng = np.random.default_rng((seed, 1))  # default_rng(seed) would repeat the environment's stream
     limit = env.spec.max_episode_steps if env.spec is not None and not wrapped else None
-    # Without the wrappers, whose checks cost as much as the step itself; the time limit is applied here instead.
+    # The wrappers are skipped, because their checks cost as much as the step itself. The time limit is applied here
+    # instead.
     bare = env if wrapped else env.unwrapped
     bare.reset(seed=seed)
     trajectories, left = [], num_steps

@@ -24,15 +24,15 @@ from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["RawRows", "rows_from_episodes", "rows_from_flat"]
 
-#: If the runs of rows of one episode are shorter than this on average, the episode is spread over the file.
+#: An episode is spread over the file if its runs of consecutive rows are shorter than this on average.
 _SHORT_RUN = 4
-#: Fewer rows (``_MANY``) or time limits (``_FEW``) say nothing about the order; at most ``_MOST_COMPARED`` numbers are
+#: The order is only examined from ``_MANY`` rows and ``_FEW`` time limits on; at most ``_MOST_COMPARED`` numbers are
 #: compared.
 _MANY, _FEW, _MOST_COMPARED = 100, 3, 1_000_000
-#: From this ratio of squared steps to squared distances of arbitrary rows on, the rows have no order; from ``_ENOUGH``
-#: rows on this is decided for each entry by itself.
+#: Rows have no order if the ratio of squared steps to squared distances of arbitrary rows is at least this; from
+#: ``_ENOUGH`` rows on, each entry is examined by itself.
 _UNORDERED, _ENOUGH = 0.8, 1_000
-#: Roles that say which rows are terminal.
+#: Roles that mark terminal rows.
 _TERMINALS = {"terminals", "masks", "dones"}
 
 
@@ -48,8 +48,8 @@ class RawRows:
         terminated: [N] bool, true terminals.
         truncated: [N] bool, time limits.
         lengths: [E] int64, transitions per episode; they sum to N.
-        returns: [E] float64, sums of all rewards in the source, those of rows that had to be dropped included.
-        notes: what the reader had to change.
+        returns: [E] float64, sums of all rewards in the source, including those of dropped rows.
+        notes: the reader's changes.
     """
 
     observation: np.ndarray
@@ -75,18 +75,18 @@ def rows_from_episodes(
     names: Mapping[str, str] | None = None,
     obs_keys: Sequence[str] | None = None,
 ) -> RawRows:
-    """Join episodes that hold T+1 observations for T actions, or T and their ``next_observations``.
+    """Join episodes with T+1 observations for T actions, or with T observations and ``next_observations``.
 
-    Where an episode has as many observations as actions and no next observations, its last transition has no
-    successor. A terminal one stays: nothing bootstraps from its successor, for which its own observation stands in. Any
-    other is dropped and counted, and the transition before it ends the episode, truncated unless terminal.
+    If an episode has as many observations as actions and no next observations, its last transition has no successor. If
+    it is terminal, it stays with its own observation as successor, because nothing bootstraps from it. Otherwise, it is
+    dropped and counted, and the transition before it ends the episode, truncated unless terminal.
 
     Args:
         episodes: dictionaries with ``observations``, ``actions``, ``rewards`` and, if known, ``terminals`` and
             ``timeouts``, or any of their names in :data:`~torchrl_o2o.data.datasets.columns.NAMES`. A flag may be one
             value for the whole episode.
         origin: what to call the source in an error.
-        max_episode_steps: the time limit, for an array that was said to be ``"dones"``.
+        max_episode_steps: the time limit, for an array with the role ``"dones"``.
         names: see :func:`~torchrl_o2o.data.datasets.columns.find_columns`.
         obs_keys: entries of dictionary observations to join.
 
@@ -159,7 +159,7 @@ def _episode_columns(
 
 
 def _per_step(values: np.ndarray, role: str, steps: int) -> np.ndarray:
-    """Expand a flag with a single value, which is about the episode's last step; other arrays have a row per step."""
+    """Expand a flag with a single value, which belongs to the episode's last step; other arrays have a row per step."""
     if values.size != 1 or role not in ("terminals", "timeouts", "dones", "ends", "masks"):
         return values
     spread = np.full(steps, role == "masks", dtype=values.dtype)
@@ -175,22 +175,22 @@ def rows_from_flat(
     names: Mapping[str, str] | None = None,
     obs_keys: Sequence[str] | None = None,
 ) -> RawRows:
-    """Split flat arrays in the manner of D4RL into episodes.
+    """Split flat arrays, as in D4RL, into episodes.
 
-    With ``next_observations`` every row is kept. Without them the successor of a row is the next row; that of a row
-    which ends an episode by a time limit (or by the end of the file) is not in the data, so the row is dropped and the
-    one before it ends the episode, truncated. A terminal row stays: nothing bootstraps from its successor, for which
-    its own observation stands in.
+    With ``next_observations`` every row is kept. Without them, the successor of a row is the next row. A row at a time
+    limit (or at the end of the file) then has no successor, so it is dropped and the row before it ends the episode,
+    truncated. A terminal row stays with its own observation as successor, because nothing bootstraps from it.
 
-    A row at a time limit ends an episode there, also where the ``episode`` numbers continue, as those of a worker do.
+    A row at a time limit ends an episode even if the ``episode`` number continues, as with a worker's number.
 
-    Rows of an episode that are spread over the file, as several environments at once record them, are brought together.
+    If the rows of an episode are spread over the file, because several environments recorded at once, they are brought
+    together.
 
     Args:
-        arrays: ``observations`` [N, o], ``actions`` [N, a], ``rewards`` [N] or [N, 1], ``terminals`` [N], and where
-            known ``timeouts`` [N], ``next_observations`` [N, o], ``episode`` [N], or any of their names in
+        arrays: ``observations`` [N, o], ``actions`` [N, a], ``rewards`` [N] or [N, 1], ``terminals`` [N], and if known
+            ``timeouts`` [N], ``next_observations`` [N, o], ``episode`` [N], or any of their names in
             :data:`~torchrl_o2o.data.datasets.columns.NAMES`.
-        max_episode_steps: cuts episodes where nothing else says where they end.
+        max_episode_steps: the length at which episodes are cut if no array marks their ends.
         origin: what to call the source in an error.
         names: see :func:`~torchrl_o2o.data.datasets.columns.find_columns`.
         obs_keys: entries of a dictionary observation to join.
@@ -293,7 +293,7 @@ def _numbered(done: np.ndarray, episode: np.ndarray, order: np.ndarray) -> tuple
 
 
 def _ends(done: np.ndarray, episode: np.ndarray | None, linked: bool) -> np.ndarray:
-    """Which rows are the last of their episode; the last row of the file always is.
+    """The mask of rows that are the last of their episode; the last row of the file always is.
 
     Unless next observations ``link`` the rows, the row after a flag begins a new episode, whatever its number.
     """
@@ -416,7 +416,7 @@ def _with_next_rows(columns: dict[str, np.ndarray], ends: np.ndarray, returns: n
 
 
 def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are terminal, and which are at a time limit."""
+    """The masks of terminal rows and of rows at a time limit."""
     flags = {
         role: cast_flags(found.arrays[role], f"{role} of {origin}")
         for role in ("terminals", "timeouts", "masks", "starts", "ends", "dones")
@@ -457,13 +457,13 @@ def _actions(values: np.ndarray, origin: str) -> np.ndarray:
 
 
 def _whole_note(values: np.ndarray, origin: str) -> tuple[Finding, ...]:
-    """A note that actions are integers: without a box that they subdivide, they are discrete choices."""
+    """A note that actions are integers, which are discrete choices unless they subdivide a box."""
     dtype = np.asarray(values).dtype
     if dtype.kind not in "biu":
         return ()
     message = (
         f"the actions of {origin} are whole numbers ({dtype}), a discrete choice; the methods of this package are for "
-        "continuous actions only. If they are steps of a real number, say in which box: action_bounds=(low, high)."
+        "continuous actions only. If they are steps of a real number, pass its box, action_bounds=(low, high)."
     )
     return (Finding("whole_actions", "note", message, key="action"),)
 
@@ -473,8 +473,8 @@ def _terminal_note(found: Columns, lengths: np.ndarray) -> tuple[Finding, ...]:
     if _TERMINALS & set(found.arrays) or len(np.unique(lengths[:-1])) < 2:
         return ()
     message = (
-        f"no array says which rows are terminal: all {len(lengths)} episodes count as cut by a time limit, though they "
-        f"have {lengths.min()} to {lengths.max()} rows. Name the array that does by names={{...: 'terminals'}}."
+        f"no array marks terminal rows: all {len(lengths)} episodes count as cut by a time limit, though they have "
+        f"{lengths.min()} to {lengths.max()} rows. Name such an array with names={{...: 'terminals'}}."
     )
     return (Finding("no_terminals", "warning", message, count=len(lengths), key="next.terminated"),)
 
@@ -483,8 +483,8 @@ def _silent_note(told: list[bool]) -> Finding:
     """A note that some episodes mark terminal rows and others do not."""
     count = told.count(False)
     message = (
-        f"{count} of {len(told)} episodes, first episode {told.index(False)}, do not say which rows are terminal, as "
-        "the others do: they count as cut by a time limit."
+        f"{count} of {len(told)} episodes, first episode {told.index(False)}, do not mark terminal rows, unlike the "
+        "others; they count as cut by a time limit."
     )
     return Finding("silent_episodes", "warning", message, count=count, key="next.terminated")
 

@@ -84,7 +84,7 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
 
 
 def _advice(source: object) -> str:
-    """Advice on what to pass in place of a data set that Minari has opened."""
+    """Advice on what to pass instead of a data set that Minari has opened."""
     if not hasattr(source, "iterate_episodes"):
         return ""
     name = getattr(getattr(source, "spec", None), "dataset_id", None) or "its id"
@@ -121,12 +121,12 @@ def _hint(dataset_id: str) -> str:
 
 
 def known_names() -> list[str]:
-    """Return the names of local data sets, of those on this machine and of well-known remote ones, sorted."""
+    """Return the names of local data sets, of installed ones and of well-known remote ones, sorted."""
     return sorted({*LOCAL_DATASETS, *_REMOTE, *local_minari_ids()})
 
 
 def local_minari_ids() -> list[str]:
-    """Return the ids of the Minari data sets on this machine, sorted."""
+    """Return the ids of the installed Minari data sets, sorted."""
     root = dataset_root()
     folders = [path.parent.parent.relative_to(root) for path in root.rglob("data/metadata.json")]
     return sorted(path.as_posix() for path in folders if not any(part.startswith(".") for part in path.parts))
@@ -143,7 +143,7 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
             raise O2ODataError(_other_folder(path))
         return _read_minari(folder, options)
     if not path.is_file():  # a pipe or a device, which may never end
-        raise O2ODataError(f"{path} is no regular file; expected one, or a Minari data set's folder.")
+        raise O2ODataError(f"{path} is not a regular file; expected one, or a Minari data set's folder.")
     suffix = path.suffix.lower()
     if suffix in (".hdf5", ".h5"):
         return read_hdf5(path, options)
@@ -155,7 +155,7 @@ def _read_path(path: Path, options: ReadOptions) -> RawDataset:
         return _cached([path], options, lambda: read_demos(path, options))
     raise O2ODataError(
         f"{path} ends in {suffix!r}; expected .hdf5 or .h5 (D4RL), .npz, .csv, .pickle or .pkl. Read it with its own "
-        "library, and hand load_offline a dictionary of arrays."
+        "library, and pass a dictionary of arrays to load_offline."
     )
 
 
@@ -172,8 +172,8 @@ def _other_folder(path: Path) -> str:
         kind = f"; its {len(files)} files such as {files[0].name} are loaded one by one, and torch.cat joins them"
     return (
         f"{path}/data/metadata.json is missing; expected a Minari data set, or a folder of TensorDict.memmap{kind}. "
-        "Read another form with its own library, and hand load_offline a dictionary of arrays; names={...} says which "
-        "is which."
+        "Read another form with its own library, and pass a dictionary of arrays to load_offline; "
+        "names={...} gives their roles."
     )
 
 

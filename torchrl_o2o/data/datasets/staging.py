@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Create folders atomically: write them under a hidden name, and move them into place with one rename."""
+"""Create folders atomically: write them under a hidden name, then rename them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ __all__ = ["discard_directory", "staged_directory"]
 
 @contextmanager
 def staged_directory(target: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Give a folder to fill; when the block ends well it becomes ``target`` in one rename.
+    """Yield a folder to fill; if the block ends without an error, one rename makes it ``target``.
 
     A process killed inside the block leaves only a hidden folder, which the next call for the same target on the same
-    host sweeps away. If another process finished ``target`` meanwhile, that one stays and ours is thrown away.
+    host removes. If another process finished ``target`` meanwhile, its folder stays and this one is discarded.
 
     Args:
         target: the folder to make; its parents are created.
-        sync: flush the files to the disk before the rename. Leave it out only where a damaged file is found out later.
+        sync: whether the files are flushed to the disk before the rename. Set it to ``False`` only if damaged files are
+            detected later.
 
     Examples:
         >>> import tempfile

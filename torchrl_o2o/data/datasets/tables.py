@@ -21,7 +21,7 @@ _WORDS = {"true": "1", "false": "0", "": "nan"}
 
 
 def csv_arrays(path: Path) -> dict[str, np.ndarray]:
-    r"""Read a CSV file with a line of names, and join columns that are numbered from 0 or 1 to one array.
+    r"""Read a CSV file with a header line, and join columns that are numbered from 0 or 1 into one array.
 
     Args:
         path: the file; its columns are, for example, ``observations_0, observations_1, actions_0, rewards, terminals``.
@@ -30,7 +30,7 @@ def csv_arrays(path: Path) -> dict[str, np.ndarray]:
         Name -> [N] or, for numbered columns, [N, columns].
 
     Raises:
-        O2ODataError: if it is no such table; the message names the first line that is not.
+        O2ODataError: if it is not such a table; the message names the first wrong line.
 
     Examples:
         >>> import tempfile
@@ -48,7 +48,7 @@ def csv_arrays(path: Path) -> dict[str, np.ndarray]:
         base, number = (parts[1], int(parts[2])) if parts else (name, -1)
         group = groups.setdefault(base, {})
         if number in group or -1 in group or (number < 0 and group):
-            raise O2ODataError(f"{path} has two columns that are {name!r}; expected names that differ.")
+            raise O2ODataError(f"{path} has two columns named {name!r}; expected different names.")
         group[number] = column
     for base, columns in groups.items():
         numbers = sorted(columns)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Convert raw rows to TED: the rules on flags, and on unfinished and short episodes.
+"""Convert raw rows to TED, with the rules for flags and for unfinished and short episodes.
 
 Shapes: N transitions, E episodes.
 """
@@ -28,9 +28,9 @@ _DEFAULT_SHORTEST = 2
 def to_transitions(rows: RawRows, *, min_episode_length: int, origin: str) -> tuple[TensorDict, tuple[Finding, ...]]:
     """Apply the rules of TED and pack the rows.
 
-    Episodes shorter than ``min_episode_length`` are skipped. A row that is both terminated and truncated is
-    terminated; where most time limits are, a warning says so. The last row of an episode that ends without a flag is
-    truncated.
+    Episodes shorter than ``min_episode_length`` are skipped. A row that is both terminated and truncated counts as
+    terminated; a warning is given if this holds for most time limits. The last row of an episode that ends without a
+    flag is truncated.
 
     Args:
         rows: the raw rows.
@@ -38,7 +38,7 @@ def to_transitions(rows: RawRows, *, min_episode_length: int, origin: str) -> tu
         origin: what to call the source in an error.
 
     Returns:
-        The transitions [N] and what was changed.
+        The transitions [N] and the changes.
 
     Raises:
         O2ODataError: if nothing is left.
@@ -75,8 +75,8 @@ def _loss(notes: list[Finding], skipped: int, kept: int) -> list[Finding]:
     if lost <= kept or not kept:
         return []
     message = (
-        f"{lost} of {lost + kept} rows are lost, as their episodes are too short or end without a next observation: "
-        "look at the array that says where episodes end. Pass min_episode_length=1 if single steps are meant."
+        f"{lost} of {lost + kept} rows are lost, because their episodes are too short or end without a next "
+        "observation. Check the array that marks the ends of episodes. Pass min_episode_length=1 to keep single steps."
     )
     return [Finding("rows_lost", "error", message, count=lost)]
 
@@ -100,8 +100,8 @@ def _episode_flags(rows: RawRows) -> tuple[np.ndarray, list[Finding]]:
         most = both.sum() > truncated.sum()
         if most:
             message += (
-                " Most time limits are terminal here: if the array of terminals marks every end of an episode, say "
-                "so by names={...: 'dones'} and max_episode_steps."
+                " Most time limits are terminal here: if the array of terminals marks every end of an episode, pass "
+                "names={...: 'dones'} and max_episode_steps."
             )
         notes.append(Finding("both_flags", "warning" if most else "note", message, count=int(both.sum())))
     last = np.cumsum(rows.lengths) - 1

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Read V-D4RL's files from a path: episodes of images, 64 pixels as npz, 84 pixels as HDF5."""
+"""Read V-D4RL's files: episodes of images, 64 pixels as npz, 84 pixels as HDF5."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _READ = (*_IMAGES, "action", "reward", "discount", "is_first", "is_terminal", "s
 
 
 def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = False) -> PixelData:
-    """Load a V-D4RL data set, or one's own in that form, from a file or a folder.
+    """Load a V-D4RL data set, or your own in that form, from a file or a folder.
 
     A row has the action that led to its image and that action's reward; an episode's first row has the image at reset
-    and a dummy action. So a transition is (image of row i - 1, action i, reward i, image of row i).
+    and a dummy action. A transition is therefore (image of row i - 1, action i, reward i, image of row i).
 
-    Episodes begin where ``is_first`` (npz) or ``step_type == 0`` (HDF5) says; without either, an npz file is one
-    episode and HDF5 has blocks of 501 rows. They end by time limit unless ``is_terminal`` says otherwise or, in files
-    without it, ``discount`` is 0. Files are taken in the order of their names.
+    Episodes begin where ``is_first`` (npz) is true or ``step_type`` (HDF5) is 0. Without these entries, an npz file is
+    one episode and HDF5 has blocks of 501 rows. Episodes end by a time limit unless ``is_terminal`` is true or, in
+    files without it, ``discount`` is 0. Files are read in the order of their names.
 
     Source: Lu et al. 2023 (V-D4RL), arXiv:2206.04779; layout as in its repository.
 
@@ -43,19 +43,19 @@ def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = F
 
     Keyword Args:
         num_stack: frames of a stack. Defaults to 3.
-        mixed_episodes: for parity with RLPD's official loader only, which does not notice where episodes begin: the
-            frames at reset, except for the very first, are lost, and the first ``num_stack`` stacks of an episode have
-            frames of the one before. Defaults to ``False``.
+        mixed_episodes: whether to reproduce RLPD's official loader, which ignores where episodes begin: the frames at
+            reset, except for the very first, are lost, and the first ``num_stack`` stacks of an episode contain frames
+            of the one before. Defaults to ``False``.
 
     Returns:
         The data, images as uint8, everything else float32.
 
     Raises:
-        O2ODataError: if nothing is there, a file is damaged or keeps values elsewhere, entries are missing, or a row is
-            not what its neighbors say.
+        O2ODataError: if there are no files, a file is damaged or stores values in other files, entries are missing, or
+            rows contradict each other.
 
     Warns:
-        UserWarning: as :func:`~torchrl_o2o.data.pixel_data`.
+        UserWarning: as in :func:`~torchrl_o2o.data.pixel_data`.
 
     Examples:
         >>> import tempfile
@@ -77,7 +77,9 @@ def _files(path: Path) -> list[Path]:
     found = path.iterdir() if path.is_dir() else [path]
     files = sorted(file for file in found if file.suffix in kinds and file.is_file())  # a pipe would be waited for
     if not files:
-        raise O2ODataError(f"{path} has no {', '.join(kinds)} files; give a file or a folder of V-D4RL episodes")
+        raise O2ODataError(
+            f"{path} has no {', '.join(kinds)} files, expected a file or a folder of V-D4RL episodes; check the path"
+        )
     return files
 
 
@@ -93,8 +95,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         doubtful = [key for key in stored if key not in (*_READ, "is_last") and speaks_of_ends(key)]
         if doubtful:
             raise O2ODataError(
-                f"{file} has {doubtful}, which is not read, but could say how episodes end; store it as 'is_terminal', "
-                f"or leave it out"
+                f"{file} has {doubtful}, which is not read, but could mark how episodes end; store it as "
+                "'is_terminal', or leave it out"
             )
         groups = [key for key, value in rows.items() if not isinstance(value, StoredArray)]
         if groups:
@@ -136,7 +138,10 @@ def _first_rows(rows: Mapping[str, np.ndarray], count: int, file: Path) -> np.nd
     else:
         first = np.arange(count) % 501 == 0
         if count % 501:
-            raise O2ODataError(f"{file} has neither 'step_type' nor 'is_first', and {count} rows are no blocks of 501")
+            raise O2ODataError(
+                f"{file} has neither 'step_type' nor 'is_first', and its {count} rows are not blocks of 501; store one "
+                "of the two entries"
+            )
     if not first[0]:
         raise O2ODataError(f"{file} does not begin with an episode's first row: the frame at reset is missing")
     return first

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Samplers decide how transitions are drawn. Priorities, passed in as callables, decide what they are worth."""
+"""Samplers draw transitions. Some take priorities, callables that score transitions."""
 
 from __future__ import annotations
 

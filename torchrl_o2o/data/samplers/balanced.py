@@ -27,28 +27,28 @@ __all__ = ["BalancedSampler"]
 class BalancedSampler(DrawingSampler):
     r"""Uniform draws from both regions of one storage, mixed in an exact and evenly interleaved fraction.
 
-    Row i of a batch is offline exactly if :math:`\lceil (i+1)f\rceil > \lceil if\rceil`, so any run of n consecutive
-    rows holds :math:`nf` offline rows, rounded up or down, and exactly :math:`nf` where the run starts at a multiple of
-    n and :math:`nf` is whole: each of the ``utd_ratio`` minibatches of a batch keeps the fraction. At f = 1/2 even rows
-    are offline and odd rows online, as in RLPD's code. Draws are with replacement.
+    Row i of a batch is offline exactly if :math:`\lceil (i+1)f\rceil > \lceil if\rceil`, so any n consecutive rows hold
+    :math:`nf` offline rows, rounded up or down. The number is exact if :math:`nf` is an integer and the first row is at
+    a multiple of n, so each of the ``utd_ratio`` minibatches of a batch has the fraction. At f = 1/2, even rows are
+    offline and odd rows online, as in RLPD's code. Draws are with replacement.
 
-    A batch of B rows has :math:`\lceil Bf\rceil` offline rows. While no online transition exists, all rows are offline:
-    that is warned about once and counted in ``num_offline_only_batches``.
+    A batch of B rows has :math:`\lceil Bf\rceil` offline rows. While there is no online transition, all rows are
+    offline. A warning says so once, and ``num_offline_only_batches`` counts such batches.
 
     The draws are called ``"offline_rows"`` and ``"online_rows"``, see :class:`~torchrl_o2o.functional.noise.RowSource`;
     both are row numbers of the storage.
 
-    Source: Ball et al. 2023 (RLPD), section 4.1, symmetric sampling, there with f = 1/2.
+    Source: Ball et al. 2023 (RLPD), section 4.1, symmetric sampling, with f = 1/2.
 
     Args:
         num_offline: number of offline rows at the storage's start, see
             :func:`~torchrl_o2o.data.offline_online_storage`.
-        offline_fraction: f in [0, 1]. Defaults to 0.5; 0 is SAC without data, 1 trains offline. May be changed at any
-            time.
+        offline_fraction: f in [0, 1]. Defaults to 0.5; 0 is SAC without data, and 1 is offline training. It may be
+            changed at any time.
 
     Raises:
-        O2OSpecError: if the fraction is outside [0, 1], asks for offline rows where there are none, or the online
-            region is smaller than the online rows of one batch.
+        O2OSpecError: if the fraction is outside [0, 1], or positive without offline rows, or the online region is
+            smaller than the online rows of one batch.
 
     Examples:
         >>> import torch
@@ -78,14 +78,15 @@ class BalancedSampler(DrawingSampler):
             raise O2OSpecError(f"got offline_fraction={value}, expected a number in [0, 1]")
         if value > 0.0 and self.num_offline == 0:
             raise O2OSpecError(
-                f"got offline_fraction={value} with num_offline=0; pass the data set's length or fraction 0"
+                f"got offline_fraction={value} with num_offline=0, expected offline rows; pass the data set's length, "
+                "or fraction 0"
             )
         self._offline_fraction = float(value)
 
     def is_offline_row(self, batch_size: int) -> Tensor:
-        """Which rows of a batch are offline, bool, shape [batch_size]."""
+        """The mask of a batch's offline rows, bool, shape [batch_size]."""
         if self._pattern is None or self._pattern[:2] != (batch_size, self._offline_fraction):
-            # Use the nearest simple fraction in integers, so that 0.1 * 30 rows are 3 rows and not 4.
+            # Compute with the nearest simple fraction, so that 0.1 * 30 rows are 3 rows and not 4.
             ratio = Fraction(self._offline_fraction).limit_denominator(1_000_000)
             edges = -(-torch.arange(batch_size + 1) * ratio.numerator).div(ratio.denominator, rounding_mode="floor")
             self._pattern = (batch_size, self._offline_fraction, edges[1:] > edges[:-1])
@@ -109,8 +110,8 @@ class BalancedSampler(DrawingSampler):
         size = len(rows_of(storage))
         if 0 < size < self.num_offline:
             raise O2OSpecError(
-                f"the storage holds {size} rows, the sampler takes {self.num_offline} for offline; pass the "
-                "length of the data set"
+                f"got a storage of {size} rows, expected at least the sampler's num_offline={self.num_offline}; pass "
+                "the length of the data set"
             )
         is_offline = self.is_offline_row(check_count("batch_size", batch_size))
         num_online = size - self.num_offline
@@ -125,9 +126,9 @@ class BalancedSampler(DrawingSampler):
         return index, {}
 
     def check_capacity(self, storage: Storage, batch_size: int) -> None:
-        """Refuse an online region that could never hold the online rows of one batch.
+        """Raise if the online region can never hold the online rows of one batch.
 
-        Sampling checks this too; call it when a buffer is built to hear of it before the first environment step.
+        Sampling checks this, too. Call it when you build a buffer, to get the error before the first environment step.
 
         Args:
             storage: the storage to be sampled from.
@@ -152,11 +153,11 @@ class BalancedSampler(DrawingSampler):
         if self._offline_fraction == 1.0:
             return
         if self.num_offline == 0:
-            raise O2OSpecError("cannot sample from an empty storage; collect transitions first")
+            raise O2OSpecError("got an empty storage, expected at least one row to sample; collect transitions first")
         if self.num_offline_only_batches == 0:
             reason = "there are no online transitions yet" if num_online <= 0 else "the fraction rounds to all rows"
             warnings.warn(
-                f"a batch at offline_fraction={self._offline_fraction} is drawn from the offline data alone: {reason}",
+                f"a batch at offline_fraction={self._offline_fraction} is drawn only from the offline data: {reason}",
                 stacklevel=4,
             )
         self.num_offline_only_batches += 1
@@ -173,9 +174,9 @@ class BalancedSampler(DrawingSampler):
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            O2OSpecError: if it belongs to another number of offline rows, or is no such state.
+            O2OSpecError: if it belongs to another number of offline rows, or is not such a state.
         """
-        words = "the saved sampler has {} offline rows, this one {}; load the data set the run was started with"
+        words = "the saved sampler has {} offline rows, this one {}; load the data set with which the run was started"
         check_state(self, state_dict, BalancedSampler.state_dict(self), same={"num_offline": words})
         self.offline_fraction = state_dict["offline_fraction"]
         self.num_offline_only_batches = state_dict["num_offline_only_batches"]

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Chunks of h consecutive rows as transitions of h steps, over the one storage and any sampler of rows."""
+"""Chunks of h consecutive rows as transitions of h steps, from any storage and any sampler of rows."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _WEIGHT = "priority_weight"
 
 
 class ChunkSampler(ChecksArguments, Sampler):
-    r"""Deliver, for each row that another sampler draws, the chunk of h rows that begins with it.
+    r"""Deliver, for each row drawn by another sampler, the chunk of h rows that begins with it.
 
-    A chunk is a transition with one long action, so that any loss and any critic of the package trains on it:
+    A chunk is a transition with one long action, so any loss and any critic of the package can train on it:
 
     ===========================  =============  ====================================================================
     entry                        shape          what it is
@@ -47,49 +47,49 @@ class ChunkSampler(ChecksArguments, Sampler):
     ``steps_to_next_obs``        [B]            h: the losses discount by :math:`\gamma^h`
     ``valid``                    [B, h]         1 for row i unless the episode ended before it; not without chunking
     ``priority_weight``          [B]            1 if the whole chunk lies in one episode, else 0; times the weight of
-                                                the sampler inside
+                                                the inner sampler
     ===========================  =============  ====================================================================
 
     Chunks follow the order in which rows were written, around the end of the ring. They are cut at the end of the
-    offline rows and at the write pointer: there rows are missing, and are not mixed with the oldest ones. In the
-    reserved slots of an :class:`~torchrl_o2o.data.OnlineWriter` they are cut where a row does not begin where the one
-    before ended. Cut chunks, like those over an episode's end, have weight 0 and therefore dilute the gradient of the
-    critics, as in the authors' code; the last h - 1 states of an episode appear as successors only.
+    offline rows and at the write pointer, where the next rows do not exist yet. In the reserved slots of an
+    :class:`~torchrl_o2o.data.OnlineWriter` they are cut where a row does not begin where the one before ended. Cut
+    chunks and chunks over an episode's end have weight 0 and therefore dilute the gradient of the critics, as in the
+    authors' code. The last h - 1 states of an episode appear only as successors.
 
-    Around a prioritized sampler it is one for ``TensorDictReplayBuffer.update_tensordict_priority`` as well; a chunk's
+    If the inner sampler is prioritized, ``TensorDictReplayBuffer.update_tensordict_priority`` works, too; a chunk's
     priority is its first row's.
 
     Source: Li, Zhou & Levine 2025 (QC), arXiv:2507.07969, section 4, and the authors' ``Dataset.sample_sequence``.
 
-    Differences from the code: its ring buffer delivers chunks across the write pointer as if they were one episode; it
-    draws starts among the rows that have h - 1 successors in the array, this class among all rows, with weight 0 for
-    the h - 1 last ones of a region.
+    Differences from the code: its ring buffer delivers chunks across the write pointer as if they were one episode. It
+    draws starts among the rows with h - 1 successors in the array. This class draws among all rows and gives weight 0
+    to the last h - 1 ones of a region.
 
     Args:
-        sampler: draws the first rows, for example :class:`~torchrl_o2o.data.BalancedSampler`.
-        horizon: rows of a chunk h.
+        sampler: the sampler of first rows, for example :class:`~torchrl_o2o.data.BalancedSampler`.
+        horizon: number h of rows in a chunk.
 
     Keyword Args:
-        gamma: discount within a chunk, that of the loss.
+        gamma: discount within a chunk, the same as the loss's.
         action_chunking: whether the action is the chunk's (QC) or the first row's (returns of h steps). Defaults to
             ``True``.
-        num_envs: environments that write online rows in turns, as
-            :class:`~torchrl_o2o.collectors.VectorCollector` delivers them; the online slots are a multiple of it, and
-            offline rows are not in the ring. Where a rejected step has shifted the turns, which the observations tell,
+        num_envs: number of environments that write online rows in turns, as in
+            :class:`~torchrl_o2o.collectors.VectorCollector`. The number of online slots must be a multiple of it, and
+            offline rows must not be in the ring. If a rejected step has shifted the turns, which observations show,
             chunks are cut. Defaults to 1.
-        observation_keys: entries by which it is told whether an online row begins where the one before ended: with
-            ``num_envs`` above 1, and in the reserved slots of a writer. Defaults to ``("observation",)``.
+        observation_keys: entries that are compared to find out whether an online row begins where the one before ended,
+            if ``num_envs`` is above 1, and in the reserved slots of a writer. Defaults to ``("observation",)``.
         action_key: Defaults to ``"action"``.
         reward_key: under ``"next"``. Defaults to ``"reward"``.
         done_key: likewise. Defaults to ``"done"``.
         terminated_key: likewise. Defaults to ``"terminated"``.
-        truncated_key: likewise; rows without it are truncated where they are done and not terminated. Defaults to
+        truncated_key: likewise; rows without it count as truncated if they are done and not terminated. Defaults to
             ``"truncated"``.
-        discount_key: likewise, if it is there. Defaults to ``"discount"``.
+        discount_key: likewise, if it exists. Defaults to ``"discount"``.
 
     Raises:
-        O2OSpecError: if a number is out of range, the stored rows go over several steps already, or the online slots
-            are no multiple of ``num_envs``.
+        O2OSpecError: if a number is out of range, the stored rows already span several steps, or the number of online
+            slots is not a multiple of ``num_envs``.
 
     Examples:
         >>> import torch
@@ -109,7 +109,7 @@ class ChunkSampler(ChecksArguments, Sampler):
     """
 
     def __new__(cls, sampler: Sampler | None = None, *_: Any, **__: Any) -> Self:
-        """Around a prioritized sampler, make a sampler for which TorchRL's buffers set priorities.
+        """If the inner sampler is prioritized, make a sampler whose priorities TorchRL's buffers can set.
 
         ``sampler`` is ``None`` when a copy is made.
         """
@@ -152,7 +152,7 @@ class ChunkSampler(ChecksArguments, Sampler):
             First rows, shape [batch_size], and the entries of the class docstring.
 
         Raises:
-            O2OSpecError: see there; and as the sampler inside.
+            O2OSpecError: as in the class docstring, and as in the inner sampler.
         """
         index, info = self.sampler.sample(storage, batch_size)
         return index, {**info, **self.chunks(storage, torch.as_tensor(index), info.get(_WEIGHT))}
@@ -177,8 +177,8 @@ class ChunkSampler(ChecksArguments, Sampler):
             raise O2OSpecError(f"got a {type(storage).__name__}, expected a tensor storage")
         if flat.get(STEPS, None) is not None:
             raise O2OSpecError(
-                f"the stored rows have {STEPS!r}, so they go over several steps already; store single steps under a "
-                "ChunkSampler"
+                f"got stored rows with {STEPS!r}, which span several steps, expected single steps; store rows without "
+                "n_step for a ChunkSampler"
             )
         rows = flat.reshape(*row.shape)
         following = self._entry(rows, "next", "")
@@ -221,11 +221,11 @@ class ChunkSampler(ChecksArguments, Sampler):
         return out | of_all
 
     def _column(self, following: TensorDictBase, name: str) -> Tensor:
-        """An entry of one number per row, [B, h], under the key that the constructor got for it."""
+        """An entry of one number per row, [B, h], under the constructor's key for it."""
         return self._entry(following, getattr(self, f"{name}_key"), f"{name}_key").squeeze(-1)
 
     def _entry(self, rows: TensorDictBase, key: NestedKey, argument: str) -> Any:
-        """An entry that must be there."""
+        """A required entry."""
         value = rows.get(key, None)
         if value is None:
             there = sorted(map(str, rows.keys(True, True)))
@@ -234,7 +234,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         return value
 
     def _in_turns(self, rows: TensorDictBase, online: Tensor) -> Tensor:
-        """Whether each row, and all before it in the chunk, begin where the preceding row ended, [B, h]."""
+        """Whether each row of a chunk, and all before it, begin where the preceding row ended, [B, h]."""
         same = torch.ones_like(online[:, 1:])
         for key in self.observation_keys:
             led_to = self._entry(rows["next"], key, "observation_keys")[:, :-1]
@@ -244,17 +244,17 @@ class ChunkSampler(ChecksArguments, Sampler):
         return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
 
     def _unsure(self, row: Tensor, ring: _Ring) -> Tensor | None:
-        """Rows that may not follow the preceding row, [B, h]: of several environments, or written individually."""
+        """Rows that may not follow the preceding row, [B, h], because of several environments or individual writes."""
         if self.num_envs > 1:
             return row >= ring.first - ring.reserved
         return (row >= ring.first - ring.reserved) & (row < ring.first) if ring.reserved else None
 
     def _rows(self, ring: _Ring, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Row indices of the chunks, and whether each follows those before it, both [B, h]; else a row is repeated."""
+        """Row indices of the chunks, and whether each row follows those before it, both [B, h]; others are repeated."""
         if self.num_envs > 1 and ring.slots % self.num_envs:
             raise O2OSpecError(
-                f"got {ring.slots} online slots for num_envs={self.num_envs}, expected a multiple: else environments "
-                "change their places when the ring restarts"
+                f"got {ring.slots} online slots for num_envs={self.num_envs}, expected a multiple, because otherwise "
+                "environments change places when the ring restarts; change online_capacity"
             )
         rows, joined = [start], [torch.ones_like(start, dtype=torch.bool)]
         for _ in range(self.horizon - 1):
@@ -278,7 +278,7 @@ class ChunkSampler(ChecksArguments, Sampler):
 
     @property
     def ran_out(self) -> bool:
-        """Whether the sampler inside has delivered all rows, where it delivers each once."""
+        """Whether the inner sampler has delivered all rows, if it delivers each once."""
         return self.sampler.ran_out
 
     @ran_out.setter
@@ -287,7 +287,7 @@ class ChunkSampler(ChecksArguments, Sampler):
 
     @property
     def drop_last(self) -> bool:
-        """Whether the sampler inside leaves out a batch that would not be full."""
+        """Whether the inner sampler skips a last batch that is not full."""
         return getattr(self.sampler, "drop_last", False)
 
     @property
@@ -298,18 +298,18 @@ class ChunkSampler(ChecksArguments, Sampler):
         return self.sampler._sampleable_count(storage, batch_size)
 
     def can_sample(self, storage: Storage, batch_size: int) -> bool:
-        """Whether the sampler inside can draw that many rows."""
+        """Whether the inner sampler can draw that many rows."""
         return self.sampler.can_sample(storage, batch_size)
 
     @property
     def default_priority(self) -> float:
-        """The sampler's inside."""
+        """The inner sampler's."""
         return self.sampler.default_priority
 
     def update_priority(
         self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None
     ) -> dict | None:
-        """Hand on to the sampler inside; a chunk's priority is its first row's."""
+        """Pass on to the inner sampler; a chunk's priority is its first row's."""
         return self.sampler.update_priority(index, priority, storage=storage)
 
     def mark_update(self, index: int | Tensor, *, storage: Storage | None = None) -> None:
@@ -325,7 +325,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         self.sampler.extend(index)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the sampler inside; a chunk sampler has none."""
+        """The state of the inner sampler; a chunk sampler has none."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -336,7 +336,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         self.sampler._empty()
 
     def dumps(self, path: str | Path) -> None:
-        """Write the state of the sampler inside into a folder."""
+        """Write the state of the inner sampler into a folder."""
         self.sampler.dumps(path)
 
     def loads(self, path: str | Path) -> None:
@@ -344,7 +344,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         self.sampler.loads(path)
 
     def __getstate__(self) -> Any:
-        """The sampler inside leaves its generator out by itself."""
+        """The inner sampler itself omits its generator."""
         return dict(self.__dict__)
 
     def __repr__(self) -> str:
@@ -357,7 +357,7 @@ class _PrioritizedChunkSampler(ChunkSampler):
 
     @property
     def reduction(self) -> str:
-        """How TorchRL's buffers reduce priorities of more dimensions: as the inner sampler says."""
+        """How TorchRL's buffers reduce priorities of more dimensions, as in the inner sampler."""
         return self.sampler.reduction  # pyright: ignore[reportAttributeAccessIssue]
 
 

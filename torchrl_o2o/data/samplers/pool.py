@@ -36,57 +36,57 @@ _STATE = ("alpha", "beta", "num_clamped", "num_pools")
 
 
 class PoolSampler(DrawingSampler):
-    r"""Resample a freshly scored pool, and say by ``priority_weight`` what that does to expectations.
+    r"""Resample a freshly scored pool; ``priority_weight`` holds the importance weights.
 
     Each call draws a pool of N rows with a fixed offline fraction (:class:`BalancedSampler`), scores it with
     ``log_priority``, and draws the batch from the pool, with replacement, by
 
     .. math:: P_i = \frac{p_i^\alpha}{\sum_j p_j^\alpha}, \qquad u_i = (N P_i)^{-\beta}
 
-    The batch carries ``priority_weight``, the u of *its own* rows in the chosen normalization, which the losses of this
-    package multiply into their rows: a mean of weighted losses is the authors' weighted sum if the mean weight is 1.
-    Where ``alpha`` is 0 nothing is scored, the rows are those of :class:`BalancedSampler` with the same generator, and
-    all weights are 1: RLPD exactly.
+    The batch has ``priority_weight``, the u of *its own* rows in the chosen normalization, by which this package's
+    losses multiply their rows. A mean of weighted losses is the authors' weighted sum if the mean weight is 1. If
+    ``alpha`` is 0, nothing is scored, the rows are those of :class:`BalancedSampler` with the same generator, and all
+    weights are 1: RLPD exactly.
 
-    A3RL is ``log_priority=AdvantageAligned(...)``; its ablations are other scores
-    (:mod:`torchrl_o2o.priorities`), its online-only variant is ``offline_fraction=0``.
+    A3RL is ``log_priority=AdvantageAligned(...)``; its ablations use other scores (:mod:`torchrl_o2o.priorities`), and
+    its online-only variant is ``offline_fraction=0``.
 
     The draws are called ``"offline_rows"`` and ``"online_rows"``, as :class:`BalancedSampler` makes them for the pool,
     and ``"drawn"``, positions in the pool. :attr:`noise` replaces their source.
 
     ``log_priority`` is called on the pool's rows with two entries added: ``"index"`` and the bool ``"is_offline"``,
-    both of shape [N]. It sees the rows as stored, before any transform of the replay buffer. Scoring uses the networks
-    of that moment, so a replay buffer with ``prefetch`` is refused: it would score in a thread while the optimizer
+    both of shape [N]. It sees the rows as stored, before any transform of the replay buffer. Scoring uses the current
+    networks. A replay buffer with ``prefetch`` raises an error, because it would score in a thread while the optimizer
     steps.
 
-    Differences from the authors' code (``train_finetuning_a3rl.py`` at 0770a7d), all repaired here and all but the
-    first available through :meth:`as_published`:
+    Differences from the authors' code (``train_finetuning_a3rl.py`` at 0770a7d), which :meth:`as_published` reproduces
+    except for the last:
 
-    - there the weight of pool row j goes to the j-th *drawn* row, another one (fixed in their newer script);
-      ``misaligned_weights`` repeats it;
-    - the pool is as large as the batch of all minibatches (``pool_size=None`` here), where the paper's is k = 4
-      minibatches; drawing from 1024 instead of 5120 rows is what makes scoring cheap;
-    - weights are scaled to mean 1 over the *pool*, not over the rows drawn, whose weights are smaller on average (in
-      their newer script over the rows drawn);
-    - the density ratio is updated after sampling, the paper updates it before: a matter of the training loop.
+    - the code gives the weight of pool row j to the j-th *drawn* row, which is another row (fixed in their newer
+      script); ``misaligned_weights`` reproduces this;
+    - the pool is as large as the batch of all minibatches (``pool_size=None`` here), while the paper's is k = 4
+      minibatches; a pool of 1024 instead of 5120 rows makes scoring cheap;
+    - the code scales weights to mean 1 over the *pool* instead of the drawn rows, whose weights are smaller on average
+      (their newer script uses the drawn rows);
+    - the code updates the density ratio after sampling, the paper before. The training loop decides this.
 
     Source: A3RL Eqs. 3-4 and Algorithm 1.
 
     Args:
-        log_priority: maps rows, shape [N], to log-priorities, shape [N]; see :mod:`torchrl_o2o.priorities`.
+        log_priority: a function from rows, shape [N], to log-priorities, shape [N]; see :mod:`torchrl_o2o.priorities`.
         num_offline: number of offline rows at the storage's start.
 
     Keyword Args:
-        pool_size: N; ``None`` takes as many rows as are asked for. Defaults to 1024, the paper's 4 x 256.
-        alpha: how much priorities matter. Defaults to 0.3. May be changed at any time, as may ``beta``.
-        beta: share of the importance correction. Defaults to 0.4; anneal it to 1 with
+        pool_size: N; ``None`` takes the batch size. Defaults to 1024, the paper's 4 x 256.
+        alpha: exponent of the priorities. Defaults to 0.3. It may be changed at any time, and so may ``beta``.
+        beta: exponent of the importance weights; 1 is a complete correction. Defaults to 0.4; anneal it to 1 with
             :func:`~torchrl_o2o.functional.annealed_beta`.
         offline_fraction: share of offline rows in the pool. Defaults to 0.5.
         normalize: ``"batch"`` (default) divides the drawn rows' weights by their mean, ``"pool"`` by the mean over the
-            pool (the authors), ``"max"`` by the maximum over the pool (PER), ``"none"`` leaves u, which is unbiased at
+            pool (the authors), ``"max"`` by the maximum over the pool (PER), ``"none"`` keeps u, which is unbiased at
             beta = 1.
-        minibatch_size: rows over each of which ``"batch"`` normalizes; ``None`` (default) takes the whole batch.
-        misaligned_weights: repeat the authors' first script. Defaults to ``False``.
+        minibatch_size: number of rows over which ``"batch"`` normalizes; ``None`` (default) takes the whole batch.
+        misaligned_weights: whether the authors' first script is reproduced. Defaults to ``False``.
 
     Raises:
         O2OSpecError: if an argument is out of range, the scores have another shape, or the buffer prefetches.
@@ -123,7 +123,10 @@ class PoolSampler(DrawingSampler):
         if normalize not in ("batch", "pool", "max", "none"):
             raise O2OSpecError(f"got normalize={normalize!r}, expected 'batch', 'pool', 'max' or 'none'")
         if misaligned_weights and pool_size is not None:
-            raise O2OSpecError("misaligned_weights pairs the j-th drawn row with pool row j; it needs pool_size=None")
+            raise O2OSpecError(
+                "got misaligned_weights=True with a pool_size, expected pool_size=None, because the j-th drawn row is "
+                "paired with pool row j; leave pool_size out"
+            )
         self.log_priority = log_priority
         self.uniform = BalancedSampler(num_offline, offline_fraction)
         self.pool_size = None if pool_size is None else check_count("pool_size", pool_size, least=1)
@@ -145,16 +148,16 @@ class PoolSampler(DrawingSampler):
         """The sampling of the authors' code: a pool of the batch's size.
 
         With ``AdvantageAligned(Advantage(loss, num_samples=100, shared_noise=False, antithetic=False),
-        DensityRatioScore(ratio, normalize=False))`` on a ReLU density ratio the rows' probabilities and weights are
-        theirs to the last digits (``tests/data/samplers/test_golden_a3rl.py``). Their losses use the weights in the
-        actor and the temperature too: ``EnsembleSACLoss(..., weight_actor=True, ensemble_reduction="mean")``.
+        DensityRatioScore(ratio, normalize=False))`` on a ReLU density ratio, the rows' probabilities and weights equal
+        theirs (``tests/data/samplers/test_golden_a3rl.py``). Their losses also use the weights for actor and
+        temperature: ``EnsembleSACLoss(..., weight_actor=True, ensemble_reduction="mean")``.
 
         Args:
             log_priority: as in the constructor.
             num_offline: as in the constructor.
-            misaligned_weights: ``True`` is ``train_finetuning_a3rl.py``: weights of mean 1 over the pool, and the j-th
-                drawn row has that of pool row j. ``False`` (default) is the later ``train_finetuning_all.py``: the
-                drawn rows' own weights, of mean 1 over them.
+            misaligned_weights: ``True`` is ``train_finetuning_a3rl.py``: weights have mean 1 over the pool, and the
+                j-th drawn row has the weight of pool row j. ``False`` (default) is the later
+                ``train_finetuning_all.py``: drawn rows have their own weights, with mean 1 over the drawn rows.
 
         Returns:
             A sampler with alpha 0.3 and beta 0.4; anneal ``beta`` to 1 over the run.
@@ -164,7 +167,7 @@ class PoolSampler(DrawingSampler):
 
     @property
     def alpha(self) -> float:
-        """How much priorities matter; 0 is uniform."""
+        """The exponent of the priorities; 0 is uniform."""
         return self._alpha
 
     @alpha.setter
@@ -175,7 +178,7 @@ class PoolSampler(DrawingSampler):
 
     @property
     def beta(self) -> float:
-        """Share of the importance correction; 1 is complete."""
+        """The exponent of the importance weights; 1 is a complete correction."""
         return self._beta
 
     @beta.setter
@@ -213,7 +216,7 @@ class PoolSampler(DrawingSampler):
         return pool[drawn], {"priority_weight": weight.to(torch.get_default_dtype())}
 
     def check_capacity(self, storage: Storage, batch_size: int) -> None:
-        """Refuse an online region that could never hold the online rows of one pool.
+        """Raise if the online region can never hold the online rows of one pool.
 
         Args:
             storage: the storage to be sampled from.
@@ -231,7 +234,8 @@ class PoolSampler(DrawingSampler):
         rows = storage[pool if device in (None, "auto") else pool.to(device)]
         if not isinstance(rows, TensorDictBase):
             raise O2OSpecError(
-                f"got a {type(storage).__name__}, expected a tensor storage, whose rows are scored at once"
+                f"got a {type(storage).__name__}, expected a tensor storage, whose rows are scored at once; use "
+                "offline_online_storage or LazyTensorStorage"
             )
         rows = rows.copy()
         rows.set("index", pool)
@@ -266,12 +270,12 @@ class PoolSampler(DrawingSampler):
             sampler = getattr(buffer, "_sampler", None)
             if getattr(buffer, "_prefetch", False) and self in (sampler, getattr(sampler, "sampler", None)):
                 raise O2OSpecError(
-                    "PoolSampler scores with the networks as they are at the moment of sampling; a replay buffer with "
-                    "prefetch would do so in a thread while the optimizer steps. Build the buffer without prefetch"
+                    "got a replay buffer with prefetch, expected none, because PoolSampler would score in a thread "
+                    "while the optimizer steps; build the buffer without prefetch"
                 )
 
     def metrics(self) -> dict[str, Tensor]:
-        """Metrics of the last draw, as scalars to log; computed here and not while sampling.
+        """Metrics of the last draw, as scalars to log. They are computed by this call, not while sampling.
 
         Returns:
             ``offline_share`` of the drawn rows, ``effective_sample_size`` of the pool under P (a fraction) and

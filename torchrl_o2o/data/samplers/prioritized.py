@@ -23,40 +23,40 @@ __all__ = ["PrioritizedReplaySampler"]
 _Normalization = Literal["max", "mean", "none"]
 
 
-# As a registered subclass this passes TorchRL's isinstance checks, on which TensorDictReplayBuffer silently decides
-# whether update_tensordict_priority does anything, without inheriting what needs the C++ tree.
+# Registered as a virtual subclass, this passes TorchRL's isinstance checks without inheriting code that needs the C++
+# tree. TensorDictReplayBuffer.update_tensordict_priority silently does nothing for other samplers.
 @PrioritizedSampler.register
 class PrioritizedReplaySampler(StoredPrioritySampler):
-    r"""Prioritized experience replay: rows are drawn by their TD error, stratified, with importance weights.
+    r"""Prioritized experience replay: stratified draws in proportion to TD errors, with importance weights.
 
     .. math::
         P_i = \frac{(p_i+\epsilon)^\alpha}{\sum_j (p_j+\epsilon)^\alpha},\qquad
         u_i = (N P_i)^{-\beta}\ \text{under "priority_weight"}
 
-    Rows that were never scored, offline ones included, and rows that a writer overwrites have the largest p met so far
-    (1 at first), so they are seen soon. Over the storage of :func:`~torchrl_o2o.data.offline_online_storage` the share
-    of offline rows follows from the priorities; :class:`~torchrl_o2o.data.BalancedSampler` and
-    :class:`~torchrl_o2o.data.BalancedReplaySampler` control it.
+    Rows that were never scored, including offline ones, and rows that a writer overwrites get the largest p so far
+    (initially 1), so they are drawn soon. Over the storage of :func:`~torchrl_o2o.data.offline_online_storage` the
+    share of offline rows results from the priorities. Use :class:`~torchrl_o2o.data.BalancedSampler` or
+    :class:`~torchrl_o2o.data.BalancedReplaySampler` to control it.
 
-    Takes the place of :class:`torchrl.data.PrioritizedSampler`, which needs a C++ extension built for the very torch
-    that is installed. All three ways to set priorities work: ``buffer.update_tensordict_priority(batch)``, which reads
-    the buffer's ``priority_key`` (``"td_error"``, where the losses write it), ``buffer.update_priority(index, p)``, and
-    the priority key being present in what is written. Differences: draws are stratified as in the paper; weights are
-    scaled by the batch's largest instead of by the storage's; sums are in float64 and do not drift.
+    It replaces :class:`torchrl.data.PrioritizedSampler`, which needs a C++ extension built for the installed version of
+    torch. All three ways to set priorities work: ``buffer.update_tensordict_priority(batch)``, which reads the buffer's
+    ``priority_key`` (``"td_error"``, as written by the losses); ``buffer.update_priority(index, p)``; and the priority
+    key in rows that are written. Differences: draws are stratified as in the paper; weights are divided by the batch's
+    largest instead of the storage's; sums are in float64 and do not drift.
 
-    Weights are *not* renormalized by this package's losses, so ``normalization`` decides the step size.
+    This package's losses do *not* renormalize weights, so ``normalization`` affects the step size.
 
     Source: Schaul et al. 2016 (PER), Eq. 1, section 3.4, and Appendix B.2.1 (stratification).
 
     Args:
         max_capacity: number of slots of the storage.
-        alpha: how much priorities matter; 0 draws uniformly. May be changed at any time, which costs one pass.
-        beta: how much the weights correct for it; 1 is complete. May be changed at any time.
+        alpha: exponent of the priorities; 0 draws uniformly. It may be changed at any time, at the cost of one pass.
+        beta: exponent of the importance weights; 1 is a complete correction. It may be changed at any time.
         eps: added to each priority. Defaults to 1e-8.
         dtype: type of priorities and sums. Defaults to ``torch.float64``.
         reduction: how ``TensorDictReplayBuffer`` reduces priorities with extra dimensions. Defaults to ``"max"``.
-        normalization: weights are divided by the batch's ``"max"`` (default, the paper: weights only scale down),
-            its ``"mean"`` (the mean step size stays), or by nothing, ``"none"`` (their expectation is 1 at beta 1).
+        normalization: weights are divided by the batch's ``"max"`` (default, as in the paper: weights are at most 1) or
+            its ``"mean"`` (the mean step size is kept), or not divided, ``"none"`` (their expectation is 1 at beta 1).
 
     Raises:
         O2OSpecError: if an argument is out of range.
@@ -134,8 +134,8 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         value = (priority + self.eps) ** self._alpha
         if value.isinf().any():
             raise O2OSpecError(
-                f"got a priority of {float(priority.max()):g}, which to the power of alpha={self._alpha} is no finite "
-                f"{value.dtype}; clamp priorities, or lower alpha"
+                f"got a priority of {float(priority.max()):g}, expected a finite {value.dtype} after raising it to "
+                f"alpha={self._alpha}; clamp priorities, or lower alpha"
             )
         return value
 
@@ -144,14 +144,14 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         self._tree.fill(start, stop, self._values_of(self._priority[start : start + 1]))  # they all have this value
 
     def _store(self, index: Tensor, priority: Tensor) -> None:
-        self._tree.check(index, priority)  # check before the power, which may be NaN or infinite for finite priorities
+        self._tree.check(index, priority)  # before the power, which may be NaN or infinite for finite priorities
         index, priority = last_of_each(index, priority)
         self._tree.update(index, self._values_of(priority))
         self._priority[index] = priority
         self.max_priority = max(self.max_priority, float(priority.max()))
 
     def _describe(self, index: Tensor) -> dict[str, Any]:
-        # Rows that cannot be drawn (priority and eps both 0) still count in N, as in the paper.
+        # Rows that cannot be drawn (priority and eps are 0) still count in N, as in the paper.
         tree = self._tree
         weight = (self._num_known * (tree[index] * tree.unit) / tree.scaled_total) ** -self._beta
         if self.normalization == "max":

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Balanced replay: one sampler for offline and online rows, which only priorities distinguish."""
+"""Balanced replay: one sampler for offline and online rows, balanced by priorities."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ __all__ = ["BalancedReplaySampler"]
 class BalancedReplaySampler(StoredPrioritySampler):
     r"""Off2On's balanced replay: proportional draws from offline and online rows by stored density-ratio priorities.
 
-    Offline rows start at priority 1, online rows at the largest priority met so far, which begins at
-    :math:`Mf/((1-f)n)` for M offline rows and never decreases: the n online rows of the first epoch together weigh f of
-    everything. After each update the priorities of the batch's rows, of both sources, are set to
-    :func:`~torchrl_o2o.functional.off2on_priority` by ``buffer.update_priority(batch["index"], priority)``.
-    There are no importance weights.
+    Offline rows start at priority 1. Online rows start at the largest priority so far, which begins at
+    :math:`Mf/((1-f)n)` for M offline rows and never decreases. The n online rows of the first epoch then together have
+    the share f of all priorities. After each update, set the priorities of the batch's rows, of both sources, to
+    :func:`~torchrl_o2o.functional.off2on_priority` with ``buffer.update_priority(batch["index"], priority)``. There are
+    no importance weights.
 
-    Fresh rows outrank re-weighted ones until they are drawn for the first time (M = 1e6 and f = 0.75 give 3000, above
-    the 1000 that priorities are clamped to); this is the mechanism that balances.
+    The balance results from new rows, which have a larger priority than scored ones until they are drawn for the first
+    time (M = 1e6 and f = 0.75 give 3000, while scored priorities are clamped to 1000).
 
-    Priorities of offline rows that are not drawn stay as they are. ``refresh_every`` re-scores all of them at once with
-    the current networks every so many batches, which the paper does not do.
+    Priorities of offline rows that are not drawn do not change. With ``refresh_every``, all of them are scored again
+    with the current networks after that many batches, which is not in the paper.
 
     ``TensorDictReplayBuffer.update_tensordict_priority``, and TorchRL's trainer hook that calls it, silently do nothing
-    with this sampler: they would store the TD error, which is not what this sampler is made for.
+    with this sampler, because they would store the TD error.
 
-    Source: Lee et al. 2021 (Off2On), balanced experience replay; start of the running maximum as in the authors' code.
+    Source: Lee et al. 2021 (Off2On), balanced experience replay; the running maximum starts as in the authors' code.
 
     Args:
         num_offline: number of offline rows M at the storage's start, at least 1.
         online_capacity: number of online slots.
 
     Keyword Args:
-        init_online_fraction: f in (0, 1). Defaults to 0.5, the authors' code's; their demonstration runs use 0.75.
-        first_epoch_frames: n, the online rows that together shall weigh f. Defaults to 1000, the authors' epoch.
+        init_online_fraction: f in (0, 1). Defaults to 0.5, as in the authors' code; their demonstration runs use 0.75.
+        first_epoch_frames: n, the number of online rows that together have the share f. Defaults to 1000, the authors'
+            epoch.
         refresh_every: number of batches between refreshes; ``None`` (default) never refreshes.
-        refresh_with: maps the offline rows, shape [M], to their priorities, shape [M]. It runs inside ``sample``, so
-            the buffer must not prefetch.
+        refresh_with: a function from the offline rows, shape [M], to their priorities, shape [M]. It runs inside
+            ``sample``, so the buffer must not prefetch.
         dtype: type of priorities and sums. Defaults to ``torch.float64``; the authors' code has float32.
 
     Raises:
@@ -89,8 +90,8 @@ class BalancedReplaySampler(StoredPrioritySampler):
         online_capacity = check_count("online_capacity", online_capacity, least=1)
         if (refresh_every is None) != (refresh_with is None) or (refresh_every is not None and refresh_every < 1):
             raise O2OSpecError(
-                f"got refresh_every={refresh_every} and refresh_with={refresh_with}; give both, the first at least 1, "
-                f"or neither"
+                f"got refresh_every={refresh_every} and refresh_with={refresh_with}; expected both, with refresh_every "
+                ">= 1, or neither"
             )
         self.num_offline = check_count("num_offline", num_offline, least=1)
         self._initial_online = float(initial_online_priority(num_offline, init_online_fraction, first_epoch_frames))
@@ -101,7 +102,7 @@ class BalancedReplaySampler(StoredPrioritySampler):
 
     @property
     def default_priority(self) -> float:
-        """Priority of a fresh online row: the running maximum."""
+        """Priority of a new online row, the running maximum."""
         return self.max_priority
 
     @property
@@ -112,7 +113,7 @@ class BalancedReplaySampler(StoredPrioritySampler):
         return offline / total if total > 0.0 else 1.0
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
-        """Draw rows in proportion to their priorities, refreshing the offline ones first where that is due.
+        """Draw rows in proportion to their priorities, after refreshing the offline ones if it is due.
 
         Args:
             storage: one storage with the offline rows first.
@@ -122,8 +123,7 @@ class BalancedReplaySampler(StoredPrioritySampler):
             Row numbers, shape [batch_size], and an empty dictionary.
 
         Raises:
-            O2OSpecError: if there is nothing to draw from, or the buffer's writer does not leave the offline rows
-                alone.
+            O2OSpecError: if there is nothing to draw from, or the buffer's writer overwrites offline rows.
         """
         check_offline_rows(storage, self.num_offline)
         if self.refresh_every and self.num_batches and self.num_batches % self.refresh_every == 0:
@@ -140,7 +140,10 @@ class BalancedReplaySampler(StoredPrioritySampler):
             O2OSpecError: if there is no ``refresh_with`` or it returns unusable priorities.
         """
         if self.refresh_with is None:
-            raise O2OSpecError("there is nothing to refresh priorities with; build the sampler with refresh_with")
+            raise O2OSpecError(
+                "got a sampler without refresh_with, expected a function that scores the offline rows; build the "
+                "sampler with it"
+            )
         self._meet(storage)
         with torch.no_grad():
             priority = self.refresh_with(storage[: self.num_offline])
@@ -168,7 +171,7 @@ class BalancedReplaySampler(StoredPrioritySampler):
         Raises:
             O2OSpecError: if the state belongs to another number of offline rows or slots.
         """
-        words = "the saved sampler has {} offline rows, this one {}; load the data set the run was started with"
+        words = "the saved sampler has {} offline rows, this one {}; load the data set with which the run was started"
         own = {**BalancedReplaySampler.state_dict(self), "tree": None}
         check_state(self, state_dict, own, same={"num_offline": words})
         super().load_state_dict(state_dict)

@@ -27,20 +27,18 @@ _BATCHES_BEFORE_WARNING = 1000
 
 
 class StoredPrioritySampler(DrawingSampler):
-    r"""Abstract base: rows are drawn in proportion to a value stored for each, by one draw from each of n equal strata.
+    r"""Abstract base: rows are drawn in proportion to a stored value, with one draw from each of n equal strata.
 
-    The values follow the storage by themselves: rows found in it for the first time get their initial value, rows that
-    a writer overwrites get the fresh one (writers tell every buffer of the storage by ``mark_update``). Strata are
-    assigned to the rows of a batch by a fixed stride, so that any run of consecutive rows, for instance one of the
-    minibatches a large batch is split into, is spread evenly over all strata; drawn in order, the first minibatch would
-    hold offline rows only.
+    The values follow the storage automatically: new rows get an initial value, and rows that a writer overwrites get
+    the value of a fresh row (writers call ``mark_update`` for every buffer of the storage). Strata are assigned to the
+    rows of a batch by a fixed stride. Any consecutive rows, such as a minibatch of a large batch, are then spread
+    evenly over all strata. In sorted order, the first minibatch would hold only offline rows.
 
-    A warning says so when 1000 batches were drawn and no priority was ever set: replay buffers pass over samplers that
-    they do not take for prioritized ones, such as :class:`~torchrl_o2o.data.BalancedReplaySampler`, in
-    ``update_tensordict_priority``.
+    A warning is given if no priority was set during the first 1000 batches, because ``update_tensordict_priority`` of
+    replay buffers ignores some samplers, such as :class:`~torchrl_o2o.data.BalancedReplaySampler`.
 
-    The draw is called ``"within_strata"``: for each row of a batch where in its stratum it is, in [0, 1). Row i of a
-    batch has stratum ``strata(batch_size)[i]``.
+    The draw is called ``"within_strata"``: for each row of a batch, its position within its stratum, in [0, 1). Row i
+    of a batch has stratum ``strata(batch_size)[i]``.
 
     Args:
         capacity: number of slots of the storage.
@@ -63,7 +61,7 @@ class StoredPrioritySampler(DrawingSampler):
 
     @abstractmethod
     def _store(self, index: Tensor, priority: Tensor) -> None:
-        """Store priorities of rows, both of shape [n], as the values that rows are drawn by."""
+        """Store priorities of rows, both of shape [n], as the values that determine the draws."""
 
     @property
     def capacity(self) -> int:
@@ -83,7 +81,7 @@ class StoredPrioritySampler(DrawingSampler):
             batch_size: number of rows.
 
         Returns:
-            Row numbers, shape [batch_size], and what the subclass adds for the batch.
+            Row numbers, shape [batch_size], and the subclass's entries for the batch.
 
         Raises:
             O2OSpecError: if there is nothing to draw from.
@@ -91,12 +89,15 @@ class StoredPrioritySampler(DrawingSampler):
         self._meet(storage)
         batch_size = check_count("batch_size", batch_size, least=1)
         if self._num_known == 0:
-            raise O2OSpecError("cannot sample from an empty storage; load a data set or collect transitions first")
+            raise O2OSpecError(
+                "got an empty storage, expected at least one row to sample; load a data set or collect transitions "
+                "first"
+            )
         if self.num_batches == _BATCHES_BEFORE_WARNING and self.num_updates == 0:
             warnings.warn(
                 f"{_BATCHES_BEFORE_WARNING} batches were drawn and no priority was ever set; call "
-                f"buffer.update_priority(batch['index'], priority) (update_tensordict_priority passes over "
-                f"BalancedReplaySampler, also inside of a ChunkSampler)",
+                "buffer.update_priority(batch['index'], priority) (update_tensordict_priority ignores a "
+                "BalancedReplaySampler, also inside a ChunkSampler)",
                 stacklevel=5,
             )
         self.num_batches += 1
@@ -127,10 +128,10 @@ class StoredPrioritySampler(DrawingSampler):
         """Set the priorities of rows, typically of the batch just trained on.
 
         Args:
-            index: row numbers, shape [n]; -1 stands for no row and is left out. Where a row is named twice, the last
-                priority holds.
+            index: row numbers, shape [n]; -1 means no row and is ignored. If a row occurs twice, the last priority
+                counts.
             priority: finite and non-negative, shape [n] or [n, 1], or one number for all.
-            storage: given by the replay buffer; needed if the rows have not been seen yet. Defaults to ``None``.
+            storage: passed by the replay buffer; needed if the rows are new to the sampler. Defaults to ``None``.
 
         Raises:
             O2OSpecError: if shapes do not fit, a row does not exist or a priority is negative or not finite.
@@ -143,11 +144,11 @@ class StoredPrioritySampler(DrawingSampler):
             self._store(rows, priorities)
 
     def mark_update(self, index: int | Tensor, *, storage: Storage | None = None) -> None:
-        """Give rows that were just written the fresh priority, whatever the slot held before; writers call this.
+        """Reset the priority of rows that were just written; writers call this.
 
         Args:
             index: slots, shape [n].
-            storage: given by the replay buffer. Defaults to ``None``.
+            storage: passed by the replay buffer. Defaults to ``None``.
         """
         if storage is not None:
             self._meet(storage)
@@ -157,7 +158,8 @@ class StoredPrioritySampler(DrawingSampler):
         size = len(rows_of(storage))
         if max(size, getattr(storage, "max_size", 0)) > self.capacity:
             raise O2OSpecError(
-                f"the storage has {getattr(storage, 'max_size', size)} slots, the sampler was built for {self.capacity}"
+                f"got a storage of {getattr(storage, 'max_size', size)} slots, expected {self.capacity}, the sampler's "
+                "capacity; build the sampler for this storage"
             )
         if getattr(storage, "ndim", 1) > 1:
             raise O2OSpecError(f"got a storage of {storage.ndim} dimensions, expected flat transitions (ndim=1)")
@@ -171,7 +173,7 @@ class StoredPrioritySampler(DrawingSampler):
         rows = torch.as_tensor(index, device="cpu").reshape(-1)
         if len(rows) and (rows.dtype == torch.bool or rows.is_floating_point()):
             raise O2OSpecError(
-                f"got rows as {rows.dtype}, expected row numbers such as batch['index']; of a mask .nonzero()"
+                f"got rows as {rows.dtype}, expected row numbers such as batch['index']; convert a mask with .nonzero()"
             )
         rows = rows.long()
         priorities = torch.as_tensor(priority, dtype=self._tree.dtype, device="cpu").detach().reshape(-1)
@@ -187,7 +189,7 @@ class StoredPrioritySampler(DrawingSampler):
         if len(rows) and rows.max() >= self._num_known:
             raise O2OSpecError(
                 f"got row {int(rows.max())}, but only {self._num_known} rows are known; update through the replay "
-                f"buffer, which passes its storage along"
+                "buffer, which passes its storage"
             )
         return rows, priorities
 

@@ -19,28 +19,28 @@ from torchrl_o2o.errors import O2OSpecError, check_count, check_state
 
 __all__ = ["SumTree", "last_of_each"]
 
-_FAN_OUT = 32  # children of a node; measured: 16 to 64 differ by less than a fifth in speed
+_FAN_OUT = 32  # children of a node; the speeds of 16 to 64 differ by less than a fifth
 _BLOCKS_AT_ONCE = 2**16
-_TOP = 2048  # largest number of nodes at the top, which one cumulative sum searches
+_TOP = 2048  # largest number of nodes at the top level, which one cumulative sum searches
 
 
 class SumTree:
     r"""Non-negative values on N slots, with their sums kept so that proportional draws are cheap.
 
-    A tree in which each node sums 32 children; the top is searched by one cumulative sum, every level below by one
-    gather and one cumulative sum over the children of all queried nodes at once. A search and an update of n rows cost
-    :math:`O(n\log N)` in a handful of torch calls, whatever n. Touched sums are recomputed from their children instead
-    of being corrected by differences, so no rounding error builds up over a run. They are kept in units of a power of
-    two that is at least N, which is exact, so that the sum of any finite values is finite.
+    It is a tree in which each node sums 32 children. One cumulative sum searches the top level, and one gather and one
+    cumulative sum search each level below for all queries at once. A search and an update of n rows cost
+    :math:`O(n\log N)` in a few torch calls. Changed sums are recomputed from their children and not corrected by
+    differences, so rounding errors do not accumulate. Sums are in units of a power of two of at least N, which is
+    exact, so the sum of any finite values is finite.
 
-    torchrl has a C++ tree of the same purpose that loads only with the torch it was built for.
+    torchrl has a C++ tree with the same purpose, which only loads with the version of torch that it was built for.
 
     Args:
         capacity: number of slots N; all start at zero.
         dtype: ``torch.float64`` (default), or ``torch.float32`` as in Off2On's code and TorchRL, at half the memory.
 
     Raises:
-        O2OSpecError: if the capacity is below 1 or the dtype not a floating one.
+        O2OSpecError: if the capacity is below 1 or the dtype is not a floating-point one.
 
     Examples:
         >>> import torch
@@ -70,12 +70,12 @@ class SumTree:
 
     @property
     def values(self) -> Tensor:
-        """All values, shape [N]; a view, to be read only."""
+        """All values, shape [N]; a view, which must not be changed."""
         return self._levels[0].view(-1)[: self.capacity]
 
     @property
     def total(self) -> Tensor:
-        """Sum of all values, a scalar; infinite where their type cannot hold it."""
+        """Sum of all values, a scalar; infinite if it exceeds their dtype."""
         return self.scaled_total / self.unit
 
     @property
@@ -92,7 +92,7 @@ class SumTree:
         return self.values[index]
 
     def update(self, index: Tensor, value: Tensor | float) -> None:
-        """Set values; where a slot is named twice, the last value holds.
+        """Set values; if a slot occurs twice, the last value counts.
 
         Args:
             index: slots, shape [n].
@@ -116,7 +116,7 @@ class SumTree:
 
         Args:
             start: first slot.
-            stop: one behind the last slot.
+            stop: one past the last slot.
             value: finite and non-negative, shape [stop - start] or one for all.
 
         Raises:
@@ -163,7 +163,9 @@ class SumTree:
 
     def _find(self, position: Tensor) -> Tensor:
         if not self.scaled_total > 0:
-            raise O2OSpecError("every value is zero, so there is nothing to draw; give some slots a positive value")
+            raise O2OSpecError(
+                "got only values of zero, expected a positive one to draw; give some slots a positive value"
+            )
         # A position of exactly 0 would select a leading zero; rounding can move one past the last positive child.
         smallest = torch.finfo(self.dtype).tiny
         last = len(self._levels) - 1
@@ -176,7 +178,7 @@ class SumTree:
         return node
 
     def check(self, index: Tensor, value: Tensor) -> None:
-        """Refuse slots and values that the tree cannot hold.
+        """Raise for slots and values that the tree cannot hold.
 
         Args:
             index: slots, shape [n] with n at least 1.
@@ -195,7 +197,7 @@ class SumTree:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of the values and of all sums, so that a restored tree draws the very same rows."""
+        """Copies of the values and of all sums, so that a restored tree draws the same rows."""
         return {"capacity": self.capacity, "unit": self.unit, "levels": [level.clone() for level in self._levels]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -204,7 +206,7 @@ class SumTree:
         Raises:
             O2OSpecError: if the state has another capacity.
         """
-        slots = "the saved tree has {} slots, this one {}; build it with the capacity the run was started with"
+        slots = "the saved tree has {} slots, this one {}; build it with the capacity with which the run was started"
         check_state(self, state_dict, self.state_dict(), same={"capacity": slots}, optional=("unit",))
         to_unit = self.unit / state_dict.get("unit", 1.0)  # the first edition stored unscaled sums
         for level, saved in zip(self._levels, state_dict["levels"], strict=True):
@@ -223,7 +225,7 @@ def _descend(sums: Tensor, position: Tensor, smallest: float) -> tuple[Tensor, T
 
 
 def last_of_each(index: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs without repeated slots, sorted by slot; torch leaves open which of them an indexed assignment would take.
+    """Pairs without repeated slots, sorted by slot; torch does not define which of them an indexed assignment uses.
 
     Args:
         index: slots, shape [n].

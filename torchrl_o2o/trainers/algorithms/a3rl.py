@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A3RL (Liu et al. 2025): RLPD plus a density ratio, a score of transitions, and a pool replayed by it."""
+"""A3RL (Liu et al. 2025): RLPD plus a density ratio and a pool that is replayed by a score of transitions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["anneal_pool", "density_rows", "learn_density", "make_a3rl", "make_po
 
 
 def make_a3rl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """RLPD's learner and the density ratio beside it.
+    """Build RLPD's learner with an additional density ratio.
 
     Source: Liu et al. 2025 (A3RL).
 
@@ -105,8 +105,8 @@ def make_pool(
     other = {"handover.data": cfg.handover.data, "online.online_capacity": cfg.online.get("online_capacity")}
     if other != {"handover.data": "symmetric", "online.online_capacity": None}:
         raise O2OSpecError(
-            f"got {other}; A3RL's pool holds all recorded and all online rows, and pool.offline_fraction says how many "
-            "of either: leave them out"
+            f"got {other}, expected none of them, because A3RL's pool holds all recorded and all online rows and "
+            "pool.offline_fraction sets their shares; leave them out"
         )
     end, turns = _schedule(cfg)
     if end is not None:
@@ -190,12 +190,12 @@ def _schedule(cfg: DictConfig) -> tuple[float | None, Sequence[int] | None]:
 
 
 def density_rows(buffer: TensorDictReplayBuffer, num_offline: int, batch_size: int) -> TensorDictBase:
-    """Uniform rows, by turns offline and online, that say which is which.
+    """Draw uniform rows, alternately offline and online, with ``is_offline``.
 
     Args:
         buffer: one storage for both sources.
         num_offline: number of offline rows.
-        batch_size: how many rows.
+        batch_size: number of rows.
 
     Returns:
         Rows [batch_size] with ``is_offline``.
@@ -213,14 +213,14 @@ def density_rows(buffer: TensorDictReplayBuffer, num_offline: int, batch_size: i
 
 
 def learn_density(cfg: DictConfig, run: Phase) -> dict[str, Tensor]:
-    """Steps of the density ratio on uniform rows, half of either source.
+    """Update the density ratio on uniform rows, half of each source.
 
     Args:
         cfg: ``density_updates`` and ``online.batch_size``.
         run: a phase on a buffer of :func:`make_pool`, with a learner of :func:`make_a3rl`.
 
     Returns:
-        What the last step measured; nothing while there are no online rows, or no steps are wanted.
+        Metrics of the last step; empty while there are no online rows, or if ``density_updates`` is 0.
 
     Examples:
         >>> import tempfile
@@ -248,7 +248,7 @@ def learn_density(cfg: DictConfig, run: Phase) -> dict[str, Tensor]:
 
 
 def pool_metrics(run: Phase, batch: TensorDictBase, step: int) -> dict[str, Tensor]:
-    """Metrics of the batch, and at steps that are logged also of the pool.
+    """Metrics of the batch and, at logged steps, of the pool.
 
     Args:
         run: a phase on a buffer of :func:`make_pool`.

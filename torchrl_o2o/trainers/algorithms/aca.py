@@ -28,7 +28,7 @@ _Soft = SACMLLoss | ACALoss | EnsembleSACLoss
 
 
 def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Offline: soft actor-critic with a likelihood term, and the baseline that the alignment needs.
+    """Build the offline learner: soft actor-critic with a likelihood term and the baseline for the alignment.
 
     The order is the authors': temperature, critics, baselines, actor, then the targets.
 
@@ -67,7 +67,7 @@ def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Mapping[str, Tensor]) -> Learner:
-    """Offline, for the policy of another learner: baselines on top of it; the policy stays as it is.
+    """Build the offline learner of baselines for the policy of another learner, which is not changed.
 
     Source: Yu & Zhang 2023, Eq. 8 and 9.
 
@@ -103,7 +103,7 @@ def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Map
 
 
 def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
-    """Online: the critic is k log pi_0 + R, where R starts as the baseline; k falls by :func:`decay_alignment`.
+    """Build the online learner, with the critic k log pi_0 + R; R starts as the baseline.
 
     Source: Yu & Zhang 2023, and the authors' code; see :class:`~torchrl_o2o.objectives.ACALoss`.
 
@@ -146,10 +146,10 @@ def decay_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
 
     Args:
         cfg: section ``interpolation``.
-        learner: of :func:`make_aca`; any other is left alone.
+        learner: from :func:`make_aca`; others are not changed.
 
     Returns:
-        ``interpolation``, the k of the update before, for the log.
+        ``interpolation``, the k of the previous update, for the log.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -171,12 +171,12 @@ def decay_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
 
 
 def make_sac_after_sac_ml(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
-    """The paper's comparison: plain soft actor-critic on the offline critics.
+    """Build the paper's comparison, plain soft actor-critic from the offline critics.
 
     Args:
         cfg: as in :func:`make_aca`.
         dims: observation and action dimension.
-        source: not read; the networks are carried over at the hand-over.
+        source: not used, because the hand-over copies the networks.
 
     Returns:
         The learner.

@@ -21,10 +21,10 @@ __all__ = ["make_awac"]
 
 
 def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Critics on one-step targets without entropy, then the actor by weighted likelihood, then the targets.
+    """Build AWAC's learner: critics on one-step targets without entropy, the actor by weighted likelihood, the targets.
 
-    In the authors' order all gradients are taken at the old parameters; in CORL's, and jaxrl's, the actor learns from
-    the critics that have just been moved.
+    In the authors' order, all gradients are computed at the old parameters. In the order of CORL and jaxrl, the actor's
+    loss uses the updated critics.
 
     Source: Nair et al. 2020, arXiv:2006.09359, Algorithm 1.
 
@@ -35,7 +35,7 @@ def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         dims: observation and action dimension.
 
     Returns:
-        The learner. With ``bc_steps``, ``further["cloning"]`` is the update that clones the data; it comes first.
+        The learner. With ``bc_steps``, ``further["cloning"]`` is the update that clones the data beforehand.
 
     Raises:
         O2OSpecError: if the order is unknown.
@@ -64,6 +64,6 @@ def make_awac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     ordered = steps if cfg.order == "corl" else (Joint(*steps),)
     update = Update(loss, *ordered, MoveTargets(SoftUpdate(loss, **plain(cfg.target))))
     further = {}
-    if cfg.get("bc_steps"):  # of the module that the loss reads, by its own optimizer
+    if cfg.get("bc_steps"):  # trains the loss's own actor, with a separate optimizer
         further = {"cloning": compiled(Update(BCLoss(actor), Descend("actor", actor_optim)), cfg)}
     return Learner(actor, loss, compiled(update, cfg), further=further)

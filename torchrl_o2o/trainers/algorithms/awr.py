@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""AWR (Peng et al. 2019): two regressions, on labels computed from whole episodes."""
+"""AWR (Peng et al. 2019): two regressions on labels from whole episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["check_awr", "make_awr"]
 
 
 def make_awr(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """A value and a policy of fixed width, each with steps of its own on labeled rows.
+    """Build AWR's learner: a value and a policy of fixed standard deviation, with separate steps on labeled rows.
 
     Source: Peng et al. 2019, arXiv:1910.00177, Algorithm 1, and the authors' code.
 
@@ -65,7 +65,7 @@ def _fix_width(actor: TensorDictModuleBase, std: float) -> None:
 
 
 def check_awr(cfg: DictConfig) -> None:
-    """Refuse settings that an iteration cannot use, before the first.
+    """Raise for unusable settings before the first iteration.
 
     Args:
         cfg: the configuration of the script.
@@ -84,14 +84,18 @@ def check_awr(cfg: DictConfig) -> None:
     if not (isinstance(cfg.actor_std, float | int) and cfg.actor_std > 0.0):
         raise O2OSpecError(f"got actor_std={cfg.actor_std}, expected more than 0, in half-widths of the action box")
     if cfg.compile:
-        raise O2OSpecError("got compile=true, but a compiled update computes Adam and AWR steps by SGD; compile=false")
+        raise O2OSpecError(
+            "got compile=true, expected false, because compiled updates only support Adam and AWR uses SGD; set "
+            "compile=false"
+        )
     if cfg.handover.data not in ("all", "none"):
         raise O2OSpecError(
-            f"got handover.data={cfg.handover.data}; returns need whole episodes in their order: all or none"
+            f"got handover.data={cfg.handover.data}; expected all or none, because returns need whole episodes in "
+            "their order"
         )
     capacity = cfg.online.get("online_capacity")
     if capacity is not None and capacity < cfg.online.total_frames:
         raise O2OSpecError(
-            f"got online.online_capacity={capacity} for {cfg.online.total_frames} frames; returns need the rows in "
-            "their order, so keep all of them: null"
+            f"got online.online_capacity={capacity} for {cfg.online.total_frames} frames; expected null, because "
+            "returns need all rows in their order"
         )

@@ -29,7 +29,7 @@ def _make_policy(cfg: DictConfig, dims: tuple[int, int]) -> ProbabilisticTensorD
 
 
 def make_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Squared error of a deterministic policy, negative log-likelihood of a stochastic one.
+    """Build a cloning learner: squared error of a deterministic policy, negative log-likelihood of a stochastic one.
 
     Args:
         cfg: sections ``actor``, ``optim`` and ``policy``.
@@ -59,7 +59,7 @@ def make_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def make_sac_of_clone(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """SAC from the cloned policy, with critics and temperature of its own.
+    """Build SAC that starts from the cloned policy, with new critics and a new temperature.
 
     Args:
         cfg: sections ``actor``, ``policy`` and ``sac``; the latter as in
@@ -88,7 +88,10 @@ def make_sac_of_clone(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         True
     """
     if cfg.policy == "deterministic":
-        raise O2OSpecError("learner=sac needs a stochastic policy; clone policy=tanh_gaussian or policy=gaussian")
+        raise O2OSpecError(
+            "got learner=sac with policy=deterministic, expected a stochastic policy; set policy=tanh_gaussian or "
+            "policy=gaussian"
+        )
     actor = _make_policy(cfg, dims)
     assert isinstance(actor, ProbabilisticTensorDictSequential)
     loss, update = ensemble_sac(actor, dims, cfg.sac, utd_ratio=cfg.sac.utd_ratio)

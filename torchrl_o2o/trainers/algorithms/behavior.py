@@ -36,9 +36,9 @@ _Loss = BRACLoss | BRACDualLoss | BEARLoss
 
 
 def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Soft actor-critic that pays for its divergence from a clone of the data.
+    """Build soft actor-critic with a penalty on the divergence from a clone of the data.
 
-    The order is the authors': targets, critics, actor, then the weights where they are learned.
+    The order is the authors': targets, critics, actor, then the weights that are learned.
 
     Source: Wu et al. 2019, arXiv:1911.11361, Eq. 3-6, and the authors' code.
 
@@ -48,7 +48,7 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         dims: observation and action dimension.
 
     Returns:
-        The learner. ``further["behavior"]`` is the update that clones the data; it comes first.
+        The learner. ``further["behavior"]`` is the update that clones the data beforehand.
 
     Raises:
         O2OSpecError: if the policy's family is unknown.
@@ -78,7 +78,7 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         **plain(cfg.loss),
     )
     loss.make_value_estimator(**plain(cfg.value_estimator))
-    clone = BCLoss(behavior, action_clip=1.0 - loss.action_margin)  # trains the module that the loss reads
+    clone = BCLoss(behavior, action_clip=1.0 - loss.action_margin)  # trains the module that the loss uses
     clone_optim = Adam(clone.actor_network_params.parameters(), **plain(cfg.behavior_optim))
     update = Update(
         loss,
@@ -160,7 +160,7 @@ def make_brac_dual(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Actor-critic held to the support of the data, with a VAE of it that learns along.
+    """Build an actor-critic that stays within the support of the data, estimated by a VAE.
 
     The order is the authors': VAE, critics, actor, its weight, targets.
 
@@ -206,7 +206,7 @@ def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def start_on_penalty(cfg: DictConfig, learner: Learner) -> None:
-    """Leave the values out of the actor's loss in the first ``warm_start`` offline updates.
+    """Ignore the critics in the actor's loss during the first ``warm_start`` offline updates.
 
     Args:
         cfg: of which ``warm_start`` is read.

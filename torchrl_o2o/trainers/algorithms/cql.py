@@ -21,7 +21,7 @@ __all__ = ["make_cal_ql", "make_cql", "make_sac_after_cql"]
 
 
 def make_cql(cfg: DictConfig, dims: tuple[int, int], kind: type[CQLLoss] = CQLLoss) -> Learner:
-    """Values of actions that the data do not show are pushed down; all gradients at the same parameters.
+    """Build CQL's learner, which lowers the values of unseen actions; all gradients are taken at the same parameters.
 
     Source: Kumar et al. 2020, arXiv:2006.04779, Eq. 4 and appendix F.
 
@@ -61,7 +61,7 @@ def make_cql(cfg: DictConfig, dims: tuple[int, int], kind: type[CQLLoss] = CQLLo
 
 
 def make_cal_ql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """CQL that stops at the value that the data's own policy earned; see :func:`make_cql`.
+    """Build CQL that does not lower values below the returns in the data; see :func:`make_cql`.
 
     Source: Nakamoto et al. 2023, arXiv:2303.05479, Eq. 5.1.
 
@@ -88,7 +88,7 @@ def make_cal_ql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def make_sac_after_cql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Plain soft actor-critic on CQL's actor and critics, for comparison.
+    """Build plain soft actor-critic from CQL's actor and critics, for comparison.
 
     Args:
         cfg: as in :func:`make_cql`.

@@ -36,7 +36,7 @@ __all__ = ["decay_actor_lr", "make_iql"]
 
 
 def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = None) -> Learner:
-    """V by expectile regression, the actor by weighted likelihood, critics on V.
+    """Build IQL's learner: V by expectile regression, the actor by weighted likelihood, critics with targets from V.
 
     ``order="authors"`` steps V, then the actor and the critics on the new V. ``order="corl"`` (CORL, PEX) takes all
     gradients at the old parameters.
@@ -51,8 +51,8 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
             ``None`` (default) keeps it.
 
     Returns:
-        The learner; it is not compiled where its actor has dropout, and a warning says so. A deterministic policy is
-        fitted by squared distance, and its explorer adds Gaussian noise.
+        The learner. It is not compiled, with a warning, if its actor has dropout. A deterministic policy is fitted by
+        squared distance, and its explorer adds Gaussian noise.
 
     Raises:
         O2OSpecError: if the order or the policy is unknown.
@@ -76,7 +76,7 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
     qvalues, value = make_qvalue_ensemble(*dims, **plain(cfg.qvalue)), make_value_network(dims[0], **plain(cfg.value))
     loss = IQLLoss(actor, qvalues, value, **plain(cfg.loss))
     loss.make_value_estimator(**plain(cfg.value_estimator))
-    actor.eval()  # acting is without dropout; the loss trains with dropout
+    actor.eval()  # no dropout when acting; the loss trains with dropout
     value_optim = Adam(loss.value_network_params.parameters(), **plain(cfg.optim))
     actor_optim = Adam(loss.actor_network_params.parameters(), **plain(cfg.optim))
     critic_optim = Adam(loss.qvalue_network_params.parameters(), **plain(cfg.optim))
@@ -92,7 +92,7 @@ def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = N
 def _policy(
     cfg: DictConfig, dims: tuple[int, int]
 ) -> tuple[ProbabilisticTensorDictSequential | TensorDictModule, TensorDictModuleBase | None]:
-    """The policy, and what explores in its place: a deterministic one with noise."""
+    """The policy and its explorer, which adds noise to a deterministic policy."""
     kind = cfg.get("policy", "gaussian")
     check_option("policy", kind, ("gaussian", "deterministic"))
     if kind == "gaussian":
@@ -103,7 +103,7 @@ def _policy(
 
 
 def decay_actor_lr(learner: Learner) -> dict[str, Tensor]:
-    """Move the actor's learning rate on, if the learner has a schedule for it.
+    """Advance the actor's learning-rate schedule, if the learner has one.
 
     Args:
         learner: of :func:`make_iql`.

@@ -41,13 +41,12 @@ __all__ = ["TransformerLearner", "make_odt", "open_odt"]
 
 
 class TransformerLearner:
-    """ODT's policy, TorchRL's loss of it and their two optimizers.
+    """ODT's policy, TorchRL's loss and two optimizers.
 
     Args:
         actor: reads ``observation``, ``action``, ``return_to_go`` of shape [B, K, ...].
-        loss: of it.
-        optim: of the transformer.
-        warmup: its learning rate, one step an update.
+        loss: its loss. optim: optimizer of the transformer.
+        warmup: schedule of its learning rate, one step per update.
         alpha_optim: of the entropy's weight.
         clip_grad_norm: bound of the transformer's gradient.
 
@@ -80,7 +79,7 @@ class TransformerLearner:
         self.alpha_optim, self.clip_grad_norm = alpha_optim, clip_grad_norm
 
     def update(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """A step of the transformer, then one of the entropy's weight.
+        """Make a step of the transformer, then one of the entropy's weight.
 
         Args:
             batch: of :meth:`~torchrl_o2o.data.TrajectoryReplay.sample`.
@@ -89,7 +88,7 @@ class TransformerLearner:
             The losses, ``entropy`` and ``alpha``, detached.
 
         Raises:
-            NonFiniteError: if a loss is NaN or infinite; nothing has changed then.
+            NonFiniteError: if a loss is NaN or infinite, before anything changes.
         """
         out = self.loss(batch)
         finite_or_raise({name: out[name] for name in self.loss.out_keys})
@@ -109,9 +108,9 @@ class TransformerLearner:
 
 
 def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
-    """TorchRL's ``OnlineDTActor`` under ``OnlineDTLoss``.
+    """Build ODT's learner with TorchRL's ``OnlineDTActor`` and ``OnlineDTLoss``.
 
-    Source: Zheng et al. 2022, arXiv:2202.05607, with AdamW in the place of LAMB.
+    Source: Zheng et al. 2022, arXiv:2202.05607, with AdamW instead of LAMB.
 
     Args:
         cfg: sections ``transformer``, ``loss``, ``optim``, ``alpha_optim``, and ``context``, ``warmup_updates``,
@@ -122,7 +121,7 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
         The learner.
 
     Raises:
-        O2OSpecError: if it is to be compiled, or the library transformers is not installed.
+        O2OSpecError: if ``compile`` is on, or the library transformers is not installed.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -132,10 +131,12 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
         ['observation', 'action', 'return_to_go']
         >>> make_odt(script_config("odt", ["compile=true"]), (3, 2))
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OSpecError: got compile=true, but ODT trains TorchRL's loss as it is, by no Update; ...
+        torchrl_o2o.errors.O2OSpecError: got compile=true, expected false, because ODT trains TorchRL's loss ...
     """
     if cfg.compile:
-        raise O2OSpecError("got compile=true, but ODT trains TorchRL's loss as it is, by no Update; compile=false")
+        raise O2OSpecError(
+            "got compile=true, expected false, because ODT trains TorchRL's loss without an Update; set compile=false"
+        )
     require("transformers", "odt")
     keys: list[NestedKey] = ["observation", "action", "return_to_go"]
     size = cfg.transformer.n_embd
@@ -153,7 +154,7 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
 def open_odt(
     cfg: DictConfig, problem: Problem
 ) -> tuple[Session, TransformerLearner, TrajectoryReplay, ReturnConditionedRollouts]:
-    """A run of ODT: its folder, what learns, what it learns from, and what collects.
+    """Open a run of ODT: its session, learner, replay and collector.
 
     Args:
         cfg: sections of :func:`make_odt`, ``online``, ``evaluation``, and ``returns``, ``capacity``, ``context``,
@@ -161,7 +162,7 @@ def open_odt(
         problem: environment and data.
 
     Returns:
-        All four, to be restored by entering the session.
+        All four; entering the session restores them.
 
     Raises:
         O2OSpecError: if videos are asked for, or the library transformers is not installed.
@@ -180,13 +181,13 @@ def open_odt(
         >>> cfg.evaluation.num_envs = 10
         >>> open_odt(cfg, problem)
         Traceback (most recent call last):
-        torchrl_o2o.errors.O2OSpecError: got evaluation.video=None, evaluation.num_envs=10; a policy that reads its ...
+        torchrl_o2o.errors.O2OSpecError: got evaluation.video=None, evaluation.num_envs=10, expected null and 1, ...
     """
     video, num_envs = cfg.evaluation.video, cfg.evaluation.num_envs
     if video is not None or num_envs != 1:
         raise O2OSpecError(
-            f"got evaluation.video={video}, evaluation.num_envs={num_envs}; a policy that reads its past is evaluated "
-            "in one environment, without videos: null and 1"
+            f"got evaluation.video={video}, evaluation.num_envs={num_envs}, expected null and 1, because a policy that "
+            "reads its past is evaluated in one environment without videos"
         )
     seed_everything(cfg.seed)
     learner, options = make_odt(cfg, problem.dims), run_options(cfg, cfg.run_dir)

@@ -45,7 +45,7 @@ __all__ = [
 
 
 def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Offline: CQL, all losses taken at the same parameters, then all optimizers step, then the targets.
+    """Build one offline agent: CQL with all losses at the same parameters, then all steps, then the targets.
 
     Source: Lee et al. 2021, arXiv:2107.00591, whose agents are CQL's (Kumar et al. 2020).
 
@@ -89,12 +89,12 @@ def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def read_off2on_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
-    """The agents that an ensemble starts from: the first ``num_agents`` of those that ``pretrained`` names.
+    """Read the first ``num_agents`` of the agents in ``pretrained``, from which an ensemble starts.
 
     Args:
         cfg: ``num_agents``, ``run_dir``, and ``pretrained``: a folder of folders ``agent0``, ``agent1``, ..., a list of
-            folders, or the folder of one agent, which all start from then. ``None`` stands for ``run_dir/offline``.
-        problem: what the ensemble is to be fine-tuned in.
+            folders, or the folder of one agent, from which all start. ``None`` means ``run_dir/offline``.
+        problem: the problem of the fine-tuning.
 
     Returns:
         One pre-training for each agent.
@@ -126,7 +126,7 @@ def read_off2on_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
         folders = [Path(folder) for folder in named]
     if len(folders) < cfg.num_agents:
         raise O2OSpecError(
-            f"pretrained={named} holds {len(folders)} agents, expected num_agents={cfg.num_agents}; train more"
+            f"got pretrained={named} with {len(folders)} agents, expected num_agents={cfg.num_agents}; train more"
         )
     agents = [Pretrained.read(folder) for folder in folders[: cfg.num_agents]]
     for agent in agents:
@@ -135,7 +135,7 @@ def read_off2on_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
 
 
 def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Online: the averaged policy and all pairs of critics as one learner, and the density ratio beside it.
+    """Build the online learner: the averaged policy, all pairs of critics, and a density ratio.
 
     Source: Lee et al. 2021, arXiv:2107.00591, pessimistic Q-ensemble.
 
@@ -177,7 +177,7 @@ def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) -> TensorDictReplayBuffer:
-    """One storage for recorded and new rows, drawn from by stored priorities.
+    """Build a buffer of recorded and new rows that draws by stored priorities.
 
     Source: Lee et al. 2021, arXiv:2107.00591, balanced replay.
 
@@ -218,12 +218,12 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
 
 @torch.no_grad()
 def replay_priority(cfg: DictConfig, learner: Learner, rows: TensorDictBase, offline: TensorDictBase) -> Tensor:
-    """The priority of rows: how on-policy they are, in units of the mean recorded row.
+    """Compute priorities of rows: their density ratio relative to the mean over recorded rows.
 
     Args:
         cfg: section ``priority``.
         learner: of :func:`make_off2on_ensemble`.
-        rows: to be scored, shape [B].
+        rows: the rows to score, shape [B].
         offline: recorded rows, uniformly drawn.
 
     Returns:
@@ -257,5 +257,5 @@ def _networks(
 
 
 def _temperature(cfg: DictConfig, dims: tuple[int, int]) -> Temperature:
-    """The temperature of each agent, and a new one of the ensemble."""
+    """A temperature, for an agent or for the ensemble."""
     return Temperature(-float(dims[1]), form="log_alpha", **plain(cfg.temperature))

@@ -20,7 +20,7 @@ __all__ = ["make_pex"]
 
 
 def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """V and critics as IQL's at the parameters before either has moved, targets, then the new policy.
+    """Build PEX's learner: V and critics as in IQL, both at the old parameters, then the targets, then the new policy.
 
     Source: Zhang et al. 2023, arXiv:2302.00935, and the authors' code.
 
@@ -30,8 +30,8 @@ def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         dims: observation and action dimension.
 
     Returns:
-        The learner. The choice between both policies collects and is evaluated; ``policy.pt`` of a run holds both, and
-        the critics that choose, without randomness.
+        The learner. It collects and is evaluated with the choice between both policies. ``policy.pt`` of a run holds
+        both policies and the critics, and chooses without randomness.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config

@@ -63,7 +63,7 @@ MakePixelLearner = Callable[[DictConfig, tuple[int, ...], int], Learner]
 
 
 def load_pixels(cfg: DictConfig, shape: tuple[int, ...]) -> PixelData:
-    """The data set of a configuration: V-D4RL's files, or a name that :func:`~torchrl_o2o.data.load_offline` takes.
+    """Load the data set of a configuration: V-D4RL's files, or a name for :func:`~torchrl_o2o.data.load_offline`.
 
     Args:
         cfg: ``dataset.source`` (``None``: no data), ``num_stack`` and ``mixed_episodes``; ``n_step`` and
@@ -71,10 +71,10 @@ def load_pixels(cfg: DictConfig, shape: tuple[int, ...]) -> PixelData:
         shape: of the stacked frames, (channels, height, width).
 
     Returns:
-        Rows, and the frames that they are stacked of.
+        Rows, and their frames.
 
     Raises:
-        O2ODataError: if it is neither, or broken.
+        O2ODataError: if it is neither, or damaged.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -96,7 +96,7 @@ def load_pixels(cfg: DictConfig, shape: tuple[int, ...]) -> PixelData:
 
 
 def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
-    """RLPD's networks, loss and update from pixels.
+    """Build RLPD's networks, loss and update from pixels.
 
     The critics' convolutions are copied to the actor first; then a step of the critics and of their targets on each
     minibatch; then, on the last, a step of the actor and of the temperature.
@@ -142,22 +142,22 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
 
 
 def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
-    """DrQ-v2's networks, loss and update: critics with encoder, the actor on the features of before, the targets.
+    """Build DrQ-v2's networks, loss and update: critics with encoder, the actor on features from before, the targets.
 
     Source: Yarats et al. 2021 (DrQ-v2), arXiv:2107.09645; Lu et al. 2023 (V-D4RL), arXiv:2206.04779.
 
     Args:
         cfg: sections ``encoder``, ``actor``, ``qvalue``, ``loss``, ``cloning``, ``value_estimator``, ``target``,
             ``penalty``, ``optim``, ``channels_last``, ``autocast``, and ``algorithm``: ``"drqv2"``; ``"drqv2_bc"``,
-            held to the data; ``"bc"``, which clones alone; ``"drqv2_cql"``, whose critics are pushed down.
+            with a cloning term; ``"bc"``, cloning alone; ``"drqv2_cql"``, with CQL's penalty.
         shape: of the stacked frames, (channels, height, width).
         action_dim: action dimension.
 
     Returns:
-        The learner; it explores with normal noise, whose ``sigma`` is the explorer's last module's.
+        The learner; it explores with normal noise; the explorer's last module has its ``sigma``.
 
     Raises:
-        O2OSpecError: if the algorithm is not one of those, or ``utd_ratio`` is not 1.
+        O2OSpecError: if the algorithm is unknown, or ``utd_ratio`` is not 1.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -176,7 +176,10 @@ def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Lear
     """
     check_option("algorithm", cfg.algorithm, ("drqv2", "drqv2_bc", "bc", "drqv2_cql"))
     if cfg.utd_ratio != 1:
-        raise O2OSpecError(f"got utd_ratio={cfg.utd_ratio}; DrQ-v2 makes one update of all networks, expected 1")
+        raise O2OSpecError(
+            f"got utd_ratio={cfg.utd_ratio}, expected 1, because DrQ-v2 makes one update of all networks; set "
+            "utd_ratio=1"
+        )
     fixed: dict[str, Any] = {"offset": 0.5, "initialization": "orthogonal", "latent_dim": None, "out_key": "features"}
     encoder = _laid_out(make_pixel_encoder(shape, **fixed, **plain(cfg.encoder)), cfg)
     width = encoder_width(encoder)
@@ -225,16 +228,16 @@ def _drqv2_update(loss: DrQV2Loss, cfg: DictConfig) -> Update:
 
 
 def _check_fits(data: PixelData, shape: tuple[int, ...], action_dim: int, cfg: DictConfig) -> None:
-    """Refuse data of another environment before anything is built for them."""
+    """Raise for data of another environment before anything is built for them."""
     if not len(data):
         return
     stacked = [cfg.num_stack * data.frames["observation"].shape[1], *data.frames["observation"].shape[2:]]
     found = data.rows["action"].shape[-1]
     if stacked != list(shape) or found != action_dim:
         raise O2ODataError(
-            f"{cfg.dataset.source} has stacks of frames {stacked} and {found} numbers an action, {cfg.env.env_id} has "
-            f"{list(shape)} and {action_dim}; take the environment that the data were recorded in, with "
-            f"env.render_size as their frames' size"
+            f"got {cfg.dataset.source} with stacks of frames {stacked} and {found} numbers an action, expected "
+            f"{list(shape)} and {action_dim} as in {cfg.env.env_id}; use the environment of the data, with "
+            "env.render_size as their frames' size"
         )
 
 
@@ -246,13 +249,13 @@ class PixelRun:
     """The parts of a run from pixels: data, environment, learner, buffer, collector and run folder.
 
     Args:
-        cfg: what ``make_learner`` reads, ``env``, ``dataset``, ``num_stack``, ``mixed_episodes``, ``pad``,
+        cfg: the settings of ``make_learner``, ``env``, ``dataset``, ``num_stack``, ``mixed_episodes``, ``pad``,
             ``offline_fraction``, ``utd_ratio``, the section ``online``, and the run's own settings.
         make_learner: builds the learner from configuration, shape of the frames and action dimension.
-        rows: holds transitions back until their episode has ended. Defaults to ``None``: they are written as they come.
+        rows: keeps transitions until their episode has ended. Defaults to ``None``: they are written immediately.
 
     Raises:
-        O2ODataError: if the data are broken, or of other frames or actions than the environment's.
+        O2ODataError: if the data are broken, or their frames or actions differ from the environment's.
         O2OSpecError: if something does not fit.
 
     Examples:
@@ -297,5 +300,5 @@ class PixelRun:
         score = options.scorer(self.learner, make_env, cfg.env.env_id)
         objects = {**self.learner.objects(), "collector": self.collector, **({} if rows is None else {"rows": rows})}
         save = policy_saver(self.learner.actor, env={**plain(cfg.env), "num_stack": cfg.num_stack})
-        #: The run folder, a context; ``online(collector)`` yields the remaining steps.
+        #: The session of the run folder, a context; ``online(collector)`` yields the remaining steps.
         self.session = options.open(objects, self.buffer, score, total, save)

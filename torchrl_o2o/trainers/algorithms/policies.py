@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Stochastic policies by the setting ``policy_family``, which the learners of ACA and BRAC share."""
+"""Stochastic policies by the setting ``policy_family``, shared by the learners of ACA and BRAC."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _Made = tuple[TensorDictModuleBase, LossModule, Mapping[str, nn.Module]]
 
 
 def make_qc(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
-    """Networks, loss and update of FQL, QC and their relatives, by ``policy``.
+    """Build networks, loss and update of FQL, QC and their variants, by ``policy``.
 
     Everything is stepped at once, and the target critics follow the critics from before the step, as in the authors'
     codes.
@@ -52,7 +52,7 @@ def make_qc(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> 
         dims: observation and action dimension.
 
     Keyword Args:
-        online: take ``alpha_online`` as the weight of FQL's distillation, where it is set. Defaults to ``False``.
+        online: whether ``alpha_online``, if set, is the weight of FQL's distillation. Defaults to ``False``.
 
     Returns:
         The learner, which samples chunks and acts in them.

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Soft actor-critics: RLPD (Ball et al. 2023) and its relatives SACfD, REDQ and SAC."""
+"""Soft actor-critics: RLPD (Ball et al. 2023), SACfD, REDQ and SAC."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["ensemble_sac", "make_rlpd"]
 
 
 def make_rlpd(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """RLPD's networks, loss and update.
+    """Build RLPD's networks, loss and update.
 
     Source: Ball et al. 2023, arXiv:2302.02948, Algorithm 1; REDQ, SACfD and SAC are other settings of the same.
 
@@ -57,7 +57,7 @@ def make_rlpd(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 def ensemble_sac(
     actor: ProbabilisticTensorDictSequential, dims: tuple[int, int], section: DictConfig, *, utd_ratio: int
 ) -> tuple[EnsembleSACLoss, Update]:
-    """Ball et al. 2023, Algorithm 1, lines 13 to 24, for an actor that exists.
+    """Build the loss and update of Ball et al. 2023, Algorithm 1, lines 13 to 24, for a given actor.
 
     On each of ``utd_ratio`` minibatches a step of the critics and of their targets; then, on the last, a step of the
     actor and of the temperature.
@@ -65,7 +65,7 @@ def ensemble_sac(
     Args:
         actor: the policy.
         dims: observation and action dimension.
-        section: what :func:`make_rlpd` reads, except the actor.
+        section: the sections of :func:`make_rlpd`, except ``actor``.
 
     Keyword Args:
         utd_ratio: critic steps per update.

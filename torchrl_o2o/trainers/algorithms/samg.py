@@ -43,7 +43,7 @@ from torchrl_o2o.trainers.settings import overlay_convention, plain
 
 __all__ = ["BASES", "Guide", "make_base", "make_confidence", "raw_convention"]
 
-#: Base algorithm -> its offline and its online learner. Cal-QL goes online as CQL, since it keeps no returns.
+#: Base algorithm -> its offline and its online learner. Cal-QL goes online as CQL, because SAMG keeps no returns.
 BASES: Mapping[str, tuple[MakeLearner, MakeLearner]] = {
     "awac": (make_awac, make_awac),
     "iql": (make_iql, make_iql),
@@ -56,13 +56,13 @@ _ENCODERS = {"vae": _VAE, "embedding": _EMBEDDING, "density_ratio": (DensityRati
 
 
 def make_base(cfg: DictConfig, *, online: bool) -> MakeLearner:
-    """The constructor of the base algorithm's learner of a phase.
+    """Choose the constructor of the base algorithm's learner for a phase.
 
     Args:
         cfg: ``learner.label``, a key of :data:`BASES`, and for IQL offline ``learner.decay_steps``.
 
     Keyword Args:
-        online: of which phase.
+        online: whether it is for the online phase.
 
     Returns:
         A function of configuration and dimensions.
@@ -85,7 +85,7 @@ def make_base(cfg: DictConfig, *, online: bool) -> MakeLearner:
 
 
 def raw_convention(cfg: DictConfig) -> Convention:
-    """The base's row of the table without standardized observations, with what the configuration says otherwise.
+    """The base's convention without standardized observations, with the configuration's changes.
 
     Args:
         cfg: ``convention``, ``learner.convention`` and ``domain``.
@@ -106,20 +106,20 @@ def raw_convention(cfg: DictConfig) -> Convention:
 class Guide:
     """The mixed target of a learner, and the confidence p that is stored with each transition.
 
-    Making one freezes the learner's critic as it is.
+    The constructor freezes the learner's current critic.
 
     Source: Zhang et al. 2024 (SAMG), arXiv:2410.18626; see :class:`~torchrl_o2o.objectives.SAMGEstimator`.
 
     Args:
-        learner: changed in place: its targets are mixed from now on, and its rows hold ``p_off``.
-        confidence: of a transition.
+        learner: the learner, changed in place: its targets are mixed, and its rows hold ``p_off``.
+        confidence: the confidence of a transition.
         settings: arguments of :meth:`~torchrl_o2o.objectives.SAMGEstimator.from_loss`.
 
     Keyword Args:
-        weigh_penalty: the conservative penalty of a row weighs 1 - p (CQL, Cal-QL).
+        weigh_penalty: whether the conservative penalty of a row is multiplied by 1 - p (CQL, Cal-QL).
 
     Raises:
-        O2OSpecError: if there is no penalty to weigh.
+        O2OSpecError: if ``weigh_penalty`` is on and the loss has no penalty.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -142,7 +142,10 @@ class Guide:
     ) -> None:
         loss = learner.loss
         if weigh_penalty and not hasattr(loss.tensor_keys, "penalty_weight"):
-            raise O2OSpecError(f"{type(loss).__name__} has no penalty to weigh; set weigh_penalty=false")
+            raise O2OSpecError(
+                f"got weigh_penalty=true with {type(loss).__name__}, expected a loss with a conservative penalty; set "
+                "weigh_penalty=false"
+            )
         self.confidence, self.weigh_penalty, self.steps = confidence, weigh_penalty, {"online": 0}
         self.estimator = SAMGEstimator.from_loss(loss, gamma=float(loss.value_estimator.gamma), **settings)  # type: ignore[arg-type]
         # TorchRL's annotation omits estimator instances.
@@ -150,7 +153,7 @@ class Guide:
         learner.keys = (*learner.keys, "p_off")
 
     def insert(self, row: TensorDictBase) -> TensorDictBase:
-        """Store p with a transition, and let the guidance fade.
+        """Store p with a transition, and advance the fading of the guidance.
 
         Args:
             row: a transition [1].
@@ -163,7 +166,7 @@ class Guide:
         return self.confidence(row)
 
     def weigh(self, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Weigh the penalties of a batch, if that is asked for.
+        """Set the penalty weights of a batch, if ``weigh_penalty`` is on.
 
         Args:
             batch: transitions [B]; gets ``penalty_weight``.
@@ -182,10 +185,10 @@ class Guide:
 
 
 def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | None = None) -> Confidence | None:
-    """The confidence, trained and fitted if there are data, else to be filled from a file; none for the base alone.
+    """Build the confidence; with data, train and fit it. Without SAMG's guidance, there is none.
 
     Args:
-        cfg: section ``confidence``, and what a run consists of.
+        cfg: section ``confidence``, and the settings of a run.
         dims: observation and action dimension.
         problem: environment and data; ``None`` (default) trains nothing.
 
@@ -194,7 +197,7 @@ def make_confidence(cfg: DictConfig, dims: tuple[int, int], problem: Problem | N
 
     Raises:
         O2OSpecError: if the kind is unknown.
-        O2OCheckpointError: if ``confidence.pretrained`` names no finished run of such an encoder.
+        O2OCheckpointError: if ``confidence.pretrained`` is not a finished run of such an encoder.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config

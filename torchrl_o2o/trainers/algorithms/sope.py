@@ -23,7 +23,7 @@ __all__ = ["make_critics_alone", "make_sope", "phase_settings"]
 
 
 def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Critics, actor and temperature at the parameters before any has moved, then the targets.
+    """Build the learner: critics, actor and temperature, all at the old parameters, then the targets.
 
     Args:
         cfg: sections ``actor``, ``qvalue``, ``temperature``, ``loss``, ``value_estimator``, ``target``, ``optim``, and
@@ -31,7 +31,7 @@ def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         dims: observation and action dimension.
 
     Returns:
-        The learner; it is not compiled where its critics have dropout, and a warning says so.
+        The learner. It is not compiled, with a warning, if its critics have dropout.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -85,11 +85,11 @@ def make_critics_alone(cfg: DictConfig, learner: Learner) -> Update:
 
 
 def phase_settings(cfg: DictConfig, num_offline: int) -> dict[str, Any]:
-    """The settings of a phase, as :func:`~torchrl_o2o.trainers.stabilize` names them.
+    """The settings of a phase, with the argument names of :func:`~torchrl_o2o.trainers.stabilize`.
 
     Args:
         cfg: ``online.batch_size`` and ``phases.held_out``.
-        num_offline: offline rows in the buffer. If there are any, half of a batch is offline.
+        num_offline: number of offline rows in the buffer. If there are any, half of a batch is offline.
 
     Returns:
         ``num_offline``, ``batch_size`` and ``share``.

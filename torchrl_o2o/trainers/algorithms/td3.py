@@ -25,7 +25,7 @@ __all__ = ["decay_constraint", "decay_penalty", "make_rebrac", "make_spot", "mak
 
 
 def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """Critics on smoothed target actions; the actor climbs the first and is held to the recorded actions.
+    """Build TD3+BC's learner: critics on smoothed target actions; the actor maximizes the first and imitates the data.
 
     Source: Fujimoto & Gu 2021, arXiv:2106.06860, Eq. 3-5.
 
@@ -60,10 +60,11 @@ def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
 
 
 def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
-    """TD3 held to the data in the actor and in the critics.
+    """Build ReBRAC's learner: TD3 with behavior regularization of actor and critics.
 
-    Critics with every update; with every ``policy_delay``-th, from the first on, the target actor follows the actor,
-    then the actor moves on the new critics, then the target critics follow: the authors' order.
+    The critics step with every update. With every ``policy_delay``-th update, beginning with the first, the target
+    actor follows the actor, then the actor steps with the new critics, and then the target critics follow. This is the
+    authors' order.
 
     Source: Tarasov et al. 2023, arXiv:2305.09836, Eq. 3-4, and the authors' code; online as in CORL.
 
@@ -73,10 +74,10 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
         dims: observation and action dimension.
 
     Keyword Args:
-        online: leave the critics' penalty and their calibration out. Defaults to ``False``.
+        online: whether the critics' penalty and calibration are left out. Defaults to ``False``.
 
     Returns:
-        The learner, which reads the action of the next step offline, and with ``loss.calibrate`` the row's return; it
+        The learner. Offline, it reads the action of the next step and, with ``loss.calibrate``, the row's return. It
         collects without noise.
 
     Examples:
@@ -148,7 +149,7 @@ def decay_penalty(cfg: DictConfig, learner: Learner) -> None:
 
 
 def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
-    """TD3 whose actor pays for actions that a VAE of the data finds unlikely.
+    """Build SPOT's learner: TD3 with a penalty on actions that are unlikely under a VAE of the data.
 
     Source: Wu et al. 2022, arXiv:2202.06239, Eq. 10-13.
 
@@ -158,7 +159,7 @@ def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -
         dims: observation and action dimension.
 
     Keyword Args:
-        online: discount by ``gamma_online``. Defaults to ``False``.
+        online: whether ``gamma_online`` is the discount. Defaults to ``False``.
 
     Returns:
         The learner; its explorer adds Gaussian noise. ``further["vae"]`` is the update that fits the VAE.
@@ -182,7 +183,7 @@ def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -
     vae = make_action_vae(*dims, **plain(cfg.vae))
     actor = make_deterministic_actor(*dims, **plain(cfg.actor))
     qvalues = make_qvalue_ensemble(*dims, **plain(cfg.qvalue))
-    vae_loss = VAELoss(vae, beta=cfg.loss.vae_beta)  # trains the module that the loss in the next line reads
+    vae_loss = VAELoss(vae, beta=cfg.loss.vae_beta)  # trains the module that the loss in the next line uses
     vae_optim = Adam(vae_loss.vae_network_params.parameters(), **plain(cfg.vae_optim))
     loss = SPOTLoss(actor, qvalues, vae, **plain(cfg.loss))
     loss.make_value_estimator(gamma=cfg.gamma_online if online else cfg.gamma)

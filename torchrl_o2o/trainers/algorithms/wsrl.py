@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The online learner of WSRL (Zhou et al. 2024): soft actor-critic that starts from a conservative learner."""
+"""The online learner of WSRL (Zhou et al. 2024): soft actor-critic that continues a conservative learner."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["ghostless_lr", "make_wsrl", "warm_start_update"]
 
 
 def ghostless_lr(lr: float, steps: int, ghosts: int) -> float:
-    r"""The learning rate that does without ghost steps what ``lr`` does with them in the long run.
+    r"""The learning rate without ghost steps that equals ``lr`` with them in the long run.
 
-    A ghost step decays Adam's second moment without feeding it, so that its mean is smaller by steps / (steps +
-    ghosts), and momentum carries the whole of each real step on: :math:`lr\sqrt{(steps+ghosts)/steps}`.
+    A ghost step decays Adam's second moment without a new gradient, so its mean is smaller by the factor steps / (steps
+    + ghosts). Momentum still applies the whole of each real step. The result is :math:`lr\sqrt{(steps+ghosts)/steps}`.
 
     Args:
-        lr: with ghost steps.
+        lr: the learning rate with ghost steps.
         steps: real steps per update.
         ghosts: steps with a gradient of zero per update.
 
@@ -41,7 +41,7 @@ def ghostless_lr(lr: float, steps: int, ghosts: int) -> float:
 
 
 def make_wsrl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
-    """WSRL's networks, loss and update, of the same shapes as the offline learner's.
+    """Build WSRL's networks, loss and update, with the shapes of the offline learner's.
 
     Source: Zhou et al. 2024, arXiv:2412.07762, and the authors' code.
 
@@ -90,10 +90,11 @@ def warm_start_update(
     ghost_steps: bool = False,
     fused: bool = True,
 ) -> Update:
-    """A step of the critics on each minibatch, then one of actor and temperature on all of them together.
+    """Build the update: a critic step per minibatch, then one of actor and temperature on all of them.
 
-    The authors' code moves all three Adams in each of these calls, with a gradient of zero where a network is not asked
-    for. With ``ghost_steps`` so does this; without, the learning rates are the larger ones of :func:`ghostless_lr`.
+    The authors' code steps all three Adam optimizers in each of these calls, with a gradient of zero for networks that
+    are not trained in the call. With ``ghost_steps``, this update does the same. Without, it uses the larger learning
+    rates of :func:`ghostless_lr`.
 
     Args:
         loss: of the agent.
@@ -103,7 +104,7 @@ def warm_start_update(
         utd_ratio: minibatches. Defaults to 4.
         qvalue_lr: the authors' learning rate of the critics. Defaults to 3e-4.
         actor_lr: of actor and temperature. Defaults to 1e-4.
-        ghost_steps: for parity with the authors' code. Defaults to ``False``.
+        ghost_steps: whether to make ghost steps, for parity with the authors' code. Defaults to ``False``.
         fused: of Adam. Defaults to ``True``.
 
     Returns:
