@@ -98,7 +98,7 @@ class StackFrames(gymnasium.Wrapper):
     def _observed(self, observation: Any, put: Callable[[_Stack, np.ndarray], np.ndarray]) -> Any:
         if not self._named:
             return put(self._stacks[""], observation)
-        with np.errstate(over="ignore"):  # a guard finds what becomes infinite
+        with np.errstate(over="ignore"):  # a guard finds values that become infinite
             return {
                 key: put(self._stacks[key], observation[key])
                 if key in self._stacks

@@ -25,7 +25,7 @@ def shift_frames(frames: Tensor, offset: Tensor, pad: int) -> Tensor:
     Args:
         frames: any type, uint8 in training, shape [N, C, H, W].
         offset: row and column of the crop in the padded frame, integers in 0..2 pad, shape [N, 2].
-        pad: pixels that are added on each side.
+        pad: number of pixels added on each side.
 
     Returns:
         The crops, shape [N, C, H, W].

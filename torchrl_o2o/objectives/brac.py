@@ -51,7 +51,7 @@ class BRACLoss(BehaviorRegularizedLoss):
     update.
 
     Differences from the paper: none in the equations; its dual estimates are
-    :class:`~torchrl_o2o.objectives.BRACDualLoss`. The authors draw anew for the weight's step; here it takes the
+    :class:`~torchrl_o2o.objectives.BRACDualLoss`. The authors draw again for the weight's step; here it takes the
     divergence that the actor's step measured.
 
     Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`, of the temperature or of

@@ -50,7 +50,7 @@ class BRACDualLoss(BehaviorRegularizedLoss):
 
     .. math::
         L_c=\frac1B\sum_b\Big[-D(s)+\kappa\max\big(0,|\nabla_a c(s,\tilde a)|-1\big)^2\Big],\qquad
-        \tilde a=a_\pi+u(a_\beta-a_\pi),\ u\sim U(0,1),\ a_\pi\sim\pi(\cdot|s)\text{ anew}
+        \tilde a=a_\pi+u(a_\beta-a_\pi),\ u\sim U(0,1),\ a_\pi\sim\pi(\cdot|s)\text{ drawn again}
 
     The authors take three steps on :math:`L_c`, each on a minibatch of its own, for one on every other loss. The batch
     of an update has three minibatches then, and all networks learn from the last of them:
@@ -62,7 +62,7 @@ class BRACDualLoss(BehaviorRegularizedLoss):
 
     Source: Wu et al. 2019, arXiv:1911.11361, and the authors' code (``brac_dual``), which was read.
 
-    Differences from the paper: none in the equations. The authors draw anew for the weight's step; here it takes the
+    Differences from the paper: none in the equations. The authors draw again for the weight's step; here it takes the
     divergence that the actor's step measured.
 
     Importance weights multiply the rows of :math:`L_Q`, not those of :math:`L_\pi`, of :math:`L_c`, of the temperature

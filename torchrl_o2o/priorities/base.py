@@ -82,7 +82,7 @@ class LogPriority(ABC):
         if found.shape != rows.batch_size:
             raise O2OSpecError(
                 f"{type(self).__name__} gave scores of shape {list(found.shape)} for rows "
-                f"{list(rows.batch_size)}, expected one each; rewards and flags are columns, [N, 1]"
+                f"{list(rows.batch_size)}, expected one score per row; squeeze(-1) columns [N, 1] such as rewards"
             )
         score, changed = finite_scores(found)
         self._observed = score if self._observed is None else self._observed

@@ -233,7 +233,7 @@ def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
         numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
         odd = [name for name, value in numbers.items() if not isinstance(value, int | float)]
         if odd or not isinstance(numbers.get("step"), int):
-            raise ValueError(f"{odd[0]} is no number" if odd else "it has no step")
+            raise ValueError(f"{odd[0]} is not a number" if odd else "it has no step")
         return numbers
     except (ValueError, AttributeError, RecursionError) as error:
         raise O2OCheckpointError(f"{path} line {number} is not a row of metrics ({error}); remove the line") from error

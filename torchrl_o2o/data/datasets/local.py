@@ -302,7 +302,7 @@ def store_trajectories(
         made: how it was made, for programs; its ``"task"`` selects the reference scores.
 
     Raises:
-        O2ODataError: if the disk has no room for it.
+        O2ODataError: if the disk is full.
     """
     with staged_directory(target) as folder:
         _check_free_space(folder, trajectories)

@@ -69,7 +69,7 @@ _HOW: Mapping[str, str] = {
     "medium": "a given half-trained actor",
     "expert": "a given expert actor",
     "medium-expert": "a given half-trained actor, then a given expert",
-    "cloned": "a given expert actor, action noise between 0 and 0.5 drawn anew each episode",
+    "cloned": "a given expert actor, action noise between 0 and 0.5 drawn for each episode",
     "teacher-medium": "the packaged teacher at about a third of its best return",
     "teacher-replay": "the packaged teacher's snapshots up to medium, in the order of training",
     "teacher-medium-expert": "the packaged teacher, half at about a third of its best return, half at its best",

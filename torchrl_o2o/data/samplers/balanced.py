@@ -104,7 +104,7 @@ class BalancedSampler(DrawingSampler):
 
         Raises:
             O2OSpecError: if there is nothing to draw from, the online region cannot hold the online rows of a batch, or
-                the buffer's writer does not leave the offline rows alone.
+                the buffer's writer overwrites offline rows.
         """
         check_offline_rows(storage, self.num_offline)
         size = len(rows_of(storage))

@@ -187,7 +187,7 @@ def make_sac_after_sac_ml(cfg: DictConfig, dims: tuple[int, int], source: Mappin
         >>> cfg = script_config("aca", ["preset=cpu", "compile=false", "learner=sac"])
         >>> offline = make_sac_ml(cfg, (3, 2))
         >>> learner = make_sac_after_sac_ml(cfg, (3, 2), offline.loss.state_dict())
-        >>> hand_over(offline, learner, HandOver(carry=("actor_network", "qvalue_network")))  # what starts afresh
+        >>> hand_over(offline, learner, HandOver(carry=("actor_network", "qvalue_network")))  # starts from scratch
         ['temperature']
     """
     actor, qvalues = make_policy(cfg, dims), make_qvalue_ensemble(*dims, **plain(cfg.qvalue))

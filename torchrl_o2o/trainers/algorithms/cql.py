@@ -104,7 +104,7 @@ def make_sac_after_cql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         >>> cfg = script_config("cql", ["preset=cpu", "compile=false", "learner=sac"])
         >>> online = make_sac_after_cql(cfg, (3, 2))
         >>> how = HandOver(carry=("actor_network", "qvalue_network"))
-        >>> hand_over(make_cql(cfg, (3, 2)), online, how)  # what starts afresh
+        >>> hand_over(make_cql(cfg, (3, 2)), online, how)  # starts from scratch
         ['temperature']
         >>> bool(online.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
         True

@@ -154,7 +154,7 @@ def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
         >>> cfg = script_config("off2on", ["preset=cpu", "compile=false", "num_agents=2"])
         >>> agents = [make_off2on_agent(cfg, (3, 2)).loss.state_dict() for _ in range(2)]
         >>> ensemble = make_off2on_ensemble(cfg, (3, 2))
-        >>> carry_over(stack_agents(agents), ensemble.loss)  # what starts afresh
+        >>> carry_over(stack_agents(agents), ensemble.loss)  # starts from scratch
         ['temperature']
         >>> bool(ensemble.update(random_transitions(64, 3, 2))["loss_actor"].isfinite())
         True
