@@ -386,7 +386,7 @@ def test_refusals() -> None:
     refused(agent, "expected one of", optims=other.optims)
     refused(agent, "gives .* no gradient", optims={"qvalue": agent.optims["actor"]})
     refused(agent, "neither", optims={"nothing": agent.optims["alpha"]})
-    refused(agent, "expected a loss", optims={})
+    refused(agent, "expected at least one loss", optims={})
     refused(agent, "joint", utd_ratio=3, joint=True)
     refused(agent, "mode", mode="fast")
     refused(agent, "multiple of 5", utd_ratio=5)
@@ -600,6 +600,21 @@ def test_parameters_that_are_frozen_stand_in_no_optimizer(compiled: bool) -> Non
     update = Update(agent.loss, Descend("actor", agent.optims["actor"]))
     with without_kernels(), pytest.raises(O2OSpecError, match=r"'actor' holds .*actor_network.*requires_grad=False"):
         (update.compile() if compiled else update)(make_batch())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_hooks_after_the_accumulation_of_gradients_are_refused(compiled: bool) -> None:
+    """An update accumulates no gradients, so it would never call them."""
+    agent = make_agent("awac")
+    param = next(iter(agent.loss.actor_network_params.parameters()))
+    handle = param.register_post_accumulate_grad_hook(lambda _: None)
+    update = Update(agent.loss, Descend("actor", agent.optims["actor"]))
+    with without_kernels(), pytest.raises(O2OSpecError, match=r"got .*hooks.* of .*actor"):
+        (update.compile() if compiled else update)(make_batch()[:16])
+    handle.remove()
+    with without_kernels():
+        update.recompile()
+        update(make_batch()[:16])
 
 
 def test_an_optimizer_of_the_critics_that_a_loss_was_given_is_refused() -> None:

@@ -164,4 +164,5 @@ def hooks_of(optim: torch.optim.Optimizer) -> int:
     """
     own = len(optim._optimizer_step_pre_hooks) + len(optim._optimizer_step_post_hooks)
     params = [param for group in optim.param_groups for param in group["params"]]
-    return own + sum(len(param._backward_hooks or ()) for param in params)
+    hooks = [hooks for param in params for hooks in (param._backward_hooks, param._post_accumulate_grad_hooks)]
+    return own + sum(len(each or ()) for each in hooks)

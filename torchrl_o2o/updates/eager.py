@@ -65,6 +65,7 @@ def execute_step(loss: LossModule, step: Primitive, minibatch: TensorDictBase, m
 
     Raises:
         NonFiniteError: before a parameter changes, if a loss or a gradient is not finite.
+        O2OSpecError: if a parameter of the optimizer is frozen, has no gradient, or has hooks that would not run.
     """
     if isinstance(step, Copy | MoveTargets):
         _copy(loss, step) if isinstance(step, Copy) else _move(loss, step)
@@ -124,6 +125,11 @@ def _gradients(loss: LossModule, step: Descend, minibatch: TensorDictBase, measu
         raise O2OSpecError(
             f"the optimizer of {step.name!r} holds {_names(loss, frozen)}, which have requires_grad=False, expected "
             "only trained parameters; build it from [param for param in ... if param.requires_grad]"
+        )
+    if hooked := [param for param in params if param._post_accumulate_grad_hooks]:
+        raise O2OSpecError(
+            f"got hooks after the accumulation of gradients of {_names(loss, hooked)}, which an update does not run, "
+            "because it accumulates none; remove them, and do their work after the update"
         )
     found = torch.autograd.grad(value, params, allow_unused=True) if value.requires_grad else (None,) * len(params)
     gradients = tuple(gradient for gradient in found if gradient is not None)

@@ -113,7 +113,7 @@ def _from_forward(loss: LossModule, name: str, minibatch: TensorDictBase) -> Ten
     value = out.get(f"loss_{name}", None)
     if value is None:
         raise O2OSpecError(
-            f"got the loss {name!r}, expected a {type(loss).__name__} with {name}_loss() or loss_{name}; name one of "
+            f"got the loss {name!r}, but {type(loss).__name__} has neither {name}_loss() nor loss_{name}; name one of "
             "its losses"
         )
     return value
