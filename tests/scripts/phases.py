@@ -172,7 +172,7 @@ class PhasesContract:
             self.train(tmp_path / "other", start, "actor.hidden_sizes=[8]")
         with pytest.raises(O2OCheckpointError, match="no checkpoint"):
             self.train(tmp_path / "other", f"pretrained={tmp_path / 'nowhere'}")
-        with pytest.raises(O2OCheckpointError, match="no pre-training"):
+        with pytest.raises(O2OCheckpointError, match="expected a pre-training"):
             self.train(tmp_path / "other", f"pretrained={tmp_path / 'one'}")
         assert not (tmp_path / "other").exists()
 

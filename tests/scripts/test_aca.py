@@ -135,7 +135,7 @@ def test_baselines_on_the_policy_of_another_script(
     assert len(set(returns)) == 1, "the policy is frozen"
     train("aca", tmp_path / "again", policy, convention, f"pretrained={tmp_path / 'run' / 'offline'}")
     assert rows(tmp_path / "again") == rows(tmp_path / "run")
-    with pytest.raises(O2OSpecError, match="no 'qvalue_network'"):  # plain SAC needs the other learner's critics
+    with pytest.raises(O2OSpecError, match="got 'qvalue_network' to carry over"):  # which plain SAC needs
         train("aca", tmp_path / "sac", policy, convention, "learner=sac")
 
 

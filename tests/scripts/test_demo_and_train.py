@@ -157,7 +157,7 @@ def test_case_c27_a_script_that_is_started_by_itself_looks_at_settings_files_too
     ("words", "told"),
     [
         (["++sed=1", "++seed=1"], "got ++sed, expected a setting of this script: did you mean seed?"),
-        (["+convention.reward_scal=2"], "got convention.reward_scal, which Convention does not take"),
+        (["+convention.reward_scal=2"], "got convention.reward_scal, which is not an argument of Convention"),
     ],
 )
 def test_a_setting_that_nothing_reads_ends_with_a_sentence(words: list[str], told: str, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class TestOff2On(PhasesContract):
         self.train(tmp_path / "single", f"pretrained={folder}", "num_agents=1", "online.total_frames=8")
         weights = newest(tmp_path / "single", "loss")["qvalue_network_params.module.head.weight"]
         assert weights.shape[0] == 2
-        with pytest.raises(O2OSpecError, match="holds 2 agents, expected num_agents=3"):
+        with pytest.raises(O2OSpecError, match="with 2 agents, expected num_agents=3"):
             self.train(tmp_path / "three", f"pretrained={folder}", "num_agents=3")
 
 

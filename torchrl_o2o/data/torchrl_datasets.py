@@ -191,6 +191,7 @@ _ENTRIES = {
         "bear": "torchrl_o2o.objectives.BEARLoss",
         "best_of_n": "torchrl_o2o.objectives.BestOfNLoss",
         "brac": "torchrl_o2o.objectives.BRACLoss",
+        "brac_dual": "torchrl_o2o.objectives.BRACDualLoss",
         "cal_ql": "torchrl_o2o.objectives.CalQLLoss",
         "conditional_vae": "torchrl_o2o.objectives.ConditionalVAELoss",
         "cql": "torchrl_o2o.objectives.CQLLoss",
