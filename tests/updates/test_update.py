@@ -603,6 +603,14 @@ def test_parameters_that_are_frozen_stand_in_no_optimizer(compiled: bool) -> Non
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+def test_rows_that_no_loss_returns_are_refused(compiled: bool) -> None:
+    agent = make_agent("awac")
+    update = Update(agent.loss, Descend("actor", agent.optims["actor"]), rows=("nothing",))
+    with without_kernels(), pytest.raises(O2OSpecError, match=r"got rows='nothing', expected an entry .*loss_actor"):
+        (update.compile() if compiled else update)(make_batch()[:16])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 def test_hooks_after_the_accumulation_of_gradients_are_refused(compiled: bool) -> None:
     """An update accumulates no gradients, so it would never call them."""
     agent = make_agent("awac")

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -15,7 +15,7 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
-from torchrl_o2o.updates.loss_calls import LossResults, call_loss, summary
+from torchrl_o2o.updates.loss_calls import LossResults, call_loss, joined_rows, summary
 from torchrl_o2o.updates.state import copied_pairs, state_of, target_pairs
 from torchrl_o2o.updates.steps import WHOLE, Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive
 
@@ -49,8 +49,7 @@ def execute(
     except NonFiniteError as error:
         return summary(measured[-1].entries, ()) | {"finite": torch.tensor(False)}, error
     metrics = summary(measured[plan.minibatches - 1].entries | measured[-1].entries, ())
-    for name in rows:
-        metrics[name] = torch.cat([_row(each.entries, name) for each in measured[: plan.minibatches]], -1)
+    metrics |= joined_rows([each.entries for each in measured[: plan.minibatches]], rows, measured[0].entries)
     return metrics | {"finite": torch.tensor(True)}, None
 
 
@@ -160,9 +159,3 @@ def _laid_out_as(param: Tensor, gradient: Tensor) -> Tensor:
     if gradient.stride() == param.stride():
         return gradient
     return torch.empty_like(param, memory_format=torch.preserve_format).copy_(gradient)
-
-
-def _row(measured: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in measured:
-        raise O2OSpecError(f"got rows={name!r}, expected an entry that the losses return: {sorted(measured)}")
-    return measured[name]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.objectives.common import LossModule
@@ -19,7 +20,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates.steps import Primitive, moves_targets
 
-__all__ = ["LossResults", "call_loss", "summary"]
+__all__ = ["LossResults", "call_loss", "joined_rows", "summary"]
 
 #: Prefix of entries that a loss computes from target networks; they are valid until the targets move.
 _OF_TARGETS = "target_"
@@ -147,3 +148,33 @@ def summary(measured: Mapping[str, Tensor], rows: Sequence[str]) -> dict[str, Te
     if "qvalue" in measured and len(measured["qvalue"]) > 1:
         out["qvalue_std"] = measured["qvalue"].std(0).mean()
     return out | {f"rows:{name}": measured[name] for name in rows if name in measured}
+
+
+def joined_rows(
+    minibatches: Sequence[Mapping[str, Tensor]], rows: Sequence[str], known: Iterable[str], *, prefix: str = ""
+) -> dict[str, Tensor]:
+    """The requested entries of all minibatches, row by row.
+
+    Args:
+        minibatches: what was measured on each, with an entry [..., B] for each requested name.
+        rows: the requested names.
+        known: names for the error.
+
+    Keyword Args:
+        prefix: what stands before the names in ``minibatches``. Defaults to nothing.
+
+    Returns:
+        Name -> rows, shape [..., number of minibatches * B].
+
+    Raises:
+        O2OSpecError: if the losses return no such entry.
+
+    Examples:
+        >>> import torch
+        >>> joined_rows([{"td_error": torch.zeros(2)}, {"td_error": torch.ones(2)}], ["td_error"], ["td_error"])
+        {'td_error': tensor([0., 0., 1., 1.])}
+    """
+    for name in rows:
+        if any(prefix + name not in each for each in minibatches):
+            raise O2OSpecError(f"got rows={name!r}, expected an entry that the losses return: {sorted(known)}")
+    return {name: torch.cat([each[prefix + name] for each in minibatches], -1) for name in rows}

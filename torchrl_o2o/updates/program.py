@@ -21,7 +21,7 @@ from torchrl_o2o.functional.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps, moments_of, step_scalars
 from torchrl_o2o.updates.draws import Draw, DrawFinder
 from torchrl_o2o.updates.graph import Graph, Named, capture, hoist, over_leading_dim
-from torchrl_o2o.updates.loss_calls import LossResults, call_loss
+from torchrl_o2o.updates.loss_calls import LossResults, call_loss, joined_rows
 from torchrl_o2o.updates.precision import lower_products
 from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
 from torchrl_o2o.updates.replay import CudaGraphProgram
@@ -295,11 +295,7 @@ def _merged(outputs: list[dict[str, Tensor]], minibatches: int, rows: tuple[str,
     """Scalars of the last minibatch, and rows of all of them."""
     last = outputs[minibatches - 1] | outputs[-1]
     metrics = {name: value for name, value in last.items() if not name.startswith("rows:")}
-    for name in rows:
-        if f"rows:{name}" not in outputs[0]:
-            raise O2OSpecError(f"got rows={name!r}, expected an entry that the losses return: {sorted(metrics)}")
-        metrics[name] = torch.cat([each[f"rows:{name}"] for each in outputs[:minibatches]], -1)
-    return metrics
+    return metrics | joined_rows(outputs[:minibatches], rows, metrics, prefix="rows:")
 
 
 def columns_of(batch: TensorDictBase) -> tuple[dict[str, Tensor], Any]:
