@@ -146,18 +146,24 @@ class ACALoss(SoftLoss):
         qvalue = self._aligned(following, action, self._target_critics, policy)[0].amin(0)  # min_i Q'_i(s', a')
         return self._soft_target(tensordict, action, log_prob, qvalue)
 
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, *, target_value: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one minibatch; only the residuals are trained.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
 
+        Keyword Args:
+            target_value: y, shape [*B], if it was computed before; ``None`` (default) calls :meth:`target_value`.
+
         Returns:
             The loss, and, detached, ``td_error`` and ``reference_log_prob`` (unclipped log pi_0 of the recorded
             actions, shape [*B]), ``qvalue`` (aligned, shape [E, *B]) and ``target_value`` (shape [*B]).
         """
-        target, residuals = self.target_value(tensordict), self._trained_critics()  # y
-        qvalue, density = self._aligned(self._state(tensordict), self._action(tensordict), residuals)  # Q_i(s, a)
+        target = self.target_value(tensordict) if target_value is None else target_value  # y
+        state, action, residuals = self._state(tensordict), self._action(tensordict), self._trained_critics()
+        qvalue, density = self._aligned(state, action, residuals)  # Q_i(s, a)
         error, info = self._bellman_error(qvalue, target)
         return self._reduce(error, self._weights(tensordict)), {**info, "reference_log_prob": density.detach()}
 

@@ -108,26 +108,6 @@ class BehaviorRegularizedLoss(DivergenceLoss, SoftLoss):
         value = soft_value(value, log_prob, self.temperature.alpha)
         return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
 
-    def qvalue_loss(
-        self, tensordict: TensorDictBase, *, target_value: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Critic loss of one minibatch.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Keyword Args:
-            target_value: y, shape [*B], if it was computed before; ``None`` (default) calls :meth:`target_value`.
-
-        Returns:
-            The loss, and ``td_error`` (shape [*B]), ``qvalue`` (shape [E, *B]) and ``target_value`` (shape [*B]), all
-            detached.
-        """
-        target = self.target_value(tensordict) if target_value is None else target_value  # y
-        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_i(s, a)
-        error, info = self._bellman_error(qvalue, target)
-        return self._reduce(error, self._weights(tensordict)), info
-
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches critics, D's other networks or weights.
 

@@ -160,18 +160,24 @@ class CQLLoss(SoftLoss):
         qvalue, log_prob, action = max_backup(values, log_probs, actions)
         return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
 
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, *, target_value: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Bellman error plus conservative penalty of one minibatch.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
+
+        Keyword Args:
+            target_value: y, shape [*B], if it was computed before; ``None`` (default) calls :meth:`target_value`.
 
         Returns:
             The loss, and, all detached, ``td_error`` (shape [*B]), ``qvalue`` and ``gap`` (shape [E, *B]),
             ``target_value`` (shape [*B]) and the scalars ``alpha_prime`` and ``bound_rate`` (share of policy-action
             values under Cal-QL's bound).
         """
-        target, state, action = self.target_value(tensordict), self._state(tensordict), self._action(tensordict)
+        target = self.target_value(tensordict) if target_value is None else target_value  # y
+        state, action = self._state(tensordict), self._action(tensordict)
         proposals, log_density = self._proposals(tensordict)  # a_m, log mu_m(a_m)
         actions = torch.cat([proposals, action.unsqueeze(0)])
         values = self._qvalues(repeated(state, len(actions)), actions)

@@ -2,7 +2,7 @@
 #
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The base class of losses without a temperature (AWAC, IQL, TD3+BC, SPOT), whose critics regress on one target."""
+"""The base class of losses whose critics regress on one target, with a temperature (SAC, CQL) or without (IQL, TD3)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,6 @@ from torchrl_o2o.objectives.soft import SoftLoss
 
 __all__ = ["EnsembleSACLoss"]
 
-_Ensemble = Literal["sum", "mean"]
 _INSIDE = 1.0 - 1e-5  # recorded actions are clipped to this share of the box before their density is computed
 
 
@@ -151,12 +150,18 @@ class EnsembleSACLoss(SoftLoss):
         target_q: Literal["mean", "min"] = "min",
         actor_q: Literal["mean", "min"] = "mean",
         bc_alpha: float = 0.0,
-        ensemble_reduction: _Ensemble = "sum",
+        ensemble_reduction: Literal["sum", "mean"] = "sum",
         weight_actor: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
         temperature = temperature or Temperature(-0.5 * action_spec(actor_network).shape[-1])
-        super().__init__(actor_network, qvalue_network, temperature=temperature, reduction=reduction)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            temperature=temperature,
+            ensemble_reduction=ensemble_reduction,
+            reduction=reduction,
+        )
         self._set_subset(sub_sample_len, subset_per, subset_replacement)
         self._set_entropy(entropy_at)
         self._set_cloning(actor_network, bc_alpha)
@@ -164,10 +169,8 @@ class EnsembleSACLoss(SoftLoss):
         self.target_q = target_q
         self.num_target_actions = check_count("num_target_actions", num_target_actions, least=1)
         check_option("actor_q", actor_q, ("mean", "min"))
-        check_option("ensemble_reduction", ensemble_reduction, ("sum", "mean"))
         self.entropy_backup = entropy_backup
         self.actor_q: Literal["mean", "min"] = actor_q
-        self.ensemble_reduction: _Ensemble = ensemble_reduction
         self.weight_actor = weight_actor
         self.make_value_estimator()
 
@@ -197,21 +200,6 @@ class EnsembleSACLoss(SoftLoss):
             value = soft_value(qvalue, log_prob, self.temperature.alpha) if self.entropy_backup else qvalue
             qvalue, log_prob, action = best_of(value, qvalue, log_prob, action)
         return self._soft_target(tensordict, action, log_prob, qvalue, entropy=self.entropy_backup)
-
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Critic loss of one minibatch.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            The loss, and ``td_error`` (mean over members of the absolute error, shape [*B]), ``qvalue`` (shape [E, *B])
-            and ``target_value`` (shape [*B]), all detached.
-        """
-        target = self.target_value(tensordict)  # y
-        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_i(s, a)
-        error, info = self._bellman_error(qvalue, target, self.ensemble_reduction)
-        return self._reduce(error, self._weights(tensordict)), info
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics or the temperature.

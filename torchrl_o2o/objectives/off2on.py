@@ -109,18 +109,23 @@ class PessimisticEnsembleLoss(SoftLoss):
         action = action.expand(self.num_pairs, *action.shape)
         return self._soft_target(layers, action, log_prob.expand_as(qvalue), qvalue)
 
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+    def qvalue_loss(
+        self, tensordict: TensorDictBase, *, target_value: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Critic loss of one minibatch.
 
         Args:
             tensordict: transitions, shape [*B]; not modified.
+
+        Keyword Args:
+            target_value: y_k, shape [K, *B], if it was computed before; ``None`` (default) calls :meth:`target_value`.
 
         Returns:
             The loss, and, all detached, ``td_error`` (mean over critics of the absolute error, shape [*B]), ``qvalue``
             (shape [2K, *B]), ``qvalue_std`` (deviation of the pairs' minima, shape [*B]) and ``target_value`` (shape
             [K, *B]).
         """
-        target = self.target_value(tensordict)  # y_k
+        target = self.target_value(tensordict) if target_value is None else target_value  # y_k
         qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_kj(s, a)
         error, info = self._bellman_error(qvalue, target.repeat_interleave(2, 0))
         info |= {"target_value": target, "qvalue_std": pair_minimum(info["qvalue"]).std(0, correction=0)}

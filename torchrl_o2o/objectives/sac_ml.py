@@ -124,20 +124,6 @@ class SACMLLoss(SoftLoss, FitsBaselines):
         qvalue = self._qvalues(following, action, self._target_critics).amin(0)  # min_i Q'_i(s', a')
         return self._soft_target(tensordict, action, log_prob, qvalue)
 
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """SAC's critic loss of one minibatch.
-
-        Args:
-            tensordict: transitions, shape [*B]; not modified.
-
-        Returns:
-            The loss, and, detached, ``td_error`` (shape [*B]), ``qvalue`` ([E, *B]) and ``target_value`` ([*B]).
-        """
-        target = self.target_value(tensordict)  # y
-        qvalue = self._qvalues(self._state(tensordict), self._action(tensordict))  # Q_i(s, a)
-        error, info = self._bellman_error(qvalue, target)
-        return self._reduce(error, self._weights(tensordict)), info
-
     @torch.no_grad()
     def baseline_target(self, tensordict: TensorDictBase) -> Tensor:
         """The baselines' target y_Z of the class docstring.

@@ -17,20 +17,24 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.soft import soft_value
 from torchrl_o2o.modules.boxes import action_spec
 from torchrl_o2o.modules.temperature import Temperature
-from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
 from torchrl_o2o.objectives.base import Reduction
+from torchrl_o2o.objectives.critic import CriticLoss
 from torchrl_o2o.objectives.networks import Inputs, Parameters, sample_policy, take_members
 
 __all__ = ["SoftLoss"]
 
 
-class SoftLoss(ActorCriticLoss):
-    """Abstract base of actor-critic losses with a stochastic actor, E critics with targets and a temperature.
+class SoftLoss(CriticLoss):
+    """Abstract base: an actor with a density, E critics that regress on one target, and a temperature.
+
+    Subclasses implement :meth:`target_value`, ``actor_loss`` and ``forward``, and end their ``__init__`` with
+    :meth:`make_value_estimator`.
 
     Args:
         actor_network: a probabilistic actor.
         qvalue_network: E critics.
         temperature: the entropy temperature; ``None`` takes ``Temperature(-A, form="log_alpha")``.
+        ensemble_reduction: ``"sum"`` or ``"mean"`` over members in the critic loss.
         reduction: over the batch.
 
     Raises:
@@ -54,9 +58,10 @@ class SoftLoss(ActorCriticLoss):
         qvalue_network: list[TensorDictModule],
         *,
         temperature: Temperature | None,
+        ensemble_reduction: Literal["sum", "mean"] = "sum",
         reduction: Reduction,
     ) -> None:
-        super().__init__(actor_network, qvalue_network, reduction=reduction)
+        super().__init__(actor_network, qvalue_network, ensemble_reduction=ensemble_reduction, reduction=reduction)
         if temperature is None:
             temperature = Temperature(-float(action_spec(actor_network).shape[-1]), form="log_alpha")
         self.temperature = temperature
@@ -122,8 +127,6 @@ class SoftLoss(ActorCriticLoss):
         return self._estimate(tensordict, value, qvalue=qvalue, log_prob=log_prob, action=action)
 
     if TYPE_CHECKING:  # defined by each loss
-
-        def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
 
         def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]: ...  # noqa: D102
 
