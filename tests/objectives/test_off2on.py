@@ -26,6 +26,7 @@ from torchrl_o2o.objectives import (
     join_sources,
 )
 from torchrl_o2o.testing import LossContract, random_transitions
+from torchrl_o2o.updates import Descend, Update
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -257,3 +258,16 @@ class TestGolden:
 
 def rows_of(entries: golden.Tree) -> TensorDict:
     return TensorDict(dict(entries), [len(entries["action"])])
+
+
+def test_an_update_keeps_the_deviation_of_the_pairs() -> None:
+    """`qvalue_std` of an update is the loss's own, not the deviation of all 2K critics."""
+    torch.manual_seed(0)
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=4, hidden_sizes=(8,))
+    loss = PessimisticEnsembleLoss(make_actor(3, 2, hidden_sizes=(8,)), critics)
+    optim = torch.optim.SGD(loss.qvalue_network_params.parameters(), lr=0.0)
+    batch = random_transitions(6, 3, 2)
+    _, info = loss.qvalue_loss(batch)
+    metrics = Update(loss, Descend("qvalue", optim))(batch)
+    torch.testing.assert_close(metrics["qvalue_std"], info["qvalue_std"].mean())
+    assert not torch.isclose(metrics["qvalue_std"], info["qvalue"].std(0).mean())

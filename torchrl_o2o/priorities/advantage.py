@@ -36,7 +36,7 @@ class Advantage(CriticScore):
     critics cancels.
 
     Difference from the authors' code: M = 10 instead of 100, in antithetic pairs, and the same noise for all rows.
-    Noise that is shared by all rows cancels in the resampling probabilities; ``docs/algorithms/a3rl.md`` has the rank
+    Noise that is shared by all rows cancels in the resampling probabilities; ``benchmarks/README.md`` has the rank
     correlations. ``num_samples=100, shared_noise=False, antithetic=False`` is the authors' setting.
 
     Source: A3RL section 4.2 and Eq. 5; ``SACLearnerPriority.get_advantage``.

@@ -132,6 +132,8 @@ def _extras(method: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...
 def summary(measured: Mapping[str, Tensor], rows: Sequence[str]) -> dict[str, Tensor]:
     """Means of all metrics, the standard deviation between critics, and the requested rows unchanged.
 
+    A loss that returns its own ``qvalue_std`` keeps it.
+
     Args:
         measured: the results of the losses on one minibatch.
         rows: entries to keep row by row, under ``rows:<name>``; missing ones are skipped.
@@ -145,7 +147,7 @@ def summary(measured: Mapping[str, Tensor], rows: Sequence[str]) -> dict[str, Te
         {'qvalue': tensor(2.), 'qvalue_std': tensor(1.4142)}
     """
     out = {key: value.mean() if value.is_floating_point() else value.double().mean() for key, value in measured.items()}
-    if "qvalue" in measured and len(measured["qvalue"]) > 1:
+    if "qvalue" in measured and "qvalue_std" not in measured and len(measured["qvalue"]) > 1:
         out["qvalue_std"] = measured["qvalue"].std(0).mean()
     return out | {f"rows:{name}": measured[name] for name in rows if name in measured}
 
