@@ -55,6 +55,20 @@ def test_parts_divide_the_missing_runs(tmp_path, capsys):
     assert min(map(len, lines)) > 0
 
 
+def test_a_run_that_another_claim_finished_is_not_missing(tmp_path, capsys):
+    symmetric, locomotion = load_claim("rlpd-symmetric"), load_claim("rlpd-locomotion")
+    keys = {job.key for job in symmetric.jobs()}
+    finished = [
+        Result(job.group, job.task, job.seed, job.key, "finished", 0.5, "", "", "", np.zeros(1), np.zeros(1))
+        for job in locomotion.jobs()
+    ]
+    shared = {result.key for result in finished} & keys
+    assert shared
+    write_results(tmp_path / "results" / "rlpd-locomotion.csv", finished)
+    main(["reproduce", "run", "rlpd-symmetric", "--dry-run", *folders(tmp_path)])
+    assert len(capsys.readouterr().out.splitlines()) == len(keys - shared)
+
+
 def test_wrong_input_is_told(tmp_path, capsys):
     assert main(["reproduce", "run", "rlpd-sparse", "--part", "3/2", "--dry-run", *folders(tmp_path)]) == 2
     assert main(["reproduce", "show", "nothing", *folders(tmp_path)]) == 2

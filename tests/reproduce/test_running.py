@@ -124,6 +124,18 @@ def test_results_of_other_settings_do_not_count(tmp_path: Path) -> None:
     assert collect(claim(), tmp_path, [stale]) == []
 
 
+def test_another_claims_run_of_the_same_settings_counts(tmp_path: Path) -> None:
+    own, other = (
+        Result(name, name, 0, jobs()[0].key, status, 1.0, "", "", "", np.zeros(1), np.ones(1))
+        for name, status in (("a", "failed"), ("other", "finished"))
+    )
+    for known in ([], [own]):
+        (run,) = collect(claim(), tmp_path, known, shared=[other])
+        assert (run.group, run.task, run.status, run.scores.tolist()) == ("a", "t", "finished", [1.0])
+    failed = replace(other, status="failed")
+    assert collect(claim(), tmp_path, [], shared=[failed]) == []
+
+
 def test_nan_survives_the_file(tmp_path: Path) -> None:
     curve = (np.array([-5.0, 0.0, 1e6]), np.array([1.25, np.nan, -np.inf]))
     write_results(tmp_path / "c.csv", [Result("a", "t", 0, "k", "finished", 0.5, "x, y", "", 'a="b,c"', *curve)])

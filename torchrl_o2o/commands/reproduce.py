@@ -136,11 +136,13 @@ def _claims(names: list[str], arguments: argparse.Namespace, *, save: bool = Fal
     from torchrl_o2o.reproduce.claims import find_claims, load_claim
     from torchrl_o2o.reproduce.results import collect, read_results, write_results
 
+    ours = {name: read_results(arguments.results / f"{name}.csv") for name in find_claims()}
     claims = {}
-    for name in find_claims() if "all" in names else names:
+    for name in ours if "all" in names else names:
         claim = load_claim(name)
         path = arguments.results / f"{claim.name}.csv"
-        results = collect(claim, arguments.runs, read_results(path))
+        shared = [result for other, rows in ours.items() if other != claim.name for result in rows]
+        results = collect(claim, arguments.runs, read_results(path), shared=shared)
         if save and results:
             write_results(path, results)
         claims[claim.name] = (claim, results)

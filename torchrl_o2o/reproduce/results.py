@@ -11,7 +11,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,27 +135,30 @@ def write_results(path: str | Path, results: Iterable[Result]) -> None:
     replace_durably(path, text.getvalue().encode())
 
 
-def collect(claim: Claim, runs: Path, known: Iterable[Result]) -> list[Result]:
+def collect(claim: Claim, runs: Path, known: Iterable[Result], *, shared: Iterable[Result] = ()) -> list[Result]:
     """Combine known results with those in run folders; results with other settings than the claim's are skipped.
 
     Args:
         claim: whose runs.
         runs: folder of run folders, each named after its job's key.
         known: earlier results; a finished one is never replaced.
+        shared: results of other claims. A finished one with the same script, overrides and seed counts for this claim
+            as well, under this claim's names of group and task.
 
     A finished run that cannot be read, or lacks the claim's metric, counts as failed, and a warning says why.
 
     Returns:
         Results in the order of the claim's jobs.
     """
-    before = {result.key: result for result in known}
+    before = {result.key: result for result in shared if result.status == "finished"}
+    before |= {result.key: result for result in known if result.status == "finished" or result.key not in before}
     found = (_latest(job, claim, runs / job.key, before.get(job.key)) for job in claim.jobs())
     return [result for result in found if result is not None]
 
 
 def _latest(job: Job, claim: Claim, folder: Path, before: Result | None) -> Result | None:
     if (before is not None and before.status == "finished") or not (folder / OUTCOME).exists():
-        return before
+        return before and replace(before, group=job.group, task=job.task)
     outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
     if outcome["status"] not in ("finished", "failed"):  # stopped: it will be continued later
         return None
