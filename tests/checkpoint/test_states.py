@@ -17,7 +17,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import TensorDictReplayBuffer
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives import HardUpdate, SoftUpdate
 
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.data import (
@@ -170,8 +170,29 @@ def test_an_updates_counts_are_of_its_own_steps() -> None:
     for wrong in ({}, {"calls": 3}, state | {"calls": -1}, state | {"counts": None}, state | {"counts": {1: 0.5}}):
         with pytest.raises(O2OSpecError, match="got a state of Update"):
             twin.load_state_dict(wrong)
-    with pytest.raises(O2OSpecError, match=r"turns of step 1, expected turns of the Every steps \[0\]"):
+    with pytest.raises(O2OSpecError, match=r"turns of step 1, expected turns of the steps \[0\]"):
         update(first=True).load_state_dict(state)
+
+
+def test_the_turns_of_hard_updates_are_saved() -> None:
+    """TorchRL's HardUpdate copies at its fourth step with an interval of 3; a resumed one began to count again."""
+
+    def hard_update() -> Update:
+        loss = update().loss
+        critic = Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters()))
+        return Update(loss, critic, MoveTargets(HardUpdate(loss, value_network_update_interval=3)))
+
+    def follows(each: Update) -> bool:
+        each(rows(4))
+        networks = each.loss.qvalue_network_params, each.loss.target_qvalue_network_params
+        return all(torch.equal(*pair) for pair in zip(*(one.values(True, True) for one in networks), strict=True))
+
+    first = hard_update()
+    assert [follows(first) for _ in range(3)] == [False, False, False]
+    second = hard_update()
+    second.load_state_dict(first.state_dict())
+    assert [follows(second) for _ in range(2)] == [True, False]
+    second.load_state_dict({"calls": 3, "counts": {}})  # as saved before the turns were
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ValueOperator
 
 from torchrl_o2o.data.transforms import ObservationStats
+from torchrl_o2o.deploy import save_policy
 from torchrl_o2o.deploy.export import export_policy
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -88,6 +90,33 @@ def test_onnx_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(O2OSpecError, match=r"needs onnx and onnxscript; .*pip install torchrl_o2o\[onnx\]"):
         export_policy(ACTORS["standard"](), tmp_path / "policy.onnx", format="onnx")
+
+
+def test_a_policy_file_is_not_written_over(tmp_path: Path) -> None:
+    """`o2o export RUN --out RUN/policy.pt` replaced the policy by its export."""
+    actor = ACTORS["standard"]()
+    run = save_policy(tmp_path, actor, action_box=([-1.0] * 2, [1.0] * 2))
+    before = run.read_bytes()
+    for format in ("torch_export", "onnx"):
+        with pytest.raises(O2OSpecError, match=r"got policy.pt, expected another suffix than .pt"):
+            export_policy(run, run, format=format)
+    assert run.read_bytes() == before
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(O2OCheckpointError, match=r"cannot be written to .*folder.pt2 .*name a file in a writable"):
+        export_policy(ACTORS["standard"](), tmp_path / "folder.pt2")
+    file = export_policy(ACTORS["standard"](), tmp_path / "policy.pt2")
+    before = file.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(O2OCheckpointError, match="No space left"):
+        export_policy(ACTORS["standard"](), file)
+    assert file.read_bytes() == before
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:

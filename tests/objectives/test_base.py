@@ -282,3 +282,26 @@ def test_selected_outputs_stay_selected() -> None:
         assert loss.out_keys == ["loss_actor"]
     loss.reset_out_keys()
     assert loss.out_keys == ["loss_actor", "imitation_error"]
+
+
+def test_a_discount_of_one_loads_another() -> None:
+    """A whole number made a buffer of integers, into which 0.5 was loaded as 0."""
+    saved, loss = (BCLoss(make_actor(3, 2, **SMALL)) for _ in range(2))
+    saved.make_value_estimator(gamma=0.5)
+    loss.make_value_estimator(gamma=1)
+    loss.load_state_dict(saved.state_dict())
+    assert loss.value_estimator.gamma == 0.5
+
+
+@pytest.mark.parametrize("shared_head", [False, True])
+def test_members_are_reset_as_single_networks(shared_head: bool) -> None:
+    """A layer of 5 inputs is drawn within 1 / sqrt(5), not by the shape [2, 400, 5] of all members."""
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(400,), shared_head=shared_head)
+    loss = EnsembleSACLoss(make_actor(3, 2, **SMALL), critics)
+    loss.reset_parameters_recursive()
+    first, head = (loss.qvalue_network_params["module", *key, "weight"] for key in (("trunk", "0", "0"), ("head",)))
+    bound = 5**-0.5
+    for member in first:
+        assert 0.95 * bound < member.abs().max() <= bound
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(head[0], head[1]) is shared_head

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,8 @@ from torchrl_o2o.collectors.numpy_actor import policy_parts
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.deploy.architecture import observation_shape
 from torchrl_o2o.deploy.policy import load_policy
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError, check_option
 from torchrl_o2o.modules.units import refuse_standardized_again
 
 __all__ = ["export_policy"]
@@ -82,8 +84,9 @@ def export_policy(
 
     Raises:
         O2OSpecError: if the actor is not one of those, the format is unknown, ONNX is not installed, the path has the
-            other format's ending or no folder, the statistics are not of its observations, or it standardizes itself.
-        O2OCheckpointError: if the policy file cannot be read.
+            other format's ending, a policy file's (``.pt``) or no folder, the statistics are not of its observations,
+            or it standardizes itself.
+        O2OCheckpointError: if the policy file cannot be read, or the file cannot be written.
 
     Examples:
         >>> import tempfile
@@ -111,15 +114,32 @@ def export_policy(
         )
     if format == "onnx":
         return _export_onnx(policy, example, batch, Path(path))
+    stream = io.BytesIO()
     with torch.no_grad():
-        program = torch.export.export(policy, (example,), dynamic_shapes=batch)
-    torch.export.save(program, path)
-    return Path(path)
+        torch.export.save(torch.export.export(policy, (example,), dynamic_shapes=batch), stream)
+    return _written(Path(path), stream.getvalue())
+
+
+def _written(path: Path, data: bytes) -> Path:
+    """Write a file. A reader sees the old or the new file, even after a crash."""
+    try:
+        replace_durably(path, data)
+    except OSError as error:
+        raise O2OCheckpointError(
+            f"the exported policy cannot be written to {path} ({error}); name a file in a writable folder, or make "
+            "room on the disk"
+        ) from error
+    return path
 
 
 def _check_path(path: Path, format: str) -> None:
     """Raise if a file's ending belongs to another format, or its folder does not exist."""
     other = {"torch_export": ".onnx", "onnx": ".pt2"}[format]
+    if path.suffix == ".pt":
+        raise O2OSpecError(
+            f"got {path.name}, expected another suffix than .pt, which policy files have, because the export would "
+            f"take the place of one; rename the file, for example to {path.stem}.pt2"
+        )
     if path.suffix == other:
         raise O2OSpecError(
             f"got {path.name} for format={format!r}, expected another suffix than {other}, which belongs to the "
@@ -148,5 +168,4 @@ def _export_onnx(policy: nn.Module, example: Tensor, batch: dict, path: Path) ->
             verbose=False,
         )
     assert program is not None
-    program.save(path)
-    return path
+    return _written(path, program.model_proto.SerializeToString())

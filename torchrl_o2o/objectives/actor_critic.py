@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from tensordict import TensorDictParams
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.distributions import Distribution
@@ -31,6 +31,10 @@ from torchrl_o2o.objectives.networks import (
 )
 
 __all__ = ["ActorCriticLoss", "inputs_made_inside", "one_observation"]
+
+
+#: Start of the names of a critic's output layer, which critics may share.
+_HEAD = "module.head."
 
 
 class ActorCriticLoss(TransitionLoss):
@@ -77,6 +81,14 @@ class ActorCriticLoss(TransitionLoss):
         self.num_qvalue_nets = len(members)
         self._shared_head = _shares_head(members)
 
+    def _reset_network(self, name: str, network: TensorDictModuleBase, params: TensorDictParams) -> None:
+        super()._reset_network(name, network, params)
+        if self._shared_head and name == "qvalue_network":  # the copies of the output layer stay equal
+            for group in (params, self.target_qvalue_network_params):
+                for key, value in flat_parameters(group, detach=True).items():
+                    if key.startswith(_HEAD):
+                        value.copy_(value[:1].expand_as(value))
+
     def _policy(self, state: Inputs) -> Distribution:
         """pi(.|s), with gradient."""
         return policy_distribution(self.actor_network, flat_parameters(self.actor_network_params), state)
@@ -101,7 +113,7 @@ class ActorCriticLoss(TransitionLoss):
     def _trained_critics(self) -> Parameters:
         """Parameters of the critics with gradient; the copies of a shared output layer share one gradient."""
         params = flat_parameters(self.qvalue_network_params)
-        return tied(params, "module.head.") if self._shared_head else params
+        return tied(params, _HEAD) if self._shared_head else params
 
     @property
     def _frozen_critics(self) -> Parameters:

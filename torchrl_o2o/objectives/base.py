@@ -29,7 +29,7 @@ from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import action_specs, actor_box
 from torchrl_o2o.modules.input_checks import check_parameters, check_rows
 from torchrl_o2o.objectives.feed_forward import input_dims
-from torchrl_o2o.objectives.networks import Inputs, Parameters, Randomness, call_ensemble
+from torchrl_o2o.objectives.networks import Inputs, Parameters, Randomness, call_ensemble, flat_parameters
 
 __all__ = ["Reduction", "TransitionLoss", "dispatch"]
 
@@ -179,6 +179,31 @@ class TransitionLoss(ChecksArguments, LossModule):
         if isinstance(module, list) and len(module) == 1:
             setattr(self, f"{module_name}_params", _stack_of_one(module[0]))
 
+    @torch.no_grad()
+    def reset_parameters_recursive(self) -> None:
+        """Draw new parameters for all networks by their layers' own ``reset_parameters``; frozen ones stay.
+
+        Each member of an ensemble is drawn as the single network that it is. TorchRL draws the stacked tensors of all
+        members, whose dimensions have another meaning, and other numbers for targets. Targets start equal to their
+        networks here. The recipe of :func:`~torchrl_o2o.modules.initialize_` is not repeated.
+        """
+        for name, network in list(vars(self).items()):
+            params = self._modules.get(f"{name}_params")
+            if isinstance(network, TensorDictModuleBase) and isinstance(params, TensorDictParams):
+                self._reset_network(name, network, params)
+
+    def _reset_network(self, name: str, network: TensorDictModuleBase, params: TensorDictParams) -> None:
+        values, leaves = cast(TensorDictBase, params.data), flat_parameters(params)
+        frozen = {key: value.detach().clone() for key, value in leaves.items() if not value.requires_grad}
+        for member in values.unbind(0) if values.ndim else [values]:
+            with member.to_module(network, preserve_module_state=False):
+                network.reset_parameters_recursive()
+        for key, value in frozen.items():
+            leaves[key].data.copy_(value)
+        target = self._modules.get(f"target_{name}_params")
+        if isinstance(target, TensorDictParams):
+            target.data.copy_(values)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Like every module's, but names and shapes are compared before anything is loaded.
 
@@ -269,8 +294,10 @@ class TransitionLoss(ChecksArguments, LossModule):
             O2OSpecError: if hyper-parameters are given together with an estimator object, a class does not take them,
                 or ``gamma`` is outside [0, 1].
         """
-        if not 0.0 <= hyperparams.get("gamma", 0.0) <= 1.0:
-            raise O2OSpecError(f"got gamma={hyperparams['gamma']}, expected a discount in [0, 1]")
+        if "gamma" in hyperparams:
+            if not 0.0 <= hyperparams["gamma"] <= 1.0:
+                raise O2OSpecError(f"got gamma={hyperparams['gamma']}, expected a discount in [0, 1]")
+            hyperparams["gamma"] = float(hyperparams["gamma"])  # a buffer of integers would load 0.99 as 0
         if value_type is None:
             value_type = self.default_value_estimator
         if isinstance(value_type, type) and issubclass(value_type, ValueEstimatorBase):

@@ -271,6 +271,22 @@ class LossContract:
         for key, value in self._run(loss, batch).items():
             assert torch.equal(self._run(other, batch)[key], value), key
 
+    def test_reset_draws_trained_networks_and_their_targets(self) -> None:
+        """``reset_parameters_recursive`` draws new trained networks, equal to their targets, and no frozen ones."""
+        loss, batch = self._seeded(), self.make_batch()
+        self._step(loss, batch)
+        trained = {name for name, value in loss.named_parameters() if value.requires_grad and value.ndim > 1}
+        before = {name: value.clone() for name, value in loss.state_dict().items() if isinstance(value, Tensor)}
+        frozen = before.keys() - {name for name, value in loss.named_parameters() if value.requires_grad}
+        loss.reset_parameters_recursive()
+        after = loss.state_dict()
+        assert any(not torch.equal(after[name], before[name]) for name in trained)
+        for name in frozen:
+            source = name.removeprefix("target_")
+            drawn = source != name and source in after
+            assert torch.equal(after[name], after[source] if drawn else before[name]), name
+        assert all(value.isfinite().all() for value in self._run(loss, batch).values())
+
     def test_float64(self) -> None:
         """After ``.double()`` everything is computed in float64 and agrees with float32."""
         loss, batch = self._seeded(), self.make_batch()

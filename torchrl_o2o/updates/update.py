@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
@@ -95,7 +95,7 @@ class Update:
 
     Examples:
         >>> import torch
-        >>> from torchrl.objectives import SoftUpdate
+        >>> from torchrl.objectives import HardUpdate, SoftUpdate
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
         >>> from torchrl_o2o.objectives import EnsembleSACLoss
         >>> from torchrl_o2o.testing import random_transitions
@@ -284,8 +284,9 @@ class Update:
         return twin
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of calls, and the turns of each :class:`Every`; the rest is in loss and optimizers."""
-        return {"calls": self._calls, "counts": dict(self._counts)}
+        """The number of calls and the turns of each :class:`Every` and ``HardUpdate``; the rest is in other states."""
+        hard = {index: each.counter for index, each in self._hard_updates().items()}
+        return {"calls": self._calls, "counts": self._counts | hard}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -294,15 +295,23 @@ class Update:
             O2OSpecError: if it is not such a state, or counts turns of steps that this update does not have.
         """
         check_state(self, state_dict, {"calls": 0, "counts": None})
-        turns = [index for index, step in enumerate(walk(self.steps)) if isinstance(step, Every)]
+        hard = self._hard_updates()
+        turns = [index for index, step in enumerate(walk(self.steps)) if isinstance(step, Every) or index in hard]
         counts = state_dict["counts"]
         check_state(self, counts, dict.fromkeys(turns, 0), optional=turns)
         if strange := sorted(set(counts) - set(turns), key=str):
             raise O2OSpecError(
-                f"got a state with turns of step {strange[0]}, expected turns of the Every steps {turns}; load it into "
-                "an update with the same steps"
+                f"got a state with turns of step {strange[0]}, expected turns of the steps {turns}, which are not "
+                "executed every time; load it into an update with the same steps"
             )
-        self._calls, self._counts = state_dict["calls"], dict(state_dict["counts"])
+        self._calls, self._counts = state_dict["calls"], {key: counts[key] for key in counts if key not in hard}
+        for index in set(counts) & set(hard):
+            hard[index].counter = counts[index]
+
+    def _hard_updates(self) -> dict[int, HardUpdate]:
+        """The updaters that count their turns, by the positions of their steps."""
+        moves = {index: step for index, step in enumerate(walk(self.steps)) if isinstance(step, MoveTargets)}
+        return {index: step.updater for index, step in moves.items() if isinstance(step.updater, HardUpdate)}
 
     def plan(self) -> Plan:
         """Plan the next call, and count it."""
