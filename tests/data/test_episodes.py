@@ -99,6 +99,34 @@ def test_shuffled_rows_are_refused(form: Callable[[TensorDict], Any]) -> None:
         form(data[torch.tensor([3, 0, 4, 1, 5, 2])])
 
 
+def chained(lengths: list[int]) -> TensorDict:
+    """Rows of episodes whose observations count the steps."""
+    data = rows([number for number, length in enumerate(lengths) for _ in range(length)], [1.0] * sum(lengths), [])
+    step = torch.cat([torch.arange(float(length)) for length in lengths]).unsqueeze(-1)
+    data["observation"], data["next", "observation"] = step, step + 1
+    return data
+
+
+@pytest.mark.parametrize("form", SUMS[:2])
+def test_rows_that_were_left_out_are_told(form: Callable[[TensorDict], Any], recwarn: pytest.WarningsRecorder) -> None:
+    data = chained([6, 4])
+    form(data)
+    form(data[data["episode"] == 1])
+    assert not [each for each in recwarn if "do not continue" in str(each.message)]
+    with pytest.warns(UserWarning, match="3 of 3 rows examined, the first in row 0, do not continue in the next row"):
+        form(data[::2])
+    with pytest.warns(UserWarning, match="1 of 7 rows examined, the first in row 2, do not continue in the next row"):
+        form(data[torch.arange(10) != 3])
+
+
+def test_other_observations_show_gaps_too_and_actions_do_not() -> None:
+    data = chained([6])
+    data["state"], data["next", "state"] = data["observation"] * 2, data["next", "observation"] * 2
+    data = add_next_action(data.exclude("observation", ("next", "observation")))
+    with pytest.warns(UserWarning, match="2 of 2 rows examined"):
+        episode_returns(data[::2])
+
+
 @pytest.mark.parametrize("form", SUMS)
 @pytest.mark.parametrize("wrong", [torch.zeros(3, 1, dtype=torch.long), torch.zeros(3), torch.zeros(3) > 0])
 def test_numbers_that_are_none_are_refused(form: Callable[[TensorDict], Any], wrong: torch.Tensor) -> None:

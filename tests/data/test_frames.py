@@ -188,6 +188,49 @@ def test_a_resumed_buffer_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert (first.sample() == second.sample()).all()
 
 
+@pytest.mark.parametrize("by_files", [False, True])
+def test_torchrls_own_ways_to_save_keep_the_frames(tmp_path: Path, by_files: bool) -> None:
+    data, _, _ = transitions([2, 7] * 12, [False] * 24)
+    first, second = build(), build()
+    for row in range(50):  # the ring has wrapped
+        first.extend(data[row : row + 1])
+    if by_files:
+        first.dumps(tmp_path)
+        second.loads(tmp_path)
+    else:
+        second.load_state_dict(first.state_dict())
+    slots = first.extend(data[50:60])
+    assert torch.equal(second.extend(data[50:60]), slots)
+    assert (first[:] == second[:]).all()
+    assert torch.equal(second[slots]["observation"], data["observation"][50:60])
+
+
+def test_frames_that_do_not_belong_to_the_rows_are_refused(tmp_path: Path) -> None:
+    data, _, _ = transitions([5], [False])
+    storage = empty_storage(5)
+    storage.set(slice(0, 5), data)
+    other = FrameStorage(5, {"observation": torch.zeros(1, 3, 3, 2, dtype=torch.uint8)})
+    with pytest.raises(O2OSpecError, match="0 offline frames under 'observation', expected 1"):
+        other.load_state_dict(storage.state_dict())
+    storage.dumps(tmp_path)
+    (tmp_path / "frames.pt").unlink()
+    with pytest.raises(O2OSpecError, match="the frames none, expected those of"):
+        empty_storage(5).loads(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [slice(1, 3), [1, 2], np.array([1, 2]), torch.tensor([-4, -3]), torch.tensor([False, True, True, False, False])],
+)
+def test_rows_are_written_by_any_index(index: Any) -> None:
+    data, _, _ = transitions([5], [False])
+    storage = empty_storage(5)
+    storage.set(slice(0, 5), data)
+    storage.set(index, data[3:5])
+    expected = data["observation"][torch.tensor([0, 3, 4, 3, 4])]
+    assert torch.equal(storage.get(slice(0, 5))["observation"], expected)
+
+
 def test_the_last_row_can_be_truncated() -> None:
     buffer = build()
     data, _, _ = transitions([5], [False])

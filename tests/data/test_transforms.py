@@ -289,3 +289,25 @@ def test_rewards_that_are_not_finite_and_observations_by_name_are_refused() -> N
     parts = TensorDict({"observation": {"image": torch.zeros(4, 2), "state": torch.zeros(4, 2)}}, [4])
     with pytest.raises(O2OSpecError, match=r"several entries, \['image', 'state'\]"):
         ObservationStats.of(parts)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.3, 0.7), (10.0, -5.0), (0.7, -0.1), (1 / 3, 0.1)])
+@pytest.mark.parametrize("recorded", [-1.0, 0.0])
+def test_failures_are_recognized_after_rounding(scale: float, shift: float, recorded: float) -> None:
+    """0.3 * -1 + 0.7 in float32 is not the nearest number to 0.4."""
+    episodes = torch.tensor([0, 0, 1, 1])
+    data = random_transitions(4, 1, 1).set("episode", episodes)
+    for flag in ("terminated", "truncated", "done"):
+        data["next", flag] = torch.tensor([[False], [True], [False], [True]])
+    data["next", "reward"] = torch.tensor([[recorded], [recorded], [recorded], [recorded + 1.0]])
+    fail = scale * recorded + shift
+    value = add_mc_return(AffineReward(scale, shift)(data), gamma=0.5, failure_reward=fail)["mc_return"].squeeze(-1)
+    expected = torch.tensor([2 * fail, 2 * fail, fail + 0.5 * (fail + scale), fail + scale])
+    torch.testing.assert_close(value, expected)
+
+
+def test_a_failure_reward_that_no_step_has_is_told() -> None:
+    data = random_transitions(2, 1, 1).set("episode", torch.tensor([0, 1]))
+    data["next", "reward"] = torch.tensor([[-5.0], [5.0]])
+    with pytest.warns(UserWarning, match=r"no step has failure_reward=-1.0: rewards are -5 to 5"):
+        add_mc_return(data, gamma=0.5, failure_reward=-1.0)

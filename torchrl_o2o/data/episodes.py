@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -13,7 +15,11 @@ from torch import Tensor
 from torchrl_o2o.data.keys import EPISODE, check_padding
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["column", "ends_of", "number_episodes", "number_runs"]
+__all__ = ["column", "ends_of", "number_episodes", "number_runs", "warn_of_gaps"]
+
+_MOST_EXAMINED = 10_000
+#: Entries that do not carry over from one row to the next.
+_OUTCOME = {"action", "reward", "done", "terminated", "truncated"}
 
 
 def number_episodes(data: TensorDictBase) -> Tensor:
@@ -32,6 +38,9 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         O2ODataError: if ``episode`` is missing or is not one integer per row, an episode that has not ended continues
             further down (the rows were shuffled), or some rows are padding
             (:func:`~torchrl_o2o.data.keys.check_padding`).
+
+    Warns:
+        UserWarning: if rows were left out inside of episodes, see :func:`warn_of_gaps`.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -57,7 +66,52 @@ def number_episodes(data: TensorDictBase) -> Tensor:
         )
     ended = ends_of(data)
     _refuse_shuffled(episode, (episode[1:] != episode[:-1]) & ~ended[:-1])
-    return number_runs(episode, ended)
+    number = number_runs(episode, ended)
+    warn_of_gaps(data, number)
+    return number
+
+
+def warn_of_gaps(data: TensorDictBase, number: Tensor) -> None:
+    """Warn if rows do not continue in the next row of their episode, because sums would lead over the gaps.
+
+    A subset such as ``data[::2]``, or a mask of single rows, has such gaps. At most 10,000 rows, evenly spread, are
+    examined.
+
+    Args:
+        data: transitions [N].
+        number: of each row's episode, [N].
+
+    Examples:
+        >>> import warnings
+        >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
+        >>> data = probe_transitions(ContextualTargetEnv(), 3)
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_of_gaps(data, torch.tensor([0, 0, 0]))  # episodes of a single step, under one number
+        >>> str(caught[0].message)[:65]
+        '2 of 2 rows examined, the first in row 0, do not continue in the '
+    """
+    following = data.get("next", None)
+    if not isinstance(following, TensorDictBase):
+        return
+    present, names = set(data.keys(True, True)), following.keys(True, True)
+    keys = [key for key in names if key in present and key not in _OUTCOME]
+    rows = (number[1:] == number[:-1]).nonzero().squeeze(-1)
+    rows = rows[:: max(1, len(rows) // _MOST_EXAMINED)]
+    if not len(rows):
+        return
+    broken = torch.zeros_like(rows, dtype=torch.bool)
+    for key in keys:
+        led_to, begins = following.get(key), data.get(key)
+        if led_to.shape == begins.shape:
+            broken |= (led_to[rows] != begins[rows + 1]).reshape(len(rows), -1).any(-1)
+    if broken.any():
+        warnings.warn(
+            f"{int(broken.sum())} of {len(rows)} rows examined, the first in row {int(rows[broken][0])}, do not "
+            "continue in the next row of their episode: sums, stacks and next actions take the next row that is there. "
+            "If you have left rows out, compute them before, or select whole episodes",
+            stacklevel=4,
+        )
 
 
 def ends_of(data: TensorDictBase) -> Tensor:

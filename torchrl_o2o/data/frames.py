@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -23,6 +25,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["FrameRing", "FrameStorage"]
 
+_FRAMES_FILE = "frames.pt"
 _REMEMBERED = 256  # recent frames with which new ones are compared, for overlapping stacks
 
 
@@ -128,7 +131,8 @@ class FrameStorage(LazyTensorStorage):
     after them grows (by one copy) if episodes are so short that it needs slots for more than 17/16 of the number of
     rows.
 
-    Use it with :class:`~torchrl_o2o.data.OnlineWriter` and any sampler; checkpoints save each frame once.
+    Use it with :class:`~torchrl_o2o.data.OnlineWriter` and any sampler; checkpoints, ``state_dict`` and ``dumps`` save
+    each frame once.
 
     Args:
         max_size: slots for rows, offline and online.
@@ -198,20 +202,29 @@ class FrameStorage(LazyTensorStorage):
         Raises:
             O2OSpecError: with ``set_cursor=False``, if the rows' images differ from the stored ones.
         """
+        cursor = torch.as_tensor(cursor) if isinstance(cursor, np.ndarray) else cursor
         single = not isinstance(cursor, Tensor | Sequence | range | slice)
         rows = data.unsqueeze(0) if single else data
         if not set_cursor:
-            slots = torch.as_tensor(cursor).reshape(-1)
+            slots = self._slots(cursor)
             self._check_same(rows, slots)
             entries = [entry for key in self.rings for entry in (key, ("next", key))]
             rows = self.get_rows(slots).clone().update(rows.exclude(*entries))
         elif any(rows.get(key).dtype != torch.long for key in self.rings):
-            slots = torch.as_tensor(cursor).reshape(-1)
+            slots = self._slots(cursor)
             rows = rows.copy()
             for key in self.rings:
                 self._number(rows, key, slots)
             self._let_go = max([self._let_go, *(slots[slots < self.num_offline] + 1).tolist()])
         self.set_rows(cursor, rows.squeeze(0) if single else rows, set_cursor=set_cursor)
+
+    def _slots(self, cursor: Any) -> Tensor:
+        """The slots of an index, shape [n]."""
+        if isinstance(cursor, slice):
+            return torch.arange(*cursor.indices(self.max_size))
+        slots = torch.as_tensor(cursor)
+        slots = (slots.nonzero() if slots.dtype == torch.bool else slots).reshape(-1)
+        return torch.where(slots < 0, slots + self.max_size, slots)
 
     def set_rows(self, slots: Any, rows: Any, *, set_cursor: bool = True) -> None:
         """Write rows that hold the numbers of their frames."""
@@ -297,6 +310,50 @@ class FrameStorage(LazyTensorStorage):
             online[[slot - start for slot in written_over if start <= slot < stop]] = False
             oldest = min([oldest, *numbers[online].tolist()])
         return oldest
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and frames, without a copy as in any storage of TorchRL."""
+        return {**super().state_dict(), **self._frames()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            O2OSpecError: if it has no frames, or the data set has another number of frames.
+        """
+        self._load_frames(state_dict)
+        super().load_state_dict(state_dict)
+
+    def dumps(self, path: str | Path) -> None:
+        """Write rows and frames into a folder."""
+        super().dumps(path)
+        torch.save(self._frames(), Path(path) / _FRAMES_FILE)
+
+    def loads(self, path: str | Path) -> None:
+        """Read what :meth:`dumps` wrote.
+
+        Raises:
+            O2OSpecError: if there are no frames, or the data set has another number of frames.
+        """
+        file = Path(path) / _FRAMES_FILE
+        self._load_frames(torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {})
+        super().loads(path)
+
+    def _frames(self) -> dict[str, Any]:
+        frames = {key: {"fixed": ring.fixed, "ring": ring.ring} for key, ring in self.rings.items()}
+        return {"frames": frames, "frame_state": self.frame_state()}
+
+    def _load_frames(self, state: Mapping[str, Any]) -> None:
+        if "frames" not in state or set(state["frames"]) != set(self.rings):
+            found = sorted(state["frames"]) if "frames" in state else "none"
+            raise O2OSpecError(
+                f"got a state with the frames {found}, expected those of {sorted(self.rings)}, because rows only hold "
+                "numbers of frames; load what a FrameStorage of the same images saved"
+            )
+        self.load_frame_state(state["frame_state"])
+        for key, saved in state["frames"].items():
+            self.rings[key].fixed.copy_(saved["fixed"])
+            self.rings[key].ring.copy_(saved["ring"])
 
     def frame_state(self) -> dict[str, Any]:
         """State for a checkpoint besides rows and frames: counts, and the recently written frames."""

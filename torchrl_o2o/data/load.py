@@ -432,6 +432,7 @@ def _bounds(raw: RawDataset, bounds: Bounds | None) -> tuple[Tensor, Tensor]:
         )
     if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
         raise O2OSpecError(
-            f"got the action box [{low.tolist()}, {high.tolist()}], expected a finite one; pass action_bounds."
+            f"got the action box [{low.tolist()}, {high.tolist()}], expected finite bounds, the lower ones first; pass "
+            "action_bounds=(low, high)."
         )
     return low.expand(shape), high.expand(shape)

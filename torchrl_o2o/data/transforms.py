@@ -13,6 +13,7 @@ Shapes: N transitions, o observation dimensions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -24,7 +25,7 @@ from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.episodes import column, ends_of, number_episodes, number_runs
+from torchrl_o2o.data.episodes import column, ends_of, number_episodes, number_runs, warn_of_gaps
 from torchrl_o2o.data.keys import EPISODE, STEPS, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_number, check_option
 
@@ -201,7 +202,8 @@ def add_mc_return(
     Args:
         data: transitions [N] with ``episode``, rewards already transformed.
         gamma: discount in [0, 1), or 1 without ``failure_reward``.
-        failure_reward: the reward of a step without success; ``None`` for dense rewards.
+        failure_reward: the reward of a step without success, after the transforms of rewards; it is compared up to
+            their rounding. ``None`` for dense rewards.
         failure_rule: an episode fails if ``"all"`` its rewards are ``failure_reward`` (the official Cal-QL), or if its
             ``"last"`` one is (CORL, which thereby discards successes before the end of an episode).
         key: entry for the returns, [N, 1].
@@ -212,6 +214,9 @@ def add_mc_return(
     Raises:
         O2ODataError: if ``episode`` is missing, rows are shuffled, or there is not one reward a row.
         O2OSpecError: if the discount is out of range, or the rule is unknown.
+
+    Warns:
+        UserWarning: if rewards differ and no step has ``failure_reward``, or rows were left out inside of episodes.
 
     Examples:
         >>> import torch
@@ -234,7 +239,7 @@ def add_mc_return(
     reward, segment = _rewards(data), number_episodes(data)
     value = mc_return(reward, segment, gamma)
     if failure_reward is not None:
-        failed = _failed(reward == failure_reward, segment, failure_rule)
+        failed = _failed(_equals(reward, failure_reward), segment, failure_rule)
         value = torch.where(failed, failure_reward / (1 - gamma), value)
     return data.copy().set(key, value.unsqueeze(-1))
 
@@ -421,7 +426,9 @@ def check_one_step(data: TensorDictBase, what: str) -> None:
 def _segments(data: TensorDictBase, trajectory: Tensor) -> Tensor:
     """Consecutive numbers of the trajectories' runs of rows, shape [N]; a collector may reuse its own numbers."""
     check_padding(data)
-    return number_runs(trajectory, ends_of(data))
+    number = number_runs(trajectory, ends_of(data))
+    warn_of_gaps(data, number)
+    return number
 
 
 def _rewards(data: TensorDictBase) -> Tensor:
@@ -431,6 +438,25 @@ def _rewards(data: TensorDictBase) -> Tensor:
 def _real(reward: Tensor) -> torch.dtype:
     """The dtype of sums of discounted rewards: floating point even if rewards are integers."""
     return reward.dtype if reward.is_floating_point() else torch.get_default_dtype()
+
+
+def _equals(reward: Tensor, failure_reward: float) -> Tensor:
+    """Which rewards are the reward of failure, [N], up to the rounding of a transform in the rewards' dtype.
+
+    Scaled and shifted rewards are rounded relative to the larger of both terms, and so to the largest reward.
+    """
+    if not len(reward):
+        return reward == failure_reward
+    close = 2.0 * torch.finfo(_real(reward)).eps * max(float(reward.abs().max()), abs(failure_reward))
+    found = (reward.double() - failure_reward).abs() <= close
+    if not found.any() and bool((reward < reward.max()).any()):
+        warnings.warn(
+            f"no step has failure_reward={failure_reward}: rewards are {float(reward.min()):g} to "
+            f"{float(reward.max()):g}, so no episode counts as failed. Pass what the data pay for a step without "
+            "success, after their transforms",
+            stacklevel=3,
+        )
+    return found
 
 
 def _failed(failure: Tensor, segment: Tensor, rule: Literal["all", "last"]) -> Tensor:

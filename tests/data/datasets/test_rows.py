@@ -186,8 +186,8 @@ def test_episodes_that_differ_in_width_are_named(episodes: list[Arrays]) -> None
 
 @pytest.mark.parametrize(
     "arrays",
-    [{"terminateds": "terminals", "truncateds": "timeouts"}, {"discount": "masks"}],
-    ids=["rllib", "acme"],
+    [{"is_terminated": "terminals", "is_truncated": "timeouts"}, {"discount": "masks"}],
+    ids=["own", "acme"],
 )
 def test_advice_on_names_keeps_terminals_terminal(flat: Arrays, arrays: dict[str, str]) -> None:
     """The advice was 'ends' for all of them: terminal states would have become time limits, and bootstrap."""
@@ -198,6 +198,61 @@ def test_advice_on_names_keeps_terminals_terminal(flat: Arrays, arrays: dict[str
         rows_from_flat(flat, max_episode_steps=None, origin="toy")
     rows = rows_from_flat(flat, max_episode_steps=100, origin="toy", names=arrays)
     np.testing.assert_array_equal(rows.terminated.nonzero(), terminals.nonzero())
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"observations": "obs", "actions": "act", "rewards": "rew", "next_observations": "obs_next"},
+        {"observations": "obs", "terminals": "terminateds", "timeouts": "truncateds", "next_observations": "new_obs"},
+    ],
+    ids=["tianshou", "rllib"],
+)
+def test_names_of_other_libraries(flat: Arrays, own: dict[str, str]) -> None:
+    flat["next_observations"] = flat["observations"] + 1.0
+    expected = rows_from_flat(flat, max_episode_steps=None, origin="toy")
+    rows = rows_from_flat(
+        {own.get(name, name): values for name, values in flat.items()}, max_episode_steps=None, origin="toy"
+    )
+    for name in ("observation", "action", "next_observation", "reward", "terminated", "truncated", "lengths"):
+        np.testing.assert_array_equal(getattr(rows, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("name", ["eps_id", "ep_idx", "ep", "rollout_id", "demo_id"])
+def test_numbers_of_episodes_by_any_name_are_read_or_asked_about(flat: Arrays, name: str) -> None:
+    """All timeouts are false, so without the numbers transitions would lead over resets."""
+    flat |= {"terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool), name: np.repeat([7, 3], 6)}
+    names = None if name == "eps_id" else {name: "episode"}
+    rows = rows_from_flat(flat, max_episode_steps=None, origin="toy", names=names)
+    assert rows.lengths.tolist() == [6, 6]
+    if names:
+        with pytest.raises(O2ODataError, match=f"{name} is not read, but it could mark the ends of episodes"):
+            rows_from_flat(flat, max_episode_steps=None, origin="toy")
+
+
+def test_columns_of_data_frames_hold_objects(flat: Arrays) -> None:
+    expected = rows_from_flat(flat, max_episode_steps=None, origin="toy")
+    column = np.empty(12, object)
+    column[:] = list(flat["observations"])
+    text = np.array(["a"] * 4 + ["b"] * 5 + ["c"] * 3, object)
+    flat |= {"observations": column, "rewards": flat["rewards"].astype(object), "episode": text}
+    rows = rows_from_flat(flat, max_episode_steps=None, origin="toy")
+    np.testing.assert_array_equal(rows.observation, expected.observation)
+    np.testing.assert_array_equal(rows.reward, expected.reward)
+    column[3] = None
+    with pytest.raises(O2ODataError, match="observations of toy"):
+        rows_from_flat(flat, max_episode_steps=None, origin="toy")
+
+
+@pytest.mark.parametrize(("dtype", "first"), [(np.float32, 2**24), (np.float64, 2**53)])
+def test_numbers_of_episodes_that_were_rounded_are_refused(flat: Arrays, dtype: type, first: int) -> None:
+    """Both numbers are the same in this type, so that two episodes were one."""
+    flat |= {"terminals": np.zeros(12, bool), "timeouts": np.zeros(12, bool)}
+    flat["episode"] = np.repeat([first, first + 1], 6).astype(dtype)
+    with pytest.raises(O2ODataError, match=rf"episode of toy holds {first} in row 0, where float\d\d rounds whole"):
+        rows_from_flat(flat, max_episode_steps=None, origin="toy")
+    flat["episode"] = np.repeat([first - 2, first - 1], 6).astype(dtype)
+    assert rows_from_flat(flat, max_episode_steps=None, origin="toy").lengths.tolist() == [6, 6]
 
 
 def test_the_array_that_could_say_where_episodes_end_is_named(flat: Arrays) -> None:

@@ -271,6 +271,18 @@ def test_rows_in_the_room_that_do_not_follow_one_another_are_no_chunk() -> None:
     assert weight.tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("left", [slice(0, 20, 2), torch.tensor([4, 0, 9, 3, 12, 7])])
+def test_chunks_over_rows_that_were_left_out_are_told(left: Any, recwarn: pytest.WarningsRecorder) -> None:
+    for data, told in ((numbered(0, 20, (6,)), False), (numbered(0, 20)[left], True)):
+        storage = offline_online_storage(data, 4)
+        sampler = ChunkSampler(BalancedSampler(len(data), 1.0), 3, gamma=1.0)
+        buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=OnlineWriter(len(data)), batch_size=64)
+        for _ in range(2):
+            buffer.sample()
+        said = [each for each in recwarn if "chunks are no sequences of steps" in str(each.message)]
+        assert len(said) == told
+
+
 def stored(data: TensorDict) -> LazyTensorStorage:
     storage = LazyTensorStorage(len(data))
     storage.set(torch.arange(len(data)), data)

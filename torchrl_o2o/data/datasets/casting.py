@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ __all__ = [
     "refuse_keys",
 ]
 
+#: Minari's name of an entry of a tuple.
+_ELEMENT = re.compile(r"_index_(\d+)")
 #: HDF5 and npz compress at most 1032 : 1 (deflate). An array that claims more has a damaged size.
 _LARGEST_RATIO = 1100
 #: Arrays above this size hold numbers, which do not compress to a hundredth.
@@ -90,7 +93,9 @@ def own_copy(value: Any, origin: str) -> np.ndarray:
         raise O2ODataError(f"{origin} is masked in row {row}; fill it, or leave those rows out.")
     try:
         value = plain_tensor(value) if isinstance(value, Tensor) else value
-        return np.array(value) if isinstance(value, np.ndarray) else np.asarray(value)
+        array = np.array(value) if isinstance(value, np.ndarray) else np.asarray(value)
+        # A column of a data frame holds its rows, vectors or texts, as objects.
+        return np.array(array.tolist()) if array.dtype.hasobject and array.size else array
     except O2ODataError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign objects
@@ -131,7 +136,7 @@ def refuse_keys(keys: Sequence[str] | None, origin: str) -> None:
 def joined(
     node: Mapping[str, Any], keys: Sequence[str] | None, origin: str, *, usual: Sequence[str] = observation_keys("")
 ) -> np.ndarray:
-    """Join the entries of a dictionary observation, nested ones in alphabetical order.
+    """Join the entries of a dictionary observation, nested ones in alphabetical order, those of tuples in theirs.
 
     Args:
         node: name -> [N, ...] or a dictionary of them.
@@ -163,7 +168,13 @@ def joined(
 def _leaves(node: Any, name: str, origin: str) -> list[np.ndarray]:
     if not hasattr(node, "keys"):
         return [cast_column(own_copy(node, f"{name} of {origin}"), f"{name} of {origin}")]
-    return [leaf for key in sorted(node) for leaf in _leaves(node[key], f"{name}/{key}", origin)]
+    return [leaf for key in sorted(node, key=_place) for leaf in _leaves(node[key], f"{name}/{key}", origin)]
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Entries of a tuple, as Minari names them, in order; others in alphabetical order, as in gymnasium."""
+    element = _ELEMENT.fullmatch(key)
+    return (int(element[1]) if element else -1, key)
 
 
 def cast_column(values: Any, name: str) -> np.ndarray:
@@ -243,4 +254,11 @@ def cast_episode(values: Any, name: str) -> np.ndarray:
     if bad.any():
         row = int(bad.argmax())
         raise O2ODataError(f"{name} holds {values[row]} in row {row}; expected the number of each row's episode.")
+    large = np.abs(values) >= 2.0 ** np.finfo(values.dtype).nmant * 2 if values.dtype.kind == "f" else bad
+    if large.any():
+        row = int(large.argmax())
+        raise O2ODataError(
+            f"{name} holds {values[row]:.0f} in row {row}, where {values.dtype} rounds whole numbers, so that episodes "
+            "may have the same number; store integers."
+        )
     return values

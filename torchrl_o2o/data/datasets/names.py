@@ -26,12 +26,13 @@ __all__ = [
 #: Role of an array -> names that projects give it. The first name that is present is read.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "observations": ("observations", "observation", "obs"),
-    "actions": ("actions", "action", "acts"),
-    "rewards": ("rewards", "reward", "rews"),
-    "next_observations": ("next_observations", "next_observation", "next_obs"),
-    "terminals": ("terminals", "terminations", "terminated", "terminal", "is_terminal"),
-    "timeouts": ("timeouts", "truncations", "truncated", "timeout"),
-    "episode": ("episode", "episodes", "episode_ids", "episode_id", "traj_ids", "traj_id"),
+    "actions": ("actions", "action", "acts", "act"),
+    "rewards": ("rewards", "reward", "rews", "rew"),
+    # obs_next as in Tianshou, new_obs and eps_id as in RLlib
+    "next_observations": ("next_observations", "next_observation", "next_obs", "obs_next", "new_obs"),
+    "terminals": ("terminals", "terminations", "terminated", "terminateds", "terminal", "is_terminal"),
+    "timeouts": ("timeouts", "truncations", "truncated", "truncateds", "timeout"),
+    "episode": ("episode", "episodes", "episode_ids", "episode_id", "eps_id", "traj_ids", "traj_id"),
     "masks": ("masks",),  # 1 - terminal, as in jaxrl
     "starts": ("episode_starts", "is_first"),  # the first row of each episode, as in Stable-Baselines and RLDS
     "ends": ("dones_float",),  # the last row of each episode, whatever the reason, as in jaxrl
@@ -49,8 +50,8 @@ RLDS = ("is_first", "is_last", "is_terminal")
 NEEDED = ("observations", "actions", "rewards")
 OBSERVATIONS = ("observations", "next_observations")
 _COULD_BE_ENDS = re.compile(
-    r"done|termin|trunc|time_?limit|timeout|mask|discount|reset|episode|traj|step_?type"
-    r"|(^|[_/.])(is_)?(first|last|starts?|ends?|final)($|_)",
+    r"done|termin|trunc|time_?limit|timeout|mask|discount|reset|episode|traj|rollout|step_?type"
+    r"|(^|[_/.])(is_)?(first|last|starts?|ends?|final|ep|(eps?|demo)_?(id|idx|index|num|number))($|_)",
     re.IGNORECASE,
 )
 _COULD_BE_TERMINALS = re.compile(r"done|termin|mask|discount", re.IGNORECASE)
@@ -67,7 +68,7 @@ _LIKELY = tuple(
         (r"trunc|time_?limit|timeout", "timeouts"),
         (r"first|start|reset", "starts"),
         (r"last|end|final|done", "ends"),
-        (r"episode|traj", "episode"),
+        (r"episode|traj|rollout|(^|[_/.])(ep|(eps?|demo)_?(id|idx|index|num|number))($|_)", "episode"),
         (r"", "ends"),
     )
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
             raise O2OSpecError(f"got {name}={length!r}, expected a whole number of at least 1, and not beyond 2^62")
         if length < 1:
             raise O2OSpecError(f"got {name}={length}, expected at least 1 transition")
+        options = replace(options, **{name: int(length)})  # Python's, which the cache can write
     if isinstance(source, str) and not source.startswith(_PATH_PREFIX):
         return _read_minari(_dataset_folder(check_dataset_id(source)), options)
     if isinstance(source, str | Path):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
@@ -91,6 +92,9 @@ class ChunkSampler(ChecksArguments, Sampler):
         O2OSpecError: if a number is out of range, the stored rows already span several steps, or the number of online
             slots is not a multiple of ``num_envs``.
 
+    Warns:
+        UserWarning: if chunks of the first batch lead over gaps, because rows were left out or shuffled.
+
     Examples:
         >>> import torch
         >>> from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -140,6 +144,7 @@ class ChunkSampler(ChecksArguments, Sampler):
         self.observation_keys, self.action_key = tuple(observation_keys), action_key
         self.reward_key, self.done_key, self.terminated_key = reward_key, done_key, terminated_key
         self.truncated_key, self.discount_key = truncated_key, discount_key
+        self._looked = False
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[NestedKey, Any]]:
         """Draw first rows, and gather their chunks.
@@ -186,6 +191,9 @@ class ChunkSampler(ChecksArguments, Sampler):
         unsure = self._unsure(row, ring)
         if unsure is not None:
             joined = joined & self._in_turns(rows, unsure.to(joined.device))
+        if not self._looked:
+            self._looked = True
+            self._warn_of_gaps(rows, joined)
         done = self._column(following, "done")
         before = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1).cumsum(1) > 0  # an episode ended earlier
         out = self._outcome(following, joined)
@@ -235,13 +243,30 @@ class ChunkSampler(ChecksArguments, Sampler):
 
     def _in_turns(self, rows: TensorDictBase, online: Tensor) -> Tensor:
         """Whether each row of a chunk, and all before it, begin where the preceding row ended, [B, h]."""
-        same = torch.ones_like(online[:, 1:])
+        follows = self._follows(rows) | ~online[:, 1:] | self._column(rows["next"], "done")[:, :-1]
+        return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
+
+    def _warn_of_gaps(self, rows: TensorDictBase, joined: Tensor) -> None:
+        """Warn if rows were left out, so that chunks lead over gaps; ``joined`` is [B, h]."""
+        if any(rows.get(key, None) is None or rows["next"].get(key, None) is None for key in self.observation_keys):
+            return  # nothing else reads these entries
+        inside = joined[:, 1:] & ~self._column(rows["next"], "done")[:, :-1]
+        gaps = int((inside & ~self._follows(rows)).sum())
+        if gaps:
+            warnings.warn(
+                f"{gaps} of {int(inside.sum())} rows inside the first batch's chunks do not begin where the row before "
+                "ended, so chunks are no sequences of steps; store whole episodes in order, without leaving rows out",
+                stacklevel=5,
+            )
+
+    def _follows(self, rows: TensorDictBase) -> Tensor:
+        """Whether rows begin where the row before ended, [B, h - 1]."""
+        same = torch.ones(rows.shape[0], rows.shape[1] - 1, dtype=torch.bool, device=rows["next"].device)
         for key in self.observation_keys:
             led_to = self._entry(rows["next"], key, "observation_keys")[:, :-1]
             begins = self._entry(rows, key, "observation_keys")[:, 1:]
             same = same & (led_to == begins).flatten(2).all(-1)
-        follows = same | ~online[:, 1:] | self._column(rows["next"], "done")[:, :-1]
-        return torch.cat([torch.ones_like(online[:, :1]), follows], 1).cumprod(1) > 0
+        return same
 
     def _unsure(self, row: Tensor, ring: _Ring) -> Tensor | None:
         """Rows that may not follow the preceding row, [B, h], because of several environments or individual writes."""
