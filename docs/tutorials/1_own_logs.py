@@ -40,8 +40,8 @@ arrays = {name: np.asarray(values) for name, values in logs.items()}
 # %%
 # Load and summarize
 # ------------------
-# `load_offline` takes arrays, a file or a Minari name. It scales actions from the machine's units to [-1, 1],
-# finds the episodes, and raises an error with the row if the data are broken. `describe_offline` summarizes the data.
+# ``load_offline`` takes arrays, a file or a Minari name. It scales actions from the machine's units to [-1, 1],
+# finds the episodes, and raises an error with the row if the data are broken. ``describe_offline`` summarizes the data.
 from torchrl_o2o.data import describe_offline, load_offline
 
 offline = load_offline(arrays, env="Pendulum-v1", action_bounds=(-2.0, 2.0))
@@ -110,9 +110,9 @@ plt.show()
 # %%
 # Deploy
 # ------
-# `save_policy` writes one file with everything that is needed to act: the networks, the action bounds in the machine's
-# units, and the scaling of observations. On the machine, `load_policy` and `FastActor` turn it into a function from
-# numpy observations to numpy actions.
+# ``save_policy`` writes one file with everything that is needed to act: the networks, the action bounds in the
+# machine's units, and the scaling of observations. On the machine, ``load_policy`` and ``FastActor`` turn it into a
+# function from numpy observations to numpy actions.
 import tempfile
 from pathlib import Path
 
@@ -131,4 +131,4 @@ while not truncated:
 print(f"return in a plain loop: {total:.0f}")
 
 # %%
-# `export_policy(path, "policy.onnx", format="onnx")` writes a file that needs neither this package nor TorchRL.
+# ``export_policy(path, "policy.onnx", format="onnx")`` writes a file that needs neither this package nor TorchRL.

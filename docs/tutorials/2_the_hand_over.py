@@ -122,12 +122,11 @@ plt.show()
 # In our run, SAC became worse than random on the logs alone. Its critic had seen only the controller's actions and
 # extrapolated the values of all others. Where it overestimated them, the actor followed. Online, SAC tried these
 # actions, learned that they are bad, and recovered. AWAC stayed close to recorded actions, so it was good at step 0.
-# It may get worse later, when its own transitions start to outnumber the logs.
 #
-# Therefore watch three things in your own runs: the return at step 0, how far it falls after that (``handover/dip`` in
-# the scripts), and whether Q values rise while returns do not.
+# Watch three things in your own runs: the return at step 0 (``handover/return`` in the scripts), how far it falls after
+# that (``handover/dip``), and whether Q values rise while returns do not.
 #
-# Some methods address this problem: :class:`~torchrl_o2o.objectives.ACALoss` rebuilds the critic from the policy at the
-# switch, :class:`~torchrl_o2o.objectives.CalQLLoss` keeps values at the data's scale,
+# Some methods address this problem. :class:`~torchrl_o2o.objectives.ACALoss` rebuilds the critic from the policy at the
+# switch. :class:`~torchrl_o2o.objectives.CalQLLoss` keeps values at the data's scale.
 # :class:`~torchrl_o2o.objectives.PessimisticEnsembleLoss` uses pessimistic values of several critics. RLPD has no
-# switch at all.
+# switch at all. :doc:`/choose` compares them.

@@ -29,15 +29,15 @@ loss = AWACLoss(make_gaussian_actor(3, 1), make_qvalue_ensemble(3, 1, num_qvalue
 # The priority
 # ------------
 # A3RL's Eq. 5 combines how much a row resembles the current policy's experience (a density ratio) with how good its
-# action is (an advantage). `Advantage` uses the critics and the actor of a loss. It accepts AWAC's and RLPD's losses,
-# and also TorchRL's `SACLoss`.
+# action is (an advantage). ``Advantage`` uses the critics and the actor of a loss. It accepts AWAC's and RLPD's losses,
+# and also TorchRL's ``SACLoss``.
 ratio = DensityRatio(3, 1)
 score = AdvantageAligned(Advantage(loss, num_samples=4), DensityRatioScore(ratio), adv_temp=1.0)
 
 # %%
 # The sampler
 # -----------
-# `PoolSampler` draws a uniform pool, half of it from the data, scores its rows, and draws the batch from the pool by
+# ``PoolSampler`` draws a uniform pool, half of it from the data, scores its rows, and draws the batch from the pool by
 # these scores. It plugs into TorchRL's buffer.
 sampler = PoolSampler(score, len(offline), pool_size=512, alpha=0.3)
 buffer = TensorDictReplayBuffer(

@@ -9,9 +9,9 @@ You have an idea for a loss. This tutorial adds one to RLPD, trains it, and show
 # The loss
 # --------
 # The idea: RLPD whose actor also imitates the recorded actions of the batch. A loss has one method for each network.
-# Each method takes the batch and returns a scalar loss and a dictionary of metrics. So it is enough to override one of
-# them. `_state` and `_action` read the batch by the networks' keys, `_policy` is pi(.|s), and `_reduce` applies the
-# loss's ``reduction``, by default the mean over the rows.
+# Each method takes the batch and returns a scalar loss and a dictionary of metrics, so it is enough to override one of
+# them. ``_state`` and ``_action`` read the batch by the networks' keys, and ``_policy`` is pi(.|s). ``_reduce`` applies
+# the loss's ``reduction``, by default the mean over the rows.
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -31,7 +31,7 @@ class ImitatingSACLoss(EnsembleSACLoss):
         action = self._action(tensordict).clamp(-1 + 1e-6, 1 - 1e-6)
         imitation = -self._policy(self._state(tensordict)).log_prob(action)  # one number per row
         info["imitation"] = imitation.mean().detach()
-        return loss + self.imitation_coef * self._reduce(imitation, None), info
+        return loss + self.imitation_coef * self._reduce(imitation), info
 
 
 def make() -> ImitatingSACLoss:
@@ -43,7 +43,7 @@ def make() -> ImitatingSACLoss:
 # %%
 # Train it
 # --------
-# The `Update` lists the optimization steps in order.
+# An ``Update`` lists the optimization steps in order.
 from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.testing import random_transitions
@@ -67,7 +67,7 @@ print({name: round(float(measured[name]), 3) for name in ("imitation", "loss_act
 # %%
 # Check it
 # --------
-# `LossContract` tests what every loss must satisfy: each loss trains only its own parameters, terminal states do not
+# ``LossContract`` tests what every loss must satisfy: each loss trains only its own parameters, terminal states do not
 # bootstrap, and importance weights, custom keys, copies, casts and saved states work. In your project, put such a class
 # into a test file, and pytest runs it:
 #
@@ -87,5 +87,5 @@ print({name: round(float(measured[name]), 3) for name in ("imitation", "loss_act
 #            actor = make_actor(5, 3, observation_key=observation_key, action_key=action_key, **sizes)
 #            return ImitatingSACLoss(actor, make_qvalue_ensemble(5, 3, num_qvalue_nets=2, in_keys=keys, **sizes))
 #
-# For samplers there is a similar `SamplerContract`. "How the package is built" says where to put a loss inside this
-# package and what else it needs there.
+# For samplers there is a similar ``SamplerContract``. :doc:`/architecture` says where to put a loss inside this package
+# and what else it needs there.

@@ -10,7 +10,7 @@ minutes on one core, half of it for the compiler.
 # %%
 # Logs
 # ----
-# A pendulum under a noisy controller, as in the first tutorial.
+# A pendulum under a noisy controller, as in :doc:`1_own_logs`.
 import gymnasium
 import numpy as np
 

@@ -22,9 +22,9 @@ print(env.observation_space)
 # %%
 # Logs
 # ----
-# The data come from a controller that steers to the target with much noise. `load_offline` reads rows with whole
-# stacks. `stack_rows` keeps each frame only once: rows then hold the indices of their frames, and stacks are assembled
-# when a batch is drawn. The storage has room for the online transitions.
+# The data come from a controller that steers to the target with much noise. ``load_offline`` reads rows with whole
+# stacks. ``stack_rows`` keeps each frame only once: rows then hold the indices of their frames, and stacks are
+# assembled when a batch is drawn. The storage has room for the online transitions.
 from torchrl_o2o.data import load_offline, stack_rows
 from torchrl_o2o.data.datasets.local import make_local_dataset
 
@@ -45,7 +45,7 @@ plt.show()
 # Random shifts
 # -------------
 # The augmentation is essential: each stack of a batch is shifted by a random number of pixels. The three frames of a
-# stack have the same shift, s and s' have different ones. `RandomShift` is a transform of the replay buffer.
+# stack have the same shift, those of s and s' different ones. ``RandomShift`` is a transform of the replay buffer.
 from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.data import TRANSITION, BalancedSampler, OnlineWriter, RandomShift
@@ -62,7 +62,7 @@ buffer = TensorDictReplayBuffer(
 # Networks and update
 # -------------------
 # The critics share one encoder and train it. The actor has its own copy, which the actor's loss does not train: its
-# convolutions are copied from the critics' at the start of each update (`Copy`).
+# convolutions are copied from the critics' at the start of each update (``Copy``).
 import torch
 from torchrl.objectives import SoftUpdate
 

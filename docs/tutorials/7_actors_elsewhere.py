@@ -9,7 +9,7 @@ of the policy, while one learner trains on their transitions and on logs. It tak
 # %%
 # Logs
 # ----
-# A pendulum under a noisy controller, as in the first tutorial.
+# A pendulum under a noisy controller, as in :doc:`1_own_logs`.
 import gymnasium
 import numpy as np
 

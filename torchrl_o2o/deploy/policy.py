@@ -132,7 +132,7 @@ def save_policy(
 
     Args:
         path: a run folder, which gets a ``policy.pt``, or the name of a file that ends in ``.pt``.
-        actor: an actor an actor of :func:`~torchrl_o2o.modules.make_actor`,
+        actor: an actor of :func:`~torchrl_o2o.modules.make_actor`,
             :func:`~torchrl_o2o.modules.make_gaussian_actor`, :func:`~torchrl_o2o.modules.make_deterministic_actor`,
             :func:`~torchrl_o2o.modules.make_one_step_actor`, :func:`~torchrl_o2o.modules.average_actors`,
             :func:`~torchrl_o2o.modules.make_pixel_actor`, :meth:`~torchrl_o2o.objectives.BestOfNLoss.make_actor`,
