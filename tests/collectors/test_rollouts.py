@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_o2o.collectors import ReturnConditionedRollouts
 from torchrl_o2o.envs import EnvFaultError, GuardedEnv
@@ -133,3 +133,14 @@ def test_without_a_guard_a_fault_is_an_error_and_the_policy_trains_on() -> None:
     with pytest.raises(EnvFaultError, match="step returned an observation that is not finite"):
         ReturnConditionedRollouts(Counting(broken_at=2), witness, 1.0).roll_out(1.0, seed=0)
     assert witness.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_actor_of_another_type_reads_its_own_and_delivers_float32(dtype: torch.dtype) -> None:
+    policy = TensorDictModule(torch.nn.Linear(1, 2), in_keys=["return_to_go"], out_keys=["action"])
+    episodes = [
+        ReturnConditionedRollouts(Counting(), policy.to(kind), 1.0).roll_out(1.0, seed=0)
+        for kind in (torch.float32, dtype)
+    ]
+    assert episodes[1]["action"].dtype == torch.float32
+    torch.testing.assert_close(*(each["action"] for each in episodes), atol=0.02, rtol=0.02)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers.vector import NormalizeReward
+from gymnasium.wrappers.vector import DictInfoToList, NormalizeReward
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.modules import ValueOperator
@@ -195,6 +195,10 @@ def test_what_does_not_fit_is_refused() -> None:
     envs = make_vector_env(pendulum, 2)
     with pytest.raises(O2OSpecError, match="1 seeds for 2 environments"):
         VectorCollector(envs, seeds=[0])
+    with pytest.raises(O2OSpecError, match="got seeds=3 for 2 environments, expected one for each"):
+        VectorCollector(envs, seeds=3)
+    with pytest.raises(O2OSpecError, match="got infos as a list, expected a dictionary"):
+        VectorCollector(DictInfoToList(envs)).step(torch.zeros(2, 1))
     with pytest.raises(O2OSpecError, match="total_frames=0"):
         VectorCollector(envs, total_frames=0)
     with pytest.raises(O2OSpecError, match=r"expected \(2, 1\)"):

@@ -66,6 +66,7 @@ def test_frames_of_rows_several_steps_ahead_are_refused() -> None:
         ({"reward": np.zeros((2, 2))}, r"'reward' of episode 1 has the shape \[2, 2\], expected one number per step"),
         ({"terminated": np.array([0.0, np.nan])}, "'terminated' of episode 1 holds other values than 0 and 1"),
         ({"discount": np.ones(3)}, r"'discount' of episode 1 is not read"),
+        ({"reward": 1.0}, r"'reward' of episode 1 is one value, expected one row per step"),
     ],
 )
 def test_numbers_that_nothing_else_looks_at(change: dict[str, np.ndarray], message: str) -> None:
@@ -75,6 +76,13 @@ def test_numbers_that_nothing_else_looks_at(change: dict[str, np.ndarray], messa
     assert len(pixel_data([good, good]).rows) == 4
     with pytest.raises(O2ODataError, match=message):
         pixel_data([good, good | change])
+
+
+def test_one_flag_may_be_that_of_the_whole_episode() -> None:
+    rows = {"observation": np.zeros((4, 8, 8, 3), np.uint8), "action": np.zeros((3, 1)), "reward": np.zeros(3)}
+    data = pixel_data([rows | {"terminated": True}, rows | {"terminated": np.bool_(False)}]).rows["next"]
+    assert data["terminated"].flatten().tolist() == [False, False, True, False, False, False]
+    assert data["truncated"].flatten().tolist() == [False, False, False, False, False, True]
 
 
 def test_what_is_no_list_of_episodes() -> None:

@@ -35,6 +35,13 @@ def test_the_best_episodes_are_kept_and_the_worst_goes_first() -> None:
     assert replay.episodes[1]["action"].max() < 1.0
 
 
+def test_slices_of_all_trajectories_have_one_type() -> None:
+    replay = TrajectoryReplay()
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        replay.append(torch.ones(3, 2, dtype=dtype), torch.zeros(3, 1, dtype=torch.float64), torch.ones(3, dtype=dtype))
+    assert {value.dtype for value in replay.sample(8, 2).exclude("action").values()} == {torch.float32}
+
+
 def test_slices_are_whole_and_every_start_alike() -> None:
     torch.manual_seed(0)
     replay = TrajectoryReplay()

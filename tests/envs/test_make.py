@@ -345,6 +345,13 @@ def test_rescaled_actions_stay_in_uneven_boxes(probe, dtype):
         np.testing.assert_allclose(ends[2], (box.low + box.high) / 2, rtol=1e-6, atol=1e-6)
 
 
+def test_an_action_of_another_shape_is_refused_where_it_would_be_broadcast(probe):
+    env = probe(action=spaces.Box(-2.0, 2.0, (2,), np.float32))
+    env.reset()
+    with pytest.raises(O2OSpecError, match=r"got an action of shape \[1\], expected \[2\]"):
+        env.step(np.array([0.5], np.float32))
+
+
 def test_observations_are_copies(probe):
     own = np.zeros(2, np.float32)
     env = probe(observation=spaces.Box(-np.inf, np.inf, (2,), np.float32))

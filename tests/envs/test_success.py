@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from torchrl_o2o.envs import EndAtSuccess, env_state, make_gym_env, restore_env_state
+from torchrl_o2o.envs import EndAtSuccess, RepeatAction, env_state, make_gym_env, restore_env_state
 
 
 class Counting(gymnasium.Env):
@@ -43,6 +43,37 @@ def test_the_step_that_succeeds_is_terminal(key: str, ends: list[bool]) -> None:
     for _ in range(2):
         env.reset()
         assert [env.step(np.zeros(1))[2] for _ in range(3)] == ends
+
+
+@pytest.mark.parametrize("flag", [float("nan"), 2, "yes", np.array([True, False])])
+def test_what_is_neither_true_nor_false_ends_no_episode(flag: Any) -> None:
+    class Unclear(Counting):
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            return *super().step(action)[:4], {"success": flag}
+
+    env = EndAtSuccess(Unclear("success"))
+    env.reset()
+    assert env.step(np.zeros(1))[2] is False
+
+
+def test_the_flag_that_is_reported_counts() -> None:
+    class Both(Counting):
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            return *super().step(action)[:4], {"success": None, "is_success": True}
+
+    env = EndAtSuccess(Both("success"))
+    env.reset()
+    assert env.step(np.zeros(1))[2] is True
+
+
+@pytest.mark.parametrize("key", ["success", "is_success"])
+def test_a_success_between_two_decisions_counts(key: str) -> None:
+    """The third of four steps succeeds, the second time of the second repeated action does not."""
+    env = EndAtSuccess(RepeatAction(Counting(key), 2))
+    env.reset()
+    first, second = (env.step(np.zeros(1)) for _ in range(2))
+    assert (first[2], first[4]) == (False, {key: np.False_})
+    assert (second[2], second[4]) == (True, {key: np.True_})
 
 
 def test_it_is_restored_in_the_middle_of_an_episode() -> None:

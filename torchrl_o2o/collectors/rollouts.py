@@ -15,6 +15,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.collectors.single import kind_of
 from torchrl_o2o.data.keys import cut_off_
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.outputs import CheckedEnv
@@ -29,7 +30,7 @@ class ReturnConditionedRollouts:
 
     The policy reads ``observation``, ``action`` and ``return_to_go`` of the last steps, shape [1, K, ...]. The last
     action is unknown and zero. The policy writes ``action``, and the last one is taken. It acts in evaluation mode,
-    without dropout.
+    without dropout. It may be on any device and have any floating dtype; delivered data are float32.
 
     It is a collector for :meth:`torchrl_o2o.trainers.Session.online` that delivers whole episodes.
 
@@ -118,14 +119,15 @@ class ReturnConditionedRollouts:
 
     def _steps(self, to_go: float, seed: int) -> Iterator[TensorDict]:
         """The steps of an episode, without those that its guard rejected."""
-        size = self.env.action_space.shape
+        size, (device, dtype) = self.env.action_space.shape, kind_of(self.actor)
         observation, done = self.env.reset(seed=seed)[0], False
         seen: list[TensorDict] = []
         while not done:
             own = torch.tensor(observation, dtype=torch.float32)  # the environment may reuse its array
             columns = {"observation": own, "action": torch.zeros(size)}  # type: ignore[arg-type]
             seen = [*seen, TensorDict({**columns, "return_to_go": torch.tensor([to_go])})][-self.context :]
-            action = self.actor(torch.stack(seen).unsqueeze(0))["action"][0, -1]
+            read = torch.stack(seen).unsqueeze(0).to(device, dtype)
+            action = self.actor(read)["action"][0, -1].to("cpu", torch.float32)
             seen[-1]["action"] = action
             observation, reward, terminated, truncated, info = self.env.step(action.numpy().copy())
             if info.get("rejected", False):

@@ -10,7 +10,7 @@ Shapes: ``N`` environments, ``o`` observation entries, ``A`` action dimensions.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
@@ -173,8 +173,11 @@ class VectorCollector:
             check_apart(inside.envs)
             inside.envs = [_checked(lambda env=env: env) for env in inside.envs]
         warn_of_running_statistics(envs)
-        if seeds is not None and len(seeds) != envs.num_envs:
-            raise O2OSpecError(f"got {len(seeds)} seeds for {envs.num_envs} environments, expected one for each")
+        if seeds is not None and (not hasattr(seeds, "__len__") or len(seeds) != envs.num_envs):
+            given = f"{len(seeds)} seeds" if hasattr(seeds, "__len__") else f"seeds={seeds!r}"
+            raise O2OSpecError(
+                f"got {given} for {envs.num_envs} environments, expected one for each; pass seeds=range(n) for example"
+            )
         self.envs, self.actor, self.device = envs, actor, device
         self.total_frames = None if total_frames is None else check_count("total_frames", total_frames, least=1)
         self.init_random_frames = check_count("init_random_frames", init_random_frames)
@@ -323,6 +326,11 @@ class VectorCollector:
         try:
             following, reward, *ends, infos = self.envs.step(action)
             reward, *flags = (np.asarray(each).reshape(self.num_envs) for each in (reward, *ends))
+            if not isinstance(infos, Mapping):
+                raise O2OSpecError(
+                    f"got infos as a {type(infos).__name__}, expected a dictionary of arrays as of gymnasium's vector "
+                    "environments, because it holds the last observations of episodes; leave DictInfoToList out"
+                )
             return np.asarray(following), reward.astype(np.float64), *(flag.astype(np.bool_) for flag in flags), infos
         except (EOFError, ConnectionError) as error:
             # Closing would wait for an answer of the dead process.

@@ -170,9 +170,9 @@ def pixel_data(
 
     Args:
         episodes: each with T+1 images under every image key, T ``action`` [T, A] and T ``reward``, and ``terminated``
-            [T] for an episode that ends in a terminal state. Without it, all ends are truncations. Actions are in [-1,
-            1]. Other entries of T+1 rows are also observations and become float32, unless their name suggests that they
-            mark ends.
+            [T], or one flag, for an episode that ends in a terminal state. Without it, all ends are truncations.
+            Actions are in [-1, 1]. Other entries of T+1 rows are also observations and become float32, unless their
+            name suggests that they mark ends.
 
     Keyword Args:
         num_stack: frames of a stack. Defaults to 3.
@@ -348,6 +348,10 @@ def _columns(episode: Mapping[str, Any], image_keys: Sequence[str], steps: int, 
                 f"true at the last step of an episode that ends in a terminal state, and leave {key!r} out"
             )
         column = torch.as_tensor(np.asarray(value))
+        if column.ndim == 0 and key == "terminated":  # of the whole episode
+            column = torch.cat([column.new_zeros(steps - 1), column.reshape(1)])
+        if column.ndim == 0:
+            raise O2ODataError(f"{key!r} of {where} is one value, expected one row per step")
         expected = steps if key in ("action", "reward", "terminated") else steps + 1
         if len(column) != expected:
             raise O2ODataError(f"{key!r} of {where} has {len(column)} rows, expected {expected}")

@@ -78,7 +78,7 @@ class TrajectoryReplay:
         self._appended: set[int] = set()
 
     def append(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
-        """Add a copy of one episode, which replaces the oldest if the ring is full.
+        """Add a copy of one episode in the dtypes of the first, which replaces the oldest if the ring is full.
 
         Args:
             observation: observations as the policy reads them, shape [T, o].
@@ -105,6 +105,8 @@ class TrajectoryReplay:
         observation, action, reward = observation.detach().clone(), action.detach(), reward.detach()
         action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
         columns = {"observation": observation, "action": action, "return_to_go": to_go}
+        if self.episodes:  # so that slices of any episodes have one dtype
+            columns = {key: column.to(self.episodes[0][key].dtype) for key, column in columns.items()}
         episode = TensorDict(columns, [len(reward)])
         self._appended.add(len(self.episodes) if len(self.episodes) < self.capacity else self._oldest)
         if len(self.episodes) < self.capacity:

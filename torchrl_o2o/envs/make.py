@@ -472,6 +472,8 @@ def from_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
 
 def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Map from [-1, 1] to the bounds and their dtype."""
+    if np.shape(action) != low.shape:  # numpy would broadcast it
+        raise O2OSpecError(f"got an action of shape {list(np.shape(action))}, expected {list(low.shape)}")
     scaled = from_unit(np.clip(action, -1.0, 1.0), low, high)
     if low.dtype.kind != "f":
         if np.isnan(scaled).any():

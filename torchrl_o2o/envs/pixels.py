@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import gymnasium
@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.envs.success import SUCCESS_KEYS, verdict
 from torchrl_o2o.envs.video import draw
 from torchrl_o2o.errors import O2OSpecError
 
@@ -171,6 +172,8 @@ def _areas(old: int, new: int) -> np.ndarray:
 class RepeatAction(gymnasium.Wrapper):
     """Take every action several times, until the episode ends; rewards are summed.
 
+    The info is that of the last time, with a success at any of the times.
+
     Args:
         env: the environment.
         times: number of times, at least 1.
@@ -196,12 +199,14 @@ class RepeatAction(gymnasium.Wrapper):
         """Take the action several times."""
         # gymnasium only requires that rewards convert to floats; they are summed here, and may be arrays of one entry.
         take = cast("Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]", self.env.step)
-        total, step = 0.0, take(action)
+        total, step, reached = 0.0, take(action), dict[str, Any]()
         for _ in range(self._times - 1):
             if step[2] or step[3]:
                 break
+            if isinstance(step[4], Mapping):
+                reached |= {key: step[4][key] for key in SUCCESS_KEYS if verdict(step[4].get(key)) == 1.0}
             total, step = total + step[1], take(action)
-        return step[0], total + step[1], *step[2:]
+        return step[0], total + step[1], *step[2:4], {**step[4], **reached} if reached else step[4]
 
 
 class DotReachEnv(gymnasium.Env):

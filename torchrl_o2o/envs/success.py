@@ -6,21 +6,53 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 
-__all__ = ["SUCCESS_KEYS", "EndAtSuccess"]
+__all__ = ["SUCCESS_KEYS", "EndAtSuccess", "reported", "verdict"]
 
 #: Names under which environments report success; the first one found is used.
 SUCCESS_KEYS = ("success", "is_success")
+
+
+def reported(info: Mapping[str, Any]) -> Any:
+    """What an environment reports about success, or ``None`` if nothing.
+
+    Args:
+        info: of a step.
+
+    Examples:
+        >>> reported({"success": None, "is_success": True}), reported({})
+        (True, None)
+    """
+    return next((info[key] for key in SUCCESS_KEYS if info.get(key) is not None), None)
+
+
+def verdict(flag: Any) -> float:
+    """1 for success, 0 for failure, NaN for other values.
+
+    Args:
+        flag: what an environment reports.
+
+    Examples:
+        >>> verdict(np.array([True])), verdict(0), verdict("yes")
+        (1.0, 0.0, nan)
+    """
+    found = np.asarray(flag)
+    known = found.size == 1 and found.dtype.kind in "biuf" and found.item() in (0, 1)
+    return float(found.item()) if known else math.nan
 
 
 class EndAtSuccess(gymnasium.Wrapper):
     """Terminate an episode at its first success, as Cal-QL's authors do while they collect on binary Adroit.
 
     Args:
-        env: an environment that reports ``info["success"]`` or ``info["is_success"]``; without either, nothing changes.
+        env: an environment that reports ``info["success"]`` or ``info["is_success"]``; without either, and for values
+            that are neither true nor false, nothing changes.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -32,5 +64,5 @@ class EndAtSuccess(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; ``terminated`` is also true at a success."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        reached = next((info[key] for key in SUCCESS_KEYS if key in info), False)
-        return observation, reward, bool(terminated) or bool(reached), truncated, info
+        reached = verdict(reported(info)) == 1.0
+        return observation, reward, bool(terminated) or reached, truncated, info

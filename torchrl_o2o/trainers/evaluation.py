@@ -35,7 +35,7 @@ from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.outputs import EnvFaultError
 from torchrl_o2o.envs.scores import Reference, find_reference, get_reference, normalized_score
-from torchrl_o2o.envs.success import SUCCESS_KEYS
+from torchrl_o2o.envs.success import reported, verdict
 from torchrl_o2o.envs.units import match_actions
 from torchrl_o2o.envs.video import check_video, drawing_arguments, drawing_env, film_episode, write_video
 from torchrl_o2o.errors import O2OError, O2OSpecError, check_seed
@@ -295,19 +295,12 @@ class _Episode:
                 "build the environment with max_episode_steps=..., or wrap it in gymnasium.wrappers.TimeLimit",
                 stacklevel=2,
             )
-        reached = next((info[key] for key in SUCCESS_KEYS if key in info), None)
+        reached = reported(info)
         if reached is None and _has_goal(self.env):
             reached = terminated
         if reached is not None:
-            self.success = _join(self.success, _verdict(reached))
+            self.success = _join(self.success, verdict(reached))
         return None
-
-
-def _verdict(flag: Any) -> float:
-    """1 for success, 0 for failure, NaN for other values."""
-    found = np.asarray(flag)
-    known = found.size == 1 and found.dtype.kind in "biuf" and found.item() in (0, 1)
-    return float(found.item()) if known else math.nan
 
 
 def _join(before: float | None, now: float) -> float:

@@ -247,6 +247,8 @@ def test_prefetch_is_refused() -> None:
 def test_scores_of_another_shape_are_refused() -> None:
     with pytest.raises(O2OSpecError, match=r"returned shape \(1024, 1\) for 1024 rows"):
         buffer(PoolSampler(lambda rows: torch.zeros(len(rows), 1), 40)).sample()
+    with pytest.raises(O2OSpecError, match=r"returned a ndarray for 1024 rows, expected a tensor of shape \(1024,\)"):
+        buffer(PoolSampler(lambda rows: torch.zeros(len(rows)).numpy(), 40)).sample()
 
 
 @pytest.mark.parametrize(

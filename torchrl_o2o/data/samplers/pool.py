@@ -241,6 +241,11 @@ class PoolSampler(DrawingSampler):
         rows.set("index", pool)
         rows.set("is_offline", pool < self.uniform.num_offline)
         score = self.log_priority(rows)
+        if not isinstance(score, Tensor):
+            raise O2OSpecError(
+                f"log_priority returned a {type(score).__name__} for {len(pool)} rows, expected a tensor of shape "
+                f"{tuple(pool.shape)}"
+            )
         if score.shape != pool.shape:
             raise O2OSpecError(
                 f"log_priority returned shape {tuple(score.shape)} for {len(pool)} rows, expected {tuple(pool.shape)}; "
