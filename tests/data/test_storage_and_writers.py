@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 from torchrl.data.postprocs import MultiStep
 from torchrl.data.replay_buffers.samplers import RandomSampler, Sampler
 
@@ -294,6 +294,30 @@ def n_step_rows(count: int, n: int = 3) -> TensorDict:
 def n_step_buffer(offline: TensorDict) -> TensorDictReplayBuffer:
     storage = offline_online_storage(offline, 30)
     return TensorDictReplayBuffer(storage=storage, writer=OnlineWriter(len(offline)), batch_size=64)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_torchrls_slices_never_join_offline_and_online_rows(ends: bool) -> None:
+    """They take the storage for one ring: after the last online slot came the first offline row."""
+    offline = random_transitions(6, 2, 1)
+    for flag in ("terminated", "truncated", "done"):
+        offline["next", flag] = torch.tensor([[False]] * 5 + [[ends and flag != "terminated"]])
+    sampler = SliceSampler(slice_len=2, end_key=("next", "done"), truncated_key=None)
+    storage, writer = offline_online_storage(offline, 4), OnlineWriter(6)
+    buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=64)
+    online = offline[:5]
+    if not ends:
+        with pytest.raises(O2OSpecError, match="the last offline row does not end its episode"):
+            buffer.extend(online[:1])
+        return
+    buffer.extend(online[:3])
+    buffer.add(online[3])
+    first, second = buffer.sample()["index"].reshape(-1, 2).unbind(-1)
+    assert (second == first + 1).all()
+    assert not ((first == 5) & (second == 6)).any()
+    with pytest.raises(O2OSpecError, match="5 online rows for 4 slots and a SliceSampler"):
+        buffer.extend(online[4:])
+    assert writer.total_written == 4
 
 
 def test_steps_are_stored_written_and_sampled() -> None:

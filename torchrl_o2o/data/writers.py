@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import RoundRobinWriter, Storage, Writer
+from torchrl.data import RoundRobinWriter, SliceSampler, Storage, Writer
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.keys import STEPS, check_padding, cut_off_, has_steps
@@ -50,7 +50,8 @@ class OnlineWriter(Writer):
     Raises:
         O2OSpecError: if ``num_offline`` is negative or leaves no online slot, a batch is larger than the online region,
             the first rows differ from the stored ones in entries, shapes or dtypes (torch would fill with zeros or
-            broadcast), or rows over several steps reach a terminal without being marked terminal.
+            broadcast), rows over several steps reach a terminal without being marked terminal, or slices of TorchRL's
+            ``SliceSampler`` would join offline and online rows.
 
     Examples:
         >>> import torch
@@ -116,8 +117,27 @@ class OnlineWriter(Writer):
                 "fewer rows at once"
             )
         first = self.total_written
+        if self.num_offline and any(map(_draws_slices, self._storage._attached_entities_iter())):
+            self._check_slices(first + count)
         self.total_written += count
         return self.num_offline + torch.arange(first, first + count) % self.capacity
+
+    def _check_slices(self, total: int) -> None:
+        """Raise if TorchRL's slices, which take the storage for one ring, would join offline and online rows."""
+        if total > self.capacity:
+            raise O2OSpecError(
+                f"got {total} online rows for {self.capacity} slots and a SliceSampler, whose slices would lead from "
+                "the last online slot to the first offline row; raise online_capacity to the number of online steps, or "
+                "draw with a ChunkSampler"
+            )
+        if self.total_written == 0 and len(rows_of(self._storage)) >= self.num_offline:
+            last = self._storage.get(self.num_offline - 1)
+            done = last.get(("next", "done"), None) if isinstance(last, TensorDictBase) else None
+            if done is not None and not done.all():
+                raise O2OSpecError(
+                    "the last offline row does not end its episode, so a SliceSampler's slices would lead from it to "
+                    "the first online row; load whole episodes, or set its truncated and done flags before it is stored"
+                )
 
     # The same signature as TorchRL's round-robin writers; their base class declares another.
     def add(self, data: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -280,6 +300,10 @@ class OnlineWriter(Writer):
 
     def __repr__(self) -> str:
         return f"OnlineWriter(num_offline={self.num_offline}, total_written={self.total_written})"
+
+
+def _draws_slices(buffer: Any) -> bool:
+    return isinstance(getattr(buffer, "_sampler", None), SliceSampler)
 
 
 def _is_finite(value: Tensor) -> bool:
