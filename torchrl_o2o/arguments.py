@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["ChecksArguments", "checked_arguments"]
+__all__ = ["ChecksArguments", "check_values", "checked_arguments"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -68,13 +68,7 @@ def checked_arguments(function: T) -> T:
 
     @functools.cache
     def kinds() -> dict[str, Any]:
-        try:
-            named = get_type_hints(function)
-        except NameError:  # annotations may name types that exist only for type checkers
-            return {}
-        several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        single = [name for name, each in signature.parameters.items() if each.kind not in several]
-        return {name: named[name] for name in single if name in named and name not in _SEEDS}
+        return _kinds_of(function)
 
     @functools.cache
     def numbers() -> list[str]:  # NaN is refused in numbers; arrays of data may hold it
@@ -100,6 +94,43 @@ def checked_arguments(function: T) -> T:
 
 
 _ABSENT = object()
+
+
+def check_values(function: Callable[..., Any], values: Mapping[str, Any], *, section: str) -> None:
+    """Raise for values that :func:`checked_arguments` would refuse, long before the function is called.
+
+    Args:
+        function: a function or class with annotations.
+        values: some of its arguments, by name.
+
+    Keyword Args:
+        section: what the message puts before their names.
+
+    Raises:
+        O2OSpecError: if a value does not fit its annotation.
+
+    Examples:
+        >>> def evaluate(*, timeout: float | None = None) -> None: ...
+        >>> check_values(evaluate, {"timeout": "long"}, section="evaluation")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got evaluation.timeout='long', expected a number or None
+    """
+    kinds, parameters = _kinds_of(function), inspect.signature(function).parameters
+    for name in values.keys() & kinds.keys():
+        if values[name] is not parameters[name].default:
+            _checked(f"{section}.{name}", kinds[name], values[name])
+
+
+def _kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function's single arguments."""
+    signature = inspect.signature(function)
+    try:
+        named = get_type_hints(function.__init__ if isinstance(function, type) else function)
+    except NameError:  # annotations may name types that exist only for type checkers
+        return {}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    single = [name for name, each in signature.parameters.items() if each.kind not in several]
+    return {name: named[name] for name in single if name in named and name not in _SEEDS}
 
 
 class ChecksArguments:

@@ -38,6 +38,21 @@ def test_states_that_need_code_are_refused(state):
         dump("counters", state)
 
 
+def test_a_part_of_a_tensor_is_saved_without_the_rest() -> None:
+    """Every stacked agent's checkpoint and policy file held the parameters of all agents."""
+    whole = torch.arange(100_000.0)
+    state = OrderedDict(a=whole[3:6], b=[whole[:2], (whole.view(100, 1000)[:, 3],)], c=torch.nn.Parameter(whole[:4]))
+    state._metadata = {"version": 1}  # as modules add it
+    data = dump("agent", state)
+    assert len(data) < 5_000
+    found = load(data)
+    assert found["a"].tolist() == [3.0, 4.0, 5.0]
+    assert found["b"][1][0].tolist() == [1000.0 * row + 3.0 for row in range(100)]
+    assert isinstance(found["c"], torch.nn.Parameter)
+    assert found._metadata == state._metadata
+    assert state["a"].untyped_storage().nbytes() == 400_000  # the state itself is not changed
+
+
 def test_manifest_comes_back(tmp_path):
     write_manifest(tmp_path, {"step": 3, "files": {"a": {"bytes": 1}}})
     assert read_manifest(tmp_path) == {"step": 3, "files": {"a": {"bytes": 1}}}

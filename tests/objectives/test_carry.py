@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,25 @@ class TestCarryOptimizer:
         with pytest.raises(O2OSpecError, match=r"has groups of \[2\] parameters, expected \[1, 1\], as the online"):
             carry_optimizer(adam, torch.optim.Adam([{"params": [second.weight]}, {"params": [second.bias]}]))
         assert carry_optimizer(adam, torch.optim.AdamW(second.parameters())).state[second.weight]["step"] == 1
+
+    @pytest.mark.parametrize(
+        ("offline", "online", "lacks"),
+        [
+            (torch.optim.Adam, partial(torch.optim.Adam, amsgrad=True), "max_exp_avg_sq"),
+            (torch.optim.Adam, torch.optim.NAdam, "mu_product"),
+            (torch.optim.Adam, torch.optim.Adamax, "exp_inf"),
+            (torch.optim.RMSprop, partial(torch.optim.RMSprop, momentum=0.9), "momentum_buffer"),
+        ],
+    )
+    def test_moments_that_are_missing_are_refused(self, offline: Any, online: Any, lacks: str) -> None:
+        """The next step raised KeyError."""
+        first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+        source, destination = offline(first.parameters()), online(second.parameters())
+        destination.register_step_post_hook(lambda *_: pytest.fail("a step was made"))
+        advance(first, source, torch.randn(4, 3))
+        with pytest.raises(O2OSpecError, match=f"state has no '{lacks}', expected what a {type(destination).__name__}"):
+            carry_optimizer(source, destination)
+        assert not destination.state
 
 
 def advance(net: nn.Module, optim: torch.optim.Optimizer, data: torch.Tensor) -> None:

@@ -13,8 +13,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from torchrl_o2o.data import Convention
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.scripts import script_config
+from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers import Problem
+from torchrl_o2o.trainers.algorithms import make_awac
 from torchrl_o2o.trainers.launch import accept_seeds, choose_route, launch, offline_phase, product_dtype, run_options
 from torchrl_o2o.trainers.seeds import seed_configs
 from torchrl_o2o.updates.matmul import matmul_route
@@ -67,6 +72,54 @@ def test_a_phase_takes_from_its_section_what_is_the_users_to_say(name: str) -> N
     cfg = OmegaConf.merge(OmegaConf.create(CONFIG | sections), OmegaConf.from_dotlist([f"{name}=5"]))
     with pytest.raises(O2OSpecError, match=rf"got {name}, which the script sets itself"):
         offline_phase(cfg, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("+evaluation.timeout=long", r"got evaluation.timeout='long', expected a number or None"),
+        ("+recorder.wandb=o2o", r"got recorder.wandb='o2o', expected Mapping or None"),
+        ("+online.online_capacity=many", r"got online.online_capacity='many', expected a whole number or None"),
+    ],
+)
+def test_values_of_another_kind_are_refused_before_anything_is_written(tmp_path: Path, word: str, told: str) -> None:
+    """An evaluation was refused when it began, in a folder that then held a run."""
+    with pytest.raises(O2OSpecError, match=told):
+        pretraining(tmp_path, word)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ("handover.data=none", "+online.online_capacity=2"),
+            r"got online_capacity=2, .* at least the 16 rows",
+        ),
+        (("handover.data=symmetric", "+online.online_capacity=7"), r"needs 8 online rows, .* has 7 online slots"),
+        (("+online.scratch_dir=FULL",), r"got scratch_dir=.*, which is not empty"),
+        (("+actors=0",), r"got num_actors=0, expected a whole number of at least 1"),
+        (("+actors=2", "+fleet.lag=3"), r"got fleet.lag, expected one of"),
+    ],
+)
+def test_online_settings_are_refused_before_the_offline_phase(
+    tmp_path: Path, words: tuple[str, ...], told: str
+) -> None:
+    """They were refused after it, which may be a day later."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(O2OSpecError, match=told):
+        pretraining(tmp_path, *(word.replace("FULL", str(tmp_path / "full")) for word in words))
+    assert not (tmp_path / "run").exists()
+
+
+def pretraining(folder: Path, *words: str) -> None:
+    """The offline phase of AWAC with a batch of 16 and 12 online steps."""
+    rows = random_transitions(100, 3, 1)
+    problem = Problem({"env_id": "Pendulum-v1", "max_episode_steps": 9}, rows, Convention().fit(rows))
+    sizes = ["offline.num_steps=2", "offline.batch_size=16", "online.total_frames=12", "online.batch_size=16"]
+    settings = ["preset=cpu", "compile=false", "evaluation.num_episodes=1", f"run_dir={folder}/run", *sizes]
+    offline_phase(script_config("awac", [*settings, *words]), problem, make_awac, then=make_awac)
 
 
 @pytest.mark.parametrize("seeds", [3, None, "all", [], [1.5], [-1], [True], ["a"]])

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 import io
@@ -112,7 +113,7 @@ def dump(name: str, state: Any) -> bytes:
     """
     stream = io.BytesIO()
     try:
-        torch.save(state, stream)
+        torch.save(_without_neighbors(state), stream)
         data = stream.getvalue()
         load(data, device="meta")  # everything but the tensors' values, which would need memory twice
     except Exception as error:  # pickle raises whatever the classes of the state raise
@@ -123,6 +124,26 @@ def dump(name: str, state: Any) -> bytes:
             "torch.as_tensor() and numpy numbers with item()"
         ) from error
     return data
+
+
+def _without_neighbors(state: Any) -> Any:
+    """A state whose tensors are no parts of larger ones, of which torch would save the rest, too.
+
+    The parameters of stacked agents are slices of common tensors.
+    """
+    if isinstance(state, torch.Tensor):
+        own = state.numel() * state.element_size()
+        if state.layout != torch.strided or state.untyped_storage().nbytes() <= own:
+            return state
+        alone = state.detach().clone()
+        return torch.nn.Parameter(alone, state.requires_grad) if isinstance(state, torch.nn.Parameter) else alone
+    if isinstance(state, dict):
+        out = copy.copy(state)  # of the same class, with the attributes that modules add to their states
+        out.update({key: _without_neighbors(value) for key, value in state.items()})
+        return out
+    if type(state) in (list, tuple):
+        return type(state)(_without_neighbors(value) for value in state)
+    return state
 
 
 def load(data: bytes, *, device: str = "cpu") -> Any:

@@ -12,6 +12,8 @@ does not fit, an error gives the reason. Nothing is skipped silently.
 from __future__ import annotations
 
 import copy
+import inspect
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,7 +104,8 @@ def carry_optimizer(
         ``destination``.
 
     Raises:
-        O2OSpecError: if the two do not steer the same parameters, or are of different kinds, as Adam and SGD.
+        O2OSpecError: if the two do not steer the same parameters, are of different kinds, as Adam and SGD, or the
+            online one needs moments that the offline one does not keep, as with ``amsgrad``.
 
     Examples:
         >>> import torch
@@ -144,6 +147,7 @@ def carry_optimizer(
         {**{key: value for key, value in new.items() if key != "params"}, "params": old["params"]}
         for old, new in zip(saved["param_groups"], destination.param_groups, strict=True)
     ]
+    _try_step(destination, groups, saved["state"])
     # Copied, because torch keeps the given tensors and both optimizers would update the same moments.
     destination.load_state_dict({"state": copy.deepcopy(saved["state"]), "param_groups": groups})
     return destination
@@ -152,6 +156,35 @@ def carry_optimizer(
 def _kind(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """The options that tell optimizers with different states apart."""
     return [name for name in ("betas", "momentum", "alpha", "rho", "etas", "lr_decay", "t0") if name in groups[0]]
+
+
+def _try_step(optim: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]], state: Mapping[int, Any]) -> None:
+    """Raise if an optimizer cannot make a step with a state: a twin makes it, with one parameter of each group."""
+    closure = inspect.signature(optim.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        return  # its step evaluates the loss
+    moments: dict[int, Any] = {}
+    probes: list[dict[str, Any]] = []
+    for group, own in zip(groups, optim.param_groups, strict=True):
+        index = next((index for index in group["params"] if state.get(index)), None)
+        if index is not None:
+            moments[len(probes)] = copy.deepcopy(state[index])
+            param = torch.zeros_like(own["params"][group["params"].index(index)], requires_grad=True)
+            param.grad = torch.zeros_like(param)
+            probes.append({**own, "params": [param]})
+    twin = object.__new__(type(optim))
+    hooks = {name: OrderedDict() for name in vars(optim) if name.endswith("_hooks")}
+    vars(twin).update({**vars(optim), **hooks, "state": defaultdict(dict), "param_groups": probes})
+    try:
+        twin.load_state_dict(
+            {"state": moments, "param_groups": [{**one, "params": [i]} for i, one in enumerate(probes)]}
+        )
+        twin.step()
+    except KeyError as error:
+        raise O2OSpecError(
+            f"the offline optimizer's state has no {error}, expected what a {type(optim).__name__} with the online "
+            "settings keeps; start with a new online optimizer, or build both of one kind and with the same settings"
+        ) from error
 
 
 def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner, MakeLearner
 from torchrl_o2o.trainers.options import RunOptions
-from torchrl_o2o.trainers.phases import Finetuning, Pretraining
+from torchrl_o2o.trainers.phases import Finetuning, Pretraining, check_finetuning
 from torchrl_o2o.trainers.pipeline import Pretrained, hand_over
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Schedule
@@ -228,8 +228,9 @@ def offline_phase(
         make_learner: builds the offline learner from configuration and dimensions.
 
     Keyword Args:
-        then: builds the online learner. It is built, and handed over to, once before the phase begins, so that
-            mismatches raise before the training and not after it. Defaults to ``None``: no such check.
+        then: builds the online learner. It is built, handed over to, and checked with the online settings before the
+            phase begins, so that mismatches raise before the training and not after it. Defaults to ``None``: no such
+            check.
         online_only: further entries of the configuration that only the online phase reads.
 
     Returns:
@@ -262,7 +263,10 @@ def offline_phase(
         pretrained.check(problem)
         return GivenPretraining(pretrained)
     if then is not None:
-        hand_over(make_learner(cfg, problem.dims), then(cfg, problem.dims), HandOver(**plain(cfg.handover)))
+        online, how = then(cfg, problem.dims), HandOver(**plain(cfg.handover))
+        hand_over(make_learner(cfg, problem.dims), online, how)
+        settings = {"handover": how, "fleet": fleet_settings(cfg), **plain(cfg.online)}
+        check_finetuning(problem, online, run_options(cfg, cfg.run_dir), **settings)
     seed_everything(cfg.seed)
     options = run_options(cfg, Path(cfg.run_dir) / "offline", without=(*ONLINE_ONLY, *online_only))
     return Pretraining(problem, make_learner(cfg, problem.dims), options, **plain(cfg.offline))

@@ -17,7 +17,7 @@ from typing import Any, Self
 import gymnasium
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint.fingerprints import fingerprint
@@ -37,7 +37,15 @@ from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import Session
 from torchrl_o2o.updates import Update
 
-__all__ = ["Finetuning", "Phase", "Pretraining", "PretrainingPlan", "make_collector", "make_fleet"]
+__all__ = [
+    "Finetuning",
+    "Phase",
+    "Pretraining",
+    "PretrainingPlan",
+    "check_finetuning",
+    "make_collector",
+    "make_fleet",
+]
 
 
 @dataclass(frozen=True)
@@ -260,12 +268,8 @@ class Finetuning(Phase):
                 f"got scratch_dir={str(scratch_dir)!r} and a buffer whose rows are in memory; leave it out, or build "
                 "its storage with offline_online_storage(..., scratch_dir=...)"
             )
-        slots = drawn_from.storage.max_size
-        if online_capacity is not None and slots < rows:
-            raise O2OSpecError(
-                f"got online_capacity={online_capacity}, with which the buffer has {slots} slots in all, expected at "
-                f"least the {rows} rows of a batch; raise online_capacity, or lower batch_size"
-            )
+        if online_capacity is not None:
+            _check_slots(online_capacity, drawn_from.storage.max_size, rows)
         sampler = drawn_from.sampler
         if init_random_frames and isinstance(sampler, BalancedSampler):
             sampler.check_capacity(drawn_from.storage, rows)  # before anything is written
@@ -375,6 +379,77 @@ class Finetuning(Phase):
             self.learner.see(offline)
         self._offline, self._batch = offline, offline.sample()
         return self._batch
+
+
+def check_finetuning(
+    problem: Problem,
+    learner: Learner,
+    options: RunOptions,
+    *,
+    handover: HandOver,
+    total_frames: int,
+    batch_size: int,
+    online_capacity: int | None = None,
+    init_random_frames: int = 0,
+    scratch_dir: str | Path | None = None,
+    fleet: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise for settings that :class:`Finetuning` would refuse, before the offline phase; builds no environment.
+
+    Args:
+        problem: see :class:`Finetuning`.
+        learner: see there.
+        options: see there.
+
+    Keyword Args:
+        handover: see :class:`Finetuning`.
+        total_frames: see there; with 0 there is no online phase to check.
+        batch_size: see there.
+        online_capacity: see there. Defaults to ``None``.
+        init_random_frames: see there. Defaults to 0.
+        scratch_dir: see there. Defaults to ``None``.
+        fleet: see there. Defaults to ``None``.
+
+    Raises:
+        O2OSpecError: if the buffer could not hold a batch, its folder is not empty, or a fleet's setting is out of
+            range.
+
+    Examples:
+        >>> from torchrl_o2o.data import Convention
+        >>> from torchrl_o2o.scripts import script_config
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> from torchrl_o2o.trainers.algorithms import make_bc
+        >>> rows = random_transitions(100, 3, 1)
+        >>> problem = Problem({"env_id": "Pendulum-v1"}, rows, Convention().fit(rows))
+        >>> learner = make_bc(script_config("bc", ["preset=cpu", "compile=false"]), problem.dims)
+        >>> options, how = RunOptions("runs/bc", {}, seed=0), HandOver(data="none")
+        >>> settings = {"handover": how, "total_frames": 100, "batch_size": 16}
+        >>> check_finetuning(problem, learner, options, **settings)
+        >>> check_finetuning(problem, learner, options, **settings, online_capacity=2)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got online_capacity=2, with which the buffer has 2 slots in all, ...
+    """
+    if not total_frames:
+        return
+    rows, fixed = _rows_drawn(learner, batch_size), len(problem.offline)
+    capacity = total_frames if online_capacity is None else online_capacity
+    if online_capacity is not None and handover.data == "none":
+        _check_slots(online_capacity, online_capacity, rows)
+    if online_capacity is not None and handover.data == "symmetric":  # else a short run may end before its first draw
+        sampler = BalancedSampler(fixed, handover.offline_fraction)
+        sampler.check_capacity(LazyTensorStorage(fixed + capacity), rows)
+    if scratch_dir is not None:
+        MappedStorage(fixed, capacity, scratch_dir)  # writes nothing yet
+    if fleet is not None:
+        make_fleet(problem, learner, options, total_frames, init_random_frames, fleet)
+
+
+def _check_slots(online_capacity: int, slots: int, rows: int) -> None:
+    if slots < rows:
+        raise O2OSpecError(
+            f"got online_capacity={online_capacity}, with which the buffer has {slots} slots in all, expected at least "
+            f"the {rows} rows of a batch; raise online_capacity, or lower batch_size"
+        )
 
 
 def make_collector(

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from torchrl_o2o.arguments import check_values
 from torchrl_o2o.data.conventions import Convention
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.trainers.handover import HandOver
@@ -222,7 +223,7 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
 def check_arguments(
     name: str, settings: Mapping[str, Any], function: Callable[..., Any], *, own: Sequence[str] = ()
 ) -> None:
-    """Raise for entries of a section that its function does not take, or that the script sets itself.
+    """Raise for entries of a section that its function does not take, by name or type, or that the script sets itself.
 
     Args:
         name: the name of the section.
@@ -246,6 +247,8 @@ def check_arguments(
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise O2OSpecError(f"got {name}.{unknown[0]}, expected one of {', '.join(known)}")
+    values = plain(settings) if isinstance(settings, DictConfig) else settings
+    check_values(function, values, section=name)
 
 
 def check_ranges(cfg: DictConfig) -> None:
