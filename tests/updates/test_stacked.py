@@ -13,11 +13,20 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torchrl.objectives import SoftUpdate
 
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import GeneratorNoise
-from torchrl_o2o.updates import StackedUpdate, Update, compile_update, stack_updates
+from torchrl_o2o.updates import (
+    Descend,
+    MoveTargets,
+    StackedNonFiniteError,
+    StackedUpdate,
+    Update,
+    compile_update,
+    stack_updates,
+)
 
 AGENTS = 3
 
@@ -124,6 +133,20 @@ def test_rows_come_agent_by_agent(captured: list[Any]) -> None:
     assert metrics["td_error"].shape == (AGENTS, UTD * 8)
 
 
+def test_an_agent_that_is_not_finite_has_no_rows() -> None:
+    """Rows and the mean of a metric have one name; they were stacked, which failed."""
+    losses = [make_agent("awac").loss for _ in range(2)]
+    steps = [Descend("qvalue", torch.optim.Adam(loss.qvalue_network_params.parameters())) for loss in losses]
+    moves = [MoveTargets(SoftUpdate(loss, tau=0.1)) for loss in losses]
+    updates = [Update(*each, rows=("td_error",)) for each in zip(losses, steps, moves, strict=True)]
+    batches = make_batches(0)[:2].clone()
+    assert Update.stack(updates)(batches)["td_error"].shape == batches.shape
+    batches[1, 0]["next", "reward"].fill_(torch.nan)
+    with pytest.raises(StackedNonFiniteError) as error:
+        Update.stack(updates)(batches)
+    assert error.value.agents == [1]
+
+
 def test_refusals(captured: list[Any]) -> None:
     agents = make_agents("awac")
     with pytest.raises(O2OSpecError, match="no updates"):
@@ -136,6 +159,13 @@ def test_refusals(captured: list[Any]) -> None:
         stacked("awac", [*agents, other])
     with pytest.raises(O2OSpecError, match="their losses"):
         stack_updates([update_of("awac", agents[0]), update_of("iql", make_agent("iql"))])
+    sharper, smooth = make_agent("awac"), make_agent("awac")
+    sharper.loss.awac_lambda = 0.01  # type: ignore[assignment]
+    smooth.loss.qvalue_network.module.trunk[0][-1] = torch.nn.Tanh()  # type: ignore[union-attr, index, operator]
+    with pytest.raises(O2OSpecError, match=r"updates that differ in AWACLoss\.awac_lambda, expected one configuration"):
+        stacked("awac", [*agents, sharper])  # compiled, all agents computed with the first one's
+    with pytest.raises(O2OSpecError, match="updates that differ in the layers of qvalue_network"):
+        stacked("awac", [*agents, smooth])
     update = stacked("awac", agents)
     with pytest.raises(O2OSpecError, match=r"expected \[3, n\]"):
         update(make_batches(0)[:2])

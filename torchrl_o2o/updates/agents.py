@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
+from torchrl_o2o.updates.built_in import built_in, plain_settings
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.stacked import StackedProgram
@@ -86,8 +87,10 @@ class StackedUpdate:
                 "got updates that share parameters, expected separate ones for each agent; build a separate loss for "
                 "each agent"
             )
+        if len({type(update.loss) for update in updates}) > 1:
+            raise O2OSpecError("got updates that differ in their losses, expected one configuration; build all alike")
         settings = [_settings(update) for update in updates]
-        differing = sorted({name for one in settings for name in one if one[name] != settings[0][name]})
+        differing = sorted({name for one in settings for name in one if one[name] != settings[0].get(name)})
         if differing:
             raise O2OSpecError(
                 f"got updates that differ in {', '.join(differing)}, expected one configuration; build all updates "
@@ -190,11 +193,24 @@ def _settings(update: Update) -> dict[str, Any]:
     moving = [step.updater for step in walk(update.steps) if isinstance(step, MoveTargets)]
     updaters = [(type(each), getattr(each, "eps", None)) for each in moving]
     return {
-        "their losses": type(update.loss),
         "optimizers": optims,
         "target updates": updaters,
         "order or clip_grad_norm": repr(update),
         "rows": update.rows,
         "check_finite": update.check_finite,
         "mode or matmul_dtype": update.options,
+        **{each.name: each.value for each in built_in(update.loss, ()) if each.shown},
+        **_layers(update.loss),
+    }
+
+
+def _layers(loss: nn.Module) -> dict[str, Any]:
+    """The layers of a loss's networks, with their plain settings: one agent's graph computes all agents."""
+    networks = {name: value for name, value in vars(loss).items() if isinstance(value, nn.Module)}
+    return {
+        f"the layers of {name}": [
+            (key, type(layer), [setting.value for setting in plain_settings(layer, key)])
+            for key, layer in network.named_modules()
+        ]
+        for name, network in networks.items()
     }

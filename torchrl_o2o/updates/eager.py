@@ -47,7 +47,8 @@ def execute(
             for step in plan.parts[part]:
                 execute_step(loss, step, batch if minibatch == WHOLE else minibatches[minibatch], measured[-1])
     except NonFiniteError as error:
-        return summary(measured[-1].entries, ()) | {"finite": torch.tensor(False)}, error
+        known = {name: value for name, value in measured[-1].entries.items() if name not in rows}  # a mean is no row
+        return summary(known, ()) | {"finite": torch.tensor(False)}, error
     metrics = summary(measured[plan.minibatches - 1].entries | measured[-1].entries, ())
     metrics |= joined_rows([each.entries for each in measured[: plan.minibatches]], rows, measured[0].entries)
     return metrics | {"finite": torch.tensor(True)}, None
