@@ -245,7 +245,9 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(O2OCheckpointError, match=r"expected an existing folder, or .* ends in .pt"):
         save_policy(tmp_path / "nowhere", actor, action_box=NATIVE)
     with pytest.raises(O2OCheckpointError, match="cannot be read back without running code"):
-        save_policy(tmp_path, actor, action_box=NATIVE, metadata={"env": object()})
+        policy_saver(actor, action_box=NATIVE, metadata={"env": object()})  # and not at the first checkpoint
+    with pytest.raises(O2OCheckpointError, match=r"whose folder .*nowhere does not exist; make it first"):
+        save_policy(tmp_path / "nowhere" / "policy.pt", actor, action_box=NATIVE)
     assert not any(tmp_path.iterdir())
 
 

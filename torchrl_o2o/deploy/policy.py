@@ -198,6 +198,7 @@ def policy_saver(
 
     Raises:
         O2OSpecError: as :func:`save_policy`.
+        O2OCheckpointError: if ``metadata`` contains a value that is not plain.
 
     Examples:
         >>> import tempfile
@@ -230,6 +231,7 @@ def policy_saver(
         "env": arguments,
         "metadata": dict(metadata or {}),
     }
+    dump("policy", fixed)  # raises for metadata that are not plain
 
     def save(path: str | Path) -> Path:
         now = take_apart(actor)  # the actor may have moved to another device
@@ -376,6 +378,8 @@ def _file_to_write(path: Path) -> Path:
         return path / POLICY_FILE
     if path.suffix != ".pt":
         raise O2OCheckpointError(f"got {path}, expected an existing folder, or the name of a file that ends in .pt")
+    if not path.parent.is_dir():
+        raise O2OCheckpointError(f"got {path}, whose folder {path.parent} does not exist; make it first")
     return path
 
 
