@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -18,6 +19,9 @@ from torchrl_o2o.checkpoint.manifest import dump, load
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data.conventions import CONVENTIONS, Convention, FittedConvention, get_convention
+from torchrl_o2o.data.keys import stored_keys
+from torchrl_o2o.data.pixels import pixel_data
+from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.data.transforms import add_mc_return
 from torchrl_o2o.deploy import load_policy, save_policy
 from torchrl_o2o.envs.make import make_gym_env
@@ -112,6 +116,31 @@ def test_input_is_left_alone() -> None:
     before = data.clone()
     Convention(2.0, 1.0, normalize_observations=True).fit(data).data(data)
     assert (data == before).all()
+
+
+@pytest.mark.parametrize("convention", [Convention(), Convention(10.0, -5.0, normalize_observations=True)])
+def test_a_second_application_is_refused(convention: Convention) -> None:
+    """Of the same or of another convention, to parts of the rows, and to rows that were put together."""
+    fitted, raw = convention.fit(recorded()), recorded()
+    offline, online = fitted.data(raw), fitted.online(raw)
+    for rows in (offline, offline[3:5], torch.cat([offline, offline]), offline.clone(), online):
+        for again in (fitted.data, fitted.online, Convention(2.0).fit(raw).data, convention.fit):
+            with pytest.raises(O2ODataError, match="a convention was already applied, expected rows as recorded"):
+                again(rows)
+    torch.testing.assert_close(fitted.data(raw)["next", "reward"], offline["next", "reward"])
+
+
+def test_the_mark_of_an_application_is_not_stored() -> None:
+    fitted, raw = Convention(2.0).fit(recorded()), recorded()
+    storage = offline_online_storage(fitted.data(raw), 4)
+    storage.set(torch.arange(20, 24), fitted.online(raw[:4]).select(*stored_keys(raw)))
+    assert storage[:24].get("convention_applied", None) is None
+    images = np.zeros((4, 32, 32, 3), np.uint8)
+    data = pixel_data([{"observation": images, "action": np.zeros((3, 2)), "reward": np.ones(3)}])
+    rows = replace(data, rows=fitted.data(data.rows))
+    assert rows.stacks(torch.arange(3))["next", "reward"].squeeze(-1).tolist() == [2.0, 2.0, 2.0]
+    assert rows.stacks(torch.arange(3)).get("convention_applied", None) is None
+    assert rows.storage(2)[:3].get("convention_applied", None) is None
 
 
 @pytest.mark.parametrize("normalize", [False, True])

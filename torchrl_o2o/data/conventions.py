@@ -23,9 +23,10 @@ from tensordict import TensorDictBase
 
 from torchrl_o2o._moved import renamed_arguments
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.data.keys import CONVENTION_APPLIED
 from torchrl_o2o.data.transforms import AffineReward, ObservationStats, locomotion_reward
 from torchrl_o2o.envs.units import standardized
-from torchrl_o2o.errors import check_number, check_option
+from torchrl_o2o.errors import O2ODataError, check_number, check_option
 
 __all__ = ["CONVENTIONS", "Convention", "FittedConvention", "get_convention"]
 
@@ -71,13 +72,15 @@ class Convention:
             The transforms for these data and for everything that follows them.
 
         Raises:
-            O2ODataError: if rewards are to be scaled by returns that are all equal.
+            O2ODataError: if rewards are to be scaled by returns that are all equal, or a convention was already applied
+                to the data.
 
         Examples:
             >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
             >>> Convention(reward_shift=-1.0).fit(probe_transitions(ContextualTargetEnv(), 20)).reward
             AffineReward(scale=1.0, shift=-1.0)
         """
+        _refuse_applied(offline)
         spread = locomotion_reward(offline).scale if self.scale_by_returns else 1.0
         stats = ObservationStats.of(offline, eps=self.observation_eps) if self.normalize_observations else None
         return FittedConvention(AffineReward(self.reward_scale * spread, self.reward_shift), stats)
@@ -89,6 +92,9 @@ Convention.__init__ = renamed_arguments(normalise_observations="normalize_observ
 @dataclass(frozen=True)
 class FittedConvention:
     """A convention with the numbers computed from a data set.
+
+    :meth:`data` and :meth:`online` mark the rows that they return (``"convention_applied"``), and refuse marked rows.
+    Replay buffers do not store the mark.
 
     Args:
         reward: the reward's transform.
@@ -104,13 +110,25 @@ class FittedConvention:
     observation: ObservationStats | None
 
     def data(self, offline: TensorDictBase) -> TensorDictBase:
-        """Transform recorded transitions [N]; the input is not modified."""
-        data = self.reward(offline)
+        """Transform recorded transitions [N]; the input is not modified.
+
+        Raises:
+            O2ODataError: if a convention was already applied to them.
+            O2OSpecError: if the observations have another width than the statistics.
+        """
+        data = self.online(offline)
         return data if self.observation is None else self.observation(data)
 
     def online(self, transition: TensorDictBase) -> TensorDictBase:
-        """Transform a transition collected in :meth:`env`: only rewards, as observations are already standardized."""
-        return self.reward(transition)
+        """Transform transitions collected in :meth:`env`: only rewards, as observations are already standardized.
+
+        Raises:
+            O2ODataError: if a convention was already applied to them.
+        """
+        _refuse_applied(transition)
+        data = self.reward(transition)
+        reward = data.get(("next", "reward"))
+        return data.set(CONVENTION_APPLIED, reward.new_ones(data.batch_size, dtype=torch.bool))
 
     def env(self, env: gymnasium.Env) -> gymnasium.Env:
         """Wrap an environment so that it standardizes observations. Rewards, and so returns, are unchanged.
@@ -151,6 +169,16 @@ class FittedConvention:
             mine is None
             or theirs is None
             or (torch.equal(mine.mean, theirs.mean) and torch.equal(mine.scale, theirs.scale))
+        )
+
+
+def _refuse_applied(data: TensorDictBase) -> None:
+    """Raise for rows that :meth:`FittedConvention.data` or :meth:`FittedConvention.online` returned."""
+    if data.get(CONVENTION_APPLIED, None) is not None:
+        raise O2ODataError(
+            "got rows to which a convention was already applied, expected rows as recorded or collected, because a "
+            "second application scales rewards and standardizes observations again; apply the convention once, to the "
+            "raw rows"
         )
 
 

@@ -11,6 +11,7 @@ from tensordict import NestedKey, TensorDictBase
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = [
+    "CONVENTION_APPLIED",
     "EPISODE",
     "STEPS",
     "TRANSITION",
@@ -35,6 +36,9 @@ TRANSITION: tuple[NestedKey, ...] = (
 
 #: The number of a row's episode in an offline data set, int64, contiguous from 0; not part of a replayed transition.
 EPISODE: NestedKey = "episode"
+
+#: Marks rows to which a convention was applied, bool, shape [N]; not part of a replayed transition.
+CONVENTION_APPLIED: NestedKey = "convention_applied"
 
 #: Number of steps between a row's two observations, int64, shape [N], under TorchRL's name. One if it is absent.
 STEPS: NestedKey = "steps_to_next_obs"

@@ -23,13 +23,14 @@ from torchrl_o2o.data.audit import audit
 from torchrl_o2o.data.datasets.names import speaks_of_ends
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.frames import FrameStorage
-from torchrl_o2o.data.keys import EPISODE, TRANSITION
+from torchrl_o2o.data.keys import CONVENTION_APPLIED, EPISODE, TRANSITION
 from torchrl_o2o.data.transforms import check_one_step
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]
 
 _AT_ONCE = 1_000  # number of frames examined at a time
+_NOT_REPLAYED = (EPISODE, CONVENTION_APPLIED)
 _EDGE = 2e-6  # tolerance for rounded actions at the edge of [-1, 1]
 
 
@@ -127,7 +128,7 @@ class PixelData:
         Args:
             index: indices of the rows.
         """
-        rows = self.rows.exclude(EPISODE)[index].copy()
+        rows = self.rows.exclude(*_NOT_REPLAYED)[index].copy()
         for key, frames in self.frames.items():
             for entry in (key, ("next", key)):
                 rows.set(entry, frames[rows.get(entry)].flatten(-4, -3))
@@ -142,7 +143,7 @@ class PixelData:
         Keyword Args:
             device: where rows and frames live. Defaults to ``"cpu"``.
         """
-        return self.make_storage(self.rows.exclude(EPISODE), online_capacity, device=device)
+        return self.make_storage(self.rows.exclude(*_NOT_REPLAYED), online_capacity, device=device)
 
     def make_storage(
         self, rows: TensorDictBase, online_capacity: int, *, device: torch.device | str = "cpu"
@@ -159,7 +160,7 @@ class PixelData:
         """
         storage = FrameStorage(len(rows) + online_capacity, self.frames, num_offline=len(rows), device=device)
         if len(rows):
-            storage.set(torch.arange(len(rows)), rows.exclude(EPISODE).to(device))
+            storage.set(torch.arange(len(rows)), rows.exclude(*_NOT_REPLAYED).to(device))
         return storage
 
 

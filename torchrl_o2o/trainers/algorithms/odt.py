@@ -26,6 +26,7 @@ from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.collectors import ReturnConditionedRollouts
 from torchrl_o2o.data import TrajectoryReplay
 from torchrl_o2o.data.datasets.optional import require
+from torchrl_o2o.data.keys import CONVENTION_APPLIED
 from torchrl_o2o.envs import CheckedEnv, GuardedEnv, seed_everything
 from torchrl_o2o.envs.scores import find_reference, normalized_score
 from torchrl_o2o.errors import O2OSpecError
@@ -204,7 +205,7 @@ def open_odt(
         "replay": replay,
         "rollouts": rollouts,
         "convention": problem.convention.state_dict(),
-        "pretraining": PretrainingPlan(cfg.offline.num_steps, fingerprint(problem.offline)),
+        "pretraining": PretrainingPlan(cfg.offline.num_steps, fingerprint(problem.offline.exclude(CONVENTION_APPLIED))),
     }
     session = options.open(objects, None, _scorer(cfg, problem, learner, how), frames)
     return session, learner, replay, rollouts
