@@ -173,6 +173,12 @@ def test_alpha_is_the_authors(start: int, turns: tuple[int, int] | None, final_p
     assert exponents(*words) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("start", [0, 3])
+def test_the_first_step_by_score(start: int) -> None:
+    """i = start, for i = step - 1: by default the very first. The authors' code has i > start."""
+    assert exponents(f"priority_from={start}")[: start + 1] == [0.0] * start + [0.3]
+
+
 @pytest.mark.parametrize("word", ["alternate=[5]", "alternate=[5,0]", "alternate=[0.5,1]", "alpha_final=-0.1"])
 def test_schedules_that_are_none_are_refused(word: str) -> None:
     with pytest.raises(O2OSpecError, match=word.partition("=")[0]):

@@ -147,6 +147,9 @@ def anneal_pool(cfg: DictConfig, buffer: TensorDictReplayBuffer, step: int) -> N
     Source: ``train_finetuning_all.py`` of the authors' code. Its flags ``interweave_a3rl`` and ``interweave_rlpd``, in
     an earlier version ``steps_a3rl`` and ``steps_rlpd``, are the two numbers of ``alternate``.
 
+    Rows are scored from step ``priority_from`` + 1 on, by default from the first. The authors' code begins one step
+    later, with i > ``start_a3rl`` for i = step - 1.
+
     Args:
         cfg: ``pool.alpha``, ``alpha_final``, ``alternate``, ``priority_from``, ``beta_start`` and
             ``online.total_frames``.
