@@ -36,6 +36,26 @@ def test_images_are_converted_or_refused() -> None:
         pixel_data([{key: good[key] for key in ("observation", "action")}])
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 64, 3), (2, 3, 64, 4), (2, 4, 4, 3), (2, 3, 3, 3)])
+def test_images_of_which_two_dimensions_could_be_the_channels_are_refused(shape: tuple[int, ...]) -> None:
+    """Both readings are possible. With 5 pixels a side, the number of channels decides."""
+    images = np.zeros(shape, np.uint8)
+    with pytest.raises(O2ODataError, match=r"'observation' of episode 0 of shape \[2, .*no side has 3 or 4 pixels"):
+        pixel_data([{"observation": images, "action": np.zeros((1, 2)), "reward": np.ones(1)}])
+    columns = {"observation": torch.as_tensor(images), "episode": torch.zeros(2, dtype=torch.long)}
+    with pytest.raises(O2ODataError, match="no side has 3 or 4 pixels"):
+        stack_rows(TensorDict({**columns, "next": {"observation": columns["observation"]}}, [2]))
+    padded = np.pad(images, [(0, 0), (0, 5 - shape[1]), (0, 0), (0, 0)], "edge")
+    assert as_frames(padded).shape == (2, 3, 5, shape[2])
+
+
+def test_images_with_one_narrow_side_are_read() -> None:
+    """Only the number of channels can be a channel's: the side of 4 pixels is neither the first nor the last."""
+    wide, seen = np.zeros((2, 8, 4, 3), np.uint8), np.zeros((2, 3, 4, 8), np.uint8)
+    wide[:, 7, 3, 2] = seen[:, 2, 3, 7] = 9
+    assert as_frames(wide)[0, 2, 7, 3] == as_frames(seen)[0, 2, 3, 7] == 9
+
+
 def test_recorded_images_become_stacks(tmp_path: Path) -> None:
     """What ``o2o data make`` writes, read and stacked as the environment stacks them."""
     folder = make_local_dataset("o2o/dotreach/chase-v0", num_steps=60, root=tmp_path)

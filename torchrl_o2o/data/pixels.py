@@ -47,7 +47,8 @@ def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
         Shape [F, 3, H, W].
 
     Raises:
-        O2ODataError: if they are not uint8 images of three or four channels.
+        O2ODataError: if they are not uint8 images of three or four channels, or the first and the last dimension of an
+            image could both be its channels.
 
     Examples:
         >>> as_frames(np.zeros((5, 64, 48, 4), np.uint8)).shape
@@ -59,10 +60,15 @@ def as_frames(array: np.ndarray | Tensor, name: str = "frames") -> Tensor:
             f"got {name} of type {str(frames.dtype).removeprefix('torch.')}, expected uint8; convert values in [0, 1] "
             "with (255 * frames).round() and cast them. Frames are stored as bytes, and the encoder scales them"
         )
-    channels = (3, 4)
-    if frames.ndim == 4 and frames.shape[-1] in channels and (frames.shape[1] not in channels or frames.shape[2] > 4):
+    first, last = frames.ndim == 4 and frames.shape[1] in (3, 4), frames.ndim == 4 and frames.shape[-1] in (3, 4)
+    if first and last:
+        raise O2ODataError(
+            f"got {name} of shape {list(frames.shape)}, in which dimension 1 or dimension 3 could be the channels, "
+            "expected images of which only one is 3 or 4; resize or pad the images so that no side has 3 or 4 pixels"
+        )
+    if last:
         frames = frames.movedim(-1, 1)
-    if frames.ndim != 4 or frames.shape[1] not in channels:
+    if not first and not last:
         raise O2ODataError(
             f"got {name} of shape {list(frames.shape)}, expected color images [F, H, W, 3] or [F, 3, H, W]; repeat a "
             f"gray channel three times"
