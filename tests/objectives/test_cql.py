@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
 
-from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import CalQLLoss, CQLLoss, EnsembleSACLoss, GeneratorNoise, base
 from torchrl_o2o.testing import (
@@ -126,7 +126,7 @@ def test_calibration_stops_the_push_on_policy_actions_only() -> None:
 
 
 def test_calql_without_returns_says_what_to_do() -> None:
-    with pytest.raises(O2ODataError, match="add_mc_return"):
+    with pytest.raises(O2OSpecError, match=r"without 'mc_return', expected each row's return; .*add_mc_return"):
         build(CalQLLoss).qvalue_loss(random_transitions(4, 5, 3))
 
 

@@ -113,7 +113,7 @@ def test_no_calibrated_target_is_below_its_rows_return() -> None:
     torch.testing.assert_close(loss.target_value(batch), plain + raised)
     value, info = loss.qvalue_loss(batch)
     torch.testing.assert_close(value, (info["qvalue"] - plain - raised).square().sum(0).mean())
-    with pytest.raises(O2OSpecError, match=r"without 'mc_return'.*add_mc_return"):
+    with pytest.raises(O2OSpecError, match=r"without 'mc_return', expected each row's return; .*add_mc_return"):
         loss.target_value(batch.exclude("mc_return"))
 
 

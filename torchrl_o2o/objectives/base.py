@@ -494,6 +494,14 @@ class TransitionLoss(ChecksArguments, LossModule):
             raise O2OSpecError(f"got a batch without {key!r}{remedy}")
         return value
 
+    def _calibrating_return(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+        """The discounted return of each row, as [*B], which losses with ``calibrate`` read."""
+        remedy = (
+            ", expected each row's return; add them to the data and to finished online episodes with "
+            "torchrl_o2o.data.transforms.add_mc_return, or set calibrate = False"
+        )
+        return self._one_each_required(tensordict, key, remedy)
+
     def _recorded_next_action(self, tensordict: TensorDictBase, key: NestedKey, like: Tensor, otherwise: str) -> Tensor:
         """The action that the data took at s', shape of ``like``; ``otherwise`` names the setting that needs none."""
         recorded = tensordict.get(key, None)

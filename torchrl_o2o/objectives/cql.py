@@ -19,7 +19,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_o2o.errors import O2ODataError, check_option
+from torchrl_o2o.errors import check_option
 from torchrl_o2o.functional.conservative import calibrated, conservative_gap, max_backup, scaled_logsumexp
 from torchrl_o2o.functional.soft import sac_actor_objective
 from torchrl_o2o.modules.conservative import ConservativePenalty
@@ -371,10 +371,4 @@ class CalQLLoss(CQLLoss):
     def _lower_bound(self, tensordict: TensorDictBase) -> Tensor | None:
         if not self.calibrate:
             return None
-        value = self._one_each(tensordict, self.tensor_keys.mc_return)
-        if value is None:
-            raise O2ODataError(
-                f"got a batch without {self.tensor_keys.mc_return!r}, expected returns; add them to the data and to "
-                "finished online episodes with torchrl_o2o.data.transforms.add_mc_return, or set calibrate = False"
-            )
-        return value
+        return self._calibrating_return(tensordict, self.tensor_keys.mc_return)

@@ -148,8 +148,7 @@ class ReBRACLoss(SmoothedTargetLoss):
         """max(y, G) with ``calibrate``."""
         if not self.calibrate:
             return target
-        remedy = "; add returns to the data with torchrl_o2o.data.transforms.add_mc_return, or set calibrate = False"
-        return calibrated(target, self._one_each_required(tensordict, self.tensor_keys.mc_return, remedy))
+        return calibrated(target, self._calibrating_return(tensordict, self.tensor_keys.mc_return))
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Actor loss of one minibatch; no gradient reaches the critics.
