@@ -125,13 +125,71 @@ def test_peers_need_normalized_scores_and_a_known_task(tmp_path, peers):
     assert write_report([tmp_path], tmp_path / "out", metric=SCORE, peers=peers, peers_task="door").exists()
 
 
-def test_an_unreadable_peers_file_is_refused(tmp_path):
-    np.savez(tmp_path / "bad.npz", **{"IQL/door/offline": np.zeros((4, 2)), "IQL/door/online": np.ones((4, 2))})
-    content = (tmp_path / "bad.npz").read_bytes()
-    for spoiled in (b"not a zip file", b"", content[:-20], content[:200] + b"garbage" + content[207:]):
-        (tmp_path / "bad.npz").write_bytes(spoiled)
-        with pytest.raises(O2ODataError, match="cannot read the peers"):
-            load_peers(tmp_path / "bad.npz", "door")
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: b"not a zip file",
+        lambda content: content[:20],
+        lambda content: content[:-20],
+        lambda content: content[: len(content) // 2],
+        lambda content: content.replace(b"PK\x01\x02", b"PK\x01\x03"),  # the directory
+        lambda content: content.replace(b"PK\x03\x04", b"PK\x03\x05"),  # an entry's beginning
+        lambda content: content[:200] + b"garbage" + content[207:],
+        lambda content: content[:60] + bytes(80) + content[140:],
+    ],
+)
+def test_a_damaged_peers_file_is_refused(tmp_path, save, spoil):
+    path = tmp_path / "bad.npz"
+    rng = np.random.default_rng(0)
+    save(path, **{"IQL/door/offline": rng.normal(size=(4, 20)), "IQL/door/online": rng.normal(size=(4, 20))})
+    assert len(load_peers(path, "door")) == 1
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(O2ODataError, match="cannot read the peers"):
+        load_peers(path, "door")
+
+
+def test_each_single_byte_of_a_peers_file_may_be_damaged(tmp_path):
+    """The scores are then as they were, or the file is refused."""
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, **{"IQL/door/offline": np.eye(4, 3), "IQL/door/online": np.eye(4, 2)})
+    content, (_, scores) = path.read_bytes(), load_peers(path, "door")["IQL"]
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 0x55]) + content[index + 1 :])
+        try:
+            found = load_peers(path, "door")
+        except O2ODataError:
+            continue
+        assert not found or np.array_equal(found["IQL"][1], scores), index
+
+
+def test_other_files_and_arrays_of_peers_are_refused(tmp_path):
+    with pytest.raises(O2ODataError, match=r"absent\.npz.*No such file"):
+        load_peers(tmp_path / "absent.npz", "door")
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(O2ODataError, match=r"array\.npy \(it holds a single array without a name\)"):
+        load_peers(tmp_path / "array.npy", "door")
+    path, good = tmp_path / "peers.npz", np.zeros((4, 2))
+    np.savez(path, **{"IQL/door/online": good})
+    with pytest.raises(O2ODataError, match="it has no IQL/door/offline"):
+        load_peers(path, "door")
+    np.savez(path, **{"IQL/door/offline": np.array([{}]), "IQL/door/online": good})
+    with pytest.raises(O2ODataError, match="cannot read the peers"):
+        load_peers(path, "door")
+    for other in (np.zeros(4), np.zeros((3, 2))):
+        np.savez(path, **{"IQL/door/offline": other, "IQL/door/online": good})
+        with pytest.raises(O2ODataError, match=r"IQL/door has the shapes .*, expected \[seeds, evaluations\]"):
+            load_peers(path, "door")
+
+
+def test_other_errors_of_reading_peers_are_not_hidden(monkeypatch, peers):
+    def load(*_, **__):
+        raise TypeError("a fault of the program")
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(TypeError, match="a fault of the program"):
+        load_peers(peers, "door")
 
 
 def test_one_html_file_holds_the_report_and_its_figures(tmp_path):

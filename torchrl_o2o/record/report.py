@@ -10,6 +10,8 @@ Figures over seeds are interquartile means with 95 % stratified bootstrap interv
 from __future__ import annotations
 
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,6 +31,8 @@ __all__ = ["load_peers", "write_report"]
 
 # Environment steps of each phase of CORL's published curves.
 _PEER_STEPS = 1_000_000
+# What numpy, zip and zlib raise for a damaged file: RuntimeError for wrong flags and versions of an entry.
+_DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 # Seed of the bootstrap resamples, so that reports of the same runs are equal.
 _BOOTSTRAP_SEED = 0
 # The score at which regret is zero, by metric.
@@ -61,7 +65,7 @@ def load_peers(path: str | Path, task: str) -> dict[str, tuple[np.ndarray, np.nd
         Steps ``[n]`` and scores ``[seeds, n]`` by algorithm; empty if the file does not contain the task.
 
     Raises:
-        O2ODataError: if the file cannot be read.
+        O2ODataError: if the file cannot be read, or one phase is missing or has other seeds than the other.
 
     Examples:
         >>> import tempfile
@@ -73,17 +77,34 @@ def load_peers(path: str | Path, task: str) -> dict[str, tuple[np.ndarray, np.nd
         array([-500000.,       0.,  500000., 1000000.])
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = [key.split("/")[0] for key in file.files if key.endswith(f"/{task}/online")]
-            return {name: _joined(file[f"{name}/{task}/offline"], file[f"{name}/{task}/online"]) for name in names}
-    except Exception as error:  # zip, zlib and numpy each have their own errors for damaged files
+        phases = _phases(path, task)
+    except _DAMAGED as error:
         raise O2ODataError(
             f"cannot read the peers' curves from {path} ({error}); expected an .npz with the keys "
             "algorithm/task/offline and algorithm/task/online."
         ) from error
+    return {name: _joined(f"{path}: {name}/{task}", *both) for name, both in phases.items()}
 
 
-def _joined(offline: np.ndarray, online: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _phases(path: str | Path, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Offline and online scores by algorithm."""
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it holds a single array without a name")
+    with file:
+        names = [key.split("/")[0] for key in file.files if key.endswith(f"/{task}/online")]
+        lacking = [name for name in names if f"{name}/{task}/offline" not in file.files]
+        if lacking:
+            raise ValueError(f"it has no {lacking[0]}/{task}/offline")
+        return {name: (file[f"{name}/{task}/offline"], file[f"{name}/{task}/online"]) for name in names}
+
+
+def _joined(name: str, offline: np.ndarray, online: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if offline.ndim != 2 or online.ndim != 2 or len(offline) != len(online):
+        raise O2ODataError(
+            f"{name} has the shapes {list(offline.shape)} offline and {list(online.shape)} online, expected [seeds, "
+            "evaluations] with the same number of seeds"
+        )
     spaced = [np.linspace(0.0, _PEER_STEPS, phase.shape[1] + 1)[1:] for phase in (offline, online)]
     return np.concatenate([spaced[0] - _PEER_STEPS, spaced[1]]), np.hstack([offline, online])
 
