@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -118,10 +119,12 @@ def test_episodes_of_binary_hands_end_with_success() -> None:
     problem = end_episodes_at_success(cfg, Problem({"env_id": "Pendulum-v1"}, fitted.data(data), fitted))
     assert problem.offline["next", "reward"].flatten().tolist() == pytest.approx([-5.0, -5.0, 5.0], abs=1e-4)
     assert problem.offline["next", "terminated"].flatten().tolist() == [False, False, True]
-    collected, evaluated = problem.make_training_env(), problem.make_env()
+    collected, evaluated = problem.env_factory(), problem.make_env()
     assert isinstance(collected, EndAtSuccess)
     assert not isinstance(evaluated, EndAtSuccess)
-    assert isinstance(problem.env_factory(), EndAtSuccess), "in other processes too"
+    sent = pickle.dumps(problem.env_factory)
+    assert isinstance(pickle.loads(sent)(), EndAtSuccess), "in other processes too"
+    assert len(sent) < 10_000, "without the data"
     with pytest.raises(O2OSpecError, match="without failure_reward"):
         end_episodes_at_success(compose("cql", "end_at_success=true"), problem)
     for words in (("task=adroit-pen-dense",), ("task=antmaze-umaze",), ()):

@@ -490,7 +490,7 @@ def make_collector(
         >>> [data.shape for data in collector]
         [torch.Size([1]), torch.Size([1]), torch.Size([1])]
     """
-    env = GuardedEnv(problem.make_training_env, **options.env_guard)
+    env = GuardedEnv(problem.env_factory, **options.env_guard)
     cut = buffer.writer.truncate_last  # pyright: ignore[reportAttributeAccessIssue]
     return StepCollector(
         env,

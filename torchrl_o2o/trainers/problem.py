@@ -78,13 +78,12 @@ class Problem:
         """
         return _env(drawing_arguments(self.env) if drawing else self.env, self.convention)
 
-    def make_training_env(self) -> gymnasium.Env:
-        """:meth:`make_env` for collecting."""
-        return EndAtSuccess(self.make_env()) if self.end_at_success else self.make_env()
-
     @property
     def env_factory(self) -> Callable[[], gymnasium.Env]:
-        """:meth:`make_training_env` without the data, to send to another process."""
+        """Makes new environments for collecting: :meth:`make_env`, and an episode ends as ``end_at_success`` says.
+
+        It holds no data, so it can be sent to another process.
+        """
         return partial(_training_env if self.end_at_success else _env, self.env, self.convention)
 
 
