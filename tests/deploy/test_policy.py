@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
 from torchrl.data import Bounded, Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
-from torchrl.modules import Actor, AdditiveGaussianModule
+from torchrl.modules import Actor, AdditiveGaussianModule, ProbabilisticActor, TanhNormal
 
 from torchrl_o2o.checkpoint.manifest import dump, load
 from torchrl_o2o.checkpoint.rng import rng_state
@@ -214,7 +214,7 @@ def test_a_training_actor_is_not_touched(tmp_path: Path) -> None:
 def test_what_cannot_be_saved(tmp_path: Path) -> None:
     actor = trained("deterministic")
     noisy = TensorDictSequential(actor, AdditiveGaussianModule(actor.spec))
-    with pytest.raises(O2OSpecError, match="expected an actor without exploration noise"):
+    with pytest.raises(O2OSpecError, match=r"expected an actor that .* adds no exploration noise"):
         save_policy(tmp_path, noisy, action_box=NATIVE)
     spec = Composite({"action": BOX})
     odd = Actor(nn.Sequential(nn.Linear(3, 2), nn.Softsign()), in_keys=["observation"], spec=spec)
@@ -315,9 +315,19 @@ def test_files_of_the_first_edition_are_refused_with_a_way_out(kind: str, tmp_pa
         load_policy(tmp_path)
 
 
+def test_a_policy_that_reads_its_past_is_refused(tmp_path: Path) -> None:
+    """As ODT's: an actor in a policy file gets observations alone."""
+    keys = ["observation", "action", "return_to_go"]
+    body = TensorDictModule(nn.Linear(7, 4), in_keys=keys, out_keys=["loc", "scale"])
+    box = Bounded(-torch.ones(2), torch.ones(2))
+    actor = ProbabilisticActor(body, in_keys=["loc", "scale"], spec=box, distribution_class=TanhNormal)
+    with pytest.raises(O2OSpecError, match=r"'return_to_go'\] -> .*expected an actor that reads observations alone"):
+        save_policy(tmp_path, actor, action_box=([-1.0, -1.0], [1.0, 1.0]))
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(
-        O2OCheckpointError, match=r"policy.pt, which does not exist; expected a run folder or a file of"
+        O2OCheckpointError, match=r"policy.pt, which does not exist; expected a run folder.*Only runs of ODT"
     ):
         load_policy(tmp_path)
     with pytest.raises(O2OCheckpointError, match="nowhere, which does not exist"):

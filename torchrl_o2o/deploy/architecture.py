@@ -425,10 +425,10 @@ def take_apart(actor: TensorDictModuleBase) -> ActorParts:
                 box = _box(actor, head.out_keys[0])
                 return ActorParts(net, kind, settings, _read(body), head.out_keys[0], *box, chunk_length(actor))
     raise O2OSpecError(
-        f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor without "
-        "exploration noise from make_actor, make_gaussian_actor, make_deterministic_actor, make_one_step_actor, "
-        "average_actors, BestOfNLoss.make_actor, PEXLoss.make_actor, BestAction.make_actor or make_pixel_actor, or an "
-        "encoder followed by make_latent_actor"
+        f"got {type(actor).__name__} with keys {actor.in_keys} -> {actor.out_keys}, expected an actor that reads "
+        "observations alone and adds no exploration noise, from make_actor, make_gaussian_actor, "
+        "make_deterministic_actor, make_one_step_actor, average_actors, BestOfNLoss.make_actor, PEXLoss.make_actor, "
+        "BestAction.make_actor or make_pixel_actor, or an encoder followed by make_latent_actor"
     )
 
 

@@ -335,7 +335,9 @@ def _content(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise O2OCheckpointError(
             f"got {file}, which does not exist; expected a run folder or a file of torchrl_o2o.deploy.save_policy, "
-            "which every run writes with its checkpoints"
+            "which every run writes with its checkpoints. Only runs of ODT do not: the actor in a policy file gets "
+            "observations alone, and ODT's policy also reads its past actions and rewards; resume the run and act by "
+            "ReturnConditionedRollouts"
         ) from error
     except OSError as error:
         raise O2OCheckpointError(f"{file} cannot be read ({error})") from error
