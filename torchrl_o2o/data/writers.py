@@ -127,8 +127,8 @@ class OnlineWriter(Writer):
         if total > self.capacity:
             raise O2OSpecError(
                 f"got {total} online rows for {self.capacity} slots and a SliceSampler, whose slices would lead from "
-                "the last online slot to the first offline row; raise online_capacity to the number of online steps, or "
-                "draw with a ChunkSampler"
+                "the last online slot to the first offline row; raise online_capacity to the number of online steps, "
+                "or draw with a ChunkSampler"
             )
         if self.total_written == 0 and len(rows_of(self._storage)) >= self.num_offline:
             last = self._storage.get(self.num_offline - 1)
