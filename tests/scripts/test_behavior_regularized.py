@@ -120,7 +120,7 @@ def test_the_best_of_several_actions_is_evaluated() -> None:
 
 
 def test_the_dual_form_does_not_penalize_targets_in_the_script() -> None:
-    with pytest.raises(O2OSpecError, match=r"value_penalty=true.*add_next_action"):
+    with pytest.raises(O2OSpecError, match=r"value_penalty=true, .* method=brac_v .*add_next_action\(data\)"):
         learner("brac_dual", "loss.value_penalty=true")
 
 

@@ -131,7 +131,9 @@ def make_brac_dual(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     if cfg.loss.value_penalty:
         raise O2OSpecError(
             "got loss.value_penalty=true, expected false: BRAC-v's dual form reads the action of the next step, which "
-            "rows that were just collected lack. Take method=brac_v, or BRACDualLoss on data of add_next_action(...)"
+            "rows that were just collected lack. Leave it false for BRAC-p's dual form, take method=brac_v for BRAC-v "
+            "with a cloned policy, or learn from recorded data alone, in a loop of your own, with "
+            "BRACDualLoss(value_penalty=True) on add_next_action(data)"
         )
     actor = make_policy(cfg, dims)
     loss = BRACDualLoss(
