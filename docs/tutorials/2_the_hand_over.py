@@ -122,6 +122,7 @@ plt.show()
 # In our run, SAC became worse than random on the logs alone. Its critic had seen only the controller's actions and
 # extrapolated the values of all others. Where it overestimated them, the actor followed. Online, SAC tried these
 # actions, learned that they are bad, and recovered. AWAC stayed close to recorded actions, so it was good at step 0.
+# In the last steps of our run it became worse; one run of one seed does not show why.
 #
 # Watch three things in your own runs: the return at step 0 (``handover/return`` in the scripts), how far it falls after
 # that (``handover/dip``), and whether Q values rise while returns do not.
