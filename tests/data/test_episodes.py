@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from torchrl_o2o.data import Convention, OnlineWriter, load_offline, n_step, stack_rows
@@ -189,10 +189,11 @@ def test_any_flag_ends_an_episode(flags: tuple[str, ...]) -> None:
     assert n_step(marked, n=3, gamma=1.0)["steps_to_next_obs"].tolist() == [2, 1, 2, 1]
 
 
-def test_rows_that_fill_trajectories_up_are_refused() -> None:
+@pytest.mark.parametrize("mask", [("collector", "mask"), "mask"])
+def test_rows_that_fill_trajectories_up_are_refused(mask: NestedKey) -> None:
     """TorchRL's ``split_trajectories`` pads: [2, 3] of a trajectory of two rows and one of three."""
     data = rows([0, 0, 0, 1, 1, 1], [1.0] * 6, [1, 5])
-    data["collector", "mask"] = torch.tensor([True, True, False, True, True, True])
+    data[mask] = torch.tensor([True, True, False, True, True, True])
     data["collector", "traj_ids"] = data["episode"]
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(10), writer=OnlineWriter(0), batch_size=2)
     calls = [
@@ -206,5 +207,11 @@ def test_rows_that_fill_trajectories_up_are_refused() -> None:
     for call in calls:
         with pytest.raises(O2ODataError, match="1 of 6 rows, the first in row 2, are padding"):
             call()
-    whole = data[data["collector", "mask"]]
+    whole = data[data[mask]]
     assert n_step(whole, n=2, gamma=1.0)["next", "reward"].squeeze(-1).tolist() == [2.0, 1.0, 2.0, 2.0, 1.0]
+
+
+def test_masks_of_actions_are_no_padding() -> None:
+    data = rows([0, 0, 1], [1.0] * 3, [1, 2])
+    data["mask"] = torch.tensor([[True, False], [False, True], [True, True]])
+    assert episode_returns(data).tolist() == [2.0, 1.0]

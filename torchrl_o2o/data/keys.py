@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import torch
 from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
 
 from torchrl_o2o.errors import O2ODataError
 
@@ -44,13 +46,14 @@ CONVENTION_APPLIED: NestedKey = "convention_applied"
 STEPS: NestedKey = "steps_to_next_obs"
 
 #: The entry that is False in the rows with which TorchRL's ``split_trajectories`` pads short trajectories.
-_MASK: NestedKey = ("collector", "mask")
+_MASKS: tuple[NestedKey, ...] = (("collector", "mask"), "mask")
 
 
 def check_padding(data: TensorDictBase) -> None:
     """Raise if rows are padding, which fills trajectories up to a common length.
 
-    TorchRL's ``split_trajectories``, and its collectors with ``split_trajs=True``, add them.
+    TorchRL's ``split_trajectories``, and its collectors with ``split_trajs=True``, add them, and mark the others under
+    ``"mask"`` or ``("collector", "mask")``.
 
     Args:
         data: rows [N].
@@ -67,14 +70,15 @@ def check_padding(data: TensorDictBase) -> None:
         Traceback (most recent call last):
         torchrl_o2o.errors.O2ODataError: 1 of 3 rows, the first in row 2, are padding...
     """
-    mask = data.get(_MASK, None)
-    if mask is None or bool(mask.all()):
-        return
-    mask = mask.reshape(-1)
-    raise O2ODataError(
-        f"{int((~mask).sum())} of {len(mask)} rows, the first in row {int((~mask).nonzero()[0])}, are padding ({_MASK} "
-        f"is False there), expected only transitions; pass data[data[{_MASK!r}]]"
-    )
+    for key in _MASKS:
+        mask = data.get(key, None)
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.numel() != len(data) or bool(mask.all()):
+            continue  # other masks have more numbers in a row
+        mask = mask.reshape(-1)
+        raise O2ODataError(
+            f"{int((~mask).sum())} of {len(mask)} rows, the first in row {int((~mask).nonzero()[0])}, are padding "
+            f"({key} is False there), expected only transitions; pass data[data[{key!r}]]"
+        )
 
 
 def transition_keys(*observed: str) -> tuple[NestedKey, ...]:

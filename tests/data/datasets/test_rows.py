@@ -255,6 +255,17 @@ def test_numbers_of_episodes_that_were_rounded_are_refused(flat: Arrays, dtype: 
     assert rows_from_flat(flat, max_episode_steps=None, origin="toy").lengths.tolist() == [6, 6]
 
 
+@pytest.mark.parametrize("gamma", [0.9, 0.99])
+def test_discounts_that_mark_nothing_or_terminals_are_no_news(flat: Arrays, gamma: float) -> None:
+    expected = rows_from_flat(flat, max_episode_steps=None, origin="toy")
+    for discount in (np.full(12, gamma), gamma * (1.0 - flat["terminals"])):
+        rows = rows_from_flat(flat | {"discount": discount}, max_episode_steps=None, origin="toy")
+        np.testing.assert_array_equal(rows.terminated, expected.terminated)
+    wrong = gamma * (np.arange(12) != 1)
+    with pytest.raises(O2ODataError, match="discount is not read, but it could mark the ends of episodes"):
+        rows_from_flat(flat | {"discount": wrong}, max_episode_steps=None, origin="toy")
+
+
 def test_the_array_that_could_say_where_episodes_end_is_named(flat: Arrays) -> None:
     ends = flat["terminals"] | flat.pop("timeouts")
     flat["episode_terminals"] = ends

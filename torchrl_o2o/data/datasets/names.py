@@ -116,6 +116,10 @@ def says_something_new(
         return None
     starts = np.append(True, ends[:-1])
     inner = slice(None, -1)  # the last row need not be marked as an end
+    if values.dtype.kind == "f" and len(levels := np.unique(values[values != 0])) == 1 and levels[0] > 0:
+        if levels[0] != 1 and (values != 0).all():
+            return None  # the same number in every row, such as a discount of 0.99, marks nothing
+        values = (values != 0).astype(np.float32)  # a discount of 0.99, and 0 in terminal rows
     if np.isin(values, (0, 1)).all():
         marks = [(terminals, slice(None))]
         if known or not _COULD_BE_TERMINALS.search(name):
