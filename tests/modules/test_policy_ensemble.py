@@ -104,6 +104,13 @@ def test_what_cannot_be_merged_is_refused() -> None:
         PolicyEnsemble([nn.Sequential(nn.BatchNorm1d(3), GaussianHead(3, 2))])
 
 
+def test_actors_with_other_settings_are_refused() -> None:
+    """The first one's bounds were taken for all."""
+    actors = [make_actor(3, 2, hidden_sizes=(8,), log_std_bounds=bounds) for bounds in ((-5.0, 2.0), (-1.0, 0.0))]
+    with pytest.raises(O2OSpecError, match=r"got policies 0 and 1 that have GaussianHead.*evaluate all"):
+        average_actors(actors)
+
+
 def test_what_is_no_actor_of_a_network_is_refused() -> None:
     body = TensorDictModule(GaussianHead(3, 2), in_keys=["observation"], out_keys=["loc", "scale"])
     head = ProbabilisticTensorDictModule(["loc", "scale"], ["action"], distribution_class=TanhNormal)

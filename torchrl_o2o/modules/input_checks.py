@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import NoReturn
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NoReturn
 
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_parameters", "check_rows", "describe_mismatch", "raise_mismatch"]
+__all__ = ["check_parameters", "check_rows", "describe_mismatch", "described_layers", "raise_mismatch"]
 
 
 def check_rows(
@@ -138,3 +139,36 @@ def raise_mismatch(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error
     if reason is None:
         raise error
     raise O2OSpecError(reason) from error
+
+
+def described_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """A network's layers: for each its class, its keys, and the plain settings by which it computes.
+
+    Texts count only in torch's own layers, such as a convolution's ``padding_mode``; others may be names.
+
+    Args:
+        network: for example a critic.
+
+    Yields:
+        The name of the layer, and its description, which is equal for layers that compute the same function of their
+        parameters and inputs.
+
+    Examples:
+        >>> dict(described_layers(nn.Sequential(nn.Dropout(0.5))))["0"]
+        'Dropout(p=0.5, inplace=False)'
+    """
+    for name, layer in network.named_modules():
+        own = type(layer)
+        kinds = (bool, int, float, str) if own.__module__.startswith("torch.nn.") else (bool, int, float)
+        settings = {key: value for key, value in vars(layer).items() if key[0] != "_" and key != "training"}
+        plain = [f"{key}={_plain(value, kinds)}" for key, value in settings.items() if _plain(value, kinds) is not None]
+        keys = [f"{key}={getattr(layer, key)}" for key in ("in_keys", "out_keys") if hasattr(layer, key)]
+        yield name, f"{own.__name__}({', '.join([*keys, *plain])})"
+
+
+def _plain(value: Any, kinds: tuple[type, ...]) -> Any:
+    """A setting as it is shown; ``None`` if it is none. Functions, such as an activation, go by their names."""
+    if inspect.isroutine(value):
+        return value.__qualname__
+    several = value if isinstance(value, tuple | list) else (value,)
+    return value if several and all(isinstance(each, kinds) for each in several) else None

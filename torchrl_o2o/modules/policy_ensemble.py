@@ -23,6 +23,7 @@ from torchrl.modules import ProbabilisticActor, SafeProbabilisticModule
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_order
 from torchrl_o2o.functional.off2on import merge_gaussians
+from torchrl_o2o.modules.input_checks import described_layers
 
 __all__ = ["PolicyEnsemble", "average_actors"]
 
@@ -44,7 +45,8 @@ class PolicyEnsemble(nn.Module):
         log_std_bounds: clip of the merged log standard deviation. Defaults to (-20, 2).
 
     Raises:
-        O2OSpecError: if there is no member, their parameters differ in name or shape, or a member has buffers.
+        O2OSpecError: if there is no member, their parameters differ in name or shape, their layers differ in settings,
+            or a member has buffers.
 
     Examples:
         >>> import torch
@@ -107,8 +109,8 @@ def average_actors(
         An actor with the keys, action spec and distribution of the first one.
 
     Raises:
-        O2OSpecError: if the actors differ in shape, or are not a network followed by a distribution with its mean and
-            standard deviation.
+        O2OSpecError: if the actors differ in shape or settings, or are not a network followed by a distribution with
+            its mean and standard deviation.
 
     Examples:
         >>> import torch
@@ -164,6 +166,15 @@ def _check_alike(members: Sequence[nn.Module]) -> None:
             raise O2OSpecError(
                 f"got policies 0 and {position} that differ in {different[:4]}, expected the same parameters' names "
                 "and shapes; build all policies alike"
+            )
+    first = dict(described_layers(members[0]))
+    for position, member in enumerate(members):
+        other = dict(described_layers(member))
+        if odd := [name for name in [*first, *other] if first.get(name) != other.get(name)]:
+            pair = [each.get(odd[0], "absent") for each in (first, other)]
+            raise O2OSpecError(
+                f"got policies 0 and {position} that have {pair[0]} and {pair[1]} at {odd[0]!r}, expected the same, "
+                "because the first one's layers evaluate all; build all policies alike"
             )
     if next(members[0].buffers(), None) is not None:
         raise O2OSpecError("got policies with buffers, expected only parameters; remove batch normalization")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import collections
 import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.input_checks import check_parameters
+from torchrl_o2o.modules.input_checks import check_parameters, described_layers
 
 __all__ = ["check_members"]
 
@@ -35,7 +36,7 @@ def check_members(
 
     Raises:
         O2OSpecError: if they are not a list or an empty one, one occurs twice, or they share parameters, differ in
-            shape, or have layers without a size.
+            shape, layers, settings or keys, or have layers without a size.
 
     Examples:
         >>> from torchrl_o2o.modules import make_qvalue_ensemble
@@ -71,7 +72,22 @@ def check_members(
             f"got {kind}s of which number {odd} has other layers than the first, expected networks of the same shape; "
             f"build them alike, for example with {maker}"
         )
+    _check_alike(members, kind, maker)
     return members
+
+
+def _check_alike(members: Sequence[TensorDictModule], kind: str, maker: str) -> None:
+    """Raise if members differ in what is no parameter: a loss evaluates all with the first one's layers and keys."""
+    first = dict(described_layers(members[0]))
+    for number, member in enumerate(members[1:], 1):
+        other = dict(described_layers(member))
+        if odd := [name for name in [*first, *other] if first.get(name) != other.get(name)]:
+            pair = [each.get(odd[0], "absent") for each in (other, first)]
+            raise O2OSpecError(
+                f"got {kind}s of which number {number} has {pair[0]} at {odd[0]!r} and the first {pair[1]}, expected "
+                f"{kind}s that differ only in their parameters, because the first one's layers evaluate all; build "
+                f"them alike, for example with {maker}"
+            )
 
 
 def _are_copies(one: TensorDictModule, other: TensorDictModule) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.updates.built_in import built_in, plain_settings
+from torchrl_o2o.modules.input_checks import described_layers
+from torchrl_o2o.updates.built_in import built_in
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.stacked import StackedProgram
@@ -207,10 +208,4 @@ def _settings(update: Update) -> dict[str, Any]:
 def _layers(loss: nn.Module) -> dict[str, Any]:
     """The layers of a loss's networks, with their plain settings: one agent's graph computes all agents."""
     networks = {name: value for name, value in vars(loss).items() if isinstance(value, nn.Module)}
-    return {
-        f"the layers of {name}": [
-            (key, type(layer), [setting.value for setting in plain_settings(layer, key)])
-            for key, layer in network.named_modules()
-        ]
-        for name, network in networks.items()
-    }
+    return {f"the layers of {name}": list(described_layers(network)) for name, network in networks.items()}

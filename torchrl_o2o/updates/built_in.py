@@ -19,7 +19,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates.adam import hooks_of
 from torchrl_o2o.updates.steps import MoveTargets, Step, descends_of, walk
 
-__all__ = ["Setting", "built_in", "check_built_in", "plain_settings"]
+__all__ = ["Setting", "built_in", "check_built_in"]
 
 # Entries of a parameter group that are built in; the learning rate and epsilon are inputs of each step.
 _OF_GROUPS = ("betas", "weight_decay", "decoupled_weight_decay", "amsgrad", "maximize")
@@ -68,12 +68,12 @@ def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> tuple[Setting, ...]:
             what = f"eps of the SoftUpdate of {step.names or 'all targets'}"
             found.append(_setting(what, partial(getattr, step.updater, "eps")))
     owner = type(loss).__name__
-    found += plain_settings(loss, owner)
+    found += _plain(loss, owner)
     found += _tensors(loss, owner)
     for name, child in loss._modules.items():
         if child is not None and not isinstance(child, TensorDictParams):
             found.append(_setting(f"{owner}.{name}", partial(loss._modules.get, name), shown=False))
-            found += plain_settings(child, f"{owner}.{name}")
+            found += _plain(child, f"{owner}.{name}")
     return tuple(found)
 
 
@@ -118,17 +118,8 @@ def _entry(optim: Optimizer, index: int, name: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def plain_settings(module: nn.Module, owner: str) -> Iterator[Setting]:
-    """A module's own settings that are not tensors, without its training mode, which acting may change temporarily.
-
-    Args:
-        module: a loss, or a layer.
-        owner: its name in messages.
-
-    Examples:
-        >>> [setting.name for setting in plain_settings(nn.LayerNorm(3), "norm")]
-        ['norm.eps', 'norm.elementwise_affine']
-    """
+def _plain(module: nn.Module, owner: str) -> Iterator[Setting]:
+    """A module's own settings that are not tensors, without its training mode, which acting may change temporarily."""
     own = vars(module)
     for name, value in own.items():
         if not name.startswith("_") and name != "training" and isinstance(value, bool | int | float | str | None):
