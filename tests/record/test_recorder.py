@@ -323,3 +323,11 @@ def test_metrics_that_are_none_and_bytes_are_refused(tmp_path: Path) -> None:
         recorder.log(1, None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(O2OSpecError, match="config value key is a bytes"):
         Recorder(tmp_path / "other", config={"key": b"xx"})
+
+
+def test_a_tilde_is_not_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every shell replaces the one of `run_dir=~/runs`; removing a folder called "~" is dangerous."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(O2OSpecError, match=r"got the folder ~/runs, which would be .*write your home folder in full"):
+        Recorder("~/runs", config={})
+    assert not list(tmp_path.iterdir())

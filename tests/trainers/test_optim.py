@@ -48,6 +48,15 @@ def test_biases_are_exempt_from_weight_decay() -> None:
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.1, 0.0)
 
 
+def test_statistics_and_frozen_parameters_are_in_no_group() -> None:
+    """An update refused the optimizer: a batch normalization's running mean is not trained."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    net[0].weight.requires_grad_(False)
+    decayed, exempt = weight_decay_groups(TensorDict.from_module(net), 0.1)
+    assert [value is net[1].weight for value in decayed["params"]] == [True]
+    assert len(exempt["params"]) == 2
+
+
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
     """A loss stacks its critics: an optimizer of those that it was given would step forever and learn nothing."""
     critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,))

@@ -66,7 +66,8 @@ class Recorder:
 
     Raises:
         O2OCheckpointError: if the folder cannot be written, already contains a run, or is in use by another process.
-        O2OSpecError: if the configuration is not plain, contradicts ``seed``, or an extra is not installed.
+        O2OSpecError: if the configuration is not plain, contradicts ``seed``, an extra is not installed, or the folder
+            begins with a tilde.
 
     Examples:
         >>> import tempfile
@@ -94,6 +95,7 @@ class Recorder:
         wandb: Mapping[str, Any] | None = None,
         progress_total: int | None = None,
     ) -> None:
+        _refuse_tilde(Path(folder))
         self.folder = Path(folder).absolute()  # an environment, or Hydra, may change the working directory
         plain = _seeded(plain_config(config), seed)
         _make_folder(self.folder)
@@ -332,6 +334,14 @@ def _seeded(config: dict[str, Any], seed: int | None) -> dict[str, Any]:
     if config.get("seed", seed) != seed:
         raise O2OSpecError(f"got seed={seed} and config['seed']={config['seed']}, expected the same; pass only one")
     return config | {"seed": int(seed)}
+
+
+def _refuse_tilde(folder: Path) -> None:
+    if folder.parts and folder.parts[0].startswith("~"):
+        raise O2OSpecError(
+            f"got the folder {folder}, which would be a folder called {folder.parts[0]!r} here, expected a path in "
+            "which no shell has to replace the tilde; write your home folder in full, or pass Path(...).expanduser()"
+        )
 
 
 def _make_folder(folder: Path) -> None:

@@ -64,7 +64,7 @@ def descend(
 
 
 def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups that exempt biases, but not LayerNorm's scales, from weight decay.
+    """Groups of the trained parameters that exempt biases, but not LayerNorm's scales, from weight decay.
 
     Source: RLPD's code masks decoupled weight decay (AdamW) by the parameter's name and exempts biases.
 
@@ -88,5 +88,7 @@ def weight_decay_groups(params: TensorDictBase, weight_decay: float) -> list[dic
     check_number("weight_decay", weight_decay, least=0)
     decayed, exempt = [], []
     for name, value in params.flatten_keys(".").items():
+        if not value.requires_grad:  # the statistics of a normalization, and frozen parameters
+            continue
         (exempt if name.split(".")[-1].endswith("bias") else decayed).append(value)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
