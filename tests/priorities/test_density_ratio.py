@@ -59,6 +59,10 @@ def test_density_score_follows_training() -> None:
 def test_density_score_needs_to_know_the_source() -> None:
     with pytest.raises(O2OSpecError, match="without 'is_offline'"):
         make_score()(make_rows().exclude("is_offline"))
+    rows = make_rows()
+    for dtype in (torch.float32, torch.int64):
+        with pytest.raises(O2OSpecError, match=r"got 'is_offline' as .*, expected bool"):
+            make_score()(rows.set("is_offline", rows["is_offline"].to(dtype)))
 
 
 def test_temperature_of_the_ratio_must_be_positive() -> None:

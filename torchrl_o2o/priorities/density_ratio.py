@@ -98,4 +98,9 @@ class DensityRatioScore(LogPriority):
                 f"got rows without {self.is_offline_key!r}, expected this entry, which marks offline rows; PoolSampler "
                 "adds it, and elsewhere set it to index < num_offline"
             )
+        if flag.dtype != torch.bool:
+            raise O2OSpecError(
+                f"got {self.is_offline_key!r} as {str(flag.dtype).removeprefix('torch.')}, expected bool; convert it "
+                "with flag.bool()"
+            )
         return flag.reshape(tensordict.batch_size)

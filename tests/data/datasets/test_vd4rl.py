@@ -63,6 +63,21 @@ def test_npz_as_the_authors_meant_it_and_as_their_loader_has_it(tmp_path: Path, 
     assert int(rows["next", "done"].sum()) == 3
 
 
+def test_the_last_rows_alone_divide_a_file_into_episodes(tmp_path: Path) -> None:
+    """It was read as one episode, with a transition over each reset and the dummy action after it."""
+    _, episodes = golden_episodes()
+    joined = {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
+    write(tmp_path, [joined])
+    expected = load_vd4rl(tmp_path).rows
+    write(tmp_path, [joined], leave_out=("is_first",))
+    assert (load_vd4rl(tmp_path).rows == expected).all()
+    joined["is_last"] = joined["is_last"] & False
+    write(tmp_path, [joined])
+    last = len(episodes[0]["reward"]) - 1
+    with pytest.raises(O2ODataError, match=rf"row {last} has is_last=False, but row {last + 1} begins an episode"):
+        load_vd4rl(tmp_path)
+
+
 def test_hdf5_has_several_episodes_with_channels_first(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     tree, episodes = golden_episodes()

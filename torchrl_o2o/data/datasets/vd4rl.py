@@ -23,7 +23,7 @@ from torchrl_o2o.errors import O2ODataError
 __all__ = ["load_vd4rl"]
 
 _IMAGES = ("image", "observation")
-_READ = (*_IMAGES, "action", "reward", "discount", "is_first", "is_terminal", "step_type")
+_READ = (*_IMAGES, "action", "reward", "discount", "is_first", "is_last", "is_terminal", "step_type")
 
 
 def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = False) -> PixelData:
@@ -32,9 +32,9 @@ def load_vd4rl(path: str | Path, *, num_stack: int = 3, mixed_episodes: bool = F
     A row has the action that led to its image and that action's reward; an episode's first row has the image at reset
     and a dummy action. A transition is therefore (image of row i - 1, action i, reward i, image of row i).
 
-    Episodes begin where ``is_first`` (npz) is true or ``step_type`` (HDF5) is 0. Without these entries, an npz file is
-    one episode and HDF5 has blocks of 501 rows. Episodes end by a time limit unless ``is_terminal`` is true or, in
-    files without it, ``discount`` is 0. Files are read in the order of their names.
+    Episodes begin where ``is_first`` (npz) is true or ``step_type`` (HDF5) is 0, or after ``is_last``. Without these
+    entries, an npz file is one episode and HDF5 has blocks of 501 rows. Episodes end by a time limit unless
+    ``is_terminal`` is true or, in files without it, ``discount`` is 0. Files are read in the order of their names.
 
     Source: Lu et al. 2023 (V-D4RL), arXiv:2206.04779; layout as in its repository.
 
@@ -92,7 +92,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
                 f"{file} has {sorted(stored)}, expected 'image' (64 pixels) or 'observation' (84 pixels), 'action', "
                 f"'reward'"
             )
-        doubtful = [key for key in stored if key not in (*_READ, "is_last") and speaks_of_ends(key)]
+        doubtful = [key for key in stored if key not in _READ and speaks_of_ends(key)]
         if doubtful:
             raise O2ODataError(
                 f"{file} has {doubtful}, which is not read, but could mark how episodes end; store it as "
@@ -133,6 +133,8 @@ def _first_rows(rows: Mapping[str, np.ndarray], count: int, file: Path) -> np.nd
         first = rows["is_first"].reshape(-1).astype(bool)
     elif "step_type" in rows:
         first = rows["step_type"].reshape(-1) == 0
+    elif "is_last" in rows:
+        first = np.append(True, rows["is_last"].reshape(-1)[:-1].astype(bool))
     elif file.suffix == ".npz":
         first = np.arange(count) == 0
     else:
@@ -142,6 +144,12 @@ def _first_rows(rows: Mapping[str, np.ndarray], count: int, file: Path) -> np.nd
                 f"{file} has neither 'step_type' nor 'is_first', and its {count} rows are not blocks of 501; store one "
                 "of the two entries"
             )
+    wrong = np.flatnonzero(first[1:] != rows["is_last"].reshape(-1)[:-1].astype(bool)) if "is_last" in rows else []
+    if len(wrong):
+        raise O2ODataError(
+            f"{file}: row {wrong[0]} has is_last={bool(rows['is_last'].reshape(-1)[wrong[0]])}, but row {wrong[0] + 1} "
+            f"{'begins' if first[wrong[0] + 1] else 'does not begin'} an episode; store flags that agree"
+        )
     if not first[0]:
         raise O2ODataError(f"{file} does not begin with an episode's first row: the frame at reset is missing")
     return first
