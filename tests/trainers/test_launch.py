@@ -18,7 +18,7 @@ from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.scripts import script_config
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.trainers import Problem
+from torchrl_o2o.trainers import Problem, RunOptions
 from torchrl_o2o.trainers.algorithms import make_awac
 from torchrl_o2o.trainers.launch import accept_seeds, choose_route, launch, offline_phase, product_dtype, run_options
 from torchrl_o2o.trainers.seeds import seed_configs
@@ -111,6 +111,14 @@ def test_online_settings_are_refused_before_the_offline_phase(
     with pytest.raises(O2OSpecError, match=told):
         pretraining(tmp_path, *(word.replace("FULL", str(tmp_path / "full")) for word in words))
     assert not (tmp_path / "run").exists()
+
+
+def test_options_are_checked_when_they_are_made() -> None:
+    """From Python, an unknown argument was told of in the first evaluation, in a folder that then held a run."""
+    with pytest.raises(O2OSpecError, match=r"got evaluation.episodes, expected one of num_episodes"):
+        RunOptions("runs/x", {}, seed=0, evaluation={"episodes": 1})
+    with pytest.raises(O2OSpecError, match=r"got env_guard.max_rebuilds='few', expected a whole number"):
+        RunOptions("runs/x", {}, seed=0, env_guard={"max_rebuilds": "few"})
 
 
 def pretraining(folder: Path, *words: str) -> None:

@@ -23,13 +23,11 @@ from torchrl.data import TensorDictReplayBuffer
 
 from torchrl_o2o.data.conventions import get_convention
 from torchrl_o2o.data.load import load_offline
-from torchrl_o2o.envs.guard import EnvFaultError, GuardedEnv
+from torchrl_o2o.envs.guard import EnvFaultError
 from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import plain_config
-from torchrl_o2o.record.recorder import Recorder
-from torchrl_o2o.trainers.evaluation import evaluate
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner, MakeLearner
@@ -68,13 +66,6 @@ NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env
 #: Settings that the offline phase does not read, so that fine-tunings with other values can share a pre-training.
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
-#: Sections of every run: what each is passed to, and the arguments that the user cannot set.
-_ARGUMENTS = {
-    "schedule": (Schedule, ()),
-    "evaluation": (evaluate, ("actor", "env", "seed", "reference")),
-    "recorder": (Recorder, ("folder", "config", "seed", "resume")),
-    "env_guard": (GuardedEnv, ("make_env",)),
-}
 #: Arguments that the user cannot set of both phases, and of the online phase.
 _OF_PHASES = ("problem", "learner", "options")
 _OF_ONLINE = (*_OF_PHASES, "handover", "buffer", "make_storage", "objects", "fleet")
@@ -137,8 +128,7 @@ def run_options(cfg: DictConfig, folder: str | Path, *, without: tuple[str, ...]
         >>> options.seed, options.schedule.eval_every, "online" in options.config
         (3, 1000, False)
     """
-    for name, (function, own) in _ARGUMENTS.items():
-        check_arguments(name, cfg[name], function, own=own)
+    check_arguments("schedule", cfg.schedule, Schedule)
     compared = {key: value for key, value in plain_config(cfg).items() if key not in (*NOT_COMPARED, *without)}
     compared.get("evaluation", {}).pop("video", None)  # a resumed run may be filmed
     compared.get("online", {}).pop("scratch_dir", None)  # a resumed run needs a new folder

@@ -16,13 +16,23 @@ import gymnasium
 from torchrl.data import ReplayBuffer
 
 from torchrl_o2o import deploy
+from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.scores import find_reference
+from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.session import HasMetrics, Schedule, Session
+from torchrl_o2o.trainers.settings import check_arguments
 
 __all__ = ["RunOptions"]
+
+#: What is passed on: to which function, and the arguments of it that the run sets itself.
+_PASSED_ON = {
+    "evaluation": (evaluate, ("actor", "env", "seed", "reference")),
+    "recorder": (Recorder, ("folder", "config", "seed", "resume")),
+    "env_guard": (GuardedEnv, ("make_env",)),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,10 @@ class RunOptions:
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`.
         env_guard: further arguments of :class:`~torchrl_o2o.envs.GuardedEnv`.
 
+    Raises:
+        O2OSpecError: if an argument in ``evaluation``, ``recorder`` or ``env_guard`` is unknown, of another type, or
+            set by the run itself.
+
     Examples:
         >>> RunOptions("runs/awac", {"algorithm": "awac"}, seed=0).schedule.eval_every
         5000
@@ -52,6 +66,11 @@ class RunOptions:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     recorder: Mapping[str, Any] = field(default_factory=dict)
     env_guard: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the arguments that are passed on later, some of them only in the first evaluation."""
+        for name, (function, own) in _PASSED_ON.items():
+            check_arguments(name, getattr(self, name), function, own=own)
 
     def session(
         self, problem: Problem, learner: Learner, buffer: ReplayBuffer | None, objects: Mapping[str, Any], total: int
