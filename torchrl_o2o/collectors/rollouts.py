@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import gymnasium
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, stack
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -126,7 +126,7 @@ class ReturnConditionedRollouts:
             own = torch.tensor(observation, dtype=torch.float32)  # the environment may reuse its array
             columns = {"observation": own, "action": torch.zeros(size)}  # type: ignore[arg-type]
             seen = [*seen, TensorDict({**columns, "return_to_go": torch.tensor([to_go])})][-self.context :]
-            read = torch.stack(seen).unsqueeze(0).to(device, dtype)
+            read = stack(seen).unsqueeze(0).to(device, dtype)
             action = self.actor(read)["action"][0, -1].to("cpu", torch.float32)
             seen[-1]["action"] = action
             observation, reward, terminated, truncated, info = self.env.step(action.numpy().copy())

@@ -248,7 +248,8 @@ class ChunkSampler(ChecksArguments, Sampler):
 
     def _warn_of_gaps(self, rows: TensorDictBase, joined: Tensor) -> None:
         """Warn if rows were left out, so that chunks lead over gaps; ``joined`` is [B, h]."""
-        if any(rows.get(key, None) is None or rows["next"].get(key, None) is None for key in self.observation_keys):
+        read = [entry for key in self.observation_keys for entry in (key, unravel_key(("next", key)))]
+        if any(rows.get(entry, None) is None for entry in read):
             return  # nothing else reads these entries
         inside = joined[:, 1:] & ~self._column(rows["next"], "done")[:, :-1]
         gaps = int((inside & ~self._follows(rows)).sum())
