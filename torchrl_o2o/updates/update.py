@@ -95,7 +95,7 @@ class Update:
 
     Examples:
         >>> import torch
-        >>> from torchrl.objectives import HardUpdate, SoftUpdate
+        >>> from torchrl.objectives import SoftUpdate
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
         >>> from torchrl_o2o.objectives import EnsembleSACLoss
         >>> from torchrl_o2o.testing import random_transitions
