@@ -97,6 +97,8 @@ class TestData:
         data = toy_dataset()
         for settings, message in (
             ({"data": "some"}, "got data='some'"),
+            ({"num_top_episodes": 2}, "got num_top_episodes=2 and data='all', expected data='top'"),
+            ({"data": "top", "offline_fraction": 0.25}, "got offline_fraction=0.25 and data='top', expected data='sym"),
             ({"online_capacity": 0}, "got online_capacity=0"),
             ({"data": "top", "num_top_episodes": -1}, "got number=-1"),
             ({"make_storage": offline_online_storage, "scratch_dir": "a"}, "got scratch_dir and make_storage"),

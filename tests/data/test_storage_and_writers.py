@@ -26,7 +26,9 @@ from torchrl_o2o.data import (
     offline_online_storage,
     stored_keys,
 )
-from torchrl_o2o.data.buffers import starting_buffer
+from torchrl_o2o.data.buffers import offline_buffer, starting_buffer
+from torchrl_o2o.data.shared_rows import AgentStorage
+from torchrl_o2o.data.storage import MappedStorage
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
@@ -102,6 +104,12 @@ class TestMappedStorage:
         )
         with pytest.raises(O2OSpecError, match="empty or absent; pass another one"):
             offline_online_storage(random_transitions(6, 3, 2), 4, scratch_dir=path)
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path) -> None:
+        with pytest.raises(O2OSpecError, match=r"got scratch_dir='/proc/rows', in which no file can be made"):
+            MappedStorage(6, 4, "/proc/rows")
+        MappedStorage(6, 4, tmp_path / "new" / "folder")
+        assert not (tmp_path / "new").exists(), "only the first rows make files"
 
     def test_another_device(self, tmp_path: Path) -> None:
         with pytest.raises(O2OSpecError, match="scratch_dir with device='meta', expected 'cpu'"):
@@ -327,6 +335,22 @@ def test_steps_are_stored_written_and_sampled() -> None:
     batch = buffer.sample()
     steps = torch.cat([offline["steps_to_next_obs"], online["steps_to_next_obs"]])
     assert torch.equal(batch["steps_to_next_obs"], steps[batch["index"]])
+
+
+@pytest.mark.parametrize("steps", [torch.tensor([1, 0, 2, 1]), torch.tensor([1, 1.5, 1, 1]), torch.ones(4).bool()])
+def test_rows_over_less_than_a_step_are_refused(steps: torch.Tensor) -> None:
+    rows, told = random_transitions(4, 3, 2).set("steps_to_next_obs", steps), "expected whole numbers of at least 1"
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(8), writer=OnlineWriter(0), batch_size=2)
+    for store in (
+        lambda: offline_online_storage(rows, 5),
+        lambda: starting_buffer(rows, 5),
+        lambda: offline_buffer(rows),
+        lambda: AgentStorage(rows, 2, 2, agent=0),
+        lambda: buffer.extend(rows),
+        lambda: buffer.add(rows[1]),
+    ):
+        with pytest.raises(O2ODataError, match=told):
+            store()
 
 
 def test_rows_over_several_steps_among_one_step_rows_are_refused() -> None:

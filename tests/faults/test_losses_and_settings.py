@@ -141,6 +141,12 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
         ({"run_dir": 3}, "got run_dir=3, expected a folder"),
         ({"recorder": {"tensorboard": "abc"}}, r"got recorder\.tensorboard=abc, expected true or false"),
         ({"target": {"tau": 5}}, r"got target\.tau=5"),
+        *(({"my_optim": {"betas": bad}}, r"got my_optim\.betas=.*, expected two numbers of at least 0 and below 1")
+          for bad in ([0.9], [0.9, 1.0], [0.9, "abc"], 0.9, None)),
+        *(({"samg": {"optim": {name: -1}}}, rf"got samg\.optim\.{name}=-1, expected a finite number of at least 0")
+          for name in ("weight_decay", "eps", "momentum")),
+        ({"actor_weight_decay": "abc"}, "got actor_weight_decay=abc, expected a finite number of at least 0"),
+        ({"bc_steps": -1}, "got bc_steps=-1, expected a whole number of at least 0"),
         ({"value_estimator": {"gamma": -0.1}}, r"got value_estimator\.gamma=-0\.1"),
     ],
 )  # fmt: skip

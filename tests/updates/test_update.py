@@ -510,6 +510,8 @@ def test_targets_of_some_networks_are_moved() -> None:
     assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
     with pytest.raises(O2OSpecError, match="no target of 'value_network'"):
         Update(loss, Descend("qvalue", optim), MoveTargets(targets, ("value_network",)))
+    with pytest.raises(O2OSpecError, match=r"got names=\(\), with which no target moves"):
+        MoveTargets(targets, ())
 
 
 def test_targets_among_joint_steps_follow_the_networks_from_before() -> None:

@@ -17,7 +17,7 @@ from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer, Ten
 from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from torchrl_o2o.data.episodes import number_episodes
-from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.keys import TRANSITION, check_steps
 from torchrl_o2o.data.samplers import BalancedSampler
 from torchrl_o2o.data.storage import MappedStorage, check_no_gradients, stored_keys
 from torchrl_o2o.data.transforms import episode_returns
@@ -92,8 +92,8 @@ def starting_buffer(
     Keyword Args:
         data: the offline rows to keep. Defaults to ``"all"``.
         batch_size: rows per sample. Defaults to 256.
-        num_top_episodes: number of episodes that ``"top"`` keeps. Defaults to 0.
-        offline_fraction: share of offline rows in ``"symmetric"`` batches. Defaults to 0.5.
+        num_top_episodes: number of episodes that ``"top"`` keeps, only for it. Defaults to 0.
+        offline_fraction: share of offline rows in ``"symmetric"`` batches, only for it. Defaults to 0.5.
         keys: entries of a transition; Cal-QL adds ``"mc_return"``. Defaults to
             :data:`~torchrl_o2o.data.TRANSITION`.
         make_storage: makes the storage from the offline rows and the number of online slots, for example
@@ -106,7 +106,7 @@ def starting_buffer(
         The buffer. Except under ``"symmetric"``, the oldest rows are overwritten first, offline ones included.
 
     Raises:
-        O2OSpecError: if an option is unknown or does not fit.
+        O2OSpecError: if an option is unknown or does not fit, or ``data`` does not read it.
         O2ODataError: if the disk has no room for the rows.
 
     Examples:
@@ -118,6 +118,15 @@ def starting_buffer(
     check_option("data", data, ("none", "all", "top", "symmetric"))
     if online_capacity < 1:
         raise O2OSpecError(f"got online_capacity={online_capacity}, expected at least 1")
+    for name, given, default, reader in (
+        ("num_top_episodes", num_top_episodes, 0, "top"),
+        ("offline_fraction", offline_fraction, 0.5, "symmetric"),
+    ):
+        if given != default and data != reader:
+            raise O2OSpecError(
+                f"got {name}={given} and data={data!r}, expected data={reader!r}, which alone reads it; leave {name} "
+                f"out, or set data={reader!r}"
+            )
     if data == "top":
         offline = top_episodes(offline, num_top_episodes)
     rows = _to_learn_from(offline[:0] if data == "none" else offline, keys, "the hand-over")
@@ -174,4 +183,5 @@ def _to_learn_from(rows: TensorDictBase, keys: Sequence[NestedKey], before: str)
     if missing := [key for key in keys if key not in rows.keys(include_nested=True)]:
         raise O2OSpecError(f"got offline data without {missing}, expected these entries; add them before {before}")
     check_no_gradients(rows)
+    check_steps(rows)
     return rows.select(*keys, *set(stored_keys(rows)) - set(TRANSITION))

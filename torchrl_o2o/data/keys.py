@@ -18,6 +18,7 @@ __all__ = [
     "STEPS",
     "TRANSITION",
     "check_padding",
+    "check_steps",
     "cut_off_",
     "has_steps",
     "key_text",
@@ -146,6 +147,35 @@ def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:
         True
     """
     return (*TRANSITION, STEPS) if has_steps(data) else TRANSITION
+
+
+def check_steps(data: TensorDictBase) -> None:
+    """Raise if rows span less than one step, because losses would discount too little, or by more than one.
+
+    Args:
+        data: transitions, possibly with :data:`STEPS`.
+
+    Raises:
+        O2ODataError: naming the first such row.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> check_steps(random_transitions(2, 3, 1).set(STEPS, torch.tensor([1, 0])))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2ODataError: row 1 has 'steps_to_next_obs' 0, expected whole numbers of at least 1...
+    """
+    steps = data.get(STEPS, None)
+    if steps is None:
+        return
+    counts = steps.reshape(-1)
+    wrong = ~(counts >= 1) | (counts != counts.floor() if counts.is_floating_point() else False)
+    if counts.dtype == torch.bool or bool(wrong.any()):
+        row = 0 if counts.dtype == torch.bool else int(wrong.nonzero()[0])
+        raise O2ODataError(
+            f"row {row} has {STEPS!r} {counts[row].item()}, expected whole numbers of at least 1, the steps between "
+            "the row's two observations, because losses discount by it; make such rows with torchrl_o2o.data.n_step"
+        )
 
 
 def has_steps(data: TensorDictBase) -> bool:

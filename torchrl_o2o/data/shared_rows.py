@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.data import TensorStorage
 
-from torchrl_o2o.data.keys import stored_keys
+from torchrl_o2o.data.keys import check_steps, stored_keys
 from torchrl_o2o.data.storage import offline_online_storage
 from torchrl_o2o.errors import O2OSpecError
 
@@ -89,6 +89,7 @@ class AgentStorage(TensorStorage):
 
     def __init__(self, rows: TensorDictBase, num_offline: int, online_capacity: int, agent: int) -> None:
         super().__init__(None, num_offline + online_capacity, device=rows.device or "cpu")
+        check_steps(rows)
         self._storage, self.initialized = rows.select(*stored_keys(rows)), True
         self._num_offline, self._shift = num_offline, agent * online_capacity
         self._len = num_offline

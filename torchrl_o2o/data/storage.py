@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, Storage
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import TRANSITION, stored_keys
+from torchrl_o2o.data.keys import TRANSITION, check_steps, stored_keys
 from torchrl_o2o.durable import reserve
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
@@ -92,7 +93,7 @@ class MappedStorage(LazyMemmapStorage):
             again.
 
     Raises:
-        O2OSpecError: if the folder is not empty, or is a file.
+        O2OSpecError: if the folder is not empty, is or lies in a file, or cannot be written.
         O2ODataError: when the first rows are written, if the disk has no room for all slots.
 
     Examples:
@@ -114,6 +115,7 @@ class MappedStorage(LazyMemmapStorage):
                 "pass another one, or remove it if an earlier run left it. No run needs old files: a resumed run gets "
                 "its rows from the data and the checkpoint"
             )
+        _check_writable(folder)
         super().__init__(num_offline + online_capacity, scratch_dir=folder)
         self.num_offline = num_offline
         #: How often offline rows were written.
@@ -185,6 +187,24 @@ class MappedStorage(LazyMemmapStorage):
             while self._firsts and self._firsts[-1][1] >= first:  # this write begins at a lower slot
                 self._firsts.pop()
             self._firsts.append((self.offline_writes, first))
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise if no file can be made in a folder, which may be absent; removes what it makes for that."""
+    absent = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise O2OSpecError(
+            f"got scratch_dir={str(folder)!r}, in which no file can be made ({error}), expected a folder that can be "
+            "written; name another one, or change its permissions"
+        ) from error
+    finally:
+        for each in absent:
+            if each.is_dir():
+                each.rmdir()
 
 
 def _first_slot(cursor: Any, size: int) -> int:
@@ -261,6 +281,7 @@ def offline_online_storage(
             f"got online_capacity={online_capacity}, expected at least 1, usually the number of online steps"
         )
     check_no_gradients(offline)
+    check_steps(offline)
     size = len(offline)
     if scratch_dir is None:
         storage = LazyTensorStorage(size + online_capacity, device=device)

@@ -43,7 +43,8 @@ class TrajectoryReplay:
 
     The offline trajectories are sorted by their returns, so that the worst is replaced first. The returns-to-go are the
     achieved ones, not the target returns. All slices have full length, because TorchRL's transformer has no mask for
-    padding. An episode's last ``context - 1`` steps therefore never start a slice.
+    padding, which the authors' code adds on the left. An episode's last ``context - 1`` steps therefore never start a
+    slice, and episodes shorter than ``context`` are never drawn; a smaller ``context`` reads them.
 
     Source: Zheng et al. 2022 (ODT), Algorithm 1 and section 4.
 

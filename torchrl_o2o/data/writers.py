@@ -19,7 +19,7 @@ from torch import Tensor
 from torchrl.data import RoundRobinWriter, SliceSampler, Storage, Writer
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import STEPS, check_padding, cut_off_, has_steps
+from torchrl_o2o.data.keys import STEPS, check_padding, check_steps, cut_off_, has_steps
 from torchrl_o2o.data.storage import rows_of
 from torchrl_o2o.envs.outputs import all_finite
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
@@ -195,8 +195,10 @@ class OnlineWriter(Writer):
         The full comparison runs only if the layout differs from that of the previous rows. Rows that are not finite
         raise an error, too, because they would end the run whenever they are drawn.
         """
-        if isinstance(data, TensorDictBase) and batch_dims:
-            check_padding(data)
+        if isinstance(data, TensorDictBase):
+            check_steps(data)
+            if batch_dims:
+                check_padding(data)
         if isinstance(data, TensorDictBase) and data.batch_dims != batch_dims:
             raise O2OSpecError(
                 f"got transitions of batch shape {list(data.batch_size)}, expected {['N'][:batch_dims]}; flatten them "

@@ -59,8 +59,8 @@ class HandOver:
         init_alpha: initial temperature online; ``None`` (default) keeps the loss's temperature.
         warmup_steps: environment steps with the frozen policy before the first update. Defaults to 0.
         data: the offline rows that stay in the buffer, see :func:`starting_buffer`. Defaults to ``"all"``.
-        num_top_episodes: for ``data="top"``.
-        offline_fraction: for ``data="symmetric"``.
+        num_top_episodes: for ``data="top"``; not read otherwise, so that a method's preset may hold it.
+        offline_fraction: for ``data="symmetric"``; not read otherwise.
 
     Raises:
         O2OSpecError: if a value is out of range.
@@ -144,8 +144,8 @@ class HandOver:
             online_capacity,
             data=self.data,
             batch_size=batch_size,
-            num_top_episodes=self.num_top_episodes,
-            offline_fraction=self.offline_fraction,
+            num_top_episodes=self.num_top_episodes if self.data == "top" else 0,
+            offline_fraction=self.offline_fraction if self.data == "symmetric" else 0.5,
             keys=keys,
             make_storage=make_storage,
             scratch_dir=scratch_dir,

@@ -59,6 +59,7 @@ _LEAST = {
     "online.capacity": 1,
     "online.frames_per_epoch": 1,
     "online.first_epoch_factor": 1,
+    "bc_steps": 0,
 }
 #: Those of them that may be ``null``.
 _MAY_BE_NULL = ("online.online_capacity",)
@@ -79,6 +80,9 @@ _SECTIONS = (
 _UNEXPECTED = re.compile(r"(?P<function>[\w.]+)\(\) got an unexpected keyword argument '(?P<argument>\w+)'")
 #: Settings that must be from 0 to 1 in any section; no method has a learning rate above 1.
 _SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online")
+
+#: Settings of optimizers, in sections whose names end in ``optim``, that must not be negative.
+_NOT_NEGATIVE = ("eps", "momentum", "dampening")
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
@@ -252,7 +256,7 @@ def check_arguments(
 
 
 def check_ranges(cfg: DictConfig) -> None:
-    """Raise for learning rates, target-network rates and discounts in any section that no method could use.
+    """Raise for learning rates, target-network rates, discounts and optimizers' settings that no method could use.
 
     Args:
         cfg: the configuration. References are resolved only for these settings.
@@ -266,11 +270,24 @@ def check_ranges(cfg: DictConfig) -> None:
         torchrl_o2o.errors.O2OSpecError: got optim.lr=-1.0, expected a number from 0 to 1
     """
     for name, _ in _leaves(OmegaConf.to_container(cfg, resolve=False)):
-        if name.rpartition(".")[2] in _SHARES:
+        section, _, last = name.rpartition(".")
+        optimizes = section.rpartition(".")[2].endswith("optim")
+        if last in _SHARES:
             value = OmegaConf.select(cfg, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value <= 1:
+            if not _is_number(value) or not 0 <= value <= 1:
                 raise O2OSpecError(f"got {name}={value}, expected a number from 0 to 1")
+        elif (optimizes and last in _NOT_NEGATIVE) or last.endswith("weight_decay"):
+            value = OmegaConf.select(cfg, name)
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                raise O2OSpecError(f"got {name}={value}, expected a finite number of at least 0")
+        elif optimizes and last == "betas":
+            betas = plain(OmegaConf.create({last: OmegaConf.select(cfg, name)}))[last]
+            if not isinstance(betas, list) or len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas):
+                raise O2OSpecError(f"got {name}={betas}, expected two numbers of at least 0 and below 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -95,6 +95,9 @@ class MoveTargets:
         names: networks whose targets are moved, such as ``("actor_network",)``, by a ``SoftUpdate``; ``None`` (default)
             moves all targets of the loss.
 
+    Raises:
+        O2OSpecError: if ``names`` is empty, so that nothing would move.
+
     Examples:
         >>> from torchrl.objectives import SoftUpdate
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
@@ -108,6 +111,14 @@ class MoveTargets:
 
     updater: TargetNetUpdater
     names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that something moves."""
+        if self.names is not None and not self.names:
+            raise O2OSpecError(
+                "got names=(), with which no target moves, expected names of networks; leave names out to move all "
+                "targets"
+            )
 
 
 @dataclass(frozen=True, eq=False)
