@@ -52,6 +52,7 @@ from torchrl_o2o.objectives import (
     VAELoss,
 )
 from torchrl_o2o.priorities import Sum, TDError
+from torchrl_o2o.scripts import find_script, script_config, script_names
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Finetuning, HandOver, weight_decay_groups
 from torchrl_o2o.trainers.settings import (
@@ -120,6 +121,14 @@ def test_case_b16_a_pretraining_that_nothing_starts_from_is_refused() -> None:
         check_no_pretraining(OmegaConf.create({"pretrained": "runs/awac"}))
 
 
+@pytest.mark.parametrize("name", [each for each in script_names() if find_script(each).parent.name == each])
+def test_case_b16_the_scripts_own_settings_pass(name: str) -> None:
+    for preset in ("paper", "cpu"):
+        check_settings(
+            script_config(name, [f"preset={preset}"]), may_be_zero=("offline.num_steps", "online.total_frames")
+        )
+
+
 def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
     actor = make_gaussian_actor(3, 2, hidden_sizes=(8,))
     loss = AWACLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
@@ -146,6 +155,15 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
         *(({"samg": {"optim": {name: -1}}}, rf"got samg\.optim\.{name}=-1, expected a finite number of at least 0")
           for name in ("weight_decay", "eps", "momentum")),
         ({"actor_weight_decay": "abc"}, "got actor_weight_decay=abc, expected a finite number of at least 0"),
+        *(({"optim": {"fused": bad}}, r"got optim\.fused=.*, expected true or false") for bad in ("maybe", 1)),
+        ({"exploration": {"sigma_init": -0.1}}, r"got exploration\.sigma_init=-0\.1, expected a finite number of at"),
+        ({"target_entropy_per_dim": None}, "got target_entropy_per_dim=None, expected a finite number"),
+        ({"cooling_floor": -1}, "got cooling_floor=-1, expected a number from 0 to 1"),
+        ({"ghost_steps": "abc"}, "got ghost_steps=abc, expected true or false"),
+        *(({name: -1}, f"got {name}=-1, expected a whole number of at least 0") for name in (
+            "vae_steps", "clone_steps", "warm_start", "best_of", "density_updates", "updates_per_rollout")),
+        *(({name: 0}, f"got {name}=0, expected a whole number of at least 1") for name in (
+            "pool_multiplier", "warmup_updates", "context", "acting_context", "n_step", "num_stack")),
         ({"bc_steps": -1}, "got bc_steps=-1, expected a whole number of at least 0"),
         ({"value_estimator": {"gamma": -0.1}}, r"got value_estimator\.gamma=-0\.1"),
     ],

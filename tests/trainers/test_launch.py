@@ -114,6 +114,15 @@ def test_online_settings_are_refused_before_the_offline_phase(
     assert not (tmp_path / "run").exists()
 
 
+def test_references_to_nothing_and_sections_that_are_null_are_told_without_a_traceback() -> None:
+    cfg = script_config("awac", ["preset=cpu", "compile=false", "optim.lr=${nothing}"])
+    with pytest.raises(SystemExit, match=r"O2OSpecError: got settings that cannot be read: .*'nothing' not found"):
+        launch(cfg, lambda cfg: None)
+    cfg = script_config("awac", ["preset=cpu", "compile=false", "loss=null"])
+    with pytest.raises(SystemExit, match=r"O2OSpecError: got None in the place of a section of settings"):
+        launch(cfg, lambda cfg: make_awac(cfg, (3, 2)))
+
+
 def test_options_are_checked_when_they_are_made() -> None:
     """From Python, an unknown argument was told of in the first evaluation, in a folder that then held a run."""
     with pytest.raises(O2OSpecError, match=r"got evaluation.episodes, expected one of num_episodes"):

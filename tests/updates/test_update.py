@@ -512,6 +512,9 @@ def test_targets_of_some_networks_are_moved() -> None:
         Update(loss, Descend("qvalue", optim), MoveTargets(targets, ("value_network",)))
     with pytest.raises(O2OSpecError, match=r"got names=\(\), with which no target moves"):
         MoveTargets(targets, ())
+    ghost = Ghost(Descend("actor", torch.optim.Adam(loss.actor_network_params.parameters())))
+    with pytest.raises(O2OSpecError, match="got a Ghost of 'actor', whose optimizer no step of this update uses"):
+        Update(loss, Descend("qvalue", optim), MoveTargets(targets), ghost)
 
 
 def test_targets_among_joint_steps_follow_the_networks_from_before() -> None:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import TensorDictReplayBuffer
@@ -438,6 +439,9 @@ def launch(
         _leave(error, f"\nOnce that is fixed, continue with:\n  {resume_command()}")
     except O2OError as error:
         _leave(error)
+    except OmegaConfBaseException as error:  # a reference to an entry that is not there, for example
+        reason = str(error).splitlines()[0]
+        _leave(O2OSpecError(f"got settings that cannot be read: {reason} (in {' '.join(_words())}); correct that one"))
     except TypeError as error:
         if reason := not_taken(error, _words()):
             _leave(O2OSpecError(reason))

@@ -59,11 +59,27 @@ _LEAST = {
     "online.capacity": 1,
     "online.frames_per_epoch": 1,
     "online.first_epoch_factor": 1,
+    # of single methods
     "bc_steps": 0,
+    "vae_steps": 0,
+    "clone_steps": 0,
+    "warm_start": 0,
+    "best_of": 0,
+    "density_updates": 0,
+    "priority_from": 0,
+    "pool_multiplier": 1,
+    "sac.utd_ratio": 1,
+    "updates_per_rollout": 0,
+    "warmup_updates": 1,
+    "context": 1,
+    "acting_context": 1,
+    "capacity": 1,
+    "n_step": 1,
+    "num_stack": 1,
 }
 #: Those of them that may be ``null``.
-_MAY_BE_NULL = ("online.online_capacity",)
-_SWITCHES = ("resume", "compile", "recorder.tensorboard")
+_MAY_BE_NULL = ("online.online_capacity", "pool_multiplier")
+_SWITCHES = ("resume", "compile", "recorder.tensorboard", "ghost_steps", "decoupled_weight_decay", "weigh_penalty")
 _SECTIONS = (
     "env",
     "dataset",
@@ -79,10 +95,14 @@ _SECTIONS = (
 #: Python's error message for an unknown argument.
 _UNEXPECTED = re.compile(r"(?P<function>[\w.]+)\(\) got an unexpected keyword argument '(?P<argument>\w+)'")
 #: Settings that must be from 0 to 1 in any section; no method has a learning rate above 1.
-_SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online")
+_SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online", "cooling_floor")
+#: Settings that must be finite and not negative in any section.
+_SIZES = ("sigma_init", "sigma_end", "weight_decay", "actor_weight_decay", "critic_weight_decay")
 
 #: Settings of optimizers, in sections whose names end in ``optim``, that must not be negative.
 _NOT_NEGATIVE = ("eps", "momentum", "dampening")
+#: Those that are true or false, and may be null.
+_OPTIM_SWITCHES = ("fused", "foreach", "capturable", "amsgrad", "maximize", "nesterov", "differentiable")
 
 
 def plain(section: DictConfig) -> dict[str, Any]:
@@ -94,10 +114,18 @@ def plain(section: DictConfig) -> dict[str, Any]:
     Returns:
         The keyword arguments.
 
+    Raises:
+        O2OSpecError: if it is no section, as ``null``.
+
     Examples:
         >>> plain(OmegaConf.create({"lr": 3e-4}))
         {'lr': 0.0003}
     """
+    if not OmegaConf.is_config(section):
+        raise O2OSpecError(
+            f"got {section} in the place of a section of settings, expected its settings; give each as "
+            "SECTION.NAME=VALUE"
+        )
     return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
 
 
@@ -276,7 +304,15 @@ def check_ranges(cfg: DictConfig) -> None:
             value = OmegaConf.select(cfg, name)
             if not _is_number(value) or not 0 <= value <= 1:
                 raise O2OSpecError(f"got {name}={value}, expected a number from 0 to 1")
-        elif (optimizes and last in _NOT_NEGATIVE) or last.endswith("weight_decay"):
+        elif last == "target_entropy_per_dim":
+            value = OmegaConf.select(cfg, name)
+            if not _is_number(value) or not abs(value) < float("inf"):
+                raise O2OSpecError(f"got {name}={value}, expected a finite number")
+        elif optimizes and last in _OPTIM_SWITCHES:
+            value = OmegaConf.select(cfg, name)
+            if not (value is None or isinstance(value, bool)):
+                raise O2OSpecError(f"got {name}={value}, expected true or false")
+        elif (optimizes and last in _NOT_NEGATIVE) or last in _SIZES:
             value = OmegaConf.select(cfg, name)
             if not _is_number(value) or not 0 <= value < float("inf"):
                 raise O2OSpecError(f"got {name}={value}, expected a finite number of at least 0")

@@ -90,8 +90,8 @@ class Update:
             update then never waits for the device. Defaults to ``True``.
 
     Raises:
-        O2OSpecError: if there is no gradient step, a step other than :class:`Copy` comes before a :class:`Repeat`, or a
-            step moves another loss's targets.
+        O2OSpecError: if there is no gradient step, a step other than :class:`Copy` comes before a :class:`Repeat`, a
+            step moves another loss's targets, or a :class:`Ghost` has an optimizer that no step uses.
 
     Examples:
         >>> import torch
@@ -139,6 +139,11 @@ class Update:
                 _check_move(loss, step)
             elif isinstance(step, Copy):
                 copied_pairs(loss, step.source, step.target)
+            elif isinstance(step, Ghost) and step.step.optim not in [each.optim for each in descends_of(steps)]:
+                raise O2OSpecError(
+                    f"got a Ghost of {step.step.name!r}, whose optimizer no step of this update uses, expected one "
+                    "that trains elsewhere in it; pass the same Descend to both, or leave the Ghost out"
+                )
         _warn_of_still_targets(loss, steps)
 
     def __repr__(self) -> str:
