@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import nn
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import Actor, AdditiveGaussianModule, ProbabilisticActor, ValueOperator
@@ -197,3 +200,54 @@ def test_no_action_is_given_that_is_not_finite(make: Callable[..., TensorDictMod
         next(actor.parameters()).fill_(float("nan"))
     with pytest.raises(O2OSpecError, match="expected finite numbers"):
         act(np.zeros((4, 3)))
+
+
+def test_noise_of_another_shape_is_not_broadcast() -> None:
+    act = FastActor(make_actor(3, 2, hidden_sizes=(8,)), deterministic=False)
+    for noise in (np.zeros((5, 2)), np.zeros(1), np.zeros(())):
+        with pytest.raises(O2OSpecError, match=r"got noise of shape .*, expected \[2\]"):
+            act(np.zeros(3), noise)
+    assert act(np.zeros(3), np.zeros(2)).dtype == np.float32
+    with pytest.raises(O2OSpecError, match=r"got noise of shape \[2\], expected \[5, 2\]"):
+        policy_parts(act.actor).act(torch.zeros(5, 3), noise=torch.zeros(2))
+
+
+class _Doubled(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def _hooked(layer: nn.Linear) -> None:
+    layer.register_forward_hook(lambda layer, seen, out: 2 * out)
+
+
+def _replaced(layer: nn.Linear) -> None:
+    layer.forward = lambda seen: 2 * nn.functional.linear(seen, layer.weight, layer.bias)  # type: ignore[method-assign]
+
+
+def _normed(layer: nn.Linear) -> None:
+    nn.utils.parametrizations.weight_norm(layer)
+
+
+def _subclassed(layer: nn.Linear) -> None:
+    layer.__class__ = _Doubled
+
+
+@pytest.mark.parametrize("alter", [_hooked, _replaced, _normed, _subclassed])
+@pytest.mark.parametrize("part", [0, 1])  # a hidden layer, and one in the head
+def test_layers_that_compute_something_else_are_refused(alter: Callable[[nn.Linear], None], part: int) -> None:
+    actor = make_actor(3, 1, hidden_sizes=(8,))
+    alter(next(layer for layer in actor[0].module[part].modules() if isinstance(layer, nn.Linear)))
+    with pytest.raises(O2OSpecError, match=r"actor (with hooks|with another forward|of ParametrizedL|of _Doubled)"):
+        FastActor(actor)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda act: pickle.loads(pickle.dumps(act))])
+def test_a_copy_acts_with_its_own_actor(copied: Callable[[FastActor], FastActor]) -> None:
+    act = FastActor(make_actor(3, 1, hidden_sizes=(8,)))
+    before, twin = act(np.ones(3)), copied(act)
+    with torch.no_grad():
+        for parameter in act.actor.parameters():
+            parameter.add_(0.5)
+    assert np.array_equal(twin(np.ones(3)), before)
+    assert not np.array_equal(act(np.ones(3)), before)

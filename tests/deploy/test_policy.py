@@ -251,6 +251,22 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_layers_that_a_file_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """The file would hold another function, or parameters that belong to no layer."""
+    hooked, replaced, normed = (make_actor(3, 1, hidden_sizes=(8,)) for _ in range(3))
+    hooked[0].module[0].register_forward_pre_hook(lambda layer, seen: (2 * seen[0],))
+    replaced[0].module[1].mean = nn.Sequential(nn.Linear(8, 1), nn.Tanh())
+    nn.utils.parametrizations.weight_norm(normed[0].module[1].mean)
+    for actor, message in (
+        (hooked, "hooks on the Sequential"),
+        (replaced, "a GaussianHead with other layers inside than its own"),
+        (normed, "a ParametrizedLinear at 'mean' of its GaussianHead, expected a Linear"),
+    ):
+        with pytest.raises(O2OSpecError, match=message):
+            save_policy(tmp_path, actor, env="Pendulum-v1")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_keeps_the_old_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_policy(tmp_path, trained("tanh"), action_box=NATIVE)
     before = (tmp_path / "policy.pt").read_bytes()

@@ -86,6 +86,19 @@ def test_a_gif_has_the_environments_speed(tmp_path: Path) -> None:
         assert (image.n_frames, image.info["duration"]) == (4, 100)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("fps", "shown", "total"), [(15.0, 30, 2000), (60.0, 20, 500), (125.0, 12, 240)])
+def test_a_gif_lasts_as_long_as_the_episode(fps: float, shown: int, total: int, tmp_path: Path) -> None:
+    """Its times are hundredths of a second, of which viewers show one for a tenth."""
+    path = write_video(tmp_path / "x.gif", [np.full((8, 8, 3), 8 * k, np.uint8) for k in range(30)], fps)
+    with Image.open(path) as image:
+        times = []
+        for index in range(image.n_frames):  # type: ignore[attr-defined]
+            image.seek(index)
+            times.append(image.info["duration"])
+    assert (len(times), sum(times)) == (shown, total)
+    assert min(times) >= 20
+
+
 def test_an_mp4_goes_through_ffmpeg_in_even_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 

@@ -13,7 +13,7 @@ from torch import nn
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import GaussianHead, make_actor, make_gaussian_actor
+from torchrl_o2o.modules import BestOfPolicies, GaussianHead, make_actor, make_gaussian_actor, make_qvalue_ensemble
 from torchrl_o2o.modules.best_of import mode_net
 from torchrl_o2o.modules.boxes import action_box
 
@@ -35,3 +35,15 @@ def test_an_actor_of_other_parts_has_no_mode_net() -> None:
     for parts in ((first, second, head), (function, head)):
         with pytest.raises(O2OSpecError, match=f"of {len(parts)} parts, expected a network and a distribution"):
             mode_net(ProbabilisticTensorDictSequential(*parts), action_box(2))
+
+
+def test_critics_choose_without_dropout() -> None:
+    torch.manual_seed(0)
+    (critic,) = make_qvalue_ensemble(3, 1, num_qvalue_nets=1, hidden_sizes=(8,), dropout=0.5)
+    params = {name: value[None] for name, value in critic.module.named_parameters()}
+    best = BestOfPolicies([nn.Linear(3, 1), nn.Linear(3, 1)], critic.module, params, aggregation="min")
+    seen = torch.randn(50, 3)
+    actions = torch.stack([policy(seen) for policy in best.policies])
+    value = torch.stack([critic.eval()(seen, action).squeeze(-1) for action in actions])
+    critic.train()
+    assert torch.equal(best(seen), actions[value.argmax(0), torch.arange(50)])

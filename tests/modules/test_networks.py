@@ -20,6 +20,7 @@ from torchrl.modules import TanhNormal as UpstreamTanhNormal
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import (
+    BoxNormal,
     QValueNet,
     TanhNormal,
     Temperature,
@@ -80,6 +81,24 @@ class TestTanhNormal:
         action, log_prob = dist.rsample_and_log_prob((10,))
         assert (action.shape, log_prob.shape) == ((10, 4, 2), (10, 4))
         assert dist.expand(torch.Size([3, 4])).rsample().shape == (3, 4, 2)
+
+
+class TestNoise:
+    @pytest.mark.parametrize("kind", [TanhNormal, BoxNormal])
+    def test_noise_of_another_shape_is_not_broadcast(self, kind: Callable[..., Any]) -> None:
+        dist = kind(torch.zeros(3, 2), torch.ones(3, 2))
+        for noise in (torch.randn(2), torch.randn(3, 1), torch.randn(3, 2)):
+            with pytest.raises(O2OSpecError, match=r"expected \[4, 3, 2\], one number for each entry"):
+                dist.rsample((4,), noise=noise)
+        assert dist.rsample((4,), noise=torch.randn(4, 3, 2)).shape == (4, 3, 2)
+
+    def test_a_sample_changed_in_place_has_the_density_of_its_new_value(self) -> None:
+        dist = TanhNormal(torch.zeros(2), torch.ones(2))
+        action = dist.sample()
+        action.fill_(0.3)
+        # log N(atanh 0.3) - log(1 - 0.3^2), twice
+        right = 2 * (-0.5 * math.atanh(0.3) ** 2 - 0.5 * math.log(2 * math.pi) - math.log(1 - 0.09))
+        assert dist.log_prob(action).item() == pytest.approx(right, abs=1e-5)
 
 
 class TestActor:
@@ -306,8 +325,11 @@ class TestTemperature:
         assert temperature.objective(torch.ones(3)).tolist() == [0.0, 0.0, 0.0]
 
     def test_refusals(self) -> None:
-        with pytest.raises(O2OSpecError, match="positive initial temperature"):
+        with pytest.raises(O2OSpecError, match=r"got init=0.0, expected a temperature that is positive"):
             Temperature(-1.0, init=0.0)
+        for alpha in (-1.0, 0.0, math.nan, math.inf):
+            with pytest.raises(O2OSpecError, match=f"got alpha={alpha}, expected a temperature that is positive"):
+                Temperature(-1.0).fill_(alpha)
         with pytest.raises(O2OSpecError, match="form='beta'"):
             Temperature(-1.0, form="beta")  # type: ignore[arg-type]
 

@@ -17,7 +17,14 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.off2on import merge_gaussians
-from torchrl_o2o.modules import GaussianHead, PolicyEnsemble, TanhNormal, average_actors, make_actor
+from torchrl_o2o.modules import (
+    GaussianHead,
+    PolicyEnsemble,
+    TanhNormal,
+    average_actors,
+    make_actor,
+    make_gaussian_actor,
+)
 from torchrl_o2o.testing import ContextualTargetEnv
 
 
@@ -123,3 +130,14 @@ def test_what_is_no_actor_of_a_network_is_refused() -> None:
     deep = TensorDictModule(nn.Linear(3, 3), in_keys=["observation"], out_keys=["seen"])
     with pytest.raises(O2OSpecError, match=r"got an actor of 3 parts writing \['seen'\]"):
         average_actors([actor, ProbabilisticTensorDictSequential(deep, body, actor[-1])])
+
+
+def test_dropout_is_that_of_the_members() -> None:
+    """Off in evaluation, where the moments are the members' own, and drawn for each member in training."""
+    torch.manual_seed(0)
+    actors = [make_gaussian_actor(3, 1, dropout=0.5, hidden_sizes=(16,)) for _ in range(2)]
+    net, seen = average_actors(actors)[0].module, torch.ones(5, 3)
+    assert not torch.equal(net(seen)[0], net(seen)[0])
+    net.eval()
+    means = torch.stack([actor.eval()[0].module(seen)[0] for actor in actors])
+    torch.testing.assert_close(net(seen)[0], means.mean(0))

@@ -45,6 +45,7 @@ def test_samples_are_as_drawn_and_the_deterministic_action_is_in_the_box() -> No
     [
         (torch.randn(5, 3), torch.randn(4, 2), r"got demonstrations of the shapes \(\[5, 3\], \[4, 2\]\), expected"),
         (torch.randn(1, 3), torch.randn(1, 2), "N >= 2"),
+        (torch.tensor([[0.0], [torch.nan]]), torch.randn(2, 2), r"observations .* not finite in the rows \[1\]"),
         (torch.randn(5, 3), torch.ones(5, 2), r"standard deviations \[0.0, 0.0\], expected more than 0"),
     ],
 )
@@ -53,3 +54,11 @@ def test_demonstrations_without_statistics_are_refused(
 ) -> None:
     with pytest.raises(O2OSpecError, match=message):
         make_rescaled_actor(observation, action)
+
+
+def test_demonstrations_of_any_type() -> None:
+    """As numpy and HDF5 return them."""
+    actor = make_rescaled_actor(torch.tensor([[0], [4]]), torch.tensor([[0.0], [1.0]], dtype=torch.float64))
+    net = actor[0].module
+    assert (net.in_shift.item(), net.out_shift.item()) == (2.0, 0.5)
+    assert net(torch.zeros(5, 1))[0].dtype == torch.float32

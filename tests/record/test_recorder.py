@@ -257,6 +257,13 @@ def test_readers_name_the_line_and_the_file(tmp_path):
         read_run(tmp_path)
 
 
+def test_a_dumped_view_takes_no_more_room_than_its_rows(tmp_path):
+    rows = TensorDict({"reward": torch.zeros(100_000)}, [100_000])
+    with Recorder(tmp_path, config={}) as recorder:
+        file = recorder.dump("few", rows[:2])
+    assert file.stat().st_size < 10_000
+
+
 def test_batch_is_dumped_for_a_look(tmp_path):
     batch = TensorDict({"observation": torch.rand(3, 2), ("next", "reward"): torch.full((3, 1), math.nan)}, [3])
     with Recorder(tmp_path, config={}) as recorder:

@@ -84,6 +84,8 @@ class PolicyParts:
         loc, scale = out  # TanhNormal.rsample without building the distribution
         if noise is None:
             noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
+        elif noise.shape != loc.shape:  # it would be broadcast
+            raise O2OSpecError(f"got noise of shape {list(noise.shape)}, expected {list(loc.shape)}")
         return (loc + scale * noise).tanh()
 
     @cached_property
@@ -235,6 +237,14 @@ class FastActor:
                 "entries, those that the actor reads; use the statistics of its own data set"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the views of the parameters, which a copy takes of its own actor."""
+        return {name: value for name, value in vars(self).items() if name not in ("_before", "_moments", "_finish")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.refresh()
+
     def refresh(self) -> None:
         """Read the actor's parameters again, and copy those that are not on the CPU."""
         parts = policy_parts(self.actor)
@@ -275,7 +285,7 @@ class FastActor:
             Actions, [A] or [B, A].
 
         Raises:
-            O2OSpecError: if the observation is of another shape, or the action is not finite.
+            O2OSpecError: if the observation or the noise is of another shape, or the action is not finite.
         """
         horizon = chunk_length(self.actor)
         return self.decide(observation, noise) if horizon == 1 else self._next(horizon, np.asarray(observation), noise)
@@ -317,7 +327,7 @@ class FastActor:
             [A] or [B, A]; for an actor of chunks, [h A] or [B, h A].
 
         Raises:
-            O2OSpecError: if the observation is of another shape, or the action is not finite.
+            O2OSpecError: if the observation or the noise is of another shape, or the action is not finite.
         """
         features = np.asarray(observation, dtype=self._dtype)
         if features.ndim not in (1, 2) or features.shape[-1] != self._width:
@@ -329,12 +339,11 @@ class FastActor:
         if self._noise_size:
             for operation in self._before:
                 features = operation(features)
-            shape = (*features.shape[:-1], self._noise_size)
-            start = self._draw(shape) if noise is None else np.asarray(noise, self._dtype)
+            start = self._noise((*features.shape[:-1], self._noise_size), noise)
             features = np.concatenate([features, start], -1)
         action, scale = self._moments(features, not self.deterministic)
         if scale is not None:
-            action = action + scale * (self._draw(action.shape) if noise is None else noise)
+            action = action + scale * self._noise(action.shape, noise)
         action = self._finish(action)
         if not all_finite(action):
             raise O2OSpecError(
@@ -342,6 +351,14 @@ class FastActor:
                 "expected finite numbers; check the sensor, or load a policy with finite parameters"
             )
         return action
+
+    def _noise(self, shape: tuple[int, ...], given: np.ndarray | None) -> np.ndarray:
+        if given is None:
+            return self._draw(shape)
+        own = np.asarray(given, self._dtype)
+        if own.shape != shape:  # it would be broadcast
+            raise O2OSpecError(f"got noise of shape {list(own.shape)}, expected {list(shape)}")
+        return own
 
     def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
         dtype = torch.float32 if self._dtype == np.float32 else torch.float64

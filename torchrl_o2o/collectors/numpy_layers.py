@@ -21,6 +21,7 @@ from torchrl_o2o.modules.boxes import BoxTanh
 from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import GaussianVectorHead
+from torchrl_o2o.modules.input_checks import altered_layer
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
 from torchrl_o2o.modules.units import Standardize, ToBox
@@ -53,8 +54,8 @@ def first_linear(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
         The first linear layer, which gives width and dtype of the observations.
 
     Raises:
-        O2OSpecError: if there is an unknown layer, the first one is not linear, or parameters are not all float32 or
-            float64.
+        O2OSpecError: if there is an unknown layer or one with hooks, the first one is not linear, or parameters are not
+            all float32 or float64.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(3, 2), nn.Tanh())
@@ -62,7 +63,15 @@ def first_linear(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
         3
     """
     leaves = [leaf for layer in layers for leaf in (layer, *_members(layer))]
-    unknown = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _LAYERS)})
+    heads = [leaf for leaf in leaves if isinstance(leaf, GaussianHead | GaussianVectorHead)]
+    inner = [leaf for head in heads for part in head.children() for leaf in flat_layers(part)]
+    # Not isinstance, because a subclass may compute something else, as the Linear of weight_norm does.
+    unknown = sorted({type(leaf).__name__ for leaf in [*leaves, *inner] if type(leaf) not in _LAYERS})
+    if changed := next(filter(None, map(altered_layer, [net, *_judges(layers)])), None):
+        raise O2OSpecError(
+            f"got an actor with {changed}, expected layers without, because FastActor computes them in numpy; remove "
+            "them, or call the actor on a TensorDict"
+        )
     dtypes = {parameter.dtype for parameter in net.parameters()}
     leading = Standardize | PolicyEnsemble | AppendNoise | BestOfN | BestOfPolicies | BestOfSamples
     first = next((leaf for leaf in leaves if not isinstance(leaf, leading)), None)
@@ -74,6 +83,11 @@ def first_linear(net: nn.Module, layers: list[nn.Module]) -> nn.Linear:
             "and call other actors on a TensorDict"
         )
     return first
+
+
+def _judges(layers: list[nn.Module]) -> list[nn.Module]:
+    """The critics that choose among actions, which are no submodules of the policy."""
+    return [layer.critic for layer in layers if isinstance(layer, BestOfN | BestOfPolicies | BestOfSamples)]
 
 
 def _members(layer: nn.Module) -> list[nn.Module]:

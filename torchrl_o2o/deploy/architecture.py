@@ -34,6 +34,7 @@ from torchrl_o2o.modules.critics import QValueNet
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import AppendNoise, ClipToBox, Joined
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
+from torchrl_o2o.modules.input_checks import altered_layer
 from torchrl_o2o.modules.pixels import Bottleneck, ConvStack, LatentPolicy, PixelEncoder, PixelPolicy
 from torchrl_o2o.modules.policy_ensemble import PolicyEnsemble
 from torchrl_o2o.modules.trunk import ReLU, UnitNorm
@@ -264,6 +265,9 @@ _NAMES: dict[type[nn.Module], str] = {
 }
 
 
+_INSTEAD = "build the actor with this package's factories, or keep it in a file of your own"
+
+
 def describe_network(net: nn.Module) -> dict[str, Any]:
     """A network's structure as plain values.
 
@@ -285,11 +289,35 @@ def describe_network(net: nn.Module) -> dict[str, Any]:
             "keep it in a file of your own"
         )
     layer = _LAYERS[name]
-    return {
+    try:
+        settings = layer.settings(net)
+    except AttributeError as error:
+        raise O2OSpecError(f"got a {name} with other layers inside than its own ({error}); {_INSTEAD}") from error
+    description = {
         "layer": name,
-        "settings": layer.settings(net),
+        "settings": settings,
         "inner": [describe_network(child) for child in layer.inner(net)],
     }
+    _check_described(net, description)
+    return description
+
+
+def _check_described(net: nn.Module, description: Mapping[str, Any]) -> None:
+    """Raise if a network computes something else than what its description builds."""
+    if changed := altered_layer(net):
+        raise O2OSpecError(
+            f"got a network with {changed}, expected layers without, because a policy file cannot hold them; remove "
+            "them, or keep the actor in a file of your own"
+        )
+    with torch.device("meta"):
+        twin = dict(_build(description).named_modules())
+    for place, part in net.named_modules():
+        kinds = [_NAMES.get(type(each), type(each).__name__) for each in (part, twin.get(place))]
+        if kinds[0] != kinds[1]:
+            raise O2OSpecError(
+                f"got a network with a {kinds[0]} at {place!r} of its {type(net).__name__}, expected a {kinds[1]}, "
+                f"which a policy file holds there; {_INSTEAD}"
+            )
 
 
 def build_network(description: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> nn.Module:

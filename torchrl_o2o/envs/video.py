@@ -169,7 +169,7 @@ def draw(env: gymnasium.Env) -> Any:
 def film_episode(
     env: gymnasium.Env, act: Callable[[np.ndarray], np.ndarray], *, seed: int, max_steps: int | None = None
 ) -> Film:
-    """Run an episode and film it with at most 25 frames per second, including its last state.
+    """Run an episode and film it with about 25 frames per second, including its last state.
 
     Args:
         env: of :func:`drawing_env`.
@@ -263,8 +263,16 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> P
 def _gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
     from PIL import Image
 
-    images, stream = [Image.fromarray(frame) for frame in frames], io.BytesIO()
-    images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    # A GIF has times in hundredths of a second, and viewers show one of a hundredth for a tenth: frames that come less
+    # than two after the last one are left out, and the rounding of one time is made up for by the next.
+    starts, shown = np.rint(np.arange(len(frames) + 1) * (100.0 / fps)).astype(int), [0]
+    for index in range(1, len(frames)):
+        if starts[index] >= starts[shown[-1]] + 2:
+            shown.append(index)
+    times = np.maximum(np.diff([*starts[shown], starts[-1]]), 2)
+    images, stream = [Image.fromarray(frames[index]) for index in shown], io.BytesIO()
+    durations = (10 * times).tolist()
+    images[0].save(stream, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return stream.getvalue()
 
 

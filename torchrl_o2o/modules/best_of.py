@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -32,7 +33,8 @@ class _Judged(nn.Module):
         self.aggregation = aggregation
         self.critics = nn.ParameterDict({_plain(name): value for name, value in critic_params.items()})
         self._names = tuple(critic_params)
-        self.__dict__["_critic"] = critic  # in __dict__, because the template's parameters are not part of the policy
+        # In __dict__, because the template's parameters are not part of the policy; without dropout, as in evaluation.
+        self.__dict__["_critic"] = copy.deepcopy(critic).eval()
 
     def best(self, observation: Tensor, action: Tensor) -> Tensor:
         """The actions with the largest values, [*B, A], of actions [M, *B, A] at observations [M, *B, o]."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch import distributions as D
 from torch.distributions import constraints
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.soft import inverse_tanh, tanh_normal_log_prob
 
 __all__ = ["BoxDistribution", "TanhNormal"]
@@ -56,9 +57,14 @@ class BoxDistribution(D.Distribution):
 
     def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Actions, and their Gaussian values."""
+        shape = self._extended_shape(sample_shape)
         if noise is None:
-            shape = self._extended_shape(sample_shape)
             noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        elif noise.shape != shape:  # it would be broadcast
+            raise O2OSpecError(
+                f"got noise of shape {list(noise.shape)}, expected {list(shape)}, one number for each entry of the "
+                "actions; draw it as torch.randn(*sample_shape, *loc.shape)"
+            )
         value = self.loc + self.scale * noise
         return self._place(value), value
 
@@ -73,6 +79,9 @@ class BoxDistribution(D.Distribution):
 
         Returns:
             Actions, shape [*sample_shape, *B, A].
+
+        Raises:
+            O2OSpecError: if the noise has another shape.
         """
         return self._draw(torch.Size(sample_shape), noise)[0]
 
@@ -87,6 +96,9 @@ class BoxDistribution(D.Distribution):
 
         Returns:
             Actions, shape [*sample_shape, *B, A], and log-densities, shape [*sample_shape, *B].
+
+        Raises:
+            O2OSpecError: if the noise has another shape.
         """
         action, value = self._draw(torch.Size(sample_shape), noise)
         return action, self._score_drawn(action, value)
@@ -153,6 +165,7 @@ class TanhNormal(BoxDistribution):
         self._unit_box = isinstance(low, float) and isinstance(high, float) and low == -1.0 and high == 1.0
         self.margin, self.edge = margin, edge
         self._sample: tuple[Tensor, Tensor] | None = None
+        self._drawn: int | None = None
         super().__init__(loc, scale, low, high)
 
     def _place(self, value: Tensor) -> Tensor:
@@ -186,6 +199,7 @@ class TanhNormal(BoxDistribution):
 
     def _draw(self, sample_shape: torch.Size, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         self._sample = super()._draw(sample_shape, noise)
+        self._drawn = _version(self._sample[0])
         return self._sample
 
     def _score_drawn(self, action: Tensor, value: Tensor) -> Tensor:
@@ -200,7 +214,7 @@ class TanhNormal(BoxDistribution):
         Returns:
             Log-densities, shape [..., *B].
         """
-        if self._sample is not None and value is self._sample[0]:
+        if self._sample is not None and value is self._sample[0] and _version(value) == self._drawn:
             return self._score(self._sample[1])
         if not self._unit_box:
             value = 2.0 * (value - self.low) / (self.high - self.low) - 1.0
@@ -230,3 +244,8 @@ class TanhNormal(BoxDistribution):
         low, high = (-1.0, 1.0) if self._unit_box else (self.low, self.high)
         settings = {"low": low, "high": high, "margin": self.margin, "edge": self.edge}
         return TanhNormal(self.loc.expand(shape), self.scale.expand(shape), **settings)
+
+
+def _version(sample: Tensor) -> int | None:
+    """How often a tensor was changed in place; ``None`` where torch does not count it."""
+    return None if torch.compiler.is_compiling() or sample.is_inference() else sample._version

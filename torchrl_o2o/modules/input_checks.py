@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_parameters", "check_rows", "describe_mismatch", "described_layers", "raise_mismatch"]
+__all__ = [
+    "altered_layer",
+    "check_parameters",
+    "check_rows",
+    "describe_mismatch",
+    "described_layers",
+    "raise_mismatch",
+]
 
 
 def check_rows(
@@ -139,6 +146,30 @@ def raise_mismatch(network: nn.Module, inputs: Mapping[NestedKey, Tensor], error
     if reason is None:
         raise error
     raise O2OSpecError(reason) from error
+
+
+def altered_layer(network: nn.Module) -> str | None:
+    """Find a layer that does not compute what its class does, because of hooks or a ``forward`` of its own.
+
+    Args:
+        network: for example an actor's network.
+
+    Returns:
+        A description of the first one; ``None`` if there is none.
+
+    Examples:
+        >>> layer = nn.Linear(3, 1)
+        >>> handle = layer.register_forward_hook(lambda layer, seen, out: 2 * out)
+        >>> altered_layer(nn.Sequential(layer))
+        "hooks on the Linear '0'"
+    """
+    for name, layer in network.named_modules():
+        what = f"the {type(layer).__name__} {name!r}"
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            return f"hooks on {what}"
+        if "forward" in vars(layer):
+            return f"another forward in {what}"
+    return None
 
 
 def described_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:

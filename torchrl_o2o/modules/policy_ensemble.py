@@ -79,12 +79,15 @@ class PolicyEnsemble(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Map the members' inputs, [*B, ...], to the merged mean and standard deviation, each [*B, A]."""
         template = self._template[0]
+        for layer, own in zip(template.modules(), self.members.modules(), strict=True):
+            if layer.training != own.training:  # train() and eval() do not reach the template
+                layer.training = own.training
         params = {name: attrgetter(name)(self.members) for name in self._names}
 
         def member(member_params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             return functional_call(template, member_params, inputs)
 
-        loc, scale = vmap(member)(params)
+        loc, scale = vmap(member, randomness="different")(params)
         return merge_gaussians(loc, scale, self.log_std_bounds)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from tensordict.nn import TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
@@ -30,13 +31,14 @@ class RescaledGaussian(nn.Module):
     and its last layer starts at a hundredth of torch's initial values.
 
     Args:
-        observation: the demonstrations', shape [N, o], N > 1.
+        observation: the demonstrations', shape [N, o], N > 1, of any type of real numbers.
         action: the demonstrations', shape [N, A].
         hidden_sizes: widths of the hidden layers. Defaults to (32, 32).
         min_log_std: lower bound of the initial log standard deviation. Defaults to -3.
 
     Raises:
-        O2OSpecError: if the demonstrations are fewer than two rows, not of one length, or an action never changes.
+        O2OSpecError: if the demonstrations are fewer than two rows, not of one length or not finite, or an action never
+            changes.
 
     Examples:
         >>> import torch
@@ -58,6 +60,14 @@ class RescaledGaussian(nn.Module):
         shapes = list(observation.shape), list(action.shape)
         if observation.ndim != 2 or action.ndim != 2 or len(observation) != len(action) or len(action) < 2:
             raise O2OSpecError(f"got demonstrations of the shapes {shapes}, expected [N, o] and [N, A] with N >= 2")
+        observation, action = (rows.to(torch.get_default_dtype()) for rows in (observation, action))
+        for name, rows in {"observation": observation, "action": action}.items():
+            if not bool(rows.isfinite().all()):
+                raise O2OSpecError(
+                    f"got {name}s of demonstrations that are not finite in the rows "
+                    f"{(~rows.isfinite().all(-1)).nonzero().flatten().tolist()[:4]}, expected finite numbers; leave "
+                    "these rows out"
+                )
         deviation = action.std(0)
         if not bool((deviation > 0).all()):
             raise O2OSpecError(

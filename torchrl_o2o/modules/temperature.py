@@ -60,18 +60,22 @@ class Temperature(nn.Module):
         form: Literal["alpha", "log_alpha", "softplus"] = "alpha",
     ) -> None:
         super().__init__()
-        if not 0.0 < init < math.inf and not (init == 0.0 and target_entropy is None):
-            raise O2OSpecError(f"got init={init}, expected a positive initial temperature")
         if target_entropy is not None:
             check_number("target_entropy", target_entropy)
         check_option("form", form, ("alpha", "log_alpha", "softplus"))
         self.form: Literal["alpha", "log_alpha", "softplus"] = form
         self.target_entropy = target_entropy
+        self._check("init", init)
         start = torch.tensor(self._inverse(init), dtype=torch.get_default_dtype())
         if target_entropy is None:
             self.register_buffer(self._name, start)
         else:
             self.register_parameter(self._name, nn.Parameter(start))
+
+    def _check(self, name: str, alpha: float) -> None:
+        if not 0.0 < alpha < math.inf and not (alpha == 0.0 and self.target_entropy is None):
+            least = "positive and finite, or 0" if self.target_entropy is None else "positive and finite"
+            raise O2OSpecError(f"got {name}={float(alpha)}, expected a temperature that is {least}")
 
     @property
     def _name(self) -> str:
@@ -105,8 +109,12 @@ class Temperature(nn.Module):
         """Set the temperature, for example at the start of online training.
 
         Args:
-            alpha: positive.
+            alpha: positive; may be 0 if the temperature is fixed.
+
+        Raises:
+            O2OSpecError: if it is negative, not finite, or 0 and trained.
         """
+        self._check("alpha", alpha)
         getattr(self, self._name).data.fill_(self._inverse(alpha))
 
     def objective(self, log_prob: Tensor) -> Tensor:

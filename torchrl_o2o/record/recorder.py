@@ -223,7 +223,7 @@ class Recorder:
             O2OCheckpointError: if it cannot be written.
         """
         path, stream = self.folder / f"{name}.pt", io.BytesIO()
-        torch.save(data.to_dict(), stream)
+        torch.save(data.clone().to_dict(), stream)  # a view would be written with all the rows that it is of
         self.check_place()
         try:
             replace_durably(path, stream.getvalue())
