@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from torchrl_o2o.envs import DotReachEnv, RenderedFrames, StackFrames, env_state, make_gym_env, restore_env_state
+from torchrl_o2o.envs import (
+    DotReachEnv,
+    RenderedFrames,
+    StackFrames,
+    env_state,
+    film_episode,
+    make_gym_env,
+    restore_env_state,
+)
 from torchrl_o2o.envs.outputs import CheckedEnv
 from torchrl_o2o.envs.pixels import RepeatAction, chase_dot
 from torchrl_o2o.errors import O2OSpecError
@@ -120,3 +128,29 @@ def test_alpha_is_left_out_and_other_images_are_refused() -> None:
         StackFrames(Shows((8, 8, 3), np.float32))
     with pytest.raises(O2OSpecError, match="channels to the last dimension"):
         StackFrames(Shows((3, 8, 8), np.uint8))
+
+
+def test_an_entry_that_is_neither_image_nor_vector_is_named() -> None:
+    env = Shows((8, 8, 3), np.uint8)
+    env.observation_space = spaces.Dict({"eye": env.observation_space, "time": spaces.Box(0.0, 1.0, ())})
+    with pytest.raises(O2OSpecError, match=r"observation\['time'\] is Box.*, expected .* or a vector \[n\]; reshape"):
+        StackFrames(env)
+
+
+class Redraws(DotReachEnv):
+    """Draws into one array, as some renderers do."""
+
+    def render(self) -> np.ndarray:
+        self.canvas = getattr(self, "canvas", np.zeros((16, 16, 3), np.uint8))
+        self.canvas[:] = self._frame()
+        return self.canvas
+
+
+def test_frames_are_copies() -> None:
+    env = RenderedFrames(Redraws(render_mode="rgb_array"))
+    first, _ = env.reset(seed=0)
+    kept = first.copy()
+    env.step(np.ones(2))
+    assert np.array_equal(first, kept)
+    film = film_episode(Redraws(render_mode="rgb_array"), lambda observation: np.ones(2), seed=0, max_steps=3)
+    assert len({frame.tobytes() for frame in film.frames}) == 4

@@ -79,3 +79,20 @@ def test_levels_are_labelled_lines():
         "data, mean": [0.3, 0.3],
         "data, best": [0.9, 0.9],
     }
+
+
+def test_what_cannot_be_drawn(tmp_path):
+    step = np.arange(2)
+    for panels, message in (
+        ([], "got no panels"),
+        ([Panel("Hopper", "return", [])], "panel 'Hopper' without a curve"),
+        ([Panel("Hopper", "return", [Curve("a", step[:0], step[:0])])], "curve 'a' with the shapes"),
+        (
+            [Panel("Hopper", "return", [Curve("a", step, step[:1])])],
+            "expected vectors of one length",
+        ),
+    ):
+        with pytest.raises(O2OSpecError, match=message):
+            draw_panels(panels, tmp_path / "curves.png")
+    draw_panels([Panel("Hopper", "return", [Curve("a", step, step)])], tmp_path / "new" / "curves.png")
+    assert (tmp_path / "new" / "curves.png").exists()

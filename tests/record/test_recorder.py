@@ -257,6 +257,15 @@ def test_readers_name_the_line_and_the_file(tmp_path):
         read_run(tmp_path)
 
 
+def test_a_run_is_resumed_with_its_own_seed(tmp_path):
+    with Recorder(tmp_path, config={}, seed=1) as recorder:
+        recorder.log(0, {"loss": 1.0})
+    with pytest.raises(O2OSpecError, match=r"got seed=2 for the run in .*, which has the seed 1"):
+        Recorder(tmp_path, config={}, seed=2, resume=True)
+    with Recorder(tmp_path, config={}, seed=1, resume=True) as recorder:
+        recorder.log(1, {"loss": 1.0})
+
+
 def test_a_dumped_view_takes_no_more_room_than_its_rows(tmp_path):
     rows = TensorDict({"reward": torch.zeros(100_000)}, [100_000])
     with Recorder(tmp_path, config={}) as recorder:

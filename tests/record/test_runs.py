@@ -187,3 +187,19 @@ def test_links_to_runs_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "chosen/best").symlink_to(tmp_path / "runs/seed-0")
     (tmp_path / "chosen/around").symlink_to(tmp_path)
     assert find_runs([tmp_path / "chosen"]) == [tmp_path / "runs/seed-0"]
+
+
+def test_equal_numbers_of_two_types_are_one_setting(tmp_path):
+    """``lr=1`` on a command line is a whole number, ``1.0`` in a file is none."""
+    write_run(tmp_path / "a", seed=0, lr=1, widths=[8, 8.0])
+    write_run(tmp_path / "b", seed=1, lr=1.0, widths=[8.0, 8])
+    write_run(tmp_path / "c", seed=0, lr=1.5, widths=[8, 8])
+    assert [len(group.runs) for group in groups_of(tmp_path)] == [2, 1]
+
+
+@pytest.mark.parametrize("seed", [None, [0, 1], 0.5, True])
+def test_a_seed_is_a_whole_number(tmp_path, seed):
+    with Recorder(tmp_path / "a", config={"seed": seed}) as recorder:
+        recorder.log(0, {"evaluation/return": 1.0})
+    with pytest.raises(O2ODataError, match=r"config.seed=.*, expected a whole number"):
+        load_run(tmp_path / "a")

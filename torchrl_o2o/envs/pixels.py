@@ -24,11 +24,14 @@ __all__ = ["DotReachEnv", "RenderedFrames", "RepeatAction", "StackFrames", "chas
 class _Stack:
     """The last S frames of one camera, channels first, oldest first."""
 
-    def __init__(self, space: spaces.Space, num_stack: int) -> None:
-        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+    def __init__(self, space: spaces.Space, num_stack: int, key: str) -> None:
+        what = f"observation[{key!r}] is" if key else "the observations are"
+        if not isinstance(space, spaces.Box) or len(space.shape) != 3:
+            vectors = " or a vector [n]; reshape single numbers to [1], or leave the entry out" if key else ""
+            raise O2OSpecError(f"{what} {space}, expected uint8 images [H, W, 3]{vectors}")
+        if space.dtype != np.uint8:
             raise O2OSpecError(
-                f"the observations are {space}, expected uint8 images [H, W, 3]; multiply floats in [0, 1] by 255 and "
-                "cast them"
+                f"{what} {space}, expected uint8 images [H, W, 3]; multiply floats in [0, 1] by 255 and cast them"
             )
         if space.shape[-1] not in (3, 4) or num_stack < 1:
             raise O2OSpecError(
@@ -77,7 +80,7 @@ class StackFrames(gymnasium.Wrapper):
         self._named = isinstance(space, spaces.Dict)
         parts = dict(space.items()) if isinstance(space, spaces.Dict) else {"": space}
         self._vectors = {key: part for key, part in parts.items() if self._named and len(part.shape or ()) == 1}
-        self._stacks = {key: _Stack(part, num_stack) for key, part in parts.items() if key not in self._vectors}
+        self._stacks = {key: _Stack(part, num_stack, key) for key, part in parts.items() if key not in self._vectors}
         boxes: dict[str, spaces.Space] = {
             key: spaces.Box(-np.inf, np.inf, part.shape, np.float32)
             if key in self._vectors
@@ -156,7 +159,7 @@ class RenderedFrames(gymnasium.ObservationWrapper):
         self.original = observation
         frame = np.asarray(draw(self.env))
         if self._areas is None:
-            return frame
+            return frame.copy()  # an environment may draw the next one into the same array
         return np.rint(np.einsum("ih,hwc,jw->ijc", self._areas[0], frame, self._areas[1], optimize=True)).astype(
             np.uint8
         )

@@ -139,7 +139,7 @@ def _draw(env: gymnasium.Env) -> np.ndarray:
     frame = draw(env)
     if getattr(frame, "ndim", 0) != 3:
         raise TypeError(f"it renders {type(frame).__name__}, expected an image [height, width, 3]")
-    return frame
+    return np.array(frame)  # an environment may draw the next one into the same array
 
 
 def draw(env: gymnasium.Env) -> Any:

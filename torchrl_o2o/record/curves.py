@@ -70,6 +70,8 @@ def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
         nan
     """
     array = _numbers("scores", scores)
+    if axis is not None and not isinstance(axis, int | np.integer):
+        raise O2OSpecError(f"got axis={axis!r}, expected one axis, or None for all; reshape the scores first")
     if axis is not None and not -array.ndim <= axis < array.ndim:
         raise O2OSpecError(f"got axis={axis} for scores of shape {array.shape}, expected one of their axes")
     array = array.ravel() if axis is None else np.moveaxis(array, axis, -1)

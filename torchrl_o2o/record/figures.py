@@ -110,10 +110,10 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
 
     Args:
         panels: at least one, each with at least one curve that is not a peer's.
-        path: the file to write.
+        path: the file to write, in a new folder if it does not exist.
 
     Raises:
-        O2OSpecError: if matplotlib is not installed.
+        O2OSpecError: if matplotlib is not installed, there is nothing to draw, or a curve's vectors differ in length.
 
     Examples:
         >>> import tempfile
@@ -130,6 +130,7 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise O2OSpecError("drawing needs matplotlib, which is not installed; pip install torchrl_o2o[plot]") from error
+    _check(panels)
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     width = 1.2 + 4.4 * columns
@@ -146,7 +147,24 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
     _draw_legend(figure, width, _STATISTIC if banded else None)
     image = io.BytesIO()
     figure.savefig(image, bbox_inches="tight", format="png")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     replace_durably(Path(path), image.getvalue())
+
+
+def _check(panels: Sequence[Panel]) -> None:
+    if not panels:
+        raise O2OSpecError("got no panels, expected at least one")
+    for panel in panels:
+        if all(curve.peer for curve in panel.curves):
+            raise O2OSpecError(f"got the panel {panel.title!r} without a curve that is not a peer's, expected one")
+        for curve in panel.curves:
+            vectors = {"steps": curve.steps, "middle": curve.middle, "low": curve.low, "high": curve.high}
+            shapes = {name: np.shape(vector) for name, vector in vectors.items() if vector is not None}
+            if len(set(shapes.values())) > 1 or len(shapes["steps"]) != 1 or shapes["steps"] == (0,):
+                raise O2OSpecError(
+                    f"got the curve {curve.label!r} with the shapes {shapes}, expected vectors of one length, at least "
+                    "1; leave empty curves out"
+                )
 
 
 def _draw_legend(figure: Any, width: float, title: str | None) -> None:

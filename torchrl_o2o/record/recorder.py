@@ -66,8 +66,8 @@ class Recorder:
 
     Raises:
         O2OCheckpointError: if the folder cannot be written, already contains a run, or is in use by another process.
-        O2OSpecError: if the configuration is not plain, contradicts ``seed``, an extra is not installed, or the folder
-            begins with a tilde.
+        O2OSpecError: if the configuration is not plain, contradicts ``seed`` or the resumed run's seed, an extra is not
+            installed, or the folder begins with a tilde.
 
     Examples:
         >>> import tempfile
@@ -362,6 +362,12 @@ def _describe(folder: Path, config: dict[str, Any], resume: bool) -> dict[str, A
     run = describe_run(config)
     if (folder / RUN_FILE).exists():
         first = read_run(folder)
+        seeds = [each["seed"] for each in (first.get("config", {}), config) if "seed" in each]
+        if seeds[:-1] and seeds[0] != seeds[1]:
+            raise O2OSpecError(
+                f"got seed={seeds[1]} for the run in {folder}, which has the seed {seeds[0]}, expected the same; "
+                "resume it with its own seed, or choose another folder"
+            )
         return first | {"resumed": [*first.get("resumed", []), run]}
     return {"id": uuid.uuid4().hex[:12]} | run
 

@@ -188,7 +188,7 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
         The run.
 
     Raises:
-        O2ODataError: if the configuration has no seed, or no row has the metric.
+        O2ODataError: if the configuration has no seed or one that is no whole number, or no row has the metric.
         O2OCheckpointError: if a file is missing or damaged.
 
     Examples:
@@ -209,6 +209,11 @@ def load_run(folder: str | Path, metric: str = "evaluation/return") -> Run:
     if "seed" not in config:
         raise O2ODataError(
             f"got {folder / 'run.json'} without config.seed; record the seed, because a report is over seeds"
+        )
+    if not isinstance(config["seed"], int) or isinstance(config["seed"], bool):
+        raise O2ODataError(
+            f"got {folder / 'run.json'} with config.seed={config['seed']!r}, expected a whole number, because runs are "
+            "told apart by it; record one run for each seed"
         )
     rows, torn = read_rows(folder)
     if torn:
@@ -259,9 +264,22 @@ def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group
     for run in runs:
         # Entries that are null are dropped: a run of a version without a setting equals one in which it is null.
         config = {key: value for key, value in run.config.items() if value is not None and _tells(key, ignore)}
-        by_config.setdefault(json.dumps([run.name, config], sort_keys=True), []).append(run)
+        by_config.setdefault(_text([run.name, config]), []).append(run)
     heads = [members[0] for members in by_config.values()]
     return [_group(members, _label(members[0], heads, ignore)) for members in by_config.values()]
+
+
+def _text(value: Any) -> str:
+    """A text that is the same for equal values, so that ``lr=1`` and ``lr=1.0`` are one setting."""
+    return json.dumps(_whole(value), sort_keys=True)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _whole(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _tells(key: str, ignore: Sequence[str]) -> bool:
@@ -272,7 +290,7 @@ def _tells(key: str, ignore: Sequence[str]) -> bool:
 def _label(run: Run, heads: Sequence[Run], ignore: Sequence[str]) -> str:
     rivals = [head.config for head in heads if (head.name, head.task) == (run.name, run.task)]
     keys = dict.fromkeys(key for config in rivals for key in config if _tells(key, ignore))
-    values = {key: [json.dumps(config.get(key), sort_keys=True) for config in rivals] for key in keys}
+    values = {key: [_text(config.get(key)) for config in rivals] for key in keys}
 
     def rank(key: str) -> tuple[Any, ...]:  # entries of all runs first, then short names
         return any(key not in config for config in rivals), key.count("."), len(key), key
