@@ -312,19 +312,24 @@ def _check_described(net: nn.Module, description: Mapping[str, Any]) -> None:
     with torch.device("meta"):
         twin = dict(_build(description).named_modules())
     for place, part in net.named_modules():
-        kinds = [_NAMES.get(type(each), type(each).__name__) for each in (part, twin.get(place))]
-        if kinds[0] != kinds[1]:
+        built = twin.get(place)
+        own, expected = _name_of(part), "no layer" if built is None else _name_of(built)
+        if own != expected:
             raise O2OSpecError(
-                f"got a network with a {kinds[0]} at {place!r} of its {type(net).__name__}, expected a {kinds[1]}, "
-                f"which a policy file holds there; {_INSTEAD}"
+                f"got a network with {own} at {place!r} of its {type(net).__name__}, expected {expected}, which a "
+                f"policy file holds there; {_INSTEAD}"
             )
+
+
+def _name_of(layer: nn.Module) -> str:
+    return _NAMES.get(type(layer), type(layer).__name__)
 
 
 def build_network(description: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> nn.Module:
     """Build the network of a description, with its parameters.
 
     Args:
-        description: the result the result of :func:`describe_network`.
+        description: the result of :func:`describe_network`.
         parameters: the network's ``state_dict()``; the network uses these tensors without copying them.
 
     Raises:
