@@ -313,7 +313,7 @@ def _check_described(net: nn.Module, description: Mapping[str, Any]) -> None:
         twin = dict(_build(description).named_modules())
     for place, part in net.named_modules():
         built = twin.get(place)
-        own, expected = _name_of(part), "no layer" if built is None else _name_of(built)
+        own, expected = _a_name(part), "no layer" if built is None else _a_name(built)
         if own != expected:
             raise O2OSpecError(
                 f"got a network with {own} at {place!r} of its {type(net).__name__}, expected {expected}, which a "
@@ -321,8 +321,8 @@ def _check_described(net: nn.Module, description: Mapping[str, Any]) -> None:
             )
 
 
-def _name_of(layer: nn.Module) -> str:
-    return _NAMES.get(type(layer), type(layer).__name__)
+def _a_name(layer: nn.Module) -> str:
+    return f"a {_NAMES.get(type(layer), type(layer).__name__)}"
 
 
 def build_network(description: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> nn.Module:
