@@ -95,6 +95,7 @@ class Networks(NamedTuple):
             action = call_network(self.actor, self.actor_params, inputs, self.action_key).unsqueeze(0)
             return action, action.new_zeros(action.shape[:-1])
         dist = policy_distribution(self.actor, self.actor_params, inputs)
+        noise = noise.expand(len(noise), *dist.batch_shape, *dist.event_shape)  # shared noise has one row
         return sample_policy(dist, noise, noise.shape[:1])
 
     def qvalues(self, inputs: Inputs, action: Tensor) -> Tensor:
