@@ -34,6 +34,7 @@ from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.distributions import TanhNormal
 from torchrl_o2o.modules.flow import AppendNoise
 from torchrl_o2o.modules.gaussian_policies import BoxNormal
+from torchrl_o2o.modules.input_checks import check_noise
 from torchrl_o2o.modules.units import refuse_standardized_again
 
 __all__ = ["FastActor", "PolicyParts", "find_parts", "policy_parts"]
@@ -84,8 +85,8 @@ class PolicyParts:
         loc, scale = out  # TanhNormal.rsample without building the distribution
         if noise is None:
             noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device)
-        elif noise.shape != loc.shape:  # it would be broadcast
-            raise O2OSpecError(f"got noise of shape {list(noise.shape)}, expected {list(loc.shape)}")
+        else:
+            check_noise(noise.shape, loc.shape)
         return (loc + scale * noise).tanh()
 
     @cached_property
@@ -356,8 +357,7 @@ class FastActor:
         if given is None:
             return self._draw(shape)
         own = np.asarray(given, self._dtype)
-        if own.shape != shape:  # it would be broadcast
-            raise O2OSpecError(f"got noise of shape {list(own.shape)}, expected {list(shape)}")
+        check_noise(own.shape, shape)
         return own
 
     def _draw(self, shape: tuple[int, ...]) -> np.ndarray:

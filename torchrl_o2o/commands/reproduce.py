@@ -142,7 +142,8 @@ def _claims(names: list[str], arguments: argparse.Namespace, *, save: bool = Fal
         claim = load_claim(name)
         path = arguments.results / f"{claim.name}.csv"
         shared = [result for other, rows in ours.items() if other != claim.name for result in rows]
-        results = collect(claim, arguments.runs, read_results(path), shared=shared)
+        known = ours[claim.name] if claim.name in ours else read_results(path)
+        results = collect(claim, arguments.runs, known, shared=shared)
         if save and results:
             write_results(path, results)
         claims[claim.name] = (claim, results)

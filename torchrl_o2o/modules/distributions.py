@@ -11,8 +11,8 @@ from torch import Tensor
 from torch import distributions as D
 from torch.distributions import constraints
 
-from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.soft import inverse_tanh, tanh_normal_log_prob
+from torchrl_o2o.modules.input_checks import check_noise
 
 __all__ = ["BoxDistribution", "TanhNormal"]
 
@@ -60,11 +60,8 @@ class BoxDistribution(D.Distribution):
         shape = self._extended_shape(sample_shape)
         if noise is None:
             noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        elif noise.shape != shape:  # it would be broadcast
-            raise O2OSpecError(
-                f"got noise of shape {list(noise.shape)}, expected {list(shape)}, one number for each entry of the "
-                "actions; draw it as torch.randn(*sample_shape, *loc.shape)"
-            )
+        else:
+            check_noise(noise.shape, shape)
         value = self.loc + self.scale * noise
         return self._place(value), value
 

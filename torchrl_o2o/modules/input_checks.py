@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from tensordict.utils import NestedKey
@@ -17,6 +17,7 @@ from torchrl_o2o.errors import O2OSpecError
 
 __all__ = [
     "altered_layer",
+    "check_noise",
     "check_parameters",
     "check_rows",
     "describe_mismatch",
@@ -54,6 +55,28 @@ def check_rows(
             f"got {key!r} of shape {list(value.shape)} with {action_key!r} of shape {list(action.shape)}, expected "
             f"{kind} for each action: [*B, n] and [*B, A]; unsqueeze(-1) single numbers, flatten further dimensions, "
             "and build the networks for the result"
+        )
+
+
+def check_noise(given: Sequence[int], expected: Sequence[int]) -> None:
+    """Raise unless there is one number of noise for each entry of the actions; it would be broadcast.
+
+    Args:
+        given: shape of the noise.
+        expected: shape of the actions.
+
+    Raises:
+        O2OSpecError: if they differ.
+
+    Examples:
+        >>> check_noise((5, 1), (5, 2))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got noise of shape [5, 1], expected [5, 2], one number for each entry of ...
+    """
+    if tuple(given) != tuple(expected):
+        raise O2OSpecError(
+            f"got noise of shape {list(given)}, expected {list(expected)}, one number for each entry of the actions; "
+            "draw it in that shape"
         )
 
 
