@@ -22,6 +22,7 @@ __all__ = [
     "check_rows",
     "describe_mismatch",
     "described_layers",
+    "differing_layer",
     "raise_mismatch",
 ]
 
@@ -218,6 +219,29 @@ def described_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
         plain = [f"{key}={_plain(value, kinds)}" for key, value in settings.items() if _plain(value, kinds) is not None]
         keys = [f"{key}={getattr(layer, key)}" for key in ("in_keys", "out_keys") if hasattr(layer, key)]
         yield name, f"{own.__name__}({', '.join([*keys, *plain])})"
+
+
+def differing_layer(networks: Sequence[nn.Module]) -> tuple[int, str, str, str] | None:
+    """Find a layer by which a network differs from the first one in more than its parameters.
+
+    Args:
+        networks: at least one.
+
+    Returns:
+        The position of the network, the layer's name, and the descriptions of its layer and of the first network's, see
+        :func:`described_layers`; ``None`` if all are alike.
+
+    Examples:
+        >>> differing_layer([nn.Sequential(nn.Dropout(0.5)), nn.Sequential(nn.Dropout(0.1))])
+        (1, '0', 'Dropout(p=0.1, inplace=False)', 'Dropout(p=0.5, inplace=False)')
+    """
+    first = dict(described_layers(networks[0]))
+    for number, network in enumerate(networks[1:], 1):
+        own = dict(described_layers(network))
+        for name in [*first, *own]:
+            if first.get(name) != own.get(name):
+                return number, name, own.get(name, "absent"), first.get(name, "absent")
+    return None
 
 
 def _plain(value: Any, kinds: tuple[type, ...]) -> Any:

@@ -23,7 +23,7 @@ from torchrl.modules import ProbabilisticActor, SafeProbabilisticModule
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_order
 from torchrl_o2o.functional.off2on import merge_gaussians
-from torchrl_o2o.modules.input_checks import described_layers
+from torchrl_o2o.modules.input_checks import differing_layer
 
 __all__ = ["PolicyEnsemble", "average_actors"]
 
@@ -170,14 +170,11 @@ def _check_alike(members: Sequence[nn.Module]) -> None:
                 f"got policies 0 and {position} that differ in {different[:4]}, expected the same parameters' names "
                 "and shapes; build all policies alike"
             )
-    first = dict(described_layers(members[0]))
-    for position, member in enumerate(members):
-        other = dict(described_layers(member))
-        if odd := [name for name in [*first, *other] if first.get(name) != other.get(name)]:
-            pair = [each.get(odd[0], "absent") for each in (first, other)]
-            raise O2OSpecError(
-                f"got policies 0 and {position} that have {pair[0]} and {pair[1]} at {odd[0]!r}, expected the same, "
-                "because the first one's layers evaluate all; build all policies alike"
-            )
+    if odd := differing_layer(members):
+        position, name, own, first = odd
+        raise O2OSpecError(
+            f"got policies 0 and {position} that have {first} and {own} at {name!r}, expected the same, because the "
+            "first one's layers evaluate all; build all policies alike"
+        )
     if next(members[0].buffers(), None) is not None:
         raise O2OSpecError("got policies with buffers, expected only parameters; remove batch normalization")

@@ -15,7 +15,7 @@ import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.input_checks import check_parameters, described_layers
+from torchrl_o2o.modules.input_checks import check_parameters, differing_layer
 
 __all__ = ["check_members"]
 
@@ -78,16 +78,13 @@ def check_members(
 
 def _check_alike(members: Sequence[TensorDictModule], kind: str, maker: str) -> None:
     """Raise if members differ in what is no parameter: a loss evaluates all with the first one's layers and keys."""
-    first = dict(described_layers(members[0]))
-    for number, member in enumerate(members[1:], 1):
-        other = dict(described_layers(member))
-        if odd := [name for name in [*first, *other] if first.get(name) != other.get(name)]:
-            pair = [each.get(odd[0], "absent") for each in (other, first)]
-            raise O2OSpecError(
-                f"got {kind}s of which number {number} has {pair[0]} at {odd[0]!r} and the first {pair[1]}, expected "
-                f"{kind}s that differ only in their parameters, because the first one's layers evaluate all; build "
-                f"them alike, for example with {maker}"
-            )
+    if odd := differing_layer(members):
+        number, name, own, first = odd
+        raise O2OSpecError(
+            f"got {kind}s of which number {number} has {own} at {name!r} and the first {first}, expected {kind}s that "
+            f"differ only in their parameters, because the first one's layers evaluate all; build them alike, for "
+            f"example with {maker}"
+        )
 
 
 def _are_copies(one: TensorDictModule, other: TensorDictModule) -> bool:
