@@ -35,7 +35,7 @@ def new_buffer(online: int = ONLINE, offline: int = OFFLINE) -> TensorDictReplay
 
 
 class Run:
-    """Everything a training script has, in small; ``resume`` restores the newest checkpoint."""
+    """Everything a training script has, in small; ``resume`` restores the newest checkpoint over what ``seed`` drew."""
 
     def __init__(self, folder: Path, *, resume: bool = False, seed: int = 0, **options) -> None:
         for seeder in (torch.manual_seed, np.random.seed, random.seed):
@@ -45,7 +45,7 @@ class Run:
         self.buffer = new_buffer()
         self.buffer.set_rng(torch.Generator().manual_seed(seed))
         self.counters = {"updates": 0}
-        self.recorder = Recorder(folder, config={"seed": seed}, resume=resume)
+        self.recorder = Recorder(folder, config={"algorithm": "tiny"}, resume=resume)
         objects = {"net": self.net, "optim": self.optim, "counters": self.counters, "recorder": self.recorder}
         self.checkpoint = Checkpointer(
             folder / "checkpoints", objects=objects, buffer=self.buffer, config={"algorithm": "tiny"}, **options
