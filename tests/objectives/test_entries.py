@@ -29,7 +29,7 @@ from torchrl_o2o.testing import LossContract, random_transitions
 def contracts() -> Iterator[Any]:
     """Every loss of the package, as its own contract builds it."""
     for file in sorted(pathlib.Path(__file__).parent.glob("test_*.py")):
-        if "golden" in file.name or file.stem == "test_rows":
+        if "golden" in file.name or file.stem == "test_entries":
             continue
         module = importlib.import_module(f"tests.objectives.{file.stem}")
         for name, value in vars(module).items():
