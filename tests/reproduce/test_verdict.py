@@ -9,7 +9,7 @@ import pytest
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record import iqm
-from torchrl_o2o.reproduce import Claim, Comparison, Result, judge, verdict_of
+from torchrl_o2o.reproduce import Claim, Comparison, Result, judge, score_of, verdict_of
 
 
 def claim(rule: str = "more", margin: float = 5.0, than: str | None = "b", statistic: str = "final") -> Claim:
@@ -50,6 +50,12 @@ def test_the_rules(rule: str, ahead: float, verdict: str) -> None:
     assert verdict_of([finding]) == verdict
     assert finding.difference == pytest.approx(ahead)
     assert finding.low < ahead < finding.high
+
+
+@pytest.mark.parametrize(("window", "expected"), [(0.1, 8.0), (0.11, 6.0), (0.01, 10.0), (1.0, 5.5)])
+def test_late_is_the_mean_of_the_evaluations_at_the_end(window: float, expected: float) -> None:
+    steps, scores = np.array([-10.0, 0.0, 10.0, 90.0, 95.0, 100.0]), np.array([7.0, 9.0, 4.0, 2.0, 6.0, 10.0])
+    assert score_of("late", steps, scores, window) == pytest.approx(expected)
 
 
 def test_the_difference_is_that_of_interquartile_means_over_tasks_and_seeds() -> None:

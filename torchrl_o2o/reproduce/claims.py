@@ -20,7 +20,7 @@ __all__ = ["RULES", "STATISTICS", "Claim", "Comparison", "Job", "find_claims", "
 
 CLAIMS = Path(__file__).with_name("claims")
 #: Statistics that score a run's learning curve; for all of them larger is better.
-STATISTICS = ("final", "gain", "kept", "mean")
+STATISTICS = ("final", "late", "gain", "kept", "mean")
 #: ``more``: better by at least the smallest difference of interest; ``no_less``: not worse by as much as that.
 RULES = ("more", "no_less")
 
@@ -32,12 +32,14 @@ class Comparison:
     Args:
         group: the group that the claim is about.
         than: the group to compare with; ``None`` compares with zero, for instance for a gain.
-        statistic: ``final``, the last evaluation; ``gain``, the last evaluation minus the hand-over score; ``kept``,
+        statistic: ``final``, the last evaluation; ``late``, the mean of the evaluations at the end of the online phase,
+            for scores that jump between evaluations; ``gain``, the last evaluation minus the hand-over score; ``kept``,
             the negative fall early in the online phase (0: no dip); ``mean``, the time average of the online phase.
         rule: ``more`` or ``no_less``.
         margin: smallest difference of interest, in units of the metric, positive.
-        window: part of the online steps in which a fall counts for ``kept``, in (0, 1]. Defaults to 0.1. If updates
-            begin after a warm-up, the window must reach beyond it.
+        window: part of the online steps, in (0, 1], in which a fall counts for ``kept``, and whose evaluations, at the
+            end, count for ``late``. Defaults to 0.1. If updates begin after a warm-up, that of ``kept`` must reach
+            beyond it.
         start: the group whose hand-over score is the reference of ``gain`` and ``kept``, for each seed and task. The
             evaluation at step 0 then counts as the first online one. Use it for methods that act with another policy
             from step 0 on. ``None`` (default) is the group itself.

@@ -60,10 +60,10 @@ def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray, window: floa
     """Score one run; see :class:`~torchrl_o2o.reproduce.claims.Comparison` for what the statistics mean.
 
     Args:
-        statistic: ``final``, ``gain``, ``kept`` or ``mean``.
+        statistic: ``final``, ``late``, ``gain``, ``kept`` or ``mean``.
         steps: ``[n]``.
         scores: ``[n]``.
-        window: part of the online steps, for ``kept``. Defaults to 0.1.
+        window: part of the online steps, for ``kept`` and ``late``. Defaults to 0.1.
 
     Returns:
         The score, in units of the metric.
@@ -74,9 +74,14 @@ def score_of(statistic: str, steps: np.ndarray, scores: np.ndarray, window: floa
         >>> steps, scores = np.array([0.0, 10.0, 100.0]), np.array([40.0, 30.0, 90.0])
         >>> [score_of(name, steps, scores) for name in ("final", "gain", "kept", "mean")]
         [90.0, 50.0, -10.0, 57.5]
+        >>> score_of("late", steps, scores, window=0.95)  # of the evaluations at 10 and 100
+        60.0
     """
     if statistic == "final":
         return float(scores[-1])
+    if statistic == "late":
+        at_end = (steps > (1.0 - window) * steps[-1]) | (steps == steps[-1])
+        return float(scores[at_end].mean())
     if statistic == "gain":
         return gain(steps, scores)
     if statistic == "kept":
