@@ -91,6 +91,16 @@ def test_parts_act_bit_for_bit(name: str) -> None:
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("make", [make_actor, make_deterministic_actor], ids=lambda make: make.__name__)
+def test_no_action_leaves_the_box_by_rounding(make: Callable[..., TensorDictModuleBase]) -> None:
+    low, high = torch.tensor([-0.3, -2.0]), torch.tensor([0.4, 0.1])
+    act = FastActor(make(5, Bounded(low, high, (2,))), deterministic=True)
+    action = act(1e6 * np.random.default_rng(0).standard_normal((200, 5), np.float32))
+    assert (action >= low.numpy()).all()
+    assert (action <= high.numpy()).all()
+    assert (action > high.numpy() - 1e-6).any(0).all(), "some actions are at the edge"
+
+
 def test_float64() -> None:
     actor = trained("box").double()
     observation = torch.randn(8, 5, dtype=torch.float64)

@@ -7,18 +7,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
 from torch import distributions as D
 from torchrl.data import Bounded, Unbounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_deterministic_actor, make_gaussian_actor, make_value_network
+from torchrl_o2o.modules import (
+    TanhNormal,
+    make_actor,
+    make_deterministic_actor,
+    make_gaussian_actor,
+    make_one_step_actor,
+    make_value_network,
+)
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
+from torchrl_o2o.modules.units import ToBox
 from torchrl_o2o.objectives.networks import sample_policy
 
 WIDE = Bounded(torch.tensor([-2.0, 0.0]), torch.tensor([2.0, 1.0]), (2,))
@@ -31,6 +41,41 @@ def observations(rows: int = 64) -> TensorDict:
 def test_box_tanh_by_hand() -> None:
     got = BoxTanh(WIDE.space.low, WIDE.space.high)(torch.tensor([[0.5, -0.5]]))
     torch.testing.assert_close(got, torch.tensor([[2 * math.tanh(0.5), 0.5 - 0.5 * math.tanh(0.5)]]))
+
+
+def random_boxes(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    size = 10.0 ** torch.randint(-2, 4, (2, 500), dtype=dtype)
+    low = torch.randn(500, dtype=dtype) * size[0]
+    return low, low + (torch.rand(500, dtype=dtype) + 0.01) * size[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saturated_actions_are_inside_of_any_box(dtype: torch.dtype) -> None:
+    """0.05 + 0.35 is more than 0.4 in float32, which ``Box.contains`` of an environment refuses."""
+    low, high = random_boxes(dtype)
+    for layer, edge in ((BoxTanh(low, high), 50.0), (ToBox(low, high), 1.0)):
+        least, most = layer(torch.full((500,), -edge)), layer(torch.full((500,), edge))
+        assert bool((least >= low).all() and (most <= high).all())
+        torch.testing.assert_close(torch.stack([least, most]), torch.stack([low, high]).float(), atol=1e-3, rtol=1e-6)
+
+
+def test_samples_are_inside_of_any_box() -> None:
+    low, high = random_boxes(torch.float32)
+    for loc, edge in ((-50.0, low), (50.0, high)):
+        action = TanhNormal(torch.full((500,), loc), torch.ones(500), low=low, high=high).mode
+        assert bool((action >= low).all() and (action <= high).all())
+        torch.testing.assert_close(action, edge, atol=1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [make_actor, make_deterministic_actor, make_gaussian_actor, make_one_step_actor], ids=lambda f: f.__name__
+)
+def test_a_box_of_another_dtype_does_not_spread_to_the_actions(make: Callable[..., TensorDictModuleBase]) -> None:
+    """Environments often state their box in float64; critics in float32 refused such actions."""
+    low, high = torch.tensor([-2.0, 0.0]).double(), torch.tensor([2.0, 1.0]).double()
+    actor = make(5, Bounded(low, high, (2,), dtype=torch.float64), hidden_sizes=(8,))
+    assert actor(observations())["action"].dtype == torch.float32
 
 
 def test_action_without_a_box_is_refused() -> None:

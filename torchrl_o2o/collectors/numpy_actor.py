@@ -376,4 +376,4 @@ def _finish(parts: PolicyParts, dtype: np.dtype, deterministic: bool) -> Operati
     if (low == -1.0).all() and (high == 1.0).all():
         return np.tanh
     half_width = dtype.type(0.5) * (high - low)
-    return lambda action: low + half_width * (np.tanh(action) + 1.0)
+    return lambda action: np.minimum(low + half_width * (np.tanh(action) + 1.0), high)

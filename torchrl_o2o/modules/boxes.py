@@ -22,6 +22,7 @@ __all__ = [
     "action_specs",
     "actor_box",
     "box_edges",
+    "centered_box",
     "distribution_box",
     "finite_edges",
     "is_unit_box",
@@ -47,8 +48,9 @@ class BoxTanh(nn.Module):
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         super().__init__()
-        self.register_buffer("middle", 0.5 * (high + low))
-        self.register_buffer("half_width", 0.5 * (high - low))
+        middle, half_width = centered_box(low, high)
+        self.register_buffer("middle", middle)
+        self.register_buffer("half_width", half_width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [*B, A] to [*B, A]."""
@@ -122,6 +124,37 @@ def box_edges(spec: Bounded) -> tuple[Tensor, Tensor]:
     """
     box = cast(ContinuousBox, spec.space)  # TorchRL's annotation covers all specs; a bounded one has edges
     return box.low, box.high
+
+
+def centered_box(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle and half width of a box in the default dtype, from whose sum and difference rounding never leaves the box.
+
+    A spec has the dtype of the environment's actions. A wider one would spread to everything that is computed of them.
+
+    Args:
+        low: lower edge, shape [A].
+        high: upper edge, shape [A].
+
+    Returns:
+        Two vectors of shape [A].
+
+    Examples:
+        >>> middle, half_width = centered_box(torch.tensor([-0.3]), torch.tensor([0.4]))
+        >>> middle + half_width
+        tensor([0.4000])
+        >>> bool(middle + half_width <= torch.tensor(0.4))  # 0.05 + 0.35 is more than 0.4 in float32
+        True
+    """
+    dtype, up = torch.get_default_dtype(), torch.tensor(torch.inf)
+    bottom, top = low.to(dtype), high.to(dtype)
+    bottom = torch.where(bottom < low, bottom.nextafter(up.to(bottom)), bottom)
+    top = torch.where(top > high, top.nextafter(-up.to(top)), top)
+    middle = 0.5 * (top + bottom)
+    half_width = torch.minimum(top - middle, middle - bottom)
+    for _ in range(2):  # two roundings, that of the half width and that of the sum
+        outside = (middle + half_width > top) | (middle - half_width < bottom)
+        half_width = torch.where(outside, half_width.nextafter(torch.zeros_like(half_width)), half_width)
+    return middle, half_width
 
 
 def action_specs(actor: nn.Module | None) -> list[TensorSpec]:

@@ -169,7 +169,8 @@ class TanhNormal(BoxDistribution):
         action = value.tanh()
         if self._unit_box:
             return action
-        return self.low + 0.5 * (self.high - self.low) * (action + 1.0)
+        # The sum may exceed the box by a rounding, for example from -0.3 to 0.4.
+        return torch.minimum(self.low + 0.5 * (self.high - self.low) * (action + 1.0), self.high)
 
     def _score(self, pre_tanh: Tensor) -> Tensor:
         log_prob = tanh_normal_log_prob(pre_tanh, self.loc, self.scale, self.edge)

@@ -118,8 +118,8 @@ class ClipToBox(nn.Module):
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         super().__init__()
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
+        for name, edge in (("low", low), ("high", high)):
+            self.register_buffer(name, edge.to(torch.get_default_dtype(), copy=True))
 
     def forward(self, action: Tensor) -> Tensor:
         """Clip [*B, A]; the shape stays."""
@@ -241,7 +241,7 @@ def make_one_step_actor(
     norm = {"layer_norm": layer_norm, "layer_norm_eps": layer_norm_eps}
     width = feature_dim(observation, "observation") + size
     net = _gelu_net(width, size, hidden_sizes, initialization, **norm)
-    clip = ClipToBox(*(edge.clone() for edge in box_edges(spec)))
+    clip = ClipToBox(*box_edges(spec))
     return Actor(
         nn.Sequential(AppendNoise(size), net, clip),
         in_keys=[observation_key],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.boxes import box_edges
+from torchrl_o2o.modules.boxes import box_edges, centered_box
 from torchrl_o2o.modules.chunks import chunk_length
 
 __all__ = ["Standardize", "ToBox", "declared_box", "refuse_standardized_again", "standardizes"]
@@ -68,8 +68,9 @@ class ToBox(nn.Module):
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         super().__init__()
-        self.register_buffer("middle", 0.5 * (high + low))
-        self.register_buffer("half_width", 0.5 * (high - low))
+        middle, half_width = centered_box(low, high)
+        self.register_buffer("middle", middle)
+        self.register_buffer("half_width", half_width)
 
     def forward(self, value: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         """Map actions [*B, A], or mean and standard deviation of a Gaussian over them; shapes are unchanged."""
