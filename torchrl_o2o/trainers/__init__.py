@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from torchrl_o2o._moved import old_names
+from torchrl_o2o.trainers.collecting import make_collector, make_fleet
 from torchrl_o2o.trainers.continuing import RunStatus, continue_run
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.evaluation import MOVED_STATISTICS, EvaluationResult, evaluate
@@ -35,7 +36,7 @@ from torchrl_o2o.trainers.launch import (
 from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
 from torchrl_o2o.trainers.options import RunOptions
-from torchrl_o2o.trainers.phases import Finetuning, Phase, Pretraining, make_collector, make_fleet
+from torchrl_o2o.trainers.phases import Finetuning, Phase, Pretraining
 from torchrl_o2o.trainers.pipeline import Pretrained, finetune, hand_over, pretrain
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.seeds import Seeds, seed_configs
