@@ -22,7 +22,8 @@ import torch
 
 from tests.shared_data import shared_file
 from torchrl_o2o.data import describe_offline, load_offline, make_local_dataset
-from torchrl_o2o.data.datasets.local import _POLICIES, teacher_groups
+from torchrl_o2o.data.datasets import local
+from torchrl_o2o.data.datasets.local import _POLICIES, _fingerprint, teacher_groups
 from torchrl_o2o.data.datasets.recipes import _TAUGHT, LOCAL_DATASETS, Recipe
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
@@ -225,6 +226,19 @@ def test_the_packaged_teachers_are_small_and_recorded() -> None:
             np.testing.assert_allclose(
                 [snapshot["with_noise"] for snapshot in entry["snapshots"]], file[f"{env}/returns"], atol=0.06
             )
+
+
+def test_another_environments_teacher_does_not_change_what_a_data_set_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = LOCAL_DATASETS["o2o/hopper/medium-v1"]
+    before = _fingerprint(None, recipe)
+    monkeypatch.setattr(local, "_POLICIES", tmp_path)
+    with np.load(_POLICIES / "teachers_f32.npz") as file:
+        arrays = dict(file)
+    for added, same in (({"Walker2d/00/w0": np.ones(3)}, True), ({"Hopper/00/b3": np.ones(3)}, False)):
+        np.savez(tmp_path / "teachers_f32.npz", **(arrays | added))
+        assert (_fingerprint(None, recipe) == before) is same
 
 
 def test_a_teachers_data_have_the_recorded_quality(tmp_path: Path) -> None:
