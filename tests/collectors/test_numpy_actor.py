@@ -261,3 +261,24 @@ def test_a_copy_acts_with_its_own_actor(copied: Callable[[FastActor], FastActor]
             parameter.add_(0.5)
     assert np.array_equal(twin(np.ones(3)), before)
     assert not np.array_equal(act(np.ones(3)), before)
+
+
+@pytest.mark.parametrize("how", ["assign", "data", "vector"])
+@pytest.mark.parametrize("name", ["standard", "gaussian box", "ensemble"])
+def test_parameters_that_are_replaced_are_used(name: str, how: str) -> None:
+    actor, source = trained(name), trained(name)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.mul_(1.5)
+    act, observation = FastActor(actor), torch.linspace(-1, 1, 5)
+    before = act(observation.numpy())
+    if how == "assign":
+        actor.load_state_dict(source.state_dict(), assign=True)
+    elif how == "data":
+        for own, other in zip(actor.parameters(), source.parameters(), strict=True):
+            own.data = other.data
+    else:
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(source.parameters()), actor.parameters())
+    wanted = reference(source, observation, ExplorationType.DETERMINISTIC)
+    assert not np.allclose(before, wanted, atol=1e-3)
+    np.testing.assert_allclose(act(observation.numpy()), wanted, atol=1e-5)
