@@ -143,7 +143,7 @@ def load_offline(
             ``achieved_goal`` and ``desired_goal`` that exist (PointMaze without ``achieved_goal``).
         names: array -> its role, for arrays whose names are not in :data:`~torchrl_o2o.data.datasets.columns.NAMES` or
             mean something else. A role is a key of that table, ``"dones"`` (terminals, but time limits at
-            ``max_episode_steps`` and in rows of ``timeouts``) or ``"ignore"``.
+            ``max_episode_steps`` and in rows of ``timeouts``, one of which is needed) or ``"ignore"``.
         min_episode_length: shorter episodes are skipped with a warning.
         cache: whether the converted form of Minari data sets and pickles is kept in memory-mapped files, keyed by the
             files' state.

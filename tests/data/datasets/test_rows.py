@@ -83,8 +83,8 @@ def split(arrays: Arrays, length: int) -> list[Arrays]:
 
 
 @pytest.mark.parametrize("form", ["flat", "episodes"])
-@pytest.mark.parametrize("limit", [100, 4])
-def test_dones_that_are_timeouts_are_no_terminals(form: str, limit: int) -> None:
+@pytest.mark.parametrize("limit", [100, 4, None])
+def test_dones_that_are_timeouts_are_no_terminals(form: str, limit: int | None) -> None:
     arrays = {"observations": np.arange(8.0)[:, None], "next_observations": np.arange(1.0, 9)[:, None]}
     arrays |= {"actions": np.linspace(-1, 1, 8)[:, None], "rewards": np.arange(8.0)}
     arrays |= {"dones": np.isin(np.arange(8), (3, 6)), "timeouts": np.arange(8) == 3}

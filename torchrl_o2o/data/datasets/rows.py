@@ -426,12 +426,14 @@ def _flags(found: Columns, steps: int, limit: int | None, origin: str) -> tuple[
     terminated = flags.get("terminals", ~flags["masks"] if "masks" in flags else nothing)
     truncated = flags.get("timeouts", nothing)
     if "dones" in flags:
-        if limit is None:
+        if limit is None and "timeouts" not in flags:
             raise O2ODataError(
                 f"{origin}: names declares an array as 'dones', which mixes terminal states and time limits; pass "
-                "max_episode_steps, at which a row counts as a time limit."
+                "max_episode_steps, at which a row counts as a time limit, or an array of timeouts."
             )
-        at_limit = truncated | (_index_in_run(flags["dones"] | truncated) % limit == limit - 1)
+        at_limit = truncated
+        if limit is not None:
+            at_limit = truncated | (_index_in_run(flags["dones"] | truncated) % limit == limit - 1)
         terminated, truncated = terminated | (flags["dones"] & ~at_limit), truncated | (flags["dones"] & at_limit)
     if "starts" in flags:
         flags["ends"] = flags.get("ends", nothing) | np.append(flags["starts"][1:], False)[:steps]
