@@ -118,7 +118,7 @@ def test_references_to_nothing_and_sections_that_are_null_are_told_without_a_tra
     cfg = script_config("awac", ["preset=cpu", "compile=false", "optim.lr=${nothing}"])
     with pytest.raises(SystemExit, match=r"O2OSpecError: got settings that cannot be read: .*'nothing' not found"):
         launch(cfg, lambda cfg: None)
-    cfg = script_config("awac", ["preset=cpu", "compile=false", "loss=null"])
+    cfg = script_config("awac", ["preset=cpu", "compile=false", "value_estimator=null"])
     with pytest.raises(SystemExit, match=r"O2OSpecError: got None in the place of a section of settings"):
         launch(cfg, lambda cfg: make_awac(cfg, (3, 2)))
 
