@@ -147,10 +147,15 @@ def _fingerprint(policy: Policy | None, recipe: Recipe) -> str | None:
         raise O2ODataError(f"cannot read the policy file {path} ({error}); give an npz file.") from error
 
 
+def _teacher_of(recipe: Recipe) -> str:
+    """The name of an environment's teacher in the file of all teachers."""
+    return recipe.env_id.partition("-")[0]
+
+
 def _teacher_content(path: Path, recipe: Recipe) -> bytes:
     """The arrays of one environment's teacher, so that other teachers in the file do not matter."""
     with np.load(path, allow_pickle=False) as file:
-        names = sorted(name for name in file.files if name.startswith(f"{recipe.env_id.partition('-')[0]}/"))
+        names = sorted(name for name in file.files if name.startswith(f"{_teacher_of(recipe)}/"))
         return b"".join(name.encode() + file[name].tobytes() for name in names)
 
 
@@ -239,7 +244,7 @@ def teacher_groups(path: Path, recipe: Recipe) -> list[str]:
     Returns:
         Groups of arrays in the file, in the order in which they act.
     """
-    env = recipe.env_id.partition("-")[0]
+    env = _teacher_of(recipe)
     with np.load(path, allow_pickle=False) as file:
         returns = file[f"{env}/returns"]
     expert = int(np.argmax(returns))
