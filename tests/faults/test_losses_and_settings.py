@@ -157,6 +157,11 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
         ({"actor_weight_decay": "abc"}, "got actor_weight_decay=abc, expected a finite number of at least 0"),
         *(({"optim": {"fused": bad}}, r"got optim\.fused=.*, expected true or false") for bad in ("maybe", 1)),
         ({"exploration": {"sigma_init": -0.1}}, r"got exploration\.sigma_init=-0\.1, expected a finite number of at"),
+        ({"exploration": {"sigma_init": 0.1, "sigma_end": 0.3}}, r"got exploration\.sigma_end=0\.3 and exploration\."
+            r"sigma_init=0\.1, expected sigma_end of at most sigma_init; lower exploration\.sigma_end or raise"),
+        ({"exploration": {"sigma_init": 0.05}}, r"sigma_end=0\.1 and .*the defaults of AdditiveGaussianModule are 0"),
+        ({"sigma_end": 2.0}, r"got sigma_end=2\.0 and sigma_init=1\.0, expected sigma_end of at most sigma_init"),
+        ({"loss": {"min_alpha": 2.0, "max_alpha": 1.0}}, r"got loss\.min_alpha=2\.0 and loss\.max_alpha=1\.0"),
         ({"target_entropy_per_dim": None}, "got target_entropy_per_dim=None, expected a finite number"),
         ({"cooling_floor": -1}, "got cooling_floor=-1, expected a number from 0 to 1"),
         ({"ghost_steps": "abc"}, "got ghost_steps=abc, expected true or false"),
@@ -171,6 +176,13 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
 def test_case_b16_sections_and_rates_that_are_none(settings: dict, told: str) -> None:
     with pytest.raises(O2OSpecError, match=told):
         check_settings(OmegaConf.create(settings))
+
+
+@pytest.mark.parametrize(
+    "section", [{"sigma_init": 0.3, "sigma_end": 0.3}, {"sigma_end": 0.5}, {"min_alpha": 2.0}, {"max_alpha": 0.1}]
+)
+def test_case_b16_settings_in_order(section: dict) -> None:
+    check_settings(OmegaConf.create({"exploration": section}))
 
 
 @pytest.mark.parametrize(

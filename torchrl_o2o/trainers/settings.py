@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torchrl.modules import AdditiveGaussianModule
+from torchrl.objectives import OnlineDTLoss
 
 from torchrl_o2o.arguments import check_values
 from torchrl_o2o.data.conventions import Convention
@@ -98,6 +100,8 @@ _UNEXPECTED = re.compile(r"(?P<function>[\w.]+)\(\) got an unexpected keyword ar
 _SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online", "cooling_floor")
 #: Settings that must be finite and not negative in any section.
 _SIZES = ("sigma_init", "sigma_end", "weight_decay", "actor_weight_decay", "critic_weight_decay")
+#: Arguments of TorchRL's constructors of which the first must not exceed the second, in any section that has one.
+_ORDERED = ((AdditiveGaussianModule, "sigma_end", "sigma_init"), (OnlineDTLoss, "min_alpha", "max_alpha"))
 
 #: Settings of optimizers, in sections whose names end in ``optim``, that must not be negative.
 _NOT_NEGATIVE = ("eps", "momentum", "dampening")
@@ -320,6 +324,22 @@ def check_ranges(cfg: DictConfig) -> None:
             betas = plain(OmegaConf.create({last: OmegaConf.select(cfg, name)}))[last]
             if not isinstance(betas, list) or len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas):
                 raise O2OSpecError(f"got {name}={betas}, expected two numbers of at least 0 and below 1")
+        _check_order(cfg, section, last)
+
+
+def _check_order(cfg: DictConfig, section: str, last: str) -> None:
+    """Raise if a setting and its partner in the same section, or the partner's default, are in the wrong order."""
+    for constructor, low, high in _ORDERED:
+        if last not in (low, high):
+            continue
+        names = [f"{section}.{each}".lstrip(".") for each in (low, high)]
+        defaults = [signature(constructor).parameters[each].default for each in (low, high)]
+        least, most = (OmegaConf.select(cfg, name, default=own) for name, own in zip(names, defaults, strict=True))
+        if _is_number(least) and _is_number(most) and least > most:
+            raise O2OSpecError(
+                f"got {names[0]}={least} and {names[1]}={most}, expected {low} of at most {high}; lower {names[0]} or "
+                f"raise {names[1]} (the defaults of {constructor.__name__} are {defaults[0]} and {defaults[1]})"
+            )
 
 
 def _is_number(value: Any) -> bool:
