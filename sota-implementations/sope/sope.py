@@ -27,14 +27,16 @@ from torchrl_o2o.trainers import (
     plain,
     stabilize,
 )
-from torchrl_o2o.trainers.algorithms import make_critics_alone, make_sope, phase_settings
+from torchrl_o2o.trainers.algorithms import check_phases, make_critics_alone, make_sope, phase_settings
 
 
 def train(cfg: DictConfig) -> None:
     """Learn online and from the data, with phases that train only the critics."""
     check_option("handover.data", cfg.handover.data, ("symmetric", "none"))
     problem, rule = load_problem(cfg, "sope"), StoppingRule(**plain(cfg.phases.rule))
-    phase = phase_settings(cfg, len(problem.offline) if cfg.handover.data == "symmetric" else 0)
+    num_offline = len(problem.offline) if cfg.handover.data == "symmetric" else 0
+    check_phases(cfg, num_offline)
+    phase = phase_settings(cfg, num_offline)
     with online_phase(cfg, problem, None, make_sope) as run:
         alone = make_critics_alone(cfg, run.learner)
         for step, data in run.steps():

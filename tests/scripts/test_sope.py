@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from tests.scripts.phases import assert_equal, dying, newest, rows
 from tests.scripts.running import DOMAIN_TASKS, compose, load_script, script_of
-from torchrl_o2o.trainers.algorithms import make_sope
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.trainers.algorithms import check_phases, make_sope
 
 SHORT = (
     "task=halfcheetah",
@@ -71,6 +72,52 @@ def test_relatives(tmp_path: Path, algorithm: str) -> None:
 def test_that_dropout_keeps_an_update_from_being_compiled_is_said() -> None:
     with pytest.warns(UserWarning, match=r"dropout=0\.005: this update of EnsembleSACLoss is not compiled"):
         assert not make_sope(compose("sope", "task=halfcheetah"), (3, 2)).update.compiled
+
+
+WATCHED = ("phases.rule.patience=2", "phases.rule.max_updates=6", "phases.rule.check_every=2")
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "told"),
+    [
+        ("phases.held_out=2", 40, r"got phases\.held_out=2, expected a number between 0 and 1"),
+        ("phases.held_out=null", 40, r"got phases\.held_out=None"),
+        ("phases.rule.check_every=0", 40, "check_every=0"),
+        ("online.batch_size=1", 40, r"got online\.batch_size=1, expected at least 2, of which half are offline"),
+        ("online.batch_size=64", 63, "got 63 offline rows and 20 online ones at the first phase, expected 64 of one"),
+        ("+online.online_capacity=15", 0, "got 0 offline rows and 15 online ones at the first phase, expected 32"),
+    ],
+)
+def test_phases_that_cannot_be_made_are_refused_before_the_first_step(words: str, rows: int, told: str) -> None:
+    with pytest.raises(O2OSpecError, match=told):
+        check_phases(compose("sope", *SHORT, *WATCHED, words), rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("phases.every=50",), "this run makes no phase: the first one would follow step 50 .*total_frames=44"),
+        (("online.init_random_frames=40",), "the first one would follow step 60 .* after the first 40 steps"),
+        (("+handover.warmup_steps=41",), "the first one would follow step 60 .* after the first 40 steps"),
+        (("phases.rule.patience=5",), "no phase can end early: phases.rule.patience=5, checked every 2 updates"),
+        (("phases.rule.check_every=6",), "no phase can end early"),
+    ],
+)
+def test_phases_that_never_come_or_never_end_early_are_warned_of(words: tuple[str, ...], told: str) -> None:
+    with pytest.warns(UserWarning, match=told):
+        check_phases(compose("sope", *SHORT, *WATCHED, *words), 40)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("online.init_random_frames=39",), ("+handover.warmup_steps=40",), ("phases.rule.patience=4",)]
+)
+def test_phases_as_they_should_be(words: tuple[str, ...], recwarn: pytest.WarningsRecorder) -> None:
+    """The phase after step 40 is the last that this run can make; 4 of 6 updates are the longest wait that ends one."""
+    check_phases(compose("sope", *SHORT, *WATCHED, *words), 40)
+    for algorithm in ("sope", "speq_o2o", "speq"):
+        for preset in ("paper", "cpu"):
+            check_phases(compose("sope", f"algorithm={algorithm}", f"preset={preset}"), 1_000_000)
+    assert not recwarn
 
 
 def test_the_command_line_wins_over_an_algorithm(tmp_path: Path) -> None:

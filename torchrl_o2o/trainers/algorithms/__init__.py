@@ -46,7 +46,7 @@ from torchrl_o2o.trainers.algorithms.pixels import PixelRun, load_pixels, make_d
 from torchrl_o2o.trainers.algorithms.qc import make_qc
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac, make_rlpd
 from torchrl_o2o.trainers.algorithms.samg import BASES, Guide, make_base, make_confidence, raw_convention
-from torchrl_o2o.trainers.algorithms.sope import make_critics_alone, make_sope, phase_settings
+from torchrl_o2o.trainers.algorithms.sope import check_phases, make_critics_alone, make_sope, phase_settings
 from torchrl_o2o.trainers.algorithms.td3 import decay_constraint, decay_penalty, make_rebrac, make_spot, make_td3_bc
 from torchrl_o2o.trainers.algorithms.wsrl import ghostless_lr, make_wsrl, warm_start_update
 
@@ -59,6 +59,7 @@ __all__ = [
     "anneal_pool",
     "balanced_replay_buffer",
     "check_awr",
+    "check_phases",
     "decay_actor_lr",
     "decay_alignment",
     "decay_constraint",
