@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from tests import golden_vectors as golden
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.replay import (
     advantage_aligned_log_priority,
     annealed_alpha,
     annealed_beta,
     centered_rank,
+    finite_scores,
     importance_log_weight,
     js_conjugate,
     js_derivative,
@@ -152,6 +154,15 @@ def test_standardized_scores() -> None:
     torch.testing.assert_close(got.mean(), torch.tensor(0.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(got.std(correction=0), torch.tensor(1.0), atol=1e-3, rtol=0)
     assert (standardized(torch.full((5,), 1e6)).abs() < 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_scores_of_any_floating_type_become_finite(dtype: torch.dtype) -> None:
+    score, changed = finite_scores(torch.tensor([1.0, math.nan, 3.0, math.inf, -math.inf], dtype=dtype))
+    assert torch.equal(score, torch.tensor([1.0, 1.0, 3.0, 3.0, 1.0], dtype=dtype))
+    assert changed.tolist() == [False, True, False, True, True]
+    with pytest.raises(O2OSpecError, match="got scores of type complex128, expected floating point"):
+        finite_scores(torch.zeros(3, dtype=torch.complex128))
 
 
 def test_centered_ranks() -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDictBase
 
 from tests.priorities.parts import ROWS, double, every_priority, make_loss, make_rows, make_score
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.priorities import Advantage, Sum, TDError
+from torchrl_o2o.priorities import Advantage, LogPriority, Sum, TDError
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
@@ -95,6 +96,15 @@ def test_sums_add_up() -> None:
     torch.testing.assert_close((density + 0.5 * density)(rows), 1.5 * density(rows))
     with pytest.raises(O2OSpecError, match="got 1 terms and 2 factors"):
         Sum(density, factors=(1.0, 2.0))
+
+
+def test_scores_of_another_dtype_are_refused() -> None:
+    class Ended(LogPriority):
+        def score(self, tensordict: TensorDictBase) -> torch.Tensor:
+            return tensordict["next", "terminated"].squeeze(-1)
+
+    with pytest.raises(O2OSpecError, match=r"got scores of type bool, expected floating point.*with \.float\(\)"):
+        Ended()(make_rows())
 
 
 def test_rewards_of_two_columns_give_no_score() -> None:

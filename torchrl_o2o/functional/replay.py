@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from torchrl_o2o._moved import old_names
+from torchrl_o2o.errors import O2OSpecError
 
 __all__ = [
     "advantage_aligned_log_priority",
@@ -291,15 +292,23 @@ def finite_scores(score: Tensor) -> tuple[Tensor, Tensor]:
     become 0, so that replay is uniform.
 
     Args:
-        score: shape [N].
+        score: of a floating dtype, shape [N].
 
     Returns:
         Finite scores, shape [N], and a mask of the changed ones, bool, shape [N].
+
+    Raises:
+        O2OSpecError: if their dtype is another one, such as bool or complex.
 
     Examples:
         >>> finite_scores(torch.tensor([1.0, float("nan"), 3.0, float("inf")]))
         (tensor([1., 1., 3., 3.]), tensor([False,  True, False,  True]))
     """
+    if not score.is_floating_point():
+        raise O2OSpecError(
+            f"got scores of type {str(score.dtype).removeprefix('torch.')}, expected floating point, because they are "
+            "log-priorities; convert whole numbers and flags with .float(), and return real numbers"
+        )
     changed = ~score.isfinite()
     least = score.masked_fill(changed, torch.inf).amin(-1, keepdim=True)
     greatest = score.masked_fill(changed, -torch.inf).amax(-1, keepdim=True)

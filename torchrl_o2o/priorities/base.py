@@ -72,7 +72,7 @@ class LogPriority(ABC):
         """Finite log-priority per row, without gradient, shape [*B] for transitions [*B].
 
         Raises:
-            O2OSpecError: if there is no row, or :meth:`score` does not return one value per row.
+            O2OSpecError: if there is no row, or :meth:`score` does not return one value of floating point per row.
         """
         if not tensordict.batch_size.numel():
             raise O2OSpecError(f"got no rows for {type(self).__name__} to score, expected at least one")

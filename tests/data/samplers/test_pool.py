@@ -251,6 +251,13 @@ def test_scores_of_another_shape_are_refused() -> None:
         buffer(PoolSampler(lambda rows: torch.zeros(len(rows)).numpy(), 40)).sample()
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.bool, torch.int64])
+def test_scores_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
+    told = f"got scores of type {str(dtype).removeprefix('torch.')}, expected floating point"
+    with pytest.raises(O2OSpecError, match=told):
+        buffer(PoolSampler(lambda rows: torch.zeros(len(rows), dtype=dtype), 40)).sample()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -287,9 +287,10 @@ def test_state_of_another_run_is_refused() -> None:
         ([3, -2], [1.0, 9.0], "got row -2, expected row numbers from 0, or -1 for no row"),
         ([0], [-1.0], "finite non-negative"),
         ([0], [float("nan")], "finite non-negative"),
+        ([0], [1.0 + 2.0j], "got priorities of torch.complex64, expected real numbers"),
     ],
 )
-def test_unusable_updates_are_refused(index: list[int], priority: list[float], message: str) -> None:
+def test_unusable_updates_are_refused(index: list[int], priority: list[complex], message: str) -> None:
     replay = buffer(BalancedReplaySampler(50, 10), 4)
     before = replay.sampler.values.clone()
     with pytest.raises(O2OSpecError, match=message):

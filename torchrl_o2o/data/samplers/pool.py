@@ -89,7 +89,7 @@ class PoolSampler(DrawingSampler):
         misaligned_weights: whether the authors' first script is reproduced. Defaults to ``False``.
 
     Raises:
-        O2OSpecError: if an argument is out of range, the scores have another shape, or the buffer prefetches.
+        O2OSpecError: if an argument is out of range, the scores have another shape or dtype, or the buffer prefetches.
 
     Examples:
         >>> import torch
@@ -251,7 +251,8 @@ class PoolSampler(DrawingSampler):
                 f"log_priority returned shape {tuple(score.shape)} for {len(pool)} rows, expected {tuple(pool.shape)}; "
                 "squeeze the last dimension"
             )
-        score, changed = finite_scores(score.detach().to(device="cpu", dtype=torch.float64))
+        score, changed = finite_scores(score.detach())
+        score, changed = score.to(device="cpu", dtype=torch.float64), changed.cpu()
         span = _SPAN / self._alpha
         bounded = (score - score.max()).clamp_min(-span)
         self.num_clamped += int((changed | (bounded == -span)).sum())

@@ -134,7 +134,7 @@ class StoredPrioritySampler(DrawingSampler):
             storage: passed by the replay buffer; needed if the rows are new to the sampler. Defaults to ``None``.
 
         Raises:
-            O2OSpecError: if shapes do not fit, a row does not exist or a priority is negative or not finite.
+            O2OSpecError: if shapes do not fit, a row does not exist or a priority is complex, negative or not finite.
         """
         if storage is not None:
             self._meet(storage)
@@ -176,6 +176,8 @@ class StoredPrioritySampler(DrawingSampler):
                 f"got rows as {rows.dtype}, expected row numbers such as batch['index']; convert a mask with .nonzero()"
             )
         rows = rows.long()
+        if isinstance(priority, Tensor) and priority.is_complex():  # its imaginary part would be dropped
+            raise O2OSpecError(f"got priorities of {priority.dtype}, expected real numbers; take their .abs()")
         priorities = torch.as_tensor(priority, dtype=self._tree.dtype, device="cpu").detach().reshape(-1)
         if len(priorities) not in (1, len(rows)):
             raise O2OSpecError(f"got {len(priorities)} priorities for {len(rows)} rows, expected one per row")
