@@ -128,6 +128,10 @@ def test_alpha_is_left_out_and_other_images_are_refused() -> None:
         StackFrames(Shows((8, 8, 3), np.float32))
     with pytest.raises(O2OSpecError, match="channels to the last dimension"):
         StackFrames(Shows((3, 8, 8), np.uint8))
+    for shape in ((3, 8, 3), (3, 8, 4), (4, 8, 3)):  # either end could be the channels
+        with pytest.raises(O2OSpecError, match="the first or the last dimension could be the channels"):
+            StackFrames(Shows(shape, np.uint8))
+    assert StackFrames(Shows((8, 3, 3), np.uint8)).observation_space.shape == (9, 8, 3)
 
 
 def test_an_entry_that_is_neither_image_nor_vector_is_named() -> None:

@@ -38,6 +38,12 @@ class _Stack:
                 f"got images of shape {list(space.shape)} and num_stack={num_stack}, expected [H, W, 3] and at least "
                 "1; move channels to the last dimension, or repeat a gray channel three times"
             )
+        if space.shape[0] in (3, 4):
+            raise O2OSpecError(
+                f"{what} {space}, in which the first or the last dimension could be the channels, expected images "
+                "[H, W, 3] whose height is not 3 or 4; move channels to the last dimension, and resize or pad images "
+                "of that height"
+            )
         self._frames = np.zeros((num_stack, 3, *space.shape[:2]), np.uint8)
         self.space = spaces.Box(0, 255, (3 * num_stack, *space.shape[:2]), np.uint8)
 
