@@ -27,6 +27,7 @@ from torchrl_o2o.modules import (
     make_value_network,
 )
 from torchrl_o2o.modules.boxes import BoxTanh, action_box, box_edges
+from torchrl_o2o.modules.flow import ClipToBox
 from torchrl_o2o.modules.gaussian_policies import BoxNormal, GaussianVectorHead
 from torchrl_o2o.modules.units import ToBox
 from torchrl_o2o.objectives.networks import sample_policy
@@ -54,7 +55,7 @@ def random_boxes(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 def test_saturated_actions_are_inside_of_any_box(dtype: torch.dtype) -> None:
     """0.05 + 0.35 is more than 0.4 in float32, which ``Box.contains`` of an environment refuses."""
     low, high = random_boxes(dtype)
-    for layer, edge in ((BoxTanh(low, high), 50.0), (ToBox(low, high), 1.0)):
+    for layer, edge in ((BoxTanh(low, high), 50.0), (ToBox(low, high), 1.0), (ClipToBox(low, high), 1e9)):
         least, most = layer(torch.full((500,), -edge)), layer(torch.full((500,), edge))
         assert bool((least >= low).all() and (most <= high).all())
         torch.testing.assert_close(torch.stack([least, most]), torch.stack([low, high]).float(), atol=1e-3, rtol=1e-6)

@@ -25,6 +25,7 @@ __all__ = [
     "centered_box",
     "distribution_box",
     "finite_edges",
+    "inner_edges",
     "is_unit_box",
     "make_squash",
 ]
@@ -126,10 +127,33 @@ def box_edges(spec: Bounded) -> tuple[Tensor, Tensor]:
     return box.low, box.high
 
 
-def centered_box(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Middle and half width of a box in the default dtype, from whose sum and difference rounding never leaves the box.
+def inner_edges(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of a box's edges in the default dtype, rounded towards its inside.
 
     A spec has the dtype of the environment's actions. A wider one would spread to everything that is computed of them.
+
+    Args:
+        low: lower edge, shape [A].
+        high: upper edge, shape [A].
+
+    Returns:
+        Two vectors of shape [A].
+
+    Examples:
+        >>> low, high = inner_edges(*torch.tensor([[-0.7], [0.7]], dtype=torch.float64))
+        >>> low.dtype, bool(high.double() <= 0.7)
+        (torch.float32, True)
+    """
+    dtype, up = torch.get_default_dtype(), torch.tensor(torch.inf)
+    bottom, top = low.to(dtype), high.to(dtype)
+    return (
+        torch.where(bottom < low, bottom.nextafter(up.to(bottom)), bottom),
+        torch.where(top > high, top.nextafter(-up.to(top)), top),
+    )
+
+
+def centered_box(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Middle and half width of a box in the default dtype, from whose sum and difference rounding never leaves the box.
 
     Args:
         low: lower edge, shape [A].
@@ -145,10 +169,7 @@ def centered_box(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         >>> bool(middle + half_width <= torch.tensor(0.4))  # 0.05 + 0.35 is more than 0.4 in float32
         True
     """
-    dtype, up = torch.get_default_dtype(), torch.tensor(torch.inf)
-    bottom, top = low.to(dtype), high.to(dtype)
-    bottom = torch.where(bottom < low, bottom.nextafter(up.to(bottom)), bottom)
-    top = torch.where(top > high, top.nextafter(-up.to(top)), top)
+    bottom, top = inner_edges(low, high)
     middle = 0.5 * (top + bottom)
     half_width = torch.minimum(top - middle, middle - bottom)
     for _ in range(2):  # two roundings, that of the half width and that of the sum

@@ -17,7 +17,7 @@ from torchrl.modules import Actor
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules.boxes import action_box, box_edges
+from torchrl_o2o.modules.boxes import action_box, box_edges, inner_edges
 from torchrl_o2o.modules.initialization import Initialization, initialize_
 from torchrl_o2o.modules.trunk import FLAX_LAYER_NORM_EPS, LayerNorm, feature_dim, make_trunk
 
@@ -118,8 +118,8 @@ class ClipToBox(nn.Module):
 
     def __init__(self, low: Tensor, high: Tensor) -> None:
         super().__init__()
-        for name, edge in (("low", low), ("high", high)):
-            self.register_buffer(name, edge.to(torch.get_default_dtype(), copy=True))
+        for name, edge in zip(("low", "high"), inner_edges(low, high), strict=True):
+            self.register_buffer(name, edge)
 
     def forward(self, action: Tensor) -> Tensor:
         """Clip [*B, A]; the shape stays."""

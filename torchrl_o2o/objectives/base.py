@@ -24,7 +24,7 @@ from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 from torchrl_o2o.arguments import ChecksArguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
-from torchrl_o2o.modules.boxes import actor_box
+from torchrl_o2o.modules.boxes import actor_box, inner_edges
 from torchrl_o2o.modules.input_checks import check_parameters
 from torchrl_o2o.objectives.entries import ReadsTransitions
 from torchrl_o2o.objectives.networks import Inputs, Parameters, Randomness, call_ensemble, flat_parameters
@@ -300,12 +300,9 @@ class TransitionLoss(ChecksArguments, ReadsTransitions):
             )
 
     def _hold_box(self, actor_network: TensorDictModuleBase) -> None:
-        """Register the actor's action box as buffers ``action_low`` and ``action_high``, each [A], of default dtype.
-
-        A spec has the dtype of the environment's actions. A wider dtype would spread to everything that is clipped.
-        """
-        for name, edge in zip(("action_low", "action_high"), actor_box(actor_network), strict=True):
-            self.register_buffer(name, edge.to(torch.get_default_dtype(), copy=True))
+        """Register the actor's action box as buffers ``action_low`` and ``action_high``, each [A], of default dtype."""
+        for name, edge in zip(("action_low", "action_high"), inner_edges(*actor_box(actor_network)), strict=True):
+            self.register_buffer(name, edge)
 
     @property
     def vmap_randomness(self) -> Randomness:
