@@ -253,6 +253,21 @@ def test_other_configuration_is_refused_naming_both_sides(tmp_path):
         Checkpointer(tmp_path, objects={}, config={"algorithm": "rlpd"}).restore()
 
 
+def test_settings_that_differ_are_named_one_by_one_and_a_longer_run_is_told_what_to_do(tmp_path):
+    saved = {"online": {"total_frames": 10, "batch_size": 4, "capacity": None}, "loss": {"tau": 0.1}}
+    Checkpointer(tmp_path, objects={}, config=saved).save(1)
+    for longer, part in ((True, {"total_frames": 20}), (False, {"batch_size": 8})):
+        with pytest.raises(O2OCheckpointError) as told:
+            Checkpointer(tmp_path, objects={}, config={**saved, "online": saved["online"] | part}).restore()
+        name, value = next(iter(part.items()))
+        words = (
+            f"of another configuration: online.{name} is {saved['online'][name]} in the checkpoint and {value} now. "
+        )
+        assert f"{words}Resume with its configuration" in str(told.value)
+        assert ("pretrained=FOLDER" in str(told.value)) is ("o2o continue RUN" in str(told.value)) is longer
+    Checkpointer(tmp_path, objects={}, config={**saved, "online": {"total_frames": 10, "batch_size": 4}}).restore()
+
+
 def test_other_objects_are_refused_naming_both_sides(tmp_path):
     Checkpointer(tmp_path, objects={"net": {}, "optim": {}}).save(1)
     with pytest.raises(O2OCheckpointError, match=r"got the objects \['actor', 'net'\], expected \['net', 'optim'\]"):

@@ -42,6 +42,8 @@ _OWN_STATES = ("rng", "buffer")
 # Retries if the running process removes checkpoints while they are read, which takes milliseconds.
 _TRIES = 100
 _NAME = re.compile(r"[A-Za-z0-9_]+")
+#: The scripts' settings that are the lengths of a run's phases.
+_LENGTHS = ("online.total_frames", "offline.num_steps")
 
 
 def checked_objects(objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,33 +141,47 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         present: this run's.
 
     Raises:
-        O2OCheckpointError: if a key differs; the message names each one with both values.
+        O2OCheckpointError: if a setting differs; the message names each one with both values.
 
     Examples:
         >>> check_config({"algorithm": "awac"}, {"algorithm": "rlpd"})
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OCheckpointError: ... algorithm is 'awac' in the checkpoint and 'rlpd' now...
+        >>> check_config({"online": {"total_frames": 5}}, {"online": {"total_frames": 9}})
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OCheckpointError: ... online.total_frames is 5 in the checkpoint and 9 now. Resume with ...
         >>> check_config({"evaluation": {"num_episodes": 5}}, {"evaluation": {"num_episodes": 5, "video": None}})
     """
     absent = "absent"
-    saved, present = _made(saved), _made(present)
+    saved, present = _made("", saved), _made("", present)
     differing = [
         f"{key} is {saved.get(key, absent)!r} in the checkpoint and {present.get(key, absent)!r} now"
         for key in sorted(saved.keys() | present.keys())
         if saved.get(key, absent) != present.get(key, absent)
     ]
-    if differing:
-        raise O2OCheckpointError(
-            f"got a checkpoint of another configuration: {'; '.join(differing)}. Resume with its configuration, or "
-            "start a new run in another folder"
-        )
+    if not differing:
+        return
+    longer = any(saved.get(key, absent) != present.get(key, absent) for key in _LENGTHS)
+    further = (
+        ". A run's length is fixed at its start, because schedules and the buffer depend on it: for a longer one, "
+        "start a new run (pretrained=FOLDER starts it from an earlier offline phase), or learn from new recordings "
+        "with `o2o continue RUN --data NEW`"
+    )
+    raise O2OCheckpointError(
+        f"got a checkpoint of another configuration: {'; '.join(differing)}. Resume with its configuration, or "
+        f"start a new run in another folder{further if longer else ''}"
+    )
 
 
-def _made(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the settings that are null."""
-    return {
-        key: _made(value) if isinstance(value, Mapping) else value for key, value in config.items() if value is not None
-    }
+def _made(prefix: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not null, by their dotted names."""
+    made: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            made |= _made(f"{prefix}{key}.", value)
+        elif value is not None:
+            made[f"{prefix}{key}"] = value
+    return made
 
 
 def warn_of_versions(saved: Mapping[str, str | None]) -> None:
