@@ -42,13 +42,16 @@ def run(tmp_path: Path) -> Path:
 def test_evaluate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same numbers as from Python: with the run's statistics, in its environment, whose time limit is 50."""
     assert main(["evaluate", str(run), "--episodes", "3", "--seed", "7"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "leaves out" not in err
     make = lambda: make_gym_env("Pendulum-v1", max_episode_steps=50)  # noqa: E731
     expected = evaluate(load_policy(run), make, num_episodes=3, seed=7).returns
     assert f"return            {expected.mean():9.2f} +- {expected.std():.2f}" in out
     assert "length                50.00" in out
     assert main(["evaluate", str(run / "policy.pt"), "--env", "Pendulum-v1", "--episodes", "1"]) == 0
-    assert "length               200.00" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "length               200.00" in told.out
+    assert "o2o: --env leaves out the settings of the training's environment (max_episode_steps=50); leave" in told.err
 
 
 def test_export(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

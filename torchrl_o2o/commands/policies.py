@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, env: bool = True) -> None:
     """
     parser.add_argument("policy", metavar="RUN", help="a run folder or its policy.pt")
     if env:
-        parser.add_argument("--env", metavar="ID", help="environment (default: that of the policy's training)")
+        parser.add_argument(
+            "--env", metavar="ID", help="environment, without further settings (default: that of the policy's training)"
+        )
         parser.add_argument(
             "--allow-modules",
             nargs="+",
@@ -65,10 +68,23 @@ def env_arguments(policy: PolicyFile, arguments: argparse.Namespace) -> dict[str
     """
     if arguments.env is None and policy.env is None:
         raise O2OSpecError(f"got {policy.path} without an environment; name one with --env")
-    known = dict(policy.env or {}) if arguments.env is None else {"env_id": arguments.env}
+    trained = dict(policy.env or {})
+    known = trained if arguments.env is None else {"env_id": arguments.env}
+    if arguments.env is not None and arguments.env == trained.get("env_id"):
+        _tell_of_dropped({key: value for key, value in trained.items() if key not in ("env_id", "allow_modules")})
     known["allow_modules"] = arguments.allow_modules
     _check_fits(policy, known, "name another environment with --env")
     return known
+
+
+def _tell_of_dropped(settings: Mapping[str, Any]) -> None:
+    dropped = ", ".join(f"{key}={value!r}" for key, value in sorted(settings.items()) if value not in (None, {}, []))
+    if dropped:
+        print(
+            f"o2o: --env leaves out the settings of the training's environment ({dropped}); leave --env out to keep "
+            "them",
+            file=sys.stderr,
+        )
 
 
 def recording_policy(path: Path, env: Mapping[str, Any]) -> dict[str, Any]:
