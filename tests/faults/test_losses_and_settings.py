@@ -162,6 +162,9 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
         ({"exploration": {"sigma_init": 0.05}}, r"sigma_end=0\.1 and .*the defaults of AdditiveGaussianModule are 0"),
         ({"sigma_end": 2.0}, r"got sigma_end=2\.0 and sigma_init=1\.0, expected sigma_end of at most sigma_init"),
         ({"loss": {"min_alpha": 2.0, "max_alpha": 1.0}}, r"got loss\.min_alpha=2\.0 and loss\.max_alpha=1\.0"),
+        ({"optim": {"maximize": True}}, r"got optim\.maximize=true, expected false, because an update descends"),
+        ({"samg": {"optim": {"differentiable": True}}}, r"got samg\.optim\.differentiable=true, expected false"),
+        ({"optim": {"foreach": True, "fused": True}}, r"got optim\.foreach=true and optim\.fused=true, expected only"),
         ({"target_entropy_per_dim": None}, "got target_entropy_per_dim=None, expected a finite number"),
         ({"cooling_floor": -1}, "got cooling_floor=-1, expected a number from 0 to 1"),
         ({"ghost_steps": "abc"}, "got ghost_steps=abc, expected true or false"),
@@ -179,10 +182,14 @@ def test_case_b16_sections_and_rates_that_are_none(settings: dict, told: str) ->
 
 
 @pytest.mark.parametrize(
-    "section", [{"sigma_init": 0.3, "sigma_end": 0.3}, {"sigma_end": 0.5}, {"min_alpha": 2.0}, {"max_alpha": 0.1}]
+    "section",
+    [
+        *({"sigma_init": 0.3, "sigma_end": 0.3}, {"sigma_end": 0.5}, {"min_alpha": 2.0}, {"max_alpha": 0.1}),
+        *({"foreach": True, "fused": False}, {"fused": True, "maximize": False}, {"differentiable": None}),
+    ],
 )
-def test_case_b16_settings_in_order(section: dict) -> None:
-    check_settings(OmegaConf.create({"exploration": section}))
+def test_case_b16_settings_that_fit_each_other(section: dict) -> None:
+    check_settings(OmegaConf.create({"optim": section}))
 
 
 @pytest.mark.parametrize(

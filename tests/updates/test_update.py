@@ -481,6 +481,10 @@ def test_an_optimizer_that_evaluates_the_loss_itself_is_refused() -> None:
     weight = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(O2OSpecError, match=r"got LBFGS for 'qvalue', .* expected an optimizer that uses one gradient"):
         Descend("qvalue", torch.optim.LBFGS([weight]))
+    for option in ("maximize", "differentiable"):
+        for kind in (torch.optim.Adam, torch.optim.SGD):
+            with pytest.raises(O2OSpecError, match=rf"got {option}=True in {kind.__name__} of 'qvalue', expected"):
+                Descend("qvalue", kind([{"params": [weight], option: True}], lr=0.1))
     assert Descend("qvalue", torch.optim.SGD([weight], lr=0.1)).parameters == [weight]
 
 

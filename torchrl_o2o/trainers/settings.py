@@ -105,6 +105,8 @@ _ORDERED = ((AdditiveGaussianModule, "sigma_end", "sigma_init"), (OnlineDTLoss, 
 
 #: Settings of optimizers, in sections whose names end in ``optim``, that must not be negative.
 _NOT_NEGATIVE = ("eps", "momentum", "dampening")
+#: Those that no update can use: it descends, and no gradient passes through it.
+_NOT_OF_UPDATES = ("maximize", "differentiable")
 #: Those that are true or false, and may be null.
 _OPTIM_SWITCHES = ("fused", "foreach", "capturable", "amsgrad", "maximize", "nesterov", "differentiable")
 
@@ -316,6 +318,15 @@ def check_ranges(cfg: DictConfig) -> None:
             value = OmegaConf.select(cfg, name)
             if not (value is None or isinstance(value, bool)):
                 raise O2OSpecError(f"got {name}={value}, expected true or false")
+            if value and last in _NOT_OF_UPDATES:
+                raise O2OSpecError(
+                    f"got {name}=true, expected false, because an update descends, and no gradient passes through it; "
+                    "leave it out"
+                )
+            if value and last == "foreach" and OmegaConf.select(cfg, f"{section}.fused"):
+                raise O2OSpecError(
+                    f"got {name}=true and {section}.fused=true, expected only one of both; set {section}.fused=false"
+                )
         elif (optimizes and last in _NOT_NEGATIVE) or last in _SIZES:
             value = OmegaConf.select(cfg, name)
             if not _is_number(value) or not 0 <= value < float("inf"):

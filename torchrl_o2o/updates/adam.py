@@ -132,17 +132,16 @@ def check_optimizer(name: str, optim: torch.optim.Optimizer) -> None:
         optim: the optimizer.
 
     Raises:
-        O2OSpecError: if it is not Adam or AdamW, uses ``amsgrad`` or ``maximize``, or has hooks, which would not run.
+        O2OSpecError: if it is not Adam or AdamW, uses ``amsgrad``, or has hooks, which would not run.
     """
     if type(optim) not in (torch.optim.Adam, torch.optim.AdamW):
         raise O2OSpecError(f"got {type(optim).__name__} for {name!r}, expected torch.optim.Adam or AdamW")
     for group in optim.param_groups:
-        for option in ("amsgrad", "maximize"):
-            if group[option]:
-                raise O2OSpecError(
-                    f"got {option}=True for {name!r}, expected False, because compiled updates do not support it; "
-                    "leave it out"
-                )
+        if group["amsgrad"]:
+            raise O2OSpecError(
+                f"got amsgrad=True for {name!r}, expected False, because compiled updates do not support it; leave it "
+                "out"
+            )
     if hooked := hooks_of(optim):
         raise O2OSpecError(
             f"got {hooked} hooks of the optimizer of {name!r} or its parameters, which a compiled update does not run; "

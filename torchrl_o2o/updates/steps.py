@@ -53,8 +53,9 @@ class Descend:
         scale: factor of the loss. Defaults to 1; SOPE's phases take half.
 
     Raises:
-        O2OSpecError: if ``clip_grad_norm`` or ``scale`` is not positive, or the optimizer computes the loss itself, as
-            ``LBFGS`` does.
+        O2OSpecError: if ``clip_grad_norm`` or ``scale`` is not positive, or the optimizer does not descend by a given
+            gradient: it computes the loss itself, as ``LBFGS`` does, or has the option ``maximize`` or
+            ``differentiable``.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -75,6 +76,13 @@ class Descend:
                 f"got {type(self.optim).__name__} for {self.name!r}, whose step evaluates the loss several times, "
                 "expected an optimizer that uses one gradient; use Adam or SGD, for example"
             )
+        for group in self.optim.param_groups:
+            for option in ("maximize", "differentiable"):
+                if group.get(option):
+                    raise O2OSpecError(
+                        f"got {option}=True in {type(self.optim).__name__} of {self.name!r}, expected False, because "
+                        "this step descends, and no gradient passes through it; leave the option out"
+                    )
         check_number("scale", self.scale, above=0)
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0.0:
             raise O2OSpecError(f"got clip_grad_norm={self.clip_grad_norm}, expected a positive number, or None")
