@@ -26,7 +26,7 @@ from tests.kernels import without_kernels
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, loop, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import BCLoss, TD3BCLoss
+from torchrl_o2o.objectives import BCLoss, SAMGEstimator, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
 from torchrl_o2o.updates import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Update, Whole, compile_update
@@ -241,6 +241,18 @@ def load_discount(agent: Any) -> None:
     agent.loss.value_estimator.load_state_dict({"gamma": torch.tensor(0.5, dtype=torch.float64)}, assign=True)
 
 
+def set_reduction(agent: Any) -> None:
+    agent.loss.reduction = "sum"
+
+
+def set_key(agent: Any) -> None:
+    agent.loss.set_keys(priority_weight="p_off")
+
+
+def set_bounds(agent: Any) -> None:
+    agent.loss.penalty.gap_bounds = (-0.01, 0.01)
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [
@@ -250,8 +262,21 @@ def load_discount(agent: Any) -> None:
         (set_calibrate, "CalQLLoss.calibrate changed from True to False"),
         (set_tau, "eps of the SoftUpdate of all targets changed from"),
         (load_discount, "a tensor of CalQLLoss._value_estimator changed since"),
+        (set_reduction, "CalQLLoss.reduction changed from mean to sum"),
+        (set_key, "the key 'priority_weight' of CalQLLoss changed from priority_weight to p_off"),
+        (set_bounds, "CalQLLoss.penalty.gap_bounds changed from (-inf, inf) to (-0.01, 0.01)"),
     ],
-    ids=["weight_decay", "groups", "discount", "calibrate", "tau", "loaded discount"],
+    ids=[
+        "weight_decay",
+        "groups",
+        "discount",
+        "calibrate",
+        "tau",
+        "loaded discount",
+        "reduction",
+        "key",
+        "bounds",
+    ],
 )
 def test_a_changed_setting_that_is_built_in_is_refused(captured: list[Any], change: Any, name: str) -> None:
     """The graphs would go on with what it was, and the eager update with what it is."""
@@ -269,6 +294,25 @@ def test_a_changed_setting_that_is_built_in_is_refused(captured: list[Any], chan
         torch.manual_seed(2)
         update(batch)
     assert_close(twins[0].tensors(), twins[1].tensors(), 1e-6)
+
+
+def test_guidance_that_begins_again_is_refused_and_its_end_is_followed(captured: list[Any]) -> None:
+    """Graphs without SAMG's guidance hold no frozen critic; graphs with it take its weight from a tensor."""
+    twins, batch = [make_agent("samg") for _ in range(2)], make_batch()
+    for agent in twins:
+        agent.loss.make_value_estimator(SAMGEstimator.from_loss(agent.loss, guidance="linear", cutoff=10))
+    compiled, eager = (make_update("samg", agent, compile=fast) for agent, fast in zip(twins, (True, False)))
+    for step in (0, 5, 20):
+        for update, agent in zip((compiled, eager), twins):
+            agent.loss.value_estimator.set_step(step)
+            torch.manual_seed(step)
+            update(batch)
+        assert_close(twins[0].tensors(), twins[1].tensors(), 1e-6)
+    compiled.recompile()
+    compiled(batch)  # without guidance
+    twins[0].loss.value_estimator.set_step(5)
+    with pytest.raises(O2OSpecError, match=r"whether IQLLoss\._value_estimator guides changed from False to True"):
+        compiled(batch)
 
 
 def test_a_pickled_compiled_update_compiles_anew(captured: list[Any]) -> None:

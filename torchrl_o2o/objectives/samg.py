@@ -229,6 +229,11 @@ class SAMGEstimator(TD0Estimator):
             state_action_value_key=getattr(loss.tensor_keys, "state_action_value", "state_action_value"),
         )
 
+    @property
+    def guides(self) -> bool:
+        """Whether the target still mixes in the frozen critic; ``False`` from the cutoff on."""
+        return self._active
+
     def set_step(self, step: int) -> None:
         """Fade the guidance as :func:`~torchrl_o2o.functional.guidance_factor` says.
 

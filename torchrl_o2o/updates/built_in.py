@@ -14,8 +14,12 @@ from tensordict.nn import TensorDictParams
 from torch import nn
 from torch.optim import Optimizer
 from torchrl.objectives import SoftUpdate
+from torchrl.objectives.common import LossModule
+from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.objectives.base import TransitionLoss
+from torchrl_o2o.objectives.samg import SAMGEstimator
 from torchrl_o2o.updates.adam import hooks_of
 from torchrl_o2o.updates.steps import MoveTargets, Step, descends_of, walk
 
@@ -69,11 +73,13 @@ def built_in(loss: nn.Module, steps: tuple[Step, ...]) -> tuple[Setting, ...]:
             found.append(_setting(what, partial(getattr, step.updater, "eps")))
     owner = type(loss).__name__
     found += _plain(loss, owner)
+    found += _named(loss, owner)
     found += _tensors(loss, owner)
     for name, child in loss._modules.items():
         if child is not None and not isinstance(child, TensorDictParams):
             found.append(_setting(f"{owner}.{name}", partial(loss._modules.get, name), shown=False))
             found += _plain(child, f"{owner}.{name}")
+            found += _named(child, f"{owner}.{name}")
     return tuple(found)
 
 
@@ -122,8 +128,32 @@ def _plain(module: nn.Module, owner: str) -> Iterator[Setting]:
     """A module's own settings that are not tensors, without its training mode, which acting may change temporarily."""
     own = vars(module)
     for name, value in own.items():
-        if not name.startswith("_") and name != "training" and isinstance(value, bool | int | float | str | None):
+        if not name.startswith("_") and name != "training" and _is_plain(value):
             yield _setting(f"{owner}.{name}", partial(own.get, name))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):  # for example two bounds
+        return all(_is_plain(each) for each in value)
+    return isinstance(value, bool | int | float | str | None)
+
+
+def _named(module: nn.Module, owner: str) -> Iterator[Setting]:
+    """The settings that a module keeps under other names: those of a loss, and the names of the entries it reads."""
+    if isinstance(module, TransitionLoss):
+        for name in ("reduction", "deactivate_vmap", "vmap_randomness"):
+            yield _setting(f"{owner}.{name}", partial(getattr, module, name))
+    if isinstance(module, LossModule | ValueEstimatorBase):
+        keys = module.tensor_keys  # set_keys changes this object
+        for name in vars(keys):
+            yield _setting(f"the key {name!r} of {owner}", partial(getattr, keys, name))
+    if isinstance(module, SAMGEstimator):
+        yield _setting(f"whether {owner} guides", partial(_guides, module, built=module.guides))
+
+
+def _guides(estimator: SAMGEstimator, *, built: bool) -> bool:
+    """Graphs with guidance follow its weight to zero, but graphs without it hold no frozen critic."""
+    return built or estimator.guides
 
 
 def check_built_in(settings: Iterable[Setting]) -> None:
