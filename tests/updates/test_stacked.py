@@ -20,6 +20,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.updates import (
     Descend,
+    Every,
     MoveTargets,
     StackedNonFiniteError,
     StackedUpdate,
@@ -174,3 +175,42 @@ def test_refusals(captured: list[Any]) -> None:
     agents[0].loss.register_buffer("extra", torch.zeros(2))
     with pytest.raises(O2OSpecError, match=r"extra differ: \[2\] .*\[3\].*one configuration"):
         stacked("awac", [agents[0], wider])(make_batches(0)[:2])
+
+
+def test_agents_whose_graphs_would_differ_are_refused(captured: list[Any]) -> None:
+    """All agents computed with the first one's reduction, entries and groups of parameters."""
+    summed, renamed = make_agent("awac"), make_agent("awac")
+    summed.loss.reduction = "sum"
+    renamed.loss.set_keys(reward="other")
+    for other, name in ((summed, r"AWACLoss\.reduction"), (renamed, "the key 'reward' of AWACLoss")):
+        with pytest.raises(O2OSpecError, match=f"updates that differ in {name}"):
+            stacked("awac", [make_agent("awac"), other])
+    ones, others = make_agent("awac"), make_agent("awac")
+    for agent, slow in ((ones, "bias"), (others, "weight")):
+        named = dict(agent.loss.qvalue_network_params.named_parameters())
+        groups = [[value for name, value in named.items() if (slow in name) == own] for own in (False, True)]
+        agent.optims["qvalue"] = torch.optim.Adam([{"params": groups[0]}, {"params": groups[1], "lr": 1e-5}])
+    with pytest.raises(O2OSpecError, match="updates that differ in optimizers"):
+        stacked("awac", [ones, others])
+
+
+def test_agents_take_turns_together(captured: list[Any]) -> None:
+    """An agent that was updated alone before has its actor's step at another call."""
+    agents = make_agents("awac")
+
+    def delayed(agent: Agent, *, first: bool = False) -> Update:
+        optims = agent.optims
+        actor = Every(2, Descend("actor", optims["actor"]), first=first)
+        return Update(agent.loss, Descend("qvalue", optims["qvalue"]), MoveTargets(agent.updater), actor)
+
+    with pytest.raises(O2OSpecError, match="updates that differ in order"):
+        Update.stack([delayed(agents[0]), delayed(agents[1], first=True)])
+    updates = [delayed(agent) for agent in agents]
+    updates[1](make_batch())
+    update = Update.stack(updates).compile()
+    with pytest.raises(O2OSpecError, match=r"different turns.*\(0,\), \(1,\), \(0,\)"):
+        update(make_batches(0))
+    updates[1]._options = None
+    updates[1](make_batch())
+    updates[1]._options = updates[0].options
+    assert update(make_batches(0))["finite"].all()

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from torchrl_o2o.updates.built_in import built_in
 from torchrl_o2o.updates.program import Mode, Program, Runner, columns_of, compiled_runner
 from torchrl_o2o.updates.pure import learning_of
 from torchrl_o2o.updates.stacked import StackedProgram
+from torchrl_o2o.updates.state import state_of
 from torchrl_o2o.updates.steps import MoveTargets, descends_of, walk
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class StackedUpdate:
             unchanged since before that step. The other agents are not affected.
 
         Raises:
-            O2OSpecError: if the batches have another shape, or the agents' tensors differ in shape or type.
+            O2OSpecError: if the batches have another shape, or the agents' tensors differ in shape or type. Of compiled
+                agents also if a setting changed, or some are at another turn of an ``Every``.
             StackedNonFiniteError: if something is not finite, unless the updates have ``check_finite=False``.
         """
         rounds = self.num_minibatches
@@ -170,6 +172,12 @@ class StackedUpdate:
     def _compiled(self, batches: TensorDictBase, options: tuple[Mode, torch.dtype | None]) -> dict[str, Tensor]:
         for update in self.updates:
             update.check_built_in()
+        turns = [update.turns for update in self.updates]
+        if len(set(turns)) > 1:
+            raise O2OSpecError(
+                f"got agents at different turns of their steps with Every, {turns}, expected the same turn, because "
+                "all make the same steps; load states that were saved at one step"
+            )
         columns, signature = columns_of(batches)
         plans = [update.plan() for update in self.updates]
         if (signature, plans[0]) not in self._programs:
@@ -187,8 +195,9 @@ class StackedUpdate:
 
 
 def _settings(update: Update) -> dict[str, Any]:
+    names = {id(value): name for name, value in state_of(update.loss).items()}
     optims = [
-        (type(step.optim), [{k: v for k, v in group.items() if k != "params"} for group in step.optim.param_groups])
+        (type(step.optim), [_of_group(group, names) for group in step.optim.param_groups])
         for step in descends_of(update.steps)
     ]
     moving = [step.updater for step in walk(update.steps) if isinstance(step, MoveTargets)]
@@ -203,6 +212,11 @@ def _settings(update: Update) -> dict[str, Any]:
         **{each.name: each.value for each in built_in(update.loss, ()) if each.shown},
         **_layers(update.loss),
     }
+
+
+def _of_group(group: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
+    """The settings of a group of parameters, which stand in it by their names in the loss."""
+    return {**group, "params": sorted(names.get(id(param), "") for param in group["params"])}
 
 
 def _layers(loss: nn.Module) -> dict[str, Any]:

@@ -161,6 +161,12 @@ class Update:
         return self._calls
 
     @property
+    def turns(self) -> tuple[int, ...]:
+        """For each :class:`Every`, the number of turns since its steps were due."""
+        every = [(index, step) for index, step in enumerate(walk(self.steps)) if isinstance(step, Every)]
+        return tuple((self._counts.get(index, 0) - step.first) % step.interval for index, step in every)
+
+    @property
     def options(self) -> tuple[Mode, torch.dtype | None] | None:
         """Mode and ``matmul_dtype`` of the compiled update, ``None`` of an eager one."""
         return self._options
@@ -454,6 +460,7 @@ def _described(steps: Sequence[Step], indent: str) -> list[str]:
         elif isinstance(step, Ghost):
             out.append(f"{indent}Ghost({step.step.name!r})")
         else:
-            count = "" if isinstance(step, Joint | Whole) else step.interval if isinstance(step, Every) else step.times
+            count = "" if isinstance(step, Joint | Whole) else step.times if isinstance(step, Repeat) else step.interval
+            count = f"{count}, first=True" if isinstance(step, Every) and step.first else count
             out += [f"{indent}{type(step).__name__}({count})", *_described(step.steps, indent + "  ")]
     return out
