@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch import Tensor
 from torchrl.objectives import HardUpdate, SACLoss, SoftUpdate
 
@@ -26,7 +27,7 @@ from tests.kernels import without_kernels
 from tests.updates.agents import JOINT, LOSSES, REPEATED, UTD, Agent, loop, make_agent, make_batch
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
-from torchrl_o2o.objectives import BCLoss, SAMGEstimator, TD3BCLoss
+from torchrl_o2o.objectives import BCLoss, EnsembleSACLoss, SAMGEstimator, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
 from torchrl_o2o.updates import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Update, Whole, compile_update
@@ -313,6 +314,32 @@ def test_guidance_that_begins_again_is_refused_and_its_end_is_followed(captured:
     twins[0].loss.value_estimator.set_step(5)
     with pytest.raises(O2OSpecError, match=r"whether IQLLoss\._value_estimator guides changed from False to True"):
         compiled(batch)
+
+
+class Normalized(torch.nn.Module):
+    """A critic with batch normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(5 + 2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return self.net(torch.cat([observation, action], -1))
+
+
+def test_batch_normalization_is_refused_and_keeps_its_statistics(captured: list[Any]) -> None:
+    """The graphs lost the running statistics of each call, and the search for draws moved them."""
+    keys: dict[str, Any] = {"in_keys": ["observation", "action"], "out_keys": ["state_action_value"]}
+    critics = [TensorDictModule(Normalized(), **keys) for _ in range(2)]
+    loss = EnsembleSACLoss(make_actor(5, 2, hidden_sizes=(4,)), critics)
+    optim = torch.optim.Adam(loss.qvalue_network_params.parameters())
+    update = Update(loss, Descend("qvalue", optim), MoveTargets(SoftUpdate(loss, tau=0.1))).compile()
+    batch, before = make_batch(torch.float32), {name: value.clone() for name, value in loss.state_dict().items()}
+    with pytest.raises(O2OSpecError, match=r"write into 'qvalue_network_params.*put batch normalization into"):
+        update(batch)
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+    loss.qvalue_network.eval()
+    assert update(batch)["finite"]
 
 
 def test_a_pickled_compiled_update_compiles_anew(captured: list[Any]) -> None:

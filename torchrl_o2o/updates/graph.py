@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates.rewrite import DECOMPOSITIONS, is_random, is_view, tidy
 
 __all__ = ["Executable", "Graph", "Named", "capture", "hoist", "over_leading_dim"]
@@ -95,6 +96,9 @@ def capture(
     Returns:
         The graph.
 
+    Raises:
+        O2OSpecError: if the function overwrites an input, as batch normalization does in training mode.
+
     Examples:
         >>> import torch
         >>> graph = capture(lambda t: ({"y": 2 * t["x"]}, {"x": t["x"] + 1}), {"x": torch.zeros(2)})
@@ -110,7 +114,14 @@ def capture(
         return [*outputs.values(), *changed.values()]
 
     table = DECOMPOSITIONS if decompose else {}
-    module = make_fx(flat, decomposition_table=table)(*(value.detach().clone() for value in inputs.values()))
+    examples = [value.detach().clone() for value in inputs.values()]
+    module = make_fx(flat, decomposition_table=table)(*examples)
+    if written := [name for name, value in zip(inputs, examples, strict=True) if value._version]:
+        raise O2OSpecError(
+            f"got networks that write into {written[0].removeprefix('state:')!r} while they are evaluated, expected "
+            "none that do in a compiled update, which would lose what they write; put batch normalization into "
+            "evaluation mode, take layer normalization, or do not compile the update"
+        )
     module.graph.eliminate_dead_code()
     tidy(module.graph)
     return Graph(module, list(inputs), *names)

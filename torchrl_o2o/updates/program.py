@@ -25,7 +25,7 @@ from torchrl_o2o.updates.loss_calls import LossResults, call_loss, joined_rows
 from torchrl_o2o.updates.precision import lower_products
 from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
 from torchrl_o2o.updates.replay import CudaGraphProgram
-from torchrl_o2o.updates.state import state_of
+from torchrl_o2o.updates.state import replaced, state_of
 from torchrl_o2o.updates.steps import WHOLE, Plan, Primitive, descends_of, stepped
 
 __all__ = ["Mode", "Program", "Runner", "columns_of", "compiled_runner"]
@@ -62,10 +62,11 @@ class Program:
         self.learning, self.plan = learning, plan
         self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
         minibatch = {name: value[: len(value) // plan.minibatches] for name, value in columns.items()}
-        self._draws = [
-            self._find_draws(part, columns if index in plan.whole else minibatch)
-            for index, part in enumerate(plan.parts)
-        ]
+        with replaced(learning.loss, {name: value.clone() for name, value in state_of(learning.loss).items()}):
+            self._draws = [
+                self._find_draws(part, columns if index in plan.whole else minibatch)
+                for index, part in enumerate(plan.parts)
+            ]
         moving = [stepped(part) for part in plan.parts]
         descends = [*enumerate(learning.descends)]
         self._moved = [[position for position, step in descends if step in part] for part in moving]
