@@ -176,6 +176,26 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
     assert torch.equal(other.values, sampler.values)
 
 
+def test_what_is_added_to_priorities_is_part_of_the_state() -> None:
+    """Values of before and after the resumption would have different summands."""
+    sampler = PrioritizedReplaySampler(8, alpha=1.0, beta=0.4, eps=0.5)
+    filled(sampler, 6).update_priority(torch.arange(6), 2.0)
+    other = PrioritizedReplaySampler(8, alpha=1.0, beta=0.4, eps=100.0)
+    other.load_state_dict(sampler.state_dict())
+    other.update_priority(0, 3.0)
+    assert other.values[:2].tolist() == [3.5, 2.5]
+
+
+def test_no_rows_are_written() -> None:
+    """A collector may return none; torch said that it cannot compute aminmax."""
+    sampler = PrioritizedReplaySampler(8, alpha=0.5, beta=0.4)
+    buffer = filled(sampler, 6)
+    before = sampler.values.clone()
+    buffer.extend(TensorDict({"x": torch.arange(0)}, [0]))
+    assert len(buffer) == 6
+    assert torch.equal(sampler.values, before)
+
+
 def test_emptying_forgets_everything() -> None:
     sampler = PrioritizedReplaySampler(8, alpha=0.5, beta=0.4)
     buffer = filled(sampler, 6)

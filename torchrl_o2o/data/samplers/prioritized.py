@@ -168,7 +168,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
     def state_dict(self) -> dict[str, Any]:
         """Priorities, sums, exponents and counters; the random state belongs to the replay buffer's generator."""
         own = {"priority": self._priority.clone(), "max_priority": self.max_priority}
-        return {**super().state_dict(), **own, "alpha": self._alpha, "beta": self._beta}
+        return {**super().state_dict(), **own, "alpha": self._alpha, "beta": self._beta, "eps": self.eps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -181,6 +181,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         self._priority.copy_(state_dict["priority"])
         self.max_priority = state_dict["max_priority"]
         self._alpha, self._beta = state_dict["alpha"], state_dict["beta"]
+        self.eps = state_dict["eps"]
 
     def __repr__(self) -> str:
         return f"PrioritizedReplaySampler(capacity={self.capacity}, alpha={self._alpha}, beta={self._beta})"

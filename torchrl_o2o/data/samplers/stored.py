@@ -152,7 +152,9 @@ class StoredPrioritySampler(DrawingSampler):
         """
         if storage is not None:
             self._meet(storage)
-        self._store(*self._pairs(index, self.default_priority))
+        rows, priorities = self._pairs(index, self.default_priority)
+        if len(rows):  # writers may be given no rows
+            self._store(rows, priorities)
 
     def _meet(self, storage: Storage) -> None:
         size = len(rows_of(storage))
