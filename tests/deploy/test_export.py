@@ -70,6 +70,20 @@ def test_runs_without_this_package(tmp_path: Path) -> None:
     torch.testing.assert_close(action, expected(actor, standardized), rtol=0.0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("actor_dtype", "stats_dtype"), [(torch.float32, torch.float64), (torch.float64, torch.float32)]
+)
+def test_statistics_of_another_type(actor_dtype: torch.dtype, stats_dtype: torch.dtype, tmp_path: Path) -> None:
+    """Those of a data set in float64 ended in torch's error about two types of matrices."""
+    torch.manual_seed(0)
+    actor = make_actor(5, 2).to(actor_dtype)
+    stats = ObservationStats(torch.randn(5, dtype=stats_dtype), torch.rand(5, dtype=stats_dtype) + 0.5)
+    policy = torch.export.load(export_policy(actor, tmp_path / "policy.pt2", stats=stats)).module()
+    observation = torch.randn(3, 5, dtype=actor_dtype)
+    standardized = ((observation - stats.mean) / stats.scale).to(actor_dtype)
+    torch.testing.assert_close(policy(observation), expected(actor, standardized), rtol=0.0, atol=1e-6)
+
+
 @pytest.mark.skipif(not HAS_ONNX, reason="needs onnx, onnxscript and onnxruntime: pip install torchrl_o2o[onnx]")
 @pytest.mark.parametrize("name", ACTORS)
 def test_onnx(name: str, tmp_path: Path) -> None:

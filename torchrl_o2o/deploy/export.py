@@ -44,8 +44,9 @@ class _Policy(nn.Module):
         self.net = self.parts.net
         self.standardizes = stats is not None
         if stats is not None:
-            self.register_buffer("mean", stats.mean.clone())
-            self.register_buffer("scale", stats.scale.clone())
+            dtype = next(self.net.parameters()).dtype  # statistics of another type would change the observations'
+            self.register_buffer("mean", stats.mean.to(dtype, copy=True))
+            self.register_buffer("scale", stats.scale.to(dtype, copy=True))
 
     def forward(self, observation: Tensor) -> Tensor:
         if self.standardizes:
