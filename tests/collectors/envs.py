@@ -27,3 +27,10 @@ class Counter(gymnasium.Env):
         self.state += 1.0
         action[:] = 9.0
         return self.state, np.array([0.5]), False, bool(self.state[0] >= 3), {}
+
+
+class Rejecting(Counter):
+    """Counts rejected parts, or whatever it means by that name."""
+
+    def step(self, action: np.ndarray) -> tuple:
+        return *super().step(action)[:4], {"rejected": True}

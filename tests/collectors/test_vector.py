@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList, NormalizeReward
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.modules import ValueOperator
 
-from tests.collectors.envs import Counter
+from tests.collectors.envs import Counter, Rejecting
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
 from torchrl_o2o.data import TRANSITION
@@ -317,7 +317,7 @@ class Plain(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
     single_observation_space = spaces.Box(-9.0, 9.0, (2,), np.float32)
     single_action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-    num_envs, broken_at, says_final = 2, 0, True
+    num_envs, broken_at, says_final, says_rejected = 2, 0, True, False
 
     def reset(self, **_: Any) -> tuple[np.ndarray, dict]:
         self.count = 0
@@ -327,6 +327,7 @@ class Plain(VectorEnv):
         self.count += 1
         done = self.count % 3 == 0
         infos = {"final_obs": np.full((2, 2), 3.0)} if done and self.says_final else {}
+        infos |= {"rejected": np.ones(2)} if self.says_rejected else {}
         state = np.full((2, 2), np.nan if self.count == self.broken_at else self.count % 3)
         return torch.from_numpy(state), [1.0, 2.0], [done, done], np.zeros((2, 1)), infos
 
@@ -337,6 +338,20 @@ def test_a_vector_of_another_kind_may_return_lists_and_tensors() -> None:
     assert [row["next", "observation"][0, 0].item() for row in rows] == [1.0, 2.0, 3.0, 1.0]
     assert [row["next", "terminated"][0].item() for row in rows] == [False, False, True, False]
     assert rows[2]["next", "episode_reward"].squeeze(-1).tolist() == [3.0, 6.0]
+
+
+def test_only_a_guard_rejects_steps() -> None:
+    """An info of this name left out the last rows of all episodes, or was a KeyError."""
+    plain = Plain()
+    plain.says_rejected = True
+    mode = AutoresetMode.SAME_STEP
+    for envs in (AsyncVectorEnv([Rejecting] * 2, autoreset_mode=mode), plain):
+        collector = VectorCollector(envs)
+        for _ in range(4):
+            collector.step(torch.zeros(2, 1))
+            assert collector.accepted.all()
+        assert collector.frames == 8
+        collector.shutdown()
 
 
 def test_what_a_vector_of_another_kind_returns_is_looked_at() -> None:

@@ -172,6 +172,7 @@ class VectorCollector:
         if isinstance(inside, SyncVectorEnv):
             check_apart(inside.envs)
             inside.envs = [_checked(lambda env=env: env) for env in inside.envs]
+        self._guarded = _guarded(inside)
         warn_of_running_statistics(envs)
         if seeds is not None and (not hasattr(seeds, "__len__") or len(seeds) != envs.num_envs):
             given = f"{len(seeds)} seeds" if hasattr(seeds, "__len__") else f"seeds={seeds!r}"
@@ -317,7 +318,7 @@ class VectorCollector:
             "episode_reward": self._episode_reward.astype(np.float32),
             "step_count": self._step_count.copy(),
         }
-        self._count(done, _rejected(infos, done))
+        self._count(done, self._guarded & _rejected(infos, done))
         columns = {name: _column(value) for name, value in outcome.items()}
         data = TensorDict({"observation": observation, "action": taken, "next": columns}, [self.num_envs])
         return data if self.device is None else data.to(self.device)
@@ -465,11 +466,20 @@ def _require_finite(observation: np.ndarray, reward: np.ndarray) -> None:
         )
 
 
-def _rejected(infos: dict[str, Any], done: np.ndarray) -> np.ndarray:
+def _guarded(envs: VectorEnv) -> np.ndarray:
+    """Which environments are guarded; others may use the name of a guard's entry in their infos for something else."""
+    if isinstance(envs, SyncVectorEnv):
+        return np.array([env.has_wrapper_attr("max_rejected") for env in envs.envs])
+    if isinstance(envs, AsyncVectorEnv):
+        return np.array(envs.call("has_wrapper_attr", "max_rejected"), bool)
+    return np.zeros(envs.num_envs, bool)
+
+
+def _rejected(infos: Mapping[str, Any], done: np.ndarray) -> np.ndarray:
     """Which steps a guard rejected; a rejected step is always the last of its episode."""
     last = infos.get("final_info", infos)
     flag = last.get("rejected")
-    return np.zeros_like(done) if flag is None else done & np.asarray(flag, bool) & last["_rejected"]
+    return np.zeros_like(done) if flag is None else done & np.asarray(flag, bool) & last.get("_rejected", True)
 
 
 def _column(value: np.ndarray) -> Tensor:
