@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from torchrl_o2o.envs.guard import GuardedEnv
@@ -86,6 +87,21 @@ def test_real_numbers_are_not_cut_to_whole_ones() -> None:
     with pytest.raises(MalformedReturn, match="type float64 came back, expected uint8"):
         read_reset((np.array([0.2, 0.7]), {}), pixels)
     assert read_reset((np.array([3, 4], np.uint8), {}), pixels)[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize(("value", "kind"), [(300, np.uint8), (-1, np.uint16), (2**40, np.int32)])
+def test_a_whole_number_becomes_no_other_one(value: int, kind: type[np.generic]) -> None:
+    """2**40 arrived as 0 in int32."""
+    box = spaces.Box(0, 9, (2,), kind)
+    with pytest.raises(MalformedReturn, match=f"with the value {value} came back, expected {np.dtype(kind)}"):
+        read_reset((np.array([3, value]), {}), box)
+    assert read_reset((np.array([3, 4]), {}), box)[0].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", ">u2", np.longdouble])
+def test_observations_have_a_type_that_torch_has(kind: str) -> None:
+    seen = read_reset((np.array([1, 2], kind), {}), spaces.Box(0, 9, (2,), kind))[0]
+    assert torch.from_numpy(seen).tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.int64, np.uint8])

@@ -117,6 +117,21 @@ def test_a_reward_may_be_an_array_of_one_number() -> None:
     assert plain.step(action)[1] == shaped.step(action)[1] > 0.0
 
 
+def test_an_environment_may_change_the_action_that_is_repeated() -> None:
+    class Scales(DotReachEnv):
+        taken: list[list[float]] = []
+
+        def step(self, action: np.ndarray) -> Any:
+            action *= 2.0
+            self.taken.append(action.tolist())
+            return super().step(action)
+
+    env = RepeatAction(Scales(), 3)
+    env.reset(seed=0)
+    env.step(np.full(2, 0.1, np.float64))
+    assert Scales.taken == [[0.2, 0.2]] * 3
+
+
 class Shows(gymnasium.Env):
     def __init__(self, shape: tuple[int, ...], dtype: type) -> None:
         self.observation_space = spaces.Box(0, 255, shape, dtype)
@@ -158,3 +173,23 @@ def test_frames_are_copies() -> None:
     assert np.array_equal(first, kept)
     film = film_episode(Redraws(render_mode="rgb_array"), lambda observation: np.ones(2), seed=0, max_steps=3)
     assert len({frame.tobytes() for frame in film.frames}) == 4
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (np.full((8, 8, 3), 0.7, np.float32), "an observation of type float32 came back, expected uint8"),
+        (np.full((8, 8, 3), 300), "an observation of int64 with the value 300 came back, expected uint8"),
+        (np.full((1, 8, 3), 7, np.uint8), r"an observation of shape \(1, 8, 3\) came back, expected \(8, 8, 3\)"),
+    ],
+)
+def test_images_are_those_of_the_space(frame: np.ndarray, said: str) -> None:
+    """Frames in [0, 1] were all black, 300 was 44, and one row was repeated."""
+
+    class Sees(Shows):
+        def reset(self, **_: Any) -> Any:
+            return frame, {}
+
+    env = StackFrames(Sees((8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=said):
+        env.reset()

@@ -34,6 +34,7 @@ __all__ = [
     "checked_step",
     "copied",
     "find_fault",
+    "own_observation",
     "read_reset",
     "read_step",
 ]
@@ -63,7 +64,7 @@ class EnvFaultError(O2OError, RuntimeError):
     """
 
 
-class MalformedReturn(Exception):
+class MalformedReturn(ValueError):
     """An environment returned a wrong observation, reward, flag or info."""
 
 
@@ -78,7 +79,7 @@ def read_reset(result: Any, space: spaces.Space) -> tuple[Observation, dict[str,
         MalformedReturn: if it has another form than gymnasium's.
     """
     observation, info = _unpacked("reset", result, ("observation", "info"))
-    return _own_observation(observation, space), _own_info(info)
+    return own_observation(observation, space), _own_info(info)
 
 
 def read_step(result: Any, space: spaces.Space) -> Step:
@@ -98,7 +99,7 @@ def read_step(result: Any, space: spaces.Space) -> Step:
     """
     observation, reward, terminated, truncated, info = _unpacked("step", result, _STEP)
     return (
-        _own_observation(observation, space),
+        own_observation(observation, space),
         reward if type(reward) is float else _number("the reward", reward),
         terminated if type(terminated) is bool else _flag("terminated", terminated),
         truncated if type(truncated) is bool else _flag("truncated", truncated),
@@ -274,27 +275,58 @@ def _unpacked(where: str, result: Any, names: tuple[str, ...]) -> Any:
     return result
 
 
-def _own_observation(observation: Any, space: spaces.Space) -> Observation:
+def own_observation(observation: Any, space: spaces.Space) -> Observation:
+    """Copy an observation, as an array of the space's type, or several by name.
+
+    Numbers may lose digits, but no whole number may become another one, as 300 in uint8.
+
+    Args:
+        observation: what came back.
+        space: of the observations.
+
+    Raises:
+        MalformedReturn: if it has another shape or kind than the space, or whole numbers that the space's type lacks.
+
+    Examples:
+        >>> own_observation([1, 2], spaces.Box(0, 255, (2,), np.uint8))
+        array([1, 2], dtype=uint8)
+        >>> own_observation([1, 300], spaces.Box(0, 255, (2,), np.uint8))
+        Traceback (most recent call last):
+        torchrl_o2o.envs.outputs.MalformedReturn: an observation of int64 with the value 300 came back, expected...
+    """
     if isinstance(space, spaces.Dict):
         if not isinstance(observation, Mapping) or not set(space) <= set(observation):
             found = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
             raise MalformedReturn(
                 f"an observation of {found} came back, expected {sorted(space)} as in the observation space"
             )
-        return {key: _own_observation(observation[key], part) for key, part in space.items()}
+        return {key: own_observation(observation[key], part) for key, part in space.items()}
     found = _array("an observation", observation)
     if found.shape != space.shape:
         raise MalformedReturn(
             f"an observation of shape {found.shape} came back, expected {space.shape} as in the observation space"
         )
-    if space.dtype is None or found.dtype == space.dtype:  # other kinds of spaces may have no dtype
-        return found.copy()
-    if not np.can_cast(found.dtype, space.dtype, "same_kind"):
+    return found.copy() if space.dtype is None else _own_cast(found, space.dtype)  # not all kinds of spaces have one
+
+
+def _own_cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy in the space's type, or in the nearest one that torch has; no whole number becomes another one."""
+    dtype = np.dtype(np.float64) if dtype == np.longdouble else dtype.newbyteorder("=")
+    if values.dtype == dtype:
+        return values.copy()
+    whole = values.dtype.kind in "iu" and dtype.kind in "iu"
+    if not whole and not np.can_cast(values.dtype, dtype, "same_kind"):
         raise MalformedReturn(
-            f"an observation of type {found.dtype} came back, expected {space.dtype} as in the observation space"
+            f"an observation of type {values.dtype} came back, expected {dtype} as in the observation space"
         )
     with np.errstate(over="ignore"):  # values that overflow become infinite and are found
-        return found.astype(space.dtype)
+        cast = values.astype(dtype)
+    if whole and (wrong := cast != values).any():
+        raise MalformedReturn(
+            f"an observation of {values.dtype} with the value {values[wrong][0]} came back, expected {dtype} as in the "
+            "observation space"
+        )
+    return cast
 
 
 def _array(name: str, value: Any) -> np.ndarray:

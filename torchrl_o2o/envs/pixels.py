@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from torchrl_o2o.arguments import checked_arguments
+from torchrl_o2o.envs.outputs import own_observation
 from torchrl_o2o.envs.success import SUCCESS_KEYS, verdict
 from torchrl_o2o.envs.video import draw
 from torchrl_o2o.errors import O2OSpecError
@@ -44,16 +45,17 @@ class _Stack:
                 "[H, W, 3] whose height is not 3 or 4; move channels to the last dimension, and resize or pad images "
                 "of that height"
             )
+        self._camera = space
         self._frames = np.zeros((num_stack, 3, *space.shape[:2]), np.uint8)
         self.space = spaces.Box(0, 255, (3 * num_stack, *space.shape[:2]), np.uint8)
 
     def fill(self, frame: np.ndarray) -> np.ndarray:
-        self._frames[:] = _first_channels(frame)
+        self._frames[:] = _first_channels(own_observation(frame, self._camera))
         return self._stacked()
 
     def push(self, frame: np.ndarray) -> np.ndarray:
         self._frames[:-1] = self._frames[1:].copy()
-        self._frames[-1] = _first_channels(frame)
+        self._frames[-1] = _first_channels(own_observation(frame, self._camera))
         return self._stacked()
 
     def _stacked(self) -> np.ndarray:
@@ -208,13 +210,14 @@ class RepeatAction(gymnasium.Wrapper):
         """Take the action several times."""
         # gymnasium only requires that rewards convert to floats; they are summed here, and may be arrays of one entry.
         take = cast("Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]", self.env.step)
-        total, step, reached = 0.0, take(action), dict[str, Any]()
+        # Copies, because an environment may change its argument in place.
+        total, step, reached = 0.0, take(np.array(action)), dict[str, Any]()
         for _ in range(self._times - 1):
             if step[2] or step[3]:
                 break
             if isinstance(step[4], Mapping):
                 reached |= {key: step[4][key] for key in SUCCESS_KEYS if verdict(step[4].get(key)) == 1.0}
-            total, step = total + step[1], take(action)
+            total, step = total + step[1], take(np.array(action))
         return step[0], total + step[1], *step[2:4], {**step[4], **reached} if reached else step[4]
 
 
