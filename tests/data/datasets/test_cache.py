@@ -76,6 +76,16 @@ def test_other_files_or_options_are_read_anew(tmp_path: Path, source: Path) -> N
     assert convert.calls == 3
 
 
+def test_a_file_of_the_same_size_and_time_is_read_anew(tmp_path: Path) -> None:
+    """Archives that can be reproduced give all their files one time; the earlier file's rows were returned."""
+    source, convert = tmp_path / "demos.pickle", Counter()
+    for content in (b"1", b"2"):
+        source.write_bytes(content)
+        os.utime(source, ns=(10**18, 10**18))
+        cached(tmp_path / "cache", [source], {}, convert)
+    assert convert.calls == 2
+
+
 def test_changed_files_take_the_place_of_what_was_converted_before(tmp_path: Path, source: Path) -> None:
     other, cache = tmp_path / "source-2.json", tmp_path / "cache"
     other.write_text("{}")

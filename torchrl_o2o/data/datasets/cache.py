@@ -97,11 +97,11 @@ def cached(
 ) -> RawDataset:
     """Return ``convert()``, or its cached result for the same files and options.
 
-    An entry is named by two hashes. The first is of the files' paths, the options and the cache's format, the second of
-    the files' sizes and modification times and the content of JSON files. If only the second differs, the files were
-    changed, and the new entry replaces the old one. An entry is created by one rename, so a killed conversion leaves
-    none. A manifest holds the hashes of its files; an entry that does not match its manifest is discarded and made
-    again. Entries can be deleted at any time.
+    An entry is named by two hashes. The first is of the files' paths, the options and the cache's format, the
+    second of the files' sizes and times of modification and change and the content of JSON files. If only the
+    second differs, the files were changed, and the new entry replaces the old one. An entry is created by one
+    rename, so a killed conversion leaves none. A manifest holds the hashes of its files; an entry that does not
+    match its manifest is discarded and made again. Entries can be deleted at any time.
 
     Args:
         cache_dir: the folder of entries.
@@ -132,10 +132,13 @@ def _hash(value: Any) -> str:
 
 
 def _state(path: Path) -> list[Any]:
-    """Size and modification time of a file, and for JSON a hash of its content."""
+    """Size and times of a file, and for JSON a hash of its content.
+
+    Archives and copies may give another content the same time of modification, but not the same time of change.
+    """
     status = path.stat()
     content = hashlib.blake2b(path.read_bytes()).hexdigest() if path.suffix == ".json" else ""
-    return [status.st_size, status.st_mtime_ns, content]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, content]
 
 
 def _write(entry: Path, raw: RawDataset) -> None:
