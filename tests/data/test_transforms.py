@@ -134,6 +134,26 @@ def test_antmaze_shift_is_corls() -> None:
     torch.testing.assert_close(shifted, tree["out/reward"])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_rewards_of_whole_numbers_are_scaled_as_real_ones(dtype: torch.dtype) -> None:
+    """200 in uint8, times 2, was 144."""
+    data = random_transitions(2, 3, 1)
+    data["next", "reward"] = torch.tensor([[200], [0]]).to(dtype)
+    high = float(data["next", "reward"][0])
+    reward = AffineReward(2, -1)(data)["next", "reward"]
+    assert reward.dtype == torch.float32
+    assert reward.flatten().tolist() == [2.0 * high - 1.0, -1.0]
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-50])
+def test_what_never_changes_is_not_divided_by_zero(eps: float) -> None:
+    data = random_transitions(4, 3, 1)
+    data["observation"][:, 1] = 7.0
+    with pytest.raises(O2ODataError, match=rf"entry 1 of the observations never changes, and eps={eps} is 0 in"):
+        ObservationStats.of(data, eps=eps)
+    assert ObservationStats.of(data, eps=1e-3).scale[1] == torch.tensor(1e-3)
+
+
 @pytest.mark.parametrize("case", ["reward_A", "reward_antmaze_A"])
 def test_observation_statistics_are_corls(case: str) -> None:
     tree = load(f"misc/{case}")

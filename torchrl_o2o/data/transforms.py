@@ -78,15 +78,15 @@ class AffineReward:
         check_number("shift", self.shift)
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the data with transformed rewards; the input is not modified.
+        """Return the data with transformed rewards, whole numbers as floating point; the input is not modified.
 
         Raises:
             O2ODataError: if rewards are sums over several steps and there is a shift.
         """
         if self.shift:
             check_one_step(data, "a shift of the reward")
-        reward = data.get(("next", "reward")) * self.scale + self.shift
-        return data.copy().set(("next", "reward"), reward)
+        reward = data.get(("next", "reward"))
+        return data.copy().set(("next", "reward"), reward.to(_real(reward)) * self.scale + self.shift)
 
     def transform(self) -> RewardScaling:
         """Return the same transform for a TorchRL environment."""
@@ -500,7 +500,7 @@ class ObservationStats:
 
         Raises:
             O2OSpecError: if the observations are images, or several entries, or ``eps`` is negative or not finite.
-            O2ODataError: if there is no observation, or one is not finite.
+            O2ODataError: if there is no observation, one is not finite, or a scale is 0.
         """
         check_number("eps", eps, least=0)
         observation = data.get("observation")
@@ -518,8 +518,13 @@ class ObservationStats:
                 "load_offline, which checks both"
             )
         wide = observation.double()
-        std = wide.std(0, correction=0)
-        return cls(wide.mean(0).to(observation.dtype), (std + eps).to(observation.dtype))
+        scale = (wide.std(0, correction=0) + eps).to(observation.dtype)
+        if (zero := scale == 0).any():
+            raise O2ODataError(
+                f"entry {int(zero.flatten().nonzero()[0])} of the observations never changes, and eps={eps} is 0 in "
+                f"{observation.dtype}, expected scales above 0, by which observations are divided; pass a larger eps"
+            )
+        return cls(wide.mean(0).to(observation.dtype), scale)
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
         """Return the data with standardized observations; the input is not modified.
