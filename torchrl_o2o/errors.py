@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_order",
     "check_seed",
     "check_state",
+    "check_unmasked",
 ]
 
 
@@ -170,6 +172,28 @@ def check_seed(seed: Any, name: str = "seed", *, below: int | None = None) -> in
         limit = "not negative and below 2**63" if below is None else f"in [0, {below})"
         raise O2OSpecError(f"got {name}={seed!r}, a {type(seed).__name__}; expected an integer, {limit}")
     return number
+
+
+def check_unmasked(name: str, values: Any) -> None:
+    """Raise for an array of which entries are masked, because numpy would read what is stored under the mask.
+
+    Args:
+        name: what the values are.
+        values: anything.
+
+    Raises:
+        O2OSpecError: if an entry is masked.
+
+    Examples:
+        >>> import numpy as np
+        >>> check_unmasked("scores", np.ma.array([1.0, 2.0], mask=[False, True]))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got scores of which 1 are masked, expected numbers; fill them, or leave them...
+    """
+    numpy = sys.modules.get("numpy")  # there are masked arrays only where somebody has imported it
+    if numpy is not None and isinstance(values, numpy.ma.MaskedArray) and numpy.ma.is_masked(values):
+        count = int(numpy.ma.getmaskarray(values).sum())
+        raise O2OSpecError(f"got {name} of which {count} are masked, expected numbers; fill them, or leave them out")
 
 
 def check_compiler() -> None:

@@ -206,6 +206,8 @@ def test_no_action_is_given_that_is_not_finite(make: Callable[..., TensorDictMod
         O2OSpecError, match=r"the policy gave the action \[nan, nan\] for the observation \[nan, 0.0, 0.0\]"
     ):
         act(np.array([np.nan, 0.0, 0.0]))
+    with pytest.raises(O2OSpecError, match="got numbers of an observation of which 1 are masked"):
+        act(np.ma.array([1.0, 0.0, 0.0], mask=[True, False, False]))  # a sensor that failed; it acted on the 1
     with torch.no_grad():
         next(actor.parameters()).fill_(float("nan"))
     with pytest.raises(O2OSpecError, match="expected finite numbers"):

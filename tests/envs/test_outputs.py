@@ -54,6 +54,8 @@ MALFORMED = {
     "an observation of shape \\(\\)": (None, 0.0, False, False, {}),
     "an observation of type <U1": (["a", "b"], 0.0, False, False, {}),
     "the reward is array": (SEEN, np.zeros(2), False, False, {}),
+    "got numbers of which 1 are masked": (np.ma.array(SEEN, mask=[True, False]), 0.0, False, False, {}),
+    "the reward is not an array .got numbers of which 1 are masked": (SEEN, np.ma.masked, False, False, {}),
     "the reward is None": (SEEN, None, False, False, {}),
     "terminated is nan": (SEEN, 0.0, float("nan"), False, {}),
     "truncated is 0.3": (SEEN, 0.0, False, 0.3, {}),

@@ -117,6 +117,20 @@ def test_a_reward_may_be_an_array_of_one_number() -> None:
     assert plain.step(action)[1] == shaped.step(action)[1] > 0.0
 
 
+@pytest.mark.parametrize(("reward", "total"), [(np.float16(60_000), 180_000.0), (np.uint8(200), 600.0), ([2], 6.0)])
+def test_rewards_of_a_repeated_action_are_summed_as_floats(reward: Any, total: float) -> None:
+    """In float16, three times 60 000 was infinite."""
+
+    class Rewards(DotReachEnv):
+        def step(self, action: np.ndarray) -> Any:
+            observation, _, *rest = super().step(action)
+            return observation, reward, *rest
+
+    env = RepeatAction(Rewards(), 3)
+    env.reset(seed=0)
+    assert env.step(np.zeros(2))[1] == total
+
+
 def test_an_environment_may_change_the_action_that_is_repeated() -> None:
     class Scales(DotReachEnv):
         taken: list[list[float]] = []

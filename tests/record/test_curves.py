@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.shared_data import shared_file
+from torchrl_o2o.envs import Reference, normalized_score
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.curves import (
     common_scores,
@@ -49,6 +50,16 @@ def test_iqm_along_an_axis_and_over_all():
     scores = np.array([[0.0, 10.0], [1.0, 11.0], [2.0, 12.0], [100.0, 1000.0]])
     np.testing.assert_allclose(iqm(scores, axis=0), [1.5, 11.5])
     assert iqm(scores) == pytest.approx(np.mean([2.0, 10.0, 11.0, 12.0]))
+
+
+def test_scores_that_are_masked_do_not_count():
+    """What is stored under a mask is no score."""
+    scores = np.ma.array([1.0, 2.0, 3.0, 100.0], mask=[False, False, False, True])
+    with pytest.raises(O2OSpecError, match="got scores of which 1 are masked, expected numbers"):
+        iqm(scores)
+    with pytest.raises(O2OSpecError, match="got returns of which 1 are masked, expected numbers"):
+        normalized_score(scores, Reference(random=0.0, expert=100.0, source="ours"))
+    assert iqm(scores[:3]) == 2.0
 
 
 def test_iqm_of_nothing():

@@ -28,7 +28,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.numpy_layers import Operation, first_linear, flat_layers, operations, policy_moments
 from torchrl_o2o.data.transforms import ObservationStats
 from torchrl_o2o.envs.outputs import all_finite
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_unmasked
 from torchrl_o2o.modules.best_of import BestOfN, BestOfSamples
 from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.distributions import TanhNormal
@@ -343,6 +343,7 @@ class FastActor:
         # A comprehension, because a generator takes twice as long.
         if [name for owned, name, place in self._viewed if owned[name].data_ptr() != place]:  # type: ignore[union-attr]
             self.refresh()
+        check_unmasked("numbers of an observation", observation)
         features = np.asarray(observation, dtype=self._dtype)
         if features.ndim not in (1, 2) or features.shape[-1] != self._width:
             raise O2OSpecError(

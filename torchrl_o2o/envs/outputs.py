@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium import spaces
 
 from torchrl_o2o.envs.checks import check_reset, check_spaces, env_name
-from torchrl_o2o.errors import O2OError
+from torchrl_o2o.errors import O2OError, check_unmasked
 
 __all__ = [
     "CheckedEnv",
@@ -34,6 +34,7 @@ __all__ = [
     "checked_step",
     "copied",
     "find_fault",
+    "own_number",
     "own_observation",
     "read_reset",
     "read_step",
@@ -100,7 +101,7 @@ def read_step(result: Any, space: spaces.Space) -> Step:
     observation, reward, terminated, truncated, info = _unpacked("step", result, _STEP)
     return (
         own_observation(observation, space),
-        reward if type(reward) is float else _number("the reward", reward),
+        reward if type(reward) is float else own_number("the reward", reward),
         terminated if type(terminated) is bool else _flag("terminated", terminated),
         truncated if type(truncated) is bool else _flag("truncated", truncated),
         _own_info(info),
@@ -331,12 +332,26 @@ def _own_cast(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def _array(name: str, value: Any) -> np.ndarray:
     try:
+        check_unmasked("numbers", value)
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of uneven length, tensors with gradients
         raise MalformedReturn(f"{name} is not an array ({error})") from error
 
 
-def _number(name: str, value: Any) -> float:
+def own_number(name: str, value: Any) -> float:
+    """Convert a reward to Python's float.
+
+    Args:
+        name: what it is.
+        value: a number, or an array of one entry.
+
+    Raises:
+        MalformedReturn: if it is not one number.
+
+    Examples:
+        >>> own_number("the reward", np.array([2]))
+        2.0
+    """
     found = _array(name, value)
     if found.size != 1 or found.dtype.kind not in _NUMERIC:
         raise MalformedReturn(f"{name} is {value!r}, expected one number")
@@ -344,7 +359,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _flag(name: str, value: Any) -> bool:
-    number = _number(name, value)
+    number = own_number(name, value)
     if number not in (0.0, 1.0):
         raise MalformedReturn(f"{name} is {value!r}, expected True or False")
     return bool(number)

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.outputs import own_observation
+from torchrl_o2o.envs.outputs import own_number, own_observation
 from torchrl_o2o.envs.success import SUCCESS_KEYS, verdict
 from torchrl_o2o.envs.video import draw
 from torchrl_o2o.errors import O2OSpecError
@@ -183,7 +183,8 @@ def _areas(old: int, new: int) -> np.ndarray:
 class RepeatAction(gymnasium.Wrapper):
     """Take every action several times, until the episode ends; rewards are summed.
 
-    The info is that of the last time, with a success at any of the times.
+    Rewards are summed in double precision, whatever their type. The info is that of the last time, with a success at
+    any of the times.
 
     Args:
         env: the environment.
@@ -208,17 +209,16 @@ class RepeatAction(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take the action several times."""
-        # gymnasium only requires that rewards convert to floats; they are summed here, and may be arrays of one entry.
-        take = cast("Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]", self.env.step)
         # Copies, because an environment may change its argument in place.
-        total, step, reached = 0.0, take(np.array(action)), dict[str, Any]()
+        total, step, reached = 0.0, self.env.step(np.array(action)), dict[str, Any]()
         for _ in range(self._times - 1):
             if step[2] or step[3]:
                 break
             if isinstance(step[4], Mapping):
                 reached |= {key: step[4][key] for key in SUCCESS_KEYS if verdict(step[4].get(key)) == 1.0}
-            total, step = total + step[1], take(np.array(action))
-        return step[0], total + step[1], *step[2:4], {**step[4], **reached} if reached else step[4]
+            total, step = total + own_number("the reward", step[1]), self.env.step(np.array(action))
+        total += own_number("the reward", step[1])
+        return step[0], total, *step[2:4], {**step[4], **reached} if reached else step[4]
 
 
 class DotReachEnv(gymnasium.Env):

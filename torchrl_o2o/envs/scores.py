@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike
 
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_unmasked
 
 __all__ = [
     "D4RL_REFERENCES",
@@ -170,7 +170,7 @@ def normalized_score(returns: ArrayLike, task: str | Reference) -> np.ndarray:
         Scores of the same shape, float64; not clipped.
 
     Raises:
-        O2OSpecError: if there is no reference for the task.
+        O2OSpecError: if there is no reference for the task, or returns are masked.
 
     Examples:
         >>> from torchrl_o2o.envs import Reference, normalized_score
@@ -180,4 +180,5 @@ def normalized_score(returns: ArrayLike, task: str | Reference) -> np.ndarray:
         50.0
     """
     reference = get_reference(task) if isinstance(task, str) else task
+    check_unmasked("returns", returns)
     return 100.0 * (np.asarray(returns, dtype=np.float64) - reference.random) / (reference.expert - reference.random)

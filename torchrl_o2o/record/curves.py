@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_unmasked
 
 __all__ = ["common_scores", "dip", "gain", "handover_score", "iqm", "regret", "stratified_bootstrap_interval"]
 
@@ -254,6 +254,7 @@ def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> fl
 
 
 def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    check_unmasked(name, values)
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # text, lists of uneven length, tensors with gradients
