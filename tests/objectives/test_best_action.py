@@ -15,6 +15,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor
 
 from torchrl_o2o.collectors import FastActor
+from torchrl_o2o.collectors.single import kind_of
 from torchrl_o2o.deploy import load_policy, save_policy
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor, make_qvalue_ensemble
@@ -102,9 +103,11 @@ def test_critics_may_read_what_the_actor_does_not() -> None:
 
 def test_the_loss_is_no_part_of_it() -> None:
     """A checkpoint of both would hold its networks twice."""
-    policy = BestAction(build())
+    loss = build().double()
+    policy = BestAction(loss)
     assert not policy.state_dict()
-    assert not list(policy.parameters())
+    assert [id(param) for param in policy.parameters()] == [id(param) for param in loss.parameters()]
+    assert kind_of(policy) == (torch.device("cpu"), torch.float64), "collectors find its device and dtype"
 
 
 def test_a_deterministic_actor_is_refused() -> None:

@@ -19,7 +19,7 @@ from torchrl.data.replay_buffers.samplers import RandomSampler
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.keys import TRANSITION, check_steps
 from torchrl_o2o.data.samplers import BalancedSampler
-from torchrl_o2o.data.storage import MappedStorage, check_no_gradients, stored_keys
+from torchrl_o2o.data.storage import MappedStorage, check_mapped, check_no_gradients, stored_keys
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
@@ -73,6 +73,7 @@ def starting_buffer(
     keys: Sequence[NestedKey] = TRANSITION,
     make_storage: MakeStorage | None = None,
     scratch_dir: str | Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> TensorDictReplayBuffer:
     """The replay buffer that online training starts from.
 
@@ -101,6 +102,7 @@ def starting_buffer(
             :class:`~torchrl.data.LazyTensorStorage`.
         scratch_dir: folder for the rows in memory-mapped files, see :class:`~torchrl_o2o.data.storage.MappedStorage`.
             ``None`` (default) keeps them in memory.
+        device: device of the rows, and of the batches; not of a ``make_storage``. Defaults to ``"cpu"``.
 
     Returns:
         The buffer. Except under ``"symmetric"``, the oldest rows are overwritten first, offline ones included.
@@ -140,11 +142,12 @@ def starting_buffer(
     if make_storage is not None:
         storage = make_storage(offline, online_capacity)
     else:
-        storage = LazyTensorStorage(len(rows) + online_capacity)
+        storage = LazyTensorStorage(len(rows) + online_capacity, device=device)
         if scratch_dir is not None:
+            check_mapped(device)
             storage = MappedStorage(fixed, len(rows) + online_capacity - fixed, scratch_dir)
         if len(rows):
-            storage.set(slice(0, len(rows)), rows)
+            storage.set(slice(0, len(rows)), rows.to(device))
     writer = OnlineWriter(fixed)
     if not fixed:
         writer.total_written = len(rows)  # online rows follow the offline ones; a full buffer overwrites them
@@ -155,14 +158,19 @@ def starting_buffer(
 
 
 def offline_buffer(
-    offline: TensorDictBase, *, batch_size: int = 256, keys: Sequence[NestedKey] = TRANSITION
+    offline: TensorDictBase,
+    *,
+    batch_size: int = 256,
+    keys: Sequence[NestedKey] = TRANSITION,
+    device: torch.device | str = "cpu",
 ) -> TensorDictReplayBuffer:
-    """The replay buffer for offline updates; it uses the data's own rows without a copy.
+    """The replay buffer for offline updates; it uses the data's own rows without a copy if they are on the device.
 
     Args:
         offline: transitions [N].
         batch_size: rows per batch. Defaults to 256.
         keys: entries to draw. Defaults to those of a transition.
+        device: device of the rows, and of the batches. Defaults to ``"cpu"``.
 
     Raises:
         O2OSpecError: if the data lack an entry.
@@ -173,7 +181,7 @@ def offline_buffer(
         >>> len(buffer), len(buffer.sample())
         (20, 4)
     """
-    rows, writer = _to_learn_from(offline, keys, "the training").to("cpu"), OnlineWriter(0)
+    rows, writer = _to_learn_from(offline, keys, "the training").to(device), OnlineWriter(0)
     writer.total_written = len(rows)  # marks all rows as written, because samplers read the last row's position there
     return TensorDictReplayBuffer(storage=TensorStorage(rows), writer=writer, batch_size=batch_size)
 

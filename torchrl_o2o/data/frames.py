@@ -271,7 +271,8 @@ class FrameStorage(LazyTensorStorage):
         for frame in stack:
             mark = zlib.crc32(frame.cpu().numpy())  # pyright: ignore[reportArgumentType]
             number = recent.get(mark)
-            if number is None or number < ring.newest - _REMEMBERED or not torch.equal(ring.frame(number), frame):
+            known = number is not None and number >= ring.newest - _REMEMBERED
+            if number is None or not (known and torch.equal(ring.frame(number), frame.to(ring.device))):
                 recent.pop(mark, None)
                 number = recent[mark] = ring.write(frame)
                 while next(iter(recent.values())) < number - _REMEMBERED:

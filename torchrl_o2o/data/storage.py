@@ -217,6 +217,25 @@ def _first_slot(cursor: Any, size: int) -> int:
     return int((index % size).min()) if index.numel() else size
 
 
+def check_mapped(device: torch.device | str) -> None:
+    """Raise for rows in memory-mapped files on another device than the CPU.
+
+    Args:
+        device: of the storage.
+
+    Raises:
+        O2OSpecError: if it is another one.
+
+    Examples:
+        >>> check_mapped("cpu")
+    """
+    if torch.device(device).type != "cpu":
+        raise O2OSpecError(
+            f"got scratch_dir with device={str(device)!r}, expected 'cpu', because files are mapped into host memory; "
+            "leave device out, and move each batch with batch.to(device)"
+        )
+
+
 @checked_arguments
 def offline_online_storage(
     offline: TensorDictBase,
@@ -285,12 +304,8 @@ def offline_online_storage(
     size = len(offline)
     if scratch_dir is None:
         storage = LazyTensorStorage(size + online_capacity, device=device)
-    elif torch.device(device).type == "cpu":
-        storage = MappedStorage(size, online_capacity, scratch_dir)
     else:
-        raise O2OSpecError(
-            f"got scratch_dir with device={str(device)!r}, expected 'cpu', because files are mapped into host memory; "
-            "leave device out, and move each batch with batch.to(device)"
-        )
+        check_mapped(device)
+        storage = MappedStorage(size, online_capacity, scratch_dir)
     storage.set(slice(0, size), offline.select(*stored_keys(offline)).to(device))
     return storage

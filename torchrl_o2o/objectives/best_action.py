@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.data import Composite, TensorSpec
+from torchrl.data import Composite
 from torchrl.modules import Actor
 
 from torchrl_o2o.arguments import checked_arguments
@@ -19,6 +17,7 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.conservative import best_of
 from torchrl_o2o.modules.best_of import BestOfSamples, moments_and_place
 from torchrl_o2o.modules.boxes import action_box, action_spec
+from torchrl_o2o.objectives.acting import ActsByLoss
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss, one_observation
 from torchrl_o2o.objectives.networks import (
     Inputs,
@@ -34,7 +33,7 @@ from torchrl_o2o.objectives.networks import (
 __all__ = ["BestAction"]
 
 
-class BestAction(TensorDictModuleBase):
+class BestAction(ActsByLoss[ActorCriticLoss]):
     r"""Draw N actions from a loss's actor and take the one that its first critic values most.
 
     .. math:: a=\arg\max_{a_k}Q_1(s,a_k),\qquad a_1\dots a_N\sim\pi(\cdot|s)
@@ -65,19 +64,11 @@ class BestAction(TensorDictModuleBase):
 
     @checked_arguments
     def __init__(self, loss: ActorCriticLoss, *, num_actions: int = 10) -> None:
-        super().__init__()
+        super().__init__(loss)
         if num_actions < 1:
             raise O2OSpecError(f"got num_actions={num_actions}, expected at least 1")
         stochastic(loss.actor_network)
-        self.__dict__["loss"] = loss  # not a submodule, because a checkpoint already holds it
         self.num_actions = num_actions
-        self.in_keys: list[NestedKey] = list(loss._inputs_of(loss._networks_read[0]))
-        self.out_keys: list[NestedKey] = [loss.tensor_keys.action]
-
-    @property
-    def spec(self) -> TensorSpec:
-        """The actor's action spec."""
-        return self.__dict__["loss"].actor_network.spec
 
     def make_actor(self) -> Actor:
         r"""The policy to deploy, which takes the same actions and does not need the loss.
@@ -89,7 +80,7 @@ class BestAction(TensorDictModuleBase):
             O2OSpecError: if the loss's actor is not one of :func:`~torchrl_o2o.modules.make_actor` or
                 :func:`~torchrl_o2o.modules.make_gaussian_actor`, or actor and critics read more than one observation.
         """
-        loss: ActorCriticLoss = self.__dict__["loss"]
+        loss = self.by
         read = one_observation(loss, loss.actor_network.in_keys)
         spec = action_box(action_spec(loss.actor_network))
         actor = with_parameters(stochastic(loss.actor_network), loss.actor_network_params)
@@ -114,13 +105,11 @@ class BestAction(TensorDictModuleBase):
         Returns:
             The same.
         """
-        loss: ActorCriticLoss = self.__dict__["loss"]
-        state = {key: loss._entry(tensordict, key) for key in self.in_keys}
-        return tensordict.set(self.out_keys[0], self._best(state))
+        return tensordict.set(self.out_keys[0], self._best(self._state(tensordict)))
 
     def _best(self, state: Inputs) -> Tensor:
         """The best of N actions, shape [*B, A]."""
-        loss: ActorCriticLoss = self.__dict__["loss"]
+        loss = self.by
         policy, count = loss._policy(state), (self.num_actions,)
         like = state[loss.actor_network.in_keys[0]]
         like = like.new_empty((*like.shape[:-1], action_spec(loss.actor_network).shape[-1]))

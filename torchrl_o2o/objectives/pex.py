@@ -17,11 +17,9 @@ from tensordict import TensorDictBase, TensorDictParams
 from tensordict.nn import (
     ProbabilisticTensorDictSequential,
     TensorDictModule,
-    TensorDictModuleBase,
 )
-from tensordict.utils import NestedKey
 from torch import Tensor
-from torchrl.data import Composite, TensorSpec
+from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import Actor
 
@@ -31,6 +29,7 @@ from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.functional.offline import advantage_weight, expansion_probability
 from torchrl_o2o.modules.best_of import BestOfPolicies, mode_net
 from torchrl_o2o.modules.boxes import action_box, action_spec
+from torchrl_o2o.objectives.acting import ActsByLoss
 from torchrl_o2o.objectives.actor_critic import one_observation
 from torchrl_o2o.objectives.base import Reduction, dispatch
 from torchrl_o2o.objectives.iql import IQLLoss
@@ -280,7 +279,7 @@ class PEXLoss(IQLLoss):
         return self._collect(tensordict, losses, {**value_info, **actor_info, **info})
 
 
-class ExpandedPolicy(TensorDictModuleBase):
+class ExpandedPolicy(ActsByLoss[PEXLoss]):
     r"""The policy with which PEX collects and is evaluated: the current critics choose between both policies' actions.
 
     It uses the loss's current parameters. It is random under ``ExplorationType.RANDOM``. ``DETERMINISTIC`` is the
@@ -311,19 +310,11 @@ class ExpandedPolicy(TensorDictModuleBase):
 
     @checked_arguments
     def __init__(self, loss: PEXLoss, *, eval_eps: float = 0.1) -> None:
-        super().__init__()
+        super().__init__(loss)
         if not 0.0 <= eval_eps <= 1.0:
             raise O2OSpecError(f"got eval_eps={eval_eps}, expected a probability in [0, 1]")
-        self.__dict__["loss"] = loss  # not a submodule, because a checkpoint already holds it
         self.eval_eps = eval_eps
         self.noise: NoiseSource = GeneratorNoise()
-        self.in_keys: list[NestedKey] = list(loss._inputs_of(loss._networks_read[0]))
-        self.out_keys: list[NestedKey] = [loss.tensor_keys.action]
-
-    @property
-    def spec(self) -> TensorSpec:
-        """The new policy's action spec."""
-        return self.__dict__["loss"].actor_network.spec
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -335,10 +326,9 @@ class ExpandedPolicy(TensorDictModuleBase):
         Returns:
             The same with the action.
         """
-        loss: PEXLoss = self.__dict__["loss"]
         greedy = self.eval_eps if exploration_type() == ExplorationType.DETERMINISTIC else None
-        state = {key: loss._entry(tensordict, key) for key in self.in_keys}
-        return tensordict.set(self.out_keys[0], loss.propose(state, self.noise, greedy=greedy).action)
+        proposals = self.by.propose(self._state(tensordict), self.noise, greedy=greedy)
+        return tensordict.set(self.out_keys[0], proposals.action)
 
 
 def _fraction(noise: NoiseSource, name: str, like: Tensor) -> Tensor:

@@ -137,6 +137,7 @@ class HandOver:
         keys: Sequence[NestedKey] = TRANSITION,
         make_storage: MakeStorage | None = None,
         scratch_dir: str | Path | None = None,
+        device: torch.device | str = "cpu",
     ) -> TensorDictReplayBuffer:
         """The buffer for the start of online training, see :func:`starting_buffer`."""
         return starting_buffer(
@@ -149,6 +150,7 @@ class HandOver:
             keys=keys,
             make_storage=make_storage,
             scratch_dir=scratch_dir,
+            device=device,
         )
 
     def may_update(self, step: int) -> bool:

@@ -40,6 +40,7 @@ from torchrl_o2o.trainers.session import Schedule
 from torchrl_o2o.trainers.settings import (
     check_added,
     check_arguments,
+    check_device,
     check_no_pretraining,
     check_settings,
     choose_route,
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 #: Settings that may change when a run is resumed, because they do not affect the results.
-NOT_COMPARED = ("resume", "run_dir", "recorder", "num_threads", "schedule", "env_guard", "actors", "fleet")
+NOT_COMPARED = ("resume", "run_dir", "recorder", "schedule", "env_guard", "actors", "fleet", "device", "num_threads")
 #: Settings that the offline phase does not read, so that fine-tunings with other values can share a pre-training.
 ONLINE_ONLY = ("online", "handover", "pretrained")
 
@@ -406,7 +407,8 @@ def launch(
     with the other runs and reports the failure at the end.
 
     Args:
-        cfg: the configuration; ``num_threads``, ``matmul_route``, ``matmul_dtype`` and ``compile`` are read.
+        cfg: the configuration; ``device``, ``num_threads``, ``matmul_route``, ``matmul_dtype`` and ``compile`` are
+            read.
         train: the script's training function.
 
     Keyword Args:
@@ -431,6 +433,7 @@ def launch(
     try:
         check_added(cfg, _words(), _not_added_to(cfg), optional=optional)
         check_settings(cfg, may_be_zero=may_be_zero)
+        check_device(cfg.get("device", "cpu"))
         torch.set_num_threads(cfg.num_threads)
         choose_route(cfg.matmul_route)
         product_dtype(cfg.matmul_dtype, compiled=cfg.compile)

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -24,7 +26,10 @@ from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.updates import Update
 from torchrl_o2o.updates.state import state_of
 
-__all__ = ["Learner", "MakeLearner"]
+__all__ = ["Learner", "MakeLearner", "on_device"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Learner:
@@ -123,6 +128,11 @@ class Learner:
         return self.actor if self._tester is None else self._tester
 
     @property
+    def device(self) -> torch.device:
+        """The device of the loss's parameters, and of the batches that the update takes."""
+        return next(self.loss.parameters()).device
+
+    @property
     def calls(self) -> int:
         """The number of updates made, including those before a resumption; schedules use it."""
         return self.state["update"].calls
@@ -148,3 +158,29 @@ def _is_left_behind(policy: TensorDictModuleBase, loss: LossModule) -> bool:
 
 #: Builds a learner from configuration and dimensions, as the constructors of :mod:`torchrl_o2o.trainers.algorithms` do.
 MakeLearner = Callable[[DictConfig, tuple[int, int]], Learner]
+
+
+def on_device(make: Callable[Concatenate[DictConfig, P], T]) -> Callable[Concatenate[DictConfig, P], T]:
+    """Let a constructor of learners create its networks on the device that the configuration names.
+
+    Args:
+        make: a function of the configuration, whose ``device`` is read, and further arguments. A configuration without
+            ``device`` means the CPU.
+
+    Returns:
+        The function, which creates tensors on that device.
+
+    Examples:
+        >>> from omegaconf import OmegaConf
+        >>> from torch import nn
+        >>> make = on_device(lambda cfg, width: nn.Linear(width, 1))
+        >>> make(OmegaConf.create({"device": "meta"}), 3).weight.device
+        device(type='meta')
+    """
+
+    @functools.wraps(make)
+    def made(cfg: DictConfig, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.device(cfg.get("device", "cpu")):
+            return make(cfg, *args, **kwargs)
+
+    return made

@@ -124,8 +124,8 @@ class Phase:
             self.session.__exit__(kind, error, trace)
 
     def sample(self) -> TensorDictBase:
-        """Draw the next batch."""
-        self._batch = self.buffer.sample()
+        """Draw the next batch, and move it to the learner's device."""
+        self._batch = self.buffer.sample().to(self.learner.device)
         return self._batch
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
@@ -170,7 +170,8 @@ class Pretraining(Phase):
         self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
     ) -> None:
         check_count("batch_size", batch_size, least=1)
-        buffer = offline_buffer(problem.offline, batch_size=_rows_drawn(learner, batch_size), keys=learner.keys)
+        how = {"batch_size": _rows_drawn(learner, batch_size), "keys": learner.keys, "device": learner.device}
+        buffer = offline_buffer(problem.offline, **how)
         objects = {
             **learner.objects(),
             "convention": problem.convention.state_dict(),
@@ -257,6 +258,7 @@ class Finetuning(Phase):
         drawn_from = buffer
         if drawn_from is None:  # not `or`: an empty buffer is false
             how = {"batch_size": rows, "keys": learner.keys, "make_storage": make_storage, "scratch_dir": scratch_dir}
+            how["device"] = learner.device if scratch_dir is None else "cpu"  # files are mapped into main memory
             drawn_from = handover.buffer(problem.offline, capacity, **how)
         elif scratch_dir is not None and not isinstance(drawn_from.storage, MappedStorage):
             raise O2OSpecError(
@@ -370,7 +372,8 @@ class Finetuning(Phase):
         """Draw the next batch only from the offline rows."""
         offline = self._offline
         if offline is None:
-            offline = offline_buffer(self.problem.offline, batch_size=self.rows, keys=self.learner.keys)
+            how = {"batch_size": self.rows, "keys": self.learner.keys, "device": self.learner.device}
+            offline = offline_buffer(self.problem.offline, **how)
             self.learner.see(offline)
         self._offline, self._batch = offline, offline.sample()
         return self._batch

@@ -24,6 +24,7 @@ from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.functional.noise import GeneratorNoise
 from torchrl_o2o.objectives.base import TransitionLoss
 from torchrl_o2o.trainers.interrupt import graceful_exit
+from torchrl_o2o.trainers.learner import Learner
 from torchrl_o2o.trainers.phases import Finetuning
 from torchrl_o2o.updates import StackedNonFiniteError, StackedUpdate, Update
 
@@ -69,6 +70,7 @@ class Seeds:
         self.streams: list[RandomStream] = []
         for config in configs:
             self.runs.append(make(config))
+            _check_streams(self.runs[-1].learner)
             self.streams.append(RandomStream())
             for loss in (self.runs[-1].learner.loss, *(own.loss for own in self.runs[-1].learner.further.values())):
                 if isinstance(loss, TransitionLoss):  # TorchRL's losses have no replaceable noise source
@@ -179,6 +181,15 @@ class Seeds:
         """
         for position, run in enumerate(self.runs):
             run.log({name: value[position] for name, value in metrics.items()} | (own[position] if own else {}))
+
+
+def _check_streams(learner: Learner) -> None:
+    """Raise for a learner whose random numbers a seed's stream does not determine."""
+    if learner.device.type != "cpu":
+        raise O2OSpecError(
+            f"got device={learner.device}, expected cpu, because each seed's stream of random numbers is one of the "
+            "CPU; train each seed in its own run, or stack the updates in your own loop (Update.stack)"
+        )
 
 
 class _SharedSignals(graceful_exit):

@@ -27,6 +27,7 @@ from torchrl_o2o.updates import Update, choose_matmul_route, set_matmul_route
 
 __all__ = [
     "check_added",
+    "check_device",
     "check_no_pretraining",
     "check_settings",
     "choose_route",
@@ -200,6 +201,38 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
     if "handover" in cfg:
         check_handover(plain(cfg.handover))
     check_ranges(cfg)
+
+
+def check_device(device: Any) -> None:
+    """Raise for a device that this machine does not have.
+
+    Args:
+        device: a name, such as ``"cuda:1"``.
+
+    Raises:
+        O2OSpecError: if it is no device, or not available here.
+
+    Examples:
+        >>> check_device("cpu")
+        >>> check_device("gpu")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got device=gpu, expected cpu, or an accelerator such as cuda or cuda:1
+    """
+    try:
+        found = torch.device(device) if isinstance(device, str) else None
+    except RuntimeError:
+        found = None
+    if found is None or found.type == "meta":
+        raise O2OSpecError(f"got device={device}, expected cpu, or an accelerator such as cuda or cuda:1")
+    if found.type == "cpu":
+        return
+    module = getattr(torch, found.type, None)
+    count = module.device_count() if module is not None and module.is_available() else 0
+    if (found.index or 0) >= count:
+        raise O2OSpecError(
+            f"got device={device}, but torch {torch.__version__} finds {count} devices of that kind, expected one that "
+            "it finds; install a build of torch for it, or set device=cpu"
+        )
 
 
 def check_added(cfg: DictConfig, words: Sequence[str], base: DictConfig, *, optional: Sequence[str] = ()) -> None:

@@ -23,7 +23,7 @@ from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
 from torchrl_o2o.trainers.handover import MakeStorage
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.phases import Phase
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import compiled, plain
@@ -32,6 +32,7 @@ from torchrl_o2o.updates import Descend, Update
 __all__ = ["anneal_pool", "density_rows", "learn_density", "make_a3rl", "make_pool", "pool_metrics"]
 
 
+@on_device
 def make_a3rl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build RLPD's learner with an additional density ratio.
 
@@ -116,7 +117,8 @@ def make_pool(
             f"got alternate={turns}, expected null or [steps of A3RL, steps of RLPD], for example [5, 5]"
         )
     if make_storage is None:
-        make_storage = partial(offline_online_storage, scratch_dir=cfg.online.get("scratch_dir"))
+        where = {"device": learner.device, "scratch_dir": cfg.online.get("scratch_dir")}
+        make_storage = partial(offline_online_storage, **where)
     storage = make_storage(problem.offline, cfg.online.total_frames)
     batch_size, number = cfg.utd_ratio * cfg.online.batch_size, len(problem.offline)
     pool_size = None if cfg.pool_multiplier is None else cfg.pool_multiplier * cfg.online.batch_size

@@ -18,7 +18,7 @@ from torchrl_o2o.modules import Temperature, make_baselines, make_qvalue_ensembl
 from torchrl_o2o.objectives import ACALoss, BaselineLoss, EnsembleSACLoss, SACMLLoss
 from torchrl_o2o.trainers.algorithms.policies import make_policy
 from torchrl_o2o.trainers.handover import align
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, MoveTargets, Update
 
@@ -27,6 +27,7 @@ __all__ = ["decay_alignment", "make_aca", "make_baseline_learner", "make_sac_aft
 _Soft = SACMLLoss | ACALoss | EnsembleSACLoss
 
 
+@on_device
 def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build the offline learner: soft actor-critic with a likelihood term and the baseline for the alignment.
 
@@ -66,6 +67,7 @@ def make_sac_ml(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     return Learner(actor, loss, _in_turn(cfg, loss, ("qvalue", "baseline", "actor")))
 
 
+@on_device
 def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Mapping[str, Tensor]) -> Learner:
     """Build the offline learner of baselines for the policy of another learner, which is not changed.
 
@@ -102,6 +104,7 @@ def make_baseline_learner(cfg: DictConfig, dims: tuple[int, int], *, policy: Map
     return Learner(actor, loss, compiled(Update(loss, Descend("baseline", optim)), cfg))
 
 
+@on_device
 def make_aca(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
     """Build the online learner, with the critic k log pi_0 + R; R starts as the baseline.
 
@@ -170,6 +173,7 @@ def decay_alignment(cfg: DictConfig, learner: Learner) -> dict[str, Tensor]:
     return {"interpolation": before}
 
 
+@on_device
 def make_sac_after_sac_ml(cfg: DictConfig, dims: tuple[int, int], source: Mapping[str, Tensor]) -> Learner:
     """Build the paper's comparison, plain soft actor-critic from the offline critics.
 

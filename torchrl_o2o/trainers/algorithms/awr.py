@@ -15,13 +15,14 @@ from torch.optim import SGD
 from torchrl_o2o.errors import O2OSpecError, check_count
 from torchrl_o2o.modules import GaussianVectorHead, make_gaussian_actor, make_value_network
 from torchrl_o2o.objectives import AWRLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Update
 
 __all__ = ["check_awr", "make_awr"]
 
 
+@on_device
 def make_awr(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build AWR's learner: a value and a policy of fixed standard deviation, with separate steps on labeled rows.
 

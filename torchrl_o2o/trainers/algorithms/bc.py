@@ -14,7 +14,7 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
 from torchrl_o2o.objectives import BCLoss
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Update
 
@@ -28,6 +28,7 @@ def _make_policy(cfg: DictConfig, dims: tuple[int, int]) -> ProbabilisticTensorD
     return _POLICIES[cfg.policy](*dims, **plain(cfg.actor))
 
 
+@on_device
 def make_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build a cloning learner: squared error of a deterministic policy, negative log-likelihood of a stochastic one.
 
@@ -58,6 +59,7 @@ def make_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     return Learner(actor, loss, compiled(Update(loss, Descend("actor", optim)), cfg))
 
 
+@on_device
 def make_sac_of_clone(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build SAC that starts from the cloned policy, with new critics and a new temperature.
 

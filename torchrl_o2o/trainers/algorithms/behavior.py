@@ -25,7 +25,7 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import BCLoss, BEARLoss, BestAction, BRACDualLoss, BRACLoss
 from torchrl_o2o.trainers.algorithms.policies import make_policy
-from torchrl_o2o.trainers.learner import Learner, MakeLearner
+from torchrl_o2o.trainers.learner import Learner, MakeLearner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Every, MoveTargets, Repeat, Update
 
@@ -35,6 +35,7 @@ __all__ = ["BEHAVIOR_REGULARIZED", "make_bear", "make_brac", "make_brac_dual", "
 _Loss = BRACLoss | BRACDualLoss | BEARLoss
 
 
+@on_device
 def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build soft actor-critic with a penalty on the divergence from a clone of the data.
 
@@ -92,6 +93,7 @@ def make_brac(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     return Learner(policy, loss, compiled(update, cfg), explorer=actor, tester=tester, further=further)
 
 
+@on_device
 def make_brac_dual(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Soft actor-critic that pays for a divergence from the data which a critic of its own estimates.
 
@@ -161,6 +163,7 @@ def make_brac_dual(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     return Learner(policy, loss, compiled(update, cfg), explorer=actor, tester=tester)
 
 
+@on_device
 def make_bear(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build an actor-critic that stays within the support of the data, estimated by a VAE.
 

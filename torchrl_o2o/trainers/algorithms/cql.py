@@ -13,13 +13,14 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import CalQLLoss, CQLLoss, EnsembleSACLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 __all__ = ["make_cal_ql", "make_cql", "make_sac_after_cql"]
 
 
+@on_device
 def make_cql(cfg: DictConfig, dims: tuple[int, int], kind: type[CQLLoss] = CQLLoss) -> Learner:
     """Build CQL's learner, which lowers the values of unseen actions; all gradients are taken at the same parameters.
 
@@ -60,6 +61,7 @@ def make_cql(cfg: DictConfig, dims: tuple[int, int], kind: type[CQLLoss] = CQLLo
     return Learner(actor, loss, _joint(cfg, loss, steps), keys=keys)
 
 
+@on_device
 def make_cal_ql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build CQL that does not lower values below the returns in the data; see :func:`make_cql`.
 
@@ -87,6 +89,7 @@ def make_cal_ql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     return make_cql(cfg, dims, CalQLLoss)
 
 
+@on_device
 def make_sac_after_cql(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build plain soft actor-critic from CQL's actor and critics, for comparison.
 

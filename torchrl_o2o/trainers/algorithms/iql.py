@@ -28,13 +28,14 @@ from torchrl_o2o.modules import (
     make_value_network,
 )
 from torchrl_o2o.objectives import IQLLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 __all__ = ["decay_actor_lr", "make_iql"]
 
 
+@on_device
 def make_iql(cfg: DictConfig, dims: tuple[int, int], decay_steps: int | None = None) -> Learner:
     """Build IQL's learner: V by expectile regression, the actor by weighted likelihood, critics with targets from V.
 

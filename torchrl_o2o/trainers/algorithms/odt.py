@@ -122,7 +122,7 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
         The learner.
 
     Raises:
-        O2OSpecError: if ``compile`` is on, or the library transformers is not installed.
+        O2OSpecError: if ``compile`` is on, ``device`` is not the CPU, or the library transformers is not installed.
 
     Examples:
         >>> from torchrl_o2o.scripts import script_config
@@ -137,6 +137,10 @@ def make_odt(cfg: DictConfig, dims: tuple[int, int]) -> TransformerLearner:
     if cfg.compile:
         raise O2OSpecError(
             "got compile=true, expected false, because ODT trains TorchRL's loss without an Update; set compile=false"
+        )
+    if torch.device(cfg.get("device", "cpu")).type != "cpu":
+        raise O2OSpecError(
+            f"got device={cfg.device}, expected cpu, because ODT's rollouts build their sequences on it; leave it out"
         )
     require("transformers", "odt")
     keys: list[NestedKey] = ["observation", "action", "return_to_go"]

@@ -29,7 +29,7 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import CQLLoss, DensityRatioLoss, PessimisticEnsembleLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.pipeline import Pretrained
 from torchrl_o2o.trainers.problem import Problem
 from torchrl_o2o.trainers.settings import compiled, plain
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 
+@on_device
 def make_off2on_agent(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build one offline agent: CQL with all losses at the same parameters, then all steps, then the targets.
 
@@ -134,6 +135,7 @@ def read_off2on_agents(cfg: DictConfig, problem: Problem) -> list[Pretrained]:
     return agents
 
 
+@on_device
 def make_off2on_ensemble(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build the online learner: the averaged policy, all pairs of critics, and a density ratio.
 
@@ -211,7 +213,8 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
     settings = {**plain(cfg.sampler), "first_epoch_frames": cfg.online.frames_per_epoch}
     refresh_with = refresh if cfg.sampler.refresh_every else None
     sampler = BalancedReplaySampler(number, capacity, refresh_with=refresh_with, **settings)
-    storage = offline_online_storage(problem.offline, capacity, scratch_dir=cfg.online.get("scratch_dir"))
+    where = {"device": learner.device, "scratch_dir": cfg.online.get("scratch_dir")}
+    storage = offline_online_storage(problem.offline, capacity, **where)
     writer = OnlineWriter(number)
     return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=cfg.online.batch_size)
 

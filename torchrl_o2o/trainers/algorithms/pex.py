@@ -12,13 +12,14 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
 from torchrl_o2o.objectives import ExpandedPolicy, PEXLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 __all__ = ["make_pex"]
 
 
+@on_device
 def make_pex(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build PEX's learner: V and critics as in IQL, both at the old parameters, then the targets, then the new policy.
 

@@ -52,7 +52,7 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2CQLLoss, DrQV2Loss, PixelSACLoss
 from torchrl_o2o.trainers.launch import run_options
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import check_no_pretraining, compiled, plain
 from torchrl_o2o.updates import Copy, Descend, Joint, MoveTargets, Repeat, Update
 
@@ -95,6 +95,7 @@ def load_pixels(cfg: DictConfig, shape: tuple[int, ...]) -> PixelData:
     return data if steps == 1 else replace(data, rows=n_step(data.rows, n=steps, gamma=cfg.value_estimator.gamma))
 
 
+@on_device
 def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
     """Build RLPD's networks, loss and update from pixels.
 
@@ -141,6 +142,7 @@ def make_rlpd_pixels(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -
     return Learner(actor, loss, _prepared(update, cfg))
 
 
+@on_device
 def make_drqv2(cfg: DictConfig, shape: tuple[int, ...], action_dim: int) -> Learner:
     """Build DrQ-v2's networks, loss and update: critics with encoder, the actor on features from before, the targets.
 
@@ -282,7 +284,7 @@ class PixelRun:
         self.learner = make_learner(cfg, shape, action_dim)  # type: ignore[arg-type]
         writer, total = OnlineWriter(len(self.data)), cfg.online.total_frames
         self.buffer = TensorDictReplayBuffer(
-            storage=self.data.storage(cfg.online.get("buffer_size") or max(total, 1)),
+            storage=self.data.storage(cfg.online.get("buffer_size") or max(total, 1), device=self.learner.device),
             sampler=BalancedSampler(len(self.data), cfg.offline_fraction),
             writer=writer,
             batch_size=cfg.online.batch_size * cfg.utd_ratio,

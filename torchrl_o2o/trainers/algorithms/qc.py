@@ -29,7 +29,7 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import BestOfNLoss, EnsembleSACLoss, FQLLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
@@ -38,6 +38,7 @@ __all__ = ["make_qc"]
 _Made = tuple[TensorDictModuleBase, LossModule, Mapping[str, nn.Module]]
 
 
+@on_device
 def make_qc(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
     """Build networks, loss and update of FQL, QC and their variants, by ``policy``.
 

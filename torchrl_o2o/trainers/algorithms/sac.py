@@ -13,7 +13,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.optim import weight_decay_groups
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
@@ -21,6 +21,7 @@ from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
 __all__ = ["ensemble_sac", "make_rlpd"]
 
 
+@on_device
 def make_rlpd(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build RLPD's networks, loss and update.
 

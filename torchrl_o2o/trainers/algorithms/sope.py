@@ -16,7 +16,7 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.trainers.stabilization import StoppingRule, critics_alone
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
@@ -24,6 +24,7 @@ from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 __all__ = ["check_phases", "make_critics_alone", "make_sope", "phase_settings"]
 
 
+@on_device
 def make_sope(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build the learner: critics, actor and temperature, all at the old parameters, then the targets.
 

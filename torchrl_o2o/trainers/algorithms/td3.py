@@ -17,13 +17,14 @@ from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.functional import spot_cooling
 from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import ReBRACLoss, SPOTLoss, TD3BCLoss, VAELoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Every, MoveTargets, Update
 
 __all__ = ["decay_constraint", "decay_penalty", "make_rebrac", "make_spot", "make_td3_bc"]
 
 
+@on_device
 def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build TD3+BC's learner: critics on smoothed target actions; the actor maximizes the first and imitates the data.
 
@@ -59,6 +60,7 @@ def make_td3_bc(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     return _td3(cfg, actor, loss, critic_optim, actor_optim)
 
 
+@on_device
 def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
     """Build ReBRAC's learner: TD3 with behavior regularization of actor and critics.
 
@@ -148,6 +150,7 @@ def decay_penalty(cfg: DictConfig, learner: Learner) -> None:
     learner.loss.actor_bc_coef.fill_(weight)
 
 
+@on_device
 def make_spot(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False) -> Learner:
     """Build SPOT's learner: TD3 with a penalty on actions that are unlikely under a VAE of the data.
 

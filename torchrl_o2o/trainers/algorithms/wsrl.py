@@ -12,7 +12,7 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
-from torchrl_o2o.trainers.learner import Learner
+from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.settings import compiled, plain
 from torchrl_o2o.updates import Descend, Ghost, Joint, MoveTargets, Repeat, Update, Whole
 
@@ -40,6 +40,7 @@ def ghostless_lr(lr: float, steps: int, ghosts: int) -> float:
     return lr * ((steps + ghosts) / steps) ** 0.5
 
 
+@on_device
 def make_wsrl(cfg: DictConfig, dims: tuple[int, int]) -> Learner:
     """Build WSRL's networks, loss and update, with the shapes of the offline learner's.
 
