@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
 from torch import nn
+from torch.nn.utils import prune
 from torchrl.data import Bounded
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import Actor, AdditiveGaussianModule, ProbabilisticActor, ValueOperator
@@ -252,6 +253,15 @@ def test_layers_that_compute_something_else_are_refused(alter: Callable[[nn.Line
     alter(next(layer for layer in actor[0].module[part].modules() if isinstance(layer, nn.Linear)))
     with pytest.raises(O2OSpecError, match=r"actor (with hooks|with another forward|of ParametrizedL|of _Doubled)"):
         FastActor(actor)
+
+
+def test_an_actor_that_is_pruned_later_is_refused() -> None:
+    """Its layer has lost its parameter, of which a KeyError told."""
+    actor = make_actor(3, 1, hidden_sizes=(8,))
+    act = FastActor(actor)
+    prune.l1_unstructured(next(layer for layer in actor.modules() if isinstance(layer, nn.Linear)), "weight", amount=3)
+    with pytest.raises(O2OSpecError, match="an actor with hooks"):
+        act(np.ones(3))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda act: pickle.loads(pickle.dumps(act))])

@@ -340,8 +340,8 @@ class FastActor:
         Raises:
             O2OSpecError: if the observation or the noise is of another shape, or the action is not finite.
         """
-        # A comprehension, because a generator takes twice as long.
-        if [name for owned, name, place in self._viewed if owned[name].data_ptr() != place]:  # type: ignore[union-attr]
+        # A comprehension, because a generator takes twice as long. A layer that is pruned loses its parameter.
+        if [1 for own, name, place in self._viewed if (value := own.get(name)) is None or value.data_ptr() != place]:
             self.refresh()
         check_unmasked("numbers of an observation", observation)
         features = np.asarray(observation, dtype=self._dtype)
