@@ -10,12 +10,16 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from torchrl_o2o import durable
-from torchrl_o2o.durable import FolderLock, replace_durably, sync_folder, write_durably
+from torchrl_o2o.checkpoint.manifest import read_manifest
+from torchrl_o2o.deploy import load_policy
+from torchrl_o2o.durable import FolderLock, read_file, replace_durably, sync_folder, write_durably
 from torchrl_o2o.errors import O2OCheckpointError
+from torchrl_o2o.record import read_metrics
 
 
 def test_file_is_replaced(tmp_path):
@@ -24,6 +28,23 @@ def test_file_is_replaced(tmp_path):
     replace_durably(path, b"two")
     assert path.read_bytes() == b"two"
     assert os.listdir(tmp_path) == ["latest"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX pipes")
+def test_nobody_waits_for_a_pipe_in_the_place_of_a_file(tmp_path):
+    """`o2o report` and `o2o evaluate` waited forever."""
+    for name in ("metrics.jsonl", "policy.pt", "manifest.json"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(O2OCheckpointError, match="not a regular file"):
+        read_metrics(tmp_path)
+    with pytest.raises(O2OCheckpointError, match="not a regular file"):
+        load_policy(tmp_path)
+    with pytest.raises(O2OCheckpointError, match="not a regular file"):
+        read_manifest(tmp_path)
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path)
+    (tmp_path / "link").symlink_to(__file__)
+    assert read_file(tmp_path / "link") == Path(__file__).read_bytes()
 
 
 def test_failed_replacement_leaves_the_old_content(tmp_path, monkeypatch):

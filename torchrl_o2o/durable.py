@@ -28,6 +28,7 @@ __all__ = [
     "FolderLock",
     "identity",
     "open_file",
+    "read_file",
     "refuse_link",
     "refuse_other",
     "replace_durably",
@@ -69,10 +70,42 @@ def open_file(path: Path, *, append: bool = False) -> BinaryIO:
     else:
         path.unlink(missing_ok=True)
         descriptor = os.open(path, flags | os.O_WRONLY | os.O_EXCL, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    _require_regular(descriptor, path)
     return open(descriptor, "a+b" if append else "wb", buffering=0 if append else -1)
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file, or what a symbolic link to it shows; a pipe in its place is not waited for.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: if it cannot be read, or is not a regular file.
+
+    Examples:
+        >>> import tempfile
+        >>> pipe = Path(tempfile.mkdtemp()) / "pipe"
+        >>> os.mkfifo(pipe)
+        >>> read_file(pipe)
+        Traceback (most recent call last):
+        OSError: [Errno 22] not a regular file: ...
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    _require_regular(descriptor, path)
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def _require_regular(descriptor: int, path: Path) -> None:
+    """Close what was opened, and raise, if it is not a regular file."""
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def refuse_link(folder: Path) -> None:

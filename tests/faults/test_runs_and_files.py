@@ -31,7 +31,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from tests.record.test_sinks import FakeWandb
 from torchrl_o2o import durable
-from torchrl_o2o.checkpoint import Checkpointer, folders, load_objects
+from torchrl_o2o.checkpoint import Checkpointer, folders, load_objects, manifest
 from torchrl_o2o.checkpoint.manifest import read_manifest, write_manifest
 from torchrl_o2o.collectors.single import StepCollector
 from torchrl_o2o.collectors.vector import VectorCollector, make_vector_env
@@ -418,7 +418,7 @@ def test_case_b18_a_file_that_cannot_be_read_for_a_moment_is_not_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ) -> None:
     saved_twice(tmp_path)
-    real = Path.read_bytes
+    real = manifest.read_file
 
     def refuse(path: Path) -> bytes:
         if path.name == name and path.parent.name == "step-8":
@@ -426,7 +426,7 @@ def test_case_b18_a_file_that_cannot_be_read_for_a_moment_is_not_damaged(
         return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr(manifest, "read_file", refuse)
         with pytest.raises(O2OCheckpointError, match=rf"step-8/{name} cannot be read at the moment"):
             Checkpointer(tmp_path, objects={"counters": {}}).restore()
     counters: dict[str, int] = {}

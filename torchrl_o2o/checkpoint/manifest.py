@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from torchrl_o2o.durable import write_durably
+from torchrl_o2o.durable import read_file, write_durably
 from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = [
@@ -55,7 +55,7 @@ class DamagedError(O2OCheckpointError):
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         if error.errno in _MISSING:
             raise DamagedError(f"{path} is missing ({error})") from error

@@ -39,7 +39,7 @@ from torchrl_o2o.deploy.architecture import (
     observation_shapes,
     take_apart,
 )
-from torchrl_o2o.durable import replace_durably
+from torchrl_o2o.durable import read_file, replace_durably
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.envs.units import native_action_space
 from torchrl_o2o.errors import O2OCheckpointError, O2OSpecError
@@ -331,7 +331,7 @@ def read_policy(path: str | Path) -> PolicyFile:
 def _content(file: Path) -> dict[str, Any]:
     """Read the plain values of a file and check that it is a policy file of this edition."""
     try:
-        data = file.read_bytes()
+        data = read_file(file)
     except FileNotFoundError as error:
         raise O2OCheckpointError(
             f"got {file}, which does not exist; expected a run folder or a file of torchrl_o2o.deploy.save_policy, "

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchrl_o2o.durable import open_file, replace_durably
+from torchrl_o2o.durable import open_file, read_file, replace_durably
 from torchrl_o2o.errors import O2OCheckpointError
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "RowFile", "read_metrics", "read_rows", "read_run", "write_run"]
@@ -273,6 +273,6 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise O2OCheckpointError(f"cannot read {path} ({error}); expected the folder of a run") from error
