@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,3 +49,12 @@ def test_without_hydra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "hydra", None)
     with pytest.raises(O2OSpecError, match=r"hydra is not installed; pip install torchrl_o2o\[sota\]"):
         script_config("awac")
+
+
+def test_settings_are_read_as_utf_8_in_every_locale(tmp_path: Path) -> None:
+    """A comment with an umlaut was refused under LC_ALL=C."""
+    (tmp_path / "mine.yaml").write_text("# Übung\nseed: 1\n", encoding="utf-8")
+    code = f"from torchrl_o2o.scripts import check_config_dirs as check; check(['--config-dir', {str(tmp_path)!r}])"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-X", "utf8=0", "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

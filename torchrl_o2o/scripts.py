@@ -203,7 +203,7 @@ def _hydra_parts(file: Path, folder: Path) -> Iterator[str]:
     if "hydra" in name:
         yield name
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         documents = list(yaml.safe_load_all(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).replace("\n", " ")
