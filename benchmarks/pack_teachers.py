@@ -8,7 +8,8 @@
 
 The environments that are given replace their old teachers, the others stay. Of each, up to a dozen snapshots from weak
 to strong are kept: those whose returns are nearest to evenly spaced levels between the first and the best. They are
-measured again here, with the noise of training, in plain gymnasium environments. `_TAUGHT` in
+measured again here, with the noise of training, in plain gymnasium environments. A teacher that was trained on the
+first entries of the observation only (Ant without contact forces) gets weights of zero for the others. `_TAUGHT` in
 `torchrl_o2o/data/datasets/recipes.py` names them.
 """
 
@@ -38,13 +39,14 @@ def chosen(snapshots: list[dict], number: int) -> list[dict]:
     return [snapshots[at] for at in sorted({int(np.abs(returns[: best + 1] - level).argmin()) for level in levels})]
 
 
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """An actor's layers as `load_actor` reads them."""
+def arrays(path: Path, width: int) -> dict[str, np.ndarray]:
+    """An actor's layers as `load_actor` reads them, for observations of this width."""
     state = torch.load(path, weights_only=True)
     out = {}
     for number, layer in enumerate(LAYERS):
         out[f"w{number}"] = state[f"module.0.module.{layer}.weight"].numpy().astype(np.float32)
         out[f"b{number}"] = state[f"module.0.module.{layer}.bias"].numpy().astype(np.float32)
+    out["w0"] = np.pad(out["w0"], ((0, 0), (0, width - out["w0"].shape[1])))
     return out
 
 
@@ -79,8 +81,11 @@ def main() -> None:
         picked = chosen(
             [json.loads(path.read_text()) | {"path": path.with_suffix(".pt")} for path in found], arguments.number
         )
+        space = gymnasium.make(f"{env}-v5").observation_space
+        assert isinstance(space, gymnasium.spaces.Box)
         for number, snapshot in enumerate(picked):
-            file |= {f"{env}/{number:02}/{name}": values for name, values in arrays(snapshot["path"]).items()}
+            layers = arrays(snapshot["path"], space.shape[0])
+            file |= {f"{env}/{number:02}/{name}": values for name, values in layers.items()}
         np.savez(target, **file)
         returns = [measured(target, f"{env}/{n:02}/", f"{env}-v5", arguments.episodes) for n in range(len(picked))]
         file |= {f"{env}/steps": np.array([s["step"] for s in picked]), f"{env}/returns": np.array(returns, np.float32)}

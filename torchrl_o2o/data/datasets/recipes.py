@@ -78,7 +78,7 @@ _HOW: Mapping[str, str] = {
 
 _LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
 #: Data sets of environments with a packaged teacher, and how each is made.
-_TAUGHT = ("HalfCheetah", "Hopper", "Walker2d")
+_TAUGHT = _LOCOMOTION
 _TEACHERS: Mapping[str, Kind] = {
     "medium": "teacher-medium",
     "medium-replay": "teacher-replay",
