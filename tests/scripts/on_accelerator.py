@@ -24,12 +24,12 @@ from tests.scripts.running import compose, script_of
 from torchrl_o2o.trainers import launch
 
 SMALL = (
-    *("preset=cpu", "compile=false", "online.total_frames=24", "online.batch_size=16", "evaluation.num_episodes=1"),
-    *("schedule.eval_every=12", "schedule.log_every=1"),
+    *("preset=cpu", "compile=false", "online.total_frames=12", "online.batch_size=8", "evaluation.num_episodes=1"),
+    *("schedule.eval_every=6", "schedule.log_every=1"),
 )
-STATES = ("task=halfcheetah", "+env.max_episode_steps=20", "actor.hidden_sizes=[16]")
+STATES = ("task=halfcheetah", "+env.max_episode_steps=8", "actor.hidden_sizes=[16]")
 NETWORKS = (*STATES, "qvalue.hidden_sizes=[16]")
-OFFLINE = ("offline.num_steps=6", "offline.batch_size=16")
+OFFLINE = ("offline.num_steps=3", "offline.batch_size=8")
 PIXELS = (
     *("task=dotreach", "dataset.source=null", "offline_fraction=0.0", "encoder.features=[4,4]"),
     *("actor.hidden_sizes=[8]", "qvalue.hidden_sizes=[8]"),
@@ -53,9 +53,9 @@ RUNS: dict[str, tuple[str, ...]] = {
     "qc": (*STATES[:2], *OFFLINE),
     "behavior_regularized": (*NETWORKS, *OFFLINE, "clone_steps=2"),
     "behavior_regularized bear": (*NETWORKS, *OFFLINE, "method=bear"),
-    "off2on": (*NETWORKS, *OFFLINE, "num_agents=2", "online.frames_per_epoch=12", "online.first_epoch_factor=1"),
+    "off2on": (*NETWORKS, *OFFLINE, "num_agents=2", "online.frames_per_epoch=6", "online.first_epoch_factor=1"),
     "sope": (*NETWORKS, "online.init_random_frames=4"),
-    "awr": (*STATES[:2], *OFFLINE, "batch_size=16", "value_steps=2", "actor_steps=2", "frames_per_iteration=12"),
+    "awr": (*STATES[:2], *OFFLINE, "batch_size=8", "value_steps=2", "actor_steps=2", "frames_per_iteration=6"),
     "rlpd_pixels": (*PIXELS, "online.init_random_frames=4"),
     "drqv2": (*PIXELS, "online.init_random_frames=4", "offline.num_steps=0"),
 }

@@ -63,7 +63,7 @@ __all__ = [
     "run_options",
 ]
 
-#: Settings that may change when a run is resumed, because they do not affect the results.
+#: Settings that may change when a run is resumed, because they do not affect the results; a device affects last bits.
 NOT_COMPARED = ("resume", "run_dir", "recorder", "schedule", "env_guard", "actors", "fleet", "device", "num_threads")
 #: Settings that the offline phase does not read, so that fine-tunings with other values can share a pre-training.
 ONLINE_ONLY = ("online", "handover", "pretrained")

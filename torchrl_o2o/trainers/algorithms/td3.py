@@ -90,7 +90,7 @@ def make_rebrac(cfg: DictConfig, dims: tuple[int, int], *, online: bool = False)
         >>> learner.update
         Update of ReBRACLoss
           Descend('qvalue', Adam)
-          Every(2)
+          Every(2, first=True)
             MoveTargets(SoftUpdate, ('actor_network',))
             Descend('actor', Adam)
             MoveTargets(SoftUpdate, ('qvalue_network',))
