@@ -226,8 +226,8 @@ def check_device(device: Any) -> None:
         raise O2OSpecError(f"got device={device}, expected cpu, or an accelerator such as cuda or cuda:1")
     if found.type == "cpu":
         return
-    module = getattr(torch, found.type, None)
-    count = module.device_count() if module is not None and module.is_available() else 0
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = torch.accelerator.device_count() if here is not None and here.type == found.type else 0
     if (found.index or 0) >= count:
         raise O2OSpecError(
             f"got device={device}, but torch {torch.__version__} finds {count} devices of that kind, expected one that "
